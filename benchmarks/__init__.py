@@ -1,0 +1,1 @@
+"""Measured, not claimed: each file answers one question; see the noxfile."""

@@ -1,0 +1,53 @@
+"""What a reviewer would run: `nox` for all of it, `nox -l` for the list."""
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "tests"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """The package with its command line, and what *groups* of pyproject.toml name."""
+    session.install("-e", ".[cli]", *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and common mistakes, by ruff; `nox -s lint -- --fix` mends what it can."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy --strict on the package, the tests and the claims about types."""
+    install(session, "types")
+    session.run("mypy")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The suite under branch coverage, on each Python; `nox -s tests -- -k retry` runs a few."""
+    install(session, "test")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "report")
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The suite on the lowest versions of tenacity, attrs and cattrs that pyproject.toml allows."""
+    install(session, "test")
+    floors = [word.replace(">=", "==") for word in PYPROJECT["project"]["dependencies"]]
+    session.install(*floors)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def kill(session: nox.Session) -> None:
+    """A rotation killed at fifty moments; the suite does ten."""
+    install(session, "test")
+    session.run("pytest", "tests/test_kill.py", *session.posargs, env={"POSTPRESS_TEST_KILLS": "50"})

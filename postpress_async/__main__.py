@@ -1,0 +1,18 @@
+"""The command ``postpress-async``, and ``python -m postpress_async``."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; say what to install where it is not."""
+    try:
+        from postpress_async.cli import run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in {"click", "rich"}:
+            raise
+        sys.exit(f"postpress-async needs {error.name}: pip install 'postpress-async[cli]'")
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""One update on its way: its attempts, its keys, and what may have been applied by now."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVarTuple
+
+from attrs import evolve, frozen
+
+from postpress_async import _wire, events
+from postpress_async._idempotency import Keys
+from postpress_async._lifetime import Lifetime
+from postpress_async._transport import Transport
+from postpress_async._turns import Turns
+from postpress_async.errors import (
+    AnswerError,
+    ApiError,
+    Applied,
+    DeadlineError,
+    PostPressError,
+    SessionClosedError,
+)
+from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
+from postpress_async.retry import RetryPolicy
+from postpress_async.secret import Secret
+
+Ts = TypeVarTuple("Ts")
+
+
+@frozen
+class Line:
+    """What the calls of one session share."""
+
+    transport: Transport
+    api_key: Secret
+    slots: asyncio.Semaphore
+    turns: Turns
+    lifetime: Lifetime
+    observer: events.Observer | None
+
+
+class UpdateCall:
+    """
+    The update of one account, as a `retry.Call`.
+
+    It knows which idempotency key the next attempt needs. No answer came: the same one. An answer that
+    says nothing was applied: a fresh one, so that a stored error is not replayed. An answer that leaves
+    it open: a fresh one for a custom proxy, since setting it twice is setting it once, and the same one
+    for a managed one, since a second request may hand out, and bill, a second proxy.
+    """
+
+    def __init__(
+        self, line: Line, account_id: str, change: ProxyChange, keys: Keys, policy: RetryPolicy
+    ) -> None:
+        self._request: Final = _wire.patch_account(account_id, change)
+        self.began = asyncio.get_running_loop().time()
+        self._line: Final = line
+        self._keys: Final = keys
+        self._policy: Final = policy
+        self._managed: Final = isinstance(change, ManagedProxy)
+        self._attempts: list[Attempt] = []
+        self._applied = Applied.NO  # over all attempts
+        self._failure: PostPressError | None = None
+        self._answered: tuple[str | None, str] | None = None  # the key and the instance of the last answer
+        self._in_doubt = False  # whether an attempt under the current key may have been applied
+        self._replayed = False  # whether the last answer was one that the current key had got before
+        self._renew = False  # whether the next attempt needs a fresh key
+
+    async def run(self) -> AccountPatched:
+        """
+        The account patched, after the updates of the same account that were asked for before.
+
+        Raises:
+            PostPressError: The error of the last attempt, with the history of all; or what kept the
+                first one from being made.
+        """
+        turns, account_id = self._line.turns, self._request.account_id
+        if not turns.take_at_once(account_id):
+            await self._patiently(turns.take, account_id)
+        try:
+            return await self._policy.run(self)
+        finally:
+            turns.give(account_id)
+            self._failure = None  # its traceback holds this frame
+
+    async def __call__(self) -> AccountPatched:
+        """One attempt: a slot, the request, the answer."""
+        slots = self._line.slots
+        if slots.locked():
+            await self._patiently(slots.acquire)
+        else:
+            await slots.acquire()  # at once, and so without a timer
+        try:
+            return await self._attempt()
+        finally:
+            slots.release()
+
+    async def _attempt(self) -> AccountPatched:
+        line, request, number = self._line, self._request, len(self._attempts) + 1
+        clock = asyncio.get_running_loop().time
+        began, unix_time = clock(), time.time()
+        timeout = self._time_for_an_attempt(began)
+        if line.observer is not None:
+            events.tell(line.observer, events.AttemptStarted(request.account_id, number))
+        try:
+            answer = await line.transport.send(request, self._keys.current, timeout)
+            patched = _wire.read_patched(answer, request, line.api_key)
+        except PostPressError as error:
+            elapsed = clock() - began
+            self._attempts.append(Attempt(number, unix_time, elapsed, error.code, error.status))
+            self._learn(error)
+            if line.observer is not None:
+                ended = events.AttemptEnded(request.account_id, number, elapsed, error.status, error)
+                events.tell(line.observer, ended)
+            raise
+        elapsed = clock() - began
+        if line.observer is not None:
+            events.tell(line.observer, events.AttemptEnded(request.account_id, number, elapsed, 200, None))
+        success = Attempt(number, unix_time, elapsed, status=answer.status)
+        return AccountPatched(patched.account_id, (*self._attempts, success))
+
+    def may_repeat(self, error: PostPressError) -> bool:  # noqa: ARG002 - `retry.Call` has it
+        """Whether another attempt could neither double a managed proxy nor outlive the session."""
+        if self._line.lifetime.ended:
+            return False
+        if not self._managed or not self._in_doubt or self._renew:
+            return True
+        return self._keys.current is not None and not self._replayed
+
+    async def wait(self, seconds: float) -> None:
+        """Back off; the next attempt's key is made first, and journaled where keys are."""
+        assert self._failure is not None  # noqa: S101 - nothing waits before the first failure
+        if self._line.observer is not None:
+            number = len(self._attempts)
+            told = events.RetryScheduled(self._request.account_id, number, seconds, self._failure)
+            events.tell(self._line.observer, told)
+        self._attempts[-1] = evolve(self._attempts[-1], wait=seconds)
+        if self._renew:
+            await self._keys.renew()
+            self._in_doubt = self._renew = False
+        await self._patiently(self._policy.sleep, seconds)
+
+    def _learn(self, error: PostPressError) -> None:
+        """What this failure says of the whole call goes on the error; and which key comes next."""
+        self._failure = error
+        unknown = error.applied is Applied.UNKNOWN
+        self._in_doubt = self._in_doubt or unknown
+        if unknown:
+            self._applied = Applied.UNKNOWN
+        answered = isinstance(error, ApiError | AnswerError)
+        self._replayed = answered and self._is_replay(getattr(error, "instance", None))
+        if self._managed:
+            # A refusal after a doubt may come from something that stands in front of the store of keys,
+            # and then leaves the doubt. The stored answer itself, come back, ends it.
+            self._renew = answered and not unknown and (not self._in_doubt or self._replayed)
+        else:
+            self._renew = answered
+        error.applied = self._applied
+        error.account_id = self._request.account_id
+        error.attempts = tuple(self._attempts)
+
+    def _is_replay(self, instance: str | None) -> bool:
+        before, self._answered = self._answered, None
+        if instance is None or instance.startswith("/"):  # a path names no single request
+            return False
+        self._answered = (self._keys.current, instance)
+        return self._keys.current is not None and self._answered == before
+
+    def _time_for_an_attempt(self, now: float) -> float:
+        left = self.began + self._policy.deadline - now
+        if left <= 0 or self._line.lifetime.ended:
+            raise self._out_of_time()
+        return min(self._policy.attempt_timeout, left)
+
+    async def _patiently(self, wait: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
+        """Wait, but no longer than the call may go on."""
+        try:
+            async with self._line.lifetime.wait(self.began + self._policy.deadline):
+                await wait(*args)
+            return
+        except TimeoutError:
+            pass
+        raise self._out_of_time()
+
+    def _out_of_time(self) -> PostPressError:
+        if self._failure is not None:
+            return self._failure
+        if self._line.lifetime.ended:
+            error: PostPressError = SessionClosedError("the session was closed before the change was sent")
+        else:
+            error = DeadlineError(f"its deadline of {self._policy.deadline:g} s passed before it was sent")
+        error.account_id = self._request.account_id
+        return error

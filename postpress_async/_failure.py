@@ -1,0 +1,175 @@
+"""
+What every error tells: whose fault it is, whether to retry, what was applied.
+
+The catalogue that is built on it is `errors`.
+"""
+
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from attrs import frozen
+
+from postpress_async.models import Attempt
+
+
+class Scope(StrEnum):
+    """What a failure speaks against, and so what a rotation does about it."""
+
+    REQUEST = "request"
+    """This request is wrong. A rotation records it and goes on."""
+    ACCOUNT = "account"
+    """This account cannot take it. A rotation records it and goes on."""
+    PROXY = "proxy"
+    """This proxy does not work. Another one may."""
+    KEY = "key"
+    """This API key may not. Every other account would get the same answer."""
+    SERVICE = "service"
+    """The service, or the way to it, is unwell."""
+
+
+class Applied(StrEnum):
+    """Whether a failed call may have changed the account."""
+
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@frozen
+class Problem:
+    """The API's error envelope. Its text comes from outside and has been cleaned: see `_wire`."""
+
+    type: str = ""
+    title: str = ""
+    detail: str | None = None
+    instance: str | None = None
+
+
+class PostPressError(Exception):
+    """
+    The base of all of them.
+
+    Attributes:
+        scope: What the failure speaks against.
+        retryable: Whether the default policy sends the call again.
+        applied: Whether the change may have been applied; over all attempts of the call.
+        account_id: The account of the call, where there was one.
+        attempts: The history of the call, oldest first.
+        status: HTTP status of the answer; None where there was none.
+        retry_after: Seconds that the answer asked to wait; None where it did not.
+    """
+
+    scope: Scope = Scope.SERVICE
+    retryable: bool = False
+    applied: Applied = Applied.NO
+    account_id: str | None = None
+    attempts: tuple[Attempt, ...] = ()
+    status: int | None = None
+    retry_after: float | None = None
+
+    @property
+    def code(self) -> str:
+        """What a log or a journal calls it: the API's type where there is one, else the class's name."""
+        return type(self).__name__
+
+    def __str__(self) -> str:
+        words = [self._fact()]
+        if self.account_id is not None:
+            words[0] = f"{self.account_id}: {words[0]}"
+        if self.attempts:
+            seconds = sum(attempt.elapsed + attempt.wait for attempt in self.attempts)
+            tries = "1 attempt" if len(self.attempts) == 1 else f"{len(self.attempts)} attempts"
+            words.append(f"{tries} in {seconds:.1f} s.")
+        if self.applied is Applied.UNKNOWN:
+            words.append("The change may have been applied.")
+        return " ".join(words)
+
+    def _fact(self) -> str:
+        return super().__str__()
+
+
+class ApiError(PostPressError):
+    """
+    An error answer. A status that has no class of its own is this one.
+
+    Attributes:
+        type: The API's type as it came, listed or not; empty where the answer had no envelope.
+        title: Its short title.
+        detail: Its explanation, if any.
+        instance: The id of the request to quote to support, if any.
+    """
+
+    BY_STATUS: ClassVar[dict[int, type["ApiError"]]] = {}
+    BY_TYPE: ClassVar[dict[str, type["ApiError"]]] = {}
+    BY_CODE: ClassVar[dict[str, type["ApiError"]]] = {}
+
+    applied = Applied.UNKNOWN
+
+    def __init_subclass__(
+        cls,
+        *,
+        status: int | None = None,
+        type: str | None = None,  # noqa: A002 - the API's own word
+        code: str | None = None,
+        scope: Scope | None = None,
+        retryable: bool | None = None,
+        applied: Applied | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init_subclass__(**more)
+        if status is not None:
+            cls.status = status
+            ApiError.BY_STATUS[status] = cls
+        if type is not None:
+            ApiError.BY_TYPE[type] = cls
+        if code is not None:
+            ApiError.BY_CODE[f"errors/{code}"] = cls
+        if scope is not None:
+            cls.scope = scope
+        if retryable is not None:
+            cls.retryable = retryable
+        if applied is not None:
+            cls.applied = applied
+
+    def __init__(self, status: int, problem: Problem, retry_after: float | None = None) -> None:
+        super().__init__(status, problem, retry_after)
+        self.status = status
+        self.retry_after = retry_after
+        self.type = problem.type
+        self.title = problem.title
+        self.detail = problem.detail
+        self.instance = problem.instance
+
+    @classmethod
+    def of(cls, status: int, problem: Problem, retry_after: float | None = None) -> "ApiError":
+        """The most exact error: the type's class if it belongs to this HTTP status, else the status's."""
+        family = BY_STATUS.get(status, ApiError)
+        listed = BY_TYPE.get(problem.type) or BY_CODE.get(problem.type)
+        if listed is not None and issubclass(listed, family) and family is not ApiError:
+            return listed(status, problem, retry_after)
+        error = family(status, problem, retry_after)
+        # Where type and status disagree, or one is unlisted, both must allow a retry.
+        error.retryable = status in RETRYABLE_STATUSES and (listed is None or listed.retryable)
+        if family is ApiError and status < 500 and status != 408:
+            error.scope = Scope.REQUEST
+        return error
+
+    @property
+    def code(self) -> str:
+        return self.type or type(self).__name__
+
+    def _fact(self) -> str:
+        words = [f"{self.type or 'no error envelope'} (HTTP {self.status})"]
+        words += [text.rstrip(".") for text in (self.title, self.detail) if text]
+        told = ": ".join(words) + "."
+        return f"{told} Quote instance {self.instance} to support." if self.instance else told
+
+
+BY_STATUS = ApiError.BY_STATUS
+"""The class of each status that has one."""
+BY_TYPE = ApiError.BY_TYPE
+"""The class of each of the reference's types, by the type."""
+BY_CODE = ApiError.BY_CODE
+"""The same for the types that only the quickstart's envelope has."""
+
+RETRYABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
+"""Retried where the answer has no listed type: what every HTTP API's clients meet in front of it."""

@@ -1,0 +1,77 @@
+"""A session's life: one event loop, the calls under way, and an end that leaves none of them hanging."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from postpress_async.errors import ConfigurationError, SessionClosedError
+
+
+class Lifetime:
+    """
+    Counts the calls of a session, and wakes those that wait when it ends.
+
+    Attributes:
+        ended: No call may go on. Set when `end` has lost its patience.
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls = 0
+        self._waits: set[asyncio.Timeout] = set()
+        self._idle: asyncio.Future[None] | None = None
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """
+        One call, from its beginning to its end.
+
+        Raises:
+            SessionClosedError: The session is closed, or being closed.
+            ConfigurationError: It was first used in another event loop.
+        """
+        if self._closing:
+            raise SessionClosedError("the session is closed and does not reopen: make a new one")
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise ConfigurationError(
+                    "the session was first used in another event loop: make one session per loop"
+                )
+            self._loop = loop
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls and self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+
+    @asynccontextmanager
+    async def wait(self, until: float) -> AsyncIterator[None]:
+        """Raise `TimeoutError` in whoever waits inside, at *until* by the loop's clock or when all ends."""
+        async with asyncio.timeout_at(None if math.isinf(until) else until) as scope:
+            self._waits.add(scope)
+            try:
+                if self.ended:
+                    raise TimeoutError
+                yield
+            finally:
+                self._waits.discard(scope)
+
+    async def close(self, patience: float) -> None:
+        """Let no call begin; give those under way *patience* seconds."""
+        self._closing = True
+        if self._calls and self._loop is asyncio.get_running_loop():
+            self._idle = self._idle or self._loop.create_future()
+            await asyncio.wait([self._idle], timeout=patience)
+
+    def end(self) -> None:
+        """Wake everyone who waits, for nothing will come."""
+        self.ended = True
+        for scope in self._waits:
+            if not scope.expired():
+                scope.reschedule(-1.0)  # long ago, by any clock

@@ -1,0 +1,184 @@
+"""
+Bytes out, bytes back: the client side's only aiohttp.
+
+Every failure of aiohttp becomes a `TransportError` that says whether the request may have been sent.
+None of its exceptions is kept as a cause: most carry the request's headers, and so the key.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import BytesPayload
+from yarl import URL
+
+from postpress_async import errors
+from postpress_async._version import __version__
+from postpress_async._wire import MAX_ANSWER, Answer, Request
+from postpress_async.errors import Applied
+from postpress_async.secret import Secret
+
+_HEADERS: Final = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",  # nothing to unpack is nothing that can explode
+    "Content-Type": "application/json",
+    "User-Agent": f"postpress-async/{__version__}",
+}
+
+
+class Transport(Protocol):
+    """What a session needs to talk to the API."""
+
+    async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Answer:
+        """
+        The answer to *request*, whole, within *timeout* seconds.
+
+        Raises:
+            TransportError: No answer came; its `applied` tells whether the request may have arrived.
+            AnswerError: An answer came that is too large or is not HTTP.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection; what is in flight ends with `ConnectionLostError`."""
+        ...
+
+
+class AiohttpTransport:
+    """The API through an `aiohttp.ClientSession`, made in the event loop that first sends."""
+
+    def __init__(
+        self,
+        base_url: URL,
+        api_key: Secret,
+        *,
+        tls: ssl.SSLContext | None = None,
+        connector: aiohttp.BaseConnector | None = None,
+    ) -> None:
+        self._base_url = base_url
+        self._api_key = api_key
+        self._tls = tls
+        self._connector = connector
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Answer:
+        """See `Transport.send`."""
+        session = self._session or self._open()
+        headers = {"X-API-KEY": self._api_key.reveal(), **_HEADERS}
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
+        body = _Body(request.body)
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                return await self._exchange(session, request.account_id, headers, body)
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: TimeoutError is one
+            if limit.expired():
+                failure: errors.PostPressError = errors.AttemptTimeoutError(f"no answer in {timeout:.3g} s")
+                maybe_sent = body.sent
+            else:
+                failure = _translated(error)
+                maybe_sent = not body.refused
+        # Raised outside the handler, so that aiohttp's exception is not on its chain.
+        if maybe_sent and isinstance(failure, errors.ConnectionLostError | errors.AttemptTimeoutError):
+            failure.applied = Applied.UNKNOWN
+        raise failure
+
+    async def _exchange(
+        self, session: aiohttp.ClientSession, account_id: str, headers: Mapping[str, str], body: "_Body"
+    ) -> Answer:
+        url = self._base_url.joinpath("accounts", account_id, encoded=True)
+        if self._base_url.query_string:
+            url = url.with_query(self._base_url.query)
+        async with session.request(
+            "PATCH", url, data=body, headers=headers, allow_redirects=False
+        ) as response:
+            parts, size = [], 0
+            async for part in response.content.iter_any():
+                size += len(part)
+                if size > MAX_ANSWER:
+                    response.close()  # not read to its end, so never used again
+                    raise _TooLargeError(response.status)
+                parts.append(part)
+            waits = response.headers.getall("Retry-After", [])
+            # Two different values are no value: which one was meant cannot be known.
+            retry_after = waits[0] if len(set(waits)) == 1 else None
+            return Answer(response.status, b"".join(parts), retry_after)
+
+    def _open(self) -> aiohttp.ClientSession:
+        connector = self._connector
+        if connector is None:
+            # The session's pace is the one limit; a second one here would hold calls back unseen.
+            connector = aiohttp.TCPConnector(limit=0, ssl=self._tls or True)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            connector_owner=self._connector is None,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # `send` has the one timer
+        )
+        return self._session
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        if self._session is not None:
+            await self._session.close()
+
+
+class _Body(BytesPayload):
+    """
+    A body that knows whether it was handed to the socket: from then on the API may have it.
+
+    Attributes:
+        sent: It was, or may have been.
+        refused: It was not, for certain.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body, content_type="application/json")
+        self.sent = False
+        self.refused = False
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        try:
+            await super().write_with_length(writer, content_length)
+        except aiohttp.ClientConnectionResetError:
+            self.refused = True  # by a connection that was closing already: not a byte left
+            raise
+        except BaseException:
+            self.sent = True
+            raise
+        self.sent = True
+
+
+class _TooLargeError(ValueError):
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
+
+
+def _translated(error: aiohttp.ClientError | OSError | ValueError) -> errors.PostPressError:
+    """Ours for one of aiohttp's, with no more of its text than is known to hold no secret."""
+    if isinstance(error, _TooLargeError):
+        return errors.AnswerError(f"the answer is over {MAX_ANSWER // 1024} KiB", error.status)
+    if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch | ssl.SSLError):
+        return errors.TlsError(f"no secure connection: {_tls_fact(error)}")
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return errors.ConnectError("no connection in time")
+    if isinstance(error, TimeoutError):
+        return errors.AttemptTimeoutError("no answer in time")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return errors.ConnectError(f"no connection: {error.os_error.strerror or 'the host did not answer'}")
+    if isinstance(error, aiohttp.ClientResponseError | ValueError):
+        return errors.AnswerError("the answer is not HTTP", None)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return errors.ConnectionLostError("the connection broke in the middle of the answer")
+    return errors.ConnectionLostError("the connection was lost before an answer came")
+
+
+def _tls_fact(error: Exception) -> str:
+    inner = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    return getattr(inner, "verify_message", None) or getattr(inner, "reason", None) or type(inner).__name__

@@ -1,0 +1,49 @@
+"""One at a time for each name, in the order in which they came."""
+
+import asyncio
+from collections import deque
+from typing import Final
+
+
+class Turns:
+    """
+    Keeps the updates of one account from overlapping: the last one asked for is the last applied.
+
+    A turn that was taken must be given back. A name that nobody holds takes no memory.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: Final[dict[str, deque[asyncio.Future[None]]]] = {}
+
+    def take_at_once(self, name: str) -> bool:
+        """Take the turn if nobody has it; whether it was taken."""
+        if name in self._waiting:
+            return False
+        self._waiting[name] = deque()
+        return True
+
+    async def take(self, name: str) -> None:
+        """Wait until it is the caller's turn; who waited longest goes first."""
+        if self.take_at_once(name):
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue = self._waiting[name]
+        queue.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self.give(name)  # it was our turn already: hand it on
+            elif turn in queue:  # else it was passed over already
+                queue.remove(turn)
+            raise
+
+    def give(self, name: str) -> None:
+        """End the turn; the next in the queue has it now."""
+        queue = self._waiting[name]
+        while queue:
+            turn = queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        del self._waiting[name]

@@ -1,0 +1,181 @@
+"""
+Values to bytes, bytes to values or errors. No I/O: what goes in decides what comes out.
+
+An answer is not believed before it has been checked, and no text of it reaches an error before it
+has been cleaned: control characters are escaped, secrets of the request are masked, length is capped.
+"""
+
+import json
+import re
+import time
+from typing import Any, Final
+
+from attrs import field, frozen
+from cattrs import Converter
+
+from postpress_async._fields import check_account_id
+from postpress_async._retry_after import read_retry_after
+from postpress_async.errors import BY_CODE, BY_TYPE, AnswerError, ApiError, PostPressError, Problem
+from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.secret import MASK, Secret
+
+MAX_ANSWER: Final = 256 * 1024
+"""Bytes of the largest answer that is read. The API's are a few hundred."""
+
+MAX_TEXT: Final = 1024
+"""Characters of the longest text from outside that an error repeats."""
+
+
+@frozen
+class Request:
+    """One PATCH, as bytes. *secrets* are masked in whatever the answer says."""
+
+    account_id: str
+    body: bytes = field(repr=False)
+    secrets: tuple[Secret, ...] = ()
+
+
+@frozen
+class Answer:
+    """What came back: the status, the whole body, and the one header that counts."""
+
+    status: int
+    body: bytes = field(repr=False)
+    retry_after: str | None = None
+
+
+def patch_account(account_id: str, change: ProxyChange) -> Request:
+    """
+    The request that gives *account_id* its *change*; only fields that were given are in it.
+
+    Raises:
+        FieldError: The id cannot stand in a URL.
+        TypeError: *change* is neither a `CustomProxy` nor a `ManagedProxy`.
+    """
+    check_account_id(account_id)
+    if isinstance(change, CustomProxy):
+        fields: dict[str, Any] = {"proxy": _CONVERTER.unstructure(change)}
+        secrets = (change.password,) if change.password is not None else ()
+    elif isinstance(change, ManagedProxy):
+        fields, secrets = _CONVERTER.unstructure(change), ()
+    else:
+        raise TypeError(f"a change is a CustomProxy or a ManagedProxy, not {type(change).__name__}")
+    return Request(account_id, json.dumps(fields, separators=(",", ":")).encode("ascii"), secrets)
+
+
+def read_patched(answer: Answer, request: Request, key: Secret) -> AccountPatched:
+    """
+    The success that *answer* tells of, if it is one for this very request.
+
+    Raises:
+        ApiError: The API refused; the class says what.
+        AnswerError: It cannot be true or cannot be read.
+    """
+    if answer.status == 200:
+        payload, fault = _read_json(answer.body)
+        if fault is None:
+            fault = _disbelief(payload, request.account_id)
+        if fault is None:
+            return AccountPatched(request.account_id)
+        raise AnswerError(fault, 200)
+    raise _read_error(answer, (key, *request.secrets))
+
+
+def _disbelief(payload: object, account_id: str) -> str | None:
+    if not isinstance(payload, dict) or payload.get("object") != "AccountPatched":
+        return 'the answer is not an object "AccountPatched"'
+    if payload.get("account_id") != account_id:
+        return "the answer is about another account"
+    return None
+
+
+def _read_error(answer: Answer, secrets: tuple[Secret, ...]) -> PostPressError:
+    if answer.status < 300:
+        return AnswerError("the API documents no success but 200", answer.status)
+    if answer.status < 400:
+        return AnswerError("a redirect, which is never followed", answer.status)
+    seconds = None if answer.retry_after is None else read_retry_after(answer.retry_after, time.time())
+    payload, _ = _read_json(answer.body)
+    return ApiError.of(answer.status, _read_problem(payload, secrets), seconds)
+
+
+def _read_problem(payload: object, secrets: tuple[Secret, ...]) -> Problem:
+    """The envelope of the reference, or the quickstart's; an empty `Problem` where it is neither."""
+    if not isinstance(payload, dict):
+        return Problem()
+    if isinstance(inner := payload.get("error"), dict) and isinstance(code := inner.get("code"), str):
+        code = code.removeprefix("errors/")
+        payload = {
+            "type": code and f"errors/{code}",
+            "title": inner.get("message"),
+            "instance": inner.get("request_id"),
+        }
+    type_ = payload.get("type")
+    if not isinstance(type_, str) or not type_:
+        return Problem()
+    title, detail, instance = (
+        clean(text, secrets) if isinstance(text, str) else None
+        for text in (payload.get("title"), payload.get("detail"), payload.get("instance"))
+    )
+    # A listed type is no secret, even where a password happens to be a part of it.
+    if type_ not in BY_TYPE and type_ not in BY_CODE:
+        type_ = clean(type_, secrets)
+    return Problem(type_, title or "", detail, instance)
+
+
+def clean(text: str, secrets: tuple[Secret, ...]) -> str:
+    """*text* from outside, fit to be printed: secrets masked, all printable, at most `MAX_TEXT` long."""
+    words = {secret.reveal() for secret in secrets} - {""}
+    # The longest first: a key that holds a password would else be left in pieces.
+    for word in sorted(words, key=len, reverse=True):
+        text = re.sub("".join(map(_any_form, word)), MASK, text)
+    # Cut before it is escaped too: an escape is up to ten characters for one.
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: MAX_TEXT + 1])
+    return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
+
+
+def _any_form(character: str) -> str:
+    """A pattern of *character* as it is, percent-encoded, or escaped as in JSON: the API chooses which."""
+    raw = character.encode("utf-8", "surrogatepass")
+    percent = "".join(f"%{byte:02x}" for byte in raw)
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    escaped = "".join(rf"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
+    plain = re.escape(character)
+    return rf"(?:(?i:{percent})|(?i:{escaped})|\\{plain}|{plain})"
+
+
+def _read_json(body: bytes) -> tuple[object, str | None]:
+    """
+    The value, or None and what is wrong with it.
+
+    A fault is told, not raised: the exceptions of `json` and of decoding hold the whole text, and
+    would stay on the chain of ours.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        return None, "the answer is not UTF-8"
+    try:
+        return json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_constant), None
+    except (ValueError, RecursionError):  # malformed, a NaN, a name twice, 5,000 digits, 5,000 brackets
+        return None, "the answer is not JSON" if text.strip() else "the answer is empty"
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError("a name stands twice")
+    return names
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _make_converter() -> Converter:
+    converter = Converter(omit_if_default=True)  # only what was given is sent
+    converter.register_unstructure_hook(Secret, Secret.reveal)
+    return converter
+
+
+_CONVERTER = _make_converter()

@@ -1,0 +1,52 @@
+"""Options that several commands share, and where secrets may come from."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from postpress_async.errors import ConfigurationError
+from postpress_async.secret import Secret
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def connection(command: C) -> C:
+    """How to reach the API; the key itself is never an argument, which others on the machine can read."""
+    key = click.option(
+        "--api-key-file",
+        metavar="FILE",
+        envvar="POSTPRESS_API_KEY_FILE",
+        help="A file that holds the API key; - is standard input. Else POSTPRESS_API_KEY.",
+    )
+    url = click.option(
+        "--base-url", metavar="URL", envvar="POSTPRESS_BASE_URL", help="The base URL your dashboard shows."
+    )
+    return key(url(command))
+
+
+def read_secret_file(place: str, what: str) -> Secret:
+    """
+    The one line of the file *place*, or of standard input for ``-``.
+
+    Raises:
+        ConfigurationError: It cannot be read, or is not one line.
+    """
+    name = "standard input" if place == "-" else place
+    try:
+        text = sys.stdin.read() if place == "-" else Path(place).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be read ({error.strerror}): it should hold {what}") from None
+    except UnicodeDecodeError:
+        text = ""
+    lines = text.split()
+    if len(lines) != 1:
+        raise ConfigurationError(f"{name} should hold {what} in one line, and nothing else")
+    return Secret(lines[0])
+
+
+def read_key(place: str | None) -> Secret | None:
+    """The API key of ``--api-key-file``; None leaves it to the environment."""
+    return None if place is None else read_secret_file(place, "the API key")

@@ -1,0 +1,74 @@
+"""``postpress-async update``: one account."""
+
+import asyncio
+import os
+
+import click
+
+from postpress_async.cli import exits, options
+from postpress_async.errors import PostPressError, Scope
+from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.session import PostPressSession
+
+
+@click.command()
+@click.argument("account_id", metavar="ACCOUNT")
+@click.option("--proxy", metavar="URL", help="A proxy without a password, such as http://203.0.113.7:8080.")
+@click.option("--proxy-file", metavar="FILE", help="A file that holds the proxy's URL; - is standard input.")
+@click.option("--country", metavar="CC", help="A managed proxy of this country, such as US.")
+@click.option("--ip", metavar="IP", help="A managed proxy of the country of this IPv4 address.")
+@options.connection
+def update(
+    account_id: str,
+    proxy: str | None,
+    proxy_file: str | None,
+    country: str | None,
+    ip: str | None,
+    api_key_file: str | None,
+    base_url: str | None,
+) -> int:
+    """
+    Give one account a new proxy.
+
+    A proxy's password is read from --proxy-file or from POSTPRESS_PROXY, never from an argument, which
+    every user of this machine can see. Example:
+
+      postpress-async update acc_01HXYZ --country US
+    """
+    change = _change(proxy, proxy_file, country, ip)
+    return asyncio.run(_update(account_id, change, api_key_file, base_url))
+
+
+async def _update(
+    account_id: str, change: ProxyChange, api_key_file: str | None, base_url: str | None
+) -> int:
+    async with PostPressSession(options.read_key(api_key_file), base_url=base_url) as session:
+        try:
+            done = await session.update_proxy(account_id, change)
+        except PostPressError as error:
+            click.echo(f"postpress-async: {error}", err=True)
+            return exits.KEY_REFUSED if error.scope is Scope.KEY else exits.SOME_LEFT
+    tries = len(done.attempts)
+    click.echo(f"{done.account_id} patched, in {tries} attempt{'s' if tries > 1 else ''}")
+    return exits.ALL_PATCHED
+
+
+def _change(proxy: str | None, proxy_file: str | None, country: str | None, ip: str | None) -> ProxyChange:
+    managed = country is not None or ip is not None
+    if [proxy is not None, proxy_file is not None, managed].count(True) > 1:
+        raise click.UsageError("give one of --proxy, --proxy-file, or --country and --ip")
+    if managed:
+        return ManagedProxy(country=country, ip=ip)
+    if proxy_file is not None:
+        return CustomProxy.from_url(options.read_secret_file(proxy_file, "the proxy's URL").reveal())
+    if proxy is not None:
+        change = CustomProxy.from_url(proxy)
+        if change.password is not None:
+            raise click.UsageError(
+                "a password in an argument can be read by everyone on this machine: put the URL into a file "
+                "for --proxy-file, or into POSTPRESS_PROXY"
+            )
+        return change
+    if url := os.environ.get("POSTPRESS_PROXY"):
+        return CustomProxy.from_url(url)
+    raise click.UsageError("say which proxy: --proxy-file, --proxy, --country or --ip")

@@ -1,0 +1,72 @@
+"""
+What can be watched, as small frozen values handed to ``PostPressSession(on_event=...)``.
+
+An observer is called in the event loop, between two steps of the call that it watches: it should be
+quick, and must not block. One that raises is logged and does not disturb the call. No event holds a secret.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TypeAlias
+
+from attrs import frozen
+
+from postpress_async.errors import Applied, PostPressError, Scope
+
+_log = logging.getLogger(__name__)
+
+
+@frozen
+class AttemptStarted:
+    """A request is about to be sent. *number* is 1 for a call's first attempt."""
+
+    account_id: str
+    number: int
+
+
+@frozen
+class AttemptEnded:
+    """An attempt has its answer, or its error (None on success), after *elapsed* seconds."""
+
+    account_id: str
+    number: int
+    elapsed: float
+    status: int | None
+    error: PostPressError | None
+
+
+@frozen
+class RetryScheduled:
+    """Attempt *number* failed with *error*; the next one is due in *wait* seconds."""
+
+    account_id: str
+    number: int
+    wait: float
+    error: PostPressError
+
+
+@frozen
+class AccountSettled:
+    """A rotation is done with an account: its *state* is patched, failed, unknown or skipped."""
+
+    account_id: str
+    ordinal: int
+    state: str
+    attempts: int
+    elapsed: float
+    error_type: str | None = None
+    scope: Scope | None = None
+    applied: Applied | None = None
+
+
+Event: TypeAlias = AttemptStarted | AttemptEnded | RetryScheduled | AccountSettled
+
+Observer: TypeAlias = Callable[[Event], object]
+
+
+def tell(observer: Observer, event: Event) -> None:
+    """Hand *event* to *observer*, whose mistakes are its own."""
+    try:
+        observer(event)
+    except Exception:
+        _log.exception("an observer of postpress_async raised on %s", type(event).__name__)

@@ -1,0 +1,213 @@
+"""
+When to try again, and after how long.
+
+The strategies are tenacity's, and so is the vocabulary. Its loop is not: it keeps the state of one call
+on an object that thousands of tasks share, and it costs on every success what only a failure needs.
+`Retrying` asks the same strategies and keeps nothing between calls.
+"""
+
+import asyncio
+import inspect
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol, TypeVar
+
+import tenacity
+from attrs import field, frozen
+from tenacity.asyncio import AsyncRetrying
+
+from postpress_async.errors import PostPressError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+LONGEST_RETRY_AFTER = 120.0
+"""Seconds of Retry-After beyond which a call gives up at once, and leaves them on the error."""
+
+
+class Call(Protocol[T_co]):
+    """
+    What can be tried again: each time it is called is an attempt.
+
+    Attributes:
+        began: When its deadline began to count, by the event loop's clock.
+    """
+
+    began: float
+
+    async def __call__(self) -> T_co:
+        """One attempt; raise `PostPressError` where it failed."""
+        ...
+
+    def may_repeat(self, error: PostPressError) -> bool:
+        """Whether another attempt could do no harm; asked after the policy has said yes."""
+        ...
+
+    async def wait(self, seconds: float) -> None:
+        """Let that time pass."""
+        ...
+
+
+class FullJitter(tenacity.wait.wait_base):
+    """
+    A wait before attempt *n + 1* drawn from 0 to ``min(max_wait, first_wait * 2 ** (n - 1))`` seconds.
+
+    Source: "full jitter" in M. Brooker, *Exponential Backoff and Jitter* (AWS Architecture Blog, 2015).
+    tenacity's `wait_random_exponential` draws the same, from the module `random`; this one takes its
+    *chance* from outside, so that a run can be repeated.
+    """
+
+    def __init__(self, first_wait: float, max_wait: float, chance: random.Random | None = None) -> None:
+        self.first_wait = first_wait
+        self.max_wait = max_wait
+        self._random = (chance or random).random  # its quality is no matter of security
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+        # 2.0 ** 1024 is an OverflowError; a product that is too large is merely infinite.
+        edge = self.first_wait * 2.0 ** min(retry_state.attempt_number - 1, 1000)
+        return self._random() * min(self.max_wait, edge)
+
+
+def _positive(_instance: object, attribute: Any, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{attribute.name} is a number of seconds above 0, not {value!r}")
+
+
+def _count(_instance: object, _attribute: Any, value: int) -> None:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"attempts is a whole number from 1, the first one included, not {value!r}")
+
+
+def _strategy(_instance: object, attribute: Any, value: object) -> None:
+    if value is not None and not callable(value):
+        raise ValueError(f"{attribute.name} is called, as tenacity's strategies are; {value!r} cannot be")
+
+
+def _as_tuple(kinds: Iterable[type[PostPressError]]) -> tuple[type[PostPressError], ...]:
+    return kinds if isinstance(kinds, type) else tuple(kinds)  # type: ignore[return-value] # told by `_kinds`
+
+
+def _kinds(_instance: object, attribute: Any, value: tuple[type, ...]) -> None:
+    if isinstance(value, type):
+        raise ValueError(
+            f"{attribute.name} takes classes of postpress_async.errors in a tuple: write ({value.__name__},)"
+        )
+    for kind in value:
+        if not (isinstance(kind, type) and issubclass(kind, PostPressError)):
+            raise ValueError(f"{attribute.name} takes classes of postpress_async.errors, not {kind!r}")
+
+
+@frozen(kw_only=True)
+class RetryPolicy:
+    """
+    Full-jitter exponential backoff under three caps; one immutable value, shared by any number of calls.
+
+    The wait before attempt *n + 1* is drawn from 0 to ``min(max_wait, first_wait * 2 ** (n - 1))``
+    seconds; a Retry-After is a floor under it. A wait that would overrun *deadline* is not begun.
+    The last error is raised unchanged.
+
+    Attributes:
+        attempts: Attempts in all, the first included; from 1.
+        attempt_timeout: Seconds for one attempt, from its connection to the last byte of its answer.
+        deadline: Seconds for all attempts and waits of a call together; `math.inf` for none.
+        first_wait: Upper edge of the first wait, in seconds.
+        max_wait: Upper edge of any wait, in seconds.
+        also_on: Classes of errors that are retried although they say they are not retryable.
+        never_on: Classes of errors that are not retried although they say they are; beats *also_on*.
+        wait: A tenacity wait strategy in place of the full jitter.
+        stop: A tenacity stop strategy in place of *attempts*; the deadline holds all the same.
+        sleep: What lets the time pass; a test records instead.
+
+    Raises:
+        ValueError: A number is not as said above.
+    """
+
+    attempts: int = field(default=4, validator=_count)
+    attempt_timeout: float = field(default=30.0, validator=_positive)
+    deadline: float = field(default=120.0, validator=_positive)
+    first_wait: float = field(default=0.5, validator=_positive)
+    max_wait: float = field(default=20.0, validator=_positive)
+    also_on: tuple[type[PostPressError], ...] = field(default=(), converter=_as_tuple, validator=_kinds)
+    never_on: tuple[type[PostPressError], ...] = field(default=(), converter=_as_tuple, validator=_kinds)
+    wait: Callable[[tenacity.RetryCallState], float | Awaitable[float]] | None = field(
+        default=None, validator=_strategy
+    )
+    stop: Callable[[tenacity.RetryCallState], bool | Awaitable[bool]] | None = field(
+        default=None, validator=_strategy
+    )
+    sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, validator=_strategy)
+    _retrying: "Retrying" = field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        # Made once, after the numbers have been checked; a frozen value is set this one way.
+        object.__setattr__(self, "_retrying", Retrying.of(self))
+
+    def retries(self, error: BaseException) -> bool:
+        """Whether *error* is worth another attempt, were there attempts and time left."""
+        if not isinstance(error, PostPressError) or isinstance(error, self.never_on):
+            return False
+        return error.retryable or isinstance(error, self.also_on)
+
+    async def run(self, call: Call[T]) -> T:
+        """The result of the first attempt that succeeds, or the error of the last that did not."""
+        result: T = await self._retrying(call)
+        return result
+
+
+class Retrying(AsyncRetrying):
+    """tenacity's strategies, asked about one call without keeping anything of it."""
+
+    _before_deadline: Callable[[tenacity.RetryCallState], bool]
+
+    @classmethod
+    def of(cls, policy: RetryPolicy) -> "Retrying":
+        """The strategies that *policy* names."""
+        made = cls(
+            stop=policy.stop or tenacity.stop_after_attempt(policy.attempts),  # type: ignore[arg-type]
+            wait=policy.wait or FullJitter(policy.first_wait, policy.max_wait),  # type: ignore[arg-type]
+            retry=tenacity.retry_if_exception(policy.retries),
+        )
+        made._before_deadline = tenacity.stop_before_delay(policy.deadline)
+        return made
+
+    async def __call__(self, fn: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Try *fn*, a `Call`; see `RetryPolicy.run`."""
+        try:
+            return await fn(*args, **kwargs)
+        except PostPressError as error:
+            failure = error
+        try:
+            return await self._again(failure, fn, args, kwargs)
+        finally:
+            del failure  # an exception that a frame of its own traceback names is a cycle
+
+    async def _again(self, failure: PostPressError, call: Any, args: Any, kwargs: Any) -> Any:
+        clock = asyncio.get_running_loop().time
+        state = tenacity.RetryCallState(self, call, args, kwargs)
+        try:
+            while True:
+                state.set_exception((type(failure), failure, failure.__traceback__))
+                # The loop's clock, not the system's that tenacity took: a test can bend it.
+                state.start_time, state.outcome_timestamp = call.began, clock()
+                if not await _answer(self.retry(state)) or not call.may_repeat(failure):
+                    raise failure
+                asked = failure.retry_after or 0.0
+                state.upcoming_sleep = max(asked, await _answer(self.wait(state)))
+                stop = await _answer(self.stop(state)) or asked > LONGEST_RETRY_AFTER
+                if stop or self._before_deadline(state):
+                    raise failure
+                state.idle_for += state.upcoming_sleep
+                await call.wait(state.upcoming_sleep)
+                state.prepare_for_next_attempt()
+                try:
+                    return await call(*args, **kwargs)
+                except PostPressError as error:
+                    failure = error
+        finally:
+            state.outcome = None
+            del failure
+
+
+async def _answer(given: Any) -> Any:
+    # A user's strategy may be a coroutine function, as with tenacity itself.
+    return await given if inspect.isawaitable(given) else given

@@ -1,0 +1,21 @@
+"""Many accounts: what is to do, what came of it, and the file in which both can be read."""
+
+from postpress_async.rotation.engine import Rotation, Update
+from postpress_async.rotation.fleet import Fleet
+from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.outcome import Outcome, RotationSummary, State
+from postpress_async.rotation.plan import Refusal, Row
+from postpress_async.rotation.pool import ProxyPool
+
+__all__ = [
+    "Fleet",
+    "Journal",
+    "Outcome",
+    "ProxyPool",
+    "Refusal",
+    "Rotation",
+    "RotationSummary",
+    "Row",
+    "State",
+    "Update",
+]

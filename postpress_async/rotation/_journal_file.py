@@ -1,0 +1,116 @@
+"""A journal's file: claimed for one run, recognised as ours, and as this input's."""
+
+import hashlib
+import os
+import secrets
+import sqlite3
+import stat
+from pathlib import Path
+from typing import Final
+
+from postpress_async.errors import JournalError
+
+_APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
+_SCHEMA: Final = """
+CREATE TABLE run (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE TABLE outcomes (
+    ordinal INTEGER PRIMARY KEY,
+    line INTEGER,
+    account_id TEXT NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    status INTEGER,
+    error_type TEXT,
+    scope TEXT,
+    applied TEXT,
+    instance TEXT,
+    elapsed REAL NOT NULL,
+    settled_at REAL NOT NULL,
+    proxy TEXT
+);
+CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NULL);
+"""
+
+
+def take_lock(place: Path) -> sqlite3.Connection:
+    """
+    Held as long as the journal is open, and let go by the system when the process dies.
+
+    An empty database beside it, locked exclusively: SQLite locks alike on every system, and the journal
+    itself must stay readable to others while it is written.
+    """
+    if not place.parent.is_dir():
+        raise JournalError(f"{place.parent} is no directory: make it, or name another journal")
+    lock = sqlite3.connect(f"{place}-lock", timeout=0.0, isolation_level=None)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        lock.close()
+        if "locked" in str(error):
+            raise JournalError(
+                f"{place} is in use by another run: wait for it, or name another journal"
+            ) from None
+        raise JournalError(f"{place} cannot be written ({error}): name another journal") from None
+    return lock
+
+
+def connect(place: Path) -> sqlite3.Connection:
+    _claim(place)
+    connection = sqlite3.connect(place, check_same_thread=False)
+    try:
+        fresh = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if fresh:
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute("PRAGMA user_version = 1")
+        elif connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+            raise JournalError(f"{place} is a database, but no journal of ours: name another journal")
+        elif connection.execute("PRAGMA user_version").fetchone()[0] != 1:
+            raise JournalError(f"{place} is of a newer postpress-async: update it, or name another journal")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        if fresh:
+            with connection:
+                connection.executescript(f"BEGIN; {_SCHEMA}")
+                connection.execute("INSERT INTO run VALUES ('run', ?)", (secrets.token_hex(12),))
+    except sqlite3.Error as error:
+        connection.close()
+        raise JournalError(f"{place} cannot be used as a journal ({error}): name another journal") from None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _claim(place: Path) -> None:
+    """A file that only its owner reads, made if need be, and never through a symbolic link."""
+    try:
+        handle = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    except OSError as error:
+        fact = "is a symbolic link" if place.is_symlink() else f"cannot be written ({error.strerror})"
+        raise JournalError(f"{place} {fact}: name another journal") from None
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise JournalError(f"{place} is no regular file: name another journal")
+    finally:
+        os.close(handle)
+
+
+def check_input(place: Path, connection: sqlite3.Connection, digest: bytes | None) -> None:
+    """Refuse an input other than the one that the journal was begun with."""
+    told = dict(connection.execute("SELECT name, value FROM run WHERE name IN ('input', 'salt')"))
+    if "input" in told:
+        if digest is not None and told["input"] != _stretched(digest, told["salt"]):
+            raise JournalError(
+                f"{place} was begun with another input, or other options: give back that input to go on with "
+                "it, or name another journal to begin anew"
+            )
+    elif digest is not None:
+        salt = secrets.token_bytes(16)
+        rows = [("input", _stretched(digest, salt)), ("salt", salt)]
+        with connection:
+            connection.executemany("INSERT INTO run VALUES (?, ?)", rows)
+
+
+def _stretched(digest: bytes, salt: bytes) -> bytes:
+    # The input has passwords in it, and a file of one row could be guessed: 50 ms a guess, and no table.
+    return hashlib.scrypt(digest, salt=salt, n=2**14, r=8, p=1, dklen=32)

@@ -1,0 +1,123 @@
+"""The thread that commits a journal's rows, many at a time."""
+
+import asyncio
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from postpress_async.errors import JournalError
+
+COMMIT_EVERY: Final = 0.05
+"""Seconds for which rows are gathered before they are committed: each commit flushes the disk."""
+
+BACKLOG: Final = 5_000
+"""Rows that may wait for the disk; beyond them the rotation waits, so that memory stays bounded."""
+
+T = TypeVar("T")
+
+
+class Writer:
+    """Takes rows in the event loop, and commits them in a thread of its own."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._path = path
+        self._connection = connection
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._rows: list[tuple[str, tuple[Any, ...]]] = []
+        self._waiting: list[asyncio.Future[None]] = []
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._write, name="postpress-journal", daemon=True)
+
+    @property
+    def is_behind(self) -> bool:
+        return len(self._rows) > BACKLOG
+
+    def put(self, statement: str, row: tuple[Any, ...]) -> None:
+        self._check()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._thread.start()
+        self._rows.append((statement, row))
+        self._wake.set()
+
+    async def committed(self) -> None:
+        """Return when all that was put before is on the disk."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        self._wake.set()
+        await done
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise JournalError(self._failure)
+
+    async def finish(self) -> None:
+        if self._loop is not None:
+            self._closing.set()
+            self._wake.set()
+            # The thread ends after its last commit; it is waited for even if we are cancelled meanwhile.
+            ended = asyncio.ensure_future(asyncio.to_thread(self._thread.join))
+            cancelled = None
+            while not ended.done():
+                try:
+                    await asyncio.shield(ended)
+                except asyncio.CancelledError as error:
+                    cancelled = error
+            if cancelled is not None:
+                raise cancelled
+        self._check()
+
+    def close(self) -> None:
+        """Let go of the file; the last connection to close folds the -wal file into it."""
+        self._connection.close()
+
+    def _write(self) -> None:
+        while True:
+            self._wake.wait()
+            self._closing.wait(COMMIT_EVERY)
+            self._wake.clear()
+            closing = self._closing.is_set()
+            # Who waits is taken first, so that their rows are among those taken next.
+            waiting = _taken(self._waiting)
+            rows = _taken(self._rows)
+            self._commit(rows)
+            self._release(waiting)
+            if closing and not self._rows:
+                return
+
+    def _commit(self, rows: list[tuple[str, tuple[Any, ...]]]) -> None:
+        if self._failure is not None or not rows:
+            return
+        try:
+            with self._connection:
+                for statement in {statement for statement, _ in rows}:
+                    self._connection.executemany(statement, [row for said, row in rows if said is statement])
+        except sqlite3.Error as error:
+            self._failure = (
+                f"{self._path}: {error}; {len(rows):,} rows could not be recorded, and nothing "
+                "more is sent. Free the disk or mend the file, then run the same command again"
+            )
+
+    def _release(self, waiting: list[asyncio.Future[None]]) -> None:
+        assert self._loop is not None  # noqa: S101 - the thread starts after it is set
+        for done in waiting:
+            try:
+                self._loop.call_soon_threadsafe(_settle, done)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
+
+
+def _taken(queue: list[T]) -> list[T]:
+    # Not swapped for a new list: the loop's thread may be about to append to this one.
+    taken = queue[:]
+    del queue[: len(taken)]
+    return taken
+
+
+def _settle(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)

@@ -1,0 +1,202 @@
+"""
+Many accounts, each settled once.
+
+A rotation is n workers on one shared iterator: the input is read only as it is worked, so memory does
+not grow with the fleet. Of the session it needs one function, so that a stub of a few lines tests it.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from postpress_async import events
+from postpress_async._idempotency import Keys
+from postpress_async.errors import PostPressError
+from postpress_async.models import AccountPatched, ProxyChange
+from postpress_async.rotation.halt import KeyHalt
+from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.outcome import Outcome, RotationSummary, State
+from postpress_async.rotation.plan import Refusal, Row
+from postpress_async.rotation.resume import DONE, OpenRows, RowKeys, Source
+
+
+class Update(Protocol):
+    """What a rotation needs of a session."""
+
+    async def __call__(self, account_id: str, change: ProxyChange, keys: Keys, /) -> AccountPatched:
+        """Update one account, or raise `PostPressError`."""
+        ...
+
+
+class Rotation:
+    """
+    A rotation under way, made by ``session.rotate``: enter it, and iterate over what settles.
+
+    Leaving the block before the last outcome stops the rotation: nothing new is sent, and what is in
+    flight settles and is journaled. Leaving it by an exception (cancellation, a second Ctrl-C) gives up
+    what is in flight, which is then ``unknown``. The next run on the same journal goes on from there.
+
+    Attributes:
+        summary: The numbers so far; final once the block is left.
+    """
+
+    def __init__(
+        self,
+        update: Update,
+        rows: Source,
+        *,
+        in_flight: int,
+        journal: Callable[[], Journal] | None = None,
+        finite: bool = False,
+        observer: events.Observer | None = None,
+    ) -> None:
+        self.summary: Final = RotationSummary()
+        self._update: Final = update
+        self._in_flight: Final = in_flight
+        self._open_journal: Final = journal
+        self._finite: Final = finite
+        self._observer: Final = observer
+        self._source: Final = rows
+        self._settled: Final[asyncio.Queue[Outcome | None]] = asyncio.Queue(maxsize=in_flight)
+        self._group: Final = asyncio.TaskGroup()
+        self._journal: Journal | None = None
+        self._run = secrets.token_hex(12)
+        self._workers = 0
+        self._stopping = False
+        self._heard = True  # whether somebody still wants outcomes
+        self._broken: PostPressError | None = None
+        self._began = 0.0
+        self._halt = KeyHalt()
+
+    # --- What a user calls ---
+
+    def stop(self) -> None:
+        """Send nothing new; what is in flight settles, and the iteration ends after it."""
+        self._stopping = True
+        self.summary.stopped = True
+
+    async def run(self) -> RotationSummary:
+        """Settle every account, for whoever does not care to look at each outcome."""
+        async for _ in self:
+            pass
+        return self.summary
+
+    def __aiter__(self) -> AsyncIterator[Outcome]:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        outcome = await self._settled.get()
+        if outcome is not None:
+            return outcome
+        self._settled.put_nowait(None)  # for whoever asks again
+        if self._broken is not None:
+            raise self._broken
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        self._began = time.monotonic()
+        if self._open_journal is not None:
+            self._journal = self._open_journal()
+            self._run = self._journal.run
+            done = self._journal.counts()
+            for state in DONE:
+                self.summary.states[state] = done[state]
+            self.summary.resumed = self.summary.total
+            self._halt = KeyHalt(works=done[State.PATCHED] > 0)
+        self._rows = OpenRows(self._source, self._journal)
+        await self._group.__aenter__()
+        self._workers = self._in_flight
+        for number in range(self._in_flight):
+            self._group.create_task(self._work(), name=f"rotation-worker-{number}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._workers and kind is None:
+                self.stop()
+            self._heard = False
+            while not self._settled.empty():  # wakes whoever waits to put
+                self._settled.get_nowait()
+            await self._group.__aexit__(kind, error, trace)
+            if kind is None and self._finite and self._stopping and self._broken is None:
+                await self._skip_the_rest()
+        finally:
+            self.summary.elapsed = time.monotonic() - self._began
+            if self._journal is not None:
+                await self._journal.aclose()
+        if kind is None and self._broken is not None:
+            raise self._broken
+
+    # --- The workers ---
+
+    async def _work(self) -> None:
+        try:
+            while not self._stopping and (row := await self._rows.take()) is not None:
+                await self._tell(await self._settle(row))
+        except PostPressError as error:  # of the journal or the input; those of accounts are outcomes
+            self._broken = self._broken or error
+            self._stopping = True
+        finally:
+            self._workers -= 1
+            if not self._workers:
+                await self._deliver(None)
+
+    async def _settle(self, row: Row | Refusal) -> Outcome:
+        if isinstance(row, Refusal):
+            return Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
+        began = time.monotonic()
+        keys = RowKeys(self._run, row, self._journal)
+        try:
+            patched = await self._update(row.account_id, row.change, keys)
+        except PostPressError as error:
+            return Outcome.failed(row.ordinal, row.line, row.account_id, error, time.monotonic() - began)
+        except asyncio.CancelledError:
+            # Given up while it may have been on its way.
+            elapsed = time.monotonic() - began
+            self._record(Outcome.given_up(row.ordinal, row.line, row.account_id, elapsed))
+            raise
+        elapsed = time.monotonic() - began
+        return Outcome.patched(row.ordinal, row.line, row.account_id, len(patched.attempts), elapsed)
+
+    async def _tell(self, outcome: Outcome) -> None:
+        self._record(outcome)
+        if self._journal is not None:
+            await self._journal.room()
+        if not self._stopping and (reason := self._halt.sees(outcome)) is not None:
+            self._stopping = True
+            self.summary.halted = reason
+            self.summary.key_refused = True
+        await self._deliver(outcome)
+
+    def _record(self, outcome: Outcome) -> None:
+        self.summary.count(outcome)
+        if self._journal is not None:
+            self._journal.record(outcome)
+        if self._observer is not None:
+            settled = events.AccountSettled(
+                outcome.account_id,
+                outcome.ordinal,
+                outcome.state,
+                outcome.attempts,
+                outcome.elapsed,
+                outcome.error_type,
+                outcome.scope,
+                outcome.applied,
+            )
+            events.tell(self._observer, settled)
+
+    async def _deliver(self, outcome: Outcome | None) -> None:
+        if self._heard:
+            await self._settled.put(outcome)
+
+    async def _skip_the_rest(self) -> None:
+        """Give every account that was not sent its row too."""
+        while (row := await self._rows.take()) is not None:
+            self._record(Outcome.skipped(row.ordinal, row.line, row.account_id or ""))
+            if self._journal is not None:
+                await self._journal.room()

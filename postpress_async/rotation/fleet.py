@@ -1,0 +1,159 @@
+"""
+The file that names a rotation's accounts and what each is to get.
+
+CSV or JSON Lines, from a path or standard input. Every row is checked as a model would be, and what is
+wrong is told by line, column and reason. A file can be read any number of times, so that all of it
+can be checked before a byte is sent.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from types import TracebackType
+from typing import Final, Self
+
+from attrs import Factory, define
+
+from postpress_async.models import ManagedProxy, ProxyChange
+from postpress_async.rotation._fleet_csv import CsvTable
+from postpress_async.rotation._fleet_file import FleetFile
+from postpress_async.rotation._fleet_jsonl import JsonLines
+from postpress_async.rotation._fleet_row import RowReader
+from postpress_async.rotation.plan import Refusal, Row
+
+_TABLES: Final = (".csv", ".tsv")
+_JSON_LINES: Final = (".jsonl", ".ndjson", ".json-lines", ".jsonlines")
+
+
+@define
+class Survey:
+    """
+    What one reading of a whole fleet found.
+
+    Attributes:
+        rows: How many rows are right.
+        refusals: Those that are not, in the file's order.
+    """
+
+    rows: int = 0
+    refusals: list[Refusal] = Factory(list)
+
+
+class Fleet:
+    """
+    A fleet file: a header or keys, and a row for each account.
+
+    The columns are ``account_id``; ``proxy`` (a URL) or ``host``, ``port``, ``protocol``, ``username``
+    and ``password``; ``country`` and ``ip``. Names are taken in any case, with ``_``, ``-`` or spaces,
+    and so are ``id``, ``account``, ``user``, ``pass``, ``proxy_host`` and the like. An empty cell is not
+    given. Spaces around a cell are dropped, but for a password's.
+
+    Attributes:
+        name: The file's name without its folder, or ``<stdin>``.
+    """
+
+    def __init__(self, file: FleetFile, table: CsvTable | JsonLines, default: ProxyChange | None) -> None:
+        """Not for callers: use `open`."""
+        self.name: Final = file.name
+        self._file = file
+        self._table = table
+        self._default = default
+        self._digest: bytes | None = None
+
+    @classmethod
+    def open(cls, source: str | os.PathLike[str], *, default: ProxyChange | None = None) -> Self:
+        """
+        The fleet in the file *source*; ``-`` is standard input.
+
+        CSV and JSON Lines are told apart by the file's extension, or else by the first character.
+        Standard input, and whatever can be read only once, is copied to a private temporary file.
+
+        Args:
+            source: A path, or ``-``.
+            default: What a row gets that names nothing but an account; without it, such a row is refused.
+
+        Raises:
+            FleetError: It cannot be read, is of another format, or has no rows.
+        """
+        file = FleetFile(source)
+        try:
+            fleet = cls(file, JsonLines(file) if _is_json_lines(file) else CsvTable(file), default)
+            with closing(
+                fleet._table.rows(RowReader(default))
+            ) as rows:  # most that is wrong with a file shows by its first row
+                if next(rows, None) is None:
+                    raise file.error("has no rows: it needs a line for each account")
+        except BaseException:
+            file.close()
+            raise
+        return fleet
+
+    @property
+    def ignored_columns(self) -> tuple[str, ...]:
+        """Columns that are none of ours. Of JSON Lines: those met so far, twenty at most."""
+        return self._table.ignored_columns
+
+    @property
+    def digest(self) -> bytes:
+        """
+        SHA-256 over the file's bytes and the default, by which a journal knows its input again.
+
+        The default's password is no part of it: it says nothing about which rows there are.
+        """
+        if self._digest is None:
+            digest = self._file.sha256()
+            if self._default is not None:
+                digest.update(b"\0" + json.dumps(_shape(self._default)).encode())
+            self._digest = digest.digest()
+        return self._digest
+
+    def rows(self) -> Iterator[Row | Refusal]:
+        """
+        Each row, or why it is refused; from the beginning every time.
+
+        Memory does not grow with the file, but for some 40 bytes an account, to find those named twice.
+
+        Raises:
+            FleetError: On the way: the file changed, or is not what it began as.
+        """
+        return self._table.rows(RowReader(self._default))
+
+    def survey(self) -> Survey:
+        """One reading of the whole file: right rows are counted, wrong ones kept."""
+        survey = Survey()
+        for row in self.rows():
+            if isinstance(row, Row):
+                survey.rows += 1
+            else:
+                survey.refusals.append(row)
+        return survey
+
+    def close(self) -> None:
+        """Delete the copy of what was no file. Nothing can be read after it."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _is_json_lines(file: FleetFile) -> bool:
+    name = file.name.lower()
+    if name.endswith(_TABLES + _JSON_LINES):
+        return name.endswith(_JSON_LINES)
+    with closing(file.lines()) as blocks:
+        first = next((text for lines in blocks for line in lines if (text := line.strip())), "")
+    if first.startswith("["):
+        raise file.error("is one JSON array: write an object a line, as jq -c '.[]' does")
+    return first.startswith("{")
+
+
+def _shape(change: ProxyChange) -> list[str | int | None]:
+    if isinstance(change, ManagedProxy):
+        return ["managed", change.country, change.ip]
+    return ["custom", change.host, change.port, change.protocol, change.username]

@@ -1,0 +1,165 @@
+"""What came of each account, and of all of them."""
+
+import time
+from collections import Counter
+from enum import StrEnum
+from typing import Self
+
+from attrs import Factory, define, field, frozen
+
+from postpress_async.errors import Applied, PostPressError, Scope
+
+
+class State(StrEnum):
+    """Where an account stands when a rotation is done with it."""
+
+    PATCHED = "patched"
+    """The API said so."""
+    FAILED = "failed"
+    """It was refused, or never arrived: nothing was applied."""
+    UNKNOWN = "unknown"
+    """It failed in a way that leaves open whether the change was applied."""
+    SKIPPED = "skipped"
+    """It was not sent: its row was refused, or the run ended first."""
+
+
+@frozen
+class Outcome:
+    """
+    What came of one account.
+
+    Attributes:
+        ordinal: Its place in the input, from 0; the journal's key.
+        line: Its line in the file, from 1; None where the input was no file.
+        account_id: The account, as the row has it.
+        state: Where it stands.
+        attempts: Requests sent for it in this run.
+        status: HTTP status of the last answer, if one came.
+        error_type: The API's type of the last error, the name of its class, or why its row was
+            refused.
+        scope: Whose fault the last error was.
+        applied: Whether the change may have been applied all the same; None where it was patched.
+        instance: The id of the failed request, to quote to support.
+        elapsed: Seconds from its first attempt to its end, waits included.
+        settled_at: Unix time of that end, in seconds.
+        proxy: The pool's name for the proxy it got; None where its row had its own.
+        error: The error itself. Not kept in the journal.
+    """
+
+    ordinal: int
+    line: int | None
+    account_id: str
+    state: State
+    attempts: int = 0
+    status: int | None = None
+    error_type: str | None = None
+    scope: Scope | None = None
+    applied: Applied | None = None
+    instance: str | None = None
+    elapsed: float = 0.0
+    settled_at: float = field(factory=time.time)
+    proxy: str | None = None
+    error: PostPressError | None = None
+
+    @classmethod
+    def patched(cls, ordinal: int, line: int | None, account_id: str, attempts: int, elapsed: float) -> Self:
+        """The account has its new proxy."""
+        return cls(ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed)
+
+    @classmethod
+    def failed(
+        cls, ordinal: int, line: int | None, account_id: str, error: PostPressError, elapsed: float
+    ) -> Self:
+        """The call ended with *error*, which tells whether the change may have been applied."""
+        return cls(
+            ordinal,
+            line,
+            account_id,
+            State.UNKNOWN if error.applied is Applied.UNKNOWN else State.FAILED,
+            len(error.attempts),
+            error.status,
+            error.code,
+            error.scope,
+            error.applied,
+            getattr(error, "instance", None),
+            elapsed,
+            error=error,
+        )
+
+    @classmethod
+    def given_up(cls, ordinal: int, line: int | None, account_id: str, elapsed: float) -> Self:
+        """The run was told to end at once while the account's request may have been on its way."""
+        return cls(ordinal, line, account_id, State.UNKNOWN, 1, applied=Applied.UNKNOWN, elapsed=elapsed)
+
+    @classmethod
+    def skipped(cls, ordinal: int, line: int | None, account_id: str) -> Self:
+        """The run ended before the account was sent."""
+        return cls(ordinal, line, account_id, State.SKIPPED, applied=Applied.NO)
+
+    @classmethod
+    def refused(cls, ordinal: int, line: int | None, account_id: str | None, reason: str) -> Self:
+        """Its row says nothing that could be sent."""
+        return cls(
+            ordinal,
+            line,
+            account_id or "",
+            State.SKIPPED,
+            error_type=reason,
+            scope=Scope.REQUEST,
+            applied=Applied.NO,
+        )
+
+
+@define
+class RotationSummary:
+    """
+    The numbers of a rotation, those of earlier runs on the same journal included.
+
+    Attributes:
+        states: How many accounts stand where.
+        errors: How many failed with which error type.
+        resumed: How many had been settled before this run began.
+        attempts: Requests sent in this run.
+        elapsed: Seconds that this run took.
+        halted: Why it stopped by itself, in a sentence; None where it did not.
+        key_refused: Whether it stopped because the API key may not do this.
+        stopped: Whether it was told to stop.
+    """
+
+    states: Counter[State] = Factory(Counter)
+    errors: Counter[str] = Factory(Counter)
+    resumed: int = 0
+    attempts: int = 0
+    elapsed: float = 0.0
+    halted: str | None = None
+    key_refused: bool = False
+    stopped: bool = False
+
+    @property
+    def total(self) -> int:
+        """Accounts in all."""
+        return self.states.total()
+
+    @property
+    def patched(self) -> int:
+        """Accounts that have their new proxy."""
+        return self.states[State.PATCHED]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every account was patched."""
+        return self.patched == self.total and not self.halted and not self.stopped
+
+    def count(self, outcome: Outcome) -> None:
+        """Add one account of this run."""
+        self.states[outcome.state] += 1
+        self.attempts += outcome.attempts
+        if outcome.error_type is not None:
+            self.errors[outcome.error_type] += 1
+
+    def __str__(self) -> str:
+        told = [f"{self.states[state]:,} {state}" for state in State if self.states[state]]
+        words = f"{self.total:,} accounts: {', '.join(told) or 'none'} in {self.elapsed:.1f} s"
+        if self.resumed:
+            words += f" ({self.resumed:,} of them in an earlier run)"
+        return words

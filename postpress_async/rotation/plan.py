@@ -1,0 +1,101 @@
+"""
+What a rotation is to do: a row for each account, or why there is none.
+
+Rows come from a fleet file (`fleet`) or, here, from any iterable. What is wrong with one is a value and
+no exception, so that the rest of a million goes on.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from typing import Self
+
+from attrs import frozen
+
+from postpress_async._fields import check_account_id
+from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
+
+
+@frozen
+class Row:
+    """
+    One account and its change, both checked.
+
+    Attributes:
+        ordinal: Its place among the rows, from 0. Refused and blank rows have theirs too, so mending one
+            does not move the others.
+        line: The line in the file on which it begins, from 1; None where the input was no file.
+        account_id: The account.
+        change: What it is to get.
+    """
+
+    ordinal: int
+    line: int | None
+    account_id: str
+    change: ProxyChange
+
+
+@frozen
+class Refusal:
+    """
+    A row that is not sent, and why. It holds no text of the row but an id that could be one.
+
+    Attributes:
+        ordinal: As a `Row` has it.
+        line: As a `Row` has it.
+        column: The column at fault; None where no single one is.
+        account_id: The account; None where the row has no valid one.
+        reason: The fact in a few words, such as ``port out of range``.
+        advice: What would be right.
+    """
+
+    ordinal: int
+    line: int | None
+    column: str | None
+    account_id: str | None
+    reason: str
+    advice: str
+
+    @classmethod
+    def of(cls, error: FieldError, ordinal: int, line: int | None, account_id: str | None = None) -> Self:
+        """The refusal that *error* is for a row."""
+        return cls(ordinal, line, error.field, account_id, error.reason, error.advice)
+
+    def __str__(self) -> str:
+        # From 0, as the caller would index them.
+        place = f"changes[{self.ordinal}]" if self.line is None else f"line {self.line}"
+        column = "" if self.column is None else f", {self.column}"
+        return f"{place}{column}: {self.reason}: {self.advice}"
+
+
+def rows_of(changes: Iterable[tuple[str, ProxyChange]]) -> Iterator[Row | Refusal]:
+    """
+    A row, or what is wrong with it, for each pair of an account id and its change.
+
+    Only as many pairs are taken as are asked for, and none is kept: an account that comes twice is two
+    rows. What *changes* itself raises is let through.
+    """
+    for ordinal, pair in enumerate(changes):
+        yield _row_of(ordinal, pair)
+
+
+async def arows_of(changes: AsyncIterable[tuple[str, ProxyChange]]) -> AsyncIterator[Row | Refusal]:
+    """`rows_of` for pairs that come asynchronously."""
+    ordinal = 0
+    async for pair in changes:
+        yield _row_of(ordinal, pair)
+        ordinal += 1
+
+
+def _row_of(ordinal: int, pair: object) -> Row | Refusal:
+    # Not by unpacking: the text "US" has two parts as well.
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        advice = f"give (account_id, change), not {type(pair).__name__}"
+        return Refusal(ordinal, None, None, None, "row not a pair", advice)
+    account_id, change = pair
+    try:
+        check_account_id(account_id)
+    except FieldError as error:
+        return Refusal.of(error, ordinal, None)
+    if not isinstance(change, CustomProxy | ManagedProxy):
+        advice = f"it is a CustomProxy or a ManagedProxy, not {type(change).__name__}"
+        return Refusal(ordinal, None, "change", account_id, "change not a proxy", advice)
+    return Row(ordinal, None, account_id, change)

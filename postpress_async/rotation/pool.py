@@ -1,0 +1,259 @@
+"""
+The proxies that the accounts of a rotation get theirs from.
+
+A pool knows which proxy each account is to have, which proxies are full and which have failed. It has
+no loop and no clock: state changes only inside a call, so tasks share it without a lock.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from secrets import randbits
+from typing import Final, Literal, Self, TypeAlias, TypedDict, Unpack
+
+from attrs import frozen
+
+from postpress_async.errors import FleetError
+from postpress_async.models import CustomProxy
+from postpress_async.rotation._assign import Assignment, Random, RoundRobin, Sticky
+from postpress_async.rotation.proxy_list import RefusedLine, Source, identity, read_list
+
+Assign: TypeAlias = Literal["round-robin", "sticky", "random"]
+
+_TOLD: Final = 100  # refused lines in one message
+
+
+@frozen
+class PooledProxy:
+    """
+    A proxy of a pool.
+
+    Attributes:
+        proxy: The change that an account gets.
+        label: What logs, journal and report call it, such as ``line 17 user3@p003.example.net:3128``:
+            its line where it came from a list, user name, host and port; never its password.
+    """
+
+    proxy: CustomProxy
+    label: str
+
+    @classmethod
+    def of(cls, proxy: CustomProxy, line: int | None = None) -> Self:
+        """*proxy* with its label."""
+        host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
+        user = f"{proxy.username}@" if proxy.username else ""
+        # A user name may hold what would turn a terminal's line around.
+        user = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in user)
+        return cls(proxy, f"{'' if line is None else f'line {line} '}{user}{host}:{proxy.port}")
+
+
+class PoolOptions(TypedDict, total=False):
+    """What `ProxyPool` and `ProxyPool.read` both take."""
+
+    assign: Assign
+    seed: int | None
+    accounts_per_proxy: int | None
+    failovers: int
+
+
+class ProxyPool:
+    """
+    Proxies for the accounts of a rotation, each proxy once.
+
+    The ways to assign, where a proxy is open while it is neither quarantined nor full:
+
+    - ``round-robin``: the k-th account asked for gets the k-th proxy, over and over. A proxy that is
+      not open is passed over.
+    - ``sticky``: an account keeps its proxy from run to run, in whatever order proxies and accounts
+      come. Each account ranks all proxies, by hashes of its id and of their host, port and user name,
+      and gets the first that is open. Taking one proxy out moves the accounts that had it and no
+      other. Which accounts a full proxy turns away depends on who came first.
+    - ``random``: eight proxies are drawn for each account from *seed* and its id alone, and it gets
+      the first that is open, or else the next open one in the list. A resumed run draws the same.
+
+    Args:
+        proxies: At least one. Of those with the same host, port and user name there may be only one.
+        assign: One of the three.
+        seed: Only ``random`` uses it; drawn where None, and then kept as the attribute `seed`.
+        accounts_per_proxy: The most accounts that have one proxy at a time; None for any number.
+        failovers: How many further proxies an account gets after its first.
+
+    Attributes:
+        refusals: Lines of the list that are not in the pool.
+        failovers: As given.
+        seed: As given, or drawn.
+
+    Raises:
+        ValueError: There is no proxy, one comes twice, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        proxies: Iterable[CustomProxy | PooledProxy],
+        *,
+        assign: Assign = "round-robin",
+        seed: int | None = None,
+        accounts_per_proxy: int | None = None,
+        failovers: int = 3,
+    ) -> None:
+        if accounts_per_proxy is not None and accounts_per_proxy < 1:
+            raise ValueError("accounts_per_proxy is 1 or more, or None for any number")
+        if failovers < 0:
+            raise ValueError("failovers is 0 or more")
+        self.refusals: tuple[RefusedLine, ...] = ()
+        self.failovers: Final = failovers
+        self.seed: Final = randbits(32) if seed is None else seed
+        self._cap: Final = accounts_per_proxy
+        self._proxies: Final = [p if isinstance(p, PooledProxy) else PooledProxy.of(p) for p in proxies]
+        self._places: Final = {pooled.label: place for place, pooled in enumerate(self._proxies)}
+        self._accounts: Final = [0] * len(self._proxies)
+        self._quarantine: Final[set[int]] = set()
+        self._full = 0  # of those that are not in quarantine
+        self._failed_first: Final[dict[int, str]] = {}  # the one account that a proxy has failed
+        self._left: Final[set[int]] = set()  # and whether that account has gone on to another
+        self._assign: Final = assign
+        self._assignment: Final = self._make_assignment(assign)
+
+    def _make_assignment(self, assign: Assign) -> Assignment:
+        first: dict[tuple[str, int, str], str] = {}
+        for pooled in self._proxies:
+            label = first.setdefault(identity(pooled.proxy), pooled.label)
+            if label is not pooled.label:
+                raise ValueError(f"{pooled.label} is the same proxy as {label}: give each proxy once")
+        if not first:
+            raise ValueError("a pool needs at least one proxy")
+        if len(self._places) < len(self._proxies):
+            raise ValueError("two proxies have the same label: a label tells one proxy from all others")
+        if assign == "round-robin":
+            return RoundRobin(len(self))
+        if assign == "random":
+            return Random(len(self), self.seed)
+        if assign == "sticky":
+            return Sticky(["\0".join(map(str, key)) for key in first])
+        raise ValueError(f'assign is "round-robin", "sticky" or "random", not {assign!r}')
+
+    @classmethod
+    def read(cls, source: Source, *, skip_bad: bool = False, **options: Unpack[PoolOptions]) -> Self:
+        """
+        The pool of the list *source*: a path, or ``-`` for standard input.
+
+        Its forms are those of `proxy_list`. With *skip_bad*, lines that are no proxy, or one that came
+        before, are left out and told by `refusals`.
+
+        Raises:
+            FleetError: The list cannot be read, has no proxy, or has lines that are refused.
+            ValueError: An option is out of range.
+        """
+        listed, refusals = read_list(source)
+        if refusals and not (skip_bad and listed):
+            told = [f"\n  {refusal}" for refusal in refusals[:_TOLD]]
+            if len(refusals) > _TOLD:
+                told.append(f"\n  and {len(refusals) - _TOLD} more")
+            lines = "1 line" if len(refusals) == 1 else f"{len(refusals)} lines"
+            raise FleetError(f"the list of proxies has {lines} that cannot be used:{''.join(told)}")
+        if not listed:
+            raise FleetError("the list of proxies is empty: give one proxy a line")
+        pool = cls([PooledProxy.of(entry.proxy, entry.line) for entry in listed], **options)
+        pool.refusals = tuple(refusals)
+        return pool
+
+    def __len__(self) -> int:
+        return len(self._proxies)
+
+    @property
+    def quarantined(self) -> int:
+        """How many proxies are out for the rest of the run."""
+        return len(self._quarantine)
+
+    @property
+    def available(self) -> int:
+        """How many proxies are neither quarantined nor full; at 0 the pool has run dry."""
+        return len(self) - len(self._quarantine) - self._full
+
+    def give(self, account_id: str, *, but_not: Collection[PooledProxy] = ()) -> PooledProxy | None:
+        """
+        The proxy that the account is to get.
+
+        Args:
+            account_id: The account.
+            but_not: The proxies it had before. It does not get them again, and where one of them has
+                failed it (see `failed`), its place there is free for another account.
+
+        Returns:
+            None where no proxy is left for this account: all are quarantined, full or in *but_not*, or
+            *but_not* shows that it had its `failovers`.
+        """
+        tried = {self._place(pooled) for pooled in but_not}
+        for place in tried:
+            self._leave(place, account_id)
+        if len(tried) > self.failovers:
+            return None
+        chosen = self._assignment.choose(account_id, tried)
+        if chosen is None:
+            return None
+        self._take(chosen, 1)
+        return self._proxies[chosen]
+
+    def failed(self, proxy: PooledProxy, account_id: str, *, credentials: bool = False) -> bool:
+        """
+        Record that *proxy* failed the account that has it.
+
+        Two different accounts, or one whose *credentials* for the proxy were refused, quarantine it.
+        The account still has the proxy, and may try again, until `give` is asked for another.
+
+        Returns:
+            Whether this call put it into quarantine.
+        """
+        place = self._place(proxy)
+        if place in self._quarantine:
+            return False
+        if self._failed_first.setdefault(place, account_id) == account_id and not credentials:
+            return False
+        self._full -= self._is_full(place)
+        self._quarantine.add(place)
+        self._assignment.mark(place, is_open=False)
+        return True
+
+    def in_quarantine(self, proxy: PooledProxy) -> bool:
+        """Whether it is out for the rest of the run, so that trying it again is no use."""
+        return self._place(proxy) in self._quarantine
+
+    def resume(self, given: Mapping[str, int]) -> None:
+        """
+        Count accounts that have their proxies from an earlier run, towards *accounts_per_proxy*.
+
+        Args:
+            given: For each label, how many accounts. Labels that the list no longer has are passed over.
+        """
+        for label, accounts in given.items():
+            place = self._places.get(label)
+            if place is not None and place not in self._quarantine:
+                self._take(place, accounts)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self)} proxies, {self.available} available, {self.quarantined} quarantined"
+        return f"<ProxyPool {self._assign}: {counts}>"
+
+    def _place(self, proxy: PooledProxy) -> int:
+        place = self._places.get(proxy.label)
+        if place is None:
+            raise ValueError(f"{proxy.label} is not of this pool")
+        return place
+
+    def _is_full(self, place: int) -> bool:
+        return self._cap is not None and self._accounts[place] >= self._cap
+
+    def _take(self, place: int, accounts: int) -> None:
+        """Count *accounts* more, or fewer where it is negative, for a proxy that is not in quarantine."""
+        was_full = self._is_full(place)
+        self._accounts[place] += accounts
+        if (full := self._is_full(place)) != was_full:
+            self._full += full - was_full
+            self._assignment.mark(place, is_open=not full)
+
+    def _leave(self, place: int, account_id: str) -> None:
+        """Free the account's place at a proxy that failed it; once, however often it is asked."""
+        # A proxy that failed two is in quarantine and has no places, so one account and one mark are enough.
+        if place in self._quarantine or place in self._left:
+            return
+        if self._failed_first.get(place) == account_id:
+            self._left.add(place)
+            self._take(place, -1)

@@ -1,0 +1,82 @@
+"""What is still to be settled: the input, less what the journal has as done; and under which keys."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import TypeAlias
+
+from postpress_async.errors import JournalError
+from postpress_async.models import ManagedProxy
+from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.outcome import State
+from postpress_async.rotation.plan import Refusal, Row
+
+Source: TypeAlias = Iterator[Row | Refusal] | AsyncIterator[Row | Refusal]
+
+DONE = frozenset({State.PATCHED, State.FAILED})
+"""States that a resumed rotation leaves as they are; the others are sent (again)."""
+
+
+class OpenRows:
+    """The rows that are still to be settled, one at a time to whoever asks."""
+
+    def __init__(self, rows: Source, journal: Journal | None) -> None:
+        self._rows = rows
+        self._lock = asyncio.Lock()  # an asynchronous generator cannot be asked twice at once
+        self._entries = iter(()) if journal is None else journal.entries()
+        self._entry = next(self._entries, None)
+
+    async def take(self) -> Row | Refusal | None:
+        """The next one; None after the last."""
+        if isinstance(self._rows, Iterator):
+            for row in self._rows:
+                if not self._is_settled(row):
+                    return row
+            return None
+        async with self._lock:
+            async for row in self._rows:
+                if not self._is_settled(row):
+                    return row
+            return None
+
+    def _is_settled(self, row: Row | Refusal) -> bool:
+        """Whether the journal has it as done. Both are in the order of their ordinals."""
+        while self._entry is not None and self._entry[0] < row.ordinal:
+            self._entry = next(self._entries, None)
+        if self._entry is None or self._entry[0] != row.ordinal:
+            return False
+        _, account_id, state = self._entry
+        if account_id != (row.account_id or ""):
+            raise JournalError(
+                f"the journal has {account_id} as number {row.ordinal + 1} of the input, which now has "
+                f"{row.account_id}: give back that input, or name another journal"
+            )
+        return state in DONE
+
+
+class RowKeys:
+    """
+    The idempotency keys of one row: made from the run, the ordinal and a generation.
+
+    A run that died and goes on makes the same keys for what was in flight, so that what the API did
+    already is not done again. For a managed change the generation is on the disk before it is used.
+    """
+
+    __slots__ = ("_generation", "_journal", "_managed", "_ordinal", "_run")
+
+    def __init__(self, run: str, row: Row, journal: Journal | None) -> None:
+        self._run = run
+        self._ordinal = row.ordinal
+        self._journal = journal
+        self._managed = isinstance(row.change, ManagedProxy)
+        self._generation = 0 if journal is None else journal.generations.get(row.ordinal, 0)
+
+    @property
+    def current(self) -> str:
+        """See `Keys.current`."""
+        return f"{self._run}-{self._ordinal:x}-{self._generation:x}"
+
+    async def renew(self) -> None:
+        """See `Keys.renew`."""
+        self._generation += 1
+        if self._managed and self._journal is not None:
+            await self._journal.keep_generation(self._ordinal, self._generation)

@@ -1,0 +1,101 @@
+"""
+The API on loopback, for trying out and for tests: no key, no account, no bill.
+
+`Sandbox` is the face; what it serves is written from the API's page alone, in `server` and below.
+"""
+
+from collections.abc import Callable, Container, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+from postpress_async.sandbox.faults import Fault, Faults, Profile
+from postpress_async.sandbox.record import Record
+from postpress_async.sandbox.server import Server
+from postpress_async.session import PostPressSession
+
+__all__ = ["Fault", "Profile", "Record", "Sandbox", "Server", "own_accounts"]
+
+API_KEY: Final = "pp_test_sandbox"
+"""The key that a sandbox takes. It opens nothing else."""
+
+
+def own_accounts(count: int = 1_000) -> list[str]:
+    """The ids of the sandbox's own accounts, for a first run without a fleet: always the same."""
+    return [f"acc_sandbox_{number:06}" for number in range(1, count + 1)]
+
+
+class Sandbox:
+    """
+    A server of the API on a free port of this machine, for as long as ``async with`` lasts.
+
+    Every account exists unless *accounts* names those that do. What it was asked is in `record`.
+
+    Args:
+        accounts: The ids that exist; None for every well-formed one.
+        profile: steady, flaky, overloaded, outage or hostile: which faults come by chance.
+        seed: Of that chance. The same seed gives the same faults, in whatever order requests come.
+        latency: Seconds that an answer takes.
+        rate: Requests per second beyond which it answers 429; None for no limit.
+        dead_proxies: ``host:port`` of proxies that do not work, or a predicate over the proxy object.
+        port: 0 for any that is free.
+    """
+
+    def __init__(
+        self,
+        *,
+        accounts: Iterable[str] | None = None,
+        profile: Profile = "steady",
+        seed: int = 0,
+        latency: float = 0.0,
+        rate: float | None = None,
+        dead_proxies: Container[str] | Callable[[Mapping[str, Any]], bool] = (),
+        port: int = 0,
+    ) -> None:
+        self.server: Final = Server(
+            api_key=API_KEY,
+            accounts=accounts,
+            faults=Faults(profile, seed),
+            latency=latency,
+            rate=rate,
+            dead_proxies=dead_proxies,
+        )
+        self._port: Final = port
+
+    @property
+    def url(self) -> str:
+        """The base URL; RuntimeError before it is entered."""
+        return self.server.url
+
+    @property
+    def api_key(self) -> str:
+        """The key it takes."""
+        return self.server.api_key
+
+    @property
+    def record(self) -> Record:
+        """What it was asked, and what it did."""
+        return self.server.record
+
+    def session(self, **options: Any) -> PostPressSession:
+        """A session for this sandbox; *options* are those of `PostPressSession`."""
+        return PostPressSession(self.api_key, base_url=self.url, **options)
+
+    def script(self, account_id: str, *answers: str | int | Fault) -> None:
+        """
+        Answer the account's next requests so, one each: a type such as ``"errors/proxy_error"``, 200,
+        ``"drop"`` (no answer, nothing done), ``"lost"`` (done, no answer), ``"hang"``, or a `Fault`.
+        """
+        self.server.faults.script(account_id, *answers)
+
+    def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
+        """The body last applied to the account; None where none was."""
+        return self.record.proxy_of(account_id)
+
+    async def __aenter__(self) -> Self:
+        await self.server.start(port=self._port)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.server.aclose()

@@ -1,0 +1,200 @@
+"""The session: one object that gives accounts new proxies, from any number of tasks at once."""
+
+import asyncio
+import os
+import ssl as tls
+from collections.abc import AsyncIterable, Iterable, Mapping, Sized
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeAlias
+
+import aiohttp
+
+from postpress_async._call import Line, UpdateCall
+from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey
+from postpress_async._lifetime import Lifetime
+from postpress_async._settings import make_tls, read_api_key, read_base_url
+from postpress_async._transport import AiohttpTransport
+from postpress_async._turns import Turns
+from postpress_async.errors import ConfigurationError
+from postpress_async.events import Observer
+from postpress_async.models import AccountPatched, ProxyChange
+from postpress_async.pace import Pace
+from postpress_async.retry import RetryPolicy
+from postpress_async.rotation import Fleet, Journal, Rotation
+from postpress_async.rotation.plan import arows_of, rows_of
+from postpress_async.rotation.resume import Source
+from postpress_async.secret import Secret
+
+Changes: TypeAlias = (
+    Iterable[tuple[str, ProxyChange]]
+    | AsyncIterable[tuple[str, ProxyChange]]
+    | Mapping[str, ProxyChange]
+    | Fleet
+)
+
+
+class PostPressSession:
+    """
+    The PostPress API, as seen from asyncio.
+
+    It may be made outside the event loop, and belongs to the loop that first uses it. Close it with
+    ``async with`` or `aclose`; a closed session does not reopen.
+
+    Args:
+        api_key: The key of the dashboard; else the environment's ``POSTPRESS_API_KEY``.
+        base_url: https, or http to this machine; else ``POSTPRESS_BASE_URL``, else PostPress's own.
+        retry: How each call is retried; `update_proxy` takes another one for a single call.
+        pace: How many requests are in flight at once, over all calls.
+        idempotency: Whether an ``Idempotency-Key`` goes with each request. Without it, a managed change
+            whose outcome is unknown is not sent a second time.
+        ssl: A context that checks certificates, or a PEM file of those to trust; else the system's.
+        connector: An aiohttp connector of your own, which stays yours to close and then has its own TLS.
+        transport: ``"session"``: through `aiohttp.ClientSession`.
+        on_event: Called with each of `postpress_async.events`.
+
+    Raises:
+        ConfigurationError: The key, the base URL or the certificates cannot be used.
+    """
+
+    def __init__(
+        self,
+        api_key: str | Secret | None = None,
+        *,
+        base_url: str | None = None,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable, as is the pace
+        pace: Pace = Pace(),  # noqa: B008
+        idempotency: bool = True,
+        ssl: tls.SSLContext | str | os.PathLike[str] | None = None,
+        connector: aiohttp.BaseConnector | None = None,
+        transport: Literal["session"] = "session",
+        on_event: Observer | None = None,
+    ) -> None:
+        if transport != "session":
+            raise ConfigurationError(f'there is no transport {transport!r}: "session" is the one')
+        key = read_api_key(api_key)
+        url = read_base_url(base_url)
+        # The system's certificates take 20 ms to load, and plain http to this machine needs none.
+        context = make_tls(ssl) if ssl is not None or url.scheme == "https" else None
+        self._retry: Final = retry
+        self._pace: Final = pace
+        self._idempotency: Final = idempotency
+        self._key_maker: Final = KeyMaker()
+        self._lifetime: Final = Lifetime()
+        self._line: Final = Line(
+            AiohttpTransport(url, key, tls=context, connector=connector),
+            key,
+            asyncio.Semaphore(pace.in_flight),
+            Turns(),
+            self._lifetime,
+            on_event,
+        )
+
+    async def update_proxy(
+        self,
+        account_id: str,
+        change: ProxyChange,
+        *,
+        retry: RetryPolicy | None = None,
+        idempotency_key: str | None = None,
+    ) -> AccountPatched:
+        """
+        Give one account the proxy that *change* describes.
+
+        Two updates of one account never overlap: the later call waits, and is the one that lasts.
+
+        Args:
+            account_id: 1 to 256 of ``A-Z a-z 0-9 . _ ~ -``.
+            change: A `CustomProxy` or a `ManagedProxy`.
+            retry: In place of the session's policy.
+            idempotency_key: Kept for every attempt, in place of the session's own keys; visible ASCII.
+
+        Raises:
+            ValueError: The id or the key cannot be sent. Nothing was.
+            ApiError: The API refused; the class says what, `scope` whose fault it is.
+            TransportError: No answer came.
+            AnswerError: An answer came that cannot be believed.
+            DeadlineError: The deadline passed before anything was sent.
+            ConfigurationError: The session is closed, or belongs to another event loop.
+        """
+        if idempotency_key is not None:
+            keys: Keys = OneKey(_checked(idempotency_key))
+        else:
+            keys = FreshKeys(self._key_maker) if self._idempotency else OneKey(None)
+        return await self._update(account_id, change, keys, retry or self._retry)
+
+    async def _update(
+        self, account_id: str, change: ProxyChange, keys: Keys, policy: RetryPolicy
+    ) -> AccountPatched:
+        with self._lifetime.call():
+            return await UpdateCall(self._line, account_id, change, keys, policy).run()
+
+    def rotate(
+        self,
+        changes: Changes,
+        *,
+        journal: str | os.PathLike[str] | None = None,
+        in_flight: int | None = None,
+    ) -> Rotation:
+        """
+        A rotation of many accounts: enter it with ``async with``, iterate over its outcomes.
+
+        Args:
+            changes: Pairs of account id and change, from any iterable (also asynchronous, also a
+                mapping), read as they are worked; or a `Fleet`. A wrong pair is an outcome, no exception.
+            journal: The SQLite file that remembers what is settled. A run that was stopped or killed goes
+                on where it was, with the same changes in the same order.
+            in_flight: Accounts worked on at once; else the pace's.
+
+        Raises:
+            JournalError: On entering it: the journal is in use, of another input, or cannot be written.
+        """
+        if isinstance(changes, Fleet):
+            rows: Source = changes.rows()
+            digest: bytes | None = changes.digest
+            finite = True
+        else:
+            pairs = changes.items() if isinstance(changes, Mapping) else changes
+            rows = arows_of(pairs) if isinstance(pairs, AsyncIterable) else rows_of(pairs)
+            digest, finite = None, isinstance(pairs, Sized)
+
+        async def update(account_id: str, change: ProxyChange, keys: Keys, /) -> AccountPatched:
+            return await self._update(account_id, change, keys, self._retry)
+
+        return Rotation(
+            update,
+            rows,
+            in_flight=in_flight or self._pace.in_flight,
+            journal=None if journal is None else partial(Journal.open, journal, digest=digest),
+            finite=finite,
+            observer=self._line.observer,
+        )
+
+    async def aclose(self, timeout: float = 5.0) -> None:
+        """
+        Close the session for good. Closing it again does nothing.
+
+        Calls under way have *timeout* seconds to end; those that then still wait or retry raise their
+        last error or `SessionClosedError`, and those in flight raise `ConnectionLostError`.
+        """
+        await self._lifetime.close(timeout)
+        self._lifetime.end()
+        await self._line.transport.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error nobody waits for what is still under way.
+        await self.aclose(0.0 if kind is not None else 5.0)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'closed' if self._lifetime.ended else 'open'}>"
+
+
+def _checked(key: Any) -> str:
+    if not isinstance(key, str) or not 1 <= len(key) <= 255 or not all("!" <= c <= "~" for c in key):
+        raise ValueError("idempotency_key is 1 to 255 visible ASCII characters without spaces")
+    return key

@@ -1,0 +1,65 @@
+"""The doubles, by distance: a stub transport, aioresponses, the sandbox over a real socket."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from aiohttp import ClientResponse
+from aioresponses import aioresponses
+from hypothesis import settings
+
+from postpress_async import PostPressSession, RetryPolicy
+from postpress_async.sandbox import Sandbox
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+KEY = "pp_test_key_of_the_tests"
+
+
+class _Response(ClientResponse):
+    """aioresponses 0.7.9 knows nothing of the argument that aiohttp 3.14 requires."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, stream_writer=Mock(), **kwargs)
+
+
+class _Api(aioresponses):
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        super().add(*args, **{"response_class": _Response, **kwargs})
+
+
+@pytest.fixture
+def api() -> Iterator[aioresponses]:
+    """The transport's other end: answers what it was told, in that order."""
+    with _Api() as mocked:
+        yield mocked
+
+
+@pytest.fixture
+def naps() -> list[float]:
+    """The waits of a test's calls, in seconds; none of them was slept."""
+    return []
+
+
+@pytest.fixture
+def policy(naps: list[float]) -> RetryPolicy:
+    """The default policy, but for its sleep."""
+
+    async def nap(seconds: float) -> None:
+        naps.append(seconds)
+
+    return RetryPolicy(sleep=nap)
+
+
+@pytest.fixture
+async def session(policy: RetryPolicy) -> AsyncIterator[PostPressSession]:
+    async with PostPressSession(KEY, retry=policy) as made:
+        yield made
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox() as made:
+        yield made

@@ -1,0 +1,324 @@
+"""The command line: words in, exit codes out, one clear sentence for what is wrong."""
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postpress_async.sandbox import Sandbox
+
+DATA = Path(__file__).parent / "data"
+KEY = "pp_test_sandbox"
+
+
+def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command, as a user's shell runs it."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("POSTPRESS_")}
+    environment |= options.pop("env", {})
+    command = [sys.executable, "-W", "error", "-m", "postpress_async", *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=60, check=False, **options
+    )
+
+
+def states(journal: Path) -> dict[str, int]:
+    connection = sqlite3.connect(journal)
+    found = dict(connection.execute("SELECT state, count(*) FROM outcomes GROUP BY state"))
+    connection.close()
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --- rotate ---
+
+
+def test_a_clean_fleet_is_settled_whole(folder) -> None:
+    """The journal and the sandbox give the same numbers."""
+    done = run("rotate", DATA / "fleet.csv", "--sandbox", "--journal", "run.sqlite3")
+
+    total = len((DATA / "fleet.csv").read_text().splitlines()) - 1
+    assert done.returncode == 0, done.stderr
+    assert states(folder / "run.sqlite3") == {"patched": total}
+    assert f"the sandbox saw {total:,} requests and patched {total:,} accounts" in done.stdout
+    assert f"{total:,} accounts: {total:,} patched" in done.stdout
+
+
+def test_without_a_fleet_the_sandbox_brings_its_own_accounts(folder) -> None:
+    done = run("rotate", "--sandbox")
+
+    assert done.returncode == 0, done.stderr
+    assert states(folder / "sandbox.rotation.sqlite3") == {"patched": 1000}
+
+
+def test_the_same_command_again_sends_nothing_that_is_settled(folder) -> None:
+    run("rotate", DATA / "fleet.csv", "--sandbox")
+    again = run("rotate", DATA / "fleet.csv", "--sandbox")
+
+    assert again.returncode == 0
+    assert "the sandbox saw 0 requests" in again.stdout
+
+
+def test_bad_rows_are_listed_with_line_column_and_reason_and_nothing_is_sent(folder) -> None:
+    """Found at row 900,000 after an hour of sending, a typo costs the night."""
+    expected = json.loads((DATA / "messy-expected.json").read_text("utf-8"))
+
+    done = run("rotate", DATA / "messy.csv", "--sandbox")
+
+    assert done.returncode == 2
+    told = done.stderr.splitlines()
+    for line in expected:
+        if not line["ok"]:
+            column = f", {line['column']}" if line["column"] else ""
+            start = f"messy.csv: line {line['line']}{column}: {line['because']}"
+            assert any(text.startswith(start) for text in told), start
+    assert len(told) == sum(not line["ok"] for line in expected) + 1
+    assert told[-1].startswith("nothing was sent")
+    assert not list(folder.glob("*.sqlite3"))
+
+
+def test_bad_rows_can_be_left_out(folder) -> None:
+    expected = json.loads((DATA / "messy-expected.json").read_text("utf-8"))
+    good = sum(line["ok"] for line in expected)
+
+    done = run("rotate", DATA / "messy.csv", "--sandbox", "--skip-bad", "--journal", "run.sqlite3")
+
+    assert done.returncode == 1
+    assert states(folder / "run.sqlite3") == {"patched": good, "skipped": len(expected) - good}
+    assert f"the sandbox saw {good} requests and patched {good} accounts" in done.stdout
+
+
+def test_a_fleet_can_be_piped_in(folder) -> None:
+    done = run("rotate", "-", "--sandbox", input='{"account_id": "acc_1", "country": "US"}\n')
+
+    assert done.returncode == 0, done.stderr
+    assert "1 accounts: 1 patched" in done.stdout
+
+
+def test_a_country_serves_the_rows_that_name_nothing(folder) -> None:
+    (folder / "ids.csv").write_text("account_id\nacc_1\nacc_2\n")
+
+    assert run("rotate", "ids.csv", "--sandbox").returncode == 2
+    assert run("rotate", "ids.csv", "--sandbox", "--country", "de").returncode == 0
+
+
+def make_binary(folder: Path) -> None:
+    (folder / "fleet.csv").write_bytes(b"\x7fELF\x00\x00\xff\xfe")
+
+
+def make_missing_column(folder: Path) -> None:
+    (folder / "fleet.csv").write_text("name,country\nacc_1,US\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "fact"),
+    [
+        pytest.param(lambda folder: (folder / "fleet.csv").touch(), "fleet.csv", id="an empty file"),
+        pytest.param(lambda folder: None, "fleet.csv", id="no file"),
+        pytest.param(lambda folder: (folder / "fleet.csv").mkdir(), "directory", id="a directory"),
+        pytest.param(make_binary, "fleet.csv", id="a binary file"),
+        pytest.param(make_missing_column, "account_id", id="a missing column"),
+    ],
+)
+def test_an_input_that_cannot_be_read_is_told_in_one_sentence(folder, make, fact) -> None:
+    make(folder)
+
+    done = run("rotate", "fleet.csv", "--sandbox")
+
+    assert done.returncode == 2
+    [told] = done.stderr.splitlines()
+    assert told.startswith("postpress-async: ")
+    assert fact in told
+
+
+def test_a_journal_of_another_input_is_refused(folder) -> None:
+    """To go on with it would skip the wrong accounts."""
+    (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\n")
+    run("rotate", "fleet.csv", "--sandbox", "--journal", "run.sqlite3")
+    (folder / "fleet.csv").write_text("account_id,country\nacc_2,US\n")
+
+    done = run("rotate", "fleet.csv", "--sandbox", "--journal", "run.sqlite3")
+
+    assert done.returncode == 2
+    [told] = done.stderr.splitlines()
+    assert "begun with another input" in told
+
+
+def test_a_journal_in_use_is_refused(folder) -> None:
+    lock = sqlite3.connect(folder / "run.sqlite3-lock", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+
+    done = run("rotate", "--sandbox", "--journal", "run.sqlite3")
+
+    lock.close()
+    assert done.returncode == 2
+    [told] = done.stderr.splitlines()
+    assert "in use by another run" in told
+
+
+def test_no_key_is_told_before_anything_is_sent(folder) -> None:
+    done = run("rotate", DATA / "fleet.csv")
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["postpress-async: no API key: pass api_key, or set POSTPRESS_API_KEY"]
+
+
+async def test_a_refused_key_has_its_own_exit_code(folder, sandbox) -> None:
+    """A script that sees 4 wakes whoever holds the keys."""
+    environment = {"POSTPRESS_API_KEY": "pp_test_wrong", "POSTPRESS_BASE_URL": sandbox.url}
+
+    done = await asyncio.to_thread(run, "rotate", DATA / "fleet.csv", env=environment)
+
+    assert done.returncode == 4
+    assert "check the API key" in done.stderr
+    assert "pp_test_wrong" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+async def test_one_interrupt_settles_what_is_in_flight_and_two_end_at_once(folder, number) -> None:
+    """First: nothing new, in-flight settles. Second: in-flight is unknown. The journal is whole."""
+    fleet = folder / "fleet.csv"
+    fleet.write_text("account_id,country\n" + "".join(f"acc_{n},US\n" for n in range(400)))
+    async with Sandbox(latency=0.05) as sandbox:
+        first = await _interrupted(sandbox, fleet, number, twice=False)
+        after_first = states(folder / "fleet.csv.rotation.sqlite3")
+        patched = len(sandbox.record.patched_accounts)
+        sandbox.server.latency = 3600.0
+        second = await _interrupted(sandbox, fleet, number, twice=True)
+        after_second = states(folder / "fleet.csv.rotation.sqlite3")
+
+    assert (first, second) == (130, 130)
+    assert after_first == {"patched": patched, "skipped": 400 - patched}
+    assert 0 < patched < 400
+    assert after_second["unknown"] == 10
+
+
+async def _interrupted(sandbox: Sandbox, fleet: Path, number: int, *, twice: bool) -> int:
+    before = sandbox.record.requests
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "postpress_async", "rotate", str(fleet), "--in-flight", "10"),
+        env={**os.environ, "POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    while sandbox.record.requests < before + 10:
+        assert process.returncode is None, await process.stderr.read()
+        await asyncio.sleep(0)
+    process.send_signal(number)
+    while b"stopping" not in (line := await process.stderr.readline()):
+        assert line, "it ended without a word"
+    if twice:
+        process.send_signal(number)
+    await process.communicate()
+    assert process.returncode is not None
+    return process.returncode
+
+
+# --- update ---
+
+
+async def test_update_gives_one_account_its_proxy(sandbox, tmp_path) -> None:
+    place = tmp_path / "proxy"
+    place.write_text("socks5://user:p%40ss@h.example:1080\n")
+    environment = {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+
+    done = await asyncio.to_thread(run, "update", "acc_1", "--proxy-file", place, env=environment)
+
+    assert (done.returncode, done.stdout) == (0, "acc_1 patched, in 1 attempt\n")
+    assert sandbox.proxy_of("acc_1") == {
+        "proxy": {
+            "host": "h.example",
+            "port": 1080,
+            "protocol": "socks5",
+            "username": "user",
+            "password": "p@ss",
+        }
+    }
+
+
+async def test_an_update_that_is_refused_says_why(sandbox) -> None:
+    sandbox.script("acc_1", "errors/disconnected_account")
+    environment = {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+
+    done = await asyncio.to_thread(run, "update", "acc_1", "--country", "US", env=environment)
+
+    assert done.returncode == 1
+    assert "acc_1: errors/disconnected_account (HTTP 401)" in done.stderr
+
+
+def test_a_password_in_an_argument_is_refused() -> None:
+    """Everyone on the machine can read it there; the refusal does not repeat it."""
+    done = run("update", "acc_1", "--proxy", "http://user:hunter2@h.example:80")
+
+    assert done.returncode == 2
+    assert "--proxy-file" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param([], id="nothing asked for"),
+        pytest.param(["--country", "UK"], id="a country that is none"),
+        pytest.param(["--country", "US", "--proxy", "http://h:1"], id="two at once"),
+        pytest.param(["--proxy", "h:1"], id="a proxy without a scheme"),
+        pytest.param(["--proxy-file", "/nowhere"], id="a file that is not there"),
+    ],
+)
+def test_a_wrong_update_is_refused_without_a_traceback(words) -> None:
+    done = run("update", "acc_1", *words, env={"POSTPRESS_API_KEY": KEY})
+
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+# --- sandbox and errors ---
+
+
+def test_the_sandbox_says_how_to_reach_it_and_what_it_saw() -> None:
+    command = [sys.executable, "-m", "postpress_async", "sandbox"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        export = process.stdout.readline()
+        environment = dict(word.split("=", 1) for word in export.split()[1:])
+        done = run("update", "acc_1", "--country", "US", env=environment)
+        process.send_signal(signal.SIGINT)
+        record = json.loads(process.stdout.read())
+
+    assert done.returncode == 0, done.stderr
+    assert (process.returncode, record["requests"], record["patched_accounts"]) == (0, 1, 1)
+
+
+def test_errors_prints_all_34() -> None:
+    done = run("errors")
+
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 35
+    [line] = [line for line in done.stdout.splitlines() if "errors/proxy_error" in line]
+    assert line.split() == ["errors/proxy_error", "502", "ProxyError", "proxy", "yes", "no"]
+
+
+def test_a_reader_that_hangs_up_is_no_traceback() -> None:
+    """`| head -1` closes the pipe."""
+    done = subprocess.run(
+        f"{sys.executable} -m postpress_async errors | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stderr == ""
+    assert done.stdout.startswith("type ")

@@ -1,0 +1,167 @@
+"""The catalogue of errors: every type of the reference, and what each one tells."""
+
+import copy
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+from postpress_async import errors
+from postpress_async._wire import Answer, Request, read_patched
+from postpress_async.errors import Applied, Scope
+from postpress_async.models import Attempt
+from postpress_async.secret import Secret
+
+PAGE = (Path(__file__).parent / "data" / "update-account-proxy.txt").read_text("utf-8")
+
+
+def listed() -> list[tuple[str, int]]:
+    """Every type of the page with the status of its heading."""
+    found, status = [], 0
+    for line in PAGE.splitlines():
+        if heading := re.match(r"(\d{3}) [A-Z]", line):
+            status = int(heading[1])
+        if entry := re.search(r"(errors/\w+) - ", line):
+            found.append((entry[1], status))
+    return found
+
+
+# The test's own table: the classes say it once more, and must agree.
+SCOPES = {
+    "errors/missing_credentials": Scope.KEY,
+    "errors/insufficient_privileges": Scope.KEY,
+    "errors/proxy_error": Scope.PROXY,
+    "errors/invalid_proxy_credentials": Scope.PROXY,
+    "errors/authentication_intent_error": Scope.ACCOUNT,
+    "errors/feature_not_implemented": Scope.ACCOUNT,
+}
+SCOPE_OF_STATUS = {400: Scope.REQUEST, 401: Scope.ACCOUNT, 404: Scope.ACCOUNT}
+RETRIED = {
+    "errors/proxy_error",
+    "errors/provider_error",
+    "errors/network_down",
+    "errors/request_timeout",
+    "errors/service_unavailable",
+}
+MAY_BE_APPLIED = {"errors/unexpected_error", "errors/authentication_intent_error", "errors/request_timeout"}
+
+
+def answered(status: int, type_: str) -> errors.ApiError:
+    """The error that such an answer becomes."""
+    body = f'{{"type": "{type_}", "title": "A title", "status": {status}, "instance": "req_1"}}'
+    with pytest.raises(errors.ApiError) as caught:
+        read_patched(Answer(status, body.encode()), Request("acc_1", b"{}"), Secret("key"))
+    return caught.value
+
+
+def test_the_page_lists_34_types() -> None:
+    """A copy of the page that lost a line would make the tests below prove less."""
+    assert len(listed()) == len(dict(listed())) == 34
+    assert set(errors.BY_TYPE) == set(dict(listed()))
+
+
+@pytest.mark.parametrize(("type_", "status"), listed())
+def test_each_type_arrives_as_its_class(type_: str, status: int) -> None:
+    """Scope, retryability and what was applied hang on the class, and a job acts on them."""
+    error = answered(status, type_)
+
+    assert type(error) is errors.BY_TYPE[type_]
+    assert isinstance(error, errors.BY_STATUS[status])
+    assert isinstance(error, errors.ApiError)
+    assert (error.type, error.status, error.title, error.instance) == (type_, status, "A title", "req_1")
+    assert error.scope is SCOPES.get(type_, SCOPE_OF_STATUS.get(status, Scope.SERVICE))
+    assert error.retryable is (type_ in RETRIED)
+    assert error.applied is (Applied.UNKNOWN if type_ in MAY_BE_APPLIED else Applied.NO)
+
+
+@pytest.mark.parametrize(("type_", "error"), errors.BY_TYPE.items())
+def test_an_error_is_named_after_its_type(type_: str, error: type) -> None:
+    """From a type in a log to the class in the source, with no look-up."""
+    words = type_.removeprefix("errors/").removesuffix("_error").split("_")
+
+    assert error.__name__ == "".join(map(str.title, words)) + "Error"
+    assert getattr(errors, error.__name__) is error
+
+
+@pytest.mark.parametrize(
+    ("status", "type_", "kind", "retried", "applied"),
+    [
+        pytest.param(
+            400, "errors/brand_new", "BadRequestError", False, "no", id="unlisted under a listed status"
+        ),
+        pytest.param(503, "errors/brand_new", "UnavailableError", True, "unknown", id="unlisted 503"),
+        pytest.param(500, "errors/brand_new", "InternalServerError", False, "unknown", id="unlisted 500"),
+        pytest.param(429, "errors/too_many_requests", "TooManyRequestsError", True, "no", id="429"),
+        pytest.param(408, "errors/timeout", "ApiError", True, "unknown", id="408"),
+        pytest.param(418, "errors/teapot", "ApiError", False, "unknown", id="unlisted status"),
+        pytest.param(503, "errors/proxy_error", "UnavailableError", True, "unknown", id="both say retry"),
+        pytest.param(
+            500, "errors/proxy_error", "InternalServerError", False, "unknown", id="the status says no"
+        ),
+        pytest.param(
+            502, "errors/invalid_parameters", "BadGatewayError", False, "unknown", id="the type says no"
+        ),
+        pytest.param(400, "errors/service_unavailable", "BadRequestError", False, "no", id="a 400 after all"),
+        pytest.param(
+            404, "errors/key_missing", "NotFoundError", False, "no", id="the quickstart's elsewhere"
+        ),
+        pytest.param(401, "errors/key_missing", "KeyMissingError", False, "no", id="the quickstart's own"),
+    ],
+)
+def test_the_status_decides_where_the_type_does_not_fit(
+    status: int, type_: str, kind: str, retried: bool, applied: str
+) -> None:
+    """New types appear without notice; a client that raises on them, or believes them, breaks."""
+    error = answered(status, type_)
+
+    assert type(error).__name__ == kind
+    assert error.type == type_
+    assert error.retryable is retried
+    assert error.applied == applied
+
+
+@pytest.mark.parametrize("status", [401, 429, 500, 502, 503, 504])
+def test_an_answer_without_an_envelope_is_its_status_s_class(status: int) -> None:
+    """A gateway's HTML page in front of the API: 502, 503, 504 and 429 pass, a 500 may have been applied."""
+    with pytest.raises(errors.ApiError) as caught:
+        read_patched(Answer(status, b"<html>no</html>"), Request("acc_1", b"{}"), Secret("key"))
+
+    assert type(caught.value) is errors.BY_STATUS[status]
+    assert caught.value.retryable is (status in {429, 502, 503, 504})
+    assert caught.value.applied is (Applied.NO if status in {401, 429} else Applied.UNKNOWN)
+
+
+def every_error() -> list[errors.PostPressError]:
+    made: list[errors.PostPressError] = [
+        kind(kind.status or 418, errors.Problem(type_, "A title", "A detail", "req_9"), 3.0)
+        for type_, kind in {**errors.BY_TYPE, **errors.BY_CODE}.items()
+    ]
+    made += [kind("a fact") for kind in errors.TransportError.__subclasses__()]
+    made += [errors.AnswerError("a fact", 200), errors.DeadlineError("a fact")]
+    made += [errors.ConfigurationError("a fact"), errors.SessionClosedError("a fact")]
+    made += [errors.FleetError("a fact"), errors.JournalError("a fact")]
+    for error in made:
+        error.account_id = "acc_1"
+        error.attempts = (Attempt(1, 1.0, 0.25, "errors/proxy_error", 502, 1.0), Attempt(2, 2.0, 0.25))
+    return made
+
+
+@pytest.mark.parametrize("error", every_error(), ids=lambda error: type(error).__name__)
+def test_an_error_survives_pickling_and_copying(error: errors.PostPressError) -> None:
+    """A process pool hangs on an exception that does not unpickle."""
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(twin) is type(error)
+        assert str(twin) == str(error)
+        assert vars(twin) == vars(error)
+
+
+def test_an_error_says_what_an_operator_needs_at_three_in_the_morning() -> None:
+    """The account, the type, how often it was tried, and the id to quote to support."""
+    error = answered(502, "errors/proxy_error")
+    error.account_id = "acc_1"
+    error.attempts = (Attempt(1, 0.0, 0.5, wait=1.0), Attempt(2, 1.5, 0.5))
+
+    assert str(error) == (
+        "acc_1: errors/proxy_error (HTTP 502): A title. Quote instance req_1 to support. 2 attempts in 2.0 s."
+    )

@@ -1,0 +1,158 @@
+"""The journal: what is on the disk, who may write it, and what happens when it cannot be written."""
+
+import asyncio
+import os
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from postpress_async import Outcome
+from postpress_async.errors import JournalError
+from postpress_async.rotation import Journal, State
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite3"
+
+
+def states(path: Path) -> dict[str, int]:
+    connection = sqlite3.connect(path)
+    found = dict(connection.execute("SELECT state, count(*) FROM outcomes GROUP BY state"))
+    connection.close()
+    return found
+
+
+async def test_what_was_recorded_is_on_the_disk_when_it_is_closed(path) -> None:
+    journal = Journal.open(path)
+    for ordinal in range(500):
+        journal.record(Outcome.patched(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
+    await journal.aclose()
+
+    assert states(path) == {"patched": 500}
+    assert not path.with_name("run.sqlite3-wal").exists()
+
+
+async def test_it_can_be_read_while_it_is_written(path) -> None:
+    """`status` from another terminal must not wait for the night to end."""
+    journal = Journal.open(path)
+    journal.record(Outcome.patched(0, 2, "acc_1", 1, 0.1))
+    await journal.keep_generation(0, 1)  # returns once all before it is committed
+
+    assert states(path) == {"patched": 1}
+    await journal.aclose()
+
+
+async def test_only_its_owner_can_read_it(path) -> None:
+    await Journal.open(path).aclose()
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_a_later_outcome_takes_the_place_of_an_earlier_one(path) -> None:
+    """One row for each account: what was skipped or unknown is sent again."""
+    journal = Journal.open(path)
+    journal.record(Outcome.skipped(0, None, "acc_1"))
+    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    await journal.aclose()
+
+    assert states(path) == {"patched": 1}
+
+
+async def test_it_remembers_run_entries_and_generations(path) -> None:
+    journal = Journal.open(path)
+    journal.record(Outcome.patched(3, None, "acc_3", 1, 0.1))
+    journal.record(Outcome.given_up(5, None, "acc_5", 0.1))
+    await journal.keep_generation(5, 2)
+    await journal.aclose()
+
+    again = Journal.open(path)
+    assert again.run == journal.run
+    assert again.generations == {5: 2}
+    assert list(again.entries()) == [(3, "acc_3", State.PATCHED), (5, "acc_5", State.UNKNOWN)]
+    assert again.counts() == {State.PATCHED: 1, State.UNKNOWN: 1}
+    await again.aclose()
+
+
+async def test_a_journal_in_use_is_refused(path) -> None:
+    """Two runs on one journal would each believe the other's accounts to be theirs."""
+    journal = Journal.open(path)
+    with pytest.raises(JournalError, match="in use by another run"):
+        Journal.open(path)
+    await journal.aclose()
+    await Journal.open(path).aclose()
+
+
+async def test_a_journal_of_another_input_is_refused(path) -> None:
+    await Journal.open(path, digest=b"one input").aclose()
+
+    with pytest.raises(JournalError, match="begun with another input"):
+        Journal.open(path, digest=b"another")
+    await Journal.open(path, digest=b"one input").aclose()
+
+
+async def test_the_input_s_digest_is_not_in_it(path) -> None:
+    """A file of one row could be guessed from its digest, and the row has a password in it."""
+    await Journal.open(path, digest=b"the digest of a fleet").aclose()
+
+    assert b"the digest of a fleet" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("make", "fact"),
+    [
+        pytest.param(lambda path: path.write_text("account_id\nacc_1\n"), "not a database", id="a text file"),
+        pytest.param(lambda path: path.mkdir(), "cannot be written", id="a directory"),
+        pytest.param(lambda path: path.symlink_to("/dev/null"), "symbolic link", id="a symbolic link"),
+        pytest.param(os.mkfifo, "no regular file", id="a pipe"),
+        pytest.param(
+            lambda path: sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close(),
+            "no journal of ours",
+            id="another database",
+        ),
+    ],
+)
+def test_what_is_no_journal_is_refused_in_a_sentence(path, make, fact) -> None:
+    make(path)
+
+    with pytest.raises(JournalError, match=fact) as caught:
+        Journal.open(path)
+    assert str(path) in str(caught.value)
+    assert "name another journal" in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path) -> None:
+    with pytest.raises(JournalError, match="is no directory"):
+        Journal.open(tmp_path / "nowhere" / "run.sqlite3")
+
+
+async def test_a_commit_that_fails_is_told_and_nothing_more_is_taken(path) -> None:
+    """A full disk: the rotation must stop sending what it cannot record."""
+    journal = Journal.open(path)
+    breaker = sqlite3.connect(path)
+    breaker.execute("DROP TABLE outcomes")
+    breaker.close()
+    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+
+    with pytest.raises(JournalError, match="2 rows could not be recorded"):
+        await journal.keep_generation(0, 1)
+    with pytest.raises(JournalError):
+        journal.record(Outcome.patched(1, None, "acc_2", 1, 0.1))
+    with pytest.raises(JournalError):
+        await journal.aclose()
+    await asyncio.to_thread(lambda: None)
+    assert "postpress-journal" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_it_waits_for_the_disk_when_that_is_far_behind(path) -> None:
+    """Memory stays bounded: at most some thousand rows wait."""
+    journal = Journal.open(path)
+    for ordinal in range(20_000):
+        journal.record(Outcome.patched(ordinal, None, f"acc_{ordinal}", 1, 0.1))
+        await journal.room()
+    await journal.aclose()
+
+    assert states(path) == {"patched": 20_000}

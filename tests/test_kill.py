@@ -1,0 +1,82 @@
+"""SIGKILL at any moment: the same command settles the rest, and sends nothing twice that was settled."""
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+
+from postpress_async.sandbox import Sandbox
+
+MOMENTS = int(os.environ.get("POSTPRESS_TEST_KILLS", "10"))
+ACCOUNTS = 150 * MOMENTS
+IN_FLIGHT = 40
+
+
+def settled(journal: Path) -> set[str]:
+    """The accounts that the journal has as done."""
+    connection = sqlite3.connect(journal)
+    try:
+        told = "SELECT account_id FROM outcomes WHERE state IN ('patched', 'failed')"
+        return {account for (account,) in connection.execute(told)}
+    except sqlite3.OperationalError:  # killed before there was a table
+        return set()
+    finally:
+        connection.close()
+
+
+async def start(sandbox: Sandbox, fleet: Path, journal: Path) -> asyncio.subprocess.Process:
+    environment = {**os.environ, "POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
+    command = ["rotate", str(fleet), "--journal", str(journal), "--in-flight", str(IN_FLIGHT)]
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "postpress_async",
+        *command,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize("seed", [20261123])
+async def test_a_rotation_that_is_killed_goes_on_where_it_was(tmp_path: Path, seed: int) -> None:
+    """Ten seeded moments, by how many requests have arrived: nothing left out, nothing settled sent again."""
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    fleet, journal = tmp_path / "fleet.csv", tmp_path / "run.sqlite3"
+    accounts = [f"acc_{number}" for number in range(ACCOUNTS)]
+    fleet.write_text("account_id,country\n" + "".join(f"{account},US\n" for account in accounts))
+    moments = sorted(chance.sample(range(1, ACCOUNTS), MOMENTS))
+    allowed: dict[str, int] = dict.fromkeys(accounts, 1)  # how often each may be sent
+
+    async with Sandbox(latency=0.01) as sandbox:
+        record = sandbox.record
+        resent = 0
+        for moment in moments:
+            process = await start(sandbox, fleet, journal)
+            while record.requests < moment + resent and process.returncode is None:
+                await asyncio.sleep(0)
+            if process.returncode is None:
+                process.send_signal(signal.SIGKILL)
+            await process.communicate()
+            while record.in_flight:
+                await asyncio.sleep(0)
+            in_flight = {account for account in accounts if record.sends(account)} - settled(journal)
+            resent += len(in_flight)
+            for account in in_flight:
+                allowed[account] += 1
+        process = await start(sandbox, fleet, journal)
+        output, _ = await process.communicate()
+
+    assert process.returncode == 0, output
+    assert settled(journal) == set(accounts)
+    assert {
+        account: record.sends(account) for account in accounts if record.sends(account) > allowed[account]
+    } == {}
+    assert record.managed_handed_out == ACCOUNTS  # the same Idempotency-Key, so no second proxy
+    assert record.replayed > 0  # the kills did catch some in flight

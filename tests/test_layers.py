@@ -1,0 +1,80 @@
+"""The structure that the newcomer was promised: imports point down, and extras stay outside."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import postpress_async
+
+PACKAGE = Path(postpress_async.__file__).parent
+
+# Lowest first: a module may import only from layers before its own.
+LAYERS = ["_version secret _countries", "_fields", "models", "_failure", "errors", "_retry_after"]
+LAYERS += ["_wire retry pace events", "_transport _turns _lifetime _idempotency _settings", "_call"]
+LAYERS += ["rotation", "session", "sandbox", "cli __init__", "__main__"]
+
+
+def imported(module: str) -> set[str]:
+    """The modules of the package that *module*, a file or a folder, imports."""
+    place = PACKAGE / module
+    files = list(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    found: set[str] = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}: imports are absolute"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name.split(".")[1] for name in names if name.startswith("postpress_async.")}
+    return found - {module}
+
+
+def is_module(path: Path) -> bool:
+    return path.suffix == ".py" or (path / "__init__.py").exists()
+
+
+def test_imports_only_point_down() -> None:
+    """A module that needs no knowledge of those above it can be read, and tested, alone."""
+    below: set[str] = set()
+    for layer in LAYERS:
+        for module in layer.split():
+            assert imported(module) <= below, module
+        below |= set(layer.split())
+    assert below == {path.stem for path in PACKAGE.iterdir() if is_module(path)}
+
+
+def test_the_sandbox_s_server_knows_nothing_of_the_client() -> None:
+    """Written from the API's page, so that a mistake of the client's is not made on both sides."""
+    for file in (PACKAGE / "sandbox").glob("*.py"):
+        if file.name not in {"__init__.py", "pytest_plugin.py"}:
+            names = {
+                node.module
+                for node in ast.walk(ast.parse(file.read_text("utf-8")))
+                if isinstance(node, ast.ImportFrom) and node.module
+            }
+            ours = {name for name in names if name.startswith("postpress_async")}
+            assert all(name.startswith("postpress_async.sandbox.") for name in ours), file
+
+
+def test_importing_the_package_is_silent_and_loads_no_extra() -> None:
+    """A bot that embeds it pays for what it uses."""
+    told = (
+        "import sys, postpress_async;"
+        "extras = {'click', 'rich', 'uvloop', 'pyarrow', 'sqlalchemy', 'distributed', 'opentelemetry'};"
+        "print(sorted(extras & set(sys.modules)), 'aiohttp.web' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-X", "dev", "-c", told], capture_output=True, text=True, check=True
+    )
+
+    assert (done.stdout.strip(), done.stderr) == ("[] True" if "True" in done.stdout else "[] False", "")
+
+
+def test_no_module_is_two() -> None:
+    """About 300 lines is where a module asks which two ideas it holds."""
+    long = {str(path): n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 350}
+
+    assert long == {}

@@ -1,0 +1,335 @@
+"""A session's life: one loop, calls counted, and nobody left waiting when it ends."""
+
+import asyncio
+import math
+import selectors
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from postpress_async._lifetime import Lifetime
+from postpress_async.errors import ConfigurationError, SessionClosedError
+
+T = TypeVar("T")
+
+
+class SkippingSelector(selectors.DefaultSelector):
+    """Where a loop would sit and wait for a timer, its clock jumps to it."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None, "everyone waits, and nothing will ever come"
+        self.now += max(0.0, timeout)
+        return super().select(0)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop on which an hour takes no time."""
+
+    def __init__(self) -> None:
+        self.skipping = SkippingSelector()
+        super().__init__(self.skipping)
+
+    def time(self) -> float:
+        return self.skipping.now
+
+
+def play(scene: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(scene)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def work(lifetime: Lifetime, seconds: float) -> None:
+    """A call that takes so long."""
+    with lifetime.call():
+        await asyncio.sleep(seconds)
+
+
+async def wait(lifetime: Lifetime, until: float) -> float:
+    """Wait for what never comes; when it ended, by the loop's clock."""
+    with pytest.raises(TimeoutError):
+        async with lifetime.wait(until):
+            await asyncio.sleep(10_000.0)
+    return now()
+
+
+# --- Calls ---------------------------------------------------------------------------------------
+
+
+async def test_calls_may_overlap() -> None:
+    """Any number of tasks use one session."""
+    lifetime = Lifetime()
+    with lifetime.call(), lifetime.call():
+        pass
+
+    with lifetime.call():
+        pass
+
+
+async def test_a_closed_session_takes_no_call() -> None:
+    """It says so, and does not reopen."""
+    lifetime = Lifetime()
+    await lifetime.close(0)
+
+    for _ in range(2):
+        with pytest.raises(SessionClosedError, match="make a new one"), lifetime.call():
+            pass
+
+
+def test_a_session_belongs_to_the_loop_that_first_uses_it() -> None:
+    """Its connections are of that loop, and would hang in another one."""
+    lifetime = Lifetime()
+
+    async def use() -> None:
+        with lifetime.call():
+            await asyncio.sleep(0)
+
+    play(use())
+    with pytest.raises(ConfigurationError, match="one session per loop"):
+        play(use())
+
+
+def test_a_session_may_be_closed_in_another_loop() -> None:
+    """A call that broke off with its loop will never end: closing does not wait for it."""
+    lifetime = Lifetime()
+
+    async def break_off() -> None:
+        lifetime.call().__enter__()  # never left
+
+    async def close() -> float:
+        await lifetime.close(100.0)
+        return now()
+
+    play(break_off())
+    assert play(close()) == 0.0
+
+
+# --- Closing -------------------------------------------------------------------------------------
+
+
+def test_closing_an_idle_session_takes_no_time() -> None:
+    """Neither one that was never used, nor one whose calls have ended, nor one that is closed."""
+
+    async def scene() -> float:
+        unused, used = Lifetime(), Lifetime()
+        await unused.close(100.0)
+        await work(used, 0.0)
+        await used.close(100.0)
+        await used.close(100.0)
+        return now()
+
+    assert play(scene()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("patience", "closed"),
+    [
+        pytest.param(5.0, 3.0, id="patience enough"),
+        pytest.param(2.0, 2.0, id="too little"),
+        pytest.param(0.0, 0.0, id="none"),
+    ],
+)
+def test_closing_waits_for_the_last_call_and_no_longer_than_told(patience: float, closed: float) -> None:
+    """What is under way may settle; a call that hangs does not hang the program."""
+
+    async def scene() -> float:
+        lifetime = Lifetime()
+        async with asyncio.TaskGroup() as group:
+            for seconds in (1.0, 3.0, 2.0):
+                group.create_task(work(lifetime, seconds))
+            await asyncio.sleep(0)
+            await lifetime.close(patience)
+            return now()
+
+    assert play(scene()) == pytest.approx(closed)
+
+
+def test_no_call_begins_while_a_session_closes() -> None:
+    """Else a busy program would never come to its end."""
+
+    async def scene() -> None:
+        lifetime = Lifetime()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work(lifetime, 3.0))
+            await asyncio.sleep(0)
+            group.create_task(lifetime.close(5.0))
+            await asyncio.sleep(1.0)
+
+            with pytest.raises(SessionClosedError), lifetime.call():
+                pass
+
+    play(scene())
+
+
+def test_two_may_close_at_once() -> None:
+    """An ``async with`` that ends while somebody calls `aclose`: both wait, each as long as it said."""
+
+    async def scene() -> list[float]:
+        lifetime = Lifetime()
+
+        async def close(patience: float) -> float:
+            await lifetime.close(patience)
+            return now()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work(lifetime, 3.0))
+            await asyncio.sleep(0)
+            closings = [group.create_task(close(patience)) for patience in (1.0, 5.0, 10.0)]
+        return [await closing for closing in closings]
+
+    assert play(scene()) == pytest.approx([1.0, 3.0, 3.0])
+
+
+def test_a_call_that_fails_is_over_too() -> None:
+    """However it ends: by an error, or cancelled."""
+
+    async def scene() -> float:
+        lifetime = Lifetime()
+        with pytest.raises(KeyError), lifetime.call():
+            raise KeyError
+        task = asyncio.create_task(work(lifetime, 50.0))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        await lifetime.close(100.0)
+        return now()
+
+    assert play(scene()) == 1.0
+
+
+def test_closing_may_be_cancelled_and_begun_again() -> None:
+    """An impatient user's second Ctrl-C leaves a session that can still be closed in order."""
+
+    async def scene() -> float:
+        lifetime = Lifetime()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work(lifetime, 3.0))
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(lifetime.close(50.0))
+            await asyncio.sleep(1.0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            assert closing.cancelled()
+            await lifetime.close(50.0)
+            return now()
+
+    assert play(scene()) == pytest.approx(3.0)
+
+
+# --- Waiting and the end -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("until", [5.0, 0.0, -1.0], ids=["later", "now", "past"])
+def test_a_wait_ends_when_its_time_is_up(until: float) -> None:
+    """By the loop's clock, and also where it is up already."""
+    assert play(wait(Lifetime(), until)) == pytest.approx(max(0.0, until))
+
+
+def test_a_wait_that_is_not_in_vain_ends_quietly() -> None:
+    """And leaves nothing behind in a session that lives for months."""
+
+    async def scene() -> Lifetime:
+        lifetime = Lifetime()
+        for until in (5.0, math.inf):
+            async with lifetime.wait(until):
+                await asyncio.sleep(1.0)
+        return lifetime
+
+    assert play(scene())._waits == set()
+
+
+@pytest.mark.parametrize("until", [50.0, math.inf], ids=["deadline", "no deadline"])
+def test_the_end_wakes_everyone_who_waits(until: float) -> None:
+    """For a slot, for a turn, or to try again: nothing will come of it."""
+
+    async def scene() -> list[float]:
+        lifetime = Lifetime()
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(wait(lifetime, until)) for _ in range(10)]
+            await asyncio.sleep(3.0)
+            lifetime.end()
+        return [await one for one in waits]
+
+    assert play(scene()) == [3.0] * 10
+
+
+def test_after_the_end_nobody_begins_to_wait() -> None:
+    """A call that comes to its wait a moment too late must not sit there for ever."""
+
+    async def scene() -> float:
+        lifetime = Lifetime()
+        lifetime.end()
+        assert lifetime.ended
+        return await wait(lifetime, math.inf)
+
+    assert play(scene()) == 0.0
+
+
+def test_an_end_may_come_twice() -> None:
+    """As when a session is closed again before its calls have noticed."""
+
+    async def scene() -> float:
+        lifetime = Lifetime()
+        waiting = asyncio.create_task(wait(lifetime, math.inf))
+        await asyncio.sleep(1.0)
+        lifetime.end()
+        lifetime.end()
+        return await waiting
+
+    assert play(scene()) == 1.0
+
+
+def test_the_end_may_meet_a_wait_whose_time_is_up() -> None:
+    """Two timers of one moment: what is expiring ends by itself, and the others are woken all the same."""
+
+    async def scene() -> list[float]:
+        lifetime = Lifetime()
+        waits = [asyncio.create_task(wait(lifetime, until)) for until in (1.0, 1.0, 100.0, 100.0, math.inf)]
+        await asyncio.sleep(0)
+        failures: list[BaseException] = []
+
+        def end() -> None:
+            try:
+                lifetime.end()
+            except BaseException as error:
+                failures.append(error)
+
+        asyncio.get_running_loop().call_at(1.0 + 1e-10, end)  # after theirs, in the same round of the loop
+        ended = await asyncio.gather(*waits[:4])
+        assert failures == []
+        return [*ended, await waits[4]]
+
+    assert play(scene()) == pytest.approx([1.0] * 5)
+
+
+def test_a_wait_that_is_cancelled_is_cancelled() -> None:
+    """It is not turned into a timeout, and it is forgotten."""
+
+    async def scene() -> Lifetime:
+        lifetime = Lifetime()
+        waiting = asyncio.create_task(wait(lifetime, 50.0))
+        await asyncio.sleep(1.0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        return lifetime
+
+    assert play(scene())._waits == set()
+
+
+def test_an_error_within_a_wait_passes_through() -> None:
+    """Also a `TimeoutError` that is not ours."""
+
+    async def scene() -> float:
+        for kind in (KeyError, TimeoutError):
+            with pytest.raises(kind, match="inner"):
+                async with Lifetime().wait(50.0):
+                    raise kind("inner")
+        return now()
+
+    assert play(scene()) == 0.0

@@ -1,0 +1,772 @@
+"""When a call is tried again, and after how long: on a stub of a call and a clock that is bent."""
+
+import asyncio
+import gc
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from statistics import fmean
+from typing import Any
+
+import pytest
+import tenacity
+from attrs import define, evolve, field
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postpress_async import errors
+from postpress_async.errors import ApiError, PostPressError, Problem
+from postpress_async.retry import LONGEST_RETRY_AFTER, FullJitter, RetryPolicy
+
+DONE = "done"
+RETRIED = {
+    "errors/proxy_error",
+    "errors/provider_error",
+    "errors/network_down",
+    "errors/request_timeout",
+    "errors/service_unavailable",
+}
+NO_WAIT = tenacity.wait_none()
+
+
+class BentLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock moves only when a test says so."""
+
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+def pass_(seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, BentLoop)
+    loop.now += seconds
+
+
+@define(eq=False)
+class StubCall:
+    """A `Call` that gives one answer after the other, the last one for ever, and records its waits."""
+
+    answers: list[Any]
+    takes: float = 0.0
+    may: bool = True
+    began: float = BentLoop.now
+    made: int = 0
+    naps: list[float] = field(factory=list)
+    ends: list[float] = field(factory=list)
+    asked: list[str] = field(factory=list)  # not the errors: their tracebacks hold this very call
+
+    async def __call__(self) -> str:
+        answer = self.answers[min(self.made, len(self.answers) - 1)]
+        self.made += 1
+        pass_(self.takes)
+        self.ends.append(asyncio.get_running_loop().time())
+        if answer == DONE:
+            return DONE
+        raise answer()
+
+    def may_repeat(self, error: PostPressError) -> bool:
+        self.asked.append(error.code)
+        return self.may
+
+    async def wait(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        pass_(seconds)
+
+
+def play(policy: RetryPolicy, call: StubCall) -> str:
+    with asyncio.Runner(loop_factory=BentLoop) as runner:
+        return runner.run(policy.run(call))
+
+
+def failed(
+    policy: RetryPolicy, call: StubCall, kind: type[PostPressError] = PostPressError
+) -> PostPressError:
+    with pytest.raises(kind) as caught:
+        play(policy, call)
+    return caught.value
+
+
+def answer(status: int, type_: str = "", retry_after: float | None = None) -> Callable[[], ApiError]:
+    """What makes such an error, a new one each time."""
+    return lambda: ApiError.of(status, Problem(type_), retry_after)
+
+
+BUSY = answer(503, "errors/service_unavailable")
+
+
+# --- What is retried -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("type_", "kind"), errors.BY_TYPE.items())
+def test_each_listed_type_is_retried_or_fatal(type_: str, kind: type[ApiError]) -> None:
+    """Retryable: sent until the attempts are spent; fatal: exactly once."""
+    assert kind.status is not None
+    call = StubCall([answer(kind.status, type_)])
+
+    failed(RetryPolicy(), call, kind)
+    assert call.made == (4 if type_ in RETRIED else 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "retried"),
+    [
+        pytest.param(answer(400), False, id="bare 400"),
+        pytest.param(answer(401), False, id="bare 401"),
+        pytest.param(answer(404), False, id="bare 404"),
+        pytest.param(answer(408), True, id="bare 408"),
+        pytest.param(answer(418), False, id="bare 418"),
+        pytest.param(answer(429), True, id="bare 429"),
+        pytest.param(answer(500), False, id="bare 500"),
+        pytest.param(answer(501), False, id="bare 501"),
+        pytest.param(answer(502), True, id="bare 502"),
+        pytest.param(answer(503), True, id="bare 503"),
+        pytest.param(answer(504), True, id="bare 504"),
+        pytest.param(answer(505), False, id="bare 505"),
+        pytest.param(answer(503, "errors/brand_new"), True, id="unlisted type, retryable status"),
+        pytest.param(answer(500, "errors/brand_new"), False, id="unlisted type, fatal status"),
+        pytest.param(answer(500, "errors/proxy_error"), False, id="retryable type, fatal status"),
+        pytest.param(answer(503, "errors/invalid_parameters"), False, id="fatal type, retryable status"),
+        pytest.param(lambda: errors.ConnectError("x"), True, id="no connection"),
+        pytest.param(lambda: errors.ConnectionLostError("x"), True, id="connection lost"),
+        pytest.param(lambda: errors.AttemptTimeoutError("x"), True, id="attempt timed out"),
+        pytest.param(lambda: errors.TlsError("x"), False, id="certificate not trusted"),
+        pytest.param(lambda: errors.AnswerError("x", 200), False, id="200 that cannot be true"),
+        pytest.param(lambda: errors.AnswerError("x", 302), False, id="redirect"),
+        pytest.param(lambda: errors.AnswerError("x", 502), True, id="502 too large to read"),
+        pytest.param(lambda: errors.AnswerError("x", None), False, id="no HTTP"),
+        pytest.param(lambda: errors.DeadlineError("x"), False, id="deadline"),
+        pytest.param(lambda: errors.ConfigurationError("x"), False, id="configuration"),
+        pytest.param(lambda: errors.SessionClosedError("x"), False, id="session closed"),
+        pytest.param(PostPressError, False, id="the base of all"),
+    ],
+)
+def test_what_the_reference_does_not_list_is_retried_or_fatal(
+    make: Callable[[], PostPressError], retried: bool
+) -> None:
+    """What every API's clients meet in front of it, and what nobody's patience mends."""
+    call = StubCall([make])
+
+    failed(RetryPolicy(), call)
+    assert call.made == (4 if retried else 1)
+    assert RetryPolicy().retries(make()) is retried
+
+
+@pytest.mark.parametrize(
+    "kind", [ValueError, KeyError, OSError, TimeoutError, asyncio.CancelledError, KeyboardInterrupt]
+)
+@pytest.mark.parametrize("before", [[], [BUSY]], ids=["at first", "after a retry"])
+def test_what_is_no_error_of_ours_passes_through(kind: type[BaseException], before: list[Any]) -> None:
+    """A bug is not retried, a cancellation is never caught, and neither is wrapped."""
+    call = StubCall([*before, kind])
+
+    with pytest.raises(kind) as caught:
+        play(RetryPolicy(), call)
+    assert type(caught.value) is kind
+    assert call.made == len(before) + 1
+    assert not RetryPolicy(also_on=(PostPressError,)).retries(kind())
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2, 3])
+def test_the_first_success_is_the_result(failures: int) -> None:
+    """And nothing is sent after it."""
+    call = StubCall([BUSY] * failures + [DONE])
+
+    assert play(RetryPolicy(), call) == DONE
+    assert call.made == failures + 1
+    assert len(call.naps) == failures
+
+
+def test_the_last_error_is_raised_as_it_was() -> None:
+    """The very object, with nothing on its chain: what the earlier ones told is in its history."""
+    made = [errors.ConnectError("first"), errors.ConnectError("second"), errors.TlsError("last")]
+
+    error = failed(RetryPolicy(), StubCall([lambda one=one: one for one in made]))
+    assert error is made[-1]
+    assert (error.__cause__, error.__context__) == (None, None)
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3, 10])
+def test_attempts_are_counted_with_the_first(attempts: int) -> None:
+    """As the word says: one attempt is no retry."""
+    call = StubCall([BUSY])
+
+    failed(RetryPolicy(attempts=attempts, deadline=math.inf), call)
+    assert call.made == attempts
+    assert len(call.naps) == attempts - 1
+
+
+# --- Adding and taking away ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("also_on", "never_on", "retried"),
+    [
+        pytest.param((errors.NoChannelError,), (), True, id="the class itself is added"),
+        pytest.param((errors.UnavailableError,), (), True, id="its family is added"),
+        pytest.param((PostPressError,), (), True, id="everything is added"),
+        pytest.param((errors.NoHandlerError,), (), False, id="its sister is added"),
+        pytest.param((errors.NoChannelError,), (errors.NoChannelError,), False, id="added and taken away"),
+        pytest.param(
+            (errors.NoChannelError,), (errors.UnavailableError,), False, id="added, its family taken away"
+        ),
+        pytest.param((errors.UnavailableError,), (errors.NoHandlerError,), True, id="its sister taken away"),
+    ],
+)
+def test_a_fatal_class_can_be_added(also_on: Any, never_on: Any, retried: bool) -> None:
+    """An operator may know better; what is taken away beats what is added."""
+    policy = RetryPolicy(also_on=also_on, never_on=never_on)
+    call = StubCall([answer(503, "errors/no_channel")])
+
+    failed(policy, call, errors.NoChannelError)
+    assert call.made == (4 if retried else 1)
+
+
+@pytest.mark.parametrize("never_on", [errors.ProxyError, errors.BadGatewayError, ApiError, PostPressError])
+def test_a_retried_class_can_be_taken_away(never_on: type[PostPressError]) -> None:
+    """By itself or with its whole family; the others stay."""
+    policy = RetryPolicy(never_on=(never_on,))
+    call = StubCall([answer(502, "errors/proxy_error")])
+
+    failed(policy, call, errors.ProxyError)
+    assert call.made == 1
+    assert policy.retries(errors.ConnectError("x")) is (never_on is not PostPressError)
+
+
+def test_what_is_added_holds_for_the_error_of_this_very_attempt() -> None:
+    """A call may fail in another way each time, and each is judged by itself."""
+    call = StubCall([BUSY, answer(503, "errors/no_channel"), answer(400), DONE])
+
+    failed(RetryPolicy(also_on=(errors.NoChannelError,)), call, errors.BadRequestError)
+    assert call.made == 3
+
+
+def test_a_call_may_forbid_its_own_repetition() -> None:
+    """A managed proxy must not be handed out, and billed, twice; asked only about what would be retried."""
+    call = StubCall([BUSY], may=False)
+    failed(RetryPolicy(), call)
+
+    assert call.made == 1
+    assert call.naps == []
+    assert call.asked == ["errors/service_unavailable"]
+
+    fatal = StubCall([answer(400)])
+    failed(RetryPolicy(), fatal)
+    assert fatal.asked == []
+
+
+# --- The deadline --------------------------------------------------------------------------------
+
+
+def test_a_wait_that_would_overrun_the_deadline_is_not_begun() -> None:
+    """The error is raised at once: waiting for nothing helps nobody."""
+    call = StubCall([BUSY], takes=3.0)
+
+    failed(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(5.0)), call)
+    assert call.naps == [5.0]  # 3 + 5 + 3 = 11 seconds: no second wait
+    assert call.ends == [1003.0, 1011.0]
+
+
+def test_time_that_passed_before_the_first_attempt_counts() -> None:
+    """A call may have waited for its turn; its deadline began before."""
+    call = StubCall([BUSY], began=BentLoop.now - 8.0)
+
+    failed(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(5.0)), call)
+    assert call.made == 1
+
+
+def test_a_deadline_that_was_moved_is_kept_where_it_is_now() -> None:
+    """Time at a closed gate does not count: the call moves its beginning, and is asked each time."""
+
+    @define(eq=False)
+    class Gated(StubCall):
+        async def wait(self, seconds: float) -> None:
+            await StubCall.wait(self, seconds)
+            pass_(3600.0)
+            self.began += 3600.0
+
+    call = Gated([BUSY, BUSY, DONE])
+
+    assert play(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(2.0)), call) == DONE
+
+
+def test_without_a_deadline_only_the_attempts_count() -> None:
+    """`math.inf` is none."""
+    call = StubCall([BUSY], takes=1e6)
+
+    failed(RetryPolicy(deadline=math.inf, wait=tenacity.wait_fixed(1e6)), call)
+    assert call.made == 4
+
+
+@given(
+    deadline=st.floats(0.001, 500.0),
+    takes=st.floats(0.0, 100.0),
+    late=st.floats(0.0, 100.0),
+    waits=st.lists(st.floats(0.0, 200.0), min_size=1, max_size=8),
+    floors=st.lists(st.none() | st.floats(0.0, 200.0), min_size=1, max_size=8),
+    stop=st.sampled_from([None, tenacity.stop_never, tenacity.stop_after_attempt(7)]),
+)
+def test_no_wait_ends_after_the_deadline(
+    deadline: float,
+    takes: float,
+    late: float,
+    waits: list[float],
+    floors: list[float | None],
+    stop: Callable[[tenacity.RetryCallState], bool] | None,
+) -> None:
+    """Whatever the attempts take, the strategies say and the API asks for."""
+    chain = tenacity.wait_chain(*map(tenacity.wait_fixed, [*waits, 1.0]))
+    policy = RetryPolicy(attempts=20, deadline=deadline, wait=chain, stop=stop)
+    call = StubCall(
+        [answer(503, "errors/service_unavailable", floor) for floor in floors],
+        takes,
+        began=BentLoop.now - late,
+    )
+    failed(policy, call)
+
+    for ended, nap in zip(call.ends, call.naps, strict=False):
+        assert ended + nap - call.began <= deadline
+    assert len(call.naps) == call.made - 1
+    assert all(nap <= LONGEST_RETRY_AFTER or nap in waits for nap in call.naps)
+
+
+# --- Retry-After ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "wait", "slept"),
+    [
+        pytest.param(7.0, 0.0, 7.0, id="over the backoff"),
+        pytest.param(7.0, 9.0, 9.0, id="under the backoff"),
+        pytest.param(0.0, 9.0, 9.0, id="zero"),
+        pytest.param(None, 9.0, 9.0, id="none"),
+        pytest.param(100.0, 20.0, 100.0, id="over the longest backoff"),
+    ],
+)
+def test_retry_after_is_a_floor_under_the_wait(asked: float | None, wait: float, slept: float) -> None:
+    """Sooner is no use; later is the policy's own business."""
+    call = StubCall([answer(503, "errors/service_unavailable", asked), DONE])
+
+    assert play(RetryPolicy(wait=tenacity.wait_fixed(wait)), call) == DONE
+    assert call.naps == [slept]
+
+
+def test_retry_after_holds_for_the_wait_after_its_own_answer() -> None:
+    """The next answer may ask for less."""
+    call = StubCall([answer(429, "", 30.0), answer(429, "", 1.0), answer(429), DONE])
+
+    assert play(RetryPolicy(wait=NO_WAIT), call) == DONE
+    assert call.naps == [30.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(("asked", "made"), [(119.9, 2), (120.0, 2), (120.1, 1), (1e9, 1), (math.inf, 1)])
+def test_a_retry_after_over_two_minutes_is_given_up(asked: float, made: int) -> None:
+    """However much time there is: the caller is told, and can come back."""
+    call = StubCall([answer(503, "errors/service_unavailable", asked), DONE])
+    policy = RetryPolicy(deadline=math.inf, wait=NO_WAIT)
+
+    if made == 2:
+        assert play(policy, call) == DONE
+    else:
+        assert failed(policy, call).retry_after == asked
+    assert call.made == made
+    assert LONGEST_RETRY_AFTER == 120.0
+
+
+def test_a_retry_after_over_the_deadline_is_given_up() -> None:
+    """At once, and it stays on the error."""
+    call = StubCall([answer(503, "errors/service_unavailable", 11.0)])
+
+    assert failed(RetryPolicy(deadline=10.0), call).retry_after == 11.0
+    assert (call.made, call.naps) == (1, [])
+
+
+def test_a_retry_after_makes_no_fatal_error_retryable() -> None:
+    """Some gateways put it on everything."""
+    call = StubCall([answer(400, "errors/invalid_parameters", 1.0)])
+
+    failed(RetryPolicy(), call)
+    assert call.made == 1
+
+
+# --- Strategies of the user's own ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wait", "slept"),
+    [
+        pytest.param(tenacity.wait_fixed(2.5), [2.5, 2.5, 2.5], id="fixed"),
+        pytest.param(tenacity.wait_fixed(timedelta(seconds=2)), [2.0, 2.0, 2.0], id="timedelta"),
+        pytest.param(tenacity.wait_incrementing(1, 2), [1.0, 3.0, 5.0], id="incrementing"),
+        pytest.param(tenacity.wait_exponential(max=3), [1.0, 2.0, 3.0], id="exponential"),
+        pytest.param(
+            tenacity.wait_fixed(1) + tenacity.wait_incrementing(0, 1), [1.0, 2.0, 3.0], id="sum of two"
+        ),
+        pytest.param(
+            tenacity.wait_chain(tenacity.wait_fixed(5), tenacity.wait_fixed(1)), [5.0, 1.0, 1.0], id="chain"
+        ),
+        pytest.param(lambda state: 10.0 * state.attempt_number, [10.0, 20.0, 30.0], id="function"),
+        pytest.param(lambda state: state.idle_for + 1.0, [1.0, 2.0, 4.0], id="function of what was waited"),
+        pytest.param(lambda state: state.seconds_since_start, [1.0, 3.0, 7.0], id="function of the time"),
+    ],
+)
+def test_a_wait_of_the_user_s_own_takes_the_place_of_the_jitter(wait: Any, slept: list[float]) -> None:
+    """Any strategy of tenacity's, or a function like one."""
+    call = StubCall([BUSY], takes=1.0)
+
+    failed(RetryPolicy(wait=wait), call)
+    assert call.naps == pytest.approx(slept)
+
+
+def test_a_strategy_sees_the_error_of_the_attempt() -> None:
+    """To wait longer after one kind than after another."""
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        assert state.outcome is not None
+        return 5.0 if isinstance(state.outcome.exception(), errors.ProxyError) else 1.0
+
+    call = StubCall([answer(502, "errors/proxy_error"), BUSY, DONE])
+
+    assert play(RetryPolicy(wait=wait), call) == DONE
+    assert call.naps == [5.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("stop", "made"),
+    [
+        pytest.param(tenacity.stop_after_attempt(2), 2, id="fewer attempts"),
+        pytest.param(tenacity.stop_after_attempt(9), 9, id="more attempts"),
+        pytest.param(tenacity.stop_after_delay(25), 4, id="after a delay"),
+        pytest.param(tenacity.stop_before_delay(25), 3, id="before a delay"),
+        pytest.param(tenacity.stop_after_attempt(5) | tenacity.stop_before_delay(25), 3, id="either of two"),
+        pytest.param(tenacity.stop_after_attempt(5) & tenacity.stop_before_delay(25), 5, id="both of two"),
+        pytest.param(lambda state: state.attempt_number == 6, 6, id="function"),
+        pytest.param(tenacity.stop_never, 12, id="never: the deadline holds all the same"),
+    ],
+)
+def test_a_stop_of_the_user_s_own_takes_the_place_of_the_attempts(stop: Any, made: int) -> None:
+    """And not of the deadline, which someone further up counts on."""
+    call = StubCall([BUSY])
+
+    failed(RetryPolicy(attempts=1, stop=stop, wait=tenacity.wait_fixed(10)), call)
+    assert call.made == made
+
+
+def test_a_wait_that_is_a_coroutine_function_is_awaited() -> None:
+    """As tenacity's own asyncio retrying does."""
+
+    async def wait(state: tenacity.RetryCallState) -> float:
+        return 2.0 * state.attempt_number
+
+    call = StubCall([BUSY])
+
+    failed(RetryPolicy(wait=wait), call)
+    assert call.naps == [2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    "asked", [None, 3.0, 121.0], ids=["no Retry-After", "Retry-After", "long Retry-After"]
+)
+@pytest.mark.parametrize("wait", [1.0, 11.0], ids=["wait within the deadline", "wait over it"])
+def test_a_stop_that_is_a_coroutine_function_is_awaited_and_no_more_than_a_stop(
+    asked: float | None, wait: float
+) -> None:
+    """The deadline and the longest Retry-After hold all the same."""
+
+    async def stop(state: tenacity.RetryCallState) -> bool:
+        return state.attempt_number >= 3
+
+    call = StubCall([answer(503, "errors/service_unavailable", asked)])
+    policy = RetryPolicy(stop=stop, wait=tenacity.wait_fixed(wait), deadline=10.0)
+
+    failed(policy, call)
+    assert call.made == (1 if wait > 10.0 or asked == 121.0 else 3)
+    assert sum(call.naps) < 10.0
+
+
+# --- Jitter --------------------------------------------------------------------------------------
+
+
+def state(number: int) -> tenacity.RetryCallState:
+    made = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
+    made.attempt_number = number
+    return made
+
+
+@pytest.mark.parametrize(("number", "edge"), [(1, 0.5), (2, 1.0), (3, 2.0), (6, 16.0), (7, 20.0), (50, 20.0)])
+def test_a_wait_is_drawn_evenly_from_zero_to_its_edge(number: int, edge: float) -> None:
+    """Full jitter: clients that failed together do not come back together."""
+    jitter = FullJitter(0.5, 20.0, random.Random(7))
+
+    drawn = [jitter(state(number)) for _ in range(10_000)]
+    assert 0.0 <= min(drawn) < 0.01 * edge
+    assert 0.99 * edge < max(drawn) <= edge
+    assert fmean(drawn) == pytest.approx(edge / 2, rel=0.02)
+    for part in range(10):
+        share = sum(part <= 10 * wait / edge < part + 1 for wait in drawn)
+        assert 900 < share < 1100
+
+
+def test_a_run_can_be_repeated_from_its_seed() -> None:
+    """The same chance, the same waits; another one, others."""
+    seven, again, eight = (
+        [FullJitter(0.5, 20.0, random.Random(seed))(state(number)) for number in range(1, 9)]
+        for seed in (7, 7, 8)
+    )
+
+    assert seven == again != eight
+
+
+@pytest.mark.parametrize("number", [1, 64, 1000, 1025, 5000, 10**9])
+@pytest.mark.parametrize("first_wait", [1e-9, 0.5, 1e9], ids=str)
+def test_no_number_of_attempts_is_too_many(number: int, first_wait: float) -> None:
+    """A policy of hours doubles beyond what a float holds; its error must be the API's and not that."""
+    wait = FullJitter(first_wait, 20.0, random.Random(7))(state(number))
+
+    assert 0.0 <= wait <= 20.0
+
+
+@given(
+    first_wait=st.floats(0.001, 100.0),
+    max_wait=st.floats(0.001, 100.0),
+    attempts=st.integers(1, 12),
+    seed=st.integers(),
+)
+def test_the_waits_of_a_call_keep_the_formula(
+    first_wait: float, max_wait: float, attempts: int, seed: int
+) -> None:
+    """From 0 to ``min(max_wait, first_wait * 2 ** (n - 1))``, as the docstring says."""
+    jitter = FullJitter(first_wait, max_wait, random.Random(seed))
+    call = StubCall([BUSY])
+
+    failed(RetryPolicy(attempts=attempts, deadline=math.inf, wait=jitter), call)
+    for number, nap in enumerate(call.naps, 1):
+        assert 0.0 <= nap <= min(max_wait, first_wait * 2 ** (number - 1))
+
+
+def test_the_policy_s_own_waits_are_its_jitter() -> None:
+    """Its two numbers arrive there, without a strategy of the user's own."""
+    calls = [StubCall([BUSY]) for _ in range(300)]
+    for call in calls:
+        failed(RetryPolicy(first_wait=1.0, max_wait=3.0), call)
+
+    for number, edge in enumerate([1.0, 2.0, 3.0]):
+        naps = [call.naps[number] for call in calls]
+        assert 0.9 * edge < max(naps) <= edge
+        assert 0.0 <= min(naps) < 0.1 * edge
+
+
+# --- One value for thousands of tasks ------------------------------------------------------------
+
+
+def test_a_thousand_calls_at_once_each_get_their_own() -> None:
+    """Nothing of one call is kept where another can see it."""
+
+    @define(eq=False)
+    class Mine(StubCall):
+        number: int = 0
+
+        async def __call__(self) -> str:
+            self.made += 1
+            await asyncio.sleep(0)
+            if self.number % 3 == 0 and self.made == 3:
+                return f"done {self.number}"
+            raise errors.ConnectError(f"{self.number} for the {self.made}. time")
+
+        async def wait(self, seconds: float) -> None:
+            self.naps.append(seconds)
+            for _ in range(self.number % 7):
+                await asyncio.sleep(0)
+
+    policy = RetryPolicy(wait=lambda state: float(state.attempt_number))
+    calls = [Mine([], number=number) for number in range(1000)]
+
+    async def scene() -> list[str | BaseException]:
+        return await asyncio.gather(*map(policy.run, calls), return_exceptions=True)
+
+    with asyncio.Runner(loop_factory=BentLoop) as runner:
+        outcomes = runner.run(scene())
+    for call, outcome in zip(calls, outcomes, strict=True):
+        if call.number % 3 == 0:
+            assert outcome == f"done {call.number}"
+            assert call.naps == [1.0, 2.0]
+        else:
+            assert isinstance(outcome, errors.ConnectError)
+            assert outcome.args == (f"{call.number} for the 4. time",)
+            assert call.naps == [1.0, 2.0, 3.0]
+    assert policy._retrying.statistics == {}
+
+
+def test_a_success_at_once_asks_no_strategy() -> None:
+    """The usual case pays nothing for the retry."""
+
+    def forbidden(_state: tenacity.RetryCallState) -> Any:
+        raise AssertionError("asked after a success")
+
+    assert play(RetryPolicy(wait=forbidden, stop=forbidden), StubCall([DONE])) == DONE
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """What is freed inside is freed by its last reference alone."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("answers", "ends_in"),
+    [
+        pytest.param([DONE], None, id="success"),
+        pytest.param([BUSY, DONE], None, id="success after a failure"),
+        pytest.param([BUSY, BUSY, BUSY, DONE], None, id="success at last"),
+        pytest.param([answer(400)], errors.BadRequestError, id="fatal"),
+        pytest.param([BUSY, answer(400)], errors.BadRequestError, id="fatal after a failure"),
+        pytest.param([BUSY], errors.ServiceUnavailableError, id="attempts spent"),
+        pytest.param([answer(429, "", 121.0)], errors.TooManyRequestsError, id="long Retry-After"),
+        pytest.param([BUSY, KeyError], KeyError, id="a bug after a failure"),
+        pytest.param([BUSY, asyncio.CancelledError], asyncio.CancelledError, id="cancelled after a failure"),
+    ],
+)
+def test_no_call_leaves_a_cycle_of_references(
+    answers: list[Any], ends_in: type[BaseException] | None
+) -> None:
+    """A traceback in a cycle keeps its frames, with sockets and secrets, until the collector comes by."""
+    policy = RetryPolicy(wait=NO_WAIT)
+
+    async def scene() -> int:
+        with no_collector():
+            try:
+                await policy.run(StubCall(answers))
+            except BaseException as error:
+                outcome: type[BaseException] | None = type(error)
+            else:
+                outcome = None
+            left = gc.collect()
+        assert outcome is ends_in
+        return left
+
+    with asyncio.Runner(loop_factory=BentLoop) as runner:
+        assert runner.run(scene()) == 0
+
+
+def test_a_call_that_is_cancelled_in_its_wait_leaves_no_cycle() -> None:
+    """The failure it waited after is let go with it."""
+    policy = RetryPolicy()
+
+    @define(eq=False)
+    class Waiting(StubCall):
+        async def wait(self, seconds: float) -> None:
+            await asyncio.get_running_loop().create_future()
+
+    async def scene() -> int:
+        with no_collector():
+            task = asyncio.create_task(policy.run(Waiting([BUSY])))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            del task
+            return gc.collect()
+
+    with asyncio.Runner(loop_factory=BentLoop) as runner:
+        assert runner.run(scene()) == 0
+
+
+# --- The value itself ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["attempt_timeout", "deadline", "first_wait", "max_wait"])
+@pytest.mark.parametrize(
+    "value", [0, -1, 0.0, -0.0, -math.inf, math.nan, True, "1", None, timedelta(seconds=1), 1j], ids=str
+)
+def test_a_number_of_seconds_is_above_zero(name: str, value: Any) -> None:
+    """A mistake in a policy is told when it is made, not at the first failure of the night."""
+    with pytest.raises(ValueError, match=f"{name} is a number of seconds above 0"):
+        RetryPolicy(**{name: value})
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, True, "4", None, math.inf], ids=str)
+def test_attempts_are_a_whole_number_from_1(value: Any) -> None:
+    """None, and infinity, are what a *stop* is for."""
+    with pytest.raises(ValueError, match="attempts is a whole number from 1"):
+        RetryPolicy(attempts=value)
+
+
+@pytest.mark.parametrize("name", ["also_on", "never_on"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        (ValueError,),
+        (Exception,),
+        (errors.ConnectError("x"),),
+        ("errors/proxy_error",),
+        (502,),
+        "502",
+        (None,),
+    ],
+    ids=["ValueError", "Exception", "an error, not its class", "a type", "a status", "text", "None"],
+)
+def test_classes_are_classes_of_errors(name: str, value: Any) -> None:
+    """A type or a status by mistake would match nothing, and nobody would notice."""
+    with pytest.raises(ValueError, match=f"{name} takes classes of postpress_async.errors"):
+        RetryPolicy(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["also_on", "never_on"])
+def test_a_class_alone_is_told_to_be_put_in_a_tuple(name: str) -> None:
+    """The likeliest slip: without the comma it is no tuple."""
+    with pytest.raises(ValueError, match=f"{name} takes classes of postpress_async.errors"):
+        RetryPolicy(**{name: errors.ProxyError})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["wait", "stop", "sleep"])
+@pytest.mark.parametrize("value", [5], ids=["number"])
+def test_a_strategy_is_something_to_call(name: str, value: Any) -> None:
+    """Else the first failure of the night would be a TypeError of ours in place of the API's answer."""
+    with pytest.raises(ValueError, match=name):
+        RetryPolicy(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "kinds", [[errors.NoChannelError], {errors.NoChannelError}, iter([errors.NoChannelError])]
+)
+def test_classes_may_come_in_any_collection(kinds: Any) -> None:
+    """And are kept as a tuple, which nobody can change afterwards."""
+    assert RetryPolicy(also_on=kinds).also_on == (errors.NoChannelError,)
+
+
+def test_a_policy_s_numbers_are_the_documented_ones() -> None:
+    """The README, the docstring and the design name them."""
+    policy = RetryPolicy()
+
+    assert (policy.attempts, policy.attempt_timeout, policy.deadline) == (4, 30.0, 120.0)
+    assert (policy.first_wait, policy.max_wait) == (0.5, 20.0)
+    assert (policy.also_on, policy.never_on, policy.wait, policy.stop) == ((), (), None, None)
+    assert policy.sleep is asyncio.sleep
+
+
+def test_a_policy_is_a_value() -> None:
+    """Equal if its numbers are, hashable, unchangeable, and named."""
+    assert RetryPolicy() == RetryPolicy()
+    assert hash(RetryPolicy()) == hash(RetryPolicy())
+    assert RetryPolicy(attempts=5) != RetryPolicy()
+    with pytest.raises(AttributeError):
+        RetryPolicy().attempts = 5  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        RetryPolicy(5)  # type: ignore[call-arg]
+
+
+def test_a_policy_made_from_another_follows_its_own_numbers() -> None:
+    """What the one derived from its numbers is not the other's."""
+    call = StubCall([answer(503, "errors/no_channel")])
+    policy = evolve(RetryPolicy(), attempts=2, also_on=(errors.NoChannelError,), wait=tenacity.wait_fixed(9))
+
+    failed(policy, call)
+    assert call.naps == [9.0]

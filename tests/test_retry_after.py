@@ -1,0 +1,271 @@
+"""Retry-After in each form that HTTP has, and in none that it has not."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postpress_async._retry_after import read_retry_after
+
+
+def at(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> float:
+    """Unix time of that moment in UTC."""
+    return datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp()
+
+
+NOW = at(2026, 11, 23, 12, 0, 0)
+
+
+@pytest.fixture(params=["PST8PDT,M3.2.0,M11.1.0", "IST-5:30"], ids=["west of Greenwich", "east of Greenwich"])
+def elsewhere(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The machine's clock set to another zone."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TZ", request.param)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0.0), ("1", 1.0), ("120", 120.0), ("0120", 120.0), ("00", 0.0), ("999999999", 999999999.0)],
+)
+def test_digits_are_seconds(text: str, seconds: float) -> None:
+    """delay-seconds is one or more digits, and any number of leading zeros."""
+    assert read_retry_after(text, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("1000000000", id="ten digits"),
+        pytest.param("0000000005", id="ten digits, nine of them zeros"),
+        pytest.param("9" * 20, id="20 digits"),
+        pytest.param("9" * 400, id="more than a float holds"),
+        pytest.param("9" * 5000, id="more than int reads"),
+    ],
+)
+def test_more_digits_are_seconds_too(text: str) -> None:
+    """An API that asks for a very long wait must not be asked again at once, as if it had said nothing."""
+    seconds = read_retry_after(text, NOW)
+
+    assert seconds is not None
+    assert seconds == 5.0 or seconds > 120.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("Mon, 23 Nov 2026 12:01:30 GMT", id="IMF-fixdate"),
+        pytest.param("Monday, 23-Nov-26 12:01:30 GMT", id="RFC 850"),
+        pytest.param("Mon Nov 23 12:01:30 2026", id="asctime"),
+    ],
+)
+def test_each_of_the_three_dates_is_read(text: str) -> None:
+    """A recipient must accept all three, though two are obsolete."""
+    assert read_retry_after(text, NOW) == 90.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("Sun, 06 Nov 1994 08:49:37 GMT", id="IMF-fixdate"),
+        pytest.param("Sunday, 06-Nov-94 08:49:37 GMT", id="RFC 850"),
+        pytest.param("Sun Nov  6 08:49:37 1994", id="asctime"),
+    ],
+)
+def test_the_rfc_s_own_examples_are_one_moment(text: str) -> None:
+    """RFC 9110, section 5.6.7, writes the same date in three ways."""
+    assert read_retry_after(text, at(1994, 11, 6, 8, 49, 0)) == 37.0
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(
+    "text",
+    ["Mon, 23 Nov 2026 12:01:30 GMT", "Monday, 23-Nov-26 12:01:30 GMT", "Mon Nov 23 12:01:30 2026"],
+    ids=["IMF-fixdate", "RFC 850", "asctime"],
+)
+def test_a_date_is_read_as_utc_wherever_the_machine_is(text: str) -> None:
+    """Read as local time it would be hours of waiting, or none at all."""
+    assert read_retry_after(text, NOW) == 90.0
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(
+    ("text", "now"),
+    [
+        pytest.param(
+            "Sun, 08 Mar 2026 10:30:00 GMT", at(2026, 3, 8, 10, 29), id="in the hour that is left out"
+        ),
+        pytest.param(
+            "Sun, 01 Nov 2026 09:30:00 GMT", at(2026, 11, 1, 9, 29), id="in the hour that comes twice"
+        ),
+    ],
+)
+def test_a_change_of_the_local_clocks_is_no_matter(text: str, now: float) -> None:
+    """Half past two does not exist there on that night, and half past one exists twice."""
+    assert read_retry_after(text, now) == 60.0
+
+
+@pytest.mark.parametrize("name", "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split())
+def test_every_month_has_its_name(name: str) -> None:
+    """English names, whatever the machine's language."""
+    month = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split().index(name) + 1
+
+    assert read_retry_after(f"Mon, 15 {name} 2027 00:00:10 GMT", at(2027, month, 15)) == 10.0
+    assert read_retry_after(f"Monday, 15-{name}-27 00:00:10 GMT", at(2027, month, 15)) == 10.0
+    assert read_retry_after(f"Mon {name} 15 00:00:10 2027", at(2027, month, 15)) == 10.0
+
+
+@given(when=st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31)), now=st.floats(0, 4e9))  # noqa: DTZ001,RUF100
+def test_every_moment_is_read_as_the_standard_library_writes_it(when: datetime, now: float) -> None:
+    """Two independent readings of the RFC; a moment in the past is no wait."""
+    moment = when.replace(microsecond=0, tzinfo=UTC)
+
+    seconds = read_retry_after(format_datetime(moment, usegmt=True), now)
+    assert seconds == max(0.0, moment.timestamp() - now)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Mon, 23 Nov 2026 11:59:59 GMT", "Thu, 01 Jan 1970 00:00:00 GMT", "Sat, 01 Jan 0001 00:00:00 GMT"],
+)
+def test_a_date_in_the_past_is_no_wait(text: str) -> None:
+    """A slow answer, or a server's clock that is behind: the wait is over, not negative."""
+    assert read_retry_after(text, NOW) == 0.0
+
+
+def test_the_present_moment_is_no_wait() -> None:
+    """And a fraction of a second before it is that fraction."""
+    assert read_retry_after("Mon, 23 Nov 2026 12:00:00 GMT", NOW) == 0.0
+    assert read_retry_after("Mon, 23 Nov 2026 12:00:00 GMT", NOW - 0.25) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("now", "text", "meant"),
+    [
+        pytest.param(at(2026, 11, 23), "Friday, 01-Jan-27 00:00:00 GMT", at(2027, 1, 1), id="next year"),
+        pytest.param(
+            at(2026, 11, 23), "Friday, 01-Jan-76 00:00:00 GMT", at(2076, 1, 1), id="under 50 years ahead"
+        ),
+        pytest.param(
+            at(2026, 11, 23), "Friday, 23-Nov-76 00:00:00 GMT", at(2076, 11, 23), id="50 years ahead"
+        ),
+        pytest.param(at(2026, 11, 23), "Friday, 01-Jan-77 00:00:00 GMT", None, id="over 50 years ahead"),
+        pytest.param(
+            at(2026, 11, 23), "Friday, 31-Dec-76 00:00:00 GMT", None, id="50 years and a month ahead"
+        ),
+        pytest.param(
+            at(2026, 11, 23), "Friday, 31-Dec-99 23:59:59 GMT", None, id="the last of the past century"
+        ),
+        pytest.param(
+            at(2026, 11, 23), "Friday, 01-Jan-00 00:00:00 GMT", None, id="the first of this century"
+        ),
+        pytest.param(
+            at(1999, 12, 31), "Saturday, 01-Jan-00 00:00:00 GMT", at(2000, 1, 1), id="over the century's end"
+        ),
+    ],
+)
+def test_a_year_of_two_digits_is_at_most_50_years_ahead(now: float, text: str, meant: float | None) -> None:
+    """RFC 9110: what appears to be more than 50 years ahead is the past's year of these digits: no wait."""
+    assert read_retry_after(text, now) == (0.0 if meant is None else meant - now)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        pytest.param("Tue, 29 Feb 2028 00:00:05 GMT", 5.0, id="a leap year"),
+        pytest.param("Tuesday, 29-Feb-28 00:00:05 GMT", 5.0, id="a leap year, RFC 850"),
+        pytest.param("Tue Feb 29 00:00:05 2028", 5.0, id="a leap year, asctime"),
+        pytest.param("Mon, 29 Feb 2027 00:00:05 GMT", None, id="no leap year"),
+        pytest.param("Mon, 29 Feb 2100 00:00:05 GMT", None, id="a century that is none"),
+        pytest.param("Tue, 29 Feb 2000 00:00:05 GMT", 0.0, id="a century that is one, long ago"),
+    ],
+)
+def test_the_29th_of_february_is_a_day_in_leap_years(text: str, seconds: float | None) -> None:
+    """It comes back every four years, and so do the bugs about it."""
+    assert read_retry_after(text, at(2028, 2, 29)) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Thu, 31 Dec 2026 23:59:60 GMT", "Thursday, 31-Dec-26 23:59:60 GMT", "Thu Dec 31 23:59:60 2026"],
+    ids=["IMF-fixdate", "RFC 850", "asctime"],
+)
+def test_a_leap_second_is_a_second(text: str) -> None:
+    """The grammar has it, and Unix time has not: it falls on one of its neighbours."""
+    assert read_retry_after(text, at(2026, 12, 31, 23, 59, 0)) in {59.0, 60.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param(" ", id="space"),
+        pytest.param("-1", id="negative"),
+        pytest.param("+1", id="plus"),
+        pytest.param("1.5", id="fraction"),
+        pytest.param("1,5", id="decimal comma"),
+        pytest.param("1e3", id="exponent"),
+        pytest.param("0x10", id="hexadecimal"),
+        pytest.param("1_000", id="underscore"),
+        pytest.param("10s", id="unit"),
+        pytest.param(" 10", id="space before"),
+        pytest.param("10 ", id="space after"),
+        pytest.param("10\n", id="line break after"),
+        pytest.param("10, 20", id="two values"),
+        pytest.param("١٠", id="digits that are not ASCII"),
+        pytest.param("１０", id="digits in full width"),
+        pytest.param("²", id="superscript"),
+        pytest.param("inf", id="infinity"),
+        pytest.param("nan", id="not a number"),
+        pytest.param("soon", id="word"),
+        pytest.param("2026-11-23T12:01:30Z", id="ISO 8601"),
+        pytest.param("Mon, 23 Nov 2026 12:01:30 UTC", id="UTC"),
+        pytest.param("Mon, 23 Nov 2026 12:01:30 +0000", id="offset"),
+        pytest.param("Mon, 23 Nov 2026 12:01:30 EST", id="another zone"),
+        pytest.param("Mon, 23 Nov 2026 12:01:30 gmt", id="zone in lower case"),
+        pytest.param("Mon, 23 Nov 2026 12:01:30", id="no zone"),
+        pytest.param("Mon, 3 Nov 2026 12:01:30 GMT", id="day of one digit"),
+        pytest.param("Mon, 23 Nov 26 12:01:30 GMT", id="year of two digits"),
+        pytest.param("Mon, 23 nov 2026 12:01:30 GMT", id="month in lower case"),
+        pytest.param("Mon, 23 November 2026 12:01:30 GMT", id="month in full"),
+        pytest.param("Mo, 23 Nov 2026 12:01:30 GMT", id="unknown weekday"),
+        pytest.param("23 Nov 2026 12:01:30 GMT", id="no weekday"),
+        pytest.param("Mon 23 Nov 2026 12:01:30 GMT", id="no comma"),
+        pytest.param("Mon,  23 Nov 2026 12:01:30 GMT", id="two spaces"),
+        pytest.param("Mon, 23 Nov 2026 12:01 GMT", id="no seconds"),
+        pytest.param("Mon, 23 Nov 2026 12:01:30.5 GMT", id="fraction of a second"),
+        pytest.param("Mon, 23 Nov 2026 24:00:00 GMT", id="hour 24"),
+        pytest.param("Mon, 23 Nov 2026 12:60:00 GMT", id="minute 60"),
+        pytest.param("Mon, 23 Nov 2026 12:00:61 GMT", id="second 61"),
+        pytest.param("Mon, 00 Nov 2026 12:01:30 GMT", id="day 0"),
+        pytest.param("Mon, 31 Nov 2026 12:01:30 GMT", id="31 November"),
+        pytest.param("Mon, 32 Dec 2026 12:01:30 GMT", id="day 32"),
+        pytest.param("Mon, 23 Nov 0000 12:01:30 GMT", id="year 0"),
+        pytest.param("Mon, 23 Nov 2026 12:01:30 GMT ", id="space after a date"),
+        pytest.param("Mon, 23 Nov 2026 12:01:30 GMT\n", id="line break after a date"),
+        pytest.param("Monday, 23-Nov-2026 12:01:30 GMT", id="RFC 850 with four digits"),
+        pytest.param("Mon, 23-Nov-26 12:01:30 GMT", id="RFC 850 with a short weekday"),
+        pytest.param("Monday, 23 Nov 26 12:01:30 GMT", id="RFC 850 without hyphens"),
+        pytest.param("Mon Nov 6 12:01:30 2026", id="asctime with one space"),
+        pytest.param("Mon Nov  0 12:01:30 2026", id="asctime, day 0"),
+        pytest.param("Mon Nov 23 12:01:30 2026 GMT", id="asctime with a zone"),
+        pytest.param("Mon Nov 23 12:01:30 26", id="asctime with two digits"),
+    ],
+)
+def test_what_http_does_not_have_is_not_guessed(text: str) -> None:
+    """A guess would be a wait that nobody asked for; without one the backoff does its work."""
+    assert read_retry_after(text, NOW) is None
+
+
+@given(text=st.text() | st.text("0123456789 :,-GMTonNv"), now=st.floats(0, 4e9))
+def test_any_text_is_a_wait_or_none(text: str, now: float) -> None:
+    """A header comes from outside: it may not raise, and no wait is negative."""
+    seconds = read_retry_after(text, now)
+
+    assert seconds is None or seconds >= 0.0

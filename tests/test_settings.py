@@ -1,0 +1,349 @@
+"""Key, base URL and certificates: a session that could not work, or would give its key away, is not made."""
+
+import re
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postpress_async._settings import BASE_URL, make_tls, read_api_key, read_base_url
+from postpress_async.errors import ConfigurationError
+from postpress_async.secret import Secret
+
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBmzCCAUGgAwIBAgIUPwvbCfp0S0/AYJailsZ5zT92dO4wCgYIKoZIzj0EAwIw
+IjEgMB4GA1UEAwwXVGVzdCBvZiBwb3N0cHJlc3MtYXN5bmMwIBcNMjYxMTIzMDU0
+ODIwWhgPMjEyNjEwMzAwNTQ4MjBaMCIxIDAeBgNVBAMMF1Rlc3Qgb2YgcG9zdHBy
+ZXNzLWFzeW5jMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEdf7LY6LNP3ieZswJ
+q7raWUVvfy3571nKDKjMBNGFB+jt5QhVc1b5ExtCnW8FAtuxIBReLLcpP9SLfkB/
+yCDe0aNTMFEwHQYDVR0OBBYEFJHtNWgJ38VGm7xxpi/uW1XsYqZaMB8GA1UdIwQY
+MBaAFJHtNWgJ38VGm7xxpi/uW1XsYqZaMA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZI
+zj0EAwIDSAAwRQIhALDUEYHNRAwV//mypJ4tXIT06vJ7G8NV7Fr1/COLRVwSAiA7
+q7CnI7mPx5ImCoZ5JtBcoJzvM9RksPRFgyhTcSBxlA==
+-----END CERTIFICATE-----
+"""
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No settings but a test's own."""
+    monkeypatch.delenv("POSTPRESS_API_KEY", raising=False)
+    monkeypatch.delenv("POSTPRESS_BASE_URL", raising=False)
+    return monkeypatch
+
+
+# --- Keys ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["pp_live_1", Secret("pp_live_1")], ids=["text", "secret"])
+def test_a_key_that_is_given_is_used(given: str | Secret, environment: pytest.MonkeyPatch) -> None:
+    """What the program says is nearer than what the environment says."""
+    environment.setenv("POSTPRESS_API_KEY", "pp_live_2")
+
+    assert read_api_key(given) == Secret("pp_live_1")
+
+
+def test_a_key_may_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
+    """So that none need stand in a source file."""
+    environment.setenv("POSTPRESS_API_KEY", "pp_live_2")
+
+    assert read_api_key(None) == Secret("pp_live_2")
+
+
+@pytest.mark.parametrize("given", [None, "", Secret("")], ids=["nothing", "empty", "empty secret"])
+@pytest.mark.parametrize("set_", [None, ""], ids=["not set", "set and empty"])
+def test_no_key_is_told_before_any_call(
+    given: str | Secret | None, set_: str | None, environment: pytest.MonkeyPatch
+) -> None:
+    """Rather than by 50,000 answers of 401."""
+    if set_ is not None:
+        environment.setenv("POSTPRESS_API_KEY", set_)
+
+    with pytest.raises(ConfigurationError, match="POSTPRESS_API_KEY"):
+        read_api_key(given)
+
+
+@pytest.mark.parametrize("given", ["", Secret("")], ids=["empty", "empty secret"])
+def test_an_empty_key_is_not_replaced_by_the_environment_s(
+    given: str | Secret, environment: pytest.MonkeyPatch
+) -> None:
+    """Whoever passed one meant another one: it may be of another workspace."""
+    environment.setenv("POSTPRESS_API_KEY", "pp_live_2")
+
+    with pytest.raises(ConfigurationError):
+        read_api_key(given)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{}\n",
+        "{}\r\nX-Evil: 1",
+        " {}",
+        "{} ",
+        "a{}\tb",
+        "{}é",
+        "{}\x00",
+        "{}\x7f",
+        "{}\u200b",
+        "“{}”",
+        "{}\ud800",
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("kind", [str, Secret], ids=["text", "secret"])
+def test_a_key_that_cannot_be_a_header_is_refused(form: str, kind: Any) -> None:
+    """A line break would begin another header; a space or a curly quote came along when it was copied."""
+    with pytest.raises(ConfigurationError, match="copy it once more") as caught:
+        read_api_key(kind(form.format("hunter2")))
+
+    assert "hunter2" not in repr(caught.value)
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
+@pytest.mark.parametrize("odd", [b"hunter2", 42, ["hunter2"]], ids=lambda odd: type(odd).__name__)
+def test_a_key_is_text(odd: Any) -> None:
+    """And what is not is not shown: it may be the key all the same."""
+    with pytest.raises(ConfigurationError, match=type(odd).__name__) as caught:
+        read_api_key(odd)
+
+    assert "hunter2" not in repr(caught.value)
+
+
+# --- Base URLs -----------------------------------------------------------------------------------
+
+
+def test_the_base_url_is_postpress_s_own() -> None:
+    """Nothing need be said in the usual case."""
+    assert str(read_base_url(None)) == BASE_URL == "https://api.postpress.ai/v1"
+
+
+def test_a_base_url_may_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
+    """The dashboard shows each user's own; what the program says is nearer, and empty is not set."""
+    environment.setenv("POSTPRESS_BASE_URL", "https://eu.example.com/v1")
+    assert str(read_base_url(None)) == "https://eu.example.com/v1"
+    assert str(read_base_url("https://us.example.com/v1")) == "https://us.example.com/v1"
+
+    environment.setenv("POSTPRESS_BASE_URL", "")
+    assert str(read_base_url(None)) == BASE_URL
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        pytest.param("https://example.com/v1", "https://example.com/v1", id="as it is"),
+        pytest.param("https://example.com/v1/", "https://example.com/v1", id="slash at the end"),
+        pytest.param("https://example.com/v1//", "https://example.com/v1", id="slashes at the end"),
+        pytest.param("https://example.com", "https://example.com", id="no path"),
+        pytest.param("https://example.com/", "https://example.com", id="a slash alone"),
+        pytest.param("HTTPS://Example.COM/v1", "https://example.com/v1", id="upper case"),
+        pytest.param("https://example.com:8443/v1", "https://example.com:8443/v1", id="port"),
+        pytest.param("https://203.0.113.42/v1", "https://203.0.113.42/v1", id="address"),
+        pytest.param("https://[2001:db8::1]:8443/v1", "https://[2001:db8::1]:8443/v1", id="IPv6"),
+        pytest.param("https://example.com/a%2Fb/v1/", "https://example.com/a%2Fb/v1", id="escaped path"),
+        pytest.param(
+            "https://example.com/v1?port=8080", "https://example.com/v1?port=8080", id="the quickstart's port"
+        ),
+        pytest.param(
+            "https://example.com/v1/?port=8080", "https://example.com/v1?port=8080", id="port after a slash"
+        ),
+    ],
+)
+def test_a_base_url_is_read_without_its_last_slash(given: str, read: str) -> None:
+    """So that the path that is added stands after exactly one."""
+    assert str(read_base_url(given)) == read
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST", "127.0.0.1", "127.8.9.10", "127.255.255.255", "[::1]", "[0:0:0:0:0:0:0:1]"],
+)
+@pytest.mark.parametrize("port", ["", ":8080"], ids=["no port", "port"])
+def test_this_machine_may_be_reached_by_http(host: str, port: str) -> None:
+    """The sandbox has no certificate, and nothing leaves the machine."""
+    assert read_base_url(f"http://{host}{port}/v1").scheme == "http"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        pytest.param("api.postpress.ai", id="the API itself"),
+        pytest.param("0.0.0.0", id="every address of this machine"),
+        pytest.param("192.168.1.10", id="the machine next door"),
+        pytest.param("128.0.0.1", id="just past the loopback"),
+        pytest.param("[::]", id="every IPv6 address"),
+        pytest.param("[::2]", id="just past the IPv6 loopback"),
+        pytest.param("localhost.example.com", id="a name that begins like it"),
+        pytest.param("example.localhost.com", id="a name that has it within"),
+        pytest.param("127.0.0.1.example.com", id="a name that begins like an address"),
+        pytest.param("127.0.0.1@example.com", id="a user name like an address"),
+        pytest.param("localhost:80@example.com", id="a user name and password like it"),
+        pytest.param("localhost%2eexample.com", id="an escaped dot"),
+        pytest.param("2130706433", id="an address as one number"),
+        pytest.param("127.1", id="a short address"),
+        pytest.param("0177.0.0.1", id="an octal address"),
+    ],
+)
+def test_no_other_machine_may_be_reached_by_http(host: str) -> None:
+    """The key would cross the network for everyone to read."""
+    with pytest.raises(ConfigurationError, match="http"):
+        read_base_url(f"http://{host}/v1")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("api.postpress.ai/v1", id="no scheme"),
+        pytest.param("//api.postpress.ai/v1", id="scheme left out"),
+        pytest.param("/v1", id="a path alone"),
+        pytest.param("https://", id="no host"),
+        pytest.param("https:///v1", id="no host, a path"),
+        pytest.param("https:api.postpress.ai", id="no slashes"),
+        pytest.param("ftp://example.com", id="another scheme"),
+        pytest.param("file:///etc/passwd", id="a file"),
+        pytest.param("javascript:alert(1)", id="a script"),
+        pytest.param("https://example.com:99999/v1", id="port too high"),
+        pytest.param("https://example.com:port/v1", id="port that is no number"),
+        pytest.param("https://[::1/v1", id="bracket not closed"),
+        pytest.param("https://exa mple.com/v1", id="space in the host"),
+        pytest.param("https://example.com\x00/v1", id="null character in the host"),
+        pytest.param("https://user@example.com/v1", id="user name"),
+        pytest.param("https://user:hunter2@example.com/v1", id="user name and password"),
+        pytest.param("https://:hunter2@example.com/v1", id="password"),
+        pytest.param("https://example.com/v1#part", id="fragment"),
+        pytest.param("https://example.com/v1?x=1", id="another query"),
+        pytest.param("https://example.com/v1?port=8080&x=1", id="port and another query"),
+        pytest.param("https://example.com/v1?port=80&port=81", id="two ports"),
+        pytest.param("https://example.com/v1?port=", id="empty port"),
+        pytest.param("https://example.com/v1?port", id="port without a value"),
+        pytest.param("https://example.com/v1?port=http", id="port that is no number in the query"),
+        pytest.param("https://example.com/v1?port=-1", id="negative port in the query"),
+        pytest.param("https://example.com/v1?port=٨٠", id="port in digits that are not ASCII"),
+        pytest.param("https://example.com/v1?port=0", id="port 0 in the query"),
+        pytest.param("https://example.com/v1?port=65536", id="port too high in the query"),
+        pytest.param("https://example.com/v1?Port=80", id="port in upper case"),
+        pytest.param(b"https://example.com/v1", id="bytes"),
+        pytest.param(42, id="number"),
+    ],
+)
+def test_a_base_url_that_cannot_work_is_refused(url: Any) -> None:
+    """In one sentence that shows the right one, and never what was in it."""
+    with pytest.raises(ConfigurationError, match=re.escape(BASE_URL)) as caught:
+        read_base_url(url)
+
+    assert "hunter2" not in repr(caught.value)
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
+@given(text=st.text() | st.text("htps:/[]@?#%.127localhost&=").map("http://{}".format))
+def test_any_text_is_a_base_url_or_refused(text: str) -> None:
+    """A setting comes from outside: there is one exception to catch."""
+    try:
+        url = read_base_url(text)
+    except ConfigurationError:
+        return
+
+    assert url.scheme in {"https", "http"}
+    assert url.host
+    assert not url.raw_path.endswith("/") or url.raw_path == "/"
+
+
+# --- Certificates --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> Path:
+    """A file with one certificate to trust."""
+    path = tmp_path / "ca.pem"
+    path.write_text(CERTIFICATE, "ascii")
+    return path
+
+
+def test_certificates_are_checked_without_being_told() -> None:
+    """Else the key would be anyone's who stands on the way."""
+    context = make_tls(None)
+
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize("kind", [str, Path], ids=["text", "path"])
+def test_a_file_of_certificates_is_trusted_and_no_other(kind: Any, pem: Path) -> None:
+    """A company's own authority, or a test's."""
+    context = make_tls(kind(pem))
+
+    assert len(context.get_ca_certs()) == 1
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+def test_a_context_that_checks_is_used_as_it_is() -> None:
+    """Whoever made it may have set what we know nothing of."""
+    context = ssl.create_default_context()
+
+    assert make_tls(context) is context
+
+
+def unchecked_name() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    return context
+
+
+def optional_certificate() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(ssl._create_unverified_context, id="checks nothing"),
+        pytest.param(unchecked_name, id="takes any name"),
+        pytest.param(optional_certificate, id="takes an answer without a certificate"),
+        pytest.param(lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), id="is a server's"),
+    ],
+)
+def test_a_context_that_does_not_check_is_refused(make: Any) -> None:
+    """It is what people find when they search for their error, and the key is gone."""
+    with pytest.raises(ConfigurationError, match="does not check certificates"):
+        make_tls(make())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        pytest.param("missing.pem", None, id="no file"),
+        pytest.param(".", None, id="a directory"),
+        pytest.param("empty.pem", b"", id="an empty file"),
+        pytest.param("text.pem", b"hello\n", id="a file without certificates"),
+        pytest.param("binary.pem", bytes(range(256)), id="a binary file"),
+        pytest.param("cut.pem", CERTIFICATE[:200].encode(), id="a certificate cut short"),
+    ],
+)
+def test_certificates_that_cannot_be_read_are_told_by_name(
+    name: str, content: bytes | None, tmp_path: Path
+) -> None:
+    """When the session is made, not at its first call."""
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(ConfigurationError, match="cannot be read") as caught:
+        make_tls(path)
+    assert tmp_path.name in str(caught.value)
+
+
+@pytest.mark.parametrize("switch", [False, True], ids=str)
+def test_checking_cannot_be_switched_off(switch: Any) -> None:
+    """aiohttp's own ``ssl=False`` does; here it is refused, in words that say what to give."""
+    with pytest.raises(ConfigurationError, match="context"):
+        make_tls(switch)
