@@ -1,9 +1,10 @@
 """One update on its way: its attempts, its keys, and what may have been applied by now."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVarTuple
+from typing import Final, ParamSpec, TypeVar
 
 from attrs import evolve, frozen
 
@@ -21,10 +22,12 @@ from postpress_async.errors import (
     SessionClosedError,
 )
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
+from postpress_async.pace import Pacer, Sign, Ticket, sign_of
 from postpress_async.retry import RetryPolicy
 from postpress_async.secret import Secret
 
-Ts = TypeVarTuple("Ts")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @frozen
@@ -33,7 +36,7 @@ class Line:
 
     transport: Transport
     api_key: Secret
-    slots: asyncio.Semaphore
+    pacer: Pacer
     turns: Turns
     lifetime: Lifetime
     observer: events.Observer | None
@@ -47,16 +50,30 @@ class UpdateCall:
     says nothing was applied: a fresh one, so that a stored error is not replayed. An answer that leaves
     it open: a fresh one for a custom proxy, since setting it twice is setting it once, and the same one
     for a managed one, since a second request may hand out, and bill, a second proxy.
+
+    Attributes:
+        patient: Whether time that the pace or the service asks for is no part of the deadline. So it is
+            in a rotation, which gives *resting*, to be told when the call begins and ends to back off.
+        counted: Whether the last attempt uses one up; see `Pacer.leave`.
     """
 
     def __init__(
-        self, line: Line, account_id: str, change: ProxyChange, keys: Keys, policy: RetryPolicy
+        self,
+        line: Line,
+        account_id: str,
+        change: ProxyChange,
+        keys: Keys,
+        policy: RetryPolicy,
+        resting: Callable[[bool], object] | None = None,
     ) -> None:
         self._request: Final = _wire.patch_account(account_id, change)
         self.began = asyncio.get_running_loop().time()
         self._line: Final = line
         self._keys: Final = keys
         self._policy: Final = policy
+        self.patient = resting is not None
+        self.counted = True
+        self._resting: Final = resting or (lambda _: None)
         self._managed: Final = isinstance(change, ManagedProxy)
         self._attempts: list[Attempt] = []
         self._applied = Applied.NO  # over all attempts
@@ -84,22 +101,34 @@ class UpdateCall:
             self._failure = None  # its traceback holds this frame
 
     async def __call__(self) -> AccountPatched:
-        """One attempt: a slot, the request, the answer."""
-        slots = self._line.slots
-        if slots.locked():
-            await self._patiently(slots.acquire)
-        else:
-            await slots.acquire()  # at once, and so without a timer
+        """One attempt, when the session's pace allows it."""
+        pacer = self._line.pacer
+        ticket = pacer.try_enter() or await self._enter()
+        sign, asked = Sign.NONE, None
         try:
-            return await self._attempt()
+            timeout = self._time_for_an_attempt()
+            try:
+                patched = await self._attempt(timeout)
+            except PostPressError as error:
+                sign, asked = sign_of(error), error.retry_after
+                raise
+            sign = Sign.SUCCESS
+            return patched
         finally:
-            slots.release()
+            self.counted = pacer.leave(ticket, sign, asked)
 
-    async def _attempt(self) -> AccountPatched:
+    async def _enter(self) -> Ticket:
+        clock = asyncio.get_running_loop().time
+        came = clock()
+        ticket = await self._patiently(self._line.pacer.enter, retry=bool(self._attempts))
+        if self.patient:
+            self.began += clock() - came
+        return ticket
+
+    async def _attempt(self, timeout: float) -> AccountPatched:
         line, request, number = self._line, self._request, len(self._attempts) + 1
         clock = asyncio.get_running_loop().time
         began, unix_time = clock(), time.time()
-        timeout = self._time_for_an_attempt(began)
         if line.observer is not None:
             events.tell(line.observer, events.AttemptStarted(request.account_id, number))
         try:
@@ -135,10 +164,16 @@ class UpdateCall:
             told = events.RetryScheduled(self._request.account_id, number, seconds, self._failure)
             events.tell(self._line.observer, told)
         self._attempts[-1] = evolve(self._attempts[-1], wait=seconds)
-        if self._renew:
-            await self._keys.renew()
-            self._in_doubt = self._renew = False
-        await self._patiently(self._policy.sleep, seconds)
+        self._resting(True)
+        try:
+            if self._renew:
+                await self._keys.renew()
+                self._in_doubt = self._renew = False
+            if self.patient:
+                self.began += self._failure.retry_after or 0.0
+            await self._patiently(self._policy.sleep, seconds)
+        finally:
+            self._resting(False)
 
     def _learn(self, error: PostPressError) -> None:
         """What this failure says of the whole call goes on the error; and which key comes next."""
@@ -166,18 +201,18 @@ class UpdateCall:
         self._answered = (self._keys.current, instance)
         return self._keys.current is not None and self._answered == before
 
-    def _time_for_an_attempt(self, now: float) -> float:
-        left = self.began + self._policy.deadline - now
+    def _time_for_an_attempt(self) -> float:
+        left = self.began + self._policy.deadline - asyncio.get_running_loop().time()
         if left <= 0 or self._line.lifetime.ended:
             raise self._out_of_time()
         return min(self._policy.attempt_timeout, left)
 
-    async def _patiently(self, wait: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
+    async def _patiently(self, wait: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
         """Wait, but no longer than the call may go on."""
+        until = math.inf if self.patient else self.began + self._policy.deadline
         try:
-            async with self._line.lifetime.wait(self.began + self._policy.deadline):
-                await wait(*args)
-            return
+            async with self._line.lifetime.wait(until):
+                return await wait(*args, **options)
         except TimeoutError:
             pass
         raise self._out_of_time()

@@ -137,6 +137,8 @@ def _check_ipv6(host: str) -> None:
         raise FieldError("host", "host has brackets", "give an IPv6 address bare, such as 2001:db8::1")
     if "%" in host:
         raise FieldError("host", "host has a zone", "a zone means nothing on another machine")
+    if host.count(":") > 1 and not host.startswith("[") and not _is_ipv6(host):
+        raise FieldError("host", "host not an IPv6 address", "give it bare, such as 2001:db8::1")
     if not _is_ipv6(host):
         raise FieldError("host", "host has a port", "give the port by itself, and the host alone")
 

@@ -59,9 +59,9 @@ def read_base_url(given: str | None) -> URL:
 
 
 def _fault(url: URL) -> str | None:
-    if url.scheme not in {"https", "http"} or not url.host or not _HOST.fullmatch(url.host):
+    if url.scheme not in {"https", "http"} or not url.raw_host or not _HOST.fullmatch(url.raw_host):
         return "is not an https:// address"
-    if url.scheme == "http" and not _is_loopback(url.host):
+    if url.scheme == "http" and not _is_loopback(url.raw_host):
         return "is http: the key would cross the network readable; only this machine may be reached so"
     if url.user is not None or url.password is not None:
         return "has a user name or password: the API takes none there"

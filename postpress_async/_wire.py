@@ -8,7 +8,9 @@ has been cleaned: control characters are escaped, secrets of the request are mas
 import json
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, Final
+from urllib.parse import quote
 
 from attrs import field, frozen
 from cattrs import Converter
@@ -24,6 +26,10 @@ MAX_ANSWER: Final = 256 * 1024
 
 MAX_TEXT: Final = 1024
 """Characters of the longest text from outside that an error repeats."""
+
+_ENOUGH: Final = 64 * MAX_TEXT  # more is not looked at
+_URL_SAFE: Final = "-._~!$&'()*+,;=:@/?"
+_LOWERED: Final = re.compile(r"%[0-9A-F]{2}|\\u[0-9a-f]{4}")
 
 
 @frozen
@@ -125,23 +131,31 @@ def _read_problem(payload: object, secrets: tuple[Secret, ...]) -> Problem:
 
 def clean(text: str, secrets: tuple[Secret, ...]) -> str:
     """*text* from outside, fit to be printed: secrets masked, all printable, at most `MAX_TEXT` long."""
-    words = {secret.reveal() for secret in secrets} - {""}
+    forms = {form for secret in secrets for form in _written(secret.reveal())} - {""}
+    if len(text) > _ENOUGH:
+        # What stands over this cut may be the beginning of a secret, which would no longer be known.
+        text = text[: _ENOUGH - max(map(len, forms), default=0)]
     # The longest first: a key that holds a password would else be left in pieces.
-    for word in sorted(words, key=len, reverse=True):
-        text = re.sub("".join(map(_any_form, word)), MASK, text)
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, MASK)
     # Cut before it is escaped too: an escape is up to ten characters for one.
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: MAX_TEXT + 1])
     return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
 
 
-def _any_form(character: str) -> str:
-    """A pattern of *character* as it is, percent-encoded, or escaped as in JSON: the API chooses which."""
-    raw = character.encode("utf-8", "surrogatepass")
-    percent = "".join(f"%{byte:02x}" for byte in raw)
-    units = character.encode("utf-16-be", "surrogatepass").hex()
-    escaped = "".join(rf"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
-    plain = re.escape(character)
-    return rf"(?:(?i:{percent})|(?i:{escaped})|\\{plain}|{plain})"
+def _written(word: str) -> Iterator[str]:
+    """*word* in every form in which others write it: the API chooses how it repeats what it was sent."""
+    if not word:
+        return
+    must = "".join(c if c.isalnum() or c in _URL_SAFE else quote(c, errors="replace") for c in word)
+    encoded = [quote(word, safe=safe, errors="replace") for safe in ("", "!'()*", _URL_SAFE)]
+    for url in (must, *encoded):
+        yield url
+        yield _LOWERED.sub(lambda escape: escape[0].lower(), url)
+    yield word
+    yield json.dumps(word, ensure_ascii=False)[1:-1]
+    yield json.dumps(word)[1:-1]
+    yield _LOWERED.sub(lambda escape: escape[0][:2] + escape[0][2:].upper(), json.dumps(word)[1:-1])
 
 
 def _read_json(body: bytes) -> tuple[object, str | None]:

@@ -46,6 +46,16 @@ class RetryScheduled:
 
 
 @frozen
+class PauseBegan:
+    """The service is out: all calls of the session pause, but for probes."""
+
+
+@frozen
+class PauseEnded:
+    """A probe was answered: the calls go on."""
+
+
+@frozen
 class AccountSettled:
     """A rotation is done with an account: its *state* is patched, failed, unknown or skipped."""
 
@@ -59,7 +69,7 @@ class AccountSettled:
     applied: Applied | None = None
 
 
-Event: TypeAlias = AttemptStarted | AttemptEnded | RetryScheduled | AccountSettled
+Event: TypeAlias = AttemptStarted | AttemptEnded | RetryScheduled | PauseBegan | PauseEnded | AccountSettled
 
 Observer: TypeAlias = Callable[[Event], object]
 

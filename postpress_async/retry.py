@@ -31,9 +31,13 @@ class Call(Protocol[T_co]):
 
     Attributes:
         began: When its deadline began to count, by the event loop's clock.
+        patient: Whether the seconds of a Retry-After are no part of its deadline.
+        counted: Whether the attempt that failed last uses one up.
     """
 
     began: float
+    patient: bool
+    counted: bool
 
     async def __call__(self) -> T_co:
         """One attempt; raise `PostPressError` where it failed."""
@@ -79,7 +83,7 @@ def _count(_instance: object, _attribute: Any, value: int) -> None:
 
 
 def _strategy(_instance: object, attribute: Any, value: object) -> None:
-    if value is not None and not callable(value):
+    if not callable(value) and (value is not None or attribute.name == "sleep"):
         raise ValueError(f"{attribute.name} is called, as tenacity's strategies are; {value!r} cannot be")
 
 
@@ -189,10 +193,14 @@ class Retrying(AsyncRetrying):
                 state.set_exception((type(failure), failure, failure.__traceback__))
                 # The loop's clock, not the system's that tenacity took: a test can bend it.
                 state.start_time, state.outcome_timestamp = call.began, clock()
+                if not call.counted:
+                    state.attempt_number -= 1
                 if not await _answer(self.retry(state)) or not call.may_repeat(failure):
                     raise failure
                 asked = failure.retry_after or 0.0
                 state.upcoming_sleep = max(asked, await _answer(self.wait(state)))
+                if call.patient:
+                    state.start_time += asked
                 stop = await _answer(self.stop(state)) or asked > LONGEST_RETRY_AFTER
                 if stop or self._before_deadline(state):
                     raise failure

@@ -1,15 +1,16 @@
 """The session: one object that gives accounts new proxies, from any number of tasks at once."""
 
-import asyncio
 import os
+import random
 import ssl as tls
-from collections.abc import AsyncIterable, Iterable, Mapping, Sized
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sized
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
 
 import aiohttp
 
+from postpress_async import events
 from postpress_async._call import Line, UpdateCall
 from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey
 from postpress_async._lifetime import Lifetime
@@ -19,7 +20,7 @@ from postpress_async._turns import Turns
 from postpress_async.errors import ConfigurationError
 from postpress_async.events import Observer
 from postpress_async.models import AccountPatched, ProxyChange
-from postpress_async.pace import Pace
+from postpress_async.pace import Pace, Pacer
 from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Fleet, Journal, Rotation
 from postpress_async.rotation.plan import arows_of, rows_of
@@ -84,7 +85,7 @@ class PostPressSession:
         self._line: Final = Line(
             AiohttpTransport(url, key, tls=context, connector=connector),
             key,
-            asyncio.Semaphore(pace.in_flight),
+            Pacer(pace, random=random.random, on_pause=self._paused),
             Turns(),
             self._lifetime,
             on_event,
@@ -121,13 +122,8 @@ class PostPressSession:
             keys: Keys = OneKey(_checked(idempotency_key))
         else:
             keys = FreshKeys(self._key_maker) if self._idempotency else OneKey(None)
-        return await self._update(account_id, change, keys, retry or self._retry)
-
-    async def _update(
-        self, account_id: str, change: ProxyChange, keys: Keys, policy: RetryPolicy
-    ) -> AccountPatched:
         with self._lifetime.call():
-            return await UpdateCall(self._line, account_id, change, keys, policy).run()
+            return await UpdateCall(self._line, account_id, change, keys, retry or self._retry).run()
 
     def rotate(
         self,
@@ -158,8 +154,11 @@ class PostPressSession:
             rows = arows_of(pairs) if isinstance(pairs, AsyncIterable) else rows_of(pairs)
             digest, finite = None, isinstance(pairs, Sized)
 
-        async def update(account_id: str, change: ProxyChange, keys: Keys, /) -> AccountPatched:
-            return await self._update(account_id, change, keys, self._retry)
+        async def update(
+            account_id: str, change: ProxyChange, keys: Keys, resting: Callable[[bool], object], /
+        ) -> AccountPatched:
+            with self._lifetime.call():
+                return await UpdateCall(self._line, account_id, change, keys, self._retry, resting).run()
 
         return Rotation(
             update,
@@ -180,6 +179,10 @@ class PostPressSession:
         await self._lifetime.close(timeout)
         self._lifetime.end()
         await self._line.transport.aclose()
+
+    def _paused(self, began: bool) -> None:
+        if self._line.observer is not None:
+            events.tell(self._line.observer, events.PauseBegan() if began else events.PauseEnded())
 
     async def __aenter__(self) -> Self:
         return self

@@ -54,6 +54,8 @@ class StubCall:
     takes: float = 0.0
     may: bool = True
     began: float = BentLoop.now
+    patient: bool = False
+    counted: bool = True
     made: int = 0
     naps: list[float] = field(factory=list)
     ends: list[float] = field(factory=list)

@@ -25,7 +25,7 @@ from postpress_async import (
 from postpress_async._idempotency import Keys
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Journal, Row, State
-from postpress_async.rotation.engine import Update
+from postpress_async.rotation.engine import Resting, Update
 from postpress_async.sandbox import Sandbox
 
 US = ManagedProxy(country="US")
@@ -44,7 +44,9 @@ class Stub:
         self.keys: list[str | None] = []
         self.refusals = refusals
 
-    async def __call__(self, account_id: str, change: ProxyChange, keys: Keys, /) -> AccountPatched:
+    async def __call__(
+        self, account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /
+    ) -> AccountPatched:
         self.taken.append(account_id)
         self.keys.append(keys.current)
         await asyncio.sleep(0)
@@ -108,7 +110,7 @@ async def test_a_failure_is_recorded_with_all_that_support_will_ask(journal) -> 
 async def test_no_more_accounts_are_worked_on_at_once_than_asked_for() -> None:
     now = most = 0
 
-    async def update(account_id: str, change: ProxyChange, keys: Keys, /) -> AccountPatched:
+    async def update(account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /) -> AccountPatched:
         nonlocal now, most
         now += 1
         most = max(most, now)
@@ -175,19 +177,21 @@ async def test_a_managed_change_s_generation_outlives_the_process(journal) -> No
     """Without it the next run would start from the first key, and might be handed a second proxy."""
     used: list[str | None] = []
 
-    async def dies_after_renewing(account_id: str, change: ProxyChange, keys: Keys, /) -> AccountPatched:
+    async def dies(account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /) -> AccountPatched:
         await keys.renew()
         used.append(keys.current)
         raise KeyError("a crash")
 
-    async def goes_on(account_id: str, change: ProxyChange, keys: Keys, /) -> AccountPatched:
+    async def goes_on(
+        account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /
+    ) -> AccountPatched:
         used.append(keys.current)
         return AccountPatched(account_id)
 
     opener = partial(Journal.open, journal)
     one = [Row(0, None, "acc_1", US)]
     with pytest.RaisesGroup(KeyError):
-        await _run(Rotation(dies_after_renewing, iter(one), in_flight=1, journal=opener))
+        await _run(Rotation(dies, iter(one), in_flight=1, journal=opener))
     await _run(Rotation(goes_on, iter(one), in_flight=1, journal=opener))
 
     assert used[0] == used[1]
@@ -222,7 +226,7 @@ async def test_cancelling_a_rotation_leaves_what_was_in_flight_unknown(journal) 
     """It may have been carried out; to call it failed would be a guess."""
     started = asyncio.Event()
 
-    async def never(account_id: str, change: ProxyChange, keys: Keys, /) -> AccountPatched:
+    async def never(account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /) -> AccountPatched:
         started.set()
         await asyncio.get_running_loop().create_future()
         raise AssertionError

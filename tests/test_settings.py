@@ -143,6 +143,9 @@ def test_a_base_url_may_come_from_the_environment(environment: pytest.MonkeyPatc
         pytest.param("HTTPS://Example.COM/v1", "https://example.com/v1", id="upper case"),
         pytest.param("https://example.com:8443/v1", "https://example.com:8443/v1", id="port"),
         pytest.param("https://203.0.113.42/v1", "https://203.0.113.42/v1", id="address"),
+        pytest.param(
+            "https://xn--bcher-kva.example/v1", "https://xn--bcher-kva.example/v1", id="international"
+        ),
         pytest.param("https://[2001:db8::1]:8443/v1", "https://[2001:db8::1]:8443/v1", id="IPv6"),
         pytest.param("https://example.com/a%2Fb/v1/", "https://example.com/a%2Fb/v1", id="escaped path"),
         pytest.param(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from postpress_async._turns import Turns
@@ -171,6 +171,23 @@ async def test_who_is_cancelled_with_the_turn_in_hand_and_nobody_behind_frees_it
     assert turns.take_at_once("acc_1")
 
 
+async def test_who_stops_waiting_as_the_turn_is_given_is_passed_over(updates: Updates, turns: Turns) -> None:
+    """Cancelled, but not yet run, when the holder gives: the turn goes to the next one who still wants it."""
+    for _ in range(3):
+        updates.ask()
+    await settle()
+
+    updates.end()
+    updates.cancel(1)
+    await settle()
+    assert updates.inside == [2]
+
+    updates.end()
+    await asyncio.gather(*updates.tasks, return_exceptions=True)
+    assert [task.cancelled() for task in updates.tasks] == [False, True, False]
+    assert turns.take_at_once("acc_1")
+
+
 async def test_everyone_may_stop_waiting_at_once(updates: Updates, turns: Turns) -> None:
     """A session that closes cancels a whole queue; what is under way still has its turn."""
     for _ in range(50):
@@ -242,6 +259,7 @@ STEPS: dict[str, Callable[[Updates, int], None]] = {
 }
 
 
+@settings(max_examples=300)
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(["ask", "ask", "end", "cancel", "look", "run"]), st.integers(0, 30)),

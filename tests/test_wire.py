@@ -440,6 +440,15 @@ def test_a_secret_that_is_a_part_of_another_leaves_no_pieces(order: int) -> None
     assert clean("pp_live_hunter2_9d1f and hunter2", secrets) == "*** and ***"
 
 
+def test_masking_a_long_password_does_not_hold_up_the_loop() -> None:
+    """One hostile answer to one call would stop all the others; the processor's time, as nothing is slept."""
+    text = ("a" * 1_999 + "b") * 125
+    began = time.process_time()
+
+    clean(text, (Secret("a" * 2_000),))
+    assert time.process_time() - began < 1.0
+
+
 def test_a_secret_that_is_empty_masks_nothing() -> None:
     """An empty password is allowed, and stands between any two characters."""
     assert clean("text", (Secret(""),)) == "text"

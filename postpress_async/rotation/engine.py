@@ -1,8 +1,9 @@
 """
 Many accounts, each settled once.
 
-A rotation is n workers on one shared iterator: the input is read only as it is worked, so memory does
-not grow with the fleet. Of the session it needs one function, so that a stub of a few lines tests it.
+A rotation is n workers on one shared iterator, and one more for each account that waits to be retried:
+the input is read only as it is worked, so memory does not grow with the fleet. Of the session it needs
+one function, so that a stub of a few lines tests it.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, TypeAlias
 
 from postpress_async import events
 from postpress_async._idempotency import Keys
@@ -22,12 +23,24 @@ from postpress_async.rotation.outcome import Outcome, RotationSummary, State
 from postpress_async.rotation.plan import Refusal, Row
 from postpress_async.rotation.resume import DONE, OpenRows, RowKeys, Source
 
+RESTING: Final = 10
+"""Accounts that may back off at once, for each that may be in flight: memory stays bounded in an outage."""
+
+
+Resting: TypeAlias = Callable[[bool], object]
+
 
 class Update(Protocol):
     """What a rotation needs of a session."""
 
-    async def __call__(self, account_id: str, change: ProxyChange, keys: Keys, /) -> AccountPatched:
-        """Update one account, or raise `PostPressError`."""
+    async def __call__(
+        self, account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /
+    ) -> AccountPatched:
+        """
+        Update one account, or raise `PostPressError`.
+
+        *resting* is called with True when it begins to back off, and with False when it goes on.
+        """
         ...
 
 
@@ -65,6 +78,8 @@ class Rotation:
         self._journal: Journal | None = None
         self._run = secrets.token_hex(12)
         self._workers = 0
+        self._resting = 0  # of the workers
+        self._exhausted = False
         self._stopping = False
         self._heard = True  # whether somebody still wants outcomes
         self._broken: PostPressError | None = None
@@ -108,9 +123,8 @@ class Rotation:
             self._halt = KeyHalt(works=done[State.PATCHED] > 0)
         self._rows = OpenRows(self._source, self._journal)
         await self._group.__aenter__()
-        self._workers = self._in_flight
-        for number in range(self._in_flight):
-            self._group.create_task(self._work(), name=f"rotation-worker-{number}")
+        for _ in range(self._in_flight):
+            self._hire()
         return self
 
     async def __aexit__(
@@ -136,7 +150,10 @@ class Rotation:
 
     async def _work(self) -> None:
         try:
-            while not self._stopping and (row := await self._rows.take()) is not None:
+            while not self._stopping and self._workers - self._resting <= self._in_flight:
+                if (row := await self._rows.take()) is None:
+                    self._exhausted = True
+                    break
                 await self._tell(await self._settle(row))
         except PostPressError as error:  # of the journal or the input; those of accounts are outcomes
             self._broken = self._broken or error
@@ -146,13 +163,24 @@ class Rotation:
             if not self._workers:
                 await self._deliver(None)
 
+    def _hire(self) -> None:
+        self._workers += 1
+        self._group.create_task(self._work(), name="rotation-worker")
+
+    def _rest(self, began: bool) -> None:
+        """A worker whose call backs off is none: another one takes its place meanwhile."""
+        self._resting += 1 if began else -1
+        room = self._workers < (1 + RESTING) * self._in_flight
+        if began and room and not self._stopping and not self._exhausted:
+            self._hire()
+
     async def _settle(self, row: Row | Refusal) -> Outcome:
         if isinstance(row, Refusal):
             return Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
         began = time.monotonic()
         keys = RowKeys(self._run, row, self._journal)
         try:
-            patched = await self._update(row.account_id, row.change, keys)
+            patched = await self._update(row.account_id, row.change, keys, self._rest)
         except PostPressError as error:
             return Outcome.failed(row.ordinal, row.line, row.account_id, error, time.monotonic() - began)
         except asyncio.CancelledError:

@@ -1,0 +1,157 @@
+"""When all calls pause, and how the end of an outage is found."""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+ROW: Final = 20
+"""Signs of overload before the gate shuts, each answer that is none taking back `CREDIT` of them."""
+
+LASTING: Final = 1.5
+"""Usual answer times that the signs must last: an overloaded service refuses many in a row too, but answers
+others meanwhile."""
+
+CREDIT: Final = 4
+"""So a service that answers fewer than one in five is out, and one that answers more is not."""
+
+OVER: Final = 50
+"""Good answers after which an outage is over; before, a service that lets a probe through now and then
+would get a burst of requests each time, after pauses as short as the first."""
+
+SHARE: Final = 1 / 24
+"""The pause, as a share of the outage so far; with the jitter a nineteenth at most. Doubling pauses resonate
+with a service that flaps. A sixteenth cost 4.3% of an outage of 20 s where the jitter was against it, and
+saved no more than 20 probes."""
+
+SHORTEST, LONGEST = 0.1, 5.0
+"""Edges of the pause between two probes, in seconds."""
+
+UNANSWERED: Final = 8
+"""Probes under way at most: one that hangs must not hide that the service is back."""
+
+LONGEST_ASKED: Final = 120.0
+"""Seconds a Retry-After can shut the gate."""
+
+
+class Gate:
+    """
+    Shut while the service is out; a probe that is answered opens it.
+
+    Every request belongs to the *generation* of the gate in which it was sent; an answer to one of
+    an earlier generation says nothing new and is not to be told.
+
+    Args:
+        row: Signs of overload in a row before it shuts.
+        random: Gives numbers from 0 to 1, for the jitter: many clients must not come back at once.
+
+    Attributes:
+        shut: Whether only probes may go.
+        generation: Counts how often it shut or opened.
+        began: When the outage began that it shut for.
+        probe_at: When the next probe may go; infinite while it is open.
+    """
+
+    def __init__(self, row: int, random: Callable[[], float]) -> None:
+        self.shut = False
+        self.generation = 0
+        self.probe_at = math.inf
+        self._row: Final = row
+        self._random: Final = random
+        self._signs = 0
+        self._row_began = 0.0
+        self._fine_at = -math.inf
+        self._in_a_row = 0
+        self._fine = OVER  # good answers since it opened
+        self.began = 0.0
+        self._opened_at = 0.0
+        self._shut_at = 0.0
+        self._shut_for = 0.0
+        self._unanswered = 0
+
+    def fine(self, now: float) -> None:
+        """An answer that is no sign of overload."""
+        self._fine_at = now
+        self._fine += 1
+        self._in_a_row = 0
+        if self._signs:
+            self._signs = max(0, self._signs - CREDIT)
+
+    def sign(self, sent: float, latency: float, now: float) -> bool:
+        """A sign, for a request of *sent* where answers take *latency*; whether the gate shuts."""
+        if not self._signs:
+            self._row_began = sent
+            self._begin(now)
+        self._signs += 1
+        self._in_a_row += 1
+        silent = now - max(self._row_began, self._fine_at)
+        out = self._signs >= self._row and silent >= LASTING * latency
+        nearly_out = self._signs >= 2 * self._row and now - self._row_began >= 4 * LASTING * latency
+        if not out and not nearly_out:
+            return False
+        self._shut(now, now + self._pause(now))
+        return True
+
+    def asked(self, seconds: float, now: float, *, at_once: bool) -> bool:
+        """
+        A Retry-After came with a sign; whether the gate shuts on it, or stays shut the longer.
+
+        *at_once* where it speaks for the key (a 429). A 503 may speak for one request of many: it takes
+        three signs in a row to be believed.
+        """
+        until = now + min(seconds, LONGEST_ASKED) * (1 + 0.05 * self._random())
+        if self.shut:
+            self.probe_at = max(self.probe_at, until)
+            return False
+        if not at_once and self._in_a_row < 3:
+            return False
+        self._shut(now, until)
+        return True
+
+    @property
+    def next_probe_at(self) -> float | None:
+        """When the next probe may go; None where that depends on an answer."""
+        return self.probe_at if self.shut and self._unanswered < UNANSWERED else None
+
+    def may_probe(self, now: float) -> bool:
+        """Whether a probe may go now."""
+        return self.shut and now >= self.probe_at and self._unanswered < UNANSWERED
+
+    def probe(self, now: float) -> None:
+        """A probe goes out."""
+        self._unanswered += 1
+        self.probe_at = now + self._pause(now)
+
+    def probed(self, fine: bool | None, now: float) -> bool:
+        """A probe of this generation ended, None: without an answer; whether the gate opens on it."""
+        self._unanswered -= 1
+        if fine is None:
+            self.probe_at = now  # the next one at once: nothing was learned
+        if not fine:
+            return False
+        self._shut_for += now - self._shut_at
+        self._opened_at = now
+        self.shut = False
+        self.generation += 1
+        self.probe_at = math.inf
+        self._signs = self._in_a_row = self._fine = self._unanswered = 0
+        return True
+
+    def shut_for(self, now: float) -> float:
+        """Seconds that it has been shut, in all."""
+        return self._shut_for + (now - self._shut_at if self.shut else 0.0)
+
+    def _begin(self, now: float) -> None:
+        """Take this for a new outage, unless the last one was hardly over."""
+        if self._fine >= OVER or now - self._opened_at > self._opened_at - self.began:
+            self.began = now
+
+    def _shut(self, now: float, probe_at: float) -> None:
+        self.shut = True
+        self.generation += 1
+        self.probe_at = probe_at
+        self._shut_at = now
+        self._unanswered = 0
+
+    def _pause(self, now: float) -> float:
+        pause = (now - self.began) * SHARE
+        return min(max(pause, SHORTEST), LONGEST) * (0.75 + 0.5 * self._random())

@@ -1,0 +1,146 @@
+"""How many requests a second: a ceiling that is given, and one that 429s teach."""
+
+import math
+from typing import Final
+
+BURST: Final = 0.01
+"""Seconds that a request may go before its time. More would exceed the burst of a tier that is known by its
+rate alone; less would cost throughput, since timers fire some milliseconds late."""
+
+BACK: Final = 0.9
+"""What a 429 leaves of the rate."""
+
+RECOVERY: Final = 5.0
+"""Seconds until the rate is where it was; twice that until it is a tenth above. See `Rate`."""
+
+PER_RECOVERY: Final = 200
+"""Requests in a recovery at least, up to a minute of them: each recovery costs a 429 or two."""
+
+PATIENCE: Final = 4
+"""A recovery takes so many times the Retry-After that all had to wait, at least."""
+
+SEARCH: Final = 0.6
+"""Seconds in which the rate doubles while nothing is known of the tier but that it is higher."""
+
+SLOWEST: Final = 1.0
+"""Requests a second that 429s do not go below: a session that calls once an hour must not learn from its
+one 429 that its tier is one an hour."""
+
+GUESS: Final = 10.0
+"""The same for the first 429, which may come before there was an answer."""
+
+CALM: Final = 0.5
+"""Seconds before another 429 slows: until then the rate after the last one is not known."""
+
+MARK: Final = 1.0
+"""Seconds over which the served rate is measured; at the first 429 a quarter of that has to do."""
+
+PER_MARK: Final = 20
+"""Answers over which it is measured, at least."""
+
+
+class Rate:
+    """
+    A token bucket whose rate is the lower of *ceiling* and what 429s taught.
+
+    Without either it is not *active*, and need not be asked. After a 429 the rate goes to a tenth below
+    what was served, and comes back along a cubic whose plateau is where the 429 came:
+    ``plateau * (1 + 0.1 * ((t - 5) / 5) ** 3)``. Most of the time is spent just below the tier, and a tier
+    that has grown is found soon: past t = 10 the rate doubles every 5 s. Time in which nobody had to wait for
+    the rate does not count.
+
+    Args:
+        ceiling: Requests a second; None for none.
+
+    Attributes:
+        active: Whether there is a rate at all.
+        value: Requests a second; infinite where there is no rate.
+        ready_at: When the next request may go.
+    """
+
+    def __init__(self, ceiling: float | None) -> None:
+        self.ceiling: Final = math.inf if ceiling is None else ceiling
+        self.active = ceiling is not None
+        self.value = self.ceiling
+        self.ready_at = -math.inf
+        self._due = -math.inf  # the next one's time; as in the "generic cell rate algorithm"
+        self._learned = math.inf
+        self._plateau = 0.0
+        self._searching = True
+        self._recovery = RECOVERY
+        self._grown = 0.0  # seconds along the cubic
+        self._grew_at = 0.0
+        self._blocked = False  # whether someone had to wait since
+        self._cut_at = -math.inf
+        self._served_at_cut = 0
+        self._marks: list[tuple[float, int]] = []  # when, and how many had been served
+
+    def take(self, now: float) -> bool:
+        """Whether a request may go now; if so, it is counted."""
+        if now < self.ready_at:
+            self._blocked = True
+            return False
+        if self._learned < math.inf:
+            self._grow(now)
+        self._due = (self._due if self._due > now else now) + 1 / self.value
+        self.ready_at = self._due - BURST
+        return True
+
+    def give_back(self) -> None:
+        """The last request that was counted was not sent."""
+        if self.active:
+            self._due -= 1 / self.value
+            self._make_ready()
+
+    def mark(self, served: int, now: float) -> float:
+        """So many were *served* in all; when to tell it again."""
+        self._marks = [*self._marks[-1:], (now, served)]
+        return now + max(MARK, PER_MARK / self.value)
+
+    def resume(self, served: int, now: float) -> None:
+        """Go on after a pause, in which nothing can have been served."""
+        self._marks = [(now, served)]
+
+    def throttled(self, sent: float, served: int, now: float, retry_after: float = 0.0) -> None:
+        """A 429 for a request of *sent*, when so many had been *served* in all."""
+        if sent <= self._cut_at or now - self._cut_at < CALM:
+            return
+        when, before = self._marks[0] if self._marks else (now - MARK, 0)
+        if now - self._cut_at < MARK and served - self._served_at_cut >= PER_MARK / 2:
+            # What was served before the last cut may have been another tier's.
+            when, before = self._cut_at, self._served_at_cut
+        measured = (served - before) / max(now - when, MARK / 4)
+        old = self.value
+        # Where the two agree, the rate of now is the better one: what was served lags behind it.
+        plateau = old if measured > 0.9 * old else min(old, measured)
+        self._plateau = max(plateau, SLOWEST if self._learned < math.inf else GUESS)
+        self._searching = self._learned == math.inf or now - when < MARK / 2
+        self._recovery = max(RECOVERY, min(PER_RECOVERY / self._plateau, 60.0), PATIENCE * retry_after)
+        self._learned = max(self._plateau * BACK, SLOWEST)
+        self._grown = 0.0
+        self._cut_at = self._grew_at = now
+        self._served_at_cut = served
+        if not self.active:
+            self.active = True
+            self._due = now
+        self.value = min(self._learned, self.ceiling)
+        self._make_ready()
+
+    def _grow(self, now: float) -> None:
+        since, self._grew_at = min(now - self._grew_at, 1.0), now
+        if not self._blocked:
+            return
+        self._blocked = False
+        if self._searching:
+            self._learned *= 2 ** (since / SEARCH)
+        else:
+            self._grown += since
+            reach = self._grown / self._recovery - 1
+            if reach < 1:
+                self._learned = max(self._learned, self._plateau * (1 + (1 - BACK) * reach**3))
+            else:
+                self._learned *= 2 ** (since / self._recovery)
+        self.value = min(self._learned, self.ceiling)
+
+    def _make_ready(self) -> None:
+        self.ready_at = self._due - BURST

@@ -1,0 +1,38 @@
+"""The right to send a request, and what came of it."""
+
+from enum import Enum
+
+
+class Sign(Enum):
+    """What an attempt's end says of the service's load."""
+
+    SUCCESS = "success"
+    """A patched answer."""
+    ALIVE = "alive"
+    """An answer that is no sign of overload: an error of the request, the account, the proxy."""
+    OVERLOAD = "overload"
+    """A 503, a bare 502 or 504, a timeout, a connection refused or lost."""
+    THROTTLED = "throttled"
+    """A 429."""
+    NONE = "none"
+    """Nothing: it was cancelled, or ended before it was sent."""
+
+
+class Ticket:
+    """
+    The right to send one request; give it back with `Pacer.leave`, once.
+
+    Attributes:
+        sent: When it was given, by the pacer's clock.
+        generation: Of the gate, when it was given.
+        paused_for: Seconds of the wait for it in which all calls paused.
+        probe: Whether the request finds out for all calls if the service is back.
+    """
+
+    __slots__ = ("generation", "paused_for", "probe", "sent")
+
+    def __init__(self, sent: float, generation: int, paused_for: float = 0.0, probe: bool = False) -> None:
+        self.sent = sent
+        self.paused_for = paused_for
+        self.probe = probe
+        self.generation = generation
