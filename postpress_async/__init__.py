@@ -1,5 +1,7 @@
 """Give PostPress accounts new proxies from asyncio: one at a time, or a whole fleet overnight."""
 
+import logging
+
 from postpress_async import errors, events
 from postpress_async._version import __version__
 from postpress_async.errors import ApiError, PostPressError, TransportError
@@ -15,6 +17,9 @@ from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Fleet, Outcome, ProxyPool, Rotation, RotationSummary
 from postpress_async.secret import Secret
 from postpress_async.session import PostPressSession
+
+# Silent unless the program that embeds it says otherwise.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
     "AccountPatched",

@@ -30,6 +30,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+PATIENCE: Final = 4 * 3600.0
+"""Seconds after its first attempt until which a call of a rotation sits an outage out."""
+
+
 @frozen
 class Line:
     """What the calls of one session share."""
@@ -49,7 +53,8 @@ class UpdateCall:
     It knows which idempotency key the next attempt needs. No answer came: the same one. An answer that
     says nothing was applied: a fresh one, so that a stored error is not replayed. An answer that leaves
     it open: a fresh one for a custom proxy, since setting it twice is setting it once, and the same one
-    for a managed one, since a second request may hand out, and bill, a second proxy.
+    for a managed one, since a second request may hand out, and bill, a second proxy. Once in doubt, a 429
+    or 503 leaves the doubt, and the key: it may come from something in front of the store of keys.
 
     Attributes:
         patient: Whether time that the pace or the service asks for is no part of the deadline. So it is
@@ -76,11 +81,12 @@ class UpdateCall:
         self._resting: Final = resting or (lambda _: None)
         self._managed: Final = isinstance(change, ManagedProxy)
         self._attempts: list[Attempt] = []
+        self._first_sent = self.began
         self._applied = Applied.NO  # over all attempts
         self._failure: PostPressError | None = None
         self._answered: tuple[str | None, str] | None = None  # the key and the instance of the last answer
-        self._in_doubt = False  # whether an attempt under the current key may have been applied
-        self._replayed = False  # whether the last answer was one that the current key had got before
+        self._in_doubt = keys.in_doubt  # whether an attempt under the current key may have been applied
+        self._replayed = False  # whether the last answer, an unknown one, is what its key got before
         self._renew = False  # whether the next attempt needs a fresh key
 
     async def run(self) -> AccountPatched:
@@ -129,6 +135,8 @@ class UpdateCall:
         line, request, number = self._line, self._request, len(self._attempts) + 1
         clock = asyncio.get_running_loop().time
         began, unix_time = clock(), time.time()
+        if number == 1:
+            self._first_sent = began
         if line.observer is not None:
             events.tell(line.observer, events.AttemptStarted(request.account_id, number))
         try:
@@ -150,9 +158,9 @@ class UpdateCall:
 
     def may_repeat(self, error: PostPressError) -> bool:  # noqa: ARG002 - `retry.Call` has it
         """Whether another attempt could neither double a managed proxy nor outlive the session."""
-        if self._line.lifetime.ended:
+        if self._line.lifetime.ended or self._has_waited_long():
             return False
-        if not self._managed or not self._in_doubt or self._renew:
+        if not self._managed or not self._in_doubt:
             return True
         return self._keys.current is not None and not self._replayed
 
@@ -175,28 +183,30 @@ class UpdateCall:
         finally:
             self._resting(False)
 
+    def _has_waited_long(self) -> bool:
+        # An outage uses up neither attempts nor the deadline of a patient call; this alone ends it, where
+        # what looks like an outage is all that the last accounts will ever be answered.
+        return self.patient and asyncio.get_running_loop().time() - self._first_sent > PATIENCE
+
     def _learn(self, error: PostPressError) -> None:
         """What this failure says of the whole call goes on the error; and which key comes next."""
         self._failure = error
         unknown = error.applied is Applied.UNKNOWN
-        self._in_doubt = self._in_doubt or unknown
+        answered = isinstance(error, ApiError | AnswerError)
         if unknown:
             self._applied = Applied.UNKNOWN
-        answered = isinstance(error, ApiError | AnswerError)
-        self._replayed = answered and self._is_replay(getattr(error, "instance", None))
-        if self._managed:
-            # A refusal after a doubt may come from something that stands in front of the store of keys,
-            # and then leaves the doubt. The stored answer itself, come back, ends it.
-            self._renew = answered and not unknown and (not self._in_doubt or self._replayed)
-        else:
-            self._renew = answered
-        error.applied = self._applied
+            self._in_doubt = True
+        elif answered and error.status not in {429, 503}:
+            self._in_doubt = False  # had it been done under this key, the answer would have said so
+        self._replayed = unknown and self._is_replay(getattr(error, "instance", None))
+        self._renew = answered and not (self._managed and self._in_doubt)
+        error.applied = Applied.UNKNOWN if self._in_doubt else self._applied
         error.account_id = self._request.account_id
         error.attempts = tuple(self._attempts)
 
     def _is_replay(self, instance: str | None) -> bool:
         before, self._answered = self._answered, None
-        if instance is None or instance.startswith("/"):  # a path names no single request
+        if not instance or instance.startswith("/"):  # a path names no single request
             return False
         self._answered = (self._keys.current, instance)
         return self._keys.current is not None and self._answered == before

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # The reference says only "string"; these are RFC 3986's unreserved characters, which no path,
 # gateway or log can read as anything but themselves.
 _ACCOUNT_ID = re.compile(r"[A-Za-z0-9._~-]{1,256}")
+LONGEST_CREDENTIAL = 16_384
+"""Characters of a user name or password; the API gives no limit, and no proxy takes nearly as many."""
+
 # No proxy protocol can carry a control character; half of a surrogate pair cannot be sent as UTF-8.
 _UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _PLAIN_HOST = re.compile(r"(?=.{1,253}\Z)(?:[A-Za-z0-9]{1,63}\.)*[A-Za-z]{1,63}")
@@ -186,6 +189,8 @@ def password(_instance: object, _attribute: "Attribute[Secret | None]", value: S
 def _check_credential(name: str, text: str) -> None:
     if not isinstance(text, str):
         raise FieldError(name, f"{name} not text", f"it is a string, not {type(text).__name__}")
+    if len(text) > LONGEST_CREDENTIAL:
+        raise FieldError(name, f"{name} too long", f"it has at most {LONGEST_CREDENTIAL:,} characters")
     if (unfit := _UNFIT.search(text)) is None:
         return
     if unfit[0] > "\x7f":

@@ -13,7 +13,15 @@ from attrs import define, field
 
 
 class Keys(Protocol):
-    """Where the keys of one call come from."""
+    """
+    Where the keys of one call come from.
+
+    Attributes:
+        in_doubt: Whether an earlier process may have sent the change under the current key.
+    """
+
+    @property
+    def in_doubt(self) -> bool: ...
 
     @property
     def current(self) -> str | None:
@@ -43,6 +51,7 @@ class FreshKeys:
 
     _maker: KeyMaker
     current: str = field(init=False)
+    in_doubt: bool = field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
         self.current = self._maker.make()
@@ -57,6 +66,7 @@ class OneKey:
     """A caller's own key, kept for every attempt; or None for none at all."""
 
     current: str | None
+    in_doubt: bool = False
 
     async def renew(self) -> None:
         """Keep it: whoever chose the key wants every attempt to count as the same one."""

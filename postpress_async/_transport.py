@@ -63,6 +63,8 @@ class AiohttpTransport:
         self._tls = tls
         self._connector = connector
         self._session: aiohttp.ClientSession | None = None
+        self._limits: set[asyncio.Timeout] = set()
+        self._closed = False
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Answer:
         """See `Transport.send`."""
@@ -71,20 +73,32 @@ class AiohttpTransport:
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
         body = _Body(request.body)
+        if session.closed:
+            raise errors.SessionClosedError("its connector is closed: make a new session")
         try:
             async with asyncio.timeout(timeout) as limit:
+                self._limits.add(limit)
                 return await self._exchange(session, request.account_id, headers, body)
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: TimeoutError is one
-            if limit.expired():
-                failure: errors.PostPressError = errors.AttemptTimeoutError(f"no answer in {timeout:.3g} s")
+            failure: errors.PostPressError
+            if self._closed:
+                failure = errors.ConnectionLostError("the session was closed meanwhile")
+                maybe_sent = body.sent
+            elif limit.expired():
+                failure = errors.AttemptTimeoutError(f"no answer in {timeout:.3g} s")
                 maybe_sent = body.sent
             else:
                 failure = _translated(error)
                 maybe_sent = not body.refused
+        finally:
+            self._limits.discard(limit)
         # Raised outside the handler, so that aiohttp's exception is not on its chain.
         if maybe_sent and isinstance(failure, errors.ConnectionLostError | errors.AttemptTimeoutError):
             failure.applied = Applied.UNKNOWN
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # an exception that a frame of its own traceback names is a cycle
 
     async def _exchange(
         self, session: aiohttp.ClientSession, account_id: str, headers: Mapping[str, str], body: "_Body"
@@ -124,6 +138,10 @@ class AiohttpTransport:
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
+        self._closed = True
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(-1.0)  # also of those that still connect, or use a connector of the caller's
         if self._session is not None:
             await self._session.close()
 

@@ -16,7 +16,7 @@ import tenacity
 from attrs import field, frozen
 from tenacity.asyncio import AsyncRetrying
 
-from postpress_async.errors import PostPressError
+from postpress_async.errors import RETRYABLE_STATUSES, Applied, PostPressError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -152,6 +152,24 @@ class RetryPolicy:
             return False
         return error.retryable or isinstance(error, self.also_on)
 
+    def explain(self, error: BaseException) -> str:
+        """A sentence that says whether *error* is retried, and why; for a log, or for a person who asks."""
+        name = error.code if isinstance(error, PostPressError) else type(error).__name__
+        if not isinstance(error, PostPressError):
+            return f"{name} is not retried: it is no error of a call, but of the program."
+        if isinstance(error, self.never_on):
+            return f"{name} is not retried: never_on says so."
+        if not self.retries(error):
+            return f"{name} is not retried: {_why_not(error)}"
+        if (asked := error.retry_after or 0.0) > LONGEST_RETRY_AFTER:
+            limit = f"more than {LONGEST_RETRY_AFTER:g} s"
+            return f"{name} is not retried now: the answer asks to wait {asked:g} s, {limit}."
+        why = "such errors often pass" if error.retryable else "also_on says so"
+        stop = (
+            f"up to {self.attempts} attempts" if self.stop is None else "until its stop strategy says enough"
+        )
+        return f"{name} is retried: {why}; {stop}, within {self.deadline:g} s."
+
     async def run(self, call: Call[T]) -> T:
         """The result of the first attempt that succeeds, or the error of the last that did not."""
         result: T = await self._retrying(call)
@@ -214,6 +232,14 @@ class Retrying(AsyncRetrying):
         finally:
             state.outcome = None
             del failure
+
+
+def _why_not(error: PostPressError) -> str:
+    if error.status in RETRYABLE_STATUSES:
+        return f"its type is none that passes, although its status, {error.status}, is one that may."
+    if error.applied is Applied.UNKNOWN:
+        return "the change may have been applied, and sending it again could not tell."
+    return f"sent again, it would get the same answer; it speaks against the {error.scope}."
 
 
 async def _answer(given: Any) -> Any:

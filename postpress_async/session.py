@@ -77,6 +77,8 @@ class PostPressSession:
         url = read_base_url(base_url)
         # The system's certificates take 20 ms to load, and plain http to this machine needs none.
         context = make_tls(ssl) if ssl is not None or url.scheme == "https" else None
+        # All of this machine's ports are one: a sandbox has another one each time.
+        self._target: Final = "this machine" if url.scheme == "http" else str(url)
         self._retry: Final = retry
         self._pace: Final = pace
         self._idempotency: Final = idempotency
@@ -140,11 +142,14 @@ class PostPressSession:
                 mapping), read as they are worked; or a `Fleet`. A wrong pair is an outcome, no exception.
             journal: The SQLite file that remembers what is settled. A run that was stopped or killed goes
                 on where it was, with the same changes in the same order.
-            in_flight: Accounts worked on at once; else the pace's.
+            in_flight: Accounts worked on at once, from 1; else the pace's.
 
         Raises:
+            ValueError: *in_flight* is not as said above.
             JournalError: On entering it: the journal is in use, of another input, or cannot be written.
         """
+        if in_flight is not None and (type(in_flight) is not int or in_flight < 1):
+            raise ValueError(f"in_flight is a whole number from 1, not {in_flight!r}")
         if isinstance(changes, Fleet):
             rows: Source = changes.rows()
             digest: bytes | None = changes.digest
@@ -153,6 +158,10 @@ class PostPressSession:
             pairs = changes.items() if isinstance(changes, Mapping) else changes
             rows = arows_of(pairs) if isinstance(pairs, AsyncIterable) else rows_of(pairs)
             digest, finite = None, isinstance(pairs, Sized)
+
+        opener = None
+        if journal is not None:
+            opener = partial(Journal.open, journal, digest=digest, target=self._target)
 
         async def update(
             account_id: str, change: ProxyChange, keys: Keys, resting: Callable[[bool], object], /
@@ -164,7 +173,7 @@ class PostPressSession:
             update,
             rows,
             in_flight=in_flight or self._pace.in_flight,
-            journal=None if journal is None else partial(Journal.open, journal, digest=digest),
+            journal=opener,
             finite=finite,
             observer=self._line.observer,
         )
@@ -176,9 +185,11 @@ class PostPressSession:
         Calls under way have *timeout* seconds to end; those that then still wait or retry raise their
         last error or `SessionClosedError`, and those in flight raise `ConnectionLostError`.
         """
-        await self._lifetime.close(timeout)
-        self._lifetime.end()
-        await self._line.transport.aclose()
+        try:
+            await self._lifetime.close(timeout)
+        finally:
+            self._lifetime.end()
+            await self._line.transport.aclose()
 
     def _paused(self, began: bool) -> None:
         if self._line.observer is not None:

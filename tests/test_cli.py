@@ -83,9 +83,26 @@ def test_bad_rows_are_listed_with_line_column_and_reason_and_nothing_is_sent(fol
             column = f", {line['column']}" if line["column"] else ""
             start = f"messy.csv: line {line['line']}{column}: {line['because']}"
             assert any(text.startswith(start) for text in told), start
-    assert len(told) == sum(not line["ok"] for line in expected) + 1
+    assert (
+        len(told) == sum(not line["ok"] for line in expected) + 2
+    )  # the column that is not known, and the last line
     assert told[-1].startswith("nothing was sent")
     assert not list(folder.glob("*.sqlite3"))
+
+
+def test_a_column_that_is_nearly_known_is_refused(folder) -> None:
+    """Ignored without a word, it would give every account the default instead of its own country."""
+    (folder / "fleet.csv").write_text("account_id,coutry\nacc_1,US\n")
+
+    done = run("rotate", "fleet.csv", "--sandbox", "--country", "DE")
+
+    assert done.returncode == 2
+    assert "is it country?" in done.stderr
+
+
+def test_options_of_the_sandbox_need_the_sandbox(folder) -> None:
+    """A profile that is ignored makes a trial run a real one."""
+    assert run("rotate", DATA / "fleet.csv", "--profile", "flaky").returncode == 2
 
 
 def test_bad_rows_can_be_left_out(folder) -> None:
@@ -103,7 +120,7 @@ def test_a_fleet_can_be_piped_in(folder) -> None:
     done = run("rotate", "-", "--sandbox", input='{"account_id": "acc_1", "country": "US"}\n')
 
     assert done.returncode == 0, done.stderr
-    assert "1 accounts: 1 patched" in done.stdout
+    assert "1 account: 1 patched" in done.stdout
 
 
 def test_a_country_serves_the_rows_that_name_nothing(folder) -> None:

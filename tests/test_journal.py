@@ -147,6 +147,26 @@ async def test_a_commit_that_fails_is_told_and_nothing_more_is_taken(path) -> No
     assert "postpress-journal" not in {thread.name for thread in threading.enumerate()}
 
 
+async def test_a_journal_that_is_deleted_under_way_is_noticed(path) -> None:
+    """It would still take every row, and nobody could ever read one."""
+    journal = Journal.open(path)
+    path.unlink()
+    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+
+    with pytest.raises(JournalError, match="deleted or replaced"):
+        await journal.aclose()
+
+
+def test_what_is_there_and_no_journal_is_left_as_it_is(path) -> None:
+    """It may be the fleet itself, named by mistake."""
+    path.write_bytes(b"a")
+
+    with pytest.raises(JournalError, match="left as it is"):
+        Journal.open(path)
+    assert path.read_bytes() == b"a"
+    assert not path.with_name("run.sqlite3-lock").exists()
+
+
 async def test_it_waits_for_the_disk_when_that_is_far_behind(path) -> None:
     """Memory stays bounded: at most some thousand rows wait."""
     journal = Journal.open(path)

@@ -772,3 +772,55 @@ def test_a_policy_made_from_another_follows_its_own_numbers() -> None:
 
     failed(policy, call)
     assert call.naps == [9.0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "told"),
+    [
+        pytest.param(
+            RetryPolicy(),
+            BUSY,
+            "is retried: such errors often pass; up to 4 attempts, within 120 s.",
+            id="retried",
+        ),
+        pytest.param(
+            RetryPolicy(never_on=(errors.PostPressError,)),
+            BUSY,
+            "is not retried: never_on says so.",
+            id="never_on",
+        ),
+        pytest.param(
+            RetryPolicy(also_on=(errors.NoChannelError,), stop=tenacity.stop_never),
+            answer(503, "errors/no_channel"),
+            "is retried: also_on says so; until its stop strategy says enough, within 120 s.",
+            id="also_on",
+        ),
+        pytest.param(
+            RetryPolicy(), answer(503, "errors/no_channel"), "its type is none that passes", id="a fatal 503"
+        ),
+        pytest.param(
+            RetryPolicy(),
+            answer(500, "errors/unexpected_error"),
+            "the change may have been applied",
+            id="in doubt",
+        ),
+        pytest.param(
+            RetryPolicy(),
+            answer(404, "errors/resource_not_found"),
+            "it speaks against the account",
+            id="fatal",
+        ),
+        pytest.param(
+            RetryPolicy(), answer(503, "errors/network_down", 300.0), "asks to wait 300 s", id="Retry-After"
+        ),
+        pytest.param(
+            RetryPolicy(),
+            lambda: KeyError("x"),
+            "KeyError is not retried: it is no error of a call",
+            id="a bug",
+        ),
+    ],
+)
+def test_a_policy_can_explain_itself(policy: RetryPolicy, error: Any, told: str) -> None:
+    """Why was this not retried? is what an operator asks of a log."""
+    assert told in policy.explain(error())

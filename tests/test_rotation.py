@@ -18,6 +18,7 @@ from postpress_async import (
     Fleet,
     ManagedProxy,
     Outcome,
+    PostPressSession,
     RetryPolicy,
     Rotation,
     errors,
@@ -26,7 +27,7 @@ from postpress_async._idempotency import Keys
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Journal, Row, State
 from postpress_async.rotation.engine import Resting, Update
-from postpress_async.sandbox import Sandbox
+from postpress_async.sandbox import Fault, Sandbox
 
 US = ManagedProxy(country="US")
 ACCOUNTS = [f"acc_{number}" for number in range(10)]
@@ -250,7 +251,8 @@ async def test_a_refused_key_stops_the_rotation(type_, journal) -> None:
     assert stub.taken == ["acc_0"]
     assert rotation.summary.key_refused
     assert type_ in (rotation.summary.halted or "")
-    assert Counter(recorded(journal).values()) == {"failed": 1, "skipped": 9}
+    # Nothing was found out about the account that was tried: the right key sends it too.
+    assert Counter(recorded(journal).values()) == {"skipped": 10}
 
 
 async def test_a_key_error_after_a_success_is_one_account_s(journal) -> None:
@@ -271,6 +273,120 @@ async def test_one_401_for_each_of_the_first_twenty_tells_of_the_key() -> None:
 
     assert len(stub.taken) == 20
     assert rotation.summary.key_refused
+
+
+async def test_a_flake_does_not_hide_that_the_key_is_wrong() -> None:
+    """A lost connection or a 503 says nothing about the key, neither way."""
+    accounts = [f"acc_{number}" for number in range(100)]
+    stub = Stub(**{account: refusal("invalid_credentials") for account in accounts})
+    stub.refusals["acc_0"] = errors.ConnectError("no connection")
+    stub.refusals["acc_5"] = refusal("network_down")
+
+    rotation = await _run(Rotation(stub, rows(accounts), in_flight=1))
+
+    assert len(stub.taken) == 22
+    assert rotation.summary.key_refused
+
+
+async def test_an_account_that_was_never_reached_is_sent_by_the_next_run(journal) -> None:
+    """A wrong base URL, a session that was closed: none of it speaks of the account."""
+    first, second = (
+        Stub(acc_1=errors.ConnectError("no connection"), acc_2=errors.DeadlineError("late")),
+        Stub(),
+    )
+
+    await _run(make(first, journal))
+    assert Counter(recorded(journal).values()) == {"patched": 8, "skipped": 2}
+
+    await _run(make(second, journal))
+    assert sorted(second.taken) == ["acc_1", "acc_2"]
+
+
+async def test_what_a_dead_run_may_have_sent_stays_in_doubt(sandbox, tmp_path, policy) -> None:
+    """Killed with a request in flight that was carried out: a 503 must not cost a second managed proxy."""
+    journal = tmp_path / "run.sqlite3"
+    sandbox.script(
+        "acc_1", Fault(executes=True, ends="never"), "errors/service_unavailable", "errors/no_channel"
+    )
+    async with sandbox.session(retry=policy) as session:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1), session.rotate({"acc_1": US}, journal=journal) as rotation:
+                await rotation.run()
+        async with session.rotate({"acc_1": US}, journal=journal) as rotation:
+            await rotation.run()
+        assert recorded(journal) == {"acc_1": "unknown"}  # no_channel is fatal, and leaves the doubt
+        async with session.rotate({"acc_1": US}, journal=journal) as rotation:
+            await rotation.run()
+
+    assert recorded(journal) == {"acc_1": "patched"}
+    assert sandbox.record.managed_handed_out == 1
+
+
+async def test_the_block_s_own_exception_comes_out_as_it_is() -> None:
+    """An `ExceptionGroup` around a `KeyError` of one's own would pass every handler by."""
+
+    async def look() -> None:
+        async with make(Stub()) as rotation:
+            async for _ in rotation:
+                raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await look()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+async def test_an_input_that_breaks_lets_what_is_in_flight_settle(journal, asynchronous) -> None:
+    """What it raises comes out as it is; what was sent has its row."""
+
+    def broken() -> Iterator[Row]:
+        yield from list(rows())[:5]
+        raise ValueError("the input broke")
+
+    async def abroken() -> AsyncIterator[Row]:
+        for row in broken():
+            yield row
+
+    source = abroken() if asynchronous else broken()
+    opener = partial(Journal.open, journal)
+    with pytest.raises(ValueError, match="the input broke"):
+        await _run(Rotation(Stub(), source, in_flight=3, journal=opener))
+
+    assert Counter(recorded(journal).values()) == {"patched": 5}
+
+
+async def test_an_input_that_waits_does_not_keep_a_stopped_rotation() -> None:
+    """A queue that nobody fills any more."""
+
+    async def waits() -> AsyncIterator[Row]:
+        yield next(rows())
+        await asyncio.get_running_loop().create_future()
+
+    async with asyncio.timeout(5), Rotation(Stub(), waits(), in_flight=3) as rotation:
+        async for _ in rotation:
+            break
+
+    assert [outcome async for outcome in rotation] == []
+
+
+async def test_a_rotation_is_entered_once_and_first(journal) -> None:
+    """Else it would wait for ever, or leave its journal locked."""
+    rotation = make(Stub(), journal)
+    with pytest.raises(RuntimeError, match="entered first"):
+        await rotation.run()
+    await _run(rotation)
+    with pytest.raises(RuntimeError, match="entered once"):
+        await _run(rotation)
+    await _run(make(Stub(), journal))
+
+
+async def test_a_journal_of_another_target_is_refused(sandbox, journal) -> None:
+    """A trial in the sandbox must not make the real run a run of nothing."""
+    async with sandbox.session() as session, session.rotate({"acc_1": US}, journal=journal) as rotation:
+        await rotation.run()
+
+    async with PostPressSession("pp_live_key") as real:
+        with pytest.raises(errors.JournalError, match="was begun for this machine, not for https://"):
+            await _run(real.rotate({"acc_1": US}, journal=journal))
 
 
 async def test_other_refusals_halt_nothing() -> None:

@@ -11,7 +11,7 @@ from yarl import URL
 from postpress_async import AccountPatched, CustomProxy, ManagedProxy, PostPressSession, RetryPolicy, errors
 from postpress_async.errors import Applied
 from postpress_async.pace import Pace
-from postpress_async.sandbox import Sandbox
+from postpress_async.sandbox import Fault, Sandbox
 from tests.conftest import KEY
 
 BASE = "https://api.postpress.ai/v1"
@@ -199,17 +199,32 @@ async def test_a_refusal_after_a_doubt_keeps_a_managed_change_s_key(api, session
     assert len(set(keys(api))) == 1
 
 
-async def test_a_stored_refusal_ends_the_doubt_and_frees_the_key(api, session) -> None:
-    """The very same refusal under the same key is the stored one: the first request was not carried out."""
+async def test_a_refusal_of_the_change_itself_ends_the_doubt_and_frees_the_key(api, session) -> None:
+    """Had the first request been carried out, the same key would have got its success."""
     api.patch(ENDPOINT, exception=aiohttp.ServerDisconnectedError())
-    api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502, "req_1"))
     api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502, "req_1"))
     api.patch(ENDPOINT, payload=PATCHED)
 
     await session.update_proxy("acc_01", US)
 
-    first, second, third, fourth = keys(api)
-    assert first == second == third != fourth
+    first, second, third = keys(api)
+    assert first == second != third
+
+
+@pytest.mark.parametrize("instance", ["", "-", "/v1/accounts/acc_01", "req_1", None])
+async def test_a_gateway_s_refusals_never_cost_a_second_managed_proxy(sandbox, policy, instance) -> None:
+    """However often it comes, and whatever instance it bears, a 503 knows nothing of the lost answer."""
+    busy = Fault(
+        status=503,
+        headers={"Content-Type": "application/json"},
+        body=json.dumps(envelope("service_unavailable", 503, instance)).encode(),
+    )
+    sandbox.script("acc_1", "lost", busy, busy)
+
+    async with sandbox.session(retry=policy) as session:
+        await session.update_proxy("acc_1", US)
+
+    assert sandbox.record.managed_handed_out == 1
 
 
 async def test_a_caller_s_own_key_is_kept_for_every_attempt(api, session) -> None:
@@ -421,6 +436,36 @@ def test_a_session_may_be_made_outside_the_loop_and_belongs_to_the_first() -> No
         asyncio.run(use())
     with pytest.raises(errors.ConfigurationError, match="one session per loop"):
         asyncio.run(use_and_close())
+
+
+async def test_a_call_that_still_connects_ends_with_the_session() -> None:
+    """A server that accepts and says nothing; here the caller's own connector stays open, too."""
+    accepted: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    async with aiohttp.TCPConnector() as connector:
+        session = PostPressSession(KEY, base_url=f"http://127.0.0.1:{port}", connector=connector)
+        call = asyncio.create_task(session.update_proxy("acc_1", US))
+        while not accepted:
+            await asyncio.sleep(0)
+        await session.aclose(timeout=0.0)
+
+        with pytest.raises(errors.ConnectionLostError, match="closed meanwhile"):
+            await call
+    silent.close()
+    for writer in accepted:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_connector_that_the_caller_closed_is_told(sandbox) -> None:
+    connector = aiohttp.TCPConnector()
+    async with sandbox.session(connector=connector) as session:
+        await session.update_proxy("acc_1", US)
+        await connector.close()
+
+        with pytest.raises(errors.PostPressError):
+            await session.update_proxy("acc_1", US)
 
 
 async def test_a_connector_of_the_caller_s_stays_theirs(sandbox) -> None:

@@ -10,6 +10,8 @@ import click
 from postpress_async.errors import ConfigurationError
 from postpress_async.secret import Secret
 
+_LONGEST = 16_384  # characters of a file that holds one secret
+
 C = TypeVar("C", bound=Callable[..., Any])
 
 
@@ -36,7 +38,11 @@ def read_secret_file(place: str, what: str) -> Secret:
     """
     name = "standard input" if place == "-" else place
     try:
-        text = sys.stdin.read() if place == "-" else Path(place).read_text(encoding="utf-8")
+        if place == "-":
+            text = "" if sys.stdin is None else sys.stdin.read(_LONGEST)
+        else:
+            with Path(place).open(encoding="utf-8") as file:
+                text = file.read(_LONGEST)
     except OSError as error:
         raise ConfigurationError(f"{name} cannot be read ({error.strerror}): it should hold {what}") from None
     except UnicodeDecodeError:

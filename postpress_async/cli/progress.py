@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -21,7 +22,7 @@ class Progress:
     def __init__(self, total: int, summary: RotationSummary) -> None:
         self._total = total
         self._summary = summary
-        self._bar: _Bar | _Lines = _Bar(total) if sys.stderr.isatty() else _Lines(total)
+        self._bar: _Bar | _Lines = _Bar(total) if _is_terminal() else _Lines(total)
         self._due = 0.0
 
     def update(self) -> None:
@@ -77,10 +78,15 @@ class _Lines:
         tenths = 10 * summary.total // max(1, self._total)
         if tenths > self._tenths:
             self._tenths = tenths
-            click.echo(f"{summary.total:,} of {self._total:,}: {_told(summary)}", err=True)
+            with suppress(OSError):  # nobody may read it any more; the rotation goes on
+                click.echo(f"{summary.total:,} of {self._total:,}: {_told(summary)}", err=True)
 
     def stop(self) -> None:
         pass
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _told(summary: RotationSummary) -> str:

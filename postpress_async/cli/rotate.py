@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
 
@@ -12,12 +13,14 @@ from attrs import frozen
 
 from postpress_async.cli import exits, options
 from postpress_async.cli.progress import Progress
-from postpress_async.errors import JournalError
+from postpress_async.errors import FleetError, RotationError
 from postpress_async.models import ManagedProxy
 from postpress_async.pace import Pace
 from postpress_async.rotation import Fleet, Rotation, RotationSummary, State
 from postpress_async.sandbox import Profile, Sandbox, own_accounts
 from postpress_async.session import Changes, PostPressSession
+
+COLUMNS = ("account_id", "proxy", "host", "port", "protocol", "username", "password", "country", "ip")
 
 LISTED = 50
 """Bad rows that are listed before the rest is only counted."""
@@ -63,9 +66,12 @@ def rotate(
     or a country, an ip, or both. Every row is checked before the first byte is sent. What is settled is
     kept in a journal; the same command goes on where it was stopped or killed. Examples:
 
+    \b
       postpress-async rotate fleet.csv
       postpress-async rotate --sandbox
     """
+    if not in_sandbox and (profile != "steady" or seed):
+        raise click.UsageError("--profile and --seed are of the sandbox: give --sandbox too")
     if fleet is None and not in_sandbox:
         raise click.UsageError("name a FLEET file, or try the sandbox's own accounts with --sandbox")
     default = None if country is None else ManagedProxy(country=country)
@@ -76,6 +82,7 @@ def rotate(
         return asyncio.run(_rotate(job, in_flight, Sandbox(profile=profile, seed=seed), None, None))
     with Fleet.open(fleet, default=default) as opened:
         survey = opened.survey()
+        _check_columns(opened)
         if survey.refusals:
             _list_refusals(opened.name, [str(refusal) for refusal in survey.refusals])
             if not skip_bad:
@@ -88,6 +95,15 @@ def rotate(
         job = Job(opened, survey.rows + len(survey.refusals), place)
         sandbox = Sandbox(profile=profile, seed=seed) if in_sandbox else None
         return asyncio.run(_rotate(job, in_flight, sandbox, api_key_file, base_url))
+
+
+def _check_columns(fleet: Fleet) -> None:
+    """A column that is ignored is told; one that was meant to be known is refused."""
+    for column in fleet.ignored_columns:
+        name = column.strip().lower()
+        if name not in COLUMNS and (meant := get_close_matches(name, COLUMNS, 1, 0.8)):
+            raise FleetError(f"{fleet.name} has a column {column!r}, which is not known: is it {meant[0]}?")
+        click.echo(f"{fleet.name}: the column {column!r} is not known, and ignored", err=True)
 
 
 def _list_refusals(name: str, refusals: list[str]) -> None:
@@ -128,7 +144,7 @@ async def _run(job: Job, rotation: Rotation) -> RotationSummary:
                 with Progress(job.total, rotation.summary) as progress:
                     async for _ in rotation:
                         progress.update()
-    except JournalError as error:
+    except RotationError as error:
         if not rotation.summary.attempts:
             raise
         raise _Halted(str(error)) from None

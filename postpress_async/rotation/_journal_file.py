@@ -39,13 +39,18 @@ def take_lock(place: Path) -> sqlite3.Connection:
     An empty database beside it, locked exclusively: SQLite locks alike on every system, and the journal
     itself must stay readable to others while it is written.
     """
-    if not place.parent.is_dir():
-        raise JournalError(f"{place.parent} is no directory: make it, or name another journal")
-    lock = sqlite3.connect(f"{place}-lock", timeout=0.0, isolation_level=None)
+    name = f"{place}-lock"
+    if os.path.lexists(name) and not (os.path.isfile(name) and os.access(name, os.W_OK)):
+        raise JournalError(
+            f"{name} cannot be locked: delete it if no run is under way, or name another journal"
+        )
+    lock = None
     try:
+        lock = sqlite3.connect(name, timeout=0.0, isolation_level=None)
         lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        lock.close()
+    except sqlite3.Error as error:
+        if lock is not None:
+            lock.close()
         if "locked" in str(error):
             raise JournalError(
                 f"{place} is in use by another run: wait for it, or name another journal"
@@ -54,8 +59,8 @@ def take_lock(place: Path) -> sqlite3.Connection:
     return lock
 
 
-def connect(place: Path) -> sqlite3.Connection:
-    _claim(place)
+def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
+    """The journal's database, and whether it is a new one."""
     connection = sqlite3.connect(place, check_same_thread=False)
     try:
         fresh = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
@@ -78,11 +83,17 @@ def connect(place: Path) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
-    return connection
+    return connection, fresh
 
 
-def _claim(place: Path) -> None:
-    """A file that only its owner reads, made if need be, and never through a symbolic link."""
+def claim(place: Path) -> None:
+    """
+    See to it that there is a file that only its owner reads, and never through a symbolic link.
+
+    Whatever is there already and is no database is left as it is: it may be somebody's fleet.
+    """
+    if not place.parent.is_dir():
+        raise JournalError(f"{place.parent} is no directory: make it, or name another journal")
     try:
         handle = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     except OSError as error:
@@ -91,13 +102,24 @@ def _claim(place: Path) -> None:
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise JournalError(f"{place} is no regular file: name another journal")
+        if os.read(handle, 16) not in {b"", b"SQLite format 3\0"}:
+            raise JournalError(f"{place} is not a database, and left as it is: name another journal")
     finally:
         os.close(handle)
 
 
-def check_input(place: Path, connection: sqlite3.Connection, digest: bytes | None) -> None:
-    """Refuse an input other than the one that the journal was begun with."""
-    told = dict(connection.execute("SELECT name, value FROM run WHERE name IN ('input', 'salt')"))
+def check_input(
+    place: Path, connection: sqlite3.Connection, digest: bytes | None, target: str | None
+) -> None:
+    """Refuse an input, and a target, other than those that the journal was begun with."""
+    told = dict(connection.execute("SELECT name, value FROM run"))
+    if target is not None and told.setdefault("target", target) != target:
+        raise JournalError(
+            f"{place} was begun for {told['target']}, not for {target}: name another journal, or what was "
+            "settled there would be left out here"
+        )
+    with connection:
+        connection.execute("INSERT OR IGNORE INTO run VALUES ('target', ?)", (target or "",))
     if "input" in told:
         if digest is not None and told["input"] != _stretched(digest, told["salt"]):
             raise JournalError(

@@ -23,6 +23,7 @@ class Writer:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
         self._connection = connection
+        self._file = _identity(path)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rows: list[tuple[str, tuple[Any, ...]]] = []
         self._waiting: list[asyncio.Future[None]] = []
@@ -93,8 +94,10 @@ class Writer:
         if self._failure is not None or not rows:
             return
         try:
+            if _identity(self._path) != self._file:
+                raise sqlite3.OperationalError("the file was deleted or replaced under way")
             with self._connection:
-                for statement in {statement for statement, _ in rows}:
+                for statement in dict.fromkeys(statement for statement, _ in rows):
                     self._connection.executemany(statement, [row for said, row in rows if said is statement])
         except sqlite3.Error as error:
             self._failure = (
@@ -109,6 +112,15 @@ class Writer:
                 self._loop.call_soon_threadsafe(_settle, done)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    # A file that was deleted still takes writes, and nobody would ever read them.
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _taken(queue: list[T]) -> list[T]:

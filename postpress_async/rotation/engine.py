@@ -73,7 +73,7 @@ class Rotation:
         self._finite: Final = finite
         self._observer: Final = observer
         self._source: Final = rows
-        self._settled: Final[asyncio.Queue[Outcome | None]] = asyncio.Queue(maxsize=in_flight)
+        self._settled: asyncio.Queue[Outcome | None] = asyncio.Queue(maxsize=in_flight)
         self._group: Final = asyncio.TaskGroup()
         self._journal: Journal | None = None
         self._run = secrets.token_hex(12)
@@ -82,7 +82,10 @@ class Rotation:
         self._exhausted = False
         self._stopping = False
         self._heard = True  # whether somebody still wants outcomes
-        self._broken: PostPressError | None = None
+        self._broken: Exception | None = None
+        self._key_error: str | None = None
+        self._takers: set[asyncio.Task[None]] = set()
+        self._entered = False
         self._began = 0.0
         self._halt = KeyHalt()
 
@@ -92,6 +95,8 @@ class Rotation:
         """Send nothing new; what is in flight settles, and the iteration ends after it."""
         self._stopping = True
         self.summary.stopped = True
+        for task in tuple(self._takers):
+            task.cancel()  # it waits for an input that may never come
 
     async def run(self) -> RotationSummary:
         """Settle every account, for whoever does not care to look at each outcome."""
@@ -103,6 +108,8 @@ class Rotation:
         return self
 
     async def __anext__(self) -> Outcome:
+        if not self._entered:
+            raise RuntimeError("a rotation is entered first: async with session.rotate(...) as rotation")
         outcome = await self._settled.get()
         if outcome is not None:
             return outcome
@@ -112,20 +119,31 @@ class Rotation:
         raise StopAsyncIteration
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise RuntimeError("a rotation is entered once: make another one with session.rotate")
+        self._entered = True
         self._began = time.monotonic()
-        if self._open_journal is not None:
-            self._journal = self._open_journal()
-            self._run = self._journal.run
-            done = self._journal.counts()
-            for state in DONE:
-                self.summary.states[state] = done[state]
-            self.summary.resumed = self.summary.total
-            self._halt = KeyHalt(works=done[State.PATCHED] > 0)
-        self._rows = OpenRows(self._source, self._journal)
-        await self._group.__aenter__()
+        try:
+            if self._open_journal is not None:
+                self._journal = self._open_journal()
+                self._take_up(self._journal)
+            self._rows = OpenRows(self._source, self._journal)
+            await self._group.__aenter__()
+        except BaseException:
+            if self._journal is not None:
+                await self._journal.aclose()
+            raise
         for _ in range(self._in_flight):
             self._hire()
         return self
+
+    def _take_up(self, journal: Journal) -> None:
+        self._run = journal.run
+        done = journal.counts()
+        for state in DONE:
+            self.summary.states[state] = done[state]
+        self.summary.resumed = self.summary.total
+        self._halt = KeyHalt(works=done[State.PATCHED] > 0)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -136,32 +154,67 @@ class Rotation:
             self._heard = False
             while not self._settled.empty():  # wakes whoever waits to put
                 self._settled.get_nowait()
-            await self._group.__aexit__(kind, error, trace)
+            await self._end_workers(kind, error, trace)
             if kind is None and self._finite and self._stopping and self._broken is None:
                 await self._skip_the_rest()
+            if self.summary.key_refused and self._key_error is not None and self._journal is not None:
+                self._journal.reopen(self._key_error)
         finally:
             self.summary.elapsed = time.monotonic() - self._began
+            self._settled = asyncio.Queue()
+            self._settled.put_nowait(None)  # for whoever still asks
             if self._journal is not None:
                 await self._journal.aclose()
         if kind is None and self._broken is not None:
             raise self._broken
+
+    async def _end_workers(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._group.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            if error is None or group.exceptions != (error,):
+                raise
+            # The block's own exception goes on as it is, not wrapped with nothing.
 
     # --- The workers ---
 
     async def _work(self) -> None:
         try:
             while not self._stopping and self._workers - self._resting <= self._in_flight:
-                if (row := await self._rows.take()) is None:
+                if (taken := await self._take()) is None:
                     self._exhausted = True
                     break
-                await self._tell(await self._settle(row))
-        except PostPressError as error:  # of the journal or the input; those of accounts are outcomes
-            self._broken = self._broken or error
-            self._stopping = True
+                await self._tell(await self._settle(*taken))
+        except PostPressError as error:  # of the journal; those of accounts are outcomes
+            self._break(error)
         finally:
             self._workers -= 1
             if not self._workers:
                 await self._deliver(None)
+
+    async def _take(self) -> tuple[Row | Refusal, bool] | None:
+        """The next row, if the input has one and nobody stops the rotation while it is waited for."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a worker is one
+        self._takers.add(task)
+        try:
+            return await self._rows.take()
+        except asyncio.CancelledError:
+            if not self._stopping or task.uncancel():
+                raise
+            return None
+        except Exception as error:  # the input is the caller's: what it raises ends the rotation as it is
+            self._break(error)
+            return None
+        finally:
+            self._takers.discard(task)
+
+    def _break(self, error: Exception) -> None:
+        """Send nothing more; what is in flight settles, and then *error* is raised."""
+        self._broken = self._broken or error
+        self._stopping = True
 
     def _hire(self) -> None:
         self._workers += 1
@@ -174,11 +227,11 @@ class Rotation:
         if began and room and not self._stopping and not self._exhausted:
             self._hire()
 
-    async def _settle(self, row: Row | Refusal) -> Outcome:
+    async def _settle(self, row: Row | Refusal, maybe_sent: bool) -> Outcome:
         if isinstance(row, Refusal):
             return Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
         began = time.monotonic()
-        keys = RowKeys(self._run, row, self._journal)
+        keys = RowKeys(self._run, row, self._journal, in_doubt=maybe_sent)
         try:
             patched = await self._update(row.account_id, row.change, keys, self._rest)
         except PostPressError as error:
@@ -199,6 +252,7 @@ class Rotation:
             self._stopping = True
             self.summary.halted = reason
             self.summary.key_refused = True
+            self._key_error = outcome.error_type
         await self._deliver(outcome)
 
     def _record(self, outcome: Outcome) -> None:
@@ -224,7 +278,11 @@ class Rotation:
 
     async def _skip_the_rest(self) -> None:
         """Give every account that was not sent its row too."""
-        while (row := await self._rows.take()) is not None:
-            self._record(Outcome.skipped(row.ordinal, row.line, row.account_id or ""))
+        while (taken := await self._rows.take()) is not None:
+            row, maybe_sent = taken
+            if (
+                not maybe_sent
+            ):  # what may be in doubt keeps the word, or the lack of one, that the journal has
+                self._record(Outcome.skipped(row.ordinal, row.line, row.account_id or ""))
             if self._journal is not None:
                 await self._journal.room()

@@ -22,8 +22,8 @@ class KeyHalt:
 
     def sees(self, outcome: Outcome) -> str | None:
         """Why to stop, in a sentence; None to go on."""
-        if self._works or outcome.state is State.SKIPPED:
-            return None
+        if self._works or outcome.status is None or outcome.scope is Scope.SERVICE:
+            return None  # no answer, or none about a key or an account
         if outcome.state is State.PATCHED:
             self._works = True
             return None

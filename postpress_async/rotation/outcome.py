@@ -20,7 +20,7 @@ class State(StrEnum):
     UNKNOWN = "unknown"
     """It failed in a way that leaves open whether the change was applied."""
     SKIPPED = "skipped"
-    """It was not sent: its row was refused, or the run ended first."""
+    """It was not sent: its row was refused, the service was never reached, or the run ended first."""
 
 
 @frozen
@@ -70,12 +70,17 @@ class Outcome:
     def failed(
         cls, ordinal: int, line: int | None, account_id: str, error: PostPressError, elapsed: float
     ) -> Self:
-        """The call ended with *error*, which tells whether the change may have been applied."""
+        """The call ended with *error*, which tells whether the change was sent, and may have been applied."""
+        if error.applied is Applied.UNKNOWN:
+            state = State.UNKNOWN
+        else:
+            # No answer at all, from anyone, speaks of no account.
+            state = State.SKIPPED if error.status is None else State.FAILED
         return cls(
             ordinal,
             line,
             account_id,
-            State.UNKNOWN if error.applied is Applied.UNKNOWN else State.FAILED,
+            state,
             len(error.attempts),
             error.status,
             error.code,
@@ -159,7 +164,8 @@ class RotationSummary:
 
     def __str__(self) -> str:
         told = [f"{self.states[state]:,} {state}" for state in State if self.states[state]]
-        words = f"{self.total:,} accounts: {', '.join(told) or 'none'} in {self.elapsed:.1f} s"
+        accounts = "1 account" if self.total == 1 else f"{self.total:,} accounts"
+        words = f"{accounts}: {', '.join(told) or 'none'} in {self.elapsed:.1f} s"
         if self.resumed:
             words += f" ({self.resumed:,} of them in an earlier run)"
         return words

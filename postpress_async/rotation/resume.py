@@ -22,35 +22,45 @@ class OpenRows:
     def __init__(self, rows: Source, journal: Journal | None) -> None:
         self._rows = rows
         self._lock = asyncio.Lock()  # an asynchronous generator cannot be asked twice at once
+        self._resumed = journal is not None and journal.resumed
         self._entries = iter(()) if journal is None else journal.entries()
         self._entry = next(self._entries, None)
 
-    async def take(self) -> Row | Refusal | None:
-        """The next one; None after the last."""
+    async def take(self) -> tuple[Row | Refusal, bool] | None:
+        """
+        The next one, and whether an earlier run may have sent it; None after the last.
+
+        Raises:
+            JournalError: The journal has another account in its place.
+        """
         if isinstance(self._rows, Iterator):
             for row in self._rows:
-                if not self._is_settled(row):
-                    return row
+                if (known := self._known(row)) not in DONE:
+                    return row, self._resumed and known is not State.SKIPPED
             return None
         async with self._lock:
             async for row in self._rows:
-                if not self._is_settled(row):
-                    return row
+                if (known := self._known(row)) not in DONE:
+                    return row, self._resumed and known is not State.SKIPPED
             return None
 
-    def _is_settled(self, row: Row | Refusal) -> bool:
-        """Whether the journal has it as done. Both are in the order of their ordinals."""
+    def _known(self, row: Row | Refusal) -> State | None:
+        """
+        What the journal has of it; None where it has nothing, as of what was in flight in a run that died.
+
+        Both are in the order of their ordinals.
+        """
         while self._entry is not None and self._entry[0] < row.ordinal:
             self._entry = next(self._entries, None)
         if self._entry is None or self._entry[0] != row.ordinal:
-            return False
+            return None
         _, account_id, state = self._entry
         if account_id != (row.account_id or ""):
             raise JournalError(
                 f"the journal has {account_id} as number {row.ordinal + 1} of the input, which now has "
                 f"{row.account_id}: give back that input, or name another journal"
             )
-        return state in DONE
+        return state
 
 
 class RowKeys:
@@ -61,9 +71,10 @@ class RowKeys:
     already is not done again. For a managed change the generation is on the disk before it is used.
     """
 
-    __slots__ = ("_generation", "_journal", "_managed", "_ordinal", "_run")
+    __slots__ = ("_generation", "_journal", "_managed", "_ordinal", "_run", "in_doubt")
 
-    def __init__(self, run: str, row: Row, journal: Journal | None) -> None:
+    def __init__(self, run: str, row: Row, journal: Journal | None, *, in_doubt: bool = False) -> None:
+        self.in_doubt = in_doubt
         self._run = run
         self._ordinal = row.ordinal
         self._journal = journal
@@ -78,5 +89,6 @@ class RowKeys:
     async def renew(self) -> None:
         """See `Keys.renew`."""
         self._generation += 1
+        self.in_doubt = False
         if self._managed and self._journal is not None:
             await self._journal.keep_generation(self._ordinal, self._generation)
