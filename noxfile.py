@@ -47,6 +47,13 @@ def lowest(session: nox.Session) -> None:
 
 
 @nox.session
+def simulation(session: nox.Session) -> None:
+    """Retry and pace in virtual time: the real session and sandbox, 20,000 accounts a scenario, one table."""
+    install(session, "test")
+    session.run("python", "-m", "benchmarks.simulation", *session.posargs)
+
+
+@nox.session
 def kill(session: nox.Session) -> None:
     """A rotation killed at fifty moments; the suite does ten."""
     install(session, "test")

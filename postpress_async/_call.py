@@ -57,8 +57,9 @@ class UpdateCall:
     or 503 leaves the doubt, and the key: it may come from something in front of the store of keys.
 
     Attributes:
-        patient: Whether time that the pace or the service asks for is no part of the deadline. So it is
-            in a rotation, which gives *resting*, to be told when the call begins and ends to back off.
+        patient: Whether time that the pace or the service asks for is no part of the deadline, nor that of
+            attempts that are not *counted* and of the waits after them. So it is in a rotation, which
+            gives *resting*, to be told when the call begins and ends to back off.
         counted: Whether the last attempt uses one up; see `Pacer.leave`.
     """
 
@@ -110,7 +111,8 @@ class UpdateCall:
         """One attempt, when the session's pace allows it."""
         pacer = self._line.pacer
         ticket = pacer.try_enter() or await self._enter()
-        sign, asked = Sign.NONE, None
+        clock = asyncio.get_running_loop().time
+        began, sign, asked = clock(), Sign.NONE, None
         try:
             timeout = self._time_for_an_attempt()
             try:
@@ -122,6 +124,8 @@ class UpdateCall:
             return patched
         finally:
             self.counted = pacer.leave(ticket, sign, asked)
+            if self.patient and not self.counted:
+                self.began += clock() - began
 
     async def _enter(self) -> Ticket:
         clock = asyncio.get_running_loop().time
@@ -178,7 +182,7 @@ class UpdateCall:
                 await self._keys.renew()
                 self._in_doubt = self._renew = False
             if self.patient:
-                self.began += self._failure.retry_after or 0.0
+                self.began += (self._failure.retry_after or 0.0) if self.counted else seconds
             await self._patiently(self._policy.sleep, seconds)
         finally:
             self._resting(False)

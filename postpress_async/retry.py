@@ -31,7 +31,8 @@ class Call(Protocol[T_co]):
 
     Attributes:
         began: When its deadline began to count, by the event loop's clock.
-        patient: Whether the seconds of a Retry-After are no part of its deadline.
+        patient: Whether the seconds of a Retry-After, and of a wait after an attempt that was not
+            *counted*, are no part of its deadline.
         counted: Whether the attempt that failed last uses one up.
     """
 
@@ -218,7 +219,7 @@ class Retrying(AsyncRetrying):
                 asked = failure.retry_after or 0.0
                 state.upcoming_sleep = max(asked, await _answer(self.wait(state)))
                 if call.patient:
-                    state.start_time += asked
+                    state.start_time += asked if call.counted else state.upcoming_sleep
                 stop = await _answer(self.stop(state)) or asked > LONGEST_RETRY_AFTER
                 if stop or self._before_deadline(state):
                     raise failure

@@ -9,7 +9,7 @@ from aiohttp import ClientResponse
 from aioresponses import aioresponses
 from hypothesis import settings
 
-from postpress_async import PostPressSession, RetryPolicy
+from postpress_async import Pace, PostPressSession, RetryPolicy
 from postpress_async.sandbox import Sandbox
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -55,7 +55,8 @@ def policy(naps: list[float]) -> RetryPolicy:
 
 @pytest.fixture
 async def session(policy: RetryPolicy) -> AsyncIterator[PostPressSession]:
-    async with PostPressSession(KEY, retry=policy) as made:
+    # Its pace learns nothing: a pause of seconds would pass in real time.
+    async with PostPressSession(KEY, retry=policy, pace=Pace(adaptive=False)) as made:
         yield made
 
 

@@ -3,66 +3,15 @@
 import asyncio
 import math
 import random
-import selectors
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from attrs import Factory, define, evolve, field, frozen
 
+from benchmarks.virtual import VirtualLoop, run
+from benchmarks.world import ideal
 from postpress_async.pace import Pace, Pacer, Sign
-
-T = TypeVar("T")
-
-
-class DeadLockError(Exception):
-    """Nothing is ready and no timer is set: what the tasks wait for will never come."""
-
-
-class _Jump(selectors.SelectSelector):
-    """Instead of waiting, lets the time pass."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise DeadLockError
-        self.now += max(timeout, 0.0)
-        return []
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop whose time jumps to the next timer when nothing else is to be done."""
-
-    def __init__(self) -> None:
-        self._jump = _Jump()
-        self.timers = 0
-        super().__init__(self._jump)
-
-    def time(self) -> float:
-        return self._jump.now
-
-    def call_at(  # type: ignore[override]
-        self, when: float, callback: Any, *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
-        self.timers += 1
-        return super().call_at(when, callback, *args, context=context)
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """The result of *main* in virtual time; `DeadLockError` where it can never end."""
-    loop = VirtualLoop()
-    try:
-        return loop.run_until_complete(main)
-    except DeadLockError:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.call_soon(loop.stop)
-        loop.run_forever()
-        raise
-    finally:
-        loop.close()
-
 
 Curve = Callable[[float], float]
 """A number that depends on the time."""
@@ -403,13 +352,7 @@ async def _play(scenario: Scenario, seed: int) -> Result:
 
 def _ideal(scenario: Scenario, service: Service) -> float:
     """Seconds that the work takes where every free second of the service is used."""
-    left, now, step = float(service.needed), 0.0, 0.005
+    needed = float(service.needed)
     if scenario.weather.tier(0.0) < math.inf and scenario.weather.window is None:
-        left -= scenario.weather.burst
-    while left > 0:
-        done = scenario.rate(now + step / 2) * step
-        if done >= left:
-            return now + left / scenario.rate(now + step / 2)
-        left -= done
-        now += step
-    return now
+        needed -= scenario.weather.burst
+    return ideal(needed, scenario.rate)

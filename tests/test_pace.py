@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.virtual import VirtualLoop, run
 from postpress_async.pace import Pace, Pacer, Sign, Ticket
 from postpress_async.pace.gate import LONGEST, ROW, SHARE, SHORTEST, UNANSWERED, Gate
 from postpress_async.pace.limit import CUT, FIRST, Limit
 from postpress_async.pace.rate import BURST, Rate
-from tests.pace_world import VirtualLoop, run
 
 SIGNS = list(Sign)
 

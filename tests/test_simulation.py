@@ -1,0 +1,222 @@
+"""The real session against the real sandbox, aiohttp on both sides, in virtual time."""
+
+import asyncio
+
+import pytest
+
+from benchmarks.play import measure
+from benchmarks.scenarios import ALL
+from benchmarks.simulation import HEAD, line
+from benchmarks.world import Scenario, broken
+from postpress_async import Pace, PostPressError, RetryPolicy, errors, events
+from postpress_async.rotation import State
+from postpress_async.sandbox.faults import Fault
+from tests.virtual_world import (
+    HOLDS,
+    PROXY,
+    Far,
+    Hold,
+    World,
+    dripping,
+    end_others,
+    in_virtual_time,
+    now,
+    world,
+)
+
+ACCOUNTS = 600
+"""Enough for every claim but those of a limit that has to find its level before the weather turns."""
+
+MORE_ACCOUNTS = {
+    "ten times slower for 20 s, queue 150": 5500,
+    "ten times slower for 20 s, queue endless": 5500,
+}
+
+
+FULL_LENGTH = {"two sessions, tier of 100/s"}
+"""Claims that hold of 20,000 accounts and not of some hundred: two sessions take a minute to share a tier."""
+
+SMALL = [scenario for scenario in ALL.values() if scenario.name not in FULL_LENGTH]
+
+
+@pytest.mark.parametrize("scenario", SMALL, ids=lambda scenario: scenario.name)
+def test_a_service_is_unwell(scenario: Scenario) -> None:
+    """It costs no more seconds, requests and accounts than the table of the simulation claims."""
+    result = measure(scenario, MORE_ACCOUNTS.get(scenario.name, ACCOUNTS))
+    print(f"{HEAD}\n{line(scenario, result)}")
+
+    assert broken(scenario, result) == []
+
+
+def test_a_scenario_repeats_exactly() -> None:
+    """A figure that cannot be had again cannot be argued about."""
+    scenario = ALL["5% service_unavailable, 10% dead"]
+
+    assert measure(scenario, 300, seed=7) == measure(scenario, 300, seed=7)
+    assert measure(scenario, 300, seed=7) != measure(scenario, 300, seed=8)
+
+
+# --- What may hold a call up ---
+
+
+@pytest.mark.parametrize("attempt_timeout", [3.0, 30.0])
+@pytest.mark.parametrize(("hold", "pace"), HOLDS, ids=lambda value: getattr(value, "__name__", ""))
+@in_virtual_time
+async def test_a_call_ends_at_its_deadline(hold: Hold, pace: Pace, attempt_timeout: float) -> None:
+    """Whatever holds it up, at most a tenth of a second later."""
+    async with world(pace) as at:
+        await hold(at)
+        began = now()
+
+        with pytest.raises(PostPressError):
+            await at.call(retry=RetryPolicy(deadline=10.0, attempts=99, attempt_timeout=attempt_timeout))
+
+        assert now() - began <= 10.1
+        await end_others()
+
+
+@in_virtual_time
+async def test_a_call_ends_at_its_deadline_though_bytes_drip_in() -> None:
+    """The deadline is that of the whole answer."""
+    async with dripping() as at:
+        with pytest.raises(errors.AttemptTimeoutError):
+            await at.call(retry=RetryPolicy(deadline=10.0))
+
+        assert 9.0 <= now() <= 10.1
+
+
+@in_virtual_time
+async def test_a_call_ends_at_its_deadline_while_it_connects() -> None:
+    """Nothing was sent, and the error says so."""
+    async with world(connector=Far) as at:
+        with pytest.raises(errors.AttemptTimeoutError) as caught:
+            await at.call(retry=RetryPolicy(deadline=10.0))
+
+        assert 9.0 <= now() <= 10.1
+        assert caught.value.applied is errors.Applied.NO
+
+
+async def cancel_and_look(at: World, after: float) -> None:
+    """Cancel a call, and see that nothing of it is left a tenth of a second later."""
+    slow = RetryPolicy(attempts=99, deadline=1000.0, wait=lambda _state: 50.0)
+    before = at.left()
+    call = at.call(retry=slow)
+    await asyncio.sleep(after)
+    assert not call.done()
+
+    call.cancel()
+    await asyncio.sleep(0.1)
+
+    assert call.cancelled()
+    # Others may have come or gone at the slots meanwhile, but one that is left would show.
+    assert at.left()["calls"] == before["calls"]
+    await end_others()
+    await asyncio.sleep(0.1)
+    assert set(at.left().values()) == {0}
+
+
+@pytest.mark.parametrize("after", [0.0, 0.01, 1.5])
+@pytest.mark.parametrize(("hold", "pace"), HOLDS, ids=lambda value: getattr(value, "__name__", ""))
+@in_virtual_time
+async def test_cancelling_frees_everything(hold: Hold, pace: Pace, after: float) -> None:
+    """Whatever it was doing: within 100 ms, and the session goes on."""
+    async with world(pace) as at:
+        await hold(at)
+        await cancel_and_look(at, after)
+        await at.server.recover()
+        await asyncio.sleep(10)
+
+        done = await asyncio.gather(*(at.call(f"acc_new_{number}") for number in range(50)))
+
+        assert len(done) == 50
+        assert set(at.left().values()) == {0}
+
+
+@in_virtual_time
+async def test_cancelling_frees_everything_while_connecting_or_reading() -> None:
+    """A connection that is half made, or half read, is not kept for the next one."""
+    async with world(connector=Far) as at:
+        await cancel_and_look(at, 1.0)
+    async with dripping() as at:
+        await cancel_and_look(at, 1.0)
+
+
+# --- Many calls ---
+
+
+def slot_waits(told: list[tuple[float, events.Event]], began: float) -> list[tuple[float, float, bool]]:
+    """When each attempt was due, how long it then waited, and whether it is a retry; in the order of due."""
+    due: dict[str, float] = {}
+    waits = []
+    for when, event in told:
+        if isinstance(event, events.RetryScheduled):
+            due[event.account_id] = when + event.wait
+        elif isinstance(event, events.AttemptStarted):
+            since = due.get(event.account_id, began)
+            waits.append((since, when - since, event.number > 1))
+    return sorted(waits)
+
+
+@pytest.mark.parametrize("share", [0, 2, 5], ids=["new calls only", "some retries", "many retries"])
+@pytest.mark.parametrize("adaptive", [True, False])
+@in_virtual_time
+async def test_slots_are_given_fairly(adaptive: bool, share: int) -> None:
+    """No call waits over four times the mean of its neighbours, retry or not."""
+    async with world(Pace(in_flight=10, adaptive=adaptive)) as at:
+        for number in range(0, 600 if share else 0, 10 // share if share else 1):
+            at.server.faults.script(f"acc_{number}", "errors/provider_error", 200)
+        began = now()
+        await asyncio.gather(*(at.call(f"acc_{number}") for number in range(600)))
+        of_all = slot_waits(at.events, began)
+
+    for retries in (False, True):
+        waits = [wait for _, wait, is_retry in of_all if is_retry is retries]
+        if not retries:
+            waits.sort()  # all were due at once: neighbours are those that were let in beside it
+        for place, wait in enumerate(waits):
+            beside = waits[max(0, place - 25) : place + 26]
+            assert wait <= max(0.1, 4 * sum(beside) / len(beside))
+    # And who came first goes first.
+    started = [event for _, event in at.events if isinstance(event, events.AttemptStarted)]
+    firsts = [event.account_id for event in started if event.number == 1]
+    assert firsts == [f"acc_{number}" for number in range(600)]
+
+
+@in_virtual_time
+async def test_a_thousand_calls_at_once_each_get_their_own_answer() -> None:
+    """And their own history: nothing of a call is kept where another could find it."""
+    faults = ["errors/provider_error", "errors/network_down", "errors/proxy_error"]
+    async with world(Pace(in_flight=1000, start=1000)) as at:
+        for number in range(1000):
+            ends = "errors/wrong_account" if number % 5 == 0 else 200
+            at.server.faults.script(f"acc_{number}", *faults[: number % 4], ends)
+        calls = [at.call(f"acc_{number}") for number in range(1000)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+
+    for number, answer in enumerate(answers):
+        assert not isinstance(answer, BaseException) or isinstance(answer, PostPressError)
+        assert answer.account_id == f"acc_{number}"
+        codes = [attempt.error for attempt in answer.attempts]
+        last = "errors/wrong_account" if number % 5 == 0 else None
+        assert codes == [*faults[: number % 4], last]
+        assert isinstance(answer, errors.WrongAccountError) is (last is not None)
+        assert [attempt.number for attempt in answer.attempts] == list(range(1, len(codes) + 1))
+
+
+# --- What looks like an outage and is none ---
+
+
+@in_virtual_time
+async def test_a_rotation_ends_though_its_last_accounts_get_nothing_but_503s() -> None:
+    """A service that is out looks the same: patience has an end, in hours."""
+    policy = RetryPolicy(also_on=(errors.NoClientSessionError,))
+    sick = [f"acc_sick_{number}" for number in range(40)]
+    async with world(retry=policy) as at:
+        for account_id in sick:
+            at.server.faults.script(account_id, *[Fault(type="errors/no_client_session")] * 1000)
+        well = [f"acc_{number}" for number in range(40)]
+        changes = [(name, PROXY) for name in well + sick]
+        async with asyncio.timeout(6 * 3600), at.session.rotate(changes) as rotation:
+            states = {outcome.account_id: outcome.state async for outcome in rotation}
+
+    assert states == dict.fromkeys(well, State.PATCHED) | dict.fromkeys(sick, State.FAILED)
