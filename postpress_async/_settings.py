@@ -89,6 +89,8 @@ def make_tls(given: "tls.SSLContext | str | os.PathLike[str] | None") -> tls.SSL
     if isinstance(given, tls.SSLContext):
         if given.verify_mode is not tls.CERT_REQUIRED or not given.check_hostname:
             raise ConfigurationError("the ssl context does not check certificates: the key would be anyone's")
+        if given.minimum_version < tls.TLSVersion.TLSv1_2:
+            raise ConfigurationError("the ssl context allows TLS below 1.2: set its minimum_version")
         return given
     if not isinstance(given, str | os.PathLike | None):
         raise ConfigurationError(f"ssl is a context, or a PEM file of certificates to trust; not {given!r}")

@@ -6,12 +6,14 @@ None of its exceptions is kept as a cause: most carry the request's headers, and
 """
 
 import asyncio
+import select
+import socket
 import ssl
-from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.connector import Connection
 from aiohttp.payload import BytesPayload
 from yarl import URL
 
@@ -27,6 +29,10 @@ _HEADERS: Final = {
     "Content-Type": "application/json",
     "User-Agent": f"postpress-async/{__version__}",
 }
+
+
+_READ_AT_ONCE: Final = 32 * 1024
+"""Bytes that a socket keeps for the event loop. 256 KiB of 1xx answers would take it 120 ms to read."""
 
 
 class Transport(Protocol):
@@ -69,16 +75,13 @@ class AiohttpTransport:
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Answer:
         """See `Transport.send`."""
         session = self._session or self._open()
-        headers = {"X-API-KEY": self._api_key.reveal(), **_HEADERS}
-        if idempotency_key is not None:
-            headers["Idempotency-Key"] = idempotency_key
         body = _Body(request.body)
         if session.closed:
             raise errors.SessionClosedError("its connector is closed: make a new session")
         try:
             async with asyncio.timeout(timeout) as limit:
                 self._limits.add(limit)
-                return await self._exchange(session, request.account_id, headers, body)
+                return await self._exchange(session, request.account_id, idempotency_key, body)
         except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: TimeoutError is one
             failure: errors.PostPressError
             if self._closed:
@@ -89,7 +92,7 @@ class AiohttpTransport:
                 maybe_sent = body.sent
             else:
                 failure = _translated(error)
-                maybe_sent = not body.refused
+                maybe_sent = not (body.refused or isinstance(error, _SpoiltError))
         finally:
             self._limits.discard(limit)
         # Raised outside the handler, so that aiohttp's exception is not on its chain.
@@ -101,14 +104,19 @@ class AiohttpTransport:
             del failure  # an exception that a frame of its own traceback names is a cycle
 
     async def _exchange(
-        self, session: aiohttp.ClientSession, account_id: str, headers: Mapping[str, str], body: "_Body"
+        self, session: aiohttp.ClientSession, account_id: str, idempotency_key: str | None, body: "_Body"
     ) -> Answer:
+        # Here and not in `send`: its frame is on the tracebacks of our errors, which some print with locals.
+        headers = {"X-API-KEY": self._api_key.reveal(), **_HEADERS}
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
         url = self._base_url.joinpath("accounts", account_id, encoded=True)
         if self._base_url.query_string:
             url = url.with_query(self._base_url.query)
         async with session.request(
             "PATCH", url, data=body, headers=headers, allow_redirects=False
         ) as response:
+            _end_with_its_connection(response)
             parts, size = [], 0
             async for part in response.content.iter_any():
                 size += len(part)
@@ -125,7 +133,7 @@ class AiohttpTransport:
         connector = self._connector
         if connector is None:
             # The session's pace is the one limit; a second one here would hold calls back unseen.
-            connector = aiohttp.TCPConnector(limit=0, ssl=self._tls or True)
+            connector = aiohttp.TCPConnector(limit=0, ssl=self._tls or True, socket_factory=_make_socket)
         self._session = aiohttp.ClientSession(
             connector=connector,
             connector_owner=self._connector is None,
@@ -133,6 +141,7 @@ class AiohttpTransport:
             auto_decompress=False,
             trust_env=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # `send` has the one timer
+            request_class=_Request,
         )
         return self._session
 
@@ -144,6 +153,68 @@ class AiohttpTransport:
                 limit.reschedule(-1.0)  # also of those that still connect, or use a connector of the caller's
         if self._session is not None:
             await self._session.close()
+
+
+def _make_socket(place: tuple[Any, ...]) -> socket.socket:
+    made = socket.socket(*place[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _READ_AT_ONCE)  # a hint, no promise
+    return made
+
+
+def _end_with_its_connection(response: aiohttp.ClientResponse) -> None:
+    """
+    See to it that reading *response* ends when its connection does.
+
+    aiohttp closes the connection on a chunk that is none, and forgets to tell whoever reads the body.
+    """
+    protocol = None if response.connection is None else response.connection.protocol
+    if protocol is None or (closed := protocol.closed) is None:
+        return  # the answer is whole already, or the connection has ended and has told
+    content = response.content
+
+    def told(closed: asyncio.Future[None]) -> None:
+        if not closed.cancelled():
+            closed.exception()  # looked at, or asyncio logs that nobody did
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError())
+
+    closed.add_done_callback(told)
+
+
+class _Request(aiohttp.ClientRequest):
+    """
+    A request that is sent over a connection only where nothing came before it.
+
+    aiohttp takes bytes that waited on an idle connection for the answer to the next request. They are
+    nobody's: a late answer to another account's request, or one that was put there.
+    """
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """The answer to this request, and to no other."""
+        protocol = conn.protocol
+        if protocol is not None and protocol.is_connected() and _has_news(protocol.transport):
+            # The loop reads them in its next turn, after the tasks that are due in it.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        if protocol is None or protocol.should_close or not protocol.is_connected():
+            raise _SpoiltError
+        return await super().send(conn)
+
+
+class _SpoiltError(aiohttp.ClientConnectionError):
+    """The connection ended, or said something, before the request: not a byte of it was written."""
+
+
+def _has_news(transport: asyncio.BaseTransport | None) -> bool:
+    """Whether bytes or an end have arrived that the event loop has not read yet."""
+    place = None if transport is None else transport.get_extra_info("socket")
+    if place is None:
+        return False
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([place], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(place, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _Body(BytesPayload):
@@ -190,6 +261,8 @@ def _translated(error: aiohttp.ClientError | OSError | ValueError) -> errors.Pos
         return errors.AttemptTimeoutError("no answer in time")
     if isinstance(error, aiohttp.ClientConnectorError):
         return errors.ConnectError(f"no connection: {error.os_error.strerror or 'the host did not answer'}")
+    if isinstance(error, _SpoiltError):
+        return errors.ConnectionLostError("the connection had ended, or was out of step, before it was used")
     if isinstance(error, aiohttp.ClientResponseError | ValueError):
         return errors.AnswerError("the answer is not HTTP", None)
     if isinstance(error, aiohttp.ClientPayloadError):

@@ -47,7 +47,7 @@ class Answer:
 
     status: int
     body: bytes = field(repr=False)
-    retry_after: str | None = None
+    retry_after: str | None = field(default=None, repr=False)
 
 
 def patch_account(account_id: str, change: ProxyChange) -> Request:
@@ -78,16 +78,18 @@ def read_patched(answer: Answer, request: Request, key: Secret) -> AccountPatche
         AnswerError: It cannot be true or cannot be read.
     """
     if answer.status == 200:
-        payload, fault = _read_json(answer.body)
-        if fault is None:
-            fault = _disbelief(payload, request.account_id)
+        fault = _disbelief(answer.body, request.account_id)
         if fault is None:
             return AccountPatched(request.account_id)
         raise AnswerError(fault, 200)
     raise _read_error(answer, (key, *request.secrets))
 
 
-def _disbelief(payload: object, account_id: str) -> str | None:
+def _disbelief(body: bytes, account_id: str) -> str | None:
+    # A function of its own: what it reads is on no traceback, which some print with locals.
+    payload, fault = _read_json(body)
+    if fault is not None:
+        return fault
     if not isinstance(payload, dict) or payload.get("object") != "AccountPatched":
         return 'the answer is not an object "AccountPatched"'
     if payload.get("account_id") != account_id:

@@ -1,0 +1,102 @@
+"""The way out and back: what is known of a request that broke, where only a stub can break it so."""
+
+import asyncio
+import select
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, errors
+from postpress_async._transport import _Body, _end_with_its_connection, _has_news, _translated
+from tests.conftest import KEY
+from tests.fault_server import FAULTS, FaultServer
+
+US = ManagedProxy(country="US")
+
+
+class Writer:
+    """What a body is written to: fails with *error*."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    async def write(self, chunk: bytes) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "sent", "refused"),
+    [
+        pytest.param(aiohttp.ClientConnectionResetError(), False, True, id="closing already"),
+        pytest.param(BrokenPipeError(), True, False, id="broken meanwhile"),
+        pytest.param(asyncio.CancelledError(), True, False, id="given up meanwhile"),
+    ],
+)
+async def test_a_body_knows_whether_it_may_have_left(error: BaseException, sent: bool, refused: bool) -> None:
+    """Only a connection that was closing before the first byte is certain to have taken none."""
+    body = _Body(b"{}")
+    with pytest.raises(type(error)):
+        await body.write_with_length(Writer(error), None)  # type: ignore[arg-type] # all it needs of one
+
+    assert (body.sent, body.refused) == (sent, refused)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (aiohttp.ConnectionTimeoutError(), errors.ConnectError),
+        (aiohttp.SocketTimeoutError(), errors.AttemptTimeoutError),
+        (TimeoutError(), errors.AttemptTimeoutError),
+        (aiohttp.ServerDisconnectedError(), errors.ConnectionLostError),
+        (ConnectionResetError(), errors.ConnectionLostError),
+    ],
+    ids=lambda given: given.__name__ if isinstance(given, type) else type(given).__name__,
+)
+def test_a_failure_of_aiohttp_is_one_of_ours(error: Any, kind: type[errors.PostPressError]) -> None:
+    """Also those that only a connector of the caller's, with timeouts of its own, lets through."""
+    assert type(_translated(error)) is kind
+
+
+async def test_the_quickstart_s_port_goes_with_each_request() -> None:
+    """``?port=N`` is where its own server is told apart from others."""
+    with FaultServer() as server:
+        async with PostPressSession(KEY, base_url=f"{server.url}?port=8080") as session:
+            await session.update_proxy("acc_1", US)
+
+        assert server.seen[0].head.startswith(b"PATCH /v1/accounts/acc_1?port=8080 HTTP/1.1\r\n")
+
+
+def test_a_transport_without_a_socket_has_no_news() -> None:
+    """A double's, or one of another kind than TCP."""
+    assert not _has_news(None)
+    assert not _has_news(asyncio.BaseTransport())
+
+
+async def test_news_are_heard_where_there_is_no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has `select` alone."""
+    monkeypatch.delattr(select, "poll", raising=False)
+    with FaultServer() as server:
+        async with PostPressSession(KEY, base_url=server.url, retry=RetryPolicy(first_wait=0.001)) as session:
+            server.play(FAULTS["an unasked answer while idle"])
+            await session.update_proxy("acc_bad", US)
+            server.play(None)
+            server.push()
+            await session.update_proxy("acc_next", US)
+
+        assert server.count()["acc_next"] == 1
+
+
+@pytest.mark.parametrize("cancelled", [True, False], ids=["nobody waits for it any more", "it ended"])
+async def test_a_body_ends_with_its_connection(cancelled: bool) -> None:
+    """Whoever reads it would wait for the rest until the attempt's time is up."""
+    closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    content = aiohttp.StreamReader(SimpleNamespace(), 64, loop=asyncio.get_running_loop())  # type: ignore[arg-type]
+    connection = SimpleNamespace(protocol=SimpleNamespace(closed=closed))
+    _end_with_its_connection(SimpleNamespace(connection=connection, content=content))  # type: ignore[arg-type]
+
+    closed.cancel() if cancelled else closed.set_exception(aiohttp.ClientConnectionError())
+    await asyncio.sleep(0)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await content.readany()
