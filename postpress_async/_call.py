@@ -98,6 +98,8 @@ class UpdateCall:
             PostPressError: The error of the last attempt, with the history of all; or what kept the
                 first one from being made.
         """
+        if self._managed and self._in_doubt and self._keys.current is None:
+            raise self._unsayable()
         turns, account_id = self._line.turns, self._request.account_id
         if not turns.take_at_once(account_id):
             await self._patiently(turns.take, account_id)
@@ -179,6 +181,8 @@ class UpdateCall:
         self._resting(True)
         try:
             if self._renew:
+                if self._in_doubt:
+                    self._applied = Applied.UNKNOWN  # what the new key is told says nothing of the old one
                 await self._keys.renew()
                 self._in_doubt = self._renew = False
             if self.patient:
@@ -191,6 +195,10 @@ class UpdateCall:
         # An outage uses up neither attempts nor the deadline of a patient call; this alone ends it, where
         # what looks like an outage is all that the last accounts will ever be answered.
         return self.patient and asyncio.get_running_loop().time() - self._first_sent > PATIENCE
+
+    async def ask(self, strategy: Awaitable[T]) -> T:
+        """What an asynchronous strategy answers, while the call may go on."""
+        return await self._patiently(lambda: strategy)
 
     def _learn(self, error: PostPressError) -> None:
         """What this failure says of the whole call goes on the error; and which key comes next."""
@@ -230,6 +238,12 @@ class UpdateCall:
         except TimeoutError:
             pass
         raise self._out_of_time()
+
+    def _unsayable(self) -> PostPressError:
+        # An earlier run may have sent it, and without a key a second request may hand out a second proxy.
+        error = DeadlineError("an earlier run may have sent it, and without idempotency it is not sent again")
+        error.account_id, error.applied = self._request.account_id, Applied.UNKNOWN
+        return error
 
     def _out_of_time(self) -> PostPressError:
         if self._failure is not None:

@@ -52,6 +52,10 @@ class Call(Protocol[T_co]):
         """Let that time pass."""
         ...
 
+    async def ask(self, strategy: Awaitable[T]) -> T:
+        """Wait for an asynchronous strategy's answer, no longer than the call may go on."""
+        ...
+
 
 class FullJitter(tenacity.wait.wait_base):
     """
@@ -214,13 +218,13 @@ class Retrying(AsyncRetrying):
                 state.start_time, state.outcome_timestamp = call.began, clock()
                 if not call.counted:
                     state.attempt_number -= 1
-                if not await _answer(self.retry(state)) or not call.may_repeat(failure):
+                if not await _answer(call, self.retry(state)) or not call.may_repeat(failure):
                     raise failure
                 asked = failure.retry_after or 0.0
-                state.upcoming_sleep = max(asked, await _answer(self.wait(state)))
+                state.upcoming_sleep = max(asked, await _answer(call, self.wait(state)))
                 if call.patient:
                     state.start_time += asked if call.counted else state.upcoming_sleep
-                stop = await _answer(self.stop(state)) or asked > LONGEST_RETRY_AFTER
+                stop = await _answer(call, self.stop(state)) or asked > LONGEST_RETRY_AFTER
                 if stop or self._before_deadline(state):
                     raise failure
                 state.idle_for += state.upcoming_sleep
@@ -243,6 +247,6 @@ def _why_not(error: PostPressError) -> str:
     return f"sent again, it would get the same answer; it speaks against the {error.scope}."
 
 
-async def _answer(given: Any) -> Any:
+async def _answer(call: Any, given: Any) -> Any:
     # A user's strategy may be a coroutine function, as with tenacity itself.
-    return await given if inspect.isawaitable(given) else given
+    return await call.ask(given) if inspect.isawaitable(given) else given

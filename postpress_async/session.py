@@ -166,6 +166,8 @@ class PostPressSession:
         async def update(
             account_id: str, change: ProxyChange, keys: Keys, resting: Callable[[bool], object], /
         ) -> AccountPatched:
+            if not self._idempotency:
+                keys = OneKey(None, keys.in_doubt)
             with self._lifetime.call():
                 return await UpdateCall(self._line, account_id, change, keys, self._retry, resting).run()
 

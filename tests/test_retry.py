@@ -70,6 +70,9 @@ class StubCall:
             return DONE
         raise answer()
 
+    async def ask(self, strategy: Any) -> Any:
+        return await strategy
+
     def may_repeat(self, error: PostPressError) -> bool:
         self.asked.append(error.code)
         return self.may

@@ -481,3 +481,117 @@ def test_a_custom_change_s_row_shows_no_password() -> None:
     change = CustomProxy(host="h", port=1, password="hunter2")
 
     assert "hunter2" not in repr(Row(0, 1, "acc_1", change))
+
+
+# --- What one run leaves to the next ---
+
+
+async def test_what_was_skipped_then_sent_by_a_run_that_died_is_in_doubt(sandbox, tmp_path, policy) -> None:
+    """Skipped, sent by the next run, killed: the old word must not make a fresh key, and a second proxy."""
+    journal, copy = tmp_path / "run.sqlite3", tmp_path / "killed.sqlite3"
+    async with sandbox.session(retry=policy) as session:
+        async with session.rotate({"acc_1": US}, journal=journal) as rotation:
+            rotation.stop()
+            await rotation.run()
+        assert recorded(journal) == {"acc_1": "skipped"}
+        async with session.rotate({"acc_1": US}, journal=journal) as rotation:
+            while not sandbox.record.requests:
+                await asyncio.sleep(0)
+            copy.write_bytes(journal.read_bytes())  # as it lies there when the process is killed now
+            wal = journal.with_name("run.sqlite3-wal")
+            copy.with_name("killed.sqlite3-wal").write_bytes(wal.read_bytes())
+            await rotation.run()
+        sandbox.script("acc_1", "errors/service_unavailable")
+        async with session.rotate({"acc_1": US}, journal=copy) as rotation:
+            await rotation.run()
+
+    assert recorded(copy) == {"acc_1": "patched"}
+    assert sandbox.record.managed_handed_out == 1
+
+
+async def test_a_session_that_closes_leaves_a_doubt_as_it_is(sandbox, tmp_path) -> None:
+    """Nothing was learned of what an earlier run may have sent; and the input is not read to its end."""
+    journal = tmp_path / "run.sqlite3"
+    sandbox.script("acc_0", "lost")
+    once = RetryPolicy(attempts=1)
+    async with sandbox.session(retry=once) as session:
+        await _run(session.rotate({"acc_0": US}, journal=journal))
+    assert recorded(journal) == {"acc_0": "unknown"}
+    read = []
+
+    def pairs() -> Iterator[tuple[str, ProxyChange]]:
+        for number in range(1000):
+            read.append(number)
+            yield f"acc_{number}", US
+
+    async def close_and_go_on() -> None:
+        session = sandbox.session()
+        async with session.rotate(pairs(), journal=journal, in_flight=2) as rotation:
+            await session.aclose()
+            await rotation.run()
+
+    with pytest.raises(errors.SessionClosedError):
+        await close_and_go_on()
+
+    assert recorded(journal)["acc_0"] == "unknown"
+    assert len(read) < 10
+
+
+@pytest.mark.parametrize("change", [US, CustomProxy(host="h", port=1)], ids=["managed", "custom"])
+async def test_a_fresh_key_s_refusal_says_nothing_of_the_old_key(sandbox, tmp_path, change) -> None:
+    """The first run's change was applied, and its answer lost: `failed, not applied` would be a lie."""
+    journal = tmp_path / "run.sqlite3"
+    sandbox.script("acc_1", "lost", "errors/service_unavailable", "errors/no_channel")
+    async with sandbox.session(retry=RetryPolicy(attempts=1)) as session:
+        await _run(session.rotate({"acc_1": change}, journal=journal))
+    async with sandbox.session(retry=RetryPolicy(first_wait=0.001)) as session:
+        await _run(session.rotate({"acc_1": change}, journal=journal))
+
+    assert recorded(journal) == {"acc_1": "unknown"}
+
+
+async def test_a_session_without_idempotency_rotates_without_it(sandbox, tmp_path, policy) -> None:
+    """And so sends no managed change twice whose outcome is unknown, in this run or in the next."""
+    journal = tmp_path / "run.sqlite3"
+    sandbox.script("acc_1", "lost")
+    async with sandbox.session(retry=policy, idempotency=False) as session:
+        await _run(session.rotate({"acc_1": US}, journal=journal))
+        await _run(session.rotate({"acc_1": US}, journal=journal))
+
+    assert recorded(journal) == {"acc_1": "unknown"}
+    assert sandbox.record.sends("acc_1") == 1
+
+
+async def test_leaving_the_block_wakes_all_who_wait_to_tell(journal) -> None:
+    """Accounts that back off make room for more workers than the queue of outcomes has places."""
+
+    async def rests(account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /) -> AccountPatched:
+        resting(True)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        resting(False)
+        return AccountPatched(account_id)
+
+    many = rows([f"acc_{number}" for number in range(100)])
+    async with asyncio.timeout(5), Rotation(rests, many, in_flight=2) as rotation:
+        for _ in range(200):
+            await asyncio.sleep(0)  # nobody listens meanwhile
+        async for _ in rotation:
+            break
+
+
+async def test_an_input_may_stop_its_own_rotation(journal) -> None:
+    """A generator that knows when the night is over; the row it was asked for is still its last word."""
+    rotation: Rotation
+
+    def until_enough() -> Iterator[Row]:
+        for row in rows():
+            if row.ordinal == 4:
+                rotation.stop()
+            yield row
+
+    rotation = Rotation(Stub(), until_enough(), in_flight=1)
+    async with rotation:
+        told = [outcome.state async for outcome in rotation]
+
+    assert told == [State.PATCHED] * 5

@@ -96,6 +96,29 @@ async def test_a_call_ends_at_its_deadline_while_it_connects() -> None:
         assert caught.value.applied is errors.Applied.NO
 
 
+@pytest.mark.parametrize("strategy", ["wait", "stop"])
+@in_virtual_time
+async def test_a_call_ends_at_its_deadline_though_a_strategy_takes_its_time(strategy: str) -> None:
+    """A strategy of the caller's may be a coroutine function, and ask a service that is out itself."""
+
+    async def slow(_state: object) -> float:
+        await asyncio.sleep(100.0)
+        return 0.0
+
+    async def slow_to_stop(_state: object) -> bool:
+        await asyncio.sleep(100.0)
+        return False
+
+    waits, stops = RetryPolicy(deadline=10.0, wait=slow), RetryPolicy(deadline=10.0, stop=slow_to_stop)
+    slowly = waits if strategy == "wait" else stops
+    async with world() as at:
+        await at.server.outage("503")
+        with pytest.raises(errors.ServiceUnavailableError):
+            await at.call(retry=slowly)
+
+        assert 9.0 <= now() <= 10.1
+
+
 async def cancel_and_look(at: World, after: float) -> None:
     """Cancel a call, and see that nothing of it is left a tenth of a second later."""
     slow = RetryPolicy(attempts=99, deadline=1000.0, wait=lambda _state: 50.0)

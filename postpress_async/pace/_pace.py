@@ -1,6 +1,6 @@
 """What a user says of the pace, as one value."""
 
-import math
+import sys
 from typing import Any
 
 from attrs import field, frozen
@@ -20,7 +20,7 @@ def _per_second(_instance: object, attribute: Any, value: float | None) -> None:
     if value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
+    if not number or not 0 < value <= sys.float_info.max:
         raise ValueError(f"{attribute.name} is None or a finite number above 0, not {value!r}")
 
 

@@ -11,6 +11,9 @@ from typing import Final
 from postpress_async.errors import JournalError
 
 _APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
+DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)
+"""What reading a damaged file raises: SQLite's own, text that is none, a row that is not there."""
+
 _SCHEMA: Final = """
 CREATE TABLE run (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE outcomes (
@@ -77,7 +80,7 @@ def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
             with connection:
                 connection.executescript(f"BEGIN; {_SCHEMA}")
                 connection.execute("INSERT INTO run VALUES ('run', ?)", (secrets.token_hex(12),))
-    except sqlite3.Error as error:
+    except DAMAGE as error:
         connection.close()
         raise JournalError(f"{place} cannot be used as a journal ({error}): name another journal") from None
     except BaseException:
@@ -131,6 +134,20 @@ def check_input(
         rows = [("input", _stretched(digest, salt)), ("salt", salt)]
         with connection:
             connection.executemany("INSERT INTO run VALUES (?, ?)", rows)
+
+
+def mark_under_way(connection: sqlite3.Connection) -> None:
+    """
+    Say that a run is under way, until its writer ends well.
+
+    Where an earlier run did not, it may have sent what one before it had skipped, and left no word of it.
+    """
+    with connection:
+        if connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone():
+            connection.execute(
+                "UPDATE outcomes SET state = 'unknown', applied = 'unknown' WHERE state = 'skipped'"
+            )
+        connection.execute("INSERT OR REPLACE INTO run VALUES ('under way', 1)")
 
 
 def _stretched(digest: bytes, salt: bytes) -> bytes:

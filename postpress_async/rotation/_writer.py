@@ -72,6 +72,14 @@ class Writer:
                 raise cancelled
         self._check()
 
+    def end_well(self) -> None:
+        """Say that every account that was sent has its outcome on the disk."""
+        try:
+            with self._connection:
+                self._connection.execute("DELETE FROM run WHERE name = 'under way'")
+        except sqlite3.Error as error:
+            raise JournalError(f"{self._path}: {error}; run the same command again") from None
+
     def close(self) -> None:
         """Let go of the file; the last connection to close folds the -wal file into it."""
         self._connection.close()

@@ -15,7 +15,7 @@ from typing import Final, Protocol, Self, TypeAlias
 
 from postpress_async import events
 from postpress_async._idempotency import Keys
-from postpress_async.errors import PostPressError
+from postpress_async.errors import Applied, PostPressError, SessionClosedError
 from postpress_async.models import AccountPatched, ProxyChange
 from postpress_async.rotation.halt import KeyHalt
 from postpress_async.rotation.journal import Journal
@@ -96,7 +96,8 @@ class Rotation:
         self._stopping = True
         self.summary.stopped = True
         for task in tuple(self._takers):
-            task.cancel()  # it waits for an input that may never come
+            if task is not asyncio.current_task():  # the input itself may say so
+                task.cancel()  # it waits for an input that may never come
 
     async def run(self) -> RotationSummary:
         """Settle every account, for whoever does not care to look at each outcome."""
@@ -152,9 +153,11 @@ class Rotation:
             if self._workers and kind is None:
                 self.stop()
             self._heard = False
-            while not self._settled.empty():  # wakes whoever waits to put
-                self._settled.get_nowait()
-            await self._end_workers(kind, error, trace)
+            draining = asyncio.create_task(self._drain())  # more may wait to put than the queue holds
+            try:
+                await self._end_workers(kind, error, trace)
+            finally:
+                draining.cancel()
             if kind is None and self._finite and self._stopping and self._broken is None:
                 await self._skip_the_rest()
             if self.summary.key_refused and self._key_error is not None and self._journal is not None:
@@ -167,6 +170,10 @@ class Rotation:
                 await self._journal.aclose()
         if kind is None and self._broken is not None:
             raise self._broken
+
+    async def _drain(self) -> None:
+        while True:
+            await self._settled.get()
 
     async def _end_workers(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -235,8 +242,10 @@ class Rotation:
         try:
             patched = await self._update(row.account_id, row.change, keys, self._rest)
         except PostPressError as error:
+            if maybe_sent and not error.attempts:
+                error.applied = Applied.UNKNOWN  # nothing was learned of what an earlier run may have sent
             return Outcome.failed(row.ordinal, row.line, row.account_id, error, time.monotonic() - began)
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or a mistake of a strategy or an input of the caller's
             # Given up while it may have been on its way.
             elapsed = time.monotonic() - began
             self._record(Outcome.given_up(row.ordinal, row.line, row.account_id, elapsed))
@@ -253,6 +262,8 @@ class Rotation:
             self.summary.halted = reason
             self.summary.key_refused = True
             self._key_error = outcome.error_type
+        if isinstance(outcome.error, SessionClosedError):
+            self._break(outcome.error)  # the others would get no further
         await self._deliver(outcome)
 
     def _record(self, outcome: Outcome) -> None:

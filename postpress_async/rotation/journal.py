@@ -16,7 +16,14 @@ from typing import Any, Final, Self
 from weakref import WeakSet
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation._journal_file import check_input, claim, connect, take_lock
+from postpress_async.rotation._journal_file import (
+    DAMAGE,
+    check_input,
+    claim,
+    connect,
+    mark_under_way,
+    take_lock,
+)
 from postpress_async.rotation._writer import Writer
 from postpress_async.rotation.outcome import Outcome, State
 
@@ -24,6 +31,7 @@ _OUTCOME: Final = "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, 
 _GENERATION: Final = "INSERT OR REPLACE INTO generations VALUES (?, ?)"
 _REOPEN: Final = "UPDATE outcomes SET state = 'skipped' WHERE state = 'failed' AND error_type = ?"
 _CHUNK: Final = 4_096
+_STATES: Final = frozenset(State)
 
 
 # Opening a file a second time and closing it lets go of the locks that this process has on it.
@@ -38,7 +46,7 @@ class Journal:
         path: Where it lies.
         run: The name of the rotation, the same in every run on this journal.
         resumed: Whether an earlier run began it.
-        generations: By ordinal, how many idempotency keys a managed change has used up.
+        generations: By ordinal, how many idempotency keys an account has used up.
     """
 
     def __init__(
@@ -74,8 +82,9 @@ class Journal:
                 connection, fresh = connect(place)
                 stack.callback(connection.close)
                 check_input(place, connection, digest, target)
+                mark_under_way(connection)
                 made = cls(place, connection, lock, resumed=not fresh)
-            except (sqlite3.Error, TypeError) as error:  # TypeError: a row that must be there is not
+            except DAMAGE as error:
                 raise JournalError(f"{place} is damaged ({error}): name another journal") from None
             stack.pop_all()
             _OPEN.add(made)
@@ -84,7 +93,7 @@ class Journal:
     def counts(self) -> Counter[State]:
         """How many accounts stand where, as committed."""
         rows = self._asked("SELECT state, count(*) FROM outcomes GROUP BY state")
-        return Counter({State(state): count for state, count in rows})
+        return Counter({self._state(state): count for state, count in rows})
 
     def errors(self) -> Counter[str]:
         """How many accounts ended with which error type, as committed."""
@@ -97,13 +106,18 @@ class Journal:
         last = -1
         while rows := self._asked(told, last, _CHUNK):
             for ordinal, account_id, state in rows:
-                yield ordinal, account_id, State(state)
+                yield ordinal, account_id, self._state(state)
             last = rows[-1][0]
+
+    def _state(self, name: str) -> State:
+        if name not in _STATES:
+            raise JournalError(f"{self.path} is damaged (a state that is none): name another journal")
+        return State(name)
 
     def _asked(self, told: str, *values: object) -> list[Any]:
         try:
             return self._reader.execute(told, values).fetchall()
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             raise JournalError(f"{self.path} is damaged ({error}): name another journal") from None
 
     def record(self, outcome: Outcome) -> None:
@@ -138,6 +152,7 @@ class Journal:
         """
         try:
             await self._writer.finish()
+            self._writer.end_well()
         finally:
             _OPEN.discard(self)
             self._reader.close()

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TypeAlias
 
 from postpress_async.errors import JournalError
-from postpress_async.models import ManagedProxy
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.outcome import State
 from postpress_async.rotation.plan import Refusal, Row
@@ -68,17 +67,17 @@ class RowKeys:
     The idempotency keys of one row: made from the run, the ordinal and a generation.
 
     A run that died and goes on makes the same keys for what was in flight, so that what the API did
-    already is not done again. For a managed change the generation is on the disk before it is used.
+    already is not done again. A generation is on the disk before it is used: a managed change is else
+    handed out twice, and a custom one told of a refusal that a later key had overcome.
     """
 
-    __slots__ = ("_generation", "_journal", "_managed", "_ordinal", "_run", "in_doubt")
+    __slots__ = ("_generation", "_journal", "_ordinal", "_run", "in_doubt")
 
     def __init__(self, run: str, row: Row, journal: Journal | None, *, in_doubt: bool = False) -> None:
         self.in_doubt = in_doubt
         self._run = run
         self._ordinal = row.ordinal
         self._journal = journal
-        self._managed = isinstance(row.change, ManagedProxy)
         self._generation = 0 if journal is None else journal.generations.get(row.ordinal, 0)
 
     @property
@@ -90,5 +89,5 @@ class RowKeys:
         """See `Keys.renew`."""
         self._generation += 1
         self.in_doubt = False
-        if self._managed and self._journal is not None:
+        if self._journal is not None:
             await self._journal.keep_generation(self._ordinal, self._generation)
