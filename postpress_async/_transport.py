@@ -176,9 +176,13 @@ def _end_with_its_connection(response: aiohttp.ClientResponse) -> None:
         if not closed.cancelled():
             closed.exception()  # looked at, or asyncio logs that nobody did
         if not content.is_eof() and content.exception() is None:
-            content.set_exception(aiohttp.ClientPayloadError())
+            content.set_exception(_NotHttpError())  # a connection that broke would have been told
 
     closed.add_done_callback(told)
+
+
+class _NotHttpError(ValueError):
+    """The rest of the answer is none: the same as if it had come in one piece."""
 
 
 class _Request(aiohttp.ClientRequest):

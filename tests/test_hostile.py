@@ -162,7 +162,8 @@ OUTCOMES = {
         length beyond 64 bits | length of 5,000 digits | two lengths that differ | two lengths that
         agree | a list of lengths | length and chunks | a chunk's size that is no number | a chunk's
         size that is negative | a chunk's size beyond 64 bits | a chunk longer than its size | a bad
-        chunk after a good one | endless chunks | endless trailers | an unknown transfer coding |
+        chunk after a good one | a bad chunk, later | endless chunks | endless trailers |
+        an unknown transfer coding |
         garbage after the body | a mebibyte after the body | HTTP/1.1 without a length, cut short |
         HTTP/0.9 | HTTP/2 | HTTP/9.9 in the status line | ICY in the status line | a reason of 100 KiB |
         a 101 | 200 headers | 20,000 headers | endless headers | a header of 64 KiB | an endless header
@@ -203,7 +204,7 @@ OUTCOMES = {
     "ConnectionLostError 2 unknown": """
         reset after the request | closed after the request | half-open | closed in the status line |
         closed in a header | closed after the headers | closed in the body | closed in an error's body |
-        reset in the headers | reset in the body | length too long, then closed | a bad chunk, later |
+        reset in the headers | reset in the body | length too long, then closed |
         chunks cut short
     """,
     "GatewayTimeoutError 2 unknown": """

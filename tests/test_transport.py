@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, errors
-from postpress_async._transport import _Body, _end_with_its_connection, _has_news, _translated
+from postpress_async._transport import _Body, _end_with_its_connection, _has_news, _NotHttpError, _translated
 from tests.conftest import KEY
 from tests.fault_server import FAULTS, FaultServer
 
@@ -98,5 +98,5 @@ async def test_a_body_ends_with_its_connection(cancelled: bool) -> None:
 
     closed.cancel() if cancelled else closed.set_exception(aiohttp.ClientConnectionError())
     await asyncio.sleep(0)
-    with pytest.raises(aiohttp.ClientPayloadError):
+    with pytest.raises(_NotHttpError):
         await content.readany()
