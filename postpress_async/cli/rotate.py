@@ -17,10 +17,9 @@ from postpress_async.errors import FleetError, RotationError
 from postpress_async.models import ManagedProxy
 from postpress_async.pace import Pace
 from postpress_async.rotation import Fleet, Rotation, RotationSummary, State
+from postpress_async.rotation._fleet_row import COLUMNS
 from postpress_async.sandbox import Profile, Sandbox, own_accounts
 from postpress_async.session import Changes, PostPressSession
-
-COLUMNS = ("account_id", "proxy", "host", "port", "protocol", "username", "password", "country", "ip")
 
 LISTED = 50
 """Bad rows that are listed before the rest is only counted."""
@@ -100,8 +99,7 @@ def rotate(
 def _check_columns(fleet: Fleet) -> None:
     """A column that is ignored is told; one that was meant to be known is refused."""
     for column in fleet.ignored_columns:
-        name = column.strip().lower()
-        if name not in COLUMNS and (meant := get_close_matches(name, COLUMNS, 1, 0.8)):
+        if meant := get_close_matches(column.strip().lower(), COLUMNS, 1, 0.8):
             raise FleetError(f"{fleet.name} has a column {column!r}, which is not known: is it {meant[0]}?")
         click.echo(f"{fleet.name}: the column {column!r} is not known, and ignored", err=True)
 

@@ -160,7 +160,7 @@ class Rotation:
                 draining.cancel()
             if kind is None and self._finite and self._stopping and self._broken is None:
                 await self._skip_the_rest()
-            if self.summary.key_refused and self._key_error is not None and self._journal is not None:
+            if self._key_error is not None and self._journal is not None:
                 self._journal.reopen(self._key_error)
         finally:
             self.summary.elapsed = time.monotonic() - self._began
@@ -291,9 +291,7 @@ class Rotation:
         """Give every account that was not sent its row too."""
         while (taken := await self._rows.take()) is not None:
             row, maybe_sent = taken
-            if (
-                not maybe_sent
-            ):  # what may be in doubt keeps the word, or the lack of one, that the journal has
+            if not maybe_sent:  # what is in doubt keeps what the journal says of it, or does not say
                 self._record(Outcome.skipped(row.ordinal, row.line, row.account_id or ""))
             if self._journal is not None:
                 await self._journal.room()
