@@ -4,13 +4,13 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, Protocol, TypeVar
 
 from attrs import evolve, frozen
 
 from postpress_async import _wire, events
 from postpress_async._idempotency import Keys
-from postpress_async._lifetime import Lifetime
+from postpress_async._lifetime import Lifetime, Waits
 from postpress_async._transport import Transport
 from postpress_async._turns import Turns
 from postpress_async.errors import (
@@ -46,6 +46,23 @@ class Line:
     observer: events.Observer | None
 
 
+class Errand(Protocol):
+    """Whoever sent a call on its way: a rotation, which is told of its rests and may call it back."""
+
+    @property
+    def waits(self) -> Waits:
+        """Where the call is to wait, so that all of a rotation's can be woken."""
+        ...
+
+    def rests(self, began: bool, /) -> object:
+        """The call begins to back off, or goes on."""
+        ...
+
+    def is_hopeless(self, error: PostPressError, /) -> bool:
+        """Whether another attempt, which the policy would make, is no use."""
+        ...
+
+
 class UpdateCall:
     """
     The update of one account, as a `retry.Call`.
@@ -58,8 +75,8 @@ class UpdateCall:
 
     Attributes:
         patient: Whether time that the pace or the service asks for is no part of the deadline, nor that of
-            attempts that are not *counted* and of the waits after them. So it is in a rotation, which
-            gives *resting*, to be told when the call begins and ends to back off.
+            attempts that are not *counted* and of the waits after them. So it is on an *errand* of a
+            rotation.
         counted: Whether the last attempt uses one up; see `Pacer.leave`.
     """
 
@@ -70,16 +87,17 @@ class UpdateCall:
         change: ProxyChange,
         keys: Keys,
         policy: RetryPolicy,
-        resting: Callable[[bool], object] | None = None,
+        errand: Errand | None = None,
     ) -> None:
         self._request: Final = _wire.patch_account(account_id, change)
         self.began = asyncio.get_running_loop().time()
         self._line: Final = line
         self._keys: Final = keys
         self._policy: Final = policy
-        self.patient = resting is not None
+        self.patient = errand is not None
         self.counted = True
-        self._resting: Final = resting or (lambda _: None)
+        self._errand: Final = errand
+        self._waits: Final[Waits] = line.lifetime if errand is None else errand.waits
         self._managed: Final = isinstance(change, ManagedProxy)
         self._attempts: list[Attempt] = []
         self._first_sent = self.began
@@ -162,9 +180,11 @@ class UpdateCall:
         success = Attempt(number, unix_time, elapsed, status=answer.status)
         return AccountPatched(patched.account_id, (*self._attempts, success))
 
-    def may_repeat(self, error: PostPressError) -> bool:  # noqa: ARG002 - `retry.Call` has it
-        """Whether another attempt could neither double a managed proxy nor outlive the session."""
-        if self._line.lifetime.ended or self._has_waited_long():
+    def may_repeat(self, error: PostPressError) -> bool:
+        """Whether another attempt is of use, and could neither double a managed proxy nor come too late."""
+        if self._errand is not None and self._errand.is_hopeless(error):
+            return False
+        if self._waits.ended or self._has_waited_long():
             return False
         if not self._managed or not self._in_doubt:
             return True
@@ -178,7 +198,8 @@ class UpdateCall:
             told = events.RetryScheduled(self._request.account_id, number, seconds, self._failure)
             events.tell(self._line.observer, told)
         self._attempts[-1] = evolve(self._attempts[-1], wait=seconds)
-        self._resting(True)
+        if self._errand is not None:
+            self._errand.rests(True)
         try:
             if self._renew:
                 if self._in_doubt:
@@ -189,7 +210,8 @@ class UpdateCall:
                 self.began += (self._failure.retry_after or 0.0) if self.counted else seconds
             await self._patiently(self._policy.sleep, seconds)
         finally:
-            self._resting(False)
+            if self._errand is not None:
+                self._errand.rests(False)
 
     def _has_waited_long(self) -> bool:
         # An outage uses up neither attempts nor the deadline of a patient call; this alone ends it, where
@@ -225,7 +247,7 @@ class UpdateCall:
 
     def _time_for_an_attempt(self) -> float:
         left = self.began + self._policy.deadline - asyncio.get_running_loop().time()
-        if left <= 0 or self._line.lifetime.ended:
+        if left <= 0 or self._waits.ended:
             raise self._out_of_time()
         return min(self._policy.attempt_timeout, left)
 
@@ -233,7 +255,7 @@ class UpdateCall:
         """Wait, but no longer than the call may go on."""
         until = math.inf if self.patient else self.began + self._policy.deadline
         try:
-            async with self._line.lifetime.wait(until):
+            async with self._waits.wait(until):
                 return await wait(*args, **options)
         except TimeoutError:
             pass
@@ -250,6 +272,8 @@ class UpdateCall:
             return self._failure
         if self._line.lifetime.ended:
             error: PostPressError = SessionClosedError("the session was closed before the change was sent")
+        elif self._waits.ended:
+            error = DeadlineError("the rotation was stopped before it was sent")
         else:
             error = DeadlineError(f"its deadline of {self._policy.deadline:g} s passed before it was sent")
         error.account_id = self._request.account_id

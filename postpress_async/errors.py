@@ -23,7 +23,8 @@ Every error, and what each one tells: whose fault it is, whether to retry, what 
     │   └── SessionClosedError
     └── RotationError               a rotation cannot begin, or cannot go on
         ├── FleetError              its input cannot be read
-        └── JournalError            its journal cannot be kept
+        └── JournalError            its journal is none, or another rotation's
+            └── JournalNotWritableError    or cannot be written: at the beginning, or under way
 
 A class's name follows from its type: ``errors/proxy_error`` is `ProxyError`. The values that a model
 refuses are `ValueError`s (`postpress_async.models.FieldError`), since they are known before any call.
@@ -322,4 +323,8 @@ class FleetError(RotationError):
 
 
 class JournalError(RotationError):
-    """The journal cannot be kept: in use, of another input, not one of ours, or no longer writable."""
+    """The journal is of another input or target, damaged, or not one of ours."""
+
+
+class JournalNotWritableError(JournalError):
+    """The journal cannot be written: in use, read-only, deleted under way, or the disk is full."""

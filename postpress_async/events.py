@@ -56,6 +56,13 @@ class PauseEnded:
 
 
 @frozen
+class ProxyQuarantined:
+    """A pool's proxy failed its accounts: no other gets it in this run. *proxy* is its label in the list."""
+
+    proxy: str
+
+
+@frozen
 class AccountSettled:
     """A rotation is done with an account: its *state* is patched, failed, unknown or skipped."""
 
@@ -69,7 +76,15 @@ class AccountSettled:
     applied: Applied | None = None
 
 
-Event: TypeAlias = AttemptStarted | AttemptEnded | RetryScheduled | PauseBegan | PauseEnded | AccountSettled
+Event: TypeAlias = (
+    AttemptStarted
+    | AttemptEnded
+    | RetryScheduled
+    | PauseBegan
+    | PauseEnded
+    | ProxyQuarantined
+    | AccountSettled
+)
 
 Observer: TypeAlias = Callable[[Event], object]
 

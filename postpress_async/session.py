@@ -3,7 +3,7 @@
 import os
 import random
 import ssl as tls
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sized
+from collections.abc import AsyncIterable, Iterable, Mapping, Sized
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
@@ -22,17 +22,15 @@ from postpress_async.events import Observer
 from postpress_async.models import AccountPatched, ProxyChange
 from postpress_async.pace import Pace, Pacer
 from postpress_async.retry import RetryPolicy
-from postpress_async.rotation import Fleet, Journal, Rotation
-from postpress_async.rotation.plan import arows_of, rows_of
-from postpress_async.rotation.resume import Source
+from postpress_async.rotation import Fleet, Halt, Journal, ProxyPool, Rotation
+from postpress_async.rotation.errand import Errand
+from postpress_async.rotation.journal import OnFailed, OnUnknown
+from postpress_async.rotation.plan import Change, arows_of, rows_of
+from postpress_async.rotation.resume import RowKeys, Source
 from postpress_async.secret import Secret
 
-Changes: TypeAlias = (
-    Iterable[tuple[str, ProxyChange]]
-    | AsyncIterable[tuple[str, ProxyChange]]
-    | Mapping[str, ProxyChange]
-    | Fleet
-)
+Changes: TypeAlias = Iterable[Change] | AsyncIterable[Change] | Mapping[str, ProxyChange | None] | Fleet
+"""What `PostPressSession.rotate` takes."""
 
 
 class PostPressSession:
@@ -133,6 +131,11 @@ class PostPressSession:
         *,
         journal: str | os.PathLike[str] | None = None,
         in_flight: int | None = None,
+        halt: str | int | Halt | None = None,
+        pool: ProxyPool | None = None,
+        limit: int | None = None,
+        on_unknown: OnUnknown = "retry",
+        on_failed: OnFailed = "report",
     ) -> Rotation:
         """
         A rotation of many accounts: enter it with ``async with``, iterate over its outcomes.
@@ -140,36 +143,62 @@ class PostPressSession:
         Args:
             changes: Pairs of account id and change, from any iterable (also asynchronous, also a
                 mapping), read as they are worked; or a `Fleet`. A wrong pair is an outcome, no exception.
+                With a *pool*, an account id alone will do.
             journal: The SQLite file that remembers what is settled. A run that was stopped or killed goes
                 on where it was, with the same changes in the same order.
             in_flight: Accounts worked on at once, from 1; else the pace's.
+            halt: When to stop by itself: ``"5%"`` of the latest 200 accounts failed, or 100 accounts did,
+                or ``"never"``; or a `Halt`, which may have a canary. ``"50%"`` where it is None.
+            pool: Where accounts that name no change get their proxy from, and the next one if it fails.
+            limit: Accounts that are taken in this run at most, from 1; None for all.
+            on_unknown: Whether accounts of an earlier run whose outcome is unknown are sent again under the
+                same key (``"retry"``), or left as they are (``"report"``).
+            on_failed: Whether accounts that failed in an earlier run are left as they are (``"report"``), or
+                sent again under fresh keys (``"retry"``).
 
         Raises:
-            ValueError: *in_flight* is not as said above.
+            ValueError: An argument is not as said above, or the fleet needs a pool and there is none.
             JournalError: On entering it: the journal is in use, of another input, or cannot be written.
         """
-        if in_flight is not None and (type(in_flight) is not int or in_flight < 1):
-            raise ValueError(f"in_flight is a whole number from 1, not {in_flight!r}")
+        for name, number in (("in_flight", in_flight), ("limit", limit)):
+            if number is not None and (type(number) is not int or number < 1):
+                raise ValueError(f"{name} is a whole number from 1, not {number!r}")
+        for name, choice in (("on_unknown", on_unknown), ("on_failed", on_failed)):
+            if choice not in {"retry", "report"}:
+                raise ValueError(f'{name} is "retry" or "report", not {choice!r}')
         if isinstance(changes, Fleet):
-            rows: Source = changes.rows()
+            if changes.pooled and pool is None:
+                raise ValueError("the fleet was opened for a pool: pass pool, or give its rows a default")
+            rows: Source = changes.rows
             digest: bytes | None = changes.digest
-            finite = True
+            finite, total = True, changes.counted
         else:
             pairs = changes.items() if isinstance(changes, Mapping) else changes
-            rows = arows_of(pairs) if isinstance(pairs, AsyncIterable) else rows_of(pairs)
-            digest, finite = None, isinstance(pairs, Sized)
+            pooled = pool is not None
+            if isinstance(pairs, AsyncIterable):
+                rows = arows_of(pairs, pooled=pooled)
+            else:
+                rows = rows_of(pairs, pooled=pooled)
+            finite = isinstance(pairs, Sized)
+            digest, total = None, len(pairs) if isinstance(pairs, Sized) else None
 
         opener = None
         if journal is not None:
-            opener = partial(Journal.open, journal, digest=digest, target=self._target)
+            opener = partial(
+                Journal.open,
+                journal,
+                digest=digest,
+                target=self._target,
+                on_unknown=on_unknown,
+                on_failed=on_failed,
+            )
 
         async def update(
-            account_id: str, change: ProxyChange, keys: Keys, resting: Callable[[bool], object], /
+            account_id: str, change: ProxyChange, row_keys: RowKeys, errand: Errand, /
         ) -> AccountPatched:
-            if not self._idempotency:
-                keys = OneKey(None, keys.in_doubt)
+            keys: Keys = row_keys if self._idempotency else OneKey(None, row_keys.in_doubt)
             with self._lifetime.call():
-                return await UpdateCall(self._line, account_id, change, keys, self._retry, resting).run()
+                return await UpdateCall(self._line, account_id, change, keys, self._retry, errand).run()
 
         return Rotation(
             update,
@@ -177,6 +206,11 @@ class PostPressSession:
             in_flight=in_flight or self._pace.in_flight,
             journal=opener,
             finite=finite,
+            total=total,
+            halt=Halt.of(halt),
+            pool=pool,
+            limit=limit,
+            waits=self._lifetime.part(),
             observer=self._line.observer,
         )
 

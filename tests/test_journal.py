@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from postpress_async import Outcome
-from postpress_async.errors import JournalError
+from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation import Journal, State
 
 
@@ -74,8 +74,11 @@ async def test_it_remembers_run_entries_and_generations(path) -> None:
 
     again = Journal.open(path)
     assert again.run == journal.run
-    assert again.generations == {5: 2}
-    assert list(again.entries()) == [(3, "acc_3", State.PATCHED), (5, "acc_5", State.UNKNOWN)]
+    assert list(again.generations()) == [(5, 2)]
+    done, doubt = ("acc_3", State.PATCHED, True, True), ("acc_5", State.UNKNOWN, True, False)
+    assert list(again.entries()) == [(3, done), (5, doubt)]
+    assert list(again.entries(but_done=True)) == [(5, doubt)]
+    assert again.done() == b"\0\0\0\1"
     assert again.counts() == {State.PATCHED: 1, State.UNKNOWN: 1}
     await again.aclose()
 
@@ -140,11 +143,11 @@ async def test_a_commit_that_fails_is_told_and_nothing_more_is_taken(path) -> No
     breaker.close()
     journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
 
-    with pytest.raises(JournalError, match="2 rows could not be recorded"):
+    with pytest.raises(JournalNotWritableError, match=r"1 account could not be recorded \(acc_1\)"):
         await journal.keep_generation(0, 1)
-    with pytest.raises(JournalError):
+    with pytest.raises(JournalNotWritableError):
         journal.record(Outcome.patched(1, None, "acc_2", 1, 0.1))
-    with pytest.raises(JournalError):
+    with pytest.raises(JournalNotWritableError, match=r"2 accounts could not be recorded \(acc_1, acc_2\)"):
         await journal.aclose()
     await asyncio.to_thread(lambda: None)
     assert "postpress-journal" not in {thread.name for thread in threading.enumerate()}
@@ -197,7 +200,7 @@ def test_a_damaged_journal_is_recovered_or_refused_in_a_sentence(tmp_path_factor
         journal = Journal.open(path, digest=b"input")
         try:
             journal.counts()
-            return [account for _, account, _ in journal.entries()]
+            return [account for _, (account, *_) in journal.entries()]
         finally:
             await journal.aclose()
 

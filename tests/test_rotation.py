@@ -23,10 +23,10 @@ from postpress_async import (
     Rotation,
     errors,
 )
-from postpress_async._idempotency import Keys
 from postpress_async.models import Attempt, ProxyChange
-from postpress_async.rotation import Journal, Row, State
-from postpress_async.rotation.engine import Resting, Update
+from postpress_async.rotation import Halt, Journal, Row, State, Update
+from postpress_async.rotation.errand import Errand
+from postpress_async.rotation.resume import RowKeys
 from postpress_async.sandbox import Fault, Sandbox
 
 US = ManagedProxy(country="US")
@@ -46,7 +46,7 @@ class Stub:
         self.refusals = refusals
 
     async def __call__(
-        self, account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /
+        self, account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
     ) -> AccountPatched:
         self.taken.append(account_id)
         self.keys.append(keys.current)
@@ -111,7 +111,9 @@ async def test_a_failure_is_recorded_with_all_that_support_will_ask(journal) -> 
 async def test_no_more_accounts_are_worked_on_at_once_than_asked_for() -> None:
     now = most = 0
 
-    async def update(account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /) -> AccountPatched:
+    async def update(
+        account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
+    ) -> AccountPatched:
         nonlocal now, most
         now += 1
         most = max(most, now)
@@ -178,13 +180,13 @@ async def test_a_managed_change_s_generation_outlives_the_process(journal) -> No
     """Without it the next run would start from the first key, and might be handed a second proxy."""
     used: list[str | None] = []
 
-    async def dies(account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /) -> AccountPatched:
+    async def dies(account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /) -> AccountPatched:
         await keys.renew()
         used.append(keys.current)
         raise KeyError("a crash")
 
     async def goes_on(
-        account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /
+        account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
     ) -> AccountPatched:
         used.append(keys.current)
         return AccountPatched(account_id)
@@ -227,7 +229,7 @@ async def test_cancelling_a_rotation_leaves_what_was_in_flight_unknown(journal) 
     """It may have been carried out; to call it failed would be a guess."""
     started = asyncio.Event()
 
-    async def never(account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /) -> AccountPatched:
+    async def never(account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /) -> AccountPatched:
         started.set()
         await asyncio.get_running_loop().create_future()
         raise AssertionError
@@ -394,7 +396,7 @@ async def test_other_refusals_halt_nothing() -> None:
     stub = Stub(**{account: refusal("disconnected_account") for account in accounts[1:]})
     stub.refusals["acc_0"] = refusal("resource_not_found")
 
-    rotation = await _run(Rotation(stub, rows(accounts), in_flight=1))
+    rotation = await _run(Rotation(stub, rows(accounts), in_flight=1, halt=Halt(failures="never")))
 
     assert len(stub.taken) == 100
     assert rotation.summary.halted is None
@@ -565,11 +567,11 @@ async def test_a_session_without_idempotency_rotates_without_it(sandbox, tmp_pat
 async def test_leaving_the_block_wakes_all_who_wait_to_tell(journal) -> None:
     """Accounts that back off make room for more workers than the queue of outcomes has places."""
 
-    async def rests(account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /) -> AccountPatched:
-        resting(True)
+    async def rests(account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /) -> AccountPatched:
+        errand.rests(True)
         for _ in range(5):
             await asyncio.sleep(0)
-        resting(False)
+        errand.rests(False)
         return AccountPatched(account_id)
 
     many = rows([f"acc_{number}" for number in range(100)])

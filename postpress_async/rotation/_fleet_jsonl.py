@@ -34,10 +34,10 @@ class JsonLines:
         """Each line that is not blank as a row, or why it is refused."""
         with closing(self._file.lines()) as blocks:
             for ordinal, text in enumerate(chain.from_iterable(blocks)):
-                if not text.isspace():
-                    yield self._read(reader, ordinal, text)
+                if not text.isspace() and (row := self._read(reader, ordinal, text)) is not None:
+                    yield row
 
-    def _read(self, reader: RowReader, ordinal: int, text: str) -> Row | Refusal:
+    def _read(self, reader: RowReader, ordinal: int, text: str) -> Row | Refusal | None:
         line = ordinal + 1
         values = _read_object(text)
         if isinstance(values, FieldError):

@@ -61,20 +61,31 @@ class RowReader:
     the fleet that must say which of two lines is meant, and mending one must not bring up another.
     """
 
-    def __init__(self, default: ProxyChange | None) -> None:
+    def __init__(self, default: ProxyChange | None, *, pooled: bool = False, done: bytes = b"") -> None:
+        """
+        Args:
+            default: What a row gets that names nothing but an account.
+            pooled: Whether such a row is left to a pool where there is no default.
+            done: A byte that is not 0 for each ordinal that is settled, and so not read again.
+        """
         self._default = default
+        self._pooled = pooled
+        self._done = done
         self._first_lines = FirstLines()
 
-    def read(self, ordinal: int, line: int, cells: Cells) -> Row | Refusal:
-        """The row that *cells* are, or why they are none."""
+    def read(self, ordinal: int, line: int, cells: Cells) -> Row | Refusal | None:
+        """The row that *cells* are, or why they are none; None where it is done."""
         account_id = cells[0].strip()
+        if ordinal < len(self._done) and self._done[ordinal]:
+            self._first_lines.claim(account_id, line)  # so that a later line that names it is refused
+            return None
         if (refusal := self._claim(ordinal, line, account_id)) is not None:
             return refusal
         try:
             change = _read_change(cells) or self._default
         except FieldError as error:
             return Refusal.of(error, ordinal, line, account_id)
-        if change is None:
+        if change is None and not self._pooled:
             advice = "give it a proxy, a country or an ip, or all of them a default"
             return Refusal(ordinal, line, None, account_id, "nothing asked for", advice)
         return Row(ordinal, line, account_id, change)

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from postpress_async.errors import JournalError
+from postpress_async.errors import JournalError, JournalNotWritableError
 
 _APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
 DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)
@@ -32,7 +32,32 @@ CREATE TABLE outcomes (
     proxy TEXT
 );
 CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NULL);
+CREATE TABLE proxies (
+    label TEXT PRIMARY KEY,
+    failures INTEGER NOT NULL,
+    quarantined_at REAL
+) WITHOUT ROWID;
 """
+
+
+_UNWRITABLE: Final = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
+
+
+def refusal_of(place: Path, error: Exception) -> JournalError:
+    """What is told of one of `DAMAGE`: whether the disk is at fault, or the file."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNWRITABLE:  # the low byte; the rest is detail
+        return JournalNotWritableError(
+            f"{place} cannot be written ({error}): mend that, or name another journal"
+        )
+    return JournalError(f"{place} is damaged ({error}): name another journal")
 
 
 def take_lock(place: Path) -> sqlite3.Connection:
@@ -44,7 +69,7 @@ def take_lock(place: Path) -> sqlite3.Connection:
     """
     name = f"{place}-lock"
     if os.path.lexists(name) and not (os.path.isfile(name) and os.access(name, os.W_OK)):
-        raise JournalError(
+        raise JournalNotWritableError(
             f"{name} cannot be locked: delete it if no run is under way, or name another journal"
         )
     lock = None
@@ -55,10 +80,10 @@ def take_lock(place: Path) -> sqlite3.Connection:
         if lock is not None:
             lock.close()
         if "locked" in str(error):
-            raise JournalError(
+            raise JournalNotWritableError(
                 f"{place} is in use by another run: wait for it, or name another journal"
             ) from None
-        raise JournalError(f"{place} cannot be written ({error}): name another journal") from None
+        raise JournalNotWritableError(f"{place} cannot be written ({error}): name another journal") from None
     return lock
 
 
@@ -82,7 +107,7 @@ def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
                 connection.execute("INSERT INTO run VALUES ('run', ?)", (secrets.token_hex(12),))
     except DAMAGE as error:
         connection.close()
-        raise JournalError(f"{place} cannot be used as a journal ({error}): name another journal") from None
+        raise refusal_of(place, error) from None
     except BaseException:
         connection.close()
         raise
@@ -100,8 +125,11 @@ def claim(place: Path) -> None:
     try:
         handle = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     except OSError as error:
-        fact = "is a symbolic link" if place.is_symlink() else f"cannot be written ({error.strerror})"
-        raise JournalError(f"{place} {fact}: name another journal") from None
+        if place.is_symlink():
+            raise JournalError(f"{place} is a symbolic link: name another journal") from None
+        raise JournalNotWritableError(
+            f"{place} cannot be written ({error.strerror}): name another journal"
+        ) from None
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise JournalError(f"{place} is no regular file: name another journal")
@@ -113,8 +141,13 @@ def claim(place: Path) -> None:
 
 def check_input(
     place: Path, connection: sqlite3.Connection, digest: bytes | None, target: str | None
-) -> None:
-    """Refuse an input, and a target, other than those that the journal was begun with."""
+) -> bool:
+    """
+    Refuse an input, and a target, other than those that the journal was begun with.
+
+    Returns:
+        Whether the journal was begun with this very input before.
+    """
     told = dict(connection.execute("SELECT name, value FROM run"))
     if target is not None and told.setdefault("target", target) != target:
         raise JournalError(
@@ -129,11 +162,13 @@ def check_input(
                 f"{place} was begun with another input, or other options: give back that input to go on with "
                 "it, or name another journal to begin anew"
             )
-    elif digest is not None:
+        return digest is not None
+    if digest is not None:
         salt = secrets.token_bytes(16)
         rows = [("input", _stretched(digest, salt)), ("salt", salt)]
         with connection:
             connection.executemany("INSERT INTO run VALUES (?, ?)", rows)
+    return False
 
 
 def mark_under_way(connection: sqlite3.Connection) -> None:
@@ -145,9 +180,21 @@ def mark_under_way(connection: sqlite3.Connection) -> None:
     with connection:
         if connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone():
             connection.execute(
-                "UPDATE outcomes SET state = 'unknown', applied = 'unknown' WHERE state = 'skipped'"
+                "UPDATE outcomes SET state = 'unknown', applied = 'unknown', attempts = 0 "
+                "WHERE state = 'skipped'"
             )
         connection.execute("INSERT OR REPLACE INTO run VALUES ('under way', 1)")
+
+
+def reopen_failed(connection: sqlite3.Connection) -> None:
+    """Take what failed for what was not sent; under a fresh key, or its stored refusal would come again."""
+    with connection:
+        connection.execute(
+            "INSERT OR REPLACE INTO generations "
+            "SELECT ordinal, coalesce(generation, 0) + 1 FROM outcomes LEFT JOIN generations USING (ordinal) "
+            "WHERE state = 'failed'"
+        )
+        connection.execute("UPDATE outcomes SET state = 'skipped', attempts = 0 WHERE state = 'failed'")
 
 
 def _stretched(digest: bytes, salt: bytes) -> bytes:

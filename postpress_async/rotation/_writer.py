@@ -6,13 +6,16 @@ import threading
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from postpress_async.errors import JournalError
+from postpress_async.errors import JournalNotWritableError
 
 COMMIT_EVERY: Final = 0.05
 """Seconds for which rows are gathered before they are committed: each commit flushes the disk."""
 
 BACKLOG: Final = 5_000
 """Rows that may wait for the disk; beyond them the rotation waits, so that memory stays bounded."""
+
+_ACCOUNT: Final = 2  # the place of the account's id in the row of an outcome
+_NAMED: Final = 5
 
 T = TypeVar("T")
 
@@ -30,6 +33,7 @@ class Writer:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._failure: str | None = None
+        self._lost: list[tuple[Any, ...]] = []
         self._thread = threading.Thread(target=self._write, name="postpress-journal", daemon=True)
 
     @property
@@ -37,6 +41,14 @@ class Writer:
         return len(self._rows) > BACKLOG
 
     def put(self, statement: str, row: tuple[Any, ...]) -> None:
+        """
+        Take a row for the next commit. An account's id is its third value.
+
+        Raises:
+            JournalNotWritableError: An earlier commit failed. The row is told among those that are lost.
+        """
+        if self._failure is not None:
+            self._lost.append(row)
         self._check()
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
@@ -54,7 +66,10 @@ class Writer:
 
     def _check(self) -> None:
         if self._failure is not None:
-            raise JournalError(self._failure)
+            raise JournalNotWritableError(
+                f"{self._path}: {self._failure}; {_named(self._lost)}, and nothing more is sent. Free the "
+                "disk or mend the file, then run the same command again"
+            )
 
     async def finish(self) -> None:
         if self._loop is not None:
@@ -78,7 +93,7 @@ class Writer:
             with self._connection:
                 self._connection.execute("DELETE FROM run WHERE name = 'under way'")
         except sqlite3.Error as error:
-            raise JournalError(f"{self._path}: {error}; run the same command again") from None
+            raise JournalNotWritableError(f"{self._path}: {error}; run the same command again") from None
 
     def close(self) -> None:
         """Let go of the file; the last connection to close folds the -wal file into it."""
@@ -108,10 +123,8 @@ class Writer:
                 for statement in dict.fromkeys(statement for statement, _ in rows):
                     self._connection.executemany(statement, [row for said, row in rows if said is statement])
         except sqlite3.Error as error:
-            self._failure = (
-                f"{self._path}: {error}; {len(rows):,} rows could not be recorded, and nothing "
-                "more is sent. Free the disk or mend the file, then run the same command again"
-            )
+            self._lost += [row for _, row in rows]
+            self._failure = str(error)
 
     def _release(self, waiting: list[asyncio.Future[None]]) -> None:
         assert self._loop is not None  # noqa: S101 - the thread starts after it is set
@@ -120,6 +133,17 @@ class Writer:
                 self._loop.call_soon_threadsafe(_settle, done)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
+
+
+def _named(lost: list[tuple[Any, ...]]) -> str:
+    """The accounts in *lost*, by name as far as a sentence holds them."""
+    accounts = [row[_ACCOUNT] for row in lost if len(row) > _ACCOUNT]
+    if not accounts:
+        return "nothing of an account is lost"
+    names = ", ".join(accounts[:_NAMED])
+    names += f" and {len(accounts) - _NAMED:,} more" if len(accounts) > _NAMED else ""
+    many = "1 account" if len(accounts) == 1 else f"{len(accounts):,} accounts"
+    return f"what came of {many} could not be recorded ({names})"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -2,8 +2,8 @@
 Many accounts, each settled once.
 
 A rotation is n workers on one shared iterator, and one more for each account that waits to be retried:
-the input is read only as it is worked, so memory does not grow with the fleet. Of the session it needs
-one function, so that a stub of a few lines tests it.
+the input is read only as it is worked, so memory does not grow with the fleet. What becomes of one
+account is `errand`'s; of the session it needs one function, so that a stub of a few lines tests it.
 """
 
 import asyncio
@@ -11,37 +11,22 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeAlias
+from typing import Final, Self
 
 from postpress_async import events
-from postpress_async._idempotency import Keys
-from postpress_async.errors import Applied, PostPressError, SessionClosedError
-from postpress_async.models import AccountPatched, ProxyChange
-from postpress_async.rotation.halt import KeyHalt
+from postpress_async._lifetime import Waits
+from postpress_async.errors import PostPressError, SessionClosedError
+from postpress_async.rotation.admission import Admission
+from postpress_async.rotation.errand import Settler, Update
+from postpress_async.rotation.halt import Halt, Halts
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.outcome import Outcome, RotationSummary, State
-from postpress_async.rotation.plan import Refusal, Row
-from postpress_async.rotation.resume import DONE, OpenRows, RowKeys, Source
+from postpress_async.rotation.plan import Refusal
+from postpress_async.rotation.pool import PooledProxy, ProxyPool
+from postpress_async.rotation.resume import OpenRow, OpenRows, RowKeys, Source
 
 RESTING: Final = 10
 """Accounts that may back off at once, for each that may be in flight: memory stays bounded in an outage."""
-
-
-Resting: TypeAlias = Callable[[bool], object]
-
-
-class Update(Protocol):
-    """What a rotation needs of a session."""
-
-    async def __call__(
-        self, account_id: str, change: ProxyChange, keys: Keys, resting: Resting, /
-    ) -> AccountPatched:
-        """
-        Update one account, or raise `PostPressError`.
-
-        *resting* is called with True when it begins to back off, and with False when it goes on.
-        """
-        ...
 
 
 class Rotation:
@@ -54,6 +39,7 @@ class Rotation:
 
     Attributes:
         summary: The numbers so far; final once the block is left.
+        total: Accounts in all, where that is known beforehand.
     """
 
     def __init__(
@@ -64,15 +50,24 @@ class Rotation:
         in_flight: int,
         journal: Callable[[], Journal] | None = None,
         finite: bool = False,
+        total: int | None = None,
+        halt: Halt | None = None,
+        pool: ProxyPool | None = None,
+        limit: int | None = None,
+        waits: Waits | None = None,
         observer: events.Observer | None = None,
     ) -> None:
         self.summary: Final = RotationSummary()
-        self._update: Final = update
+        self.total: Final = total
         self._in_flight: Final = in_flight
         self._open_journal: Final = journal
         self._finite: Final = finite
+        self._halt: Final = halt or Halt()
+        self._pool: Final = pool
+        self._waits: Final = waits or Waits()
         self._observer: Final = observer
         self._source: Final = rows
+        self._settler: Final = Settler(update, self._waits, self._rest, pool, self._found)
         self._settled: asyncio.Queue[Outcome | None] = asyncio.Queue(maxsize=in_flight)
         self._group: Final = asyncio.TaskGroup()
         self._journal: Journal | None = None
@@ -87,17 +82,20 @@ class Rotation:
         self._takers: set[asyncio.Task[None]] = set()
         self._entered = False
         self._began = 0.0
-        self._halt = KeyHalt()
+        self._halts = Halts(self._halt)
+        self._admission: Final = Admission(self._halt.canary, limit)
 
     # --- What a user calls ---
 
+    @property
+    def retrying(self) -> int:
+        """Accounts that back off now."""
+        return self._resting
+
     def stop(self) -> None:
-        """Send nothing new; what is in flight settles, and the iteration ends after it."""
-        self._stopping = True
+        """Send nothing more, no retry either; what is in flight settles, and the iteration ends after it."""
         self.summary.stopped = True
-        for task in tuple(self._takers):
-            if task is not asyncio.current_task():  # the input itself may say so
-                task.cancel()  # it waits for an input that may never come
+        self._end_sending()
 
     async def run(self) -> RotationSummary:
         """Settle every account, for whoever does not care to look at each outcome."""
@@ -140,11 +138,13 @@ class Rotation:
 
     def _take_up(self, journal: Journal) -> None:
         self._run = journal.run
-        done = journal.counts()
-        for state in DONE:
-            self.summary.states[state] = done[state]
-        self.summary.resumed = self.summary.total
-        self._halt = KeyHalt(works=done[State.PATCHED] > 0)
+        done = journal.done_counts()
+        self.summary.states.update(done)
+        self.summary.resumed = done.total()
+        self._halts = Halts(self._halt, key_works=done[State.PATCHED] > 0)
+        if self._pool is not None:
+            self._pool.resume(journal.proxies())
+        journal.begin(self.total)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -158,10 +158,13 @@ class Rotation:
                 await self._end_workers(kind, error, trace)
             finally:
                 draining.cancel()
-            if kind is None and self._finite and self._stopping and self._broken is None:
+            if kind is None and self._finite and self._broken is None and not self._exhausted:
                 await self._skip_the_rest()
-            if self._key_error is not None and self._journal is not None:
-                self._journal.reopen(self._key_error)
+            if self._journal is not None and self._broken is None:
+                if self._key_error is not None:
+                    self._journal.reopen(self._key_error)
+                if self.summary.halted is not None:
+                    self._journal.halted(self.summary.halted)
         finally:
             self.summary.elapsed = time.monotonic() - self._began
             self._settled = asyncio.Queue()
@@ -185,15 +188,26 @@ class Rotation:
                 raise
             # The block's own exception goes on as it is, not wrapped with nothing.
 
+    def _end_sending(self) -> None:
+        self._stopping = True
+        self._waits.end()
+        for task in tuple(self._takers):
+            if task is not asyncio.current_task():  # the input itself may say so
+                task.cancel()  # it waits for an input that may never come
+
+    def _break(self, error: Exception) -> None:
+        """Send nothing more; what is in flight settles, and then *error* is raised."""
+        self._broken = self._broken or error
+        self._end_sending()
+
     # --- The workers ---
 
     async def _work(self) -> None:
         try:
             while not self._stopping and self._workers - self._resting <= self._in_flight:
                 if (taken := await self._take()) is None:
-                    self._exhausted = True
                     break
-                await self._tell(await self._settle(*taken))
+                await self._tell(await self._settle(taken))
         except PostPressError as error:  # of the journal; those of accounts are outcomes
             self._break(error)
         finally:
@@ -201,13 +215,18 @@ class Rotation:
             if not self._workers:
                 await self._deliver(None)
 
-    async def _take(self) -> tuple[Row | Refusal, bool] | None:
+    async def _take(self) -> OpenRow | None:
         """The next row, if the input has one and nobody stops the rotation while it is waited for."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a worker is one
         self._takers.add(task)
         try:
-            return await self._rows.take()
+            if not await self._admission.enter():
+                return None
+            if (taken := await self._rows.take()) is None:
+                self._exhausted = True
+                self._admission.open()
+            return taken
         except asyncio.CancelledError:
             if not self._stopping or task.uncancel():
                 raise
@@ -217,11 +236,6 @@ class Rotation:
             return None
         finally:
             self._takers.discard(task)
-
-    def _break(self, error: Exception) -> None:
-        """Send nothing more; what is in flight settles, and then *error* is raised."""
-        self._broken = self._broken or error
-        self._stopping = True
 
     def _hire(self) -> None:
         self._workers += 1
@@ -234,37 +248,41 @@ class Rotation:
         if began and room and not self._stopping and not self._exhausted:
             self._hire()
 
-    async def _settle(self, row: Row | Refusal, maybe_sent: bool) -> Outcome:
+    async def _settle(self, taken: OpenRow) -> Outcome:
+        row = taken.row
         if isinstance(row, Refusal):
             return Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
         began = time.monotonic()
-        keys = RowKeys(self._run, row, self._journal, in_doubt=maybe_sent)
         try:
-            patched = await self._update(row.account_id, row.change, keys, self._rest)
-        except PostPressError as error:
-            if maybe_sent and not error.attempts:
-                error.applied = Applied.UNKNOWN  # nothing was learned of what an earlier run may have sent
-            return Outcome.failed(row.ordinal, row.line, row.account_id, error, time.monotonic() - began)
+            return await self._settler.settle(row, RowKeys(self._run, taken, self._journal))
         except BaseException:  # cancelled, or a mistake of a strategy or an input of the caller's
             # Given up while it may have been on its way.
             elapsed = time.monotonic() - began
             self._record(Outcome.given_up(row.ordinal, row.line, row.account_id, elapsed))
             raise
-        elapsed = time.monotonic() - began
-        return Outcome.patched(row.ordinal, row.line, row.account_id, len(patched.attempts), elapsed)
 
     async def _tell(self, outcome: Outcome) -> None:
         self._record(outcome)
         if self._journal is not None:
             await self._journal.room()
-        if not self._stopping and (reason := self._halt.sees(outcome)) is not None:
-            self._stopping = True
-            self.summary.halted = reason
-            self.summary.key_refused = True
-            self._key_error = outcome.error_type
+        self._judge(outcome)
         if isinstance(outcome.error, SessionClosedError):
             self._break(outcome.error)  # the others would get no further
         await self._deliver(outcome)
+
+    def _judge(self, outcome: Outcome) -> None:
+        """Halt if it is enough; else let the others in, if they waited for the canary."""
+        if self._stopping:
+            return
+        tried, reason = self._halts.tried, self._halts.sees(outcome)
+        if reason is not None:
+            self.summary.halted = reason
+            if self._halts.key_refused:
+                self.summary.key_refused = True
+                self._key_error = outcome.error_type
+            self._end_sending()
+        else:
+            self._admission.settled(tried=self._halts.tried > tried, lives=self._halts.canary_lives)
 
     def _record(self, outcome: Outcome) -> None:
         self.summary.count(outcome)
@@ -283,6 +301,14 @@ class Rotation:
             )
             events.tell(self._observer, settled)
 
+    def _found(self, proxy: PooledProxy, quarantined: bool) -> None:
+        """A proxy of the pool failed an account."""
+        self.summary.quarantined += quarantined
+        if self._journal is not None:
+            self._journal.proxy_failed(proxy.label, quarantined=quarantined)
+        if quarantined and self._observer is not None:
+            events.tell(self._observer, events.ProxyQuarantined(proxy.label))
+
     async def _deliver(self, outcome: Outcome | None) -> None:
         if self._heard:
             await self._settled.put(outcome)
@@ -290,8 +316,8 @@ class Rotation:
     async def _skip_the_rest(self) -> None:
         """Give every account that was not sent its row too."""
         while (taken := await self._rows.take()) is not None:
-            row, maybe_sent = taken
-            if not maybe_sent:  # what is in doubt keeps what the journal says of it, or does not say
+            row = taken.row
+            if not taken.maybe_sent:  # what is in doubt keeps what the journal says of it, or does not say
                 self._record(Outcome.skipped(row.ordinal, row.line, row.account_id or ""))
             if self._journal is not None:
                 await self._journal.room()

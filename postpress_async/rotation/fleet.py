@@ -51,18 +51,26 @@ class Fleet:
 
     Attributes:
         name: The file's name without its folder, or ``<stdin>``.
+        pooled: Whether rows that name nothing but an account are left to a rotation's pool.
+        counted: How many rows there are, refused ones included; None before a `survey`.
     """
 
-    def __init__(self, file: FleetFile, table: CsvTable | JsonLines, default: ProxyChange | None) -> None:
+    def __init__(
+        self, file: FleetFile, table: CsvTable | JsonLines, default: ProxyChange | None, *, pooled: bool
+    ) -> None:
         """Not for callers: use `open`."""
         self.name: Final = file.name
+        self.pooled: Final = pooled
+        self.counted: int | None = None
         self._file = file
         self._table = table
         self._default = default
         self._digest: bytes | None = None
 
     @classmethod
-    def open(cls, source: str | os.PathLike[str], *, default: ProxyChange | None = None) -> Self:
+    def open(
+        cls, source: str | os.PathLike[str], *, default: ProxyChange | None = None, pooled: bool = False
+    ) -> Self:
         """
         The fleet in the file *source*; ``-`` is standard input.
 
@@ -72,16 +80,20 @@ class Fleet:
         Args:
             source: A path, or ``-``.
             default: What a row gets that names nothing but an account; without it, such a row is refused.
+            pooled: Whether such a row gets its proxy from the pool that ``session.rotate`` is given.
 
         Raises:
+            ValueError: It has a default, and is pooled too.
             FleetError: It cannot be read, is of another format, or has no rows.
         """
+        if pooled and default is not None:
+            raise ValueError("rows that name nothing get either the default, or a proxy of the pool")
         file = FleetFile(source)
         try:
-            fleet = cls(file, JsonLines(file) if _is_json_lines(file) else CsvTable(file), default)
-            with closing(
-                fleet._table.rows(RowReader(default))
-            ) as rows:  # most that is wrong with a file shows by its first row
+            table = JsonLines(file) if _is_json_lines(file) else CsvTable(file)
+            fleet = cls(file, table, default, pooled=pooled)
+            # Most that is wrong with a file shows by its first row.
+            with closing(table.rows(RowReader(default, pooled=pooled))) as rows:
                 if next(rows, None) is None:
                     raise file.error("has no rows: it needs a line for each account")
         except BaseException:
@@ -97,27 +109,32 @@ class Fleet:
     @property
     def digest(self) -> bytes:
         """
-        SHA-256 over the file's bytes and the default, by which a journal knows its input again.
+        SHA-256 over the file's bytes, and what rows get that name nothing: a journal knows its input by it.
 
         The default's password is no part of it: it says nothing about which rows there are.
         """
         if self._digest is None:
             digest = self._file.sha256()
+            if self.pooled:
+                digest.update(b"\0pool")
             if self._default is not None:
                 digest.update(b"\0" + json.dumps(_shape(self._default)).encode())
             self._digest = digest.digest()
         return self._digest
 
-    def rows(self) -> Iterator[Row | Refusal]:
+    def rows(self, done: bytes = b"") -> Iterator[Row | Refusal]:
         """
         Each row, or why it is refused; from the beginning every time.
 
         Memory does not grow with the file, but for some 40 bytes an account, to find those named twice.
 
+        Args:
+            done: A byte that is not 0 for each ordinal that is to be left out, as a journal has them.
+
         Raises:
             FleetError: On the way: the file changed, or is not what it began as.
         """
-        return self._table.rows(RowReader(self._default))
+        return self._table.rows(RowReader(self._default, pooled=self.pooled, done=done))
 
     def survey(self) -> Survey:
         """One reading of the whole file: right rows are counted, wrong ones kept."""
@@ -127,6 +144,7 @@ class Fleet:
                 survey.rows += 1
             else:
                 survey.refusals.append(row)
+        self.counted = survey.rows + len(survey.refusals)
         return survey
 
     def close(self) -> None:

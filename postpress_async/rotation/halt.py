@@ -1,10 +1,144 @@
-"""When a rotation stops by itself."""
+"""When a rotation stops by itself: a key that may not do this, too many failures, a canary that died."""
+
+import re
+from collections import Counter, deque
+from math import ceil
+from typing import Final, Self
+
+from attrs import field, frozen
 
 from postpress_async.errors import Scope
 from postpress_async.rotation.outcome import Outcome, State
 
-FIRST_ANSWERS = 20
+FIRST_ANSWERS: Final = 20
 """So many accounts in a row that all get one and the same 401 tell of the key, not of the accounts."""
+
+WINDOW: Final = 200
+"""Accounts, the latest settled ones, among which a share of failures is looked for."""
+
+_SHARE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)%")
+_FORMS: Final = 'write a share such as "5%", a number of accounts such as 100, or "never"'
+
+
+def _to_failures(value: object) -> "str | int":
+    """Raise `ValueError` unless *value* is a share, a count, or ``never``."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.isascii() and text.isdecimal():
+            value = int(text)
+        elif text == "never" or ((share := _SHARE.fullmatch(text)) and 0 < float(share[1]) <= 100):
+            return text
+    if type(value) is int and value >= 1:
+        return value
+    raise ValueError(f"halt is not {value!r}: {_FORMS}")
+
+
+def _is_count(_instance: object, _attribute: object, value: int) -> None:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"canary is a whole number of accounts from 0, not {value!r}")
+
+
+@frozen(kw_only=True)
+class Halt:
+    """
+    How many failures are too many.
+
+    An account has failed where its call ended in an error. One whose row was refused, or for which a
+    pool had no proxy left, has not: nothing was tried.
+
+    Attributes:
+        failures: A share such as ``"5%"`` of the latest 200 accounts: with it, the tenth failure among the
+            latest 200 halts the rotation, be they 200 yet or fewer. Or a number of accounts of this run;
+            or ``"never"``.
+        canary: So many accounts are sent first, and all others only if fewer than *failures* of them
+            failed: that share of them (half of them where it is ``"never"``), or that number. 0 for none.
+
+    Raises:
+        ValueError: It is not as said above.
+    """
+
+    failures: str | int = field(default="50%", converter=_to_failures)
+    canary: int = field(default=0, validator=_is_count)
+
+    @classmethod
+    def of(cls, given: "str | int | Halt | None") -> Self:
+        """The halt that *given* is or says; None is the default."""
+        if isinstance(given, cls):
+            return given
+        return cls() if given is None else cls(failures=given)
+
+    def of_latest(self) -> int | None:
+        """Failures among the latest `WINDOW` that are too many; None where a number of all is, or none."""
+        return self._share_of(WINDOW) if isinstance(self.failures, str) else None
+
+    def of_canary(self) -> int:
+        """Failures among the canary that are too many."""
+        if isinstance(self.failures, int):
+            return min(self.failures, self.canary)
+        return self._share_of(self.canary) or max(1, ceil(self.canary / 2))
+
+    def _share_of(self, accounts: int) -> int | None:
+        share = _SHARE.fullmatch(str(self.failures))
+        return None if share is None else max(1, ceil(accounts * float(share[1]) / 100 - 1e-9))
+
+
+class Halts:
+    """
+    Sees each outcome of a run, and says when it is enough.
+
+    Attributes:
+        tried: Accounts that were patched, or whose call ended in an error.
+        key_refused: Whether it was enough because of the API key.
+    """
+
+    def __init__(self, halt: Halt, *, key_works: bool = False) -> None:
+        self._halt: Final = halt
+        self._key: Final = KeyHalt(works=key_works)
+        self._most_of_latest: Final = halt.of_latest()
+        self._latest: Final[deque[bool]] = deque(maxlen=WINDOW)
+        self._failed_of_latest = 0
+        self._failed = 0
+        self.tried = 0
+        self._errors: Final[Counter[str]] = Counter()
+        self.key_refused = False
+
+    @property
+    def canary_lives(self) -> bool:
+        """Whether the canary was settled, and lives."""
+        return self.tried >= self._halt.canary
+
+    def sees(self, outcome: Outcome) -> str | None:
+        """Why to stop, in a sentence; None to go on."""
+        if (reason := self._key.sees(outcome)) is not None:
+            self.key_refused = True
+            return reason
+        failed = outcome.error is not None
+        if not failed and outcome.state is not State.PATCHED:
+            return None
+        self.tried += 1
+        if len(self._latest) == WINDOW:
+            self._failed_of_latest -= self._latest[0]
+        self._latest.append(failed)
+        if failed:
+            self._failed += 1
+            self._failed_of_latest += 1
+            self._errors[outcome.error_type or ""] += 1
+        return self._reason()
+
+    def _reason(self) -> str | None:
+        halt = self._halt
+        if self.tried == halt.canary and self._failed >= halt.of_canary():
+            return f"{self._failed} of the canary's {halt.canary} accounts failed{self._mostly()}"
+        if self._most_of_latest is not None and self._failed_of_latest >= self._most_of_latest:
+            latest = f"{self._failed_of_latest} of the latest {len(self._latest)} accounts failed"
+            return f"{latest}{self._mostly()}; the halt is at {halt.failures} of {WINDOW}"
+        if isinstance(halt.failures, int) and self._failed >= halt.failures:
+            return f"{self._failed} accounts failed{self._mostly()}, and that is the halt"
+        return None
+
+    def _mostly(self) -> str:
+        [(error, count)] = self._errors.most_common(1)
+        return f", {'all' if count == self._failed else f'{count} of them'} with {error}"
 
 
 class KeyHalt:
@@ -22,7 +156,7 @@ class KeyHalt:
 
     def sees(self, outcome: Outcome) -> str | None:
         """Why to stop, in a sentence; None to go on."""
-        if self._works or outcome.status is None or outcome.scope is Scope.SERVICE:
+        if self._works or outcome.status is None or outcome.scope in {Scope.SERVICE, Scope.PROXY}:
             return None  # no answer, or none about a key or an account
         if outcome.state is State.PATCHED:
             self._works = True

@@ -8,20 +8,23 @@ the process died is sent again by the next run, under the same idempotency key.
 
 import os
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self, TypeAlias
 from weakref import WeakSet
 
-from postpress_async.errors import JournalError
+from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation._journal_file import (
     DAMAGE,
     check_input,
     claim,
     connect,
     mark_under_way,
+    refusal_of,
+    reopen_failed,
     take_lock,
 )
 from postpress_async.rotation._writer import Writer
@@ -30,9 +33,24 @@ from postpress_async.rotation.outcome import Outcome, State
 _OUTCOME: Final = "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _GENERATION: Final = "INSERT OR REPLACE INTO generations VALUES (?, ?)"
 _REOPEN: Final = "UPDATE outcomes SET state = 'skipped' WHERE state = 'failed' AND error_type = ?"
+_NOTE: Final = "INSERT OR REPLACE INTO run VALUES (?, ?)"
+_PROXY: Final = """
+INSERT INTO proxies VALUES (?, 1, ?) ON CONFLICT (label)
+DO UPDATE SET failures = failures + 1, quarantined_at = coalesce(excluded.quarantined_at, quarantined_at)
+"""
 _CHUNK: Final = 4_096
+_MOST: Final = 2**31  # accounts of a rotation: far more than one journal can serve
 _STATES: Final = frozenset(State)
 
+OnUnknown: TypeAlias = Literal["retry", "report"]
+OnFailed: TypeAlias = Literal["report", "retry"]
+
+# What was sent and came to no certain end is done where it is only to be reported. One without attempts is
+# what a run that died may have sent, and is never left.
+_DONE: Final[dict[OnUnknown, str]] = {
+    "retry": "state IN ('patched', 'failed')",
+    "report": "(state IN ('patched', 'failed') OR (state = 'unknown' AND attempts > 0))",
+}
 
 # Opening a file a second time and closing it lets go of the locks that this process has on it.
 _OPEN: Final[WeakSet["Journal"]] = WeakSet()
@@ -46,88 +64,167 @@ class Journal:
         path: Where it lies.
         run: The name of the rotation, the same in every run on this journal.
         resumed: Whether an earlier run began it.
-        generations: By ordinal, how many idempotency keys an account has used up.
+        same_input: Whether it was begun with this very input, to the byte.
     """
 
     def __init__(
-        self, path: Path, connection: sqlite3.Connection, lock: sqlite3.Connection, *, resumed: bool
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        lock: sqlite3.Connection,
+        *,
+        resumed: bool,
+        same_input: bool,
+        on_unknown: OnUnknown,
     ) -> None:
         self.path: Final = path
         self.resumed: Final = resumed
+        self.same_input: Final = same_input
+        self._done: Final = _DONE[on_unknown]
         self._lock: Final = lock
         self._writer: Final = Writer(path, connection)
         # Reads have a connection of their own: the other one is the writer thread's.
         self._reader: Final = sqlite3.connect(path)
         told = self._reader.execute("SELECT value FROM run WHERE name = 'run'")
         self.run: Final[str] = told.fetchone()[0]
-        self.generations: Final[dict[int, int]] = dict(self._reader.execute("SELECT * FROM generations"))
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, digest: bytes | None = None, target: str | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        digest: bytes | None = None,
+        target: str | None = None,
+        on_unknown: OnUnknown = "retry",
+        on_failed: OnFailed = "report",
     ) -> Self:
         """
         The journal at *path*, made if there is none, for the input with this *digest* and this *target*.
 
+        Args:
+            path: Where it lies, or is to lie.
+            digest: By which the input is known again; None where it has none.
+            target: Where the requests go.
+            on_unknown: Whether accounts whose outcome is unknown are sent again, or done.
+            on_failed: Whether accounts that failed are done, or sent again, under fresh keys.
+
         Raises:
-            JournalError: It is another run's, another input's or target's, no journal, or cannot be written.
+            JournalNotWritableError: It cannot be written, or is another run's.
+            JournalError: It is another input's or target's, or no journal.
         """
         place = Path(path)
         if any(place.exists() and place.samefile(other.path) for other in _OPEN):
-            raise JournalError(f"{place} is in use by another run: wait for it, or name another journal")
+            raise JournalNotWritableError(
+                f"{place} is in use by another run: wait for it, or name another journal"
+            )
         claim(place)
         with ExitStack() as stack:
             lock = stack.enter_context(closing(take_lock(place)))
             try:
                 connection, fresh = connect(place)
                 stack.callback(connection.close)
-                check_input(place, connection, digest, target)
+                same = check_input(place, connection, digest, target)
                 mark_under_way(connection)
-                made = cls(place, connection, lock, resumed=not fresh)
+                if on_failed == "retry":
+                    reopen_failed(connection)
+                made = cls(place, connection, lock, resumed=not fresh, same_input=same, on_unknown=on_unknown)
             except DAMAGE as error:
-                raise JournalError(f"{place} is damaged ({error}): name another journal") from None
+                raise refusal_of(place, error) from None
             stack.pop_all()
             _OPEN.add(made)
             return made
 
     def counts(self) -> Counter[State]:
         """How many accounts stand where, as committed."""
-        rows = self._asked("SELECT state, count(*) FROM outcomes GROUP BY state")
-        return Counter({self._state(state): count for state, count in rows})
+        return self._counted("SELECT state, count(*) FROM outcomes GROUP BY state")
 
-    def errors(self) -> Counter[str]:
-        """How many accounts ended with which error type, as committed."""
-        told = "SELECT error_type, count(*) FROM outcomes WHERE error_type IS NOT NULL GROUP BY error_type"
-        return Counter(dict(self._asked(told)))
+    def done_counts(self) -> Counter[State]:
+        """The same for the accounts that this run leaves as they are."""
+        return self._counted(f"SELECT state, count(*) FROM outcomes WHERE {self._done} GROUP BY state")  # noqa: S608
 
-    def entries(self) -> Iterator[tuple[int, str, State]]:
-        """Ordinal, account and state of all that is recorded, in order; read in pieces of bounded size."""
-        told = "SELECT ordinal, account_id, state FROM outcomes WHERE ordinal > ? ORDER BY ordinal LIMIT ?"
-        last = -1
-        while rows := self._asked(told, last, _CHUNK):
-            for ordinal, account_id, state in rows:
-                yield ordinal, account_id, self._state(state)
-            last = rows[-1][0]
+    def done(self) -> bytes:
+        """For each ordinal up to the last that is done: 1 where it is, 0 where not. A byte each."""
+        told = f"FROM outcomes WHERE {self._done}"
+        [(first, last)] = self._asked(f"SELECT min(ordinal), max(ordinal) {told}")
+        if first is None:
+            return b""
+        if first < 0 or last > _MOST:
+            raise JournalError(f"{self.path} is damaged (a number that is none): name another journal")
+        marks = bytearray(last + 1)
+        for (ordinal,) in self._told(f"SELECT ordinal {told}"):
+            marks[ordinal] = 1
+        return bytes(marks)
+
+    def entries(self, *, but_done: bool = False) -> Iterator[tuple[int, tuple[str, State, bool, bool]]]:
+        """
+        By ordinal and in its order: the account, its state, whether it was sent, and whether it is done.
+
+        Done is what this run leaves as it is; with *but_done*, that does not come. Read in pieces of
+        bounded size.
+        """
+        which = f"NOT {self._done} AND" if but_done else ""
+        told = (
+            f"SELECT ordinal, account_id, state, attempts > 0, {self._done} FROM outcomes "  # noqa: S608 - no text of others
+            f"WHERE {which} ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}"
+        )
+        for ordinal, account_id, state, sent, done in self._in_pieces(told):
+            yield ordinal, (account_id, self._state(state), bool(sent), bool(done))
+
+    def generations(self) -> Iterator[tuple[int, int]]:
+        """By ordinal and in its order: how many idempotency keys an account has used up."""
+        return self._in_pieces(f"SELECT * FROM generations WHERE ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}")  # noqa: S608
+
+    def proxies(self) -> dict[str, int]:
+        """For each label of a proxy: how many accounts have it, or may have it."""
+        told = "SELECT proxy, count(*) FROM outcomes WHERE proxy NOT NULL AND "
+        return dict(self._asked(f"{told} state IN ('patched', 'unknown') GROUP BY proxy"))
+
+    def _counted(self, told: str) -> Counter[State]:
+        return Counter({self._state(state): count for state, count in self._asked(told)})
 
     def _state(self, name: str) -> State:
         if name not in _STATES:
             raise JournalError(f"{self.path} is damaged (a state that is none): name another journal")
         return State(name)
 
+    def _in_pieces(self, told: str) -> Iterator[Any]:
+        last = -1
+        while rows := self._asked(told, last):
+            yield from rows
+            last = rows[-1][0]
+
     def _asked(self, told: str, *values: object) -> list[Any]:
+        return list(self._told(told, *values))
+
+    def _told(self, told: str, *values: object) -> Iterator[Any]:
         try:
-            return self._reader.execute(told, values).fetchall()
+            yield from self._reader.execute(told, values)
         except DAMAGE as error:
-            raise JournalError(f"{self.path} is damaged ({error}): name another journal") from None
+            raise refusal_of(self.path, error) from None
 
     def record(self, outcome: Outcome) -> None:
         """
         Take *outcome* for the next commit.
 
         Raises:
-            JournalError: An earlier commit failed: nothing more can be recorded.
+            JournalNotWritableError: An earlier commit failed: nothing more can be recorded.
         """
         self._writer.put(_OUTCOME, _row(outcome))
+
+    def proxy_failed(self, label: str, *, quarantined: bool) -> None:
+        """Take for the next commit that the pool's proxy of this label failed an account."""
+        self._writer.put(_PROXY, (label, time.time() if quarantined else None))
+
+    def begin(self, total: int | None) -> None:
+        """Note when the rotation first began, and of how many accounts; that no run has halted yet."""
+        self._writer.put("INSERT OR IGNORE INTO run VALUES ('began', ?)", (time.time(),))
+        self._writer.put("DELETE FROM run WHERE name = ?", ("halted",))
+        if total is not None:
+            self._writer.put(_NOTE, ("total", total))
+
+    def halted(self, reason: str) -> None:
+        """Note why the run stopped by itself."""
+        self._writer.put(_NOTE, ("halted", reason))
 
     def reopen(self, error_type: str) -> None:
         """Take every account that failed with *error_type* for one that was not sent, at the next commit."""
@@ -148,7 +245,7 @@ class Journal:
         Commit what is waiting, and close.
 
         Raises:
-            JournalError: It could not be committed.
+            JournalNotWritableError: It could not be committed.
         """
         try:
             await self._writer.finish()

@@ -3,11 +3,14 @@
 import time
 from collections import Counter
 from enum import StrEnum
-from typing import Self
+from typing import Final, Self
 
 from attrs import Factory, define, field, frozen
 
 from postpress_async.errors import Applied, PostPressError, Scope
+
+NO_PROXY_LEFT: Final = "no proxy left"
+"""The error type of an account for which the pool had no proxy."""
 
 
 class State(StrEnum):
@@ -20,7 +23,7 @@ class State(StrEnum):
     UNKNOWN = "unknown"
     """It failed in a way that leaves open whether the change was applied."""
     SKIPPED = "skipped"
-    """It was not sent: its row was refused, the service was never reached, or the run ended first."""
+    """It was not sent, or never got an answer that counts, before the run ended; or its row was refused."""
 
 
 @frozen
@@ -35,14 +38,14 @@ class Outcome:
         state: Where it stands.
         attempts: Requests sent for it in this run.
         status: HTTP status of the last answer, if one came.
-        error_type: The API's type of the last error, the name of its class, or why its row was
-            refused.
+        error_type: The API's type of the last error, the name of its class, or why it was not sent.
         scope: Whose fault the last error was.
         applied: Whether the change may have been applied all the same; None where it was patched.
         instance: The id of the failed request, to quote to support.
         elapsed: Seconds from its first attempt to its end, waits included.
         settled_at: Unix time of that end, in seconds.
-        proxy: The pool's name for the proxy it got; None where its row had its own.
+        proxy: The pool's label of the proxy that it got or that was tried last. Where its row had a proxy
+            of its own, that one's label, and only if it failed.
         error: The error itself. Not kept in the journal.
     """
 
@@ -62,32 +65,57 @@ class Outcome:
     error: PostPressError | None = None
 
     @classmethod
-    def patched(cls, ordinal: int, line: int | None, account_id: str, attempts: int, elapsed: float) -> Self:
+    def patched(
+        cls,
+        ordinal: int,
+        line: int | None,
+        account_id: str,
+        attempts: int,
+        elapsed: float,
+        proxy: str | None = None,
+    ) -> Self:
         """The account has its new proxy."""
-        return cls(ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed)
+        return cls(ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed, proxy=proxy)
 
     @classmethod
     def failed(
-        cls, ordinal: int, line: int | None, account_id: str, error: PostPressError, elapsed: float
+        cls,
+        ordinal: int,
+        line: int | None,
+        account_id: str,
+        error: PostPressError,
+        elapsed: float,
+        *,
+        proxy: str | None = None,
+        earlier: int = 0,
+        cut_short: bool = False,
     ) -> Self:
-        """The call ended with *error*, which tells whether the change was sent, and may have been applied."""
+        """
+        The call ended with *error*, which tells whether the change was sent, and may have been applied.
+
+        Args:
+            proxy: The label of the proxy that was tried last.
+            earlier: Requests sent with other proxies before.
+            cut_short: Whether it would have been tried again, had the run not ended.
+        """
         if error.applied is Applied.UNKNOWN:
             state = State.UNKNOWN
         else:
             # No answer at all, from anyone, speaks of no account.
-            state = State.SKIPPED if error.status is None else State.FAILED
+            state = State.SKIPPED if error.status is None or cut_short else State.FAILED
         return cls(
             ordinal,
             line,
             account_id,
             state,
-            len(error.attempts),
+            earlier + len(error.attempts),
             error.status,
             error.code,
             error.scope,
             error.applied,
             getattr(error, "instance", None),
             elapsed,
+            proxy=proxy,
             error=error,
         )
 
@@ -100,6 +128,19 @@ class Outcome:
     def skipped(cls, ordinal: int, line: int | None, account_id: str) -> Self:
         """The run ended before the account was sent."""
         return cls(ordinal, line, account_id, State.SKIPPED, applied=Applied.NO)
+
+    @classmethod
+    def without_proxy(cls, ordinal: int, line: int | None, account_id: str) -> Self:
+        """The pool had no proxy left for it."""
+        return cls(
+            ordinal,
+            line,
+            account_id,
+            State.SKIPPED,
+            error_type=NO_PROXY_LEFT,
+            scope=Scope.PROXY,
+            applied=Applied.NO,
+        )
 
     @classmethod
     def refused(cls, ordinal: int, line: int | None, account_id: str | None, reason: str) -> Self:
@@ -129,6 +170,8 @@ class RotationSummary:
         halted: Why it stopped by itself, in a sentence; None where it did not.
         key_refused: Whether it stopped because the API key may not do this.
         stopped: Whether it was told to stop.
+        quarantined: How many of the pool's proxies were taken out in this run.
+        without_proxy: For how many accounts the pool had none left.
     """
 
     states: Counter[State] = Factory(Counter)
@@ -139,6 +182,8 @@ class RotationSummary:
     halted: str | None = None
     key_refused: bool = False
     stopped: bool = False
+    quarantined: int = 0
+    without_proxy: int = 0
 
     @property
     def total(self) -> int:
@@ -161,6 +206,8 @@ class RotationSummary:
         self.attempts += outcome.attempts
         if outcome.error_type is not None:
             self.errors[outcome.error_type] += 1
+            if outcome.error_type == NO_PROXY_LEFT:
+                self.without_proxy += 1
 
     def __str__(self) -> str:
         told = [f"{self.states[state]:,} {state}" for state in State if self.states[state]]

@@ -6,12 +6,15 @@ no exception, so that the rest of a million goes on.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from typing import Self
+from typing import Self, TypeAlias
 
 from attrs import frozen
 
 from postpress_async._fields import check_account_id
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
+
+Change: TypeAlias = tuple[str, ProxyChange | None] | str
+"""An account and what it is to get; where the rotation has a pool, that may be left out."""
 
 
 @frozen
@@ -24,13 +27,13 @@ class Row:
             does not move the others.
         line: The line in the file on which it begins, from 1; None where the input was no file.
         account_id: The account.
-        change: What it is to get.
+        change: What it is to get; None leaves it to the rotation's pool.
     """
 
     ordinal: int
     line: int | None
     account_id: str
-    change: ProxyChange
+    change: ProxyChange | None
 
 
 @frozen
@@ -66,26 +69,29 @@ class Refusal:
         return f"{place}{column}: {self.reason}: {self.advice}"
 
 
-def rows_of(changes: Iterable[tuple[str, ProxyChange]]) -> Iterator[Row | Refusal]:
+def rows_of(changes: Iterable[Change], *, pooled: bool = False) -> Iterator[Row | Refusal]:
     """
     A row, or what is wrong with it, for each pair of an account id and its change.
 
     Only as many pairs are taken as are asked for, and none is kept: an account that comes twice is two
-    rows. What *changes* itself raises is let through.
+    rows. What *changes* itself raises is let through. Where they are *pooled*, an account id alone, or one
+    with None, gets its change from the pool.
     """
     for ordinal, pair in enumerate(changes):
-        yield _row_of(ordinal, pair)
+        yield _row_of(ordinal, pair, pooled)
 
 
-async def arows_of(changes: AsyncIterable[tuple[str, ProxyChange]]) -> AsyncIterator[Row | Refusal]:
+async def arows_of(changes: AsyncIterable[Change], *, pooled: bool = False) -> AsyncIterator[Row | Refusal]:
     """`rows_of` for pairs that come asynchronously."""
     ordinal = 0
     async for pair in changes:
-        yield _row_of(ordinal, pair)
+        yield _row_of(ordinal, pair, pooled)
         ordinal += 1
 
 
-def _row_of(ordinal: int, pair: object) -> Row | Refusal:
+def _row_of(ordinal: int, pair: object, pooled: bool) -> Row | Refusal:
+    if pooled and isinstance(pair, str):
+        pair = pair, None
     # Not by unpacking: the text "US" has two parts as well.
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         advice = f"give (account_id, change), not {type(pair).__name__}"
@@ -95,7 +101,7 @@ def _row_of(ordinal: int, pair: object) -> Row | Refusal:
         check_account_id(account_id)
     except FieldError as error:
         return Refusal.of(error, ordinal, None)
-    if not isinstance(change, CustomProxy | ManagedProxy):
+    if not isinstance(change, CustomProxy | ManagedProxy) and not (pooled and change is None):
         advice = f"it is a CustomProxy or a ManagedProxy, not {type(change).__name__}"
         return Refusal(ordinal, None, "change", account_id, "change not a proxy", advice)
     return Row(ordinal, None, account_id, change)

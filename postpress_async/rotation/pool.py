@@ -212,6 +212,12 @@ class ProxyPool:
         self._assignment.mark(place, is_open=False)
         return True
 
+    def take_back(self, proxy: PooledProxy) -> None:
+        """An account that was given *proxy* did not get it, for no fault of the proxy's: a place is free."""
+        place = self._place(proxy)
+        if place not in self._quarantine:
+            self._take(place, -1)
+
     def in_quarantine(self, proxy: PooledProxy) -> bool:
         """Whether it is out for the rest of the run, so that trying it again is no use."""
         return self._place(proxy) in self._quarantine

@@ -1,65 +1,107 @@
 """What is still to be settled: the input, less what the journal has as done; and under which keys."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from attrs import frozen
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.outcome import State
 from postpress_async.rotation.plan import Refusal, Row
 
-Source: TypeAlias = Iterator[Row | Refusal] | AsyncIterator[Row | Refusal]
+Rows: TypeAlias = Iterator[Row | Refusal] | AsyncIterator[Row | Refusal]
 
-DONE = frozenset({State.PATCHED, State.FAILED})
-"""States that a resumed rotation leaves as they are; the others are sent (again)."""
+Source: TypeAlias = Rows | Callable[[bytes], Iterator[Row | Refusal]]
+"""
+The rows; or what gives them all but those that are done, told by a byte that is not 0 for each ordinal.
+"""
+
+T = TypeVar("T")
+
+
+@frozen
+class OpenRow:
+    """
+    A row that is to be settled.
+
+    Attributes:
+        row: The row, or why there is none.
+        maybe_sent: Whether an earlier run may have sent it.
+        answered: Whether it was sent, refused for now, and not sent again before that run ended.
+        generation: How many idempotency keys it has used up.
+    """
+
+    row: Row | Refusal
+    maybe_sent: bool = False
+    answered: bool = False
+    generation: int = 0
 
 
 class OpenRows:
     """The rows that are still to be settled, one at a time to whoever asks."""
 
-    def __init__(self, rows: Source, journal: Journal | None) -> None:
-        self._rows = rows
+    def __init__(self, source: Source, journal: Journal | None) -> None:
         self._lock = asyncio.Lock()  # an asynchronous generator cannot be asked twice at once
-        self._resumed = journal is not None and journal.resumed
-        self._entries = iter(()) if journal is None else journal.entries()
-        self._entry = next(self._entries, None)
+        self._resumed: Final = journal is not None and journal.resumed
+        self._journal: Final = journal
+        # Where it is known to be the same input, what is done need not be read row by row.
+        skips = callable(source) and journal is not None and journal.same_input
+        if callable(source):
+            source = source(journal.done() if skips and journal is not None else b"")
+        self._rows: Final[Rows] = source
+        self._entries: Final = _InStep(() if journal is None else journal.entries(but_done=skips))
+        self._generations: Final = _InStep(() if journal is None else journal.generations())
 
-    async def take(self) -> tuple[Row | Refusal, bool] | None:
+    async def take(self) -> OpenRow | None:
         """
-        The next one, and whether an earlier run may have sent it; None after the last.
+        The next one; None after the last.
 
         Raises:
             JournalError: The journal has another account in its place.
         """
         if isinstance(self._rows, Iterator):
             for row in self._rows:
-                if (known := self._known(row)) not in DONE:
-                    return row, self._resumed and known is not State.SKIPPED
+                if (taken := self._open(row)) is not None:
+                    return taken
             return None
         async with self._lock:
             async for row in self._rows:
-                if (known := self._known(row)) not in DONE:
-                    return row, self._resumed and known is not State.SKIPPED
+                if (taken := self._open(row)) is not None:
+                    return taken
             return None
 
-    def _known(self, row: Row | Refusal) -> State | None:
-        """
-        What the journal has of it; None where it has nothing, as of what was in flight in a run that died.
-
-        Both are in the order of their ordinals.
-        """
-        while self._entry is not None and self._entry[0] < row.ordinal:
-            self._entry = next(self._entries, None)
-        if self._entry is None or self._entry[0] != row.ordinal:
-            return None
-        _, account_id, state = self._entry
+    def _open(self, row: Row | Refusal) -> OpenRow | None:
+        if not self._resumed:
+            return OpenRow(row)
+        generation = self._generations.at(row.ordinal) or 0
+        if (known := self._entries.at(row.ordinal)) is None:
+            return OpenRow(row, maybe_sent=True, generation=generation)  # in flight in a run that died
+        account_id, state, sent, done = known
         if account_id != (row.account_id or ""):
             raise JournalError(
                 f"the journal has {account_id} as number {row.ordinal + 1} of the input, which now has "
                 f"{row.account_id}: give back that input, or name another journal"
             )
-        return state
+        if done:
+            return None
+        if state is State.SKIPPED:
+            return OpenRow(row, answered=sent, generation=generation)
+        return OpenRow(row, maybe_sent=True, generation=generation)
+
+
+class _InStep(Generic[T]):
+    """Values by ordinal, in the order of their ordinals, and looked up in that order."""
+
+    def __init__(self, values: Iterable[tuple[int, T]]) -> None:
+        self._values = iter(values)
+        self._next = next(self._values, None)
+
+    def at(self, ordinal: int) -> T | None:
+        while self._next is not None and self._next[0] < ordinal:
+            self._next = next(self._values, None)
+        return None if self._next is None or self._next[0] != ordinal else self._next[1]
 
 
 class RowKeys:
@@ -69,16 +111,21 @@ class RowKeys:
     A run that died and goes on makes the same keys for what was in flight, so that what the API did
     already is not done again. A generation is on the disk before it is used: a managed change is else
     handed out twice, and a custom one told of a refusal that a later key had overcome.
+
+    Attributes:
+        in_doubt: See `Keys`.
+        spent: Whether the current key was answered in an earlier run, and would get that answer again.
     """
 
-    __slots__ = ("_generation", "_journal", "_ordinal", "_run", "in_doubt")
+    __slots__ = ("_generation", "_journal", "_ordinal", "_run", "in_doubt", "spent")
 
-    def __init__(self, run: str, row: Row, journal: Journal | None, *, in_doubt: bool = False) -> None:
-        self.in_doubt = in_doubt
+    def __init__(self, run: str, taken: OpenRow, journal: Journal | None) -> None:
+        self.in_doubt = taken.maybe_sent
+        self.spent = taken.answered
         self._run = run
-        self._ordinal = row.ordinal
+        self._ordinal = taken.row.ordinal
         self._journal = journal
-        self._generation = 0 if journal is None else journal.generations.get(row.ordinal, 0)
+        self._generation = taken.generation
 
     @property
     def current(self) -> str:
@@ -88,6 +135,6 @@ class RowKeys:
     async def renew(self) -> None:
         """See `Keys.renew`."""
         self._generation += 1
-        self.in_doubt = False
+        self.in_doubt = self.spent = False
         if self._journal is not None:
             await self._journal.keep_generation(self._ordinal, self._generation)

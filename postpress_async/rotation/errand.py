@@ -1,0 +1,180 @@
+"""
+One account of a rotation, from its row to its outcome.
+
+A row with a change of its own is one call of the session. A row without one gets a proxy of the pool, and
+the next one where that does not work: each proxy is a call, under a key that no other proxy had.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from postpress_async._lifetime import Waits
+from postpress_async.errors import Applied, InvalidProxyCredentialsError, PostPressError, Scope
+from postpress_async.models import AccountPatched, CustomProxy, ProxyChange
+from postpress_async.rotation.outcome import Outcome
+from postpress_async.rotation.plan import Row
+from postpress_async.rotation.pool import PooledProxy, ProxyPool
+from postpress_async.rotation.resume import RowKeys
+
+STRIKES: Final = 2
+"""Errors of a pool's proxy in one call, after which the account takes the next one: one often passes."""
+
+
+class Errand:
+    """
+    An account on its way: what a call of a rotation reports to, and is called back by.
+
+    Attributes:
+        waits: Where its calls wait; they all end when the rotation is stopped.
+        rests: Told with True when a call begins to back off, and with False when it goes on.
+        proxy: The pool's proxy that is being tried; None where the row has its own change.
+        resumable: The last error after which another attempt would have been made.
+        attempts: Requests sent for it before the present call.
+        in_doubt: Whether something that was sent before the present call may have been applied.
+    """
+
+    __slots__ = ("_pool", "_strikes", "attempts", "in_doubt", "proxy", "rests", "resumable", "waits")
+
+    def __init__(
+        self, waits: Waits, rests: Callable[[bool], object], pool: ProxyPool | None, in_doubt: bool
+    ) -> None:
+        self.waits = waits
+        self.rests = rests
+        self.proxy: PooledProxy | None = None
+        self.resumable: PostPressError | None = None
+        self.attempts = 0
+        self.in_doubt = in_doubt
+        self._pool = pool
+        self._strikes = 0
+
+    def is_hopeless(self, error: PostPressError) -> bool:
+        """Whether the pool's proxy has had its chances, or was found out by other accounts meanwhile."""
+        self.resumable = error
+        if self.proxy is None or self._pool is None or error.scope is not Scope.PROXY:
+            return False
+        self._strikes += 1
+        return self._strikes >= STRIKES or self._pool.in_quarantine(self.proxy)
+
+    def begin(self, proxy: PooledProxy) -> None:
+        """The next call is with *proxy*."""
+        self.proxy = proxy
+        self._strikes = 0
+
+    def go_on(self, error: PostPressError) -> None:
+        """The call with this proxy ended in *error*, and is not the last."""
+        self.attempts += len(error.attempts)
+        self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
+
+
+class Update(Protocol):
+    """What a rotation needs of a session."""
+
+    async def __call__(
+        self, account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
+    ) -> AccountPatched:
+        """Update one account, or raise `PostPressError`."""
+        ...
+
+
+class NoProxyLeftError(Exception):
+    """The pool has no proxy that the account could be given: nothing was sent."""
+
+
+class Settler:
+    """
+    Carries errands out.
+
+    Args:
+        update: A session's one function.
+        waits: Where the calls wait.
+        rests: As `Errand` has it.
+        pool: For the rows that name no change.
+        found: Told of each failure of a pool's proxy, and whether it put the proxy into quarantine.
+    """
+
+    def __init__(
+        self,
+        update: Update,
+        waits: Waits,
+        rests: Callable[[bool], object],
+        pool: ProxyPool | None,
+        found: Callable[[PooledProxy, bool], object],
+    ) -> None:
+        self._update: Final = update
+        self._waits: Final = waits
+        self._rests: Final = rests
+        self._pool: Final = pool
+        self._found: Final = found
+
+    async def settle(self, row: Row, keys: RowKeys) -> Outcome:
+        """What comes of the account."""
+        began = time.monotonic()
+        errand = Errand(self._waits, self._rests, self._pool, keys.in_doubt)
+        try:
+            if row.change is None:
+                patched = await self._through_the_pool(row, keys, errand)
+            else:
+                if keys.spent:
+                    await keys.renew()
+                patched = await self._update(row.account_id, row.change, keys, errand)
+        except NoProxyLeftError:
+            return Outcome.without_proxy(row.ordinal, row.line, row.account_id)
+        except PostPressError as error:
+            if errand.in_doubt and (row.change is None or not error.attempts):
+                error.applied = Applied.UNKNOWN  # nothing was learned of what may have been sent before
+            cut_short = self._waits.ended and error is errand.resumable
+            errand.resumable = None  # its traceback holds this frame
+            return Outcome.failed(
+                row.ordinal,
+                row.line,
+                row.account_id,
+                error,
+                time.monotonic() - began,
+                proxy=_label(row, errand),
+                earlier=errand.attempts,
+                cut_short=cut_short,
+            )
+        attempts = errand.attempts + len(patched.attempts)
+        errand.resumable = None
+        label = None if errand.proxy is None else errand.proxy.label
+        elapsed = time.monotonic() - began
+        return Outcome.patched(row.ordinal, row.line, row.account_id, attempts, elapsed, label)
+
+    async def _through_the_pool(self, row: Row, keys: RowKeys, errand: Errand) -> AccountPatched:
+        pool, tried = self._pool, list[PooledProxy]()
+        assert pool is not None  # noqa: S101 - rows without a change are refused where there is none
+        failure: PostPressError | None = None
+        try:
+            while (proxy := pool.give(row.account_id, but_not=tried)) is not None:
+                if tried or keys.in_doubt or keys.spent:
+                    await keys.renew()  # what was sent under this key had perhaps another proxy
+                errand.begin(proxy)
+                try:
+                    return await self._update(row.account_id, proxy.proxy, keys, errand)
+                except PostPressError as error:
+                    failure = error
+                if failure.scope is not Scope.PROXY:
+                    if failure.applied is Applied.NO:
+                        pool.take_back(proxy)
+                    raise failure
+                refused = isinstance(failure, InvalidProxyCredentialsError)
+                self._found(proxy, pool.failed(proxy, row.account_id, credentials=refused))
+                if self._waits.ended:
+                    errand.resumable = failure  # there may have been another proxy
+                    raise failure
+                tried.append(proxy)
+                errand.go_on(failure)
+            if failure is None:
+                raise NoProxyLeftError
+            errand.attempts -= len(failure.attempts)  # told by the error itself
+            raise failure
+        finally:
+            del failure  # an exception that a frame of its own traceback names is a cycle
+
+
+def _label(row: Row, errand: Errand) -> str | None:
+    """What the journal calls the proxy that did not do."""
+    if errand.proxy is not None:
+        return errand.proxy.label
+    return PooledProxy.of(row.change).label if isinstance(row.change, CustomProxy) else None

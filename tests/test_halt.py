@@ -1,0 +1,172 @@
+"""When a rotation stops by itself: what counts as a failure, and how many are too many."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from postpress_async import Outcome, errors
+from postpress_async.rotation.halt import WINDOW, Halt, Halts
+
+
+def patched(account: str = "acc_1") -> Outcome:
+    return Outcome.patched(0, None, account, 1, 0.1)
+
+
+def failed(type_: str = "errors/provider_error", status: int = 500) -> Outcome:
+    error = errors.ApiError.of(status, errors.Problem(type_))
+    return Outcome.failed(0, None, "acc_1", error, 0.1)
+
+
+def settled(good: int, bad: int) -> Iterator[Outcome]:
+    """So many of each, the bad ones last."""
+    for _ in range(good):
+        yield patched()
+    for _ in range(bad):
+        yield failed()
+
+
+def first_reason(halts: Halts, outcomes: Iterator[Outcome]) -> tuple[int, str] | None:
+    """After how many outcomes it was enough, and why."""
+    for count, outcome in enumerate(outcomes, 1):
+        if (reason := halts.sees(outcome)) is not None:
+            return count, reason
+    return None
+
+
+@pytest.mark.parametrize(
+    ("failures", "bad"),
+    [
+        pytest.param("5%", 10, id="5% of 200"),
+        pytest.param("0.4%", 1, id="less than one account is one"),
+        pytest.param("50%", 100, id="half"),
+        pytest.param("100%", 200, id="all"),
+        pytest.param("29%", 58, id="no rounding error"),
+        pytest.param(7, 7, id="a number"),
+        pytest.param("7", 7, id="a number in words"),
+    ],
+)
+def test_so_many_failures_are_too_many(failures: Any, bad: int) -> None:
+    """One less is not: an operator who says 5% has counted on nine."""
+    assert first_reason(Halts(Halt(failures=failures)), settled(0, bad - 1)) is None
+    met = first_reason(Halts(Halt(failures=failures)), settled(0, 400))
+    assert met is not None
+    assert met[0] == bad
+    assert f"{bad} " in met[1]
+    assert "all with errors/provider_error" in met[1]
+
+
+def test_a_share_is_of_the_latest() -> None:
+    """Nine bad ones in the first hour and one in the last are no reason to stop the night."""
+    halts = Halts(Halt(failures="5%"))
+
+    assert first_reason(halts, settled(0, 9)) is None
+    assert first_reason(halts, settled(WINDOW - 9, 0)) is None
+    assert first_reason(halts, settled(0, 9)) is None  # the first nine have left the window
+    assert first_reason(halts, settled(0, 1)) is not None
+
+
+def test_a_number_is_of_all() -> None:
+    halts = Halts(Halt(failures=10))
+
+    assert first_reason(halts, settled(5000, 9)) is None
+    assert first_reason(halts, settled(5000, 0)) is None
+    assert first_reason(halts, settled(0, 1)) is not None
+
+
+def test_never_is_never_but_for_the_key() -> None:
+    """A key that was refused is no failure of an account."""
+    halts = Halts(Halt(failures="never"))
+    assert first_reason(halts, settled(1, 5000)) is None
+
+    refused = failed("errors/insufficient_privileges", 401)
+    halts = Halts(Halt(failures="never"))
+    assert "the API key was refused" in (halts.sees(refused) or "")
+    assert halts.key_refused
+
+
+def test_what_was_not_tried_is_no_failure() -> None:
+    """A bad row, and an account for which the pool had nothing left, say nothing of the service."""
+    halts = Halts(Halt(failures=1))
+
+    assert halts.sees(Outcome.refused(0, 1, None, "port out of range")) is None
+    assert halts.sees(Outcome.without_proxy(0, 1, "acc_1")) is None
+    assert halts.sees(Outcome.skipped(0, 1, "acc_1")) is None
+    assert halts.tried == 0
+
+
+def test_an_account_that_was_never_reached_is_a_failure() -> None:
+    """A name that does not resolve is an outage to whoever is woken by it."""
+    halts = Halts(Halt(failures=2))
+    lost = Outcome.failed(0, None, "acc_1", errors.ConnectError("no connection"), 0.1)
+
+    assert halts.sees(lost) is None
+    assert halts.sees(lost) is not None
+
+
+@pytest.mark.parametrize(
+    ("failures", "bad"),
+    [
+        pytest.param("50%", 5, id="a share of the canary"),
+        pytest.param("1%", 1, id="at least one"),
+        pytest.param(3, 3, id="a number"),
+        pytest.param(500, 10, id="a number beyond the canary: all of it"),
+        pytest.param("never", 5, id="half where it is never"),
+    ],
+)
+def test_a_canary_that_failed_too_often_halts_all_others(failures: Any, bad: int) -> None:
+    """Ten accounts tell of a wrong pool; ten thousand would only tell it later."""
+    halts = Halts(Halt(failures=failures, canary=10))
+    met = first_reason(halts, settled(10 - bad, bad))
+    assert met is not None
+    assert met[0] <= 10
+
+    halts = Halts(Halt(failures="never" if failures == "never" else failures, canary=10))
+    fewer = bad - 1
+    assert first_reason(halts, settled(10 - fewer, fewer)) is None
+    assert halts.canary_lives
+
+
+def test_the_reason_names_the_error_that_came_most() -> None:
+    """What to look up is in the sentence, and the others are not hidden."""
+    halts = Halts(Halt(failures=3))
+    outcomes = [
+        failed("errors/no_channel", 503),
+        failed("errors/proxy_error", 502),
+        failed("errors/no_channel", 503),
+    ]
+
+    met = first_reason(halts, iter(outcomes))
+
+    assert met == (3, "3 accounts failed, 2 of them with errors/no_channel, and that is the halt")
+
+
+@pytest.mark.parametrize(
+    "failures", ["", 0, -1, "0%", "101%", "-5%", "5 %", "five", "1e2%", True, 0.05, None, "٥%"], ids=repr
+)
+def test_a_halt_that_says_nothing_is_refused(failures: Any) -> None:
+    """Taken for never, it would let a wrong list go through the whole fleet."""
+    with pytest.raises(ValueError, match='write a share such as "5%"'):
+        Halt(failures=failures)
+
+
+@pytest.mark.parametrize("canary", [-1, 1.5, True, "10", None], ids=repr)
+def test_a_canary_is_a_number(canary: Any) -> None:
+    with pytest.raises(ValueError, match="canary is a whole number"):
+        Halt(canary=canary)
+
+
+def test_what_is_given_to_rotate_becomes_a_halt() -> None:
+    own = Halt(failures=3, canary=1)
+
+    assert Halt.of(None) == Halt(failures="50%")
+    assert Halt.of("5%") == Halt(failures="5%")
+    assert Halt.of(10) == Halt(failures=10)
+    assert Halt.of(own) is own
+
+
+def test_proxies_that_refuse_their_password_do_not_speak_of_the_key() -> None:
+    """Twenty wrong passwords in a row are a seller's list of last month."""
+    halts = Halts(Halt(failures="never"))
+
+    assert first_reason(halts, (failed("errors/invalid_proxy_credentials", 401) for _ in range(40))) is None
