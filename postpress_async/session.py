@@ -91,6 +91,11 @@ class PostPressSession:
             on_event,
         )
 
+    @property
+    def paused(self) -> bool:
+        """Whether all calls pause now, but for probes: the service is out."""
+        return self._line.pacer.paused
+
     async def update_proxy(
         self,
         account_id: str,

@@ -179,7 +179,7 @@ def test_a_journal_in_use_is_refused(folder) -> None:
     done = run("rotate", "--sandbox", "--journal", "run.sqlite3")
 
     lock.close()
-    assert done.returncode == 2
+    assert done.returncode == 3
     [told] = done.stderr.splitlines()
     assert "in use by another run" in told
 

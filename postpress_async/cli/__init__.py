@@ -2,19 +2,27 @@
 
 import os
 import sys
+from typing import Final
 
 import click
 
 from postpress_async._version import __version__
 from postpress_async.cli import exits
 from postpress_async.cli.catalogue import errors
-from postpress_async.cli.rotate import rotate
+from postpress_async.cli.completion import completion
+from postpress_async.cli.rotate import retry_failed, rotate
 from postpress_async.cli.serve import sandbox
 from postpress_async.cli.update import update
-from postpress_async.errors import ConfigurationError, RotationError
+from postpress_async.errors import ConfigurationError, JournalNotWritableError, RotationError
+
+_SETTINGS: Final = {
+    "help_option_names": ["-h", "--help"],
+    "auto_envvar_prefix": "POSTPRESS",  # --rate of rotate is POSTPRESS_ROTATE_RATE
+    "show_default": True,
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=exits.HELP)
+@click.group(context_settings=_SETTINGS, epilog=exits.HELP)
 @click.version_option(__version__)
 def cli() -> None:
     """
@@ -26,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (rotate, update, sandbox, errors):
+for command in (rotate, retry_failed, update, sandbox, errors, completion):
     cli.add_command(command)
 
 
@@ -40,6 +48,9 @@ def run() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except JournalNotWritableError as error:
+        click.echo(f"postpress-async: {error}", err=True)
+        sys.exit(exits.HALTED)
     except (ConfigurationError, RotationError, ValueError) as error:
         click.echo(f"postpress-async: {error}", err=True)
         sys.exit(exits.BAD_INPUT)

@@ -13,16 +13,16 @@ INTERRUPTED: Final = 130
 
 HELP: Final = (
     "Exit codes: 0 all patched; 1 some failed, unknown or skipped; 2 usage or bad input, and nothing was "
-    "sent; 3 halted; 4 the API key was refused; 130 interrupted."
+    "sent; 3 halted, or the journal cannot be written; 4 the API key was refused; 130 interrupted."
 )
 
 
-def code_of(summary: RotationSummary) -> int:
-    """The exit code of a rotation that ended."""
+def code_of(summary: RotationSummary, *, interrupted: bool) -> int:
+    """The exit code of a rotation that ended; whether a person or the system ended it by a signal."""
     if summary.key_refused:
         return KEY_REFUSED
     if summary.halted:
         return HALTED
-    if summary.stopped:
+    if interrupted:
         return INTERRUPTED
-    return ALL_PATCHED if summary.complete else SOME_LEFT
+    return ALL_PATCHED if summary.patched == summary.total else SOME_LEFT

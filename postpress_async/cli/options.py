@@ -1,25 +1,51 @@
-"""Options that several commands share, and where secrets may come from."""
+"""Options that several commands share, the types of their words, and where secrets may come from."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from postpress_async.errors import ConfigurationError
+from postpress_async.rotation import Halt
 from postpress_async.secret import Secret
 
 _LONGEST = 16_384  # characters of a file that holds one secret
 
+FILE: Final = click.Path(allow_dash=True)
+"""A path or ``-``; a shell completes it, and whoever opens it says what is wrong with it."""
+
 C = TypeVar("C", bound=Callable[..., Any])
+
+
+_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.ASCII)
+
+
+def duration(text: str | float) -> float:
+    """Seconds, more than 0, of ``90``, ``90s``, ``15m``, ``6h`` or ``1h30m``; else `click.BadParameter`."""
+    parts = _DURATION.fullmatch(str(text).strip())
+    numbers = [float(part or 0) for part in (parts.groups() if parts else ())]
+    seconds = sum(number * unit for number, unit in zip(numbers, (3600, 60, 1), strict=False))
+    if not seconds > 0:
+        raise click.BadParameter(f"{text!r} is no duration: write 90s, 15m, 6h or 1h30m")
+    return seconds
+
+
+def halt(text: str | int) -> str | int:
+    """A share of failures, a number of them, or ``never``; else `click.BadParameter`."""
+    try:
+        return Halt(failures=text).failures
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def connection(command: C) -> C:
     """How to reach the API; the key itself is never an argument, which others on the machine can read."""
     key = click.option(
         "--api-key-file",
-        metavar="FILE",
+        type=FILE,
         envvar="POSTPRESS_API_KEY_FILE",
         help="A file that holds the API key; - is standard input. Else POSTPRESS_API_KEY.",
     )

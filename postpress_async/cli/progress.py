@@ -2,84 +2,180 @@
 
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Protocol, Self
 
 import click
 import rich.progress
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
-from postpress_async.rotation import RotationSummary, State
+from postpress_async.rotation import Outcome, Rotation, State
 
 REDRAW: Final = 0.1
 """Seconds between two looks at the numbers: no eye is quicker, and a rotation settles thousands a second."""
 
+LATEST: Final = 2_000
+"""Accounts, the latest settled ones, that the percentiles are of."""
+
+RECENTLY: Final = 10.0
+"""Seconds over which the rate is taken."""
+
+
+class Paused(Protocol):
+    """What is asked of a session."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether all calls pause."""
+        ...
+
+
+class Figures:
+    """
+    What is known of a rotation at a moment.
+
+    Args:
+        total: Accounts in all, refused rows included.
+        rotation: Whose summary is read.
+        session: Asked whether all calls pause.
+    """
+
+    def __init__(self, total: int, rotation: Rotation, session: Paused) -> None:
+        self.total: Final = total
+        self._rotation: Final = rotation
+        self._session: Final = session
+        self._elapsed: Final[deque[float]] = deque(maxlen=LATEST)
+        self._marks: Final[deque[tuple[float, int]]] = deque()
+
+    @property
+    def done(self) -> int:
+        """Accounts that are settled, in this run or before."""
+        return self._rotation.summary.total
+
+    def add(self, outcome: Outcome) -> None:
+        """An account more; those that were not sent say nothing of how long one takes."""
+        if outcome.attempts:
+            self._elapsed.append(outcome.elapsed)
+
+    def rate(self) -> float:
+        """Accounts a second, over the last seconds."""
+        now = time.monotonic()
+        self._marks.append((now, self.done))
+        while now - self._marks[0][0] > RECENTLY:
+            self._marks.popleft()
+        since, before = self._marks[0]
+        return (self.done - before) / (now - since) if now > since else 0.0
+
+    def told(self) -> str:
+        """All of it in a line: states, what is under way, how fast, and how long yet."""
+        summary, rotation = self._rotation.summary, self._rotation
+        words = [f"{summary.states[state]:,} {state}" for state in State if summary.states[state]]
+        if rotation.retrying:
+            words.append(f"{rotation.retrying:,} retrying")
+        if summary.quarantined:
+            words.append(f"{summary.quarantined:,} proxies out")
+        rate = self.rate()
+        if rate:
+            words.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
+        if self._elapsed:
+            slow = sorted(self._elapsed)
+            half, most = slow[len(slow) // 2], slow[len(slow) * 95 // 100]
+            words.append(f"p50 {_seconds(half)} p95 {_seconds(most)}")
+        if rate and self.done < self.total:
+            words.append(f"{_clock((self.total - self.done) / rate)} left")
+        if self._session.paused:
+            words.append("PAUSED: the service is out")
+        return ", ".join(words)
+
 
 class Progress:
-    """Shows the numbers of *summary* until all *total* accounts are settled."""
+    """Shows the figures of *rotation* until all *total* accounts are settled."""
 
-    def __init__(self, total: int, summary: RotationSummary) -> None:
-        self._total = total
-        self._summary = summary
-        self._bar: _Bar | _Lines = _Bar(total) if _is_terminal() else _Lines(total)
+    def __init__(self, total: int, rotation: Rotation, session: Paused) -> None:
+        self._figures: Final = Figures(total, rotation, session)
+        self._shown: _Bar | _Lines = _Bar(self._figures) if _is_terminal() else _Lines(self._figures)
         self._due = 0.0
 
-    def update(self) -> None:
-        """Note that the numbers have changed; cheap enough to be called for each account."""
+    def update(self, outcome: Outcome) -> None:
+        """Note that an account was settled; cheap enough to be called for each."""
+        self._figures.add(outcome)
         now = time.monotonic()
         if now >= self._due:
             self._due = now + REDRAW
-            self._bar.show(self._summary)
+            self._shown.show()
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._shown.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.show(self._summary)
-        self._bar.stop()
+        self._shown.show()
+        self._shown.stop()
 
 
 class _Bar:
-    def __init__(self, total: int) -> None:
-        self._progress = rich.progress.Progress(
-            rich.progress.BarColumn(),
+    """Drawn by rich, which prints whatever else is written meanwhile above it."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+        self._progress = _TwoLines(
+            figures,
+            rich.progress.BarColumn(bar_width=None),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[told]}"),
-            rich.progress.TimeRemainingColumn(),
+            rich.progress.TimeElapsedColumn(),
             console=Console(stderr=True),
+            expand=True,
+            refresh_per_second=4,  # also while nothing settles: the clock goes on in an outage
         )
-        self._task = self._progress.add_task("", total=total, told="")
+        self._task = self._progress.add_task("", total=figures.total)
 
     def start(self) -> None:
-        self._progress.start()
+        with suppress(OSError):
+            self._progress.start()
 
-    def show(self, summary: RotationSummary) -> None:
-        self._progress.update(self._task, completed=summary.total, told=_told(summary))
+    def show(self) -> None:
+        with suppress(OSError):
+            self._progress.update(self._task, completed=self._figures.done)
 
     def stop(self) -> None:
-        self._progress.stop()
+        with suppress(OSError):
+            self._progress.stop()
+
+
+class _TwoLines(rich.progress.Progress):
+    """The bar, and the figures below it."""
+
+    def __init__(self, figures: Figures, *columns: rich.progress.ProgressColumn, **options: Any) -> None:
+        self._figures = figures
+        super().__init__(*columns, **options)
+
+    def get_renderable(self) -> RenderableType:
+        return Group(*self.get_renderables(), Text(self._figures.told(), overflow="ellipsis"))
 
 
 class _Lines:
-    """At each tenth of the way."""
+    """At each tenth of the way, and at least once a minute while something settles."""
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
         self._tenths = 0
+        self._told_at = time.monotonic()
 
     def start(self) -> None:
         pass
 
-    def show(self, summary: RotationSummary) -> None:
-        tenths = 10 * summary.total // max(1, self._total)
-        if tenths > self._tenths:
-            self._tenths = tenths
+    def show(self) -> None:
+        total, done = self._figures.total, self._figures.done
+        tenths, now = 10 * done // max(1, total), time.monotonic()
+        if tenths > self._tenths or now - self._told_at > 60:
+            self._tenths, self._told_at = tenths, now
             with suppress(OSError):  # nobody may read it any more; the rotation goes on
-                click.echo(f"{summary.total:,} of {self._total:,}: {_told(summary)}", err=True)
+                click.echo(f"{done:,} of {total:,}: {self._figures.told()}", err=True)
 
     def stop(self) -> None:
         pass
@@ -89,6 +185,11 @@ def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def _told(summary: RotationSummary) -> str:
-    told = [f"{summary.states[state]:,} {state}" for state in State if summary.states[state]]
-    return ", ".join(told)
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,182 +1,136 @@
-"""``postpress-async rotate``: a whole fleet."""
+"""``postpress-async rotate`` and ``retry-failed``: a fleet of accounts."""
 
 import asyncio
-import signal
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
-from difflib import get_close_matches
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, Final, TypeVar, get_args
 
 import click
-from attrs import frozen
 
 from postpress_async.cli import exits, options
-from postpress_async.cli.progress import Progress
-from postpress_async.errors import FleetError, RotationError
-from postpress_async.models import ManagedProxy
-from postpress_async.pace import Pace
-from postpress_async.rotation import Fleet, Rotation, RotationSummary, State
-from postpress_async.rotation._fleet_row import COLUMNS
-from postpress_async.sandbox import Profile, Sandbox, own_accounts
-from postpress_async.session import Changes, PostPressSession
+from postpress_async.cli.inputs import Wishes, open_job
+from postpress_async.cli.preview import preview
+from postpress_async.cli.running import run_job
+from postpress_async.rotation.pool import Assign
+from postpress_async.sandbox import Profile
 
-LISTED = 50
-"""Bad rows that are listed before the rest is only counted."""
+C = TypeVar("C", bound=Callable[..., Any])
+
+_SHARED: Final = [
+    # Who gets what.
+    click.option("--pool", type=options.FILE, help="A list of proxies for the rows that name no change."),
+    click.option(
+        "--assign",
+        type=click.Choice(get_args(Assign)),
+        default="round-robin",
+        help="Who gets which one.",
+    ),
+    click.option("--pool-seed", type=int, default=0, help="Of --assign random: the same gives the same."),
+    click.option("--accounts-per-proxy", type=click.IntRange(1), help="The most accounts on one proxy."),
+    click.option("--failovers", type=click.IntRange(0), default=3, help="Further proxies for one account."),
+    click.option("--country", metavar="CC", help="For the rows that name no change: a managed proxy of it."),
+    click.option("--skip-bad", is_flag=True, help="Leave out the rows and proxies that are refused."),
+    # How fast, and how far.
+    click.option("--in-flight", type=click.IntRange(1), default=100, help="Requests at once, at most."),
+    click.option("--rate", type=click.FloatRange(0, min_open=True), help="Requests a second, at most."),
+    click.option("--limit", type=click.IntRange(1), help="Take so many accounts, and leave the others."),
+    click.option(
+        "--max-duration",
+        type=options.duration,
+        metavar="TIME",
+        help="Stop after 6h, 90m or 30s, as at Ctrl-C.",
+    ),
+    # When to stop by itself, and what to do again.
+    click.option(
+        "--halt",
+        type=options.halt,
+        metavar="5%|100|never",
+        default="50%",
+        help="So many failures: of the latest 200 accounts, or in all.",
+    ),
+    click.option("--canary", type=click.IntRange(0), default=0, help="Send so many first, and look."),
+    click.option(
+        "--on-unknown",
+        type=click.Choice(["retry", "report"]),
+        default="retry",
+        help="Send accounts with an unknown outcome again, or leave them.",
+    ),
+    # What is seen of it.
+    click.option("--dry-run", is_flag=True, help="Check everything, show the first requests, send nothing."),
+    click.option("--json", is_flag=True, help="An event a line on standard output."),
+    click.option("-v", "--verbose", is_flag=True, help="Tell each retry, pause and quarantine."),
+    # A trial.
+    click.option("--sandbox", is_flag=True, help="Send to a fake of the API on this machine."),
+    click.option(
+        "--profile", type=click.Choice(get_args(Profile)), default="steady", help="The sandbox's faults."
+    ),
+    click.option("--seed", type=int, default=0, help="Of the chance of those faults."),
+    click.option("--dead-proxies", type=click.IntRange(0), default=0, help="Of the pool, in the sandbox."),
+]
 
 
-@frozen
-class Job:
-    """What the command was asked to do."""
-
-    changes: Changes
-    total: int
-    journal: str
+def _rotation_options(command: C) -> C:
+    for option in reversed(_SHARED):
+        command = option(command)
+    return options.connection(command)
 
 
 @click.command()
-@click.argument("fleet", required=False)
-@click.option("--country", metavar="CC", help="A managed proxy of this country for rows that name no change.")
-@click.option("--journal", metavar="FILE", help="Where to keep what is settled. [FLEET.rotation.sqlite3]")
-@click.option("--skip-bad", is_flag=True, help="Leave out the rows that are refused, and send the others.")
-@click.option("--in-flight", type=click.IntRange(1), default=100, show_default=True, help="Requests at once.")
-@click.option("--sandbox", "in_sandbox", is_flag=True, help="Send to a fake of the API on this machine.")
-@click.option(
-    "--profile", type=click.Choice(get_args(Profile)), default="steady", help="The sandbox's faults."
-)
-@click.option("--seed", type=int, default=0, help="Of the chance of those faults.")
-@options.connection
-def rotate(
-    fleet: str | None,
-    country: str | None,
-    journal: str | None,
-    skip_bad: bool,
-    in_flight: int,
-    in_sandbox: bool,
-    profile: Profile,
-    seed: int,
-    api_key_file: str | None,
-    base_url: str | None,
-) -> int:
+@click.argument("fleet", required=False, type=options.FILE)
+@click.option("--journal", type=options.FILE, help="Where to keep what is settled. [FLEET.rotation.sqlite3]")
+@_rotation_options
+def rotate(**given: Any) -> int:
     """
-    Give every account of FLEET its new proxy: a CSV or JSON Lines file, or - for standard input.
+    Give every account of FLEET its new proxy: CSV, JSON Lines, or - for standard input.
 
     A row names an account_id and a proxy (a URL in "proxy", or host, port, protocol, username, password),
-    or a country, an ip, or both. Every row is checked before the first byte is sent. What is settled is
-    kept in a journal; the same command goes on where it was stopped or killed. Examples:
+    or a country, an ip, or both; or nothing, and then --pool or --country gives the change. Every row is
+    checked before the first byte is sent. What is settled is kept in a journal: the same command goes on
+    where it was stopped or killed. The first Ctrl-C lets what is in flight settle, the second ends at once.
 
     \b
-      postpress-async rotate fleet.csv
+    Try it without a key or a fleet:
       postpress-async rotate --sandbox
+    See what a real run would do, and how long it takes:
+      postpress-async rotate fleet.csv --pool proxies.txt --rate 50 --dry-run
+    Ten accounts first, all of them if fewer than one in twenty of those fail:
+      postpress-async rotate fleet.csv --pool proxies.txt --canary 10 --halt 5%
+    At night, at the pace of the key's tier, until six hours are over:
+      postpress-async rotate fleet.csv --rate 50 --max-duration 6h
     """
-    if not in_sandbox and (profile != "steady" or seed):
-        raise click.UsageError("--profile and --seed are of the sandbox: give --sandbox too")
-    if fleet is None and not in_sandbox:
+    wishes = Wishes(**given)
+    if wishes.fleet is None and not wishes.sandbox:
         raise click.UsageError("name a FLEET file, or try the sandbox's own accounts with --sandbox")
-    default = None if country is None else ManagedProxy(country=country)
-    if fleet is None:
-        change = default or ManagedProxy(country="US")
-        changes = dict.fromkeys(own_accounts(), change)
-        job = Job(changes, len(changes), journal or "sandbox.rotation.sqlite3")
-        return asyncio.run(_rotate(job, in_flight, Sandbox(profile=profile, seed=seed), None, None))
-    with Fleet.open(fleet, default=default) as opened:
-        survey = opened.survey()
-        _check_columns(opened)
-        if survey.refusals:
-            _list_refusals(opened.name, [str(refusal) for refusal in survey.refusals])
-            if not skip_bad:
-                click.echo(
-                    f"nothing was sent: mend them, or send the other {survey.rows:,} by --skip-bad",
-                    err=True,
-                )
-                return exits.BAD_INPUT
-        place = journal or f"{Path(opened.name).name}.rotation.sqlite3"
-        job = Job(opened, survey.rows + len(survey.refusals), place)
-        sandbox = Sandbox(profile=profile, seed=seed) if in_sandbox else None
-        return asyncio.run(_rotate(job, in_flight, sandbox, api_key_file, base_url))
+    return _carry_out(wishes)
 
 
-def _check_columns(fleet: Fleet) -> None:
-    """A column that is ignored is told; one that was meant to be known is refused."""
-    for column in fleet.ignored_columns:
-        if meant := get_close_matches(column.strip().lower(), COLUMNS, 1, 0.8):
-            raise FleetError(f"{fleet.name} has a column {column!r}, which is not known: is it {meant[0]}?")
-        click.echo(f"{fleet.name}: the column {column!r} is not known, and ignored", err=True)
+@click.command("retry-failed")
+@click.argument("journal", type=options.FILE)
+@click.argument("fleet", type=options.FILE)
+@_rotation_options
+def retry_failed(**given: Any) -> int:
+    """
+    Send what failed once more: the JOURNAL tells which accounts, and the same FLEET what they get.
+
+    The journal has no secrets, so the fleet is needed again. Accounts that failed, whose outcome is unknown,
+    or that were not sent are taken; the patched ones are left. Example:
+
+    \b
+      postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv
+    """
+    wishes = Wishes(**given, on_failed="retry")
+    if not Path(str(wishes.journal)).exists():
+        raise click.UsageError(f"there is no journal {wishes.journal}: name the one that the rotation kept")
+    return _carry_out(wishes)
 
 
-def _list_refusals(name: str, refusals: list[str]) -> None:
-    for refusal in refusals[:LISTED]:
-        click.echo(f"{name}: {refusal}", err=True)
-    if len(refusals) > LISTED:
-        click.echo(f"{name}: and {len(refusals) - LISTED:,} more", err=True)
-
-
-async def _rotate(
-    job: Job, in_flight: int, sandbox: Sandbox | None, api_key_file: str | None, base_url: str | None
-) -> int:
-    async with AsyncExitStack() as stack:
-        pace = Pace(in_flight=in_flight)
-        if sandbox is not None:
-            await stack.enter_async_context(sandbox)
-            session = sandbox.session(pace=pace)
-        else:
-            session = PostPressSession(options.read_key(api_key_file), base_url=base_url, pace=pace)
-        await stack.enter_async_context(session)
-        summary = await _run(job, session.rotate(job.changes, journal=job.journal))
-        click.echo(str(summary))
-        click.echo(f"journal: {job.journal}")
-        if sandbox is not None:
-            requests, patched = sandbox.record.requests, len(sandbox.record.patched_accounts)
-            click.echo(f"the sandbox saw {requests:,} requests and patched {patched:,} accounts")
-        if summary.halted:
-            click.echo(f"postpress-async: halted: {summary.halted}", err=True)
-        elif summary.stopped or summary.states[State.UNKNOWN]:
-            click.echo("postpress-async: run the same command again to go on", err=True)
-        return exits.code_of(summary)
-
-
-async def _run(job: Job, rotation: Rotation) -> RotationSummary:
-    try:
-        with _interruptible(rotation):
-            async with rotation:
-                with Progress(job.total, rotation.summary) as progress:
-                    async for _ in rotation:
-                        progress.update()
-    except RotationError as error:
-        if not rotation.summary.attempts:
-            raise
-        raise _Halted(str(error)) from None
-    except asyncio.CancelledError:
-        if not rotation.summary.stopped:
-            raise
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine runs in a task
-        task.uncancel()
-    return rotation.summary
-
-
-class _Halted(click.ClickException):
-    exit_code = exits.HALTED
-
-
-@contextmanager
-def _interruptible(rotation: Rotation) -> Iterator[None]:
-    """First Ctrl-C or SIGTERM: nothing new is sent, what is in flight settles. Second: now."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine runs in a task
-
-    def interrupt() -> None:
-        if rotation.summary.stopped:
-            task.cancel()
-            return
-        rotation.stop()
-        click.echo("stopping: what is in flight settles first; once more to stop at once", err=True)
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for number in signals:
-        loop.add_signal_handler(number, interrupt)
-    try:
-        yield
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
+def _carry_out(wishes: Wishes) -> int:
+    wishes.check()
+    with open_job(wishes) as job:
+        if job.refused and not wishes.skip_bad:
+            many = "them" if job.refused > 1 else "it"
+            click.echo(
+                f"nothing was sent: mend {many}, or send the other {job.rows:,} by --skip-bad", err=True
+            )
+            return exits.BAD_INPUT
+        return preview(job) if wishes.dry_run else asyncio.run(run_job(job))

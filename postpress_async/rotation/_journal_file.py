@@ -5,8 +5,9 @@ import os
 import secrets
 import sqlite3
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from postpress_async.errors import JournalError, JournalNotWritableError
 
@@ -14,7 +15,7 @@ _APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
 DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)
 """What reading a damaged file raises: SQLite's own, text that is none, a row that is not there."""
 
-_SCHEMA: Final = """
+SCHEMA: Final = """
 CREATE TABLE run (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE outcomes (
     ordinal INTEGER PRIMARY KEY,
@@ -103,7 +104,7 @@ def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
         connection.execute("PRAGMA synchronous = FULL")
         if fresh:
             with connection:
-                connection.executescript(f"BEGIN; {_SCHEMA}")
+                connection.executescript(f"BEGIN; {SCHEMA}")
                 connection.execute("INSERT INTO run VALUES ('run', ?)", (secrets.token_hex(12),))
     except DAMAGE as error:
         connection.close()
@@ -157,7 +158,7 @@ def check_input(
     with connection:
         connection.execute("INSERT OR IGNORE INTO run VALUES ('target', ?)", (target or "",))
     if "input" in told:
-        if digest is not None and told["input"] != _stretched(digest, told["salt"]):
+        if digest is not None and not is_input(told, digest):
             raise JournalError(
                 f"{place} was begun with another input, or other options: give back that input to go on with "
                 "it, or name another journal to begin anew"
@@ -169,6 +170,11 @@ def check_input(
         with connection:
             connection.executemany("INSERT INTO run VALUES (?, ?)", rows)
     return False
+
+
+def is_input(told: Mapping[str, Any], digest: bytes) -> bool:
+    """Whether the input with this *digest* is the one that the journal's table ``run`` tells of."""
+    return "input" in told and bool(told["input"] == _stretched(digest, told["salt"]))
 
 
 def mark_under_way(connection: sqlite3.Connection) -> None:

@@ -33,10 +33,14 @@ class Survey:
 
     Attributes:
         rows: How many rows are right.
+        managed: How many of them ask for a managed proxy.
+        pooled: How many of them are left to a pool.
         refusals: Those that are not, in the file's order.
     """
 
     rows: int = 0
+    managed: int = 0
+    pooled: int = 0
     refusals: list[Refusal] = Factory(list)
 
 
@@ -142,6 +146,8 @@ class Fleet:
         for row in self.rows():
             if isinstance(row, Row):
                 survey.rows += 1
+                survey.managed += isinstance(row.change, ManagedProxy)
+                survey.pooled += row.change is None
             else:
                 survey.refusals.append(row)
         self.counted = survey.rows + len(survey.refusals)

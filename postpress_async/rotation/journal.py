@@ -10,8 +10,8 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 from weakref import WeakSet
@@ -19,9 +19,11 @@ from weakref import WeakSet
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation._journal_file import (
     DAMAGE,
+    SCHEMA,
     check_input,
     claim,
     connect,
+    is_input,
     mark_under_way,
     refusal_of,
     reopen_failed,
@@ -255,6 +257,45 @@ class Journal:
             self._reader.close()
             self._writer.close()
             self._lock.close()
+
+
+def rows_known_to(path: str | os.PathLike[str], digest: bytes) -> int | None:
+    """
+    How many rows the input with this *digest* has, where the journal at *path* was begun with it.
+
+    None where there is no such journal, or it cannot be told: `Journal.open` says then what is wrong.
+    """
+    with suppress(*DAMAGE, OSError), closing(_read_only(path)) as connection:
+        told = dict(connection.execute("SELECT name, value FROM run"))
+        total = told.get("total")
+        if type(total) is int and is_input(told, digest):
+            return total
+    return None
+
+
+def done_in(path: str | os.PathLike[str], on_unknown: OnUnknown) -> int:
+    """How many accounts the journal at *path* has as done; 0 where there is none."""
+    with suppress(*DAMAGE, OSError), closing(_read_only(path)) as connection:
+        [(count,)] = connection.execute(f"SELECT count(*) FROM outcomes WHERE {_DONE[on_unknown]}")  # noqa: S608
+        return int(count)
+    return 0
+
+
+def weigh(outcomes: Sequence[Outcome]) -> float:
+    """Bytes that each of *outcomes* takes in a journal, on average; measured in one in memory."""
+    if not outcomes:
+        return 0.0
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(SCHEMA)
+        [(page,)] = connection.execute("PRAGMA page_size")
+        [(empty,)] = connection.execute("PRAGMA page_count")
+        connection.executemany(_OUTCOME, map(_row, outcomes))
+        [(full,)] = connection.execute("PRAGMA page_count")
+    return float(page * (full - empty) / len(outcomes))
+
+
+def _read_only(path: str | os.PathLike[str]) -> sqlite3.Connection:
+    return sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
 
 
 def _row(outcome: Outcome) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ A pool knows which proxy each account is to have, which proxies are full and whi
 no loop and no clock: state changes only inside a call, so tasks share it without a lock.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from secrets import randbits
 from typing import Final, Literal, Self, TypeAlias, TypedDict, Unpack
 
@@ -157,6 +157,9 @@ class ProxyPool:
 
     def __len__(self) -> int:
         return len(self._proxies)
+
+    def __iter__(self) -> Iterator[PooledProxy]:
+        return iter(self._proxies)
 
     @property
     def quarantined(self) -> int:

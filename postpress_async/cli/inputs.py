@@ -1,0 +1,167 @@
+"""What a rotation is asked to do, and its inputs: opened, and checked before a byte is sent."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+import click
+from attrs import frozen
+
+from postpress_async.errors import FleetError
+from postpress_async.models import ManagedProxy
+from postpress_async.rotation import Fleet, Halt, ProxyPool
+from postpress_async.rotation._fleet_row import COLUMNS
+from postpress_async.rotation.journal import OnFailed, OnUnknown, rows_known_to
+from postpress_async.rotation.pool import Assign
+from postpress_async.sandbox import Profile, own_accounts
+from postpress_async.session import Changes
+
+LISTED: Final = 50
+"""Bad rows that are listed before the rest is only counted."""
+
+
+@frozen(kw_only=True)
+class Wishes:
+    """The words of the command line, by the names of their options."""
+
+    fleet: str | None
+    journal: str | None
+    pool: str | None
+    assign: Assign
+    pool_seed: int
+    accounts_per_proxy: int | None
+    failovers: int
+    country: str | None
+    skip_bad: bool
+    in_flight: int
+    rate: float | None
+    limit: int | None
+    max_duration: float | None
+    halt: str | int
+    canary: int
+    on_unknown: OnUnknown
+    on_failed: OnFailed = "report"
+    dry_run: bool
+    json: bool
+    verbose: bool
+    sandbox: bool
+    profile: Profile
+    seed: int
+    dead_proxies: int
+    api_key_file: str | None
+    base_url: str | None
+
+    def check(self) -> None:
+        """Raise `click.UsageError` for words that do not go together."""
+        if not self.sandbox and (self.profile != "steady" or self.seed or self.dead_proxies):
+            raise click.UsageError(
+                "--profile, --seed and --dead-proxies are of the sandbox: give --sandbox too"
+            )
+        if self.dead_proxies and self.pool is None:
+            raise click.UsageError("--dead-proxies are of a pool: give --pool too")
+        if self.pool is not None and self.country is not None:
+            raise click.UsageError(
+                "rows that name no change get a proxy of --pool or one of --country, not both"
+            )
+        if self.pool == "-" and self.fleet == "-":
+            raise click.UsageError("standard input can be the FLEET or the --pool, not both")
+
+    @property
+    def halts(self) -> Halt:
+        """When to stop by itself."""
+        return Halt(failures=self.halt, canary=self.canary)
+
+
+@frozen
+class Job:
+    """
+    A rotation that is ready to begin.
+
+    Attributes:
+        wishes: What was asked for.
+        changes: The accounts, as ``session.rotate`` takes them.
+        pool: For those that name no change.
+        journal: Where it is kept.
+        rows: Rows that are right.
+        refused: Rows that are not.
+        managed: Of the right ones, those that get a managed proxy; None where they were not looked at again.
+        pooled: Of the right ones, those that the pool serves; likewise.
+    """
+
+    wishes: Wishes
+    changes: Changes
+    pool: ProxyPool | None
+    journal: str
+    rows: int
+    refused: int = 0
+    managed: int | None = None
+    pooled: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Rows, right or not."""
+        return self.rows + self.refused
+
+
+@contextmanager
+def open_job(wishes: Wishes) -> Iterator[Job]:
+    """
+    The job, as long as its inputs are open. What is wrong with rows is listed on standard error.
+
+    Raises:
+        FleetError: The fleet or the pool cannot be read.
+    """
+    pool = None if wishes.pool is None else _open_pool(wishes, wishes.pool)
+    default = None if wishes.country is None else ManagedProxy(country=wishes.country)
+    if wishes.fleet is None:
+        changes: Changes = dict.fromkeys(own_accounts(), default or ManagedProxy(country="US"))
+        if pool is not None:
+            changes = own_accounts()
+        count = len(own_accounts())
+        managed, pooled = (count, 0) if pool is None else (0, count)
+        journal = wishes.journal or "sandbox.rotation.sqlite3"
+        yield Job(wishes, changes, pool, journal, count, managed=managed, pooled=pooled)
+        return
+    with Fleet.open(wishes.fleet, default=default, pooled=pool is not None) as fleet:
+        _check_columns(fleet)
+        journal = wishes.journal or f"{Path(fleet.name).name}.rotation.sqlite3"
+        known = None if wishes.dry_run else rows_known_to(journal, fleet.digest)
+        if known is not None:  # every row was checked when the journal was begun, and none has changed
+            fleet.counted = known
+            yield Job(wishes, fleet, pool, journal, known)
+            return
+        survey = fleet.survey()
+        _list(fleet.name, [str(refusal) for refusal in survey.refusals])
+        yield Job(
+            wishes, fleet, pool, journal, survey.rows, len(survey.refusals), survey.managed, survey.pooled
+        )
+
+
+def _open_pool(wishes: Wishes, place: str) -> ProxyPool:
+    pool = ProxyPool.read(
+        place,
+        skip_bad=wishes.skip_bad,
+        assign=wishes.assign,
+        seed=wishes.pool_seed,
+        accounts_per_proxy=wishes.accounts_per_proxy,
+        failovers=wishes.failovers,
+    )
+    _list(Path(place).name, [str(refusal) for refusal in pool.refusals])
+    return pool
+
+
+def _check_columns(fleet: Fleet) -> None:
+    """A column that is ignored is told; one that was meant to be known is refused."""
+    for column in fleet.ignored_columns:
+        if meant := get_close_matches(column.strip().lower(), COLUMNS, 1, 0.8):
+            raise FleetError(f"{fleet.name} has a column {column!r}, which is not known: is it {meant[0]}?")
+        click.echo(f"{fleet.name}: the column {column!r} is not known, and ignored", err=True)
+
+
+def _list(name: str, refusals: Sequence[str]) -> None:
+    for refusal in refusals[:LISTED]:
+        click.echo(f"{name}: {refusal}", err=True)
+    if len(refusals) > LISTED:
+        click.echo(f"{name}: and {len(refusals) - LISTED:,} more", err=True)

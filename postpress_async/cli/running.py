@@ -1,0 +1,171 @@
+"""A rotation under way on the command line: its signals, what is shown of it, and its exit code."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from itertools import islice
+from typing import Final
+
+import click
+
+from postpress_async.cli import exits, options
+from postpress_async.cli.feed import Feed
+from postpress_async.cli.inputs import Job, Wishes
+from postpress_async.cli.progress import Progress
+from postpress_async.errors import RotationError
+from postpress_async.pace import Pace
+from postpress_async.rotation import ProxyPool, Rotation, RotationSummary, State
+from postpress_async.sandbox import Sandbox
+from postpress_async.session import PostPressSession
+
+
+async def run_job(job: Job) -> int:
+    """Carry *job* out; its exit code."""
+    wishes = job.wishes
+    feed = Feed(sys.stdout if wishes.json else None, told=wishes.verbose)
+    async with AsyncExitStack() as stack:
+        pace = Pace(in_flight=wishes.in_flight, rate=wishes.rate)
+        observer = feed.observe if wishes.json or wishes.verbose else None
+        sandbox = None
+        if wishes.sandbox:
+            sandbox = make_sandbox(wishes, job.pool)
+            await stack.enter_async_context(sandbox)
+            session = sandbox.session(pace=pace, on_event=observer)
+        else:
+            key = options.read_key(wishes.api_key_file)
+            session = PostPressSession(key, base_url=wishes.base_url, pace=pace, on_event=observer)
+        await stack.enter_async_context(session)
+        rotation = session.rotate(
+            job.changes,
+            journal=job.journal,
+            halt=wishes.halts,
+            pool=job.pool,
+            limit=wishes.limit,
+            on_unknown=wishes.on_unknown,
+            on_failed=wishes.on_failed,
+        )
+        ended = await _run(job, session, rotation, feed)
+        code = exits.code_of(rotation.summary, interrupted=ended.interrupted)
+        _conclude(job, rotation.summary, ended, feed)
+        if sandbox is not None:
+            requests, patched = sandbox.record.requests, len(sandbox.record.patched_accounts)
+            feed.say(f"the sandbox saw {requests:,} requests and patched {patched:,} accounts")
+        feed.ended(rotation.summary, code, job.journal)
+    return code
+
+
+def make_sandbox(wishes: Wishes, pool: ProxyPool | None) -> Sandbox:
+    """The fake of the API that is asked for; the first proxies of the pool are its dead ones."""
+    dead = (
+        () if pool is None else [f"{p.proxy.host}:{p.proxy.port}" for p in islice(pool, wishes.dead_proxies)]
+    )
+    return Sandbox(profile=wishes.profile, seed=wishes.seed, dead_proxies=frozenset(dead))
+
+
+class _Ended:
+    """
+    Who ended the run before its last account.
+
+    Attributes:
+        interrupted: A signal did.
+        at_once: And a second one, which does not wait for what is in flight.
+        timed_out: Its time was up.
+        unheard: Nobody reads its events any more.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.at_once = False
+        self.timed_out = False
+        self.unheard = False
+
+    @property
+    def early(self) -> bool:
+        return self.interrupted or self.timed_out or self.unheard
+
+
+async def _run(job: Job, session: PostPressSession, rotation: Rotation, feed: Feed) -> _Ended:
+    ended = _Ended()
+    try:
+        with _interruptible(rotation, ended, job.wishes.max_duration):
+            async with rotation:
+                feed.begun(job, rotation.summary)
+                with Progress(job.total, rotation, session) as progress:
+                    async for outcome in rotation:
+                        progress.update(outcome)
+                        if not feed.settled(outcome) and not rotation.summary.stopped:
+                            ended.unheard = True  # whoever read the events is gone
+                            rotation.stop()
+    except RotationError as error:
+        if not rotation.summary.attempts:
+            raise
+        raise _Halted(str(error)) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in a task
+        if not ended.at_once or task.uncancel():
+            raise
+    return ended
+
+
+class _Halted(click.ClickException):
+    exit_code = exits.HALTED
+
+
+@contextmanager
+def _interruptible(rotation: Rotation, ended: _Ended, seconds: float | None) -> Iterator[None]:
+    """First Ctrl-C or SIGTERM: nothing more is sent, what is in flight settles. Second: now."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in a task
+
+    def interrupt() -> None:
+        if ended.interrupted:
+            ended.at_once = True
+            task.cancel()
+            return
+        ended.interrupted = True
+        rotation.stop()
+        _say("stopping: what is in flight settles first; once more to stop at once")
+
+    def time_is_up() -> None:
+        ended.timed_out = True
+        rotation.stop()
+        _say("the time is up: what is in flight settles")
+
+    timer = None if seconds is None else loop.call_later(seconds, time_is_up)
+    signals: Final = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, interrupt)
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # nobody may read it any more
+        click.echo(text, err=True)
+
+
+def _conclude(job: Job, summary: RotationSummary, ended: _Ended, feed: Feed) -> None:
+    """What came of it, and what to do next."""
+    feed.say(str(summary))
+    feed.say(f"journal: {job.journal}")
+    if summary.without_proxy:
+        accounts = "1 account" if summary.without_proxy == 1 else f"{summary.without_proxy:,} accounts"
+        _say(f"postpress-async: the pool ran dry: {accounts} got no proxy; add proxies to {job.wishes.pool}")
+    elif summary.quarantined:
+        _say(f"postpress-async: {summary.quarantined:,} of the pool's proxies did not work: left out")
+    open_ = summary.states[State.UNKNOWN] or (summary.states[State.SKIPPED] > job.refused)
+    if summary.halted:
+        _say(f"postpress-async: halted: {summary.halted}; run the same command again once it is mended")
+    elif ended.early or open_:
+        _say("postpress-async: run the same command again to go on")
+    if summary.states[State.FAILED] and not summary.halted:
+        again = f"retry-failed {job.journal} {job.wishes.fleet or ''}".rstrip()
+        _say(f"postpress-async: to send what failed once more: {again}")
