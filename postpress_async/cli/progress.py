@@ -64,7 +64,7 @@ class Figures:
         """Accounts a second, over the last seconds."""
         now = time.monotonic()
         self._marks.append((now, self.done))
-        while now - self._marks[0][0] > RECENTLY:
+        while len(self._marks) > 2 and now - self._marks[1][0] > RECENTLY:  # a pipe looks seldom
             self._marks.popleft()
         since, before = self._marks[0]
         return (self.done - before) / (now - since) if now > since else 0.0
