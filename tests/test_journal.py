@@ -97,6 +97,15 @@ async def test_a_journal_of_another_input_is_refused(path) -> None:
     await Journal.open(path, digest=b"one input").aclose()
 
 
+async def test_a_journal_begun_without_a_target_takes_the_first_that_is_named(path) -> None:
+    """Nothing was settled anywhere else; and from then on it is of that one."""
+    await Journal.open(path).aclose()
+    await Journal.open(path, target="https://one.example").aclose()
+
+    with pytest.raises(JournalError, match="begun for https://one.example, not for https://two.example"):
+        Journal.open(path, target="https://two.example")
+
+
 async def test_the_input_s_digest_is_not_in_it(path) -> None:
     """A file of one row could be guessed from its digest, and the row has a password in it."""
     await Journal.open(path, digest=b"the digest of a fleet").aclose()
