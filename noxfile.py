@@ -58,3 +58,10 @@ def kill(session: nox.Session) -> None:
     """A rotation killed at fifty moments; the suite does ten."""
     install(session, "test")
     session.run("pytest", "tests/test_kill.py", *session.posargs, env={"POSTPRESS_TEST_KILLS": "50"})
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The sandbox against its own OpenAPI document, with 2,000 drawn requests a run; the suite does 60."""
+    install(session, "test")
+    session.run("pytest", "tests/test_fuzz.py", *session.posargs, env={"POSTPRESS_TEST_FUZZ": "2000"})
