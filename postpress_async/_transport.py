@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.payload import BytesPayload
 from yarl import URL
 
@@ -116,14 +117,20 @@ class AiohttpTransport:
         async with session.request(
             "PATCH", url, data=body, headers=headers, allow_redirects=False
         ) as response:
+            protocol = None if response.connection is None else response.connection.protocol
             _end_with_its_connection(response)
             parts, size = [], 0
-            async for part in response.content.iter_any():
-                size += len(part)
-                if size > MAX_ANSWER:
-                    response.close()  # not read to its end, so never used again
-                    raise _TooLargeError(response.status)
-                parts.append(part)
+            try:
+                async for part in response.content.iter_any():
+                    size += len(part)
+                    if size > MAX_ANSWER:
+                        response.close()  # not read to its end, so never used again
+                        raise _TooLargeError(response.status)
+                    parts.append(part)
+            except aiohttp.ClientPayloadError:
+                if protocol is not None and isinstance(protocol.exception(), HttpProcessingError):
+                    raise _NotHttpError from None  # it was aiohttp that broke off, over what it read
+                raise
             waits = response.headers.getall("Retry-After", [])
             # Two different values are no value: which one was meant cannot be known.
             retry_after = waits[0] if len(set(waits)) == 1 else None
