@@ -58,3 +58,31 @@ def kill(session: nox.Session) -> None:
     """A rotation killed at fifty moments; the suite does ten."""
     install(session, "test")
     session.run("pytest", "tests/test_kill.py", *session.posargs, env={"POSTPRESS_TEST_KILLS": "50"})
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The sandbox against its own OpenAPI document, with 2,000 drawn requests a run; the suite does 60."""
+    install(session, "test")
+    session.run("pytest", "tests/test_fuzz.py", *session.posargs, env={"POSTPRESS_TEST_FUZZ": "2000"})
+
+
+@nox.session
+@nox.parametrize("parser", ["C", "Python"])
+@nox.parametrize("loop", ["asyncio", "uvloop"])
+def hostile(session: nox.Session, loop: str, parser: str) -> None:
+    """The hostile network on either event loop, with either of aiohttp's parsers."""
+    install(session, "test")
+    twin = {"POSTPRESS_TEST_LOOP": loop} | ({"AIOHTTP_NO_EXTENSIONS": "1"} if parser == "Python" else {})
+    session.run("pytest", "tests/test_hostile.py", *session.posargs, env=twin)
+
+
+@nox.session
+def branches(session: nox.Session) -> None:
+    """Each branch that a request or an answer can take is run by a test: under 100% this fails."""
+    modules = "_wire _transport _failure errors retry _retry_after secret".split()
+    files = "wire transport errors retry retry_after secret session lifetime hostile".split()
+    install(session, "test")
+    session.run("coverage", "run", "-m", "pytest", *(f"tests/test_{name}.py" for name in files))
+    included = ",".join(f"postpress_async/{name}.py" for name in modules)
+    session.run("coverage", "report", f"--include={included}", "--fail-under=100")

@@ -45,14 +45,15 @@ def read_base_url(given: str | None) -> URL:
 
     Raises:
         ConfigurationError: It is no https (or http to this very machine), or has a user name, a
-            fragment, or a query other than the quickstart's ``port=N``.
+            fragment, or a query other than the quickstart's ``port=N``; or it has anything that would be
+            sent otherwise than it is written.
     """
     text = given if given is not None else os.environ.get("POSTPRESS_BASE_URL") or BASE_URL
     try:
-        url = URL(text)
+        url, written = URL(text), URL(text, encoded=True)
     except (ValueError, TypeError):
-        url = URL()
-    fault = _fault(url)
+        url = written = URL()
+    fault = _fault(url) or _change(text, url, written)
     if fault is not None:
         raise ConfigurationError(f"the base URL {fault}; PostPress's own is {BASE_URL}")
     return url.with_path(url.raw_path.rstrip("/"), encoded=True, keep_query=True)
@@ -69,6 +70,15 @@ def _fault(url: URL) -> str | None:
         return "has a fragment (#...), which is never sent"
     if url.query_string and not (_PORT.fullmatch(url.query_string) and 1 <= int(url.query["port"]) <= 65535):
         return "has a query other than ?port=N, with N from 1 to 65535"
+    return None
+
+
+def _change(text: str, url: URL, written: URL) -> str | None:
+    """What of *text* would not be sent as it is, but dropped, resolved or escaped on the way."""
+    if not all("!" <= character <= "~" for character in text):
+        return "has a space, a line break or a character that is not ASCII: write xn--... or %XX for it"
+    if url.raw_path != written.raw_path or url.raw_query_string != written.raw_query_string:
+        return "has a path with . or .., or an escape that is none or none is needed for: write it plainly"
     return None
 
 

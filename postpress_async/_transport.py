@@ -13,7 +13,9 @@ from typing import Any, Final, Protocol
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError, PayloadEncodingError
 from aiohttp.payload import BytesPayload
 from yarl import URL
 
@@ -30,6 +32,9 @@ _HEADERS: Final = {
     "User-Agent": f"postpress-async/{__version__}",
 }
 
+
+_FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
+"""What aiohttp raises; the second is its pure-Python parser's. A `TimeoutError` is an `OSError`."""
 
 _READ_AT_ONCE: Final = 32 * 1024
 """Bytes that a socket keeps for the event loop. 256 KiB of 1xx answers would take it 120 ms to read."""
@@ -82,7 +87,7 @@ class AiohttpTransport:
             async with asyncio.timeout(timeout) as limit:
                 self._limits.add(limit)
                 return await self._exchange(session, request.account_id, idempotency_key, body)
-        except (aiohttp.ClientError, OSError, ValueError) as error:  # OSError: TimeoutError is one
+        except _FAILURES as error:
             failure: errors.PostPressError
             if self._closed:
                 failure = errors.ConnectionLostError("the session was closed meanwhile")
@@ -116,14 +121,23 @@ class AiohttpTransport:
         async with session.request(
             "PATCH", url, data=body, headers=headers, allow_redirects=False
         ) as response:
+            if len(response.headers.getall("Content-Length", ())) > 1:
+                response.close()
+                raise _NotHttpError  # which of the two is meant, nobody knows: aiohttp takes one of them
+            protocol = None if response.connection is None else response.connection.protocol
             _end_with_its_connection(response)
             parts, size = [], 0
-            async for part in response.content.iter_any():
-                size += len(part)
-                if size > MAX_ANSWER:
-                    response.close()  # not read to its end, so never used again
-                    raise _TooLargeError(response.status)
-                parts.append(part)
+            try:
+                async for part in response.content.iter_any():
+                    size += len(part)
+                    if size > MAX_ANSWER:
+                        response.close()  # not read to its end, so never used again
+                        raise _TooLargeError(response.status)
+                    parts.append(part)
+            except aiohttp.ClientPayloadError as error:
+                if _was_broken_off(protocol, error):
+                    raise _NotHttpError from None
+                raise
             waits = response.headers.getall("Retry-After", [])
             # Two different values are no value: which one was meant cannot be known.
             retry_after = waits[0] if len(set(waits)) == 1 else None
@@ -181,6 +195,15 @@ def _end_with_its_connection(response: aiohttp.ClientResponse) -> None:
     closed.add_done_callback(told)
 
 
+def _was_broken_off(protocol: ResponseHandler | None, error: aiohttp.ClientPayloadError) -> bool:
+    """Whether it was aiohttp that ended the connection, over what it read, and not the other side."""
+    if protocol is not None and isinstance(protocol.exception(), HttpProcessingError):
+        return True
+    cause = error.__cause__
+    # A body that ends too early is one whose encoding is wrong, for aiohttp.
+    return isinstance(cause, HttpProcessingError) and not isinstance(cause, PayloadEncodingError)
+
+
 class _NotHttpError(ValueError):
     """The rest of the answer is none: the same as if it had come in one piece."""
 
@@ -197,7 +220,10 @@ class _Request(aiohttp.ClientRequest):
         """The answer to this request, and to no other."""
         protocol = conn.protocol
         if protocol is not None and protocol.is_connected() and _has_news(protocol.transport):
-            # The loop reads them in its next turn, after the tasks that are due in it.
+            assert protocol.transport is not None  # noqa: S101 - it is connected
+            if protocol.transport.get_extra_info("ssl_object") is None:
+                raise _SpoiltError
+            # They may be TLS's own. The loop reads them in its next turn, after the tasks that are due in it.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         if protocol is None or protocol.should_close or not protocol.is_connected():
@@ -253,7 +279,7 @@ class _TooLargeError(ValueError):
         self.status = status
 
 
-def _translated(error: aiohttp.ClientError | OSError | ValueError) -> errors.PostPressError:
+def _translated(error: Exception) -> errors.PostPressError:
     """Ours for one of aiohttp's, with no more of its text than is known to hold no secret."""
     if isinstance(error, _TooLargeError):
         return errors.AnswerError(f"the answer is over {MAX_ANSWER // 1024} KiB", error.status)
@@ -267,7 +293,7 @@ def _translated(error: aiohttp.ClientError | OSError | ValueError) -> errors.Pos
         return errors.ConnectError(f"no connection: {error.os_error.strerror or 'the host did not answer'}")
     if isinstance(error, _SpoiltError):
         return errors.ConnectionLostError("the connection had ended, or was out of step, before it was used")
-    if isinstance(error, aiohttp.ClientResponseError | ValueError):
+    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError | ValueError):
         return errors.AnswerError("the answer is not HTTP", None)
     if isinstance(error, aiohttp.ClientPayloadError):
         return errors.ConnectionLostError("the connection broke in the middle of the answer")

@@ -232,6 +232,11 @@ async def _bad_chunk(wire: Wire) -> None:
     await wire.send(b"zz\r\n")
 
 
+async def _trailers(wire: Wire) -> None:
+    await asyncio.sleep(0.01)
+    await wire.flood(b"X-T: a\r\n" * 5_000)
+
+
 def sends_then(write: Callable[[bytes], bytes], then: Play) -> Fault:
     async def play(wire: Wire) -> None:
         await wire.send(write(patched(wire.account_id)))
@@ -338,6 +343,7 @@ FRAMING: dict[str, Fault] = {
     "endless chunks of one byte": floods(lambda _: chunked(b""), chunk(b" ") * 10_000),
     "an endless chunk's extension": floods(lambda _: chunked(b"1;"), _BIG),
     "endless trailers": floods(lambda true: chunked(chunk(true) + b"0\r\n"), b"X-T: a\r\n" * 5_000),
+    "endless trailers, later": sends_then(lambda true: chunked(chunk(true) + b"0\r\n"), _trailers),
     "trailers": says(lambda true: chunked(chunk(true) + b"0\r\nX-T: a\r\n\r\n")),
     "an unknown transfer coding": says(
         lambda true: bare(_OK + b"Transfer-Encoding: magic\nContent-Length: %d" % len(true), true)

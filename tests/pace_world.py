@@ -192,21 +192,32 @@ class Tally:
     patched: int = 0
     failed: int = 0  # attempts used up by signs of overload
     unlucky: int = 0  # attempts used up, the last one by an error that is no sign
-    paused: float = 0.0
-    longest_turn: float = 0.0
     turns: list[float] = field(default=Factory(list))
 
 
 class Rotation:
     """Many accounts through one pacer, as a session and a rotation do it."""
 
-    def __init__(self, service: Service, pacer: Pacer, in_flight: int, timeout: float, seed: int) -> None:
-        self.service, self.pacer, self.timeout = service, pacer, timeout
+    def __init__(self, service: Service, pace: Pace, timeout: float, seed: int) -> None:
+        self.service, self.timeout = service, timeout
+        self._clock = asyncio.get_running_loop().time
+        dice = random.Random(seed + 100).random
+        self.pacer = Pacer(pace, clock=self._clock, random=dice, on_pause=self._told)
         self.tally = Tally()
-        self._most_retrying = 10 * in_flight
+        self._most_retrying = 10 * pace.in_flight
         self._retrying = 0
         self._fewer = asyncio.Event()
-        self._chance = random.Random(seed)
+        self._chance = random.Random(seed + 200)
+        self._shut_for, self._shut_at = 0.0, math.inf
+
+    def _told(self, shut: bool) -> None:
+        if not shut:
+            self._shut_for += self._clock() - self._shut_at
+        self._shut_at = self._clock() if shut else math.inf
+
+    def _open_for(self) -> float:
+        """Seconds in which calls were let in, so far."""
+        return self._clock() - self._shut_for - max(0.0, self._clock() - self._shut_at)
 
     async def run(self, accounts: range) -> Tally:
         async with asyncio.TaskGroup() as group:
@@ -219,13 +230,12 @@ class Rotation:
         return self.tally
 
     async def _settle(self, account: int, ticket: Any) -> None:
-        loop, used, tries, is_retry = asyncio.get_running_loop(), 0, 0, False
+        used, tries, is_retry = 0, 0, False
         while True:
             if ticket is None:
-                began = loop.time()
+                began = self._open_for()
                 ticket = self.pacer.try_enter() or await self.pacer.enter(retry=True)
-                self.tally.turns.append(loop.time() - began - ticket.paused_for)
-                self.tally.paused += ticket.paused_for
+                self.tally.turns.append(self._open_for() - began)
             if is_retry:
                 self._retrying -= 1
                 self._fewer.set()
@@ -324,8 +334,7 @@ async def _play(scenario: Scenario, seed: int) -> Result:
     total, rotations = scenario.accounts, []
     async with asyncio.TaskGroup() as group:
         for number in range(scenario.sessions):
-            pacer = Pacer(pace, clock=loop.time, random=random.Random(seed + 100 + number).random)
-            rotation = Rotation(service, pacer, pace.in_flight, scenario.timeout, seed + 200 + number)
+            rotation = Rotation(service, pace, scenario.timeout, seed + number)
             rotations.append(rotation)
             group.create_task(rotation.run(range(number, total, scenario.sessions)))
     makespan = loop.time()

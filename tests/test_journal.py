@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from postpress_async import Outcome
@@ -98,6 +98,15 @@ async def test_a_journal_of_another_input_is_refused(path) -> None:
     with pytest.raises(JournalError, match="begun with another input"):
         Journal.open(path, digest=b"another")
     await Journal.open(path, digest=b"one input").aclose()
+
+
+async def test_a_journal_begun_without_a_target_takes_the_first_that_is_named(path) -> None:
+    """Nothing was settled anywhere else; and from then on it is of that one."""
+    await Journal.open(path).aclose()
+    await Journal.open(path, target="https://one.example").aclose()
+
+    with pytest.raises(JournalError, match=r"begun for https://one\.example, not for https://two\.example"):
+        Journal.open(path, target="https://two.example")
 
 
 async def test_the_input_s_digest_is_not_in_it(path) -> None:
@@ -213,3 +222,60 @@ def test_a_damaged_journal_is_recovered_or_refused_in_a_sentence(tmp_path_factor
     with suppress(JournalError):
         accounts = asyncio.run(read())
         assert flip or set(accounts) <= {f"acc_{ordinal}" for ordinal in range(50)}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> tuple[bytes, bytes]:
+    """A journal's file and the -wal beside it, as a run that is killed leaves them."""
+    path = tmp_path_factory.mktemp("killed") / "run.sqlite3"
+
+    async def main() -> tuple[bytes, bytes]:
+        journal = Journal.open(path, digest=b"input")
+        for ordinal in range(50):
+            journal.record(Outcome.patched(ordinal, None, f"acc_{ordinal}", 1, 0.1))
+            if ordinal % 10 == 9:
+                await journal.keep_generation(ordinal, 1)
+        left = path.read_bytes(), path.with_name("run.sqlite3-wal").read_bytes()
+        await journal.aclose()
+        return left
+
+    return asyncio.run(main())
+
+
+@settings(max_examples=60)
+@given(cut=st.floats(0.0, 1.0), flip=st.booleans(), where=st.sampled_from(["", "-wal"]))
+@example(cut=1.0, flip=False, where="-wal")
+@example(cut=0.0, flip=False, where="-wal")
+def test_what_a_killed_run_left_is_recovered_or_refused_in_a_sentence(
+    tmp_path_factory, killed, cut, flip, where
+) -> None:
+    """Most of a night may be in the -wal alone: what is whole of it counts, from the first row on."""
+    path = tmp_path_factory.mktemp("left") / "run.sqlite3"
+    path.write_bytes(killed[0])
+    path.with_name("run.sqlite3-wal").write_bytes(killed[1])
+    file = path.with_name(f"run.sqlite3{where}")
+    whole = file.read_bytes()
+    place = int(cut * (len(whole) - flip))
+    file.write_bytes(
+        whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :] if flip else whole[:place]
+    )
+
+    async def read() -> list[tuple[int, str, State]]:
+        journal = Journal.open(path, digest=b"input")
+        try:
+            journal.counts()
+            return list(journal.entries())
+        finally:
+            await journal.aclose()
+
+    told = ""
+    entries: list[tuple[int, str, State]] = []
+    try:
+        entries = asyncio.run(read())
+    except JournalError as error:
+        told = str(error)
+    if where == "-wal":  # which has a checksum on each page, as the file itself has not
+        assert len(entries) == 50 or place < len(whole)
+        assert told == ""
+        assert entries == [(n, f"acc_{n}", State.PATCHED) for n in range(len(entries))]
+    assert not told or (str(path) in told and told.isprintable())

@@ -80,6 +80,8 @@ class StubCall:
     async def wait(self, seconds: float) -> None:
         self.naps.append(seconds)
         pass_(seconds)
+        if self.patient and not self.counted:
+            self.began += seconds  # no part of the deadline, as an `UpdateCall` has it
 
 
 def play(policy: RetryPolicy, call: StubCall) -> str:
@@ -205,6 +207,25 @@ def test_attempts_are_counted_with_the_first(attempts: int) -> None:
 
 
 # --- Adding and taking away ----------------------------------------------------------------------
+
+
+def test_attempts_that_do_not_count_use_up_none() -> None:
+    """What meets an outage that is known says nothing of its call."""
+    call = StubCall([BUSY] * 9 + [DONE], counted=False)
+
+    assert play(RetryPolicy(attempts=2, wait=NO_WAIT), call) == DONE
+    assert call.made == 10
+
+
+def test_the_waits_of_a_patient_call_are_part_of_its_deadline_if_its_attempts_count() -> None:
+    """Where its attempts count; where they do not, an outage costs it time and no account."""
+    counted = StubCall([BUSY], patient=True)
+    not_counted = StubCall([BUSY] * 9 + [DONE], patient=True, counted=False)
+    policy = RetryPolicy(attempts=99, deadline=10.0, wait=tenacity.wait_fixed(11.0))
+
+    failed(policy, counted)
+    assert counted.made == 1
+    assert play(policy, not_counted) == DONE
 
 
 @pytest.mark.parametrize(
@@ -387,6 +408,20 @@ def test_a_retry_after_over_the_deadline_is_given_up() -> None:
 
     assert failed(RetryPolicy(deadline=10.0), call).retry_after == 11.0
     assert (call.made, call.naps) == (1, [])
+
+
+@pytest.mark.parametrize("patient", [True, False], ids=["patient", "not"])
+def test_a_patient_call_waits_as_it_is_asked_whatever_its_deadline(patient: bool) -> None:
+    """A rotation has the night; whoever waits for one answer has not."""
+    call = StubCall([answer(503, "errors/service_unavailable", retry_after=60.0), DONE], patient=patient)
+    policy = RetryPolicy(deadline=10.0, wait=NO_WAIT)
+
+    if patient:
+        assert play(policy, call) == DONE
+        assert call.naps == [60.0]
+    else:
+        failed(policy, call)
+        assert call.naps == []
 
 
 def test_a_retry_after_makes_no_fatal_error_retryable() -> None:

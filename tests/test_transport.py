@@ -7,9 +7,19 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, errors
-from postpress_async._transport import _Body, _end_with_its_connection, _has_news, _NotHttpError, _translated
+from postpress_async._transport import (
+    AiohttpTransport,
+    _Body,
+    _end_with_its_connection,
+    _has_news,
+    _NotHttpError,
+    _translated,
+)
+from postpress_async._wire import Request
+from postpress_async.secret import Secret
 from tests.conftest import KEY
 from tests.fault_server import FAULTS, FaultServer
 
@@ -66,6 +76,26 @@ async def test_the_quickstart_s_port_goes_with_each_request() -> None:
             await session.update_proxy("acc_1", US)
 
         assert server.seen[0].head.startswith(b"PATCH /v1/accounts/acc_1?port=8080 HTTP/1.1\r\n")
+
+
+async def test_a_transport_may_be_closed_while_it_closes() -> None:
+    """Two owners, or one who lost patience: what is in flight ends once, as a lost connection."""
+    with FaultServer() as server:
+        server.play(FAULTS["silence after the request"])
+        transport = AiohttpTransport(URL(server.url), Secret(KEY))
+        call = asyncio.create_task(transport.send(Request("acc_1", b"{}"), None, 5.0))
+        while not server.seen:
+            await asyncio.sleep(0)
+        first = asyncio.create_task(transport.aclose())
+        await asyncio.sleep(0)  # it has told the call to end
+        await asyncio.sleep(0)  # and the call is ending
+        [limit] = transport._limits
+        assert limit.expired()
+        await transport.aclose()
+        await first
+
+        with pytest.raises(errors.ConnectionLostError, match="closed meanwhile"):
+            await call
 
 
 def test_a_transport_without_a_socket_has_no_news() -> None:

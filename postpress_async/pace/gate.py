@@ -64,8 +64,6 @@ class Gate:
         self._fine = OVER  # good answers since it opened
         self.began = 0.0
         self._opened_at = 0.0
-        self._shut_at = 0.0
-        self._shut_for = 0.0
         self._unanswered = 0
 
     def fine(self, now: float) -> None:
@@ -88,7 +86,7 @@ class Gate:
         nearly_out = self._signs >= 2 * self._row and now - self._row_began >= 4 * LASTING * latency
         if not out and not nearly_out:
             return False
-        self._shut(now, now + self._pause(now))
+        self._shut(now + self._pause(now))
         return True
 
     def asked(self, seconds: float, now: float, *, at_once: bool) -> bool:
@@ -104,7 +102,7 @@ class Gate:
             return False
         if not at_once and self._in_a_row < 3:
             return False
-        self._shut(now, until)
+        self._shut(until)
         return True
 
     @property
@@ -128,7 +126,6 @@ class Gate:
             self.probe_at = now  # the next one at once: nothing was learned
         if not fine:
             return False
-        self._shut_for += now - self._shut_at
         self._opened_at = now
         self.shut = False
         self.generation += 1
@@ -136,20 +133,15 @@ class Gate:
         self._signs = self._in_a_row = self._fine = self._unanswered = 0
         return True
 
-    def shut_for(self, now: float) -> float:
-        """Seconds that it has been shut, in all."""
-        return self._shut_for + (now - self._shut_at if self.shut else 0.0)
-
     def _begin(self, now: float) -> None:
         """Take this for a new outage, unless the last one was hardly over."""
         if self._fine >= OVER or now - self._opened_at > self._opened_at - self.began:
             self.began = now
 
-    def _shut(self, now: float, probe_at: float) -> None:
+    def _shut(self, probe_at: float) -> None:
         self.shut = True
         self.generation += 1
         self.probe_at = probe_at
-        self._shut_at = now
         self._unanswered = 0
 
     def _pause(self, now: float) -> float:

@@ -24,7 +24,7 @@ TURNS: Final = 8
 
 # A global is read in a third of the time of an attribute.
 _SUCCESS, _ALIVE, _OVERLOAD, _THROTTLED, _NONE = Sign
-_Queue: TypeAlias = "OrderedDict[asyncio.Future[Ticket], float]"
+_Queue: TypeAlias = "OrderedDict[asyncio.Future[Ticket], None]"
 
 
 class Pacer:
@@ -66,7 +66,6 @@ class Pacer:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed: BaseException | None = None
         self._room = 0  # `limit` where a call may come in at once, 0 where it has to ask
         self._look()
 
@@ -111,9 +110,6 @@ class Pacer:
 
         Args:
             retry: Whether the call was sent before, and so comes before those that were not.
-
-        Raises:
-            BaseException: What `close` was given.
         """
         if (ticket := self.try_enter()) is not None:
             return ticket
@@ -122,19 +118,18 @@ class Pacer:
             if self._loop is not None:
                 raise RuntimeError("the pacer was first used in another event loop")
             self._loop = loop
-        if self._closed is not None:
-            raise self._closed
         queue = self._waiting[0 if retry else 1]
         turn: asyncio.Future[Ticket] = loop.create_future()
-        queue[turn] = self._gate.shut_for(self._clock())
+        queue[turn] = None
         self._admit()
         try:
             return await turn
         except BaseException:
-            if queue.pop(turn, None) is None and not turn.cancelled() and turn.exception() is None:
+            if turn not in queue and not turn.cancelled():
                 self._rate.give_back()
                 self._return(turn.result())  # it was our turn already: hand it on
             else:
+                queue.pop(turn, None)
                 self._admit()
             raise
 
@@ -185,25 +180,12 @@ class Pacer:
         if self._waiting[0] or self._waiting[1]:
             self._admit()
         else:
-            self._room = 0 if gate.shut or self._closed is not None else int(self._limit.value)
+            self._room = 0 if gate.shut else int(self._limit.value)
         return counts
 
     def _loop_clock(self) -> float:
         self._clock = asyncio.get_running_loop().time
         return self._clock()
-
-    def close(self, error: BaseException) -> None:
-        """Raise *error* in all who wait, and in all who come. Tickets may still be given back."""
-        self._closed = error
-        self._look()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for queue in self._waiting:
-            while queue:
-                turn, _ = queue.popitem(last=False)
-                if not turn.done():
-                    turn.set_exception(error)
 
     def _refused(self, ticket: Ticket, sign: Sign, retry_after: float | None, now: float) -> bool:
         """A sign of overload at the open gate; whether it stays open."""
@@ -257,11 +239,11 @@ class Pacer:
             if self._rate.active and not self._rate.take(now + SHORTEST_TIMER):
                 due = self._rate.ready_at
                 break
-            turn, shut_before = self._next()
+            turn = self._next()
             self._taken += 1
             if gate.shut:
                 gate.probe(now)
-            turn.set_result(Ticket(now, gate.generation, gate.shut_for(now) - shut_before, gate.shut))
+            turn.set_result(Ticket(now, gate.generation, gate.shut))
         self._look()
         if due is not None:
             self._wake_at(due, now)
@@ -276,12 +258,13 @@ class Pacer:
                 queue.popitem(last=False)
         return bool(self._waiting[0] or self._waiting[1])
 
-    def _next(self) -> tuple["asyncio.Future[Ticket]", float]:
+    def _next(self) -> "asyncio.Future[Ticket]":
         retries, new = self._waiting
+        queue = retries or new
         if retries and new:
             self._turn = (self._turn + 1) % TURNS
-            return (retries if self._turn else new).popitem(last=False)
-        return (retries or new).popitem(last=False)
+            queue = retries if self._turn else new
+        return queue.popitem(last=False)[0]
 
     def _wake_at(self, due: float, now: float) -> None:
         if self._timer is not None:
@@ -298,7 +281,7 @@ class Pacer:
 
     def _look(self) -> None:
         """Is there anything to ask before a call comes in?"""
-        if self._gate.shut or self._closed is not None or self._waiting[0] or self._waiting[1]:
+        if self._gate.shut or self._waiting[0] or self._waiting[1]:
             self._room = 0
         else:
             self._room = self.limit

@@ -25,14 +25,12 @@ class Ticket:
     Attributes:
         sent: When it was given, by the pacer's clock.
         generation: Of the gate, when it was given.
-        paused_for: Seconds of the wait for it in which all calls paused.
         probe: Whether the request finds out for all calls if the service is back.
     """
 
-    __slots__ = ("generation", "paused_for", "probe", "sent")
+    __slots__ = ("generation", "probe", "sent")
 
-    def __init__(self, sent: float, generation: int, paused_for: float = 0.0, probe: bool = False) -> None:
+    def __init__(self, sent: float, generation: int, probe: bool = False) -> None:
         self.sent = sent
-        self.paused_for = paused_for
         self.probe = probe
         self.generation = generation

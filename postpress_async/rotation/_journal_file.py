@@ -155,8 +155,9 @@ def check_input(
             f"{place} was begun for {told['target']}, not for {target}: name another journal, or what was "
             "settled there would be left out here"
         )
-    with connection:
-        connection.execute("INSERT OR IGNORE INTO run VALUES ('target', ?)", (target or "",))
+    if target is not None:
+        with connection:
+            connection.execute("INSERT OR IGNORE INTO run VALUES ('target', ?)", (target,))
     if "input" in told:
         if digest is not None and not is_input(told, digest):
             raise JournalError(

@@ -11,7 +11,7 @@ class Record:
     Counts for a test or a report to read; the server alone writes them.
 
     Attributes:
-        requests: All arrivals, whatever became of them.
+        requests: All arrivals, whatever became of them; but for those that ask for the API's document.
         by_status: Answers sent, by HTTP status; replays too.
         by_type: Errors sent in an envelope, by type.
         unanswered: Requests that were dropped, or left hanging.

@@ -19,6 +19,7 @@ from postpress_async.sandbox.answers import Answer, Errors, Form, patched, write
 from postpress_async.sandbox.faults import HANG, Fault, Faults
 from postpress_async.sandbox.limits import Bucket, Slots
 from postpress_async.sandbox.listener import Listener
+from postpress_async.sandbox.openapi import read_document
 from postpress_async.sandbox.record import Record
 from postpress_async.sandbox.replays import Replays
 from postpress_async.sandbox.rules import (
@@ -49,6 +50,9 @@ class Server:
     not stored: 400s, 401s and 404s of the checks above, every 429 and every 503. So a replay may
     itself be refused or dropped; if it is not, it gets the stored answer, the same to the byte. A
     request whose client hangs up is carried out all the same.
+
+    ``GET /v1/api-json`` gives the OpenAPI document, to anybody and in any weather. It is about the API and
+    no call of it: it has no place in the record.
 
     Args:
         api_key: The one key that is accepted, as ``X-API-KEY`` or, where that is absent, as Bearer token.
@@ -98,6 +102,7 @@ class Server:
         self._slots = Slots(capacity, queue)
         self._dead_proxies = dead_proxies
         self._errors = Errors(envelope)
+        self._form: Form = envelope
         self._replays = Replays(stored, errors=stores_errors)
         self._keep_alive = keep_alive
         self._clock = clock
@@ -186,10 +191,12 @@ class Server:
         return self._listener
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        answer = read_document(request.method, request.path, self._form)
+        if answer is not None:
+            return await write(request, answer)
         task = asyncio.current_task()
         if task is not None:
             self._tasks.add(task)
-        answer = None
         self.record.note_arrival()
         try:
             answer = await self._answer(request)

@@ -1,0 +1,197 @@
+"""
+What the server takes and gives, as an OpenAPI 3.1 document: ``/v1/api-json``, and ``/v1/api-yaml``.
+
+Written from the API's page, and from what its quickstart adds; where the page says less than the server
+has to decide (which port is one, what an id is made of), it says what the server does.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from http import HTTPStatus
+from typing import Any, Final
+
+from postpress_async.sandbox.answers import Answer, Form
+from postpress_async.sandbox.page import TYPES, UNLISTED
+
+_PLACES: Final = {"/v1/api-json": "application/json", "/v1/api-yaml": "application/yaml"}
+
+
+def read_document(method: str, path: str, form: Form) -> Answer | None:
+    """The answer to a request for the document; None where it is for anything else."""
+    if method not in {"GET", "HEAD"} or (kind := _PLACES.get(path)) is None:
+        return None
+    return Answer(200, _document(form), headers={"Content-Type": kind})
+
+
+@cache
+def _document(form: Form) -> bytes:
+    """The document, in bytes; JSON is YAML too."""
+    return json.dumps(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "PostPress sandbox",
+                "version": "1",
+                "description": "One endpoint of the PostPress API, on loopback.",
+            },
+            "servers": [{"url": "/v1"}],
+            "security": [{"key": []}, {"bearer": []}],
+            "paths": {"/accounts/{id}": {"patch": _UPDATE | {"responses": _responses()}}},
+            "components": {
+                "securitySchemes": {
+                    "key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"},
+                    "bearer": {"type": "http", "scheme": "bearer"},
+                },
+                "schemas": _SCHEMAS | {"Error": _ERRORS[form]},
+            },
+        },
+        indent=1,
+    ).encode()
+
+
+def _responses() -> dict[str, Any]:
+    """200, each status of the page, and the two that the page does not list."""
+    found = {"200": _response("The account has its new proxy.", {"$ref": "#/components/schemas/Patched"})}
+    types: dict[int, list[str]] = {}
+    for type_, listed in {**TYPES, **UNLISTED}.items():
+        types.setdefault(listed.status, []).append(type_)
+    for status, names in sorted(types.items()):
+        told = f"{HTTPStatus(status).phrase}: {', '.join(names)}."
+        found[str(status)] = _response(told, {"$ref": "#/components/schemas/Error"})
+    found["405"]["headers"] = {"Allow": {"required": True, "schema": {"const": "PATCH"}}}
+    found["429"]["headers"] = {
+        "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "In seconds."}
+    }
+    return found
+
+
+def _response(told: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"description": told, "content": {"application/json": {"schema": schema}}}
+
+
+_UPDATE: Final = {
+    "operationId": "updateAccountProxy",
+    "summary": "Update account proxy",
+    "description": "Update the proxy configuration of an existing account.",
+    "parameters": [
+        {
+            "name": "id",
+            "in": "path",
+            "required": True,
+            "description": "The id of the account to update.",
+            "schema": {"type": "string", "pattern": "^[A-Za-z0-9._~-]+$"},
+        },
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "description": "A request with the same key gets the same answer, and changes nothing more.",
+            "schema": {"type": "string"},
+        },
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/Change"},
+                "examples": {
+                    "custom": {
+                        "value": {
+                            "proxy": {
+                                "protocol": "https",
+                                "host": "proxy.example.com",
+                                "port": 8080,
+                                "username": "proxyuser",
+                                "password": "********",
+                            }
+                        }
+                    },
+                    "managed": {"value": {"country": "US", "ip": "203.0.113.42"}},
+                },
+            }
+        },
+    },
+}
+
+_SCHEMAS: Final = {
+    "Change": {
+        "description": "Either a custom proxy, or country / ip to request a postpress-managed proxy.",
+        "oneOf": [
+            {"$ref": "#/components/schemas/CustomChange"},
+            {"$ref": "#/components/schemas/ManagedChange"},
+        ],
+    },
+    "CustomChange": {
+        "type": "object",
+        "required": ["proxy"],
+        "additionalProperties": False,
+        "properties": {"proxy": {"$ref": "#/components/schemas/Proxy"}},
+    },
+    "ManagedChange": {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": False,
+        "properties": {
+            "country": {
+                "type": "string",
+                "minLength": 2,
+                "maxLength": 2,
+                "description": "ISO 3166-1 alpha-2 country code of a new postpress-managed proxy location.",
+            },
+            "ip": {
+                "type": "string",
+                "format": "ipv4",
+                "description": "IPv4 address used to infer the proxy country.",
+            },
+        },
+    },
+    "Proxy": {
+        "type": "object",
+        "required": ["host", "port"],
+        "additionalProperties": False,
+        "properties": {
+            "host": {"type": "string", "minLength": 1},
+            "port": {"type": "integer", "minimum": 1, "maximum": 65535},
+            "protocol": {"enum": ["https", "http", "socks5"]},
+            "username": {"type": "string"},
+            "password": {"type": "string", "format": "password"},
+        },
+    },
+    "Patched": {
+        "type": "object",
+        "required": ["object", "account_id"],
+        "properties": {
+            "object": {"const": "AccountPatched"},
+            "account_id": {"type": "string", "minLength": 1},
+        },
+    },
+}
+
+_ERRORS: Final[Mapping[Form, Any]] = {
+    "page": {
+        "type": "object",
+        "required": ["title", "type", "status"],
+        "properties": {
+            "title": {"type": "string"},
+            "detail": {"type": "string"},
+            "instance": {"type": "string", "description": "Request identifier for support."},
+            "type": {"enum": [*TYPES, *UNLISTED]},
+            "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        },
+    },
+    "quickstart": {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["code", "message"],
+                "properties": {
+                    "code": {"type": "string"},
+                    "message": {"type": "string"},
+                    "request_id": {"type": "string"},
+                },
+            }
+        },
+    },
+}
