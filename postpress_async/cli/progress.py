@@ -1,5 +1,6 @@
 """How far a rotation is: a bar on a terminal, a line now and then in a pipe; always on standard error."""
 
+import asyncio
 import sys
 import time
 from collections import deque
@@ -92,28 +93,30 @@ class Figures:
 
 
 class Progress:
-    """Shows the figures of *rotation* until all *total* accounts are settled."""
+    """Shows the figures of *rotation*, from the event loop, until all *total* accounts are settled."""
 
     def __init__(self, total: int, rotation: Rotation, session: Paused) -> None:
         self._figures: Final = Figures(total, rotation, session)
         self._shown: _Bar | _Lines = _Bar(self._figures) if _is_terminal() else _Lines(self._figures)
-        self._due = 0.0
-
-    def update(self, outcome: Outcome) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+        self.update: Final = self._figures.add
         """Note that an account was settled; cheap enough to be called for each."""
-        self._figures.add(outcome)
-        now = time.monotonic()
-        if now >= self._due:
-            self._due = now + REDRAW
-            self._shown.show()
 
     def __enter__(self) -> Self:
         self._shown.start()
+        self._tick()
         return self
+
+    def _tick(self) -> None:
+        # By the clock and not by what settles: in an outage nothing does, and that is what is to be seen.
+        self._shown.show()
+        self._timer = asyncio.get_running_loop().call_later(REDRAW, self._tick)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._shown.show()
         self._shown.stop()
 
@@ -130,7 +133,7 @@ class _Bar:
             rich.progress.TimeElapsedColumn(),
             console=Console(stderr=True),
             expand=True,
-            refresh_per_second=4,  # also while nothing settles: the clock goes on in an outage
+            auto_refresh=False,  # rich would do so from a thread of its own, while the figures change
         )
         self._task = self._progress.add_task("", total=figures.total)
 
@@ -140,7 +143,7 @@ class _Bar:
 
     def show(self) -> None:
         with suppress(OSError):
-            self._progress.update(self._task, completed=self._figures.done)
+            self._progress.update(self._task, completed=self._figures.done, refresh=True)
 
     def stop(self) -> None:
         with suppress(OSError):
@@ -159,7 +162,7 @@ class _TwoLines(rich.progress.Progress):
 
 
 class _Lines:
-    """At each tenth of the way, and at least once a minute while something settles."""
+    """At each tenth of the way, and at least once a minute."""
 
     def __init__(self, figures: Figures) -> None:
         self._figures = figures

@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
-from itertools import islice
 from typing import Final
 
 import click
@@ -14,6 +13,7 @@ from postpress_async.cli import exits, options
 from postpress_async.cli.feed import Feed
 from postpress_async.cli.inputs import Job, Wishes
 from postpress_async.cli.progress import Progress
+from postpress_async.cli.serve import first_places
 from postpress_async.errors import RotationError
 from postpress_async.pace import Pace
 from postpress_async.rotation import ProxyPool, Rotation, RotationSummary, State
@@ -58,10 +58,8 @@ async def run_job(job: Job) -> int:
 
 def make_sandbox(wishes: Wishes, pool: ProxyPool | None) -> Sandbox:
     """The fake of the API that is asked for; the first proxies of the pool are its dead ones."""
-    dead = (
-        () if pool is None else [f"{p.proxy.host}:{p.proxy.port}" for p in islice(pool, wishes.dead_proxies)]
-    )
-    return Sandbox(profile=wishes.profile, seed=wishes.seed, dead_proxies=frozenset(dead))
+    dead = frozenset[str]() if pool is None else first_places(pool, wishes.dead_proxies)
+    return Sandbox(profile=wishes.profile, seed=wishes.seed, dead_proxies=dead)
 
 
 class _Ended:

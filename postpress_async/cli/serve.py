@@ -3,10 +3,13 @@
 import asyncio
 import json
 import signal
+from itertools import islice
 from typing import get_args
 
 import click
 
+from postpress_async.cli import options
+from postpress_async.rotation import ProxyPool
 from postpress_async.sandbox import API_KEY, Profile, Sandbox
 
 
@@ -18,7 +21,17 @@ from postpress_async.sandbox import API_KEY, Profile, Sandbox
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the faults' chance.")
 @click.option("--latency", type=click.FloatRange(0), default=0.0, help="Seconds that an answer takes.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Requests a second before it says 429.")
-def sandbox(port: int, profile: Profile, seed: int, latency: float, rate: float | None) -> None:
+@click.option("--pool", type=options.FILE, help="The list of which --dead-proxies are.")
+@click.option("--dead-proxies", type=click.IntRange(0), default=0, help="So many of it, the first ones.")
+def sandbox(
+    port: int,
+    profile: Profile,
+    seed: int,
+    latency: float,
+    rate: float | None,
+    pool: str | None,
+    dead_proxies: int,
+) -> None:
     """
     Serve a fake of the API on this machine, until Ctrl-C; then print what it saw, as JSON.
 
@@ -26,7 +39,18 @@ def sandbox(port: int, profile: Profile, seed: int, latency: float, rate: float 
 
       postpress-async sandbox --port 8400 --profile flaky
     """
-    asyncio.run(_serve(Sandbox(port=port, profile=profile, seed=seed, latency=latency, rate=rate), port))
+    if dead_proxies and pool is None:
+        raise click.UsageError("--dead-proxies are of a pool: give --pool too")
+    dead = (
+        frozenset[str]() if pool is None else first_places(ProxyPool.read(pool, skip_bad=True), dead_proxies)
+    )
+    server = Sandbox(port=port, profile=profile, seed=seed, latency=latency, rate=rate, dead_proxies=dead)
+    asyncio.run(_serve(server, port))
+
+
+def first_places(pool: ProxyPool, count: int) -> frozenset[str]:
+    """``host:port`` of the first proxies of a list, for a sandbox in which they are dead."""
+    return frozenset(f"{pooled.proxy.host}:{pooled.proxy.port}" for pooled in islice(pool, count))
 
 
 async def _serve(server: Sandbox, port: int) -> None:

@@ -315,8 +315,11 @@ class Rotation:
 
     async def _skip_the_rest(self) -> None:
         """Give every account that was not sent its row too."""
+        count = 0
         while (taken := await self._rows.take()) is not None:
-            row = taken.row
+            row, count = taken.row, count + 1
+            if count % 500 == 0:
+                await asyncio.sleep(0)  # there may be millions, and somebody who cannot wait for them
             if not taken.maybe_sent:  # what is in doubt keeps what the journal says of it, or does not say
                 self._record(Outcome.skipped(row.ordinal, row.line, row.account_id or ""))
             if self._journal is not None:
