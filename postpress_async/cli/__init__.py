@@ -8,8 +8,11 @@ import click
 from postpress_async._version import __version__
 from postpress_async.cli import exits
 from postpress_async.cli.catalogue import errors
+from postpress_async.cli.export import export
+from postpress_async.cli.report import report
 from postpress_async.cli.rotate import rotate
 from postpress_async.cli.serve import sandbox
+from postpress_async.cli.status import status
 from postpress_async.cli.update import update
 from postpress_async.errors import ConfigurationError, RotationError
 
@@ -26,7 +29,7 @@ def cli() -> None:
     """
 
 
-for command in (rotate, update, sandbox, errors):
+for command in (rotate, status, report, export, update, sandbox, errors):
     cli.add_command(command)
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from attrs import frozen
 
@@ -115,13 +115,12 @@ def count(view: JournalView, stage: Stage, now: float) -> Numbers:
     told = dict(view.ask("SELECT name, value FROM run"))
     total, began, halted = _number(told.get("total")), _number(told.get("began")), told.get("halted")
     states = view.read(lambda rows: Counter({State(state): n for state, n in rows}), _STATES)
-    [(sent, refused, unsent, left_out, first, last)] = view.ask(_SUMS)
+    sent, refused, unsent, left_out, first, last = view.read(_sums, _SUMS)
     errors, more = _errors(view)
     if stage is Stage.ENDED and halted is not None:
         stage = Stage.HALTED
     elif stage is Stage.ENDED and (left_out or (total or 0) > states.total()):
         stage = Stage.STOPPED
-    first, last = _number(first), _number(last)
     return Numbers(
         stage=stage,
         halted=printable(str(halted)) if stage is Stage.HALTED else None,
@@ -158,6 +157,14 @@ _RECENT: Final = f"""
         min(settled_at) FILTER (WHERE settled_at > :now - 60)
     FROM outcomes WHERE settled_at > :now - 120 AND {SENT}
 """  # noqa: S608
+
+
+def _sums(rows: list[Any]) -> tuple[int, int, int, int, float | None, float | None]:
+    [(*counts, first, last)] = rows
+    if not all(moment is None or _number(moment) is not None for moment in (first, last)):
+        raise ValueError("a time that is none")
+    sent, refused, unsent, left_out = counts
+    return sent, refused, unsent, left_out, first, last
 
 
 def _errors(view: JournalView) -> tuple[tuple[ErrorCount, ...], int]:
