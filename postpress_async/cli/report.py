@@ -12,15 +12,14 @@ from postpress_async.rotation.report import write_report
 
 @click.command()
 @click.argument("journal")
-@click.option(
-    "-o", "--output", metavar="FILE", help="Where to; - is standard output. [beside you: JOURNAL.html]"
-)
+@click.option("-o", "--output", metavar="FILE", help="[the journal's name with .html, in this folder]")
 def report(journal: str, output: str | None) -> None:
     """
     Write what the journal tells as one HTML page, which needs no network; also while the run goes on.
 
     It has totals, throughput, latency, errors by type and scope, the proxies that failed most, the slowest
-    accounts, and each account that was not patched with the instance to quote to support. Example:
+    accounts, and each account that was not patched with the instance to quote to support. ``-o -`` writes
+    to standard output. Example:
 
       postpress-async report fleet.csv.rotation.sqlite3 -o night.html
     """

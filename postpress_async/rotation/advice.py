@@ -10,8 +10,8 @@ from postpress_async.rotation.outcome import State
 _ENDING: Final = ".rotation.sqlite3"
 
 
-def advice(journal: str, numbers: Numbers) -> str:
-    """What to do next, in a sentence with the command."""
+def advice(journal: str, numbers: Numbers, *, seen: bool = False) -> str:
+    """What to do next, in a sentence with the command; *seen* where the report is what is being read."""
     name, again = shlex.quote(journal), f"`{_command(journal)}`"
     states = numbers.states
     if numbers.stage is Stage.UNDER_WAY:
@@ -23,10 +23,13 @@ def advice(journal: str, numbers: Numbers) -> str:
     if states[State.UNKNOWN] or states[State.SKIPPED] > numbers.refused:
         left = " and ".join(state for state in (State.UNKNOWN, State.SKIPPED) if states[state])
         return f"give the same command again ({again}): it sends what is {left}"
-    if states[State.FAILED] or numbers.refused:
+    if states[State.FAILED]:
+        why = "" if seen else f"see which and why with `postpress-async report {name}`; once it is mended, "
+        return f"{why}`postpress-async retry-failed {name} FLEET` sends what failed again"
+    if numbers.refused:
+        listed = f"`postpress-async export {name} --state skipped`"
         return (
-            f"see which and why with `postpress-async report {name}`; once that is mended, "
-            f"`postpress-async retry-failed {name} FLEET` sends them again"
+            f"mend the rows that were refused ({listed} lists them), and rotate them as a fleet of their own"
         )
     return "nothing; every account was patched"
 

@@ -33,6 +33,7 @@ COLUMNS: Final = (
     "settled_at",
     "proxy_label",  # not "proxy", which a fleet's rows have for a URL
 )
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@ -]*")
 _GROUP: Final = 65_536  # rows of a row group, and so in memory
 # Also the wide forms, which some spreadsheets take for the narrow ones.
 _FORMULA: Final = re.compile("(^|[,;|\t\r\n])(\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20\t\r\n'])")
@@ -108,7 +109,8 @@ def _microseconds(seconds: float) -> int:
 
 
 def _inert(text: str) -> str:
-    return _FORMULA.sub(r"\1'\2", text)
+    # Most texts are one plain word, which is quicker to see than what a formula begins with.
+    return text if _PLAIN.fullmatch(text) else _FORMULA.sub(r"\1'\2", text)
 
 
 def _groups(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:

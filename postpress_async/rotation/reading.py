@@ -113,12 +113,9 @@ class JournalView:
 
         It is read in pieces, each as it is at that time: a slow reader holds up nobody.
         """
-        wanted = [state for state in State if state in states] or list(State)
-        marks = ", ".join("?" * len(wanted))
-        told = (
-            f"SELECT * FROM outcomes WHERE ordinal > ? AND state IN ({marks}) "  # noqa: S608 - marks alone
-            "ORDER BY ordinal LIMIT ?"
-        )
+        wanted = tuple(states)
+        marks = f"AND state IN ({', '.join('?' * len(wanted))}) " if wanted else ""
+        told = f"SELECT * FROM outcomes WHERE ordinal > ? {marks}ORDER BY ordinal LIMIT ?"  # noqa: S608
         last = -1
         while rows := self.ask(told, last, *wanted, _CHUNK):
             for row in rows:
@@ -144,7 +141,14 @@ class JournalView:
 
 
 def printable(text: str) -> str:
-    """*text* with whatever does not print escaped: a journal may come from someone else."""
+    """
+    *text* with whatever does not print escaped: a journal may come from someone else.
+
+    Raises:
+        TypeError: It is no text, which SQLite would keep in any column.
+    """
+    if not isinstance(text, str):
+        raise TypeError("bytes or a number for text")
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

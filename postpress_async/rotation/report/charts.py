@@ -19,6 +19,7 @@ from postpress_async.rotation.outcome import State
 from postpress_async.rotation.report.findings import Bar, Findings, Latency
 
 Spec: TypeAlias = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
 
 WIDE: Final = 880
 NARROW: Final = 290
@@ -67,7 +68,7 @@ def latency(found: Latency) -> Chart:
 
 def errors(found: Iterable[ErrorCount]) -> Chart:
     """How many accounts ended with which error; the colour tells whose fault it is."""
-    rows = [
+    rows: list[Row] = [
         {
             "error": _cut(error.error_type.removeprefix("errors/"), 44),
             "accounts": error.accounts,
@@ -76,12 +77,12 @@ def errors(found: Iterable[ErrorCount]) -> Chart:
         }
         for error in list(found)[:ERRORS_DRAWN]
     ]
-    told = "Accounts by error: " + "; ".join(row["told"] for row in rows)
+    told = "Accounts by error: " + "; ".join(str(row["told"]) for row in rows)
     return _chart(told, lambda width: _ranking(rows, width))
 
 
 def _over_time(bars: Iterable[Bar], step: float, width: int) -> Spec:
-    rows = [
+    rows: list[Row] = [
         {
             "from": bar.at * 1000,
             "to": (bar.at + step) * 1000,
@@ -136,14 +137,20 @@ def _distribution(found: Latency, width: int) -> Spec:
         {"from": low, "to": high, "accounts": n, "told": f"{low:.2g} to {high:.2g} s: {n:,} accounts"}
         for low, high, n in found.buckets
     ]
-    edges = [found.buckets[0][0], found.buckets[-1][1]]
+    # With room for what stands beside the two marks.
+    edges = [min(found.buckets[0][0], found.p50 / 4), max(found.buckets[-1][1], found.p95 * 4)]
+    digits = (1,) if width == NARROW else (1, 2, 5)
     seconds = {
         "field": "from",
         "type": "quantitative",
         "scale": {"type": "log", "domain": edges, "nice": False},
+        "axis": {
+            "title": None,
+            "grid": False,
+            "labelExpr": "format(datum.value, '~g') + ' s'",
+            "values": [digit * 10.0**n for n in range(-4, 7) for digit in digits],
+        },
     }
-    seconds["axis"] = {"title": None, "grid": False, "labelExpr": "format(datum.value, '~g') + ' s'"}
-    seconds["axis"] |= {"values": [10.0**n for n in range(-3, 7)] if width == NARROW else _ticks()}
     marks = [(found.p50, f"p50 {found.p50:g} s"), (found.p95, f"p95 {found.p95:g} s")]
     at = {"field": "at", "type": "quantitative"}
     return {
@@ -178,7 +185,7 @@ def _distribution(found: Latency, width: int) -> Spec:
     }
 
 
-def _ranking(rows: list[dict[str, Any]], width: int) -> Spec:
+def _ranking(rows: list[Row], width: int) -> Spec:
     narrow = width == NARROW
     position = {"field": "error", "type": "nominal", "sort": None, "title": None}
     # On a phone there is no room beside the bars: the names stand above them.
@@ -216,10 +223,6 @@ def _ranking(rows: list[dict[str, Any]], width: int) -> Spec:
         "height": {"step": 36 if narrow else 24},
         "layer": layers,
     }
-
-
-def _ticks() -> list[float]:
-    return [digit * 10.0**n for n in range(-3, 7) for digit in (1, 2, 5)]
 
 
 def _chart(told: str, spec: Any) -> Chart:

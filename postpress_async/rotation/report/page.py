@@ -15,7 +15,7 @@ from postpress_async.rotation.numbers import Numbers, Stage, stage_of
 from postpress_async.rotation.outcome import Outcome, State
 from postpress_async.rotation.reading import JournalView
 from postpress_async.rotation.report.findings import Findings, find
-from postpress_async.rotation.report.listing import COLUMNS, Listing, pack
+from postpress_async.rotation.report.listing import COLUMNS, pack
 
 SHOWN: Final = 100
 """Accounts of the list that are shown at once, and where no script runs."""
@@ -72,7 +72,7 @@ def _page(view: JournalView, now: float) -> str:
         journal=str(view.path),
         told=_told(numbers),
         mood=_mood(numbers),
-        advice=advice(str(view.path), numbers),
+        advice=advice(str(view.path), numbers, seen=True),
         states=_shares(numbers),
         facts=list(_facts(findings)),
         findings=findings,
@@ -99,7 +99,7 @@ def _told(numbers: Numbers) -> str:
 
 def _mood(numbers: Numbers) -> str:
     """The colour of the first line."""
-    if numbers.stage is Stage.HALTED:
+    if numbers.stage is Stage.HALTED or numbers.states[State.FAILED] > numbers.states[State.PATCHED]:
         return "failed"
     if numbers.accounts and numbers.states[State.PATCHED] == numbers.accounts:
         return "patched"
