@@ -73,7 +73,7 @@ def errors(found: Iterable[ErrorCount]) -> Chart:
             "error": _cut(error.error_type.removeprefix("errors/"), 44),
             "accounts": error.accounts,
             "scope": error.scope or "none",
-            "told": f"{error.error_type}: {error.accounts:,} accounts",
+            "told": f"{_cut(error.error_type, 120)}: {error.accounts:,} accounts",
         }
         for error in list(found)[:ERRORS_DRAWN]
     ]

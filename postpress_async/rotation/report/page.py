@@ -58,7 +58,11 @@ def _page(view: JournalView, now: float) -> str:
         listing = pack(_not_patched(view), shown=SHOWN)
     style, script = _text("page.css"), _text("page.js")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"n": "{:,}".format, "clock": _clock, "date": _date, "duration": duration}
     numbers = findings.numbers
@@ -94,7 +98,7 @@ def _not_patched(view: JournalView) -> Iterator[Outcome]:
 
 
 def _told(numbers: Numbers) -> str:
-    return f"{_TOLD[numbers.stage]}: {numbers.halted}." if numbers.halted else _TOLD[numbers.stage]
+    return f"{_TOLD[numbers.stage]}: {numbers.halted[:500]}." if numbers.halted else _TOLD[numbers.stage]
 
 
 def _mood(numbers: Numbers) -> str:
