@@ -15,7 +15,11 @@ from postpress_async.rotation.reading import JournalView
 @click.argument("journal")
 @click.option("--format", "kind", type=click.Choice(list(FORMATS)), help="[by the name of FILE, else csv]")
 @click.option(
-    "--state", "states", multiple=True, type=click.Choice(list(State)), help="Only these; may be repeated."
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([state.value for state in State]),
+    help="Only these; may be repeated.",
 )
 @click.option("-o", "--output", metavar="FILE", help="A file, readable by you alone. [standard output]")
 def export(journal: str, kind: str | None, states: tuple[str, ...], output: str | None) -> None:
