@@ -196,7 +196,7 @@ def test_the_list_can_be_sorted_by_every_column(browser, page) -> None:
     assert column(browser, 5) == ["1"] * 100
     attempts.click()
     assert column(browser, 5) == ["8"] * 100
-    assert browser.one(".list th:nth-child(5)").get_attribute("aria-sort") == "descending"
+    assert browser.one(".list th:nth-child(5)").get_dom_attribute("aria-sort") == "descending"
 
     instance.click()
     up = column(browser, 7)

@@ -230,7 +230,7 @@ def _chart(told: str, spec: Any) -> Chart:
 
 
 def _draw(spec: Spec) -> Markup:
-    # Here, not above: it is an extra, and the rest of the page can be tested without.
+    # Here, not above: it is as large as a browser, and what only describes drawings does without.
     import vl_convert
 
     whole = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "config": _CONFIG, **spec}
