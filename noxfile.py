@@ -10,8 +10,8 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 
 
 def install(session: nox.Session, *groups: str) -> None:
-    """The package with its command line, and what *groups* of pyproject.toml name."""
-    session.install("-e", ".[cli]", *nox.project.dependency_groups(PYPROJECT, *groups))
+    """The package with what its tests use of its extras, and what *groups* of pyproject.toml name."""
+    session.install("-e", ".[cli,parquet,report]", *nox.project.dependency_groups(PYPROJECT, *groups))
 
 
 @nox.session

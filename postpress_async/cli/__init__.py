@@ -10,8 +10,11 @@ from postpress_async._version import __version__
 from postpress_async.cli import exits
 from postpress_async.cli.catalogue import errors
 from postpress_async.cli.completion import completion
+from postpress_async.cli.export import export
+from postpress_async.cli.report import report
 from postpress_async.cli.rotate import retry_failed, rotate
 from postpress_async.cli.serve import sandbox
+from postpress_async.cli.status import status
 from postpress_async.cli.update import update
 from postpress_async.errors import ConfigurationError, JournalNotWritableError, RotationError
 
@@ -34,7 +37,11 @@ def cli() -> None:
     """
 
 
-for command in (rotate, retry_failed, update, sandbox, errors, completion):
+_COMMANDS: Final = (
+    *(rotate, status, report, export, retry_failed),
+    *(update, sandbox, errors, completion),
+)
+for command in _COMMANDS:
     cli.add_command(command)
 
 

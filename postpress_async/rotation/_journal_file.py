@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from postpress_async.errors import JournalError, JournalNotWritableError
 
-_APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
+APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
 DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)
 """What reading a damaged file raises: SQLite's own, text that is none, a row that is not there."""
 
@@ -94,9 +94,9 @@ def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
     try:
         fresh = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
         if fresh:
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute("PRAGMA user_version = 1")
-        elif connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+        elif connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise JournalError(f"{place} is a database, but no journal of ours: name another journal")
         elif connection.execute("PRAGMA user_version").fetchone()[0] != 1:
             raise JournalError(f"{place} is of a newer postpress-async: update it, or name another journal")

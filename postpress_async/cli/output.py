@@ -1,0 +1,33 @@
+"""Where a command's table or page goes: a file, or standard output."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from postpress_async.errors import RotationError
+from postpress_async.rotation._whole_file import whole_file
+
+
+@contextmanager
+def written(place: str | None) -> Iterator[BinaryIO]:
+    """
+    The file *place*, which is there when it is whole; standard output for None and for ``-``.
+
+    Raises:
+        RotationError: It cannot be written.
+    """
+    if place not in {None, "-"}:
+        assert place is not None  # noqa: S101 - for mypy
+        with whole_file(place) as file:
+            yield file
+        return
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what could not be written is not tried again
+        raise RotationError(f"standard output cannot be written ({error.strerror})") from None

@@ -1,0 +1,126 @@
+"""``postpress-async status``: how far a rotation is, from its journal alone."""
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+
+from postpress_async.rotation import State
+from postpress_async.rotation._times import duration, instant
+from postpress_async.rotation.advice import advice
+from postpress_async.rotation.numbers import Numbers, Stage, count, stage_of
+from postpress_async.rotation.reading import JournalView
+
+LISTED: Final = 12
+"""Errors that are told on a terminal; ``--json`` and the report have more."""
+_TOLD: Final = {
+    Stage.UNDER_WAY: "a run is under way",
+    Stage.DIED: "the last run was killed, or its machine went down",
+    Stage.HALTED: "the last run halted",
+    Stage.STOPPED: "the last run was stopped before all accounts were sent",
+    Stage.ENDED: "the run has ended",
+}
+
+
+@click.command()
+@click.argument("journal")
+@click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")
+def status(journal: str, as_json: bool) -> None:
+    """
+    Tell how far the rotation of JOURNAL is, and what to do next; also while it goes on.
+
+    Examples:
+
+    \b
+      postpress-async status fleet.csv.rotation.sqlite3
+      watch -n 5 postpress-async status fleet.csv.rotation.sqlite3
+    """
+    with JournalView(journal) as view:
+        stage = stage_of(view)
+        with view.at_one_moment():
+            numbers = count(view, stage, time.time())
+    if as_json:
+        click.echo(json.dumps(_as_dict(journal, numbers), indent=2))
+        return
+    for line in _lines(journal, numbers):
+        click.echo(line)
+
+
+def _lines(journal: str, numbers: Numbers) -> Iterator[str]:
+    because = f": {numbers.halted}" if numbers.halted else ""
+    yield f"{journal}: {_TOLD[numbers.stage]}{because}"
+    yield f"  {_progress(numbers)}"
+    yield f"  {', '.join(_counts(numbers)) or 'nothing is settled yet'}"
+    yield from (f"  {line}" for line in _pace(numbers))
+    if numbers.errors:
+        yield ""
+        rows = [("accounts", "scope", "error")]
+        rows += [
+            (f"{error.accounts:,}", error.scope or "-", error.error_type) for error in numbers.errors[:LISTED]
+        ]
+        if more := numbers.more_errors + sum(error.accounts for error in numbers.errors[LISTED:]):
+            rows.append((f"{more:,}", "", "others"))
+        width = max(len(scope) for _, scope, _ in rows)
+        yield from (f"  {accounts:>10}  {scope:{width}}  {error}" for accounts, scope, error in rows)
+    yield ""
+    yield f"next: {advice(journal, numbers)}"
+
+
+def _progress(numbers: Numbers) -> str:
+    if numbers.total is None:
+        return f"{numbers.settled:,} settled"
+    share = numbers.settled / numbers.accounts if numbers.accounts else 1.0
+    # Not rounded up: 100% is all of them.
+    return f"{numbers.settled:,} of {numbers.accounts:,} settled ({int(share * 1000) / 10:.1f}%)"
+
+
+def _counts(numbers: Numbers) -> list[str]:
+    return [f"{numbers.states[state]:,} {state}" for state in State if numbers.states[state]]
+
+
+def _pace(numbers: Numbers) -> Iterator[str]:
+    if numbers.stage is not Stage.UNDER_WAY:
+        if numbers.last is not None:
+            yield f"the last account was settled at {_moment(numbers.last)}"
+        return
+    if numbers.rate is None:
+        yield "nothing was settled in the last minute"
+        return
+    told = f"{numbers.rate:,.1f} accounts a second in the last minute"
+    if (left := numbers.seconds_left) is not None:
+        told += f"; {duration(left)} left at this rate"
+    yield told
+
+
+def _as_dict(journal: str, numbers: Numbers) -> dict[str, Any]:
+    return {
+        "journal": journal,
+        "run": numbers.stage,
+        "halted": numbers.halted,
+        "total": numbers.total,
+        "settled": numbers.settled,
+        "states": {state: numbers.states[state] for state in State},
+        "errors": [
+            {"type": error.error_type, "scope": error.scope, "accounts": error.accounts}
+            for error in numbers.errors
+        ],
+        "more_errors": numbers.more_errors,
+        "rate": None if numbers.rate is None else round(numbers.rate, 3),
+        "seconds_left": None if numbers.seconds_left is None else round(numbers.seconds_left, 1),
+        "began": _when(numbers.began),
+        "first_settled_at": _when(numbers.first),
+        "last_settled_at": _when(numbers.last),
+        "next": advice(journal, numbers),
+    }
+
+
+def _when(seconds: float | None) -> str | None:
+    return None if seconds is None else instant(seconds)
+
+
+def _moment(seconds: float) -> str:
+    """In the time zone of whoever looks, which is named."""
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")

@@ -1,0 +1,114 @@
+"""A journal's file, opened so that nothing is written: not to it, and not beside it."""
+
+import os
+import shutil
+import sqlite3
+import stat
+from contextlib import ExitStack, closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from attrs import frozen
+
+from postpress_async.errors import JournalError
+from postpress_async.rotation._journal_file import APPLICATION_ID, DAMAGE
+
+_BUSY: Final = 10.0
+"""Seconds to wait for a lock; a run that writes holds none that a reader meets for longer than a moment."""
+
+
+@frozen
+class OpenFile:
+    """
+    A journal that can be read.
+
+    Attributes:
+        connection: Where to ask; read-only.
+        closing: Closes it, and deletes a copy if one had to be made.
+        stamp: The file as it was, where nobody else may write it meanwhile; None where that is safe.
+    """
+
+    connection: sqlite3.Connection
+    closing: ExitStack
+    stamp: tuple[int, ...] | None
+
+
+def open_read_only(place: Path) -> OpenFile:
+    """
+    The journal at *place*, which a run may be writing.
+
+    Raises:
+        JournalError: It is not there, is no journal, or cannot be read.
+    """
+    _check(place)
+    with ExitStack() as stack:
+        try:
+            connection, stamp = _connect(place, stack)
+            _recognise(place, connection)
+        except DAMAGE as error:
+            raise JournalError(f"{place} cannot be read ({error}): name another journal") from None
+        except OSError as error:
+            raise JournalError(f"{place} cannot be read ({error.strerror}): name another journal") from None
+        return OpenFile(connection, stack.pop_all(), stamp)
+
+
+def stamp_of(place: Path) -> tuple[int, ...]:
+    """What changes when *place* is written or replaced."""
+    status = place.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def is_locked(place: Path) -> bool:
+    """Whether a run holds the journal at *place*: a lock that the system lets go of when the run dies."""
+    lock = Path(f"{place}-lock")
+    if not lock.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{lock.as_uri()}?mode=ro", uri=True, timeout=0.0)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        return error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+    return False
+
+
+def _check(place: Path) -> None:
+    # By its name, not by opening it: a second handle, when closed, would drop this process's locks on
+    # it, and a named pipe would be waited for.
+    try:
+        status = place.stat()
+    except OSError as error:
+        raise JournalError(f"{place} cannot be read ({error.strerror}): name another journal") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise JournalError(f"{place} is no regular file: name a journal, such as fleet.csv.rotation.sqlite3")
+    if not status.st_size:
+        raise JournalError(f"{place} is empty: name a journal, such as fleet.csv.rotation.sqlite3")
+
+
+def _connect(place: Path, stack: ExitStack) -> tuple[sqlite3.Connection, tuple[int, ...] | None]:
+    log, index = f"{place}-wal", f"{place}-shm"
+    if os.path.exists(log) and os.path.exists(index):  # a run is under way, or died
+        return stack.enter_context(closing(_sqlite(place, "mode=ro"))), None
+    if os.path.exists(log) and os.path.getsize(log):
+        # Somebody took the file along without its index, and SQLite would make one beside it.
+        aside = Path(stack.enter_context(TemporaryDirectory(prefix="postpress-")))
+        copy = aside / "journal"
+        shutil.copyfile(place, copy)
+        shutil.copyfile(log, f"{copy}-wal")
+        return stack.enter_context(closing(_sqlite(copy, "mode=rw"))), None
+    # Nobody writes it. SQLite makes no file beside it only if told that this stays so: see `stamp`.
+    stamp = stamp_of(place)
+    return stack.enter_context(closing(_sqlite(place, "immutable=1"))), stamp
+
+
+def _sqlite(place: Path, how: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{place.as_uri()}?{how}", uri=True, timeout=_BUSY, isolation_level=None)
+
+
+def _recognise(place: Path, connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA query_only = ON")
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise JournalError(f"{place} is a database, but no journal of ours: name another journal")
+    if connection.execute("PRAGMA user_version").fetchone()[0] != 1:
+        raise JournalError(f"{place} is of a newer postpress-async: update it, or name another journal")
+    connection.execute("SELECT ordinal FROM outcomes LIMIT 1").fetchone()

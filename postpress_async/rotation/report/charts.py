@@ -1,0 +1,270 @@
+"""
+The report's charts, drawn by Vega-Lite into SVG before the page is written.
+
+A drawing needs no script in the page, prints sharp, and takes its colours from the page's style sheet: so
+one drawing serves light, dark and paper. Each is drawn twice, for a desk and for a phone, where a drawing
+that is only made smaller cannot be read.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Final, TypeAlias
+
+from attrs import frozen
+from markupsafe import Markup
+
+from postpress_async.errors import Scope
+from postpress_async.rotation.numbers import ErrorCount
+from postpress_async.rotation.outcome import State
+from postpress_async.rotation.report.findings import Bar, Findings, Latency
+
+Spec: TypeAlias = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
+
+WIDE: Final = 880
+NARROW: Final = 290
+"""Pixels between a chart's axes; what stands left of them comes on top."""
+ERRORS_DRAWN: Final = 12
+
+_COUNT: Final = {
+    "title": None,
+    "tickCount": 3,
+    "labelExpr": "format(datum.value, datum.value < 10 ? '~g' : ',')",
+}
+_STATES: Final = [State.FAILED.value, State.UNKNOWN.value, State.SKIPPED.value]
+_SCOPES: Final = [*(scope.value for scope in Scope), "none"]
+
+
+@frozen
+class Chart:
+    """
+    One picture of the page.
+
+    Attributes:
+        told: What it shows, for whoever does not see it.
+        wide: The drawing for a desk and for paper.
+        narrow: The drawing for a phone.
+    """
+
+    told: str
+    wide: Markup
+    narrow: Markup
+
+
+def throughput(findings: Findings) -> Chart | None:
+    """Accounts a second over time, and below them, on a scale of their own, those not patched."""
+    if not findings.bars:
+        return None
+    peak = max(bar.accounts for bar in findings.bars) / findings.step
+    told = f"Accounts settled a second, over time: at most {peak:,.1f}. Below, those that were not patched."
+    return _chart(told, lambda width: _over_time(findings.bars, findings.step, width))
+
+
+def latency(found: Latency) -> Chart:
+    """How many accounts took how long, on a logarithmic scale."""
+    told = f"Accounts by the time they took: half within {found.p50:g} s, 95 of 100 within {found.p95:g} s."
+    return _chart(told, lambda width: _distribution(found, width))
+
+
+def errors(found: Iterable[ErrorCount]) -> Chart:
+    """How many accounts ended with which error; the colour tells whose fault it is."""
+    rows: list[Row] = [
+        {
+            "error": _cut(error.error_type.removeprefix("errors/"), 44),
+            "accounts": error.accounts,
+            "scope": error.scope or "none",
+            "told": f"{_cut(error.error_type, 120)}: {error.accounts:,} accounts",
+        }
+        for error in list(found)[:ERRORS_DRAWN]
+    ]
+    told = "Accounts by error: " + "; ".join(str(row["told"]) for row in rows)
+    return _chart(told, lambda width: _ranking(rows, width))
+
+
+def _over_time(bars: Iterable[Bar], step: float, width: int) -> Spec:
+    rows: list[Row] = [
+        {
+            "from": bar.at * 1000,
+            "to": (bar.at + step) * 1000,
+            "state": bar.state.value,
+            "rate": bar.accounts / step,
+            "told": f"{_clock(bar.at, step)}: {bar.accounts:,} {bar.state}",
+        }
+        for bar in bars
+    ]
+    first, last = min(row["from"] for row in rows), max(row["to"] for row in rows)
+    minutes = (last - first) / 60_000
+    clock = "%H:%M:%S" if minutes < 10 else "%H:%M" if minutes < 2 * 1440 else "%d %b %H:%M"
+    time = {
+        "field": "from",
+        "type": "temporal",
+        # Both drawings are to have the same times below them.
+        "scale": {"type": "utc", "domain": [first, last], "nice": False},
+        "axis": {"format": clock, "title": None, "grid": False, "tickCount": max(3, width // 100)},
+    }
+
+    def bars_of(states: list[str], colours: list[str], height: int, title: str) -> Spec:
+        return {
+            "width": width,
+            "height": height,
+            "title": {"text": title, "anchor": "start", "frame": "group"},
+            "transform": [{"filter": {"field": "state", "oneOf": states}}],
+            "mark": {"type": "bar", "orient": "vertical", "binSpacing": 0.5 if width < WIDE else 1},
+            "encoding": {
+                "x": time,
+                "x2": {"field": "to"},
+                "y": {"field": "rate", "type": "quantitative", "axis": _COUNT},
+                "color": {"field": "state", "scale": {"domain": states, "range": colours}, "legend": None},
+                "order": {"field": "state"},
+                "description": {"field": "told"},
+            },
+        }
+
+    parts = [bars_of([State.PATCHED.value], ["var(--patched)"], 150, "patched, accounts a second")]
+    if any(row["state"] in _STATES for row in rows):
+        colours = [f"var(--{state})" for state in _STATES]
+        parts.append(bars_of(_STATES, colours, 60, "not patched, accounts a second"))
+    return {
+        "data": {"values": rows},
+        "vconcat": parts,
+        "spacing": 18,
+        "resolve": {"scale": {"color": "independent"}},
+    }
+
+
+def _distribution(found: Latency, width: int) -> Spec:
+    rows = [
+        {"from": low, "to": high, "accounts": n, "told": f"{low:.2g} to {high:.2g} s: {n:,} accounts"}
+        for low, high, n in found.buckets
+    ]
+    # With room for what stands beside the two marks.
+    edges = [min(found.buckets[0][0], found.p50 / 4), max(found.buckets[-1][1], found.p95 * 4)]
+    digits = (1,) if width == NARROW else (1, 2, 5)
+    seconds = {
+        "field": "from",
+        "type": "quantitative",
+        "scale": {"type": "log", "domain": edges, "nice": False},
+        "axis": {
+            "title": None,
+            "grid": False,
+            "labelExpr": "format(datum.value, '~g') + ' s'",
+            "values": [digit * 10.0**n for n in range(-4, 7) for digit in digits],
+        },
+    }
+    marks = [(found.p50, f"p50 {found.p50:g} s"), (found.p95, f"p95 {found.p95:g} s")]
+    at = {"field": "at", "type": "quantitative"}
+    return {
+        "width": width,
+        "height": 150,
+        "layer": [
+            {
+                "data": {"values": rows},
+                "mark": {"type": "bar", "orient": "vertical", "binSpacing": 1, "color": "var(--accent)"},
+                "encoding": {
+                    "x": seconds,
+                    "x2": {"field": "to"},
+                    "y": {"field": "accounts", "type": "quantitative", "axis": _COUNT},
+                    "description": {"field": "told"},
+                },
+            },
+            {
+                "data": {"values": [{"at": second, "mark": mark} for second, mark in marks]},
+                "mark": {"type": "rule", "color": "var(--ink)", "strokeDash": [3, 3]},
+                "encoding": {"x": at, "description": {"field": "mark"}},
+            },
+            *(
+                {
+                    "data": {"values": [{"at": second, "mark": mark}]},
+                    "mark": {"type": "text", "align": align, "color": "var(--ink)", "fontWeight": 600},
+                    "encoding": {"x": at, "y": {"value": -8}, "text": {"field": "mark"}},
+                }
+                # Away from each other, as they may be close.
+                for (second, mark), align in zip(marks, ("right", "left"), strict=True)
+            ),
+        ],
+    }
+
+
+def _ranking(rows: list[Row], width: int) -> Spec:
+    narrow = width == NARROW
+    position = {"field": "error", "type": "nominal", "sort": None, "title": None}
+    # On a phone there is no room beside the bars: the names stand above them.
+    axis: Any = None if narrow else {"labelLimit": 300, "ticks": False, "domain": False}
+    bar: Spec = {"type": "bar", "height": 10, "yOffset": 8} if narrow else {"type": "bar", "height": 14}
+    length = {"field": "accounts", "type": "quantitative", "axis": None}
+    ends = {"x": length, "y": position | {"axis": axis}}
+    colour = {
+        "field": "scope",
+        "scale": {
+            "domain": [*_SCOPES, "unknown"],
+            "range": [f"var(--{scope})" for scope in [*_SCOPES, "other"]],
+        },
+        "legend": None,
+    }
+    number = {
+        "type": "text",
+        "align": "left",
+        "dx": 6,
+        "yOffset": bar.get("yOffset", 0),
+        "color": "var(--ink)",
+    }
+    layers: list[Spec] = [
+        {"mark": bar, "encoding": ends | {"color": colour, "description": {"field": "told"}}},
+        {"mark": number, "encoding": ends | {"text": {"field": "accounts", "format": ","}}},
+    ]
+    if narrow:
+        name = {"type": "text", "align": "left", "yOffset": -7, "color": "var(--ink)", "limit": NARROW}
+        layers.append(
+            {"mark": name, "encoding": {"x": {"value": 0}, "y": ends["y"], "text": {"field": "error"}}}
+        )
+    return {
+        "data": {"values": rows},
+        "width": width - 60 if narrow else width - 250,
+        "height": {"step": 36 if narrow else 24},
+        "layer": layers,
+    }
+
+
+def _chart(told: str, spec: Any) -> Chart:
+    return Chart(told, _draw(spec(WIDE)), _draw(spec(NARROW)))
+
+
+def _draw(spec: Spec) -> Markup:
+    # Here, not above: it is as large as a browser, and what only describes drawings does without.
+    import vl_convert
+
+    whole = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "config": _CONFIG, **spec}
+    # Vega escapes what it writes; the page forbids scripts but its own, should it ever not.
+    return Markup(vl_convert.vegalite_to_svg(whole, allowed_base_urls=[]))  # noqa: S704
+
+
+_AXIS: Final = {
+    "labelColor": "var(--muted)",
+    "tickColor": "var(--line)",
+    "domainColor": "var(--line)",
+    "gridColor": "var(--line)",
+    "labelFontSize": 12,
+    "labelFlush": True,
+    "labelOverlap": True,
+}
+_CONFIG: Final[Spec] = {
+    "background": "transparent",
+    # A browser's letters may be wider than those that are measured here.
+    "padding": {"left": 14, "top": 2, "right": 2, "bottom": 2},
+    "font": "sans-serif",
+    "view": {"stroke": None},
+    "axis": _AXIS,
+    "axisY": {"domain": False, "ticks": False, "labelPadding": 6},
+    "title": {"color": "var(--muted)", "fontSize": 12, "fontWeight": "normal", "offset": 6},
+    "text": {"fontSize": 12},
+}
+
+
+def _clock(at: float, step: float) -> str:
+    begin, end = (datetime.fromtimestamp(moment, UTC) for moment in (at, at + step))
+    form = "%H:%M" if step >= 60 else "%H:%M:%S" if step >= 1 else "%H:%M:%S.%f"
+    return f"{begin.strftime(form)} to {end.strftime(form)}"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,0 +1,181 @@
+"""What a report tells of a journal, read in one go; its size does not grow with the fleet."""
+
+from collections import Counter
+from collections.abc import Iterable
+from math import floor, log10
+from typing import Final
+
+from attrs import frozen
+
+from postpress_async.rotation.numbers import SENT, Numbers, Stage, count
+from postpress_async.rotation.outcome import Outcome, State
+from postpress_async.rotation.reading import JournalView, printable
+
+BARS: Final = 96
+"""Bars over time, at most."""
+RANKED: Final = 15
+"""Proxies and slow accounts that are listed."""
+NOT_PATCHED: Final = "(state IN ('failed', 'unknown') OR state = 'skipped' AND error_type IS NOT NULL)"
+"""In SQL: what is listed one by one. What the run's end left out is only counted."""
+
+_WIDTHS: Final = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200)
+_DAY: Final = 86_400
+_PER_DECADE: Final = 10  # bars of the distribution of latency
+_SHORTEST: Final = 0.001
+
+
+@frozen
+class Bar:
+    """So many accounts were settled in this state within the bar's time, which begins at Unix time *at*."""
+
+    at: float
+    state: State
+    accounts: int
+
+
+@frozen
+class Latency:
+    """
+    How long accounts took, in seconds from the first attempt to the end, waits included.
+
+    Attributes:
+        p50: Half of them took no longer; to three digits.
+        p95: The same of 95 in a hundred.
+        longest: What the slowest took.
+        buckets: Lower and upper edge, and accounts between them.
+    """
+
+    p50: float
+    p95: float
+    longest: float
+    buckets: tuple[tuple[float, float, int], ...]
+
+
+@frozen
+class ProxyCount:
+    """What came of the accounts that ended on one proxy of the pool."""
+
+    proxy: str
+    accounts: int
+    not_patched: int
+    proxy_errors: int
+
+
+@frozen(kw_only=True)
+class Findings:
+    """
+    What the page tells.
+
+    Attributes:
+        numbers: The journal in numbers.
+        requests: Requests sent, as far as the journal has them: of each account's last run.
+        bars: Accounts over time, in steps of *step* seconds.
+        step: See *bars*.
+        latency: None where nothing was sent.
+        proxies: Those with the most failures first.
+        more_proxies: Proxies with failures that are not among these.
+        slowest: The slowest accounts first.
+        not_patched: Accounts that the page lists, or would.
+    """
+
+    numbers: Numbers
+    requests: int
+    bars: tuple[Bar, ...]
+    step: float
+    latency: Latency | None
+    proxies: tuple[ProxyCount, ...]
+    more_proxies: int
+    slowest: tuple[Outcome, ...]
+    not_patched: int
+
+
+def find(view: JournalView, stage: Stage, now: float) -> Findings:
+    """
+    Read the journal at the Unix time *now*, where `stage_of` has told *stage*.
+
+    To be asked at one moment, so that no number contradicts another.
+
+    Raises:
+        JournalError: It is damaged.
+    """
+    numbers = count(view, stage, now)
+    step = _step(numbers.first or 0.0, numbers.last or 0.0)
+    proxies, more_proxies = _proxies(view)
+    slowest = view.ask(f"SELECT * FROM outcomes WHERE {SENT} ORDER BY elapsed DESC LIMIT ?", RANKED)  # noqa: S608
+    [(requests,)] = view.ask("SELECT coalesce(sum(attempts), 0) FROM outcomes")
+    [(not_patched,)] = view.ask(f"SELECT count(*) FROM outcomes WHERE {NOT_PATCHED}")  # noqa: S608
+    return Findings(
+        numbers=numbers,
+        requests=requests,
+        bars=_bars(view, numbers.first or 0.0, step),
+        step=step,
+        latency=_latency(elapsed for (elapsed,) in view.stream(_ELAPSED)),
+        proxies=proxies,
+        more_proxies=more_proxies,
+        slowest=tuple(view.outcome(row) for row in slowest),
+        not_patched=not_patched,
+    )
+
+
+_ELAPSED: Final = f"SELECT elapsed FROM outcomes WHERE {SENT} AND elapsed < 1e9"  # noqa: S608
+_BARS: Final = f"""
+    SELECT CAST((settled_at - :start) / :step AS INTEGER) AS bar, state, count(*) FROM outcomes
+    WHERE {SENT} GROUP BY bar, state ORDER BY bar
+"""  # noqa: S608
+_PROXIES: Final = f"""
+    SELECT proxy, count(*), count(*) FILTER (WHERE {NOT_PATCHED}) AS bad,
+        count(*) FILTER (WHERE scope = 'proxy') AS own, count(*) OVER () AS every
+    FROM outcomes WHERE proxy IS NOT NULL GROUP BY proxy HAVING bad > 0
+    ORDER BY bad DESC, own DESC, proxy LIMIT ?
+"""  # noqa: S608
+
+
+def _step(first: float, last: float) -> float:
+    span = last - first
+    for width in _WIDTHS:
+        if span / width < BARS:
+            return width
+    return _DAY * (1 + span // (BARS * _DAY))
+
+
+def _bars(view: JournalView, start: float, step: float) -> tuple[Bar, ...]:
+    def read(rows: list[tuple[int, str, int]]) -> tuple[Bar, ...]:
+        return tuple(Bar(start + number * step, State(state), accounts) for number, state, accounts in rows)
+
+    # On whole minutes or hours, as a clock shows them.
+    start = start // step * step
+    return view.read(read, _BARS, {"start": start, "step": step})
+
+
+def _latency(seconds: Iterable[float]) -> Latency | None:
+    # To three digits, of which there are no more than some thousand different ones.
+    counted = Counter(_three_digits(elapsed) for elapsed in seconds)
+    if not counted:
+        return None
+    ordered = sorted(counted.items())
+    buckets: Counter[int] = Counter()
+    for elapsed, accounts in ordered:
+        buckets[floor(log10(elapsed) * _PER_DECADE + 1e-9)] += accounts
+    edges = ((10 ** (n / _PER_DECADE), 10 ** ((n + 1) / _PER_DECADE), buckets[n]) for n in sorted(buckets))
+    return Latency(_percentile(ordered, 0.50), _percentile(ordered, 0.95), ordered[-1][0], tuple(edges))
+
+
+def _three_digits(seconds: float) -> float:
+    return float(f"{max(_SHORTEST, seconds):.3g}")
+
+
+def _percentile(ordered: list[tuple[float, int]], share: float) -> float:
+    left = share * sum(accounts for _, accounts in ordered)
+    for value, accounts in ordered:
+        left -= accounts
+        if left <= 0:
+            return value
+    return ordered[-1][0]
+
+
+def _proxies(view: JournalView) -> tuple[tuple[ProxyCount, ...], int]:
+    def read(rows: list[tuple[str, int, int, int, int]]) -> tuple[tuple[ProxyCount, ...], int]:
+        ranked = tuple(ProxyCount(printable(proxy), *counts) for proxy, *counts, _ in rows)
+        return ranked, rows[0][-1] - len(rows) if rows else 0
+
+    return view.read(read, _PROXIES, RANKED)

@@ -1,0 +1,160 @@
+"""The page itself: what was found, put into a template that escapes whatever comes from outside."""
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib import resources
+from typing import BinaryIO, Final
+
+from postpress_async._version import __version__
+from postpress_async.errors import BY_CODE, BY_TYPE, RotationError
+from postpress_async.rotation._times import duration
+from postpress_async.rotation.advice import advice
+from postpress_async.rotation.numbers import Numbers, Stage, stage_of
+from postpress_async.rotation.outcome import Outcome, State
+from postpress_async.rotation.reading import JournalView
+from postpress_async.rotation.report.findings import Findings, find
+from postpress_async.rotation.report.listing import COLUMNS, pack
+
+SHOWN: Final = 100
+"""Accounts of the list that are shown at once, and where no script runs."""
+_TOLD: Final = {
+    Stage.UNDER_WAY: "The run is still under way: this is how it stood when the page was written.",
+    Stage.DIED: "The last run was killed, or its machine went down.",
+    Stage.HALTED: "The last run halted",
+    Stage.STOPPED: "The last run was stopped before all accounts were sent.",
+    Stage.ENDED: "The run has ended.",
+}
+
+
+def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
+    """
+    Write the report of a journal, as it is at the Unix time *now*, to *file*: at most 5 MB.
+
+    Raises:
+        JournalError: The journal is damaged.
+        RotationError: Jinja or vl-convert is not installed.
+    """
+    try:
+        page = _page(view, now)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        if name not in {"jinja2", "markupsafe", "vl_convert"}:
+            raise
+        raise RotationError(f"a report needs {name}: pip install 'postpress-async[report]'") from None
+    # What no encoding has (half of a surrogate pair) was escaped when it was read.
+    file.write(page.encode("utf-8"))
+
+
+def _page(view: JournalView, now: float) -> str:
+    import jinja2
+
+    from postpress_async.rotation.report import charts
+
+    stage = stage_of(view)
+    with view.at_one_moment():
+        findings = find(view, stage, now)
+        listing = pack(_not_patched(view), shown=SHOWN)
+    style, script = _text("page.css"), _text("page.js")
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"n": "{:,}".format, "clock": _clock, "date": _date, "duration": duration}
+    numbers = findings.numbers
+    return environment.from_string(_text("page.html")).render(
+        style=style,
+        script=script,
+        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
+        "form-action 'none'",
+        version=__version__,
+        now=now,
+        journal=str(view.path),
+        told=_told(numbers),
+        mood=_mood(numbers),
+        advice=advice(str(view.path), numbers, seen=True),
+        states=_shares(numbers),
+        facts=list(_facts(findings)),
+        findings=findings,
+        numbers=numbers,
+        meanings=[(error, _meaning(error.error_type)) for error in numbers.errors],
+        throughput=charts.throughput(findings),
+        latency=findings.latency and charts.latency(findings.latency),
+        errors=charts.errors(numbers.errors) if numbers.errors else None,
+        listing=listing,
+        columns=COLUMNS,
+        shown=SHOWN,
+    )
+
+
+def _not_patched(view: JournalView) -> Iterator[Outcome]:
+    for outcome in view.outcomes([State.FAILED, State.UNKNOWN, State.SKIPPED]):
+        if outcome.state is not State.SKIPPED or outcome.error_type is not None:
+            yield outcome
+
+
+def _told(numbers: Numbers) -> str:
+    return f"{_TOLD[numbers.stage]}: {numbers.halted[:500]}." if numbers.halted else _TOLD[numbers.stage]
+
+
+def _mood(numbers: Numbers) -> str:
+    """The colour of the first line."""
+    if numbers.stage is Stage.HALTED or numbers.states[State.FAILED] > numbers.states[State.PATCHED]:
+        return "failed"
+    if numbers.accounts and numbers.states[State.PATCHED] == numbers.accounts:
+        return "patched"
+    return "unknown"
+
+
+def _shares(numbers: Numbers) -> list[tuple[str, int, float, float]]:
+    """Of each state, and of what the journal has no word of: name, accounts, begin and width in percent."""
+    parts = [(state.value, numbers.states[state]) for state in State]
+    parts.append(("not settled", numbers.accounts - numbers.states.total()))
+    rows, begin = [], 0.0
+    for name, accounts in parts:
+        width = 100 * accounts / max(1, numbers.accounts)
+        rows.append((name, accounts, begin, width))
+        begin += width
+    return rows
+
+
+def _facts(findings: Findings) -> Iterator[tuple[str, str]]:
+    numbers = findings.numbers
+    began = numbers.first if numbers.began is None else numbers.began
+    if began is not None:
+        yield "began", f"{_date(began)} {_clock(began)}"
+    if numbers.last is not None:
+        yield "last settled", f"{_date(numbers.last)} {_clock(numbers.last)}"
+        yield "from first to last", duration(numbers.last - (began or numbers.last))
+    if numbers.rate is not None:
+        yield "accounts a second", f"{numbers.rate:,.1f}"
+    if findings.latency is not None:
+        yield "half within", f"{findings.latency.p50:g} s"
+        yield "95 of 100 within", f"{findings.latency.p95:g} s"
+    yield "requests", f"{findings.requests:,}"
+
+
+def _meaning(error_type: str) -> str:
+    """What the catalogue of errors says of it, in its first lines."""
+    kind = BY_TYPE.get(error_type) or BY_CODE.get(error_type)
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split()) if kind else ""
+
+
+def _text(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M:%S")
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")

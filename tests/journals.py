@@ -1,0 +1,98 @@
+"""Journals as runs leave them, made in no time: for whatever only reads one."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from postpress_async import Outcome
+from postpress_async.errors import Applied, Scope
+from postpress_async.rotation import State
+from postpress_async.rotation._journal_file import connect
+from postpress_async.rotation.journal import _OUTCOME, _row
+
+NIGHT = 1_795_215_600.0
+"""2026-11-20 23:00:00 UTC."""
+
+
+def outcome(ordinal: int, state: State = State.PATCHED, **other: object) -> Outcome:
+    """What came of account number *ordinal*, a tenth of a second after the one before."""
+    facts: dict[str, object] = {"attempts": 1, "status": 200, "elapsed": 0.25}
+    facts |= {"account_id": f"acc_{ordinal:06}", "settled_at": NIGHT + ordinal / 10}
+    if state is State.FAILED:
+        facts |= {"status": 404, "error_type": "errors/resource_not_found", "scope": Scope.ACCOUNT}
+        facts |= {"applied": Applied.NO, "instance": f"req_{ordinal}"}
+    elif state is State.UNKNOWN:
+        facts |= {"status": 504, "error_type": "errors/request_timeout", "scope": Scope.SERVICE}
+        facts |= {"applied": Applied.UNKNOWN, "instance": f"req_{ordinal}"}
+    elif state is State.SKIPPED:
+        facts |= {"attempts": 0, "status": None, "elapsed": 0.0, "applied": Applied.NO}
+    return Outcome(ordinal, ordinal + 2, state=state, **(facts | other))  # type: ignore[arg-type]
+
+
+def refused(ordinal: int) -> Outcome:
+    """An account whose row says nothing that could be sent."""
+    return outcome(ordinal, State.SKIPPED, error_type="port out of range", scope=Scope.REQUEST)
+
+
+def write(path: Path, outcomes: Iterable[Outcome], **told: object) -> Path:
+    """The journal of a run that ended; *told* is what else its table ``run`` has."""
+    connection, _ = connect(path)
+    with connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.executemany(_OUTCOME, map(_row, outcomes))
+        connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", told.items())
+    connection.close()
+    path.chmod(0o600)
+    return path
+
+
+def change(path: Path, statement: str, *values: object) -> None:
+    """Do to a journal what no run does."""
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(statement, values)
+    connection.close()
+
+
+_DIES = """
+import asyncio, os, sys
+from postpress_async import Outcome
+from postpress_async.rotation import Journal
+
+async def main():
+    journal = Journal.open(sys.argv[1])
+    for ordinal in range(20):
+        journal.record(Outcome.patched(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
+    await journal.keep_generation(0, 1)
+    print("written", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+class Run:
+    """A run in a process of its own, which has settled twenty accounts and goes on until it is killed."""
+
+    def __init__(self, path: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _DIES, str(path)], stdout=subprocess.PIPE, env={**os.environ}
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"written\n"
+
+    def kill(self) -> None:
+        """What no process can do anything about."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.communicate()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
