@@ -23,6 +23,7 @@ from postpress_async.models import AccountPatched, ProxyChange
 from postpress_async.pace import Pace, Pacer
 from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Fleet, Journal, Rotation
+from postpress_async.rotation._fleet_frame import Frame, is_frame
 from postpress_async.rotation.plan import arows_of, rows_of
 from postpress_async.rotation.resume import Source
 from postpress_async.secret import Secret
@@ -32,6 +33,7 @@ Changes: TypeAlias = (
     | AsyncIterable[tuple[str, ProxyChange]]
     | Mapping[str, ProxyChange]
     | Fleet
+    | Frame  # of pandas or polars
 )
 
 
@@ -139,7 +141,8 @@ class PostPressSession:
 
         Args:
             changes: Pairs of account id and change, from any iterable (also asynchronous, also a
-                mapping), read as they are worked; or a `Fleet`. A wrong pair is an outcome, no exception.
+                mapping), read as they are worked; or a `Fleet`; or a pandas or polars frame with a fleet's
+                columns, see `Fleet.of`. A wrong pair is an outcome, no exception.
             journal: The SQLite file that remembers what is settled. A run that was stopped or killed goes
                 on where it was, with the same changes in the same order.
             in_flight: Accounts worked on at once, from 1; else the pace's.
@@ -150,9 +153,11 @@ class PostPressSession:
         """
         if in_flight is not None and (type(in_flight) is not int or in_flight < 1):
             raise ValueError(f"in_flight is a whole number from 1, not {in_flight!r}")
+        if is_frame(changes):
+            changes = Fleet.of(changes)
         if isinstance(changes, Fleet):
             rows: Source = changes.rows()
-            digest: bytes | None = changes.digest
+            digest = None if journal is None else changes.digest  # of a frame, it takes a pass
             finite = True
         else:
             pairs = changes.items() if isinstance(changes, Mapping) else changes
