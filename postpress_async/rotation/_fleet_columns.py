@@ -150,9 +150,9 @@ def _text(column: str, value: object) -> str:
     number = _whole(value)
     if number is None:
         raise FieldError(column, "port not an integer", "it is a whole number from 1 to 65535")
-    if not 0 <= number < 10**9:  # nor is it written out: Python does not write 5,000 digits
+    if number < 0:
         raise FieldError(column, "port out of range", "it is 1 to 65535")
-    return str(number)
+    return str(min(number, 10**9))  # out of range too; Python does not write 5,000 digits
 
 
 def _is_missing(value: object) -> bool:

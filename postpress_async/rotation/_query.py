@@ -136,13 +136,14 @@ class Query:
         """What may be repeated of *error*."""
         said = getattr(error, "orig", None) or error
         state = str(getattr(said, "sqlstate", None) or getattr(said, "pgcode", None) or "")
-        text = next(iter(str(said).strip().splitlines()), "")
+        # MySQL's drivers give a number and a text.
+        words = said.args[1] if len(said.args) == 2 and isinstance(said.args[0], int) else said
+        text = next(iter(str(words).strip().splitlines()), "")
         if connecting or state[:2] in _NAMES_ALONE or text.startswith(_SQLITE_SAYS):
             for form in self._forms:
                 text = text.replace(form, MASK)
-            text = re.sub(
-                r"'[^']*'?", "'...'", text
-            )  # a literal of the query, at which it was not understood
+            if not connecting:  # a literal of the query, by which it was not understood
+                text = re.sub(r"'[^']*'?", "'...'", text)
             return "".join(c if c.isprintable() else " " for c in text)[:_LONGEST]
         name = type(said).__name__
         return f"{name} {state}" if state else f"{name}, whose words may quote a row"
