@@ -44,7 +44,7 @@ def test_the_messy_fleet_means_the_same_in_every_form(form: Form, tmp_path) -> N
 
 
 # Half of them right: each form has its own way to a wrong cell.
-TEXTS = {
+TEXTS: dict[str, list[Any]] = {
     "account_id": ["a", "b", " c ", "acc_1", "acc/../x", "é", "..", "x" * 257],
     "proxy": [None, None, "https://u:p%40@h.example:80", " http://h:1 ", "h:80", "ftp://h:80", "https://u:12345678"],
     "host": [None, None, "h.example", " h ", "[2001:db8::1]", "http://h", "h. x", "h:80"],
@@ -54,7 +54,7 @@ TEXTS = {
     "country": [None, None, "us", " DE ", "UK", "USA", "XX"],
     "ip": [None, None, "203.0.113.9", "203.0.113.256", "::1"],
 }  # fmt: skip
-PORTS = [
+PORTS: list[list[Any]] = [
     [None, "80", " 8080 ", "0", "65536", "eighty", "1e3", "8080.5"],
     [None, 80, 8080, 0, 65536, 10**9, 2**62],
 ]
