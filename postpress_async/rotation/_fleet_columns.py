@@ -20,6 +20,8 @@ from postpress_async.rotation.plan import Refusal, Row
 BATCH: Final = 1024
 """Rows that are in memory at once."""
 
+_PLAIN: Final = {str, type(None)}
+
 Values: TypeAlias = Mapping[str, Sequence[object]]
 """Some rows' values for each of `COLUMNS` that is there; None, NaN and the like are not given."""
 
@@ -128,19 +130,18 @@ def _texts(column: str, values: Sequence[object], faults: dict[int, FieldError])
             return ""
 
     # A million rows have nine million of them, nearly all text or None.
-    return [
-        value if type(value) is str else "" if value is None else odd(index, value)
-        for index, value in enumerate(values)
-    ]
+    if set(map(type, values)) <= _PLAIN:
+        return [value or "" for value in cast("Sequence[str | None]", values)]
+    return ["" if value is None else odd(index, value) for index, value in enumerate(values)]
 
 
 def _text(column: str, value: object) -> str:
     if column == "port" and type(value) is int and 0 <= value < 10**9:
         return str(value)
+    if isinstance(value, str):  # perhaps of numpy's kind
+        return str(value)
     if _is_missing(value):
         return ""
-    if isinstance(value, str):  # of numpy's kind
-        return str(value)
     if column in {"host", "ip"} and isinstance(value, IPv4Address | IPv6Address):  # PostgreSQL's inet
         return str(value)
     if column == "proxy":

@@ -103,11 +103,8 @@ def _pandas_series(frame: Any, place: int) -> _Take:
     series = frame.iloc[:, place]
 
     def take(begin: int, end: int) -> Sequence[object]:
-        part = series.iloc[begin:end]
-        values: list[object] = part.tolist()
-        missing = part.isna()
-        if missing.any():  # as None, NaN, NaT or NA, by the column's type
-            values = [None if gone else value for value, gone in zip(values, missing.tolist(), strict=True)]
+        # What is missing is None, NaN, NaT or NA, by the column's type.
+        values: list[object] = series.iloc[begin:end].to_numpy(dtype=object, na_value=None).tolist()
         return values
 
     return take
