@@ -54,6 +54,13 @@ def simulation(session: nox.Session) -> None:
 
 
 @nox.session
+def inputs(session: nox.Session) -> None:
+    """How fast a fleet of a million rows is read in each form, and in how much memory: one table."""
+    install(session, "test")
+    session.run("python", "-m", "benchmarks.inputs", *session.posargs)
+
+
+@nox.session
 def kill(session: nox.Session) -> None:
     """A rotation killed at fifty moments; the suite does ten."""
     install(session, "test")

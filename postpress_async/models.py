@@ -24,17 +24,23 @@ class ProxyProtocol(StrEnum):
     SOCKS5 = "socks5"
 
 
-_PROTOCOLS = frozenset(ProxyProtocol)
+_PROTOCOLS: dict[str, ProxyProtocol] = {protocol: protocol for protocol in ProxyProtocol}
 
 
-def _to_protocol(value: "ProxyProtocol | str") -> ProxyProtocol:
-    if not isinstance(value, str) or value not in _PROTOCOLS:
+# These take None themselves: a fleet has millions of both, and attrs' `optional` is one more call for each.
+def _to_protocol(value: ProxyProtocol | str | None) -> ProxyProtocol | None:
+    if value is None:
+        return None
+    protocol = _PROTOCOLS.get(value) if isinstance(value, str) else None
+    if protocol is None:
         raise FieldError("protocol", "protocol unknown", "it is one of https, http, socks5")
-    return ProxyProtocol(value)
+    return protocol
 
 
-def _to_secret(value: Secret | str) -> Secret:
-    if not isinstance(value, Secret | str):
+def _to_secret(value: Secret | str | None) -> Secret | None:
+    if value is None or isinstance(value, Secret):
+        return value
+    if not isinstance(value, str):
         raise FieldError("password", "password not text", f"it is a string, not {type(value).__name__}")
     return Secret(value)
 
@@ -57,9 +63,9 @@ class CustomProxy:
 
     host: str = field(validator=_fields.host)
     port: int = field(validator=_fields.port)
-    protocol: ProxyProtocol | None = field(default=None, converter=or_none(_to_protocol))
+    protocol: ProxyProtocol | None = field(default=None, converter=_to_protocol)
     username: str | None = field(default=None, validator=_fields.username)
-    password: Secret | None = field(default=None, converter=or_none(_to_secret), validator=_fields.password)
+    password: Secret | None = field(default=None, converter=_to_secret, validator=_fields.password)
 
     @classmethod
     def from_url(cls, url: str) -> Self:

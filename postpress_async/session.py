@@ -3,10 +3,9 @@
 import os
 import random
 import ssl as tls
-from collections.abc import AsyncIterable, Iterable, Mapping, Sized
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self
 
 import aiohttp
 
@@ -22,15 +21,12 @@ from postpress_async.events import Observer
 from postpress_async.models import AccountPatched, ProxyChange
 from postpress_async.pace import Pace, Pacer
 from postpress_async.retry import RetryPolicy
-from postpress_async.rotation import Fleet, Halt, Journal, ProxyPool, Rotation
+from postpress_async.rotation import Halt, Journal, ProxyPool, Rotation
 from postpress_async.rotation.errand import Errand
+from postpress_async.rotation.given import Changes, Given
 from postpress_async.rotation.journal import OnFailed, OnUnknown
-from postpress_async.rotation.plan import Change, arows_of, rows_of
-from postpress_async.rotation.resume import RowKeys, Source
+from postpress_async.rotation.resume import RowKeys
 from postpress_async.secret import Secret
-
-Changes: TypeAlias = Iterable[Change] | AsyncIterable[Change] | Mapping[str, ProxyChange | None] | Fleet
-"""What `PostPressSession.rotate` takes."""
 
 
 class PostPressSession:
@@ -147,8 +143,9 @@ class PostPressSession:
 
         Args:
             changes: Pairs of account id and change, from any iterable (also asynchronous, also a
-                mapping), read as they are worked; or a `Fleet`. A wrong pair is an outcome, no exception.
-                With a *pool*, an account id alone will do.
+                mapping), read as they are worked; or a `Fleet`; or a pandas or polars frame with a fleet's
+                columns, see `Fleet.of`. A wrong pair is an outcome, no exception. With a *pool*, an account
+                id alone will do.
             journal: The SQLite file that remembers what is settled. A run that was stopped or killed goes
                 on where it was, with the same changes in the same order.
             in_flight: Accounts worked on at once, from 1; else the pace's.
@@ -171,28 +168,13 @@ class PostPressSession:
         for name, choice in (("on_unknown", on_unknown), ("on_failed", on_failed)):
             if choice not in {"retry", "report"}:
                 raise ValueError(f'{name} is "retry" or "report", not {choice!r}')
-        if isinstance(changes, Fleet):
-            if changes.pooled and pool is None:
-                raise ValueError("the fleet was opened for a pool: pass pool, or give its rows a default")
-            rows: Source = changes.rows
-            digest: bytes | None = changes.digest
-            finite, total = True, changes.counted
-        else:
-            pairs = changes.items() if isinstance(changes, Mapping) else changes
-            pooled = pool is not None
-            if isinstance(pairs, AsyncIterable):
-                rows = arows_of(pairs, pooled=pooled)
-            else:
-                rows = rows_of(pairs, pooled=pooled)
-            finite = isinstance(pairs, Sized)
-            digest, total = None, len(pairs) if isinstance(pairs, Sized) else None
-
+        given = Given.of(changes, pooled=pool is not None)
         opener = None
         if journal is not None:
             opener = partial(
                 Journal.open,
                 journal,
-                digest=digest,
+                digest=None if given.fleet is None else given.fleet.digest,
                 target=self._target,
                 on_unknown=on_unknown,
                 on_failed=on_failed,
@@ -207,11 +189,11 @@ class PostPressSession:
 
         return Rotation(
             update,
-            rows,
+            given.rows,
             in_flight=in_flight or self._pace.in_flight,
             journal=opener,
-            finite=finite,
-            total=total,
+            finite=given.finite,
+            total=given.total,
             halt=Halt.of(halt),
             pool=pool,
             limit=limit,

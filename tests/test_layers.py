@@ -65,6 +65,7 @@ def test_importing_the_package_is_silent_and_loads_no_extra() -> None:
         "import sys, postpress_async;"
         "extras = {'click', 'rich', 'uvloop', 'pyarrow', 'sqlalchemy', 'distributed', 'opentelemetry'};"
         "extras |= {'jinja2', 'vl_convert'};"
+        "extras |= {'pandas', 'polars', 'numpy'};"
         "print(sorted(extras & set(sys.modules)), 'aiohttp.web' in sys.modules)"
     )
     done = subprocess.run(

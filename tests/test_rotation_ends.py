@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -325,7 +325,7 @@ async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal
             read: list[int] = []
             original = opened.rows
 
-            def counted(done: bytes = b"") -> Iterator[Any]:
+            def counted(done: bytes = b"") -> Generator[Any, None, None]:
                 for row in original(done):
                     read.append(row.ordinal)
                     yield row

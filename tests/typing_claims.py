@@ -6,6 +6,8 @@ Under ``--strict`` a needless ignore is itself an error: each one says that a mi
 
 from typing import assert_type
 
+import polars
+
 from postpress_async import (
     AccountPatched,
     CustomProxy,
@@ -18,6 +20,7 @@ from postpress_async import (
     RotationSummary,
     errors,
 )
+from postpress_async.rotation import Fleet
 
 
 async def what_users_write(session: PostPressSession, changes: dict[str, ProxyChange]) -> None:
@@ -31,6 +34,8 @@ async def what_users_write(session: PostPressSession, changes: dict[str, ProxyCh
     assert_type(rotation.summary, RotationSummary)
     async with session.rotate([("acc_1", own), ("acc_2", ManagedProxy(ip="203.0.113.42"))]) as rotation:
         assert_type(await rotation.run(), RotationSummary)
+    async with session.rotate(polars.DataFrame({"account_id": ["acc_1"], "country": ["US"]})) as rotation:
+        assert_type(await rotation.run(), RotationSummary)
     RetryPolicy(attempts=2, also_on=(errors.NoChannelError,), never_on=[errors.ProxyError])
 
 
@@ -42,4 +47,6 @@ async def what_users_mistake(session: PostPressSession) -> None:
     CustomProxy(host="h.example", port="8080")  # type: ignore[arg-type]
     RetryPolicy(attempts="4")  # type: ignore[arg-type]
     session.rotate([("acc_1", "US")])  # type: ignore[list-item]
+    session.rotate(polars.LazyFrame({"account_id": ["acc_1"]}))  # type: ignore[arg-type]
+    Fleet.of([("acc_1", ManagedProxy(country="US"))])  # type: ignore[arg-type]
     AccountPatched("acc_1").account_id = "acc_2"  # type: ignore[misc]

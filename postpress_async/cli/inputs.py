@@ -13,10 +13,10 @@ from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Fleet, Halt, ProxyPool
 from postpress_async.rotation._fleet_row import COLUMNS
+from postpress_async.rotation.given import Changes
 from postpress_async.rotation.journal import OnFailed, OnUnknown, rows_known_to
 from postpress_async.rotation.pool import Assign
 from postpress_async.sandbox import Profile, own_accounts
-from postpress_async.session import Changes
 
 LISTED: Final = 50
 """Bad rows that are listed before the rest is only counted."""

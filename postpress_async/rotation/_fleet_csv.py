@@ -10,9 +10,9 @@ from typing import Final, TypeAlias
 
 from attrs import evolve, frozen
 
-from postpress_async.errors import FleetError
 from postpress_async.rotation._fleet_file import FleetFile
-from postpress_async.rotation._fleet_row import COLUMNS, Cells, RowReader, meaning, shown
+from postpress_async.rotation._fleet_header import KNOWN, read_header
+from postpress_async.rotation._fleet_row import COLUMNS, Cells, RowReader, meaning
 from postpress_async.rotation.plan import Refusal, Row
 
 # Of one record: the lines, first and last, and the cells; None where its quotes are wrong.
@@ -20,7 +20,6 @@ _Record: TypeAlias = tuple[int, int, list[str] | None]
 
 _DELIMITERS: Final = ",;\t"
 _QUOTES: Final = "write a quote inside quotes twice, and put nothing after the closing one"
-_KNOWN: Final = ", ".join(COLUMNS)
 # A line of such words alone is a header and no row: a proxy of one's own has a port or a URL.
 _WORDS: Final = re.compile(r"(?:[^\W\d]|[ _-])*")
 
@@ -103,29 +102,14 @@ class CsvTable:
             begins = ends + 1
 
     def _read_header(self, names: list[str]) -> _Header:
-        columns = [meaning(name) for name in names]
-        places: dict[str, int] = {}
-        for index, column in enumerate(columns):
-            if column is None:
-                continue
-            if column in places:
-                both = f"{shown(names[places[column]])} and {shown(names[index])}"
-                raise self._file.error(f"has two columns for {column}, {both}: leave one of them out")
-            places[column] = index
-        if "account_id" not in places:
-            raise self._no_accounts(names)
+        # What is no header may be a row, and have a password, which no error is to show.
+        if "account_id" not in map(meaning, names) and not all(map(_WORDS.fullmatch, names)):
+            raise self._file.error(f"has no header with an account_id: begin it with a line of {KNOWN}")
+        header = read_header(names, self._file.error)
         # A column that is not there is read from the empty cell after the last.
-        pick: Callable[[list[str]], Cells] = itemgetter(*(places.get(name, len(names)) for name in COLUMNS))
-        unknown = [shown(name) for name, column in zip(names, columns, strict=True) if column is None]
-        return _Header(len(names), tuple(filter(None, unknown)), pick)
-
-    def _no_accounts(self, names: list[str]) -> FleetError:
-        # What is no header may be a row, and have a password.
-        if not all(_WORDS.fullmatch(name) for name in names):
-            return self._file.error(f"has no header with an account_id: begin it with a line of {_KNOWN}")
-        found = ", ".join(filter(None, map(shown, names[:20])))
-        advice = f"give one of them that name; known are {_KNOWN}"
-        return self._file.error(f"has no column account_id, only {found}: {advice}")
+        places = (header.places.get(name, header.width) for name in COLUMNS)
+        pick: Callable[[list[str]], Cells] = itemgetter(*places)
+        return _Header(header.width, header.ignored, pick)
 
 
 def _delimiter(header: str) -> str:

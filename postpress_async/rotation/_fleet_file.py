@@ -31,13 +31,20 @@ LONGEST_LINE: Final = 1024 * 1024
 _BLOCK: Final = 64 * 1024
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text" begins so
 
-# What people take for CSV, by its first bytes, and the way out.
+PARQUET: Final = b"PAR1"
+"""The first bytes of a Parquet file."""
+
+# What people take for a fleet, by its first bytes, and the way out.
 _FORMATS: Final = {
     b"PK\x03\x04": "is a workbook or a zip archive: export it as CSV in UTF-8",
     b"\xd0\xcf\x11\xe0": "is an old Excel workbook: export it as CSV in UTF-8",
     b"\x1f\x8b": "is compressed: unpack it first, as in gunzip -c FILE | ... -",
-    b"PAR1": "is Parquet: export it as CSV or JSON Lines",
+    b"\x28\xb5\x2f\xfd": "is compressed: unpack it first, as in zstd -dc FILE | ... -",
+    b"PARE": "is encrypted Parquet: write it without encryption",
+    b"ARROW1": "is an Arrow or Feather file: write it as Parquet or CSV",
+    b"SQLite format 3\0": "is a SQLite database: name it as sqlite:///FILE, and give a query",
 }
+_LONGEST_MARK: Final = 16
 
 _UNOPENED: Final[dict[type[Exception], str]] = {
     FileNotFoundError: "does not exist: check the path, or give - for standard input",
@@ -89,9 +96,24 @@ class FleetFile:
         if self._spool is not None:
             self._spool.close()
 
+    def begins(self, mark: bytes) -> bool:
+        """Whether its first bytes are *mark*."""
+        with self.opened() as file:
+            return file.read(len(mark)) == mark
+
+    def refuse_other_formats(self) -> None:
+        """Raise `FleetError` if its first bytes are of a format that people take for a fleet."""
+        with self.opened() as file:
+            self._refuse_format(file.read(_LONGEST_MARK) or b"")
+
+    def _refuse_format(self, block: bytes) -> None:
+        for first, fact in _FORMATS.items():
+            if block.startswith(first):
+                raise self.error(fact)
+
     def sha256(self) -> "hashlib._Hash":
         """The hash over all bytes, ready to take more."""
-        with self._pass() as file:
+        with self.opened() as file:
             return hashlib.file_digest(file, "sha256")
 
     def lines(self) -> Generator[list[str], None, None]:
@@ -104,7 +126,7 @@ class FleetFile:
             FleetError: It changed, is not text, or has a line over `LONGEST_LINE`.
         """
         number, rest = 0, b""
-        with self._pass() as file:
+        with self.opened() as file:
             for block in self._utf8(file):
                 text = rest + block
                 if b"\0" in block:
@@ -132,9 +154,7 @@ class FleetFile:
     def _utf8(self, file: io.RawIOBase) -> Iterator[bytes]:
         """The blocks of *file* without a byte-order mark, and in UTF-8 if it says it is UTF-16."""
         block = file.read(_BLOCK) or b""
-        for first, fact in _FORMATS.items():
-            if block.startswith(first):
-                raise self.error(fact)
+        self._refuse_format(block)
         if not block.startswith(_UTF16):
             block = block.removeprefix(codecs.BOM_UTF8)
             while block:
@@ -151,10 +171,16 @@ class FleetFile:
             yield b"\xff"
 
     @contextmanager
-    def _pass(self) -> Iterator[io.RawIOBase]:
+    def opened(self) -> Iterator[io.RawIOBase]:
+        """
+        Its bytes from the first, for one pass; two passes do not move each other.
+
+        Raises:
+            FleetError: It is closed, changed, or an `OSError` came out of the block.
+        """
         if self._closed:
             raise self.error("is closed: open the fleet again")
-        with self._open() if self._spool is None else _View(self._spool) as file:
+        with self._open() if self._spool is None else View(self._spool) as file:
             self._check(file)
             try:
                 yield file
@@ -176,12 +202,12 @@ class FleetFile:
     def _copy(self, pipe: IO[bytes] | io.FileIO) -> None:
         # Where the system can, it never has a name: a run that is killed leaves no passwords behind.
         self._spool = spool = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
-        first = None
+        first = b""
         try:
             while block := pipe.read(_BLOCK):
                 spool.write(block)
                 first = first or block
-                if b"\0" in block and not first.startswith(_UTF16):
+                if b"\0" in block and not first.startswith((*_UTF16, PARQUET)):
                     break  # refused when it is read; and /dev/zero has no end
         except OSError as error:
             spool.close()
@@ -191,7 +217,7 @@ class FleetFile:
             raise
 
 
-class _View(io.RawIOBase):
+class View(io.RawIOBase):
     """A place of its own in a file that is shared, so that two passes do not move each other."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -201,9 +227,22 @@ class _View(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: "WriteableBuffer") -> int:
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._check()
+        if whence == os.SEEK_CUR:
+            offset, whence = self._at + offset, os.SEEK_SET
+        self._at = self._file.seek(offset, whence)
+        return self._at
+
+    def _check(self) -> None:
         if self._file.closed:
             raise OSError(errno.EBADF, "the fleet was closed")
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        self._check()
         self._file.seek(self._at)
         count: int = self._file.readinto(buffer)  # type: ignore[attr-defined]  # a BufferedRandom has it
         self._at += count

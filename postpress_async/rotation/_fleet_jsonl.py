@@ -74,14 +74,14 @@ class JsonLines:
             self._take(proxy, PARTS, given)
             if "host" not in given:  # an empty object is a mistake, not a wish for the default
                 raise FieldError("host", "host missing", "give the proxy's host name or address")
-        account_id, *rest = [_cell(name, given[name]) if name in given else "" for name in COLUMNS]
+        account_id, *rest = [
+            value if type(value := given.get(name, "")) is str else _cell(name, value) for name in COLUMNS
+        ]
         proxy, host, port, protocol, username, password, country, ip = rest
         return account_id, proxy, host, port, protocol, username, password, country, ip
 
 
 def _cell(column: str, value: object) -> str:
-    if isinstance(value, str):
-        return value
     if column == "proxy":
         advice = "it is a URL, or an object with host and port"
         raise FieldError(column, "proxy not text", advice)
@@ -105,7 +105,10 @@ def _read_object(text: str) -> dict[str, Any] | FieldError:
     A fault is told, not raised: the exceptions of `json` hold the whole text, which may have a password.
     """
     try:
-        value = _DECODER.decode(text)
+        text = text.strip(" \t\r\n")
+        value, end = _DECODER.raw_decode(text)
+        if end != len(text):
+            value = None
     except _KeyTwiceError:
         return FieldError(None, "a key stands twice", "leave one of them out")
     except (ValueError, RecursionError):  # malformed, a NaN, 5,000 digits, 5,000 brackets

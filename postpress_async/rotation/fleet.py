@@ -1,29 +1,74 @@
 """
 The file that names a rotation's accounts and what each is to get.
 
-CSV or JSON Lines, from a path or standard input. Every row is checked as a model would be, and what is
-wrong is told by line, column and reason. A file can be read any number of times, so that all of it
-can be checked before a byte is sent.
+CSV, JSON Lines or Parquet, from a path or standard input; the answer of a SQL query; a frame in Python.
+Every row is checked as a model would be, and what is wrong is told by line, column and reason. All of
+them can be read any number of times, so that all rows are checked before a byte is sent.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from attrs import Factory, define
 
+from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy, ProxyChange
 from postpress_async.rotation._fleet_csv import CsvTable
-from postpress_async.rotation._fleet_file import FleetFile
+from postpress_async.rotation._fleet_file import PARQUET, FleetFile
+from postpress_async.rotation._fleet_frame import Frame, FrameTable
 from postpress_async.rotation._fleet_jsonl import JsonLines
+from postpress_async.rotation._fleet_parquet import ParquetTable
 from postpress_async.rotation._fleet_row import RowReader
+from postpress_async.rotation._fleet_sql import QueryTable
 from postpress_async.rotation.plan import Refusal, Row
 
+if TYPE_CHECKING:
+    import hashlib
+
 _TABLES: Final = (".csv", ".tsv")
+_PARQUETS: Final = (".parquet", ".pq")
 _JSON_LINES: Final = (".jsonl", ".ndjson", ".json-lines", ".jsonlines")
+
+
+F = TypeVar("F", bound="Fleet")
+
+
+class Table(Protocol):
+    """Rows in some format, read by a `RowReader` as often as they are asked for."""
+
+    @property
+    def ignored_columns(self) -> tuple[str, ...]:
+        """Names of columns that are none of ours."""
+        ...
+
+    def rows(self, reader: RowReader, /) -> Generator[Row | Refusal, None, None]:
+        """Each row, or why it is refused."""
+        ...
+
+
+class Origin(Protocol):
+    """What a table is made from: a file, or a table that has no other."""
+
+    @property
+    def name(self) -> str:
+        """Of a file, without its folder; or what stands for it."""
+        ...
+
+    def error(self, fact: str, /) -> FleetError:
+        """The error that says *fact* of it."""
+        ...
+
+    def sha256(self) -> "hashlib._Hash":
+        """The hash over its content, ready to take more."""
+        ...
+
+    def close(self) -> None:
+        """Delete the copy, if there is one."""
+        ...
 
 
 @define
@@ -46,7 +91,7 @@ class Survey:
 
 class Fleet:
     """
-    A fleet file: a header or keys, and a row for each account.
+    A fleet: columns with names, and a row for each account.
 
     The columns are ``account_id``; ``proxy`` (a URL) or ``host``, ``port``, ``protocol``, ``username``
     and ``password``; ``country`` and ``ip``. Names are taken in any case, with ``_``, ``-`` or spaces,
@@ -54,15 +99,15 @@ class Fleet:
     given. Spaces around a cell are dropped, but for a password's.
 
     Attributes:
-        name: The file's name without its folder, or ``<stdin>``.
+        name: The file's name without its folder; or ``<stdin>``, ``<query>`` or ``<frame>``.
         pooled: Whether rows that name nothing but an account are left to a rotation's pool.
         counted: How many rows there are, refused ones included; None before a `survey`.
     """
 
-    def __init__(
-        self, file: FleetFile, table: CsvTable | JsonLines, default: ProxyChange | None, *, pooled: bool
-    ) -> None:
-        """Not for callers: use `open`."""
+    def __init__(self, file: Origin, table: Table, default: ProxyChange | None, *, pooled: bool) -> None:
+        """Not for callers: use `open`, `open_query` or `of`."""
+        if pooled and default is not None:
+            raise ValueError("rows that name nothing get either the default, or a proxy of the pool")
         self.name: Final = file.name
         self.pooled: Final = pooled
         self.counted: int | None = None
@@ -78,7 +123,8 @@ class Fleet:
         """
         The fleet in the file *source*; ``-`` is standard input.
 
-        CSV and JSON Lines are told apart by the file's extension, or else by the first character.
+        Parquet is known by its first bytes. CSV and JSON Lines are told apart by the file's extension, or
+        else by the first character.
         Standard input, and whatever can be read only once, is copied to a private temporary file.
 
         Args:
@@ -90,20 +136,54 @@ class Fleet:
             ValueError: It has a default, and is pooled too.
             FleetError: It cannot be read, is of another format, or has no rows.
         """
-        if pooled and default is not None:
-            raise ValueError("rows that name nothing get either the default, or a proxy of the pool")
         file = FleetFile(source)
         try:
-            table = JsonLines(file) if _is_json_lines(file) else CsvTable(file)
-            fleet = cls(file, table, default, pooled=pooled)
-            # Most that is wrong with a file shows by its first row.
-            with closing(table.rows(RowReader(default, pooled=pooled))) as rows:
-                if next(rows, None) is None:
-                    raise file.error("has no rows: it needs a line for each account")
+            return _begun(cls(file, _table(file), default, pooled=pooled))
         except BaseException:
             file.close()
             raise
-        return fleet
+
+    @classmethod
+    def open_query(
+        cls, url: str, query: str, *, default: ProxyChange | None = None, pooled: bool = False
+    ) -> Self:
+        """
+        The fleet that a SQL *query* gives: ``SELECT id AS account_id, country FROM ...``.
+
+        It takes the extra ``sql`` and the database's driver. It is asked once and read to its end, in a
+        transaction that only reads where the database has such, into a private temporary file: in an
+        event loop, call it by `asyncio.to_thread`. With ``ORDER BY`` a second run knows its input again.
+
+        Args:
+            url: SQLAlchemy's, such as ``postgresql+psycopg://user:password@host/name``.
+            query: As the database takes it, without parameters.
+            default: As `open` has it.
+            pooled: As `open` has it.
+
+        Raises:
+            FleetError: It cannot be asked, gives other columns than a fleet's, or no rows. Neither the
+                password nor a value of a row is part of it.
+        """
+        table = QueryTable(url, query)
+        try:
+            return _begun(cls(table, table, default, pooled=pooled))
+        except BaseException:
+            table.close()
+            raise
+
+    @classmethod
+    def of(cls, frame: Frame, *, default: ProxyChange | None = None, pooled: bool = False) -> Self:
+        """
+        The fleet in a pandas or polars *frame*, which may have no rows.
+
+        It is no copy: the frame is read anew for each pass, and is to stay as it is. The line of a row is
+        its number from 1, whatever the index says. Missing values are not given, and whole floats are ports.
+
+        Raises:
+            FleetError: It is lazy, or its columns are not a fleet's.
+        """
+        table = FrameTable(frame)
+        return cls(table, table, default, pooled=pooled)
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:
@@ -113,9 +193,10 @@ class Fleet:
     @property
     def digest(self) -> bytes:
         """
-        SHA-256 over the file's bytes, and what rows get that name nothing: a journal knows its input by it.
+        SHA-256 over the file's bytes, or a table's values, and what rows get that name nothing.
 
-        The default's password is no part of it: it says nothing about which rows there are.
+        A journal knows its input by it. The default's password is no part of it: it says nothing about
+        which rows there are.
         """
         if self._digest is None:
             digest = self._file.sha256()
@@ -126,7 +207,11 @@ class Fleet:
             self._digest = digest.digest()
         return self._digest
 
-    def rows(self, done: bytes = b"") -> Iterator[Row | Refusal]:
+    def error(self, fact: str) -> FleetError:
+        """The error that says *fact* of this fleet."""
+        return self._file.error(fact)
+
+    def rows(self, done: bytes = b"") -> Generator[Row | Refusal, None, None]:
         """
         Each row, or why it is refused; from the beginning every time.
 
@@ -164,6 +249,23 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _begun(fleet: F) -> F:
+    """*fleet*, if it has a row: most that is wrong with a file shows by the first one."""
+    with closing(fleet.rows()) as rows:
+        if next(rows, None) is None:
+            raise fleet.error("has no rows: it needs a line for each account")
+    return fleet
+
+
+def _table(file: FleetFile) -> Table:
+    if file.begins(PARQUET):
+        return ParquetTable(file)
+    if file.name.lower().endswith(_PARQUETS):
+        file.refuse_other_formats()
+        raise file.error("is no Parquet, as its name says it is: write it again, or name it by its format")
+    return JsonLines(file) if _is_json_lines(file) else CsvTable(file)
 
 
 def _is_json_lines(file: FleetFile) -> bool:

@@ -1,0 +1,136 @@
+"""A fleet as Parquet, read by pyarrow: the columns that are ours, some rows at a time."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from postpress_async.rotation._fleet_columns import BATCH, Batch, BatchMaker, Values, read_batches
+from postpress_async.rotation._fleet_file import FleetFile
+from postpress_async.rotation._fleet_header import read_header
+from postpress_async.rotation._fleet_row import PARTS, RowReader, meaning, shown
+from postpress_async.rotation.plan import Refusal, Row
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
+# Of a column chunk: so a row group of a million rows is read page by page, and not whole.
+_BUFFER: Final = 64 * 1024
+
+
+T = TypeVar("T")
+
+
+class ParquetTable:
+    """
+    The rows of a Parquet file. Its other columns are not read.
+
+    Columns are of text, dictionary-encoded or not, and ``port`` may be one of numbers. ``proxy`` may be a
+    struct with the fields host, port, protocol, username and password. The line of a row is its number
+    in the file, from 1. A row of nothing but nulls has no account, and is refused.
+
+    Attributes:
+        ignored_columns: Names of columns, and of the proxy's fields, that are none of ours.
+    """
+
+    def __init__(self, file: FleetFile) -> None:
+        """Raise `FleetError` if pyarrow is not there, or the columns are not as said above."""
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            advice = "pip install 'postpress-async[parquet]', or export it as CSV"
+            raise file.error(f"is Parquet, which takes pyarrow to read: {advice}") from None
+        self._file = file
+        self._arrow = pyarrow
+        with self._opened() as parquet:
+            schema = self._intact(lambda: parquet.schema_arrow)
+        header = read_header(schema.names, file.error)
+        self._names = {column: schema.names[place] for column, place in header.places.items()}
+        self._leaves: list[str] = []
+        ignored = list(header.ignored)
+        for column, place in header.places.items():
+            name, kind = schema.names[place], schema.field(place).type
+            if column == "proxy" and pyarrow.types.is_struct(kind):
+                ignored += self._check_struct(name, kind)
+            else:
+                self._check(column, name, kind)
+                self._leaves.append(name)
+        self.ignored_columns = tuple(ignored)
+
+    def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
+        """Each row, or why it is refused."""
+        yield from read_batches(self._batches(), reader)
+
+    def _check_struct(self, name: str, struct: "pyarrow.StructType") -> list[str]:
+        """Take in the fields of *struct* that are ours; the others are given back, fit to be printed."""
+        ignored = []
+        for field in struct:
+            path, column = f"{name}.{field.name}", meaning(field.name)
+            if column in PARTS:
+                self._check(column, path, field.type)
+                self._leaves.append(path)
+            else:
+                ignored.append(shown(field.name))
+        if len(ignored) == struct.num_fields:
+            raise self._file.error(
+                f"has a struct {shown(name)} without a host: see what its fields are called"
+            )
+        return ignored
+
+    def _check(self, column: str, name: str, kind: "pyarrow.DataType") -> None:
+        types = self._arrow.types
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+        # pandas writes a column without a value as one of floats: a value there is refused with its row.
+        floats = (types.is_floating,)
+        numbers = (types.is_integer, types.is_decimal) if column == "port" else ()
+        if not any(fits(kind) for fits in texts + floats + numbers):
+            wish = "text or whole numbers" if column == "port" else "text"
+            raise self._file.error(f"has {shown(name)} as {shown(str(kind))}: write that column as {wish}")
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        maker = BatchMaker()
+        with self._opened() as parquet:
+            # Not by threads, which read ahead.
+            batches = parquet.iter_batches(BATCH, columns=self._leaves, use_threads=False)
+            while (batch := self._intact(lambda: next(batches, None))) is not None:
+                values = self._intact(partial(self._values, batch))
+                yield maker.make(values, batch.num_rows)
+
+    def _values(self, batch: "pyarrow.RecordBatch") -> Values:
+        return {column: _listed(batch.column(name)) for column, name in self._names.items()}
+
+    @contextmanager
+    def _opened(self) -> Iterator["pyarrow.parquet.ParquetFile"]:
+        with self._file.opened() as file:
+            read = partial(self._arrow.parquet.ParquetFile, file, buffer_size=_BUFFER, pre_buffer=False)
+            yield self._intact(read)
+
+    def _intact(self, call: Callable[[], T]) -> T:
+        """What *call* gives; what pyarrow raises on bytes that are no Parquet becomes our error."""
+        try:
+            return call()
+        except OSError as error:
+            if error.errno is not None:  # the disk's, which `FleetFile` tells
+                raise
+        except (self._arrow.ArrowException, ValueError, TypeError, KeyError, MemoryError):
+            pass
+        # Not in the except: what was caught may hold a value, and would stay on the chain of ours.
+        raise self._file.error("is damaged, or of a Parquet that pyarrow does not read: write it again")
+
+
+def _listed(values: "pyarrow.Array") -> list[Any]:
+    try:
+        return values.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return [_value(value) for value in values]
+
+
+def _value(scalar: "pyarrow.Scalar") -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return b""  # refused with its row, as what is no text

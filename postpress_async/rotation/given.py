@@ -1,0 +1,60 @@
+"""Everything that ``session.rotate`` takes, as one kind of value."""
+
+from collections.abc import AsyncIterable, Iterable, Mapping, Sized
+from typing import Self, TypeAlias
+
+from attrs import frozen
+
+from postpress_async.models import ProxyChange
+from postpress_async.rotation._fleet_frame import Frame, is_frame
+from postpress_async.rotation.fleet import Fleet
+from postpress_async.rotation.plan import Change, arows_of, rows_of
+from postpress_async.rotation.resume import Source
+
+Changes: TypeAlias = (
+    Iterable[Change]
+    | AsyncIterable[Change]
+    | Mapping[str, ProxyChange | None]
+    | Fleet
+    | Frame  # of pandas or polars
+)
+"""What ``session.rotate`` takes."""
+
+
+@frozen
+class Given:
+    """
+    The accounts of a rotation.
+
+    Attributes:
+        rows: Each with its change, checked.
+        finite: Whether they come to an end for certain, so that all of them can be told of.
+        total: How many there are; None where that is not known beforehand.
+        fleet: What a journal can know again; None where it cannot.
+    """
+
+    rows: Source
+    finite: bool
+    total: int | None
+    fleet: Fleet | None = None
+
+    @classmethod
+    def of(cls, changes: Changes, *, pooled: bool) -> Self:
+        """
+        What *changes* hold; accounts may be left to a pool where they are *pooled*.
+
+        Raises:
+            ValueError: A fleet leaves them to a pool, and there is none.
+            FleetError: A frame has other columns than a fleet's.
+        """
+        if is_frame(changes):
+            changes = Fleet.of(changes, pooled=pooled)
+        if isinstance(changes, Fleet):
+            if changes.pooled and not pooled:
+                raise ValueError("the fleet was opened for a pool: pass pool, or give its rows a default")
+            return cls(changes.rows, finite=True, total=changes.counted, fleet=changes)
+        pairs = changes.items() if isinstance(changes, Mapping) else changes
+        if isinstance(pairs, AsyncIterable):
+            return cls(arows_of(pairs, pooled=pooled), finite=False, total=None)
+        total = len(pairs) if isinstance(pairs, Sized) else None
+        return cls(rows_of(pairs, pooled=pooled), finite=total is not None, total=total)

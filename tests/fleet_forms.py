@@ -1,0 +1,97 @@
+"""One fleet in every form in which a rotation takes it."""
+
+import csv
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas
+import polars
+import pyarrow
+import pyarrow.parquet
+
+from postpress_async.models import ProxyChange
+from postpress_async.rotation import Fleet
+from postpress_async.rotation.plan import Refusal, Row
+
+Values: TypeAlias = Mapping[str, Sequence[Any]]
+"""Columns by name; None is not given."""
+
+Form: TypeAlias = Callable[[Values, Path, ProxyChange | None], Fleet]
+
+
+def as_csv(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
+    path = folder / "fleet.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(values)
+        writer.writerows(zip(*values.values(), strict=True))
+    return Fleet.open(path, default=default)
+
+
+def as_json_lines(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
+    path = folder / "fleet.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for row in zip(*values.values(), strict=True):
+            file.write(json.dumps(dict(zip(values, row, strict=True))) + "\n")
+    return Fleet.open(path, default=default)
+
+
+def as_parquet(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
+    path = folder / "fleet.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(dict(values)), path, row_group_size=3)
+    return Fleet.open(path, default=default)
+
+
+def as_query(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
+    path = folder / "fleet.db"
+    path.unlink(missing_ok=True)
+    names = ", ".join(f'"{name}"' for name in values)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"CREATE TABLE fleet ({names})")
+        marks = ", ".join("?" * len(values))
+        connection.executemany(f"INSERT INTO fleet VALUES ({marks})", zip(*values.values(), strict=True))
+    return Fleet.open_query(f"sqlite:///{path}", "SELECT * FROM fleet ORDER BY rowid", default=default)
+
+
+def as_pandas(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
+    # An index of its own, as a frame has that was filtered and sorted.
+    size = len(next(iter(values.values())))
+    return Fleet.of(pandas.DataFrame(dict(values), index=range(7, 7 + 3 * size, 3)), default=default)
+
+
+def as_polars(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
+    return Fleet.of(polars.DataFrame(dict(values)), default=default)
+
+
+FORMS: dict[str, Form] = {
+    "CSV": as_csv,
+    "JSON Lines": as_json_lines,
+    "Parquet": as_parquet,
+    "query": as_query,
+    "pandas": as_pandas,
+    "polars": as_polars,
+}
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def everything_said(error: BaseException | None) -> str:
+    """All that an error and the errors behind it hold, their attributes included."""
+    said = ""
+    for one in chain(error):
+        held = vars(one) | {name: getattr(one, name, None) for name in ("args", "doc", "object")}
+        said += f"{one} {one!r} {held!r}"
+    return said
+
+
+def told(rows: Sequence[Row | Refusal]) -> list[tuple[int | None, str | None, str]]:
+    """Line, column and reason of what was refused."""
+    return [(row.line, row.column, row.reason) for row in rows if isinstance(row, Refusal)]
