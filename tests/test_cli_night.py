@@ -169,6 +169,67 @@ def test_bad_lines_of_a_pool_are_told_by_number(folder) -> None:
     assert left_out.returncode == 0
 
 
+# --- A query ---
+
+
+def make_database(folder: Path, count: int = 5) -> str:
+    connection = sqlite3.connect(folder / "crm.sqlite3")
+    with connection:
+        connection.execute("CREATE TABLE accounts (id TEXT, country TEXT)")
+        connection.executemany("INSERT INTO accounts VALUES (?, 'US')", [(f"acc_{n}",) for n in range(count)])
+    connection.close()
+    return "sqlite:///crm.sqlite3"
+
+
+def test_a_query_is_a_fleet(folder) -> None:
+    """Its journal knows it again, so a second run sends what the first one left."""
+    asked = ("--query", "SELECT id AS account_id, country FROM accounts ORDER BY id", "--sandbox")
+    database = make_database(folder)
+    first = run("rotate", "--from", database, *asked, "--limit", "2")
+    second = run("rotate", *asked, env={"POSTPRESS_DATABASE_URL": database})
+
+    assert first.returncode == 1, first.stderr
+    assert second.returncode == 0, second.stderr
+    assert states(folder / "query.rotation.sqlite3") == {"patched": 5}
+    assert "(2 of them in an earlier run)" in second.stdout
+
+
+def test_a_password_of_a_database_is_no_argument(folder) -> None:
+    """Everyone on the machine can read it there; a file can be its owner's alone."""
+    url = "postgresql+psycopg://me:hunter2@db.invalid/crm"
+    asked = ("--query", "SELECT 1 AS account_id", "--sandbox")
+    done = run("rotate", "--from", url, *asked)
+
+    assert done.returncode == 2
+    assert "POSTPRESS_DATABASE_URL" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    (folder / "url").write_text(f"{make_database(folder)}\n")
+    told = run(
+        "rotate",
+        "--from-file",
+        "url",
+        "--query",
+        "SELECT id AS account_id, country FROM accounts",
+        "--sandbox",
+    )
+    assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        pytest.param(["fleet.csv", "--query", "SELECT 1"], "not both", id="a file and a query"),
+        pytest.param(["--from", "sqlite:///x"], "give --query too", id="a database and no query"),
+        pytest.param(["--query", "SELECT 1"], "say which database", id="a query and no database"),
+    ],
+)
+def test_a_query_takes_a_database_and_nothing_else(folder, words, fact) -> None:
+    done = run("rotate", *words, "--sandbox")
+
+    assert done.returncode == 2
+    assert fact in done.stderr
+
+
 # --- The pool ---
 
 

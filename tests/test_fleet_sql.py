@@ -131,7 +131,7 @@ def test_what_was_checked_is_what_is_sent(database) -> None:
         assert fleet.digest == digest
         assert all(one == other for one, other in zip(fleet.rows(), fleet.rows(), strict=True))
     with Fleet.open_query(url, ALL) as fleet:
-        assert fleet.survey() == Survey(rows=2)
+        assert fleet.survey() == Survey(rows=2, managed=2)
         assert fleet.digest != digest
 
 

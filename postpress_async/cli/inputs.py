@@ -1,5 +1,6 @@
 """What a rotation is asked to do, and its inputs: opened, and checked before a byte is sent."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -9,9 +10,11 @@ from typing import Final
 import click
 from attrs import frozen
 
+from postpress_async.cli import options
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Fleet, Halt, ProxyPool
+from postpress_async.rotation._database_url import DATABASE_URL, check_argument
 from postpress_async.rotation._fleet_row import COLUMNS
 from postpress_async.rotation.given import Changes
 from postpress_async.rotation.journal import OnFailed, OnUnknown, rows_known_to
@@ -27,6 +30,9 @@ class Wishes:
     """The words of the command line, by the names of their options."""
 
     fleet: str | None
+    database: str | None
+    database_file: str | None
+    query: str | None
     journal: str | None
     pool: str | None
     assign: Assign
@@ -65,6 +71,10 @@ class Wishes:
             raise click.UsageError(
                 "rows that name no change get a proxy of --pool or one of --country, not both"
             )
+        if self.query is not None and self.fleet is not None:
+            raise click.UsageError("the accounts come from FLEET or from --query, not both")
+        if self.query is None and (self.database is not None or self.database_file is not None):
+            raise click.UsageError("--from and --from-file name a database: give --query too")
         if self.pool == "-" and self.fleet == "-":
             raise click.UsageError("standard input can be the FLEET or the --pool, not both")
 
@@ -115,7 +125,7 @@ def open_job(wishes: Wishes) -> Iterator[Job]:
     """
     pool = None if wishes.pool is None else _open_pool(wishes, wishes.pool)
     default = None if wishes.country is None else ManagedProxy(country=wishes.country)
-    if wishes.fleet is None:
+    if wishes.fleet is None and wishes.query is None:
         changes: Changes = dict.fromkeys(own_accounts(), default or ManagedProxy(country="US"))
         if pool is not None:
             changes = own_accounts()
@@ -124,9 +134,9 @@ def open_job(wishes: Wishes) -> Iterator[Job]:
         journal = wishes.journal or "sandbox.rotation.sqlite3"
         yield Job(wishes, changes, pool, journal, count, managed=managed, pooled=pooled)
         return
-    with Fleet.open(wishes.fleet, default=default, pooled=pool is not None) as fleet:
+    with _open_fleet(wishes, default, pooled=pool is not None) as fleet:
         _check_columns(fleet)
-        journal = wishes.journal or f"{Path(fleet.name).name}.rotation.sqlite3"
+        journal = wishes.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
         known = None if wishes.dry_run else rows_known_to(journal, fleet.digest)
         if known is not None:  # every row was checked when the journal was begun, and none has changed
             fleet.counted = known
@@ -137,6 +147,18 @@ def open_job(wishes: Wishes) -> Iterator[Job]:
         yield Job(
             wishes, fleet, pool, journal, survey.rows, len(survey.refusals), survey.managed, survey.pooled
         )
+
+
+def _open_fleet(wishes: Wishes, default: ManagedProxy | None, *, pooled: bool) -> Fleet:
+    if wishes.query is None:
+        return Fleet.open(wishes.fleet or "-", default=default, pooled=pooled)
+    if wishes.database_file is not None:
+        url = options.read_secret_file(wishes.database_file, "the database's URL").reveal()
+    elif wishes.database is not None:
+        url = check_argument(wishes.database)
+    elif not (url := os.environ.get(DATABASE_URL, "")):
+        raise click.UsageError(f"say which database: --from URL, --from-file FILE, or {DATABASE_URL}")
+    return Fleet.open_query(url, wishes.query, default=default, pooled=pooled)
 
 
 def _open_pool(wishes: Wishes, place: str) -> ProxyPool:

@@ -18,6 +18,15 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 _SHARED: Final = [
     # Who gets what.
+    click.option(
+        "--from",
+        "database",
+        metavar="URL",
+        allow_from_autoenv=False,
+        help="A database for --query, such as postgresql+psycopg://me@host/db. Else POSTPRESS_DATABASE_URL.",
+    ),
+    click.option("--from-file", "database_file", type=options.FILE, help="A file that holds its URL."),
+    click.option("--query", metavar="SQL", help="A query whose columns are a fleet's, in place of FLEET."),
     click.option("--pool", type=options.FILE, help="A list of proxies for the rows that name no change."),
     click.option(
         "--assign",
@@ -81,7 +90,7 @@ def _rotation_options(command: C) -> C:
 @_rotation_options
 def rotate(**given: Any) -> int:
     """
-    Give every account of FLEET its new proxy: CSV, JSON Lines, or - for standard input.
+    Give every account of FLEET its new proxy: CSV, JSON Lines, Parquet, or - for standard input.
 
     A row names an account_id and a proxy (a URL in "proxy", or host, port, protocol, username, password),
     or a country, an ip, or both; or nothing, and then --pool or --country gives the change. Every row is
@@ -99,14 +108,14 @@ def rotate(**given: Any) -> int:
       postpress-async rotate fleet.csv --rate 50 --max-duration 6h
     """
     wishes = Wishes(**given)
-    if wishes.fleet is None and not wishes.sandbox:
+    if wishes.fleet is None and wishes.query is None and not wishes.sandbox:
         raise click.UsageError("name a FLEET file, or try the sandbox's own accounts with --sandbox")
     return _carry_out(wishes)
 
 
 @click.command("retry-failed")
 @click.argument("journal", type=options.FILE)
-@click.argument("fleet", type=options.FILE)
+@click.argument("fleet", required=False, type=options.FILE)
 @_rotation_options
 def retry_failed(**given: Any) -> int:
     """
@@ -119,6 +128,8 @@ def retry_failed(**given: Any) -> int:
       postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv
     """
     wishes = Wishes(**given, on_failed="retry")
+    if wishes.fleet is None and wishes.query is None and not wishes.sandbox:
+        raise click.UsageError("name the FLEET, or give the --query, that the rotation was begun with")
     if not Path(str(wishes.journal)).exists():
         raise click.UsageError(f"there is no journal {wishes.journal}: name the one that the rotation kept")
     return _carry_out(wishes)
