@@ -30,6 +30,26 @@ SECRET = "pa55!word"
 ALL = "SELECT * FROM fleet ORDER BY id"
 
 
+class RefusingError(Exception):
+    """What a driver raises, with the state that the SQL standard gives it."""
+
+    def __init__(self, sqlstate: str | None, *words: object) -> None:
+        super().__init__(*words)
+        self.sqlstate = sqlstate
+
+
+class Hosted(SQLiteDialect_pysqlite):
+    """SQLite as if it were on another machine: its URL has a host, a user and a password."""
+
+    supports_statement_cache = True
+
+    def create_connect_args(self, url: sqlalchemy.URL) -> Any:
+        return [":memory:"], {}
+
+
+sqlalchemy.dialects.registry.register("hosted", __name__, "Hosted")
+
+
 @pytest.fixture
 def database(tmp_path):
     """A SQLite database with that table, and the URL that names it."""
@@ -198,6 +218,19 @@ def test_the_copy_is_private_and_does_not_stay(database, copies, tmp_path, monke
         fleet.survey()
 
 
+def test_a_fleet_that_is_closed_while_it_is_read_says_so() -> None:
+    """The copy is gone, and the pass cannot go on."""
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)"
+    with Fleet.open_query(
+        "sqlite://", f"{numbers} SELECT 'acc_' || i AS id, 'US' AS country FROM n"
+    ) as fleet:
+        rows = fleet.rows()
+        next(rows)
+
+    with pytest.raises(FleetError, match="the query cannot be read: the fleet was closed"):
+        list(rows)
+
+
 def test_a_query_that_is_broken_off_leaves_no_copy(database, copies, monkeypatch) -> None:
     """Ctrl-C comes while the database is slow."""
 
@@ -247,6 +280,31 @@ def test_a_statement_that_writes_is_refused(database, statement) -> None:
     ):
         Fleet.open_query(url, statement)
     assert execute(url, "SELECT * FROM fleet") == [("a", "US")]
+
+
+@pytest.mark.parametrize("backend", ["postgresql", "mysql", "mariadb"])
+def test_other_databases_are_told_to_read_only(monkeypatch, backend) -> None:
+    """Each in its own way, before the query; here SQLite plays them, and the words are what is looked at."""
+    said: list[Any] = []
+    monkeypatch.setattr(Hosted, "name", backend)
+    option, execute = sqlalchemy.Connection.execution_options, sqlalchemy.Connection.exec_driver_sql
+
+    def execution_options(self: sqlalchemy.Connection, **options: Any) -> Any:
+        said.append(options)
+        return option(self, **options)
+
+    def exec_driver_sql(self: sqlalchemy.Connection, statement: str, **options: Any) -> Any:
+        said.append(statement)
+        return execute(self, statement if statement.startswith("SELECT") else "SELECT 1", **options)
+
+    monkeypatch.setattr(sqlalchemy.Connection, "execution_options", execution_options)
+    monkeypatch.setattr(sqlalchemy.Connection, "exec_driver_sql", exec_driver_sql)
+    query = "SELECT 'a' AS id, 'US' AS country"
+
+    with Fleet.open_query("hosted://db.example/d", query) as fleet:
+        assert list(fleet.rows()) == [Row(0, 1, "a", US)]
+    first = {"postgresql_readonly": True} if backend == "postgresql" else "SET SESSION TRANSACTION READ ONLY"
+    assert said[:2] == [first, query]
 
 
 def test_a_database_that_does_not_exist_is_not_made(tmp_path) -> None:
@@ -315,10 +373,35 @@ def test_what_is_wrong_with_a_url_is_told(url, sentence) -> None:
     assert SECRET not in everything_said(caught.value)
 
 
+def test_a_driver_that_lacks_a_part_of_itself_is_told(monkeypatch) -> None:
+    """psycopg looks for its C library when it connects."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("no pq", name="psycopg_c")
+
+    monkeypatch.setattr(Hosted, "connect", refuse)
+
+    with pytest.raises(FleetError, match="the hosted database d takes the driver psycopg_c, which is not"):
+        Fleet.open_query("hosted:///d", "SELECT 1")
+
+
+def test_a_connection_that_cannot_even_be_closed_hides_nothing(monkeypatch, database) -> None:
+    """What broke it is told, and not what came of it."""
+    close = sqlalchemy.Connection.close
+
+    def lost(self: sqlalchemy.Connection) -> None:
+        close(self)
+        raise RefusingError(None, "gone")
+
+    monkeypatch.setattr(sqlalchemy.Connection, "close", lost)
+
+    with pytest.raises(FleetError, match="no such table: fleat"):
+        Fleet.open_query(database("id", ("a",)), "SELECT id FROM fleat")
+
+
 def test_an_asynchronous_driver_is_refused(monkeypatch) -> None:
     """SQLAlchemy would say that a greenlet is missing."""
     monkeypatch.setitem(sys.modules, "aiosqlite", sqlite3)
-    monkeypatch.setattr(sqlite3, "DatabaseError", sqlite3.DatabaseError)
 
     with pytest.raises(FleetError, match=r"^sqlite\+aiosqlite is asynchronous: name another driver"):
         Fleet.open_query("sqlite+aiosqlite:///x.db", "SELECT 1")
@@ -331,25 +414,6 @@ def test_without_sqlalchemy_it_says_what_to_install(monkeypatch) -> None:
     with pytest.raises(FleetError, match=r"pip install 'postpress-async\[sql\]'$"):
         Fleet.open_query("sqlite://", "SELECT 1")
 
-
-class RefusingError(Exception):
-    """What a driver raises, with the state that the SQL standard gives it."""
-
-    def __init__(self, sqlstate: str | None, *words: object) -> None:
-        super().__init__(*words)
-        self.sqlstate = sqlstate
-
-
-class Hosted(SQLiteDialect_pysqlite):
-    """SQLite as if it were on another machine: its URL has a host, a user and a password."""
-
-    supports_statement_cache = True
-
-    def create_connect_args(self, url: sqlalchemy.URL) -> Any:
-        return [":memory:"], {}
-
-
-sqlalchemy.dialects.registry.register("hosted", __name__, "Hosted")
 
 SAYINGS = [
     ("42703", ['column "ide" does not exist\nLINE 1: ...'], 'column "ide" does not exist'),
