@@ -75,7 +75,8 @@ def take_lock(place: Path) -> sqlite3.Connection:
         )
     lock = None
     try:
-        lock = sqlite3.connect(name, timeout=0.0, isolation_level=None)
+        # Whoever looks whether a run is under way holds it too, for some microseconds.
+        lock = sqlite3.connect(name, timeout=0.2, isolation_level=None)
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.Error as error:
         if lock is not None:

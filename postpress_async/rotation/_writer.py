@@ -92,6 +92,8 @@ class Writer:
         try:
             with self._connection:
                 self._connection.execute("DELETE FROM run WHERE name = 'under way'")
+            # Somebody may still read it, and then nobody folds the -wal file in when this connection closes.
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             raise JournalNotWritableError(f"{self._path}: {error}; run the same command again") from None
 

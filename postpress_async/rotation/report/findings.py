@@ -53,12 +53,22 @@ class Latency:
 
 @frozen
 class ProxyCount:
-    """What came of the accounts that ended on one proxy of the pool."""
+    """
+    What became of one proxy.
+
+    Attributes:
+        proxy: Its label.
+        accounts: That ended on it.
+        not_patched: Of these, those that were not patched, for whatever reason.
+        failures: Accounts that it failed, most of which went on to another proxy of the pool.
+        quarantined: Whether the pool left it out for that.
+    """
 
     proxy: str
     accounts: int
     not_patched: int
-    proxy_errors: int
+    failures: int
+    quarantined: bool
 
 
 @frozen(kw_only=True)
@@ -123,10 +133,15 @@ _BARS: Final = f"""
     WHERE {SENT} GROUP BY bar, state ORDER BY bar
 """  # noqa: S608
 _PROXIES: Final = f"""
-    SELECT proxy, count(*), count(*) FILTER (WHERE {NOT_PATCHED}) AS bad,
-        count(*) FILTER (WHERE scope = 'proxy') AS own, count(*) OVER () AS every
-    FROM outcomes WHERE proxy IS NOT NULL GROUP BY proxy HAVING bad > 0
-    ORDER BY bad DESC, own DESC, proxy LIMIT ?
+    WITH ended AS (
+        SELECT proxy, count(*) AS accounts, count(*) FILTER (WHERE {NOT_PATCHED}) AS bad,
+            count(*) FILTER (WHERE scope = 'proxy') AS own
+        FROM outcomes WHERE proxy IS NOT NULL GROUP BY proxy
+    ), named AS (SELECT proxy FROM ended WHERE bad > 0 UNION SELECT label FROM proxies)
+    SELECT named.proxy, coalesce(accounts, 0), coalesce(bad, 0) AS bad, coalesce(failures, own, 0) AS failed,
+        quarantined_at IS NOT NULL AS out, count(*) OVER () AS every
+    FROM named LEFT JOIN ended USING (proxy) LEFT JOIN proxies ON label = named.proxy
+    ORDER BY failed DESC, bad DESC, out DESC, named.proxy LIMIT ?
 """  # noqa: S608
 
 
@@ -174,8 +189,11 @@ def _percentile(ordered: list[tuple[float, int]], share: float) -> float:
 
 
 def _proxies(view: JournalView) -> tuple[tuple[ProxyCount, ...], int]:
-    def read(rows: list[tuple[str, int, int, int, int]]) -> tuple[tuple[ProxyCount, ...], int]:
-        ranked = tuple(ProxyCount(printable(proxy), *counts) for proxy, *counts, _ in rows)
+    def read(rows: list[tuple[str, int, int, int, int, int]]) -> tuple[tuple[ProxyCount, ...], int]:
+        ranked = tuple(
+            ProxyCount(printable(proxy), accounts, bad, failed, bool(out))
+            for proxy, accounts, bad, failed, out, _ in rows
+        )
         return ranked, rows[0][-1] - len(rows) if rows else 0
 
     return view.read(read, _PROXIES, RANKED)
