@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from postpress_async.rotation import State
-from tests.journals import NIGHT, Run, change, outcome, write
+from tests.journals import NIGHT, Run, outcome, write
 from tests.test_cli import run
 
 README = Path(__file__).parent.parent / "README.md"
@@ -31,28 +31,6 @@ def journal(folder: Path) -> Path:
     """A hundred accounts, of which nine failed and one is unknown."""
     states = [State.PATCHED] * 90 + [State.FAILED] * 9 + [State.UNKNOWN]
     return write(folder / NAME, (outcome(n, state) for n, state in enumerate(states)), total=100, began=NIGHT)
-
-
-def test_the_readme_shows_what_the_commands_print(folder) -> None:
-    """Each line after a ``$`` is run, as a shell would; only the time differs."""
-    blocks = re.findall(r"^```console\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    [told] = [block for block in blocks if block.startswith("$ postpress-async status sandbox")]
-    time = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
-    assert run("rotate", "--sandbox", "--profile", "flaky").returncode == 1
-    change(folder / "sandbox.rotation.sqlite3", "INSERT OR IGNORE INTO run VALUES ('total', 1000)")
-
-    for block in told.removeprefix("$ ").split("\n$ "):
-        command, _, output = block.partition("\n")
-        done = subprocess.run(
-            command.replace("postpress-async", f"{sys.executable} -m postpress_async", 1),
-            shell=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "TZ": "UTC"},
-            check=False,
-        )
-        assert time.sub("", done.stdout).strip() == time.sub("", output).strip(), command
 
 
 # --- status ---

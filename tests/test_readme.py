@@ -1,5 +1,6 @@
 """The README: what it says is run, and what it prints is compared."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from postpress_async.cli.catalogue import table
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+CONSOLES = re.findall(r"^```console\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PROGRAMS = re.findall(r"^```python\n(.*?)^```\n```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -43,3 +45,36 @@ def test_the_commands_are_those_that_there_are() -> None:
     assert first.endswith(".venv/bin/postpress-async rotate --sandbox\n")
     assert second.endswith(".venv/bin/python -m pytest\n")
     assert all(command.startswith("python3 -m venv .venv && ") for command in (first, second))
+
+
+# What differs from run to run: how long it took, how fast it was, when, and how much.
+_VARIES = re.compile(r"\bin \d+\.\d s|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( \w+)?|some [\d.]+ [KM]B|\d+\.\d s$")
+
+
+def shown(text: str) -> list[str]:
+    return [_VARIES.sub("~", line).rstrip() for line in text.strip().splitlines()]
+
+
+def is_told(told: list[str], printed: list[str]) -> bool:
+    """Whether *printed* is what is *told*, where a line of ``...`` stands for any number of lines."""
+    pattern = "".join("(?:.*\n)*?" if line == "..." else re.escape(f"{line}\n") for line in told)
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in printed)) is not None
+
+
+@pytest.mark.parametrize("console", CONSOLES, ids=range(1, len(CONSOLES) + 1))
+def test_a_command_prints_what_the_readme_says(console: str, tmp_path: Path) -> None:
+    """Each line after a ``$`` is run by a shell, in a folder where the ones before it have been run."""
+    places = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "TZ": "UTC"}
+    for block in console.removeprefix("$ ").split("\n$ "):
+        command, _, output = block.partition("\n")
+        done = subprocess.run(
+            ["bash", "-c", command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **places},
+            cwd=tmp_path,
+            check=False,
+            timeout=60,
+        )
+        assert is_told(shown(output), shown(done.stdout)), f"$ {command}\n{done.stdout}"

@@ -137,7 +137,7 @@ _PROXIES: Final = f"""
         SELECT proxy, count(*) AS accounts, count(*) FILTER (WHERE {NOT_PATCHED}) AS bad,
             count(*) FILTER (WHERE scope = 'proxy') AS own
         FROM outcomes WHERE proxy IS NOT NULL GROUP BY proxy
-    ), named AS (SELECT proxy FROM ended WHERE bad > 0 UNION SELECT label FROM proxies)
+    ), named AS (SELECT proxy FROM ended WHERE own > 0 UNION SELECT label FROM proxies)
     SELECT named.proxy, coalesce(accounts, 0), coalesce(bad, 0) AS bad, coalesce(failures, own, 0) AS failed,
         quarantined_at IS NOT NULL AS out, count(*) OVER () AS every
     FROM named LEFT JOIN ended USING (proxy) LEFT JOIN proxies ON label = named.proxy
