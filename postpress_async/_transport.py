@@ -95,6 +95,8 @@ class AiohttpTransport:
             else:
                 failure = _translated(error)
                 maybe_sent = not (body.refused or isinstance(error, _SpoiltError))
+        except asyncio.CancelledError as error:
+            raise error.with_traceback(None)  # noqa: B904 - else on it is the frame that has the headers
         finally:
             self._limits.discard(limit)
         # Raised outside the handler, so that aiohttp's exception is not on its chain.

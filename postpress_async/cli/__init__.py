@@ -7,6 +7,7 @@ import click
 
 from postpress_async._version import __version__
 from postpress_async.cli import exits
+from postpress_async.cli.arguments import refuse_secrets
 from postpress_async.cli.catalogue import errors
 from postpress_async.cli.rotate import rotate
 from postpress_async.cli.serve import sandbox
@@ -33,6 +34,7 @@ for command in (rotate, update, sandbox, errors):
 def run() -> None:
     """The command line, with every foreseen refusal told in one sentence on standard error."""
     try:
+        refuse_secrets(sys.argv[1:])
         sys.exit(cli.main(standalone_mode=False) or exits.ALL_PATCHED)
     except click.UsageError as error:
         error.show()
