@@ -15,6 +15,7 @@ from postpress_async.secret import Secret
 BASE_URL: Final = "https://api.postpress.ai/v1"
 
 _HOST = re.compile(r"[A-Za-z0-9._~-]+|[0-9A-Fa-f:.]+")
+_PARTS = re.compile(r"(?P<place>[a-z]+://[^/?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _PORT = re.compile(r"port=[0-9]{1,5}")
 
 
@@ -50,10 +51,15 @@ def read_base_url(given: str | None) -> URL:
     """
     text = given if given is not None else os.environ.get("POSTPRESS_BASE_URL") or BASE_URL
     try:
-        url, written = URL(text), URL(text, encoded=True)
-    except (ValueError, TypeError):
-        url = written = URL()
-    fault = _fault(url) or _change(text, url, written)
+        url = URL(text)
+    except (ValueError, TypeError, IndexError):  # the last for brackets with nothing in them
+        url = URL()
+    fault = _fault(url)
+    if fault is None and not _is_plain(text, url):
+        fault = (
+            "has something that would be dropped or changed on its way, such as a space, a needless escape, "
+            "dots, an empty part or other than ASCII"
+        )
     if fault is not None:
         raise ConfigurationError(f"the base URL {fault}; PostPress's own is {BASE_URL}")
     return url.with_path(url.raw_path.rstrip("/"), encoded=True, keep_query=True)
@@ -73,13 +79,12 @@ def _fault(url: URL) -> str | None:
     return None
 
 
-def _change(text: str, url: URL, written: URL) -> str | None:
-    """What of *text* would not be sent as it is, but dropped, resolved or escaped on the way."""
-    if not all("!" <= character <= "~" for character in text):
-        return "has a space, a line break or a character that is not ASCII: write xn--... or %XX for it"
-    if url.raw_path != written.raw_path or url.raw_query_string != written.raw_query_string:
-        return "has a path with . or .., or an escape that is none or none is needed for: write it plainly"
-    return None
+def _is_plain(text: str, url: URL) -> bool:
+    """Whether *url* is *text* as it was written, but for the case of its host, and how IPv6 is written."""
+    mine, theirs = (_PARTS.fullmatch(one) for one in (text, str(url)))
+    if mine is None or theirs is None or mine["rest"] != theirs["rest"]:
+        return False
+    return mine["place"].lower() == theirs["place"] or mine["place"].partition("://")[2].startswith("[")
 
 
 def _is_loopback(host: str) -> bool:

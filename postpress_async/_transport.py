@@ -7,9 +7,8 @@ None of its exceptions is kept as a cause: most carry the request's headers, and
 
 import asyncio
 import select
-import socket
 import ssl
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -20,6 +19,7 @@ from aiohttp.payload import BytesPayload
 from yarl import URL
 
 from postpress_async import errors
+from postpress_async._connector import Connector
 from postpress_async._version import __version__
 from postpress_async._wire import MAX_ANSWER, Answer, Request
 from postpress_async.errors import Applied
@@ -35,9 +35,6 @@ _HEADERS: Final = {
 
 _FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 """What aiohttp raises; the second is its pure-Python parser's. A `TimeoutError` is an `OSError`."""
-
-_READ_AT_ONCE: Final = 32 * 1024
-"""Bytes that a socket keeps for the event loop. 256 KiB of 1xx answers would take it 120 ms to read."""
 
 
 class Transport(Protocol):
@@ -98,6 +95,8 @@ class AiohttpTransport:
             else:
                 failure = _translated(error)
                 maybe_sent = not (body.refused or isinstance(error, _SpoiltError))
+        except asyncio.CancelledError as error:
+            raise error.with_traceback(None)  # noqa: B904 - else on it is the frame that has the headers
         finally:
             self._limits.discard(limit)
         # Raised outside the handler, so that aiohttp's exception is not on its chain.
@@ -144,12 +143,8 @@ class AiohttpTransport:
             return Answer(response.status, b"".join(parts), retry_after)
 
     def _open(self) -> aiohttp.ClientSession:
-        connector = self._connector
-        if connector is None:
-            # The session's pace is the one limit; a second one here would hold calls back unseen.
-            connector = aiohttp.TCPConnector(limit=0, ssl=self._tls or True, socket_factory=_make_socket)
         self._session = aiohttp.ClientSession(
-            connector=connector,
+            connector=self._connector or Connector(self._tls),
             connector_owner=self._connector is None,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -167,12 +162,6 @@ class AiohttpTransport:
                 limit.reschedule(-1.0)  # also of those that still connect, or use a connector of the caller's
         if self._session is not None:
             await self._session.close()
-
-
-def _make_socket(place: tuple[Any, ...]) -> socket.socket:
-    made = socket.socket(*place[:3])
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _READ_AT_ONCE)  # a hint, no promise
-    return made
 
 
 def _end_with_its_connection(response: aiohttp.ClientResponse) -> None:

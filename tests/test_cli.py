@@ -275,13 +275,50 @@ async def test_an_update_that_is_refused_says_why(sandbox) -> None:
     assert "acc_1: errors/disconnected_account (HTTP 401)" in done.stderr
 
 
-def test_a_password_in_an_argument_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        pytest.param(["--proxy", "http://user:hunter2@h.example:80"], "--proxy-file", id="a proxy's URL"),
+        pytest.param(["--proxy=socks5://:hunter2@h:80"], "--proxy-file", id="after an equals sign"),
+        pytest.param(["--proxy", "http://user:hun@ter2/x@h:80"], "--proxy-file", id="with a slash in it"),
+        pytest.param(["http://user:hunter2@h.example:80"], "--proxy-file", id="an argument too many"),
+        pytest.param(["--proxy-file", "http://user:hunter2@h:80"], "--proxy-file", id="in place of a file"),
+        pytest.param(["user:hunter2@h.example:80"], "--proxy-file", id="without a scheme"),
+        pytest.param(["h.example:80:user:hunter2"], "--proxy-file", id="as proxy sellers write it"),
+        pytest.param(["--api-key", "pp_live_hunter2"], "POSTPRESS_API_KEY", id="a key"),
+        pytest.param(
+            ["--api-key-file", "pp_live_hunter2"], "POSTPRESS_API_KEY", id="a key in place of a file"
+        ),
+        pytest.param(["--api-key-file=pp_test_hunter2"], "POSTPRESS_API_KEY", id="a test key"),
+    ],
+)
+def test_a_secret_in_an_argument_is_refused(words, advice) -> None:
     """Everyone on the machine can read it there; the refusal does not repeat it."""
-    done = run("update", "acc_1", "--proxy", "http://user:hunter2@h.example:80")
+    done = run("update", "acc_1", *words, env={"POSTPRESS_API_KEY": KEY})
 
     assert done.returncode == 2
-    assert "--proxy-file" in done.stderr
+    assert advice in done.stderr
     assert "hunter2" not in done.stdout + done.stderr
+    assert "ter2" not in done.stdout + done.stderr
+
+
+def test_a_database_s_url_is_no_proxy_s(tmp_path: Path) -> None:
+    """What is said of one does not help with the other."""
+    done = run("rotate", "mysql://u@h:3306", cwd=tmp_path, env={"POSTPRESS_API_KEY": KEY})
+
+    assert done.returncode == 2
+    assert "--proxy-file" not in done.stderr
+
+
+def test_a_file_may_be_named_like_a_secret(tmp_path: Path) -> None:
+    """What is there to be read is a file, whatever its name."""
+    place = tmp_path / "pp_live_key"
+    place.write_text("two lines\nof text\n")
+
+    done = run("update", "acc_1", "--country", "US", "--api-key-file", place.name, cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "should hold the API key in one line" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def test_any_text_is_a_part_of_a_proxy_as_it_is_or_is_not_sent(
 @example(path="a//b")
 @example(path="é b")
 @example(path="v1\r\n")
+@example(path="?")
 def test_any_text_is_a_base_url_s_path_as_it_is_or_is_not_sent(place: Place, path: str) -> None:
     """What is written in a setting, and what a log of the other side shows, are to be the same."""
 

@@ -6,6 +6,8 @@ Secrets here are long and odd, so that whatever form of them is found anywhere i
 
 import asyncio
 import copy
+import csv
+import gc
 import io
 import json
 import logging
@@ -22,7 +24,10 @@ import cattrs
 import pytest
 
 from postpress_async import CustomProxy, PostPressSession, RetryPolicy, errors, events
+from postpress_async.models import FieldError
 from postpress_async.pace import Pace
+from postpress_async.rotation import Fleet
+from postpress_async.rotation.plan import Refusal
 from postpress_async.secret import Secret
 from tests.fault_server import CONNECTIONS, FAULTS, Fault, FaultServer, body_of, closes, says
 
@@ -304,7 +309,8 @@ def test_a_call_that_is_cancelled_shows_no_secret(everything: Everything) -> Non
                 call.cancel()
                 with pytest.raises(asyncio.CancelledError) as caught:
                     await call
-                return traceback.format_exception(caught.value)
+                told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+                return [*traceback.format_exception(caught.value), *told.format()]
 
     assert not leaks("".join(run(main)))
     assert [text for text in everything.texts() if leaks(text)] == []
@@ -327,6 +333,67 @@ def test_a_success_shows_no_secret(everything: Everything) -> None:
     texts += [json.dumps(cattrs.unstructure(done)), repr(copy.deepcopy(done)), *everything.texts()]
     assert [text for text in texts if leaks(text)] == []
     assert "asyncio" in everything.log.getvalue()  # it did tell of its steps
+
+
+@pytest.mark.parametrize("name", ["fleet.csv", "fleet.jsonl"])
+def test_no_row_that_is_refused_shows_a_secret(name: str, tmp_path: Path) -> None:
+    """A shifted column makes a password an account, a host or a port."""
+    columns = ["account_id", "proxy", "host", "port", "protocol", "username", "password", "country", "ip"]
+    right = {"account_id": "acc_1", "host": "h.example", "port": "80"}
+    rows = [right | {column: PASSWORD} for column in columns] + [right | {column: KEY} for column in columns]
+    place = tmp_path / name
+    with place.open("w", encoding="utf-8", newline="") as file:
+        if name.endswith(".csv"):
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(rows)
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    with Fleet.open(place) as fleet:
+        told = [row for row in fleet.rows() if isinstance(row, Refusal)]
+
+    assert len(told) >= 2 * len(columns) - 4  # a user name and a password may be anything
+    assert [
+        one for one in told if leaks(f"{one} {one!r} {attrs.asdict(one)} {cattrs.unstructure(one)}")
+    ] == []
+
+
+def test_no_change_that_is_refused_shows_a_secret() -> None:
+    """A field that is given what was meant for another one."""
+    fields = {"host": "h.example", "port": 80, "protocol": "https", "username": "u", "password": "p"}
+    for name in fields:
+        for secret in (KEY + "\n", PASSWORD + "\n", "http://u:" + PASSWORD + "\0@h:80"):
+            with pytest.raises(FieldError) as caught:
+                CustomProxy(**{**fields, name: secret})  # type: ignore[arg-type] # that is the point
+            assert [
+                text for text in [*map(repr, chain(caught.value)), str(caught.value)] if leaks(text)
+            ] == []
+    for told in (PASSWORD, f"http://u:{PASSWORD}", f"u:{PASSWORD}@h:80", f"http://u:{quote(PASSWORD)}@h:x"):
+        with pytest.raises(FieldError) as caught:
+            CustomProxy.from_url(told)
+        assert [text for text in [*map(repr, chain(caught.value)), str(caught.value)] if leaks(text)] == []
+
+
+def test_a_session_that_is_left_open_shows_no_secret(everything: Everything) -> None:
+    """aiohttp warns of it, and asyncio's handler is told what it was."""
+
+    async def used(url: str) -> None:
+        session = PostPressSession(KEY, base_url=url, retry=POLICY)
+        await session.update_proxy("acc_1", OWN)
+        everything.tasks |= {repr(session), repr(vars(session)), repr(attrs.asdict(session._line))}
+        everything.tasks.add(repr(vars(session._line.transport)))
+
+    async def main() -> None:
+        with FaultServer() as server:
+            await used(server.url)
+            gc.collect()
+            await asyncio.sleep(0)
+
+    run(main)
+
+    assert "Unclosed c" in everything.log.getvalue()  # connector, or client session
+    assert [text for text in everything.texts() if leaks(text)] == []
 
 
 # --- What a program holds -------------------------------------------------------------------------
@@ -388,5 +455,7 @@ def test_the_journal_of_a_rotation_holds_no_secret(everything: Everything, tmp_p
     assert {"run.sqlite3 open", "run.sqlite3-wal open", "run.sqlite3 closed"} <= set(found)
     assert [name for name, content in found.items() if leaks(content)] == []
     for outcome in outcomes:
+        if getattr(outcome, "error", None) is not None:
+            assert [text for text in shown(outcome.error) if leaks(text)] == []
         assert not leaks(f"{outcome} {outcome!r} {attrs.asdict(outcome)} {cattrs.unstructure(outcome)}")
     assert [text for text in everything.texts() if leaks(text)] == []

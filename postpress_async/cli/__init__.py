@@ -8,6 +8,7 @@ import click
 
 from postpress_async._version import __version__
 from postpress_async.cli import exits
+from postpress_async.cli.arguments import refuse_secrets
 from postpress_async.cli.catalogue import errors
 from postpress_async.cli.completion import completion
 from postpress_async.cli.export import export
@@ -48,6 +49,7 @@ for command in _COMMANDS:
 def run() -> None:
     """The command line, with every foreseen refusal told in one sentence on standard error."""
     try:
+        refuse_secrets(sys.argv[1:])
         sys.exit(cli.main(standalone_mode=False) or exits.ALL_PATCHED)
     except click.UsageError as error:
         error.show()

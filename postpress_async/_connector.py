@@ -1,0 +1,57 @@
+"""How connections come about, and how one that does not is left behind."""
+
+import asyncio
+import socket
+import ssl
+from contextvars import ContextVar
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+_READ_AT_ONCE: Final = 32 * 1024
+"""Bytes that a socket keeps for the event loop. 256 KiB of 1xx answers would take it 120 ms to read."""
+
+_MADE: ContextVar[list[socket.socket]] = ContextVar("_MADE")
+"""Sockets of the connection that is being made; its tasks see the same list."""
+
+
+class Connector(aiohttp.TCPConnector):
+    """
+    As many connections as there are calls: the session's pace is the one limit.
+
+    A second limit here would hold calls back unseen.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        super().__init__(limit=0, ssl=tls or True, socket_factory=_make_socket)
+
+    async def _wrap_create_connection(
+        self, *args: Any, **options: Any
+    ) -> tuple[asyncio.Transport, ResponseHandler]:
+        """
+        A connection; or none, and then nothing of it.
+
+        uvloop closes a socket that was handed to it and broke, or was cancelled, before its transport was
+        there; but the socket object is not told, and closes, when it is collected, whatever has its number
+        by then: the connection of another call (MagicStack/uvloop#738).
+        """
+        made: list[socket.socket] = []
+        token = _MADE.set(made)
+        try:
+            return await super()._wrap_create_connection(*args, **options)
+        except BaseException:
+            # Those that were not handed over are closed by now. asyncio's transports own theirs.
+            if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
+                for one in made:
+                    one.detach()
+            raise
+        finally:
+            _MADE.reset(token)
+
+
+def _make_socket(place: tuple[Any, ...]) -> socket.socket:
+    made = socket.socket(*place[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _READ_AT_ONCE)  # a hint, no promise
+    _MADE.get().append(made)
+    return made

@@ -1,0 +1,131 @@
+"""How connections come about, and what is left of one that does not: nothing, on any event loop."""
+
+import asyncio
+import gc
+import importlib
+import os
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy
+from tests.conftest import KEY
+from tests.fault_server import CONNECTIONS, FaultServer
+
+US = ManagedProxy(country="US")
+LOOPS = ["asyncio", pytest.param("uvloop", marks=pytest.mark.skipif(sys.platform == "win32", reason="none"))]
+
+
+def run(name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """*main* in a loop of that kind; nothing may stay open after it."""
+    factory = importlib.import_module(name).new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(asyncio.sleep(0))  # uvloop keeps what its first loop opens
+    before = numbers()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+    gc.collect()
+    assert numbers() <= before
+
+
+def stale() -> list[socket.socket]:
+    """A session's sockets that would close, when they are collected, what is no longer theirs."""
+    every = [thing for thing in gc.get_objects() if type(thing) is socket.socket]
+    ours = [one for one in every if one.proto == socket.IPPROTO_TCP]  # those that the server accepts say 0
+    return [one for one in ours if one.fileno() >= 0 and not is_open(one.fileno())]
+
+
+def is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def numbers() -> int:
+    """Files and sockets that the process has open; 0 where the system does not say."""
+    return len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+
+
+@pytest.fixture(autouse=True)
+def uncollected() -> Iterator[None]:
+    """A stale socket is to be found, not to close another test's."""
+    gc.collect()
+    gc.disable()
+    yield
+    for one in stale():
+        one.detach()
+    gc.enable()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
+    """What a server shows, and the file of those to trust."""
+    authority, place = trustme.CA(), tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(place))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    return context, place
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_call_that_is_cancelled_at_any_moment_leaves_nothing(
+    loop: str, secure: bool, certificate: tuple[ssl.SSLContext, Path]
+) -> None:
+    """
+    No socket, and no answer for the next call.
+
+    uvloop forgets to tell a socket that is handed to it that it has closed it, if the call is cancelled in
+    that very turn. Collected later, it closes what has its number by then: another call's connection.
+    """
+    context, place = certificate
+
+    async def main() -> None:
+        with FaultServer(context if secure else None) as server:
+            turns, ended = 0, False
+            while not ended:
+                async with PostPressSession(
+                    KEY, base_url=server.url, ssl=place if secure else None, pace=Pace(adaptive=False)
+                ) as session:
+                    call = asyncio.create_task(session.update_proxy("acc_1", US))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    ended = call.done()
+                    call.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await call
+                    assert (await session.update_proxy("acc_2", US)).account_id == "acc_2"
+                assert stale() == []
+                turns = turns + 1 if turns < 40 else turns * 2
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", ["reset before the request", "closed before the request"])
+def test_a_connection_that_breaks_at_once_leaves_no_socket(
+    loop: str, name: str, certificate: tuple[ssl.SSLContext, Path]
+) -> None:
+    """The same moment, met from the other side."""
+    context, place = certificate
+
+    async def main() -> None:
+        with FaultServer(context) as server:
+            server.play(CONNECTIONS[name])
+            async with PostPressSession(
+                KEY, base_url=server.url, ssl=place, retry=RetryPolicy(attempts=1), pace=Pace(adaptive=False)
+            ) as session:
+                calls = (session.update_proxy(f"acc_{number}", US) for number in range(50))
+                await asyncio.gather(*calls, return_exceptions=True)
+            assert stale() == []
+
+    run(loop, main)
