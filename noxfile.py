@@ -68,6 +68,13 @@ def kill(session: nox.Session) -> None:
 
 
 @nox.session
+def night(session: nox.Session) -> None:
+    """A night of 100,000 accounts on a bad service with 25 dead proxies; the suite plays 3,000."""
+    install(session, "test")
+    session.run("pytest", "tests/test_night.py", *session.posargs, env={"POSTPRESS_TEST_NIGHT": "100000"})
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """The sandbox against its own OpenAPI document, with 2,000 drawn requests a run; the suite does 60."""
     install(session, "test")
