@@ -9,12 +9,12 @@ from typing import Final
 
 from yarl import URL
 
+from postpress_async._fields import FieldError, check_host
 from postpress_async.errors import ConfigurationError
 from postpress_async.secret import Secret
 
 BASE_URL: Final = "https://api.postpress.ai/v1"
 
-_HOST = re.compile(r"[A-Za-z0-9._~-]+|[0-9A-Fa-f:.]+")
 _PARTS = re.compile(r"(?P<place>[a-z]+://[^/?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _PORT = re.compile(r"port=[0-9]{1,5}")
 
@@ -66,7 +66,7 @@ def read_base_url(given: str | None) -> URL:
 
 
 def _fault(url: URL) -> str | None:
-    if url.scheme not in {"https", "http"} or not url.raw_host or not _HOST.fullmatch(url.raw_host):
+    if url.scheme not in {"https", "http"} or not url.raw_host or not _is_host(url.raw_host):
         return "is not an https:// address"
     if url.scheme == "http" and not _is_loopback(url.raw_host):
         return "is http: the key would cross the network readable; only this machine may be reached so"
@@ -85,6 +85,14 @@ def _is_plain(text: str, url: URL) -> bool:
     if mine is None or theirs is None or mine["rest"] != theirs["rest"]:
         return False
     return mine["place"].lower() == theirs["place"] or mine["place"].partition("://")[2].startswith("[")
+
+
+def _is_host(text: str) -> bool:
+    try:
+        check_host(text)
+    except FieldError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:

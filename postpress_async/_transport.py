@@ -274,6 +274,8 @@ def _translated(error: Exception) -> errors.PostPressError:
         return errors.AnswerError(f"the answer is over {MAX_ANSWER // 1024} KiB", error.status)
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch | ssl.SSLError):
         return errors.TlsError(f"no secure connection: {_tls_fact(error)}")
+    if isinstance(error, aiohttp.InvalidURL | UnicodeError) and not isinstance(error, UnicodeDecodeError):
+        return errors.ConnectError("no connection: the host's name cannot be looked up")
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return errors.ConnectError("no connection in time")
     if isinstance(error, TimeoutError):

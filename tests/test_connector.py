@@ -16,6 +16,8 @@ import pytest
 import trustme
 
 from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy
+from postpress_async.errors import Applied, ConnectError
+from postpress_async.sandbox import Server
 from tests.conftest import KEY
 from tests.fault_server import CONNECTIONS, FaultServer
 
@@ -127,5 +129,57 @@ def test_a_connection_that_breaks_at_once_leaves_no_socket(
                 calls = (session.update_proxy(f"acc_{number}", US) for number in range(50))
                 await asyncio.gather(*calls, return_exceptions=True)
             assert stale() == []
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_too_many_open_files_are_no_connection_and_pass(loop: str) -> None:
+    """Another part of the program may use them all up; once it has let go, the session goes on."""
+    resource = pytest.importorskip("resource")
+
+    async def main() -> None:
+        with FaultServer() as server:
+            policy = RetryPolicy(attempts=2, first_wait=0.001)
+            async with PostPressSession(KEY, base_url=server.url, retry=policy) as session:
+                soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+                lowest = os.open(os.devnull, os.O_RDONLY)
+                os.close(lowest)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+                try:
+                    with pytest.raises(ConnectError) as caught:
+                        await session.update_proxy("acc_1", US)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+                assert (len(caught.value.attempts), caught.value.applied) == (2, Applied.NO)
+                assert (await session.update_proxy("acc_1", US)).account_id == "acc_1"
+            assert server.count() == {"acc_1": 1}
+
+    run(loop, main)
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
+@pytest.mark.parametrize("loop", LOOPS)
+def test_this_machine_may_be_reached_over_ipv6(loop: str) -> None:
+    """Where the brackets of an address are lost on the way, or kept, another host is meant."""
+
+    async def main() -> None:
+        server = Server()
+        await server.start("::1")
+        try:
+            assert server.url.startswith("http://[::1]:")
+            async with PostPressSession(server.api_key, base_url=server.url) as session:
+                assert (await session.update_proxy("acc_1", US)).account_id == "acc_1"
+        finally:
+            await server.aclose()
 
     run(loop, main)

@@ -56,7 +56,7 @@ async def _at_once(_: float) -> None:
     """In place of a wait."""
 
 
-POLICY = RetryPolicy(attempts=2, attempt_timeout=0.1, deadline=0.5, sleep=_at_once)
+POLICY = RetryPolicy(attempts=2, attempt_timeout=0.3, deadline=1.0, sleep=_at_once)
 
 
 # --- Where a secret could show --------------------------------------------------------------------

@@ -59,6 +59,8 @@ async def test_a_body_knows_whether_it_may_have_left(error: BaseException, sent:
         (aiohttp.ConnectionTimeoutError(), errors.ConnectError),
         (aiohttp.SocketTimeoutError(), errors.AttemptTimeoutError),
         (TimeoutError(), errors.AttemptTimeoutError),
+        (aiohttp.InvalidURL("http://a..b"), errors.ConnectError),
+        (UnicodeError("label empty or too long"), errors.ConnectError),
         (aiohttp.ServerDisconnectedError(), errors.ConnectionLostError),
         (ConnectionResetError(), errors.ConnectionLostError),
     ],
