@@ -43,6 +43,7 @@ class Wishes:
     skip_bad: bool
     in_flight: int
     rate: float | None
+    attempts: int
     limit: int | None
     max_duration: float | None
     halt: str | int

@@ -16,6 +16,7 @@ from postpress_async.cli.progress import Progress
 from postpress_async.cli.serve import first_places
 from postpress_async.errors import RotationError
 from postpress_async.pace import Pace
+from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import ProxyPool, Rotation, RotationSummary, State
 from postpress_async.sandbox import Sandbox
 from postpress_async.session import PostPressSession
@@ -27,15 +28,18 @@ async def run_job(job: Job) -> int:
     feed = Feed(sys.stdout if wishes.json else None, told=wishes.verbose)
     async with AsyncExitStack() as stack:
         pace = Pace(in_flight=wishes.in_flight, rate=wishes.rate)
+        retry = RetryPolicy(attempts=wishes.attempts)
         observer = feed.observe if wishes.json or wishes.verbose else None
         sandbox = None
         if wishes.sandbox:
             sandbox = make_sandbox(wishes, job.pool)
             await stack.enter_async_context(sandbox)
-            session = sandbox.session(pace=pace, on_event=observer)
+            session = sandbox.session(retry=retry, pace=pace, on_event=observer)
         else:
             key = options.read_key(wishes.api_key_file)
-            session = PostPressSession(key, base_url=wishes.base_url, pace=pace, on_event=observer)
+            session = PostPressSession(
+                key, base_url=wishes.base_url, retry=retry, pace=pace, on_event=observer
+            )
         await stack.enter_async_context(session)
         rotation = session.rotate(
             job.changes,
