@@ -7,6 +7,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aioresponses import aioresponses
+from multidict import CIMultiDict
 from yarl import URL
 
 from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, errors
@@ -78,6 +80,19 @@ async def test_the_quickstart_s_port_goes_with_each_request() -> None:
             await session.update_proxy("acc_1", US)
 
         assert server.seen[0].head.startswith(b"PATCH /v1/accounts/acc_1?port=8080 HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("second", ["51", "9"], ids=["agree", "differ"])
+async def test_an_answer_of_two_lengths_is_none(
+    api: aioresponses, session: PostPressSession, second: str
+) -> None:
+    """aiohttp's parser in Python takes the first one, and what stands between may take the other."""
+    lengths = CIMultiDict([("Content-Length", "51"), ("Content-Length", second)])
+    body = {"object": "AccountPatched", "account_id": "acc_1"}
+    api.patch("https://api.postpress.ai/v1/accounts/acc_1", payload=body, headers=lengths)
+
+    with pytest.raises(errors.AnswerError, match="not HTTP"):
+        await session.update_proxy("acc_1", US)
 
 
 async def test_a_transport_may_be_closed_while_it_closes() -> None:
