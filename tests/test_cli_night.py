@@ -134,7 +134,9 @@ def test_a_dry_run_checks_the_key_and_every_row(folder) -> None:
         pytest.param(["--max-duration", "0s"], "write 90s, 15m, 6h", id="no time at all"),
         pytest.param(["--pool", "proxies.txt", "--country", "US"], "not both", id="a pool and a country"),
         pytest.param(["--pool", "nowhere.txt"], "nowhere.txt does not exist", id="no list"),
-        pytest.param(["--pool", "http://u:hunter2@h:1"], "give the path of a file", id="a proxy for a list"),
+        pytest.param(
+            ["--pool", "http://u:hunter2@h:1"], "a password in an argument", id="a proxy for a list"
+        ),
         pytest.param(["--dead-proxies", "2"], "are of a pool", id="dead proxies without a pool"),
         pytest.param(["--rate", "0"], "0", id="no rate"),
         pytest.param(["--limit", "0"], "0", id="no limit"),
