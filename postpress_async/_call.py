@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 from postpress_async import _wire, events
 from postpress_async._idempotency import Keys
 from postpress_async._lifetime import Lifetime
-from postpress_async._transport import Transport
+from postpress_async._network import Transport
 from postpress_async._turns import Turns
 from postpress_async.errors import (
     AnswerError,
@@ -233,7 +233,7 @@ class UpdateCall:
         """Wait, but no longer than the call may go on."""
         until = math.inf if self.patient else self.began + self._policy.deadline
         try:
-            async with self._line.lifetime.wait(until):
+            with self._line.lifetime.wait(until):
                 return await wait(*args, **options)
         except TimeoutError:
             pass

@@ -1,38 +1,41 @@
 """A session's life: one event loop, the calls under way, and an end that leaves none of them hanging."""
 
 import asyncio
-import math
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import Final
 
+from postpress_async._deadlines import Deadlines, Limit
 from postpress_async.errors import ConfigurationError, SessionClosedError
 
 
 class Lifetime:
-    """
-    Counts the calls of a session, and wakes those that wait when it ends.
-
-    Attributes:
-        ended: No call may go on. Set when `end` has lost its patience.
-    """
+    """Counts the calls of a session, and wakes those that wait when it ends."""
 
     def __init__(self) -> None:
-        self.ended = False
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls = 0
-        self._waits: set[asyncio.Timeout] = set()
+        self._call: Final = _Call(self)
+        self._waits: Final = Deadlines()
         self._idle: asyncio.Future[None] | None = None
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    @property
+    def ended(self) -> bool:
+        """No call may go on: `end` has lost its patience."""
+        return self._waits.ended
+
+    def call(self) -> "_Call":
         """
-        One call, from its beginning to its end.
+        One call, from the beginning to the end of a ``with`` block.
 
         Raises:
-            SessionClosedError: The session is closed, or being closed.
+            SessionClosedError: On entering it: the session is closed, or being closed.
             ConfigurationError: It was first used in another event loop.
         """
+        return self._call
+
+    def begin(self) -> None:
+        """A call begins."""
         if self._closing:
             raise SessionClosedError("the session is closed and does not reopen: make a new one")
         loop = asyncio.get_running_loop()
@@ -43,24 +46,16 @@ class Lifetime:
                 )
             self._loop = loop
         self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if not self._calls and self._idle is not None and not self._idle.done():
-                self._idle.set_result(None)
 
-    @asynccontextmanager
-    async def wait(self, until: float) -> AsyncIterator[None]:
+    def done(self) -> None:
+        """A call is over."""
+        self._calls -= 1
+        if not self._calls and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def wait(self, until: float) -> Limit:
         """Raise `TimeoutError` in whoever waits inside, at *until* by the loop's clock or when all ends."""
-        async with asyncio.timeout_at(None if math.isinf(until) else until) as scope:
-            self._waits.add(scope)
-            try:
-                if self.ended:
-                    raise TimeoutError
-                yield
-            finally:
-                self._waits.discard(scope)
+        return self._waits.until(until)
 
     async def close(self, patience: float) -> None:
         """Let no call begin; give those under way *patience* seconds."""
@@ -71,7 +66,21 @@ class Lifetime:
 
     def end(self) -> None:
         """Wake everyone who waits, for nothing will come."""
-        self.ended = True
-        for scope in self._waits:
-            if not scope.expired():
-                scope.reschedule(-1.0)  # long ago, by any clock
+        self._waits.end()
+
+
+class _Call:
+    """The same object for all calls: it knows nothing of any of them."""
+
+    __slots__ = ("_lifetime",)
+
+    def __init__(self, lifetime: Lifetime) -> None:
+        self._lifetime = lifetime
+
+    def __enter__(self) -> None:
+        self._lifetime.begin()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lifetime.done()

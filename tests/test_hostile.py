@@ -51,6 +51,8 @@ from tests.fault_server import (
 
 T = TypeVar("T")
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 OWN = CustomProxy(host="proxy.example.com", port=8080, password="hunter2")
 DEADLINE = 1.0
 STATM = Path("/proc/self/statm")
@@ -116,8 +118,9 @@ def run(main: Awaitable[T]) -> T:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def memory() -> Iterator[None]:
+def memory(each_transport: str) -> Iterator[None]:
     """No fault, nor all of them together, takes more than 32 MiB; the first is where it is counted from."""
+    Watch.resident.clear()
     gc.collect()
     gc.freeze()  # what other tests left is not looked at on the loop's time
     yield

@@ -9,7 +9,8 @@ import aiohttp
 import pytest
 
 from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, errors
-from postpress_async._transport import _Body, _end_with_its_connection, _has_news, _NotHttpError, _translated
+from postpress_async._network import NotHttpError, end_with_its_connection, has_news, translated
+from postpress_async._transport import _Body
 from tests.conftest import KEY
 from tests.fault_server import FAULTS, FaultServer
 
@@ -56,7 +57,7 @@ async def test_a_body_knows_whether_it_may_have_left(error: BaseException, sent:
 )
 def test_a_failure_of_aiohttp_is_one_of_ours(error: Any, kind: type[errors.PostPressError]) -> None:
     """Also those that only a connector of the caller's, with timeouts of its own, lets through."""
-    assert type(_translated(error)) is kind
+    assert type(translated(error)) is kind
 
 
 async def test_the_quickstart_s_port_goes_with_each_request() -> None:
@@ -70,8 +71,8 @@ async def test_the_quickstart_s_port_goes_with_each_request() -> None:
 
 def test_a_transport_without_a_socket_has_no_news() -> None:
     """A double's, or one of another kind than TCP."""
-    assert not _has_news(None)
-    assert not _has_news(asyncio.BaseTransport())
+    assert not has_news(None)
+    assert not has_news(asyncio.BaseTransport())
 
 
 async def test_news_are_heard_where_there_is_no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,10 +94,9 @@ async def test_a_body_ends_with_its_connection(cancelled: bool) -> None:
     """Whoever reads it would wait for the rest until the attempt's time is up."""
     closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     content = aiohttp.StreamReader(SimpleNamespace(), 64, loop=asyncio.get_running_loop())  # type: ignore[arg-type]
-    connection = SimpleNamespace(protocol=SimpleNamespace(closed=closed))
-    _end_with_its_connection(SimpleNamespace(connection=connection, content=content))  # type: ignore[arg-type]
+    end_with_its_connection(content, SimpleNamespace(closed=closed))  # type: ignore[arg-type]
 
     closed.cancel() if cancelled else closed.set_exception(aiohttp.ClientConnectionError())
     await asyncio.sleep(0)
-    with pytest.raises(_NotHttpError):
+    with pytest.raises(NotHttpError):
         await content.readany()
