@@ -1,6 +1,5 @@
 """One update on its way: its attempts, its keys, and what may have been applied by now."""
 
-import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -34,6 +33,10 @@ PATIENCE: Final = 4 * 3600.0
 """Seconds after its first attempt until which a call of a rotation sits an outage out."""
 
 
+def _nothing(_: bool) -> None:
+    """Whoever is not told of backing off."""
+
+
 @frozen
 class Line:
     """What the calls of one session share."""
@@ -63,6 +66,14 @@ class UpdateCall:
         counted: Whether the last attempt uses one up; see `Pacer.leave`.
     """
 
+    counted = True
+    _attempts: tuple[Attempt, ...] = ()
+    _applied = Applied.NO  # over all attempts
+    _failure: PostPressError | None = None
+    _answered: tuple[str | None, str] | None = None  # the key and the instance of the last answer
+    _replayed = False  # whether the last answer, an unknown one, is what its key got before
+    _renew = False  # whether the next attempt needs a fresh key
+
     def __init__(
         self,
         line: Line,
@@ -73,22 +84,15 @@ class UpdateCall:
         resting: Callable[[bool], object] | None = None,
     ) -> None:
         self._request: Final = _wire.patch_account(account_id, change)
-        self.began = asyncio.get_running_loop().time()
+        self._clock: Final = line.lifetime.clock
+        self.began = self._first_sent = self._clock()
         self._line: Final = line
         self._keys: Final = keys
         self._policy: Final = policy
         self.patient = resting is not None
-        self.counted = True
-        self._resting: Final = resting or (lambda _: None)
+        self._resting: Final = resting or _nothing
         self._managed: Final = isinstance(change, ManagedProxy)
-        self._attempts: list[Attempt] = []
-        self._first_sent = self.began
-        self._applied = Applied.NO  # over all attempts
-        self._failure: PostPressError | None = None
-        self._answered: tuple[str | None, str] | None = None  # the key and the instance of the last answer
         self._in_doubt = keys.in_doubt  # whether an attempt under the current key may have been applied
-        self._replayed = False  # whether the last answer, an unknown one, is what its key got before
-        self._renew = False  # whether the next attempt needs a fresh key
 
     async def run(self) -> AccountPatched:
         """
@@ -111,36 +115,34 @@ class UpdateCall:
 
     async def __call__(self) -> AccountPatched:
         """One attempt, when the session's pace allows it."""
-        pacer = self._line.pacer
+        pacer, clock = self._line.pacer, self._clock
         ticket = pacer.try_enter() or await self._enter()
-        clock = asyncio.get_running_loop().time
         began, sign, asked = clock(), Sign.NONE, None
         try:
-            timeout = self._time_for_an_attempt()
-            try:
-                patched = await self._attempt(timeout)
-            except PostPressError as error:
-                sign, asked = sign_of(error), error.retry_after
-                raise
+            left = self.began + self._policy.deadline - began
+            if left <= 0 or self._line.lifetime.ended:
+                raise self._out_of_time()
+            patched = await self._attempt(min(self._policy.attempt_timeout, left), began)
             sign = Sign.SUCCESS
             return patched
+        except PostPressError as error:
+            sign, asked = sign_of(error), error.retry_after
+            raise
         finally:
             self.counted = pacer.leave(ticket, sign, asked)
             if self.patient and not self.counted:
                 self.began += clock() - began
 
     async def _enter(self) -> Ticket:
-        clock = asyncio.get_running_loop().time
-        came = clock()
+        came = self._clock()
         ticket = await self._patiently(self._line.pacer.enter, retry=bool(self._attempts))
         if self.patient:
-            self.began += clock() - came
+            self.began += self._clock() - came
         return ticket
 
-    async def _attempt(self, timeout: float) -> AccountPatched:
+    async def _attempt(self, timeout: float, began: float) -> AccountPatched:
         line, request, number = self._line, self._request, len(self._attempts) + 1
-        clock = asyncio.get_running_loop().time
-        began, unix_time = clock(), time.time()
+        unix_time = time.time()
         if number == 1:
             self._first_sent = began
         if line.observer is not None:
@@ -149,17 +151,18 @@ class UpdateCall:
             answer = await line.transport.send(request, self._keys.current, timeout)
             patched = _wire.read_patched(answer, request, line.api_key)
         except PostPressError as error:
-            elapsed = clock() - began
-            self._attempts.append(Attempt(number, unix_time, elapsed, error.code, error.status))
+            elapsed = self._clock() - began
+            failed = Attempt(number, unix_time, elapsed, error.code, error.status)
+            self._attempts = (*self._attempts, failed)
             self._learn(error)
             if line.observer is not None:
                 ended = events.AttemptEnded(request.account_id, number, elapsed, error.status, error)
                 events.tell(line.observer, ended)
             raise
-        elapsed = clock() - began
+        elapsed = self._clock() - began
         if line.observer is not None:
             events.tell(line.observer, events.AttemptEnded(request.account_id, number, elapsed, 200, None))
-        success = Attempt(number, unix_time, elapsed, status=answer.status)
+        success = Attempt(number, unix_time, elapsed, None, 200)
         return AccountPatched(patched.account_id, (*self._attempts, success))
 
     def may_repeat(self, error: PostPressError) -> bool:  # noqa: ARG002 - `retry.Call` has it
@@ -177,7 +180,8 @@ class UpdateCall:
             number = len(self._attempts)
             told = events.RetryScheduled(self._request.account_id, number, seconds, self._failure)
             events.tell(self._line.observer, told)
-        self._attempts[-1] = evolve(self._attempts[-1], wait=seconds)
+        *before, last = self._attempts
+        self._attempts = (*before, evolve(last, wait=seconds))
         self._resting(True)
         try:
             if self._renew:
@@ -194,7 +198,7 @@ class UpdateCall:
     def _has_waited_long(self) -> bool:
         # An outage uses up neither attempts nor the deadline of a patient call; this alone ends it, where
         # what looks like an outage is all that the last accounts will ever be answered.
-        return self.patient and asyncio.get_running_loop().time() - self._first_sent > PATIENCE
+        return self.patient and self._clock() - self._first_sent > PATIENCE
 
     async def ask(self, strategy: Awaitable[T]) -> T:
         """What an asynchronous strategy answers, while the call may go on."""
@@ -214,7 +218,7 @@ class UpdateCall:
         self._renew = answered and not (self._managed and self._in_doubt)
         error.applied = Applied.UNKNOWN if self._in_doubt else self._applied
         error.account_id = self._request.account_id
-        error.attempts = tuple(self._attempts)
+        error.attempts = self._attempts
 
     def _is_replay(self, instance: str | None) -> bool:
         before, self._answered = self._answered, None
@@ -222,12 +226,6 @@ class UpdateCall:
             return False
         self._answered = (self._keys.current, instance)
         return self._keys.current is not None and self._answered == before
-
-    def _time_for_an_attempt(self) -> float:
-        left = self.began + self._policy.deadline - asyncio.get_running_loop().time()
-        if left <= 0 or self._line.lifetime.ended:
-            raise self._out_of_time()
-        return min(self._policy.attempt_timeout, left)
 
     async def _patiently(self, wait: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
         """Wait, but no longer than the call may go on."""

@@ -34,7 +34,8 @@ class Deadlines:
 
     def within(self, seconds: float) -> "Limit":
         """A limit for what is done in its ``with`` block; *seconds* count from now."""
-        return Limit(self, asyncio.get_running_loop().time() + seconds)
+        loop = self._loop or self._get_loop()
+        return Limit(self, loop.time() + seconds)
 
     def until(self, when: float) -> "Limit":
         """The same, *when* by the loop's clock; infinite for none but `end`."""
@@ -50,25 +51,40 @@ class Deadlines:
             limit.expire()
         self._open.clear()
 
-    def enter(self, limit: "Limit") -> None:
-        """Keep *limit* from now on."""
+    def enter(self, limit: "Limit") -> "asyncio.Task[object]":
+        """
+        The task of *limit*, which is kept from now on.
+
+        Raises:
+            TimeoutError: The `end` has come.
+        """
+        if self.ended:
+            raise TimeoutError
+        task = asyncio.current_task(self._loop or self._get_loop())
+        assert task is not None  # noqa: S101 - asyncio runs coroutines in tasks
         self._open.add(limit)
         if limit.when < self._timer_at:
             self._set(limit.when)
+        return task
 
     def leave(self, limit: "Limit") -> None:
         """It is over, in time or not."""
         self._open.discard(limit)
 
+    def _get_loop(self) -> asyncio.AbstractEventLoop:
+        # Once: to ask for it costs as much as all the rest, and a session is of one loop.
+        self._loop = asyncio.get_running_loop()
+        return self._loop
+
     def _set(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = when
-        self._timer = asyncio.get_running_loop().call_at(when, self._look)
+        self._timer = (self._loop or self._get_loop()).call_at(when, self._look)
 
     def _look(self) -> None:
         # A loop may fire a tick of its clock too early, and what it fired for is due all the same.
-        now = max(asyncio.get_running_loop().time(), self._timer_at)
+        now = max((self._loop or self._get_loop()).time(), self._timer_at)
         self._timer, self._timer_at = None, math.inf
         due = [limit for limit in self._open if limit.when <= now]
         for limit in due:
@@ -91,19 +107,17 @@ class Limit:
 
     __slots__ = ("_cancelling", "_deadlines", "_task", "expired", "when")
 
+    _cancelling: int
+    _task: "asyncio.Task[object]"
+
     def __init__(self, deadlines: Deadlines, when: float) -> None:
         self._deadlines = deadlines
         self.when = when
         self.expired = False
 
     def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio runs coroutines in tasks
-        if self._deadlines.ended:
-            raise TimeoutError
-        self._task: asyncio.Task[object] = task
-        self._cancelling = task.cancelling()
-        self._deadlines.enter(self)
+        self._task = self._deadlines.enter(self)
+        self._cancelling = self._task.cancelling()
         return self
 
     def __exit__(

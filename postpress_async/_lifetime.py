@@ -1,21 +1,28 @@
 """A session's life: one event loop, the calls under way, and an end that leaves none of them hanging."""
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from postpress_async._deadlines import Deadlines, Limit
 from postpress_async.errors import ConfigurationError, SessionClosedError
 
 
 class Lifetime:
-    """Counts the calls of a session, and wakes those that wait when it ends."""
+    """
+    Counts the calls of a session, and wakes those that wait when it ends.
+
+    Attributes:
+        clock: The time of the calls' loop, in seconds; there is none before the first call.
+    """
+
+    clock: Callable[[], float]
 
     def __init__(self) -> None:
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls = 0
-        self._call: Final = _Call(self)
         self._waits: Final = Deadlines()
         self._idle: asyncio.Future[None] | None = None
 
@@ -24,18 +31,17 @@ class Lifetime:
         """No call may go on: `end` has lost its patience."""
         return self._waits.ended
 
-    def call(self) -> "_Call":
+    def call(self) -> Self:
         """
-        One call, from the beginning to the end of a ``with`` block.
+        What a call is made in, as a ``with`` block, from its beginning to its end.
 
         Raises:
             SessionClosedError: On entering it: the session is closed, or being closed.
             ConfigurationError: It was first used in another event loop.
         """
-        return self._call
+        return self  # it keeps nothing of one call, and so needs no object for each
 
-    def begin(self) -> None:
-        """A call begins."""
+    def __enter__(self) -> None:
         if self._closing:
             raise SessionClosedError("the session is closed and does not reopen: make a new one")
         loop = asyncio.get_running_loop()
@@ -44,11 +50,12 @@ class Lifetime:
                 raise ConfigurationError(
                     "the session was first used in another event loop: make one session per loop"
                 )
-            self._loop = loop
+            self._loop, self.clock = loop, loop.time
         self._calls += 1
 
-    def done(self) -> None:
-        """A call is over."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._calls -= 1
         if not self._calls and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
@@ -67,20 +74,3 @@ class Lifetime:
     def end(self) -> None:
         """Wake everyone who waits, for nothing will come."""
         self._waits.end()
-
-
-class _Call:
-    """The same object for all calls: it knows nothing of any of them."""
-
-    __slots__ = ("_lifetime",)
-
-    def __init__(self, lifetime: Lifetime) -> None:
-        self._lifetime = lifetime
-
-    def __enter__(self) -> None:
-        self._lifetime.begin()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lifetime.done()

@@ -9,7 +9,7 @@ on an object that thousands of tasks share, and it costs on every success what o
 import asyncio
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeVar
 
 import tenacity
@@ -175,10 +175,9 @@ class RetryPolicy:
         )
         return f"{name} is retried: {why}; {stop}, within {self.deadline:g} s."
 
-    async def run(self, call: Call[T]) -> T:
+    def run(self, call: Call[T]) -> Coroutine[Any, Any, T]:
         """The result of the first attempt that succeeds, or the error of the last that did not."""
-        result: T = await self._retrying(call)
-        return result
+        return self._retrying(call)
 
 
 class Retrying(AsyncRetrying):
