@@ -115,23 +115,36 @@ class UpdateCall:
 
     async def __call__(self) -> AccountPatched:
         """One attempt, when the session's pace allows it."""
-        pacer, clock = self._line.pacer, self._clock
-        ticket = pacer.try_enter() or await self._enter()
-        began, sign, asked = clock(), Sign.NONE, None
+        line, request = self._line, self._request
+        ticket = line.pacer.try_enter() or await self._enter()
+        began, sign, asked, number = ticket.sent, Sign.NONE, None, 0
         try:
             left = self.began + self._policy.deadline - began
-            if left <= 0 or self._line.lifetime.ended:
+            if left <= 0 or line.lifetime.ended:
                 raise self._out_of_time()
-            patched = await self._attempt(min(self._policy.attempt_timeout, left), began)
+            number, unix_time = self._begin(began), time.time()
+            answer = await line.transport.send(
+                request, self._keys.current, min(self._policy.attempt_timeout, left)
+            )
+            elapsed = self._clock() - began
+            attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, answer.status))
+            patched = _wire.read_patched(answer, request, line.api_key, attempts)
             sign = Sign.SUCCESS
+            if line.observer is not None:
+                ended = events.AttemptEnded(request.account_id, number, elapsed, 200, None)
+                events.tell(line.observer, ended)
             return patched
         except PostPressError as error:
             sign, asked = sign_of(error), error.retry_after
+            if number:
+                self._failed(
+                    error, Attempt(number, unix_time, self._clock() - began, error.code, error.status)
+                )
             raise
         finally:
-            self.counted = pacer.leave(ticket, sign, asked)
+            self.counted = line.pacer.leave(ticket, sign, asked)
             if self.patient and not self.counted:
-                self.began += clock() - began
+                self.began += self._clock() - began
 
     async def _enter(self) -> Ticket:
         came = self._clock()
@@ -140,30 +153,23 @@ class UpdateCall:
             self.began += self._clock() - came
         return ticket
 
-    async def _attempt(self, timeout: float, began: float) -> AccountPatched:
-        line, request, number = self._line, self._request, len(self._attempts) + 1
-        unix_time = time.time()
+    def _begin(self, began: float) -> int:
+        """The number of the attempt that begins now."""
+        number = len(self._attempts) + 1
         if number == 1:
             self._first_sent = began
-        if line.observer is not None:
-            events.tell(line.observer, events.AttemptStarted(request.account_id, number))
-        try:
-            answer = await line.transport.send(request, self._keys.current, timeout)
-            patched = _wire.read_patched(answer, request, line.api_key)
-        except PostPressError as error:
-            elapsed = self._clock() - began
-            failed = Attempt(number, unix_time, elapsed, error.code, error.status)
-            self._attempts = (*self._attempts, failed)
-            self._learn(error)
-            if line.observer is not None:
-                ended = events.AttemptEnded(request.account_id, number, elapsed, error.status, error)
-                events.tell(line.observer, ended)
-            raise
-        elapsed = self._clock() - began
-        if line.observer is not None:
-            events.tell(line.observer, events.AttemptEnded(request.account_id, number, elapsed, 200, None))
-        success = Attempt(number, unix_time, elapsed, None, 200)
-        return AccountPatched(patched.account_id, (*self._attempts, success))
+        if self._line.observer is not None:
+            events.tell(self._line.observer, events.AttemptStarted(self._request.account_id, number))
+        return number
+
+    def _failed(self, error: PostPressError, attempt: Attempt) -> None:
+        self._attempts = (*self._attempts, attempt)
+        self._learn(error)
+        if self._line.observer is not None:
+            ended = events.AttemptEnded(
+                self._request.account_id, attempt.number, attempt.elapsed, error.status, error
+            )
+            events.tell(self._line.observer, ended)
 
     def may_repeat(self, error: PostPressError) -> bool:  # noqa: ARG002 - `retry.Call` has it
         """Whether another attempt could neither double a managed proxy nor outlive the session."""

@@ -1,11 +1,13 @@
 """Bytes out, bytes back, by way of aiohttp's `ClientSession`: the transport that people can mock."""
 
+import inspect
 import ssl
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.connector import Connection
+from aiohttp.http import StreamWriter
 from aiohttp.payload import BytesPayload
 from yarl import URL
 
@@ -39,6 +41,7 @@ class AiohttpTransport:
         connector: aiohttp.BaseConnector | None = None,
     ) -> None:
         self._base_url: Final = base_url
+        self._path: Final = (base_url / "accounts" / "").raw_path
         self._api_key: Final = api_key
         self._tls: Final = tls
         self._connector: Final = connector
@@ -75,27 +78,26 @@ class AiohttpTransport:
         self, session: aiohttp.ClientSession, account_id: str, idempotency_key: str | None, body: "_Body"
     ) -> Answer:
         # Here and not in `send`: its frame is on the tracebacks of our errors, which some print with locals.
-        headers = {"X-API-KEY": self._api_key.reveal(), **HEADERS}
+        headers = {"X-API-KEY": self._api_key.reveal()}
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
-        url = self._base_url.joinpath("accounts", account_id, encoded=True)
-        if self._base_url.query_string:
-            url = url.with_query(self._base_url.query)
-        async with session.request(
-            "PATCH", url, data=body, headers=headers, allow_redirects=False
-        ) as response:
+        url = self._base_url.with_path(f"{self._path}{account_id}", encoded=True, keep_query=True)
+        response = await session.request("PATCH", url, data=body, headers=headers, allow_redirects=False)
+        try:
             protocol = None if response.connection is None else response.connection.protocol
-            try:
-                content = await read_body(response.content, protocol, response.status)
-            except BaseException:
-                response.close()  # not read to its end, so never used again
-                raise
-            return answer_of(response.status, response.headers, content)
+            content = await read_body(response.content, protocol, response.status)
+        except BaseException:
+            response.close()  # not read to its end, so never used again
+            raise
+        if not response.closed:
+            response.release()
+        return answer_of(response.status, response.headers, content)
 
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
             connector=self._connector or make_connector(self._tls),
             connector_owner=self._connector is None,
+            headers={"Host": self._base_url.host_port_subcomponent or "", **HEADERS},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
@@ -111,14 +113,55 @@ class AiohttpTransport:
             await self._session.close()
 
 
+_AS_KNOWN: Final = {
+    *("self", "method", "url", "writer", "continue100", "timer", "request_info", "traces", "loop"),
+    *("session", "stream_writer"),
+} == set(inspect.signature(aiohttp.ClientResponse.__init__).parameters)
+"""Whether a response is made as `_Request` makes one. It is no part of what aiohttp documents."""
+
+
 class _Request(aiohttp.ClientRequest):
     """A request that is sent over a connection only where nothing came before it."""
 
+    # These do what aiohttp's own do with such headers and such a body, without looking for what is not there.
+
+    def update_headers(self, headers: Any) -> None:
+        """Take the session's headers, which were made for this one request, as they are."""
+        self.headers = headers
+
+    def update_auto_headers(self, skip_auto_headers: object) -> None:
+        """None: all were given."""
+
+    def update_body_from_data(self, body: Any, _stacklevel: int = 3) -> None:
+        """Take a `_Body`, and say how long it is."""
+        self._body = body
+        self.headers["Content-Length"] = str(body.size)
+
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
         """The answer to this request, and to no other."""
-        if not is_clean(conn.protocol):
-            await settle(conn.protocol)
-        return await super().send(conn)
+        protocol = conn.protocol
+        if not is_clean(protocol):
+            protocol = await settle(protocol)
+        if not _AS_KNOWN or self._body is None:
+            return await super().send(conn)
+        # aiohttp writes a body in a task of its own, for it may be long. This one is a single write.
+        writer = StreamWriter(protocol, self.loop)
+        await writer.write_headers(f"PATCH {self.url.raw_path_qs} HTTP/1.1", self.headers)
+        await self._body.write_with_length(writer, None)
+        await writer.write_eof()
+        assert self._session is not None  # noqa: S101 - it is what made this request
+        return aiohttp.ClientResponse(
+            self.method,
+            self.original_url,
+            writer=None,
+            continue100=None,
+            timer=self._timer,
+            request_info=self.request_info,
+            traces=[],
+            loop=self.loop,
+            session=self._session,
+            stream_writer=writer,
+        )
 
 
 class _Body(BytesPayload):

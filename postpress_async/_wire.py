@@ -14,12 +14,12 @@ from json.encoder import encode_basestring_ascii as _quoted
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from attrs import field, frozen
+from attrs import define, field
 
 from postpress_async._fields import check_account_id
 from postpress_async._retry_after import read_retry_after
 from postpress_async.errors import BY_CODE, BY_TYPE, AnswerError, ApiError, PostPressError, Problem
-from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.models import AccountPatched, Attempt, CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.secret import MASK, Secret
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _URL_SAFE: Final = "-._~!$&'()*+,;=:@/?"
 _LOWERED: Final = re.compile(r"%[0-9A-F]{2}|\\u[0-9a-f]{4}")
 
 
-@frozen
+@define
 class Request:
     """One PATCH, as bytes. *secrets* are masked in whatever the answer says."""
 
@@ -49,7 +49,7 @@ class Request:
     secrets: tuple[Secret, ...] = ()
 
 
-@frozen
+@define
 class Answer:
     """What came back: the status, the whole body, and the one header that counts."""
 
@@ -113,9 +113,11 @@ def _converter() -> "Converter":
     return converter
 
 
-def read_patched(answer: Answer, request: Request, key: Secret) -> AccountPatched:
+def read_patched(
+    answer: Answer, request: Request, key: Secret, attempts: tuple[Attempt, ...] = ()
+) -> AccountPatched:
     """
-    The success that *answer* tells of, if it is one for this very request.
+    The success that *answer* tells of, if it is one for this very request; *attempts* are how it came about.
 
     Raises:
         ApiError: The API refused; the class says what.
@@ -124,7 +126,7 @@ def read_patched(answer: Answer, request: Request, key: Secret) -> AccountPatche
     if answer.status == 200:
         fault = _disbelief(answer.body, request.account_id)
         if fault is None:
-            return AccountPatched(request.account_id)
+            return AccountPatched(request.account_id, attempts)
         raise AnswerError(fault, 200)
     raise _read_error(answer, (key, *request.secrets))
 
