@@ -29,12 +29,12 @@ class Head:
     @classmethod
     def of(cls, base_url: URL, host: str, api_key: Secret) -> "Head":
         """That of the requests to *base_url*, whose server is called *host*."""
-        url = base_url / "accounts" / "-"
-        query = f"?{url.raw_query_string}" if url.raw_query_string else ""
+        before = f"PATCH {(base_url / 'accounts' / '').raw_path}"
+        query = f"?{base_url.raw_query_string}" if base_url.raw_query_string else ""
         headers = {"Host": host, "X-API-KEY": api_key.reveal(), **HEADERS}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         after = f"{query} HTTP/1.1\r\n{lines}Content-Length: "
-        return cls(f"PATCH {url.raw_path.removesuffix('-')}".encode("ascii"), after.encode("ascii"))
+        return cls(before.encode("ascii"), after.encode("ascii"))
 
     def write(self, protocol: ResponseHandler, request: Request, idempotency_key: str | None) -> None:
         """Hand *request* to the connection, and see to it that its answer will be parsed."""

@@ -6,7 +6,7 @@ import ssl as tls
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sized
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 
 import aiohttp
 
@@ -24,16 +24,17 @@ from postpress_async.events import Observer
 from postpress_async.models import AccountPatched, ProxyChange
 from postpress_async.pace import Pace, Pacer
 from postpress_async.retry import RetryPolicy
-from postpress_async.rotation import Fleet, Journal, Rotation
-from postpress_async.rotation.plan import arows_of, rows_of
-from postpress_async.rotation.resume import Source
 from postpress_async.secret import Secret
 
+if TYPE_CHECKING:
+    from postpress_async.rotation import Fleet, Rotation
+    from postpress_async.rotation.resume import Source
+
 Changes: TypeAlias = (
-    Iterable[tuple[str, ProxyChange]]
-    | AsyncIterable[tuple[str, ProxyChange]]
-    | Mapping[str, ProxyChange]
-    | Fleet
+    "Iterable[tuple[str, ProxyChange]]"
+    " | AsyncIterable[tuple[str, ProxyChange]]"
+    " | Mapping[str, ProxyChange]"
+    " | Fleet"
 )
 
 _TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {"session": AiohttpTransport, "lean": make_lean}
@@ -135,11 +136,11 @@ class PostPressSession:
 
     def rotate(
         self,
-        changes: Changes,
+        changes: "Changes",
         *,
         journal: str | os.PathLike[str] | None = None,
         in_flight: int | None = None,
-    ) -> Rotation:
+    ) -> "Rotation":
         """
         A rotation of many accounts: enter it with ``async with``, iterate over its outcomes.
 
@@ -154,6 +155,10 @@ class PostPressSession:
             ValueError: *in_flight* is not as said above.
             JournalError: On entering it: the journal is in use, of another input, or cannot be written.
         """
+        # Here, since most programs that call one account at a time never come here: see `__init__`.
+        from postpress_async.rotation import Fleet, Journal, Rotation
+        from postpress_async.rotation.plan import arows_of, rows_of
+
         if in_flight is not None and (type(in_flight) is not int or in_flight < 1):
             raise ValueError(f"in_flight is a whole number from 1, not {in_flight!r}")
         if isinstance(changes, Fleet):

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, errors
+from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, _transport, errors
 from postpress_async._network import NotHttpError, end_with_its_connection, has_news, translated
 from postpress_async._transport import _Body
 from tests.conftest import KEY
@@ -100,3 +100,40 @@ async def test_a_body_ends_with_its_connection(cancelled: bool) -> None:
     await asyncio.sleep(0)
     with pytest.raises(NotHttpError):
         await content.readany()
+
+
+def test_a_response_of_this_aiohttp_is_made_as_known() -> None:
+    """Else each request would have a task of its own again, and nobody would notice what that costs."""
+    assert _transport._AS_KNOWN
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome", "applied"),
+    [
+        (None, None, None),
+        ("closed after the request", errors.ConnectionLostError, errors.Applied.UNKNOWN),
+        ("garbage after the body", errors.AnswerError, errors.Applied.UNKNOWN),
+        ("silence in the body", errors.AttemptTimeoutError, errors.Applied.UNKNOWN),
+    ],
+)
+async def test_where_a_response_is_made_otherwise_aiohttp_makes_it(
+    monkeypatch: pytest.MonkeyPatch,
+    name: str | None,
+    outcome: type[errors.PostPressError] | None,
+    applied: errors.Applied | None,
+) -> None:
+    """A version that is not written yet may want another argument; what is promised holds all the same."""
+    monkeypatch.setattr(_transport, "_AS_KNOWN", False)
+    brief = RetryPolicy(attempts=1, attempt_timeout=0.2)
+    with FaultServer() as server:
+        async with PostPressSession(KEY, base_url=server.url, retry=brief) as session:
+            if name is not None:
+                server.script("acc_1", [FAULTS[name]])
+            found: list[object] = [None, None]
+            try:
+                await session.update_proxy("acc_1", US)
+            except errors.PostPressError as error:
+                found = [type(error), error.applied]
+            await session.update_proxy("acc_2", US)
+
+    assert found == [outcome, applied]
