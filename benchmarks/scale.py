@@ -99,10 +99,11 @@ def _one(base: str, transport: Any, count: int, core: int | None) -> None:
 def _tell(count: int, told: dict[str, Any]) -> None:
     run, resumed, alone = told["run"], told["resumed"], told["alone"]
     each = run["cpu"] / count * 1e6
+    passed_over = (resumed["cpu"] * 1e6 - MORE * each) / count
     print(
         f"{count:>9,} {each:8.1f} {each / alone:7.2f} {count / run['wall']:9,.0f} {run['first'] * 1e3:9.1f} "
         f"{run['most']:9.1f} {run['most'] - run['before']:7.1f} {run['bytes'] / count:9.1f} "
-        f"{resumed['first'] * 1e3:10.1f} {resumed['cpu'] / count * 1e6:9.2f}",
+        f"{resumed['first'] * 1e3:10.1f} {passed_over:9.2f}",
         flush=True,
     )
 
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "\nCPU us: of an account, the journal's thread included; / alone: as a ratio to update_proxy;\n"
         "first ms: until the first request; MiB: of memory at most, grown: since before it began;\n"
         f"bytes: of the journal, an account; resume ms: until the first of {MORE:,} more accounts is sent;\n"
-        "us each: of CPU for each account of the whole that was settled before."
+        "us each: of CPU for each account that was settled before, and so passed over."
     )
     versions = ", ".join(f"{name} {version(name)}" for name in ("postpress-async", "aiohttp"))
     print(f"Transport {given.transport}. Python {platform.python_version()}, {versions}")
