@@ -6,7 +6,7 @@ transports, and its peers, each as its own users write it, with the same body, a
 run, in turn. What is counted is the CPU time of this process, user and system; the server has a process and a
 core of its own. A run prints every figure with its spread, and last the ratios to the call written by hand::
 
-    python -m benchmarks.peers [--in-flight 8 64 500] [--rounds 7] [--requests 2000] [--loops asyncio uvloop]
+    python -m benchmarks.peers [--in-flight 8 64 500] [--rounds 15] [--requests 800] [--loops asyncio uvloop]
 """
 
 import argparse
@@ -279,14 +279,21 @@ async def measure(
         calls = {name: await stack.enter_async_context(PEERS[name].open(base, in_flight)) for name in names}
         for turn in range(rounds):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                # Connections that idled too long are made anew before the clock runs.
-                await _play(calls[name], ids(max(200, 2 * in_flight)), in_flight)
-                todo = ids(requests)
-                gc.collect()
-                wall, cpu = time.perf_counter(), time.process_time()
-                await _play(calls[name], todo, in_flight)
-                cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-                costs[name].append(Cost(cpu / requests * 1e6, requests / wall))
+                if name not in costs:
+                    continue
+                try:
+                    # Connections that idled too long are made anew before the clock runs.
+                    await _play(calls[name], ids(max(100, in_flight)), in_flight)
+                    todo = ids(requests)
+                    gc.collect()
+                    wall, cpu = time.perf_counter(), time.process_time()
+                    await _play(calls[name], todo, in_flight)
+                    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+                except ExceptionGroup as group:  # a peer's own timeout, on a machine that has other work
+                    del costs[name]
+                    print(f"  {name:30} failed: {group.exceptions[0]!r}")
+                else:
+                    costs[name].append(Cost(cpu / requests * 1e6, requests / wall))
     return costs
 
 
@@ -317,8 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="See the module.")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[8, 64, 500])
     parser.add_argument("--loops", nargs="+", choices=["asyncio", "uvloop"], default=["asyncio", "uvloop"])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--requests", type=int, default=2000, help="of each peer in each round")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--requests", type=int, default=800, help="of each peer in each round")
     parser.add_argument("--peers", nargs="+", default=[""], help="patterns of their names")
     given = parser.parse_args(arguments)
     names = [name for name in PEERS if any(re.search(part, name) for part in given.peers)]
