@@ -61,6 +61,35 @@ def inputs(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """A call beside its peers: CPU time a request, requests a second; some five minutes."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks.peers", *session.posargs)
+
+
+@nox.session
+def micro(session: nox.Session) -> None:
+    """Each part of a call by itself, in microseconds; `-- --benchmark-autosave` keeps them to compare."""
+    install(session, "bench")
+    columns = "--benchmark-columns=median,iqr,min,max,rounds"
+    session.run("pytest", "benchmarks/test_micro.py", "--benchmark-time-unit=us", columns, *session.posargs)
+
+
+@nox.session
+def scale(session: nox.Session) -> None:
+    """A rotation of ten thousand accounts to a million: CPU, memory, journal, and going on; five minutes."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks.scale", *session.posargs)
+
+
+@nox.session
+def startup(session: nox.Session) -> None:
+    """What the import and the command's help take, beside the import of aiohttp."""
+    install(session)
+    session.run("python", "-m", "benchmarks.startup", *session.posargs)
+
+
+@nox.session
 def kill(session: nox.Session) -> None:
     """A rotation killed at fifty moments; the suite does ten."""
     install(session, "test")

@@ -1,6 +1,5 @@
 """One update on its way: its attempts, its keys, and what may have been applied by now."""
 
-import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -11,7 +10,7 @@ from attrs import evolve, frozen
 from postpress_async import _wire, events
 from postpress_async._idempotency import Keys
 from postpress_async._lifetime import Lifetime, Waits
-from postpress_async._transport import Transport
+from postpress_async._network import Transport
 from postpress_async._turns import Turns
 from postpress_async.errors import (
     AnswerError,
@@ -32,6 +31,10 @@ T = TypeVar("T")
 
 PATIENCE: Final = 4 * 3600.0
 """Seconds after its first attempt until which a call of a rotation sits an outage out."""
+
+
+def _nothing(_: bool) -> None:
+    """Whoever is not told of backing off."""
 
 
 @frozen
@@ -80,6 +83,14 @@ class UpdateCall:
         counted: Whether the last attempt uses one up; see `Pacer.leave`.
     """
 
+    counted = True
+    _attempts: tuple[Attempt, ...] = ()
+    _applied = Applied.NO  # over all attempts
+    _failure: PostPressError | None = None
+    _answered: tuple[str | None, str] | None = None  # the key and the instance of the last answer
+    _replayed = False  # whether the last answer, an unknown one, is what its key got before
+    _renew = False  # whether the next attempt needs a fresh key
+
     def __init__(
         self,
         line: Line,
@@ -90,23 +101,16 @@ class UpdateCall:
         errand: Errand | None = None,
     ) -> None:
         self._request: Final = _wire.patch_account(account_id, change)
-        self.began = asyncio.get_running_loop().time()
+        self._clock: Final = line.lifetime.clock
+        self.began = self._first_sent = self._clock()
         self._line: Final = line
         self._keys: Final = keys
         self._policy: Final = policy
         self.patient = errand is not None
-        self.counted = True
         self._errand: Final = errand
         self._waits: Final[Waits] = line.lifetime if errand is None else errand.waits
         self._managed: Final = isinstance(change, ManagedProxy)
-        self._attempts: list[Attempt] = []
-        self._first_sent = self.began
-        self._applied = Applied.NO  # over all attempts
-        self._failure: PostPressError | None = None
-        self._answered: tuple[str | None, str] | None = None  # the key and the instance of the last answer
         self._in_doubt = keys.in_doubt  # whether an attempt under the current key may have been applied
-        self._replayed = False  # whether the last answer, an unknown one, is what its key got before
-        self._renew = False  # whether the next attempt needs a fresh key
 
     async def run(self) -> AccountPatched:
         """
@@ -129,56 +133,61 @@ class UpdateCall:
 
     async def __call__(self) -> AccountPatched:
         """One attempt, when the session's pace allows it."""
-        pacer = self._line.pacer
-        ticket = pacer.try_enter() or await self._enter()
-        clock = asyncio.get_running_loop().time
-        began, sign, asked = clock(), Sign.NONE, None
+        line, request = self._line, self._request
+        ticket = line.pacer.try_enter() or await self._enter()
+        began, sign, asked, number = ticket.sent, Sign.NONE, None, 0
         try:
-            timeout = self._time_for_an_attempt()
-            try:
-                patched = await self._attempt(timeout)
-            except PostPressError as error:
-                sign, asked = sign_of(error), error.retry_after
-                raise
+            left = self.began + self._policy.deadline - began
+            if left <= 0 or self._waits.ended:
+                raise self._out_of_time()
+            number, unix_time = self._begin(began), time.time()
+            answer = await line.transport.send(
+                request, self._keys.current, min(self._policy.attempt_timeout, left)
+            )
+            elapsed = self._clock() - began
+            attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, answer.status))
+            patched = _wire.read_patched(answer, request, line.api_key, attempts)
             sign = Sign.SUCCESS
+            if line.observer is not None:
+                ended = events.AttemptEnded(request.account_id, number, elapsed, 200, None)
+                events.tell(line.observer, ended)
             return patched
+        except PostPressError as error:
+            sign, asked = sign_of(error), error.retry_after
+            if number:
+                self._failed(
+                    error, Attempt(number, unix_time, self._clock() - began, error.code, error.status)
+                )
+            raise
         finally:
-            self.counted = pacer.leave(ticket, sign, asked)
+            self.counted = line.pacer.leave(ticket, sign, asked)
             if self.patient and not self.counted:
-                self.began += clock() - began
+                self.began += self._clock() - began
 
     async def _enter(self) -> Ticket:
-        clock = asyncio.get_running_loop().time
-        came = clock()
+        came = self._clock()
         ticket = await self._patiently(self._line.pacer.enter, retry=bool(self._attempts))
         if self.patient:
-            self.began += clock() - came
+            self.began += self._clock() - came
         return ticket
 
-    async def _attempt(self, timeout: float) -> AccountPatched:
-        line, request, number = self._line, self._request, len(self._attempts) + 1
-        clock = asyncio.get_running_loop().time
-        began, unix_time = clock(), time.time()
+    def _begin(self, began: float) -> int:
+        """The number of the attempt that begins now."""
+        number = len(self._attempts) + 1
         if number == 1:
             self._first_sent = began
-        if line.observer is not None:
-            events.tell(line.observer, events.AttemptStarted(request.account_id, number))
-        try:
-            answer = await line.transport.send(request, self._keys.current, timeout)
-            patched = _wire.read_patched(answer, request, line.api_key)
-        except PostPressError as error:
-            elapsed = clock() - began
-            self._attempts.append(Attempt(number, unix_time, elapsed, error.code, error.status))
-            self._learn(error)
-            if line.observer is not None:
-                ended = events.AttemptEnded(request.account_id, number, elapsed, error.status, error)
-                events.tell(line.observer, ended)
-            raise
-        elapsed = clock() - began
-        if line.observer is not None:
-            events.tell(line.observer, events.AttemptEnded(request.account_id, number, elapsed, 200, None))
-        success = Attempt(number, unix_time, elapsed, status=answer.status)
-        return AccountPatched(patched.account_id, (*self._attempts, success))
+        if self._line.observer is not None:
+            events.tell(self._line.observer, events.AttemptStarted(self._request.account_id, number))
+        return number
+
+    def _failed(self, error: PostPressError, attempt: Attempt) -> None:
+        self._attempts = (*self._attempts, attempt)
+        self._learn(error)
+        if self._line.observer is not None:
+            ended = events.AttemptEnded(
+                self._request.account_id, attempt.number, attempt.elapsed, error.status, error
+            )
+            events.tell(self._line.observer, ended)
 
     def may_repeat(self, error: PostPressError) -> bool:
         """Whether another attempt is of use, and could neither double a managed proxy nor come too late."""
@@ -197,7 +206,8 @@ class UpdateCall:
             number = len(self._attempts)
             told = events.RetryScheduled(self._request.account_id, number, seconds, self._failure)
             events.tell(self._line.observer, told)
-        self._attempts[-1] = evolve(self._attempts[-1], wait=seconds)
+        *before, last = self._attempts
+        self._attempts = (*before, evolve(last, wait=seconds))
         if self._errand is not None:
             self._errand.rests(True)
         try:
@@ -216,7 +226,7 @@ class UpdateCall:
     def _has_waited_long(self) -> bool:
         # An outage uses up neither attempts nor the deadline of a patient call; this alone ends it, where
         # what looks like an outage is all that the last accounts will ever be answered.
-        return self.patient and asyncio.get_running_loop().time() - self._first_sent > PATIENCE
+        return self.patient and self._clock() - self._first_sent > PATIENCE
 
     async def ask(self, strategy: Awaitable[T]) -> T:
         """What an asynchronous strategy answers, while the call may go on."""
@@ -236,7 +246,7 @@ class UpdateCall:
         self._renew = answered and not (self._managed and self._in_doubt)
         error.applied = Applied.UNKNOWN if self._in_doubt else self._applied
         error.account_id = self._request.account_id
-        error.attempts = tuple(self._attempts)
+        error.attempts = self._attempts
 
     def _is_replay(self, instance: str | None) -> bool:
         before, self._answered = self._answered, None
@@ -245,17 +255,11 @@ class UpdateCall:
         self._answered = (self._keys.current, instance)
         return self._keys.current is not None and self._answered == before
 
-    def _time_for_an_attempt(self) -> float:
-        left = self.began + self._policy.deadline - asyncio.get_running_loop().time()
-        if left <= 0 or self._waits.ended:
-            raise self._out_of_time()
-        return min(self._policy.attempt_timeout, left)
-
     async def _patiently(self, wait: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
         """Wait, but no longer than the call may go on."""
         until = math.inf if self.patient else self.began + self._policy.deadline
         try:
-            async with self._waits.wait(until):
+            with self._waits.wait(until):
                 return await wait(*args, **options)
         except TimeoutError:
             pass

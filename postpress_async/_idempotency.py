@@ -9,7 +9,7 @@ import itertools
 import secrets
 from typing import Protocol
 
-from attrs import define, field
+from attrs import define
 
 
 class Keys(Protocol):
@@ -45,16 +45,15 @@ class KeyMaker:
         return f"{self._prefix}-{next(self._numbers):x}"
 
 
-@define
 class FreshKeys:
     """A session's own keys for one call."""
 
-    _maker: KeyMaker
-    current: str = field(init=False)
-    in_doubt: bool = field(init=False, default=False)
+    __slots__ = ("_maker", "current", "in_doubt")
 
-    def __attrs_post_init__(self) -> None:
-        self.current = self._maker.make()
+    def __init__(self, maker: KeyMaker) -> None:
+        self._maker = maker
+        self.current = maker.make()
+        self.in_doubt = False
 
     async def renew(self) -> None:
         """See `Keys.renew`."""

@@ -1,58 +1,55 @@
 """A session's life: one event loop, the calls under way, and an end that leaves none of them hanging."""
 
 import asyncio
-import math
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
 from weakref import WeakSet
 
+from postpress_async._deadlines import Deadlines, Limit
 from postpress_async.errors import ConfigurationError, SessionClosedError
 
 
 class Waits:
-    """
-    Where calls wait, so that one word wakes them all.
-
-    Attributes:
-        ended: No call may wait, or begin an attempt, any more.
-    """
+    """Where calls wait, so that one word wakes them all."""
 
     def __init__(self) -> None:
-        self.ended = False
-        self._waits: set[asyncio.Timeout] = set()
-        self._parts: WeakSet[Waits] = WeakSet()
+        self._waits: Final = Deadlines()
+        self._parts: Final[WeakSet[Waits]] = WeakSet()
+
+    @property
+    def ended(self) -> bool:
+        """No call may wait, or begin an attempt, any more."""
+        return self._waits.ended
 
     def part(self) -> "Waits":
         """The waits of a rotation: they end when it says so, and at the latest with these."""
         part = Waits()
-        part.ended = self.ended
+        if self.ended:
+            part.end()
         self._parts.add(part)
         return part
 
-    @asynccontextmanager
-    async def wait(self, until: float) -> AsyncIterator[None]:
+    def wait(self, until: float) -> Limit:
         """Raise `TimeoutError` in whoever waits inside, at *until* by the loop's clock or when all ends."""
-        async with asyncio.timeout_at(None if math.isinf(until) else until) as scope:
-            self._waits.add(scope)
-            try:
-                if self.ended:
-                    raise TimeoutError
-                yield
-            finally:
-                self._waits.discard(scope)
+        return self._waits.until(until)
 
     def end(self) -> None:
         """Wake everyone who waits, for nothing will come."""
-        self.ended = True
-        for scope in self._waits:
-            if not scope.expired():
-                scope.reschedule(-1.0)  # long ago, by any clock
+        self._waits.end()
         for part in self._parts:
             part.end()
 
 
 class Lifetime(Waits):
-    """Counts the calls of a session, and wakes those that wait when it ends."""
+    """
+    Counts the calls of a session, and wakes those that wait when it ends.
+
+    Attributes:
+        clock: The time of the calls' loop, in seconds; there is none before the first call.
+    """
+
+    clock: Callable[[], float]
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,15 +58,17 @@ class Lifetime(Waits):
         self._calls = 0
         self._idle: asyncio.Future[None] | None = None
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self) -> Self:
         """
-        One call, from its beginning to its end.
+        What a call is made in, as a ``with`` block, from its beginning to its end.
 
         Raises:
-            SessionClosedError: The session is closed, or being closed.
+            SessionClosedError: On entering it: the session is closed, or being closed.
             ConfigurationError: It was first used in another event loop.
         """
+        return self  # it keeps nothing of one call, and so needs no object for each
+
+    def __enter__(self) -> None:
         if self._closing:
             raise SessionClosedError("the session is closed and does not reopen: make a new one")
         loop = asyncio.get_running_loop()
@@ -78,14 +77,15 @@ class Lifetime(Waits):
                 raise ConfigurationError(
                     "the session was first used in another event loop: make one session per loop"
                 )
-            self._loop = loop
+            self._loop, self.clock = loop, loop.time
         self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if not self._calls and self._idle is not None and not self._idle.done():
-                self._idle.set_result(None)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._calls -= 1
+        if not self._calls and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     async def close(self, patience: float) -> None:
         """Let no call begin; give those under way *patience* seconds."""

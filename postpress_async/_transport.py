@@ -1,58 +1,34 @@
-"""
-Bytes out, bytes back: the client side's only aiohttp.
-
-Every failure of aiohttp becomes a `TransportError` that says whether the request may have been sent.
-None of its exceptions is kept as a cause: most carry the request's headers, and so the key.
-"""
+"""Bytes out, bytes back, by way of aiohttp's `ClientSession`: the transport that people can mock."""
 
 import asyncio
-import select
+import inspect
 import ssl
-from typing import Final, Protocol
+from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from aiohttp.http_exceptions import HttpProcessingError, PayloadEncodingError
+from aiohttp.http import StreamWriter
 from aiohttp.payload import BytesPayload
 from yarl import URL
 
 from postpress_async import errors
 from postpress_async._connector import Connector
-from postpress_async._version import __version__
-from postpress_async._wire import MAX_ANSWER, Answer, Request
-from postpress_async.errors import Applied
+from postpress_async._deadlines import Deadlines
+from postpress_async._network import (
+    FAILURES,
+    HEADERS,
+    NO_LIMITS,
+    SpoiltError,
+    answer_of,
+    check_lengths,
+    failure_of,
+    is_clean,
+    read_body,
+    settle,
+)
+from postpress_async._wire import Answer, Request
 from postpress_async.secret import Secret
-
-_HEADERS: Final = {
-    "Accept": "application/json",
-    "Accept-Encoding": "identity",  # nothing to unpack is nothing that can explode
-    "Content-Type": "application/json",
-    "User-Agent": f"postpress-async/{__version__}",
-}
-
-
-_FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
-"""What aiohttp raises; the second is its pure-Python parser's. A `TimeoutError` is an `OSError`."""
-
-
-class Transport(Protocol):
-    """What a session needs to talk to the API."""
-
-    async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Answer:
-        """
-        The answer to *request*, whole, within *timeout* seconds.
-
-        Raises:
-            TransportError: No answer came; its `applied` tells whether the request may have arrived.
-            AnswerError: An answer came that is too large or is not HTTP.
-        """
-        ...
-
-    async def aclose(self) -> None:
-        """Close every connection; what is in flight ends with `ConnectionLostError`."""
-        ...
 
 
 class AiohttpTransport:
@@ -66,13 +42,13 @@ class AiohttpTransport:
         tls: ssl.SSLContext | None = None,
         connector: aiohttp.BaseConnector | None = None,
     ) -> None:
-        self._base_url = base_url
-        self._api_key = api_key
-        self._tls = tls
-        self._connector = connector
+        self._base_url: Final = base_url
+        self._path: Final = (base_url / "accounts" / "").raw_path
+        self._api_key: Final = api_key
+        self._tls: Final = tls
+        self._connector: Final = connector
         self._session: aiohttp.ClientSession | None = None
-        self._limits: set[asyncio.Timeout] = set()
-        self._closed = False
+        self._deadlines: Final = Deadlines()
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Answer:
         """See `Transport.send`."""
@@ -80,28 +56,23 @@ class AiohttpTransport:
         body = _Body(request.body)
         if session.closed:
             raise errors.SessionClosedError("its connector is closed: make a new session")
+        limit = self._deadlines.within(timeout)
         try:
-            async with asyncio.timeout(timeout) as limit:
-                self._limits.add(limit)
+            with limit:
                 return await self._exchange(session, request.account_id, idempotency_key, body)
-        except _FAILURES as error:
-            failure: errors.PostPressError
-            if self._closed:
-                failure = errors.ConnectionLostError("the session was closed meanwhile")
-                maybe_sent = body.sent
-            elif limit.expired():
-                failure = errors.AttemptTimeoutError(f"no answer in {timeout:.3g} s")
-                maybe_sent = body.sent
-            else:
-                failure = _translated(error)
-                maybe_sent = not (body.refused or isinstance(error, _SpoiltError))
+        except FAILURES as error:
+            closed = self._deadlines.ended
+            failure = failure_of(
+                error,
+                sent=body.sent
+                if closed or limit.expired
+                else not (body.refused or isinstance(error, SpoiltError)),
+                closed=closed,
+                timeout=timeout if limit.expired else None,
+            )
         except asyncio.CancelledError as error:
             raise error.with_traceback(None)  # noqa: B904 - else on it is the frame that has the headers
-        finally:
-            self._limits.discard(limit)
         # Raised outside the handler, so that aiohttp's exception is not on its chain.
-        if maybe_sent and isinstance(failure, errors.ConnectionLostError | errors.AttemptTimeoutError):
-            failure.applied = Applied.UNKNOWN
         try:
             raise failure
         finally:
@@ -111,129 +82,91 @@ class AiohttpTransport:
         self, session: aiohttp.ClientSession, account_id: str, idempotency_key: str | None, body: "_Body"
     ) -> Answer:
         # Here and not in `send`: its frame is on the tracebacks of our errors, which some print with locals.
-        headers = {"X-API-KEY": self._api_key.reveal(), **_HEADERS}
+        headers = {"X-API-KEY": self._api_key.reveal()}
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
-        url = self._base_url.joinpath("accounts", account_id, encoded=True)
-        if self._base_url.query_string:
-            url = url.with_query(self._base_url.query)
-        async with session.request(
-            "PATCH", url, data=body, headers=headers, allow_redirects=False
-        ) as response:
-            if len(response.headers.getall("Content-Length", ())) > 1:
-                response.close()
-                raise _NotHttpError  # which of the two is meant, nobody knows: aiohttp takes one of them
+        url = self._base_url.with_path(f"{self._path}{account_id}", encoded=True, keep_query=True)
+        response = await session.request("PATCH", url, data=body, headers=headers, allow_redirects=False)
+        try:
+            check_lengths(response.headers)
             protocol = None if response.connection is None else response.connection.protocol
-            _end_with_its_connection(response)
-            parts, size = [], 0
-            try:
-                async for part in response.content.iter_any():
-                    size += len(part)
-                    if size > MAX_ANSWER:
-                        response.close()  # not read to its end, so never used again
-                        raise _TooLargeError(response.status)
-                    parts.append(part)
-            except aiohttp.ClientPayloadError as error:
-                if _was_broken_off(protocol, error):
-                    raise _NotHttpError from None
-                raise
-            waits = response.headers.getall("Retry-After", [])
-            # Two different values are no value: which one was meant cannot be known.
-            retry_after = waits[0] if len(set(waits)) == 1 else None
-            return Answer(response.status, b"".join(parts), retry_after)
+            content = await read_body(response.content, protocol, response.status)
+        except BaseException:
+            response.close()  # not read to its end, so never used again
+            raise
+        if not response.closed:
+            response.release()
+        return answer_of(response.status, response.headers, content)
 
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
             connector=self._connector or Connector(self._tls),
             connector_owner=self._connector is None,
+            headers={"Host": self._base_url.host_port_subcomponent or "", **HEADERS},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # `send` has the one timer
+            timeout=NO_LIMITS,
             request_class=_Request,
         )
         return self._session
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        self._closed = True
-        for limit in self._limits:
-            if not limit.expired():
-                limit.reschedule(-1.0)  # also of those that still connect, or use a connector of the caller's
+        self._deadlines.end()  # also of those that still connect, or use a connector of the caller's
         if self._session is not None:
             await self._session.close()
 
 
-def _end_with_its_connection(response: aiohttp.ClientResponse) -> None:
-    """
-    See to it that reading *response* ends when its connection does.
-
-    aiohttp closes the connection on a chunk that is none, and forgets to tell whoever reads the body.
-    """
-    protocol = None if response.connection is None else response.connection.protocol
-    if protocol is None or (closed := protocol.closed) is None:
-        return  # the answer is whole already, or the connection has ended and has told
-    content = response.content
-
-    def told(closed: asyncio.Future[None]) -> None:
-        if not closed.cancelled():
-            closed.exception()  # looked at, or asyncio logs that nobody did
-        if not content.is_eof() and content.exception() is None:
-            content.set_exception(_NotHttpError())  # a connection that broke would have been told
-
-    closed.add_done_callback(told)
-
-
-def _was_broken_off(protocol: ResponseHandler | None, error: aiohttp.ClientPayloadError) -> bool:
-    """Whether it was aiohttp that ended the connection, over what it read, and not the other side."""
-    if protocol is not None and isinstance(protocol.exception(), HttpProcessingError):
-        return True
-    cause = error.__cause__
-    # A body that ends too early is one whose encoding is wrong, for aiohttp.
-    return isinstance(cause, HttpProcessingError) and not isinstance(cause, PayloadEncodingError)
-
-
-class _NotHttpError(ValueError):
-    """The rest of the answer is none: the same as if it had come in one piece."""
+_AS_KNOWN: Final = {
+    *("self", "method", "url", "writer", "continue100", "timer", "request_info", "traces", "loop"),
+    *("session", "stream_writer"),
+} == set(inspect.signature(aiohttp.ClientResponse.__init__).parameters)
+"""Whether a response is made as `_Request` makes one. It is no part of what aiohttp documents."""
 
 
 class _Request(aiohttp.ClientRequest):
-    """
-    A request that is sent over a connection only where nothing came before it.
+    """A request that is sent over a connection only where nothing came before it."""
 
-    aiohttp takes bytes that waited on an idle connection for the answer to the next request. They are
-    nobody's: a late answer to another account's request, or one that was put there.
-    """
+    # These do what aiohttp's own do with such headers and such a body, without looking for what is not there.
+
+    def update_headers(self, headers: Any) -> None:
+        """Take the session's headers, which were made for this one request, as they are."""
+        self.headers = headers
+
+    def update_auto_headers(self, skip_auto_headers: object) -> None:
+        """None: all were given."""
+
+    def update_body_from_data(self, body: Any, _stacklevel: int = 3) -> None:
+        """Take a `_Body`, and say how long it is."""
+        self._body = body
+        self.headers["Content-Length"] = str(body.size)
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
         """The answer to this request, and to no other."""
         protocol = conn.protocol
-        if protocol is not None and protocol.is_connected() and _has_news(protocol.transport):
-            assert protocol.transport is not None  # noqa: S101 - it is connected
-            if protocol.transport.get_extra_info("ssl_object") is None:
-                raise _SpoiltError
-            # They may be TLS's own. The loop reads them in its next turn, after the tasks that are due in it.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        if protocol is None or protocol.should_close or not protocol.is_connected():
-            raise _SpoiltError
-        return await super().send(conn)
-
-
-class _SpoiltError(aiohttp.ClientConnectionError):
-    """The connection ended, or said something, before the request: not a byte of it was written."""
-
-
-def _has_news(transport: asyncio.BaseTransport | None) -> bool:
-    """Whether bytes or an end have arrived that the event loop has not read yet."""
-    place = None if transport is None else transport.get_extra_info("socket")
-    if place is None:
-        return False
-    if not hasattr(select, "poll"):  # Windows
-        return bool(select.select([place], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(place, select.POLLIN)
-    return bool(poll.poll(0))
+        if not is_clean(protocol):
+            protocol = await settle(protocol)
+        if not _AS_KNOWN or self._body is None:
+            return await super().send(conn)
+        # aiohttp writes a body in a task of its own, for it may be long. This one is a single write.
+        writer = StreamWriter(protocol, self.loop)
+        await writer.write_headers(f"PATCH {self.url.raw_path_qs} HTTP/1.1", self.headers)
+        await self._body.write_with_length(writer, None)
+        await writer.write_eof()
+        assert self._session is not None  # noqa: S101 - it is what made this request
+        return aiohttp.ClientResponse(
+            self.method,
+            self.original_url,
+            writer=None,
+            continue100=None,
+            timer=self._timer,
+            request_info=self.request_info,
+            traces=[],
+            loop=self.loop,
+            session=self._session,
+            stream_writer=writer,
+        )
 
 
 class _Body(BytesPayload):
@@ -260,37 +193,3 @@ class _Body(BytesPayload):
             self.sent = True
             raise
         self.sent = True
-
-
-class _TooLargeError(ValueError):
-    def __init__(self, status: int) -> None:
-        super().__init__()
-        self.status = status
-
-
-def _translated(error: Exception) -> errors.PostPressError:
-    """Ours for one of aiohttp's, with no more of its text than is known to hold no secret."""
-    if isinstance(error, _TooLargeError):
-        return errors.AnswerError(f"the answer is over {MAX_ANSWER // 1024} KiB", error.status)
-    if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch | ssl.SSLError):
-        return errors.TlsError(f"no secure connection: {_tls_fact(error)}")
-    if isinstance(error, aiohttp.InvalidURL | UnicodeError) and not isinstance(error, UnicodeDecodeError):
-        return errors.ConnectError("no connection: the host's name cannot be looked up")
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return errors.ConnectError("no connection in time")
-    if isinstance(error, TimeoutError):
-        return errors.AttemptTimeoutError("no answer in time")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return errors.ConnectError(f"no connection: {error.os_error.strerror or 'the host did not answer'}")
-    if isinstance(error, _SpoiltError):
-        return errors.ConnectionLostError("the connection had ended, or was out of step, before it was used")
-    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError | ValueError):
-        return errors.AnswerError("the answer is not HTTP", None)
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return errors.ConnectionLostError("the connection broke in the middle of the answer")
-    return errors.ConnectionLostError("the connection was lost before an answer came")
-
-
-def _tls_fact(error: Exception) -> str:
-    inner = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-    return getattr(inner, "verify_message", None) or getattr(inner, "reason", None) or type(inner).__name__

@@ -13,13 +13,13 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._waiting: Final[dict[str, deque[asyncio.Future[None]]]] = {}
+        self._waiting: Final[dict[str, deque[asyncio.Future[None]] | None]] = {}
 
     def take_at_once(self, name: str) -> bool:
         """Take the turn if nobody has it; whether it was taken."""
         if name in self._waiting:
             return False
-        self._waiting[name] = deque()
+        self._waiting[name] = None  # nobody, as nearly always
         return True
 
     async def take(self, name: str) -> None:
@@ -27,7 +27,7 @@ class Turns:
         if self.take_at_once(name):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue = self._waiting[name]
+        queue = self._waiting[name] = self._waiting[name] or deque()
         queue.append(turn)
         try:
             await turn

@@ -9,17 +9,21 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from functools import cache
+from json.encoder import encode_basestring_ascii as _quoted
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from attrs import field, frozen
-from cattrs import Converter
+from attrs import define, field
 
 from postpress_async._fields import check_account_id
 from postpress_async._retry_after import read_retry_after
 from postpress_async.errors import BY_CODE, BY_TYPE, AnswerError, ApiError, PostPressError, Problem
-from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.models import AccountPatched, Attempt, CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.secret import MASK, Secret
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 MAX_ANSWER: Final = 256 * 1024
 """Bytes of the largest answer that is read. The API's are a few hundred."""
@@ -27,12 +31,16 @@ MAX_ANSWER: Final = 256 * 1024
 MAX_TEXT: Final = 1024
 """Characters of the longest text from outside that an error repeats."""
 
+_PATCHED: Final = b'{"object":"AccountPatched","account_id":"%b"}'
+_SPACED: Final = b'{"object": "AccountPatched", "account_id": "%b"}'
+"""What a success is, nearly always, to the byte; only what is not has to be parsed to be judged."""
+
 _ENOUGH: Final = 64 * MAX_TEXT  # more is not looked at
 _URL_SAFE: Final = "-._~!$&'()*+,;=:@/?"
 _LOWERED: Final = re.compile(r"%[0-9A-F]{2}|\\u[0-9a-f]{4}")
 
 
-@frozen
+@define
 class Request:
     """One PATCH, as bytes. *secrets* are masked in whatever the answer says."""
 
@@ -41,7 +49,7 @@ class Request:
     secrets: tuple[Secret, ...] = ()
 
 
-@frozen
+@define
 class Answer:
     """What came back: the status, the whole body, and the one header that counts."""
 
@@ -60,18 +68,56 @@ def patch_account(account_id: str, change: ProxyChange) -> Request:
     """
     check_account_id(account_id)
     if isinstance(change, CustomProxy):
-        fields: dict[str, Any] = {"proxy": _CONVERTER.unstructure(change)}
+        text = '{"proxy":' + (_custom(change) if type(change) is CustomProxy else _any(change)) + "}"
         secrets = (change.password,) if change.password is not None else ()
     elif isinstance(change, ManagedProxy):
-        fields, secrets = _CONVERTER.unstructure(change), ()
+        text, secrets = _managed(change) if type(change) is ManagedProxy else _any(change), ()
     else:
         raise TypeError(f"a change is a CustomProxy or a ManagedProxy, not {type(change).__name__}")
-    return Request(account_id, json.dumps(fields, separators=(",", ":")).encode("ascii"), secrets)
+    return Request(account_id, text.encode("ascii"), secrets)
 
 
-def read_patched(answer: Answer, request: Request, key: Secret) -> AccountPatched:
+# Written by hand what `_any` would write, in a fifth of the time: a test compares the two.
+
+
+def _custom(change: CustomProxy) -> str:
+    text = f'{{"host":{_quoted(change.host)},"port":{change.port}'
+    if change.protocol is not None:
+        text += f',"protocol":"{change.protocol}"'
+    if change.username is not None:
+        text += f',"username":{_quoted(change.username)}'
+    if change.password is not None:
+        text += f',"password":{_quoted(change.password.reveal())}'
+    return text + "}"
+
+
+def _managed(change: ManagedProxy) -> str:
+    if change.ip is None:
+        return f'{{"country":"{change.country}"}}'
+    if change.country is None:
+        return f'{{"ip":{_quoted(change.ip)}}}'
+    return f'{{"country":"{change.country}","ip":{_quoted(change.ip)}}}'
+
+
+def _any(change: ProxyChange) -> str:
+    """*change* of whatever class: one of the caller's own may have fields of its own."""
+    return json.dumps(_converter().unstructure(change), separators=(",", ":"))
+
+
+@cache
+def _converter() -> "Converter":
+    from cattrs import Converter  # by most programs not needed, and 6 ms of the import
+
+    converter = Converter(omit_if_default=True)  # only what was given is sent
+    converter.register_unstructure_hook(Secret, Secret.reveal)
+    return converter
+
+
+def read_patched(
+    answer: Answer, request: Request, key: Secret, attempts: tuple[Attempt, ...] = ()
+) -> AccountPatched:
     """
-    The success that *answer* tells of, if it is one for this very request.
+    The success that *answer* tells of, if it is one for this very request; *attempts* are how it came about.
 
     Raises:
         ApiError: The API refused; the class says what.
@@ -80,13 +126,15 @@ def read_patched(answer: Answer, request: Request, key: Secret) -> AccountPatche
     if answer.status == 200:
         fault = _disbelief(answer.body, request.account_id)
         if fault is None:
-            return AccountPatched(request.account_id)
+            return AccountPatched(request.account_id, attempts)
         raise AnswerError(fault, 200)
     raise _read_error(answer, (key, *request.secrets))
 
 
 def _disbelief(body: bytes, account_id: str) -> str | None:
     # A function of its own: what it reads is on no traceback, which some print with locals.
+    if body in (_PATCHED % (id_ := account_id.encode("ascii")), _SPACED % id_):
+        return None
     payload, fault = _read_json(body)
     if fault is not None:
         return fault
@@ -172,7 +220,7 @@ def _read_json(body: bytes) -> tuple[object, str | None]:
     except UnicodeDecodeError:
         return None, "the answer is not UTF-8"
     try:
-        return json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_constant), None
+        return _read(text), None
     except (ValueError, RecursionError):  # malformed, a NaN, a name twice, 5,000 digits, 5,000 brackets
         return None, "the answer is not JSON" if text.strip() else "the answer is empty"
 
@@ -188,10 +236,4 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _make_converter() -> Converter:
-    converter = Converter(omit_if_default=True)  # only what was given is sent
-    converter.register_unstructure_hook(Secret, Secret.reveal)
-    return converter
-
-
-_CONVERTER = _make_converter()
+_read: Final = json.JSONDecoder(object_pairs_hook=_each_once, parse_constant=_no_constant).decode

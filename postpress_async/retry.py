@@ -9,7 +9,7 @@ on an object that thousands of tasks share, and it costs on every success what o
 import asyncio
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeVar
 
 import tenacity
@@ -175,10 +175,9 @@ class RetryPolicy:
         )
         return f"{name} is retried: {why}; {stop}, within {self.deadline:g} s."
 
-    async def run(self, call: Call[T]) -> T:
+    def run(self, call: Call[T]) -> Coroutine[Any, Any, T]:
         """The result of the first attempt that succeeds, or the error of the last that did not."""
-        result: T = await self._retrying(call)
-        return result
+        return self._retrying(call)
 
 
 class Retrying(AsyncRetrying):
@@ -218,14 +217,21 @@ class Retrying(AsyncRetrying):
                 state.start_time, state.outcome_timestamp = call.began, clock()
                 if not call.counted:
                     state.attempt_number -= 1
-                if not await _answer(call, self.retry(state)) or not call.may_repeat(failure):
+                again: Any = self.retry(state)
+                if not isinstance(again, _PLAIN):
+                    again = await _answer(call, again)
+                if not again or not call.may_repeat(failure):
                     raise failure
-                asked = failure.retry_after or 0.0
-                state.upcoming_sleep = max(asked, await _answer(call, self.wait(state)))
+                asked, wait = failure.retry_after or 0.0, self.wait(state)
+                if not isinstance(wait, _PLAIN):
+                    wait = await _answer(call, wait)
+                state.upcoming_sleep = max(asked, wait)
                 if call.patient:
                     state.start_time += asked if call.counted else state.upcoming_sleep
-                stop = await _answer(call, self.stop(state)) or asked > LONGEST_RETRY_AFTER
-                if stop or self._before_deadline(state):
+                stop: Any = self.stop(state)
+                if not isinstance(stop, _PLAIN):
+                    stop = await _answer(call, stop)
+                if stop or asked > LONGEST_RETRY_AFTER or self._before_deadline(state):
                     raise failure
                 state.idle_for += state.upcoming_sleep
                 await call.wait(state.upcoming_sleep)
@@ -245,6 +251,9 @@ def _why_not(error: PostPressError) -> str:
     if error.applied is Applied.UNKNOWN:
         return "the change may have been applied, and sending it again could not tell."
     return f"sent again, it would get the same answer; it speaks against the {error.scope}."
+
+
+_PLAIN = (int, float)  # of a strategy that answers at once; bool is an int
 
 
 async def _answer(call: Any, given: Any) -> Any:

@@ -3,16 +3,19 @@
 import os
 import random
 import ssl as tls
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import aiohttp
 
 from postpress_async import events
 from postpress_async._call import Line, UpdateCall
 from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey
+from postpress_async._lean_transport import make_lean
 from postpress_async._lifetime import Lifetime
+from postpress_async._network import Transport
 from postpress_async._settings import make_tls, read_api_key, read_base_url
 from postpress_async._transport import AiohttpTransport
 from postpress_async._turns import Turns
@@ -21,12 +24,16 @@ from postpress_async.events import Observer
 from postpress_async.models import AccountPatched, ProxyChange
 from postpress_async.pace import Pace, Pacer
 from postpress_async.retry import RetryPolicy
-from postpress_async.rotation import Halt, Journal, ProxyPool, Rotation
-from postpress_async.rotation.errand import Errand
-from postpress_async.rotation.given import Changes, Given
-from postpress_async.rotation.journal import OnFailed, OnUnknown
-from postpress_async.rotation.resume import RowKeys
 from postpress_async.secret import Secret
+
+if TYPE_CHECKING:
+    from postpress_async.rotation import Halt, ProxyPool, Rotation
+    from postpress_async.rotation.errand import Errand
+    from postpress_async.rotation.given import Changes
+    from postpress_async.rotation.journal import OnFailed, OnUnknown
+    from postpress_async.rotation.resume import RowKeys
+
+_TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {"session": AiohttpTransport, "lean": make_lean}
 
 
 class PostPressSession:
@@ -45,7 +52,9 @@ class PostPressSession:
             whose outcome is unknown is not sent a second time.
         ssl: A context that checks certificates, or a PEM file of those to trust; else the system's.
         connector: An aiohttp connector of your own, which stays yours to close and then has its own TLS.
-        transport: ``"session"``: through `aiohttp.ClientSession`.
+        transport: ``"session"``: through `aiohttp.ClientSession`, which can be mocked. ``"lean"``: over its
+            connections alone, for about half the CPU; where this aiohttp is not as that needs it, a warning
+            in the log says so, and it is ``"session"`` after all.
         on_event: Called with each of `postpress_async.events`.
 
     Raises:
@@ -62,11 +71,11 @@ class PostPressSession:
         idempotency: bool = True,
         ssl: tls.SSLContext | str | os.PathLike[str] | None = None,
         connector: aiohttp.BaseConnector | None = None,
-        transport: Literal["session"] = "session",
+        transport: Literal["session", "lean"] = "session",
         on_event: Observer | None = None,
     ) -> None:
-        if transport != "session":
-            raise ConfigurationError(f'there is no transport {transport!r}: "session" is the one')
+        if transport not in _TRANSPORTS:
+            raise ConfigurationError(f'there is no transport {transport!r}: it is "session" or "lean"')
         key = read_api_key(api_key)
         url = read_base_url(base_url)
         # The system's certificates take 20 ms to load, and plain http to this machine needs none.
@@ -79,7 +88,7 @@ class PostPressSession:
         self._key_maker: Final = KeyMaker()
         self._lifetime: Final = Lifetime()
         self._line: Final = Line(
-            AiohttpTransport(url, key, tls=context, connector=connector),
+            _TRANSPORTS[transport](url, key, tls=context, connector=connector),
             key,
             Pacer(pace, random=random.random, on_pause=self._paused),
             Turns(),
@@ -128,16 +137,16 @@ class PostPressSession:
 
     def rotate(
         self,
-        changes: Changes,
+        changes: "Changes",
         *,
         journal: str | os.PathLike[str] | None = None,
         in_flight: int | None = None,
-        halt: str | int | Halt | None = None,
-        pool: ProxyPool | None = None,
+        halt: "str | int | Halt | None" = None,
+        pool: "ProxyPool | None" = None,
         limit: int | None = None,
-        on_unknown: OnUnknown = "retry",
-        on_failed: OnFailed = "report",
-    ) -> Rotation:
+        on_unknown: "OnUnknown" = "retry",
+        on_failed: "OnFailed" = "report",
+    ) -> "Rotation":
         """
         A rotation of many accounts: enter it with ``async with``, iterate over its outcomes.
 
@@ -162,6 +171,10 @@ class PostPressSession:
             ValueError: An argument is not as said above, or the fleet needs a pool and there is none.
             JournalError: On entering it: the journal is in use, of another input, or cannot be written.
         """
+        # Here, since most programs that call one account at a time never come here: see `__init__`.
+        from postpress_async.rotation import Halt, Journal, Rotation
+        from postpress_async.rotation.given import Given
+
         for name, number in (("in_flight", in_flight), ("limit", limit)):
             if number is not None and (type(number) is not int or number < 1):
                 raise ValueError(f"{name} is a whole number from 1, not {number!r}")
@@ -181,7 +194,7 @@ class PostPressSession:
             )
 
         async def update(
-            account_id: str, change: ProxyChange, row_keys: RowKeys, errand: Errand, /
+            account_id: str, change: ProxyChange, row_keys: "RowKeys", errand: "Errand", /
         ) -> AccountPatched:
             keys: Keys = row_keys if self._idempotency else OneKey(None, row_keys.in_doubt)
             with self._lifetime.call():

@@ -30,6 +30,16 @@ class _Api(aioresponses):
         super().add(*args, **{"response_class": _Response, **kwargs})
 
 
+@pytest.fixture(scope="module", params=["session", "lean"])
+def each_transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every session that does not say otherwise goes this way: what is promised holds on both."""
+    options = PostPressSession.__init__.__kwdefaults__
+    assert options is not None
+    before, options["transport"] = options["transport"], request.param
+    yield request.param
+    options["transport"] = before
+
+
 @pytest.fixture
 def api() -> Iterator[aioresponses]:
     """The transport's other end: answers what it was told, in that order."""

@@ -54,6 +54,8 @@ from tests.fault_server import (
 
 T = TypeVar("T")
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 OWN = CustomProxy(host="proxy.example.com", port=8080, password="hunter2")
 DEADLINE = 1.0
 STATM = Path("/proc/self/statm")
@@ -131,16 +133,18 @@ def run(main: Awaitable[T]) -> T:
 
 def wait_unread(session: PostPressSession) -> None:
     """Hold the loop up until something has arrived on the idle connection that it has not read."""
-    client = session._line.transport._session  # type: ignore[attr-defined] # the one there is here
-    [[(protocol, _)]] = client.connector._conns.values()
+    transport: Any = session._line.transport
+    connector = transport._session.connector if hasattr(transport, "_session") else transport._connector
+    [[(protocol, _)]] = connector._conns.values()
     poll = select.poll()
     poll.register(protocol.transport.get_extra_info("socket"), select.POLLIN)
     assert poll.poll(5_000)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def memory() -> Iterator[None]:
+def memory(each_transport: str) -> Iterator[None]:
     """No fault, nor all of them together, takes more than 32 MiB; the first is where it is counted from."""
+    Watch.resident.clear()
     gc.collect()
     gc.freeze()  # what other tests left is not looked at on the loop's time
     yield

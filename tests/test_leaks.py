@@ -31,6 +31,8 @@ from postpress_async.rotation.plan import Refusal
 from postpress_async.secret import Secret
 from tests.fault_server import CONNECTIONS, FAULTS, Fault, FaultServer, body_of, closes, says
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 KEY = "pp_live_9d1f7a-Key/With+Odd=Signs"
 PASSWORD = 'hunter2-"Wörd"/p@ss word'
 OWN = CustomProxy(host="proxy.example.com", port=8080, username="u", password=PASSWORD)

@@ -20,6 +20,8 @@ PATCHED = {"object": "AccountPatched", "account_id": "acc_01"}
 US = ManagedProxy(country="US")
 OWN = CustomProxy(host="proxy.example.com", port=8080)
 
+on_both_ways = pytest.mark.usefixtures("each_transport")
+
 
 def envelope(type_: str, status: int | None, instance: str | None = None) -> dict[str, Any]:
     return {"type": f"errors/{type_}", "title": "A title", "status": status, "instance": instance}
@@ -270,6 +272,7 @@ async def test_a_key_that_cannot_be_a_header_is_refused_before_a_byte_is_sent(ap
 # --- Over a real socket ---
 
 
+@on_both_ways
 async def test_a_lost_answer_is_unknown_and_a_lost_request_is_told_again(sandbox, policy) -> None:
     """`lost` carries the change out and drops the connection: the same key gets the stored success."""
     sandbox.script("acc_1", "lost")
@@ -281,6 +284,7 @@ async def test_a_lost_answer_is_unknown_and_a_lost_request_is_told_again(sandbox
     assert sandbox.record.managed_handed_out == 1
 
 
+@on_both_ways
 async def test_without_idempotency_a_lost_answer_is_final(sandbox, policy) -> None:
     """The socket's twin of the test above: here the body was written."""
     sandbox.script("acc_1", "lost")
@@ -293,6 +297,7 @@ async def test_without_idempotency_a_lost_answer_is_final(sandbox, policy) -> No
     assert sandbox.record.sends("acc_1") == 1
 
 
+@on_both_ways
 async def test_a_server_that_is_not_there_was_never_sent_anything(policy, naps, unused_tcp_port) -> None:
     """A refused connection leaves no doubt."""
     async with PostPressSession(KEY, base_url=f"http://127.0.0.1:{unused_tcp_port}", retry=policy) as session:
@@ -303,6 +308,7 @@ async def test_a_server_that_is_not_there_was_never_sent_anything(policy, naps, 
     assert len(naps) == 3
 
 
+@on_both_ways
 async def test_an_attempt_that_gets_no_answer_ends_by_itself(sandbox) -> None:
     """The connection stays open and silent; the attempt's timeout is the only way out."""
     sandbox.script("acc_1", "hang")
@@ -314,6 +320,7 @@ async def test_an_attempt_that_gets_no_answer_ends_by_itself(sandbox) -> None:
     assert caught.value.applied is Applied.UNKNOWN
 
 
+@on_both_ways
 async def test_the_deadline_covers_attempts_and_waits(sandbox) -> None:
     """A 30 s timeout that becomes 91 s with retries is a broken promise."""
     sandbox.script("acc_1", *["hang"] * 4)
@@ -330,6 +337,7 @@ async def test_the_deadline_covers_attempts_and_waits(sandbox) -> None:
     assert len(caught.value.attempts) == 2
 
 
+@on_both_ways
 async def test_two_updates_of_one_account_never_overlap(sandbox) -> None:
     """The last call made is the last applied, however slow the first one is."""
     sandbox.script("acc_1", "errors/provider_error", "errors/provider_error", 200, 200)
@@ -347,6 +355,7 @@ async def test_two_updates_of_one_account_never_overlap(sandbox) -> None:
     assert len(second.result().attempts) == 1
 
 
+@on_both_ways
 async def test_a_thousand_calls_each_get_their_own_answer(sandbox) -> None:
     """State that is shared between calls mixes their results; there is none."""
     accounts = [f"acc_{number}" for number in range(1000)]
@@ -361,6 +370,7 @@ async def test_a_thousand_calls_each_get_their_own_answer(sandbox) -> None:
     assert [len(patched.attempts) for patched in done] == [2, 1, 1] * 333 + [2]
 
 
+@on_both_ways
 async def test_no_more_are_in_flight_than_the_pace_allows() -> None:
     """The pool of connections is no second, hidden limit, and the pace is a real one."""
     async with Sandbox(latency=0.01) as sandbox, sandbox.session(pace=Pace(in_flight=7)) as session:
@@ -372,6 +382,7 @@ async def test_no_more_are_in_flight_than_the_pace_allows() -> None:
 # --- Its life ---
 
 
+@on_both_ways
 async def test_a_closed_session_says_so_and_stays_closed(sandbox) -> None:
     session = sandbox.session()
     await session.update_proxy("acc_1", US)
@@ -383,6 +394,7 @@ async def test_a_closed_session_says_so_and_stays_closed(sandbox) -> None:
     assert repr(session) == "<PostPressSession closed>"
 
 
+@on_both_ways
 async def test_closing_leaves_no_call_hanging(sandbox) -> None:
     """In flight, backing off, waiting for a slot, waiting for its turn: each ends with an error of ours."""
     sandbox.script("acc_1", "hang")
@@ -408,6 +420,7 @@ async def test_closing_leaves_no_call_hanging(sandbox) -> None:
     ]
 
 
+@on_both_ways
 async def test_closing_waits_for_what_is_in_flight() -> None:
     async with Sandbox(latency=0.02) as sandbox:
         session = sandbox.session()
@@ -419,6 +432,7 @@ async def test_closing_waits_for_what_is_in_flight() -> None:
         assert await call == AccountPatched("acc_1")
 
 
+@on_both_ways
 def test_a_session_may_be_made_outside_the_loop_and_belongs_to_the_first() -> None:
     """Its connections die with their loop; a second loop would meet 'Event loop is closed'."""
     session = PostPressSession(KEY, base_url="http://127.0.0.1:1", retry=RetryPolicy(attempts=1))
@@ -438,6 +452,7 @@ def test_a_session_may_be_made_outside_the_loop_and_belongs_to_the_first() -> No
         asyncio.run(use_and_close())
 
 
+@on_both_ways
 async def test_a_call_that_still_connects_ends_with_the_session() -> None:
     """A server that accepts and says nothing; here the caller's own connector stays open, too."""
     accepted: list[asyncio.StreamWriter] = []
@@ -458,6 +473,7 @@ async def test_a_call_that_still_connects_ends_with_the_session() -> None:
         await writer.wait_closed()
 
 
+@on_both_ways
 async def test_a_connector_that_the_caller_closed_is_told(sandbox) -> None:
     connector = aiohttp.TCPConnector()
     async with sandbox.session(connector=connector) as session:
@@ -468,6 +484,7 @@ async def test_a_connector_that_the_caller_closed_is_told(sandbox) -> None:
             await session.update_proxy("acc_1", US)
 
 
+@on_both_ways
 async def test_a_connector_of_the_caller_s_stays_theirs(sandbox) -> None:
     connector = aiohttp.TCPConnector()
     async with sandbox.session(connector=connector) as session:
@@ -477,6 +494,7 @@ async def test_a_connector_of_the_caller_s_stays_theirs(sandbox) -> None:
     await connector.close()
 
 
+@on_both_ways
 async def test_cancelling_a_call_frees_all_it_held(sandbox) -> None:
     """The slot, the turn and the connection: the next call of the same account goes through."""
     sandbox.script("acc_1", "hang")
@@ -494,6 +512,7 @@ async def test_cancelling_a_call_frees_all_it_held(sandbox) -> None:
 # --- What can be watched ---
 
 
+@on_both_ways
 async def test_an_observer_sees_each_step_and_cannot_disturb_it(sandbox, policy) -> None:
     """A mistake in somebody's logging must not lose an account."""
     sandbox.script("acc_1", "errors/proxy_error")

@@ -24,6 +24,8 @@ from tests.virtual_world import (
     world,
 )
 
+pytestmark = pytest.mark.usefixtures("each_transport")
+
 ACCOUNTS = 600
 """Enough for every claim but those of a limit that has to find its level before the weather turns."""
 

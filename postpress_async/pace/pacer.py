@@ -120,8 +120,10 @@ class Pacer:
             self._loop = loop
         queue = self._waiting[0 if retry else 1]
         turn: asyncio.Future[Ticket] = loop.create_future()
+        alone = not (self._waiting[0] or self._waiting[1])
         queue[turn] = None
-        self._admit()
+        if alone or self._rate.active:  # else the others are seen to already; a rate learns from who waits
+            self._admit()
         try:
             return await turn
         except BaseException:

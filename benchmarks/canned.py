@@ -1,0 +1,80 @@
+"""
+A server that answers every PATCH with the success it asks for, in a process and on a core of its own.
+
+It does as little as it can, so that what is measured is the client: it looks for the end of the head, skips
+the body, and writes ``{"object":"AccountPatched","account_id":...}`` as a JavaScript server would.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n"
+    b"Date: Mon, 23 Nov 2026 08:00:00 GMT\r\nServer: canned\r\n\r\n"
+)
+BODY = b'{"object":"AccountPatched","account_id":"%b"}'
+
+
+class Canned(asyncio.Protocol):
+    """One connection."""
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._buffer = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
+            head = self._buffer[:end]
+            at = head.lower().find(b"\r\ncontent-length:")
+            length = int(head[at + 17 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            if len(self._buffer) < end + 4 + length:
+                return
+            self._buffer = self._buffer[end + 4 + length :]
+            body = BODY % head.split(b" ", 2)[1].rsplit(b"/", 1)[1]
+            self._transport.write(HEAD % len(body) + body)
+
+
+def _serve(listening: socket.socket, core: int | None) -> None:
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):
+        import uvloop
+
+        new_loop = uvloop.new_event_loop
+
+    async def forever() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Canned, sock=listening, backlog=2048)
+        await server.serve_forever()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(forever())
+
+
+@contextmanager
+def canned_server(core: int | None) -> Iterator[str]:
+    """The base URL of a server in another process, on that *core* alone; None: on any."""
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=_serve, args=(listening, core), daemon=True)
+        process.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        finally:
+            process.terminate()
+            process.join()
+
+
+def two_cores() -> tuple[int, int] | None:
+    """A core for the client and one for the server; None where there are no two, or none can be chosen."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    return (cores[0], cores[1]) if len(cores) > 1 else None

@@ -1,0 +1,241 @@
+"""
+What does each part of a call cost by itself, in microseconds?
+
+No network, no disk but the journal's. So that a later change that costs is seen::
+
+    pytest benchmarks/test_micro.py [--benchmark-compare]
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from attrs import evolve
+
+from postpress_async import (
+    CustomProxy,
+    Fleet,
+    ManagedProxy,
+    Outcome,
+    Pace,
+    PostPressSession,
+    RetryPolicy,
+    errors,
+)
+from postpress_async._deadlines import Deadlines
+from postpress_async._wire import Answer, patch_account, read_patched
+from postpress_async.models import AccountPatched
+from postpress_async.pace import Pacer, Sign
+from postpress_async.rotation import Journal
+from postpress_async.rotation.plan import rows_of
+from postpress_async.secret import Secret
+
+T = TypeVar("T")
+
+KEY = Secret("pp_bench_0123456789abcdef0123456789abcdef")
+CUSTOM = CustomProxy(host="proxy.example.com", port=8080, protocol="socks5", username="u", password="p")
+MANAGED = ManagedProxy(country="US")
+REQUEST = patch_account("acc_00000001", CUSTOM)
+PATCHED = b'{"object":"AccountPatched","account_id":"acc_00000001"}'
+REFUSED = b'{"type":"errors/proxy_error","title":"Bad gateway","detail":"It does not work.","status":502}'
+
+
+def result_of(coroutine: Awaitable[T]) -> T:
+    """What a coroutine that never waits gives, without a loop."""
+    try:
+        coroutine.__await__().send(None)
+    except StopIteration as ended:
+        found: T = ended.value
+        return found
+    raise AssertionError("it waits")
+
+
+@pytest.fixture
+def in_a_loop() -> Iterator[None]:
+    """For what asks for the running loop, and for nothing more of it."""
+    with asyncio.Runner() as runner:
+        asyncio._set_running_loop(runner.get_loop())
+        yield
+        asyncio._set_running_loop(None)
+
+
+# --- The wire -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [CUSTOM, MANAGED], ids=["custom", "managed"])
+def test_a_request_is_made(benchmark: Any, change: Any) -> None:
+    """The id is checked, the change written."""
+    assert benchmark(patch_account, "acc_00000001", change).account_id == "acc_00000001"
+
+
+@pytest.mark.parametrize("body", [PATCHED, PATCHED + b" "], ids=["as expected", "that has to be parsed"])
+def test_an_answer_is_read(benchmark: Any, body: bytes) -> None:
+    """Nearly all are as expected to the byte."""
+    assert benchmark(read_patched, Answer(200, body), REQUEST, KEY) == AccountPatched("acc_00000001")
+
+
+def test_an_error_is_read(benchmark: Any) -> None:
+    """Its text is cleaned."""
+
+    def read() -> errors.PostPressError | None:
+        try:
+            read_patched(Answer(502, REFUSED), REQUEST, KEY)
+        except errors.PostPressError as error:
+            return error
+        return None
+
+    assert type(benchmark(read)) is errors.ProxyError
+
+
+# --- Retry --------------------------------------------------------------------------------------
+
+
+class Call:
+    """A `retry.Call` that fails so often, and then does not."""
+
+    patient, counted = False, True
+
+    def __init__(self, failures: int = 0) -> None:
+        self.began = time.monotonic()
+        self.failures = failures
+
+    async def __call__(self) -> int:
+        if self.failures:
+            self.failures -= 1
+            raise errors.ConnectError("no connection")
+        return 200
+
+    def may_repeat(self, error: errors.PostPressError) -> bool:
+        return True
+
+    async def wait(self, seconds: float) -> None: ...
+
+    async def ask(self, strategy: Awaitable[T]) -> T:
+        return await strategy
+
+
+async def _awaited(call: Call) -> int:
+    return await call()
+
+
+@pytest.mark.parametrize("through", [_awaited, RetryPolicy().run], ids=["by itself", "through the policy"])
+@pytest.mark.benchmark(group="a first try that succeeds")
+def test_a_first_try_succeeds(benchmark: Any, through: Callable[[Call], Awaitable[int]]) -> None:
+    """The difference is what the retry layer costs on nearly every call."""
+    call = Call()
+    assert benchmark(lambda: result_of(through(call))) == 200
+
+
+async def _by_hand(call: Call) -> int:
+    for _ in range(3):
+        try:
+            return await call()
+        except errors.ConnectError:
+            await call.wait(0.0)
+    return await call()
+
+
+@pytest.mark.parametrize("through", [_by_hand, RetryPolicy().run], ids=["by hand", "through the policy"])
+@pytest.mark.benchmark(group="fail, fail, succeed, without the waits")
+@pytest.mark.usefixtures("in_a_loop")
+def test_a_third_try_succeeds(benchmark: Any, through: Callable[[Call], Awaitable[int]]) -> None:
+    """Beside the loop that people write."""
+    assert benchmark(lambda: result_of(through(Call(2)))) == 200
+
+
+# --- Pace and time ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pace", [Pace(), Pace(adaptive=False), Pace(rate=1e9)], ids=["adaptive", "fixed", "rate"]
+)
+def test_a_slot_is_taken_and_given_back(benchmark: Any, pace: Pace) -> None:
+    """With nobody waiting."""
+    ticks = itertools.count()
+    pacer = Pacer(pace, clock=lambda: next(ticks) * 1e-4, random=lambda: 0.5)
+
+    def once() -> bool:
+        ticket = pacer.try_enter()
+        assert ticket is not None
+        return pacer.leave(ticket, Sign.SUCCESS)
+
+    assert benchmark(once)
+
+
+def test_a_deadline_that_is_kept(benchmark: Any) -> None:
+    """What `asyncio.timeout` does for five times as much."""
+    deadlines = Deadlines()
+    with asyncio.Runner() as runner:
+
+        async def measure() -> None:
+            def once() -> None:
+                with deadlines.within(30.0):
+                    pass
+
+            benchmark(once)
+
+        runner.run(measure())
+    assert len(deadlines) == 0
+
+
+# --- The whole call, and a fleet's parts ---------------------------------------------------------
+
+
+def test_a_call_but_for_its_transport(benchmark: Any) -> None:
+    """All the layers of `update_proxy` over a transport that answers at once."""
+
+    class Stub:
+        async def send(self, *_: object) -> Answer:
+            return Answer(200, PATCHED)
+
+        async def aclose(self) -> None: ...
+
+    async def measure() -> None:
+        async with PostPressSession(KEY, base_url="http://127.0.0.1:1/v1") as session:
+            session._line = evolve(session._line, transport=Stub())  # type: ignore[misc]
+            done = benchmark(lambda: result_of(session.update_proxy("acc_00000001", CUSTOM)))
+            assert done.account_id == "acc_00000001"
+
+    with asyncio.Runner() as runner:
+        runner.run(measure())
+
+
+def test_a_pair_is_made_a_row(benchmark: Any) -> None:
+    """Of an iterable of the caller's."""
+    rows = rows_of((f"acc_{number:08}", CUSTOM) for number in itertools.count())
+    assert benchmark(next, rows).change is CUSTOM
+
+
+@pytest.mark.parametrize("proxy", ["socks5://u:p@proxy.example.com:8080", ""], ids=["a URL", "a country"])
+def test_a_line_is_made_a_row(benchmark: Any, tmp_path: Path, proxy: str) -> None:
+    """Of a fleet in CSV, read over and over."""
+    country = "" if proxy else "US"
+    lines = (f"acc_{number:08},{proxy},{country}\n" for number in range(20_000))
+    path = tmp_path / "fleet.csv"
+    path.write_text("account_id,proxy,country\n" + "".join(lines))
+    with Fleet.open(path) as fleet:
+        rows = itertools.chain.from_iterable(fleet.rows() for _ in itertools.count())
+        assert benchmark(next, rows).account_id.startswith("acc_")
+
+
+def test_an_outcome_is_recorded(benchmark: Any, tmp_path: Path) -> None:
+    """What the loop pays for the journal; the disk's part is another thread's."""
+    ordinals = itertools.count()
+
+    async def measure() -> int:
+        journal = Journal.open(tmp_path / "run.sqlite3")
+        try:
+
+            def once() -> None:
+                journal.record(Outcome.patched(next(ordinals), None, "acc_00000001", 1, 0.1))
+
+            benchmark.pedantic(once, rounds=100, iterations=1000, warmup_rounds=1)
+        finally:
+            await journal.aclose()
+        return next(ordinals)
+
+    assert asyncio.run(measure()) > 100_000
