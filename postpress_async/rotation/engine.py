@@ -321,7 +321,7 @@ class Rotation:
             if count % 500 == 0:
                 await asyncio.sleep(0)  # there may be millions, and somebody who cannot wait for them
             if taken.maybe_sent or taken.answered:
-                # It keeps what the journal says of it, or does not say: that it is in doubt, or its key spent.
+                # What the journal says of it, or does not say, stays: that it is in doubt, or its key spent.
                 self.summary.states[State.UNKNOWN if taken.maybe_sent else State.SKIPPED] += 1
             else:
                 self._record(Outcome.skipped(row.ordinal, row.line, row.account_id or ""))
