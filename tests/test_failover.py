@@ -336,6 +336,18 @@ async def test_one_that_is_sent_again_has_no_place_from_before(tmp_path, on_unkn
     assert summary.states == left
 
 
+async def test_a_journal_from_before_there_were_pools_takes_them(tmp_path) -> None:
+    """The first proxy that failed an account ended each run, with requests sent and not recorded."""
+    journal = tmp_path / "run.sqlite3"
+    async with Sandbox(dead_proxies=[place(0)]) as sandbox, sandbox.session(retry=QUICK) as session:
+        await rotate(session, ["acc_1", "acc_2"], ProxyPool(proxies(2)[1:]), journal=journal, limit=1)
+        recorded(journal, "DROP TABLE proxies")
+        outcomes, _ = await rotate(session, ["acc_1", "acc_2"], ProxyPool(proxies(2)), journal=journal)
+
+    assert outcomes["acc_2"].state is State.PATCHED
+    assert recorded(journal, "SELECT label, failures FROM proxies") == [("u@p0.example.net:3128", 1)]
+
+
 async def test_a_fleet_file_leaves_its_empty_rows_to_the_pool(tmp_path) -> None:
     path = tmp_path / "fleet.csv"
     path.write_text("account_id,country\nacc_1,\nacc_2,DE\n")

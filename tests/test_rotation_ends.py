@@ -234,6 +234,17 @@ async def test_a_limit_takes_so_many_and_skips_the_rest(journal) -> None:
     assert sorted(second.taken) == sorted(set(recorded(journal)) - set(first.taken))
 
 
+@pytest.mark.parametrize("in_flight", [1, 3])
+async def test_rows_that_are_refused_do_not_use_a_limit_up(journal, in_flight) -> None:
+    """They are refused in each run: with three of them first, a limit of three never sent anything."""
+    pairs: list[Any] = [("no id", US)] * 3 + list(changes(4).items())
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        for _ in range(2):
+            await settle(session.rotate(pairs, journal=journal, limit=2, in_flight=in_flight))
+
+    assert [sandbox.record.sends(account) for account in changes(4)] == [1] * 4
+
+
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "4"], ids=repr)
 async def test_a_limit_is_a_number(limit, sandbox) -> None:
     async with sandbox.session() as session:
@@ -333,8 +344,8 @@ async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal
             opened.rows = counted  # type: ignore[method-assign]
             second = await settle(session.rotate(opened, journal=journal))
 
-    assert len(first) == 12
-    assert read == [5, *range(12, 21)]  # the row that is refused is so again
+    assert len(first) == 13  # twelve, and the row that is refused
+    assert read == [5, *range(13, 21)]  # it is so again
     assert sum(outcome.state is State.PATCHED for outcome in first + second) == 20
     assert sandbox.record.requests == 20
 

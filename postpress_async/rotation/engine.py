@@ -226,6 +226,8 @@ class Rotation:
             if (taken := await self._rows.take()) is None:
                 self._exhausted = True
                 self._admission.open()
+            elif isinstance(taken.row, Refusal):
+                self._admission.refused()
             return taken
         except asyncio.CancelledError:
             if not self._stopping or task.uncancel():
