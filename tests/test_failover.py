@@ -298,6 +298,55 @@ async def test_what_a_dead_run_sent_is_sent_again_with_whatever_proxy_is_due(tmp
     assert sandbox.record.by_status[400] == 0
 
 
+async def test_one_in_doubt_for_which_no_proxy_is_left_stays_in_doubt(tmp_path) -> None:
+    """It may be on the proxy of the run before: not skipped, nor sent under the key that has that body."""
+    journal = tmp_path / "run.sqlite3"
+    once = RetryPolicy(attempts=1)
+    async with Sandbox() as sandbox, sandbox.session(retry=once) as session:
+        sandbox.script("acc_1", "lost")
+        await rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=journal)
+        full = ProxyPool(proxies(1), accounts_per_proxy=1)
+        full.give("acc_other")
+        outcomes, summary = await rotate(session, ["acc_1"], full, journal=journal)
+
+        assert (outcomes["acc_1"].state, outcomes["acc_1"].applied) == (State.UNKNOWN, "unknown")
+        assert (outcomes["acc_1"].error_type, summary.without_proxy) == ("no proxy left", 1)
+        outcomes, _ = await rotate(session, ["acc_1"], ProxyPool(proxies(2)[1:]), journal=journal)
+
+    assert outcomes["acc_1"].state is State.PATCHED
+    assert host_of(sandbox, "acc_1") == "p1.example.net"
+
+
+@pytest.mark.parametrize("on_unknown", ["retry", "report"])
+async def test_one_that_is_sent_again_has_no_place_from_before(tmp_path, on_unknown) -> None:
+    """With one at its old proxy and one at the new, a pool with a place for each has none for the last."""
+    journal, accounts = tmp_path / "run.sqlite3", ["acc_1", "acc_2"]
+    once = RetryPolicy(attempts=1)
+
+    def pool() -> ProxyPool:
+        return ProxyPool(proxies(2), accounts_per_proxy=1)
+
+    async with Sandbox() as sandbox, sandbox.session(retry=once) as session:
+        sandbox.script("acc_1", "lost")
+        await rotate(session, accounts, pool(), journal=journal, in_flight=1)
+        _, summary = await rotate(session, accounts, pool(), journal=journal, on_unknown=on_unknown)
+
+    left = {State.PATCHED: 2} if on_unknown == "retry" else {State.PATCHED: 1, State.UNKNOWN: 1}
+    assert summary.states == left
+
+
+async def test_a_journal_from_before_there_were_pools_takes_them(tmp_path) -> None:
+    """The first proxy that failed an account ended each run, with requests sent and not recorded."""
+    journal = tmp_path / "run.sqlite3"
+    async with Sandbox(dead_proxies=[place(0)]) as sandbox, sandbox.session(retry=QUICK) as session:
+        await rotate(session, ["acc_1", "acc_2"], ProxyPool(proxies(2)[1:]), journal=journal, limit=1)
+        recorded(journal, "DROP TABLE proxies")
+        outcomes, _ = await rotate(session, ["acc_1", "acc_2"], ProxyPool(proxies(2)), journal=journal)
+
+    assert outcomes["acc_2"].state is State.PATCHED
+    assert recorded(journal, "SELECT label, failures FROM proxies") == [("u@p0.example.net:3128", 1)]
+
+
 async def test_a_fleet_file_leaves_its_empty_rows_to_the_pool(tmp_path) -> None:
     path = tmp_path / "fleet.csv"
     path.write_text("account_id,country\nacc_1,\nacc_2,DE\n")

@@ -234,6 +234,17 @@ async def test_a_limit_takes_so_many_and_skips_the_rest(journal) -> None:
     assert sorted(second.taken) == sorted(set(recorded(journal)) - set(first.taken))
 
 
+@pytest.mark.parametrize("in_flight", [1, 3])
+async def test_rows_that_are_refused_do_not_use_a_limit_up(journal, in_flight) -> None:
+    """They are refused in each run: with three of them first, a limit of three never sent anything."""
+    pairs: list[Any] = [("no id", US)] * 3 + list(changes(4).items())
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        for _ in range(2):
+            await settle(session.rotate(pairs, journal=journal, limit=2, in_flight=in_flight))
+
+    assert [sandbox.record.sends(account) for account in changes(4)] == [1] * 4
+
+
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "4"], ids=repr)
 async def test_a_limit_is_a_number(limit, sandbox) -> None:
     async with sandbox.session() as session:
@@ -333,8 +344,8 @@ async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal
             opened.rows = counted  # type: ignore[method-assign]
             second = await settle(session.rotate(opened, journal=journal))
 
-    assert len(first) == 12
-    assert read == [5, *range(12, 21)]  # the row that is refused is so again
+    assert len(first) == 13  # twelve, and the row that is refused
+    assert read == [5, *range(13, 21)]  # it is so again
     assert sum(outcome.state is State.PATCHED for outcome in first + second) == 20
     assert sandbox.record.requests == 20
 
@@ -371,3 +382,45 @@ async def test_a_rotation_knows_how_many_there_are_where_that_can_be_known(
     connection.close()
     assert told["total"] == 7
     assert told["began"] > 1.7e9
+
+
+# --- What a run leaves as it found it ---
+
+
+def died(journal: Path) -> None:
+    """Make the last run on *journal* one that was killed."""
+    with sqlite3.connect(journal) as connection:
+        connection.execute("INSERT INTO run VALUES ('under way', 1)")
+    connection.close()
+
+
+async def test_what_a_dead_run_may_have_sent_and_this_one_did_not_take_is_counted(journal) -> None:
+    """Else a night of ten accounts and a limit of five ends as complete, with exit code 0."""
+    await settle(make(Stub(), journal, limit=2))
+    died(journal)
+    rotation = make(Stub(), journal, limit=3)
+    await settle(rotation)
+
+    assert rotation.summary.states == {State.PATCHED: 5, State.UNKNOWN: 5}
+    assert not rotation.summary.complete
+
+
+async def test_a_run_that_does_not_reach_an_account_does_not_forget_its_spent_key(journal) -> None:
+    """It was refused while the run stopped; under that key the store of keys may only say so again."""
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        sandbox.script("acc_1", Fault(type="errors/provider_error", latency=0.05))
+        async with session.rotate(changes(2), journal=journal, in_flight=2) as rotation:
+            await anext(rotation)
+            rotation.stop()
+            await rotation.run()
+        assert recorded(journal) == {"acc_0": "patched", "acc_1": "skipped"}
+        async with session.rotate(changes(2), journal=journal) as rotation:
+            rotation.stop()
+            await rotation.run()
+        assert rotation.summary.states == {State.PATCHED: 1, State.SKIPPED: 1}
+    third = Stub()
+    await settle(
+        Rotation(third, rows(["acc_0", "acc_1"]), in_flight=1, journal=lambda: Journal.open(journal))
+    )
+
+    assert [str(key).rsplit("-", 1)[1] for key in third.keys] == ["1"]  # not that of generation 0

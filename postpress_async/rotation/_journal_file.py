@@ -33,11 +33,15 @@ CREATE TABLE outcomes (
     proxy TEXT
 );
 CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NULL);
-CREATE TABLE proxies (
+"""
+
+# Made for journals that were begun before there was a pool, too.
+PROXIES: Final = """
+CREATE TABLE IF NOT EXISTS proxies (
     label TEXT PRIMARY KEY,
     failures INTEGER NOT NULL,
     quarantined_at REAL
-) WITHOUT ROWID;
+) WITHOUT ROWID
 """
 
 
@@ -107,6 +111,7 @@ def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
             with connection:
                 connection.executescript(f"BEGIN; {SCHEMA}")
                 connection.execute("INSERT INTO run VALUES ('run', ?)", (secrets.token_hex(12),))
+        connection.execute(PROXIES)
     except DAMAGE as error:
         connection.close()
         raise refusal_of(place, error) from None

@@ -10,7 +10,7 @@ class Admission:
 
     Args:
         canary: So many accounts go first, and no other before all of them are settled.
-        limit: Rows that may be taken in all; None for any number.
+        limit: Rows that may be taken in all, but for those that are refused; None for any number.
     """
 
     def __init__(self, canary: int, limit: int | None) -> None:
@@ -31,6 +31,10 @@ class Admission:
         if not self._open:
             self._canaries -= 1
         return True
+
+    def refused(self) -> None:
+        """The row that was taken cannot be sent, now or by any later run: it counts towards no limit."""
+        self._taken -= 1
 
     def settled(self, *, tried: bool, lives: bool) -> None:
         """An account was settled; whether it was *tried* at all, and whether the whole canary *lives*."""

@@ -226,6 +226,8 @@ class Rotation:
             if (taken := await self._rows.take()) is None:
                 self._exhausted = True
                 self._admission.open()
+            elif isinstance(taken.row, Refusal):
+                self._admission.refused()
             return taken
         except asyncio.CancelledError:
             if not self._stopping or task.uncancel():
@@ -320,7 +322,10 @@ class Rotation:
             row, count = taken.row, count + 1
             if count % 500 == 0:
                 await asyncio.sleep(0)  # there may be millions, and somebody who cannot wait for them
-            if not taken.maybe_sent:  # what is in doubt keeps what the journal says of it, or does not say
+            if taken.maybe_sent or taken.answered:
+                # What the journal says of it, or does not say, stays: that it is in doubt, or its key spent.
+                self.summary.states[State.UNKNOWN if taken.maybe_sent else State.SKIPPED] += 1
+            else:
                 self._record(Outcome.skipped(row.ordinal, row.line, row.account_id or ""))
             if self._journal is not None:
                 await self._journal.room()

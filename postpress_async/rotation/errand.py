@@ -119,7 +119,7 @@ class Settler:
                     await keys.renew()
                 patched = await self._update(row.account_id, row.change, keys, errand)
         except NoProxyLeftError:
-            return Outcome.without_proxy(row.ordinal, row.line, row.account_id)
+            return Outcome.without_proxy(row.ordinal, row.line, row.account_id, in_doubt=errand.in_doubt)
         except PostPressError as error:
             if errand.in_doubt and (row.change is None or not error.attempts):
                 error.applied = Applied.UNKNOWN  # nothing was learned of what may have been sent before
@@ -146,9 +146,12 @@ class Settler:
         assert pool is not None  # noqa: S101 - rows without a change are refused where there is none
         failure: PostPressError | None = None
         try:
+            # Also where no proxy is left now: the next run is not told that the key had a use.
+            if keys.in_doubt or keys.spent:
+                await keys.renew()  # what was sent under this key had perhaps another proxy
             while (proxy := pool.give(row.account_id, but_not=tried)) is not None:
-                if tried or keys.in_doubt or keys.spent:
-                    await keys.renew()  # what was sent under this key had perhaps another proxy
+                if tried:
+                    await keys.renew()
                 errand.begin(proxy)
                 try:
                     return await self._update(row.account_id, proxy.proxy, keys, errand)

@@ -177,8 +177,9 @@ class Journal:
         return self._in_pieces(f"SELECT * FROM generations WHERE ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}")  # noqa: S608
 
     def proxies(self) -> dict[str, int]:
-        """For each label of a proxy: how many accounts have it, or may have it."""
-        told = "SELECT proxy, count(*) FROM outcomes WHERE proxy NOT NULL AND "
+        """For each label of a proxy: how many accounts have it, or may have it, and are left as they are."""
+        # One that is sent again gets another: with a place at both, a full pool would have none for it.
+        told = f"SELECT proxy, count(*) FROM outcomes WHERE proxy NOT NULL AND {self._done} AND "  # noqa: S608
         return dict(self._asked(f"{told} state IN ('patched', 'unknown') GROUP BY proxy"))
 
     def _counted(self, told: str) -> Counter[State]:

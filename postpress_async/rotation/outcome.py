@@ -130,16 +130,18 @@ class Outcome:
         return cls(ordinal, line, account_id, State.SKIPPED, applied=Applied.NO)
 
     @classmethod
-    def without_proxy(cls, ordinal: int, line: int | None, account_id: str) -> Self:
-        """The pool had no proxy left for it."""
+    def without_proxy(
+        cls, ordinal: int, line: int | None, account_id: str, *, in_doubt: bool = False
+    ) -> Self:
+        """The pool had no proxy left for it; it is *in_doubt* where an earlier run may have sent it."""
         return cls(
             ordinal,
             line,
             account_id,
-            State.SKIPPED,
+            State.UNKNOWN if in_doubt else State.SKIPPED,
             error_type=NO_PROXY_LEFT,
             scope=Scope.PROXY,
-            applied=Applied.NO,
+            applied=Applied.UNKNOWN if in_doubt else Applied.NO,
         )
 
     @classmethod
