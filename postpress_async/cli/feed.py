@@ -2,7 +2,6 @@
 
 import json
 import time
-from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, TextIO
 
@@ -11,6 +10,7 @@ import click
 
 from postpress_async import events
 from postpress_async.cli.inputs import Job
+from postpress_async.cli.output import tell
 from postpress_async.rotation import Outcome, RotationSummary
 
 
@@ -78,8 +78,7 @@ class Feed:
 
     def _tell(self, text: str) -> None:
         if self._told:
-            with suppress(OSError):
-                click.echo(f"{datetime.now():%H:%M:%S} {text}", err=True)
+            tell(f"{datetime.now():%H:%M:%S} {text}")
 
     def _write(self, name: str, **fields: Any) -> None:
         if self._out is None or not self._heard:

@@ -1,13 +1,22 @@
-"""Where a command's table or page goes: a file, or standard output."""
+"""Where a command's words go: its table or page to a file or standard output, people's lines beside a bar."""
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from postpress_async.errors import RotationError
 from postpress_async.rotation._whole_file import whole_file
+
+
+def tell(text: str) -> None:
+    """A line for people on standard error, above the bar if there is one. Nobody may read it any more."""
+    # Not click.echo: it looks for the real stream behind rich's, and so writes into the middle of the bar.
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-import click
 import rich.progress
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from postpress_async.cli.output import tell
 from postpress_async.rotation import Outcome, Rotation, State
 
 REDRAW: Final = 0.1
@@ -70,15 +70,19 @@ class Figures:
         since, before = self._marks[0]
         return (self.done - before) / (now - since) if now > since else 0.0
 
-    def told(self) -> str:
-        """All of it in a line: states, what is under way, how fast, and how long yet."""
+    def counts(self) -> str:
+        """Accounts by state, and what is under way."""
         summary, rotation = self._rotation.summary, self._rotation
         words = [f"{summary.states[state]:,} {state}" for state in State if summary.states[state]]
         if rotation.retrying:
             words.append(f"{rotation.retrying:,} retrying")
         if summary.quarantined:
             words.append(f"{summary.quarantined:,} proxies out")
-        rate = self.rate()
+        return ", ".join(words)
+
+    def pace(self) -> str:
+        """How fast, how long one takes, and how long yet."""
+        words, rate = [], self.rate()
         if rate:
             words.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
         if self._elapsed:
@@ -126,7 +130,7 @@ class _Bar:
 
     def __init__(self, figures: Figures) -> None:
         self._figures = figures
-        self._progress = _TwoLines(
+        self._progress = _ThreeLines(
             figures,
             rich.progress.BarColumn(bar_width=None),
             rich.progress.MofNCompleteColumn(),
@@ -150,15 +154,15 @@ class _Bar:
             self._progress.stop()
 
 
-class _TwoLines(rich.progress.Progress):
-    """The bar, and the figures below it."""
+class _ThreeLines(rich.progress.Progress):
+    """The bar, and the figures below it, in lines that fit 80 columns."""
 
     def __init__(self, figures: Figures, *columns: rich.progress.ProgressColumn, **options: Any) -> None:
         self._figures = figures
         super().__init__(*columns, **options)
 
     def get_renderable(self) -> RenderableType:
-        return Group(*self.get_renderables(), Text(self._figures.told(), overflow="ellipsis"))
+        return Group(*self.get_renderables(), Text(self._figures.counts()), Text(self._figures.pace()))
 
 
 class _Lines:
@@ -177,8 +181,8 @@ class _Lines:
         tenths, now = 10 * done // max(1, total), time.monotonic()
         if tenths > self._tenths or now - self._told_at > 60:
             self._tenths, self._told_at = tenths, now
-            with suppress(OSError):  # nobody may read it any more; the rotation goes on
-                click.echo(f"{done:,} of {total:,}: {self._figures.told()}", err=True)
+            told = ", ".join(filter(None, (self._figures.counts(), self._figures.pace())))
+            tell(f"{done:,} of {total:,}: {told}")
 
     def stop(self) -> None:
         pass

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager
 from typing import Final
 
 import click
@@ -12,6 +12,7 @@ import click
 from postpress_async.cli import exits, options
 from postpress_async.cli.feed import Feed
 from postpress_async.cli.inputs import Job, Wishes
+from postpress_async.cli.output import tell
 from postpress_async.cli.progress import Progress
 from postpress_async.cli.serve import first_places
 from postpress_async.errors import RotationError
@@ -129,12 +130,12 @@ def _interruptible(rotation: Rotation, ended: _Ended, seconds: float | None) -> 
             return
         ended.interrupted = True
         rotation.stop()
-        _say("stopping: what is in flight settles first; once more to stop at once")
+        tell("stopping: what is in flight settles first; once more to stop at once")
 
     def time_is_up() -> None:
         ended.timed_out = True
         rotation.stop()
-        _say("the time is up: what is in flight settles")
+        tell("the time is up: what is in flight settles")
 
     timer = None if seconds is None else loop.call_later(seconds, time_is_up)
     signals: Final = (signal.SIGINT, signal.SIGTERM)
@@ -149,25 +150,20 @@ def _interruptible(rotation: Rotation, ended: _Ended, seconds: float | None) -> 
             loop.remove_signal_handler(number)
 
 
-def _say(text: str) -> None:
-    with suppress(OSError):  # nobody may read it any more
-        click.echo(text, err=True)
-
-
 def _conclude(job: Job, summary: RotationSummary, ended: _Ended, feed: Feed) -> None:
     """What came of it, and what to do next."""
     feed.say(str(summary))
     feed.say(f"journal: {job.journal}")
     if summary.without_proxy:
         accounts = "1 account" if summary.without_proxy == 1 else f"{summary.without_proxy:,} accounts"
-        _say(f"postpress-async: the pool ran dry: {accounts} got no proxy; add proxies to {job.wishes.pool}")
+        tell(f"postpress-async: the pool ran dry: {accounts} got no proxy; add proxies to {job.wishes.pool}")
     elif summary.quarantined:
-        _say(f"postpress-async: {summary.quarantined:,} of the pool's proxies did not work: left out")
+        tell(f"postpress-async: {summary.quarantined:,} of the pool's proxies did not work: left out")
     open_ = summary.states[State.UNKNOWN] or (summary.states[State.SKIPPED] > job.refused)
     if summary.halted:
-        _say(f"postpress-async: halted: {summary.halted}; run the same command again once it is mended")
+        tell(f"postpress-async: halted: {summary.halted}; run the same command again once it is mended")
     elif ended.early or open_:
-        _say("postpress-async: run the same command again to go on")
+        tell("postpress-async: run the same command again to go on")
     if summary.states[State.FAILED] and not summary.halted:
         again = f"retry-failed {job.journal} {job.wishes.fleet or ''}".rstrip()
-        _say(f"postpress-async: to send what failed once more: {again}")
+        tell(f"postpress-async: to send what failed once more: {again}")
