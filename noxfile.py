@@ -123,8 +123,10 @@ def hostile(session: nox.Session, loop: str, parser: str) -> None:
 @nox.session
 def branches(session: nox.Session) -> None:
     """Each branch that a request or an answer can take is run by a test: under 100% this fails."""
-    modules = "_wire _transport _connector _failure errors retry _retry_after secret".split()
-    files = "wire transport connector errors retry retry_after secret session lifetime hostile".split()
+    modules = "_wire _transport _lean_transport _exchange _network _connector _deadlines".split()
+    modules += "_failure errors retry _retry_after secret".split()
+    files = "wire transport lean_transport deadlines connector errors retry retry_after secret".split()
+    files += "session lifetime hostile".split()
     install(session, "test")
     session.run("coverage", "run", "-m", "pytest", *(f"tests/test_{name}.py" for name in files))
     included = ",".join(f"postpress_async/{name}.py" for name in modules)

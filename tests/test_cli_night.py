@@ -563,6 +563,18 @@ async def test_doubts_can_be_left_to_a_person(folder, sandbox) -> None:
 # --- Around it ---
 
 
+@pytest.mark.parametrize("transport", ["session", "lean"])
+async def test_either_transport_carries_a_rotation_and_an_update(folder, sandbox, transport) -> None:
+    """What it costs is another matter: what comes of it is the same."""
+    write_fleet(folder, 50)
+    many = await arun(sandbox, "rotate", "fleet.csv", "--transport", transport)
+    one = await arun(sandbox, "update", "acc_1", "--country", "US", "--transport", transport)
+
+    assert (many.returncode, one.returncode) == (0, 0)
+    assert states(folder / JOURNAL) == {"patched": 50}
+    assert sandbox.record.requests == 51
+
+
 def test_the_journal_is_its_owner_s_alone(folder) -> None:
     write_fleet(folder, 3)
     run("rotate", "fleet.csv", "--sandbox")

@@ -279,3 +279,27 @@ def test_what_a_killed_run_left_is_recovered_or_refused_in_a_sentence(
         assert told == ""
         assert entries == [(n, f"acc_{n}", State.PATCHED) for n in range(len(entries))]
     assert not told or (str(path) in told and told.isprintable())
+
+
+async def test_what_came_while_a_commit_failed_is_told_too(path, monkeypatch) -> None:
+    """A disk that is full may take its time to say so, and the answers come in meanwhile."""
+    journal = Journal.open(path)
+    breaker = sqlite3.connect(path)
+    breaker.execute("DROP TABLE outcomes")
+    breaker.close()
+    commit = journal._writer._commit
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(rows) -> None:
+        begun.set()
+        go_on.wait(10)
+        commit(rows)
+
+    monkeypatch.setattr(journal._writer, "_commit", slowly)
+    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    await asyncio.to_thread(begun.wait, 10)
+    journal.record(Outcome.patched(1, None, "acc_2", 1, 0.1))
+    go_on.set()
+
+    with pytest.raises(JournalNotWritableError, match=r"2 accounts could not be recorded \(acc_1, acc_2\)"):
+        await journal.aclose()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import click
 from attrs import frozen
@@ -59,6 +59,7 @@ class Wishes:
     dead_proxies: int
     api_key_file: str | None
     base_url: str | None
+    transport: Literal["session", "lean"]
 
     def check(self) -> None:
         """Raise `click.UsageError` for words that do not go together."""

@@ -35,11 +35,16 @@ async def run_job(job: Job) -> int:
         if wishes.sandbox:
             sandbox = make_sandbox(wishes, job.pool)
             await stack.enter_async_context(sandbox)
-            session = sandbox.session(retry=retry, pace=pace, on_event=observer)
+            session = sandbox.session(retry=retry, pace=pace, on_event=observer, transport=wishes.transport)
         else:
             key = options.read_key(wishes.api_key_file)
             session = PostPressSession(
-                key, base_url=wishes.base_url, retry=retry, pace=pace, on_event=observer
+                key,
+                base_url=wishes.base_url,
+                retry=retry,
+                pace=pace,
+                transport=wishes.transport,
+                on_event=observer,
             )
         await stack.enter_async_context(session)
         rotation = session.rotate(

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from typing import Literal
 
 import click
 
@@ -26,6 +27,7 @@ def update(
     ip: str | None,
     api_key_file: str | None,
     base_url: str | None,
+    transport: Literal["session", "lean"],
 ) -> int:
     """
     Give one account a new proxy.
@@ -36,13 +38,18 @@ def update(
       postpress-async update acc_01HXYZ --country US
     """
     change = _change(proxy, proxy_file, country, ip)
-    return asyncio.run(_update(account_id, change, api_key_file, base_url))
+    return asyncio.run(_update(account_id, change, api_key_file, base_url, transport))
 
 
 async def _update(
-    account_id: str, change: ProxyChange, api_key_file: str | None, base_url: str | None
+    account_id: str,
+    change: ProxyChange,
+    api_key_file: str | None,
+    base_url: str | None,
+    transport: Literal["session", "lean"],
 ) -> int:
-    async with PostPressSession(options.read_key(api_key_file), base_url=base_url) as session:
+    key = options.read_key(api_key_file)
+    async with PostPressSession(key, base_url=base_url, transport=transport) as session:
         try:
             done = await session.update_proxy(account_id, change)
         except PostPressError as error:

@@ -116,7 +116,10 @@ class Writer:
                 return
 
     def _commit(self, rows: list[tuple[str, tuple[Any, ...]]]) -> None:
-        if self._failure is not None or not rows:
+        if not rows:
+            return
+        if self._failure is not None:  # they came while the commit that failed was under way
+            self._lost += [row for _, row in rows]
             return
         try:
             if _identity(self._path) != self._file:
