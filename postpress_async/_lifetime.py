@@ -15,21 +15,18 @@ class Lifetime:
 
     Attributes:
         clock: The time of the calls' loop, in seconds; there is none before the first call.
+        ended: No call may go on. Set when `end` has lost its patience.
     """
 
     clock: Callable[[], float]
 
     def __init__(self) -> None:
+        self.ended = False
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls = 0
         self._waits: Final = Deadlines()
         self._idle: asyncio.Future[None] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """No call may go on: `end` has lost its patience."""
-        return self._waits.ended
 
     def call(self) -> Self:
         """
@@ -73,4 +70,5 @@ class Lifetime:
 
     def end(self) -> None:
         """Wake everyone who waits, for nothing will come."""
+        self.ended = True
         self._waits.end()
