@@ -29,12 +29,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+# A global is read in a tenth of the time of an enumeration's member.
+_NO, _SUCCESS, _NONE = Applied.NO, Sign.SUCCESS, Sign.NONE
+
 PATIENCE: Final = 4 * 3600.0
 """Seconds after its first attempt until which a call of a rotation sits an outage out."""
-
-
-def _nothing(_: bool) -> None:
-    """Whoever is not told of backing off."""
 
 
 @frozen
@@ -83,13 +82,12 @@ class UpdateCall:
         counted: Whether the last attempt uses one up; see `Pacer.leave`.
     """
 
-    counted = True
-    _attempts: tuple[Attempt, ...] = ()
-    _applied = Applied.NO  # over all attempts
-    _failure: PostPressError | None = None
-    _answered: tuple[str | None, str] | None = None  # the key and the instance of the last answer
-    _replayed = False  # whether the last answer, an unknown one, is what its key got before
-    _renew = False  # whether the next attempt needs a fresh key
+    # All attributes are set at once: one that is found on the class takes three times as long to read.
+    __slots__ = (
+        *("_answered", "_applied", "_attempts", "_clock", "_failure", "_first_sent", "_in_doubt", "_keys"),
+        *("_errand", "_line", "_managed", "_policy", "_renew", "_replayed", "_request", "_waits"),
+        *("began", "counted", "patient"),
+    )
 
     def __init__(
         self,
@@ -107,10 +105,17 @@ class UpdateCall:
         self._keys: Final = keys
         self._policy: Final = policy
         self.patient = errand is not None
+        self.counted = True
         self._errand: Final = errand
         self._waits: Final[Waits] = line.lifetime if errand is None else errand.waits
         self._managed: Final = isinstance(change, ManagedProxy)
+        self._attempts: tuple[Attempt, ...] = ()
+        self._applied = _NO  # over all attempts
+        self._failure: PostPressError | None = None
+        self._answered: tuple[str | None, str] | None = None  # the key and the instance of the last answer
         self._in_doubt = keys.in_doubt  # whether an attempt under the current key may have been applied
+        self._replayed = False  # whether the last answer, an unknown one, is what its key got before
+        self._renew = False  # whether the next attempt needs a fresh key
 
     async def run(self) -> AccountPatched:
         """
@@ -135,7 +140,7 @@ class UpdateCall:
         """One attempt, when the session's pace allows it."""
         line, request = self._line, self._request
         ticket = line.pacer.try_enter() or await self._enter()
-        began, sign, asked, number = ticket.sent, Sign.NONE, None, 0
+        began, sign, asked, number = ticket.sent, _NONE, None, 0
         try:
             left = self.began + self._policy.deadline - began
             if left <= 0 or self._waits.ended:
@@ -147,7 +152,7 @@ class UpdateCall:
             elapsed = self._clock() - began
             attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, answer.status))
             patched = _wire.read_patched(answer, request, line.api_key, attempts)
-            sign = Sign.SUCCESS
+            sign = _SUCCESS
             if line.observer is not None:
                 ended = events.AttemptEnded(request.account_id, number, elapsed, 200, None)
                 events.tell(line.observer, ended)

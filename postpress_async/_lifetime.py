@@ -11,16 +11,17 @@ from postpress_async.errors import ConfigurationError, SessionClosedError
 
 
 class Waits:
-    """Where calls wait, so that one word wakes them all."""
+    """
+    Where calls wait, so that one word wakes them all.
+
+    Attributes:
+        ended: No call may wait, or begin an attempt, any more.
+    """
 
     def __init__(self) -> None:
+        self.ended = False
         self._waits: Final = Deadlines()
         self._parts: Final[WeakSet[Waits]] = WeakSet()
-
-    @property
-    def ended(self) -> bool:
-        """No call may wait, or begin an attempt, any more."""
-        return self._waits.ended
 
     def part(self) -> "Waits":
         """The waits of a rotation: they end when it says so, and at the latest with these."""
@@ -36,6 +37,7 @@ class Waits:
 
     def end(self) -> None:
         """Wake everyone who waits, for nothing will come."""
+        self.ended = True
         self._waits.end()
         for part in self._parts:
             part.end()

@@ -76,6 +76,20 @@ def test_importing_the_package_is_silent_and_loads_no_extra() -> None:
     assert (done.stdout.strip(), done.stderr) == ("[] True" if "True" in done.stdout else "[] False", "")
 
 
+def test_a_program_that_updates_one_account_loads_no_fleet() -> None:
+    """Fleets, SQLite and cattrs are a third of the import; whoever asks for a name of theirs has it."""
+    told = (
+        "import sys, postpress_async as p;"
+        "session = p.PostPressSession('k', base_url='http://localhost:1');"
+        "print(sorted({'postpress_async.rotation', 'sqlite3', 'cattrs'} & set(sys.modules)));"
+        "print({name for name in p.__all__ if not hasattr(p, name)}, hasattr(p, 'Fleets'));"
+        "print('postpress_async.rotation' in sys.modules, p.Fleet is p.rotation.Fleet)"
+    )
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines() == ["[]", "set() False", "True True"]
+
+
 def test_no_module_is_two() -> None:
     """About 300 lines is where a module asks which two ideas it holds."""
     long = {str(path): n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 350}
