@@ -359,6 +359,25 @@ async def test_two_signals_are_out_within_a_second(folder, number) -> None:
     assert states(folder / JOURNAL) == {"unknown": 10}
 
 
+async def test_a_third_signal_breaks_nothing(folder) -> None:
+    """Whoever holds Ctrl-C down sees how to go on too, and no traceback."""
+    write_fleet(folder, 100)
+    async with Sandbox(latency=3600.0) as sandbox:
+        async with started(sandbox, "rotate", "fleet.csv", "--in-flight", "10") as process:
+            await until(lambda: sandbox.record.requests >= 10, process)
+            while process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.001)
+                if (folder / JOURNAL).exists() and states(folder / JOURNAL):
+                    break  # the handlers may be gone from here on
+            _, told = await process.communicate()
+
+    assert process.returncode == 130
+    assert b"Traceback" not in told
+    assert b"run the same command again to go on" in told
+
+
 # --- A journal that cannot be kept ---
 
 
@@ -537,6 +556,25 @@ async def test_what_failed_is_sent_once_more(folder, sandbox) -> None:
     assert sandbox.record.requests == 32
 
 
+async def test_what_to_type_next_can_be_pasted(folder, sandbox) -> None:
+    """Also where a name has a blank in it."""
+    write_fleet(folder, 3).rename("my fleet.csv")
+    sandbox.script("acc_000001", "errors/disconnected_account")
+    done = await arun(sandbox, "rotate", "my fleet.csv")
+
+    assert "retry-failed 'my fleet.csv.rotation.sqlite3' 'my fleet.csv'\n" in done.stderr
+
+
+async def test_rows_that_stay_refused_are_nothing_to_go_on_with(folder, sandbox) -> None:
+    """The same command would leave them out for ever, and say for ever that it goes on."""
+    with write_fleet(folder, 3).open("a") as fleet:
+        fleet.write("no id,US\n")
+    for _ in range(2):
+        done = await arun(sandbox, "rotate", "fleet.csv", "--skip-bad")
+        assert done.returncode == 1
+        assert "run the same command again" not in done.stderr
+
+
 def test_retrying_needs_the_journal_and_the_same_fleet(folder) -> None:
     write_fleet(folder, 3)
     assert run("retry-failed", JOURNAL, "fleet.csv", "--sandbox").returncode == 2
@@ -609,3 +647,55 @@ def test_every_command_has_an_example_in_its_help() -> None:
     assert set(commands) >= {"rotate", "retry-failed", "update", "sandbox", "errors", "completion"}
     for command in commands:
         assert f"postpress-async {command}" in run(command, "--help").stdout, command
+
+
+# --- Nobody to tell it to ---
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["rotate", "--sandbox"], 0), (["errors"], 2), (["--help"], 2)],
+    ids=["rotate", "errors", "help"],
+)
+def test_a_full_disk_under_standard_output_is_told_in_a_sentence(folder, words, code) -> None:
+    """And what a rotation came to is its exit code, whoever reads of it."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "postpress_async", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_standard_output_is_told_in_a_sentence(folder) -> None:
+    """A table of nothing to nobody, as from a job without one."""
+    run("rotate", "--sandbox")
+    words = f"{sys.executable} -m postpress_async export sandbox.rotation.sqlite3 >&-"
+    done = subprocess.run(["sh", "-c", words], stderr=subprocess.PIPE, text=True, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr == "postpress-async: standard output is closed: give -o FILE\n"
+
+
+def test_a_version_in_the_environment_is_nobodys_option(folder) -> None:
+    """An image that says which version it holds would answer each command with it."""
+    assert "errors/proxy_error" in run("errors", env={"POSTPRESS_VERSION": "1"}).stdout
+
+
+async def test_programs_hear_the_end_of_a_run_whose_journal_was_lost(folder) -> None:
+    """Each `begun` has its `ended`."""
+    write_fleet(folder, 20_000)
+    async with Sandbox(latency=0.01) as sandbox:
+        async with started(sandbox, "rotate", "fleet.csv", "--json") as process:
+            await until(lambda: sandbox.record.requests >= 200, process)
+            (folder / JOURNAL).unlink()
+            out, _ = await process.communicate()
+
+    last = json.loads(out.splitlines()[-1])
+    assert (process.returncode, last["event"], last["exit_code"]) == (3, "ended", 3)

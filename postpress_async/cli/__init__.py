@@ -1,5 +1,6 @@
 """Words in, exit codes out: the command ``postpress-async``."""
 
+import errno
 import os
 import sys
 from typing import Final
@@ -27,7 +28,7 @@ _SETTINGS: Final = {
 
 
 @click.group(context_settings=_SETTINGS, epilog=exits.HELP)
-@click.version_option(__version__)
+@click.version_option(__version__, allow_from_autoenv=False)  # many an image has a POSTPRESS_VERSION
 def cli() -> None:
     """
     Give PostPress accounts new proxies: one, or a whole fleet.
@@ -66,5 +67,11 @@ def run() -> None:
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to flush at exit
         sys.exit(exits.SOME_LEFT)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what could not be written is not tried again
+        click.echo(f"postpress-async: standard output cannot be written ({error.strerror})", err=True)
+        sys.exit(exits.BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(exits.INTERRUPTED)

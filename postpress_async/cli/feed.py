@@ -1,6 +1,8 @@
 """What a rotation says while it runs: events as JSON for programs, sentences for people."""
 
 import json
+import os
+import sys
 import time
 from datetime import datetime
 from typing import Any, Final, TextIO
@@ -39,8 +41,12 @@ class Feed:
         self._heard = True
 
     def say(self, text: str) -> None:
-        """A line of the summary."""
-        click.echo(text, err=self._out is not None)
+        """A line of the summary; that nobody can read it is no reason to end otherwise."""
+        try:
+            click.echo(text, err=self._out is not None)
+        except OSError:
+            if self._out is None:
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to flush at exit
 
     def begun(self, job: Job, summary: RotationSummary) -> None:
         """The rotation has begun."""

@@ -32,6 +32,8 @@ def written(place: str | None) -> Iterator[BinaryIO]:
         with whole_file(place) as file:
             yield file
         return
+    if sys.stdout is None:
+        raise RotationError("standard output is closed: give -o FILE")
     try:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()

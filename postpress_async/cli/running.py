@@ -1,6 +1,7 @@
 """A rotation under way on the command line: its signals, what is shown of it, and its exit code."""
 
 import asyncio
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -109,6 +110,7 @@ async def _run(job: Job, session: PostPressSession, rotation: Rotation, feed: Fe
     except RotationError as error:
         if not rotation.summary.attempts:
             raise
+        feed.ended(rotation.summary, exits.HALTED, job.journal)
         raise _Halted(str(error)) from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
@@ -129,6 +131,8 @@ def _interruptible(rotation: Rotation, ended: _Ended, seconds: float | None) -> 
     assert task is not None  # noqa: S101 - a coroutine runs in a task
 
     def interrupt() -> None:
+        if ended.at_once:
+            return  # it ends as fast as the disk allows; cancelled twice, it would end without a word
         if ended.interrupted:
             ended.at_once = True
             task.cancel()
@@ -164,11 +168,11 @@ def _conclude(job: Job, summary: RotationSummary, ended: _Ended, feed: Feed) -> 
         tell(f"postpress-async: the pool ran dry: {accounts} got no proxy; add proxies to {job.wishes.pool}")
     elif summary.quarantined:
         tell(f"postpress-async: {summary.quarantined:,} of the pool's proxies did not work: left out")
-    open_ = summary.states[State.UNKNOWN] or (summary.states[State.SKIPPED] > job.refused)
+    open_ = summary.states[State.UNKNOWN] or (summary.states[State.SKIPPED] > summary.refused)
     if summary.halted:
         tell(f"postpress-async: halted: {summary.halted}; run the same command again once it is mended")
     elif ended.early or open_:
         tell("postpress-async: run the same command again to go on")
     if summary.states[State.FAILED] and not summary.halted:
-        again = f"retry-failed {job.journal} {job.wishes.fleet or ''}".rstrip()
-        tell(f"postpress-async: to send what failed once more: {again}")
+        words = ["retry-failed", job.journal, *filter(None, [job.wishes.fleet])]
+        tell(f"postpress-async: to send what failed once more: {shlex.join(words)}")

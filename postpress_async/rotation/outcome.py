@@ -174,6 +174,7 @@ class RotationSummary:
         stopped: Whether it was told to stop.
         quarantined: How many of the pool's proxies were taken out in this run.
         without_proxy: For how many accounts the pool had none left.
+        refused: For how many rows there was nothing that could be sent.
     """
 
     states: Counter[State] = Factory(Counter)
@@ -186,6 +187,7 @@ class RotationSummary:
     stopped: bool = False
     quarantined: int = 0
     without_proxy: int = 0
+    refused: int = 0
 
     @property
     def total(self) -> int:
@@ -208,6 +210,7 @@ class RotationSummary:
         self.attempts += outcome.attempts
         if outcome.error_type is not None:
             self.errors[outcome.error_type] += 1
+            self.refused += outcome.state is State.SKIPPED and outcome.scope is Scope.REQUEST
             if outcome.error_type == NO_PROXY_LEFT:
                 self.without_proxy += 1
 
