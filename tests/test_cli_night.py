@@ -172,6 +172,30 @@ def test_bad_lines_of_a_pool_are_told_by_number(folder) -> None:
     assert left_out.returncode == 0
 
 
+def test_bad_lines_and_bad_rows_are_told_at_once(folder) -> None:
+    """Mended one after the other, they cost two evenings."""
+    (folder / "fleet.csv").write_text("account_id\nacc_1\nacc 2\nacc_3\n")
+
+    done = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox")
+
+    assert done.returncode == 2
+    told = done.stderr.splitlines()
+    assert any(line.startswith("proxies.txt: line 21, port") for line in told)
+    assert any(line.startswith("fleet.csv: line 3, account_id") for line in told)
+    assert told[-1].startswith("nothing was sent: mend them, or go on without by --skip-bad: 2 accounts and ")
+
+
+def test_rows_that_name_an_account_alone_are_told_what_gives_them_a_proxy(folder) -> None:
+    """The most likely first command of all: a column of accounts, and nothing else."""
+    write_fleet(folder, 3, "")
+
+    done = run("rotate", "fleet.csv", "--sandbox")
+
+    assert done.returncode == 2
+    assert "rows that name an account alone get theirs by --pool FILE or --country CC" in done.stderr
+    assert done.stderr.splitlines()[-1] == "nothing was sent: mend them"
+
+
 # --- A query ---
 
 

@@ -83,6 +83,18 @@ async def test_it_remembers_run_entries_and_generations(path) -> None:
     await again.aclose()
 
 
+async def test_a_shorter_input_makes_no_journal_shorter(path) -> None:
+    """A wrong one is refused at its first row, and the journal still tells how many accounts it is of."""
+    for total in (2000, 1000):
+        journal = Journal.open(path)
+        journal.begin(total)
+        await journal.aclose()
+
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT value FROM run WHERE name = 'total'").fetchone() == (2000,)
+    connection.close()
+
+
 async def test_a_journal_in_use_is_refused(path) -> None:
     """Two runs on one journal would each believe the other's accounts to be theirs."""
     journal = Journal.open(path)

@@ -13,9 +13,9 @@ from attrs import frozen
 from postpress_async.cli import options
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
-from postpress_async.rotation import Fleet, Halt, ProxyPool
+from postpress_async.rotation import Fleet, Halt, ProxyPool, Refusal
 from postpress_async.rotation._database_url import DATABASE_URL, check_argument
-from postpress_async.rotation._fleet_row import COLUMNS
+from postpress_async.rotation._fleet_row import COLUMNS, NOTHING_ASKED
 from postpress_async.rotation.given import Changes
 from postpress_async.rotation.journal import OnFailed, OnUnknown, rows_known_to
 from postpress_async.rotation.pool import Assign
@@ -116,6 +116,21 @@ class Job:
         """Rows, right or not."""
         return self.rows + self.refused
 
+    @property
+    def nothing_sent(self) -> str | None:
+        """Why it must not begin, and how it may, in a sentence; None where it may."""
+        lines = 0 if self.pool is None else len(self.pool.refusals)
+        bad = self.refused + lines
+        if not bad or self.wishes.skip_bad:
+            return None
+        mend = f"nothing was sent: mend {'it' if bad == 1 else 'them'}"
+        if not self.rows:
+            return mend
+        right = _many(self.rows, "account", "accounts")
+        if self.pool is not None:
+            right += f" and {_many(len(self.pool), 'proxy', 'proxies')}"
+        return f"{mend}, or go on without by --skip-bad: {right} can be used"
+
 
 @contextmanager
 def open_job(wishes: Wishes) -> Iterator[Job]:
@@ -146,6 +161,8 @@ def open_job(wishes: Wishes) -> Iterator[Job]:
             return
         survey = fleet.survey()
         _list(fleet.name, [str(refusal) for refusal in survey.refusals])
+        if default is None and pool is None and any(_names_nothing(refusal) for refusal in survey.refusals):
+            click.echo("rows that name an account alone get theirs by --pool FILE or --country CC", err=True)
         yield Job(
             wishes, fleet, pool, journal, survey.rows, len(survey.refusals), survey.managed, survey.pooled
         )
@@ -166,7 +183,7 @@ def _open_fleet(wishes: Wishes, default: ManagedProxy | None, *, pooled: bool) -
 def _open_pool(wishes: Wishes, place: str) -> ProxyPool:
     pool = ProxyPool.read(
         place,
-        skip_bad=wishes.skip_bad,
+        skip_bad=True,  # a list and a fleet are told of at once, and refused in `Job.nothing_sent`
         assign=wishes.assign,
         seed=wishes.pool_seed,
         accounts_per_proxy=wishes.accounts_per_proxy,
@@ -182,6 +199,14 @@ def _check_columns(fleet: Fleet) -> None:
         if meant := get_close_matches(column.strip().lower(), COLUMNS, 1, 0.8):
             raise FleetError(f"{fleet.name} has a column {column!r}, which is not known: is it {meant[0]}?")
         click.echo(f"{fleet.name}: the column {column!r} is not known, and ignored", err=True)
+
+
+def _names_nothing(refusal: Refusal) -> bool:
+    return refusal.reason == NOTHING_ASKED
+
+
+def _many(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
 
 
 def _list(name: str, refusals: Sequence[str]) -> None:

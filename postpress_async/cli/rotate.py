@@ -141,10 +141,7 @@ def retry_failed(**given: Any) -> int:
 def _carry_out(wishes: Wishes) -> int:
     wishes.check()
     with open_job(wishes) as job:
-        if job.refused and not wishes.skip_bad:
-            many = "them" if job.refused > 1 else "it"
-            click.echo(
-                f"nothing was sent: mend {many}, or send the other {job.rows:,} by --skip-bad", err=True
-            )
+        if (why := job.nothing_sent) is not None:
+            click.echo(why, err=True)
             return exits.BAD_INPUT
         return preview(job) if wishes.dry_run else asyncio.run(run_job(job))

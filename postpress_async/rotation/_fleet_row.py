@@ -19,6 +19,9 @@ COLUMNS: Final = ("account_id", "proxy", "host", "port", "protocol", "username",
 PARTS: Final = COLUMNS[2:7]
 """The columns that together say what a ``proxy`` URL says alone."""
 
+NOTHING_ASKED: Final = "nothing asked for"
+"""The reason of a row that names an account alone, where there is no default and no pool."""
+
 ONE_FORM: Final = "give all of it in proxy, or host, port and the rest by themselves, not both"
 
 Cells: TypeAlias = tuple[str, str, str, str, str, str, str, str, str]
@@ -87,7 +90,7 @@ class RowReader:
             return Refusal.of(error, ordinal, line, account_id)
         if change is None and not self._pooled:
             advice = "give it a proxy, a country or an ip, or all of them a default"
-            return Refusal(ordinal, line, None, account_id, "nothing asked for", advice)
+            return Refusal(ordinal, line, None, account_id, NOTHING_ASKED, advice)
         return Row(ordinal, line, account_id, change)
 
     def refuse(self, ordinal: int, line: int, account_id: str, error: FieldError) -> Refusal:

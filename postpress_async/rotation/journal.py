@@ -36,6 +36,9 @@ _OUTCOME: Final = "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, 
 _GENERATION: Final = "INSERT OR REPLACE INTO generations VALUES (?, ?)"
 _REOPEN: Final = "UPDATE outcomes SET state = 'skipped' WHERE state = 'failed' AND error_type = ?"
 _NOTE: Final = "INSERT OR REPLACE INTO run VALUES (?, ?)"
+_TOTAL: Final = """
+    INSERT INTO run VALUES ('total', ?) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)
+"""  # another input, shorter and refused only at its first row, must not make this one shorter
 _PROXY: Final = """
 INSERT INTO proxies VALUES (?, 1, ?) ON CONFLICT (label)
 DO UPDATE SET failures = failures + 1, quarantined_at = coalesce(excluded.quarantined_at, quarantined_at)
@@ -223,7 +226,7 @@ class Journal:
         self._writer.put("INSERT OR IGNORE INTO run VALUES ('began', ?)", (time.time(),))
         self._writer.put("DELETE FROM run WHERE name = ?", ("halted",))
         if total is not None:
-            self._writer.put(_NOTE, ("total", total))
+            self._writer.put(_TOTAL, (total,))
 
     def halted(self, reason: str) -> None:
         """Note why the run stopped by itself."""

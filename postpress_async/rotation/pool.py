@@ -6,6 +6,7 @@ no loop and no clock: state changes only inside a call, so tasks share it withou
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from secrets import randbits
 from typing import Final, Literal, Self, TypeAlias, TypedDict, Unpack
 
@@ -18,7 +19,7 @@ from postpress_async.rotation.proxy_list import RefusedLine, Source, identity, r
 
 Assign: TypeAlias = Literal["round-robin", "sticky", "random"]
 
-_TOLD: Final = 100  # refused lines in one message
+_TOLD: Final = 20  # refused lines in one message
 
 
 @frozen
@@ -143,14 +144,15 @@ class ProxyPool:
             ValueError: An option is out of range.
         """
         listed, refusals = read_list(source)
+        name = "of standard input" if source == "-" else Path(source).name
         if refusals and not (skip_bad and listed):
             told = [f"\n  {refusal}" for refusal in refusals[:_TOLD]]
             if len(refusals) > _TOLD:
-                told.append(f"\n  and {len(refusals) - _TOLD} more")
-            lines = "1 line" if len(refusals) == 1 else f"{len(refusals)} lines"
-            raise FleetError(f"the list of proxies has {lines} that cannot be used:{''.join(told)}")
+                told.append(f"\n  and {len(refusals) - _TOLD:,} more")
+            lines = "1 line" if len(refusals) == 1 else f"{len(refusals):,} lines"
+            raise FleetError(f"the list of proxies {name} has {lines} that cannot be used:{''.join(told)}")
         if not listed:
-            raise FleetError("the list of proxies is empty: give one proxy a line")
+            raise FleetError(f"the list of proxies {name} is empty: give one proxy a line")
         pool = cls([PooledProxy.of(entry.proxy, entry.line) for entry in listed], **options)
         pool.refusals = tuple(refusals)
         return pool
