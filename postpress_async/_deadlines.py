@@ -123,11 +123,13 @@ class Limit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        task = self._task
+        del self._task  # whose error may have this block's frame in its traceback: a cycle
         if not self.expired:
             self._deadlines.leave(self)
         elif (
             # Where somebody else cancelled the task too, it is cancelled.
-            self._task.uncancel() <= self._cancelling
+            task.uncancel() <= self._cancelling
             and kind is not None
             and issubclass(kind, asyncio.CancelledError)
         ):

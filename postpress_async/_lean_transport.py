@@ -111,6 +111,8 @@ class LeanTransport:
             del failure  # an exception that a frame of its own traceback names is a cycle
 
     def _open(self) -> aiohttp.BaseConnector:
+        if self._deadlines.ended:
+            raise errors.SessionClosedError("the session is closed and does not reopen: make a new one")
         self._place = _Place("PATCH", self._base_url, loop=asyncio.get_running_loop())
         self._head = Head.of(self._base_url, self._place.headers["Host"], self._api_key)
         self._connector = self._given or Connector(self._tls)

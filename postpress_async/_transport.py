@@ -99,6 +99,8 @@ class AiohttpTransport:
         return answer_of(response.status, response.headers, content)
 
     def _open(self) -> aiohttp.ClientSession:
+        if self._deadlines.ended:
+            raise errors.SessionClosedError("the session is closed and does not reopen: make a new one")
         self._session = aiohttp.ClientSession(
             connector=self._connector or Connector(self._tls),
             connector_owner=self._connector is None,

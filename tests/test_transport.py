@@ -1,6 +1,7 @@
 """The way out and back: what is known of a request that broke, where only a stub can break it so."""
 
 import asyncio
+import gc
 import select
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,9 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, _transport, errors
+from postpress_async._lean_transport import LeanTransport
 from postpress_async._network import NotHttpError, end_with_its_connection, has_news, translated
+from postpress_async._settings import read_base_url
 from postpress_async._transport import AiohttpTransport, _Body
 from postpress_async._wire import Request
 from postpress_async.secret import Secret
@@ -176,3 +179,46 @@ async def test_where_a_response_is_made_otherwise_aiohttp_makes_it(
             await session.update_proxy("acc_2", US)
 
     assert found == [outcome, applied]
+
+
+@pytest.mark.parametrize("kind", [AiohttpTransport, LeanTransport])
+@pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
+async def test_what_is_closed_does_not_open_again(kind: Any, used: bool) -> None:
+    """A connection that is made after the end is closed by nobody."""
+    with FaultServer() as server:
+        transport = kind(read_base_url(server.url), Secret(KEY))
+        if used:
+            await transport.send(Request("acc_1", b"{}"), None, 5.0)
+        await transport.aclose()
+
+        with pytest.raises(errors.SessionClosedError):
+            await transport.send(Request("acc_2", b"{}"), None, 5.0)
+        assert server.connections == used
+
+
+@pytest.mark.parametrize("kind", [AiohttpTransport, LeanTransport])
+async def test_a_failure_leaves_no_garbage(kind: Any) -> None:
+    """An exception that its own traceback leads back to waits for a collection, with all that it holds."""
+    with FaultServer() as server:
+        transport = kind(read_base_url(server.url), Secret(KEY))
+        await transport.send(Request("acc_0", b"{}"), None, 5.0)
+        server.play(FAULTS["silence after the request"])
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                task = asyncio.create_task(transport.send(Request("acc_1", b"{}"), None, 0.01))
+                await asyncio.wait([task])
+                assert isinstance(task.exception(), errors.AttemptTimeoutError)
+                del task
+            await asyncio.sleep(0)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            found = [one for one in gc.garbage if isinstance(one, errors.PostPressError)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        await transport.aclose()
+
+    assert found == []
