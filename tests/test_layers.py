@@ -12,7 +12,7 @@ PACKAGE = Path(postpress_async.__file__).parent
 # Lowest first: a module may import only from layers before its own.
 LAYERS = ["_version secret _countries", "_fields", "models", "_failure", "errors", "_retry_after"]
 LAYERS += ["_wire retry pace events", "_transport _turns _lifetime _idempotency _settings", "_call"]
-LAYERS += ["rotation", "session", "sandbox", "pytest_plugin", "cli __init__", "__main__"]
+LAYERS += ["rotation", "session", "sandbox telemetry", "pytest_plugin", "cli __init__", "__main__"]
 
 
 def imported(module: str) -> set[str]:
