@@ -191,7 +191,15 @@ class PostPressSession:
         ) -> AccountPatched:
             keys: Keys = row_keys if self._idempotency else OneKey(None, row_keys.in_doubt)
             with self._lifetime.call():
-                return await UpdateCall(self._line, account_id, change, keys, self._retry, errand).run()
+                call = UpdateCall(
+                    self._line,
+                    account_id,
+                    change,
+                    keys,
+                    self._retry,
+                    errand,  # pyright: ignore[reportArgumentType] # it takes what is in slots for methods
+                )
+                return await call.run()
 
         return Rotation(
             update,

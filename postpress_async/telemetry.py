@@ -35,11 +35,11 @@ from postpress_async.errors import ApiError, Applied, PostPressError
 try:
     from opentelemetry import context, metrics, trace
     from opentelemetry.trace import Span, SpanKind, StatusCode
-except ModuleNotFoundError as error:
-    if (error.name or "").split(".")[0] != "opentelemetry":
+except ModuleNotFoundError as _error:
+    if (_error.name or "").split(".")[0] != "opentelemetry":
         raise
     raise ModuleNotFoundError(
-        "telemetry needs OpenTelemetry's API: pip install 'postpress-async[otel]'", name=error.name
+        "telemetry needs OpenTelemetry's API: pip install 'postpress-async[otel]'", name=_error.name
     ) from None
 
 Facts: TypeAlias = dict[str, str | int | bool]
