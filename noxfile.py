@@ -7,6 +7,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
+TYPES = [word for word in PYPROJECT["dependency-groups"]["types"] if "pyright" in word]
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -24,9 +25,18 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict on the package, the tests and the claims about types."""
+    """mypy and pyright, both strict, on the package and the claims about types; mypy on the tests too."""
     install(session, "types")
     session.run("mypy")
+    session.run("pyright", env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
+
+
+@nox.session
+def public_types(session: nox.Session) -> None:
+    """What a user's type checker sees of the installed wheel: every public name has its type, by pyright."""
+    session.install(".[cli,otel,parquet,report,speed,sql]", "pytest", *TYPES)
+    session.cd(session.create_tmp())  # here the package is the folder, not what was installed
+    session.run("pyright", "--ignoreexternal", "--verifytypes", "postpress_async")
 
 
 @nox.session(python=PYTHONS)

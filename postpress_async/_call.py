@@ -1,11 +1,13 @@
 """One update on its way: its attempts, its keys, and what may have been applied by now."""
 
+import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final, ParamSpec, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from attrs import evolve, frozen
+from yarl import URL
 
 from postpress_async import _wire, events
 from postpress_async._idempotency import Keys
@@ -24,6 +26,8 @@ from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyC
 from postpress_async.pace import Pacer, Sign, Ticket, sign_of
 from postpress_async.retry import RetryPolicy
 from postpress_async.secret import Secret
+
+_log = logging.getLogger("postpress_async.calls")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,6 +50,11 @@ class Line:
     turns: Turns
     lifetime: Lifetime
     observer: events.Observer | None
+    base_url: URL
+
+    def url_of(self, account_id: str) -> str:
+        """Where the account's requests go, for whoever watches."""
+        return str(self.base_url.joinpath("accounts", account_id).with_query(self.base_url.query))
 
 
 class Errand(Protocol):
@@ -117,7 +126,7 @@ class UpdateCall:
         self._replayed = False  # whether the last answer, an unknown one, is what its key got before
         self._renew = False  # whether the next attempt needs a fresh key
 
-    async def run(self) -> AccountPatched:
+    def run(self) -> Coroutine[Any, Any, AccountPatched]:
         """
         The account patched, after the updates of the same account that were asked for before.
 
@@ -125,6 +134,29 @@ class UpdateCall:
             PostPressError: The error of the last attempt, with the history of all; or what kept the
                 first one from being made.
         """
+        return self._run() if self._line.observer is None else self._watched(self._line.observer)
+
+    async def _watched(self, observer: events.Observer) -> AccountPatched:
+        account_id, came = self._request.account_id, self._clock()
+        events.tell(observer, events.CallStarted(account_id, self._line.url_of(account_id)))
+        error: PostPressError | None = None
+        attempts, given_up = 0, False
+        try:
+            patched = await self._run()
+            attempts = len(patched.attempts)
+            return patched
+        except PostPressError as failure:
+            error, attempts = failure, len(failure.attempts)
+            raise
+        except BaseException:
+            given_up, attempts = True, len(self._attempts)
+            raise
+        finally:
+            elapsed = self._clock() - came
+            events.tell(observer, events.CallEnded(account_id, attempts, elapsed, error, given_up))
+            del error  # an exception that a frame of its own traceback names is a cycle
+
+    async def _run(self) -> AccountPatched:
         if self._managed and self._in_doubt and self._keys.current is None:
             raise self._unsayable()
         turns, account_id = self._line.turns, self._request.account_id
@@ -207,6 +239,7 @@ class UpdateCall:
     async def wait(self, seconds: float) -> None:
         """Back off; the next attempt's key is made first, and journaled where keys are."""
         assert self._failure is not None  # noqa: S101 - nothing waits before the first failure
+        self._log_retry(self._failure, seconds)
         if self._line.observer is not None:
             number = len(self._attempts)
             told = events.RetryScheduled(self._request.account_id, number, seconds, self._failure)
@@ -227,6 +260,14 @@ class UpdateCall:
         finally:
             if self._errand is not None:
                 self._errand.rests(False)
+
+    def _log_retry(self, error: PostPressError, seconds: float) -> None:
+        if _log.isEnabledFor(logging.INFO):
+            account_id, number = self._request.account_id, len(self._attempts)
+            said = {"account_id": account_id, "attempt": number, "error_type": error.code}
+            said |= {"status": error.status, "wait": seconds, "instance": getattr(error, "instance", None)}
+            told = "%s: attempt %d failed with %s; the next one follows in %.2f s"
+            _log.info(told, account_id, number, error.code, seconds, extra=said)
 
     def _has_waited_long(self) -> bool:
         # An outage uses up neither attempts nor the deadline of a patient call; this alone ends it, where

@@ -102,7 +102,7 @@ class ApiError(PostPressError):
     BY_TYPE: ClassVar[dict[str, type["ApiError"]]] = {}
     BY_CODE: ClassVar[dict[str, type["ApiError"]]] = {}
 
-    applied = Applied.UNKNOWN
+    applied: Applied = Applied.UNKNOWN
 
     def __init_subclass__(
         cls,
@@ -132,12 +132,12 @@ class ApiError(PostPressError):
 
     def __init__(self, status: int, problem: Problem, retry_after: float | None = None) -> None:
         super().__init__(status, problem, retry_after)
-        self.status = status
-        self.retry_after = retry_after
-        self.type = problem.type
-        self.title = problem.title
-        self.detail = problem.detail
-        self.instance = problem.instance
+        self.status: int | None = status
+        self.retry_after: float | None = retry_after
+        self.type: str = problem.type
+        self.title: str = problem.title
+        self.detail: str | None = problem.detail
+        self.instance: str | None = problem.instance
 
     @classmethod
     def of(cls, status: int, problem: Problem, retry_after: float | None = None) -> "ApiError":

@@ -92,6 +92,7 @@ class Lifetime(Waits):
     async def close(self, patience: float) -> None:
         """Let no call begin; give those under way *patience* seconds."""
         self._closing = True
-        if self._calls and self._loop is asyncio.get_running_loop():
-            self._idle = self._idle or self._loop.create_future()
+        loop = asyncio.get_running_loop()
+        if self._calls and self._loop is loop:
+            self._idle = self._idle or loop.create_future()
             await asyncio.wait([self._idle], timeout=patience)

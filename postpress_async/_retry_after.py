@@ -6,10 +6,11 @@ to ``strptime``, which follows the locale, or to `email.utils`, which takes near
 """
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 _SECONDS = re.compile(r"[0-9]+")
-_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+_MONTHS: Sequence[str] = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 _MONTH = "(?P<month>" + "|".join(_MONTHS) + ")"
 _TIME = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
 _DAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"

@@ -284,12 +284,12 @@ class AnswerError(PostPressError):
     status). Retried only where its status would be.
     """
 
-    applied = Applied.UNKNOWN
+    applied: Applied = Applied.UNKNOWN
 
     def __init__(self, fact: str, status: int | None) -> None:
         super().__init__(fact, status)
-        self.status = status
-        self.retryable = status in RETRYABLE_STATUSES
+        self.status: int | None = status
+        self.retryable: bool = status in RETRYABLE_STATUSES
 
     def _fact(self) -> str:
         return f"{self.args[0]}." if self.status is None else f"{self.args[0]} (HTTP {self.status})."

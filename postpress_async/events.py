@@ -17,6 +17,40 @@ _log = logging.getLogger(__name__)
 
 
 @frozen
+class CallStarted:
+    """
+    A call of `update_proxy`, or of a rotation, begins; it may have to wait before its first attempt.
+
+    What is told until its `CallEnded` about it is told in its own task, `PauseBegan` and `PauseEnded` apart:
+    an observer can know it by `asyncio.current_task`.
+
+    Attributes:
+        url: Where its requests go. The account's id is in it, and no secret.
+    """
+
+    account_id: str
+    url: str
+
+
+@frozen
+class CallEnded:
+    """
+    A call is over, after *elapsed* seconds and so many *attempts*; always told, and the last of it.
+
+    Attributes:
+        error: What it raised; None on success, and where it was given up.
+        given_up: Whether it was cancelled, or a mistake of a strategy ended it. An attempt that was under way
+            then has no `AttemptEnded`.
+    """
+
+    account_id: str
+    attempts: int
+    elapsed: float
+    error: PostPressError | None
+    given_up: bool = False
+
+
+@frozen
 class AttemptStarted:
     """A request is about to be sent. *number* is 1 for a call's first attempt."""
 
@@ -52,7 +86,9 @@ class PauseBegan:
 
 @frozen
 class PauseEnded:
-    """A probe was answered: the calls go on."""
+    """A probe was answered after *elapsed* seconds of pause: the calls go on."""
+
+    elapsed: float
 
 
 @frozen
@@ -77,7 +113,9 @@ class AccountSettled:
 
 
 Event: TypeAlias = (
-    AttemptStarted
+    CallStarted
+    | CallEnded
+    | AttemptStarted
     | AttemptEnded
     | RetryScheduled
     | PauseBegan

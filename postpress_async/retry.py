@@ -93,7 +93,7 @@ def _strategy(_instance: object, attribute: Any, value: object) -> None:
 
 
 def _as_tuple(kinds: Iterable[type[PostPressError]]) -> tuple[type[PostPressError], ...]:
-    return kinds if isinstance(kinds, type) else tuple(kinds)  # type: ignore[return-value] # told by `_kinds`
+    return kinds if isinstance(kinds, type) else tuple(kinds)  # type: ignore[return-value]  # pyright: ignore[reportReturnType] # told by `_kinds`
 
 
 def _kinds(_instance: object, attribute: Any, value: tuple[type, ...]) -> None:
@@ -188,9 +188,12 @@ class Retrying(AsyncRetrying):
     @classmethod
     def of(cls, policy: RetryPolicy) -> "Retrying":
         """The strategies that *policy* names."""
+        # `_answer` waits for those that are coroutine functions, which tenacity's types do not foresee.
+        stop: Any = policy.stop or tenacity.stop_after_attempt(policy.attempts)
+        wait: Any = policy.wait or FullJitter(policy.first_wait, policy.max_wait)
         made = cls(
-            stop=policy.stop or tenacity.stop_after_attempt(policy.attempts),  # type: ignore[arg-type]
-            wait=policy.wait or FullJitter(policy.first_wait, policy.max_wait),  # type: ignore[arg-type]
+            stop=stop,
+            wait=wait,
             retry=tenacity.retry_if_exception(policy.retries),
         )
         made._before_deadline = tenacity.stop_before_delay(policy.deadline)

@@ -1,5 +1,7 @@
 """The session: one object that gives accounts new proxies, from any number of tasks at once."""
 
+import asyncio
+import logging
 import os
 import random
 import ssl as tls
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from postpress_async.rotation.resume import RowKeys
 
 _TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {"session": AiohttpTransport, "lean": make_lean}
+_log = logging.getLogger("postpress_async.pace")
 
 
 class PostPressSession:
@@ -87,6 +90,7 @@ class PostPressSession:
         self._idempotency: Final = idempotency
         self._key_maker: Final = KeyMaker()
         self._lifetime: Final = Lifetime()
+        self._paused_at = 0.0
         self._line: Final = Line(
             _TRANSPORTS[transport](url, key, tls=context, connector=connector),
             key,
@@ -94,6 +98,7 @@ class PostPressSession:
             Turns(),
             self._lifetime,
             on_event,
+            url,
         )
 
     @property
@@ -198,7 +203,15 @@ class PostPressSession:
         ) -> AccountPatched:
             keys: Keys = row_keys if self._idempotency else OneKey(None, row_keys.in_doubt)
             with self._lifetime.call():
-                return await UpdateCall(self._line, account_id, change, keys, self._retry, errand).run()
+                call = UpdateCall(
+                    self._line,
+                    account_id,
+                    change,
+                    keys,
+                    self._retry,
+                    errand,  # pyright: ignore[reportArgumentType] # it takes what is in slots for methods
+                )
+                return await call.run()
 
         return Rotation(
             update,
@@ -228,8 +241,18 @@ class PostPressSession:
             await self._line.transport.aclose()
 
     def _paused(self, began: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        if began:
+            self._paused_at = now
+            _log.warning("the service is out: all calls pause, but for probes", extra={"paused": True})
+            event: events.Event = events.PauseBegan()
+        else:
+            elapsed = now - self._paused_at
+            told = "the service is back after %.1f s: the calls go on"
+            _log.warning(told, elapsed, extra={"paused": False, "elapsed": elapsed})
+            event = events.PauseEnded(elapsed)
         if self._line.observer is not None:
-            events.tell(self._line.observer, events.PauseBegan() if began else events.PauseEnded())
+            events.tell(self._line.observer, event)
 
     async def __aenter__(self) -> Self:
         return self

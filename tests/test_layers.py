@@ -13,7 +13,7 @@ PACKAGE = Path(postpress_async.__file__).parent
 LAYERS = ["_version secret _countries _deadlines", "_fields", "models", "_failure", "errors", "_retry_after"]
 LAYERS += ["_wire retry pace events _connector", "_network _turns _lifetime _idempotency _settings"]
 LAYERS += ["_transport _exchange", "_lean_transport _call"]
-LAYERS += ["rotation", "session", "sandbox", "cli __init__", "__main__"]
+LAYERS += ["rotation", "session", "sandbox telemetry", "pytest_plugin", "cli __init__", "__main__"]
 
 
 def imported(module: str) -> set[str]:
@@ -50,7 +50,7 @@ def test_imports_only_point_down() -> None:
 def test_the_sandbox_s_server_knows_nothing_of_the_client() -> None:
     """Written from the API's page, so that a mistake of the client's is not made on both sides."""
     for file in (PACKAGE / "sandbox").glob("*.py"):
-        if file.name not in {"__init__.py", "pytest_plugin.py"}:
+        if file.name not in {"__init__.py", "thread.py"}:
             names = {
                 node.module
                 for node in ast.walk(ast.parse(file.read_text("utf-8")))
@@ -66,7 +66,8 @@ def test_importing_the_package_is_silent_and_loads_no_extra() -> None:
         "import sys, postpress_async;"
         "extras = {'click', 'rich', 'uvloop', 'pyarrow', 'sqlalchemy', 'distributed', 'opentelemetry'};"
         "extras |= {'jinja2', 'vl_convert'};"
-        "extras |= {'pandas', 'polars', 'numpy'};"
+        "extras |= {'pandas', 'polars', 'numpy', 'pytest'};"
+        "[getattr(postpress_async, name) for name in dir(postpress_async)];"
         "print(sorted(extras & set(sys.modules)), 'aiohttp.web' in sys.modules)"
     )
     done = subprocess.run(
@@ -88,6 +89,36 @@ def test_a_program_that_updates_one_account_loads_no_fleet() -> None:
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines() == ["[]", "set() False", "True True"]
+
+
+def test_importing_the_package_loads_nothing_that_is_not_used() -> None:
+    """pytest does it at every start; and whoever needs a model or an error alone waits for no aiohttp."""
+    told = (
+        "import sys, postpress_async;"
+        "print({'aiohttp', 'cattrs', 'tenacity'} & set(sys.modules));"
+        "from postpress_async import CustomProxy, errors;"
+        "print({'aiohttp', 'cattrs', 'tenacity'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "set()\nset()\n"
+
+
+def test_a_name_of_the_package_is_said_twice_and_means_one_thing() -> None:
+    """Once for type checkers and once for Python; and a name that is none is an AttributeError."""
+    block = next(
+        node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if type(node) is ast.If
+    )
+    told = {
+        a.name: node.module for node in ast.walk(block) if type(node) is ast.ImportFrom for a in node.names
+    }
+
+    assert {name: f"postpress_async.{home}" for name, home in postpress_async._HOMES.items()} == {
+        name: home for name, home in told.items() if home != "postpress_async"
+    }
+    assert set(postpress_async.__all__) == {*told, "__version__"}
+    assert all(hasattr(postpress_async, name) for name in dir(postpress_async))
+    assert not hasattr(postpress_async, "Session")
 
 
 def test_no_module_is_two() -> None:

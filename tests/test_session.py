@@ -525,4 +525,5 @@ async def test_an_observer_sees_each_step_and_cannot_disturb_it(sandbox, policy)
     async with sandbox.session(retry=policy, on_event=observe) as session:
         await session.update_proxy("acc_1", US)
 
-    assert seen == ["AttemptStarted", "AttemptEnded", "RetryScheduled", "AttemptStarted", "AttemptEnded"]
+    attempt = ["AttemptStarted", "AttemptEnded"]
+    assert seen == ["CallStarted", *attempt, "RetryScheduled", *attempt, "CallEnded"]

@@ -1,7 +1,8 @@
+# pyright: strict, reportUnknownArgumentType=true, reportUnknownMemberType=true, reportUnknownVariableType=true
 """
-Claims about types, for mypy to read; nothing here is run.
+Claims about types, for mypy and pyright to read; nothing here is run.
 
-Under ``--strict`` a needless ignore is itself an error: each one says that a mistake is caught.
+A needless ignore is itself an error: each one says that a mistake is caught.
 """
 
 from typing import assert_type
@@ -40,13 +41,13 @@ async def what_users_write(session: PostPressSession, changes: dict[str, ProxyCh
 
 
 async def what_users_mistake(session: PostPressSession) -> None:
-    await session.update_proxy("acc_1", {"country": "US"})  # type: ignore[arg-type]
-    await session.update_proxy("acc_1")  # type: ignore[call-arg]
-    await session.update_proxy("acc_1", ManagedProxy("US"))  # type: ignore[call-arg]
-    CustomProxy(host="h.example")  # type: ignore[call-arg]
-    CustomProxy(host="h.example", port="8080")  # type: ignore[arg-type]
-    RetryPolicy(attempts="4")  # type: ignore[arg-type]
-    session.rotate([("acc_1", "US")])  # type: ignore[list-item]
-    session.rotate(polars.LazyFrame({"account_id": ["acc_1"]}))  # type: ignore[arg-type]
-    Fleet.of([("acc_1", ManagedProxy(country="US"))])  # type: ignore[arg-type]
-    AccountPatched("acc_1").account_id = "acc_2"  # type: ignore[misc]
+    await session.update_proxy("acc_1", {"country": "US"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await session.update_proxy("acc_1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await session.update_proxy("acc_1", ManagedProxy("US"))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    CustomProxy(host="h.example")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    CustomProxy(host="h.example", port="8080")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    RetryPolicy(attempts="4")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    session.rotate([("acc_1", "US")])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    session.rotate(polars.LazyFrame({"account_id": ["acc_1"]}))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Fleet.of([("acc_1", ManagedProxy(country="US"))])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    AccountPatched("acc_1").account_id = "acc_2"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]

@@ -43,8 +43,8 @@ _COMMANDS: Final = (
     *(rotate, status, report, export, retry_failed),
     *(update, sandbox, errors, completion),
 )
-for command in _COMMANDS:
-    cli.add_command(command)
+for _command in _COMMANDS:
+    cli.add_command(_command)
 
 
 def run() -> None:

@@ -52,9 +52,9 @@ class Gate:
     """
 
     def __init__(self, row: int, random: Callable[[], float]) -> None:
-        self.shut = False
-        self.generation = 0
-        self.probe_at = math.inf
+        self.shut: bool = False
+        self.generation: int = 0
+        self.probe_at: float = math.inf
         self._row: Final = row
         self._random: Final = random
         self._signs = 0
@@ -62,7 +62,7 @@ class Gate:
         self._fine_at = -math.inf
         self._in_a_row = 0
         self._fine = OVER  # good answers since it opened
-        self.began = 0.0
+        self.began: float = 0.0
         self._opened_at = 0.0
         self._unanswered = 0
 

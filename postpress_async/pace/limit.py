@@ -55,8 +55,8 @@ class Limit:
 
     def __init__(self, most: int, start: int) -> None:
         self.most: Final = most
-        self.value = float(min(start, most, FIRST))
-        self.latency = UNKNOWN_LATENCY
+        self.value: float = float(min(start, most, FIRST))
+        self.latency: float = UNKNOWN_LATENCY
         self._target = float(most)  # slow start ends here
         self._cap = 2 * self.value  # and goes no further before the window's end
         self._starting = True

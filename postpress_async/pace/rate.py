@@ -60,9 +60,9 @@ class Rate:
 
     def __init__(self, ceiling: float | None) -> None:
         self.ceiling: Final = math.inf if ceiling is None else ceiling
-        self.active = ceiling is not None
-        self.value = self.ceiling
-        self.ready_at = -math.inf
+        self.active: bool = ceiling is not None
+        self.value: float = self.ceiling
+        self.ready_at: float = -math.inf
         self._due = -math.inf  # the next one's time; as in the "generic cell rate algorithm"
         self._learned = math.inf
         self._plateau = 0.0

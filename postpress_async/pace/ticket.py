@@ -31,6 +31,6 @@ class Ticket:
     __slots__ = ("generation", "probe", "sent")
 
     def __init__(self, sent: float, generation: int, probe: bool = False) -> None:
-        self.sent = sent
-        self.probe = probe
-        self.generation = generation
+        self.sent: float = sent
+        self.probe: bool = probe
+        self.generation: int = generation

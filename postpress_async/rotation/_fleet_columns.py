@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from ipaddress import IPv4Address, IPv6Address
 from numbers import Real
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, SupportsInt, TypeAlias, cast
 
 from attrs import frozen
 
@@ -168,7 +168,7 @@ def _whole(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, float | Real | Decimal):
         return None
     try:
-        number = int(value)  # type: ignore[arg-type]  # every Real that there is has __int__
+        number = int(cast(SupportsInt, value))  # every Real that there is has __int__
     except (ValueError, OverflowError):  # infinite
         return None
     return number if number == value else None

@@ -111,7 +111,7 @@ class FleetFile:
             if block.startswith(first):
                 raise self.error(fact)
 
-    def sha256(self) -> "hashlib._Hash":
+    def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
         """The hash over all bytes, ready to take more."""
         with self.opened() as file:
             return hashlib.file_digest(file, "sha256")
@@ -244,7 +244,7 @@ class View(io.RawIOBase):
     def readinto(self, buffer: "WriteableBuffer") -> int:
         self._check()
         self._file.seek(self._at)
-        count: int = self._file.readinto(buffer)  # type: ignore[attr-defined]  # a BufferedRandom has it
+        count: int = self._file.readinto(buffer)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] # a BufferedRandom has it
         self._at += count
         return count
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from postpress_async.errors import FleetError
 from postpress_async.rotation._fleet_columns import BATCH, Batch, BatchMaker, read_batches
@@ -47,7 +47,7 @@ class FrameTable:
         name: What stands for a file's name.
     """
 
-    name: Final = "<frame>"
+    name: str = "<frame>"
 
     def __init__(self, frame: Frame) -> None:
         """Raise `FleetError` if it is lazy, or its columns are not a fleet's."""
@@ -73,7 +73,7 @@ class FrameTable:
         """The error that says *fact* of the frame."""
         return FleetError(f"the frame {fact}")
 
-    def sha256(self) -> "hashlib._Hash":
+    def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
         """The hash over the values of the columns that are ours, ready to take more."""
         digest = hashlib.sha256()
         for batch in self._batches():

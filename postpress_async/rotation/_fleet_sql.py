@@ -35,7 +35,7 @@ class QueryTable:
         ignored_columns: Columns of the answer, and keys of proxies in it, that are none of ours.
     """
 
-    name: Final = "<query>"
+    name: str = "<query>"
 
     def __init__(self, url: str, query: str) -> None:
         """Raise `FleetError` if the database does not answer, or with other columns than a fleet's."""
@@ -53,7 +53,7 @@ class QueryTable:
         """The error that says *fact* of the query."""
         return FleetError(f"the query {fact}")
 
-    def sha256(self) -> "hashlib._Hash":
+    def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
         """The hash over the values of the columns that are ours, ready to take more."""
         return self._digest.copy()
 

@@ -85,7 +85,8 @@ class Query:
     # --- With SQLAlchemy ---
 
     def _made(self, url: str) -> "Engine":
-        sqlalchemy, exc = self._alchemy, self._alchemy.exc
+        sqlalchemy: Any = self._alchemy
+        exc = sqlalchemy.exc
         # At its debug level SQLAlchemy logs every row: this logger has a level of its own.
         logging.getLogger("sqlalchemy.engine.Engine.postpress_async").setLevel(logging.WARNING)
         options: dict[str, Any] = {"logging_name": "postpress_async", "hide_parameters": True}

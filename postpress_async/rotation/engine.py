@@ -7,6 +7,7 @@ account is `errand`'s; of the session it needs one function, so that a stub of a
 """
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,6 +25,8 @@ from postpress_async.rotation.outcome import Outcome, RotationSummary, State
 from postpress_async.rotation.plan import Refusal
 from postpress_async.rotation.pool import PooledProxy, ProxyPool
 from postpress_async.rotation.resume import OpenRow, OpenRows, RowKeys, Source
+
+_log = logging.getLogger("postpress_async.rotation")
 
 RESTING: Final = 10
 """Accounts that may back off at once, for each that may be in flight: memory stays bounded in an outage."""
@@ -279,6 +282,7 @@ class Rotation:
         tried, reason = self._halts.tried, self._halts.sees(outcome)
         if reason is not None:
             self.summary.halted = reason
+            _log.warning("the rotation halts: %s", reason, extra={"halted": reason})
             if self._halts.key_refused:
                 self.summary.key_refused = True
                 self._key_error = outcome.error_type
@@ -308,6 +312,9 @@ class Rotation:
         self.summary.quarantined += quarantined
         if self._journal is not None:
             self._journal.proxy_failed(proxy.label, quarantined=quarantined)
+        if quarantined:
+            told = "%s failed its accounts: no other gets it in this run"
+            _log.warning(told, proxy.label, extra={"proxy": proxy.label})
         if quarantined and self._observer is not None:
             events.tell(self._observer, events.ProxyQuarantined(proxy.label))
 

@@ -39,12 +39,12 @@ class Errand:
     def __init__(
         self, waits: Waits, rests: Callable[[bool], object], pool: ProxyPool | None, in_doubt: bool
     ) -> None:
-        self.waits = waits
-        self.rests = rests
+        self.waits: Waits = waits
+        self.rests: Callable[[bool], object] = rests
         self.proxy: PooledProxy | None = None
         self.resumable: PostPressError | None = None
-        self.attempts = 0
-        self.in_doubt = in_doubt
+        self.attempts: int = 0
+        self.in_doubt: bool = in_doubt
         self._pool = pool
         self._strikes = 0
 

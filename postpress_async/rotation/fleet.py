@@ -62,7 +62,7 @@ class Origin(Protocol):
         """The error that says *fact* of it."""
         ...
 
-    def sha256(self) -> "hashlib._Hash":
+    def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
         """The hash over its content, ready to take more."""
         ...
 

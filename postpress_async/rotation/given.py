@@ -1,7 +1,7 @@
 """Everything that ``session.rotate`` takes, as one kind of value."""
 
 from collections.abc import AsyncIterable, Iterable, Mapping, Sized
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from attrs import frozen
 
@@ -53,8 +53,9 @@ class Given:
             if changes.pooled and not pooled:
                 raise ValueError("the fleet was opened for a pool: pass pool, or give its rows a default")
             return cls(changes.rows, finite=True, total=changes.counted, fleet=changes)
-        pairs = changes.items() if isinstance(changes, Mapping) else changes
+        # A mapping is an iterable too, of its keys: type checkers cannot know that these are none of ours.
+        pairs: Any = changes.items() if isinstance(changes, Mapping) else changes
         if isinstance(pairs, AsyncIterable):
             return cls(arows_of(pairs, pooled=pooled), finite=False, total=None)
-        total = len(pairs) if isinstance(pairs, Sized) else None
+        total = len(changes) if isinstance(changes, Sized) else None
         return cls(rows_of(pairs, pooled=pooled), finite=total is not None, total=total)

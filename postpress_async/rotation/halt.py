@@ -98,9 +98,9 @@ class Halts:
         self._latest: Final[deque[bool]] = deque(maxlen=WINDOW)
         self._failed_of_latest = 0
         self._failed = 0
-        self.tried = 0
+        self.tried: int = 0
         self._errors: Final[Counter[str]] = Counter()
-        self.key_refused = False
+        self.key_refused: bool = False
 
     @property
     def canary_lives(self) -> bool:

@@ -120,8 +120,8 @@ class RowKeys:
     __slots__ = ("_generation", "_journal", "_ordinal", "_run", "in_doubt", "spent")
 
     def __init__(self, run: str, taken: OpenRow, journal: Journal | None) -> None:
-        self.in_doubt = taken.maybe_sent
-        self.spent = taken.answered
+        self.in_doubt: bool = taken.maybe_sent
+        self.spent: bool = taken.answered
         self._run = run
         self._ordinal = taken.row.ordinal
         self._journal = journal

@@ -80,12 +80,15 @@ class Sandbox:
         """A session for this sandbox; *options* are those of `PostPressSession`."""
         return PostPressSession(self.api_key, base_url=self.url, **options)
 
-    def script(self, account_id: str, *answers: str | int | Fault) -> None:
+    def script(
+        self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
+    ) -> None:
         """
         Answer the account's next requests so, one each: a type such as ``"errors/proxy_error"``, 200,
         ``"drop"`` (no answer, nothing done), ``"lost"`` (done, no answer), ``"hang"``, or a `Fault`.
+        All that come after them get *then*; where it is None, what the profile says.
         """
-        self.server.faults.script(account_id, *answers)
+        self.server.faults.script(account_id, *answers, then=then)
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
         """The body last applied to the account; None where none was."""

@@ -210,8 +210,11 @@ class Faults:
         self.seed = seed
         self._fault = _PROFILES[profile]
         self._scripts: dict[str, deque[Fault]] = {}
+        self._then: dict[str, Fault] = {}
 
-    def script(self, account_id: str, *answers: str | int | Fault) -> None:
+    def script(
+        self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
+    ) -> None:
         """
         Say what the account's next requests get: one answer each, after those scripted before.
 
@@ -219,11 +222,15 @@ class Faults:
             answers: Each a type (``errors/proxy_error``: the page's status, title and detail); 200 for
                 the normal way; ``drop`` (connection closed before the change is carried out), ``lost``
                 (closed after it), ``hang`` (never answered); or a `Fault`.
+            then: What every request after those gets, however many come, in place of the last *then*.
+                Where none was ever said, it is the profile's again.
 
         Raises:
             ValueError: One of them is none of these; nothing is scripted then.
         """
         faults = [_scripted(answer) for answer in answers]
+        if then is not None:
+            self._then[account_id] = _scripted(then)
         self._scripts.setdefault(account_id, deque()).extend(faults)
 
     def draw(self, account_id: str, nth: int, *, elapsed: float = 0.0, executing: int = 0) -> Fault:
@@ -237,6 +244,8 @@ class Faults:
         """
         if script := self._scripts.get(account_id):
             return script.popleft()
+        if self._then and account_id in self._then:
+            return self._then[account_id]
         if self.profile == "steady":
             return NONE
         chances = _chances(self.seed, account_id, nth)

@@ -56,7 +56,7 @@ class Slots:
     """
 
     def __init__(self, capacity: int | None = None, queue: int = 0) -> None:
-        self.taken = 0
+        self.taken: int = 0
         self._capacity = capacity
         self._queue = queue
         self._waiting: deque[asyncio.Future[None]] = deque()

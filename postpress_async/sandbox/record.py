@@ -23,15 +23,15 @@ class Record:
     """
 
     def __init__(self) -> None:
-        self.requests = 0
+        self.requests: int = 0
         self.by_status: Counter[int] = Counter()
         self.by_type: Counter[str] = Counter()
-        self.unanswered = 0
+        self.unanswered: int = 0
         self.patched_accounts: Counter[str] = Counter()
-        self.managed_handed_out = 0
-        self.replayed = 0
-        self.in_flight = 0
-        self.most_in_flight = 0
+        self.managed_handed_out: int = 0
+        self.replayed: int = 0
+        self.in_flight: int = 0
+        self.most_in_flight: int = 0
         self._sends: dict[str, int] = {}
         self._proxies: dict[str, Json] = {}
 

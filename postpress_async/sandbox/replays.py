@@ -14,7 +14,7 @@ class Execution:
     __slots__ = ("_answer", "_ended", "change")
 
     def __init__(self, change: Json) -> None:
-        self.change = change
+        self.change: Json = change
         self._answer: Answer | None = None
         self._ended: asyncio.Event | None = asyncio.Event()
 
@@ -67,12 +67,12 @@ class Replays:
         execution = self._executions[name] = Execution(change)
         if len(self._executions) > self._most:
             self._executions.popitem(last=False)
-        answer = None
+        answer: Answer | None = None
         try:
             answer = await work
+            return answer
         finally:
             execution.end(answer)
             kept = answer is not None and (answer.status == 200 or self._errors)
             if not kept and self._executions.get(name) is execution:
                 del self._executions[name]
-        return answer

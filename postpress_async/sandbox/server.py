@@ -93,9 +93,9 @@ class Server:
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.api_key = api_key
-        self.faults = faults or Faults()
+        self.faults: Faults = faults or Faults()
         self.latency = latency
-        self.record = Record()
+        self.record: Record = Record()
         self._accounts = None if accounts is None else frozenset(accounts)
         self._bucket = None if rate is None else Bucket(rate, burst, self._now)
         self._retry_after = retry_after

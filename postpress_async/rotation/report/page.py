@@ -145,7 +145,7 @@ def _meaning(error_type: str) -> str:
 
 
 def _text(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text("utf-8")
+    return resources.files("postpress_async.rotation.report").joinpath(name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:

@@ -1,0 +1,220 @@
+"""The fixture as its users have it: in folders of their own, under each plugin that runs their tests."""
+
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from postpress_async import CustomProxy, ManagedProxy, RetryPolicy, errors
+from postpress_async.sandbox import Fault, Sandbox
+from postpress_async.sandbox.thread import SandboxThread
+
+pytest_plugins = ["pytester"]
+
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+US = ManagedProxy(country="US")
+
+BOT = """
+from postpress_async import ManagedProxy, PostPressSession, errors
+
+async def new_proxy(account_id, country):
+    async with PostPressSession() as session:
+        try:
+            await session.update_proxy(account_id, ManagedProxy(country=country))
+        except errors.DisconnectedAccountError:
+            return "reconnect"
+    return "done"
+"""
+
+TEST = """
+from bot import new_proxy
+
+async def test_a_bot(postpress_sandbox):
+    postpress_sandbox.script("acc_1", "errors/proxy_error", then=200)
+    assert await new_proxy("acc_1", country="US") == "done"
+    assert postpress_sandbox.proxy_of("acc_1") == {"country": "US"}
+"""
+
+
+@pytest.fixture
+def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """An empty folder with a bot in it; the plugins that are installed, and none of this run's settings."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    pytester.makepyfile(bot=BOT)
+    pytester.makeini(
+        "[pytest]\naddopts = -p no:schemathesis\n"
+        "filterwarnings =\n  error\n"
+        "  ignore:The configuration option .asyncio_default:pytest.PytestDeprecationWarning\n"
+    )
+    return pytester
+
+
+def test_a_bot_s_test_with_asyncio_in_auto_mode(folder: pytest.Pytester) -> None:
+    """The mode of most projects."""
+    folder.makepyfile(TEST)
+
+    folder.runpytest_subprocess("--asyncio-mode=auto").assert_outcomes(passed=1)
+
+
+def test_a_bot_s_test_with_asyncio_in_strict_mode(folder: pytest.Pytester) -> None:
+    """The mode that is the default: it takes asynchronous fixtures only from its own decorator."""
+    folder.makepyfile("import pytest\npytestmark = pytest.mark.asyncio\n" + TEST)
+
+    folder.runpytest_subprocess("--asyncio-mode=strict").assert_outcomes(passed=1)
+
+
+def test_a_bot_s_test_with_anyio_s_plugin(folder: pytest.Pytester) -> None:
+    """Without pytest-asyncio, as FastAPI's documentation has it."""
+    folder.makepyfile(
+        "import pytest\npytestmark = pytest.mark.anyio\n"
+        "@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n" + TEST
+    )
+
+    done = folder.runpytest_subprocess("-p", "no:asyncio", "-p", "anyio")
+    done.assert_outcomes(passed=1)
+
+
+def test_a_test_without_any_plugin(folder: pytest.Pytester) -> None:
+    """A plain function that runs a loop, as scripts have it."""
+    folder.makepyfile(
+        "import asyncio\nfrom bot import new_proxy\n\n"
+        "def test_a_bot(postpress_sandbox):\n"
+        "    assert asyncio.run(new_proxy('acc_1', country='DE')) == 'done'\n"
+        "    assert postpress_sandbox.proxy_of('acc_1') == {'country': 'DE'}\n"
+    )
+
+    done = folder.runpytest_subprocess("-p", "no:asyncio", "-p", "no:anyio")
+    done.assert_outcomes(passed=1)
+
+
+def test_the_readme_s_tests_pass(folder: pytest.Pytester) -> None:
+    """What is pasted from there works."""
+    section = README.split("### Testing your own code")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```py\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    folder.makepyfile(**{f"test_{number}": block for number, block in enumerate(blocks)})
+
+    assert len(blocks) == 2
+    done = folder.runpytest_subprocess("--asyncio-mode=auto")
+    done.assert_outcomes(passed=2)
+
+
+def test_it_costs_nothing_where_no_test_asks_for_it(folder: pytest.Pytester) -> None:
+    """pytest imports it at every start, in projects that test something else."""
+    folder.makepyfile(
+        "import sys\n\n"
+        "def test_nothing_was_loaded():\n"
+        "    assert 'postpress_async.pytest_plugin' in sys.modules\n"
+        "    assert {'aiohttp', 'cattrs', 'tenacity', 'postpress_async.session'}.isdisjoint(sys.modules)\n"
+    )
+
+    done = folder.runpytest_subprocess("-p", "no:hypothesispytest")
+    done.assert_outcomes(passed=1)
+
+
+def test_the_marker_is_known_and_has_the_sandbox_s_arguments(folder: pytest.Pytester) -> None:
+    """A mistake in it names itself; --strict-markers takes it."""
+    folder.makepyfile(
+        "import pytest\n\n"
+        "@pytest.mark.postpress(profile='stormy')\n"
+        "def test_a_profile_that_is_none(postpress_sandbox):\n"
+        "    pass\n"
+    )
+
+    done = folder.runpytest_subprocess("--strict-markers")
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["*no profile 'stormy': it is one of steady, flaky*"])
+
+
+@pytest.mark.postpress(accounts=["acc_1"])
+async def test_a_marker_s_arguments_reach_the_sandbox(postpress_sandbox: SandboxThread) -> None:
+    """Only the accounts that it names exist."""
+    async with postpress_sandbox.session() as session:
+        await session.update_proxy("acc_1", US)
+        with pytest.raises(errors.ResourceNotFoundError):
+            await session.update_proxy("acc_2", US)
+
+
+# --- The sandbox in a thread ----------------------------------------------------------------------
+
+
+async def test_then_is_what_all_further_requests_get(postpress_sandbox: SandboxThread, policy) -> None:
+    """An account that is dead stays dead, however often a bot asks; and a later word replaces it."""
+    postpress_sandbox.script("acc_1", 200, then="errors/disconnected_account")
+    async with postpress_sandbox.session(retry=policy) as session:
+        await session.update_proxy("acc_1", US)
+        for _ in range(3):
+            with pytest.raises(errors.DisconnectedAccountError):
+                await session.update_proxy("acc_1", US)
+        postpress_sandbox.script("acc_1", "errors/proxy_error", then=200)
+        for _ in range(3):
+            await session.update_proxy("acc_1", US)
+
+    assert postpress_sandbox.sends("acc_1") == 8
+    assert postpress_sandbox.record.by_status == {200: 4, 401: 3, 502: 1}
+
+
+async def test_a_script_that_is_none_scripts_nothing(postpress_sandbox: SandboxThread) -> None:
+    """Neither half of it: the mistake is seen before the test goes on."""
+    with pytest.raises(ValueError, match="not a type of the page"):
+        postpress_sandbox.script("acc_1", 200, then="errors/no_such_thing")
+    with pytest.raises(ValueError, match="404 alone says too little"):
+        postpress_sandbox.script("acc_1", 404, then=Fault(status=418))
+
+    async with postpress_sandbox.session() as session:
+        await session.update_proxy("acc_1", US)
+
+
+async def test_an_applied_proxy_is_seen_as_it_was_sent(postpress_sandbox: SandboxThread) -> None:
+    """Password and all: that is what a test wants to know."""
+    own = CustomProxy(host="proxy.example.com", port=8080, protocol="http", username="u", password="p")
+    async with postpress_sandbox.session() as session:
+        await session.update_proxy("acc_1", own)
+
+    assert postpress_sandbox.proxy_of("acc_1") == {
+        "proxy": {
+            "host": "proxy.example.com",
+            "port": 8080,
+            "protocol": "http",
+            "username": "u",
+            "password": "p",
+        }
+    }
+    assert postpress_sandbox.proxy_of("acc_2") is None
+
+
+async def test_an_outage_is_the_weather_until_it_recovers(postpress_sandbox: SandboxThread) -> None:
+    """How a bot behaves when all is down is what is hardest to see elsewhere."""
+    once = RetryPolicy(attempts=1)
+    async with postpress_sandbox.session(retry=once) as session:
+        postpress_sandbox.outage("503")
+        with pytest.raises(errors.ServiceUnavailableError):
+            await session.update_proxy("acc_1", US)
+        postpress_sandbox.outage("refused")
+        with pytest.raises(errors.TransportError):
+            await session.update_proxy("acc_1", US)
+        postpress_sandbox.recover()
+        await session.update_proxy("acc_1", US)
+
+
+def test_its_thread_ends_with_the_block() -> None:
+    """A thousand tests must not leave a thousand threads, nor one that failed its own."""
+    before = threading.active_count()
+    with SandboxThread() as sandbox:
+        during = threading.active_count()
+    with pytest.raises(KeyError), SandboxThread():
+        raise KeyError
+
+    assert (during, threading.active_count()) == (before + 1, before)
+    with pytest.raises(RuntimeError, match="does not run"):
+        sandbox.script("acc_1", 200)
+    with pytest.raises(RuntimeError, match="does not run"):
+        SandboxThread().outage("503")
+
+
+def test_what_keeps_it_from_listening_is_raised_where_it_is_entered() -> None:
+    """And not lost in its thread."""
+    with SandboxThread() as taken:
+        port = int(taken.url.split(":")[2].split("/")[0])
+        with pytest.raises(OSError, match=str(port)), SandboxThread(Sandbox(port=port)):
+            pass
