@@ -116,7 +116,10 @@ class Writer:
                 return
 
     def _commit(self, rows: list[tuple[str, tuple[Any, ...]]]) -> None:
-        if self._failure is not None or not rows:
+        if self._failure is not None:  # they came in while the commit that failed was under way
+            self._lost += [row for _, row in rows]
+            return
+        if not rows:
             return
         try:
             if _identity(self._path) != self._file:
