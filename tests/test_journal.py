@@ -156,6 +156,25 @@ def test_a_folder_that_is_not_there_is_named(tmp_path) -> None:
         Journal.open(tmp_path / "nowhere" / "run.sqlite3")
 
 
+async def test_what_came_in_during_a_commit_that_failed_is_told_too(path, monkeypatch) -> None:
+    """It waits for the next commit, which there is none of: sent, not recorded, and told to nobody."""
+    journal = Journal.open(path)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def deleted(_: Path) -> None:
+        begun.set()
+        goes_on.wait()
+
+    monkeypatch.setattr("postpress_async.rotation._writer._identity", deleted)
+    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    await asyncio.to_thread(begun.wait)
+    journal.record(Outcome.patched(1, None, "acc_2", 1, 0.1))
+    goes_on.set()
+
+    with pytest.raises(JournalNotWritableError, match=r"2 accounts could not be recorded \(acc_1, acc_2\)"):
+        await journal.aclose()
+
+
 async def test_a_commit_that_fails_is_told_and_nothing_more_is_taken(path) -> None:
     """A full disk: the rotation must stop sending what it cannot record."""
     journal = Journal.open(path)
