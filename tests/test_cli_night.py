@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import resource
+import shlex
 import signal
 import sqlite3
 import stat
@@ -553,10 +554,38 @@ async def test_what_failed_is_sent_once_more(folder, sandbox) -> None:
     again = await arun(sandbox, "retry-failed", JOURNAL, "fleet.csv")
 
     assert first.returncode == 1
-    assert f"to send what failed once more: retry-failed {JOURNAL} fleet.csv" in first.stderr
+    assert (
+        f"to send what failed once more: postpress-async retry-failed {JOURNAL} fleet.csv\n" in first.stderr
+    )
     assert again.returncode == 0, again.stderr
     assert states(folder / JOURNAL) == {"patched": 30}
     assert sandbox.record.requests == 32
+
+
+def test_the_command_that_retries_can_be_pasted(folder) -> None:
+    """Without the list of proxies and the target it would be refused, or go to the real service."""
+    write_fleet(folder, 400, "")
+    write_pool(folder, 3).rename(folder / "my list.txt")
+    words = ["--pool", "my list.txt", "--sandbox", "--profile", "flaky", "--halt", "never"]
+    first = run("rotate", "fleet.csv", *words)
+    command = first.stderr.partition("once more: ")[2].splitlines()[0]
+
+    again = run(*shlex.split(command)[1:])
+
+    assert command.endswith(f"{JOURNAL} fleet.csv --pool 'my list.txt' --sandbox")
+    assert again.returncode == 0, again.stderr
+    assert states(folder / JOURNAL) == {"patched": 400}
+
+
+def test_rows_that_were_refused_are_no_reason_to_run_it_again(folder) -> None:
+    """The same command would refuse the same rows, every night."""
+    (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\nacc_2,UK\n")
+
+    for _ in range(2):  # a journal that is gone on with too
+        done = run("rotate", "fleet.csv", "--sandbox", "--skip-bad")
+        assert done.returncode == 1
+        assert "1 row was refused: mend and rotate them as a fleet of their own" in done.stderr
+        assert "run the same command again" not in done.stderr
 
 
 def test_retrying_needs_the_journal_and_the_same_fleet(folder) -> None:

@@ -72,6 +72,7 @@ class _Ended:
         at_once: And a second one, which does not wait for what is in flight.
         timed_out: Its time was up.
         unheard: Nobody reads its events any more.
+        refused: Rows that say nothing that could be sent.
     """
 
     def __init__(self) -> None:
@@ -79,6 +80,7 @@ class _Ended:
         self.at_once = False
         self.timed_out = False
         self.unheard = False
+        self.refused = 0
 
     @property
     def early(self) -> bool:
@@ -94,6 +96,7 @@ async def _run(job: Job, session: PostPressSession, rotation: Rotation, feed: Fe
                 with Progress(job.total, rotation, session) as progress:
                     async for outcome in rotation:
                         progress.update(outcome)
+                        ended.refused += outcome.is_refused
                         if not feed.settled(outcome) and not rotation.summary.stopped:
                             ended.unheard = True  # whoever read the events is gone
                             rotation.stop()
@@ -149,17 +152,21 @@ def _interruptible(rotation: Rotation, ended: _Ended, seconds: float | None) -> 
 def _conclude(job: Job, summary: RotationSummary, ended: _Ended, feed: Feed) -> None:
     """What came of it, and what to do next."""
     feed.say(str(summary))
+    if (unreached := job.total - summary.total) > 0:
+        feed.say(f"{unreached:,} of {job.total:,} accounts are not settled yet")
     feed.say(f"journal: {job.journal}")
     if summary.without_proxy:
         accounts = "1 account" if summary.without_proxy == 1 else f"{summary.without_proxy:,} accounts"
         tell(f"postpress-async: the pool ran dry: {accounts} got no proxy; add proxies to {job.wishes.pool}")
     elif summary.quarantined:
         tell(f"postpress-async: {summary.quarantined:,} of the pool's proxies did not work: left out")
-    open_ = summary.states[State.UNKNOWN] or (summary.states[State.SKIPPED] > job.refused)
+    open_ = summary.states[State.UNKNOWN] or (summary.states[State.SKIPPED] > ended.refused)
     if summary.halted:
         tell(f"postpress-async: halted: {summary.halted}; run the same command again once it is mended")
     elif ended.early or open_:
         tell("postpress-async: run the same command again to go on")
+    elif ended.refused:
+        rows = "1 row was" if ended.refused == 1 else f"{ended.refused:,} rows were"
+        tell(f"postpress-async: {rows} refused: mend and rotate them as a fleet of their own")
     if summary.states[State.FAILED] and not summary.halted:
-        again = f"retry-failed {job.journal} {job.wishes.fleet or ''}".rstrip()
-        tell(f"postpress-async: to send what failed once more: {again}")
+        tell(f"postpress-async: to send what failed once more: {job.wishes.retry_failed(job.journal)}")

@@ -64,6 +64,11 @@ class Outcome:
     proxy: str | None = None
     error: PostPressError | None = None
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether its row says nothing that could be sent, in whichever run."""
+        return self.state is State.SKIPPED and not self.attempts and self.scope is Scope.REQUEST
+
     @classmethod
     def patched(
         cls,
