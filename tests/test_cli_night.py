@@ -640,6 +640,21 @@ def test_a_shell_is_told_how_to_complete(shell) -> None:
     assert "_POSTPRESS_ASYNC_COMPLETE" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["rotate", "retry-failed"])
+def test_each_option_of_a_night_is_under_a_heading(command) -> None:
+    """Three dozen in one list are not read; one that is under no heading comes last, among --help's like."""
+    told = run(command, "--help", env={"COLUMNS": "80"}).stdout
+
+    assert re.findall(r"^  (\S+)", told.partition("\nOptions:\n")[2], re.MULTILINE) == ["-h,"]
+
+
+def test_what_each_command_is_for_is_told_whole() -> None:
+    """The first thing that is read; a sentence that ends in three dots was not."""
+    told = run("--help", env={"COLUMNS": "80"}).stdout
+
+    assert "..." not in told.partition("Commands:\n")[2]
+
+
 def test_every_command_has_an_example_in_its_help() -> None:
     """What an operator reads at night is not the README."""
     listed = run("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0]
