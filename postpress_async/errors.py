@@ -263,11 +263,11 @@ class ConnectError(TransportError):
 
 
 class ConnectionLostError(TransportError):
-    """The connection broke before the whole answer came. `applied` tells whether it had been sent."""
+    """The connection broke before the whole answer came. Its `applied` tells whether it had been sent."""
 
 
 class AttemptTimeoutError(TransportError):
-    """The attempt's time was up without an answer. `applied` tells whether it had been sent."""
+    """The attempt's time was up without an answer. Its `applied` tells whether it had been sent."""
 
 
 class TlsError(TransportError):

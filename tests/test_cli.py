@@ -187,7 +187,9 @@ def test_no_key_is_told_before_anything_is_sent(folder) -> None:
     done = run("rotate", DATA / "fleet.csv")
 
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["postpress-async: no API key: pass api_key, or set POSTPRESS_API_KEY"]
+    assert done.stderr.splitlines() == [
+        "postpress-async: no API key: set POSTPRESS_API_KEY, or give --api-key-file FILE"
+    ]
 
 
 async def test_a_refused_key_has_its_own_exit_code(folder, sandbox) -> None:

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import resource
+import shlex
 import signal
 import sqlite3
 import stat
@@ -574,28 +575,37 @@ async def test_what_failed_is_sent_once_more(folder, sandbox) -> None:
     again = await arun(sandbox, "retry-failed", JOURNAL, "fleet.csv")
 
     assert first.returncode == 1
-    assert f"to send what failed once more: retry-failed {JOURNAL} fleet.csv" in first.stderr
+    assert (
+        f"to send what failed once more: postpress-async retry-failed {JOURNAL} fleet.csv\n" in first.stderr
+    )
     assert again.returncode == 0, again.stderr
     assert states(folder / JOURNAL) == {"patched": 30}
     assert sandbox.record.requests == 32
 
 
-async def test_what_to_type_next_can_be_pasted(folder, sandbox) -> None:
-    """Also where a name has a blank in it."""
-    write_fleet(folder, 3).rename("my fleet.csv")
-    sandbox.script("acc_000001", "errors/disconnected_account")
-    done = await arun(sandbox, "rotate", "my fleet.csv")
+def test_the_command_that_retries_can_be_pasted(folder) -> None:
+    """Without the list of proxies and the target it would be refused, or go to the real service."""
+    write_fleet(folder, 400, "")
+    write_pool(folder, 3).rename(folder / "my list.txt")
+    words = ["--pool", "my list.txt", "--sandbox", "--profile", "flaky", "--halt", "never"]
+    first = run("rotate", "fleet.csv", *words)
+    command = first.stderr.partition("once more: ")[2].splitlines()[0]
 
-    assert "retry-failed 'my fleet.csv.rotation.sqlite3' 'my fleet.csv'\n" in done.stderr
+    again = run(*shlex.split(command)[1:])
+
+    assert command.endswith(f"{JOURNAL} fleet.csv --pool 'my list.txt' --sandbox")
+    assert again.returncode == 0, again.stderr
+    assert states(folder / JOURNAL) == {"patched": 400}
 
 
-async def test_rows_that_stay_refused_are_nothing_to_go_on_with(folder, sandbox) -> None:
-    """The same command would leave them out for ever, and say for ever that it goes on."""
-    with write_fleet(folder, 3).open("a") as fleet:
-        fleet.write("no id,US\n")
-    for _ in range(2):
-        done = await arun(sandbox, "rotate", "fleet.csv", "--skip-bad")
+def test_rows_that_were_refused_are_no_reason_to_run_it_again(folder) -> None:
+    """The same command would refuse the same rows, every night."""
+    (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\nacc_2,UK\n")
+
+    for _ in range(2):  # a journal that is gone on with too
+        done = run("rotate", "fleet.csv", "--sandbox", "--skip-bad")
         assert done.returncode == 1
+        assert "1 row was refused: mend and rotate them as a fleet of their own" in done.stderr
         assert "run the same command again" not in done.stderr
 
 
@@ -661,6 +671,21 @@ def test_a_shell_is_told_how_to_complete(shell) -> None:
     assert done.returncode == 0, done.stderr
     assert "postpress-async" in done.stdout
     assert "_POSTPRESS_ASYNC_COMPLETE" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["rotate", "retry-failed"])
+def test_each_option_of_a_night_is_under_a_heading(command) -> None:
+    """Three dozen in one list are not read; one that is under no heading comes last, among --help's like."""
+    told = run(command, "--help", env={"COLUMNS": "80"}).stdout
+
+    assert re.findall(r"^  (\S+)", told.partition("\nOptions:\n")[2], re.MULTILINE) == ["-h,"]
+
+
+def test_what_each_command_is_for_is_told_whole() -> None:
+    """The first thing that is read; a sentence that ends in three dots was not."""
+    told = run("--help", env={"COLUMNS": "80"}).stdout
+
+    assert "..." not in told.partition("Commands:\n")[2]
 
 
 def test_every_command_has_an_example_in_its_help() -> None:

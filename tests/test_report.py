@@ -95,6 +95,24 @@ def test_the_page_has_the_journal_s_numbers(night) -> None:
     assert "There is no such account." in words  # what an error means, from its class
 
 
+def test_what_no_answer_said_has_its_meaning_too(path) -> None:
+    """Of the names that an operator cannot look up in the API's own pages, least of all."""
+    lost = {"error_type": "ConnectionLostError", "scope": Scope.SERVICE, "status": None}
+    dry = {"error_type": "no proxy left", "scope": Scope.PROXY}
+    unlisted = {"error_type": "errors/brand_new", "scope": Scope.REQUEST}
+    told = [outcome(0, State.UNKNOWN, **lost), refused(1), outcome(2, State.SKIPPED, **dry)]
+    text = page(write(path, [*told, outcome(3, State.FAILED, **unlisted)], total=4))
+    rows = re.findall(r'<td class="text">([^<]+)</td><td>\w*</td><td>([^<]*)</td>', text)
+
+    broken = "The connection broke before the whole answer came. Its applied tells whether it had been sent."
+    assert dict(rows) == {
+        "ConnectionLostError": broken,
+        "port out of range": "The row says nothing that could be sent, and was left out.",
+        "no proxy left": "The pool had no proxy for it: add some to the list.",
+        "errors/brand_new": "",
+    }
+
+
 def test_each_account_that_was_not_patched_is_listed(night) -> None:
     """With its line, id, error, attempts, proxy, and the instance that support asks for."""
     rows = listed(page(night))

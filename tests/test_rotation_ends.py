@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from postpress_async import CustomProxy, Fleet, ManagedProxy, Outcome, RetryPolicy, errors, events
+from postpress_async import CustomProxy, Fleet, ManagedProxy, Outcome, Pace, RetryPolicy, errors, events
 from postpress_async.rotation import Halt, Journal, Refusal, Rotation, State
 from postpress_async.sandbox import Fault, Sandbox
 from tests.test_rotation import US, Stub, make, recorded, refusal, rows
@@ -69,6 +69,21 @@ async def test_a_stop_in_an_outage_ends_at_once() -> None:
 
         assert now() - stopped_at < 1.0
         assert rotation.summary.states == {State.SKIPPED: 500}
+
+
+@in_virtual_time
+async def test_who_only_waited_for_the_pace_has_no_error() -> None:
+    """It was not sent, because a person said so: a fault of the service would be looked for in vain."""
+    at: World
+    async with world(Pace(rate=10.0)) as at:
+        async with at.session.rotate(changes(100), in_flight=50) as rotation:
+            await anext(rotation)
+            rotation.stop()
+            left = [outcome async for outcome in rotation]
+
+        assert rotation.summary.states[State.SKIPPED] > 90
+        assert not rotation.summary.errors
+        assert all(outcome.error_type is None for outcome in left)
 
 
 async def test_what_was_refused_for_now_is_sent_by_the_next_run_under_a_fresh_key(journal) -> None:

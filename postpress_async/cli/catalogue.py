@@ -7,7 +7,7 @@ import click
 from postpress_async.errors import BY_TYPE
 
 
-@click.command()
+@click.command(short_help="Print the table of errors: whose fault, and is it retried.")
 def errors() -> None:
     """
     Print every error type: its status and class, whose fault it is, whether it is retried.

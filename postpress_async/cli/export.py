@@ -11,7 +11,7 @@ from postpress_async.rotation.export import FORMATS
 from postpress_async.rotation.reading import JournalView
 
 
-@click.command()
+@click.command(short_help="Write a row for each account, for other programs.")
 @click.argument("journal")
 @click.option("--format", "kind", type=click.Choice(list(FORMATS)), help="[by the name of FILE, else csv]")
 @click.option(

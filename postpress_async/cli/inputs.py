@@ -1,6 +1,7 @@
 """What a rotation is asked to do, and its inputs: opened, and checked before a byte is sent."""
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ import click
 from attrs import frozen
 
 from postpress_async.cli import options
+from postpress_async.cli.output import many
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Fleet, Halt, ProxyPool, Refusal
@@ -80,6 +82,26 @@ class Wishes:
         if self.pool == "-" and self.fleet == "-":
             raise click.UsageError("standard input can be the FLEET or the --pool, not both")
 
+    def retry_failed(self, journal: str) -> str:
+        """The command that sends again what failed: this one's accounts, proxies and target."""
+        words = ["postpress-async", "retry-failed", journal, *([] if self.fleet is None else [self.fleet])]
+        for option, value in (
+            ("--from", self.database),
+            ("--from-file", self.database_file),
+            ("--query", self.query),
+            ("--pool", self.pool),
+            ("--assign", None if self.assign == "round-robin" else self.assign),
+            ("--pool-seed", self.pool_seed or None),
+            ("--accounts-per-proxy", self.accounts_per_proxy),
+            ("--country", self.country),
+            ("--rate", self.rate),
+            ("--api-key-file", _unless_set("POSTPRESS_API_KEY_FILE", self.api_key_file)),
+            ("--base-url", _unless_set("POSTPRESS_BASE_URL", self.base_url)),
+        ):
+            words += [] if value is None else [option, f"{value:g}" if option == "--rate" else str(value)]
+        words += ["--skip-bad"] * self.skip_bad + ["--sandbox"] * self.sandbox
+        return shlex.join(words)
+
     @property
     def halts(self) -> Halt:
         """When to stop by itself."""
@@ -126,9 +148,9 @@ class Job:
         mend = f"nothing was sent: mend {'it' if bad == 1 else 'them'}"
         if not self.rows:
             return mend
-        right = _many(self.rows, "account", "accounts")
+        right = many(self.rows, "account", "accounts")
         if self.pool is not None:
-            right += f" and {_many(len(self.pool), 'proxy', 'proxies')}"
+            right += f" and {many(len(self.pool), 'proxy', 'proxies')}"
         return f"{mend}, or go on without by --skip-bad: {right} can be used"
 
 
@@ -201,12 +223,13 @@ def _check_columns(fleet: Fleet) -> None:
         click.echo(f"{fleet.name}: the column {column!r} is not known, and ignored", err=True)
 
 
+def _unless_set(variable: str, value: str | None) -> str | None:
+    """*value*, where it was an argument: the variable is there the next time too."""
+    return None if value == os.environ.get(variable) else value
+
+
 def _names_nothing(refusal: Refusal) -> bool:
     return refusal.reason == NOTHING_ASKED
-
-
-def _many(count: int, one: str, more: str) -> str:
-    return f"{count:,} {one if count == 1 else more}"
 
 
 def _list(name: str, refusals: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Options that several commands share, the types of their words, and where secrets may come from."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -86,5 +87,12 @@ def read_secret_file(place: str, what: str) -> Secret:
 
 
 def read_key(place: str | None) -> Secret | None:
-    """The API key of ``--api-key-file``; None leaves it to the environment."""
+    """
+    The API key of ``--api-key-file``; None leaves it to the environment, where there is one.
+
+    Raises:
+        ConfigurationError: There is none, or the file cannot be read.
+    """
+    if place is None and not os.environ.get("POSTPRESS_API_KEY"):
+        raise ConfigurationError("no API key: set POSTPRESS_API_KEY, or give --api-key-file FILE")
     return None if place is None else read_secret_file(place, "the API key")

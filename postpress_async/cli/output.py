@@ -10,6 +10,11 @@ from postpress_async.errors import RotationError
 from postpress_async.rotation._whole_file import whole_file
 
 
+def many(count: int, one: str, more: str) -> str:
+    """*count* of something, in words."""
+    return f"{count:,} {one if count == 1 else more}"
+
+
 def tell(text: str) -> None:
     """A line for people on standard error, above the bar if there is one. Nobody may read it any more."""
     # Not click.echo: it looks for the real stream behind rich's, and so writes into the middle of the bar.

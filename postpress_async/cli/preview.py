@@ -11,6 +11,7 @@ import click
 from postpress_async._settings import read_api_key, read_base_url
 from postpress_async.cli import exits, options
 from postpress_async.cli.inputs import Job
+from postpress_async.cli.output import many
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Outcome, Row
 from postpress_async.rotation.journal import done_in, weigh
@@ -19,6 +20,9 @@ from postpress_async.rotation.pool import PooledProxy
 
 SHOWN: Final = 3
 """Requests that are shown."""
+
+SMALL: Final = 50_000
+"""Bytes of a journal that nobody minds; below, the tables weigh as much as the accounts."""
 
 WEIGHED: Final = 2_000
 """Rows that are put into a journal in memory, to see what all of them weigh."""
@@ -39,9 +43,9 @@ def preview(job: Job) -> int:
     left = job.rows - done
     if wishes.limit is not None:
         left = min(left, wishes.limit)
-    click.echo(f"{job.rows:,} accounts: {_kinds(job)}")
+    click.echo(f"{many(job.rows, 'account', 'accounts')}: {_kinds(job)}")
     if job.pool is not None:
-        click.echo(f"{len(job.pool):,} proxies in {wishes.pool}, given {wishes.assign}")
+        click.echo(f"{many(len(job.pool), 'proxy', 'proxies')} in {wishes.pool}, given {wishes.assign}")
     if done:
         click.echo(f"{done:,} of them are settled in {job.journal}; {left:,} would be sent")
     sample = [row for row in islice(_rows(job), WEIGHED) if isinstance(row, Row)]
@@ -56,7 +60,7 @@ def preview(job: Job) -> int:
         for row, (_, label) in given
     ]
     weight = weigh(outcomes) * (job.total - done)
-    click.echo(f"the journal {job.journal} would weigh some {_bytes(weight)}{' more' if done else ''}")
+    click.echo(f"the journal {job.journal} would weigh {_bytes(weight)}{' more' if done else ''}")
     return exits.ALL_PATCHED
 
 
@@ -69,7 +73,8 @@ def _kinds(job: Job) -> str:
     ]
     told = [f"{count:,} {what}" for count, what in kinds if count]
     if job.refused:
-        told.append(f"and {job.refused:,} rows are left out")
+        rows = "1 row is" if job.refused == 1 else f"{job.refused:,} rows are"
+        told.append(f"{'and ' * bool(told)}{rows} left out")
     return ", ".join(told)
 
 
@@ -110,8 +115,8 @@ def _time(seconds: float) -> str:
 
 
 def _bytes(count: float) -> str:
-    for unit in ("bytes", "KB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} MB" if count < 1000 else f"{count / 1000:.1f} GB"
+    if count < SMALL:
+        return f"less than {SMALL // 1000} KB"
+    if count < 1_000_000:
+        return f"some {count / 1000:.0f} KB"
+    return f"some {count / 1e6:.1f} MB" if count < 1e9 else f"some {count / 1e9:.1f} GB"

@@ -10,7 +10,7 @@ from postpress_async.rotation.reading import JournalView
 from postpress_async.rotation.report import write_report
 
 
-@click.command()
+@click.command(short_help="Write one HTML page that tells how the night went.")
 @click.argument("journal")
 @click.option("-o", "--output", metavar="FILE", help="[the journal's name with .html, in this folder]")
 def report(journal: str, output: str | None) -> None:

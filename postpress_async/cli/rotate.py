@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar, get_args
 import click
 
 from postpress_async.cli import exits, options
+from postpress_async.cli.headings import Headed
 from postpress_async.cli.inputs import Wishes, open_job
 from postpress_async.cli.preview import preview
 from postpress_async.cli.running import run_job
@@ -32,20 +33,46 @@ _SHARED: Final = [
         "--assign",
         type=click.Choice(get_args(Assign)),
         default="round-robin",
-        help="Who gets which one.",
+        help="Who gets which: in turn, the same in each run, or by chance.",
     ),
-    click.option("--pool-seed", type=int, default=0, help="Of --assign random: the same gives the same."),
-    click.option("--accounts-per-proxy", type=click.IntRange(1), help="The most accounts on one proxy."),
-    click.option("--failovers", type=click.IntRange(0), default=3, help="Further proxies for one account."),
+    click.option(
+        "--pool-seed",
+        type=int,
+        metavar="N",
+        default=0,
+        help="For --assign random: the same N, the same chance.",
+    ),
+    click.option(
+        "--accounts-per-proxy", type=click.IntRange(1), metavar="N", help="The most accounts on one proxy."
+    ),
+    click.option(
+        "--failovers",
+        type=click.IntRange(0),
+        metavar="N",
+        default=3,
+        help="Further proxies for an account whose proxy is dead.",
+    ),
     click.option("--country", metavar="CC", help="For the rows that name no change: a managed proxy of it."),
     click.option("--skip-bad", is_flag=True, help="Leave out the rows and proxies that are refused."),
     # How fast, and how far.
-    click.option("--in-flight", type=click.IntRange(1), default=100, help="Requests at once, at most."),
-    click.option("--rate", type=click.FloatRange(0, min_open=True), help="Requests a second, at most."),
+    click.option(
+        "--in-flight", type=click.IntRange(1), metavar="N", default=100, help="Requests at once, at most."
+    ),
+    click.option(
+        "--rate", type=click.FloatRange(0, min_open=True), metavar="N", help="Requests a second, at most."
+    ),
     # A flaky service fails 1 request in 20: of 100,000 accounts, that is one with four in a row, and none
     # with six.
-    click.option("--attempts", type=click.IntRange(1), default=6, help="Requests for one account, at most."),
-    click.option("--limit", type=click.IntRange(1), help="Take so many accounts, and leave the others."),
+    click.option(
+        "--attempts",
+        type=click.IntRange(1),
+        metavar="N",
+        default=6,
+        help="Requests for an account, at most.",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(1), metavar="N", help="Send so many accounts, and leave the others."
+    ),
     click.option(
         "--max-duration",
         type=options.duration,
@@ -58,9 +85,15 @@ _SHARED: Final = [
         type=options.halt,
         metavar="5%|100|never",
         default="50%",
-        help="So many failures: of the latest 200 accounts, or in all.",
+        help="Stop at so many failures: a share of the latest 200 accounts, or a number in all.",
     ),
-    click.option("--canary", type=click.IntRange(0), default=0, help="Send so many first, and look."),
+    click.option(
+        "--canary",
+        type=click.IntRange(0),
+        metavar="N",
+        default=0,
+        help="Send so many first, and the others unless --halt of these fail.",
+    ),
     click.option(
         "--on-unknown",
         type=click.Choice(["retry", "report"]),
@@ -69,16 +102,37 @@ _SHARED: Final = [
     ),
     # What is seen of it.
     click.option("--dry-run", is_flag=True, help="Check everything, show the first requests, send nothing."),
-    click.option("--json", is_flag=True, help="An event a line on standard output."),
-    click.option("-v", "--verbose", is_flag=True, help="Tell each retry, pause and quarantine."),
+    click.option("--json", is_flag=True, help="An event a line on standard output, for programs."),
+    click.option("-v", "--verbose", is_flag=True, help="Tell each retry, pause and proxy that is left out."),
     # A trial.
     click.option("--sandbox", is_flag=True, help="Send to a fake of the API on this machine."),
     click.option(
-        "--profile", type=click.Choice(get_args(Profile)), default="steady", help="The sandbox's faults."
+        "--profile", type=click.Choice(get_args(Profile)), default="steady", help="How unwell it is."
     ),
-    click.option("--seed", type=int, default=0, help="Of the chance of those faults."),
-    click.option("--dead-proxies", type=click.IntRange(0), default=0, help="Of the pool, in the sandbox."),
+    click.option(
+        "--seed", type=int, metavar="N", default=0, help="What fails in it by chance: the same N, the same."
+    ),
+    click.option(
+        "--dead-proxies",
+        type=click.IntRange(0),
+        metavar="N",
+        default=0,
+        help="Of the pool, the first ones: those do not work in it.",
+    ),
 ]
+
+
+_HEADINGS: Final = {
+    "Where the accounts come from": ("--from", "--from-file", "--query", "--skip-bad"),
+    "Who gets which proxy": (
+        *("--pool", "--assign", "--pool-seed", "--accounts-per-proxy", "--failovers", "--country"),
+    ),
+    "How fast, and how far": ("--in-flight", "--rate", "--attempts", "--limit", "--max-duration"),
+    "When it stops by itself, and how it goes on": ("--halt", "--canary", "--journal", "--on-unknown"),
+    "What is seen of it": ("--dry-run", "--json", "--verbose"),
+    "The service": ("--api-key-file", "--base-url", "--transport"),
+    "A trial without a key": ("--sandbox", "--profile", "--seed", "--dead-proxies"),
+}
 
 
 def _rotation_options(command: C) -> C:
@@ -87,7 +141,7 @@ def _rotation_options(command: C) -> C:
     return options.connection(command)
 
 
-@click.command()
+@click.command(cls=Headed, headings=_HEADINGS, short_help="Give every account of a fleet its new proxy.")
 @click.argument("fleet", required=False, type=options.FILE)
 @click.option("--journal", type=options.FILE, help="Where to keep what is settled. [FLEET.rotation.sqlite3]")
 @_rotation_options
@@ -116,7 +170,9 @@ def rotate(**given: Any) -> int:
     return _carry_out(wishes)
 
 
-@click.command("retry-failed")
+@click.command(
+    "retry-failed", cls=Headed, headings=_HEADINGS, short_help="Send the accounts that failed once more."
+)
 @click.argument("journal", type=options.FILE)
 @click.argument("fleet", required=False, type=options.FILE)
 @_rotation_options
@@ -124,11 +180,12 @@ def retry_failed(**given: Any) -> int:
     """
     Send what failed once more: the JOURNAL tells which accounts, and the same FLEET what they get.
 
-    The journal has no secrets, so the fleet is needed again. Accounts that failed, whose outcome is unknown,
-    or that were not sent are taken; the patched ones are left. Example:
+    The journal has no secrets, so the fleet is needed again, and so are --pool or --country where the run had
+    them. Accounts that failed, whose outcome is unknown, or that were not sent are taken; the patched ones
+    are left. Example:
 
     \b
-      postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv
+      postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv --pool proxies.txt
     """
     wishes = Wishes(**given, on_failed="retry")
     if wishes.fleet is None and wishes.query is None and not wishes.sandbox:

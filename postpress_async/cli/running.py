@@ -1,7 +1,6 @@
 """A rotation under way on the command line: its signals, what is shown of it, and its exit code."""
 
 import asyncio
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -162,6 +161,8 @@ def _interruptible(rotation: Rotation, ended: _Ended, seconds: float | None) -> 
 def _conclude(job: Job, summary: RotationSummary, ended: _Ended, feed: Feed) -> None:
     """What came of it, and what to do next."""
     feed.say(str(summary))
+    if (unreached := job.total - summary.total) > 0:
+        feed.say(f"{unreached:,} of {job.total:,} accounts are not settled yet")
     feed.say(f"journal: {job.journal}")
     if summary.without_proxy:
         accounts = "1 account" if summary.without_proxy == 1 else f"{summary.without_proxy:,} accounts"
@@ -173,6 +174,8 @@ def _conclude(job: Job, summary: RotationSummary, ended: _Ended, feed: Feed) -> 
         tell(f"postpress-async: halted: {summary.halted}; run the same command again once it is mended")
     elif ended.early or open_:
         tell("postpress-async: run the same command again to go on")
+    elif summary.refused:
+        rows = "1 row was" if summary.refused == 1 else f"{summary.refused:,} rows were"
+        tell(f"postpress-async: {rows} refused: mend and rotate them as a fleet of their own")
     if summary.states[State.FAILED] and not summary.halted:
-        words = ["retry-failed", job.journal, *filter(None, [job.wishes.fleet])]
-        tell(f"postpress-async: to send what failed once more: {shlex.join(words)}")
+        tell(f"postpress-async: to send what failed once more: {job.wishes.retry_failed(job.journal)}")

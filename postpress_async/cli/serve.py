@@ -13,7 +13,7 @@ from postpress_async.rotation import ProxyPool
 from postpress_async.sandbox import API_KEY, Profile, Sandbox
 
 
-@click.command()
+@click.command(short_help="Serve a fake of the API on this machine.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on; 0 takes a free one."
 )

@@ -25,7 +25,7 @@ _TOLD: Final = {
 }
 
 
-@click.command()
+@click.command(short_help="Tell how far a rotation is, and what to do next.")
 @click.argument("journal")
 @click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")
 def status(journal: str, as_json: bool) -> None:

@@ -25,7 +25,8 @@ def advice(journal: str, numbers: Numbers, *, seen: bool = False) -> str:
         return f"give the same command again ({again}): it sends what is {left}"
     if states[State.FAILED]:
         why = "" if seen else f"see which and why with `postpress-async report {name}`; once it is mended, "
-        return f"{why}`postpress-async retry-failed {name} FLEET` sends what failed again"
+        retry = f"`postpress-async retry-failed {name} FLEET`"
+        return f"{why}{retry}, with the same options, sends what failed again"
     if numbers.refused:
         listed = f"`postpress-async export {name} --state skipped`"
         return (

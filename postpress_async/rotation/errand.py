@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from postpress_async._lifetime import Waits
-from postpress_async.errors import Applied, InvalidProxyCredentialsError, PostPressError, Scope
+from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
 from postpress_async.models import AccountPatched, CustomProxy, ProxyChange
 from postpress_async.rotation.outcome import Outcome
 from postpress_async.rotation.plan import Row
@@ -121,6 +121,12 @@ class Settler:
         except NoProxyLeftError:
             return Outcome.without_proxy(row.ordinal, row.line, row.account_id, in_doubt=errand.in_doubt)
         except PostPressError as error:
+            if (
+                isinstance(error, DeadlineError)
+                and self._waits.ended
+                and not (errand.attempts or errand.in_doubt)
+            ):
+                return Outcome.skipped(row.ordinal, row.line, row.account_id)  # the run ended: nobody's fault
             if errand.in_doubt and (row.change is None or not error.attempts):
                 error.applied = Applied.UNKNOWN  # nothing was learned of what may have been sent before
             cut_short = self._waits.ended and error is errand.resumable

@@ -64,6 +64,11 @@ class Outcome:
     proxy: str | None = None
     error: PostPressError | None = None
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether its row says nothing that could be sent, in whichever run."""
+        return self.state is State.SKIPPED and not self.attempts and self.scope is Scope.REQUEST
+
     @classmethod
     def patched(
         cls,
@@ -210,7 +215,7 @@ class RotationSummary:
         self.attempts += outcome.attempts
         if outcome.error_type is not None:
             self.errors[outcome.error_type] += 1
-            self.refused += outcome.state is State.SKIPPED and outcome.scope is Scope.REQUEST
+            self.refused += outcome.is_refused
             if outcome.error_type == NO_PROXY_LEFT:
                 self.without_proxy += 1
 

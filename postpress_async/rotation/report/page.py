@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from importlib import resources
 from typing import BinaryIO, Final
 
+from postpress_async import errors
 from postpress_async._version import __version__
-from postpress_async.errors import BY_CODE, BY_TYPE, RotationError
+from postpress_async.errors import BY_CODE, BY_TYPE, PostPressError, RotationError, Scope
 from postpress_async.rotation._times import duration
 from postpress_async.rotation.advice import advice
-from postpress_async.rotation.numbers import Numbers, Stage, stage_of
-from postpress_async.rotation.outcome import Outcome, State
+from postpress_async.rotation.numbers import ErrorCount, Numbers, Stage, stage_of
+from postpress_async.rotation.outcome import NO_PROXY_LEFT, Outcome, State
 from postpress_async.rotation.reading import JournalView
 from postpress_async.rotation.report.findings import Findings, find
 from postpress_async.rotation.report.listing import COLUMNS, pack
@@ -81,7 +82,7 @@ def _page(view: JournalView, now: float) -> str:
         facts=list(_facts(findings)),
         findings=findings,
         numbers=numbers,
-        meanings=[(error, _meaning(error.error_type)) for error in numbers.errors],
+        meanings=[(error, _meaning(error)) for error in numbers.errors],
         throughput=charts.throughput(findings),
         latency=findings.latency and charts.latency(findings.latency),
         errors=charts.errors(numbers.errors) if numbers.errors else None,
@@ -133,15 +134,23 @@ def _facts(findings: Findings) -> Iterator[tuple[str, str]]:
     if numbers.rate is not None:
         yield "accounts a second", f"{numbers.rate:,.1f}"
     if findings.latency is not None:
-        yield "half within", f"{findings.latency.p50:g} s"
-        yield "95 of 100 within", f"{findings.latency.p95:g} s"
+        yield "half took at most", f"{findings.latency.p50:g} s"
+        yield "95 of 100 at most", f"{findings.latency.p95:g} s"
     yield "requests", f"{findings.requests:,}"
 
 
-def _meaning(error_type: str) -> str:
-    """What the catalogue of errors says of it, in its first lines."""
-    kind = BY_TYPE.get(error_type) or BY_CODE.get(error_type)
-    return " ".join((kind.__doc__ or "").split("\n\n")[0].split()) if kind else ""
+def _meaning(error: ErrorCount) -> str:
+    """What the error's class says of it, in its first lines; or what it is where no answer had it."""
+    if error.error_type == NO_PROXY_LEFT:
+        return "The pool had no proxy for it: add some to the list."
+    kind = BY_TYPE.get(error.error_type) or BY_CODE.get(error.error_type)
+    if kind is None:  # of no answer that has a type: by the name of its class
+        kind = getattr(errors, error.error_type, None) if error.error_type.isidentifier() else None
+    if isinstance(kind, type) and issubclass(kind, PostPressError):
+        return " ".join((kind.__doc__ or "").split("\n\n")[0].replace("`", "").split())
+    # A refused row has a few words for a reason; the type of an answer is one.
+    is_reason = error.scope is Scope.REQUEST and " " in error.error_type
+    return "The row says nothing that could be sent, and was left out." if is_reason else ""
 
 
 def _text(name: str) -> str:
