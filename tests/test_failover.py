@@ -347,6 +347,36 @@ async def test_a_journal_from_before_there_were_pools_takes_them(tmp_path) -> No
     assert recorded(journal, "SELECT label, failures FROM proxies") == [("u@p0.example.net:3128", 1)]
 
 
+async def test_a_refusal_after_a_run_that_died_is_not_asked_for_every_night(tmp_path) -> None:
+    """What the dead run may have applied stays told; but nothing more will be learned of it."""
+    journal, copy = tmp_path / "run.sqlite3", tmp_path / "killed.sqlite3"
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        sandbox.script("acc_1", "hang", "errors/disconnected_account")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=journal)
+        copy.write_bytes(journal.read_bytes())
+        outcomes, _ = await rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=copy)
+        again, summary = await rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=copy)
+
+    assert (outcomes["acc_1"].state, outcomes["acc_1"].applied) == (State.FAILED, "unknown")
+    assert again == {}
+    assert summary.states == {State.FAILED: 1}
+
+
+async def test_passing_errors_take_no_good_proxy_out() -> None:
+    """One answer in ten is a proxy_error that passes; over 2,000 accounts each proxy meets many."""
+    async with Sandbox(seed=3) as sandbox, sandbox.session(retry=QUICK) as session:
+        for number in range(2000):
+            if number % 10 == 0:
+                sandbox.script(f"acc_{number}", "errors/proxy_error", "errors/proxy_error")
+        accounts = [f"acc_{number}" for number in range(2000)]
+        _, summary = await rotate(session, accounts, ProxyPool(proxies(25)), in_flight=5)
+
+    assert summary.patched == 2000
+    assert summary.quarantined <= 3
+
+
 async def test_a_fleet_file_leaves_its_empty_rows_to_the_pool(tmp_path) -> None:
     path = tmp_path / "fleet.csv"
     path.write_text("account_id,country\nacc_1,\nacc_2,DE\n")

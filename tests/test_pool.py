@@ -236,6 +236,22 @@ def test_two_accounts_put_a_proxy_into_quarantine() -> None:
     assert (len(pool), pool.quarantined, pool.available) == (2, 1, 1)
 
 
+def test_a_proxy_that_works_in_between_has_failed_nobody_yet() -> None:
+    """One passing error in an hour, and one in the next, are no reason to do without it all night."""
+    pool = ProxyPool(proxies(2))
+    proxy = pool.give("acc_1")
+    assert proxy is not None
+
+    for account in accounts(10):
+        assert not pool.failed(proxy, account)
+        pool.worked(proxy)
+    assert not pool.failed(proxy, "acc_x")
+    assert pool.failed(proxy, "acc_y")
+    pool.worked(proxy)  # an answer that was on its way: too late
+
+    assert pool.in_quarantine(proxy)
+
+
 def test_refused_credentials_put_a_proxy_into_quarantine_at_once() -> None:
     """They are as wrong for every other account, also where the first try failed in another way."""
     pool = ProxyPool(proxies(2))

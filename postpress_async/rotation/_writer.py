@@ -11,6 +11,9 @@ from postpress_async.errors import JournalNotWritableError
 COMMIT_EVERY: Final = 0.05
 """Seconds for which rows are gathered before they are committed: each commit flushes the disk."""
 
+GATHERED: Final = 1_000
+"""Rows that are enough to be committed at once."""
+
 BACKLOG: Final = 5_000
 """Rows that may wait for the disk; beyond them the rotation waits, so that memory stays bounded."""
 
@@ -104,7 +107,8 @@ class Writer:
     def _write(self) -> None:
         while True:
             self._wake.wait()
-            self._closing.wait(COMMIT_EVERY)
+            if len(self._rows) < GATHERED:
+                self._closing.wait(COMMIT_EVERY)
             self._wake.clear()
             closing = self._closing.is_set()
             # Who waits is taken first, so that their rows are among those taken next.

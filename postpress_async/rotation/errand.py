@@ -31,20 +31,18 @@ class Errand:
         proxy: The pool's proxy that is being tried; None where the row has its own change.
         resumable: The last error after which another attempt would have been made.
         attempts: Requests sent for it before the present call.
-        in_doubt: Whether something that was sent before the present call may have been applied.
+        in_doubt: Whether something that this run sent before the present call may have been applied.
     """
 
     __slots__ = ("_pool", "_strikes", "attempts", "in_doubt", "proxy", "rests", "resumable", "waits")
 
-    def __init__(
-        self, waits: Waits, rests: Callable[[bool], object], pool: ProxyPool | None, in_doubt: bool
-    ) -> None:
+    def __init__(self, waits: Waits, rests: Callable[[bool], object], pool: ProxyPool | None) -> None:
         self.waits: Waits = waits
         self.rests: Callable[[bool], object] = rests
         self.proxy: PooledProxy | None = None
         self.resumable: PostPressError | None = None
         self.attempts: int = 0
-        self.in_doubt: bool = in_doubt
+        self.in_doubt: bool = False
         self._pool = pool
         self._strikes = 0
 
@@ -109,8 +107,8 @@ class Settler:
 
     async def settle(self, row: Row, keys: RowKeys) -> Outcome:
         """What comes of the account."""
-        began = time.monotonic()
-        errand = Errand(self._waits, self._rests, self._pool, keys.in_doubt)
+        began, inherited = time.monotonic(), keys.in_doubt
+        errand = Errand(self._waits, self._rests, self._pool)
         try:
             if row.change is None:
                 patched = await self._through_the_pool(row, keys, errand)
@@ -119,15 +117,12 @@ class Settler:
                     await keys.renew()
                 patched = await self._update(row.account_id, row.change, keys, errand)
         except NoProxyLeftError:
-            return Outcome.without_proxy(row.ordinal, row.line, row.account_id, in_doubt=errand.in_doubt)
+            return Outcome.without_proxy(row.ordinal, row.line, row.account_id, in_doubt=inherited)
         except PostPressError as error:
-            if (
-                isinstance(error, DeadlineError)
-                and self._waits.ended
-                and not (errand.attempts or errand.in_doubt)
-            ):
+            if isinstance(error, DeadlineError) and self._waits.ended and not (errand.attempts or inherited):
                 return Outcome.skipped(row.ordinal, row.line, row.account_id)  # the run ended: nobody's fault
-            if errand.in_doubt and (row.change is None or not error.attempts):
+            doubt_of_this_run = errand.in_doubt or error.applied is Applied.UNKNOWN
+            if (inherited or errand.in_doubt) and (row.change is None or not error.attempts):
                 error.applied = Applied.UNKNOWN  # nothing was learned of what may have been sent before
             cut_short = self._waits.ended and error is errand.resumable
             errand.resumable = None  # its traceback holds this frame
@@ -140,6 +135,7 @@ class Settler:
                 proxy=_label(row, errand),
                 earlier=errand.attempts,
                 cut_short=cut_short,
+                settled=not doubt_of_this_run,
             )
         attempts = errand.attempts + len(patched.attempts)
         errand.resumable = None
@@ -160,7 +156,9 @@ class Settler:
                     await keys.renew()
                 errand.begin(proxy)
                 try:
-                    return await self._update(row.account_id, proxy.proxy, keys, errand)
+                    patched = await self._update(row.account_id, proxy.proxy, keys, errand)
+                    pool.worked(proxy)
+                    return patched
                 except PostPressError as error:
                     failure = error
                 if failure.scope is not Scope.PROXY:

@@ -19,7 +19,7 @@ class State(StrEnum):
     PATCHED = "patched"
     """The API said so."""
     FAILED = "failed"
-    """It was refused, or never arrived: nothing was applied."""
+    """It was refused, and this run applied nothing; `Outcome.applied` tells if an earlier one may have."""
     UNKNOWN = "unknown"
     """It failed in a way that leaves open whether the change was applied."""
     SKIPPED = "skipped"
@@ -94,6 +94,7 @@ class Outcome:
         proxy: str | None = None,
         earlier: int = 0,
         cut_short: bool = False,
+        settled: bool = False,
     ) -> Self:
         """
         The call ended with *error*, which tells whether the change was sent, and may have been applied.
@@ -102,12 +103,15 @@ class Outcome:
             proxy: The label of the proxy that was tried last.
             earlier: Requests sent with other proxies before.
             cut_short: Whether it would have been tried again, had the run not ended.
+            settled: Whether all doubt is about what an earlier run sent, which no later one will learn more
+                of: a refusal is final then too, or it would be asked for in every run.
         """
-        if error.applied is Applied.UNKNOWN:
+        # No answer at all, from anyone, speaks of no account.
+        open_ = error.status is None or cut_short
+        if error.applied is Applied.UNKNOWN and (open_ or not settled):
             state = State.UNKNOWN
         else:
-            # No answer at all, from anyone, speaks of no account.
-            state = State.SKIPPED if error.status is None or cut_short else State.FAILED
+            state = State.SKIPPED if open_ else State.FAILED
         return cls(
             ordinal,
             line,
