@@ -20,10 +20,11 @@ from postpress_async.rotation.admission import Admission
 from postpress_async.rotation.errand import Settler, Update
 from postpress_async.rotation.halt import Halt, Halts
 from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.notes import Notes
 from postpress_async.rotation.outcome import Outcome, RotationSummary, State
 from postpress_async.rotation.plan import Refusal
 from postpress_async.rotation.pool import PooledProxy, ProxyPool
-from postpress_async.rotation.resume import OpenRow, OpenRows, RowKeys, Source
+from postpress_async.rotation.resume import OpenRow, OpenRows, RowKeys, Source, Takes
 
 RESTING: Final = 10
 """Accounts that may back off at once, for each that may be in flight: memory stays bounded in an outage."""
@@ -67,10 +68,10 @@ class Rotation:
         self._waits: Final = waits or Waits()
         self._observer: Final = observer
         self._source: Final = rows
-        self._settler: Final = Settler(update, self._waits, self._rest, pool, self._found)
+        self._settler = Settler(update, self._waits, self._rest, pool, self._found)
         self._settled: asyncio.Queue[Outcome | None] = asyncio.Queue(maxsize=in_flight)
         self._group: Final = asyncio.TaskGroup()
-        self._journal: Journal | None = None
+        self._journal: Notes | None = None
         self._run = secrets.token_hex(12)
         self._workers = 0
         self._resting = 0  # of the workers
@@ -123,10 +124,7 @@ class Rotation:
         self._entered = True
         self._began = time.monotonic()
         try:
-            if self._open_journal is not None:
-                self._journal = self._open_journal()
-                self._take_up(self._journal)
-            self._rows = OpenRows(self._source, self._journal)
+            self._open()
             await self._group.__aenter__()
         except BaseException:
             if self._journal is not None:
@@ -135,6 +133,14 @@ class Rotation:
         for _ in range(self._in_flight):
             self._hire()
         return self
+
+    def _open(self) -> None:
+        """Have a journal, if there is to be one, and rows."""
+        journal = None if self._open_journal is None else self._open_journal()
+        if journal is not None:
+            self._journal = journal
+            self._take_up(journal)
+        self._rows: Takes = OpenRows(self._source, journal)
 
     def _take_up(self, journal: Journal) -> None:
         self._run = journal.run
