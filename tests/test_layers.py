@@ -12,7 +12,7 @@ PACKAGE = Path(postpress_async.__file__).parent
 # Lowest first: a module may import only from layers before its own.
 LAYERS = ["_version secret _countries", "_fields", "models", "_failure", "errors", "_retry_after"]
 LAYERS += ["_wire retry pace events", "_transport _turns _lifetime _idempotency _settings", "_call"]
-LAYERS += ["rotation", "session", "sandbox", "cli __init__", "__main__"]
+LAYERS += ["rotation", "session", "sandbox cluster", "cli __init__", "__main__"]
 
 
 def imported(module: str) -> set[str]:
@@ -64,7 +64,7 @@ def test_importing_the_package_is_silent_and_loads_no_extra() -> None:
     told = (
         "import sys, postpress_async;"
         "extras = {'click', 'rich', 'uvloop', 'pyarrow', 'sqlalchemy', 'distributed', 'opentelemetry'};"
-        "extras |= {'jinja2', 'vl_convert'};"
+        "extras |= {'jinja2', 'vl_convert', 'dask'};"
         "extras |= {'pandas', 'polars', 'numpy'};"
         "print(sorted(extras & set(sys.modules)), 'aiohttp.web' in sys.modules)"
     )

@@ -9,6 +9,7 @@ import click
 from postpress_async._version import __version__
 from postpress_async.cli import exits
 from postpress_async.cli.catalogue import errors
+from postpress_async.cli.certificates import cluster_certificates
 from postpress_async.cli.completion import completion
 from postpress_async.cli.export import export
 from postpress_async.cli.report import report
@@ -39,7 +40,7 @@ def cli() -> None:
 
 _COMMANDS: Final = (
     *(rotate, status, report, export, retry_failed),
-    *(update, sandbox, errors, completion),
+    *(update, sandbox, cluster_certificates, errors, completion),
 )
 for command in _COMMANDS:
     cli.add_command(command)

@@ -5,20 +5,26 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
-from typing import Final
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from postpress_async.cli import exits, options
 from postpress_async.cli.feed import Feed
 from postpress_async.cli.inputs import Job, Wishes
-from postpress_async.cli.progress import Progress
+from postpress_async.cli.progress import Paused, Progress
 from postpress_async.cli.serve import first_places
 from postpress_async.errors import RotationError
 from postpress_async.pace import Pace
 from postpress_async.rotation import ProxyPool, Rotation, RotationSummary, State
 from postpress_async.sandbox import Sandbox
+from postpress_async.secret import Secret
 from postpress_async.session import PostPressSession
+
+if TYPE_CHECKING:
+    from postpress_async.cluster import Cluster
 
 
 async def run_job(job: Job) -> int:
@@ -29,15 +35,26 @@ async def run_job(job: Job) -> int:
         pace = Pace(in_flight=wishes.in_flight, rate=wishes.rate)
         observer = feed.observe if wishes.json or wishes.verbose else None
         sandbox = None
+        key, url = None, wishes.base_url
         if wishes.sandbox:
-            sandbox = make_sandbox(wishes, job.pool)
-            await stack.enter_async_context(sandbox)
-            session = sandbox.session(pace=pace, on_event=observer)
-        else:
+            sandbox = await stack.enter_async_context(make_sandbox(wishes, job.pool))
+            key, url = Secret(sandbox.api_key), sandbox.url
+        elif wishes.api_key_file is not None:
             key = options.read_key(wishes.api_key_file)
-            session = PostPressSession(key, base_url=wishes.base_url, pace=pace, on_event=observer)
-        await stack.enter_async_context(session)
-        rotation = session.rotate(
+        sender: Cluster | PostPressSession
+        if wishes.cluster is None:
+            sender = PostPressSession(key, base_url=url, pace=pace, on_event=observer)
+        else:
+            sender = cluster_extra().Cluster(
+                wishes.cluster,
+                certificates=wishes.certificates,
+                api_key=key,
+                base_url=url,
+                pace=pace,
+                on_event=observer,
+            )
+        await stack.enter_async_context(sender)
+        rotation = sender.rotate(
             job.changes,
             journal=job.journal,
             halt=wishes.halts,
@@ -46,7 +63,7 @@ async def run_job(job: Job) -> int:
             on_unknown=wishes.on_unknown,
             on_failed=wishes.on_failed,
         )
-        ended = await _run(job, session, rotation, feed)
+        ended = await _run(job, sender, rotation, feed)
         code = exits.code_of(rotation.summary, interrupted=ended.interrupted)
         _conclude(job, rotation.summary, ended, feed)
         if sandbox is not None:
@@ -54,6 +71,21 @@ async def run_job(job: Job) -> int:
             feed.say(f"the sandbox saw {requests:,} requests and patched {patched:,} accounts")
         feed.ended(rotation.summary, code, job.journal)
     return code
+
+
+def cluster_extra() -> ModuleType:
+    """
+    The module `postpress_async.cluster`, which is an extra.
+
+    Raises:
+        click.UsageError: It is not installed.
+    """
+    try:
+        return import_module("postpress_async.cluster")
+    except ImportError as error:
+        raise click.UsageError(
+            f"a cluster takes {error.name}, which is not there: pip install 'postpress-async[distributed]'"
+        ) from None
 
 
 def make_sandbox(wishes: Wishes, pool: ProxyPool | None) -> Sandbox:
@@ -84,13 +116,13 @@ class _Ended:
         return self.interrupted or self.timed_out or self.unheard
 
 
-async def _run(job: Job, session: PostPressSession, rotation: Rotation, feed: Feed) -> _Ended:
+async def _run(job: Job, sender: Paused, rotation: Rotation, feed: Feed) -> _Ended:
     ended = _Ended()
     try:
         with _interruptible(rotation, ended, job.wishes.max_duration):
             async with rotation:
                 feed.begun(job, rotation.summary)
-                with Progress(job.total, rotation, session) as progress:
+                with Progress(job.total, rotation, sender) as progress:
                     async for outcome in rotation:
                         progress.update(outcome)
                         if not feed.settled(outcome) and not rotation.summary.stopped:
