@@ -1,6 +1,7 @@
 """A rotation under way on the command line: its signals, what is shown of it, and its exit code."""
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ async def run_job(job: Job) -> int:
         if wishes.cluster is None:
             sender = PostPressSession(key, base_url=url, pace=pace, on_event=observer)
         else:
-            sender = cluster_extra().Cluster(
+            sender = _quiet(cluster_extra()).Cluster(
                 wishes.cluster,
                 certificates=wishes.certificates,
                 api_key=key,
@@ -86,6 +87,14 @@ def cluster_extra() -> ModuleType:
         raise click.UsageError(
             f"a cluster takes {error.name}, which is not there: pip install 'postpress-async[distributed]'"
         ) from None
+
+
+def _quiet(extra: ModuleType) -> ModuleType:
+    """What Dask has to say of lost workers is told, where it matters, in words of ours."""
+    for name in tuple(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    return extra
 
 
 def make_sandbox(wishes: Wishes, pool: ProxyPool | None) -> Sandbox:

@@ -36,8 +36,11 @@ GONE: Final = 1.0
 PATIENCE: Final = 5.0
 """Seconds for an answer of the scheduler."""
 
+SCHEDULERLESS: Final = 10.0
+"""Seconds without an answer of the scheduler after which the rotation ends: its workers leave with it."""
+
 NOBODY: Final = 60.0
-"""Seconds without a worker that can work, or without the scheduler, after which the rotation ends."""
+"""Seconds without a worker that can work after which the rotation ends."""
 
 
 class Carrier(Protocol):
@@ -81,6 +84,7 @@ class ClusterRotation(AttendedRotation):
         self._fed_at = 0.0
         self._fed: Final = asyncio.Event()  # set while the feeder may go on
         self._able_at = time.monotonic()  # when there last was a worker that could work
+        self._answered_at = time.monotonic()  # when the scheduler last did
         self._trouble: str | None = None
 
     # --- Sending out ---
@@ -205,8 +209,12 @@ class ClusterRotation(AttendedRotation):
                     found = await self._carrier.workers()
             except OSError:  # TimeoutError is one
                 found = frozenset()
-                self._trouble = "its scheduler does not answer"
+            else:
+                self._answered_at = time.monotonic()
             now = time.monotonic()
+            if now - self._answered_at > SCHEDULERLESS:
+                again = "start it and its workers, and run the same command again"
+                self._break(ClusterError(f"the cluster's scheduler does not answer any more: {again}"))
             for address in found - self._hands.keys():
                 self._hands[address] = Hand(address, now)
             for hand in self._hands.values():

@@ -61,6 +61,7 @@ class Post:
         self._comm: Comm | None = None
         self._talking: Final = asyncio.Lock()  # one question at a time
         self._heard = time.monotonic()
+        self._cut_off = False
         self._news: Final = asyncio.Event()
         self._urgent: Final = asyncio.Event()
         self._kept: Final[dict[tuple[int, int], asyncio.Future[None]]] = {}
@@ -165,9 +166,12 @@ class Post:
 
     async def room(self) -> None:
         """Return once the coordinator is not far behind, and was heard of lately: at once, mostly."""
-        while not self._over and (len(self._outbox) > ROOM or time.monotonic() - self._heard > FRESH):
+        while not self._over and self._is_far():
             self._news.clear()
             await self._news.wait()
+
+    def _is_far(self) -> bool:
+        return self._cut_off or len(self._outbox) > ROOM or time.monotonic() - self._heard > FRESH
 
     def kept(self, ordinal: int, generation: int) -> Awaitable[None]:
         """Ends when the coordinator has it on its disk."""
@@ -245,8 +249,9 @@ class Post:
                     answer = await self._comm.read()
             except BaseException:
                 self._hang_up()  # an answer that comes later would be taken for another question's
+                self._cut_off = True
                 raise
-        self._heard = time.monotonic()
+        self._heard, self._cut_off = time.monotonic(), False
         return answer
 
     def _hang_up(self) -> None:
