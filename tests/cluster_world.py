@@ -57,8 +57,9 @@ class World:
         scheduler: As long as there is one.
     """
 
-    def __init__(self, folder: Path, sandbox: Sandbox, *, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, sandbox: Sandbox, *, host: str = "127.0.0.1") -> None:
         self.folder = folder
+        self.host = host
         self.sandbox = sandbox
         self.workers: list[Process] = []
         self.scheduler: Process | None = None
@@ -78,11 +79,11 @@ class World:
                 process.send_signal(signal.SIGKILL)
             await process.wait()
 
-    async def start_scheduler(self, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
+    async def start_scheduler(self) -> None:
         """Start one, and know its address."""
         file = self.folder / f"scheduler-{len(self._started)}.json"
-        words = ["--host", host, "--port", "0", "--scheduler-file", str(file), "--no-dashboard"]
-        self.scheduler = await self._start("scheduler", *words, prefix=prefix)
+        words = ["--host", self.host, "--port", "0", "--scheduler-file", str(file)]
+        self.scheduler = await self._start("scheduler", *words, "--dashboard-address", f"{self.host}:0")
 
         def address() -> str:
             with suppress(OSError, ValueError):  # not there yet, or half written
@@ -92,7 +93,9 @@ class World:
         self.address = ""
         await until(address)
 
-    async def start_worker(self, *words: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None) -> Process:
+    async def start_worker(
+        self, *words: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None
+    ) -> Process:
         """Start one; it is there some seconds later."""
         local = ["--local-directory", str(self.folder / f"worker-{len(self._started)}")]
         common = ["--no-nanny", "--nthreads", "8", "--no-dashboard", "--memory-limit", "0", *local]

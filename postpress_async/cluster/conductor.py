@@ -27,6 +27,10 @@ SHARD: Final = 2_000
 SMALLEST: Final = 50
 """Rows of a shard, where there are so many: the last ones are small, so that all workers end together."""
 
+TRIED: Final = 100
+"""Accounts that have been tried before shards get larger than the smallest, and a worker gets two of them: a
+key that is refused is not to be tried on thousands."""
+
 QUIET: Final = 0.05
 """Seconds without a new row after which a shard goes out that is not full."""
 
@@ -164,14 +168,20 @@ class ClusterRotation(AttendedRotation):
             if whole and not quiet and len(self._buffer) < size:
                 return
             hand = min(able, key=lambda hand: hand.out)
-            if hand.out >= max(size, min(SHARD, 2 * self._orders.pace.in_flight)):
+            if hand.out >= self._enough(size):
                 return
             rows = [self._buffer.popleft() for _ in range(min(size, len(self._buffer)))]
             self._send(hand, rows)
             self._fed.set()
 
+    def _enough(self, size: int) -> int:
+        """Rows with which a worker needs no further shard of this *size* yet."""
+        return size if self._halts.tried < TRIED else max(size, min(SHARD, 2 * self._orders.pace.in_flight))
+
     def _size(self, workers: int) -> int:
         """So many rows that what is left makes two shards for each worker, within the edges."""
+        if self._halts.tried < TRIED:
+            return SMALLEST
         if self.total is None or not workers:
             return SHARD
         out = sum(hand.out for hand in self._hands.values())

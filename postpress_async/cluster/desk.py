@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from distributed.comm import Comm, CommClosedError, listen
@@ -12,6 +13,9 @@ from postpress_async.errors import ClusterError
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 OVER: Final = {"over": True}
+
+LAST_WORD: Final = 0.5
+"""Seconds in which workers may still be told that it is over; each speaks every 50 ms."""
 
 
 class Desk:
@@ -27,6 +31,8 @@ class Desk:
         self._security: Final = security
         self._rotations: Final[dict[str, Answer]] = {}
         self._comms: Final[set[Comm]] = set()
+        self._untold: Final[set[Comm]] = set()  # those whose worker thinks that a rotation goes on
+        self._news: Final = asyncio.Event()
         self._listener: Any = None
         self.address = ""
 
@@ -60,18 +66,33 @@ class Desk:
             while True:
                 question = await comm.read()
                 rotation = self._rotations.get(question["token"])
-                await comm.write(OVER if rotation is None else await rotation(question))
+                if rotation is not None:
+                    self._untold.add(comm)
+                    await comm.write(await rotation(question))
+                    continue
+                await comm.write(OVER)
+                self._untold.discard(comm)
+                self._news.set()
         except (CommClosedError, OSError):
             pass  # it comes back, if it lives
         finally:
             self._comms.discard(comm)
+            self._untold.discard(comm)
+            self._news.set()
             comm.abort()
 
     async def aclose(self) -> None:
-        """Listen no more, and hang up."""
+        """Listen no more, and hang up, once those who speak have been told that it is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORD):
+                await self._none_of(self._untold)
         if self._listener is not None:
             self._listener.stop()
         for comm in tuple(self._comms):
             comm.abort()
-        while self._comms:  # noqa: ASYNC110 - each ends in the turn after
-            await asyncio.sleep(0)
+        await self._none_of(self._comms)
+
+    async def _none_of(self, comms: set[Comm]) -> None:
+        while comms:
+            self._news.clear()
+            await self._news.wait()
