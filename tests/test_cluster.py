@@ -458,7 +458,7 @@ async def test_a_stop_is_told_and_rows_that_were_not_sent_are_skipped() -> None:
 
 async def test_a_worker_gets_few_rows_until_it_is_seen_how_they_fare() -> None:
     """A key that is refused is not to be tried on thousands before the first answer is heard of."""
-    carrier = StubCarrier("w1", "w2")
+    carrier = StubCarrier("w1")
     async with rotation_of(carrier, {f"acc_{n}": US for n in range(10_000)}) as rotation:
         hand, sizes = HandMade(carrier, "w1"), []
         for _ in range(2):
@@ -474,3 +474,21 @@ async def test_a_worker_gets_few_rows_until_it_is_seen_how_they_fare() -> None:
         await hand.beat(("end", number))
 
     assert sizes == [conductor.SMALLEST, conductor.SMALLEST, conductor.SHARD]
+
+
+async def test_whoever_leaves_at_once_leaves_at_once() -> None:
+    """A second Ctrl-C: what workers have is in doubt, and the next run asks under the same keys."""
+    carrier = StubCarrier("w1")
+    rotation = None
+    with pytest.raises(KeyError):
+        async with rotation_of(carrier, {f"acc_{n}": US for n in range(100)}) as rotation:
+            _, number = await carrier.carried.get()
+            hand = HandMade(carrier, "w1")
+            await hand.hello()
+            await hand.shard(number)
+            rotation._news.set()  # in the very turn in which it is cancelled
+            raise KeyError
+
+    assert rotation is not None
+    assert rotation.summary.states == {State.UNKNOWN: 50, State.SKIPPED: 50}
+    assert rotation.summary.elapsed < 5

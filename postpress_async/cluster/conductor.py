@@ -103,7 +103,8 @@ class ClusterRotation(AttendedRotation):
                 self._send_out(whole=not feeder.done())
                 self._news.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), QUIET)
+                    async with asyncio.timeout(QUIET):  # wait_for loses a cancellation, in Python 3.11
+                        await self._news.wait()
         except PostPressError as error:
             self._break(error)
         finally:

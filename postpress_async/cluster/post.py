@@ -196,7 +196,8 @@ class Post:
                 with suppress(OSError, TimeoutError):
                     self._take_answer(await self._ask(self._beat()))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._urgent.wait(), BEAT)
+                    async with asyncio.timeout(BEAT):
+                        await self._urgent.wait()
                 self._urgent.clear()
         finally:
             watch.cancel()
