@@ -22,6 +22,7 @@ Every error, and what each one tells: whose fault it is, whether to retry, what 
     ├── ConfigurationError          the session cannot work as it was made
     │   └── SessionClosedError
     └── RotationError               a rotation cannot begin, or cannot go on
+        ├── ClusterError            its cluster is gone, or no worker of it can work
         ├── FleetError              its input cannot be read
         └── JournalError            its journal is none, or another rotation's
             └── JournalNotWritableError    or cannot be written: at the beginning, or under way
@@ -316,6 +317,10 @@ class RotationError(PostPressError):
     """A rotation cannot begin, or cannot go on."""
 
     scope = Scope.REQUEST
+
+
+class ClusterError(RotationError):
+    """The cluster cannot be reached, went away, or has no worker that can work."""
 
 
 class FleetError(RotationError):

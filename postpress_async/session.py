@@ -16,7 +16,7 @@ from postpress_async import events
 from postpress_async._call import Line, UpdateCall
 from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey
 from postpress_async._lean_transport import make_lean
-from postpress_async._lifetime import Lifetime
+from postpress_async._lifetime import Lifetime, Waits
 from postpress_async._network import Transport
 from postpress_async._settings import make_tls, read_api_key, read_base_url
 from postpress_async._transport import AiohttpTransport
@@ -105,6 +105,11 @@ class PostPressSession:
     def paused(self) -> bool:
         """Whether all calls pause now, but for probes: the service is out."""
         return self._line.pacer.paused
+
+    @property
+    def pacer(self) -> Pacer:
+        """Not for callers: what lets its calls in. A cluster leases it its rate, and tells it of pauses."""
+        return self._line.pacer
 
     async def update_proxy(
         self,
@@ -197,24 +202,8 @@ class PostPressSession:
                 on_unknown=on_unknown,
                 on_failed=on_failed,
             )
-
-        async def update(
-            account_id: str, change: ProxyChange, row_keys: "RowKeys", errand: "Errand", /
-        ) -> AccountPatched:
-            keys: Keys = row_keys if self._idempotency else OneKey(None, row_keys.in_doubt)
-            with self._lifetime.call():
-                call = UpdateCall(
-                    self._line,
-                    account_id,
-                    change,
-                    keys,
-                    self._retry,
-                    errand,  # pyright: ignore[reportArgumentType] # it takes what is in slots for methods
-                )
-                return await call.run()
-
         return Rotation(
-            update,
+            self.run_errand,
             given.rows,
             in_flight=in_flight or self._pace.in_flight,
             journal=opener,
@@ -223,9 +212,29 @@ class PostPressSession:
             halt=Halt.of(halt),
             pool=pool,
             limit=limit,
-            waits=self._lifetime.part(),
+            waits=self.part_of_waits(),
             observer=self._line.observer,
         )
+
+    async def run_errand(
+        self, account_id: str, change: ProxyChange, row_keys: "RowKeys", errand: "Errand", /
+    ) -> AccountPatched:
+        """Not for callers: one call of a rotation, on this machine or on a worker of a cluster."""
+        keys: Keys = row_keys if self._idempotency else OneKey(None, row_keys.in_doubt)
+        with self._lifetime.call():
+            call = UpdateCall(
+                self._line,
+                account_id,
+                change,
+                keys,
+                self._retry,
+                errand,  # pyright: ignore[reportArgumentType] # it takes what is in slots for methods
+            )
+            return await call.run()
+
+    def part_of_waits(self) -> Waits:
+        """Not for callers: where the calls of one rotation wait."""
+        return self._lifetime.part()
 
     async def aclose(self, timeout: float = 5.0) -> None:
         """

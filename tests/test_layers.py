@@ -13,7 +13,7 @@ PACKAGE = Path(postpress_async.__file__).parent
 LAYERS = ["_version secret _countries _deadlines", "_fields", "models", "_failure", "errors", "_retry_after"]
 LAYERS += ["_wire retry pace events _connector", "_network _turns _lifetime _idempotency _settings"]
 LAYERS += ["_transport _exchange", "_lean_transport _call"]
-LAYERS += ["rotation", "session", "sandbox telemetry", "pytest_plugin", "cli __init__", "__main__"]
+LAYERS += ["rotation", "session", "sandbox telemetry cluster", "pytest_plugin", "cli __init__", "__main__"]
 
 
 def imported(module: str) -> set[str]:
@@ -65,7 +65,7 @@ def test_importing_the_package_is_silent_and_loads_no_extra() -> None:
     told = (
         "import sys, postpress_async;"
         "extras = {'click', 'rich', 'uvloop', 'pyarrow', 'sqlalchemy', 'distributed', 'opentelemetry'};"
-        "extras |= {'jinja2', 'vl_convert'};"
+        "extras |= {'jinja2', 'vl_convert', 'dask'};"
         "extras |= {'pandas', 'polars', 'numpy', 'pytest'};"
         "[getattr(postpress_async, name) for name in dir(postpress_async)];"
         "print(sorted(extras & set(sys.modules)), 'aiohttp.web' in sys.modules)"

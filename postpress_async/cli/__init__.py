@@ -11,6 +11,7 @@ from postpress_async._version import __version__
 from postpress_async.cli import exits
 from postpress_async.cli.arguments import refuse_secrets
 from postpress_async.cli.catalogue import errors
+from postpress_async.cli.certificates import cluster_certificates
 from postpress_async.cli.completion import completion
 from postpress_async.cli.export import export
 from postpress_async.cli.report import report
@@ -41,7 +42,7 @@ def cli() -> None:
 
 _COMMANDS: Final = (
     *(rotate, status, report, export, retry_failed),
-    *(update, sandbox, errors, completion),
+    *(update, sandbox, cluster_certificates, errors, completion),
 )
 for _command in _COMMANDS:
     cli.add_command(_command)

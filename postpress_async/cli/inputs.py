@@ -48,6 +48,8 @@ class Wishes:
     attempts: int
     limit: int | None
     max_duration: float | None
+    cluster: str | None
+    certificates: str | None
     halt: str | int
     canary: int
     on_unknown: OnUnknown
@@ -79,6 +81,8 @@ class Wishes:
             raise click.UsageError("the accounts come from FLEET or from --query, not both")
         if self.query is None and (self.database is not None or self.database_file is not None):
             raise click.UsageError("--from and --from-file name a database: give --query too")
+        if self.certificates is not None and self.cluster is None:
+            raise click.UsageError("--certificates are those of a cluster: give --cluster too")
         if self.pool == "-" and self.fleet == "-":
             raise click.UsageError("standard input can be the FLEET or the --pool, not both")
 

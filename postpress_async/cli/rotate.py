@@ -56,7 +56,11 @@ _SHARED: Final = [
     click.option("--skip-bad", is_flag=True, help="Leave out the rows and proxies that are refused."),
     # How fast, and how far.
     click.option(
-        "--in-flight", type=click.IntRange(1), metavar="N", default=100, help="Requests at once, at most."
+        "--in-flight",
+        type=click.IntRange(1),
+        metavar="N",
+        default=100,
+        help="Requests at once, at most; of each worker.",
     ),
     click.option(
         "--rate", type=click.FloatRange(0, min_open=True), metavar="N", help="Requests a second, at most."
@@ -78,6 +82,18 @@ _SHARED: Final = [
         type=options.duration,
         metavar="TIME",
         help="Stop after 6h, 90m or 30s, as at Ctrl-C.",
+    ),
+    # Where it runs.
+    click.option(
+        "--cluster",
+        metavar="local:N|tls://HOST:PORT",
+        help="Send from N workers on this machine, or from those of a Dask scheduler.",
+    ),
+    click.option(
+        "--certificates",
+        type=click.Path(),
+        metavar="DIR",
+        help="Those of the cluster: see cluster-certificates. Else as Dask is configured.",
     ),
     # When to stop by itself, and what to do again.
     click.option(
@@ -161,6 +177,9 @@ def rotate(**given: Any) -> int:
       postpress-async rotate fleet.csv --pool proxies.txt --rate 50 --dry-run
     Ten accounts first, all of them if fewer than one in twenty of those fail:
       postpress-async rotate fleet.csv --pool proxies.txt --canary 10 --halt 5%
+    From two processes of this machine, and from the workers of a Dask scheduler:
+      postpress-async rotate fleet.csv --cluster local:2
+      postpress-async rotate fleet.csv --cluster tls://scheduler:8786 --certificates certificates
     At night, at the pace of the key's tier, until six hours are over:
       postpress-async rotate fleet.csv --rate 50 --max-duration 6h
     """

@@ -1,11 +1,14 @@
 """A rotation under way on the command line: its signals, what is shown of it, and its exit code."""
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from typing import Final
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -13,14 +16,18 @@ from postpress_async.cli import exits, options
 from postpress_async.cli.feed import Feed
 from postpress_async.cli.inputs import Job, Wishes
 from postpress_async.cli.output import tell
-from postpress_async.cli.progress import Progress
+from postpress_async.cli.progress import Paused, Progress
 from postpress_async.cli.serve import first_places
 from postpress_async.errors import RotationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import ProxyPool, Rotation, RotationSummary, State
 from postpress_async.sandbox import Sandbox
+from postpress_async.secret import Secret
 from postpress_async.session import PostPressSession
+
+if TYPE_CHECKING:
+    from postpress_async.cluster import Cluster
 
 
 async def run_job(job: Job) -> int:
@@ -32,22 +39,29 @@ async def run_job(job: Job) -> int:
         retry = RetryPolicy(attempts=wishes.attempts)
         observer = feed.observe if wishes.json or wishes.verbose else None
         sandbox = None
+        key, url = None, wishes.base_url
         if wishes.sandbox:
-            sandbox = make_sandbox(wishes, job.pool)
-            await stack.enter_async_context(sandbox)
-            session = sandbox.session(retry=retry, pace=pace, on_event=observer, transport=wishes.transport)
-        else:
+            sandbox = await stack.enter_async_context(make_sandbox(wishes, job.pool))
+            key, url = Secret(sandbox.api_key), sandbox.url
+        elif wishes.api_key_file is not None:
             key = options.read_key(wishes.api_key_file)
-            session = PostPressSession(
-                key,
-                base_url=wishes.base_url,
+        sender: Cluster | PostPressSession
+        if wishes.cluster is None:
+            sender = PostPressSession(
+                key, base_url=url, retry=retry, pace=pace, transport=wishes.transport, on_event=observer
+            )
+        else:
+            sender = _quiet(cluster_extra()).Cluster(
+                wishes.cluster,
+                certificates=wishes.certificates,
+                api_key=key,
+                base_url=url,
                 retry=retry,
                 pace=pace,
-                transport=wishes.transport,
                 on_event=observer,
             )
-        await stack.enter_async_context(session)
-        rotation = session.rotate(
+        await stack.enter_async_context(sender)
+        rotation = sender.rotate(
             job.changes,
             journal=job.journal,
             halt=wishes.halts,
@@ -56,7 +70,7 @@ async def run_job(job: Job) -> int:
             on_unknown=wishes.on_unknown,
             on_failed=wishes.on_failed,
         )
-        ended = await _run(job, session, rotation, feed)
+        ended = await _run(job, sender, rotation, feed)
         code = exits.code_of(rotation.summary, interrupted=ended.interrupted)
         _conclude(job, rotation.summary, ended, feed)
         if sandbox is not None:
@@ -64,6 +78,29 @@ async def run_job(job: Job) -> int:
             feed.say(f"the sandbox saw {requests:,} requests and patched {patched:,} accounts")
         feed.ended(rotation.summary, code, job.journal)
     return code
+
+
+def cluster_extra() -> ModuleType:
+    """
+    The module `postpress_async.cluster`, which is an extra.
+
+    Raises:
+        click.UsageError: It is not installed.
+    """
+    try:
+        return import_module("postpress_async.cluster")
+    except ImportError as error:
+        raise click.UsageError(
+            f"a cluster takes {error.name}, which is not there: pip install 'postpress-async[distributed]'"
+        ) from None
+
+
+def _quiet(extra: ModuleType) -> ModuleType:
+    """What Dask has to say of lost workers is told, where it matters, in words of ours."""
+    for name in tuple(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    return extra
 
 
 def make_sandbox(wishes: Wishes, pool: ProxyPool | None) -> Sandbox:
@@ -94,13 +131,13 @@ class _Ended:
         return self.interrupted or self.timed_out or self.unheard
 
 
-async def _run(job: Job, session: PostPressSession, rotation: Rotation, feed: Feed) -> _Ended:
+async def _run(job: Job, sender: Paused, rotation: Rotation, feed: Feed) -> _Ended:
     ended = _Ended()
     try:
         with _interruptible(rotation, ended, job.wishes.max_duration):
             async with rotation:
                 feed.begun(job, rotation.summary)
-                with Progress(job.total, rotation, session) as progress:
+                with Progress(job.total, rotation, sender) as progress:
                     async for outcome in rotation:
                         progress.update(outcome)
                         if not feed.settled(outcome) and not rotation.summary.stopped:

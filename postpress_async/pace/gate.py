@@ -105,6 +105,13 @@ class Gate:
         self._shut(until)
         return True
 
+    def heard(self, now: float) -> None:
+        """Another session of the same key found the service out: shut, and probe soon."""
+        if not self._signs:
+            self._row_began = now
+            self._begin(now)
+        self._shut(now + self._pause(now))
+
     @property
     def next_probe_at(self) -> float | None:
         """When the next probe may go; None where that depends on an answer."""

@@ -94,6 +94,25 @@ class Pacer:
         """Requests a second that may go out now; infinite where nothing says otherwise."""
         return self._rate.value
 
+    def lease(self, rate: float) -> None:
+        """From now on, so many requests a second at most: this session's share of a rate."""
+        self._rate.lease(rate, self._clock())
+        if self._waiting[0] or self._waiting[1]:
+            self._admit()
+
+    def pause(self) -> None:
+        """Pause, on the word of another session of the same key: the service is out."""
+        if not self._pace.adaptive or self._gate.shut:
+            return
+        now = self._clock()
+        self._gate.heard(now)
+        self._limit.pause(self._gate.began)
+        if self._on_pause is not None:
+            self._on_pause(True)
+        self._look()
+        if self._waiting[0] or self._waiting[1]:
+            self._admit()
+
     def try_enter(self) -> Ticket | None:
         """A ticket if there is one at once; None where the call has to `enter`."""
         if self._taken >= self._room:

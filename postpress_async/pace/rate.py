@@ -59,7 +59,7 @@ class Rate:
     """
 
     def __init__(self, ceiling: float | None) -> None:
-        self.ceiling: Final = math.inf if ceiling is None else ceiling
+        self.ceiling: float = math.inf if ceiling is None else ceiling
         self.active: bool = ceiling is not None
         self.value: float = self.ceiling
         self.ready_at: float = -math.inf
@@ -85,6 +85,16 @@ class Rate:
         self._due = (self._due if self._due > now else now) + 1 / self.value
         self.ready_at = self._due - BURST
         return True
+
+    def lease(self, ceiling: float, now: float) -> None:
+        """Take another *ceiling*; the request that is due next waits in proportion."""
+        before = self.value
+        self.ceiling = ceiling
+        self.active = True
+        self.value = min(self._learned, ceiling)
+        if self._due > now and before < math.inf:
+            self._due = now + (self._due - now) * before / self.value
+            self._make_ready()
 
     def give_back(self) -> None:
         """The last request that was counted was not sent."""

@@ -21,10 +21,11 @@ from postpress_async.rotation.admission import Admission
 from postpress_async.rotation.errand import Settler, Update
 from postpress_async.rotation.halt import Halt, Halts
 from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.notes import Notes
 from postpress_async.rotation.outcome import Outcome, RotationSummary, State
 from postpress_async.rotation.plan import Refusal
 from postpress_async.rotation.pool import PooledProxy, ProxyPool
-from postpress_async.rotation.resume import OpenRow, OpenRows, RowKeys, Source
+from postpress_async.rotation.resume import OpenRow, OpenRows, RowKeys, Source, Takes
 
 _log = logging.getLogger("postpress_async.rotation")
 
@@ -70,10 +71,10 @@ class Rotation:
         self._waits: Final = waits or Waits()
         self._observer: Final = observer
         self._source: Final = rows
-        self._settler: Final = Settler(update, self._waits, self._rest, pool, self._found)
+        self._settler = Settler(update, self._waits, self._rest, pool, self._found)
         self._settled: asyncio.Queue[Outcome | None] = asyncio.Queue(maxsize=in_flight)
         self._group: Final = asyncio.TaskGroup()
-        self._journal: Journal | None = None
+        self._journal: Notes | None = None
         self._run = secrets.token_hex(12)
         self._workers = 0
         self._resting = 0  # of the workers
@@ -126,10 +127,7 @@ class Rotation:
         self._entered = True
         self._began = time.monotonic()
         try:
-            if self._open_journal is not None:
-                self._journal = self._open_journal()
-                self._take_up(self._journal)
-            self._rows = OpenRows(self._source, self._journal)
+            self._open()
             await self._group.__aenter__()
         except BaseException:
             if self._journal is not None:
@@ -138,6 +136,14 @@ class Rotation:
         for _ in range(self._in_flight):
             self._hire()
         return self
+
+    def _open(self) -> None:
+        """Have a journal, if there is to be one, and rows."""
+        journal = None if self._open_journal is None else self._open_journal()
+        if journal is not None:
+            self._journal = journal
+            self._take_up(journal)
+        self._rows: Takes = OpenRows(self._source, journal)
 
     def _take_up(self, journal: Journal) -> None:
         self._run = journal.run

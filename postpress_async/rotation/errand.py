@@ -6,7 +6,7 @@ the next one where that does not work: each proxy is a call, under a key that no
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, Protocol
 
 from postpress_async._lifetime import Waits
@@ -14,11 +14,37 @@ from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentia
 from postpress_async.models import AccountPatched, CustomProxy, ProxyChange
 from postpress_async.rotation.outcome import Outcome
 from postpress_async.rotation.plan import Row
-from postpress_async.rotation.pool import PooledProxy, ProxyPool
+from postpress_async.rotation.pool import PooledProxy
 from postpress_async.rotation.resume import RowKeys
 
 STRIKES: Final = 2
 """Errors of a pool's proxy in one call, after which the account takes the next one: one often passes."""
+
+
+class Proxies(Protocol):
+    """What is needed of a pool; see `ProxyPool`. One at a distance has to be asked, and answers later."""
+
+    def give(
+        self, account_id: str, /, *, but_not: Collection[PooledProxy]
+    ) -> PooledProxy | Awaitable[PooledProxy | None] | None:
+        """The proxy that the account is to get."""
+        ...
+
+    def failed(self, proxy: PooledProxy, account_id: str, /, *, credentials: bool) -> bool:
+        """Record that *proxy* failed the account; whether that put it into quarantine."""
+        ...
+
+    def worked(self, proxy: PooledProxy, /) -> None:
+        """An account was patched with *proxy*."""
+        ...
+
+    def take_back(self, proxy: PooledProxy, /) -> None:
+        """The account that was given *proxy* did not get it."""
+        ...
+
+    def in_quarantine(self, proxy: PooledProxy, /) -> bool:
+        """Whether it is out for the rest of the run."""
+        ...
 
 
 class Errand:
@@ -36,7 +62,7 @@ class Errand:
 
     __slots__ = ("_pool", "_strikes", "attempts", "in_doubt", "proxy", "rests", "resumable", "waits")
 
-    def __init__(self, waits: Waits, rests: Callable[[bool], object], pool: ProxyPool | None) -> None:
+    def __init__(self, waits: Waits, rests: Callable[[bool], object], pool: Proxies | None) -> None:
         self.waits: Waits = waits
         self.rests: Callable[[bool], object] = rests
         self.proxy: PooledProxy | None = None
@@ -96,7 +122,7 @@ class Settler:
         update: Update,
         waits: Waits,
         rests: Callable[[bool], object],
-        pool: ProxyPool | None,
+        pool: Proxies | None,
         found: Callable[[PooledProxy, bool], object],
     ) -> None:
         self._update: Final = update
@@ -143,6 +169,11 @@ class Settler:
         elapsed = time.monotonic() - began
         return Outcome.patched(row.ordinal, row.line, row.account_id, attempts, elapsed, label)
 
+    @staticmethod
+    async def _given(pool: Proxies, row: Row, tried: list[PooledProxy]) -> PooledProxy | None:
+        given = pool.give(row.account_id, but_not=tried)
+        return await given if isinstance(given, Awaitable) else given
+
     async def _through_the_pool(self, row: Row, keys: RowKeys, errand: Errand) -> AccountPatched:
         pool, tried = self._pool, list[PooledProxy]()
         assert pool is not None  # noqa: S101 - rows without a change are refused where there is none
@@ -151,7 +182,7 @@ class Settler:
             # Also where no proxy is left now: the next run is not told that the key had a use.
             if keys.in_doubt or keys.spent:
                 await keys.renew()  # what was sent under this key had perhaps another proxy
-            while (proxy := pool.give(row.account_id, but_not=tried)) is not None:
+            while (proxy := await self._given(pool, row, tried)) is not None:
                 if tried:
                     await keys.renew()
                 errand.begin(proxy)

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from attrs import frozen
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.notes import Notes
 from postpress_async.rotation.outcome import State
 from postpress_async.rotation.plan import Refusal, Row
 
@@ -37,6 +38,14 @@ class OpenRow:
     maybe_sent: bool = False
     answered: bool = False
     generation: int = 0
+
+
+class Takes(Protocol):
+    """Where a rotation takes its rows from."""
+
+    async def take(self) -> OpenRow | None:
+        """The next one; None after the last."""
+        ...
 
 
 class OpenRows:
@@ -119,7 +128,7 @@ class RowKeys:
 
     __slots__ = ("_generation", "_journal", "_ordinal", "_run", "in_doubt", "spent")
 
-    def __init__(self, run: str, taken: OpenRow, journal: Journal | None) -> None:
+    def __init__(self, run: str, taken: OpenRow, journal: Notes | None) -> None:
         self.in_doubt: bool = taken.maybe_sent
         self.spent: bool = taken.answered
         self._run = run

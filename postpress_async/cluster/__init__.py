@@ -1,0 +1,234 @@
+"""
+The same rotation on many machines, by Dask distributed; it takes the extra ``distributed``.
+
+`Cluster` is the face: it stands where a session would, and its rotations are used like a session's.
+"""
+
+import logging
+import os
+from contextlib import AsyncExitStack
+from functools import partial
+from types import TracebackType
+from typing import Final, Self
+
+import dask
+from attrs import evolve
+from distributed import CancelledError, Client, LocalCluster
+from distributed.scheduler import KilledWorker
+from distributed.utils import get_ip
+
+from postpress_async import events
+from postpress_async._settings import read_api_key, read_base_url
+from postpress_async.cluster.conductor import ClusterRotation
+from postpress_async.cluster.desk import Answer, Desk
+from postpress_async.cluster.orders import Orders
+from postpress_async.cluster.place import Place, write_certificates
+from postpress_async.cluster.post import settle_shard
+from postpress_async.errors import ClusterError, ConfigurationError
+from postpress_async.pace import Pace
+from postpress_async.retry import RetryPolicy
+from postpress_async.rotation import Halt, Journal, ProxyPool
+from postpress_async.rotation.given import Changes, Given
+from postpress_async.rotation.journal import OnFailed, OnUnknown
+from postpress_async.secret import Secret
+
+__all__ = ["Cluster", "ClusterRotation", "write_certificates"]
+
+THREADS: Final = 8
+"""Shards that a worker of ours begins at once. They share its event loop: no thread is started for them."""
+
+# Of a cluster of our own. One failure is enough, since whoever submits it again knows what was settled; and
+# the dashboards, which anyone on the machine could open, tell of nothing.
+_OURS: Final = {
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.scheduler.worker-ttl": "10s",
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+}
+
+
+class Cluster:
+    """
+    Workers that carry rotations out, on this machine or many.
+
+    It is entered with ``async with``, and its rotations with another one inside. A program that makes one of
+    its own (``local:N``) does so under ``if __name__ == "__main__":``, since its workers import it.
+
+    Args:
+        place: ``local:N``, for N workers on this machine; or ``tls://HOST:PORT``, where a Dask scheduler is.
+        certificates: The folder that `write_certificates` filled, for a scheduler that was started with it.
+        api_key: Of workers on this machine; else the environment's ``POSTPRESS_API_KEY``. Workers elsewhere
+            read it there.
+        base_url: As `PostPressSession` has it.
+        retry: As `PostPressSession` has it; to be picklable.
+        pace: Of each worker; but for its rate, which all of them share.
+        on_event: Called with what all workers do, but for each single attempt.
+
+    Raises:
+        ConfigurationError: The place, its certificates, the key or the base URL cannot be used.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        *,
+        certificates: str | os.PathLike[str] | None = None,
+        api_key: str | Secret | None = None,
+        base_url: str | None = None,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable, as is the pace
+        pace: Pace = Pace(),  # noqa: B008
+        on_event: events.Observer | None = None,
+    ) -> None:
+        self._place: Final = Place.of(place)
+        self._security: Final = self._place.security(certificates)
+        url = read_base_url(base_url)
+        self._target: Final = "this machine" if url.scheme == "http" else str(url)
+        if not self._place.is_here and (api_key is not None or url.scheme == "http"):
+            raise ConfigurationError(
+                f"the workers of {place} are other machines: they read the API key there, from "
+                "POSTPRESS_API_KEY, and reach PostPress by https"
+            )
+        self._key: Final = read_api_key(api_key).reveal() if self._place.is_here else None
+        self._orders: Final = Orders("", str(url), retry, pace, pooled=False, watched=on_event is not None)
+        self._observer: Final = on_event
+        self._stack: Final = AsyncExitStack()
+        self._client: Client | None = None
+        self._desk: Desk | None = None
+        self._rotation: ClusterRotation | None = None
+
+    @property
+    def paused(self) -> bool:
+        """Whether all workers pause: the service is out."""
+        return self._rotation is not None and self._rotation.paused
+
+    def rotate(
+        self,
+        changes: Changes,
+        *,
+        journal: str | os.PathLike[str] | None = None,
+        halt: str | int | Halt | None = None,
+        pool: ProxyPool | None = None,
+        limit: int | None = None,
+        on_unknown: OnUnknown = "retry",
+        on_failed: OnFailed = "report",
+    ) -> ClusterRotation:
+        """
+        A rotation of many accounts on the workers; the arguments are those of `PostPressSession.rotate`.
+
+        A journal that one machine began can be gone on with here, and the other way round.
+        """
+        given = Given.of(changes, pooled=pool is not None)
+        opener = None
+        if journal is not None:
+            opener = partial(
+                Journal.open,
+                journal,
+                digest=None if given.fleet is None else given.fleet.digest,
+                target=self._target,
+                on_unknown=on_unknown,
+                on_failed=on_failed,
+            )
+        self._rotation = ClusterRotation(
+            self,
+            evolve(self._orders, pooled=pool is not None),
+            self._key,
+            given.rows,
+            journal=opener,
+            finite=given.finite,
+            total=given.total,
+            halt=Halt.of(halt),
+            pool=pool,
+            limit=limit,
+            observer=self._observer,
+        )
+        return self._rotation
+
+    # --- What a rotation needs; see `Carrier` ---
+
+    async def workers(self) -> frozenset[str]:
+        """The addresses of those that are there; `OSError` where the scheduler cannot be asked."""
+        return frozenset((await self._opened.scheduler.identity())["workers"])
+
+    async def carry(self, token: str, number: int, worker: str) -> int:
+        """Have *worker* begin a shard. Nothing that Dask logs, shows or keeps of it tells of a row."""
+        assert self._desk is not None  # noqa: S101 - it is entered
+        future = self._opened.submit(
+            settle_shard,
+            self._desk.address,
+            token,
+            number,
+            key=f"postpress-{token[:8]}-{number}",
+            workers=[worker],
+            pure=False,
+            retries=0,
+        )
+        try:
+            return int(await future)
+        except (KilledWorker, CancelledError) as error:  # Dask's own of that name, not asyncio's
+            raise OSError(f"{worker} is lost") from error
+        finally:
+            future.release()
+
+    def attend(self, token: str, answer: Answer) -> None:
+        """Have *answer* speak with the workers."""
+        assert self._desk is not None  # noqa: S101 - it is entered
+        self._desk.attend(token, answer)
+
+    def dismiss(self, token: str) -> None:
+        """Have them told that it is over."""
+        if self._desk is not None:
+            self._desk.dismiss(token)
+
+    @property
+    def _opened(self) -> Client:
+        if self._client is None:
+            raise RuntimeError("a cluster is entered first: async with Cluster(...) as cluster")
+        return self._client
+
+    async def __aenter__(self) -> Self:
+        try:
+            address = self._place.address or await self._start_our_own()
+            try:
+                self._client = await self._stack.enter_async_context(
+                    Client(address, security=self._security, asynchronous=True, timeout=10)
+                )
+            except (OSError, TimeoutError) as error:
+                raise ClusterError(
+                    f"no scheduler that takes our certificates answers at {address} ({error}): see that it "
+                    "runs, and with the same ones"
+                ) from None
+            self._desk = Desk(self._our_host(), self._security)
+            await self._desk.open()
+            self._stack.push_async_callback(self._desk.aclose)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    def _our_host(self) -> str:
+        """The address of this machine by which it reaches the scheduler, and workers reach it."""
+        return "127.0.0.1" if self._place.is_here else get_ip(self._place.host)
+
+    async def _start_our_own(self) -> str:
+        self._stack.enter_context(dask.config.set(_OURS))
+        made = await self._stack.enter_async_context(
+            LocalCluster(
+                n_workers=self._place.workers,
+                threads_per_worker=THREADS,
+                asynchronous=True,
+                host="127.0.0.1",
+                protocol="tls://",
+                security=self._security,
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+                preload=["postpress_async.cluster._shield"],
+                memory_limit=0,
+            )
+        )
+        return str(made.scheduler_address)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()

@@ -1,0 +1,274 @@
+"""
+What the workers of a rotation say, and what they are told.
+
+Outcomes are told and judged as if the accounts had settled here; the pool, the generations of keys and the
+rate are asked for here, since there is one of each for all workers.
+"""
+
+import asyncio
+import pickle
+import time
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final
+
+from attrs import evolve
+
+from postpress_async import events
+from postpress_async._version import __version__
+from postpress_async.cluster.crew import Hand, Shard
+from postpress_async.cluster.issuer import Issuer
+from postpress_async.cluster.orders import Orders
+from postpress_async.cluster.parcel import Sent, ended_of, pack, patched_of, plain_change
+from postpress_async.errors import ClusterError, PostPressError
+from postpress_async.models import AccountPatched
+from postpress_async.rotation.engine import Rotation
+from postpress_async.rotation.halt import Halt
+from postpress_async.rotation.outcome import Outcome
+from postpress_async.rotation.pool import ProxyPool
+from postpress_async.rotation.resume import Source
+
+UNREAD: Final = 2_000
+"""Outcomes that wait for whoever iterates over them."""
+
+
+async def _elsewhere(*_: object) -> AccountPatched:
+    raise AssertionError("accounts are settled by the workers")
+
+
+class AttendedRotation(Rotation):
+    """
+    A rotation whose accounts settle elsewhere.
+
+    Args:
+        orders: What the workers are told; the run's name is put in here.
+        key: The API key, where workers may be told it; else each reads its own.
+        rows: As `Rotation` has it, and so are *options*.
+    """
+
+    def __init__(
+        self,
+        orders: Orders,
+        key: str | None,
+        rows: Source,
+        *,
+        halt: Halt,
+        pool: ProxyPool | None,
+        observer: events.Observer | None,
+        **options: Any,
+    ) -> None:
+        # The one worker of this engine is `_work`, which has others work.
+        super().__init__(_elsewhere, rows, in_flight=1, halt=halt, pool=pool, observer=observer, **options)
+        self._settled = asyncio.Queue(UNREAD)
+        self._orders: Final = orders
+        self._key: Final = key
+        self._hands: Final[dict[str, Hand]] = {}
+        self._buffer: Final[deque[Sent]] = deque()
+        self._news: Final = asyncio.Event()
+        self._helpers: Final[set[asyncio.Task[None]]] = set()
+        self._labels: Final = {} if pool is None else {pooled.label: pooled for pooled in pool}
+        self._out: Final[list[str]] = []  # labels in quarantine
+        self._paused_at = 0.0
+        self._issuer: Final = None if orders.pace.rate is None else Issuer(orders.pace.rate)
+
+    # --- What is seen of it ---
+
+    @property
+    def retrying(self) -> int:
+        """Accounts that back off now, on all workers."""
+        return sum(hand.resting for hand in self._hands.values())
+
+    @property
+    def paused(self) -> bool:
+        """Whether all workers pause: the service is out."""
+        working = [hand for hand in self._hands.values() if hand.shards and not hand.lost]
+        return bool(working) and all(hand.paused for hand in working)
+
+    # --- Losses ---
+
+    def _lose(self, hand: Hand) -> None:
+        hand.lost = True
+        hand.resting = 0
+        for shard in tuple(hand.shards.values()):
+            self._take_again(hand, shard)
+        if self._issuer is not None:
+            self._issuer.leave(hand.address)
+
+    def _take_again(self, hand: Hand, shard: Shard) -> None:
+        """What is left of a shard goes to whoever is next; or, if nothing more is sent, is given up."""
+        if hand.shards.pop(shard.number, None) is None:
+            return
+        for sent in shard.in_doubt():
+            row = sent.row
+            if not self._stopping:
+                self._buffer.append(sent)
+            elif shard.fetched:
+                self._record(Outcome.given_up(row.ordinal, row.line, row.account_id, 0.0))
+            elif not sent.open.maybe_sent:
+                self._record(Outcome.skipped(row.ordinal, row.line, row.account_id))
+
+    def _help(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Have it done beside the others, no longer than the rotation lasts."""
+        task = asyncio.create_task(work, name=name)
+        self._helpers.add(task)
+        task.add_done_callback(self._helpers.discard)
+
+    # --- What workers say ---
+
+    async def _answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """What a worker is told, by what it asks."""
+        address, peer = question["worker"], question["peer"]
+        hand = self._hands.get(address)
+        if hand is None or (hand.peer is not None and hand.peer != peer):
+            if hand is not None:
+                self._lose(hand)  # another process has its place
+            hand = self._hands[address] = Hand(address, time.monotonic())
+        hand.peer = peer
+        async with hand.speaking:
+            hand.heard, hand.lost = time.monotonic(), False
+            if question["op"] == "hello":
+                return self._greet(hand, question["version"])
+            if question["op"] == "shard":
+                return self._hand_over(hand, question["number"])
+            try:
+                await self._hear(hand, question)
+            except Exception as error:  # the journal's, or a mistake of ours: it ends the rotation as it is
+                self._break(error)
+            hand.heard = time.monotonic()
+            return self._reply(hand, question)
+
+    def _greet(self, hand: Hand, version: str) -> dict[str, Any]:
+        if version != __version__:
+            return {
+                "refused": f"{hand.address} has postpress-async {version}, and the command is {__version__}: "
+                "install the same one"
+            }
+        orders = self._orders
+        if self._issuer is not None:
+            share = self._issuer.told(hand.address, 0.0, wants=True, now=time.monotonic())
+            orders = evolve(orders, pace=evolve(orders.pace, rate=share))
+        orders = evolve(orders, run=self._run)
+        for label in self._out:
+            hand.outbox.put("out", label)
+        return {"orders": pickle.dumps(orders), "key": self._key}
+
+    def _hand_over(self, hand: Hand, number: int) -> dict[str, Any]:
+        shard = hand.shards.get(number)
+        if shard is None or shard.fetched or self._stopping:
+            return {}
+        shard.fetched = True
+        return {"rows": pack(shard.rows.values())}
+
+    def _reply(self, hand: Hand, question: Mapping[str, Any]) -> dict[str, Any]:
+        reply = {
+            "count": hand.inbox.count,
+            "first": hand.outbox.first,
+            "notes": hand.outbox.parcel(),
+            "recall": [number for number in question["shards"] if number not in hand.shards],
+            "stop": self._stopping,
+        }
+        if self._issuer is not None:
+            now = time.monotonic()
+            wants = question["wants"]
+            reply["rate"] = self._issuer.told(hand.address, question["used"], wants=wants, now=now)
+            reply["even"] = self._issuer.even
+        return reply
+
+    async def _hear(self, hand: Hand, question: Mapping[str, Any]) -> None:
+        hand.outbox.has(question["count"])
+        hand.resting = question["resting"]
+        self._hear_of_pauses(hand, question)
+        keeping: list[tuple[int, int]] = []
+        for kind, *values in hand.inbox.fresh(question["first"], question["notes"]):
+            if kind == "patched":
+                number, ordinal, *told = values
+                if (sent := self._pop(hand, number, ordinal)) is not None:
+                    await self._tell(patched_of(sent.row, *told))
+            elif kind == "ended":
+                number, ordinal, pickled = values
+                if self._pop(hand, number, ordinal) is not None:
+                    await self._tell(ended_of(pickled))
+            elif kind == "generation":
+                keeping.append(self._keep(hand, *values))
+            else:
+                self._take_note(hand, kind, values)
+        if keeping:
+            self._help(self._keep_on_disk(hand, keeping), "rotation-generations")
+        self._news.set()
+
+    def _hear_of_pauses(self, hand: Hand, question: Mapping[str, Any]) -> None:
+        was_paused = self.paused
+        hand.paused = question["paused"]
+        if question["pauses"] > hand.pauses:
+            hand.pauses = question["pauses"]
+            for other in self._hands.values():
+                if other is not hand and not other.paused and other.shards:
+                    other.outbox.put("pause")
+        if self.paused == was_paused:
+            return
+        now = time.monotonic()
+        if self._observer is not None:
+            ended = events.PauseEnded(now - self._paused_at)
+            events.tell(self._observer, events.PauseBegan() if self.paused else ended)
+        self._paused_at = now
+
+    @staticmethod
+    def _pop(hand: Hand, number: int, ordinal: int) -> Sent | None:
+        shard = hand.shards.get(number)
+        return None if shard is None else shard.rows.pop(ordinal, None)
+
+    def _keep(self, hand: Hand, number: int, ordinal: int, generation: int) -> tuple[int, int]:
+        shard = hand.shards.get(number)
+        if shard is not None and ordinal in shard.rows:
+            shard.keep_generation(ordinal, generation)
+        return ordinal, generation
+
+    async def _keep_on_disk(self, hand: Hand, keeping: list[tuple[int, int]]) -> None:
+        if self._journal is not None:
+            try:
+                await asyncio.gather(*(self._journal.keep_generation(*each) for each in keeping))
+            except PostPressError as error:
+                self._break(error)
+                return
+        for each in keeping:
+            hand.outbox.put("kept", *each)
+
+    def _take_note(self, hand: Hand, kind: str, values: list[Any]) -> None:
+        if kind == "end":
+            (number,) = values
+            if (shard := hand.shards.get(number)) is not None:
+                self._take_again(hand, shard)
+        elif kind == "broken":
+            number, what = values
+            self._break(ClusterError(f"{hand.address} stopped at a mistake of ours: {what}"))
+        elif kind == "retry" and self._observer is not None:
+            account_id, number, wait, error = values
+            told = events.RetryScheduled(account_id, number, wait, pickle.loads(error))  # noqa: S301
+            events.tell(self._observer, told)
+        elif self._pool is not None:
+            self._ask_the_pool(self._pool, hand, kind, values)
+
+    def _ask_the_pool(self, pool: ProxyPool, hand: Hand, kind: str, values: list[Any]) -> None:
+        if kind == "struck":
+            _, label, account_id, credentials = values
+            proxy = self._labels[label]
+            quarantined = pool.failed(proxy, account_id, credentials=credentials)
+            self._found(proxy, quarantined)
+            if quarantined:
+                self._out.append(label)
+                for other in self._hands.values():
+                    other.outbox.put("out", label)
+        elif kind == "worked":
+            pool.worked(self._labels[values[1]])
+        elif kind == "back":
+            pool.take_back(self._labels[values[1]])
+        elif kind == "wanted":
+            number, ordinal, tried = values
+            shard = hand.shards.get(number)
+            given = None
+            if shard is not None and ordinal in shard.rows:
+                account_id = shard.rows[ordinal].account_id
+                given = pool.give(account_id, but_not=[self._labels[label] for label in tried])
+                shard.keep_proxy(ordinal, given)
+            plain = None if given is None else [given.label, plain_change(given.proxy)]
+            hand.outbox.put("given", number, ordinal, plain)

@@ -1,0 +1,188 @@
+"""A worker's rotation of one shard: the engine of one machine, its journal and pool at a distance."""
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Collection, Sequence
+from typing import Final, Protocol
+
+from postpress_async.cluster.parcel import Sent, note_of
+from postpress_async.rotation.engine import Rotation
+from postpress_async.rotation.errand import Proxies, Settler
+from postpress_async.rotation.outcome import Outcome
+from postpress_async.rotation.pool import PooledProxy
+from postpress_async.rotation.resume import OpenRow
+from postpress_async.session import PostPressSession
+
+
+class Post(Protocol):
+    """What a shard needs of its worker's line to the coordinator."""
+
+    quarantined: set[str]
+
+    def put(self, *note: object) -> None:
+        """Have the coordinator told."""
+        ...
+
+    async def room(self) -> None:
+        """Return once the coordinator has heard enough of us, and we of it."""
+        ...
+
+    def kept(self, ordinal: int, generation: int, /) -> Awaitable[None]:
+        """Ends when the coordinator has it on its disk."""
+        ...
+
+    def given(self, number: int, ordinal: int, /) -> Awaitable[PooledProxy | None]:
+        """Ends with the proxy that the coordinator's pool gives."""
+        ...
+
+
+class Courier:
+    """
+    The journal of the shard *number*, which is the coordinator's.
+
+    Args:
+        post: By which notes go.
+        number: The shard's.
+    """
+
+    def __init__(self, post: Post, number: int) -> None:
+        self._post: Final = post
+        self._number: Final = number
+        self.attempts = 0
+
+    def record(self, outcome: Outcome) -> None:
+        """See `Notes`."""
+        self.attempts += outcome.attempts
+        self._post.put(*note_of(self._number, outcome))
+
+    def proxy_failed(self, label: str, *, quarantined: bool) -> None:
+        """Nothing: the coordinator's pool sees it before us, by `DistantPool.failed`."""
+
+    def halted(self, reason: str) -> None:
+        """Nothing: it is the coordinator that halts."""
+
+    def reopen(self, error_type: str) -> None:
+        """Nothing, as above."""
+
+    async def room(self) -> None:
+        """See `Notes`. It also keeps a worker that is cut off from sending on and on."""
+        await self._post.room()
+
+    async def keep_generation(self, ordinal: int, generation: int) -> None:
+        """See `Notes`."""
+        self._post.put("generation", self._number, ordinal, generation)
+        await self._post.kept(ordinal, generation)
+
+    async def aclose(self) -> None:
+        """Say that nothing more comes of this shard."""
+        self._post.put("end", self._number)
+
+
+class DistantPool:
+    """
+    The coordinator's pool. The first proxy of each row has come with it; further ones are asked for.
+
+    Args:
+        post: By which notes go.
+        number: The shard's.
+        rows: Those of the shard.
+    """
+
+    def __init__(self, post: Post, number: int, rows: Sequence[Sent]) -> None:
+        self._post: Final = post
+        self._number: Final = number
+        self._first: Final[defaultdict[str, deque[Sent]]] = defaultdict(deque)
+        for sent in rows:
+            if sent.pooled is not None:
+                self._first[sent.account_id].append(sent)
+        self._ordinals: Final[dict[str, int]] = {}
+
+    def give(
+        self, account_id: str, *, but_not: Collection[PooledProxy] = ()
+    ) -> PooledProxy | Awaitable[PooledProxy | None] | None:
+        """See `Proxies`."""
+        if not but_not:
+            sent = self._first[account_id].popleft()
+            self._ordinals[account_id] = sent.open.row.ordinal
+            if sent.pooled is not None and not self.in_quarantine(sent.pooled):
+                return sent.pooled
+        ordinal = self._ordinals[account_id]
+        self._post.put("wanted", self._number, ordinal, [proxy.label for proxy in but_not])
+        return self._post.given(self._number, ordinal)
+
+    def failed(self, proxy: PooledProxy, account_id: str, *, credentials: bool = False) -> bool:
+        """See `Proxies`. Never True: whether it is quarantined, the coordinator decides and tells."""
+        self._post.put("struck", self._number, proxy.label, account_id, credentials)
+        return False
+
+    def worked(self, proxy: PooledProxy) -> None:
+        """See `Proxies`."""
+        self._post.put("worked", self._number, proxy.label)
+
+    def take_back(self, proxy: PooledProxy) -> None:
+        """See `Proxies`."""
+        self._post.put("back", self._number, proxy.label)
+
+    def in_quarantine(self, proxy: PooledProxy) -> bool:
+        """See `Proxies`."""
+        return proxy.label in self._post.quarantined
+
+
+class _Rows:
+    """The open rows of a shard, which were taken from the journal by the coordinator."""
+
+    def __init__(self, rows: Sequence[Sent]) -> None:
+        self._rows: Final = iter(rows)
+        self.last_taken: Final = asyncio.Event()
+
+    async def take(self) -> OpenRow | None:
+        if (sent := next(self._rows, None)) is None:
+            self.last_taken.set()
+            return None
+        return sent.open
+
+
+class ShardRotation(Rotation):
+    """
+    The rotation of one shard on a worker. What came of an account goes by the courier, and only so.
+
+    Args:
+        session: The worker's, shared by all its shards.
+        run: The name of the rotation, of which the keys are made.
+        rows: The shard's.
+        courier: Takes what comes of them.
+        pool: Gives the proxies; None where each row has its change.
+        in_flight: Accounts worked on at once.
+    """
+
+    def __init__(
+        self,
+        session: PostPressSession,
+        run: str,
+        rows: Sequence[Sent],
+        courier: Courier,
+        pool: Proxies | None,
+        in_flight: int,
+    ) -> None:
+        super().__init__(
+            session.run_errand, iter(()), in_flight=in_flight, finite=True, waits=session.part_of_waits()
+        )
+        self._run = run
+        self._taken: Final = _Rows(rows)
+        self._journal = courier
+        self._settler = Settler(session.run_errand, self._waits, self._rest, pool, self._found)
+
+    @property
+    def last_taken(self) -> asyncio.Event:
+        """Set when no row of it waits to be begun any more."""
+        return self._taken.last_taken
+
+    def _open(self) -> None:
+        self._rows = self._taken
+
+    def _judge(self, outcome: Outcome) -> None:
+        """The coordinator halts, for it sees the outcomes of all workers."""
+
+    async def _deliver(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            await super()._deliver(None)

@@ -1,0 +1,28 @@
+"""What a worker is told of a rotation before its first row."""
+
+from attrs import frozen
+
+from postpress_async.pace import Pace
+from postpress_async.retry import RetryPolicy
+
+
+@frozen
+class Orders:
+    """
+    No secret is among them.
+
+    Attributes:
+        run: The name of the rotation, of which the idempotency keys are made.
+        base_url: Where the requests go.
+        retry: How each call is retried.
+        pace: Of each worker; its rate is leased.
+        pooled: Whether proxies come from the coordinator's pool.
+        watched: Whether somebody wants to know of each retry.
+    """
+
+    run: str
+    base_url: str
+    retry: RetryPolicy
+    pace: Pace
+    pooled: bool
+    watched: bool

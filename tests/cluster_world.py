@@ -1,0 +1,142 @@
+"""A Dask scheduler and workers as processes of their own, with certificates, for whoever kills them."""
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from postpress_async.cluster.place import write_certificates
+from postpress_async.sandbox import Sandbox
+
+DASK = {
+    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s",
+    "DASK_LOGGING__DISTRIBUTED": "critical",
+}
+
+
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """
+    Wait for *condition*; `TimeoutError` if it does not come.
+
+    It looks a hundred times a second: a loop that never rests would take the core that the workers need.
+    """
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def settled(journal: Path) -> dict[str, str]:
+    """Each account that the journal has, and its state."""
+    if not journal.exists():
+        return {}
+    connection = sqlite3.connect(journal)
+    try:
+        return dict(connection.execute("SELECT account_id, state FROM outcomes"))
+    except sqlite3.OperationalError:  # it is being made
+        return {}
+    finally:
+        connection.close()
+
+
+class World:
+    """
+    Processes in *folder*, for as long as ``async with`` lasts; all of them are killed and waited for.
+
+    Attributes:
+        workers: Those that were started, in that order.
+        scheduler: As long as there is one.
+    """
+
+    def __init__(self, folder: Path, sandbox: Sandbox, *, host: str = "127.0.0.1") -> None:
+        self.folder = folder
+        self.host = host
+        self.sandbox = sandbox
+        self.workers: list[Process] = []
+        self.scheduler: Process | None = None
+        self.address = ""
+        self._started: list[Process] = []
+        self._certificate, self._key = write_certificates(folder / "certificates")
+
+    async def __aenter__(self) -> Self:
+        await self.start_scheduler()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._started:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            await process.wait()
+
+    async def start_scheduler(self) -> None:
+        """Start one, and know its address."""
+        file = self.folder / f"scheduler-{len(self._started)}.json"
+        words = ["--host", self.host, "--port", "0", "--scheduler-file", str(file)]
+        self.scheduler = await self._start("scheduler", *words, "--dashboard-address", f"{self.host}:0")
+
+        def address() -> str:
+            with suppress(OSError, ValueError):  # not there yet, or half written
+                self.address = json.loads(file.read_text())["address"]
+            return self.address
+
+        self.address = ""
+        await until(address)
+
+    async def start_worker(
+        self, *words: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None
+    ) -> Process:
+        """Start one; it is there some seconds later."""
+        local = ["--local-directory", str(self.folder / f"worker-{len(self._started)}")]
+        common = ["--no-nanny", "--nthreads", "8", "--no-dashboard", "--memory-limit", "0", *local]
+        made = await self._start("worker", self.address, *common, *words, prefix=prefix, env=env)
+        self.workers.append(made)
+        return made
+
+    async def _start(
+        self, what: str, *words: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None
+    ) -> Process:
+        tls = ["--tls-ca-file", self._certificate, "--tls-cert", self._certificate, "--tls-key", self._key]
+        command = [*prefix, sys.executable, "-m", f"distributed.cli.dask_{what}", *words, *map(str, tls)]
+        log = (self.folder / f"{what}-{len(self._started)}.log").open("wb")
+        made = await asyncio.create_subprocess_exec(
+            *command, env={**os.environ, **DASK, **(env or {})}, stdout=log, stderr=log
+        )
+        log.close()
+        self._started.append(made)
+        return made
+
+    async def rotate(self, fleet: Path, *words: str, prefix: Sequence[str] = ()) -> Process:
+        """The command, on this cluster; its output is the caller's to read."""
+        environment = {name: text for name, text in os.environ.items() if not name.startswith("POSTPRESS_")}
+        environment |= {"POSTPRESS_API_KEY": self.sandbox.api_key, "POSTPRESS_BASE_URL": self.sandbox.url}
+        cluster = ["--cluster", self.address, "--certificates", str(self.folder / "certificates")]
+        command = [*prefix, sys.executable, "-m", "postpress_async", "rotate", str(fleet), *cluster, *words]
+        made = await asyncio.create_subprocess_exec(
+            *command, env=environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, cwd=self.folder
+        )
+        self._started.append(made)
+        return made
+
+
+def write_fleet(folder: Path, accounts: int) -> tuple[Path, list[str]]:
+    """A fleet of managed proxies, and its accounts."""
+    names = [f"acc_{number:06}" for number in range(accounts)]
+    fleet = folder / "fleet.csv"
+    fleet.write_text("account_id,country\n" + "".join(f"{name},US\n" for name in names))
+    return fleet, names
+
+
+def sent_twice(sandbox: Sandbox, names: Sequence[str]) -> Counter[int]:
+    """How many accounts were sent how often."""
+    return Counter(sandbox.record.sends(name) for name in names)

@@ -1,0 +1,497 @@
+"""A rotation on a cluster, its parts one by one: who may be a cluster, what travels, who gets which rate."""
+
+import asyncio
+import pickle
+import stat
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postpress_async import CustomProxy, ManagedProxy, Pace, ProxyPool, RetryPolicy
+from postpress_async._version import __version__
+from postpress_async.cluster import conductor
+from postpress_async.cluster.channel import Inbox, Outbox
+from postpress_async.cluster.conductor import ClusterRotation
+from postpress_async.cluster.issuer import Issuer
+from postpress_async.cluster.orders import Orders
+from postpress_async.cluster.parcel import Sent, ended_of, note_of, pack, unpack
+from postpress_async.cluster.place import Place, read_certificates, write_certificates
+from postpress_async.errors import ClusterError, ConfigurationError, Problem, ResourceNotFoundError
+from postpress_async.rotation import Halt, Outcome, Row, State
+from postpress_async.rotation.given import Changes, Given
+from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.pool import PooledProxy
+from postpress_async.rotation.resume import OpenRow
+
+US = ManagedProxy(country="US")
+PASSWORD = "s3cret-of-a-proxy"
+OWN = CustomProxy(host="p.example.com", port=8080, protocol="socks5", username="u", password=PASSWORD)
+
+
+# --- Who may be a cluster ---
+
+
+def test_a_place_is_local_or_a_scheduler() -> None:
+    assert Place.of("local:3") == Place(3)
+    assert Place.of("tls://scheduler.example.com:8786").host == "scheduler.example.com"
+    assert Place.of("tls://[2001:db8::1]:8786").host == "2001:db8::1"
+    assert Place.of("tcp://127.0.0.1:8786").is_here
+    assert not Place.of("tls://10.0.0.1:8786").is_here
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("local:0", "from 1 to"),
+        ("local:", "from 1 to"),
+        ("scheduler:8786", "no cluster"),
+        ("tls://scheduler", "no cluster"),
+        ("tls://scheduler:0", "no cluster"),
+        ("tls://scheduler:8786/x", "no cluster"),
+        ("ucx://scheduler:8786", "no cluster"),
+        ("tcp://10.0.0.1:8786", "no TLS"),
+        ("tcp://scheduler:8786", "no TLS"),
+    ],
+)
+def test_any_other_place_is_refused(text: str, told: str) -> None:
+    """A Dask port runs any code that is sent to it, and what we send has proxies' passwords."""
+    with pytest.raises(ConfigurationError, match=told):
+        Place.of(text)
+
+
+def test_a_scheduler_elsewhere_needs_certificates(tmp_path: Path) -> None:
+    place = Place.of("tls://10.0.0.1:8786")
+    with pytest.raises(ConfigurationError, match="cluster-certificates"):
+        place.security(None)
+    with pytest.raises(ConfigurationError, match="can be used"):
+        place.security(tmp_path)
+
+    write_certificates(tmp_path)
+
+    assert place.security(tmp_path) is not None
+
+
+def test_certificates_are_their_owner_s_alone_and_never_overwritten(tmp_path: Path) -> None:
+    """A cluster that runs with them would not know the new ones."""
+    folder = tmp_path / "certificates"
+    for file in write_certificates(folder):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    read_certificates(folder)
+
+    with pytest.raises(ConfigurationError, match="is there already"):
+        write_certificates(folder)
+
+
+# --- What travels ---
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.booleans()), max_size=60))
+def test_notes_come_once_and_in_order_over_connections_that_break(
+    story: list[tuple[int, bool, bool]],
+) -> None:
+    """A question that is lost, or whose answer is, is asked again with the same notes and later ones."""
+    outbox, inbox = Outbox(), Inbox()
+    put, came = 0, list[int]()
+
+    def send(*, arrives: bool, answered: bool) -> None:
+        first, notes = outbox.first, outbox.parcel()
+        if arrives:
+            came.extend(number for (number,) in inbox.fresh(first, notes))
+            if answered:
+                outbox.has(inbox.count)
+
+    for more, arrives, answered in story:
+        for _ in range(more):
+            outbox.put(put)
+            put += 1
+        send(arrives=arrives, answered=answered)
+    send(arrives=True, answered=True)
+
+    assert came == list(range(put))
+    assert len(outbox) == 0
+
+
+def test_a_row_arrives_as_it_was_sent() -> None:
+    """Its marks too, of which its idempotency key is made, and what may have been applied."""
+    pooled = PooledProxy.of(OWN, 17)
+    rows = [
+        Sent(OpenRow(Row(0, 2, "acc_0", US))),
+        Sent(OpenRow(Row(1, None, "acc_1", ManagedProxy(ip="203.0.113.42")), maybe_sent=True, generation=3)),
+        Sent(OpenRow(Row(2, 4, "acc_2", OWN), answered=True)),
+        Sent(OpenRow(Row(3, 5, "acc_3", None)), pooled),
+    ]
+
+    assert unpack(pack(rows)) == rows
+
+
+def test_an_outcome_arrives_with_its_error_and_without_its_secrets() -> None:
+    problem = Problem(type="errors/resource_not_found", title="no", detail=None, instance="req_1")
+    error = ResourceNotFoundError.of(404, problem)
+    outcome = Outcome.failed(3, 4, "acc_3", error, 0.5)
+
+    kind, number, ordinal, pickled = note_of(7, outcome)
+
+    assert (kind, number, ordinal) == ("ended", 7, 3)
+    assert str(ended_of(pickled).error) == str(error)
+    assert ended_of(pickled).settled_at == outcome.settled_at
+
+
+# --- Who gets which rate ---
+
+
+@given(
+    st.floats(0.5, 1e5),
+    st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2e5), st.booleans(), st.floats(0, 2)), max_size=80),
+)
+def test_what_workers_were_told_never_adds_up_to_more_than_the_rate(
+    rate: float, story: list[tuple[int, float, bool, float]]
+) -> None:
+    """Whoever joins, is silent, or wants more: a share grows by what others were told to give up."""
+    issuer, told, now = Issuer(rate), dict[int, float](), 0.0
+    for worker, used, wants, passed in story:
+        now += passed
+        told[worker] = issuer.told(str(worker), used, wants=wants, now=now)
+        assert sum(told.values()) <= rate * (1 + 1e-5)
+
+
+def test_workers_that_want_all_share_evenly_and_one_that_does_not_leaves_the_rest() -> None:
+    issuer = Issuer(1000.0)
+    for _ in range(3):
+        both = [issuer.told(name, 0.0, wants=True, now=1.0) for name in "ab"]
+    assert both == pytest.approx([500.0, 500.0], rel=0.01)
+
+    for _ in range(3):
+        idle, busy = (
+            issuer.told("a", 80.0, wants=False, now=2.0),
+            issuer.told("b", 0.0, wants=True, now=2.0),
+        )
+    assert idle == pytest.approx(100.0)
+    assert busy == pytest.approx(900.0)
+
+
+def test_a_silent_worker_keeps_its_even_split_until_it_is_lost() -> None:
+    """It may be cut off from us and not from the API, and then falls back to just that."""
+    issuer = Issuer(1000.0)
+    for _ in range(3):
+        issuer.told("a", 10.0, wants=False, now=1.0)
+        issuer.told("b", 0.0, wants=True, now=1.0)
+
+    issuer.told("b", 0.0, wants=True, now=2.0)
+    assert issuer.told("b", 0.0, wants=True, now=2.0) == pytest.approx(500.0)
+
+    issuer.leave("a")
+    assert issuer.told("b", 0.0, wants=True, now=2.1) == pytest.approx(1000.0)
+
+
+# --- The coordinator, and a worker that is spoken by hand ---
+
+
+class StubCarrier:
+    """A cluster whose workers are *there*; it notes what each is to carry, and says no more."""
+
+    def __init__(self, *there: str) -> None:
+        self.there = set(there)
+        self.carried: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self.failing: dict[str, Exception] = {}
+        self.answer: Any = None
+        self.token = ""
+
+    async def workers(self) -> frozenset[str]:
+        return frozenset(self.there)
+
+    async def carry(self, token: str, number: int, worker: str) -> int:
+        if worker in self.failing:
+            raise self.failing[worker]
+        self.carried.put_nowait((worker, number))
+        await asyncio.Event().wait()
+        return 0
+
+    def attend(self, token: str, answer: Any) -> None:
+        self.token, self.answer = token, answer
+
+    def dismiss(self, token: str) -> None:
+        assert token == self.token
+
+
+class HandMade:
+    """One worker's words."""
+
+    def __init__(self, carrier: StubCarrier, address: str, peer: str = "p1") -> None:
+        self.carrier = carrier
+        self.address = address
+        self.peer = peer
+        self.inbox = Inbox()
+        self.outbox = Outbox()
+
+    async def ask(self, op: str, **facts: Any) -> Any:
+        question = {"op": op, "token": self.carrier.token, "worker": self.address, "peer": self.peer, **facts}
+        return await self.carrier.answer(question)
+
+    async def hello(self, version: str = __version__) -> Any:
+        return await self.ask("hello", version=version)
+
+    async def shard(self, number: int) -> list[Sent]:
+        answer = await self.ask("shard", number=number)
+        return unpack(answer["rows"]) if "rows" in answer else []
+
+    async def beat(self, *notes: tuple[Any, ...], shards: Iterable[int] = (), **facts: Any) -> Any:
+        for note in notes:
+            self.outbox.put(*note)
+        state = {"resting": 0, "used": 0.0, "wants": False, "paused": False, "pauses": 0, **facts}
+        answer = await self.ask(
+            "beat",
+            first=self.outbox.first,
+            notes=self.outbox.parcel(),
+            count=self.inbox.count,
+            shards=list(shards),
+            **state,
+        )
+        self.outbox.has(answer["count"])
+        answer["notes"] = list(self.inbox.fresh(answer["first"], answer["notes"]))
+        return answer
+
+
+def patched(number: int, ordinal: int, proxy: str | None = None) -> tuple[Any, ...]:
+    return ("patched", number, ordinal, 1, 0.1, 1e9, proxy)
+
+
+@asynccontextmanager
+async def rotation_of(
+    carrier: StubCarrier, changes: Changes, *, journal: Path | None = None, pool: ProxyPool | None = None
+) -> AsyncIterator[ClusterRotation]:
+    found = Given.of(changes, pooled=pool is not None)
+    orders = Orders("", "https://api.example.com/v1", RetryPolicy(), Pace(), pool is not None, watched=False)
+    rotation = ClusterRotation(
+        carrier,
+        orders,
+        None,
+        found.rows,
+        journal=None if journal is None else lambda: Journal.open(journal),
+        finite=found.finite,
+        total=found.total,
+        halt=Halt(),
+        pool=pool,
+        limit=None,
+        observer=None,
+    )
+    async with rotation:
+        yield rotation
+
+
+async def test_rows_go_out_and_outcomes_come_back() -> None:
+    """The numbers are those of one machine, though nothing was settled here."""
+    carrier = StubCarrier("w1")
+    async with rotation_of(carrier, {"acc_0": US, "acc_1": OWN}) as rotation:
+        worker, number = await carrier.carried.get()
+        hand = HandMade(carrier, worker)
+        orders = pickle.loads((await hand.hello())["orders"])
+        rows = await hand.shard(number)
+        await hand.beat(patched(number, 0), patched(number, 1), ("end", number))
+        outcomes = [outcome async for outcome in rotation]
+
+    assert orders.run != ""
+    assert [sent.row.change for sent in rows] == [US, OWN]
+    assert [(outcome.account_id, outcome.state) for outcome in outcomes] == [
+        ("acc_0", State.PATCHED),
+        ("acc_1", State.PATCHED),
+    ]
+    assert (rotation.summary.patched, rotation.summary.attempts) == (2, 2)
+
+
+async def test_what_a_lost_worker_had_goes_to_another_in_doubt_and_under_its_last_key(tmp_path: Path) -> None:
+    """Else a managed proxy is handed out twice, or a stored refusal answers for what was never tried."""
+    carrier = StubCarrier("w1")
+    async with rotation_of(carrier, {"acc_0": US, "acc_1": US}, journal=tmp_path / "j") as rotation:
+        _, number = await carrier.carried.get()
+        first = HandMade(carrier, "w1")
+        await first.hello()
+        await first.shard(number)
+        await first.beat(patched(number, 0), ("generation", number, 1, 2))
+        while not (await first.beat())["notes"]:
+            await asyncio.sleep(0)
+        carrier.there = {"w2"}
+        worker, again = await asyncio.wait_for(carrier.carried.get(), 10)
+        second = HandMade(carrier, worker)
+        await second.hello()
+        [sent] = await second.shard(again)
+        # It was only cut off, and comes back.
+        answer = await first.beat(patched(number, 1), shards=[number])
+        await second.beat(patched(again, 1), ("end", again))
+        summary = await rotation.run()
+
+    assert worker == "w2"
+    assert (sent.row.account_id, sent.open.maybe_sent, sent.open.generation) == ("acc_1", True, 2)
+    assert answer["recall"] == [number]
+    assert summary.patched == 2
+
+
+async def test_a_shard_is_handed_over_once() -> None:
+    """Dask may run a task a second time, elsewhere; whoever comes second gets nothing."""
+    carrier = StubCarrier("w1")
+    async with rotation_of(carrier, {"acc_0": US}) as rotation:
+        worker, number = await carrier.carried.get()
+        hand, other = HandMade(carrier, worker), HandMade(carrier, "w2", "p2")
+        await hand.hello()
+        assert len(await hand.shard(number)) == 1
+        assert await hand.shard(number) == []
+        assert await other.shard(number) == []
+        await hand.beat(patched(number, 0), ("end", number))
+        await rotation.run()
+
+
+async def test_a_worker_of_another_version_is_refused() -> None:
+    """Its engine may settle accounts otherwise."""
+    carrier = StubCarrier("w1")
+    async with rotation_of(carrier, {"acc_0": US}) as rotation:
+        worker, number = await carrier.carried.get()
+        hand = HandMade(carrier, worker)
+        answer = await hand.hello("0.0.1")
+        await hand.hello()
+        await hand.shard(number)
+        await hand.beat(patched(number, 0), ("end", number))
+        await rotation.run()
+
+    assert "install the same one" in answer["refused"]
+
+
+async def test_where_no_worker_can_work_the_rotation_ends_and_says_why() -> None:
+    carrier = StubCarrier("w1")
+    carrier.failing["w1"] = ConfigurationError("no API key: pass api_key, or set POSTPRESS_API_KEY")
+
+    with pytest.raises(ClusterError, match="w1: no API key"):
+        async with rotation_of(carrier, {"acc_0": US}) as rotation:
+            await rotation.run()
+
+
+async def test_one_worker_that_cannot_work_leaves_the_rows_to_the_others() -> None:
+    carrier = StubCarrier("w1", "w2")
+    carrier.failing["w1"] = ImportError("no module named postpress_async")
+    async with rotation_of(carrier, {"acc_0": US}) as rotation:
+        worker, number = await carrier.carried.get()
+        hand = HandMade(carrier, worker)
+        await hand.hello()
+        await hand.shard(number)
+        await hand.beat(patched(number, 0), ("end", number))
+        await rotation.run()
+
+    assert worker == "w2"
+
+
+async def test_a_pause_that_one_worker_finds_out_is_told_to_the_others() -> None:
+    """They would each run into the outage by themselves."""
+    carrier = StubCarrier("w1", "w2")
+    async with rotation_of(carrier, {f"acc_{n}": US for n in range(100)}) as rotation:
+        shards = dict([await carrier.carried.get(), await carrier.carried.get()])
+        one, two = HandMade(carrier, "w1"), HandMade(carrier, "w2", "p2")
+        for hand in (one, two):
+            await hand.hello()
+            await hand.shard(shards[hand.address])
+        await one.beat(paused=True, pauses=1)
+        told = (await two.beat())["notes"]
+        again = (await one.beat(paused=True, pauses=1))["notes"]
+        rotation.stop()
+        for hand in (one, two):
+            await hand.beat(("end", shards[hand.address]))
+
+    assert told == [("pause",)]
+    assert again == []
+
+
+async def test_a_proxy_that_fails_two_accounts_anywhere_is_out_everywhere() -> None:
+    """The pool is one, with its quarantine, its places and its turns."""
+    proxies = [CustomProxy(host=f"p{n}.example.com", port=1, password=PASSWORD) for n in range(2)]
+    bad, good = (PooledProxy.of(proxy).label for proxy in proxies)
+    carrier = StubCarrier("w1", "w2")
+    accounts = [f"acc_{n}" for n in range(100)]
+    async with rotation_of(carrier, accounts, pool=ProxyPool(proxies)) as rotation:
+        shards = dict([await carrier.carried.get(), await carrier.carried.get()])
+        one, two = HandMade(carrier, "w1"), HandMade(carrier, "w2", "p2")
+        given = {}
+        for hand in (one, two):
+            await hand.hello()
+            given[hand] = await hand.shard(shards[hand.address])
+        first, second = given[one][0], given[two][0]
+        assert first.pooled is not None
+        assert first.pooled.label == bad
+        await one.beat(("struck", shards["w1"], bad, first.account_id, False))
+        answer = await two.beat(
+            ("struck", shards["w2"], bad, second.account_id, False),
+            ("wanted", shards["w2"], second.row.ordinal, [bad]),
+        )
+        told = (await one.beat())["notes"]
+        rotation.stop()
+        for hand in (one, two):
+            await hand.beat(("end", shards[hand.address]))
+
+    assert told == [("out", bad)]
+    assert answer["notes"][0] == ("out", bad)
+    kind, _, ordinal, (label, _) = answer["notes"][1]
+    assert (kind, ordinal, label) == ("given", second.row.ordinal, good)
+    assert rotation.summary.quarantined == 1
+
+
+async def test_a_stop_is_told_and_rows_that_were_not_sent_are_skipped() -> None:
+    """What no worker came for was not sent; what one did come for and is silent about may have been."""
+    carrier = StubCarrier("w1", "w2")
+    async with rotation_of(carrier, {f"acc_{n}": US for n in range(100)}) as rotation:
+        shards = dict([await carrier.carried.get(), await carrier.carried.get()])
+        one = HandMade(carrier, "w1")
+        await one.hello()
+        rows = await one.shard(shards["w1"])
+        rotation.stop()
+        answer = await one.beat(shards=[shards["w1"]])
+        await one.beat(
+            *(patched(shards["w1"], sent.row.ordinal) for sent in rows[:10]), ("end", shards["w1"])
+        )
+        carrier.there.clear()  # w2 never came
+
+    assert answer["stop"] is True
+    states = rotation.summary.states
+    assert (states[State.PATCHED], states[State.UNKNOWN], states[State.SKIPPED]) == (10, 40, 50)
+
+
+async def test_a_worker_gets_few_rows_until_it_is_seen_how_they_fare() -> None:
+    """A key that is refused is not to be tried on thousands before the first answer is heard of."""
+    carrier = StubCarrier("w1")
+    async with rotation_of(carrier, {f"acc_{n}": US for n in range(10_000)}) as rotation:
+        hand, sizes = HandMade(carrier, "w1"), []
+        for _ in range(2):
+            _, number = await carrier.carried.get()
+            await hand.hello()
+            assert carrier.carried.empty()
+            rows = await hand.shard(number)
+            sizes.append(len(rows))
+            await hand.beat(*(patched(number, sent.row.ordinal) for sent in rows), ("end", number))
+        _, number = await carrier.carried.get()
+        sizes.append(len(await hand.shard(number)))
+        rotation.stop()
+        await hand.beat(("end", number))
+
+    assert sizes == [conductor.SMALLEST, conductor.SMALLEST, conductor.SHARD]
+
+
+async def test_whoever_leaves_at_once_leaves_at_once() -> None:
+    """A second Ctrl-C: what workers have is in doubt, and the next run asks under the same keys."""
+    carrier = StubCarrier("w1")
+    rotation = rotation_of(carrier, {f"acc_{n}": US for n in range(100)})
+
+    async def leave() -> None:
+        async with rotation:
+            _, number = await carrier.carried.get()
+            hand = HandMade(carrier, "w1")
+            await hand.hello()
+            await hand.shard(number)
+            rotation._news.set()  # in the very turn in which it is cancelled
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await leave()
+
+    assert rotation.summary.states == {State.UNKNOWN: 50, State.SKIPPED: 50}
+    assert rotation.summary.elapsed < 5
