@@ -479,10 +479,11 @@ async def test_a_worker_gets_few_rows_until_it_is_seen_how_they_fare() -> None:
 async def test_whoever_leaves_at_once_leaves_at_once() -> None:
     """A second Ctrl-C: what workers have is in doubt, and the next run asks under the same keys."""
     carrier = StubCarrier("w1")
-    rotation = rotation_of(carrier, {f"acc_{n}": US for n in range(100)})
+    made: list[ClusterRotation] = []
 
     async def leave() -> None:
-        async with rotation:
+        async with rotation_of(carrier, {f"acc_{n}": US for n in range(100)}) as rotation:
+            made.append(rotation)
             _, number = await carrier.carried.get()
             hand = HandMade(carrier, "w1")
             await hand.hello()
@@ -493,5 +494,6 @@ async def test_whoever_leaves_at_once_leaves_at_once() -> None:
     with pytest.raises(KeyError):
         await leave()
 
+    [rotation] = made
     assert rotation.summary.states == {State.UNKNOWN: 50, State.SKIPPED: 50}
     assert rotation.summary.elapsed < 5
