@@ -11,8 +11,8 @@ from pathlib import Path
 from postpress_async import Outcome
 from postpress_async.errors import Applied, Scope
 from postpress_async.rotation import State
-from postpress_async.rotation._journal_file import connect
 from postpress_async.rotation.journal import _OUTCOME, _row
+from postpress_async.rotation.journal._file import connect
 
 NIGHT = 1_795_215_600.0
 """2026-11-20 23:00:00 UTC."""

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
-from postpress_async.rotation._first_lines import FirstLines
-from postpress_async.rotation._fleet_file import FleetFile
 from postpress_async.rotation.fleet import Fleet, Survey
+from postpress_async.rotation.fleet._file import FleetFile
+from postpress_async.rotation.fleet._first_lines import FirstLines
 from postpress_async.rotation.plan import Refusal, Row
 
 DATA = Path(__file__).parent / "data"
@@ -558,7 +558,7 @@ def test_a_file_one_may_not_read_is_told(write, monkeypatch) -> None:
     def refuse(path: str) -> io.FileIO:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("postpress_async.rotation._fleet_file.io.FileIO", refuse)
+    monkeypatch.setattr("postpress_async.rotation.fleet._file.io.FileIO", refuse)
 
     with pytest.raises(FleetError, match=r"f\.csv is not readable for you: change its permissions"):
         Fleet.open(write("f.csv", "id\na\n"))
@@ -586,7 +586,7 @@ def test_a_disk_that_fails_is_told(write, monkeypatch) -> None:
 
     path = write("f.csv", "id,country\na,US\n")
     with Fleet.open(path) as fleet:
-        monkeypatch.setattr("postpress_async.rotation._fleet_file.io.FileIO", Failing)
+        monkeypatch.setattr("postpress_async.rotation.fleet._file.io.FileIO", Failing)
 
         with pytest.raises(FleetError, match=r"f\.csv cannot be read: Input/output error"):
             fleet.survey()
@@ -803,7 +803,7 @@ def test_first_lines_are_those_a_dict_would_keep(numbers: list[int]) -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["Python's hash", "BLAKE2b"])
 def test_first_lines_are_kept_while_the_table_grows(monkeypatch, own) -> None:
     """Each growth moves all that is in it; on a machine of 32 bits, Python's own hash is too short."""
-    monkeypatch.setattr("postpress_async.rotation._first_lines._OWN_HASH", own)
+    monkeypatch.setattr("postpress_async.rotation.fleet._first_lines._OWN_HASH", own)
     table = FirstLines()
 
     assert all(table.claim(f"acc_{number}", number + 1) is None for number in range(20_000))

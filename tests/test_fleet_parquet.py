@@ -369,7 +369,7 @@ def test_a_disk_that_fails_is_told(write, monkeypatch) -> None:
             return super().read(size)
 
     path = write(WIDE)
-    monkeypatch.setattr("postpress_async.rotation._fleet_file.io.FileIO", Failing)
+    monkeypatch.setattr("postpress_async.rotation.fleet._file.io.FileIO", Failing)
 
     with pytest.raises(FleetError, match=r"fleet\.parquet cannot be read: Input/output error"):
         Fleet.open(path)

@@ -165,7 +165,7 @@ async def test_what_came_in_during_a_commit_that_failed_is_told_too(path, monkey
         begun.set()
         goes_on.wait()
 
-    monkeypatch.setattr("postpress_async.rotation._writer._identity", deleted)
+    monkeypatch.setattr("postpress_async.rotation.journal._writer._identity", deleted)
     journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
     await asyncio.to_thread(begun.wait)
     journal.record(Outcome.patched(1, None, "acc_2", 1, 0.1))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from postpress_async import CustomProxy, ProxyPool
 from postpress_async.errors import FleetError
-from postpress_async.rotation._assign import _odd_hash
 from postpress_async.rotation.pool import Assign, PooledProxy
-from postpress_async.rotation.proxy_list import identity
+from postpress_async.rotation.pool._assign import _odd_hash
+from postpress_async.rotation.pool.proxy_list import identity
 
 LIST = Path(__file__).parent / "data" / "proxies.txt"
 WAYS: Final[tuple[Assign, ...]] = ("round-robin", "sticky", "random")

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from postpress_async import Outcome
 from postpress_async.errors import JournalError
 from postpress_async.rotation import Journal, State
-from postpress_async.rotation.advice import advice
-from postpress_async.rotation.numbers import Numbers, Stage, count, stage_of
-from postpress_async.rotation.reading import JournalView
+from postpress_async.rotation.journal.advice import advice
+from postpress_async.rotation.journal.numbers import Numbers, Stage, count, stage_of
+from postpress_async.rotation.journal.reading import JournalView
 from tests.journals import NIGHT, Run, change, outcome, refused, write
 
 PATCHED, FAILED, UNKNOWN, SKIPPED = State

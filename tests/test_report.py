@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from postpress_async import Outcome
 from postpress_async.errors import JournalError, RotationError, Scope
 from postpress_async.rotation import State
-from postpress_async.rotation.numbers import stage_of
-from postpress_async.rotation.reading import JournalView
+from postpress_async.rotation.journal.numbers import stage_of
+from postpress_async.rotation.journal.reading import JournalView
 from postpress_async.rotation.report import charts, write_report
 from postpress_async.rotation.report.findings import Findings, _latency, _step, find
 from postpress_async.rotation.report.listing import COLUMNS, pack

@@ -8,7 +8,7 @@ import click
 from postpress_async.cli.output import written
 from postpress_async.rotation import State
 from postpress_async.rotation.export import FORMATS
-from postpress_async.rotation.reading import JournalView
+from postpress_async.rotation.journal.reading import JournalView
 
 
 @click.command(short_help="Write a row for each account, for other programs.")

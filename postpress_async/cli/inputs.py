@@ -16,8 +16,8 @@ from postpress_async.cli.output import many
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Fleet, Halt, ProxyPool, Refusal
-from postpress_async.rotation._database_url import DATABASE_URL, check_argument
-from postpress_async.rotation._fleet_row import COLUMNS, NOTHING_ASKED
+from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
+from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED
 from postpress_async.rotation.given import Changes
 from postpress_async.rotation.journal import OnFailed, OnUnknown, rows_known_to
 from postpress_async.rotation.pool import Assign

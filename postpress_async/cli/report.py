@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from postpress_async.cli.output import written
-from postpress_async.rotation.reading import JournalView
+from postpress_async.rotation.journal.reading import JournalView
 from postpress_async.rotation.report import write_report
 
 

@@ -9,10 +9,10 @@ from typing import Any, Final
 import click
 
 from postpress_async.rotation import State
-from postpress_async.rotation._times import duration, instant
-from postpress_async.rotation.advice import advice
-from postpress_async.rotation.numbers import Numbers, Stage, count, stage_of
-from postpress_async.rotation.reading import JournalView
+from postpress_async.rotation.journal._times import duration, instant
+from postpress_async.rotation.journal.advice import advice
+from postpress_async.rotation.journal.numbers import Numbers, Stage, count, stage_of
+from postpress_async.rotation.journal.reading import JournalView
 
 LISTED: Final = 12
 """Errors that are told on a terminal; ``--json`` and the report have more."""

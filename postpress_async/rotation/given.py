@@ -6,8 +6,8 @@ from typing import Any, Self, TypeAlias
 from attrs import frozen
 
 from postpress_async.models import ProxyChange
-from postpress_async.rotation._fleet_frame import Frame, is_frame
 from postpress_async.rotation.fleet import Fleet
+from postpress_async.rotation.fleet._frame import Frame, is_frame
 from postpress_async.rotation.plan import Change, arows_of, rows_of
 from postpress_async.rotation.resume import Source
 

@@ -10,9 +10,9 @@ from typing import Final, TypeAlias
 
 from attrs import evolve, frozen
 
-from postpress_async.rotation._fleet_file import FleetFile
-from postpress_async.rotation._fleet_header import KNOWN, read_header
-from postpress_async.rotation._fleet_row import COLUMNS, Cells, RowReader, meaning
+from postpress_async.rotation.fleet._file import FleetFile
+from postpress_async.rotation.fleet._header import KNOWN, read_header
+from postpress_async.rotation.fleet._row import COLUMNS, Cells, RowReader, meaning
 from postpress_async.rotation.plan import Refusal, Row
 
 # Of one record: the lines, first and last, and the cells; None where its quotes are wrong.

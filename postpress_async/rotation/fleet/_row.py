@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from postpress_async._fields import check_account_id, read_port
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
-from postpress_async.rotation._first_lines import FirstLines
+from postpress_async.rotation.fleet._first_lines import FirstLines
 from postpress_async.rotation.plan import Refusal, Row
 
 COLUMNS: Final = ("account_id", "proxy", "host", "port", "protocol", "username", "password", "country", "ip")

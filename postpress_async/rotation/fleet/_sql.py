@@ -16,11 +16,11 @@ from typing import IO, Final
 
 from postpress_async.errors import FleetError
 from postpress_async.models import FieldError
-from postpress_async.rotation._fleet_columns import BATCH, Batch, BatchMaker, read_batches
-from postpress_async.rotation._fleet_file import View
-from postpress_async.rotation._fleet_header import read_header
-from postpress_async.rotation._fleet_row import RowReader
-from postpress_async.rotation._query import Query
+from postpress_async.rotation.fleet._columns import BATCH, Batch, BatchMaker, read_batches
+from postpress_async.rotation.fleet._file import View
+from postpress_async.rotation.fleet._header import read_header
+from postpress_async.rotation.fleet._query import Query
+from postpress_async.rotation.fleet._row import RowReader
 from postpress_async.rotation.plan import Refusal, Row
 
 _BUFFER: Final = 256 * 1024

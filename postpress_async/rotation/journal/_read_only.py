@@ -12,7 +12,7 @@ from typing import Final
 from attrs import frozen
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation._journal_file import APPLICATION_ID, DAMAGE
+from postpress_async.rotation.journal._file import APPLICATION_ID, DAMAGE
 
 _BUSY: Final = 10.0
 """Seconds to wait for a lock; a run that writes holds none that a reader meets for longer than a moment."""

@@ -14,7 +14,7 @@ from typing import Any, Final, SupportsInt, TypeAlias, cast
 from attrs import frozen
 
 from postpress_async.models import FieldError
-from postpress_async.rotation._fleet_row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader, meaning, shown
+from postpress_async.rotation.fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader, meaning, shown
 from postpress_async.rotation.plan import Refusal, Row
 
 BATCH: Final = 1024

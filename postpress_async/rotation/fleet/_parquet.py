@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from postpress_async.rotation._fleet_columns import BATCH, Batch, BatchMaker, Values, read_batches
-from postpress_async.rotation._fleet_file import FleetFile
-from postpress_async.rotation._fleet_header import read_header
-from postpress_async.rotation._fleet_row import PARTS, RowReader, meaning, shown
+from postpress_async.rotation.fleet._columns import BATCH, Batch, BatchMaker, Values, read_batches
+from postpress_async.rotation.fleet._file import FleetFile
+from postpress_async.rotation.fleet._header import read_header
+from postpress_async.rotation.fleet._row import PARTS, RowReader, meaning, shown
 from postpress_async.rotation.plan import Refusal, Row
 
 if TYPE_CHECKING:

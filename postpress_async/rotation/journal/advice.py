@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Final
 
-from postpress_async.rotation.numbers import Numbers, Stage
+from postpress_async.rotation.journal.numbers import Numbers, Stage
 from postpress_async.rotation.outcome import State
 
 _ENDING: Final = ".rotation.sqlite3"

@@ -14,8 +14,8 @@ from attrs import frozen
 
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy
-from postpress_async.rotation._assign import Assignment, Random, RoundRobin, Sticky
-from postpress_async.rotation.proxy_list import RefusedLine, Source, identity, read_list
+from postpress_async.rotation.pool._assign import Assignment, Random, RoundRobin, Sticky
+from postpress_async.rotation.pool.proxy_list import RefusedLine, Source, identity, read_list
 
 Assign: TypeAlias = Literal["round-robin", "sticky", "random"]
 

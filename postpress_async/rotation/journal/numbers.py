@@ -7,8 +7,8 @@ from typing import Any, Final
 from attrs import frozen
 
 from postpress_async.errors import Scope
+from postpress_async.rotation.journal.reading import LATEST, JournalView, printable
 from postpress_async.rotation.outcome import State
-from postpress_async.rotation.reading import LATEST, JournalView, printable
 
 LISTED: Final = 100
 """Error types that are told apart, the commonest first; types come from outside, and may be any number."""

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from postpress_async.errors import Applied, JournalError, Scope
-from postpress_async.rotation._journal_file import DAMAGE
-from postpress_async.rotation._read_only import is_locked, open_read_only, stamp_of
+from postpress_async.rotation.journal._file import DAMAGE
+from postpress_async.rotation.journal._read_only import is_locked, open_read_only, stamp_of
 from postpress_async.rotation.outcome import Outcome, State
 
 LATEST: Final = 253_402_300_799.0

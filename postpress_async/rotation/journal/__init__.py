@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 from weakref import WeakSet
 
 from postpress_async.errors import JournalError, JournalNotWritableError
-from postpress_async.rotation._journal_file import (
+from postpress_async.rotation.journal._file import (
     DAMAGE,
     SCHEMA,
     check_input,
@@ -29,7 +29,7 @@ from postpress_async.rotation._journal_file import (
     reopen_failed,
     take_lock,
 )
-from postpress_async.rotation._writer import Writer
+from postpress_async.rotation.journal._writer import Writer
 from postpress_async.rotation.outcome import Outcome, State
 
 _OUTCOME: Final = "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"

@@ -17,13 +17,13 @@ from attrs import Factory, define
 
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy, ProxyChange
-from postpress_async.rotation._fleet_csv import CsvTable
-from postpress_async.rotation._fleet_file import PARQUET, FleetFile
-from postpress_async.rotation._fleet_frame import Frame, FrameTable
-from postpress_async.rotation._fleet_jsonl import JsonLines
-from postpress_async.rotation._fleet_parquet import ParquetTable
-from postpress_async.rotation._fleet_row import RowReader
-from postpress_async.rotation._fleet_sql import QueryTable
+from postpress_async.rotation.fleet._csv import CsvTable
+from postpress_async.rotation.fleet._file import PARQUET, FleetFile
+from postpress_async.rotation.fleet._frame import Frame, FrameTable
+from postpress_async.rotation.fleet._jsonl import JsonLines
+from postpress_async.rotation.fleet._parquet import ParquetTable
+from postpress_async.rotation.fleet._row import RowReader
+from postpress_async.rotation.fleet._sql import QueryTable
 from postpress_async.rotation.plan import Refusal, Row
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from attrs import frozen
 from postpress_async._fields import check_host, read_port, split_host_port
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, FieldError
-from postpress_async.rotation._fleet_file import FleetFile
-from postpress_async.rotation._fleet_row import PARTS, meaning
+from postpress_async.rotation.fleet._file import FleetFile
+from postpress_async.rotation.fleet._row import PARTS, meaning
 
 Source: TypeAlias = str | os.PathLike[str]
 """A file's path, or ``-`` for standard input."""
