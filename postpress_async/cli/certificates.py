@@ -6,7 +6,7 @@ from postpress_async.cli import exits
 from postpress_async.cli.running import cluster_extra
 
 
-@click.command("cluster-certificates")
+@click.command("cluster-certificates", short_help="Make a certificate and its key for a cluster.")
 @click.argument("folder", metavar="DIR", type=click.Path())
 def cluster_certificates(folder: str) -> int:
     """

@@ -147,6 +147,7 @@ _HEADINGS: Final = {
     "When it stops by itself, and how it goes on": ("--halt", "--canary", "--journal", "--on-unknown"),
     "What is seen of it": ("--dry-run", "--json", "--verbose"),
     "The service": ("--api-key-file", "--base-url", "--transport"),
+    "More than one machine": ("--cluster", "--certificates"),
     "A trial without a key": ("--sandbox", "--profile", "--seed", "--dead-proxies"),
 }
 

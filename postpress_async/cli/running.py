@@ -43,7 +43,7 @@ async def run_job(job: Job) -> int:
         if wishes.sandbox:
             sandbox = await stack.enter_async_context(make_sandbox(wishes, job.pool))
             key, url = Secret(sandbox.api_key), sandbox.url
-        elif wishes.api_key_file is not None:
+        elif wishes.cluster is None or wishes.api_key_file is not None:  # else the workers have it
             key = options.read_key(wishes.api_key_file)
         sender: Cluster | PostPressSession
         if wishes.cluster is None:

@@ -269,7 +269,7 @@ def rows_known_to(path: str | os.PathLike[str], digest: bytes) -> int | None:
 
     None where there is no such journal, or it cannot be told: `Journal.open` says then what is wrong.
     """
-    with suppress(*DAMAGE, OSError), closing(_read_only(path)) as connection:
+    with suppress(*DAMAGE, OSError), closing(_for_reading(path)) as connection:
         told = dict(connection.execute("SELECT name, value FROM run"))
         total = told.get("total")
         if type(total) is int and is_input(told, digest):
@@ -279,7 +279,7 @@ def rows_known_to(path: str | os.PathLike[str], digest: bytes) -> int | None:
 
 def done_in(path: str | os.PathLike[str], on_unknown: OnUnknown) -> int:
     """How many accounts the journal at *path* has as done; 0 where there is none."""
-    with suppress(*DAMAGE, OSError), closing(_read_only(path)) as connection:
+    with suppress(*DAMAGE, OSError), closing(_for_reading(path)) as connection:
         [(count,)] = connection.execute(f"SELECT count(*) FROM outcomes WHERE {_DONE[on_unknown]}")  # noqa: S608
         return int(count)
     return 0
@@ -298,7 +298,7 @@ def weigh(outcomes: Sequence[Outcome]) -> float:
     return float(page * (full - empty) / len(outcomes))
 
 
-def _read_only(path: str | os.PathLike[str]) -> sqlite3.Connection:
+def _for_reading(path: str | os.PathLike[str]) -> sqlite3.Connection:
     return sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
 
 
