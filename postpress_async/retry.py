@@ -220,10 +220,7 @@ class Retrying(AsyncRetrying):
                 state.start_time, state.outcome_timestamp = call.began, clock()
                 if not call.counted:
                     state.attempt_number -= 1
-                again: Any = self.retry(state)
-                if not isinstance(again, _PLAIN):
-                    again = await _answer(call, again)
-                if not again or not call.may_repeat(failure):
+                if not self.retry(state) or not call.may_repeat(failure):  # the policy's own, never a user's
                     raise failure
                 asked, wait = failure.retry_after or 0.0, self.wait(state)
                 if not isinstance(wait, _PLAIN):

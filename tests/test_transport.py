@@ -144,6 +144,17 @@ async def test_a_body_ends_with_its_connection(cancelled: bool) -> None:
         await content.readany()
 
 
+async def test_a_body_whose_connection_was_given_back_needs_no_watching() -> None:
+    """aiohttp gives it back with the answer's last byte; what is there can be read."""
+    content = aiohttp.StreamReader(SimpleNamespace(), 64, loop=asyncio.get_running_loop())  # type: ignore[arg-type]
+    content.feed_data(b"{}")
+
+    end_with_its_connection(content, None)
+    end_with_its_connection(content, SimpleNamespace(closed=None))  # type: ignore[arg-type]
+
+    assert await content.readany() == b"{}"
+
+
 def test_a_response_of_this_aiohttp_is_made_as_known() -> None:
     """Else each request would have a task of its own again, and nobody would notice what that costs."""
     assert _transport._AS_KNOWN
