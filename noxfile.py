@@ -114,6 +114,16 @@ def night(session: nox.Session) -> None:
 
 
 @nox.session
+def cluster(session: nox.Session) -> None:
+    """Clusters under losses at full length, one of them over two hosts; then what workers add."""
+    install(session, "test")
+    session.run(
+        "pytest", "tests/test_cluster_losses.py", *session.posargs, env={"POSTPRESS_TEST_CLUSTER": "1"}
+    )
+    session.run("python", "-m", "benchmarks.cluster")
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """The sandbox against its own OpenAPI document, with 2,000 drawn requests a run; the suite does 60."""
     install(session, "test")

@@ -20,7 +20,6 @@ from postpress_async.sandbox import Sandbox
 DASK = {
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s",
-    "DASK_LOGGING__DISTRIBUTED": "critical",
 }
 
 
@@ -53,27 +52,37 @@ class World:
     Processes in *folder*, for as long as ``async with`` lasts; all of them are killed and waited for.
 
     Attributes:
-        workers: Those that were started, in that order.
+        journal: The one that a rotation of ``fleet.csv`` keeps.
         scheduler: As long as there is one.
     """
 
-    def __init__(self, folder: Path, sandbox: Sandbox, *, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: Path, sandbox: Sandbox, *, host: str = "127.0.0.1", logging: str = "critical"
+    ) -> None:
         self.folder = folder
+        self.journal = folder / "fleet.csv.rotation.sqlite3"
+        self._logging = {"DASK_LOGGING__DISTRIBUTED": logging}
         self.host = host
         self.sandbox = sandbox
-        self.workers: list[Process] = []
         self.scheduler: Process | None = None
         self.address = ""
         self._started: list[Process] = []
         self._certificate, self._key = write_certificates(folder / "certificates")
 
     async def __aenter__(self) -> Self:
-        await self.start_scheduler()
+        try:
+            await self.start_scheduler()
+        except BaseException:
+            await self._kill_all()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._kill_all()
+
+    async def _kill_all(self) -> None:
         for process in self._started:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
@@ -99,9 +108,7 @@ class World:
         """Start one; it is there some seconds later."""
         local = ["--local-directory", str(self.folder / f"worker-{len(self._started)}")]
         common = ["--no-nanny", "--nthreads", "8", "--no-dashboard", "--memory-limit", "0", *local]
-        made = await self._start("worker", self.address, *common, *words, prefix=prefix, env=env)
-        self.workers.append(made)
-        return made
+        return await self._start("worker", self.address, *common, *words, prefix=prefix, env=env)
 
     async def _start(
         self, what: str, *words: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None
@@ -110,11 +117,15 @@ class World:
         command = [*prefix, sys.executable, "-m", f"distributed.cli.dask_{what}", *words, *map(str, tls)]
         log = (self.folder / f"{what}-{len(self._started)}.log").open("wb")
         made = await asyncio.create_subprocess_exec(
-            *command, env={**os.environ, **DASK, **(env or {})}, stdout=log, stderr=log
+            *command, env={**os.environ, **DASK, **self._logging, **(env or {})}, stdout=log, stderr=log
         )
         log.close()
         self._started.append(made)
         return made
+
+    def logs(self) -> bytes:
+        """Whatever the scheduler and the workers have printed."""
+        return b"".join(log.read_bytes() for log in self.folder.glob("*.log"))
 
     async def rotate(self, fleet: Path, *words: str, prefix: Sequence[str] = ()) -> Process:
         """The command, on this cluster; its output is the caller's to read."""
@@ -137,6 +148,6 @@ def write_fleet(folder: Path, accounts: int) -> tuple[Path, list[str]]:
     return fleet, names
 
 
-def sent_twice(sandbox: Sandbox, names: Sequence[str]) -> Counter[int]:
-    """How many accounts were sent how often."""
+def sent_times(sandbox: Sandbox, names: Sequence[str]) -> Counter[int]:
+    """How many accounts were sent once, how many twice, and so on."""
     return Counter(sandbox.record.sends(name) for name in names)
