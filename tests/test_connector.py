@@ -16,6 +16,7 @@ import pytest
 import trustme
 
 from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy
+from postpress_async._connector import Connector
 from postpress_async.errors import Applied, ConnectError
 from postpress_async.sandbox import Server
 from tests.conftest import KEY
@@ -131,6 +132,30 @@ def test_a_connection_that_breaks_at_once_leaves_no_socket(
             assert stale() == []
 
     run(loop, main)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+async def test_little_is_read_at_once(
+    secure: bool, certificate: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for 256 KiB comes from the system and goes back to it, at each read: a sixth of a whole call."""
+    context, place = certificate
+    made: list[Any] = []
+    connect = Connector._wrap_create_connection
+
+    async def noted(self: Connector, *args: Any, **options: Any) -> Any:
+        connection = await connect(self, *args, **options)
+        made.append(connection[0])
+        return connection
+
+    monkeypatch.setattr(Connector, "_wrap_create_connection", noted)
+    with FaultServer(context if secure else None) as server:
+        async with PostPressSession(KEY, base_url=server.url, ssl=place if secure else None) as session:
+            await session.update_proxy("acc_1", US)
+
+    [transport] = made
+    reader = transport._ssl_protocol if secure else transport
+    assert reader.max_size <= 64 * 1024
 
 
 @pytest.mark.parametrize("loop", LOOPS)
