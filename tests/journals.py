@@ -43,7 +43,7 @@ def write(path: Path, outcomes: Iterable[Outcome], **told: object) -> Path:
     connection, _ = connect(path)
     with connection:
         connection.execute("PRAGMA synchronous = OFF")
-        connection.executemany(_OUTCOME, map(_row, outcomes))
+        connection.executemany(_OUTCOME.told[1], map(_row, outcomes))
         connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", told.items())
     connection.close()
     path.chmod(0o600)

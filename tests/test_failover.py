@@ -317,6 +317,21 @@ async def test_one_in_doubt_for_which_no_proxy_is_left_stays_in_doubt(tmp_path) 
     assert host_of(sandbox, "acc_1") == "p1.example.net"
 
 
+async def test_one_that_was_given_up_may_have_its_proxy(tmp_path) -> None:
+    """A second Ctrl-C: where such accounts are only reported, their places at the proxies are not free."""
+    journal = tmp_path / "run.sqlite3"
+    async with Sandbox(latency=60.0) as sandbox, sandbox.session() as session:
+        task = asyncio.create_task(rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=journal))
+        while not sandbox.record.requests:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    [(state, proxy)] = sqlite3.connect(journal).execute("SELECT state, proxy FROM outcomes")
+    assert (state, proxy) == ("unknown", "u@p0.example.net:3128")
+
+
 @pytest.mark.parametrize("on_unknown", ["retry", "report"])
 async def test_one_that_is_sent_again_has_no_place_from_before(tmp_path, on_unknown) -> None:
     """With one at its old proxy and one at the new, a pool with a place for each has none for the last."""

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from postpress_async import Outcome
+from postpress_async import Outcome, errors
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation import Journal, State
+from postpress_async.rotation.journal import _row
 
 
 @pytest.fixture
@@ -37,6 +38,27 @@ async def test_what_was_recorded_is_on_the_disk_when_it_is_closed(path) -> None:
 
     assert states(path) == {"patched": 500}
     assert not path.with_name("run.sqlite3-wal").exists()
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 63, 64, 65, 72, 73, 200])
+async def test_every_row_is_written_however_many_one_statement_takes(path, count) -> None:
+    """Rows are put together in statements of several sizes: none is left over, and none is another's."""
+    refused = errors.ApiError.of(400, errors.Problem("errors/invalid_parameters", instance="req_1"))
+    written = [
+        Outcome.patched(ordinal, None, f"acc_{ordinal}", 1 + ordinal % 3, ordinal / 7, f"label {ordinal}")
+        if ordinal % 3
+        else Outcome.failed(ordinal, ordinal + 2, f"acc_{ordinal}", refused, ordinal / 7)
+        for ordinal in range(count)
+    ]
+    journal = Journal.open(path)
+    for outcome in written:
+        journal.record(outcome)
+    await journal.aclose()
+
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT * FROM outcomes ORDER BY ordinal").fetchall()
+    connection.close()
+    assert rows == list(map(_row, written))
 
 
 async def test_it_can_be_read_while_it_is_written(path) -> None:

@@ -115,6 +115,7 @@ class Settler:
         rests: As `Errand` has it.
         pool: For the rows that name no change.
         found: Told of each failure of a pool's proxy, and whether it put the proxy into quarantine.
+        lost: Told what came of an account on which `settle` raises.
     """
 
     def __init__(
@@ -124,15 +125,22 @@ class Settler:
         rests: Callable[[bool], object],
         pool: Proxies | None,
         found: Callable[[PooledProxy, bool], object],
+        lost: Callable[[Outcome], object],
     ) -> None:
         self._update: Final = update
         self._waits: Final = waits
         self._rests: Final = rests
         self._pool: Final = pool
         self._found: Final = found
+        self._lost: Final = lost
 
     async def settle(self, row: Row, keys: RowKeys) -> Outcome:
-        """What comes of the account."""
+        """
+        What comes of the account.
+
+        Raises:
+            BaseException: It was cancelled, or a mistake of a strategy or a pool of the caller's ended it.
+        """
         began, inherited = time.monotonic(), keys.in_doubt
         errand = Errand(self._waits, self._rests, self._pool)
         try:
@@ -163,10 +171,13 @@ class Settler:
                 cut_short=cut_short,
                 settled=not doubt_of_this_run,
             )
+        except BaseException:  # it may have been on its way
+            elapsed, label = time.monotonic() - began, _label_of(errand.proxy)
+            self._lost(Outcome.given_up(row.ordinal, row.line, row.account_id, elapsed, label))
+            raise
         attempts = errand.attempts + len(patched.attempts)
         errand.resumable = None
-        label = None if errand.proxy is None else errand.proxy.label
-        elapsed = time.monotonic() - began
+        elapsed, label = time.monotonic() - began, _label_of(errand.proxy)
         return Outcome.patched(row.ordinal, row.line, row.account_id, attempts, elapsed, label)
 
     @staticmethod
@@ -211,8 +222,12 @@ class Settler:
             del failure  # an exception that a frame of its own traceback names is a cycle
 
 
+def _label_of(proxy: PooledProxy | None) -> str | None:
+    return None if proxy is None else proxy.label
+
+
 def _label(row: Row, errand: Errand) -> str | None:
     """What the journal calls the proxy that did not do."""
-    if errand.proxy is not None:
-        return errand.proxy.label
-    return PooledProxy.of(row.change).label if isinstance(row.change, CustomProxy) else None
+    if errand.proxy is None and isinstance(row.change, CustomProxy):
+        return PooledProxy.of(row.change).label
+    return _label_of(errand.proxy)

@@ -29,10 +29,15 @@ from postpress_async.rotation.journal._file import (
     reopen_failed,
     take_lock,
 )
-from postpress_async.rotation.journal._writer import Writer
+from postpress_async.rotation.journal._writer import Insert, Writer
 from postpress_async.rotation.outcome import Outcome, State
 
-_OUTCOME: Final = "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_OUTCOME: Final = Insert("INSERT OR REPLACE INTO outcomes", f"({', '.join('?' * 13)})")
+_PATCHED: Final = Insert(
+    "INSERT OR REPLACE INTO outcomes "
+    "(ordinal, line, account_id, attempts, elapsed, settled_at, proxy, state, status)",
+    "(?, ?, ?, ?, ?, ?, ?, 'patched', 200)",
+)  # most are, and then half of the columns say nothing
 _GENERATION: Final = "INSERT OR REPLACE INTO generations VALUES (?, ?)"
 _REOPEN: Final = "UPDATE outcomes SET state = 'skipped' WHERE state = 'failed' AND error_type = ?"
 _NOTE: Final = "INSERT OR REPLACE INTO run VALUES (?, ?)"
@@ -45,6 +50,7 @@ DO UPDATE SET failures = failures + 1, quarantined_at = coalesce(excluded.quaran
 """
 _CHUNK: Final = 4_096
 _MOST: Final = 2**31  # accounts of a rotation: far more than one journal can serve
+_IS_PATCHED: Final = State.PATCHED
 _STATES: Final = frozenset(State)
 
 OnUnknown: TypeAlias = Literal["retry", "report"]
@@ -215,7 +221,10 @@ class Journal:
         Raises:
             JournalNotWritableError: An earlier commit failed: nothing more can be recorded.
         """
-        self._writer.put(_OUTCOME, _row(outcome))
+        if outcome.state is _IS_PATCHED:
+            self._writer.put(_PATCHED, _patched_row(outcome))
+        else:
+            self._writer.put(_OUTCOME, _row(outcome))
 
     def proxy_failed(self, label: str, *, quarantined: bool) -> None:
         """Take for the next commit that the pool's proxy of this label failed an account."""
@@ -293,13 +302,25 @@ def weigh(outcomes: Sequence[Outcome]) -> float:
         connection.executescript(SCHEMA)
         [(page,)] = connection.execute("PRAGMA page_size")
         [(empty,)] = connection.execute("PRAGMA page_count")
-        connection.executemany(_OUTCOME, map(_row, outcomes))
+        connection.executemany(_OUTCOME.told[1], map(_row, outcomes))
         [(full,)] = connection.execute("PRAGMA page_count")
     return float(page * (full - empty) / len(outcomes))
 
 
 def _for_reading(path: str | os.PathLike[str]) -> sqlite3.Connection:
     return sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
+
+
+def _patched_row(outcome: Outcome) -> tuple[Any, ...]:
+    return (
+        outcome.ordinal,
+        outcome.line,
+        outcome.account_id,
+        outcome.attempts,
+        outcome.elapsed,
+        outcome.settled_at,
+        outcome.proxy,
+    )
 
 
 def _row(outcome: Outcome) -> tuple[Any, ...]:
