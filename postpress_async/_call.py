@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from yarl import URL
 
 from postpress_async import _wire, events
@@ -51,10 +51,18 @@ class Line:
     lifetime: Lifetime
     observer: events.Observer | None
     base_url: URL
+    _around_id: tuple[str, ...] = field(init=False)
+
+    @_around_id.default
+    def _split_url(self) -> tuple[str, ...]:
+        url = str(self.base_url.joinpath("accounts", "-").with_query(self.base_url.query))
+        before, name, after = url.partition("/accounts/")
+        return before + name, after.removeprefix("-")
 
     def url_of(self, account_id: str) -> str:
-        """Where the account's requests go, for whoever watches."""
-        return str(self.base_url.joinpath("accounts", account_id).with_query(self.base_url.query))
+        """Where the account's requests go, for whoever watches; an id has nothing to be escaped."""
+        before, after = self._around_id
+        return f"{before}{account_id}{after}"
 
 
 class Errand(Protocol):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Final
 from weakref import WeakSet
 
 from postpress_async._deadlines import Deadlines, Limit
@@ -47,6 +47,9 @@ class Lifetime(Waits):
     """
     Counts the calls of a session, and wakes those that wait when it ends.
 
+    It is the ``with`` block in which a call is made, from its beginning to its end: it keeps nothing of a
+    single one, and so needs no object for each.
+
     Attributes:
         clock: The time of the calls' loop, in seconds; there is none before the first call.
     """
@@ -60,17 +63,14 @@ class Lifetime(Waits):
         self._calls = 0
         self._idle: asyncio.Future[None] | None = None
 
-    def call(self) -> Self:
+    def __enter__(self) -> None:
         """
-        What a call is made in, as a ``with`` block, from its beginning to its end.
+        Begin a call.
 
         Raises:
-            SessionClosedError: On entering it: the session is closed, or being closed.
+            SessionClosedError: The session is closed, or being closed.
             ConfigurationError: It was first used in another event loop.
         """
-        return self  # it keeps nothing of one call, and so needs no object for each
-
-    def __enter__(self) -> None:
         if self._closing:
             raise SessionClosedError("the session is closed and does not reopen: make a new one")
         loop = asyncio.get_running_loop()

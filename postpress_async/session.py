@@ -142,7 +142,7 @@ class PostPressSession:
             keys: Keys = OneKey(_checked(idempotency_key))
         else:
             keys = FreshKeys(self._key_maker) if self._idempotency else OneKey(None)
-        with self._lifetime.call():
+        with self._lifetime:
             return await UpdateCall(self._line, account_id, change, keys, retry or self._retry).run()
 
     def rotate(
@@ -221,7 +221,7 @@ class PostPressSession:
     ) -> AccountPatched:
         """Not for callers: one call of a rotation, on this machine or on a worker of a cluster."""
         keys: Keys = row_keys if self._idempotency else OneKey(None, row_keys.in_doubt)
-        with self._lifetime.call():
+        with self._lifetime:
             call = UpdateCall(
                 self._line,
                 account_id,

@@ -47,7 +47,7 @@ def now() -> float:
 
 async def work(lifetime: Lifetime, seconds: float) -> None:
     """A call that takes so long."""
-    with lifetime.call():
+    with lifetime:
         await asyncio.sleep(seconds)
 
 
@@ -65,10 +65,10 @@ async def wait(lifetime: Lifetime, until: float) -> float:
 async def test_calls_may_overlap() -> None:
     """Any number of tasks use one session."""
     lifetime = Lifetime()
-    with lifetime.call(), lifetime.call():
+    with lifetime, lifetime:
         pass
 
-    with lifetime.call():
+    with lifetime:
         pass
 
 
@@ -78,7 +78,7 @@ async def test_a_closed_session_takes_no_call() -> None:
     await lifetime.close(0)
 
     for _ in range(2):
-        with pytest.raises(SessionClosedError, match="make a new one"), lifetime.call():
+        with pytest.raises(SessionClosedError, match="make a new one"), lifetime:
             pass
 
 
@@ -87,7 +87,7 @@ def test_a_session_belongs_to_the_loop_that_first_uses_it() -> None:
     lifetime = Lifetime()
 
     async def use() -> None:
-        with lifetime.call():
+        with lifetime:
             await asyncio.sleep(0)
 
     play(use())
@@ -100,7 +100,7 @@ def test_a_session_may_be_closed_in_another_loop() -> None:
     lifetime = Lifetime()
 
     async def break_off() -> None:
-        lifetime.call().__enter__()  # never left
+        lifetime.__enter__()  # never left
 
     async def close() -> float:
         await lifetime.close(100.0)
@@ -161,7 +161,7 @@ def test_no_call_begins_while_a_session_closes() -> None:
             group.create_task(lifetime.close(5.0))
             await asyncio.sleep(1.0)
 
-            with pytest.raises(SessionClosedError), lifetime.call():
+            with pytest.raises(SessionClosedError), lifetime:
                 pass
 
     play(scene())
@@ -191,7 +191,7 @@ def test_a_call_that_fails_is_over_too() -> None:
 
     async def scene() -> float:
         lifetime = Lifetime()
-        with pytest.raises(KeyError), lifetime.call():
+        with pytest.raises(KeyError), lifetime:
             raise KeyError
         task = asyncio.create_task(work(lifetime, 50.0))
         await asyncio.sleep(1.0)

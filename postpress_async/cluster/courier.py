@@ -134,8 +134,12 @@ class _Rows:
     def __init__(self, rows: Sequence[Sent]) -> None:
         self._rows: Final = iter(rows)
         self.last_taken: Final = asyncio.Event()
+        self.at_hand: bool = True
 
     async def take(self) -> OpenRow | None:
+        return self.take_at_once()
+
+    def take_at_once(self) -> OpenRow | None:
         if (sent := next(self._rows, None)) is None:
             self.last_taken.set()
             return None
@@ -170,7 +174,7 @@ class ShardRotation(Rotation):
         self._run = run
         self._taken: Final = _Rows(rows)
         self._journal = courier
-        self._settler = Settler(session.run_errand, self._waits, self._rest, pool, self._found)
+        self._settler = Settler(session.run_errand, self._waits, self._rest, pool, self._found, self._record)
 
     @property
     def last_taken(self) -> asyncio.Event:
@@ -178,7 +182,7 @@ class ShardRotation(Rotation):
         return self._taken.last_taken
 
     def _open(self) -> None:
-        self._rows = self._taken
+        self._intake.rows = self._taken
 
     def _judge(self, outcome: Outcome) -> None:
         """The coordinator halts, for it sees the outcomes of all workers."""

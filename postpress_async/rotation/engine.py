@@ -20,12 +20,13 @@ from postpress_async.errors import PostPressError, SessionClosedError
 from postpress_async.rotation.admission import Admission
 from postpress_async.rotation.errand import Settler, Update
 from postpress_async.rotation.halt import Halt, Halts
+from postpress_async.rotation.intake import Intake
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.notes import Notes
 from postpress_async.rotation.outcome import Outcome, RotationSummary, State
 from postpress_async.rotation.plan import Refusal
 from postpress_async.rotation.pool import PooledProxy, ProxyPool
-from postpress_async.rotation.resume import OpenRow, OpenRows, RowKeys, Source, Takes
+from postpress_async.rotation.resume import OpenRow, OpenRows, RowKeys, Source
 
 _log = logging.getLogger("postpress_async.rotation")
 
@@ -71,23 +72,22 @@ class Rotation:
         self._waits: Final = waits or Waits()
         self._observer: Final = observer
         self._source: Final = rows
-        self._settler = Settler(update, self._waits, self._rest, pool, self._found)
+        self._settler = Settler(update, self._waits, self._rest, pool, self._found, self._record)
         self._settled: asyncio.Queue[Outcome | None] = asyncio.Queue(maxsize=in_flight)
         self._group: Final = asyncio.TaskGroup()
         self._journal: Notes | None = None
         self._run = secrets.token_hex(12)
         self._workers = 0
         self._resting = 0  # of the workers
-        self._exhausted = False
         self._stopping = False
         self._heard = True  # whether somebody still wants outcomes
         self._broken: Exception | None = None
         self._key_error: str | None = None
-        self._takers: set[asyncio.Task[None]] = set()
         self._entered = False
         self._began = 0.0
         self._halts = Halts(self._halt)
         self._admission: Final = Admission(self._halt.canary, limit)
+        self._intake: Final = Intake(self._admission)
 
     # --- What a user calls ---
 
@@ -143,7 +143,7 @@ class Rotation:
         if journal is not None:
             self._journal = journal
             self._take_up(journal)
-        self._rows: Takes = OpenRows(self._source, journal)
+        self._intake.rows = OpenRows(self._source, journal)
 
     def _take_up(self, journal: Journal) -> None:
         self._run = journal.run
@@ -167,7 +167,7 @@ class Rotation:
                 await self._end_workers(kind, error, trace)
             finally:
                 draining.cancel()
-            if kind is None and self._finite and self._broken is None and not self._exhausted:
+            if kind is None and self._finite and self._broken is None and not self._intake.exhausted:
                 await self._skip_the_rest()
             if self._journal is not None and self._broken is None:
                 if self._key_error is not None:
@@ -200,9 +200,7 @@ class Rotation:
     def _end_sending(self) -> None:
         self._stopping = True
         self._waits.end()
-        for task in tuple(self._takers):
-            if task is not asyncio.current_task():  # the input itself may say so
-                task.cancel()  # it waits for an input that may never come
+        self._intake.end()
 
     def _break(self, error: Exception) -> None:
         """Send nothing more; what is in flight settles, and then *error* is raised."""
@@ -216,7 +214,11 @@ class Rotation:
             while not self._stopping and self._workers - self._resting <= self._in_flight:
                 if (taken := await self._take()) is None:
                     break
-                await self._tell(await self._settle(taken))
+                if isinstance(row := taken.row, Refusal):
+                    outcome = Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
+                else:
+                    outcome = await self._settler.settle(row, RowKeys(self._run, taken, self._journal))
+                await self._tell(outcome)
         except PostPressError as error:  # of the journal; those of accounts are outcomes
             self._break(error)
         finally:
@@ -226,27 +228,11 @@ class Rotation:
 
     async def _take(self) -> OpenRow | None:
         """The next row, if the input has one and nobody stops the rotation while it is waited for."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a worker is one
-        self._takers.add(task)
         try:
-            if not await self._admission.enter():
-                return None
-            if (taken := await self._rows.take()) is None:
-                self._exhausted = True
-                self._admission.open()
-            elif isinstance(taken.row, Refusal):
-                self._admission.refused()
-            return taken
-        except asyncio.CancelledError:
-            if not self._stopping or task.uncancel():
-                raise
-            return None
+            return await self._intake.take() if self._intake.may_wait() else self._intake.take_at_once()
         except Exception as error:  # the input is the caller's: what it raises ends the rotation as it is
             self._break(error)
             return None
-        finally:
-            self._takers.discard(task)
 
     def _hire(self) -> None:
         self._workers += 1
@@ -256,21 +242,8 @@ class Rotation:
         """A worker whose call backs off is none: another one takes its place meanwhile."""
         self._resting += 1 if began else -1
         room = self._workers < (1 + RESTING) * self._in_flight
-        if began and room and not self._stopping and not self._exhausted:
+        if began and room and not self._stopping and not self._intake.exhausted:
             self._hire()
-
-    async def _settle(self, taken: OpenRow) -> Outcome:
-        row = taken.row
-        if isinstance(row, Refusal):
-            return Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
-        began = time.monotonic()
-        try:
-            return await self._settler.settle(row, RowKeys(self._run, taken, self._journal))
-        except BaseException:  # cancelled, or a mistake of a strategy or an input of the caller's
-            # Given up while it may have been on its way.
-            elapsed = time.monotonic() - began
-            self._record(Outcome.given_up(row.ordinal, row.line, row.account_id, elapsed))
-            raise
 
     async def _tell(self, outcome: Outcome) -> None:
         self._record(outcome)
@@ -293,7 +266,7 @@ class Rotation:
                 self.summary.key_refused = True
                 self._key_error = outcome.error_type
             self._end_sending()
-        else:
+        elif not self._admission.is_open:
             self._admission.settled(tried=self._halts.tried > tried, lives=self._halts.canary_lives)
 
     def _record(self, outcome: Outcome) -> None:
@@ -325,13 +298,17 @@ class Rotation:
             events.tell(self._observer, events.ProxyQuarantined(proxy.label))
 
     async def _deliver(self, outcome: Outcome | None) -> None:
-        if self._heard:
+        if not self._heard:
+            return
+        try:
+            self._settled.put_nowait(outcome)
+        except asyncio.QueueFull:
             await self._settled.put(outcome)
 
     async def _skip_the_rest(self) -> None:
         """Give every account that was not sent its row too."""
         count = 0
-        while (taken := await self._rows.take()) is not None:
+        while (taken := await self._intake.rows.take()) is not None:
             row, count = taken.row, count + 1
             if count % 500 == 0:
                 await asyncio.sleep(0)  # there may be millions, and somebody who cannot wait for them

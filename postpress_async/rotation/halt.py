@@ -123,7 +123,8 @@ class Halts:
             self._failed += 1
             self._failed_of_latest += 1
             self._errors[outcome.error_type or ""] += 1
-        return self._reason()
+        # What was patched can only be the last of the canary.
+        return self._reason() if failed or self.tried == self._halt.canary else None
 
     def _reason(self) -> str | None:
         halt = self._halt

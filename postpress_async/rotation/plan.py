@@ -93,7 +93,7 @@ def _row_of(ordinal: int, pair: object, pooled: bool) -> Row | Refusal:
     if pooled and isinstance(pair, str):
         pair = pair, None
     # Not by unpacking: the text "US" has two parts as well.
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         advice = f"give (account_id, change), not {type(pair).__name__}"
         return Refusal(ordinal, None, None, None, "row not a pair", advice)
     account_id, change = pair
@@ -101,7 +101,7 @@ def _row_of(ordinal: int, pair: object, pooled: bool) -> Row | Refusal:
         check_account_id(account_id)
     except FieldError as error:
         return Refusal.of(error, ordinal, None)
-    if not isinstance(change, CustomProxy | ManagedProxy) and not (pooled and change is None):
+    if not isinstance(change, (CustomProxy, ManagedProxy)) and not (pooled and change is None):
         advice = f"it is a CustomProxy or a ManagedProxy, not {type(change).__name__}"
         return Refusal(ordinal, None, "change", account_id, "change not a proxy", advice)
     return Row(ordinal, None, account_id, change)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
-from attrs import frozen
+from attrs import define
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal import Journal
@@ -22,7 +22,7 @@ The rows; or what gives them all but those that are done, told by a byte that is
 T = TypeVar("T")
 
 
-@frozen
+@define
 class OpenRow:
     """
     A row that is to be settled.
@@ -41,7 +41,18 @@ class OpenRow:
 
 
 class Takes(Protocol):
-    """Where a rotation takes its rows from."""
+    """
+    Where a rotation takes its rows from.
+
+    Attributes:
+        at_hand: Whether nobody ever waits for one.
+    """
+
+    at_hand: bool
+
+    def take_at_once(self) -> OpenRow | None:
+        """The next one, where they are at hand; None after the last."""
+        ...
 
     async def take(self) -> OpenRow | None:
         """The next one; None after the last."""
@@ -60,21 +71,27 @@ class OpenRows:
         if callable(source):
             source = source(journal.done() if skips and journal is not None else b"")
         self._rows: Final[Rows] = source
+        self.at_hand: bool = isinstance(source, Iterator)
         self._entries: Final = _InStep(() if journal is None else journal.entries(but_done=skips))
         self._generations: Final = _InStep(() if journal is None else journal.generations())
 
-    async def take(self) -> OpenRow | None:
+    def take_at_once(self) -> OpenRow | None:
         """
-        The next one; None after the last.
+        See `Takes.take_at_once`.
 
         Raises:
             JournalError: The journal has another account in its place.
         """
+        assert isinstance(self._rows, Iterator)  # noqa: S101 - they are at hand
+        for row in self._rows:
+            if (taken := self._open(row)) is not None:
+                return taken
+        return None
+
+    async def take(self) -> OpenRow | None:
+        """See `Takes.take`; it raises what `take_at_once` does."""
         if isinstance(self._rows, Iterator):
-            for row in self._rows:
-                if (taken := self._open(row)) is not None:
-                    return taken
-            return None
+            return self.take_at_once()
         async with self._lock:
             async for row in self._rows:
                 if (taken := self._open(row)) is not None:
