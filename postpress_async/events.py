@@ -98,7 +98,7 @@ class ProxyQuarantined:
     proxy: str
 
 
-@frozen
+@frozen(slots=False)  # as an `Outcome` is, and for the same reason
 class AccountSettled:
     """A rotation is done with an account: its *state* is patched, failed, unknown or skipped."""
 

@@ -25,6 +25,7 @@ from postpress_async.models import AccountPatched
 from postpress_async.rotation.engine import Rotation
 from postpress_async.rotation.halt import Halt
 from postpress_async.rotation.outcome import Outcome
+from postpress_async.rotation.outlet import Outlet
 from postpress_async.rotation.pool import ProxyPool
 from postpress_async.rotation.resume import Source
 
@@ -59,7 +60,7 @@ class AttendedRotation(Rotation):
     ) -> None:
         # The one worker of this engine is `_work`, which has others work.
         super().__init__(_elsewhere, rows, in_flight=1, halt=halt, pool=pool, observer=observer, **options)
-        self._settled = asyncio.Queue(UNREAD)
+        self._outlet = Outlet(UNREAD)
         self._orders: Final = orders
         self._key: Final = key
         self._hands: Final[dict[str, Hand]] = {}

@@ -118,7 +118,7 @@ class ClusterRotation(AttendedRotation):
             except PostPressError as error:  # the journal's
                 self._break(error)
             self._workers -= 1
-            await self._deliver(None)
+            self._outlet.end()
 
     def _is_done(self, feeder: "asyncio.Task[None]") -> bool:
         out = any(hand.shards for hand in self._hands.values())

@@ -23,8 +23,13 @@ class Post(Protocol):
         """Have the coordinator told."""
         ...
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the coordinator has heard too little of us, or we of it."""
+        ...
+
     async def room(self) -> None:
-        """Return once the coordinator has heard enough of us, and we of it."""
+        """Return once that is over."""
         ...
 
     def kept(self, ordinal: int, generation: int, /) -> Awaitable[None]:
@@ -63,6 +68,11 @@ class Courier:
 
     def reopen(self, error_type: str) -> None:
         """Nothing, as above."""
+
+    @property
+    def is_behind(self) -> bool:
+        """See `Notes`."""
+        return self._post.is_behind
 
     async def room(self) -> None:
         """See `Notes`. It also keeps a worker that is cut off from sending on and on."""
@@ -174,6 +184,7 @@ class ShardRotation(Rotation):
         self._run = run
         self._taken: Final = _Rows(rows)
         self._journal = courier
+        self._outlet.leave()  # nobody is here to listen
         self._settler = Settler(session.run_errand, self._waits, self._rest, pool, self._found, self._record)
 
     @property
@@ -186,7 +197,3 @@ class ShardRotation(Rotation):
 
     def _judge(self, outcome: Outcome) -> None:
         """The coordinator halts, for it sees the outcomes of all workers."""
-
-    async def _deliver(self, outcome: Outcome | None) -> None:
-        if outcome is None:
-            await super()._deliver(None)

@@ -164,14 +164,18 @@ class Post:
         """Have the coordinator told, within some 50 ms."""
         self._outbox.put(*note)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the coordinator is far behind, or was not heard of lately."""
+        if self._over:
+            return False
+        return self._cut_off or len(self._outbox) > ROOM or time.monotonic() - self._heard > FRESH
+
     async def room(self) -> None:
-        """Return once the coordinator is not far behind, and was heard of lately: at once, mostly."""
-        while not self._over and self._is_far():
+        """Return once that is over."""
+        while self.is_behind:
             self._news.clear()
             await self._news.wait()
-
-    def _is_far(self) -> bool:
-        return self._cut_off or len(self._outbox) > ROOM or time.monotonic() - self._heard > FRESH
 
     def kept(self, ordinal: int, generation: int) -> Awaitable[None]:
         """Ends when the coordinator has it on its disk."""

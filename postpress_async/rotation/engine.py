@@ -24,6 +24,7 @@ from postpress_async.rotation.intake import Intake
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.notes import Notes
 from postpress_async.rotation.outcome import Outcome, RotationSummary, State
+from postpress_async.rotation.outlet import Outlet
 from postpress_async.rotation.plan import Refusal
 from postpress_async.rotation.pool import PooledProxy, ProxyPool
 from postpress_async.rotation.resume import OpenRow, OpenRows, RowKeys, Source
@@ -73,14 +74,13 @@ class Rotation:
         self._observer: Final = observer
         self._source: Final = rows
         self._settler = Settler(update, self._waits, self._rest, pool, self._found, self._record)
-        self._settled: asyncio.Queue[Outcome | None] = asyncio.Queue(maxsize=in_flight)
+        self._outlet = Outlet(in_flight)
         self._group: Final = asyncio.TaskGroup()
         self._journal: Notes | None = None
         self._run = secrets.token_hex(12)
         self._workers = 0
         self._resting = 0  # of the workers
         self._stopping = False
-        self._heard = True  # whether somebody still wants outcomes
         self._broken: Exception | None = None
         self._key_error: str | None = None
         self._entered = False
@@ -113,10 +113,8 @@ class Rotation:
     async def __anext__(self) -> Outcome:
         if not self._entered:
             raise RuntimeError("a rotation is entered first: async with session.rotate(...) as rotation")
-        outcome = await self._settled.get()
-        if outcome is not None:
+        if (outcome := await self._outlet.get()) is not None:
             return outcome
-        self._settled.put_nowait(None)  # for whoever asks again
         if self._broken is not None:
             raise self._broken
         raise StopAsyncIteration
@@ -161,12 +159,8 @@ class Rotation:
         try:
             if self._workers and kind is None:
                 self.stop()
-            self._heard = False
-            draining = asyncio.create_task(self._drain())  # more may wait to put than the queue holds
-            try:
-                await self._end_workers(kind, error, trace)
-            finally:
-                draining.cancel()
+            self._outlet.leave()
+            await self._end_workers(kind, error, trace)
             if kind is None and self._finite and self._broken is None and not self._intake.exhausted:
                 await self._skip_the_rest()
             if self._journal is not None and self._broken is None:
@@ -176,16 +170,11 @@ class Rotation:
                     self._journal.halted(self.summary.halted)
         finally:
             self.summary.elapsed = time.monotonic() - self._began
-            self._settled = asyncio.Queue()
-            self._settled.put_nowait(None)  # for whoever still asks
+            self._outlet.end()
             if self._journal is not None:
                 await self._journal.aclose()
         if kind is None and self._broken is not None:
             raise self._broken
-
-    async def _drain(self) -> None:
-        while True:
-            await self._settled.get()
 
     async def _end_workers(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -224,7 +213,7 @@ class Rotation:
         finally:
             self._workers -= 1
             if not self._workers:
-                await self._deliver(None)
+                self._outlet.end()
 
     async def _take(self) -> OpenRow | None:
         """The next row, if the input has one and nobody stops the rotation while it is waited for."""
@@ -247,12 +236,14 @@ class Rotation:
 
     async def _tell(self, outcome: Outcome) -> None:
         self._record(outcome)
-        if self._journal is not None:
+        if self._journal is not None and self._journal.is_behind:
             await self._journal.room()
         self._judge(outcome)
         if isinstance(outcome.error, SessionClosedError):
             self._break(outcome.error)  # the others would get no further
-        await self._deliver(outcome)
+        self._outlet.put(outcome)
+        if self._outlet.is_full:
+            await self._outlet.has_room()
 
     def _judge(self, outcome: Outcome) -> None:
         """Halt if it is enough; else let the others in, if they waited for the canary."""
@@ -297,14 +288,6 @@ class Rotation:
         if quarantined and self._observer is not None:
             events.tell(self._observer, events.ProxyQuarantined(proxy.label))
 
-    async def _deliver(self, outcome: Outcome | None) -> None:
-        if not self._heard:
-            return
-        try:
-            self._settled.put_nowait(outcome)
-        except asyncio.QueueFull:
-            await self._settled.put(outcome)
-
     async def _skip_the_rest(self) -> None:
         """Give every account that was not sent its row too."""
         count = 0
@@ -317,5 +300,5 @@ class Rotation:
                 self.summary.states[State.UNKNOWN if taken.maybe_sent else State.SKIPPED] += 1
             else:
                 self._record(Outcome.skipped(row.ordinal, row.line, row.account_id or ""))
-            if self._journal is not None:
+            if self._journal is not None and self._journal.is_behind:
                 await self._journal.room()

@@ -24,6 +24,11 @@ class Notes(Protocol):
         """Take every account that failed with *error_type* for one that was not sent."""
         ...
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether what was taken is far ahead of what is kept."""
+        ...
+
     async def room(self) -> None:
         """Return once what was taken is not far ahead of what is kept."""
         ...

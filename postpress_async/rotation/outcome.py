@@ -29,7 +29,7 @@ class State(StrEnum):
 _PATCHED: Final = State.PATCHED  # a global is read in a tenth of the time of an enumeration's member
 
 
-@frozen
+@frozen(slots=False)  # one is made for each account, and slots of a frozen value take twice as long to set
 class Outcome:
     """
     What came of one account.

@@ -17,7 +17,7 @@ Change: TypeAlias = tuple[str, ProxyChange | None] | str
 """An account and what it is to get; where the rotation has a pool, that may be left out."""
 
 
-@frozen
+@frozen(slots=False)  # as an `Outcome` is, and for the same reason
 class Row:
     """
     One account and its change, both checked.

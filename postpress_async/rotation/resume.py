@@ -70,8 +70,9 @@ class OpenRows:
         skips = callable(source) and journal is not None and journal.same_input
         if callable(source):
             source = source(journal.done() if skips and journal is not None else b"")
-        self._rows: Final[Rows] = source
         self.at_hand: bool = isinstance(source, Iterator)
+        self._at_hand: Final[Iterator[Row | Refusal]] = source if isinstance(source, Iterator) else iter(())
+        self._coming: Final = None if isinstance(source, Iterator) else source
         self._entries: Final = _InStep(() if journal is None else journal.entries(but_done=skips))
         self._generations: Final = _InStep(() if journal is None else journal.generations())
 
@@ -82,25 +83,22 @@ class OpenRows:
         Raises:
             JournalError: The journal has another account in its place.
         """
-        assert isinstance(self._rows, Iterator)  # noqa: S101 - they are at hand
-        for row in self._rows:
-            if (taken := self._open(row)) is not None:
+        for row in self._at_hand:
+            if (taken := OpenRow(row) if not self._resumed else self._open(row)) is not None:
                 return taken
         return None
 
     async def take(self) -> OpenRow | None:
         """See `Takes.take`; it raises what `take_at_once` does."""
-        if isinstance(self._rows, Iterator):
+        if self._coming is None:
             return self.take_at_once()
         async with self._lock:
-            async for row in self._rows:
-                if (taken := self._open(row)) is not None:
+            async for row in self._coming:
+                if (taken := OpenRow(row) if not self._resumed else self._open(row)) is not None:
                     return taken
             return None
 
     def _open(self, row: Row | Refusal) -> OpenRow | None:
-        if not self._resumed:
-            return OpenRow(row)
         generation = self._generations.at(row.ordinal) or 0
         if (known := self._entries.at(row.ordinal)) is None:
             return OpenRow(row, maybe_sent=True, generation=generation)  # in flight in a run that died

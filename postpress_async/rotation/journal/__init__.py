@@ -221,10 +221,19 @@ class Journal:
         Raises:
             JournalNotWritableError: An earlier commit failed: nothing more can be recorded.
         """
-        if outcome.state is _IS_PATCHED:
-            self._writer.put(_PATCHED, _patched_row(outcome))
-        else:
+        if outcome.state is not _IS_PATCHED:
             self._writer.put(_OUTCOME, _row(outcome))
+            return
+        row = (
+            outcome.ordinal,
+            outcome.line,
+            outcome.account_id,
+            outcome.attempts,
+            outcome.elapsed,
+            outcome.settled_at,
+            outcome.proxy,
+        )
+        self._writer.put(_PATCHED, row)
 
     def proxy_failed(self, label: str, *, quarantined: bool) -> None:
         """Take for the next commit that the pool's proxy of this label failed an account."""
@@ -245,8 +254,13 @@ class Journal:
         """Take every account that failed with *error_type* for one that was not sent, at the next commit."""
         self._writer.put(_REOPEN, (error_type,))
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether so many rows wait for the disk that no more should come."""
+        return self._writer.is_behind
+
     async def room(self) -> None:
-        """Return once the disk is not far behind: at once, mostly."""
+        """Return once the disk is not far behind."""
         if self._writer.is_behind:
             await self._writer.committed()
 
@@ -309,18 +323,6 @@ def weigh(outcomes: Sequence[Outcome]) -> float:
 
 def _for_reading(path: str | os.PathLike[str]) -> sqlite3.Connection:
     return sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
-
-
-def _patched_row(outcome: Outcome) -> tuple[Any, ...]:
-    return (
-        outcome.ordinal,
-        outcome.line,
-        outcome.account_id,
-        outcome.attempts,
-        outcome.elapsed,
-        outcome.settled_at,
-        outcome.proxy,
-    )
 
 
 def _row(outcome: Outcome) -> tuple[Any, ...]:

@@ -1,0 +1,159 @@
+"""Outcomes on their way to whoever iterates: in order, each once, and nobody waits who need not."""
+
+import asyncio
+import random
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+
+from postpress_async import Outcome
+from postpress_async.rotation.outlet import Outlet
+
+
+def outcome(ordinal: int) -> Outcome:
+    return Outcome.patched(ordinal, None, f"acc_{ordinal}", 1, 0.1)
+
+
+async def a_moment() -> None:
+    """All that can go on without us has gone on."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def waits(what: Awaitable[Any]) -> asyncio.Task[Any]:
+    """The task in which somebody waits for *what*."""
+    task = asyncio.ensure_future(what)
+    await a_moment()
+    assert not task.done()
+    return task
+
+
+async def test_outcomes_come_in_their_order_and_then_the_end() -> None:
+    """Whoever asks after the end is told so again: a rotation may be iterated over twice."""
+    outlet = Outlet(10)
+    for ordinal in range(3):
+        outlet.put(outcome(ordinal))
+    outlet.end()
+
+    told = [await outlet.get() for _ in range(5)]
+
+    assert [None if one is None else one.ordinal for one in told] == [0, 1, 2, None, None]
+
+
+async def test_who_settles_is_held_back_until_somebody_has_asked() -> None:
+    """Else a slow reader's memory would hold the fleet."""
+    outlet = Outlet(2)
+    outlet.put(outcome(0))
+    await outlet.has_room()
+    outlet.put(outcome(1))
+    assert outlet.is_full
+    held = [await waits(outlet.has_room()) for _ in range(3)]
+
+    await outlet.get()
+    await a_moment()
+
+    assert all(task.done() for task in held)
+
+
+async def test_more_than_there_is_room_for_holds_back_until_enough_was_asked_for() -> None:
+    """Workers that backed off come back all at once: each has put one by then."""
+    outlet = Outlet(2)
+    for ordinal in range(4):
+        outlet.put(outcome(ordinal))
+    held = await waits(outlet.has_room())
+
+    await outlet.get()
+    await outlet.get()
+    await a_moment()
+    assert not held.done()
+
+    await outlet.get()
+    await held
+
+
+async def test_when_nobody_listens_nobody_is_held_back() -> None:
+    """The block was left: what is in flight settles, and has not to be told."""
+    outlet = Outlet(1)
+    outlet.put(outcome(0))
+    held = [await waits(outlet.has_room()) for _ in range(2)]
+
+    outlet.leave()
+    await asyncio.gather(*held)
+    outlet.put(outcome(1))
+    assert not outlet.is_full
+
+    outlet.end()
+    assert await outlet.get() is None
+
+
+async def test_the_end_is_told_to_all_who_ask() -> None:
+    outlet = Outlet(1)
+    asking = [await waits(outlet.get()) for _ in range(3)]
+
+    outlet.end()
+
+    assert await asyncio.gather(*asking) == [None] * 3
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+async def test_one_who_asked_and_is_cancelled_takes_nothing_along(turns: int) -> None:
+    """Neither before it was woken, nor when it was woken and has not looked yet."""
+    outlet = Outlet(5)
+    first, second = await waits(outlet.get()), await waits(outlet.get())
+    if turns:
+        outlet.put(outcome(7))
+        first.cancel()
+    else:
+        first.cancel()
+        outlet.put(outcome(7))
+    await a_moment()
+
+    assert first.cancelled()
+    told = await second
+    assert told is not None
+    assert told.ordinal == 7
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_each_outcome_is_told_once_whoever_asks_and_whoever_is_cancelled(seed: int) -> None:
+    """Many workers, several readers of which some are cancelled over and over, and little room."""
+    chance = random.Random(seed)
+    print("seed", seed)
+    outlet, numbers, told = Outlet(3), iter(range(200)), list[int]()
+    highest = 0
+
+    async def work() -> None:
+        nonlocal highest
+        for number in numbers:
+            for _ in range(chance.randrange(3)):
+                await asyncio.sleep(0)
+            outlet.put(outcome(number))
+            highest = max(highest, len(outlet._lying))
+            if outlet.is_full:
+                await outlet.has_room()
+
+    async def read() -> None:
+        while (one := await outlet.get()) is not None:
+            told.append(one.ordinal)
+            for _ in range(chance.randrange(4)):
+                await asyncio.sleep(0)
+
+    async def fickle() -> None:
+        for _ in range(100):
+            task = asyncio.ensure_future(outlet.get())
+            for _ in range(chance.randrange(3)):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and (one := task.result()) is not None:
+                told.append(one.ordinal)
+
+    async with asyncio.timeout(10):
+        readers = [asyncio.ensure_future(read()) for _ in range(2)]
+        await asyncio.gather(*(work() for _ in range(5)), fickle())
+        outlet.end()
+        await asyncio.gather(*readers)
+
+    assert sorted(told) == list(range(200))
+    assert highest <= 3 + 5
