@@ -51,13 +51,12 @@ class Line:
     lifetime: Lifetime
     observer: events.Observer | None
     base_url: URL
-    _around_id: tuple[str, ...] = field(init=False)
+    _around_id: tuple[str, str] = field(init=False)
 
-    @_around_id.default
-    def _split_url(self) -> tuple[str, ...]:
-        url = str(self.base_url.joinpath("accounts", "-").with_query(self.base_url.query))
-        before, name, after = url.partition("/accounts/")
-        return before + name, after.removeprefix("-")
+    def __attrs_post_init__(self) -> None:
+        before = self.base_url.with_query(None).joinpath("accounts", "")
+        after = self.base_url.raw_query_string
+        object.__setattr__(self, "_around_id", (str(before), after and f"?{after}"))
 
     def url_of(self, account_id: str) -> str:
         """Where the account's requests go, for whoever watches; an id has nothing to be escaped."""

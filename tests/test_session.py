@@ -8,7 +8,15 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from postpress_async import AccountPatched, CustomProxy, ManagedProxy, PostPressSession, RetryPolicy, errors
+from postpress_async import (
+    AccountPatched,
+    CustomProxy,
+    ManagedProxy,
+    PostPressSession,
+    RetryPolicy,
+    errors,
+    events,
+)
 from postpress_async.errors import Applied
 from postpress_async.pace import Pace
 from postpress_async.sandbox import Fault, Sandbox
@@ -527,3 +535,19 @@ async def test_an_observer_sees_each_step_and_cannot_disturb_it(sandbox, policy)
 
     attempt = ["AttemptStarted", "AttemptEnded"]
     assert seen == ["CallStarted", *attempt, "RetryScheduled", *attempt, "CallEnded"]
+
+
+async def test_an_observer_is_told_where_a_call_goes(sandbox, policy) -> None:
+    """The quickstart's base URL ends in a query, and that stands behind the account."""
+    urls: list[str] = []
+    port = sandbox.url.split(":")[2].split("/")[0]
+
+    def observe(event: object) -> None:
+        if isinstance(event, events.CallStarted):
+            urls.append(event.url)
+
+    base = f"{sandbox.url}?port={port}"
+    async with PostPressSession(sandbox.api_key, base_url=base, retry=policy, on_event=observe) as session:
+        await session.update_proxy("acc_1", US)
+
+    assert urls == [f"{sandbox.url}/accounts/acc_1?port={port}"]
