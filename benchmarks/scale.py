@@ -59,9 +59,9 @@ async def _alone(session: PostPressSession, count: int) -> None:
     await asyncio.gather(*(worker(changes) for _ in range(WORKERS)))
 
 
-async def _rotate(session: PostPressSession, count: int, journal: Path, new: int = 0) -> dict[str, float]:
-    """When the account of the number *new* was begun, and the most memory that there was."""
-    first, most = 0.0, 0.0
+async def _rotate(session: PostPressSession, count: int, journal: Path, new: int = 0) -> dict[str, Any]:
+    """When the account *new* was begun, the most memory, and the CPU time at each tenth of the accounts."""
+    first, most, marks = 0.0, 0.0, [time.process_time()]
 
     def changes() -> Iterator[tuple[str, ProxyChange]]:
         nonlocal first
@@ -74,13 +74,15 @@ async def _rotate(session: PostPressSession, count: int, journal: Path, new: int
         figures = Figures(count, rotation, session)
         async for outcome in rotation:
             figures.add(outcome)
+            if outcome.ordinal % (count // 10) == 0 and outcome.ordinal:
+                marks.append(time.process_time())
             if outcome.ordinal % 5_000 == 0:
                 most = max(most, _resident())
     assert rotation.summary.patched == count, rotation.summary
-    return {"first": first, "most": max(most, _resident())}
+    return {"first": first, "most": max(most, _resident()), "marks": marks}
 
 
-async def _measured(session: PostPressSession, count: int, journal: Path, new: int = 0) -> dict[str, float]:
+async def _measured(session: PostPressSession, count: int, journal: Path, new: int = 0) -> dict[str, Any]:
     """What a rotation of that many took; those that the journal has are passed over."""
     before, cpu, wall = _resident(), time.process_time(), time.perf_counter()
     told = await _rotate(session, count, journal, new)
@@ -89,6 +91,7 @@ async def _measured(session: PostPressSession, count: int, journal: Path, new: i
         "wall": time.perf_counter() - wall,
         "first": told["first"] - wall,
         "most": told["most"],
+        "marks": told["marks"],
         "before": before,
     }
 
@@ -127,11 +130,13 @@ def _one(base: str, transport: Any, observer: bool, count: int, core: int | None
 def _tell(count: int, told: dict[str, Any]) -> None:
     run, resumed = told["run"], told["resumed"]
     each = run["cpu"] / count * 1e6
+    marks = run["marks"]  # the first tenth has the start in it, and so is not looked at
+    drift = (marks[-1] - marks[-2]) / (marks[2] - marks[1])
     passed_over = (resumed["cpu"] * 1e6 - MORE * each) / count
     print(
         f"{count:>9,} {each:8.1f} {statistics.median(told['ratios']):7.2f} "
         f"{min(told['ratios']):.2f}-{max(told['ratios']):.2f} "
-        f"{count / run['wall']:9,.0f} {run['first'] * 1e3:9.1f} "
+        f"{drift:6.2f} {count / run['wall']:9,.0f} {run['first'] * 1e3:9.1f} "
         f"{run['most']:9.1f} {run['most'] - run['before']:7.1f} {run['bytes'] / count:9.1f} "
         f"{resumed['first'] * 1e3:10.1f} {passed_over:9.2f}",
         flush=True,
@@ -153,8 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     cores = two_cores()
     print(
-        f"{'accounts':>9} {'CPU us':>8} {'/ alone':>7} {'from-to':>9} {'a second':>9} {'first ms':>9} "
-        f"{'MiB':>9} {'grown':>7} {'bytes':>9} {'resume ms':>10} {'us each':>9}"
+        f"{'accounts':>9} {'CPU us':>8} {'/ alone':>7} {'from-to':>9} {'drift':>6} {'a second':>9} "
+        f"{'first ms':>9} {'MiB':>9} {'grown':>7} {'bytes':>9} {'resume ms':>10} {'us each':>9}"
     )
     with canned_server(None if cores is None else cores[1]) as base:
         for count in given.accounts:
@@ -169,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "\nCPU us: of an account, the journal's thread included; / alone: that of rotations of "
         f"{ALONE:,}\n"
         f"accounts as a ratio to as many calls of update_proxy, median of {ROUNDS} rounds in turn;\n"
+        "drift: the CPU of the ninth tenth of the accounts as a ratio to that of the second;\n"
         "first ms: until the first request; MiB: of memory at most, grown: since before it began;\n"
         f"bytes: of the journal, an account; resume ms: until the first of {MORE:,} more accounts is sent;\n"
         "us each: of CPU for each account that was settled before, and so passed over."
