@@ -207,7 +207,10 @@ class ClusterRotation(AttendedRotation):
         except Exception as error:  # what the worker could not even begin, such as an import
             hand.unfit = self._trouble = f"{hand.address}: {type(error).__name__}: {error}"
         if not shard.fetched:
-            self._take_again(hand, shard)
+            try:
+                self._take_again(hand, shard)
+            except PostPressError as error:  # the journal's
+                self._break(error)
         self._news.set()
 
     # --- Losses ---
@@ -256,7 +259,5 @@ class ClusterRotation(AttendedRotation):
             for shard in tuple(hand.shards.values()):
                 self._take_again(hand, shard)
         for sent in self._buffer:
-            row = sent.row
-            if not sent.open.maybe_sent:
-                self._record(Outcome.skipped(row.ordinal, row.line, row.account_id))
+            self._leave(sent)
         self._buffer.clear()

@@ -64,6 +64,10 @@ class Courier:
     def reopen(self, error_type: str) -> None:
         """Nothing, as above."""
 
+    def unsent(self, ordinals: list[int]) -> None:
+        """Take the rows that were never begun. What the journal has to say of them, the coordinator knows."""
+        self._post.put("unsent", self._number, ordinals)
+
     async def room(self) -> None:
         """See `Notes`. It also keeps a worker that is cut off from sending on and on."""
         await self._post.room()
@@ -135,6 +139,10 @@ class _Rows:
         self._rows: Final = iter(rows)
         self.last_taken: Final = asyncio.Event()
 
+    def left(self) -> list[int]:
+        """The ordinals of those that nobody took; from now on nobody does."""
+        return [sent.row.ordinal for sent in self._rows]
+
     async def take(self) -> OpenRow | None:
         if (sent := next(self._rows, None)) is None:
             self.last_taken.set()
@@ -169,6 +177,7 @@ class ShardRotation(Rotation):
         )
         self._run = run
         self._taken: Final = _Rows(rows)
+        self._courier: Final = courier
         self._journal = courier
         self._settler = Settler(session.run_errand, self._waits, self._rest, pool, self._found)
 
@@ -176,6 +185,12 @@ class ShardRotation(Rotation):
     def last_taken(self) -> asyncio.Event:
         """Set when no row of it waits to be begun any more."""
         return self._taken.last_taken
+
+    def stop(self) -> None:
+        """See `Rotation`. What was not begun is told at once, for whoever does not wait for the rest."""
+        super().stop()
+        if left := self._taken.left():
+            self._courier.unsent(left)
 
     def _open(self) -> None:
         self._rows = self._taken
