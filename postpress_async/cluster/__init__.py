@@ -23,7 +23,7 @@ from postpress_async._settings import read_api_key, read_base_url
 from postpress_async.cluster.conductor import ClusterRotation
 from postpress_async.cluster.desk import Answer, Desk
 from postpress_async.cluster.orders import Orders
-from postpress_async.cluster.place import Place, write_certificates
+from postpress_async.cluster.place import Place, read_certificates, write_certificates
 from postpress_async.cluster.post import settle_shard
 from postpress_async.errors import ClusterError, ConfigurationError
 from postpress_async.pace import Pace
@@ -33,7 +33,7 @@ from postpress_async.rotation.given import Changes, Given, check_count
 from postpress_async.rotation.journal import OnFailed, OnUnknown
 from postpress_async.secret import Secret
 
-__all__ = ["Cluster", "ClusterRotation", "write_certificates"]
+__all__ = ["Cluster", "ClusterRotation", "read_certificates", "write_certificates"]
 
 THREADS: Final = 8
 """Shards that a worker of ours begins at once. They share its event loop: no thread is started for them."""

@@ -150,7 +150,7 @@ class AttendedRotation(Rotation):
     def _greet(self, hand: Hand, version: str) -> dict[str, Any]:
         if version != __version__:
             return {
-                "refused": f"{hand.address} has postpress-async {version}, and the command is {__version__}: "
+                "refused": f"it has postpress-async {version}, and the command is {__version__}: "
                 "install the same one"
             }
         orders = self._orders
