@@ -4,9 +4,11 @@ import asyncio
 import pickle
 import stat
 import threading
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from postpress_async import CustomProxy, ManagedProxy, Pace, ProxyPool, RetryPolicy, cluster
 from postpress_async._version import __version__
-from postpress_async.cluster import Cluster, conductor
+from postpress_async.cluster import Cluster, conductor, crew
 from postpress_async.cluster.channel import Inbox, Outbox
 from postpress_async.cluster.conductor import ClusterRotation
 from postpress_async.cluster.issuer import Issuer
@@ -255,12 +257,11 @@ class StubCarrier:
     async def workers(self) -> frozenset[str]:
         return frozenset(self.there)
 
-    async def carry(self, token: str, number: int, worker: str) -> int:
+    async def carry(self, token: str, number: int, worker: str) -> None:
         if worker in self.failing:
             raise self.failing[worker]
         self.carried.put_nowait((worker, number))
         await asyncio.Event().wait()
-        return 0
 
     def attend(self, token: str, answer: Any) -> None:
         self.token, self.answer = token, answer
@@ -393,6 +394,32 @@ async def test_a_shard_is_handed_over_once() -> None:
         assert await other.shard(number) == []
         await hand.beat(patched(number, 0), ("end", number))
         await rotation.run()
+
+
+async def test_whoever_was_stopped_itself_does_not_blame_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z and fg: what they settled meanwhile they tell now, and nobody is to send it a second time."""
+    asleep = 0.0
+    monkeypatch.setattr(conductor, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + asleep))
+    carrier = StubCarrier("w1", "w2")
+    async with rotation_of(carrier, {"acc_0": US}) as rotation:
+        worker, number = await carrier.carried.get()
+        hand = HandMade(carrier, worker)
+        await hand.hello()
+        await hand.shard(number)
+        asleep = 100.0
+        rotation._look_for_losses()
+        rotation._send_out(whole=False)
+        await asyncio.sleep(0)
+        assert carrier.carried.empty()
+        asleep += crew.LOST
+        rotation._looked_at += crew.LOST  # it looked all the while, and heard nothing
+        rotation._look_for_losses()
+        rotation._send_out(whole=False)
+        again = await carrier.carried.get()
+        rotation.stop()
+        carrier.there.clear()
+
+    assert again[1] == number + 1
 
 
 async def test_a_worker_of_another_version_is_refused() -> None:

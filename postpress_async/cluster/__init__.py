@@ -13,7 +13,7 @@ from typing import Final, Literal, Self
 
 import dask
 from attrs import evolve
-from distributed import CancelledError, Client, LocalCluster
+from distributed import Client, LocalCluster
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 from distributed.utils import get_ip
@@ -155,7 +155,7 @@ class Cluster:
         """The addresses of those that are there; `OSError` where the scheduler cannot be asked."""
         return frozenset((await self._opened.scheduler.identity())["workers"])
 
-    async def carry(self, token: str, number: int, worker: str) -> int:
+    async def carry(self, token: str, number: int, worker: str) -> None:
         """Have *worker* begin a shard. Nothing that Dask logs, shows or keeps of it tells of a row."""
         assert self._desk is not None  # noqa: S101 - it is entered
         future = self._opened.submit(
@@ -169,11 +169,14 @@ class Cluster:
             retries=0,
         )
         try:
-            return int(await future)
-        except (KilledWorker, CancelledError) as error:  # Dask's own of that name, not asyncio's
-            raise OSError(f"{worker} is lost") from error
+            error = await future.exception()  # not its result, which would have to be fetched from the worker
+            lost = future.cancelled() or isinstance(error, KilledWorker)
         finally:
             future.release()
+        if lost:
+            raise OSError(f"{worker} is lost") from error
+        if error is not None:
+            raise error
 
     def attend(self, token: str, answer: Answer) -> None:
         """Have *answer* speak with the workers."""

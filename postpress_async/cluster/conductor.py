@@ -6,6 +6,7 @@ carried out on some worker, and what came of an account is told and judged here 
 """
 
 import asyncio
+import math
 import secrets
 import time
 from contextlib import suppress
@@ -43,6 +44,9 @@ PATIENCE: Final = 5.0
 SCHEDULERLESS: Final = 10.0
 """Seconds without an answer of the scheduler after which the rotation ends: its workers leave with it."""
 
+ASLEEP: Final = 1.0
+"""Seconds between two looks at the workers, mostly 50 ms, after which this process was not running itself."""
+
 NOBODY: Final = 60.0
 """Seconds without a worker that can work after which the rotation ends."""
 
@@ -54,7 +58,7 @@ class Carrier(Protocol):
         """The addresses of those that are there; `OSError` where the scheduler cannot be asked."""
         ...
 
-    async def carry(self, token: str, number: int, worker: str, /) -> int:
+    async def carry(self, token: str, number: int, worker: str, /) -> None:
         """Have *worker* begin a shard; raises what it raised, or `OSError` where it was lost."""
         ...
 
@@ -89,6 +93,7 @@ class ClusterRotation(AttendedRotation):
         self._fed: Final = asyncio.Event()  # set while the feeder may go on
         self._able_at = time.monotonic()  # when there last was a worker that could work
         self._answered_at = time.monotonic()  # when the scheduler last did
+        self._looked_at = math.inf  # when all workers were last looked at
         self._trouble: str | None = None
 
     # --- Sending out ---
@@ -225,7 +230,7 @@ class ClusterRotation(AttendedRotation):
                 found = frozenset()
             else:
                 self._answered_at = time.monotonic()
-            now = time.monotonic()
+            now = self._look()
             if now - self._answered_at > SCHEDULERLESS:
                 again = "start it and its workers, and run the same command again"
                 self._break(ClusterError(f"the cluster's scheduler does not answer any more: {again}"))
@@ -236,8 +241,19 @@ class ClusterRotation(AttendedRotation):
             self._news.set()
             await asyncio.sleep(0.5)
 
-    def _look_for_losses(self) -> None:
+    def _look(self) -> float:
+        """The time; and whoever could not be heard while this process was stopped is not blamed for it."""
         now = time.monotonic()
+        if (asleep := now - self._looked_at) > ASLEEP:
+            self._answered_at += asleep
+            self._able_at += asleep
+            for hand in self._hands.values():
+                hand.heard += asleep
+        self._looked_at = now
+        return now
+
+    def _look_for_losses(self) -> None:
+        now = self._look()
         for hand in self._hands.values():
             gone = not hand.there and hand.shards and now - hand.heard > GONE
             if (gone or hand.is_silent(now)) and not hand.lost:
