@@ -422,6 +422,33 @@ async def test_whoever_was_stopped_itself_does_not_blame_the_workers(monkeypatch
     assert again[1] == number + 1
 
 
+async def test_a_worker_that_gave_the_command_up_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was cut off for more than half a minute: it speaks to nobody until it is given something to do."""
+    later = 0.0
+    monkeypatch.setattr(conductor, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + later))
+    carrier = StubCarrier("w1")
+    async with rotation_of(carrier, {"acc_0": US}) as rotation:
+        worker, number = await carrier.carried.get()
+        hand = HandMade(carrier, worker)
+        await hand.hello()
+        await hand.shard(number)
+        for seconds in (crew.LOST, conductor.AGAIN):
+            later += seconds + 1
+            rotation._looked_at += seconds + 1
+            rotation._look_for_losses()
+        _, again = await carrier.carried.get()
+        anew = HandMade(carrier, worker, "p2")
+        await anew.hello()
+        assert await anew.shard(again) == []  # it was given to whoever spoke for that worker before
+        _, last = await carrier.carried.get()
+        [sent] = await anew.shard(last)
+        await anew.beat(patched(last, 0), ("end", last))
+        summary = await rotation.run()
+
+    assert sent.open.maybe_sent
+    assert summary.patched == 1
+
+
 async def test_a_worker_of_another_version_is_refused() -> None:
     """Its engine may settle accounts otherwise."""
     carrier = StubCarrier("w1")
@@ -616,6 +643,7 @@ async def test_rows_are_read_only_as_they_are_sent() -> None:
             notes = (patched(number, sent.row.ordinal) for sent in rows)
             await hands[worker].beat(*notes, ("end", number))
         rotation.stop()
+        await asyncio.sleep(0)  # what was sent just now is carried too
         while not carrier.carried.empty():
             worker, number = carrier.carried.get_nowait()
             await hands[worker].beat(("end", number))

@@ -47,6 +47,10 @@ SCHEDULERLESS: Final = 10.0
 ASLEEP: Final = 1.0
 """Seconds between two looks at the workers, mostly 50 ms, after which this process was not running itself."""
 
+AGAIN: Final = 20.0
+"""Seconds without a word after which a worker that was given up, and that Dask still has, is given rows once
+more: it may live, and have given us up."""
+
 NOBODY: Final = 60.0
 """Seconds without a worker that can work after which the rotation ends."""
 
@@ -258,6 +262,8 @@ class ClusterRotation(AttendedRotation):
             gone = not hand.there and hand.shards and now - hand.heard > GONE
             if (gone or hand.is_silent(now)) and not hand.lost:
                 self._lose(hand)
+            elif hand.lost and hand.there and now - hand.heard > AGAIN:
+                hand.lost, hand.heard = False, now
         if any(hand.works for hand in self._hands.values()):
             self._able_at = now
             return
