@@ -6,7 +6,6 @@ import os
 import random
 import ssl as tls
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -182,26 +181,13 @@ class PostPressSession:
             JournalError: On entering it: the journal is in use, of another input, or cannot be written.
         """
         # Here, since most programs that call one account at a time never come here: see `__init__`.
-        from postpress_async.rotation import Halt, Journal, Rotation
-        from postpress_async.rotation.given import Given
+        from postpress_async.rotation import Halt, Rotation
+        from postpress_async.rotation.given import Given, check_count
 
-        for name, number in (("in_flight", in_flight), ("limit", limit)):
-            if number is not None and (type(number) is not int or number < 1):
-                raise ValueError(f"{name} is a whole number from 1, not {number!r}")
-        for name, choice in (("on_unknown", on_unknown), ("on_failed", on_failed)):
-            if choice not in {"retry", "report"}:
-                raise ValueError(f'{name} is "retry" or "report", not {choice!r}')
+        check_count("in_flight", in_flight)
+        check_count("limit", limit)
         given = Given.of(changes, pooled=pool is not None)
-        opener = None
-        if journal is not None:
-            opener = partial(
-                Journal.open,
-                journal,
-                digest=None if given.fleet is None else given.fleet.digest,
-                target=self._target,
-                on_unknown=on_unknown,
-                on_failed=on_failed,
-            )
+        opener = given.kept_in(journal, target=self._target, on_unknown=on_unknown, on_failed=on_failed)
         return Rotation(
             self.run_errand,
             given.rows,

@@ -3,30 +3,41 @@
 import asyncio
 import pickle
 import stat
-from collections.abc import AsyncIterator, Iterable
+import threading
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postpress_async import CustomProxy, ManagedProxy, Pace, ProxyPool, RetryPolicy
+from postpress_async import CustomProxy, ManagedProxy, Pace, ProxyPool, RetryPolicy, cluster
 from postpress_async._version import __version__
-from postpress_async.cluster import conductor
+from postpress_async.cluster import Cluster, conductor, crew
 from postpress_async.cluster.channel import Inbox, Outbox
 from postpress_async.cluster.conductor import ClusterRotation
 from postpress_async.cluster.issuer import Issuer
 from postpress_async.cluster.orders import Orders
 from postpress_async.cluster.parcel import Sent, ended_of, note_of, pack, unpack
 from postpress_async.cluster.place import Place, read_certificates, write_certificates
-from postpress_async.errors import ClusterError, ConfigurationError, Problem, ResourceNotFoundError
+from postpress_async.errors import (
+    Applied,
+    ClusterError,
+    ConfigurationError,
+    JournalNotWritableError,
+    Problem,
+    ResourceNotFoundError,
+)
 from postpress_async.rotation import Halt, Outcome, Row, State
 from postpress_async.rotation.given import Changes, Given
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.pool import PooledProxy
 from postpress_async.rotation.resume import OpenRow
+from tests.conftest import KEY
 
 US = ManagedProxy(country="US")
 PASSWORD = "s3cret-of-a-proxy"
@@ -49,6 +60,7 @@ def test_a_place_is_local_or_a_scheduler() -> None:
     [
         ("local:0", "from 1 to"),
         ("local:", "from 1 to"),
+        ("local:" + "9" * 5_000, "from 1 to"),  # more digits than Python makes a number of
         ("scheduler:8786", "no cluster"),
         ("tls://scheduler", "no cluster"),
         ("tls://scheduler:0", "no cluster"),
@@ -86,6 +98,46 @@ def test_certificates_are_their_owner_s_alone_and_never_overwritten(tmp_path: Pa
 
     with pytest.raises(ConfigurationError, match="is there already"):
         write_certificates(folder)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", bytes(range(256))],
+    ids=["nothing", "as a web server", "noise"],
+)
+async def test_whoever_is_no_scheduler_is_told_of_in_one_sentence(
+    said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask makes anything of what it reads there, down to a MemoryError, and waits for ever on silence."""
+    monkeypatch.setattr(cluster, "ANSWERS", 0.2)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ClusterError, match="no scheduler that takes our certificates answers"):
+            await Cluster(f"tcp://127.0.0.1:{port}", api_key=KEY).__aenter__()
+
+
+def test_wrong_arguments_are_refused_as_a_session_refuses_them(tmp_path: Path) -> None:
+    """One who moves from one machine to many learns nothing anew."""
+    made = Cluster("local:1", api_key=KEY)
+    wrong: list[dict[str, Any]] = [{"limit": 0}, {"on_failed": "repeat"}, {"on_unknown": "again"}]
+    for options in wrong:
+        with pytest.raises(ValueError, match=next(iter(options))):
+            made.rotate({}, journal=tmp_path / "j", **options)
+
+
+def test_a_retry_policy_travels_with_its_functions_or_is_refused_at_once() -> None:
+    """Not on the first worker, where it looked as if the worker were at fault."""
+    lock = threading.Lock()
+    Cluster("local:1", api_key=KEY, retry=RetryPolicy(wait=lambda state: 0.1 * state.attempt_number))
+
+    with pytest.raises(ConfigurationError, match="retry policy cannot be sent"):
+        Cluster("local:1", api_key=KEY, retry=RetryPolicy(stop=lambda _: lock.locked()))
 
 
 # --- What travels ---
@@ -205,12 +257,11 @@ class StubCarrier:
     async def workers(self) -> frozenset[str]:
         return frozenset(self.there)
 
-    async def carry(self, token: str, number: int, worker: str) -> int:
+    async def carry(self, token: str, number: int, worker: str) -> None:
         if worker in self.failing:
             raise self.failing[worker]
         self.carried.put_nowait((worker, number))
         await asyncio.Event().wait()
-        return 0
 
     def attend(self, token: str, answer: Any) -> None:
         self.token, self.answer = token, answer
@@ -345,6 +396,59 @@ async def test_a_shard_is_handed_over_once() -> None:
         await rotation.run()
 
 
+async def test_whoever_was_stopped_itself_does_not_blame_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z and fg: what they settled meanwhile they tell now, and nobody is to send it a second time."""
+    asleep = 0.0
+    monkeypatch.setattr(conductor, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + asleep))
+    carrier = StubCarrier("w1", "w2")
+    async with rotation_of(carrier, {"acc_0": US}) as rotation:
+        worker, number = await carrier.carried.get()
+        hand = HandMade(carrier, worker)
+        await hand.hello()
+        await hand.shard(number)
+        asleep = 100.0
+        rotation._look_for_losses()
+        rotation._send_out(whole=False)
+        await asyncio.sleep(0)
+        assert carrier.carried.empty()
+        asleep += crew.LOST
+        rotation._looked_at += crew.LOST  # it looked all the while, and heard nothing
+        rotation._look_for_losses()
+        rotation._send_out(whole=False)
+        again = await carrier.carried.get()
+        rotation.stop()
+        carrier.there.clear()
+
+    assert again[1] == number + 1
+
+
+async def test_a_worker_that_gave_the_command_up_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was cut off for more than half a minute: it speaks to nobody until it is given something to do."""
+    later = 0.0
+    monkeypatch.setattr(conductor, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + later))
+    carrier = StubCarrier("w1")
+    async with rotation_of(carrier, {"acc_0": US}) as rotation:
+        worker, number = await carrier.carried.get()
+        hand = HandMade(carrier, worker)
+        await hand.hello()
+        await hand.shard(number)
+        for seconds in (crew.LOST, conductor.AGAIN):
+            later += seconds + 1
+            rotation._looked_at += seconds + 1
+            rotation._look_for_losses()
+        _, again = await carrier.carried.get()
+        anew = HandMade(carrier, worker, "p2")
+        await anew.hello()
+        assert await anew.shard(again) == []  # it was given to whoever spoke for that worker before
+        _, last = await carrier.carried.get()
+        [sent] = await anew.shard(last)
+        await anew.beat(patched(last, 0), ("end", last))
+        summary = await rotation.run()
+
+    assert sent.open.maybe_sent
+    assert summary.patched == 1
+
+
 async def test_a_worker_of_another_version_is_refused() -> None:
     """Its engine may settle accounts otherwise."""
     carrier = StubCarrier("w1")
@@ -454,6 +558,98 @@ async def test_a_stop_is_told_and_rows_that_were_not_sent_are_skipped() -> None:
     assert answer["stop"] is True
     states = rotation.summary.states
     assert (states[State.PATCHED], states[State.UNKNOWN], states[State.SKIPPED]) == (10, 40, 50)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["nobody came for it", "a worker had not begun it"])
+async def test_what_a_stop_leaves_keeps_its_spent_key(tmp_path: Path, begun: bool) -> None:
+    """Else the next run sends it under a key that was answered, and takes that refusal for a new one."""
+    path = tmp_path / "j"
+    journal = Journal.open(path)
+    spent = Outcome(0, None, "acc_0", State.SKIPPED, 2, applied=Applied.NO)
+    journal.record(spent)
+    journal.record(Outcome.skipped(1, None, "acc_1"))
+    await journal.aclose()
+
+    carrier = StubCarrier("w1")
+    async with rotation_of(carrier, {"acc_0": US, "acc_1": US}, journal=path) as rotation:
+        _, number = await carrier.carried.get()
+        hand = HandMade(carrier, "w1")
+        await hand.hello()
+        if begun:
+            await hand.shard(number)
+        rotation.stop()
+        if begun:
+            await hand.beat(("unsent", number, [0, 1]), ("end", number))
+        carrier.there.clear()
+
+    assert rotation.summary.states == {State.SKIPPED: 2}
+    again = Journal.open(path)
+    assert [(account, state, sent) for _, (account, state, sent, _) in again.entries()] == [
+        ("acc_0", State.SKIPPED, True),
+        ("acc_1", State.SKIPPED, False),
+    ]
+    await again.aclose()
+
+
+async def test_a_journal_that_cannot_be_written_ends_the_rotation_at_one_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word holds thousands of notes: one of them for each beat would take minutes."""
+    told: list[str] = []
+
+    def fail(_: Journal, outcome: Outcome) -> None:
+        told.append(outcome.account_id)
+        raise JournalNotWritableError("the disk is full")
+
+    monkeypatch.setattr(Journal, "record", fail)
+
+    async def rotate() -> None:
+        carrier = StubCarrier("w1")
+        changes = {f"acc_{n}": US for n in range(50)}
+        async with rotation_of(carrier, changes, journal=tmp_path / "j") as rotation:
+            _, number = await carrier.carried.get()
+            hand = HandMade(carrier, "w1")
+            await hand.hello()
+            await hand.shard(number)
+            unsent = ("unsent", number, list(range(20, 50)))
+            await hand.beat(*(patched(number, ordinal) for ordinal in range(20)), unsent, ("end", number))
+            await rotation.run()
+
+    with pytest.raises(JournalNotWritableError):
+        await rotate()
+
+    assert told == [f"acc_{n}" for n in range(20)]
+
+
+async def test_rows_are_read_only_as_they_are_sent() -> None:
+    """A window of shards: ten million rows never stand in memory, nor all that were settled."""
+    read = 0
+
+    def changes() -> Iterator[tuple[str, ManagedProxy]]:
+        nonlocal read
+        for number in range(10_000_000):
+            read += 1
+            yield f"acc_{number}", US
+
+    carrier, ahead = StubCarrier("w1", "w2"), list[int]()
+    async with rotation_of(carrier, changes()) as rotation:
+        hands = {"w1": HandMade(carrier, "w1"), "w2": HandMade(carrier, "w2", "p2")}
+        running = asyncio.create_task(rotation.run())
+        while rotation.summary.patched < 20_000:
+            worker, number = await carrier.carried.get()
+            await hands[worker].hello()
+            rows = await hands[worker].shard(number)
+            ahead.append(read - rotation.summary.patched)
+            notes = (patched(number, sent.row.ordinal) for sent in rows)
+            await hands[worker].beat(*notes, ("end", number))
+        rotation.stop()
+        await asyncio.sleep(0)  # what was sent just now is carried too
+        while not carrier.carried.empty():
+            worker, number = carrier.carried.get_nowait()
+            await hands[worker].beat(("end", number))
+        await running
+
+    assert max(ahead) <= 4 * conductor.SHARD  # what each worker has, and what waits for either
 
 
 async def test_a_worker_gets_few_rows_until_it_is_seen_how_they_fare() -> None:

@@ -23,7 +23,7 @@ def cluster_certificates(folder: str) -> int:
     click.echo(f"written: {certificate}, {key}")
     click.echo("copy both to each machine of the cluster; then, on one of them and on each of them:")
     click.echo(f"  dask scheduler --protocol tls {tls}")
-    click.echo(f"  POSTPRESS_API_KEY=... dask worker tls://SCHEDULER:8786 {tls}")
+    click.echo(f"  POSTPRESS_API_KEY=... dask worker tls://SCHEDULER:8786 --nworkers -1 --nthreads 1 {tls}")
     click.echo("and here:")
     click.echo(f"  postpress-async rotate FLEET --cluster tls://SCHEDULER:8786 --certificates {folder}")
     return exits.ALL_PATCHED

@@ -58,6 +58,7 @@ async def run_job(job: Job) -> int:
                 base_url=url,
                 retry=retry,
                 pace=pace,
+                transport=wishes.transport,
                 on_event=observer,
             )
         await stack.enter_async_context(sender)

@@ -4,16 +4,17 @@ The same rotation on many machines, by Dask distributed; it takes the extra ``di
 `Cluster` is the face: it stands where a session would, and its rotations are used like a session's.
 """
 
+import asyncio
 import logging
 import os
-from contextlib import AsyncExitStack
-from functools import partial
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import dask
 from attrs import evolve
-from distributed import CancelledError, Client, LocalCluster
+from distributed import Client, LocalCluster
+from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 from distributed.utils import get_ip
 
@@ -22,20 +23,23 @@ from postpress_async._settings import read_api_key, read_base_url
 from postpress_async.cluster.conductor import ClusterRotation
 from postpress_async.cluster.desk import Answer, Desk
 from postpress_async.cluster.orders import Orders
-from postpress_async.cluster.place import Place, write_certificates
+from postpress_async.cluster.place import Place, read_certificates, write_certificates
 from postpress_async.cluster.post import settle_shard
 from postpress_async.errors import ClusterError, ConfigurationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
-from postpress_async.rotation import Halt, Journal, ProxyPool
-from postpress_async.rotation.given import Changes, Given
+from postpress_async.rotation import Halt, ProxyPool
+from postpress_async.rotation.given import Changes, Given, check_count
 from postpress_async.rotation.journal import OnFailed, OnUnknown
 from postpress_async.secret import Secret
 
-__all__ = ["Cluster", "ClusterRotation", "write_certificates"]
+__all__ = ["Cluster", "ClusterRotation", "read_certificates", "write_certificates"]
 
 THREADS: Final = 8
 """Shards that a worker of ours begins at once. They share its event loop: no thread is started for them."""
+
+ANSWERS: Final = 10.0
+"""Seconds in which a scheduler has to answer."""
 
 # Of a cluster of our own. One failure is enough, since whoever submits it again knows what was settled; and
 # the dashboards, which anyone on the machine could open, tell of nothing.
@@ -60,12 +64,14 @@ class Cluster:
         api_key: Of workers on this machine; else the environment's ``POSTPRESS_API_KEY``. Workers elsewhere
             read it there.
         base_url: As `PostPressSession` has it.
-        retry: As `PostPressSession` has it; to be picklable.
+        retry: As `PostPressSession` has it. Its functions, if it has any, run on the workers.
         pace: Of each worker; but for its rate, which all of them share.
+        transport: As `PostPressSession` has it.
         on_event: Called with what all workers do, but for each single attempt.
 
     Raises:
-        ConfigurationError: The place, its certificates, the key or the base URL cannot be used.
+        ConfigurationError: The place, its certificates, the key or the base URL cannot be used; or the retry
+            policy cannot be sent.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Cluster:
         base_url: str | None = None,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable, as is the pace
         pace: Pace = Pace(),  # noqa: B008
+        transport: Literal["session", "lean"] = "session",
         on_event: events.Observer | None = None,
     ) -> None:
         self._place: Final = Place.of(place)
@@ -89,7 +96,14 @@ class Cluster:
                 "POSTPRESS_API_KEY, and reach PostPress by https"
             )
         self._key: Final = read_api_key(api_key).reveal() if self._place.is_here else None
-        self._orders: Final = Orders("", str(url), retry, pace, pooled=False, watched=on_event is not None)
+        watched = on_event is not None
+        self._orders: Final = Orders("", str(url), retry, pace, False, watched, transport)
+        try:
+            dumps(self._orders)
+        except Exception as error:  # of whatever the caller's functions hold
+            raise ConfigurationError(
+                f"the retry policy cannot be sent to workers ({error}): have its functions hold plain values"
+            ) from None
         self._observer: Final = on_event
         self._stack: Final = AsyncExitStack()
         self._client: Client | None = None
@@ -117,17 +131,9 @@ class Cluster:
 
         A journal that one machine began can be gone on with here, and the other way round.
         """
+        check_count("limit", limit)
         given = Given.of(changes, pooled=pool is not None)
-        opener = None
-        if journal is not None:
-            opener = partial(
-                Journal.open,
-                journal,
-                digest=None if given.fleet is None else given.fleet.digest,
-                target=self._target,
-                on_unknown=on_unknown,
-                on_failed=on_failed,
-            )
+        opener = given.kept_in(journal, target=self._target, on_unknown=on_unknown, on_failed=on_failed)
         self._rotation = ClusterRotation(
             self,
             evolve(self._orders, pooled=pool is not None),
@@ -149,7 +155,7 @@ class Cluster:
         """The addresses of those that are there; `OSError` where the scheduler cannot be asked."""
         return frozenset((await self._opened.scheduler.identity())["workers"])
 
-    async def carry(self, token: str, number: int, worker: str) -> int:
+    async def carry(self, token: str, number: int, worker: str) -> None:
         """Have *worker* begin a shard. Nothing that Dask logs, shows or keeps of it tells of a row."""
         assert self._desk is not None  # noqa: S101 - it is entered
         future = self._opened.submit(
@@ -163,11 +169,14 @@ class Cluster:
             retries=0,
         )
         try:
-            return int(await future)
-        except (KilledWorker, CancelledError) as error:  # Dask's own of that name, not asyncio's
-            raise OSError(f"{worker} is lost") from error
+            error = await future.exception()  # not its result, which would have to be fetched from the worker
+            lost = future.cancelled() or isinstance(error, KilledWorker)
         finally:
             future.release()
+        if lost:
+            raise OSError(f"{worker} is lost") from error
+        if error is not None:
+            raise error
 
     def attend(self, token: str, answer: Answer) -> None:
         """Have *answer* speak with the workers."""
@@ -188,15 +197,7 @@ class Cluster:
     async def __aenter__(self) -> Self:
         try:
             address = self._place.address or await self._start_our_own()
-            try:
-                self._client = await self._stack.enter_async_context(
-                    Client(address, security=self._security, asynchronous=True, timeout=10)
-                )
-            except (OSError, TimeoutError) as error:
-                raise ClusterError(
-                    f"no scheduler that takes our certificates answers at {address} ({error}): see that it "
-                    "runs, and with the same ones"
-                ) from None
+            self._client = await self._stack.enter_async_context(await self._reach(address))
             self._desk = Desk(self._our_host(), self._security)
             await self._desk.open()
             self._stack.push_async_callback(self._desk.aclose)
@@ -204,6 +205,21 @@ class Cluster:
             await self._stack.aclose()
             raise
         return self
+
+    async def _reach(self, address: str) -> Client:
+        client = Client(address, security=self._security, asynchronous=True, timeout=ANSWERS)
+        try:
+            async with asyncio.timeout(1.5 * ANSWERS):  # its own does not count what is connected and silent
+                await client
+        except Exception as error:  # whatever Dask makes of whoever speaks there, such as a web server
+            with suppress(Exception):
+                await client.close()
+            fact = str(error) or "it does not speak as one does"
+            raise ClusterError(
+                f"no scheduler that takes our certificates answers at {address} ({fact}): see that it "
+                "runs, and with the same ones"
+            ) from None
+        return client
 
     def _our_host(self) -> str:
         """The address of this machine by which it reaches the scheduler, and workers reach it."""

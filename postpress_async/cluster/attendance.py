@@ -13,18 +13,19 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
 from attrs import evolve
+from distributed.protocol.pickle import dumps
 
 from postpress_async import events
 from postpress_async._version import __version__
 from postpress_async.cluster.crew import Hand, Shard
 from postpress_async.cluster.issuer import Issuer
 from postpress_async.cluster.orders import Orders
-from postpress_async.cluster.parcel import Sent, ended_of, pack, patched_of, plain_change
-from postpress_async.errors import ClusterError, PostPressError
+from postpress_async.cluster.parcel import ENDED, PATCHED, Sent, ended_of, pack, patched_of, plain_change
+from postpress_async.errors import ClusterError, JournalError, PostPressError
 from postpress_async.models import AccountPatched
 from postpress_async.rotation.engine import Rotation
 from postpress_async.rotation.halt import Halt
-from postpress_async.rotation.outcome import Outcome
+from postpress_async.rotation.outcome import Outcome, State
 from postpress_async.rotation.outlet import Outlet
 from postpress_async.rotation.pool import ProxyPool
 from postpress_async.rotation.resume import Source
@@ -105,8 +106,17 @@ class AttendedRotation(Rotation):
                 self._buffer.append(sent)
             elif shard.fetched:
                 self._record(Outcome.given_up(row.ordinal, row.line, row.account_id, 0.0))
-            elif not sent.open.maybe_sent:
-                self._record(Outcome.skipped(row.ordinal, row.line, row.account_id))
+            else:
+                self._leave(sent)
+
+    def _leave(self, sent: Sent) -> None:
+        """The run ends before this row was sent."""
+        taken, row = sent.open, sent.row
+        if taken.maybe_sent or taken.answered:
+            # What the journal says of it, or does not say, stays: that it is in doubt, or its key spent.
+            self.summary.states[State.UNKNOWN if taken.maybe_sent else State.SKIPPED] += 1
+        elif not isinstance(self._broken, JournalError):  # else it could not be written, nor is it missed
+            self._record(Outcome.skipped(row.ordinal, row.line, row.account_id))
 
     def _help(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Have it done beside the others, no longer than the rotation lasts."""
@@ -141,7 +151,7 @@ class AttendedRotation(Rotation):
     def _greet(self, hand: Hand, version: str) -> dict[str, Any]:
         if version != __version__:
             return {
-                "refused": f"{hand.address} has postpress-async {version}, and the command is {__version__}: "
+                "refused": f"it has postpress-async {version}, and the command is {__version__}: "
                 "install the same one"
             }
         orders = self._orders
@@ -151,7 +161,7 @@ class AttendedRotation(Rotation):
         orders = evolve(orders, run=self._run)
         for label in self._out:
             hand.outbox.put("out", label)
-        return {"orders": pickle.dumps(orders), "key": self._key}
+        return {"orders": dumps(orders), "key": self._key}
 
     def _hand_over(self, hand: Hand, number: int) -> dict[str, Any]:
         shard = hand.shards.get(number)
@@ -181,21 +191,22 @@ class AttendedRotation(Rotation):
         self._hear_of_pauses(hand, question)
         keeping: list[tuple[int, int]] = []
         for kind, *values in hand.inbox.fresh(question["first"], question["notes"]):
-            if kind == "patched":
-                number, ordinal, *told = values
-                if (sent := self._pop(hand, number, ordinal)) is not None:
-                    await self._tell(patched_of(sent.row, *told))
-            elif kind == "ended":
-                number, ordinal, pickled = values
-                if self._pop(hand, number, ordinal) is not None:
-                    await self._tell(ended_of(pickled))
-            elif kind == "generation":
-                keeping.append(self._keep(hand, *values))
-            else:
-                self._take_note(hand, kind, values)
+            try:
+                if kind in {PATCHED, ENDED}:
+                    await self._hear_of_outcome(hand, kind, *values)
+                elif kind == "generation":
+                    keeping.append(self._keep(hand, *values))
+                else:
+                    self._take_note(hand, kind, values)
+            except PostPressError as error:  # of the journal; the other notes are heard all the same
+                self._break(error)
         if keeping:
             self._help(self._keep_on_disk(hand, keeping), "rotation-generations")
         self._news.set()
+
+    async def _hear_of_outcome(self, hand: Hand, kind: str, number: int, ordinal: int, *told: Any) -> None:
+        if (sent := self._pop(hand, number, ordinal)) is not None:
+            await self._tell(patched_of(sent.row, *told) if kind == PATCHED else ended_of(*told))
 
     def _hear_of_pauses(self, hand: Hand, question: Mapping[str, Any]) -> None:
         was_paused = self.paused
@@ -239,6 +250,11 @@ class AttendedRotation(Rotation):
             (number,) = values
             if (shard := hand.shards.get(number)) is not None:
                 self._take_again(hand, shard)
+        elif kind == "unsent":
+            number, ordinals = values
+            for ordinal in ordinals:
+                if (sent := self._pop(hand, number, ordinal)) is not None:
+                    self._leave(sent)
         elif kind == "broken":
             number, what = values
             self._break(ClusterError(f"{hand.address} stopped at a mistake of ours: {what}"))

@@ -6,6 +6,7 @@ carried out on some worker, and what came of an account is told and judged here 
 """
 
 import asyncio
+import math
 import secrets
 import time
 from contextlib import suppress
@@ -43,6 +44,13 @@ PATIENCE: Final = 5.0
 SCHEDULERLESS: Final = 10.0
 """Seconds without an answer of the scheduler after which the rotation ends: its workers leave with it."""
 
+ASLEEP: Final = 1.0
+"""Seconds between two looks at the workers, mostly 50 ms, after which this process was not running itself."""
+
+AGAIN: Final = 20.0
+"""Seconds without a word after which a worker that was given up, and that Dask still has, is given rows once
+more: it may live, and have given us up."""
+
 NOBODY: Final = 60.0
 """Seconds without a worker that can work after which the rotation ends."""
 
@@ -54,7 +62,7 @@ class Carrier(Protocol):
         """The addresses of those that are there; `OSError` where the scheduler cannot be asked."""
         ...
 
-    async def carry(self, token: str, number: int, worker: str, /) -> int:
+    async def carry(self, token: str, number: int, worker: str, /) -> None:
         """Have *worker* begin a shard; raises what it raised, or `OSError` where it was lost."""
         ...
 
@@ -89,6 +97,7 @@ class ClusterRotation(AttendedRotation):
         self._fed: Final = asyncio.Event()  # set while the feeder may go on
         self._able_at = time.monotonic()  # when there last was a worker that could work
         self._answered_at = time.monotonic()  # when the scheduler last did
+        self._looked_at = math.inf  # when all workers were last looked at
         self._trouble: str | None = None
 
     # --- Sending out ---
@@ -207,7 +216,10 @@ class ClusterRotation(AttendedRotation):
         except Exception as error:  # what the worker could not even begin, such as an import
             hand.unfit = self._trouble = f"{hand.address}: {type(error).__name__}: {error}"
         if not shard.fetched:
-            self._take_again(hand, shard)
+            try:
+                self._take_again(hand, shard)
+            except PostPressError as error:  # the journal's
+                self._break(error)
         self._news.set()
 
     # --- Losses ---
@@ -222,7 +234,7 @@ class ClusterRotation(AttendedRotation):
                 found = frozenset()
             else:
                 self._answered_at = time.monotonic()
-            now = time.monotonic()
+            now = self._look()
             if now - self._answered_at > SCHEDULERLESS:
                 again = "start it and its workers, and run the same command again"
                 self._break(ClusterError(f"the cluster's scheduler does not answer any more: {again}"))
@@ -233,12 +245,25 @@ class ClusterRotation(AttendedRotation):
             self._news.set()
             await asyncio.sleep(0.5)
 
-    def _look_for_losses(self) -> None:
+    def _look(self) -> float:
+        """The time; and whoever could not be heard while this process was stopped is not blamed for it."""
         now = time.monotonic()
+        if (asleep := now - self._looked_at) > ASLEEP:
+            self._answered_at += asleep
+            self._able_at += asleep
+            for hand in self._hands.values():
+                hand.heard += asleep
+        self._looked_at = now
+        return now
+
+    def _look_for_losses(self) -> None:
+        now = self._look()
         for hand in self._hands.values():
             gone = not hand.there and hand.shards and now - hand.heard > GONE
             if (gone or hand.is_silent(now)) and not hand.lost:
                 self._lose(hand)
+            elif hand.lost and hand.there and now - hand.heard > AGAIN:
+                hand.lost, hand.heard = False, now
         if any(hand.works for hand in self._hands.values()):
             self._able_at = now
             return
@@ -256,7 +281,5 @@ class ClusterRotation(AttendedRotation):
             for shard in tuple(hand.shards.values()):
                 self._take_again(hand, shard)
         for sent in self._buffer:
-            row = sent.row
-            if not sent.open.maybe_sent:
-                self._record(Outcome.skipped(row.ordinal, row.line, row.account_id))
+            self._leave(sent)
         self._buffer.clear()

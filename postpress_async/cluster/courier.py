@@ -74,6 +74,10 @@ class Courier:
         """See `Notes`."""
         return self._post.is_behind
 
+    def unsent(self, ordinals: list[int]) -> None:
+        """Take the rows that were never begun. What the journal has to say of them, the coordinator knows."""
+        self._post.put("unsent", self._number, ordinals)
+
     async def room(self) -> None:
         """See `Notes`. It also keeps a worker that is cut off from sending on and on."""
         await self._post.room()
@@ -146,6 +150,10 @@ class _Rows:
         self.last_taken: Final = asyncio.Event()
         self.at_hand: bool = True
 
+    def left(self) -> list[int]:
+        """The ordinals of those that nobody took; from now on nobody does."""
+        return [sent.row.ordinal for sent in self._rows]
+
     async def take(self) -> OpenRow | None:
         return self.take_at_once()
 
@@ -183,6 +191,7 @@ class ShardRotation(Rotation):
         )
         self._run = run
         self._taken: Final = _Rows(rows)
+        self._courier: Final = courier
         self._journal = courier
         self._outlet.leave()  # nobody is here to listen
         self._settler = Settler(session.run_errand, self._waits, self._rest, pool, self._found, self._record)
@@ -191,6 +200,12 @@ class ShardRotation(Rotation):
     def last_taken(self) -> asyncio.Event:
         """Set when no row of it waits to be begun any more."""
         return self._taken.last_taken
+
+    def stop(self) -> None:
+        """See `Rotation`. What was not begun is told at once, for whoever does not wait for the rest."""
+        super().stop()
+        if left := self._taken.left():
+            self._courier.unsent(left)
 
     def _open(self) -> None:
         self._intake.rows = self._taken

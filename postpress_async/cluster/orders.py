@@ -1,5 +1,7 @@
 """What a worker is told of a rotation before its first row."""
 
+from typing import Literal
+
 from attrs import frozen
 
 from postpress_async.pace import Pace
@@ -18,6 +20,7 @@ class Orders:
         pace: Of each worker; its rate is leased.
         pooled: Whether proxies come from the coordinator's pool.
         watched: Whether somebody wants to know of each retry.
+        transport: As `PostPressSession` has it.
     """
 
     run: str
@@ -26,3 +29,4 @@ class Orders:
     pace: Pace
     pooled: bool
     watched: bool
+    transport: Literal["session", "lean"] = "session"

@@ -44,8 +44,8 @@ class Place:
         """
         kind, _, rest = text.partition(":")
         if kind == "local":
-            if not (rest.isascii() and rest.isdecimal() and 1 <= int(rest) <= _MOST):
-                raise ConfigurationError(f"local:N has from 1 to {_MOST} workers, not {rest!r}")
+            if not re.fullmatch("[0-9]{1,9}", rest) or not 1 <= int(rest) <= _MOST:
+                raise ConfigurationError(f"local:N has from 1 to {_MOST} workers, not {rest[:20]!r}")
             return cls(int(rest))
         parts = _ADDRESS.fullmatch(text)
         if parts is None or not 1 <= int(parts[3]) <= 65535:

@@ -106,6 +106,7 @@ class Post:
             base_url=orders.base_url,
             retry=orders.retry,
             pace=orders.pace,
+            transport=orders.transport,
             on_event=self._observe if orders.watched else None,
         )
         self._take_answer(answer)
@@ -211,11 +212,13 @@ class Post:
         """Without the coordinator, fall back to an even split of the rate, and to an end at last."""
         while not self._over:
             await asyncio.sleep(FALLBACK / 4)
-            silent = time.monotonic() - self._heard
-            if self._even is not None and silent > FALLBACK and self._session is not None:
-                self._session.pacer.lease(self._even)
-            if silent > ABANDONED:
-                self._over = True
+            self._heed_silence(time.monotonic() - self._heard)
+
+    def _heed_silence(self, seconds: float) -> None:
+        if self._even is not None and seconds > FALLBACK and self._session is not None:
+            self._session.pacer.lease(self._even)
+        if seconds > ABANDONED:
+            self._over = True
 
     def _beat(self) -> dict[str, Any]:
         assert self._session is not None  # noqa: S101 - it is opened
@@ -248,6 +251,7 @@ class Post:
         async with self._talking:
             try:
                 if self._comm is None or self._comm.closed():
+                    self._cut_off = True  # what is begun until there is another may be sent a second time
                     self._comm = await connect(self._desk, timeout=PATIENCE, **self._connection_args)
                 async with asyncio.timeout(PATIENCE):
                     await self._comm.write(question)

@@ -1,6 +1,8 @@
 """Everything that ``session.rotate`` takes, as one kind of value."""
 
-from collections.abc import AsyncIterable, Iterable, Mapping, Sized
+import os
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sized
+from functools import partial
 from typing import Any, Self, TypeAlias
 
 from attrs import frozen
@@ -8,6 +10,7 @@ from attrs import frozen
 from postpress_async.models import ProxyChange
 from postpress_async.rotation.fleet import Fleet
 from postpress_async.rotation.fleet._frame import Frame, is_frame
+from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
 from postpress_async.rotation.plan import Change, arows_of, rows_of
 from postpress_async.rotation.resume import Source
 
@@ -59,3 +62,33 @@ class Given:
             return cls(arows_of(pairs, pooled=pooled), finite=False, total=None)
         total = len(changes) if isinstance(changes, Sized) else None
         return cls(rows_of(pairs, pooled=pooled), finite=total is not None, total=total)
+
+    def kept_in(
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        target: str,
+        on_unknown: OnUnknown,
+        on_failed: OnFailed,
+    ) -> Callable[[], Journal] | None:
+        """
+        What opens the journal of these accounts at *path*; None where none is to be kept.
+
+        Raises:
+            ValueError: Neither "retry" nor "report" was chosen.
+        """
+        for name, choice in (("on_unknown", on_unknown), ("on_failed", on_failed)):
+            if choice not in {"retry", "report"}:
+                raise ValueError(f'{name} is "retry" or "report", not {choice!r}')
+        if path is None:
+            return None
+        digest = None if self.fleet is None else self.fleet.digest
+        return partial(
+            Journal.open, path, digest=digest, target=target, on_unknown=on_unknown, on_failed=on_failed
+        )
+
+
+def check_count(name: str, number: int | None) -> None:
+    """Raise `ValueError` for a number of accounts that is none; None stands for no such number."""
+    if number is not None and (type(number) is not int or number < 1):
+        raise ValueError(f"{name} is a whole number from 1, not {number!r}")
