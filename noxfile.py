@@ -100,6 +100,13 @@ def startup(session: nox.Session) -> None:
 
 
 @nox.session
+def recipes(session: nox.Session) -> None:
+    """The recipes with the frameworks that they are for, FastAPI, aiogram, Prefect; the suite does the others."""
+    install(session, "test", "recipes")
+    session.run("pytest", "tests/recipes", *session.posargs)
+
+
+@nox.session
 def kill(session: nox.Session) -> None:
     """A rotation killed at fifty moments; the suite does ten."""
     install(session, "test")
