@@ -150,7 +150,12 @@ class Cluster:
         return frozenset((await self._opened.scheduler.identity())["workers"])
 
     async def carry(self, token: str, number: int, worker: str) -> int:
-        """Have *worker* begin a shard. Nothing that Dask logs, shows or keeps of it tells of a row."""
+        """
+        Have *worker* begin a shard. Nothing that Dask logs, shows or keeps of it tells of a row.
+
+        Raises:
+            OSError: The worker is lost.
+        """
         assert self._desk is not None  # noqa: S101 - it is entered
         future = self._opened.submit(
             settle_shard,
