@@ -36,7 +36,8 @@ def expand(markdown: str) -> str:
     Raises:
         KeyError: There is no such directive, heading, file or command.
     """
-    return _DIRECTIVE.sub(lambda found: _MAKERS[found[1]](found[2] or ""), markdown)
+    made = _DIRECTIVE.sub(lambda found: _MAKERS[found[1]](found[2] or ""), markdown)
+    return made.replace("](tests/recipes)", "](recipes/index.md)")  # where the README's link leads here
 
 
 def section(title: str) -> str:
@@ -98,22 +99,16 @@ def errors_table(_: str) -> str:
     """The API's types, each with its class and what that class says of it."""
     from postpress_async.errors import BY_TYPE
 
-    lines = ["| type | HTTP | class | whose fault | retried | applied | what it means |", "|" + " --- |" * 7]
+    lines = [
+        "| HTTP | type and class | whose fault | retried | applied | what it means |",
+        "|" + " --- |" * 6,
+    ]
     for type_, error in BY_TYPE.items():
         name = f"[`{error.__name__}`][postpress_async.errors.{error.__name__}]"
-        short = type_.removeprefix("errors/")
         retried = "**yes**" if error.retryable else "no"
         meaning = " ".join((error.__doc__ or "").split())
-        cells = (
-            f"`{short}`",
-            str(error.status),
-            name,
-            str(error.scope),
-            retried,
-            str(error.applied),
-            meaning,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = (error.status, f"`{type_}`<br>{name}", error.scope, retried, error.applied, meaning)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 

@@ -65,6 +65,8 @@ def homes() -> dict[str, str]:
             found.setdefault(short, place)
             for member in members(value):
                 found.setdefault(f"{short}.{member}", f"{place}.{member}")
+                if short == "PostPressSession":  # there is one, and everybody knows which is meant
+                    found |= {member: f"{place}.{member}", f"session.{member}": f"{place}.{member}"}
     return found
 
 
