@@ -11,11 +11,19 @@ from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
-import dask
 from attrs import evolve
-from distributed import CancelledError, Client, LocalCluster
-from distributed.scheduler import KilledWorker
-from distributed.utils import get_ip
+
+try:
+    import dask
+    from distributed import CancelledError, Client, LocalCluster
+    from distributed.scheduler import KilledWorker
+    from distributed.utils import get_ip
+except ModuleNotFoundError as _error:
+    if (_error.name or "").split(".")[0] not in {"dask", "distributed"}:
+        raise
+    raise ModuleNotFoundError(
+        "a cluster needs Dask: pip install 'postpress-async[distributed]'", name=_error.name
+    ) from None
 
 from postpress_async import events
 from postpress_async._settings import read_api_key, read_base_url
