@@ -105,6 +105,8 @@ def startup(session: nox.Session) -> None:
 def recipes(session: nox.Session) -> None:
     """The recipes with the frameworks they are for (FastAPI, aiogram, Prefect); the suite runs the others."""
     install(session, "test", "recipes")
+    session.install(*(word for word in PYPROJECT["dependency-groups"]["types"] if "mypy" in word))
+    session.run("mypy", "tests/recipes")  # which here knows the frameworks' types
     session.run("pytest", "tests/recipes", *session.posargs)
 
 

@@ -63,7 +63,6 @@ def make_dispatcher(
     dispatcher = Dispatcher(postpress=session, admins=frozenset(admins))
     dispatcher.include_router(router)
 
-    @dispatcher.update.outer_middleware()
     async def remember(handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
         """aiogram answers each update in a task of its own, and at its end waits for none of them."""
         if (task := asyncio.current_task()) is not None:
@@ -71,6 +70,7 @@ def make_dispatcher(
             task.add_done_callback(under_way.discard)
         return await handler(event, data)
 
+    dispatcher.update.outer_middleware(remember)
     return dispatcher
 
 

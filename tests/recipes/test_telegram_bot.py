@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from asyncio import Task
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -58,7 +58,7 @@ class Telegram(BaseSession):
                 self.said.append(text)
         return None
 
-    async def stream_content(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+    async def stream_content(self, *args: Any, **kwargs: Any) -> AsyncGenerator[bytes, None]:
         raise AssertionError("the bot loads no file")
         yield b""
 
