@@ -13,6 +13,6 @@ def shows() -> Callable[[str, list[str]], None]:
     """Compare the lines with ``outputs/NAME.txt``, which the page of the recipe shows."""
 
     def shows(name: str, lines: list[str]) -> None:
-        assert lines == (OUTPUTS / f"{name}.txt").read_text("utf-8").splitlines()
+        assert lines == (OUTPUTS / f"{name}.txt").read_text("utf-8").splitlines(), "\n".join(lines)
 
     return shows
