@@ -1,5 +1,7 @@
 """What a reviewer would run: `nox` for all of it, `nox -l` for the list."""
 
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -97,6 +99,28 @@ def startup(session: nox.Session) -> None:
     """What the import and the command's help take, beside the import of aiohttp."""
     install(session)
     session.run("python", "-m", "benchmarks.startup", *session.posargs)
+
+
+@nox.session
+def recipes(session: nox.Session) -> None:
+    """The recipes with the frameworks they are for (FastAPI, aiogram, Prefect); the suite runs the others."""
+    install(session, "test", "recipes")
+    session.install(*(word for word in PYPROJECT["dependency-groups"]["types"] if "mypy" in word))
+    session.run("mypy", "tests/recipes")  # which here knows the frameworks' types
+    session.run("pytest", "tests/recipes", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation into build/docs, strict: a broken link, anchor or name fails; `-- serve` shows it."""
+    session.install("-e", ".[cli,distributed,otel]", *nox.project.dependency_groups(PYPROJECT, "docs"))
+    where = ["-f", "tests/docs/mkdocs.yml"]
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}
+    if "serve" in session.posargs:
+        session.run("python", "-m", "mkdocs", "serve", *where, env=quiet)
+        return
+    site = str(Path("build", "docs").absolute())
+    session.run("python", "-m", "mkdocs", "build", "--site-dir", site, *where, env=quiet)
 
 
 @nox.session

@@ -100,7 +100,12 @@ class ProxyQuarantined:
 
 @frozen(slots=False)  # as an `Outcome` is, and for the same reason
 class AccountSettled:
-    """A rotation is done with an account: its *state* is patched, failed, unknown or skipped."""
+    """
+    A rotation is done with an account: its *state* is patched, failed, unknown or skipped.
+
+    Attributes:
+        elapsed: Seconds from its first attempt to its end, waits included.
+    """
 
     account_id: str
     ordinal: int

@@ -3,6 +3,8 @@
 import asyncio
 import pickle
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -45,6 +47,16 @@ OWN = CustomProxy(host="p.example.com", port=8080, protocol="socks5", username="
 
 
 # --- Who may be a cluster ---
+
+
+@pytest.mark.parametrize("missing", ["dask", "distributed"])
+def test_without_dask_it_says_what_to_install(missing: str) -> None:
+    """In place of a module's name that is in no requirement."""
+    program = f"import sys; sys.modules[{missing!r}] = None; import postpress_async.cluster"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "pip install 'postpress-async[distributed]'" in done.stderr.splitlines()[-1]
 
 
 def test_a_place_is_local_or_a_scheduler() -> None:

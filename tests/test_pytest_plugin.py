@@ -92,9 +92,9 @@ def test_the_readme_s_tests_pass(folder: pytest.Pytester) -> None:
     """What is pasted from there works."""
     section = README.split("### Testing your own code")[1].split("\n## ")[0]
     blocks = re.findall(r"^```py\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    folder.makepyfile(**{f"test_{number}": block for number, block in enumerate(blocks)})
+    assert len(blocks) == 3
+    folder.makepyfile(bot=blocks[0], test_bot=blocks[1], test_mocked=blocks[2])
 
-    assert len(blocks) == 2
     done = folder.runpytest_subprocess("--asyncio-mode=auto")
     done.assert_outcomes(passed=2)
 

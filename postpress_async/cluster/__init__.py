@@ -11,12 +11,20 @@ from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Final, Literal, Self
 
-import dask
 from attrs import evolve
-from distributed import Client, LocalCluster
-from distributed.protocol.pickle import dumps
-from distributed.scheduler import KilledWorker
-from distributed.utils import get_ip
+
+try:
+    from dask import config
+    from distributed import Client, LocalCluster
+    from distributed.protocol.pickle import dumps
+    from distributed.scheduler import KilledWorker
+    from distributed.utils import get_ip
+except ModuleNotFoundError as _error:
+    if (_error.name or "").split(".")[0] not in {"dask", "distributed"}:
+        raise
+    raise ModuleNotFoundError(
+        "a cluster needs Dask: pip install 'postpress-async[distributed]'", name=_error.name
+    ) from None
 
 from postpress_async import events
 from postpress_async._settings import read_api_key, read_base_url
@@ -156,7 +164,12 @@ class Cluster:
         return frozenset((await self._opened.scheduler.identity())["workers"])
 
     async def carry(self, token: str, number: int, worker: str) -> None:
-        """Have *worker* begin a shard. Nothing that Dask logs, shows or keeps of it tells of a row."""
+        """
+        Have *worker* begin a shard. Nothing that Dask logs, shows or keeps of it tells of a row.
+
+        Raises:
+            OSError: The worker is lost.
+        """
         assert self._desk is not None  # noqa: S101 - it is entered
         future = self._opened.submit(
             settle_shard,
@@ -226,7 +239,7 @@ class Cluster:
         return "127.0.0.1" if self._place.is_here else get_ip(self._place.host)
 
     async def _start_our_own(self) -> str:
-        self._stack.enter_context(dask.config.set(_OURS))
+        self._stack.enter_context(config.set(_OURS))
         made = await self._stack.enter_async_context(
             LocalCluster(
                 n_workers=self._place.workers,

@@ -154,7 +154,12 @@ class Journal:
         return self._counted(f"SELECT state, count(*) FROM outcomes WHERE {self._done} GROUP BY state")  # noqa: S608
 
     def done(self) -> bytes:
-        """For each ordinal up to the last that is done: 1 where it is, 0 where not. A byte each."""
+        """
+        For each ordinal up to the last that is done: 1 where it is, 0 where not. A byte each.
+
+        Raises:
+            JournalError: The journal is damaged.
+        """
         told = f"FROM outcomes WHERE {self._done}"
         [(first, last)] = self._asked(f"SELECT min(ordinal), max(ordinal) {told}")
         if first is None:

@@ -67,7 +67,12 @@ class JournalView:
         return list(self.stream(told, *values))
 
     def stream(self, told: str, *values: object) -> Iterator[Any]:
-        """The same, a few at a time. A run's file grows as long as this is not read to its end."""
+        """
+        The same, a few at a time. A run's file grows as long as this is not read to its end.
+
+        Raises:
+            JournalError: As `ask` does.
+        """
         named = values[0] if values and isinstance(values[0], Mapping) else values
         try:
             asked = self._file.connection.execute(told, named)

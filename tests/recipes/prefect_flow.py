@@ -1,0 +1,54 @@
+"""
+A nightly rotation as a Prefect flow: ``python prefect_flow.py`` serves it, every night at two.
+
+The journal remembers what is settled, so Prefect's own retries go on where the run before ended, however
+it ended. Airflow's are used the same way: the body of `rotate_fleet` is that of an ``@task``.
+"""
+
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.logging import get_run_logger
+
+from postpress_async import Fleet, Pace, PostPressSession, RetryPolicy
+from postpress_async.rotation import Halt, State
+
+
+class RotationIncompleteError(Exception):
+    """The run ended before its last account: worth another run on the same journal."""
+
+
+@task(retries=2, retry_delay_seconds=600)
+async def rotate_fleet(fleet: Path, journal: Path, rate: float | None = None) -> dict[str, int]:
+    """
+    Give every account of *fleet* its new proxy, and say how many stand where.
+
+    A worker that is cancelled gives up what is in flight; the journal has it as unknown, and the next run
+    sends it under the same idempotency key.
+    """
+    log = get_run_logger()
+    halt = Halt(failures="20%", canary=20)
+    with Fleet.open(fleet) as rows:
+        async with PostPressSession(pace=Pace(rate=rate), retry=RetryPolicy(attempts=6)) as session:
+            async with session.rotate(rows, journal=journal, halt=halt) as rotation:
+                async for outcome in rotation:
+                    if outcome.state is not State.PATCHED:
+                        log.warning("%s: %s (%s)", outcome.account_id, outcome.error_type, outcome.state)
+    summary = rotation.summary
+    log.info("%s", summary)
+    if summary.halted or summary.stopped or summary.states[State.UNKNOWN]:
+        raise RotationIncompleteError(summary.halted or str(summary))
+    return {str(state): summary.states[state] for state in State}
+
+
+@flow
+async def nightly(folder: str, rate: float | None = None) -> dict[str, int]:
+    """*folder* has ``fleet.csv``; a journal for each night is kept there: give each night its own folder."""
+    states: dict[str, int] = await rotate_fleet(
+        Path(folder, "fleet.csv"), Path(folder, "night.sqlite3"), rate
+    )
+    return states
+
+
+if __name__ == "__main__":
+    nightly.serve(name="nightly", cron="0 2 * * *", parameters={"folder": "/var/lib/postpress"})
