@@ -9,10 +9,10 @@ import logging
 import os
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
-import dask
 from attrs import evolve
+from dask import config
 from distributed import Client, LocalCluster
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
@@ -153,7 +153,8 @@ class Cluster:
 
     async def workers(self) -> frozenset[str]:
         """The addresses of those that are there; `OSError` where the scheduler cannot be asked."""
-        return frozenset((await self._opened.scheduler.identity())["workers"])
+        scheduler: Any = self._opened.scheduler
+        return frozenset((await scheduler.identity())["workers"])
 
     async def carry(self, token: str, number: int, worker: str) -> None:
         """Have *worker* begin a shard. Nothing that Dask logs, shows or keeps of it tells of a row."""
@@ -206,8 +207,8 @@ class Cluster:
             raise
         return self
 
-    async def _reach(self, address: str) -> Client:
-        client = Client(address, security=self._security, asynchronous=True, timeout=ANSWERS)
+    async def _reach(self, address: str) -> Any:
+        client: Any = Client(address, security=self._security, asynchronous=True, timeout=ANSWERS)
         try:
             async with asyncio.timeout(1.5 * ANSWERS):  # its own does not count what is connected and silent
                 await client
@@ -223,10 +224,10 @@ class Cluster:
 
     def _our_host(self) -> str:
         """The address of this machine by which it reaches the scheduler, and workers reach it."""
-        return "127.0.0.1" if self._place.is_here else get_ip(self._place.host)
+        return "127.0.0.1" if self._place.is_here else str(get_ip(self._place.host))
 
     async def _start_our_own(self) -> str:
-        self._stack.enter_context(dask.config.set(_OURS))
+        self._stack.enter_context(config.set(_OURS))
         made = await self._stack.enter_async_context(
             LocalCluster(
                 n_workers=self._place.workers,
