@@ -9,7 +9,7 @@ import logging
 import os
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from attrs import evolve
 
@@ -161,7 +161,8 @@ class Cluster:
 
     async def workers(self) -> frozenset[str]:
         """The addresses of those that are there; `OSError` where the scheduler cannot be asked."""
-        return frozenset((await self._opened.scheduler.identity())["workers"])
+        scheduler: Any = self._opened.scheduler
+        return frozenset((await scheduler.identity())["workers"])
 
     async def carry(self, token: str, number: int, worker: str) -> None:
         """
@@ -219,8 +220,8 @@ class Cluster:
             raise
         return self
 
-    async def _reach(self, address: str) -> Client:
-        client = Client(address, security=self._security, asynchronous=True, timeout=ANSWERS)
+    async def _reach(self, address: str) -> Any:
+        client: Any = Client(address, security=self._security, asynchronous=True, timeout=ANSWERS)
         try:
             async with asyncio.timeout(1.5 * ANSWERS):  # its own does not count what is connected and silent
                 await client
@@ -236,7 +237,7 @@ class Cluster:
 
     def _our_host(self) -> str:
         """The address of this machine by which it reaches the scheduler, and workers reach it."""
-        return "127.0.0.1" if self._place.is_here else get_ip(self._place.host)
+        return "127.0.0.1" if self._place.is_here else str(get_ip(self._place.host))
 
     async def _start_our_own(self) -> str:
         self._stack.enter_context(config.set(_OURS))

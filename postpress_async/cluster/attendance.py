@@ -171,7 +171,7 @@ class AttendedRotation(Rotation):
         return {"rows": pack(shard.rows.values())}
 
     def _reply(self, hand: Hand, question: Mapping[str, Any]) -> dict[str, Any]:
-        reply = {
+        reply: dict[str, Any] = {
             "count": hand.inbox.count,
             "first": hand.outbox.first,
             "notes": hand.outbox.parcel(),

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from distributed.comm import Comm, CommClosedError, listen
+from distributed.comm.core import Comm, CommClosedError, listen
 from distributed.security import Security
 
 from postpress_async.errors import ClusterError
@@ -45,9 +45,10 @@ class Desk:
         """
         kind = "tcp" if self._security is None else "tls"
         host = f"[{self._host}]" if ":" in self._host else self._host
-        options = {} if self._security is None else self._security.get_listen_args("client")
+        options: dict[str, Any] = {} if self._security is None else self._security.get_listen_args("client")
         try:
-            self._listener = await listen(f"{kind}://{host}:0", self._serve, **options)
+            opening: Any = listen(f"{kind}://{host}:0", self._serve, **options)
+            self._listener = await opening
         except OSError as error:
             raise ClusterError(f"{self._host} cannot be listened on ({error.strerror or error})") from None
         self.address = self._listener.contact_address
@@ -60,7 +61,7 @@ class Desk:
         """The rotation is over: its workers are told so when they speak next."""
         self._rotations.pop(token, None)
 
-    async def _serve(self, comm: Comm) -> None:
+    async def _serve(self, comm: Any) -> None:
         self._comms.add(comm)
         try:
             while True:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from distributed import get_worker
-from distributed.comm import Comm, connect
+from distributed.comm.core import Comm, connect
 
 from postpress_async import events
 from postpress_async._version import __version__
@@ -254,8 +254,9 @@ class Post:
                     self._cut_off = True  # what is begun until there is another may be sent a second time
                     self._comm = await connect(self._desk, timeout=PATIENCE, **self._connection_args)
                 async with asyncio.timeout(PATIENCE):
-                    await self._comm.write(question)
-                    answer = await self._comm.read()
+                    comm: Any = self._comm  # of Dask's, whose types are half there
+                    await comm.write(question)
+                    answer = await comm.read()
             except BaseException:
                 self._hang_up()  # an answer that comes later would be taken for another question's
                 self._cut_off = True
