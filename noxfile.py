@@ -1,5 +1,9 @@
 """What a reviewer would run: `nox` for all of it, `nox -l` for the list."""
 
+import tarfile
+import zipfile
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -37,6 +41,55 @@ def public_types(session: nox.Session) -> None:
     session.install(".[cli,otel,parquet,report,speed,sql]", "pytest", *TYPES)
     session.cd(session.create_tmp())  # here the package is the folder, not what was installed
     session.run("pyright", "--ignoreexternal", "--verifytypes", "postpress_async")
+
+
+def strays(dist: Path, tracked: set[str]) -> set[str]:
+    """What the sdist and the wheel in *dist* hold too much or too little of, by *tracked*, git's files."""
+    (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
+    with tarfile.open(sdist) as tar:
+        source = {name.partition("/")[2] for name in tar.getnames()}
+    with zipfile.ZipFile(wheel) as archive:
+        built = {name for name in archive.namelist() if ".dist-info/" not in name}
+    package = {name for name in tracked if name.startswith("postpress_async/")}
+    kept = {name for name in tracked if not name.startswith(".ci/")}
+    return (source ^ (kept | {"PKG-INFO"})) | (built ^ package)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """The sdist and the wheel made from it: what they hold, and that the wheel alone does its work."""
+    dist = Path(session.create_tmp(), "dist")
+    for old in [*dist.glob("*"), *dist.parent.glob("*.sqlite3*")]:  # a journal would be gone on with
+        old.unlink()
+    session.install("build", "twine", "check-wheel-contents")
+    session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
+    files = [str(file) for file in sorted(dist.iterdir())]
+    session.run("twine", "check", "--strict", *files)
+    session.run("check-wheel-contents", *files[:1])
+    tracked = str(session.run("git", "ls-files", external=True, silent=True)).split()
+    if wrong := strays(dist, set(tracked)):
+        session.error(f"In git or in what was built, but not in both: {', '.join(sorted(wrong))}.")
+
+    fresh = dist.parent / "fresh"
+    session.run("python", "-m", "venv", "--clear", str(fresh))
+    python, command = (str(fresh.absolute() / "bin" / name) for name in ("python", "postpress-async"))
+    wheel = str(Path(files[0]).absolute())
+    session.cd(dist.parent)  # here the package is what was installed, not the folder
+
+    def run(*words: str, codes: tuple[int, ...] = (0,)) -> str:
+        return str(session.run(*words, external=True, silent=True, success_codes=codes))
+
+    run(python, "-m", "pip", "install", wheel)
+    if said := run(python, "-W", "error", "-X", "dev", "-c", "import postpress_async"):
+        session.error(f"The import is not silent: {said}")
+    if "pip install 'postpress-async[cli]'" not in (said := run(command, "--version", codes=(1,))):
+        session.error(f"Without the extra `cli` the command does not say what to install: {said}")
+    run(python, "-m", "pip", "install", f"{wheel}[cli]", "pytest")
+    session.run(command, "--version", external=True)
+    run(command, "rotate", "--help")
+    session.run(command, "rotate", "--sandbox", external=True)
+    if "postpress_sandbox" not in run(python, "-m", "pytest", "--fixtures", "-q", codes=(0, 5)):
+        session.error("pytest does not find the fixture postpress_sandbox by the wheel's entry point.")
 
 
 @nox.session(python=PYTHONS)
