@@ -31,6 +31,8 @@ def modules() -> list[str]:
 
 def shape(call: object) -> str:
     """Names, kinds and defaults: annotations are written differently by each Python."""
+    if inspect.isclass(call) and issubclass(call, BaseException) and not inspect.isfunction(call.__init__):
+        return "(...)"  # C's own, which newer Pythons spell out
     try:
         signature = inspect.signature(call)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -83,7 +85,7 @@ def of_module(name: str) -> Iterator[str]:
             continue
         if inspect.isclass(thing):
             public = home.startswith("postpress_async.") and "._" not in home
-            if public and not f"{home}.".startswith(f"{name}.") or name == "postpress_async" and public:
+            if public and (name == "postpress_async" or not f"{home}.".startswith(f"{name}.")):
                 yield f"{word} (of {'.'.join(home.split('.')[:2])})"
                 continue
             yield f"class {word}{'' if issubclass(thing, Enum) else shape(thing)}"
