@@ -92,6 +92,71 @@ def package(session: nox.Session) -> None:
         session.error("pytest does not find the fixture postpress_sandbox by the wheel's entry point.")
 
 
+EXTRAS = {  # what each is for, run with no other
+    "cli": "from postpress_async.__main__ import main; import sys; sys.argv[1:] = ['errors']; main()",
+    "distributed": """
+import tempfile
+from postpress_async.cluster import write_certificates
+with tempfile.TemporaryDirectory() as folder:
+    print(write_certificates(folder + '/new'))
+""",
+    "otel": "from postpress_async.telemetry import Telemetry; print(Telemetry())",
+    "parquet": """
+import pyarrow, pyarrow.parquet
+from postpress_async import Fleet
+pyarrow.parquet.write_table(pyarrow.table({'account_id': ['acc_1'], 'country': ['US']}), 'fleet.parquet')
+with Fleet.open('fleet.parquet') as fleet:
+    print(fleet.survey())
+""",
+    "report": """
+import asyncio, tempfile, time
+from postpress_async import ManagedProxy
+from postpress_async.rotation.journal.reading import JournalView
+from postpress_async.rotation.report import write_report
+from postpress_async.sandbox import Sandbox
+async def main(journal):
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        rows = [('acc_1', ManagedProxy(country='US'))]
+        async with session.rotate(rows, journal=journal) as rotation:
+            async for _ in rotation:
+                pass
+with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as page:
+    asyncio.run(main(folder + '/night.sqlite3'))
+    with JournalView(folder + '/night.sqlite3') as view:
+        write_report(view, page, time.time())
+    assert page.tell() > 10_000
+""",
+    "speed": """
+import uvloop
+from postpress_async import ManagedProxy
+from postpress_async.sandbox import Sandbox
+async def main():
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        print(await session.update_proxy('acc_1', ManagedProxy(country='US')))
+uvloop.run(main())
+""",
+    "sql": """
+import sqlite3
+from postpress_async import Fleet
+base = sqlite3.connect('fleet.db')
+base.execute("create table if not exists fleet as select 'acc_1' account_id, 'US' country")
+base.close()
+with Fleet.open_query('sqlite:///fleet.db', 'select account_id, country from fleet') as fleet:
+    print(fleet.survey())
+""",
+}
+
+
+@nox.session
+@nox.parametrize("extra", [*EXTRAS, "all"])
+def extras(session: nox.Session, extra: str) -> None:
+    """Each extra installed with no other, and what it is for run; then all of them together."""
+    session.install(f".[{','.join(EXTRAS) if extra == 'all' else extra}]")
+    session.cd(session.create_tmp())  # here the package is what was installed, not the folder
+    for told in EXTRAS.values() if extra == "all" else [EXTRAS[extra]]:
+        session.run("python", "-W", "error", "-X", "dev", "-c", told, silent=True)
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The suite under branch coverage, on each Python; `nox -s tests -- -k retry` runs a few."""
