@@ -1,5 +1,7 @@
 """What a reviewer would run: `nox` for all of it, `nox -l` for the list."""
 
+import tarfile
+import zipfile
 from pathlib import Path
 
 import nox
@@ -39,6 +41,120 @@ def public_types(session: nox.Session) -> None:
     session.install(".[cli,otel,parquet,report,speed,sql]", "pytest", *TYPES)
     session.cd(session.create_tmp())  # here the package is the folder, not what was installed
     session.run("pyright", "--ignoreexternal", "--verifytypes", "postpress_async")
+
+
+def strays(dist: Path, tracked: set[str]) -> set[str]:
+    """What the sdist and the wheel in *dist* hold too much or too little of, by *tracked*, git's files."""
+    (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
+    with tarfile.open(sdist) as tar:
+        source = {name.partition("/")[2] for name in tar.getnames()}
+    with zipfile.ZipFile(wheel) as archive:
+        built = {name for name in archive.namelist() if ".dist-info/" not in name}
+    package = {name for name in tracked if name.startswith("postpress_async/")}
+    kept = {name for name in tracked if not name.startswith(".ci/")}
+    return (source ^ (kept | {"PKG-INFO"})) | (built ^ package)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """The sdist and the wheel made from it: what they hold, and that the wheel alone does its work."""
+    dist = Path(session.create_tmp(), "dist")
+    for old in [*dist.glob("*"), *dist.parent.glob("*.sqlite3*")]:  # a journal would be gone on with
+        old.unlink()
+    session.install("build", "twine", "check-wheel-contents")
+    session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
+    files = [str(file) for file in sorted(dist.iterdir())]
+    session.run("twine", "check", "--strict", *files)
+    session.run("check-wheel-contents", *files[:1])
+    tracked = str(session.run("git", "ls-files", external=True, silent=True)).split()
+    if wrong := strays(dist, set(tracked)):
+        session.error(f"In git or in what was built, but not in both: {', '.join(sorted(wrong))}.")
+
+    fresh = dist.parent / "fresh"
+    session.run("python", "-m", "venv", "--clear", str(fresh))
+    python, command = (str(fresh.absolute() / "bin" / name) for name in ("python", "postpress-async"))
+    wheel = str(Path(files[0]).absolute())
+    session.cd(dist.parent)  # here the package is what was installed, not the folder
+
+    def run(*words: str, codes: tuple[int, ...] = (0,)) -> str:
+        return str(session.run(*words, external=True, silent=True, success_codes=codes))
+
+    run(python, "-m", "pip", "install", wheel)
+    if said := run(python, "-W", "error", "-X", "dev", "-c", "import postpress_async"):
+        session.error(f"The import is not silent: {said}")
+    if "pip install 'postpress-async[cli]'" not in (said := run(command, "--version", codes=(1,))):
+        session.error(f"Without the extra `cli` the command does not say what to install: {said}")
+    run(python, "-m", "pip", "install", f"{wheel}[cli]", "pytest")
+    session.run(command, "--version", external=True)
+    run(command, "rotate", "--help")
+    session.run(command, "rotate", "--sandbox", external=True)
+    if "postpress_sandbox" not in run(python, "-m", "pytest", "--fixtures", "-q", codes=(0, 5)):
+        session.error("pytest does not find the fixture postpress_sandbox by the wheel's entry point.")
+
+
+EXTRAS = {  # what each is for, run with no other
+    "cli": "from postpress_async.__main__ import main; import sys; sys.argv[1:] = ['errors']; main()",
+    "distributed": """
+import tempfile
+from postpress_async.cluster import write_certificates
+with tempfile.TemporaryDirectory() as folder:
+    print(write_certificates(folder + '/new'))
+""",
+    "otel": "from postpress_async.telemetry import Telemetry; print(Telemetry())",
+    "parquet": """
+import pyarrow, pyarrow.parquet
+from postpress_async import Fleet
+pyarrow.parquet.write_table(pyarrow.table({'account_id': ['acc_1'], 'country': ['US']}), 'fleet.parquet')
+with Fleet.open('fleet.parquet') as fleet:
+    print(fleet.survey())
+""",
+    "report": """
+import asyncio, tempfile, time
+from postpress_async import ManagedProxy
+from postpress_async.rotation.journal.reading import JournalView
+from postpress_async.rotation.report import write_report
+from postpress_async.sandbox import Sandbox
+async def main(journal):
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        rows = [('acc_1', ManagedProxy(country='US'))]
+        async with session.rotate(rows, journal=journal) as rotation:
+            async for _ in rotation:
+                pass
+with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as page:
+    asyncio.run(main(folder + '/night.sqlite3'))
+    with JournalView(folder + '/night.sqlite3') as view:
+        write_report(view, page, time.time())
+    assert page.tell() > 10_000
+""",
+    "speed": """
+import uvloop
+from postpress_async import ManagedProxy
+from postpress_async.sandbox import Sandbox
+async def main():
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        print(await session.update_proxy('acc_1', ManagedProxy(country='US')))
+uvloop.run(main())
+""",
+    "sql": """
+import sqlite3
+from postpress_async import Fleet
+base = sqlite3.connect('fleet.db')
+base.execute("create table if not exists fleet as select 'acc_1' account_id, 'US' country")
+base.close()
+with Fleet.open_query('sqlite:///fleet.db', 'select account_id, country from fleet') as fleet:
+    print(fleet.survey())
+""",
+}
+
+
+@nox.session
+@nox.parametrize("extra", [*EXTRAS, "all"])
+def extras(session: nox.Session, extra: str) -> None:
+    """Each extra installed with no other, and what it is for run; then all of them together."""
+    session.install(f".[{','.join(EXTRAS) if extra == 'all' else extra}]")
+    session.cd(session.create_tmp())  # here the package is what was installed, not the folder
+    for told in EXTRAS.values() if extra == "all" else [EXTRAS[extra]]:
+        session.run("python", "-W", "error", "-X", "dev", "-c", told, silent=True)
 
 
 @nox.session(python=PYTHONS)
