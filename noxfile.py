@@ -7,7 +7,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests-3.11", "docs", "package", "extras"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -163,6 +163,20 @@ def tests(session: nox.Session) -> None:
     install(session, "test")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "report")
+
+
+@nox.session
+def loops(session: nox.Session) -> None:
+    """The suite on uvloop, but for the tests that bring a loop of their own."""
+    install(session, "test")
+    session.run("pytest", *session.posargs, env={"POSTPRESS_TEST_LOOP": "uvloop"})
+
+
+@nox.session
+def debug(session: nox.Session) -> None:
+    """The suite in asyncio's debug mode and Python's own, in which a warning is an error."""
+    install(session, "test")
+    session.run("python", "-X", "dev", "-m", "pytest", *session.posargs)
 
 
 @nox.session

@@ -135,7 +135,7 @@ def test_a_connection_that_breaks_at_once_leaves_no_socket(
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
-async def test_little_is_read_at_once(
+def test_asyncio_reads_little_at_once(
     secure: bool, certificate: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Room for 256 KiB comes from the system and goes back to it, at each read: a sixth of a whole call."""
@@ -148,10 +148,13 @@ async def test_little_is_read_at_once(
         made.append(connection[0])
         return connection
 
+    async def main() -> None:
+        with FaultServer(context if secure else None) as server:
+            async with PostPressSession(KEY, base_url=server.url, ssl=place if secure else None) as session:
+                await session.update_proxy("acc_1", US)
+
     monkeypatch.setattr(Connector, "_wrap_create_connection", noted)
-    with FaultServer(context if secure else None) as server:
-        async with PostPressSession(KEY, base_url=server.url, ssl=place if secure else None) as session:
-            await session.update_proxy("acc_1", US)
+    run("asyncio", main)
 
     [transport] = made
     reader = transport._ssl_protocol if secure else transport
