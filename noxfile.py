@@ -165,6 +165,20 @@ def tests(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
+@nox.session
+def loops(session: nox.Session) -> None:
+    """The suite on uvloop; every other session has asyncio's own loop."""
+    install(session, "test")
+    session.run("pytest", *session.posargs, env={"POSTPRESS_TEST_LOOP": "uvloop"})
+
+
+@nox.session
+def debug(session: nox.Session) -> None:
+    """The suite in asyncio's debug mode and Python's development mode, whose warnings are errors here."""
+    install(session, "test")
+    session.run("python", "-X", "dev", "-m", "pytest", *session.posargs, env={"PYTHONASYNCIODEBUG": "1"})
+
+
 @nox.session(venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """The suite on the lowest version of everything that pyproject.toml names, the extras' too; by uv."""

@@ -1,6 +1,9 @@
 """The doubles, by distance: a stub transport, aioresponses, the sandbox over a real socket."""
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import importlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,6 +19,12 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 KEY = "pp_test_key_of_the_tests"
+
+if os.environ.get("POSTPRESS_TEST_LOOP") == "uvloop":
+
+    def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+        """Every asynchronous test runs on uvloop: `nox -s loops`."""
+        return {"uvloop": importlib.import_module("uvloop").new_event_loop}
 
 
 class _Response(ClientResponse):
