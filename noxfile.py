@@ -167,24 +167,24 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def loops(session: nox.Session) -> None:
-    """The suite on uvloop, but for the tests that bring a loop of their own."""
+    """The suite on uvloop; every other session has asyncio's own loop."""
     install(session, "test")
     session.run("pytest", *session.posargs, env={"POSTPRESS_TEST_LOOP": "uvloop"})
 
 
 @nox.session
 def debug(session: nox.Session) -> None:
-    """The suite in asyncio's debug mode and Python's own, in which a warning is an error."""
+    """The suite in asyncio's debug mode and Python's development mode, whose warnings are errors here."""
     install(session, "test")
-    session.run("python", "-X", "dev", "-m", "pytest", *session.posargs)
+    session.run("python", "-X", "dev", "-m", "pytest", *session.posargs, env={"PYTHONASYNCIODEBUG": "1"})
 
 
-@nox.session
+@nox.session(venv_backend="uv")
 def lowest(session: nox.Session) -> None:
-    """The suite on the lowest versions of tenacity, attrs and cattrs that pyproject.toml allows."""
-    install(session, "test")
-    floors = [word.replace(">=", "==") for word in PYPROJECT["project"]["dependencies"]]
-    session.install(*floors)
+    """The suite on the lowest version of everything that pyproject.toml names, the extras' too; by uv."""
+    floors = ["--resolution", "lowest-direct", "-e", f".[{','.join(EXTRAS)}]"]
+    session.install(*floors, *nox.project.dependency_groups(PYPROJECT, "test"))
+    session.install("--upgrade", *floors)  # what the test tools ask for had raised some of them
     session.run("pytest", *session.posargs)
 
 
@@ -229,28 +229,6 @@ def startup(session: nox.Session) -> None:
     """What the import and the command's help take, beside the import of aiohttp."""
     install(session)
     session.run("python", "-m", "benchmarks.startup", *session.posargs)
-
-
-@nox.session
-def recipes(session: nox.Session) -> None:
-    """The recipes with the frameworks they are for (FastAPI, aiogram, Prefect); the suite runs the others."""
-    install(session, "test", "recipes")
-    session.install(*(word for word in PYPROJECT["dependency-groups"]["types"] if "mypy" in word))
-    session.run("mypy", "tests/recipes")  # which here knows the frameworks' types
-    session.run("pytest", "tests/recipes", *session.posargs)
-
-
-@nox.session
-def docs(session: nox.Session) -> None:
-    """The documentation into build/docs, strict: a broken link, anchor or name fails; `-- serve` shows it."""
-    session.install("-e", ".[cli,distributed,otel]", *nox.project.dependency_groups(PYPROJECT, "docs"))
-    where = ["-f", "tests/docs/mkdocs.yml"]
-    quiet = {"NO_MKDOCS_2_WARNING": "1"}
-    if "serve" in session.posargs:
-        session.run("python", "-m", "mkdocs", "serve", *where, env=quiet)
-        return
-    site = str(Path("build", "docs").absolute())
-    session.run("python", "-m", "mkdocs", "build", "--site-dir", site, *where, env=quiet)
 
 
 @nox.session

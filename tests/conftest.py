@@ -3,7 +3,7 @@
 import asyncio
 import importlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 from unittest.mock import Mock
 
@@ -22,8 +22,8 @@ KEY = "pp_test_key_of_the_tests"
 
 if os.environ.get("POSTPRESS_TEST_LOOP") == "uvloop":
 
-    def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-        """Of every test that brings no loop of its own: `nox -s loops`."""
+    def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+        """Every asynchronous test runs on uvloop: `nox -s loops`."""
         return {"uvloop": importlib.import_module("uvloop").new_event_loop}
 
 

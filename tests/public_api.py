@@ -31,8 +31,10 @@ def modules() -> list[str]:
 
 def shape(call: object) -> str:
     """Names, kinds and defaults: annotations are written differently by each Python."""
-    if inspect.isclass(call) and issubclass(call, BaseException) and not inspect.isfunction(call.__init__):
-        return "(...)"  # C's own, which newer Pythons spell out
+    if inspect.isclass(call):
+        maker = next(cls for cls in call.__mro__ if "__init__" in vars(cls))
+        if maker is not object and not maker.__module__.startswith("postpress_async"):
+            return "(...)"  # another library's, or Python's, which each of their versions may change
     try:
         signature = inspect.signature(call)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -114,6 +116,20 @@ def public_api() -> str:
     blocks = [[f"# {name}", *of_module(name)] for name in modules()]
     blocks.append(["# The command", *of_command(cli, "postpress-async")])
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def placed(text: str) -> list[str]:
+    """Its lines, each with the module and the class, or the command, that it is of."""
+    found, module, owner = [], "", ""
+    for line in text.splitlines():
+        if line.startswith("# "):
+            module = line.removeprefix("# ")
+        elif line.startswith("    "):
+            found.append(f"{module}, {owner}: {line.strip()}")
+        elif line:
+            owner = line.removeprefix("class ").partition("(")[0]
+            found.append(f"{module}: {line}")
+    return found
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ class Post:
 
     Attributes:
         quarantined: Labels of the pool's proxies that are out, as far as is known here.
+        over: Whether nothing is to be done here any more.
     """
 
     def __init__(self, desk: str, token: str, worker: str, connection_args: dict[str, Any]) -> None:
@@ -73,7 +74,7 @@ class Post:
         self._pauses = 0  # found out by this worker's own calls
         self._paused = False
         self._even: float | None = None
-        self._over = False
+        self.over: bool = False
         self._task: asyncio.Task[None] | None = None
         self._session: PostPressSession | None = None
         self._orders: Orders | None = None
@@ -86,9 +87,8 @@ class Post:
             ClusterError: The coordinator cannot be reached, or has another version.
             ConfigurationError: There is no API key here.
         """
-        hello = {"op": "hello", "version": __version__}
         try:
-            answer = await self._ask(hello)
+            answer = await self._ask({"op": "hello", "version": __version__})
         except (OSError, TimeoutError) as error:
             raise ClusterError(
                 f"{self._worker} cannot reach the command that runs the rotation, at {self._desk} ({error}): "
@@ -97,7 +97,7 @@ class Post:
         if "refused" in answer:
             raise ClusterError(answer["refused"])
         if answer.get("over"):
-            self._over = True
+            self.over = True
             return
         orders: Orders = pickle.loads(answer["orders"])  # noqa: S301 - of whoever sends us code to run
         self._orders = orders
@@ -112,11 +112,6 @@ class Post:
         self._take_answer(answer)
         self._task = asyncio.create_task(self._talk(), name="postpress-post")
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing is to be done here any more."""
-        return self._over
-
     async def begin(self, number: int) -> int:
         """
         Fetch the shard of this *number*, and carry it out; return when the last of its rows is on its way.
@@ -126,7 +121,7 @@ class Post:
         Returns:
             How many rows it has; 0 where it is somebody else's by now.
         """
-        if self._over:
+        if self.over:
             return 0
         answer = await self._ask({"op": "shard", "number": number})
         if "rows" not in answer:
@@ -168,7 +163,7 @@ class Post:
     @property
     def is_behind(self) -> bool:
         """Whether the coordinator is far behind, or was not heard of lately."""
-        if self._over:
+        if self.over:
             return False
         return self._cut_off or len(self._outbox) > ROOM or time.monotonic() - self._heard > FRESH
 
@@ -197,7 +192,7 @@ class Post:
     async def _talk(self) -> None:
         watch = asyncio.create_task(self._watch())
         try:
-            while not self._over:
+            while not self.over:
                 with suppress(OSError, TimeoutError):
                     self._take_answer(await self._ask(self._beat()))
                 with suppress(TimeoutError):
@@ -210,7 +205,7 @@ class Post:
 
     async def _watch(self) -> None:
         """Without the coordinator, fall back to an even split of the rate, and to an end at last."""
-        while not self._over:
+        while not self.over:
             await asyncio.sleep(FALLBACK / 4)
             self._heed_silence(time.monotonic() - self._heard)
 
@@ -218,7 +213,7 @@ class Post:
         if self._even is not None and seconds > FALLBACK and self._session is not None:
             self._session.pacer.lease(self._even)
         if seconds > ABANDONED:
-            self._over = True
+            self.over = True
 
     def _beat(self) -> dict[str, Any]:
         assert self._session is not None  # noqa: S101 - it is opened
@@ -271,7 +266,7 @@ class Post:
 
     def _take_answer(self, answer: dict[str, Any]) -> None:
         if answer.get("over"):
-            self._over = True
+            self.over = True
             return
         self._outbox.has(answer.get("count", 0))
         if (rate := answer.get("rate")) is not None and self._session is not None:
@@ -301,7 +296,7 @@ class Post:
             self._paused = True  # not found out here, and so not to be told on
 
     async def _end(self) -> None:
-        self._over = True
+        self.over = True
         self._news.set()
         waiting: list[asyncio.Future[Any]] = [*self._kept.values(), *self._given.values()]
         for future in waiting:
