@@ -176,7 +176,8 @@ def loops(session: nox.Session) -> None:
 def debug(session: nox.Session) -> None:
     """The suite in asyncio's debug mode and Python's development mode, whose warnings are errors here."""
     install(session, "test")
-    session.run("python", "-X", "dev", "-m", "pytest", *session.posargs, env={"PYTHONASYNCIODEBUG": "1"})
+    words = "-X dev -m pytest --asyncio-debug".split()  # pytest-asyncio heeds no PYTHONASYNCIODEBUG
+    session.run("python", *words, *session.posargs, env={"PYTHONASYNCIODEBUG": "1"})
 
 
 @nox.session(venv_backend="uv")
