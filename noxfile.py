@@ -233,6 +233,28 @@ def startup(session: nox.Session) -> None:
 
 
 @nox.session
+def recipes(session: nox.Session) -> None:
+    """The recipes with the frameworks they are for (FastAPI, aiogram, Prefect); the suite runs the others."""
+    install(session, "test", "recipes")
+    session.install(*(word for word in PYPROJECT["dependency-groups"]["types"] if "mypy" in word))
+    session.run("mypy", "tests/recipes")  # which here knows the frameworks' types
+    session.run("pytest", "tests/recipes", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation into build/docs, strict: a broken link, anchor or name fails; `-- serve` shows it."""
+    session.install("-e", ".[cli,distributed,otel]", *nox.project.dependency_groups(PYPROJECT, "docs"))
+    where = ["-f", "tests/docs/mkdocs.yml"]
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}
+    if "serve" in session.posargs:
+        session.run("python", "-m", "mkdocs", "serve", *where, env=quiet)
+        return
+    site = str(Path("build", "docs").absolute())
+    session.run("python", "-m", "mkdocs", "build", "--site-dir", site, *where, env=quiet)
+
+
+@nox.session
 def kill(session: nox.Session) -> None:
     """A rotation killed at fifty moments; the suite does ten."""
     install(session, "test")

@@ -78,3 +78,17 @@ def test_a_command_prints_what_the_readme_says(console: str, tmp_path: Path) -> 
             timeout=60,
         )
         assert is_told(shown(output), shown(done.stdout)), f"$ {command}\n{done.stdout}"
+
+
+def test_every_session_that_is_named_is_there() -> None:
+    """Those of nox: a merge of two branches may lose one, and nobody runs it to see."""
+    root = Path(__file__).parent.parent
+    names = set(
+        re.findall(r"^def (\w+)\(session: nox\.Session", (root / "noxfile.py").read_text(), re.MULTILINE)
+    )
+    places = [root / "README.md", root / "CHANGELOG.md", root / "noxfile.py"]
+    places += [path for path in (root / "tests").rglob("*") if path.suffix in {".py", ".md", ".yml"}]
+    named = {name for place in places for name in re.findall(r"`?nox -s (\w+)", place.read_text("utf-8"))}
+
+    assert named - names - {"NAME"} == set()
+    assert len(named) > 10
