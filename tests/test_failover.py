@@ -18,9 +18,14 @@ from postpress_async import (
     PostPressSession,
     ProxyPool,
     RetryPolicy,
+    errors,
     events,
 )
+from postpress_async._lifetime import Waits
 from postpress_async.rotation import Halt, RotationSummary, State
+from postpress_async.rotation.errand import Settler
+from postpress_async.rotation.plan import Row
+from postpress_async.rotation.resume import OpenRow, RowKeys
 from postpress_async.sandbox import Fault, Sandbox
 
 QUICK = RetryPolicy(first_wait=0.001, max_wait=0.01)
@@ -315,6 +320,35 @@ async def test_one_in_doubt_for_which_no_proxy_is_left_stays_in_doubt(tmp_path) 
 
     assert outcomes["acc_1"].state is State.PATCHED
     assert host_of(sandbox, "acc_1") == "p1.example.net"
+
+
+async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
+    """The first one failed for certain: its place is free for others in the next run."""
+    lost, asked = list[Outcome](), asyncio.Event()
+    [first] = ProxyPool(proxies(1))
+
+    class Pool:
+        async def give(self, account_id: str, /, *, but_not: Any) -> Any:
+            if not but_not:
+                return first
+            asked.set()
+            return await asyncio.get_running_loop().create_future()
+
+        def failed(self, *_: object, credentials: bool) -> bool:
+            return False
+
+    async def refuses(*_: object) -> Any:
+        raise errors.ProxyError(502, errors.Problem("errors/proxy_error"))
+
+    settler = Settler(refuses, Waits(), bool, Pool(), lambda *_: None, lost.append)  # type: ignore[arg-type]
+    row = Row(0, None, "acc_1", None)
+    task = asyncio.create_task(settler.settle(row, RowKeys("run", OpenRow(row), None)))
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert [outcome.proxy for outcome in lost] == [None]
 
 
 async def test_one_that_was_given_up_may_have_its_proxy(tmp_path) -> None:

@@ -115,6 +115,17 @@ async def test_one_who_asked_and_is_cancelled_takes_nothing_along(turns: int) ->
     assert told.ordinal == 7
 
 
+async def test_one_who_looks_now_and_then_leaves_nothing_behind() -> None:
+    """In an outage of hours nothing settles, and somebody may draw how far it is all the while."""
+    outlet = Outlet(5)
+    for _ in range(100):
+        task = await waits(outlet.get())
+        task.cancel()
+        await asyncio.wait([task])
+
+    assert len(outlet._asking) == 0
+
+
 @pytest.mark.parametrize("seed", range(20))
 async def test_each_outcome_is_told_once_whoever_asks_and_whoever_is_cancelled(seed: int) -> None:
     """Many workers, several readers of which some are cancelled over and over, and little room."""

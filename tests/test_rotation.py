@@ -597,3 +597,23 @@ async def test_an_input_may_stop_its_own_rotation(journal) -> None:
         told = [outcome.state async for outcome in rotation]
 
     assert told == [State.PATCHED] * 5
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_an_input_that_is_cancelled_by_itself_is_no_end(asynchronous: bool) -> None:
+    """A task of its own was cancelled, say: else the rotation calls itself complete, with the rest unread."""
+
+    def broken() -> Iterator[Row]:
+        yield from rows(ACCOUNTS[:3])
+        raise asyncio.CancelledError
+
+    async def abroken() -> AsyncIterator[Row]:
+        for row in rows(ACCOUNTS[:3]):
+            yield row
+        raise asyncio.CancelledError
+
+    stub = Stub()
+    with pytest.raises(RuntimeError, match="the input was cancelled"):
+        await _run(Rotation(stub, abroken() if asynchronous else broken(), in_flight=2))
+
+    assert sorted(stub.taken) == ACCOUNTS[:3]

@@ -54,13 +54,24 @@ class Errand:
     Attributes:
         waits: Where its calls wait; they all end when the rotation is stopped.
         rests: Told with True when a call begins to back off, and with False when it goes on.
-        proxy: The pool's proxy that is being tried; None where the row has its own change.
+        proxy: The pool's proxy that was tried last; None where the row has its own change.
+        trying: Whether it is still being tried.
         resumable: The last error after which another attempt would have been made.
         attempts: Requests sent for it before the present call.
         in_doubt: Whether something that this run sent before the present call may have been applied.
     """
 
-    __slots__ = ("_pool", "_strikes", "attempts", "in_doubt", "proxy", "rests", "resumable", "waits")
+    __slots__ = (
+        "_pool",
+        "_strikes",
+        "attempts",
+        "in_doubt",
+        "proxy",
+        "rests",
+        "resumable",
+        "trying",
+        "waits",
+    )
 
     def __init__(self, waits: Waits, rests: Callable[[bool], object], pool: Proxies | None) -> None:
         self.waits: Waits = waits
@@ -69,6 +80,7 @@ class Errand:
         self.resumable: PostPressError | None = None
         self.attempts: int = 0
         self.in_doubt: bool = False
+        self.trying: bool = False
         self._pool = pool
         self._strikes = 0
 
@@ -83,10 +95,12 @@ class Errand:
     def begin(self, proxy: PooledProxy) -> None:
         """The next call is with *proxy*."""
         self.proxy = proxy
+        self.trying = True
         self._strikes = 0
 
     def go_on(self, error: PostPressError) -> None:
         """The call with this proxy ended in *error*, and is not the last."""
+        self.trying = False
         self.attempts += len(error.attempts)
         self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
 
@@ -172,7 +186,7 @@ class Settler:
                 settled=not doubt_of_this_run,
             )
         except BaseException:  # it may have been on its way
-            elapsed, label = time.monotonic() - began, _label_of(errand.proxy)
+            elapsed, label = time.monotonic() - began, _label_of(errand.proxy if errand.trying else None)
             self._lost(Outcome.given_up(row.ordinal, row.line, row.account_id, elapsed, label))
             raise
         attempts = errand.attempts + len(patched.attempts)

@@ -7,6 +7,11 @@ from postpress_async.rotation.admission import Admission
 from postpress_async.rotation.plan import Refusal
 from postpress_async.rotation.resume import OpenRow, Takes
 
+CANCELLED: Final = (
+    "the input was cancelled where nobody had cancelled the rotation: what follows was not read"
+)
+"""Told where it would else look as if the input had come to its end."""
+
 
 class Intake:
     """
@@ -34,7 +39,10 @@ class Intake:
 
     def take_at_once(self) -> OpenRow | None:
         """The next row; None after the last. Whatever the input raises is let through."""
-        return self._noted(self.rows.take_at_once())
+        try:
+            return self._noted(self.rows.take_at_once())
+        except asyncio.CancelledError:
+            raise RuntimeError(CANCELLED) from None
 
     async def take(self) -> OpenRow | None:
         """The same; None also where nobody may take one any more, or `end` came while it was waited for."""
@@ -46,6 +54,8 @@ class Intake:
                 return None
             return self._noted(await self.rows.take())
         except asyncio.CancelledError:
+            if not task.cancelling():
+                raise RuntimeError(CANCELLED) from None
             if not self._ended or task.uncancel():
                 raise
             return None

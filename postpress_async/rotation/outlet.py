@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 from postpress_async.rotation.outcome import Outcome
@@ -74,6 +75,8 @@ async def _wait_in(queue: deque[asyncio.Future[None]]) -> None:
     except asyncio.CancelledError:
         if not turn.cancelled():
             _wake_one(queue)  # it was woken, and leaves that to another
+        with suppress(ValueError):  # it may have been passed over by now
+            queue.remove(turn)
         raise
 
 

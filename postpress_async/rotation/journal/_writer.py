@@ -151,7 +151,7 @@ class Writer:
             with self._connection:
                 for statement in dict.fromkeys(statement for statement, _ in rows):
                     _execute(self._connection, statement, [row for said, row in rows if said is statement])
-        except sqlite3.Error as error:
+        except Exception as error:  # SQLite's own, or a text that is none: the thread must live to tell
             self._lost += [row for _, row in rows]
             self._failure = str(error)
 
