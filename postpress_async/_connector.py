@@ -56,8 +56,8 @@ def _read_little_at_once(transport: asyncio.Transport) -> None:
     """
     Have asyncio make room for as much as can have arrived, and not for 256 KiB at each read.
 
-    For those the C library asks the system for memory and gives it back, which for an answer of a hundred
-    bytes takes as long as three of ours do together. uvloop has its own way.
+    For those the C library may ask the system for memory and give it back, three system calls for an answer
+    of a hundred bytes. uvloop has its own way.
     """
     reader: Any
     for reader in (transport, getattr(transport, "_ssl_protocol", None)):  # the second one over TLS

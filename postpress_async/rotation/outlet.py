@@ -12,8 +12,8 @@ class Outlet:
     """
     Hands outcomes on in their order, each to one of those that ask, and tells all of them when it is over.
 
-    An `asyncio.Queue` does less and takes three times as long: it has no end, and holds back who puts in
-    before it knows whether anybody still listens.
+    An `asyncio.Queue` does less: it has no end, and holds back who puts in whether or not anybody still
+    listens.
 
     Args:
         room: Outcomes that may lie here before those who settle more of them have to wait.
