@@ -7,22 +7,25 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "types", "tests-3.11", "docs", "package", "extras"]
+nox.options.sessions = ["lint", "types", "changelog", "tests-3.11", "docs", "package", "extras"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 TYPES = [word for word in PYPROJECT["dependency-groups"]["types"] if "pyright" in word]
+LOCK = "tests/constraints.txt"  # what a session is said to lock is of these versions
+TESTED = ".[cli,parquet,report]"  # the package with what its tests use of its extras
 
 
-def install(session: nox.Session, *groups: str) -> None:
-    """The package with what its tests use of its extras, and what *groups* of pyproject.toml name."""
-    session.install("-e", ".[cli,parquet,report]", *nox.project.dependency_groups(PYPROJECT, *groups))
+def install(session: nox.Session, *groups: str, package: str = TESTED) -> None:
+    """The package and what *groups* of pyproject.toml name, all of the versions that are locked."""
+    named = nox.project.dependency_groups(PYPROJECT, *groups)
+    session.install("-c", LOCK, "-e", package, *named)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and common mistakes, by ruff; `nox -s lint -- --fix` mends what it can."""
-    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.install("-c", LOCK, *(word for word in PYPROJECT["dependency-groups"]["lint"] if "ruff" in word))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
 
@@ -38,9 +41,17 @@ def types(session: nox.Session) -> None:
 @nox.session
 def public_types(session: nox.Session) -> None:
     """What a user's type checker sees of the installed wheel: every public name has its type, by pyright."""
-    session.install(".[cli,otel,parquet,report,speed,sql]", "pytest", *TYPES)
+    session.install("-c", LOCK, ".[cli,otel,parquet,report,speed,sql]", "pytest", *TYPES)
     session.cd(session.create_tmp())  # here the package is the folder, not what was installed
     session.run("pyright", "--ignoreexternal", "--verifytypes", "postpress_async")
+
+
+@nox.session(venv_backend="none")
+def changelog(session: nox.Session) -> None:
+    """A branch that changes the package has an entry in the changelog; `-- BASE` is what it left."""
+    origin = session.run("git", "branch", "--remotes", "--list", "origin/main", silent=True)
+    base = session.posargs or ["origin/main" if origin else "main"]
+    session.run("python", "-m", "tests.changelog", *base)
 
 
 def strays(dist: Path, tracked: set[str]) -> set[str]:
@@ -180,6 +191,13 @@ def debug(session: nox.Session) -> None:
     session.run("python", *words, *session.posargs, env={"PYTHONASYNCIODEBUG": "1"})
 
 
+@nox.session
+def newest(session: nox.Session) -> None:
+    """The suite on the newest version of everything, as a user installs it today: nothing is locked."""
+    session.install("-e", TESTED, *nox.project.dependency_groups(PYPROJECT, "test"))
+    session.run("pytest", *session.posargs)
+
+
 @nox.session(venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """The suite on the lowest version of everything that pyproject.toml names, the extras' too; by uv."""
@@ -187,6 +205,27 @@ def lowest(session: nox.Session) -> None:
     session.install(*floors, *nox.project.dependency_groups(PYPROJECT, "test"))
     session.install("--upgrade", *floors)  # what the test tools ask for had raised some of them
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Renews the versions that sessions install, in tests/constraints.txt: its diff is what came new."""
+    session.install("uv")
+    groups = [word for name in PYPROJECT["dependency-groups"] for word in ("--group", name)]
+    told = ["--custom-compile-command", "nox -s lock", "--no-annotate", "--quiet"]
+    wide = ["--universal", "--python-version", PYTHONS[0], "--all-extras", *groups, "--upgrade"]
+    session.run("uv", "pip", "compile", "pyproject.toml", *wide, *told, "--output-file", LOCK)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities, by pip-audit: of what is locked, and of the lowest that users may have."""
+    session.install("pip-audit", "uv")
+    floors = str(Path(session.create_tmp(), "lowest.txt").absolute())
+    lowest = ["--all-extras", "--resolution", "lowest-direct", "--python-version", PYTHONS[0]]
+    session.run("uv", "pip", "compile", "pyproject.toml", *lowest, "--quiet", "--output-file", floors)
+    for versions in (LOCK, floors):  # --strict: what cannot be looked up is no good news
+        session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", versions)
 
 
 @nox.session
@@ -236,7 +275,7 @@ def startup(session: nox.Session) -> None:
 def recipes(session: nox.Session) -> None:
     """The recipes with the frameworks they are for (FastAPI, aiogram, Prefect); the suite runs the others."""
     install(session, "test", "recipes")
-    session.install(*(word for word in PYPROJECT["dependency-groups"]["types"] if "mypy" in word))
+    session.install("-c", LOCK, *(w for w in PYPROJECT["dependency-groups"]["types"] if "mypy" in w))
     session.run("mypy", "tests/recipes")  # which here knows the frameworks' types
     session.run("pytest", "tests/recipes", *session.posargs)
 
@@ -244,7 +283,7 @@ def recipes(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation into build/docs, strict: a broken link, anchor or name fails; `-- serve` shows it."""
-    session.install("-e", ".[cli,distributed,otel]", *nox.project.dependency_groups(PYPROJECT, "docs"))
+    install(session, "docs", package=".[cli,distributed,otel]")
     where = ["-f", "tests/docs/mkdocs.yml"]
     quiet = {"NO_MKDOCS_2_WARNING": "1"}
     if "serve" in session.posargs:
