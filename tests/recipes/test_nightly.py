@@ -36,7 +36,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def start(sandbox: Sandbox, folder: Path, **more: str) -> asyncio.subprocess.Process:
+async def start(
+    sandbox: Sandbox, folder: Path, stderr: int = asyncio.subprocess.STDOUT, **more: str
+) -> asyncio.subprocess.Process:
     environment = {**os.environ, "PATH": PLACES, "POSTPRESS_BASE_URL": sandbox.url, "RATE": "10000", **more}
     return await asyncio.create_subprocess_exec(
         "bash",
@@ -44,7 +46,7 @@ async def start(sandbox: Sandbox, folder: Path, **more: str) -> asyncio.subproce
         folder,
         env=environment,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        stderr=stderr,
         start_new_session=True,
     )
 
@@ -125,14 +127,17 @@ async def test_a_signal_lets_what_is_in_flight_settle(folder: Path) -> None:
 
 
 async def test_a_second_one_leaves_the_first_alone(folder: Path) -> None:
-    """cron knows nothing of what it started before."""
+    """cron knows nothing of what it started before, and mails whatever it hears; a person is told."""
     async with Sandbox(latency=0.05) as sandbox:
         first = await start(sandbox, folder)
         await arrivals(sandbox, 20, first)
-        assert await ended(await start(sandbox, folder)) == (
-            75,
-            "rotate-fleet: another one is still under way\n",
-        )
+        assert await ended(await start(sandbox, folder)) == (75, "")
+        terminal, end = os.openpty()
+        by_hand = await start(sandbox, folder, stderr=end)
+        assert await ended(by_hand) == (75, "")
+        assert os.read(terminal, 1_000) == b"rotate-fleet: another one is still under way\r\n"
+        os.close(terminal)
+        os.close(end)
         assert (await ended(first))[0] == 0
 
     assert sandbox.record.requests == len(ACCOUNTS)
@@ -187,3 +192,22 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
 
     ours = [line for line in done.stderr.splitlines() if "rotate-fleet" in line and "man " not in line]
     assert (done.returncode, ours) == (0, [])
+
+
+async def test_cron_finds_what_it_starts(folder: Path) -> None:
+    """cron gives a job next to no environment: only what the table says."""
+    lines = (HERE / "crontab").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
+    (command,) = (line.split(maxsplit=5)[5] for line in lines if line.startswith("*"))
+    places = {"/opt/postpress/bin": str(Path(sys.executable).parent), "/usr/local/bin": str(HERE)}
+    path = os.pathsep.join(places.get(place, place) for place in given["PATH"].split(os.pathsep))
+    async with Sandbox() as sandbox:
+        process = await asyncio.create_subprocess_shell(
+            command.replace("/var/lib/postpress", str(folder)),
+            env={"PATH": path, "HOME": str(folder), "POSTPRESS_BASE_URL": sandbox.url},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        assert await ended(process) == (0, "")
+
+    assert sandbox.record.requests == len(ACCOUNTS)
