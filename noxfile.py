@@ -54,6 +54,36 @@ def changelog(session: nox.Session) -> None:
     session.run("python", "-m", "tests.changelog", *base)
 
 
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The suite under branch coverage, on each Python; `nox -s tests -- -k retry` runs a few."""
+    install(session, "test")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "report")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation into build/docs, strict: a broken link, anchor or name fails; `-- serve` shows it."""
+    install(session, "docs", package=".[cli,distributed,otel]")
+    where = ["-f", "tests/docs/mkdocs.yml"]
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}
+    if "serve" in session.posargs:
+        session.run("python", "-m", "mkdocs", "serve", *where, env=quiet)
+        return
+    site = str(Path("build", "docs").absolute())
+    session.run("python", "-m", "mkdocs", "build", "--site-dir", site, *where, env=quiet)
+
+
+@nox.session
+def recipes(session: nox.Session) -> None:
+    """The recipes with the frameworks they are for (FastAPI, aiogram, Prefect); the suite runs the others."""
+    install(session, "test", "recipes")
+    session.install("-c", LOCK, *(w for w in PYPROJECT["dependency-groups"]["types"] if "mypy" in w))
+    session.run("mypy", "tests/recipes")  # which here knows the frameworks' types
+    session.run("pytest", "tests/recipes", *session.posargs)
+
+
 def strays(dist: Path, tracked: set[str]) -> set[str]:
     """What the sdist and the wheel in *dist* hold too much or too little of, by *tracked*, git's files."""
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
@@ -168,29 +198,6 @@ def extras(session: nox.Session, extra: str) -> None:
         session.run("python", "-W", "error", "-X", "dev", "-c", told, silent=True)
 
 
-@nox.session(python=PYTHONS)
-def tests(session: nox.Session) -> None:
-    """The suite under branch coverage, on each Python; `nox -s tests -- -k retry` runs a few."""
-    install(session, "test")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
-    session.run("coverage", "report")
-
-
-@nox.session
-def loops(session: nox.Session) -> None:
-    """The suite on uvloop; every other session has asyncio's own loop."""
-    install(session, "test")
-    session.run("pytest", *session.posargs, env={"POSTPRESS_TEST_LOOP": "uvloop"})
-
-
-@nox.session
-def debug(session: nox.Session) -> None:
-    """The suite in asyncio's debug mode and Python's development mode, whose warnings are errors here."""
-    install(session, "test")
-    words = "-X dev -m pytest --asyncio-debug".split()  # pytest-asyncio heeds no PYTHONASYNCIODEBUG
-    session.run("python", *words, *session.posargs, env={"PYTHONASYNCIODEBUG": "1"})
-
-
 @nox.session
 def newest(session: nox.Session) -> None:
     """The suite on the newest version of everything, as a user installs it today: nothing is locked."""
@@ -208,24 +215,72 @@ def lowest(session: nox.Session) -> None:
 
 
 @nox.session
-def lock(session: nox.Session) -> None:
-    """Renews the versions that sessions install, in tests/constraints.txt: its diff is what came new."""
-    session.install("uv")
-    groups = [word for name in PYPROJECT["dependency-groups"] for word in ("--group", name)]
-    told = ["--custom-compile-command", "nox -s lock", "--no-annotate", "--quiet"]
-    wide = ["--universal", "--python-version", PYTHONS[0], "--all-extras", *groups, "--upgrade"]
-    session.run("uv", "pip", "compile", "pyproject.toml", *wide, *told, "--output-file", LOCK)
+def loops(session: nox.Session) -> None:
+    """The suite on uvloop; every other session has asyncio's own loop."""
+    install(session, "test")
+    session.run("pytest", *session.posargs, env={"POSTPRESS_TEST_LOOP": "uvloop"})
 
 
 @nox.session
-def audit(session: nox.Session) -> None:
-    """Known vulnerabilities, by pip-audit: of what is locked, and of the lowest that users may have."""
-    session.install("pip-audit", "uv")
-    floors = str(Path(session.create_tmp(), "lowest.txt").absolute())
-    lowest = ["--all-extras", "--resolution", "lowest-direct", "--python-version", PYTHONS[0]]
-    session.run("uv", "pip", "compile", "pyproject.toml", *lowest, "--quiet", "--output-file", floors)
-    for versions in (LOCK, floors):  # --strict: what cannot be looked up is no good news
-        session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", versions)
+def debug(session: nox.Session) -> None:
+    """The suite in asyncio's debug mode and Python's development mode, warnings as errors; forty minutes."""
+    install(session, "test")
+    words = "-X dev -m pytest --asyncio-debug".split()  # pytest-asyncio heeds no PYTHONASYNCIODEBUG
+    session.run("python", *words, *session.posargs, env={"PYTHONASYNCIODEBUG": "1"})
+
+
+@nox.session
+@nox.parametrize("parser", ["C", "Python"])
+@nox.parametrize("loop", ["asyncio", "uvloop"])
+def hostile(session: nox.Session, loop: str, parser: str) -> None:
+    """The hostile network on either event loop, with either of aiohttp's parsers."""
+    install(session, "test")
+    twin = {"POSTPRESS_TEST_LOOP": loop} | ({"AIOHTTP_NO_EXTENSIONS": "1"} if parser == "Python" else {})
+    session.run("pytest", "tests/test_hostile.py", *session.posargs, env=twin)
+
+
+@nox.session
+def branches(session: nox.Session) -> None:
+    """Each branch that a request or an answer can take is run by a test: under 100% this fails."""
+    modules = "_wire _transport _lean_transport _exchange _network _connector _deadlines".split()
+    modules += "_failure errors retry _retry_after secret".split()
+    files = "wire transport lean_transport deadlines connector errors retry retry_after secret".split()
+    files += "session lifetime hostile".split()
+    install(session, "test")
+    session.run("coverage", "run", "-m", "pytest", *(f"tests/test_{name}.py" for name in files))
+    included = ",".join(f"postpress_async/{name}.py" for name in modules)
+    session.run("coverage", "report", f"--include={included}", "--fail-under=100")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The sandbox against its own OpenAPI document, with 2,000 drawn requests a run; the suite does 60."""
+    install(session, "test")
+    session.run("pytest", "tests/test_fuzz.py", *session.posargs, env={"POSTPRESS_TEST_FUZZ": "2000"})
+
+
+@nox.session
+def kill(session: nox.Session) -> None:
+    """A rotation killed at fifty moments; the suite does ten."""
+    install(session, "test")
+    session.run("pytest", "tests/test_kill.py", *session.posargs, env={"POSTPRESS_TEST_KILLS": "50"})
+
+
+@nox.session
+def night(session: nox.Session) -> None:
+    """A night of 100,000 accounts on a bad service with 25 dead proxies; the suite plays 3,000."""
+    install(session, "test")
+    session.run("pytest", "tests/test_night.py", *session.posargs, env={"POSTPRESS_TEST_NIGHT": "100000"})
+
+
+@nox.session
+def cluster(session: nox.Session) -> None:
+    """Clusters under losses at full length, one of them over two hosts; then what workers add."""
+    install(session, "test")
+    session.run(
+        "pytest", "tests/test_cluster_losses.py", *session.posargs, env={"POSTPRESS_TEST_CLUSTER": "1"}
+    )
+    session.run("python", "-m", "benchmarks.cluster")
 
 
 @nox.session
@@ -233,13 +288,6 @@ def simulation(session: nox.Session) -> None:
     """Retry and pace in virtual time: the real session and sandbox, 20,000 accounts a scenario, one table."""
     install(session, "test")
     session.run("python", "-m", "benchmarks.simulation", *session.posargs)
-
-
-@nox.session
-def inputs(session: nox.Session) -> None:
-    """How fast a fleet of a million rows is read in each form, and in how much memory: one table."""
-    install(session, "test")
-    session.run("python", "-m", "benchmarks.inputs", *session.posargs)
 
 
 @nox.session
@@ -272,76 +320,28 @@ def startup(session: nox.Session) -> None:
 
 
 @nox.session
-def recipes(session: nox.Session) -> None:
-    """The recipes with the frameworks they are for (FastAPI, aiogram, Prefect); the suite runs the others."""
-    install(session, "test", "recipes")
-    session.install("-c", LOCK, *(w for w in PYPROJECT["dependency-groups"]["types"] if "mypy" in w))
-    session.run("mypy", "tests/recipes")  # which here knows the frameworks' types
-    session.run("pytest", "tests/recipes", *session.posargs)
-
-
-@nox.session
-def docs(session: nox.Session) -> None:
-    """The documentation into build/docs, strict: a broken link, anchor or name fails; `-- serve` shows it."""
-    install(session, "docs", package=".[cli,distributed,otel]")
-    where = ["-f", "tests/docs/mkdocs.yml"]
-    quiet = {"NO_MKDOCS_2_WARNING": "1"}
-    if "serve" in session.posargs:
-        session.run("python", "-m", "mkdocs", "serve", *where, env=quiet)
-        return
-    site = str(Path("build", "docs").absolute())
-    session.run("python", "-m", "mkdocs", "build", "--site-dir", site, *where, env=quiet)
-
-
-@nox.session
-def kill(session: nox.Session) -> None:
-    """A rotation killed at fifty moments; the suite does ten."""
+def inputs(session: nox.Session) -> None:
+    """How fast a fleet of a million rows is read in each form, and in how much memory: one table."""
     install(session, "test")
-    session.run("pytest", "tests/test_kill.py", *session.posargs, env={"POSTPRESS_TEST_KILLS": "50"})
+    session.run("python", "-m", "benchmarks.inputs", *session.posargs)
 
 
 @nox.session
-def night(session: nox.Session) -> None:
-    """A night of 100,000 accounts on a bad service with 25 dead proxies; the suite plays 3,000."""
-    install(session, "test")
-    session.run("pytest", "tests/test_night.py", *session.posargs, env={"POSTPRESS_TEST_NIGHT": "100000"})
+def lock(session: nox.Session) -> None:
+    """Renews the versions that sessions install, in tests/constraints.txt: its diff is what came new."""
+    session.install("uv")
+    groups = [word for name in PYPROJECT["dependency-groups"] for word in ("--group", name)]
+    told = ["--custom-compile-command", "nox -s lock", "--no-annotate", "--quiet"]
+    wide = ["--universal", "--python-version", PYTHONS[0], "--all-extras", *groups, "--upgrade"]
+    session.run("uv", "pip", "compile", "pyproject.toml", *wide, *told, "--output-file", LOCK)
 
 
 @nox.session
-def cluster(session: nox.Session) -> None:
-    """Clusters under losses at full length, one of them over two hosts; then what workers add."""
-    install(session, "test")
-    session.run(
-        "pytest", "tests/test_cluster_losses.py", *session.posargs, env={"POSTPRESS_TEST_CLUSTER": "1"}
-    )
-    session.run("python", "-m", "benchmarks.cluster")
-
-
-@nox.session
-def fuzz(session: nox.Session) -> None:
-    """The sandbox against its own OpenAPI document, with 2,000 drawn requests a run; the suite does 60."""
-    install(session, "test")
-    session.run("pytest", "tests/test_fuzz.py", *session.posargs, env={"POSTPRESS_TEST_FUZZ": "2000"})
-
-
-@nox.session
-@nox.parametrize("parser", ["C", "Python"])
-@nox.parametrize("loop", ["asyncio", "uvloop"])
-def hostile(session: nox.Session, loop: str, parser: str) -> None:
-    """The hostile network on either event loop, with either of aiohttp's parsers."""
-    install(session, "test")
-    twin = {"POSTPRESS_TEST_LOOP": loop} | ({"AIOHTTP_NO_EXTENSIONS": "1"} if parser == "Python" else {})
-    session.run("pytest", "tests/test_hostile.py", *session.posargs, env=twin)
-
-
-@nox.session
-def branches(session: nox.Session) -> None:
-    """Each branch that a request or an answer can take is run by a test: under 100% this fails."""
-    modules = "_wire _transport _lean_transport _exchange _network _connector _deadlines".split()
-    modules += "_failure errors retry _retry_after secret".split()
-    files = "wire transport lean_transport deadlines connector errors retry retry_after secret".split()
-    files += "session lifetime hostile".split()
-    install(session, "test")
-    session.run("coverage", "run", "-m", "pytest", *(f"tests/test_{name}.py" for name in files))
-    included = ",".join(f"postpress_async/{name}.py" for name in modules)
-    session.run("coverage", "report", f"--include={included}", "--fail-under=100")
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities, by pip-audit: of what is locked, and of the lowest that users may have."""
+    session.install("pip-audit", "uv")
+    floors = str(Path(session.create_tmp(), "lowest.txt").absolute())
+    lowest = ["--all-extras", "--resolution", "lowest-direct", "--python-version", PYTHONS[0]]
+    session.run("uv", "pip", "compile", "pyproject.toml", *lowest, "--quiet", "--output-file", floors)
+    for versions in (LOCK, floors):  # --strict: what cannot be looked up is no good news
+        session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", versions)
