@@ -109,7 +109,7 @@ def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
         connection.execute("PRAGMA synchronous = FULL")
         if fresh:
             with connection:
-                connection.executescript(f"BEGIN; {SCHEMA}")
+                connection.executescript(f"BEGIN; {SCHEMA} {PROXIES}")  # all of it, or none
                 connection.execute("INSERT INTO run VALUES ('run', ?)", (secrets.token_hex(12),))
         connection.execute(PROXIES)
     except DAMAGE as error:

@@ -82,7 +82,10 @@ def _check(place: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise JournalError(f"{place} is no regular file: name a journal, such as fleet.csv.rotation.sqlite3")
     if not status.st_size:
-        raise JournalError(f"{place} is empty: name a journal, such as fleet.csv.rotation.sqlite3")
+        raise JournalError(
+            f"{place} is empty: if its disk was full when it was made, give the same command again; else "
+            "name a journal, such as fleet.csv.rotation.sqlite3"
+        )
 
 
 def _connect(place: Path, stack: ExitStack) -> tuple[sqlite3.Connection, tuple[int, ...] | None]:
@@ -109,6 +112,13 @@ def _recognise(place: Path, connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA query_only = ON")
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise JournalError(f"{place} is a database, but no journal of ours: name another journal")
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        if is_locked(place):
+            raise JournalError(f"{place} is being made by a run: look again in a moment")
+        raise JournalError(
+            f"{place} is no whole journal, for it has no tables: if its disk was full when it was made, give "
+            f"the same command again; if it was copied, copy {place.name}-wal too"
+        )
     if connection.execute("PRAGMA user_version").fetchone()[0] != 1:
         raise JournalError(f"{place} is of a newer postpress-async: update it, or name another journal")
     connection.execute("SELECT ordinal FROM outcomes LIMIT 1").fetchone()
