@@ -19,7 +19,8 @@ from postpress_async.rotation import Fleet, Halt, ProxyPool, Refusal
 from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
 from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED
 from postpress_async.rotation.given import Changes
-from postpress_async.rotation.journal import OnFailed, OnUnknown, rows_known_to
+from postpress_async.rotation.journal import OnFailed, OnUnknown
+from postpress_async.rotation.journal.foresight import rows_known_to
 from postpress_async.rotation.pool import Assign
 from postpress_async.sandbox import Profile, own_accounts
 
