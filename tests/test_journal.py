@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from postpress_async import Outcome, errors
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation import Journal, State
-from postpress_async.rotation.journal import _row
+from postpress_async.rotation.journal import row_of
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ async def test_every_row_is_written_however_many_one_statement_takes(path, count
     connection = sqlite3.connect(path)
     rows = connection.execute("SELECT * FROM outcomes ORDER BY ordinal").fetchall()
     connection.close()
-    assert rows == list(map(_row, written))
+    assert rows == list(map(row_of, written))
 
 
 async def test_it_can_be_read_while_it_is_written(path) -> None:

@@ -31,7 +31,7 @@ from postpress_async.rotation.journal._file import (
 from postpress_async.rotation.journal._writer import Insert, Writer
 from postpress_async.rotation.outcome import Outcome, State
 
-_OUTCOME: Final = Insert("INSERT OR REPLACE INTO outcomes", f"({', '.join('?' * 13)})")
+OUTCOME: Final = Insert("INSERT OR REPLACE INTO outcomes", f"({', '.join('?' * 13)})")
 _PATCHED: Final = Insert(
     "INSERT OR REPLACE INTO outcomes "
     "(ordinal, line, account_id, attempts, elapsed, settled_at, proxy, state, status)",
@@ -224,7 +224,7 @@ class Journal:
             JournalNotWritableError: An earlier commit failed: nothing more can be recorded.
         """
         if outcome.state is not _IS_PATCHED:
-            self._writer.put(_OUTCOME, _row(outcome))
+            self._writer.put(OUTCOME, row_of(outcome))
             return
         row = (
             outcome.ordinal,
@@ -288,7 +288,8 @@ class Journal:
             self._lock.close()
 
 
-def _row(outcome: Outcome) -> tuple[Any, ...]:
+def row_of(outcome: Outcome) -> tuple[Any, ...]:
+    """What `OUTCOME` puts into the table."""
     return (
         outcome.ordinal,
         outcome.line,

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation.journal import _OUTCOME, DONE, OnFailed, OnUnknown, _row
+from postpress_async.rotation.journal import DONE, OUTCOME, OnFailed, OnUnknown, row_of
 from postpress_async.rotation.journal._file import (
     DAMAGE,
     SCHEMA,
@@ -91,6 +91,6 @@ def weigh(outcomes: Sequence[Outcome]) -> float:
         connection.executescript(SCHEMA)
         [(page,)] = connection.execute("PRAGMA page_size")
         [(empty,)] = connection.execute("PRAGMA page_count")
-        connection.executemany(_OUTCOME.told[1], map(_row, outcomes))
+        connection.executemany(OUTCOME.told[1], map(row_of, outcomes))
         [(full,)] = connection.execute("PRAGMA page_count")
     return float(page * (full - empty) / len(outcomes))
