@@ -65,7 +65,14 @@ class Line:
 
 
 class Errand(Protocol):
-    """Whoever sent a call on its way: a rotation, which is told of its rests and may call it back."""
+    """
+    Whoever sent a call on its way: a rotation, which is told of its rests and may call it back.
+
+    Attributes:
+        unsent: Whether nothing of the call was sent yet, not a byte, for certain; told by the call.
+    """
+
+    unsent: bool
 
     @property
     def waits(self) -> Waits:
@@ -123,6 +130,8 @@ class UpdateCall:
         self.patient = errand is not None
         self.counted = True
         self._errand: Final = errand
+        if errand is not None:
+            errand.unsent = True
         self._waits: Final[Waits] = line.lifetime if errand is None else errand.waits
         self._managed: Final = isinstance(change, ManagedProxy)
         self._attempts: tuple[Attempt, ...] = ()
@@ -220,6 +229,8 @@ class UpdateCall:
         number = len(self._attempts) + 1
         if number == 1:
             self._first_sent = began
+            if self._errand is not None:
+                self._errand.unsent = False
         if self._line.observer is not None:
             events.tell(self._line.observer, events.AttemptStarted(self._request.account_id, number))
         return number

@@ -7,6 +7,7 @@ aiohttp's own parser. Both use what aiohttp does not document: `fault` looks whe
 
 import asyncio
 import inspect
+from collections.abc import Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -14,7 +15,7 @@ from aiohttp.client_proto import ResponseHandler
 from attrs import field, frozen
 from yarl import URL
 
-from postpress_async._network import HEADERS, NO_LIMITS, answer_of, check_lengths, is_clean, read_body
+from postpress_async._network import NO_LIMITS, answer_of, check_lengths, is_clean, read_body
 from postpress_async._wire import Answer, Request
 from postpress_async.secret import Secret
 
@@ -27,12 +28,12 @@ class Head:
     after: bytes = field(repr=False)
 
     @classmethod
-    def of(cls, base_url: URL, host: str, api_key: Secret) -> "Head":
-        """That of the requests to *base_url*, whose server is called *host*."""
+    def of(cls, base_url: URL, host: str, api_key: Secret, headers: Mapping[str, str]) -> "Head":
+        """That of the requests to *base_url*, whose server is called *host*, with these *headers* too."""
         before = f"PATCH {(base_url / 'accounts' / '').raw_path}"
         query = f"?{base_url.raw_query_string}" if base_url.raw_query_string else ""
-        headers = {"Host": host, "X-API-KEY": api_key.reveal(), **HEADERS}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        every = {"Host": host, "X-API-KEY": api_key.reveal(), **headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in every.items())
         after = f"{query} HTTP/1.1\r\n{lines}Content-Length: "
         return cls(before.encode("ascii"), after.encode("ascii"))
 

@@ -22,6 +22,7 @@ from postpress_async._network import (
     NO_LIMITS,
     Transport,
     failure_of,
+    headers_over,
     is_clean,
     settle,
 )
@@ -114,8 +115,9 @@ class LeanTransport:
         if self._deadlines.ended:
             raise errors.SessionClosedError("the session is closed and does not reopen: make a new one")
         self._place = _Place("PATCH", self._base_url, loop=asyncio.get_running_loop())
-        self._head = Head.of(self._base_url, self._place.headers["Host"], self._api_key)
         self._connector = self._given or Connector(self._tls)
+        host, headers = self._place.headers["Host"], headers_over(self._connector)
+        self._head = Head.of(self._base_url, host, self._api_key, headers)
         return self._connector
 
     async def aclose(self) -> None:

@@ -52,6 +52,12 @@ class Transport(Protocol):
         ...
 
 
+def headers_over(connector: aiohttp.BaseConnector) -> dict[str, str]:
+    """`HEADERS`, and that a connection will not be used again, where the connector never does."""
+    # The server then closes it: whoever does so first has a port in TIME_WAIT for each, of which we have few.
+    return HEADERS | {"Connection": "close"} if connector.force_close else HEADERS
+
+
 class NotHttpError(ValueError):
     """The rest of the answer is none: the same as if it had come in one piece."""
 

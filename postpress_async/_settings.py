@@ -79,6 +79,12 @@ def _fault(url: URL) -> str | None:
     return None
 
 
+def target_of(base_url: URL) -> str:
+    """Where the requests to *base_url* go, as a journal knows it again."""
+    # All of this machine's ports are one: a sandbox has another one each time.
+    return "this machine" if base_url.scheme == "http" else str(base_url)
+
+
 def _is_plain(text: str, url: URL) -> bool:
     """Whether *url* is *text* as it was written, but for the case of its host, and how IPv6 is written."""
     mine, theirs = (_PARTS.fullmatch(one) for one in (text, str(url)))

@@ -17,12 +17,12 @@ from postpress_async._connector import Connector
 from postpress_async._deadlines import Deadlines
 from postpress_async._network import (
     FAILURES,
-    HEADERS,
     NO_LIMITS,
     SpoiltError,
     answer_of,
     check_lengths,
     failure_of,
+    headers_over,
     is_clean,
     read_body,
     settle,
@@ -101,10 +101,11 @@ class AiohttpTransport:
     def _open(self) -> aiohttp.ClientSession:
         if self._deadlines.ended:
             raise errors.SessionClosedError("the session is closed and does not reopen: make a new one")
+        connector = self._connector or Connector(self._tls)
         self._session = aiohttp.ClientSession(
-            connector=self._connector or Connector(self._tls),
+            connector=connector,
             connector_owner=self._connector is None,
-            headers={"Host": self._base_url.host_port_subcomponent or "", **HEADERS},
+            headers={"Host": self._base_url.host_port_subcomponent or "", **headers_over(connector)},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,

@@ -17,7 +17,7 @@ from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey
 from postpress_async._lean_transport import make_lean
 from postpress_async._lifetime import Lifetime, Waits
 from postpress_async._network import Transport
-from postpress_async._settings import make_tls, read_api_key, read_base_url
+from postpress_async._settings import make_tls, read_api_key, read_base_url, target_of
 from postpress_async._transport import AiohttpTransport
 from postpress_async._turns import Turns
 from postpress_async.errors import ConfigurationError
@@ -82,8 +82,7 @@ class PostPressSession:
         url = read_base_url(base_url)
         # The system's certificates take 20 ms to load, and plain http to this machine needs none.
         context = make_tls(ssl) if ssl is not None or url.scheme == "https" else None
-        # All of this machine's ports are one: a sandbox has another one each time.
-        self._target: Final = "this machine" if url.scheme == "http" else str(url)
+        self._target: Final = target_of(url)
         self._retry: Final = retry
         self._pace: Final = pace
         self._idempotency: Final = idempotency

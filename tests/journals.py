@@ -11,7 +11,7 @@ from pathlib import Path
 from postpress_async import Outcome
 from postpress_async.errors import Applied, Scope
 from postpress_async.rotation import State
-from postpress_async.rotation.journal import _OUTCOME, _row
+from postpress_async.rotation.journal import OUTCOME, row_of
 from postpress_async.rotation.journal._file import connect
 
 NIGHT = 1_795_215_600.0
@@ -43,7 +43,7 @@ def write(path: Path, outcomes: Iterable[Outcome], **told: object) -> Path:
     connection, _ = connect(path)
     with connection:
         connection.execute("PRAGMA synchronous = OFF")
-        connection.executemany(_OUTCOME.told[1], map(_row, outcomes))
+        connection.executemany(OUTCOME.told[1], map(row_of, outcomes))
         connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", told.items())
     connection.close()
     path.chmod(0o600)

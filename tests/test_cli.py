@@ -104,6 +104,41 @@ def test_options_of_the_sandbox_need_the_sandbox(folder) -> None:
     assert run("rotate", DATA / "fleet.csv", "--profile", "flaky").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--accounts-per-proxy", "2"], "--accounts-per-proxy is of a pool, and there is none"),
+        (
+            ["--assign", "round-robin"],
+            "--assign is of a pool, and there is none",
+        ),  # said, if only the default
+        (
+            ["--pool-seed", "7", "--failovers", "0"],
+            "--pool-seed and --failovers are of a pool, and there is none",
+        ),
+    ],
+    ids=["one", "a default", "two"],
+)
+def test_options_of_a_pool_need_a_pool(folder, words, told) -> None:
+    """Whoever asks for two accounts a proxy believes that the pool is in use, and it was forgotten."""
+    done = run("rotate", "--sandbox", *words)
+
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "give --pool FILE too, or leave " in done.stderr
+    assert os.listdir(folder) == []
+
+
+def test_a_variable_may_speak_of_a_pool_that_is_not_used_today(folder) -> None:
+    """It stands in a profile, for all nights; and the command that is named at the end can be pasted."""
+    variables = {"POSTPRESS_ROTATE_ASSIGN": "sticky", "POSTPRESS_ROTATE_ACCOUNTS_PER_PROXY": "2"}
+
+    done = run("rotate", "--sandbox", "--profile", "flaky", env=variables)
+
+    assert done.returncode == 1
+    assert "retry-failed sandbox.rotation.sqlite3 --sandbox\n" in done.stderr
+
+
 def test_bad_rows_can_be_left_out(folder) -> None:
     expected = json.loads((DATA / "messy-expected.json").read_text("utf-8"))
     good = sum(line["ok"] for line in expected)

@@ -118,11 +118,36 @@ def test_export_goes_to_standard_output_by_itself(journal) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "begin"), [("a.parquet", b"PAR1"), ("a.jsonl", b'{"line"'), ("a", b'"line"')]
+    ("name", "begin"),
+    [
+        ("a.parquet", b"PAR1"),
+        ("a.jsonl", b'{"line"'),
+        ("a.NDJSON", b'{"line"'),
+        ("a.csv", b'"line"'),
+        ("a", b'"line"'),
+    ],
 )
 def test_export_takes_the_format_from_the_file_s_name(journal, folder, name, begin) -> None:
     assert run("export", NAME, "-o", name).returncode == 0
     assert (folder / name).read_bytes().startswith(begin)
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.json", "a.xlsx", "a.csv.gz"])
+def test_export_writes_no_format_into_a_file_that_is_named_after_another(journal, folder, name) -> None:
+    """A browser would show a page of commas, and whoever was sent it would not know what it is."""
+    done = run("export", NAME, "-o", name)
+
+    ending = Path(name).suffix
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{name}: there is no format for {ending}: name a file in .csv, .jsonl or .parquet" in done.stderr
+    assert ("`postpress-async report`" in done.stderr) is (ending == ".html")
+    assert not (folder / name).exists()
+
+
+def test_export_writes_the_format_that_is_asked_for_whatever_the_file_is_called(journal, folder) -> None:
+    """Who says it in so many words has a reason."""
+    assert run("export", NAME, "--format", "csv", "-o", "a.txt").returncode == 0
+    assert (folder / "a.txt").read_bytes().startswith(b'"line"')
 
 
 def test_parquet_on_a_terminal_is_refused(journal) -> None:

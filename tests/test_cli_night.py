@@ -134,6 +134,11 @@ def test_a_dry_run_checks_the_key_and_every_row(folder) -> None:
         pytest.param(["--halt", "five"], "a share such as", id="a halt that is none"),
         pytest.param(["--max-duration", "soon"], "write 90s, 15m, 6h", id="a time that is none"),
         pytest.param(["--max-duration", "0s"], "write 90s, 15m, 6h", id="no time at all"),
+        pytest.param(["--max-duration", "0"], "write 90s, 15m, 6h", id="nor without a unit"),
+        # Six seconds of a night of six hours: the timer would find the fleet as it was.
+        pytest.param(["--max-duration", "6"], "'6' has no unit: write 6s, 6m or 6h", id="6 of what"),
+        pytest.param(["--max-duration", "1h30"], "write 1h30s or 1h30m", id="an hour and 30 of what"),
+        pytest.param(["--max-duration", "1m30"], "write 1m30s\n", id="a minute and 30 of what"),
         pytest.param(["--pool", "proxies.txt", "--country", "US"], "not both", id="a pool and a country"),
         pytest.param(["--pool", "nowhere.txt"], "nowhere.txt does not exist", id="no list"),
         pytest.param(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from postpress_async import Outcome, errors
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation import Journal, State
-from postpress_async.rotation.journal import _row
+from postpress_async.rotation.journal import row_of
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ async def test_every_row_is_written_however_many_one_statement_takes(path, count
     connection = sqlite3.connect(path)
     rows = connection.execute("SELECT * FROM outcomes ORDER BY ordinal").fetchall()
     connection.close()
-    assert rows == list(map(_row, written))
+    assert rows == list(map(row_of, written))
 
 
 async def test_it_can_be_read_while_it_is_written(path) -> None:
@@ -213,6 +213,42 @@ async def test_a_commit_that_fails_is_told_and_nothing_more_is_taken(path) -> No
         await journal.aclose()
     await asyncio.to_thread(lambda: None)
     assert "postpress-journal" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_a_full_disk_is_told_with_what_it_did_not_take_and_what_is_there_stays(path) -> None:
+    """SQLite's own word for it; who waits for a commit is woken, and the rows before it are whole."""
+    journal = Journal.open(path)
+    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1))
+    await journal.keep_generation(0, 1)
+    [(pages,)] = journal._writer._connection.execute("PRAGMA page_count")
+    journal._writer._connection.execute(f"PRAGMA max_page_count = {pages}")
+    for ordinal in range(1, 2_000):
+        journal.record(Outcome.patched(ordinal, None, f"acc_{ordinal}", 1, 0.1))
+
+    with pytest.raises(
+        JournalNotWritableError, match=r"run\.sqlite3: database or disk is full; what came of "
+    ):
+        await asyncio.wait_for(journal.keep_generation(1, 1), 10)
+    with pytest.raises(JournalNotWritableError, match=r"Free the disk .* run the same command again"):
+        await journal.aclose()
+    again = Journal.open(path)
+    kept = sum(again.counts().values())
+    entries = [account for _, (account, *_) in again.entries()]
+    await again.aclose()
+    assert 1 <= kept < 2_000
+    assert entries == [f"acc_{number}" for number in range(kept)]
+
+
+async def test_whatever_a_commit_raises_the_thread_lives_to_tell(path) -> None:
+    """Half of a surrogate pair is a text that SQLite cannot have; nothing may look as if it were recorded."""
+    journal = Journal.open(path)
+    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1, "a label\ud800"))
+
+    with pytest.raises(JournalNotWritableError, match=r"surrogates not allowed; .* recorded \(acc_0\)"):
+        await asyncio.wait_for(journal.keep_generation(0, 1), 10)
+    with pytest.raises(JournalNotWritableError, match="surrogates not allowed"):
+        await journal.aclose()
+    assert states(path) == {}
 
 
 async def test_a_journal_that_is_deleted_under_way_is_noticed(path) -> None:

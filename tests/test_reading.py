@@ -9,7 +9,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from postpress_async import Outcome
 from postpress_async.errors import JournalError
 from postpress_async.rotation import Journal, State
+from postpress_async.rotation.journal._file import APPLICATION_ID, take_lock
 from postpress_async.rotation.journal.advice import advice
 from postpress_async.rotation.journal.numbers import Numbers, Stage, count, stage_of
 from postpress_async.rotation.journal.reading import JournalView
@@ -240,7 +243,9 @@ def test_a_journal_that_is_deleted_meanwhile_is_told(path) -> None:
     ("make", "fact"),
     [
         pytest.param(lambda path: None, "No such file", id="nothing"),
-        pytest.param(lambda path: path.touch(), "is empty", id="an empty file"),
+        pytest.param(
+            lambda path: path.touch(), "is empty: .* give the same command again", id="an empty file"
+        ),
         pytest.param(lambda path: path.write_text("account_id\nacc_1\n"), "not a database", id="a text file"),
         pytest.param(lambda path: path.mkdir(), "no regular file", id="a directory"),
         pytest.param(os.mkfifo, "no regular file", id="a pipe"),
@@ -267,6 +272,58 @@ def test_what_is_no_journal_is_refused_in_a_sentence(path, tmp_path, make, fact)
         JournalView(path)
     assert str(path) in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == before
+
+
+class FullDisk(sqlite3.Connection):
+    """It takes so many statements, and no more."""
+
+    left = 0
+
+    def _has_room(self) -> None:
+        FullDisk.left -= 1
+        if FullDisk.left < 0:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    def execute(self, *words: Any) -> sqlite3.Cursor:
+        self._has_room()
+        return super().execute(*words)
+
+    def executescript(self, script: str, /) -> sqlite3.Cursor:
+        self._has_room()
+        return super().executescript(script)
+
+
+@pytest.mark.parametrize("room", range(13))
+async def test_wherever_a_disk_was_full_when_a_journal_was_made_its_reader_is_told_what_to_do(
+    path, monkeypatch, room
+) -> None:
+    """There is a file, with our mark on it or without: "no such table" is SQLite's trouble, and no advice."""
+    FullDisk.left = room
+    with monkeypatch.context() as patched:
+        patched.setattr("sqlite3.connect", partial(sqlite3.connect, factory=FullDisk))
+        with pytest.raises(JournalError):
+            Journal.open(path)
+
+    try:
+        told = advice(str(path), numbers(path))
+    except JournalError as error:
+        told = str(error)
+
+    assert "give the same command again" in told
+    assert "no such table" not in told
+    await Journal.open(path).aclose()  # and that command goes on
+
+
+def test_a_journal_that_is_only_being_made_is_looked_at_later(path) -> None:
+    """Between its first page and its tables."""
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.close()
+    lock = take_lock(path)
+
+    with pytest.raises(JournalError, match="being made by a run: look again"):
+        JournalView(path)
+    lock.close()
 
 
 @pytest.mark.parametrize(
@@ -362,6 +419,7 @@ def test_only_the_commonest_errors_are_told_apart(path) -> None:
         pytest.param([outcome(0)], {"halted": "too many"}, Stage.HALTED, id="it halted"),
         pytest.param([outcome(0)], {"under way": 1}, Stage.DIED, id="it never said that it ended"),
         pytest.param([], {"total": 0}, Stage.ENDED, id="nothing to do"),
+        pytest.param([], {}, Stage.STOPPED, id="it never began"),
     ],
 )
 def test_what_became_of_the_last_run(path, outcomes, told, stage) -> None:

@@ -160,6 +160,40 @@ def test_a_proxy_whose_accounts_all_went_on_to_another_is_ranked_too(night) -> N
     assert sum(accounts for _, _, accounts in found.latency.buckets) == 96
 
 
+def test_proxies_that_failed_alike_stand_in_the_order_of_their_list(path) -> None:
+    """Line 10 comes after line 2, as whoever looks them up in the list will find them."""
+    proxy = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502}
+    labels = [f"line {n} p{n}.example.net:80" for n in (10, 2, 100, 1, 20)]
+    write(path, [outcome(n, State.FAILED, proxy=label, **proxy) for n, label in enumerate(labels)])
+    change(path, "INSERT INTO proxies VALUES ('line 30 p30.example.net:80', 2, 1.0)")
+
+    assert [found.proxy.split()[1] for found in findings(path).proxies] == ["30", "1", "2", "10", "20", "100"]
+
+
+def test_a_label_that_is_none_is_told_in_a_sentence(path) -> None:
+    """Whatever a disk made of it: it is compared with the others before it is read."""
+    write(path, [outcome(0), outcome(1)])
+    change(path, "INSERT INTO proxies VALUES (x'ff', 2, 1.0), ('line 1', 2, 1.0)")
+
+    with pytest.raises(JournalError, match="is damaged"):
+        findings(path)
+
+
+def test_where_nothing_was_patched_there_is_no_empty_chart_of_it(path) -> None:
+    """Axes without a bar look as if the page were broken; and where something was, it stands first."""
+    failures = [outcome(n, State.FAILED) for n in range(5)]
+    drawn = charts.throughput(findings(write(path, failures)))
+    both = charts.throughput(findings(write(path.with_name("both.sqlite3"), [*failures, outcome(9)])))
+
+    assert drawn is not None
+    assert both is not None
+    for drawing in (drawn.wide, drawn.narrow):
+        assert "not patched, accounts a second" in drawing
+        assert ">patched, accounts a second" not in drawing
+    assert ">patched, accounts a second" in both.wide
+    assert drawn.told == "Accounts settled a second, over time: at most 10.0. None of them was patched."
+
+
 @given(st.lists(st.floats(0.001, 1e5), min_size=1, max_size=300))
 def test_percentiles_are_right_to_three_digits(seconds) -> None:
     """Counted by their first three digits, a million of them need no memory."""

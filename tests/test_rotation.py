@@ -599,6 +599,32 @@ async def test_an_input_may_stop_its_own_rotation(journal) -> None:
     assert told == [State.PATCHED] * 5
 
 
+async def test_an_input_that_stops_its_rotation_and_then_waits_keeps_nobody(journal) -> None:
+    """It ended the night and listens to its queue again: what is in flight settles, and that is all."""
+    rotation: Rotation
+    gate = asyncio.Event()
+
+    async def until_enough() -> AsyncIterator[Row]:
+        for row in rows(ACCOUNTS[:3]):
+            yield row
+        rotation.stop()
+        asyncio.get_running_loop().call_soon(gate.set)
+        await asyncio.get_running_loop().create_future()
+
+    async def update(account_id: str, change: ProxyChange, *rest: Any) -> AccountPatched:
+        await gate.wait()
+        return await Stub()(account_id, change, *rest)
+
+    opener = partial(Journal.open, journal)
+    rotation = Rotation(update, until_enough(), in_flight=4, journal=opener)
+    async with asyncio.timeout(5), rotation:
+        told = [outcome.account_id async for outcome in rotation]
+
+    assert sorted(told) == ACCOUNTS[:3]
+    assert recorded(journal) == dict.fromkeys(ACCOUNTS[:3], "patched")
+    assert rotation.summary.stopped
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_an_input_that_is_cancelled_by_itself_is_no_end(asynchronous: bool) -> None:
     """A task of its own was cancelled, say: else the rotation calls itself complete, with the rest unread."""

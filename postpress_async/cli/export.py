@@ -7,7 +7,7 @@ import click
 
 from postpress_async.cli.output import written
 from postpress_async.rotation import State
-from postpress_async.rotation.export import FORMATS
+from postpress_async.rotation.export import ENDINGS, FORMATS
 from postpress_async.rotation.journal.reading import JournalView
 
 
@@ -34,11 +34,22 @@ def export(journal: str, kind: str | None, states: tuple[str, ...], output: str 
       postpress-async export fleet.csv.rotation.sqlite3 --format jsonl | jq .error_type
     """
     to_file = output not in {None, "-"}
-    ending = Path(output or "").suffix.removeprefix(".").lower()
-    kind = kind or (ending if ending in FORMATS else "csv")
+    kind = kind or _said_by(output if to_file and output else "")
     if kind == "parquet" and not to_file:
         raise click.UsageError("Parquet is written to a file: give -o FILE")
     with JournalView(journal) as view, written(output) as file:
         FORMATS[kind](view.outcomes([State(state) for state in states]), file)
     if to_file and sys.stderr is not None:
         click.echo(f"written: {output}", err=True)
+
+
+def _said_by(name: str) -> str:
+    """The format of the file *name*; raise `click.UsageError` where its ending says none that there is."""
+    ending = Path(name).suffix.lower()
+    if ending in ENDINGS:
+        return ENDINGS[ending]
+    page = "; `postpress-async report` writes a page" if ending in {".html", ".htm"} else ""
+    raise click.UsageError(
+        f"{name}: there is no format for {ending}: name a file in .csv, .jsonl or .parquet, or say which by "
+        f"--format{page}"
+    )

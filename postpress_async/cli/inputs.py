@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,12 +19,15 @@ from postpress_async.rotation import Fleet, Halt, ProxyPool, Refusal
 from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
 from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED
 from postpress_async.rotation.given import Changes
-from postpress_async.rotation.journal import OnFailed, OnUnknown, rows_known_to
+from postpress_async.rotation.journal import OnFailed, OnUnknown
+from postpress_async.rotation.journal.foresight import rows_known_to
 from postpress_async.rotation.pool import Assign
 from postpress_async.sandbox import Profile, own_accounts
 
 LISTED: Final = 50
 """Bad rows that are listed before the rest is only counted."""
+
+_OF_A_POOL: Final = ("assign", "pool_seed", "accounts_per_proxy", "failovers")
 
 
 @frozen(kw_only=True)
@@ -65,8 +68,19 @@ class Wishes:
     base_url: str | None
     transport: Literal["session", "lean"]
 
-    def check(self) -> None:
-        """Raise `click.UsageError` for words that do not go together."""
+    def check(self, said: Collection[str]) -> None:
+        """
+        Raise `click.UsageError` for words that do not go together.
+
+        Args:
+            said: The names of those that were arguments: a variable may speak of a pool not used today.
+        """
+        if self.pool is None and (idle := [name for name in _OF_A_POOL if name in said]):
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
+            are, them = ("is", "it") if len(idle) == 1 else ("are", "them")
+            raise click.UsageError(
+                f"{names} {are} of a pool, and there is none: give --pool FILE too, or leave {them} out"
+            )
         if not self.sandbox and (self.profile != "steady" or self.seed or self.dead_proxies):
             raise click.UsageError(
                 "--profile, --seed and --dead-proxies are of the sandbox: give --sandbox too"
@@ -89,14 +103,17 @@ class Wishes:
     def retry_failed(self, journal: str) -> str:
         """The command that sends again what failed: this one's accounts, proxies and target."""
         words = ["postpress-async", "retry-failed", journal, *([] if self.fleet is None else [self.fleet])]
+        of_the_pool = {
+            "--pool": self.pool,
+            "--assign": None if self.assign == "round-robin" else self.assign,
+            "--pool-seed": self.pool_seed or None,
+            "--accounts-per-proxy": self.accounts_per_proxy,
+        }
         for option, value in (
             ("--from", self.database),
             ("--from-file", self.database_file),
             ("--query", self.query),
-            ("--pool", self.pool),
-            ("--assign", None if self.assign == "round-robin" else self.assign),
-            ("--pool-seed", self.pool_seed or None),
-            ("--accounts-per-proxy", self.accounts_per_proxy),
+            *(() if self.pool is None else of_the_pool.items()),
             ("--country", self.country),
             ("--rate", self.rate),
             ("--api-key-file", _unless_set("POSTPRESS_API_KEY_FILE", self.api_key_file)),

@@ -21,17 +21,24 @@ FILE: Final = click.Path(allow_dash=True)
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.ASCII)
+_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 
 
-def duration(text: str | float) -> float:
-    """Seconds, more than 0, of ``90``, ``90s``, ``15m``, ``6h`` or ``1h30m``; else `click.BadParameter`."""
-    parts = _DURATION.fullmatch(str(text).strip())
+def duration(text: str) -> float:
+    """Seconds, more than 0, of ``90s``, ``15m``, ``6h`` or ``1h30m``; else `click.BadParameter`."""
+    said = str(text).strip()
+    if (seconds := _seconds(said)) > 0:
+        return seconds
+    if meant := [said + unit for unit in "smh" if _seconds(said + unit) > 0]:
+        offered = ", ".join(meant[:-1]) + " or " * (len(meant) > 1) + meant[-1]
+        raise click.BadParameter(f"{said!r} has no unit: write {offered}")
+    raise click.BadParameter(f"{said!r} is no duration: write 90s, 15m, 6h or 1h30m")
+
+
+def _seconds(said: str) -> float:
+    parts = _DURATION.fullmatch(said)
     numbers = [float(part or 0) for part in (parts.groups() if parts else ())]
-    seconds = sum(number * unit for number, unit in zip(numbers, (3600, 60, 1), strict=False))
-    if not seconds > 0:
-        raise click.BadParameter(f"{text!r} is no duration: write 90s, 15m, 6h or 1h30m")
-    return seconds
+    return sum(number * unit for number, unit in zip(numbers, (3600, 60, 1), strict=False))
 
 
 def halt(text: str | int) -> str | int:

@@ -8,13 +8,13 @@ from typing import Any, Final
 import attrs
 import click
 
-from postpress_async._settings import read_api_key, read_base_url
+from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.cli import exits, options
 from postpress_async.cli.inputs import Job
 from postpress_async.cli.output import many
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Outcome, Row
-from postpress_async.rotation.journal import done_in, weigh
+from postpress_async.rotation.journal.foresight import done_in, weigh
 from postpress_async.rotation.plan import rows_of
 from postpress_async.rotation.pool import PooledProxy
 
@@ -32,14 +32,25 @@ def preview(job: Job) -> int:
     """
     Say what *job* would do, how long it would take and what its journal would weigh.
 
-    The API key and the base URL are checked as for a real run.
+    The API key, the base URL and the journal are checked as for a real run.
+
+    Raises:
+        ConfigurationError: The key or the base URL cannot be used.
+        JournalError: The journal cannot be, or is another run's, input's or target's.
     """
     wishes = job.wishes
-    url = "the sandbox"
+    url, target = "the sandbox", "this machine"
     if not wishes.sandbox:
         read_api_key(options.read_key(wishes.api_key_file))
-        url = str(read_base_url(wishes.base_url))
-    done = done_in(job.journal, wishes.on_unknown)
+        base_url = read_base_url(wishes.base_url)
+        url, target = str(base_url), target_of(base_url)
+    done = done_in(
+        job.journal,
+        digest=job.changes.digest if isinstance(job.changes, Fleet) else None,
+        target=target,
+        on_unknown=wishes.on_unknown,
+        on_failed=wishes.on_failed,
+    )
     left = job.rows - done
     if wishes.limit is not None:
         left = min(left, wishes.limit)

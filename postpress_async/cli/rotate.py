@@ -216,7 +216,9 @@ def retry_failed(**given: Any) -> int:
 
 
 def _carry_out(wishes: Wishes) -> int:
-    wishes.check()
+    context = click.get_current_context()
+    argument = click.core.ParameterSource.COMMANDLINE
+    wishes.check({name for name in context.params if context.get_parameter_source(name) is argument})
     with open_job(wishes) as job:
         if (why := job.nothing_sent) is not None:
             click.echo(why, err=True)

@@ -27,7 +27,7 @@ except ModuleNotFoundError as _error:
     ) from None
 
 from postpress_async import events
-from postpress_async._settings import read_api_key, read_base_url
+from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.cluster.conductor import ClusterRotation
 from postpress_async.cluster.desk import Answer, Desk
 from postpress_async.cluster.orders import Orders
@@ -97,7 +97,7 @@ class Cluster:
         self._place: Final = Place.of(place)
         self._security: Final = self._place.security(certificates)
         url = read_base_url(base_url)
-        self._target: Final = "this machine" if url.scheme == "http" else str(url)
+        self._target: Final = target_of(url)
         if not self._place.is_here and (api_key is not None or url.scheme == "http"):
             raise ConfigurationError(
                 f"the workers of {place} are other machines: they read the API key there, from "

@@ -112,20 +112,18 @@ class Post:
         self._take_answer(answer)
         self._task = asyncio.create_task(self._talk(), name="postpress-post")
 
-    async def begin(self, number: int) -> int:
+    async def begin(self, number: int) -> None:
         """
         Fetch the shard of this *number*, and carry it out; return when the last of its rows is on its way.
 
-        What comes of them goes by notes; the last says that nothing more comes.
-
-        Returns:
-            How many rows it has; 0 where it is somebody else's by now.
+        What comes of them goes by notes; the last says that nothing more comes. A shard that is somebody
+        else's by now is not begun.
         """
         if self.over:
-            return 0
+            return
         answer = await self._ask({"op": "shard", "number": number})
         if "rows" not in answer:
-            return 0
+            return
         assert self._session is not None  # noqa: S101 - it is opened
         assert self._orders is not None  # noqa: S101
         rows = unpack(answer["rows"])
@@ -142,7 +140,6 @@ class Post:
             await asyncio.wait([task, ended], return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended.cancel()
-        return len(rows)
 
     async def _carry_out(self, number: int, rotation: ShardRotation) -> None:
         try:
@@ -319,17 +316,14 @@ _posts: Final[dict[tuple[str, str], asyncio.Task[Post]]] = {}
 """By worker and rotation: several workers may share a process."""
 
 
-async def settle_shard(desk: str, token: str, number: int) -> int:
+async def settle_shard(desk: str, token: str, number: int) -> None:
     """
-    The task that Dask runs on a worker. Neither its arguments nor its result hold a row.
+    The task that Dask runs on a worker. Its arguments hold no row, and it has no result.
 
     Args:
         desk: Where the coordinator listens.
         token: Which rotation.
         number: Which shard of it.
-
-    Returns:
-        How many rows were begun.
     """
     worker = get_worker()
     key = worker.address, token
@@ -340,7 +334,7 @@ async def settle_shard(desk: str, token: str, number: int) -> int:
         post = Post(desk, token, worker.address, worker.security.get_connection_args("worker"))
         _posts[key] = asyncio.create_task(_opened(post))
     post = await asyncio.shield(_posts[key])
-    return await post.begin(number)
+    await post.begin(number)
 
 
 async def _opened(post: Post) -> Post:

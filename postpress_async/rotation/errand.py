@@ -56,6 +56,8 @@ class Errand:
         rests: Told with True when a call begins to back off, and with False when it goes on.
         proxy: The pool's proxy that was tried last; None where the row has its own change.
         trying: Whether it is still being tried.
+        unsent: Whether nothing of the present call was sent, for certain: that there is none yet, or that it
+            said so itself. A call that says nothing may have sent something.
         resumable: The last error after which another attempt would have been made.
         attempts: Requests sent for it before the present call.
         in_doubt: Whether something that this run sent before the present call may have been applied.
@@ -70,6 +72,7 @@ class Errand:
         "rests",
         "resumable",
         "trying",
+        "unsent",
         "waits",
     )
 
@@ -81,6 +84,7 @@ class Errand:
         self.attempts: int = 0
         self.in_doubt: bool = False
         self.trying: bool = False
+        self.unsent: bool = True
         self._pool = pool
         self._strikes = 0
 
@@ -96,7 +100,13 @@ class Errand:
         """The next call is with *proxy*."""
         self.proxy = proxy
         self.trying = True
+        self.unsent = False
         self._strikes = 0
+
+    @property
+    def only_waited(self) -> bool:
+        """Whether this run has sent nothing for the account, for certain."""
+        return self.unsent and not self.attempts and not self.in_doubt
 
     def go_on(self, error: PostPressError) -> None:
         """The call with this proxy ended in *error*, and is not the last."""
@@ -163,6 +173,7 @@ class Settler:
             else:
                 if keys.spent:
                     await keys.renew()
+                errand.unsent = False
                 patched = await self._update(row.account_id, row.change, keys, errand)
         except NoProxyLeftError:
             return Outcome.without_proxy(row.ordinal, row.line, row.account_id, in_doubt=inherited)
@@ -185,9 +196,13 @@ class Settler:
                 cut_short=cut_short,
                 settled=not doubt_of_this_run,
             )
-        except BaseException:  # it may have been on its way
-            elapsed, label = time.monotonic() - began, _label_of(errand.proxy if errand.trying else None)
-            self._lost(Outcome.given_up(row.ordinal, row.line, row.account_id, elapsed, label))
+        except BaseException:
+            if errand.only_waited and not inherited:
+                lost = Outcome.skipped(row.ordinal, row.line, row.account_id)
+            else:  # it may have been on its way
+                elapsed, label = time.monotonic() - began, _label_of(errand.proxy if errand.trying else None)
+                lost = Outcome.given_up(row.ordinal, row.line, row.account_id, elapsed, label)
+            self._lost(lost)
             raise
         attempts = errand.attempts + len(patched.attempts)
         errand.resumable = None
@@ -217,6 +232,10 @@ class Settler:
                     return patched
                 except PostPressError as error:
                     failure = error
+                except BaseException:
+                    if errand.unsent:
+                        pool.take_back(proxy)
+                    raise
                 if failure.scope is not Scope.PROXY:
                     if failure.applied is Applied.NO:
                         pool.take_back(proxy)

@@ -84,7 +84,15 @@ def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
 
 
 FORMATS: Final[dict[str, Write]] = {"csv": write_csv, "jsonl": write_jsonl, "parquet": write_parquet}
-"""By name, which is also the ending of a file's name."""
+"""By name."""
+
+ENDINGS: Final = {
+    "": "csv",
+    ".csv": "csv",
+    **dict.fromkeys((".jsonl", ".ndjson", ".json-lines", ".jsonlines"), "jsonl"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+}
+"""The format that the ending of a file's name says, in small letters; those by which a fleet is read, too."""
 
 
 def _cells(outcome: Outcome, moment: Callable[[float], object]) -> tuple[Any, ...]:

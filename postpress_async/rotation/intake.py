@@ -74,5 +74,11 @@ class Intake:
         """Have nobody wait any more for an input that may never give another row."""
         self._ended = True
         for task in tuple(self._waiting):
-            if task is not asyncio.current_task():  # the input itself may have said so
+            if task is asyncio.current_task():  # the input itself said so, and may have a last row to give
+                task.get_loop().call_soon(self._call_back, task)
+            else:
                 task.cancel()
+
+    def _call_back(self, task: asyncio.Task[None]) -> None:
+        if task in self._waiting:
+            task.cancel()

@@ -41,14 +41,12 @@ class OpenRow:
 
 
 class Takes(Protocol):
-    """
-    Where a rotation takes its rows from.
+    """Where a rotation takes its rows from."""
 
-    Attributes:
-        at_hand: Whether nobody ever waits for one.
-    """
-
-    at_hand: bool
+    @property
+    def at_hand(self) -> bool:
+        """Whether nobody ever waits for one."""
+        ...
 
     def take_at_once(self) -> OpenRow | None:
         """The next one, where they are at hand; None after the last."""
@@ -70,11 +68,15 @@ class OpenRows:
         skips = callable(source) and journal is not None and journal.same_input
         if callable(source):
             source = source(journal.done() if skips and journal is not None else b"")
-        self.at_hand: bool = isinstance(source, Iterator)
         self._at_hand: Final[Iterator[Row | Refusal]] = source if isinstance(source, Iterator) else iter(())
         self._coming: Final = None if isinstance(source, Iterator) else source
         self._entries: Final = _InStep(() if journal is None else journal.entries(but_done=skips))
         self._generations: Final = _InStep(() if journal is None else journal.generations())
+
+    @property
+    def at_hand(self) -> bool:
+        """See `Takes.at_hand`."""
+        return self._coming is None
 
     def take_at_once(self) -> OpenRow | None:
         """

@@ -10,20 +10,19 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
 from weakref import WeakSet
 
-from postpress_async.errors import JournalError, JournalNotWritableError
+from postpress_async.errors import JournalError
 from postpress_async.rotation.journal._file import (
     DAMAGE,
-    SCHEMA,
     check_input,
     claim,
     connect,
-    is_input,
+    in_use,
     mark_under_way,
     refusal_of,
     reopen_failed,
@@ -32,7 +31,7 @@ from postpress_async.rotation.journal._file import (
 from postpress_async.rotation.journal._writer import Insert, Writer
 from postpress_async.rotation.outcome import Outcome, State
 
-_OUTCOME: Final = Insert("INSERT OR REPLACE INTO outcomes", f"({', '.join('?' * 13)})")
+OUTCOME: Final = Insert("INSERT OR REPLACE INTO outcomes", f"({', '.join('?' * 13)})")
 _PATCHED: Final = Insert(
     "INSERT OR REPLACE INTO outcomes "
     "(ordinal, line, account_id, attempts, elapsed, settled_at, proxy, state, status)",
@@ -58,7 +57,7 @@ OnFailed: TypeAlias = Literal["report", "retry"]
 
 # What was sent and came to no certain end is done where it is only to be reported. One without attempts is
 # what a run that died may have sent, and is never left.
-_DONE: Final[dict[OnUnknown, str]] = {
+DONE: Final[dict[OnUnknown, str]] = {
     "retry": "state IN ('patched', 'failed')",
     "report": "(state IN ('patched', 'failed') OR (state = 'unknown' AND attempts > 0))",
 }
@@ -91,7 +90,7 @@ class Journal:
         self.path: Final = path
         self.resumed: Final = resumed
         self.same_input: Final = same_input
-        self._done: Final = _DONE[on_unknown]
+        self._done: Final = DONE[on_unknown]
         self._lock: Final = lock
         self._writer: Final = Writer(path, connection)
         # Reads have a connection of their own: the other one is the writer thread's.
@@ -125,9 +124,7 @@ class Journal:
         """
         place = Path(path)
         if any(place.exists() and place.samefile(other.path) for other in _OPEN):
-            raise JournalNotWritableError(
-                f"{place} is in use by another run: wait for it, or name another journal"
-            )
+            raise in_use(place)
         claim(place)
         with ExitStack() as stack:
             lock = stack.enter_context(closing(take_lock(place)))
@@ -227,7 +224,7 @@ class Journal:
             JournalNotWritableError: An earlier commit failed: nothing more can be recorded.
         """
         if outcome.state is not _IS_PATCHED:
-            self._writer.put(_OUTCOME, _row(outcome))
+            self._writer.put(OUTCOME, row_of(outcome))
             return
         row = (
             outcome.ordinal,
@@ -291,46 +288,8 @@ class Journal:
             self._lock.close()
 
 
-def rows_known_to(path: str | os.PathLike[str], digest: bytes) -> int | None:
-    """
-    How many rows the input with this *digest* has, where the journal at *path* was begun with it.
-
-    None where there is no such journal, or it cannot be told: `Journal.open` says then what is wrong.
-    """
-    with suppress(*DAMAGE, OSError), closing(_for_reading(path)) as connection:
-        told = dict(connection.execute("SELECT name, value FROM run"))
-        total = told.get("total")
-        if type(total) is int and is_input(told, digest):
-            return total
-    return None
-
-
-def done_in(path: str | os.PathLike[str], on_unknown: OnUnknown) -> int:
-    """How many accounts the journal at *path* has as done; 0 where there is none."""
-    with suppress(*DAMAGE, OSError), closing(_for_reading(path)) as connection:
-        [(count,)] = connection.execute(f"SELECT count(*) FROM outcomes WHERE {_DONE[on_unknown]}")  # noqa: S608
-        return int(count)
-    return 0
-
-
-def weigh(outcomes: Sequence[Outcome]) -> float:
-    """Bytes that each of *outcomes* takes in a journal, on average; measured in one in memory."""
-    if not outcomes:
-        return 0.0
-    with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(SCHEMA)
-        [(page,)] = connection.execute("PRAGMA page_size")
-        [(empty,)] = connection.execute("PRAGMA page_count")
-        connection.executemany(_OUTCOME.told[1], map(_row, outcomes))
-        [(full,)] = connection.execute("PRAGMA page_count")
-    return float(page * (full - empty) / len(outcomes))
-
-
-def _for_reading(path: str | os.PathLike[str]) -> sqlite3.Connection:
-    return sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
-
-
-def _row(outcome: Outcome) -> tuple[Any, ...]:
+def row_of(outcome: Outcome) -> tuple[Any, ...]:
+    """What `OUTCOME` puts into the table."""
     return (
         outcome.ordinal,
         outcome.line,

@@ -1,5 +1,6 @@
 """A journal's file: claimed for one run, recognised as ours, and as this input's."""
 
+import errno
 import hashlib
 import os
 import secrets
@@ -65,6 +66,21 @@ def refusal_of(place: Path, error: Exception) -> JournalError:
     return JournalError(f"{place} is damaged ({error}): name another journal")
 
 
+def in_use(place: Path) -> JournalNotWritableError:
+    """What is told of a journal that another run has open."""
+    return JournalNotWritableError(f"{place} is in use by another run: wait for it, or name another journal")
+
+
+def check_lock(place: Path) -> str:
+    """The file that is locked for the journal at *place*; raise `JournalNotWritableError` if it cannot be."""
+    name = f"{place}-lock"
+    if os.path.lexists(name) and not (os.path.isfile(name) and os.access(name, os.W_OK)):
+        raise JournalNotWritableError(
+            f"{name} cannot be locked: delete it if no run is under way, or name another journal"
+        )
+    return name
+
+
 def take_lock(place: Path) -> sqlite3.Connection:
     """
     Held as long as the journal is open, and let go by the system when the process dies.
@@ -72,12 +88,7 @@ def take_lock(place: Path) -> sqlite3.Connection:
     An empty database beside it, locked exclusively: SQLite locks alike on every system, and the journal
     itself must stay readable to others while it is written.
     """
-    name = f"{place}-lock"
-    if os.path.lexists(name) and not (os.path.isfile(name) and os.access(name, os.W_OK)):
-        raise JournalNotWritableError(
-            f"{name} cannot be locked: delete it if no run is under way, or name another journal"
-        )
-    lock = None
+    name, lock = check_lock(place), None
     try:
         # Whoever looks whether a run is under way holds it too, for some microseconds.
         lock = sqlite3.connect(name, timeout=0.2, isolation_level=None)
@@ -86,9 +97,7 @@ def take_lock(place: Path) -> sqlite3.Connection:
         if lock is not None:
             lock.close()
         if "locked" in str(error):
-            raise JournalNotWritableError(
-                f"{place} is in use by another run: wait for it, or name another journal"
-            ) from None
+            raise in_use(place) from None
         raise JournalNotWritableError(f"{place} cannot be written ({error}): name another journal") from None
     return lock
 
@@ -97,19 +106,14 @@ def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
     """The journal's database, and whether it is a new one."""
     connection = sqlite3.connect(place, check_same_thread=False)
     try:
-        fresh = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if fresh:
+        if fresh := is_fresh(place, connection):
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute("PRAGMA user_version = 1")
-        elif connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise JournalError(f"{place} is a database, but no journal of ours: name another journal")
-        elif connection.execute("PRAGMA user_version").fetchone()[0] != 1:
-            raise JournalError(f"{place} is of a newer postpress-async: update it, or name another journal")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         if fresh:
             with connection:
-                connection.executescript(f"BEGIN; {SCHEMA}")
+                connection.executescript(f"BEGIN; {SCHEMA} {PROXIES}")  # all of it, or none
                 connection.execute("INSERT INTO run VALUES ('run', ?)", (secrets.token_hex(12),))
         connection.execute(PROXIES)
     except DAMAGE as error:
@@ -121,16 +125,33 @@ def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
     return connection, fresh
 
 
-def claim(place: Path) -> None:
+def is_fresh(place: Path, connection: sqlite3.Connection) -> bool:
+    """Whether the database has nothing in it yet; raise `JournalError` where what it has is none of ours."""
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        return True
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise JournalError(f"{place} is a database, but no journal of ours: name another journal")
+    if connection.execute("PRAGMA user_version").fetchone()[0] != 1:
+        raise JournalError(f"{place} is of a newer postpress-async: update it, or name another journal")
+    return False
+
+
+def claim(place: Path, *, make: bool = True) -> None:
     """
     See to it that there is a file that only its owner reads, and never through a symbolic link.
 
-    Whatever is there already and is no database is left as it is: it may be somebody's fleet.
+    Whatever is there already and is no database is left as it is: it may be somebody's fleet. Unless it is to
+    *make* one, it only raises what it would raise else.
     """
     if not place.parent.is_dir():
         raise JournalError(f"{place.parent} is no directory: make it, or name another journal")
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
     try:
-        handle = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        if not make and not os.path.lexists(place):
+            if not os.access(place.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        handle = os.open(place, flags | os.O_CREAT * make, 0o600)
     except OSError as error:
         if place.is_symlink():
             raise JournalError(f"{place} is a symbolic link: name another journal") from None
@@ -156,20 +177,11 @@ def check_input(
         Whether the journal was begun with this very input before.
     """
     told = dict(connection.execute("SELECT name, value FROM run"))
-    if target is not None and told.setdefault("target", target) != target:
-        raise JournalError(
-            f"{place} was begun for {told['target']}, not for {target}: name another journal, or what was "
-            "settled there would be left out here"
-        )
+    refuse_other(place, told, digest, target)
     if target is not None:
         with connection:
             connection.execute("INSERT OR IGNORE INTO run VALUES ('target', ?)", (target,))
     if "input" in told:
-        if digest is not None and not is_input(told, digest):
-            raise JournalError(
-                f"{place} was begun with another input, or other options: give back that input to go on with "
-                "it, or name another journal to begin anew"
-            )
         return digest is not None
     if digest is not None:
         salt = secrets.token_bytes(16)
@@ -177,6 +189,20 @@ def check_input(
         with connection:
             connection.executemany("INSERT INTO run VALUES (?, ?)", rows)
     return False
+
+
+def refuse_other(place: Path, told: Mapping[str, Any], digest: bytes | None, target: str | None) -> None:
+    """Raise `JournalError` where the table ``run`` tells of another target, or another input."""
+    if target is not None and told.get("target", target) != target:
+        raise JournalError(
+            f"{place} was begun for {told['target']}, not for {target}: name another journal, or what was "
+            "settled there would be left out here"
+        )
+    if digest is not None and "input" in told and not is_input(told, digest):
+        raise JournalError(
+            f"{place} was begun with another input, or other options: give back that input to go on with "
+            "it, or name another journal to begin anew"
+        )
 
 
 def is_input(told: Mapping[str, Any], digest: bytes) -> bool:

@@ -12,7 +12,7 @@ from typing import Final
 from attrs import frozen
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation.journal._file import APPLICATION_ID, DAMAGE
+from postpress_async.rotation.journal._file import DAMAGE, is_fresh
 
 _BUSY: Final = 10.0
 """Seconds to wait for a lock; a run that writes holds none that a reader meets for longer than a moment."""
@@ -44,7 +44,7 @@ def open_read_only(place: Path) -> OpenFile:
     _check(place)
     with ExitStack() as stack:
         try:
-            connection, stamp = _connect(place, stack)
+            connection, stamp = connect_read_only(place, stack)
             _recognise(place, connection)
         except DAMAGE as error:
             raise JournalError(f"{place} cannot be read ({error}): name another journal") from None
@@ -82,10 +82,19 @@ def _check(place: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise JournalError(f"{place} is no regular file: name a journal, such as fleet.csv.rotation.sqlite3")
     if not status.st_size:
-        raise JournalError(f"{place} is empty: name a journal, such as fleet.csv.rotation.sqlite3")
+        raise JournalError(
+            f"{place} is empty: if its disk was full when it was made, give the same command again; else "
+            "name a journal, such as fleet.csv.rotation.sqlite3"
+        )
 
 
-def _connect(place: Path, stack: ExitStack) -> tuple[sqlite3.Connection, tuple[int, ...] | None]:
+def connect_read_only(place: Path, stack: ExitStack) -> tuple[sqlite3.Connection, tuple[int, ...] | None]:
+    """
+    The database at *place*, an absolute path, until *stack* is closed; and its stamp, as `OpenFile` has it.
+
+    Raises:
+        OSError: It is not there, or cannot be copied where it has to be.
+    """
     log, index = f"{place}-wal", f"{place}-shm"
     if os.path.exists(log) and os.path.exists(index):  # a run is under way, or died
         return stack.enter_context(closing(_sqlite(place, "mode=ro"))), None
@@ -107,8 +116,11 @@ def _sqlite(place: Path, how: str) -> sqlite3.Connection:
 
 def _recognise(place: Path, connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA query_only = ON")
-    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise JournalError(f"{place} is a database, but no journal of ours: name another journal")
-    if connection.execute("PRAGMA user_version").fetchone()[0] != 1:
-        raise JournalError(f"{place} is of a newer postpress-async: update it, or name another journal")
+    if is_fresh(place, connection):
+        if is_locked(place):
+            raise JournalError(f"{place} is being made by a run: look again in a moment")
+        raise JournalError(
+            f"{place} is no whole journal, for it has no tables: if its disk was full when it was made, give "
+            f"the same command again; if it was copied, copy {place.name}-wal too"
+        )
     connection.execute("SELECT ordinal FROM outcomes LIMIT 1").fetchone()

@@ -119,7 +119,9 @@ def count(view: JournalView, stage: Stage, now: float) -> Numbers:
     errors, more = _errors(view)
     if stage is Stage.ENDED and halted is not None:
         stage = Stage.HALTED
-    elif stage is Stage.ENDED and (left_out or (total or 0) > states.total()):
+    # Where the disk was full when it was made, no run has ever begun.
+    never = began is None and total is None and not states
+    if stage is Stage.ENDED and (left_out or (total or 0) > states.total() or never):
         stage = Stage.STOPPED
     return Numbers(
         stage=stage,

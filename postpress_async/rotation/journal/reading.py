@@ -7,6 +7,7 @@ a damaged or foreign file holds is refused in a sentence. Memory does not grow w
 
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from postpress_async.rotation.outcome import Outcome, State
 LATEST: Final = 253_402_300_799.0
 """The last second of the year 9999, as Unix time; no calendar goes further."""
 _CHUNK: Final = 4_096
+_NUMBER: Final = re.compile(r"[0-9]+")
 
 T = TypeVar("T")
 
@@ -44,6 +46,7 @@ class JournalView:
         # A link is followed to where a run has its lock.
         self._place: Final = Path(os.path.realpath(self.path))
         self._file: Final = open_read_only(self._place)
+        self._file.connection.create_function("as_counted", 1, _as_counted, deterministic=True)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -143,6 +146,11 @@ class JournalView:
 
     def _damage(self, error: Exception) -> JournalError:
         return JournalError(f"{self.path} is damaged ({printable(str(error))}): name another journal")
+
+
+def _as_counted(text: str | bytes | float | None) -> str | bytes | float | None:
+    """In SQL, by which texts are ordered as people count: ``line 2`` before ``line 10``."""
+    return _NUMBER.sub(lambda number: number[0].zfill(20), text) if isinstance(text, str) else text
 
 
 def printable(text: str) -> str:

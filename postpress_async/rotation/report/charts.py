@@ -52,11 +52,16 @@ class Chart:
 
 
 def throughput(findings: Findings) -> Chart | None:
-    """Accounts a second over time, and below them, on a scale of their own, those not patched."""
+    """Accounts a second over time, and below them, on a scale of their own, those not patched; if any."""
     if not findings.bars:
         return None
     peak = max(bar.accounts for bar in findings.bars) / findings.step
-    told = f"Accounts settled a second, over time: at most {peak:,.1f}. Below, those that were not patched."
+    states = {bar.state for bar in findings.bars}
+    if State.PATCHED not in states:
+        which = "None of them was patched."
+    else:
+        which = "Below, those that were not patched." if len(states) > 1 else "All of them were patched."
+    told = f"Accounts settled a second, over time: at most {peak:,.1f}. {which}"
     return _chart(told, lambda width: _over_time(findings.bars, findings.step, width))
 
 
@@ -120,10 +125,13 @@ def _over_time(bars: Iterable[Bar], step: float, width: int) -> Spec:
             },
         }
 
-    parts = [bars_of([State.PATCHED.value], ["var(--patched)"], 150, "patched, accounts a second")]
+    parts = []
+    if any(row["state"] == State.PATCHED.value for row in rows):
+        parts.append(bars_of([State.PATCHED.value], ["var(--patched)"], 150, "patched, accounts a second"))
     if any(row["state"] in _STATES for row in rows):
         colours = [f"var(--{state})" for state in _STATES]
-        parts.append(bars_of(_STATES, colours, 60, "not patched, accounts a second"))
+        height = 60 if parts else 150
+        parts.append(bars_of(_STATES, colours, height, "not patched, accounts a second"))
     return {
         "data": {"values": rows},
         "vconcat": parts,

@@ -141,7 +141,7 @@ _PROXIES: Final = f"""
     SELECT named.proxy, coalesce(accounts, 0), coalesce(bad, 0) AS bad, coalesce(failures, own, 0) AS failed,
         quarantined_at IS NOT NULL AS out, count(*) OVER () AS every
     FROM named LEFT JOIN ended USING (proxy) LEFT JOIN proxies ON label = named.proxy
-    ORDER BY failed DESC, bad DESC, out DESC, named.proxy LIMIT ?
+    ORDER BY failed DESC, bad DESC, out DESC, as_counted(named.proxy) LIMIT ?
 """  # noqa: S608
 
 

@@ -25,8 +25,9 @@ async function unpack(text) {
   return rows;
 }
 
-// What is missing comes last, whichever way it is sorted.
-const compare = (one, other) => (one < other ? -1 : one > other ? 1 : 0);
+// Line 10 comes after line 2. What is missing comes last, whichever way it is sorted.
+const natural = new Intl.Collator("en", { numeric: true }).compare;
+const compare = (one, other) => (typeof one === "string" ? natural(one, other) : one - other);
 const sorted = (rows, column, down) =>
   rows.sort((one, other) => {
     const [a, b] = [one[column], other[column]];
