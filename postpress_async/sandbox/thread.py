@@ -6,7 +6,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from postpress_async.sandbox import Fault, Record, Sandbox
+from postpress_async.sandbox import Fault, Record, Sandbox, told_of
+from postpress_async.sandbox.faults import read_script
 from postpress_async.sandbox.server import Outage
 from postpress_async.session import PostPressSession
 
@@ -47,6 +48,9 @@ class SandboxThread:
         """What it was asked, and what it did. An answer is counted before it is sent."""
         return self._sandbox.record
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {told_of(self._sandbox)}>"
+
     def session(self, **options: Any) -> PostPressSession:
         """A session for this sandbox; *options* are those of `PostPressSession`."""
         return self._sandbox.session(**options)
@@ -58,9 +62,10 @@ class SandboxThread:
         Answer the account's next requests so, one each, and all after them with *then*; see `Sandbox.script`.
 
         Raises:
-            ValueError: There is no such answer; nothing is scripted then.
+            ValueError: There is no such answer, or no such id; nothing is scripted then.
         """
-        self._there(lambda: self._sandbox.script(account_id, *answers, then=then))
+        faults, last = read_script(account_id, answers, then)  # here: the mistake was made in this thread
+        self._there(lambda: self._sandbox.script(account_id, *faults, then=last))
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
         """The body last applied to the account; None where none was."""
