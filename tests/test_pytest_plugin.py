@@ -150,7 +150,7 @@ def test_a_marker_takes_its_arguments_by_name(folder: pytest.Pytester) -> None:
 def test_without_the_plugin_there_is_no_fixture(
     folder: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``-p no:postpress`` turns it off; the module's name turns it on where pytest loads nothing by itself."""
+    """``-p no:postpress`` turns it off; the module's name turns it on where pytest loads none by itself."""
     folder.makepyfile("def test_a_sandbox(postpress_sandbox):\n    pass\n")
 
     folder.runpytest_subprocess("-p", "no:postpress").assert_outcomes(errors=1)
