@@ -19,7 +19,7 @@ class Waits:
     """
 
     def __init__(self) -> None:
-        self.ended = False
+        self.ended: bool = False
         self._waits: Final = Deadlines()
         self._parts: Final[WeakSet[Waits]] = WeakSet()
 
