@@ -337,6 +337,21 @@ def test_its_thread_ends_with_the_block() -> None:
         SandboxThread().outage("503")
 
 
+def test_it_is_entered_once_and_left_as_often_as_one_likes() -> None:
+    """A notebook has no block, and cells that are run again."""
+    sandbox = SandboxThread()
+    sandbox.__exit__(None, None, None)
+    sandbox.__enter__()
+    with pytest.raises(RuntimeError, match="entered before: make a new one"):
+        sandbox.__enter__()
+    assert sandbox.url in repr(sandbox)
+
+    sandbox.__exit__(None, None, None)
+    sandbox.__exit__(None, None, None)
+    with pytest.raises(RuntimeError, match="entered before: make a new one"):
+        sandbox.__enter__()
+
+
 def test_what_keeps_it_from_listening_is_raised_where_it_is_entered() -> None:
     """And not lost in its thread."""
     with SandboxThread() as taken:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -110,6 +111,8 @@ class SandboxThread:
             await self._end.wait()
 
     def __enter__(self) -> Self:
+        if self._thread.ident is not None:
+            raise RuntimeError("this sandbox was entered before: make a new one")
         self._thread.start()
         self._open.wait()
         if self._failure is not None:
@@ -120,9 +123,10 @@ class SandboxThread:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._loop is not None  # noqa: S101 - it was entered
-        assert self._end is not None  # noqa: S101
-        self._loop.call_soon_threadsafe(self._end.set)
+        if self._loop is None or self._end is None:
+            return
+        with suppress(RuntimeError):  # its loop is closed: this was left before, or its thread failed
+            self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
         if self._failure is not None:
             raise self._failure
