@@ -337,6 +337,28 @@ def test_its_thread_ends_with_the_block() -> None:
         SandboxThread().outage("503")
 
 
+async def test_its_own_thread_does_not_wait_for_itself(policy: RetryPolicy) -> None:
+    """A predicate over proxies is asked in there, and may script; what has to be waited for, it is refused."""
+    told: list[str] = []
+
+    def dies(proxy: Any) -> bool:
+        sandbox.script("acc_2", "errors/no_channel")
+        try:
+            sandbox.outage("503")
+        except RuntimeError as error:
+            told.append(str(error))
+        return False
+
+    own = CustomProxy(host="proxy.example.com", port=8080)
+    with SandboxThread(Sandbox(dead_proxies=dies)) as sandbox:
+        async with sandbox.session(retry=policy) as session:
+            await session.update_proxy("acc_1", own)
+            with pytest.raises(errors.NoChannelError):
+                await session.update_proxy("acc_2", US)
+
+    assert told == ["the sandbox's own thread cannot wait for itself: say this from another one"]
+
+
 def test_it_is_entered_once_and_left_as_often_as_one_likes() -> None:
     """A notebook has no block, and cells that are run again."""
     sandbox = SandboxThread()

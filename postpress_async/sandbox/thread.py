@@ -88,12 +88,18 @@ class SandboxThread:
         async def said() -> T:
             return say()
 
-        return self._wait_for(said())
+        return say() if self._is_here() else self._wait_for(said())
+
+    def _is_here(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def _wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self._loop is None or self._loop.is_closed():
             coroutine.close()
             raise RuntimeError("the sandbox does not run: enter it first, with SandboxThread() as sandbox")
+        if self._is_here():
+            coroutine.close()
+            raise RuntimeError("the sandbox's own thread cannot wait for itself: say this from another one")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def _run(self) -> None:
