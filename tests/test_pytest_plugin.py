@@ -337,8 +337,25 @@ def test_its_thread_ends_with_the_block() -> None:
         SandboxThread().outage("503")
 
 
+async def test_a_sandbox_and_its_thread_know_the_same_words() -> None:
+    """From the fixture to a sandbox in the loop there is an `await` to write, and nothing to look up."""
+    words = {name for name in dir(SandboxThread) if not name.startswith("_")}
+
+    assert words == {name for name in dir(Sandbox) if not name.startswith("_")}
+
+    once = RetryPolicy(attempts=1)
+    async with Sandbox() as sandbox, sandbox.session(retry=once) as session:
+        await sandbox.outage("503")
+        with pytest.raises(errors.ServiceUnavailableError):
+            await session.update_proxy("acc_1", US)
+        await sandbox.recover()
+        await session.update_proxy("acc_1", US)
+
+        assert sandbox.sends("acc_1") == 2
+
+
 async def test_its_own_thread_does_not_wait_for_itself(policy: RetryPolicy) -> None:
-    """A predicate over proxies is asked in there, and may script; what has to be waited for, it is refused."""
+    """A predicate over proxies is asked in there, and may script; but nothing that has to be waited for."""
     told: list[str] = []
 
     def dies(proxy: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 from postpress_async.sandbox.faults import Fault, Faults, Profile
 from postpress_async.sandbox.record import Record
-from postpress_async.sandbox.server import Server
+from postpress_async.sandbox.server import Outage, Server
 from postpress_async.session import PostPressSession
 
 __all__ = ["Fault", "Profile", "Record", "Sandbox", "Server", "own_accounts"]
@@ -112,6 +112,18 @@ class Sandbox:
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
         """The body last applied to the account; None where none was."""
         return self.record.proxy_of(account_id)
+
+    def sends(self, account_id: str) -> int:
+        """How many requests arrived for the account."""
+        return self.record.sends(account_id)
+
+    async def outage(self, kind: Outage) -> None:
+        """Be unwell until `recover`: ``refused``, ``503``, ``503-html``, ``504``, ``silent`` or ``slow``."""
+        await self.server.outage(kind)
+
+    async def recover(self) -> None:
+        """End the outage, if there is one."""
+        await self.server.recover()
 
     async def __aenter__(self) -> Self:
         await self.server.start(port=self._port)
