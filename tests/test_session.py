@@ -573,7 +573,7 @@ async def main():
             pass
         await session.update_proxy("acc_2", ManagedProxy(country="US"))
         del session
-        print(told)
+        print(told[:1])
 
 told = []
 gc.disable()
