@@ -104,7 +104,8 @@ class SandboxThread:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            with asyncio.Runner() as runner:  # which has its loop before there is a coroutine to lose
+                runner.run(self._serve())
         except BaseException as error:  # handed to whoever entered it
             self._failure = error
         finally:
