@@ -1,5 +1,7 @@
 """The fixture as its users have it: in folders of their own, under each plugin that runs their tests."""
 
+import asyncio
+import gc
 import re
 import threading
 from pathlib import Path
@@ -374,6 +376,18 @@ async def test_its_own_thread_does_not_wait_for_itself(policy: RetryPolicy) -> N
                 await session.update_proxy("acc_2", US)
 
     assert told == ["the sandbox's own thread cannot wait for itself: say this from another one"]
+
+
+def test_where_no_loop_can_be_made_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under pytest-socket, which forbids sockets: its word arrives, and no warning of ours beside it."""
+
+    def forbidden() -> asyncio.AbstractEventLoop:
+        raise OSError("no sockets here")
+
+    monkeypatch.setattr("asyncio.events.new_event_loop", forbidden)
+    with pytest.raises(OSError, match="no sockets here"), SandboxThread():
+        pass
+    gc.collect()  # a coroutine that nobody awaits warns, and a warning is an error here
 
 
 def test_it_is_entered_once_and_left_as_often_as_one_likes() -> None:

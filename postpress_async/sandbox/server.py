@@ -8,7 +8,7 @@ Idempotency-Key, the capacity. The first that fails gives the answer.
 
 import asyncio
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from math import ceil
 from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
@@ -315,7 +315,7 @@ def _check(accounts: object, latency: object, dead_proxies: object) -> None:
         raise ValueError(f"dead_proxies is a list of host:port, not text: [{dead_proxies!r}]")
     if not isinstance(latency, int | float) or not latency >= 0:
         raise ValueError(f"latency is seconds from 0, not {latency!r}")
-    if isinstance(dead_proxies, list | tuple | set | frozenset):
+    if isinstance(dead_proxies, Collection):
         for place in dead_proxies:
             if not isinstance(place, str) or not _PLACE.fullmatch(place):
                 raise ValueError(f"{place!r} is not host:port, and so no proxy's")
