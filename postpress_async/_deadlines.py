@@ -22,7 +22,7 @@ class Deadlines:
     """
 
     def __init__(self) -> None:
-        self.ended = False
+        self.ended: bool = False
         self._open: Final[set[Limit]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -112,8 +112,8 @@ class Limit:
 
     def __init__(self, deadlines: Deadlines, when: float) -> None:
         self._deadlines = deadlines
-        self.when = when
-        self.expired = False
+        self.when: float = when
+        self.expired: bool = False
 
     def __enter__(self) -> Self:
         self._task = self._deadlines.enter(self)

@@ -19,7 +19,7 @@ class Waits:
     """
 
     def __init__(self) -> None:
-        self.ended = False
+        self.ended: bool = False
         self._waits: Final = Deadlines()
         self._parts: Final[WeakSet[Waits]] = WeakSet()
 
@@ -69,11 +69,14 @@ class Lifetime(Waits):
 
         Raises:
             SessionClosedError: The session is closed, or being closed.
-            ConfigurationError: It was first used in another event loop.
+            ConfigurationError: It was first used in another event loop, or this one is not asyncio's.
         """
         if self._closing:
             raise SessionClosedError("the session is closed and does not reopen: make a new one")
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError("the session runs under asyncio alone, and here is none of it") from None
         if self._loop is not loop:
             if self._loop is not None:
                 raise ConfigurationError(
@@ -92,7 +95,6 @@ class Lifetime(Waits):
     async def close(self, patience: float) -> None:
         """Let no call begin; give those under way *patience* seconds."""
         self._closing = True
-        loop = asyncio.get_running_loop()
-        if self._calls and self._loop is loop:
+        if self._calls and self._loop is (loop := asyncio.get_running_loop()):
             self._idle = self._idle or loop.create_future()
             await asyncio.wait([self._idle], timeout=patience)

@@ -5,7 +5,8 @@ pytest imports this module at every start, so what a test does not use is not im
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -37,8 +38,23 @@ def postpress_sandbox(
     from postpress_async.sandbox import Sandbox
     from postpress_async.sandbox.thread import SandboxThread
 
-    marker = request.node.get_closest_marker("postpress")
-    with SandboxThread(Sandbox(**({} if marker is None else marker.kwargs))) as sandbox:
+    with SandboxThread(Sandbox(**_arguments(request.node, Sandbox))) as sandbox:
         monkeypatch.setenv("POSTPRESS_API_KEY", sandbox.api_key)
         monkeypatch.setenv("POSTPRESS_BASE_URL", sandbox.url)
         yield sandbox
+
+
+def _arguments(node: pytest.Item, sandbox: type) -> dict[str, Any]:
+    marker = node.get_closest_marker("postpress")
+    if marker is None:
+        return {}
+    known = signature(sandbox).parameters
+    if marker.args:
+        raise pytest.UsageError(
+            "@pytest.mark.postpress takes its arguments by name, such as profile='flaky'; "
+            f"not {', '.join(map(repr, marker.args))}"
+        )
+    for name in marker.kwargs:
+        if name not in known:
+            raise pytest.UsageError(f"@pytest.mark.postpress has no {name!r}: it takes {', '.join(known)}")
+    return dict(marker.kwargs)

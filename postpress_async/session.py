@@ -88,11 +88,10 @@ class PostPressSession:
         self._idempotency: Final = idempotency
         self._key_maker: Final = KeyMaker()
         self._lifetime: Final = Lifetime()
-        self._paused_at = 0.0
         self._line: Final = Line(
             _TRANSPORTS[transport](url, key, tls=context, connector=connector),
             key,
-            Pacer(pace, random=random.random, on_pause=self._paused),
+            Pacer(pace, random=random.random, on_pause=_Pauses(on_event).told),
             Turns(),
             self._lifetime,
             on_event,
@@ -234,20 +233,6 @@ class PostPressSession:
             self._lifetime.end()
             await self._line.transport.aclose()
 
-    def _paused(self, began: bool) -> None:
-        now = asyncio.get_running_loop().time()
-        if began:
-            self._paused_at = now
-            _log.warning("the service is out: all calls pause, but for probes", extra={"paused": True})
-            event: events.Event = events.PauseBegan()
-        else:
-            elapsed = now - self._paused_at
-            told = "the service is back after %.1f s: the calls go on"
-            _log.warning(told, elapsed, extra={"paused": False, "elapsed": elapsed})
-            event = events.PauseEnded(elapsed)
-        if self._line.observer is not None:
-            events.tell(self._line.observer, event)
-
     async def __aenter__(self) -> Self:
         return self
 
@@ -259,6 +244,29 @@ class PostPressSession:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self._lifetime.ended else 'open'}>"
+
+
+class _Pauses:
+    """Tells of pauses. It does not know the session: with a cycle, one left open is not told of at once."""
+
+    def __init__(self, observer: Observer | None) -> None:
+        self._observer: Final = observer
+        self._began = 0.0
+
+    def told(self, began: bool) -> None:
+        """See `Pacer`."""
+        now = asyncio.get_running_loop().time()
+        if began:
+            self._began = now
+            _log.warning("the service is out: all calls pause, but for probes", extra={"paused": True})
+            event: events.Event = events.PauseBegan()
+        else:
+            elapsed = now - self._began
+            told = "the service is back after %.1f s: the calls go on"
+            _log.warning(told, elapsed, extra={"paused": False, "elapsed": elapsed})
+            event = events.PauseEnded(elapsed)
+        if self._observer is not None:
+            events.tell(self._observer, event)
 
 
 def _checked(key: Any) -> str:

@@ -6,7 +6,12 @@ begin with ``postpress.`` where not. It needs the extra ``otel``, and no more th
 which spans and metrics are kept, and where they go, is the embedding program's to say.
 
 Spans: one for each call, and below it one for each attempt. The call's is a child of whatever span is
-current where the session is called, and current itself until the call ends.
+current where the session is called, and current itself until the call ends. Beside OpenTelemetry's
+instrumentation of aiohttp's client each attempt has two: name PostPress's host in its
+``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS``, or take ``transport="lean"``, which it does not see.
+
+What failed has ``error.type``, on its span and in its metrics: one of the API's types; else the HTTP status,
+or the class of the error; ``given_up`` where the caller's deadline or a cancellation ended it.
 
 Metrics, none with an account's id, a proxy, or anything else that there may be very many of:
 
@@ -52,14 +57,22 @@ _OWN_TYPES: Final = frozenset(
 
 @define
 class _Watched:
-    """A call that is under way."""
+    """
+    A call that is under way.
+
+    Attributes:
+        outer: The call in the midst of which the same task makes this one.
+        attempt: The attempt in flight, and when it *began*.
+    """
 
     span: Span
     token: Token[Any]
     url: str
     template: str
     server: Facts
+    outer: "_Watched | None"
     attempt: Span | None = None
+    began: float = 0.0
 
 
 class Telemetry:
@@ -127,6 +140,13 @@ class Telemetry:
 
     def __call__(self, event: events.Event) -> None:
         """Take *event*, in the task that it is told in."""
+        try:
+            self._take(event)
+        finally:  # a span's processor may raise, and is the embedding program's
+            if self._then is not None:
+                events.tell(self._then, event)
+
+    def _take(self, event: events.Event) -> None:
         match event:
             case events.CallStarted():
                 self._call_started(event)
@@ -146,8 +166,6 @@ class Telemetry:
                 self._quarantines.add(1)
             case events.AccountSettled():
                 self._accounts.add(1, _facts_of_settled(event))
-        if self._then is not None:
-            events.tell(self._then, event)
 
     def _call_started(self, event: events.CallStarted) -> None:
         url = URL(event.url)
@@ -157,31 +175,47 @@ class Telemetry:
         own: Facts = {"postpress.account_id": event.account_id, **server}
         span = self._tracer.start_span("postpress update_proxy", attributes=own)
         token = context.attach(trace.set_span_in_context(span))
-        self._under_way[_task()] = _Watched(span, token, event.url, template, server)
+        task = _task()
+        outer = self._under_way.get(task)
+        self._under_way[task] = _Watched(span, token, event.url, template, server, outer)
 
     def _attempt_started(self, event: events.AttemptStarted) -> None:
-        watched = self._under_way[_task()]
+        watched = self._under_way.get(_task())
+        if watched is None:  # its span could not be started
+            return
         facts: Facts = {"url.full": watched.url, "url.template": watched.template, **watched.server}
         if event.number > 1:
             facts["http.request.resend_count"] = event.number - 1
         name = f"PATCH {watched.template}"
+        watched.began = asyncio.get_running_loop().time()
         watched.attempt = self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=facts)
         self._active.add(1, watched.server)
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
-        watched = self._under_way[_task()]
+        watched = self._under_way.get(_task())
+        if watched is None:
+            return
         facts: Facts = {} if event.status is None else {"http.response.status_code": event.status}
         if event.error is not None:
             facts["error.type"] = _type_of(event.error)
-        self._requests.record(event.elapsed, watched.server | facts)
-        self._active.add(-1, watched.server)
-        if watched.attempt is not None:
-            watched.attempt.set_attributes(facts)
-            _end(watched.attempt, event.error)
-        watched.attempt = None
+        self._end_attempt(watched, event.elapsed, facts, event.error)
+
+    def _end_attempt(
+        self, watched: _Watched, elapsed: float, facts: Facts, error: PostPressError | None
+    ) -> None:
+        self._requests.record(elapsed, watched.server | facts)
+        span, watched.attempt = watched.attempt, None
+        if span is not None:
+            self._active.add(-1, watched.server)
+            _end(span, facts, error)
 
     def _call_ended(self, event: events.CallEnded) -> None:
-        watched = self._under_way.pop(_task())
+        task = _task()
+        watched = self._under_way.pop(task, None)
+        if watched is None:
+            return
+        if watched.outer is not None:
+            self._under_way[task] = watched.outer
         facts: Facts = {}
         if event.error is not None:
             facts = {"error.type": _type_of(event.error), "postpress.error.scope": event.error.scope.value}
@@ -189,13 +223,13 @@ class Telemetry:
             facts = {"error.type": "given_up"}
         self._calls.record(event.elapsed, watched.server | facts)
         self._attempts.record(event.attempts, facts)
-        if watched.attempt is not None:  # given up while it was in flight
-            self._active.add(-1, watched.server)
-            watched.attempt.set_attribute("error.type", "given_up")
-            watched.attempt.end()
-        watched.span.set_attributes({"postpress.attempts": event.attempts, **facts})
-        _end(watched.span, event.error)
-        context.detach(watched.token)
+        try:
+            if watched.attempt is not None:  # given up while it was in flight
+                elapsed = asyncio.get_running_loop().time() - watched.began
+                self._end_attempt(watched, elapsed, {"error.type": "given_up"}, None)
+        finally:
+            context.detach(watched.token)
+            _end(watched.span, {"postpress.attempts": event.attempts, **facts}, event.error)
 
 
 def _task() -> asyncio.Task[Any]:
@@ -204,13 +238,15 @@ def _task() -> asyncio.Task[Any]:
     return task
 
 
-def _end(span: Span, error: PostPressError | None) -> None:
+def _end(span: Span, facts: Facts, error: PostPressError | None) -> None:
+    span.set_attributes(facts)
     if error is not None:
-        span.set_status(StatusCode.ERROR, str(error))
         span.set_attribute("postpress.applied", error.applied.value)
         span.set_attribute("postpress.retryable", error.retryable)
         if isinstance(error, ApiError) and error.instance:
             span.set_attribute("postpress.error.instance", error.instance)
+    if "error.type" in facts:
+        span.set_status(StatusCode.ERROR, None if error is None else str(error))
     span.end()
 
 

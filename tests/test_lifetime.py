@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from postpress_async import ManagedProxy, PostPressSession
 from postpress_async._lifetime import Lifetime
 from postpress_async.errors import ConfigurationError, SessionClosedError
 
@@ -93,6 +94,17 @@ def test_a_session_belongs_to_the_loop_that_first_uses_it() -> None:
     play(use())
     with pytest.raises(ConfigurationError, match="one session per loop"):
         play(use())
+
+
+def test_where_no_event_loop_of_asyncio_runs_a_session_says_so() -> None:
+    """anyio's pytest plugin runs each test under trio too, where that is there. To close takes no loop."""
+
+    async def scene() -> None:
+        async with PostPressSession("pp_test") as session:
+            await session.update_proxy("acc_1", ManagedProxy(country="US"))
+
+    with pytest.raises(ConfigurationError, match="runs under asyncio alone"):
+        scene().send(None)
 
 
 def test_a_session_may_be_closed_in_another_loop() -> None:

@@ -568,6 +568,21 @@ async def test_an_answer_may_break_off() -> None:
 
 
 @in_virtual_time
+async def test_an_answer_that_breaks_off_may_have_no_reader(caplog: pytest.LogCaptureFixture) -> None:
+    """Who hung up while it was waited for is no error of the server's, and no traceback in a user's test."""
+    faults = Faults()
+    faults.script("acc_1", Fault(status=200, body=b'{"object": 1}', cut=True, latency=60.0))
+    async with running(faults=faults) as api:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(30):
+                await api.patch("acc_1")
+        await time_passes(60)
+
+        assert api.server.record.in_flight == 0
+    assert caplog.records == []
+
+
+@in_virtual_time
 async def test_latency_is_added_up() -> None:
     """The server's and the fault's, once each; a gateway has only its own, and a refusal none."""
     faults = Faults()

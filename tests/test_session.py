@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from typing import Any
 
 import aiohttp
@@ -551,3 +553,37 @@ async def test_an_observer_is_told_where_a_call_goes(sandbox, policy) -> None:
         await session.update_proxy("acc_1", US)
 
     assert urls == [f"{sandbox.url}/accounts/acc_1?port={port}"]
+
+
+@pytest.mark.parametrize("transport", ["session", "lean"])
+def test_a_session_that_was_forgotten_is_told_of_at_once(transport: str) -> None:
+    """A cycle would put Python's warning off until a collection: into a later test, which did no wrong."""
+    program = """
+import asyncio, gc, logging, sys, warnings
+from postpress_async import ManagedProxy, RetryPolicy, errors
+from postpress_async.sandbox import Sandbox
+
+async def main():
+    async with Sandbox() as sandbox:
+        sandbox.script("acc_1", "errors/proxy_error", "errors/disconnected_account")
+        session = sandbox.session(retry=RetryPolicy(first_wait=0.001), transport=sys.argv[1])
+        try:
+            await session.update_proxy("acc_1", ManagedProxy(country="US"))
+        except errors.DisconnectedAccountError:
+            pass
+        await session.update_proxy("acc_2", ManagedProxy(country="US"))
+        del session
+        print(told[:1])
+
+told = []
+gc.disable()
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+warnings.simplefilter("always", ResourceWarning)
+warnings.showwarning = lambda message, *place: told.append(str(message).split(" <")[0])
+asyncio.run(main())
+"""
+    words = [sys.executable, "-c", program, transport]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+
+    told = {"session": "['Unclosed client session']", "lean": "['Unclosed connector']"}
+    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", told[transport])

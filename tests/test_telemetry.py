@@ -4,10 +4,12 @@ import asyncio
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,12 +17,19 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv.attributes import (
+    error_attributes,
+    http_attributes,
+    server_attributes,
+    url_attributes,
+)
+from opentelemetry.semconv.metrics import http_metrics
 from opentelemetry.trace import SpanKind, StatusCode
 
-from postpress_async import CustomProxy, ManagedProxy, Pace, ProxyPool, RetryPolicy, errors, events
+from postpress_async import CustomProxy, ManagedProxy, Pace, ProxyPool, RetryPolicy, errors, events, telemetry
 from postpress_async.sandbox import Fault, Sandbox
 from postpress_async.telemetry import Telemetry
 from tests.virtual_world import in_virtual_time, world
@@ -203,8 +212,159 @@ async def test_a_call_that_is_cancelled_ends_its_spans(sandbox: Sandbox, watch: 
             await call
 
     assert [attributes(span)["error.type"] for span in watch.spans()] == ["given_up", "given_up"]
+    assert [span.status.status_code for span in watch.spans()] == [StatusCode.ERROR, StatusCode.ERROR]
     assert (during, watch.counts("http.client.active_requests")) == ({(): 1}, {(): 0})
     assert watch.seen[-1] == events.CallEnded("acc_1", 0, watch.seen[-1].elapsed, None, True)  # type: ignore[union-attr]
+
+
+@in_virtual_time
+async def test_a_request_that_a_caller_s_deadline_cut_off_is_measured() -> None:
+    """Else the slowest requests, which every caller gives up, are in no histogram, and all looks well."""
+    watch = Watch()
+    async with world(on_event=watch.telemetry) as (server, session, _, _):
+        server.faults.script("acc_1", "hang")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await session.update_proxy("acc_1", US)
+
+    [(facts, measured)] = watch.points()["http.client.request.duration"].items()
+    assert dict(facts)["error.type"] == "given_up"
+    assert measured == (1, pytest.approx(5.0))
+
+
+class Breaks(SpanProcessor):
+    """A processor that is broken, as one of the embedding program's may be."""
+
+    def __init__(self, *moments: str) -> None:
+        self._moments = moments
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        if "start" in self._moments:
+            raise RuntimeError("on_start")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if "end" in self._moments:
+            raise RuntimeError("on_end")
+
+
+@pytest.mark.parametrize("moment", ["start", "end"])
+async def test_a_broken_processor_breaks_nothing_else(
+    sandbox: Sandbox, watch: Watch, policy, moment: str
+) -> None:
+    """The metrics stay true, the caller's own span stays current, and the other observer is told of all."""
+    sandbox.script("acc_1", "errors/proxy_error")
+    caller = watch.tracers.get_tracer("a service").start_span("handler")
+    watch.tracers.add_span_processor(Breaks(moment))
+    async with sandbox.session(retry=policy, on_event=watch.telemetry) as session:
+        with trace.use_span(caller):
+            await session.update_proxy("acc_1", US)
+            after = trace.get_current_span()
+
+    assert after is caller
+    assert [type(event).__name__ for event in watch.seen] == [
+        *("CallStarted", "AttemptStarted", "AttemptEnded", "RetryScheduled"),
+        *("AttemptStarted", "AttemptEnded", "CallEnded"),
+    ]
+    assert watch.counts("http.client.active_requests") in ({}, {(): 0})
+    if moment == "end":
+        assert watch.counts("http.client.request.duration") == {(): 2}
+        assert watch.counts("postpress.client.call.duration") == {(): 1}
+
+
+async def test_a_call_within_a_call_leaves_the_outer_one_whole(sandbox: Sandbox, watch: Watch) -> None:
+    """A strategy of the caller's may call the API itself, in the same task."""
+
+    async def meanwhile(seconds: float) -> None:
+        await session.update_proxy("acc_2", US)
+
+    sandbox.script("acc_1", "errors/proxy_error")
+    async with sandbox.session(on_event=watch.telemetry) as session:
+        await session.update_proxy("acc_1", US, retry=RetryPolicy(sleep=meanwhile))
+
+    calls = {
+        attributes(span)["postpress.account_id"]: span
+        for span in watch.spans()
+        if span.name == "postpress update_proxy"
+    }
+    inner, outer = calls["acc_2"], calls["acc_1"]
+    assert inner.parent is not None
+    assert inner.parent.span_id == id_of(outer)
+    assert outer.parent is None
+    assert attributes(outer)["postpress.attempts"] == 2
+    assert len(watch.spans()) == 5
+
+
+@pytest.mark.parametrize("transport", ["session", "lean"])
+async def test_a_rotation_s_calls_belong_to_the_span_that_it_was_entered_in(
+    sandbox: Sandbox, watch: Watch, transport: str
+) -> None:
+    """Each account's under the night's, and none under another's; the loop over outcomes keeps its own."""
+    tracer = watch.tracers.get_tracer("a night")
+    async with sandbox.session(on_event=watch.telemetry, transport=transport) as session:
+        with tracer.start_as_current_span("night") as night:
+            async with session.rotate([(f"acc_{number}", US) for number in range(9)]) as rotation:
+                async for _ in rotation:
+                    assert trace.get_current_span() is night
+
+    calls = [span for span in watch.spans() if span.name == "postpress update_proxy"]
+    parents = {id_of(span) for span in calls}
+    assert [span.parent and span.parent.span_id for span in calls] == [night.get_span_context().span_id] * 9
+    attempts = [span for span in watch.spans() if span.kind is SpanKind.CLIENT]
+    assert {span.parent and span.parent.span_id for span in attempts} == parents
+
+
+def test_every_borrowed_name_is_one_of_the_conventions(watch: Watch) -> None:
+    """As OpenTelemetry's own package has them, so that a name which they rename is seen here."""
+    told = Path(telemetry.__file__).read_text("utf-8")
+    borrowed = set(re.findall(r'"((?:http|url|server|error)\.[a-z_.]+)"', told))
+    known = {
+        value
+        for module in (error_attributes, http_attributes, http_metrics, server_attributes, url_attributes)
+        for value in vars(module).values()
+        if isinstance(value, str)
+    }
+
+    assert borrowed - known == {"http.client.active_requests", "url.template"}, "in development, and wanted"
+
+
+def test_a_provider_may_come_later_or_never() -> None:
+    """A module makes its session when it is imported, and the program sets OpenTelemetry up after that."""
+    program = """
+import asyncio
+from opentelemetry import metrics, trace
+from postpress_async import ManagedProxy
+from postpress_async.sandbox import Sandbox
+from postpress_async.telemetry import Telemetry
+
+telemetry = Telemetry()
+
+async def main():
+    async with Sandbox() as sandbox, sandbox.session(on_event=telemetry) as session:
+        await session.update_proxy("acc_1", ManagedProxy(country="US"))
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+        trace.set_tracer_provider(TracerProvider())
+        trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
+        metrics.set_meter_provider(MeterProvider([reader]))
+        await session.update_proxy("acc_2", ManagedProxy(country="US"))
+    print([span.name for span in exporter.get_finished_spans()])
+    [told] = reader.get_metrics_data().resource_metrics[0].scope_metrics
+    print(sorted(metric.name for metric in told.metrics if metric.name.endswith("duration")))
+
+asyncio.run(main())
+"""
+    words = [sys.executable, "-W", "error", "-X", "dev", "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "['PATCH /v1/accounts/{account_id}', 'postpress update_proxy']",
+        "['http.client.request.duration', 'postpress.client.call.duration']",
+    ]
 
 
 # --- Metrics --------------------------------------------------------------------------------------

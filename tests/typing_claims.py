@@ -5,23 +5,31 @@ Claims about types, for mypy and pyright to read; nothing here is run.
 A needless ignore is itself an error: each one says that a mistake is caught.
 """
 
-from typing import assert_type
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol, assert_never, assert_type
 
 import polars
 
 from postpress_async import (
     AccountPatched,
+    ApiError,
     CustomProxy,
     ManagedProxy,
     Outcome,
+    PostPressError,
     PostPressSession,
     ProxyChange,
     RetryPolicy,
     Rotation,
     RotationSummary,
     errors,
+    events,
 )
-from postpress_async.rotation import Fleet
+from postpress_async.errors import Scope
+from postpress_async.rotation import Fleet, Halt, State
+from postpress_async.sandbox import Fault, Sandbox
+from postpress_async.sandbox.thread import SandboxThread
 
 
 async def what_users_write(session: PostPressSession, changes: dict[str, ProxyChange]) -> None:
@@ -38,6 +46,109 @@ async def what_users_write(session: PostPressSession, changes: dict[str, ProxyCh
     async with session.rotate(polars.DataFrame({"account_id": ["acc_1"], "country": ["US"]})) as rotation:
         assert_type(await rotation.run(), RotationSummary)
     RetryPolicy(attempts=2, also_on=(errors.NoChannelError,), never_on=[errors.ProxyError])
+
+
+class UpdatesProxies(Protocol):
+    """What a bot asks for, so that its own tests need no session."""
+
+    async def update_proxy(self, account_id: str, change: ProxyChange) -> AccountPatched: ...
+
+
+class CountedSession(PostPressSession):
+    """A session with something of the user's own before each call."""
+
+    async def update_proxy(
+        self,
+        account_id: str,
+        change: ProxyChange,
+        *,
+        retry: RetryPolicy | None = None,
+        idempotency_key: str | None = None,
+    ) -> AccountPatched:
+        return await super().update_proxy(account_id, change, retry=retry, idempotency_key=idempotency_key)
+
+
+class OwnError(errors.DisconnectedAccountError):
+    """An error that a user's code raises in the place of ours."""
+
+
+async def what_users_catch(session: UpdatesProxies) -> int:
+    try:
+        assert_type(await session.update_proxy("acc_1", ManagedProxy(country="US")), AccountPatched)
+    except errors.DisconnectedAccountError:
+        return 409
+    except ApiError as error:
+        assert_type(error.status, int)
+        return error.status if error.status >= 500 else 400
+    except PostPressError as error:
+        assert_type(error.status, int | None)
+        match error.scope:
+            case Scope.REQUEST | Scope.ACCOUNT:
+                return 400
+            case Scope.PROXY | Scope.KEY | Scope.SERVICE:
+                return 503
+    return 200
+
+
+def what_users_match(outcome: Outcome, change: ProxyChange) -> str:
+    match outcome:
+        case Outcome(error=errors.ProxyError() as error):
+            assert_type(error.instance, str | None)
+        case Outcome(error=ApiError(status=status, type=type_)):
+            return f"{status + 1} {type_}"
+        case Outcome(state=State.PATCHED, attempts=attempts):
+            assert_type(attempts, int)
+        case _:
+            assert_type(outcome.state == "failed", bool)
+    match outcome.state:
+        case State.PATCHED | State.FAILED:
+            pass
+        case State.UNKNOWN | State.SKIPPED:
+            pass
+    match change:
+        case CustomProxy(host=host, port=port):
+            return f"{host}:{port}"
+        case ManagedProxy(country=country):
+            return country or ""
+
+
+def what_users_watch(event: events.Event) -> float:
+    match event:
+        case events.CallStarted() | events.AttemptStarted() | events.PauseBegan() | events.ProxyQuarantined():
+            return 0.0
+        case events.RetryScheduled(account_id, number, wait, error):
+            assert_type((account_id, number, wait, error), tuple[str, int, float, PostPressError])
+            return wait
+        case (
+            events.CallEnded(elapsed=elapsed)
+            | events.AttemptEnded(elapsed=elapsed)
+            | events.PauseEnded(elapsed=elapsed)
+            | events.AccountSettled(elapsed=elapsed)
+        ):
+            return elapsed
+    assert_never(event)
+
+
+async def what_users_build(seen: list[events.Event], sandbox: SandboxThread) -> None:
+    for watch in (what_users_watch, seen.append, print):
+        PostPressSession(on_event=watch, transport="lean", ssl=Path("ca.pem"))
+    async with CountedSession(on_event=lambda event: print(event)) as counted:
+        assert_type(counted, CountedSession)
+        await what_users_catch(counted)
+    sandbox.script("acc_1", "errors/proxy_error", 200, Fault(status=418), then="drop")
+    async with Sandbox(profile="flaky", accounts={"acc_1"}) as served, served.session() as session:
+        assert_type(session, PostPressSession)
+
+
+async def rows() -> AsyncIterator[tuple[str, ProxyChange]]:
+    yield "acc_1", ManagedProxy(country="US")
+
+
+async def what_users_rotate(session: PostPressSession) -> None:
+    async with session.rotate(rows(), halt=Halt(failures="10%", canary=20)) as rotation:
+        assert_type([outcome async for outcome in rotation], list[Outcome])
+    async with session.rotate((f"acc_{n}", ManagedProxy(country="US")) for n in range(3)) as rotation:
+        assert_type(await anext(rotation, None), Outcome | None)
 
 
 async def what_users_mistake(session: PostPressSession) -> None:

@@ -52,8 +52,11 @@ async def world(
             server.api_key,
             connector=made,
             pace=pace,
-            on_event=lambda event: told.append((now(), event)),
-            **{"base_url": server.url, **options},
+            **{
+                "base_url": server.url,
+                "on_event": lambda event: told.append((now(), event)),
+                **options,
+            },
         )
         async with session:
             yield World(server, session, made, told)

@@ -53,7 +53,7 @@ class Courier:
     def __init__(self, post: Post, number: int) -> None:
         self._post: Final = post
         self._number: Final = number
-        self.attempts = 0
+        self.attempts: int = 0
 
     def record(self, outcome: Outcome) -> None:
         """See `Notes`."""

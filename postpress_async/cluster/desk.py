@@ -34,7 +34,7 @@ class Desk:
         self._untold: Final[set[Comm]] = set()  # those whose worker thinks that a rotation goes on
         self._news: Final = asyncio.Event()
         self._listener: Any = None
-        self.address = ""
+        self.address: str = ""
 
     async def open(self) -> None:
         """

@@ -20,7 +20,7 @@ class Admission:
         self._canaries = canary  # that are still to be let in
         self._left: Final = limit
         self._taken = 0
-        self.is_open = canary == 0
+        self.is_open: bool = canary == 0
         self._news = asyncio.Event()
 
     async def enter(self) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final, Literal, NamedTuple
 
@@ -104,8 +105,9 @@ async def write(request: web.BaseRequest, answer: Answer | None) -> web.StreamRe
         return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
     half = web.StreamResponse(status=answer.status, headers=answer.headers)
     half.content_length = len(answer.body)
-    await half.prepare(request)
-    await half.write(answer.body[: len(answer.body) // 2])
+    with suppress(ConnectionError):  # the client hung up before
+        await half.prepare(request)
+        await half.write(answer.body[: len(answer.body) // 2])
     if request.transport is not None:
         request.transport.close()
     return half

@@ -7,13 +7,15 @@ the order in which accounts come. So a run repeats whatever the interleaving.
 
 import json
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Final, Literal, NamedTuple
 
 from attrs import field, frozen
 
 from postpress_async.sandbox.page import TYPES, UNLISTED, Listed
+from postpress_async.sandbox.rules import is_account_id
 
 __all__ = ["TYPES", "UNLISTED", "Fault", "Faults", "Listed", "Profile"]
 
@@ -54,7 +56,10 @@ class Fault:
 
     def __attrs_post_init__(self) -> None:
         if not (self.type is None or self.status or self.type in TYPES or self.type in UNLISTED):
-            raise ValueError(f"{self.type} is not a type of the page: give it a status")
+            raise ValueError(
+                f"{self.type!r} is not a type that the API lists{_meant(self.type)}: "
+                "one of your own needs a Fault with a status"
+            )
 
     @property
     def is_none(self) -> bool:
@@ -204,7 +209,7 @@ class Faults:
     """
 
     def __init__(self, profile: Profile = "steady", seed: int = 0) -> None:
-        if profile not in _PROFILES:
+        if not isinstance(profile, str) or profile not in _PROFILES:
             raise ValueError(f"no profile {profile!r}: it is one of {', '.join(_PROFILES)}")
         self.profile = profile
         self.seed = seed
@@ -226,11 +231,11 @@ class Faults:
                 Where none was ever said, it is the profile's again.
 
         Raises:
-            ValueError: One of them is none of these; nothing is scripted then.
+            ValueError: One of them is none of these, or no account has such an id; nothing is scripted then.
         """
-        faults = [_scripted(answer) for answer in answers]
-        if then is not None:
-            self._then[account_id] = _scripted(then)
+        faults, last = read_script(account_id, answers, then)
+        if last is not None:
+            self._then[account_id] = last
         self._scripts.setdefault(account_id, deque()).extend(faults)
 
     def draw(self, account_id: str, nth: int, *, elapsed: float = 0.0, executing: int = 0) -> Fault:
@@ -252,11 +257,38 @@ class Faults:
         return self._fault(_Moment(self.seed, account_id, *chances, elapsed, executing))
 
 
-def _scripted(answer: str | int | Fault) -> Fault:
+def read_script(
+    account_id: str, answers: Iterable[str | int | Fault], then: str | int | Fault | None
+) -> tuple[list[Fault], Fault | None]:
+    """
+    The faults that `Faults.script` is told of.
+
+    Raises:
+        ValueError: One of them is none, or no account can have this id.
+    """
+    if not is_account_id(account_id):
+        raise ValueError(f"an account's id is of A-Z a-z 0-9 . _ ~ - and nothing else, not {account_id!r}")
+    return [_scripted(answer) for answer in answers], None if then is None else _scripted(then)
+
+
+def _scripted(answer: object) -> Fault:
     if isinstance(answer, Fault):
         return answer
     if isinstance(answer, str):
         return _WORDS.get(answer) or Fault(type=answer)
-    if answer != 200:
-        raise ValueError(f"{answer} alone says too little: script a type or a Fault")
-    return NONE
+    if answer == 200 and type(answer) is int:
+        return NONE
+    if type(answer) is int:
+        types = [type_ for type_, listed in TYPES.items() if listed.status == answer]
+        better = f"a type, such as {types[0]!r}, or " if types else ""
+        raise ValueError(f"{answer} alone says too little: script {better}Fault(status={answer})")
+    kind = type(answer).__name__
+    raise ValueError(f"an answer is a type as text, 200, 'drop', 'lost', 'hang' or a Fault, not a {kind}")
+
+
+def _meant(word: str) -> str:
+    """What to say of the type or the word that *word* is nearly."""
+    near = get_close_matches(word, [*TYPES, *UNLISTED, *_WORDS], n=1) or [
+        type_ for type_ in TYPES if type_.endswith(f"/{word}")
+    ]
+    return f" (did you mean {near[0]!r}?)" if near else ""

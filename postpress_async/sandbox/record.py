@@ -35,6 +35,11 @@ class Record:
         self._sends: dict[str, int] = {}
         self._proxies: dict[str, Json] = {}
 
+    def __repr__(self) -> str:
+        facts = self.as_dict() | {"by_status": dict(self.by_status)}
+        told = ", ".join(f"{name}={value}" for name, value in facts.items())
+        return f"<{type(self).__name__} {told}>"
+
     def sends(self, account_id: str) -> int:
         """How many requests arrived for the account, refused ones included."""
         return self._sends.get(account_id, 0)

@@ -34,6 +34,11 @@ def account_segment(raw_path: str) -> str | None:
     return segment if path.startswith(_PREFIX) and segment and "/" not in segment else None
 
 
+def is_account_id(account_id: object) -> bool:
+    """Whether there can be such an account."""
+    return isinstance(account_id, str) and _ACCOUNT_ID.fullmatch(account_id) is not None
+
+
 def read_account_id(segment: str) -> str:
     """
     The account's id, percent-decoded.

@@ -7,10 +7,11 @@ Idempotency-Key, the capacity. The first that fails gives the answer.
 """
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from math import ceil
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, get_args
 
 from aiohttp import web
 from attrs import evolve
@@ -39,6 +40,9 @@ _WEATHER: Final = {
     "504": Fault(type="errors/request_timeout", latency=1.0),
     "silent": HANG,
 }
+
+
+_PLACE: Final = re.compile(r"[^\s/@]+:[0-9]+")
 
 
 class Server:
@@ -71,6 +75,9 @@ class Server:
         stored: How many answers are stored; beyond it the oldest is forgotten.
         keep_alive: Seconds after which an idle connection is closed.
         clock: Gives the time in seconds for the rate and for profiles; None for the loop's.
+
+    Raises:
+        ValueError: One of them would not do what was meant by it.
     """
 
     def __init__(
@@ -92,6 +99,7 @@ class Server:
         keep_alive: float = 3600.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        _check(accounts, latency, dead_proxies)
         self.api_key = api_key
         self.faults: Faults = faults or Faults()
         self.latency = latency
@@ -170,8 +178,11 @@ class Server:
 
         Raises:
             RuntimeError: The server was not started.
+            ValueError: There is no such kind.
         """
         listener = self._started()
+        if kind not in get_args(Outage):
+            raise ValueError(f"no outage {kind!r}: it is one of {', '.join(get_args(Outage))}")
         await self.recover()
         self._weather = kind
         self._slowness = factor if kind == "slow" else 1.0
@@ -294,6 +305,20 @@ class Server:
         if callable(self._dead_proxies):
             return self._dead_proxies(proxy)
         return f"{proxy['host']}:{int(proxy['port'])}" in self._dead_proxies
+
+
+def _check(accounts: object, latency: object, dead_proxies: object) -> None:
+    # Text is a collection of letters: no account would exist, and every part of it be a dead proxy.
+    if isinstance(accounts, str):
+        raise ValueError(f"accounts is a list of ids, not text: [{accounts!r}]")
+    if isinstance(dead_proxies, str):
+        raise ValueError(f"dead_proxies is a list of host:port, not text: [{dead_proxies!r}]")
+    if not isinstance(latency, int | float) or not latency >= 0:
+        raise ValueError(f"latency is seconds from 0, not {latency!r}")
+    if isinstance(dead_proxies, Collection):
+        for place in dead_proxies:
+            if not isinstance(place, str) or not _PLACE.fullmatch(place):
+                raise ValueError(f"{place!r} is not host:port, and so no proxy's")
 
 
 async def _read_body(request: web.BaseRequest) -> bytes:

@@ -3,10 +3,12 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from postpress_async.sandbox import Fault, Record, Sandbox
+from postpress_async.sandbox import Fault, Record, Sandbox, told_of
+from postpress_async.sandbox.faults import read_script
 from postpress_async.sandbox.server import Outage
 from postpress_async.session import PostPressSession
 
@@ -47,6 +49,9 @@ class SandboxThread:
         """What it was asked, and what it did. An answer is counted before it is sent."""
         return self._sandbox.record
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {told_of(self._sandbox)}>"
+
     def session(self, **options: Any) -> PostPressSession:
         """A session for this sandbox; *options* are those of `PostPressSession`."""
         return self._sandbox.session(**options)
@@ -58,9 +63,10 @@ class SandboxThread:
         Answer the account's next requests so, one each, and all after them with *then*; see `Sandbox.script`.
 
         Raises:
-            ValueError: There is no such answer; nothing is scripted then.
+            ValueError: There is no such answer, or no such id; nothing is scripted then.
         """
-        self._there(lambda: self._sandbox.script(account_id, *answers, then=then))
+        faults, last = read_script(account_id, answers, then)  # here: the mistake was made in this thread
+        self._there(lambda: self._sandbox.script(account_id, *faults, then=last))
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
         """The body last applied to the account; None where none was."""
@@ -82,17 +88,24 @@ class SandboxThread:
         async def said() -> T:
             return say()
 
-        return self._wait_for(said())
+        return say() if self._is_here() else self._wait_for(said())
+
+    def _is_here(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def _wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self._loop is None or self._loop.is_closed():
             coroutine.close()
             raise RuntimeError("the sandbox does not run: enter it first, with SandboxThread() as sandbox")
+        if self._is_here():
+            coroutine.close()
+            raise RuntimeError("the sandbox's own thread cannot wait for itself: say this from another one")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            with asyncio.Runner() as runner:  # which has its loop before there is a coroutine to lose
+                runner.run(self._serve())
         except BaseException as error:  # handed to whoever entered it
             self._failure = error
         finally:
@@ -105,6 +118,8 @@ class SandboxThread:
             await self._end.wait()
 
     def __enter__(self) -> Self:
+        if self._thread.ident is not None:
+            raise RuntimeError("this sandbox was entered before: make a new one")
         self._thread.start()
         self._open.wait()
         if self._failure is not None:
@@ -115,9 +130,10 @@ class SandboxThread:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._loop is not None  # noqa: S101 - it was entered
-        assert self._end is not None  # noqa: S101
-        self._loop.call_soon_threadsafe(self._end.set)
+        if self._loop is None or self._end is None:
+            return
+        with suppress(RuntimeError):  # its loop is closed: this was left before, or its thread failed
+            self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
         if self._failure is not None:
             raise self._failure
