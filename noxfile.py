@@ -32,9 +32,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy and pyright, both strict, on the package and the claims about types; mypy on the tests too."""
+    """mypy, pyright and pyrefly on the package and the claims about types, strict; mypy on the tests too."""
     install(session, "types")
     session.run("mypy")
+    session.run("pyrefly", "check")
     session.run("pyright", env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
 
 

@@ -59,8 +59,9 @@ def _read_little_at_once(transport: asyncio.Transport) -> None:
     For those the C library may ask the system for memory and give it back, three system calls for an answer
     of a hundred bytes. uvloop has its own way.
     """
-    reader: Any
-    for reader in (transport, getattr(transport, "_ssl_protocol", None)):  # the second one over TLS
+    over_tls: Any = getattr(transport, "_ssl_protocol", None)
+    readers: tuple[Any, ...] = (transport, over_tls)
+    for reader in readers:
         if hasattr(reader, "max_size"):
             reader.max_size = _READ_AT_ONCE
 

@@ -4,7 +4,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from attrs import frozen
 from distributed.security import Security
@@ -84,7 +84,8 @@ class Place:
         if not self.address.startswith("tls:"):
             return None
         found = Security(require_encryption=True)
-        if not (found.tls_ca_file and found.tls_client_cert):
+        read: Any = found  # its fields are made as it is made, from Dask's configuration
+        if not (read.tls_ca_file and read.tls_client_cert):
             raise ConfigurationError(
                 f"{self.address} needs certificates: make them with postpress-async cluster-certificates "
                 "DIR, start the scheduler and its workers with them, and pass that folder here"

@@ -217,7 +217,7 @@ class Server:
             pass  # the client hung up half way through its body
         finally:
             self._tasks.discard(task)
-            self.record.note_end(answer and answer.status, answer and answer.type)
+            self.record.note_end(*((None, None) if answer is None else (answer.status, answer.type)))
         return await write(request, answer)
 
     async def _answer(self, request: web.BaseRequest) -> Answer | None:
