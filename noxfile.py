@@ -42,7 +42,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def public_types(session: nox.Session) -> None:
     """What a user's type checker sees of the installed wheel: every public name has its type, by pyright."""
-    session.install("-c", LOCK, ".[cli,otel,parquet,report,speed,sql]", "pytest", *TYPES)
+    session.install("-c", LOCK, f".[{','.join(EXTRAS)}]", "pytest", *TYPES)
     session.cd(session.create_tmp())  # here the package is the folder, not what was installed
     session.run("pyright", "--ignoreexternal", "--verifytypes", "postpress_async")
 
@@ -226,8 +226,7 @@ def loops(session: nox.Session) -> None:
 def debug(session: nox.Session) -> None:
     """The suite in asyncio's debug mode and Python's development mode, warnings as errors; forty minutes."""
     install(session, "test")
-    words = "-X dev -m pytest --asyncio-debug".split()  # pytest-asyncio heeds no PYTHONASYNCIODEBUG
-    session.run("python", *words, *session.posargs, env={"PYTHONASYNCIODEBUG": "1"})
+    session.run("python", "-X", "dev", "-m", "pytest", "--asyncio-debug", *session.posargs)
 
 
 @nox.session
