@@ -330,13 +330,16 @@ PURE_OUTCOMES = {
 
 
 # In Python's development mode aiohttp's parsers forgive less.
-STRICT_OUTCOMES = dict.fromkeys(
-    (
-        *("line feeds alone", "a folded header", "a wrong content type", "HTML with a 503"),
-        *("charset punycode", "charset idna", "charset unknown"),
-    ),
-    {"AnswerError 1 unknown"},
-) | {"20,000 1xx first": {"value 1 -", "value 2 -", "AttemptTimeoutError 2 unknown"}}  # all is slower, too
+STRICT_OUTCOMES = {
+    "line feeds alone": {"AnswerError 1 unknown"},
+    "a folded header": {"AnswerError 1 unknown"},
+    "a wrong content type": {"AnswerError 1 unknown"},
+    "HTML with a 503": {"AnswerError 1 unknown"},
+    "charset punycode": {"AnswerError 1 unknown"},
+    "charset idna": {"AnswerError 1 unknown"},
+    "charset unknown": {"AnswerError 1 unknown"},
+    "20,000 1xx first": {"value 1 -", "value 2 -", "AttemptTimeoutError 2 unknown"},  # it is slower, too
+}
 
 
 EXPECTED = (
