@@ -10,6 +10,7 @@ from attrs import evolve, field, frozen
 from yarl import URL
 
 from postpress_async import _wire, events
+from postpress_async._guarded import Guarded
 from postpress_async._idempotency import Keys
 from postpress_async._lifetime import Lifetime, Waits
 from postpress_async._network import Transport
@@ -49,7 +50,7 @@ class Line:
     pacer: Pacer
     turns: Turns
     lifetime: Lifetime
-    observer: events.Observer | None
+    observer: Guarded[events.Event] | None
     base_url: URL
     _around_id: tuple[str, str] = field(init=False)
 
@@ -152,9 +153,9 @@ class UpdateCall:
         """
         return self._run() if self._line.observer is None else self._watched(self._line.observer)
 
-    async def _watched(self, observer: events.Observer) -> AccountPatched:
+    async def _watched(self, observer: Guarded[events.Event]) -> AccountPatched:
         account_id, came = self._request.account_id, self._clock()
-        events.tell(observer, events.CallStarted(account_id, self._line.url_of(account_id)))
+        observer(events.CallStarted(account_id, self._line.url_of(account_id)))
         error: PostPressError | None = None
         attempts, given_up = 0, False
         try:
@@ -169,7 +170,7 @@ class UpdateCall:
             raise
         finally:
             elapsed = self._clock() - came
-            events.tell(observer, events.CallEnded(account_id, attempts, elapsed, error, given_up))
+            observer(events.CallEnded(account_id, attempts, elapsed, error, given_up))
             del error  # an exception that a frame of its own traceback names is a cycle
 
     async def _run(self) -> AccountPatched:
@@ -203,7 +204,7 @@ class UpdateCall:
             sign = _SUCCESS
             if line.observer is not None:
                 ended = events.AttemptEnded(request.account_id, number, elapsed, 200, None)
-                events.tell(line.observer, ended)
+                line.observer(ended)
             return patched
         except PostPressError as error:
             sign, asked = sign_of(error), error.retry_after
@@ -232,7 +233,7 @@ class UpdateCall:
             if self._errand is not None:
                 self._errand.unsent = False
         if self._line.observer is not None:
-            events.tell(self._line.observer, events.AttemptStarted(self._request.account_id, number))
+            self._line.observer(events.AttemptStarted(self._request.account_id, number))
         return number
 
     def _failed(self, error: PostPressError, attempt: Attempt) -> None:
@@ -242,7 +243,7 @@ class UpdateCall:
             ended = events.AttemptEnded(
                 self._request.account_id, attempt.number, attempt.elapsed, error.status, error
             )
-            events.tell(self._line.observer, ended)
+            self._line.observer(ended)
 
     def may_repeat(self, error: PostPressError) -> bool:
         """Whether another attempt is of use, and could neither double a managed proxy nor come too late."""
@@ -261,7 +262,7 @@ class UpdateCall:
         if self._line.observer is not None:
             number = len(self._attempts)
             told = events.RetryScheduled(self._request.account_id, number, seconds, self._failure)
-            events.tell(self._line.observer, told)
+            self._line.observer(told)
         *before, last = self._attempts
         self._attempts = (*before, evolve(last, wait=seconds))
         if self._errand is not None:

@@ -2,18 +2,17 @@
 What can be watched, as small frozen values handed to ``PostPressSession(on_event=...)``.
 
 An observer is called in the event loop, between two steps of the call that it watches: it should be
-quick, and must not block. One that raises is logged and does not disturb the call. No event holds a secret.
+quick, and must not block. One that raises disturbs no call: the log has its traceback at its first mistake,
+its tenth, its hundredth and so on. No event holds a secret.
 """
 
-import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
 from attrs import frozen
 
+from postpress_async._guarded import Guarded
 from postpress_async.errors import Applied, PostPressError, Scope
-
-_log = logging.getLogger(__name__)
 
 
 @frozen
@@ -134,7 +133,4 @@ Observer: TypeAlias = Callable[[Event], object]
 
 def tell(observer: Observer, event: Event) -> None:
     """Hand *event* to *observer*, whose mistakes are its own."""
-    try:
-        observer(event)
-    except Exception:
-        _log.exception("an observer of postpress_async raised on %s", type(event).__name__)
+    Guarded(observer)(event)

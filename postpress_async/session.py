@@ -13,6 +13,7 @@ import aiohttp
 
 from postpress_async import events
 from postpress_async._call import Line, UpdateCall
+from postpress_async._guarded import Guarded
 from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey
 from postpress_async._lean_transport import make_lean
 from postpress_async._lifetime import Lifetime, Waits
@@ -88,13 +89,14 @@ class PostPressSession:
         self._idempotency: Final = idempotency
         self._key_maker: Final = KeyMaker()
         self._lifetime: Final = Lifetime()
+        observer = None if on_event is None else Guarded(on_event)
         self._line: Final = Line(
             _TRANSPORTS[transport](url, key, tls=context, connector=connector),
             key,
-            Pacer(pace, random=random.random, on_pause=_Pauses(on_event).told),
+            Pacer(pace, random=random.random, on_pause=_Pauses(observer).told),
             Turns(),
             self._lifetime,
-            on_event,
+            observer,
             url,
         )
 
@@ -249,7 +251,7 @@ class PostPressSession:
 class _Pauses:
     """Tells of pauses. It does not know the session: with a cycle, one left open is not told of at once."""
 
-    def __init__(self, observer: Observer | None) -> None:
+    def __init__(self, observer: Guarded[events.Event] | None) -> None:
         self._observer: Final = observer
         self._began = 0.0
 
@@ -266,7 +268,7 @@ class _Pauses:
             _log.warning(told, elapsed, extra={"paused": False, "elapsed": elapsed})
             event = events.PauseEnded(elapsed)
         if self._observer is not None:
-            events.tell(self._observer, event)
+            self._observer(event)
 
 
 def _checked(key: Any) -> str:

@@ -34,6 +34,7 @@ from attrs import define
 from yarl import URL
 
 from postpress_async import errors, events
+from postpress_async._guarded import Guarded
 from postpress_async._version import __version__
 from postpress_async.errors import ApiError, Applied, PostPressError
 
@@ -135,7 +136,7 @@ class Telemetry:
         self._quarantines: Final = meter.create_counter(
             "postpress.rotation.quarantines", unit="{proxy}", description="Proxies taken out of their pool."
         )
-        self._then: Final = then
+        self._then: Final = None if then is None else Guarded(then)
         self._under_way: Final[dict[asyncio.Task[Any], _Watched]] = {}
 
     def __call__(self, event: events.Event) -> None:
@@ -144,7 +145,7 @@ class Telemetry:
             self._take(event)
         finally:  # a span's processor may raise, and is the embedding program's
             if self._then is not None:
-                events.tell(self._then, event)
+                self._then(event)
 
     def _take(self, event: events.Event) -> None:
         match event:

@@ -10,14 +10,8 @@ import postpress_async
 PACKAGE = Path(postpress_async.__file__).parent
 
 # Lowest first: a module may import only from layers before its own.
-LAYERS = [
-    "_version secret _countries _deadlines _deprecated",
-    "_fields",
-    "models",
-    "_failure",
-    "errors",
-    "_retry_after",
-]
+LAYERS = ["_version _deprecated _guarded _countries _deadlines secret", "_fields", "models"]
+LAYERS += ["_failure", "errors", "_retry_after"]
 LAYERS += ["_wire retry pace events _connector", "_network _turns _lifetime _idempotency _settings"]
 LAYERS += ["_transport _exchange", "_lean_transport _call"]
 LAYERS += ["rotation", "session", "sandbox telemetry cluster", "pytest_plugin", "cli __init__", "__main__"]

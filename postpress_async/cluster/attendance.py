@@ -16,6 +16,7 @@ from attrs import evolve
 from distributed.protocol.pickle import dumps
 
 from postpress_async import events
+from postpress_async._guarded import Guarded
 from postpress_async._version import __version__
 from postpress_async.cluster.crew import Hand, Shard
 from postpress_async.cluster.issuer import Issuer
@@ -56,7 +57,7 @@ class AttendedRotation(Rotation):
         *,
         halt: Halt,
         pool: ProxyPool | None,
-        observer: events.Observer | None,
+        observer: Guarded[events.Event] | None,
         **options: Any,
     ) -> None:
         # The one worker of this engine is `_work`, which has others work.
@@ -221,7 +222,7 @@ class AttendedRotation(Rotation):
         now = time.monotonic()
         if self._observer is not None:
             ended = events.PauseEnded(now - self._paused_at)
-            events.tell(self._observer, events.PauseBegan() if self.paused else ended)
+            self._observer(events.PauseBegan() if self.paused else ended)
         self._paused_at = now
 
     @staticmethod
@@ -261,7 +262,7 @@ class AttendedRotation(Rotation):
         elif kind == "retry" and self._observer is not None:
             account_id, number, wait, error = values
             told = events.RetryScheduled(account_id, number, wait, pickle.loads(error))  # noqa: S301
-            events.tell(self._observer, told)
+            self._observer(told)
         elif self._pool is not None:
             self._ask_the_pool(self._pool, hand, kind, values)
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from postpress_async import events
+from postpress_async._guarded import Guarded
 from postpress_async._lifetime import Waits
 from postpress_async.errors import PostPressError, SessionClosedError
 from postpress_async.rotation.admission import Admission
@@ -61,7 +62,7 @@ class Rotation:
         pool: ProxyPool | None = None,
         limit: int | None = None,
         waits: Waits | None = None,
-        observer: events.Observer | None = None,
+        observer: Guarded[events.Event] | None = None,
     ) -> None:
         self.summary: Final = RotationSummary()
         self.total: Final = total
@@ -275,7 +276,7 @@ class Rotation:
                 outcome.scope,
                 outcome.applied,
             )
-            events.tell(self._observer, settled)
+            self._observer(settled)
 
     def _found(self, proxy: PooledProxy, quarantined: bool) -> None:
         """A proxy of the pool failed an account."""
@@ -286,7 +287,7 @@ class Rotation:
             told = "%s failed its accounts: no other gets it in this run"
             _log.warning(told, proxy.label, extra={"proxy": proxy.label})
         if quarantined and self._observer is not None:
-            events.tell(self._observer, events.ProxyQuarantined(proxy.label))
+            self._observer(events.ProxyQuarantined(proxy.label))
 
     async def _skip_the_rest(self) -> None:
         """Give every account that was not sent its row too."""

@@ -1,0 +1,78 @@
+"""An observer's mistakes are its own: they disturb nothing, and fill no disk."""
+
+import asyncio
+import logging
+
+import pytest
+
+from postpress_async import ManagedProxy, events
+from postpress_async._guarded import Guarded
+from postpress_async.sandbox import Sandbox
+
+
+def broken(event: object) -> None:
+    raise RuntimeError(f"a mistake about {event}")
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "postpress_async.events"]
+
+
+def test_an_observer_that_always_raises_is_told_of_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    """Five tracebacks an account, in a night of a million, are gigabytes; none at all is a riddle."""
+    observer = Guarded[int](broken)
+    for number in range(1, 1_235):
+        observer(number)
+
+    assert said(caplog) == [
+        f"an observer of postpress_async raised on int; it raised {count} times so far"
+        for count in (1, 10, 100, 1000)
+    ]
+    errors = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert [str(error) for error in errors] == [f"a mistake about {count}" for count in (1, 10, 100, 1000)]
+
+
+def test_what_ends_a_program_is_no_mistake() -> None:
+    """Ctrl-C may come while an observer runs."""
+
+    def interrupted(_event: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Guarded(interrupted)(1)
+
+
+async def test_a_rotation_with_a_broken_observer_says_so_a_few_times(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """All that one session tells counts as one: its calls, its rotations, its pauses."""
+    caplog.set_level(logging.ERROR)
+    changes = {f"acc_{number}": ManagedProxy(country="US") for number in range(50)}
+    async with Sandbox() as sandbox, sandbox.session(on_event=broken) as session:
+        async with session.rotate(changes) as rotation:
+            summary = await rotation.run()
+
+    assert summary.patched == len(changes)
+    assert len(said(caplog)) == 3  # of 250: the first, the tenth, the hundredth
+
+
+def test_several_observers_are_told_each_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+    """As an observer that hands on to others does it, by `events.tell`."""
+    seen: list[events.Event] = []
+
+    def both(event: events.Event) -> None:
+        events.tell(broken, event)
+        events.tell(seen.append, event)
+
+    async def main() -> None:
+        async with Sandbox() as sandbox, sandbox.session(on_event=both) as session:
+            await session.update_proxy("acc_1", ManagedProxy(country="US"))
+
+    asyncio.run(main())
+    assert [type(event) for event in seen] == [
+        events.CallStarted,
+        events.AttemptStarted,
+        events.AttemptEnded,
+        events.CallEnded,
+    ]
+    assert len(said(caplog)) == 4  # `tell` alone remembers nothing
