@@ -10,10 +10,11 @@ import asyncio
 import inspect
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import tenacity
-from attrs import field, frozen
+from attrs import field, fields, frozen
 from tenacity.asyncio import AsyncRetrying
 
 from postpress_async.errors import RETRYABLE_STATUSES, Applied, PostPressError
@@ -150,6 +151,11 @@ class RetryPolicy:
     def __attrs_post_init__(self) -> None:
         # Made once, after the numbers have been checked; a frozen value is set this one way.
         object.__setattr__(self, "_retrying", Retrying.of(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What was made of it is made again there: older tenacitys hold a lock in it, which cannot travel.
+        given = {each.name: getattr(self, each.name) for each in fields(RetryPolicy) if each.init}
+        return partial(type(self), **given), ()
 
     def retries(self, error: BaseException) -> bool:
         """Whether *error* is worth another attempt, were there attempts and time left."""

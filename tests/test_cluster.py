@@ -2,13 +2,14 @@
 
 import asyncio
 import pickle
+import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -392,6 +393,29 @@ async def test_what_a_lost_worker_had_goes_to_another_in_doubt_and_under_its_las
     assert (sent.row.account_id, sent.open.maybe_sent, sent.open.generation) == ("acc_1", True, 2)
     assert answer["recall"] == [number]
     assert summary.patched == 2
+
+
+async def test_rows_go_out_only_as_far_as_the_journal_said_before(tmp_path: Path) -> None:
+    """If the command dies, that is all that the next one has to tell what may have been sent."""
+    carrier, path = StubCarrier("w1"), tmp_path / "j"
+    changes = {f"acc_{number}": US for number in range(2_000)}
+    beyond = []
+    async with rotation_of(carrier, changes, journal=path) as rotation:
+        hand = HandMade(carrier, "w1")
+        running = asyncio.create_task(rotation.run())
+        while rotation.summary.patched < len(changes):
+            _, number = await carrier.carried.get()
+            await hand.hello()
+            ordinals = [sent.row.ordinal for sent in await hand.shard(number)]
+            with closing(sqlite3.connect(path)) as connection:
+                [(reached,)] = connection.execute("SELECT value FROM run WHERE name = 'reached'")
+            beyond += [ordinal for ordinal in ordinals if ordinal >= reached]
+            await hand.beat(*(patched(number, ordinal) for ordinal in ordinals), ("end", number))
+            while rotation.summary.patched < len(changes) and carrier.carried.empty():
+                await asyncio.sleep(0)
+        await running
+
+    assert beyond == []
 
 
 async def test_a_shard_is_handed_over_once() -> None:

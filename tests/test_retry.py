@@ -1,8 +1,10 @@
 """When a call is tried again, and after how long: on a stub of a call and a clock that is bent."""
 
 import asyncio
+import copy
 import gc
 import math
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -862,3 +864,16 @@ def test_a_policy_made_from_another_follows_its_own_numbers() -> None:
 def test_a_policy_can_explain_itself(policy: RetryPolicy, error: Any, told: str) -> None:
     """Why was this not retried? is what an operator asks of a log."""
     assert told in policy.explain(error())
+
+
+def test_a_policy_travels_as_what_it_was_made_of() -> None:
+    """To a worker of a cluster, say: what tenacity keeps beside it, older ones with a lock, stays here."""
+    policy = RetryPolicy(attempts=7, also_on=(errors.NoChannelError,), stop=tenacity.stop_never)
+    packed = pickle.dumps(evolve(policy, wait=FullJitter(1.0, 2.0)))
+    there = evolve(pickle.loads(packed), wait=None)
+
+    assert evolve(there, stop=None) == evolve(policy, stop=None)
+    assert isinstance(there.stop, type(policy.stop))
+    assert b"Retrying" not in packed
+    assert there.explain(errors.ConnectError("gone")) == policy.explain(errors.ConnectError("gone"))
+    assert copy.deepcopy(RetryPolicy()) == RetryPolicy()

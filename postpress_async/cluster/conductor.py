@@ -159,6 +159,8 @@ class ClusterRotation(AttendedRotation):
         if isinstance(row, Refusal):
             await self._tell(Outcome.refused(row.ordinal, row.line, row.account_id, row.reason))
             return
+        if self._reach is not None and row.ordinal >= self._reach.near:
+            await self._reach.extend(row.ordinal)
         pooled = None
         if row.change is None and self._pool is not None:
             pooled = self._pool.give(row.account_id)

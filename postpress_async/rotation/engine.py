@@ -22,7 +22,7 @@ from postpress_async.rotation.admission import Admission
 from postpress_async.rotation.errand import Settler, Update
 from postpress_async.rotation.halt import Halt, Halts
 from postpress_async.rotation.intake import Intake
-from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.journal import Journal, Reach
 from postpress_async.rotation.notes import Notes
 from postpress_async.rotation.outcome import Outcome, RotationSummary, State
 from postpress_async.rotation.outlet import Outlet
@@ -78,6 +78,7 @@ class Rotation:
         self._outlet = Outlet(in_flight)
         self._group: Final = asyncio.TaskGroup()
         self._journal: Notes | None = None
+        self._reach: Reach | None = None
         self._run = secrets.token_hex(12)
         self._workers = 0
         self._resting = 0  # of the workers
@@ -145,7 +146,7 @@ class Rotation:
         self._intake.rows = OpenRows(self._source, journal)
 
     def _take_up(self, journal: Journal) -> None:
-        self._run = journal.run
+        self._run, self._reach = journal.run, journal.reach
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()
@@ -207,6 +208,8 @@ class Rotation:
                 if isinstance(row := taken.row, Refusal):
                     outcome = Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
                 else:
+                    if self._reach is not None and row.ordinal >= self._reach.near:
+                        await self._reach.extend(row.ordinal)
                     outcome = await self._settler.settle(row, RowKeys(self._run, taken, self._journal))
                 await self._tell(outcome)
         except PostPressError as error:  # of the journal; those of accounts are outcomes

@@ -115,6 +115,8 @@ class Halts:
         failed = outcome.error is not None
         if not failed and outcome.state is not State.PATCHED:
             return None
+        if outcome.state is State.UNKNOWN and not outcome.attempts:
+            return None  # an earlier run's doubt, which this one could not settle, tells of that run
         self.tried += 1
         if len(self._latest) == WINDOW:
             self._failed_of_latest -= self._latest[0]

@@ -64,6 +64,7 @@ class OpenRows:
         self._lock = asyncio.Lock()  # an asynchronous generator cannot be asked twice at once
         self._resumed: Final = journal is not None and journal.resumed
         self._journal: Final = journal
+        self._doubtful: Final = 0.0 if journal is None else journal.doubtful
         # Where it is known to be the same input, what is done need not be read row by row.
         skips = callable(source) and journal is not None and journal.same_input
         if callable(source):
@@ -103,7 +104,8 @@ class OpenRows:
     def _open(self, row: Row | Refusal) -> OpenRow | None:
         generation = self._generations.at(row.ordinal) or 0
         if (known := self._entries.at(row.ordinal)) is None:
-            return OpenRow(row, maybe_sent=True, generation=generation)  # in flight in a run that died
+            # Of a run that died it may have been in flight, if that came so far.
+            return OpenRow(row, maybe_sent=row.ordinal < self._doubtful, generation=generation)
         account_id, state, sent, done = known
         if account_id != (row.account_id or ""):
             raise JournalError(

@@ -3,7 +3,8 @@ The journal: one SQLite file in which every account's end can be read, also afte
 
 Rows are handed to a thread of its own, which commits them about every 50 ms: a commit is a flush of the
 disk, and one for each account would be slower than the API. What was sent and not yet committed when
-the process died is sent again by the next run, under the same idempotency key.
+the process died is sent again by the next run, under the same idempotency key. How far a run may have
+sent is there before it sends, so that the rows beyond are in no doubt.
 """
 
 import os
@@ -24,10 +25,12 @@ from postpress_async.rotation.journal._file import (
     connect,
     in_use,
     mark_under_way,
+    reach_of,
     refusal_of,
     reopen_failed,
     take_lock,
 )
+from postpress_async.rotation.journal._reach import Reach as Reach
 from postpress_async.rotation.journal._writer import Insert, Writer
 from postpress_async.rotation.outcome import Outcome, State
 
@@ -75,6 +78,8 @@ class Journal:
         run: The name of the rotation, the same in every run on this journal.
         resumed: Whether an earlier run began it.
         same_input: Whether it was begun with this very input, to the byte.
+        doubtful: The ordinal before which rows that it has no word of may have been sent.
+        reach: How far this run may send.
     """
 
     def __init__(
@@ -85,14 +90,17 @@ class Journal:
         *,
         resumed: bool,
         same_input: bool,
+        doubtful: float,
         on_unknown: OnUnknown,
     ) -> None:
         self.path: Final = path
         self.resumed: Final = resumed
         self.same_input: Final = same_input
+        self.doubtful: Final = doubtful
         self._done: Final = DONE[on_unknown]
         self._lock: Final = lock
         self._writer: Final = Writer(path, connection)
+        self.reach: Final = Reach(self._writer, reach_of(connection))
         # Reads have a connection of their own: the other one is the writer thread's.
         self._reader: Final = sqlite3.connect(path)
         told = self._reader.execute("SELECT value FROM run WHERE name = 'run'")
@@ -132,10 +140,18 @@ class Journal:
                 connection, fresh = connect(place)
                 stack.callback(connection.close)
                 same = check_input(place, connection, digest, target)
-                mark_under_way(connection)
+                doubtful = mark_under_way(connection)
                 if on_failed == "retry":
                     reopen_failed(connection)
-                made = cls(place, connection, lock, resumed=not fresh, same_input=same, on_unknown=on_unknown)
+                made = cls(
+                    place,
+                    connection,
+                    lock,
+                    resumed=not fresh,
+                    same_input=same,
+                    doubtful=doubtful,
+                    on_unknown=on_unknown,
+                )
             except DAMAGE as error:
                 raise refusal_of(place, error) from None
             stack.pop_all()

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import secrets
 import sqlite3
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from postpress_async.errors import JournalError, JournalNotWritableError
+from postpress_async.rotation.journal._reach import LEAST, REACHED
 
 APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
 DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)
@@ -115,6 +117,7 @@ def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
             with connection:
                 connection.executescript(f"BEGIN; {SCHEMA} {PROXIES}")  # all of it, or none
                 connection.execute("INSERT INTO run VALUES ('run', ?)", (secrets.token_hex(12),))
+                connection.execute(REACHED, (LEAST,))
         connection.execute(PROXIES)
     except DAMAGE as error:
         connection.close()
@@ -210,19 +213,43 @@ def is_input(told: Mapping[str, Any], digest: bytes) -> bool:
     return "input" in told and bool(told["input"] == _stretched(digest, told["salt"]))
 
 
-def mark_under_way(connection: sqlite3.Connection) -> None:
+def mark_under_way(connection: sqlite3.Connection) -> float:
     """
     Say that a run is under way, until its writer ends well.
 
-    Where an earlier run did not, it may have sent what one before it had skipped, and left no word of it.
+    Where an earlier run did not, it may have sent what one before it had skipped, and left no word of it; but
+    nothing beyond what it had said to reach.
+
+    Returns:
+        The ordinal before which rows that the journal has no word of may have been sent.
     """
     with connection:
+        reached = reach_of(connection)
+        # Where it is not known, every row is in doubt that a run left no word of.
+        doubtful = reached if reached == math.inf else _number(connection, "doubtful", 0)
         if connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone():
+            doubtful = reached
             connection.execute(
                 "UPDATE outcomes SET state = 'unknown', applied = 'unknown', attempts = 0 "
-                "WHERE state = 'skipped'"
+                "WHERE state = 'skipped' AND ordinal < ?",
+                (doubtful,),
             )
+            connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', ?)", (doubtful,))
         connection.execute("INSERT OR REPLACE INTO run VALUES ('under way', 1)")
+    return doubtful
+
+
+def reach_of(connection: sqlite3.Connection) -> float:
+    """The ordinal from which on no run has sent anything; infinite where that is not known."""
+    return _number(connection, "reached", math.inf)
+
+
+def _number(connection: sqlite3.Connection, name: str, default: float) -> float:
+    found = connection.execute("SELECT value FROM run WHERE name = ?", (name,)).fetchone()
+    number = default if found is None else found[0]
+    if not isinstance(number, int | float):
+        raise ValueError(f"{name} is no number")  # one of `DAMAGE`
+    return number
 
 
 def reopen_failed(connection: sqlite3.Connection) -> None:

@@ -71,7 +71,7 @@ class Writer:
         """
         if self._failure is not None:
             self._lost.append(row)
-            self._check()
+            self.check()
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._thread.start()
@@ -79,15 +79,25 @@ class Writer:
         if not self._wake.is_set():  # setting it takes two locks
             self._wake.set()
 
-    async def committed(self) -> None:
-        """Return when all that was put before is on the disk."""
+    def promise(self) -> asyncio.Future[None]:
+        """Done when all that was put before is on the disk, or cannot be: see `check`."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         self._wake.set()
-        await done
-        self._check()
+        return done
 
-    def _check(self) -> None:
+    async def committed(self) -> None:
+        """Return when all that was put before is on the disk."""
+        await self.promise()
+        self.check()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a commit has failed, and none follows."""
+        return self._failure is not None
+
+    def check(self) -> None:
+        """Raise `JournalNotWritableError` if a commit has failed."""
         if self._failure is not None:
             raise JournalNotWritableError(
                 f"{self._path}: {self._failure}; {_named(self._lost)}, and nothing more is sent. Free the "
@@ -108,7 +118,7 @@ class Writer:
                     cancelled = error
             if cancelled is not None:
                 raise cancelled
-        self._check()
+        self.check()
 
     def end_well(self) -> None:
         """Say that every account that was sent has its outcome on the disk."""
