@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -362,7 +363,8 @@ async def test_one_that_was_given_up_may_have_its_proxy(tmp_path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    [(state, proxy)] = sqlite3.connect(journal).execute("SELECT state, proxy FROM outcomes")
+    with closing(sqlite3.connect(journal)) as connection:
+        [(state, proxy)] = connection.execute("SELECT state, proxy FROM outcomes")
     assert (state, proxy) == ("unknown", "u@p0.example.net:3128")
 
 

@@ -5,7 +5,7 @@ import os
 import sqlite3
 import stat
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -392,3 +392,21 @@ async def test_what_came_while_a_commit_failed_is_told_too(path, monkeypatch) ->
 
     with pytest.raises(JournalNotWritableError, match=r"2 accounts could not be recorded \(acc_1, acc_2\)"):
         await journal.aclose()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no list of open files here")
+async def test_a_journal_that_is_refused_is_let_go_of(path) -> None:
+    """Whoever is told to name another one, or to delete this one, may do so while the program goes on."""
+    await Journal.open(path).aclose()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM run WHERE name = 'run'")
+
+    with pytest.raises(JournalError, match="is damaged") as refusal:
+        Journal.open(path)
+
+    held = set()
+    for handle in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one by which the folder is read is closed again
+            held.add(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+    assert held.isdisjoint({path.name, f"{path.name}-wal", f"{path.name}-lock"})
+    del refusal

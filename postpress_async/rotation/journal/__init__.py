@@ -86,6 +86,7 @@ class Journal:
         self,
         path: Path,
         connection: sqlite3.Connection,
+        reader: sqlite3.Connection,
         lock: sqlite3.Connection,
         *,
         resumed: bool,
@@ -102,7 +103,7 @@ class Journal:
         self._writer: Final = Writer(path, connection)
         self.reach: Final = Reach(self._writer, reach_of(connection))
         # Reads have a connection of their own: the other one is the writer thread's.
-        self._reader: Final = sqlite3.connect(path)
+        self._reader: Final = reader
         told = self._reader.execute("SELECT value FROM run WHERE name = 'run'")
         self.run: Final[str] = told.fetchone()[0]
 
@@ -143,9 +144,11 @@ class Journal:
                 doubtful = mark_under_way(connection)
                 if on_failed == "retry":
                     reopen_failed(connection)
+                reader = stack.enter_context(closing(sqlite3.connect(place)))
                 made = cls(
                     place,
                     connection,
+                    reader,
                     lock,
                     resumed=not fresh,
                     same_input=same,
