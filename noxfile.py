@@ -7,7 +7,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "types", "changelog", "tests-3.11", "docs", "package", "extras"]
+nox.options.sessions = "lint types public_types changelog tests-3.11 docs package extras".split()
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
