@@ -230,10 +230,31 @@ async def test_a_reach_is_extended_before_it_is_needed(path: Path) -> None:
 
     waiting = asyncio.gather(*(reach.extend(2 * LEAST + number) for number in range(10)))
     await asyncio.sleep(0)
-    assert (waiting.done(), disk.put_in) == (False, [2 * LEAST, 4 * LEAST])  # one word for all ten
+    assert (waiting.done(), disk.put_in) == (False, [2 * LEAST, 3 * LEAST])  # one word for all ten
     disk.commit()
     await waiting
-    assert reach.near == 3 * LEAST
+    assert disk.put_in[2:] == [5 * LEAST]  # the next stride is twice as long, and under way already
+
+
+async def test_a_rotation_that_is_faster_than_the_disk_waits_a_few_times(path: Path) -> None:
+    """The stride grows until the rows that are sent during a commit fit in half of it."""
+    disk, sent_in_a_commit = Disk(), 1_000
+    reach = Reach(disk, LEAST)  # type: ignore[arg-type]
+    waited, asked_at = [], 0
+    for ordinal in range(40_000):
+        row = asyncio.create_task(reach.extend(ordinal))
+        await asyncio.sleep(0)
+        if disk.promises and not asked_at:
+            asked_at = ordinal
+        if not row.done():
+            waited.append(ordinal)
+        if disk.promises and (not row.done() or ordinal - asked_at >= sent_in_a_commit):
+            disk.commit()
+            asked_at = 0
+        await row
+
+    assert len(waited) <= 4
+    assert reach.near > 40_000
 
 
 async def test_one_that_gives_up_waiting_leaves_the_others_to_it(path: Path) -> None:
