@@ -9,14 +9,14 @@ LEAST: Final = 256
 """Rows by which it is extended at first, and after a crash at most in doubt beside those in flight."""
 
 _MOST: Final = 8_192
-"""The same at the greatest speed: a second of some nine thousand, where a commit takes a tenth of one."""
+"""The same at the greatest speed: half of it lasts as long as some commits at tens of thousands a second."""
 
 REACHED: Final = "INSERT OR REPLACE INTO run VALUES ('reached', ?)"
 
 
 class Reach:
     """
-    From which ordinal on no run has sent a row, said ahead: a crash leaves no more in doubt than was announced.
+    From which ordinal on no run has sent a row, said ahead: no more than that is in doubt after a crash.
 
     It is extended in strides, the next one while half of the last is left, so that a commit is seldom waited
     for; where one is, the stride was too short for the pace and doubles.
