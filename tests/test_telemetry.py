@@ -339,7 +339,7 @@ from postpress_async.telemetry import Telemetry
 telemetry = Telemetry()
 
 async def main():
-    asyncio.get_running_loop().slow_callback_duration = 60.0  # the imports below are one, and told in this mode
+    asyncio.get_running_loop().slow_callback_duration = 60.0  # those imports are one
     async with Sandbox() as sandbox, sandbox.session(on_event=telemetry) as session:
         await session.update_proxy("acc_1", ManagedProxy(country="US"))
         from opentelemetry.sdk.metrics import MeterProvider
