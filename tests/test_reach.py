@@ -11,7 +11,7 @@ import pytest
 from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt, ProxyChange
-from postpress_async.rotation import Journal, Row, State
+from postpress_async.rotation import Journal, Outcome, Row, State
 from postpress_async.rotation.errand import Errand
 from postpress_async.rotation.journal._reach import LEAST, Reach
 from postpress_async.rotation.resume import RowKeys
@@ -132,6 +132,21 @@ async def test_a_run_that_ended_well_leaves_nothing_in_doubt(path: Path) -> None
 
     assert len(second.doubts) == FLEET - 30
     assert not any(second.doubts.values())
+
+
+async def test_a_close_that_is_cancelled_leaves_nothing_in_doubt(path: Path) -> None:
+    """A second Ctrl-C while the last rows are committed: they are, and the next run may believe them."""
+    journal = Journal.open(path)
+    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1))
+    closing_ = asyncio.create_task(journal.aclose())
+    await asyncio.sleep(0)
+    closing_.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing_
+
+    again = Journal.open(path)
+    assert (again.doubtful, again.counts()) == (0, {State.PATCHED: 1})
+    await again.aclose()
 
 
 async def test_what_was_skipped_out_of_reach_stays_skipped(path: Path) -> None:

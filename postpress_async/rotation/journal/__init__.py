@@ -7,6 +7,7 @@ the process died is sent again by the next run, under the same idempotency key. 
 sent is there before it sends, so that the rows beyond are in no doubt.
 """
 
+import asyncio
 import os
 import sqlite3
 import time
@@ -300,6 +301,10 @@ class Journal:
         try:
             await self._writer.finish()
             self._writer.end_well()
+        except asyncio.CancelledError:
+            if not self._writer.has_failed:
+                self._writer.end_well()  # its thread has ended all the same, after its last commit
+            raise
         finally:
             _OPEN.discard(self)
             self._reader.close()
