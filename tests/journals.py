@@ -18,6 +18,14 @@ NIGHT = 1_795_215_600.0
 """2026-11-20 23:00:00 UTC."""
 
 
+def killed(journal: Path) -> Path:
+    """The journal as it would lie there, were the process killed now."""
+    copy = journal.with_name("killed.sqlite3")
+    for end in ("", "-wal"):
+        copy.with_name(copy.name + end).write_bytes(journal.with_name(journal.name + end).read_bytes())
+    return copy
+
+
 def outcome(ordinal: int, state: State = State.PATCHED, **other: object) -> Outcome:
     """What came of account number *ordinal*, a tenth of a second after the one before."""
     facts: dict[str, object] = {"attempts": 1, "status": 200, "elapsed": 0.25}

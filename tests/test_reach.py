@@ -16,6 +16,7 @@ from postpress_async.rotation.errand import Errand
 from postpress_async.rotation.journal._reach import LEAST, Reach
 from postpress_async.rotation.resume import RowKeys
 from postpress_async.sandbox import Sandbox
+from tests.journals import killed
 
 US = ManagedProxy(country="US")
 FLEET = 4 * LEAST
@@ -29,14 +30,6 @@ def told(journal: Path, name: str) -> float:
     with closing(sqlite3.connect(journal)) as connection:
         [(value,)] = connection.execute("SELECT value FROM run WHERE name = ?", (name,))
     return float(value)
-
-
-def killed(journal: Path) -> Path:
-    """The journal as it would lie there, were the process killed now."""
-    copy = journal.with_name("killed.sqlite3")
-    for end in ("", "-wal"):
-        copy.with_name(copy.name + end).write_bytes(journal.with_name(journal.name + end).read_bytes())
-    return copy
 
 
 class Api:

@@ -28,6 +28,7 @@ from postpress_async.rotation import Halt, Journal, Row, State, Update
 from postpress_async.rotation.errand import Errand
 from postpress_async.rotation.resume import RowKeys
 from postpress_async.sandbox import Fault, Sandbox
+from tests.journals import killed
 
 US = ManagedProxy(country="US")
 ACCOUNTS = [f"acc_{number}" for number in range(10)]
@@ -490,7 +491,7 @@ def test_a_custom_change_s_row_shows_no_password() -> None:
 
 async def test_what_was_skipped_then_sent_by_a_run_that_died_is_in_doubt(sandbox, tmp_path, policy) -> None:
     """Skipped, sent by the next run, killed: the old word must not make a fresh key, and a second proxy."""
-    journal, copy = tmp_path / "run.sqlite3", tmp_path / "killed.sqlite3"
+    journal = tmp_path / "run.sqlite3"
     async with sandbox.session(retry=policy) as session:
         async with session.rotate({"acc_1": US}, journal=journal) as rotation:
             rotation.stop()
@@ -499,9 +500,7 @@ async def test_what_was_skipped_then_sent_by_a_run_that_died_is_in_doubt(sandbox
         async with session.rotate({"acc_1": US}, journal=journal) as rotation:
             while not sandbox.record.requests:
                 await asyncio.sleep(0)
-            copy.write_bytes(journal.read_bytes())  # as it lies there when the process is killed now
-            wal = journal.with_name("run.sqlite3-wal")
-            copy.with_name("killed.sqlite3-wal").write_bytes(wal.read_bytes())
+            copy = killed(journal)
             await rotation.run()
         sandbox.script("acc_1", "errors/service_unavailable")
         async with session.rotate({"acc_1": US}, journal=copy) as rotation:

@@ -12,6 +12,7 @@ import pytest
 from postpress_async import CustomProxy, Fleet, ManagedProxy, Outcome, Pace, RetryPolicy, errors, events
 from postpress_async.rotation import Halt, Journal, Refusal, Rotation, State
 from postpress_async.sandbox import Fault, Sandbox
+from tests.journals import killed
 from tests.test_rotation import US, Stub, make, recorded, refusal, rows
 from tests.virtual_world import World, in_virtual_time, now, world
 
@@ -288,19 +289,15 @@ async def test_doubts_can_be_left_to_a_person(journal) -> None:
     assert not left.summary.complete
 
 
-async def test_what_a_dead_run_may_have_sent_is_sent_though_doubts_are_only_reported(
-    journal, tmp_path
-) -> None:
+async def test_what_a_dead_run_may_have_sent_is_sent_though_doubts_are_only_reported(journal) -> None:
     """A run that died leaves no row, or an old word of it: neither was ever reported to anyone."""
     stopped = make(Stub(), journal)
     async with stopped:
         stopped.stop()
         await stopped.run()
     assert set(recorded(journal).values()) == {"skipped"}
-    copy = tmp_path / "killed.sqlite3"
     held = Journal.open(journal)
-    copy.write_bytes(journal.read_bytes())
-    copy.with_name("killed.sqlite3-wal").write_bytes(journal.with_name("run.sqlite3-wal").read_bytes())
+    copy = killed(journal)
     await held.aclose()
 
     again = Stub()
