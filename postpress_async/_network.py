@@ -43,7 +43,8 @@ class Transport(Protocol):
 
         Raises:
             TransportError: No answer came; its `applied` tells whether the request may have arrived.
-            AnswerError: An answer came that is too large or is not HTTP.
+            AnswerError: A success came whose body is too large, or an answer that is not HTTP. Another answer
+                is returned without its body if that cannot be read: its status says enough.
         """
         ...
 
@@ -186,6 +187,15 @@ def _was_broken_off(protocol: ResponseHandler | None, error: aiohttp.ClientPaylo
     cause = error.__cause__
     # A body that ends too early is one whose encoding is wrong, for aiohttp.
     return isinstance(cause, HttpProcessingError) and not isinstance(cause, PayloadEncodingError)
+
+
+def refusal_of(status: int, headers: CIMultiDictProxy[str]) -> Answer | None:
+    """
+    The answer without its body; None for a success, which is not believed before its body has been read.
+
+    An answer that is not a success is classified by its status, whatever happens to its body afterwards.
+    """
+    return answer_of(status, headers, b"") if status >= 300 else None
 
 
 def answer_of(status: int, headers: CIMultiDictProxy[str], body: bytes) -> Answer:
