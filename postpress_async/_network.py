@@ -199,12 +199,16 @@ def refusal_of(status: int, headers: CIMultiDictProxy[str]) -> Answer | None:
 
 
 def answer_of(status: int, headers: CIMultiDictProxy[str], body: bytes) -> Answer:
-    """What came back, with the one header that counts."""
+    """The response, with the headers that say how long to wait."""
     if status == 200:
         return Answer(200, body)
-    waits = headers.getall("Retry-After", [])
+    return Answer(status, body, _one_of(headers, "Retry-After"), _one_of(headers, "Date"))
+
+
+def _one_of(headers: CIMultiDictProxy[str], name: str) -> str | None:
     # Two different values are no value: which one was meant cannot be known.
-    return Answer(status, body, waits[0] if len(set(waits)) == 1 else None)
+    values = set(headers.getall(name, ()))
+    return values.pop() if len(values) == 1 else None
 
 
 # --- Failures ------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from attrs import define, field
 
 from postpress_async._failure import listed_type
 from postpress_async._fields import check_account_id
-from postpress_async._retry_after import read_retry_after
+from postpress_async._retry_after import read_date, read_retry_after
 from postpress_async.errors import AnswerError, ApiError, PostPressError, Problem
 from postpress_async.models import AccountPatched, Attempt, CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.secret import MASK, Secret
@@ -52,11 +52,12 @@ class Request:
 
 @define
 class Answer:
-    """What came back: the status, the whole body, and the one header that counts."""
+    """The response: the status, the whole body, and the headers ``Retry-After`` and ``Date``."""
 
     status: int
     body: bytes = field(repr=False)
     retry_after: str | None = field(default=None, repr=False)
+    date: str | None = field(default=None, repr=False)
 
 
 def patch_account(account_id: str, change: ProxyChange) -> Request:
@@ -151,9 +152,17 @@ def _read_error(answer: Answer, secrets: tuple[Secret, ...]) -> PostPressError:
         return AnswerError("the API documents no success but 200", answer.status)
     if answer.status < 400:
         return AnswerError("a redirect, which is never followed", answer.status)
-    seconds = None if answer.retry_after is None else read_retry_after(answer.retry_after, time.time())
     payload, _ = _read_json(answer.body)
-    return ApiError.of(answer.status, _read_problem(payload, secrets), seconds)
+    return ApiError.of(answer.status, _read_problem(payload, secrets), _seconds_to_wait(answer))
+
+
+def _seconds_to_wait(answer: Answer) -> float | None:
+    if answer.retry_after is None:
+        return None
+    now = time.time()
+    # A date is of the server's clock, which its Date header shows; ours may be minutes off.
+    sent = None if answer.date is None else read_date(answer.date, now)
+    return read_retry_after(answer.retry_after, now if sent is None else sent)
 
 
 def _read_problem(payload: object, secrets: tuple[Secret, ...]) -> Problem:

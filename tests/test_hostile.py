@@ -544,6 +544,22 @@ def test_a_call_that_is_cancelled_leaves_no_connection_half_read(name: str) -> N
     run(main())
 
 
+def test_a_server_whose_clock_is_wrong_asks_for_the_same_wait() -> None:
+    """A Retry-After of 10 s ahead of the answer's own Date is 10 s, on both transports."""
+    lines = b"Date: Sun, 06 Nov 1994 08:49:37 GMT", b"Retry-After: Sun, 06 Nov 1994 08:49:47 GMT"
+
+    async def main() -> None:
+        with FaultServer() as server:
+            async with session_to(server) as session:
+                server.play(body_of(b"", 429, *lines))
+                met = await meet(session, "acc_bad")
+
+        assert met.error is not None
+        assert met.error.retry_after == 10.0
+
+    run(main())
+
+
 # --- TLS ------------------------------------------------------------------------------------------
 
 

@@ -504,6 +504,39 @@ def test_a_retry_after_that_is_a_date_counts_from_now() -> None:
     assert 3500 < seconds <= 3600
 
 
+@pytest.mark.parametrize(
+    "skew", [-300, 0, 300], ids=["server's clock behind", "same clock", "server's ahead"]
+)
+def test_a_date_is_read_against_the_answer_s_own_date(skew: float) -> None:
+    """Read by another clock, a wait of 10 s is no wait at all, or so long that the call gives up."""
+    now = time.time() + skew
+    sent, until = (format_datetime(datetime.fromtimestamp(t, UTC), usegmt=True) for t in (now, now + 10))
+
+    with pytest.raises(errors.UnavailableError) as caught:
+        read_patched(Answer(503, b"", until, sent), REQUEST, KEY)
+
+    assert caught.value.retry_after == 10.0
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "7", "Mon, 23 Nov 2026 12:01:30 CEST"])
+def test_a_date_that_cannot_be_read_leaves_the_system_s_clock(date: str) -> None:
+    """As if the answer had none."""
+    header = format_datetime(datetime.fromtimestamp(time.time() + 3600, UTC), usegmt=True)
+
+    with pytest.raises(errors.UnavailableError) as caught:
+        read_patched(Answer(503, b"", header, date), REQUEST, KEY)
+
+    assert caught.value.retry_after == pytest.approx(3600, abs=100)
+
+
+def test_seconds_do_not_depend_on_the_answer_s_date() -> None:
+    """They count from the answer's arrival."""
+    with pytest.raises(errors.UnavailableError) as caught:
+        read_patched(Answer(503, b"", "7", "Sun, 06 Nov 1994 08:49:37 GMT"), REQUEST, KEY)
+
+    assert caught.value.retry_after == 7.0
+
+
 # --- Text from outside ---------------------------------------------------------------------------
 
 
