@@ -8,6 +8,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+import tenacity
+from attrs import evolve
 from yarl import URL
 
 from postpress_async import (
@@ -23,6 +25,7 @@ from postpress_async.errors import Applied
 from postpress_async.pace import Pace
 from postpress_async.sandbox import Fault, Sandbox
 from tests.conftest import KEY
+from tests.virtual_world import in_virtual_time, world
 
 BASE = "https://api.postpress.ai/v1"
 ENDPOINT = f"{BASE}/accounts/acc_01"
@@ -149,6 +152,31 @@ async def test_a_retry_after_beyond_the_deadline_gives_up_at_once(api, session, 
 
     assert naps == []
     assert caught.value.retry_after == 121.0
+
+
+async def test_seconds_that_were_recorded_and_not_slept_count_against_the_deadline(api, naps, policy) -> None:
+    """Under a deadline of 8 s, a test sees the attempts that a program will make."""
+    api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502), repeat=True)
+    short = evolve(policy, attempts=50, deadline=8.0, wait=tenacity.wait_fixed(2.0))
+
+    async with PostPressSession(KEY, retry=short) as session:
+        with pytest.raises(errors.ProxyError) as caught:
+            await session.update_proxy("acc_01", OWN)
+
+    assert naps == [2.0, 2.0, 2.0]
+    assert len(caught.value.attempts) == 4
+
+
+@in_virtual_time
+async def test_seconds_that_were_slept_count_once_against_the_deadline() -> None:
+    """The loop's clock has moved by them already, in virtual time too."""
+    short = RetryPolicy(attempts=50, deadline=8.0, wait=tenacity.wait_fixed(2.0))
+    async with world(retry=short) as made:
+        made.server.faults.script("acc_x", *["errors/proxy_error"] * 50)
+        with pytest.raises(errors.ProxyError) as caught:
+            await made.call()
+
+    assert len(caught.value.attempts) == 4
 
 
 # --- Idempotency keys ---
