@@ -81,6 +81,8 @@ class PostPressError(Exception):
             words.append(f"{tries} in {seconds:.1f} s.")
         if self.applied is Applied.UNKNOWN:
             words.append("The change may have been applied.")
+        if len(words) > 1 and not words[0].endswith("."):
+            words[0] += "."
         return " ".join(words)
 
     def _fact(self) -> str:

@@ -101,6 +101,7 @@ class LeanTransport:
                 return refusal
             failure = failure_of(
                 error,
+                self._base_url.host_port_subcomponent or "",
                 sent=sent,
                 closed=self._deadlines.ended,
                 timeout=timeout if limit.expired else None,

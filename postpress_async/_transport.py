@@ -67,6 +67,7 @@ class AiohttpTransport:
             closed = self._deadlines.ended
             failure = failure_of(
                 error,
+                self._base_url.host_port_subcomponent or "",
                 sent=body.sent
                 if closed or limit.expired
                 else not (body.refused or isinstance(error, SpoiltError)),

@@ -239,3 +239,21 @@ def test_an_error_says_what_an_operator_needs_at_three_in_the_morning() -> None:
     assert str(error) == (
         "acc_1: errors/proxy_error (HTTP 502): A title. Quote instance req_1 to support. 2 attempts in 2.0 s."
     )
+
+
+def test_what_an_error_says_are_sentences() -> None:
+    """A fact that ended without a full stop ran into the number of attempts."""
+    error = errors.ConnectError("no connection to localhost: Connection refused")
+    error.account_id = "acc_1"
+    error.attempts = (Attempt(1, 0.0, 0.5, wait=1.5), Attempt(2, 2.0, 0.5))
+    error.applied = Applied.UNKNOWN
+
+    assert str(error) == (
+        "acc_1: no connection to localhost: Connection refused. 2 attempts in 2.5 s. "
+        "The change may have been applied."
+    )
+
+
+def test_a_single_fact_is_left_as_it_is() -> None:
+    """A program puts it into a sentence of its own."""
+    assert str(errors.DeadlineError("its deadline of 8 s passed")) == "its deadline of 8 s passed"
