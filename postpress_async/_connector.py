@@ -28,7 +28,8 @@ class Connector(aiohttp.TCPConnector):
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
         super().__init__(limit=0, ssl=tls or True, socket_factory=_make_socket)
-        self._factory = partial(_Protocol, loop=self._loop)
+        protocol: type[ResponseHandler] = _Protocol
+        self._factory = partial(protocol, loop=self._loop)
 
     async def _wrap_create_connection(
         self, *args: Any, **options: Any

@@ -8,10 +8,22 @@ Which of the two an attempt needs, `_call` decides; here is only where the keys 
 import itertools
 import os
 import secrets
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 from attrs import define
+
+
+def check_key(key: Any) -> str:
+    """
+    *key*, which a caller chose.
+
+    Raises:
+        ValueError: It cannot be sent as a header.
+    """
+    if not isinstance(key, str) or not 1 <= len(key) <= 255 or not all("!" <= c <= "~" for c in key):
+        raise ValueError("idempotency_key is 1 to 255 visible ASCII characters without spaces")
+    return key
 
 
 class Keys(Protocol):

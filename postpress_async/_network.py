@@ -256,8 +256,9 @@ def translated(error: Exception, host: str) -> errors.PostPressError:
     if isinstance(error, TimeoutError):
         return errors.AttemptTimeoutError(f"no response from {host} in time")
     if isinstance(error, aiohttp.ClientConnectorError):
-        reason = _reason(error.os_error) or "the host did not answer"
-        return errors.ConnectError(f"no connection to {host}: {reason}")
+        return errors.ConnectError(
+            f"no connection to {host}: {_reason(error.os_error) or 'the host did not answer'}"
+        )
     if isinstance(error, SpoiltError):
         return errors.ConnectionLostError(f"the connection to {host} was lost before it was used")
     if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError | ValueError):

@@ -1,7 +1,9 @@
 """One account: the request that is sent, the answer that comes back, and what happens in between."""
 
 import asyncio
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -615,3 +617,10 @@ asyncio.run(main())
 
     told = {"session": "['Unclosed client session']", "lean": "['Unclosed connector']"}
     assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", told[transport])
+
+
+@pytest.mark.parametrize("travel", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda each: each.__name__)
+def test_a_session_cannot_be_pickled_or_copied(travel) -> None:
+    """It has connections and an event loop; the message says what to do instead."""
+    with pytest.raises(TypeError, match="a session cannot be pickled or copied: make a new one"):
+        travel(PostPressSession(KEY))
