@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
@@ -11,6 +12,8 @@ from aiohttp.client_proto import ResponseHandler
 
 _READ_AT_ONCE: Final = 32 * 1024
 """Bytes that a socket keeps for the event loop. 256 KiB of 1xx answers would take it 120 ms to read."""
+
+_END_OF_HEAD: Final = b"\r\n\r\n"
 
 _MADE: ContextVar[list[socket.socket]] = ContextVar("_MADE")
 """Sockets of the connection that is being made; its tasks see the same list."""
@@ -25,6 +28,8 @@ class Connector(aiohttp.TCPConnector):
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
         super().__init__(limit=0, ssl=tls or True, socket_factory=_make_socket)
+        protocol: type[ResponseHandler] = _Protocol
+        self._factory = partial(protocol, loop=self._loop)
 
     async def _wrap_create_connection(
         self, *args: Any, **options: Any
@@ -50,6 +55,20 @@ class Connector(aiohttp.TCPConnector):
             raise
         finally:
             _MADE.reset(token)
+
+
+class _Protocol(ResponseHandler):
+    """A connection's protocol that knows the head of an answer before its body can be faulty."""
+
+    def data_received(self, data: bytes) -> None:
+        # aiohttp drops a head that came in one piece with a fault of the body. Only an answer that is not a
+        # success is classified by its head, so a success is parsed in one go.
+        if not data.startswith(b"HTTP/1.1 200") and (end := data.find(_END_OF_HEAD)) > 0:
+            head, data = data[: end + len(_END_OF_HEAD)], data[end + len(_END_OF_HEAD) :]
+            super().data_received(head)
+            if not data:
+                return
+        super().data_received(data)
 
 
 def _read_little_at_once(transport: asyncio.Transport) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
 from attrs import field, frozen
 from yarl import URL
 
@@ -49,19 +50,25 @@ class Head:
         )
 
 
-async def read_answer(protocol: ResponseHandler) -> Answer:
+async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
     """
-    The answer, whole.
+    The head of the answer, and its body, which is still to be read.
 
     Raises:
         BaseException: One of `_network.FAILURES`. The connection is out of step.
     """
     while True:
-        message, content = await protocol.read()
-        status = message.code
-        if not 100 <= status < 200 or status == 101:
-            check_lengths(message.headers)
-            return answer_of(status, message.headers, await read_body(content, protocol, status))
+        head, content = await protocol.read()
+        if not 100 <= head.code < 200 or head.code == 101:
+            return head, content
+
+
+async def read_answer(
+    protocol: ResponseHandler, head: RawResponseMessage, content: aiohttp.StreamReader
+) -> Answer:
+    """The answer, whole; it raises what `read_head` does."""
+    check_lengths(head.headers)
+    return answer_of(head.code, head.headers, await read_body(content, protocol, head.code))
 
 
 # --- Is aiohttp as expected? ---------------------------------------------------------------------
@@ -87,7 +94,7 @@ def _rehearse() -> str | None:
     if wire.written != b"PATCH /a HTTP/1.1\r\nContent-Length: 2\r\nIdempotency-Key: i\r\n\r\n{}":
         return "a request is not written"
     protocol.data_received(_ANSWER)
-    reading = read_answer(protocol)
+    reading = _read_whole(protocol)
     try:
         reading.send(None)
     except StopIteration as ended:
@@ -100,6 +107,10 @@ def _rehearse() -> str | None:
         return "a connection serves only once"
     protocol.data_received(_ANSWER)
     return "an answer that nobody asked for goes unnoticed" if is_clean(protocol) else None
+
+
+async def _read_whole(protocol: ResponseHandler) -> Answer:
+    return await read_answer(protocol, *await read_head(protocol))
 
 
 _ANSWER: Final = (

@@ -81,6 +81,8 @@ class PostPressError(Exception):
             words.append(f"{tries} in {seconds:.1f} s.")
         if self.applied is Applied.UNKNOWN:
             words.append("The change may have been applied.")
+        if len(words) > 1 and not words[0].endswith("."):
+            words[0] += "."
         return " ".join(words)
 
     def _fact(self) -> str:
@@ -93,9 +95,10 @@ class ApiError(PostPressError):
 
     Attributes:
         status: Its HTTP status; there always is one.
-        type: The API's type as it came, listed or not; empty where the answer had no envelope.
+        type: The API's type as it came, listed or not; empty if the answer had no envelope. `code` is the
+            same for each spelling of a listed type.
         title: Its short title.
-        detail: Its explanation, if any.
+        detail: Its explanation, if any; compact JSON if it was not text.
         instance: The id of the request to quote to support, if any.
     """
 
@@ -145,22 +148,27 @@ class ApiError(PostPressError):
     def of(cls, status: int, problem: Problem, retry_after: float | None = None) -> "ApiError":
         """The most exact error: the type's class if it belongs to this HTTP status, else the status's."""
         family = BY_STATUS.get(status, ApiError)
-        listed = BY_TYPE.get(problem.type) or BY_CODE.get(problem.type)
+        name = listed_type(problem.type)
+        listed = None if name is None else BY_TYPE.get(name) or BY_CODE[name]
         if listed is not None and issubclass(listed, family) and family is not ApiError:
             return listed(status, problem, retry_after)
         error = family(status, problem, retry_after)
         # Where type and status disagree, or one is unlisted, both must allow a retry.
         error.retryable = status in RETRYABLE_STATUSES and (listed is None or listed.retryable)
-        if family is ApiError and status < 500 and status != 408:
+        if family is ApiError and status < 500 and status not in {403, 408}:
             error.scope = Scope.REQUEST
+        if status == 403 and listed is not None and listed.scope is Scope.KEY:
+            error.scope = Scope.KEY  # without such a type, a 403 may as well come from a gateway
+        if status in REFUSING_STATUSES and (listed is None or listed.applied is Applied.NO):
+            error.applied = Applied.NO
         return error
 
     @property
     def code(self) -> str:
-        return self.type or type(self).__name__
+        return listed_type(self.type) or self.type or type(self).__name__
 
     def _fact(self) -> str:
-        words = [f"{self.type or 'no error envelope'} (HTTP {self.status})"]
+        words = [f"{self.code if self.type else 'no error envelope'} (HTTP {self.status})"]
         words += [text.rstrip(".") for text in (self.title, self.detail) if text]
         told = ": ".join(words) + "."
         return f"{told} Quote instance {self.instance} to support." if self.instance else told
@@ -172,6 +180,20 @@ BY_TYPE = ApiError.BY_TYPE
 """The class of each of the reference's types, by the type."""
 BY_CODE = ApiError.BY_CODE
 """The same for the types that only the quickstart's envelope has."""
+
+
+def listed_type(text: str) -> str | None:
+    """
+    The listed type that *text* names, as the reference writes it; None if it names none.
+
+    Types are compared by their last path segment: problem types may also be written bare, or as a URL.
+    """
+    name = f"errors/{text.rstrip('/').rpartition('/')[2]}"
+    return name if name in BY_TYPE or name in BY_CODE else None
+
+
+REFUSING_STATUSES = frozenset({403, 405, 409, 413, 415, 422})
+"""Statuses without a class of their own that say, as 400 does, that nothing was applied."""
 
 RETRYABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
 """Retried where the answer has no listed type: what every HTTP API's clients meet in front of it."""

@@ -6,10 +6,24 @@ Which of the two an attempt needs, `_call` decides; here is only where the keys 
 """
 
 import itertools
+import os
 import secrets
-from typing import Protocol
+from typing import Any, Final, Protocol
+from weakref import WeakSet
 
 from attrs import define
+
+
+def check_key(key: Any) -> str:
+    """
+    *key*, which a caller chose.
+
+    Raises:
+        ValueError: It cannot be sent as a header.
+    """
+    if not isinstance(key, str) or not 1 <= len(key) <= 255 or not all("!" <= c <= "~" for c in key):
+        raise ValueError("idempotency_key is 1 to 255 visible ASCII characters without spaces")
+    return key
 
 
 class Keys(Protocol):
@@ -34,15 +48,33 @@ class Keys(Protocol):
 
 
 class KeyMaker:
-    """Keys that no other session makes: a random prefix, and a counter on it."""
+    """Keys that no other session and no other process makes: a random prefix and a counter."""
 
     def __init__(self) -> None:
+        self.restart()
+        _MAKERS.add(self)
+
+    def restart(self) -> None:
+        """Take a new prefix: a forked process has a copy of this maker, and with it the old prefix."""
         self._prefix = secrets.token_hex(12)
         self._numbers = itertools.count(1)
 
     def make(self) -> str:
         """A key that this maker has not given before. A uuid4 each would cost ten times as much."""
         return f"{self._prefix}-{next(self._numbers):x}"
+
+
+_MAKERS: Final[WeakSet[KeyMaker]] = WeakSet()
+
+
+def _restart_all() -> None:
+    for maker in _MAKERS:
+        maker.restart()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    # Cheaper than comparing the process id in each `make`, which would double what it costs.
+    os.register_at_fork(after_in_child=_restart_all)
 
 
 class FreshKeys:

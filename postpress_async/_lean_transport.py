@@ -16,7 +16,7 @@ from yarl import URL
 from postpress_async import errors
 from postpress_async._connector import Connector
 from postpress_async._deadlines import Deadlines
-from postpress_async._exchange import Head, fault, read_answer
+from postpress_async._exchange import Head, fault, read_answer, read_head
 from postpress_async._network import (
     FAILURES,
     NO_LIMITS,
@@ -24,6 +24,7 @@ from postpress_async._network import (
     failure_of,
     headers_over,
     is_clean,
+    refusal_of,
     settle,
 )
 from postpress_async._transport import AiohttpTransport
@@ -81,7 +82,7 @@ class LeanTransport:
         connector = self._connector or self._open()
         if connector.closed:
             raise errors.SessionClosedError("its connector is closed: make a new session")
-        connection, answer, sent = None, None, False
+        connection, answer, refusal, sent = None, None, None, False
         limit = self._deadlines.within(timeout)
         try:
             with limit:
@@ -91,11 +92,16 @@ class LeanTransport:
                     protocol = await settle(protocol)
                 sent = True
                 self._head.write(protocol, request, idempotency_key)
-                answer = await read_answer(protocol)
+                head, content = await read_head(protocol)
+                refusal = refusal_of(head.code, head.headers)
+                answer = await read_answer(protocol, head, content)
                 return answer
         except FAILURES as error:
+            if refusal is not None:
+                return refusal
             failure = failure_of(
                 error,
+                self._base_url.host_port_subcomponent or "",
                 sent=sent,
                 closed=self._deadlines.ended,
                 timeout=timeout if limit.expired else None,

@@ -6,7 +6,9 @@ None of its exceptions is kept as a cause: most carry the request's headers, and
 """
 
 import asyncio
+import os
 import select
+import socket
 import ssl
 from typing import Final, Protocol, TypeGuard
 
@@ -43,7 +45,8 @@ class Transport(Protocol):
 
         Raises:
             TransportError: No answer came; its `applied` tells whether the request may have arrived.
-            AnswerError: An answer came that is too large or is not HTTP.
+            AnswerError: A success came whose body is too large, or an answer that is not HTTP. Another answer
+                is returned without its body if that cannot be read: its status says enough.
         """
         ...
 
@@ -188,60 +191,90 @@ def _was_broken_off(protocol: ResponseHandler | None, error: aiohttp.ClientPaylo
     return isinstance(cause, HttpProcessingError) and not isinstance(cause, PayloadEncodingError)
 
 
+def refusal_of(status: int, headers: CIMultiDictProxy[str]) -> Answer | None:
+    """
+    The answer without its body; None for a success, which is not believed before its body has been read.
+
+    An answer that is not a success is classified by its status, whatever happens to its body afterwards.
+    """
+    return answer_of(status, headers, b"") if status >= 300 else None
+
+
 def answer_of(status: int, headers: CIMultiDictProxy[str], body: bytes) -> Answer:
-    """What came back, with the one header that counts."""
+    """The response, with the headers that say how long to wait."""
     if status == 200:
         return Answer(200, body)
-    waits = headers.getall("Retry-After", [])
+    return Answer(status, body, _one_of(headers, "Retry-After"), _one_of(headers, "Date"))
+
+
+def _one_of(headers: CIMultiDictProxy[str], name: str) -> str | None:
     # Two different values are no value: which one was meant cannot be known.
-    return Answer(status, body, waits[0] if len(set(waits)) == 1 else None)
+    values = set(headers.getall(name, ()))
+    return values.pop() if len(values) == 1 else None
 
 
 # --- Failures ------------------------------------------------------------------------------------
 
 
-def failure_of(error: Exception, *, sent: bool, closed: bool, timeout: float | None) -> errors.PostPressError:
+def failure_of(
+    error: Exception, host: str, *, sent: bool, closed: bool, timeout: float | None
+) -> errors.PostPressError:
     """
     Ours for one of `FAILURES`; to be raised where that one is not being handled, lest it be on the chain.
 
     Args:
         error: What came.
+        host: Host and port of the base URL, for the message.
         sent: Whether the API may have the request.
-        closed: Whether the session was closed meanwhile.
-        timeout: The seconds that were given, where they were up.
+        closed: Whether the session was closed before the response was complete.
+        timeout: The seconds of the attempt if they are over, else None.
     """
     if closed:
-        failure: errors.PostPressError = errors.ConnectionLostError("the session was closed meanwhile")
+        failure: errors.PostPressError = errors.ConnectionLostError(
+            "the session was closed before the response arrived"
+        )
     elif timeout is not None:
-        failure = errors.AttemptTimeoutError(f"no answer in {timeout:.3g} s")
+        missing = f"response from {host}" if sent else f"connection to {host}"
+        failure = errors.AttemptTimeoutError(f"no {missing} within {timeout:.3g} s")
     else:
-        failure = translated(error)
+        failure = translated(error, host)
     if sent and isinstance(failure, errors.ConnectionLostError | errors.AttemptTimeoutError):
         failure.applied = Applied.UNKNOWN
     return failure
 
 
-def translated(error: Exception) -> errors.PostPressError:
+def translated(error: Exception, host: str) -> errors.PostPressError:
     """Ours for one of aiohttp's, with no more of its text than is known to hold no secret."""
     if isinstance(error, TooLargeError):
         return errors.AnswerError(f"the answer is over {MAX_ANSWER // 1024} KiB", error.status)
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch | ssl.SSLError):
-        return errors.TlsError(f"no secure connection: {_tls_fact(error)}")
+        return errors.TlsError(f"no secure connection to {host}: {_tls_fact(error)}")
     if isinstance(error, aiohttp.InvalidURL | UnicodeError) and not isinstance(error, UnicodeDecodeError):
-        return errors.ConnectError("no connection: the host's name cannot be looked up")
+        return errors.ConnectError(f"no connection to {host}: its name cannot be looked up")
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return errors.ConnectError("no connection in time")
+        return errors.ConnectError(f"no connection to {host} in time")
     if isinstance(error, TimeoutError):
-        return errors.AttemptTimeoutError("no answer in time")
+        return errors.AttemptTimeoutError(f"no response from {host} in time")
     if isinstance(error, aiohttp.ClientConnectorError):
-        return errors.ConnectError(f"no connection: {error.os_error.strerror or 'the host did not answer'}")
+        return errors.ConnectError(
+            f"no connection to {host}: {_reason(error.os_error) or 'the host did not answer'}"
+        )
     if isinstance(error, SpoiltError):
-        return errors.ConnectionLostError("the connection had ended, or was out of step, before it was used")
+        return errors.ConnectionLostError(f"the connection to {host} was lost before it was used")
     if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError | ValueError):
         return errors.AnswerError("the answer is not HTTP", None)
     if isinstance(error, aiohttp.ClientPayloadError):
-        return errors.ConnectionLostError("the connection broke in the middle of the answer")
-    return errors.ConnectionLostError("the connection was lost before an answer came")
+        return errors.ConnectionLostError(f"the connection to {host} was lost in the middle of the response")
+    fact = f"the connection to {host} was lost before a response arrived"
+    reason = _reason(error) if isinstance(error, OSError) else None
+    return errors.ConnectionLostError(f"{fact}: {reason}" if reason else fact)
+
+
+def _reason(error: OSError) -> str | None:
+    """The system's own words for *error*; asyncio puts the address into the text of some."""
+    if isinstance(error, socket.gaierror):
+        return error.strerror
+    return None if error.errno is None else os.strerror(error.errno)
 
 
 def _tls_fact(error: Exception) -> str:

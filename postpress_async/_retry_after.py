@@ -1,5 +1,5 @@
 """
-The Retry-After header: seconds, or one of the three dates of HTTP.
+The Retry-After header, seconds or one of the three dates of HTTP; and the Date header.
 
 Source: RFC 9110, sections 10.2.3 (Retry-After) and 5.6.7 (HTTP-date). Written out rather than left
 to ``strptime``, which follows the locale, or to `email.utils`, which takes nearly anything.
@@ -34,14 +34,19 @@ def read_retry_after(text: str, now: float) -> float | None:
     """
     if _SECONDS.fullmatch(text):
         return float(text)  # infinite where it is too large: a wait that nobody will begin
+    when = read_date(text, now)
+    return None if when is None else max(0.0, when - now)
+
+
+def read_date(text: str, now: float) -> float | None:
+    """Unix time of an HTTP date; None for every other form. *now* decides the century of a two-digit year."""
     for form in _DATES:
         if match := form.fullmatch(text):
-            when = _read_date(match.groupdict(), now)
-            return None if when is None else max(0.0, when - now)
+            return _read_parts(match.groupdict(), now)
     return None
 
 
-def _read_date(parts: dict[str, str], now: float) -> float | None:
+def _read_parts(parts: dict[str, str], now: float) -> float | None:
     year, latest = int(parts["year"]), None
     if len(parts["year"]) == 4:
         latest = _moment(parts, year)

@@ -45,37 +45,39 @@ def read_base_url(given: str | None) -> URL:
     The base URL *given*, the environment's ``POSTPRESS_BASE_URL``, or `BASE_URL`; without a last slash.
 
     Raises:
-        ConfigurationError: It is no https (or http to this very machine), or has a user name, a
-            fragment, or a query other than the quickstart's ``port=N``; or it has anything that would be
-            sent otherwise than it is written.
+        ConfigurationError: It is not https (or http to this machine), or has a user name, a fragment, or a
+            query other than the quickstart's ``port=N``; or some of it would be sent other than as it is
+            written. The message shows the accepted form.
     """
     text = given if given is not None else os.environ.get("POSTPRESS_BASE_URL") or BASE_URL
     try:
         url = URL(text)
     except (ValueError, TypeError, IndexError):  # the last for brackets with nothing in them
         url = URL()
-    fault = _fault(url)
-    if fault is None and not _is_plain(text, url):
-        fault = (
-            "has something that would be dropped or changed on its way, such as a space, a needless escape, "
-            "dots, an empty part or other than ASCII"
+    if (fault := _fault(url)) is not None:
+        raise ConfigurationError(f"the base URL {fault}")
+    if not _is_plain(text, url):
+        raise ConfigurationError(
+            f"the base URL is not written as it is sent; write {url} (PostPress's own is {BASE_URL})"
         )
-    if fault is not None:
-        raise ConfigurationError(f"the base URL {fault}; PostPress's own is {BASE_URL}")
     return url.with_path(url.raw_path.rstrip("/"), encoded=True, keep_query=True)
+
+
+_FORM: Final = f"write https://HOST[:PORT][/PATH], such as {BASE_URL}"
 
 
 def _fault(url: URL) -> str | None:
     if url.scheme not in {"https", "http"} or not url.raw_host or not _is_host(url.raw_host):
-        return "is not an https:// address"
+        return f"is not an https:// address; {_FORM}"
     if url.scheme == "http" and not _is_loopback(url.raw_host):
-        return "is http: the key would cross the network readable; only this machine may be reached so"
+        fact = "is http, and the key could be read on the network"
+        return f"{fact}; {_FORM} (http:// is accepted for this machine only)"
     if url.user is not None or url.password is not None:
-        return "has a user name or password: the API takes none there"
+        return f"has a user name or password, which the API does not take; {_FORM}"
     if url.fragment:
-        return "has a fragment (#...), which is never sent"
+        return f"has a fragment (#...), which is never sent; {_FORM}"
     if url.query_string and not (_PORT.fullmatch(url.query_string) and 1 <= int(url.query["port"]) <= 65535):
-        return "has a query other than ?port=N, with N from 1 to 65535"
+        return f"has a query other than ?port=N, with N from 1 to 65535; {_FORM}"
     return None
 
 
@@ -86,11 +88,18 @@ def target_of(base_url: URL) -> str:
 
 
 def _is_plain(text: str, url: URL) -> bool:
-    """Whether *url* is *text* as it was written, but for the case of its host, and how IPv6 is written."""
+    """
+    Whether *url* is *text* as it was written.
+
+    The case of its host, how IPv6 is written and a port that is the scheme's own make no difference.
+    """
     mine, theirs = (_PARTS.fullmatch(one) for one in (text, str(url)))
     if mine is None or theirs is None or mine["rest"] != theirs["rest"]:
         return False
-    return mine["place"].lower() == theirs["place"] or mine["place"].partition("://")[2].startswith("[")
+    port = f":{url.port}"
+    if mine["place"].lower().removesuffix(port) == theirs["place"].removesuffix(port):
+        return True
+    return mine["place"].partition("://")[2].startswith("[")
 
 
 def _is_host(text: str) -> bool:

@@ -25,6 +25,7 @@ from postpress_async._network import (
     headers_over,
     is_clean,
     read_body,
+    refusal_of,
     settle,
 )
 from postpress_async._wire import Answer, Request
@@ -61,9 +62,12 @@ class AiohttpTransport:
             with limit:
                 return await self._exchange(session, request.account_id, idempotency_key, body)
         except FAILURES as error:
+            if body.refusal is not None:
+                return body.refusal
             closed = self._deadlines.ended
             failure = failure_of(
                 error,
+                self._base_url.host_port_subcomponent or "",
                 sent=body.sent
                 if closed or limit.expired
                 else not (body.refused or isinstance(error, SpoiltError)),
@@ -87,6 +91,7 @@ class AiohttpTransport:
             headers["Idempotency-Key"] = idempotency_key
         url = self._base_url.with_path(f"{self._path}{account_id}", encoded=True, keep_query=True)
         response = await session.request("PATCH", url, data=body, headers=headers, allow_redirects=False)
+        body.refusal = refusal_of(response.status, response.headers)
         try:
             check_lengths(response.headers)
             protocol = None if response.connection is None else response.connection.protocol
@@ -179,12 +184,14 @@ class _Body(BytesPayload):
     Attributes:
         sent: It was, or may have been.
         refused: It was not, for certain.
+        refusal: What the head of the answer says, if that is enough; see `refusal_of`.
     """
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body, content_type="application/json")
         self.sent = False
         self.refused = False
+        self.refusal: Answer | None = None
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         try:

@@ -16,9 +16,10 @@ from urllib.parse import quote
 
 from attrs import define, field
 
+from postpress_async._failure import listed_type
 from postpress_async._fields import check_account_id
-from postpress_async._retry_after import read_retry_after
-from postpress_async.errors import BY_CODE, BY_TYPE, AnswerError, ApiError, PostPressError, Problem
+from postpress_async._retry_after import read_date, read_retry_after
+from postpress_async.errors import AnswerError, ApiError, PostPressError, Problem
 from postpress_async.models import AccountPatched, Attempt, CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.secret import MASK, Secret
 
@@ -51,11 +52,12 @@ class Request:
 
 @define
 class Answer:
-    """What came back: the status, the whole body, and the one header that counts."""
+    """The response: the status, the whole body, and the headers ``Retry-After`` and ``Date``."""
 
     status: int
     body: bytes = field(repr=False)
     retry_after: str | None = field(default=None, repr=False)
+    date: str | None = field(default=None, repr=False)
 
 
 def patch_account(account_id: str, change: ProxyChange) -> Request:
@@ -150,9 +152,17 @@ def _read_error(answer: Answer, secrets: tuple[Secret, ...]) -> PostPressError:
         return AnswerError("the API documents no success but 200", answer.status)
     if answer.status < 400:
         return AnswerError("a redirect, which is never followed", answer.status)
-    seconds = None if answer.retry_after is None else read_retry_after(answer.retry_after, time.time())
     payload, _ = _read_json(answer.body)
-    return ApiError.of(answer.status, _read_problem(payload, secrets), seconds)
+    return ApiError.of(answer.status, _read_problem(payload, secrets), _seconds_to_wait(answer))
+
+
+def _seconds_to_wait(answer: Answer) -> float | None:
+    if answer.retry_after is None:
+        return None
+    now = time.time()
+    # A date is of the server's clock, which its Date header shows; ours may be minutes off.
+    sent = None if answer.date is None else read_date(answer.date, now)
+    return read_retry_after(answer.retry_after, now if sent is None else sent)
 
 
 def _read_problem(payload: object, secrets: tuple[Secret, ...]) -> Problem:
@@ -171,12 +181,25 @@ def _read_problem(payload: object, secrets: tuple[Secret, ...]) -> Problem:
         return Problem()
     title, detail, instance = (
         clean(text, secrets) if isinstance(text, str) else None
-        for text in (payload.get("title"), payload.get("detail"), payload.get("instance"))
+        for text in (payload.get("title"), _as_text(payload.get("detail")), payload.get("instance"))
     )
-    # A listed type is no secret, even where a password happens to be a part of it.
-    if type_ not in BY_TYPE and type_ not in BY_CODE:
+    # A listed type is not a secret, even if a password happens to be a part of it; the text around it may be.
+    listed = listed_type(type_)
+    if type_ != listed:
         type_ = clean(type_, secrets)
+        if listed is not None and listed_type(type_) != listed:
+            type_ = listed
     return Problem(type_, title or "", detail, instance)
+
+
+def _as_text(detail: object) -> str | None:
+    """*detail* as it is if it is text; compact JSON of everything else but null."""
+    if detail is None or isinstance(detail, str):
+        return detail
+    try:
+        return json.dumps(detail, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        return None
 
 
 def clean(text: str, secrets: tuple[Secret, ...]) -> str:

@@ -281,8 +281,8 @@ class AnswerError(PostPressError):
     """
     An answer that cannot be true or cannot be read: never taken for a success.
 
-    It is another's account, no JSON, a redirect, too large, or not HTTP at all (and then has no
-    status). Retried only where its status would be.
+    It is a redirect; or a success that names another account, is not JSON or is too large; or it is not
+    HTTP, and then `status` is None. Retried only if its status would be.
     """
 
     applied: Applied = Applied.UNKNOWN

@@ -126,7 +126,8 @@ class RetryPolicy:
         never_on: Classes of errors that are not retried although they say they are; beats *also_on*.
         wait: A tenacity wait strategy in place of the full jitter.
         stop: A tenacity stop strategy in place of *attempts*; the deadline holds all the same.
-        sleep: What lets the time pass; a test records instead.
+        sleep: Called with the seconds of each backoff. A test may record them and return at once: they count
+            against *deadline* as if they had been slept.
 
     Raises:
         ValueError: A number is not as said above.

@@ -7,14 +7,14 @@ import random
 import ssl as tls
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 
 import aiohttp
 
 from postpress_async import events
 from postpress_async._call import Line, UpdateCall
 from postpress_async._guarded import Guarded
-from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey
+from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey, check_key
 from postpress_async._lean_transport import make_lean
 from postpress_async._lifetime import Lifetime, Waits
 from postpress_async._network import Transport
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from postpress_async.rotation.errand import Errand
     from postpress_async.rotation.given import Changes
     from postpress_async.rotation.journal import OnFailed, OnUnknown
-    from postpress_async.rotation.resume import RowKeys
 
 _TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {"session": AiohttpTransport, "lean": make_lean}
 _log = logging.getLogger("postpress_async.pace")
@@ -121,7 +120,9 @@ class PostPressSession:
         """
         Give one account the proxy that *change* describes.
 
-        Two updates of one account never overlap: the later call waits, and is the one that lasts.
+        Updates of one account on one session run one after another, in the order of the calls. So the last
+        call made is the last applied, unless an earlier one was cancelled or timed out: the API may still
+        apply that one later.
 
         Args:
             account_id: 1 to 256 of ``A-Z a-z 0-9 . _ ~ -``.
@@ -138,7 +139,7 @@ class PostPressSession:
             ConfigurationError: The session is closed, or belongs to another event loop.
         """
         if idempotency_key is not None:
-            keys: Keys = OneKey(_checked(idempotency_key))
+            keys: Keys = OneKey(check_key(idempotency_key))
         else:
             keys = FreshKeys(self._key_maker) if self._idempotency else OneKey(None)
         with self._lifetime:
@@ -203,10 +204,11 @@ class PostPressSession:
         )
 
     async def run_errand(
-        self, account_id: str, change: ProxyChange, row_keys: "RowKeys", errand: "Errand", /
+        self, account_id: str, change: ProxyChange, keys: Keys, errand: "Errand | None" = None, /
     ) -> AccountPatched:
-        """Not for callers: one call of a rotation, on this machine or on a worker of a cluster."""
-        keys: Keys = row_keys if self._idempotency else OneKey(None, row_keys.in_doubt)
+        """Not for callers: one call under keys of a rotation, on any machine, or of the command line."""
+        if not self._idempotency:
+            keys = OneKey(None, keys.in_doubt)
         with self._lifetime:
             call = UpdateCall(
                 self._line,
@@ -244,6 +246,9 @@ class PostPressSession:
         # After an error nobody waits for what is still under way.
         await self.aclose(0.0 if kind is not None else 5.0)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session cannot be pickled or copied: make a new one where it is needed")
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self._lifetime.ended else 'open'}>"
 
@@ -269,9 +274,3 @@ class _Pauses:
             event = events.PauseEnded(elapsed)
         if self._observer is not None:
             self._observer(event)
-
-
-def _checked(key: Any) -> str:
-    if not isinstance(key, str) or not 1 <= len(key) <= 255 or not all("!" <= c <= "~" for c in key):
-        raise ValueError("idempotency_key is 1 to 255 visible ASCII characters without spaces")
-    return key

@@ -255,7 +255,7 @@ def _type_of(error: PostPressError) -> str:
     """The type where it is one of the catalogue, else the HTTP status or the class: there are few of each."""
     if not isinstance(error, ApiError):
         return error.code
-    return error.type if _is_listed(error.type) else str(error.status)
+    return error.code if _is_listed(error.code) else str(error.status)
 
 
 def _is_listed(type_: str) -> bool:

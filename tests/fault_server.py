@@ -128,8 +128,8 @@ def bare(head: bytes, body: bytes = b"") -> bytes:
     return head.replace(b"\n", b"\r\n") + b"\r\n\r\n" + body
 
 
-def chunked(body: bytes, *lines: bytes) -> bytes:
-    head = [b"HTTP/1.1 200 OK", b"Transfer-Encoding: chunked", *lines, b"", b""]
+def chunked(body: bytes, *lines: bytes, status: int = 200) -> bytes:
+    head = [b"HTTP/1.1 %d X" % status, b"Transfer-Encoding: chunked", *lines, b"", b""]
     return b"\r\n".join(head) + body
 
 
@@ -408,6 +408,20 @@ BODIES: dict[str, Fault] = {
     "256 KiB exactly": body_of(lambda true: true + b" " * (256 * 1024 - len(true))),
     "256 KiB and a byte": body_of(lambda true: true + b" " * (256 * 1024 + 1 - len(true))),
     "300 KiB with an error": body_of(b" " * 300_000, 503),
+    "a 401 cut short": closes(lambda _: answer(401, b'{"type": "err', length=99)),
+    "a 401 whose connection is reset": sends_then(lambda _: answer(401, b"{", length=99), _reset),
+    "a 401 whose body never comes": sends_then(lambda _: answer(401, b"", length=99), _silence),
+    "a 401 whose body drips": sends_then(
+        lambda _: answer(401, b"", length=99), lambda wire: wire.drip(b"x" * 50)
+    ),
+    "a 401 with endless chunks": floods(lambda _: chunked(b"", status=401), chunk(_BIG)),
+    "a 401 with a bad chunk": says(lambda _: chunked(b"zz\r\nx\r\n", status=401)),
+    "a 401 with a bad chunk, later": sends_then(lambda _: chunked(chunk(b" "), status=401), _bad_chunk),
+    "a 401 with a chunk longer than its size": says(lambda _: chunked(b"1\r\nxyz\r\n", status=401)),
+    "a 401 with garbage after the body": says(lambda _: answer(401, b"") + b"garbage"),
+    "a 401 that is not UTF-8": body_of(b'{"type": "errors/wrong_account\xff"}', 401),
+    "a 401 said to be gzip, and is not": body_of(b"{}", 401, b"Content-Encoding: gzip"),
+    "a 429 cut short": closes(lambda _: answer(429, b"", b"Retry-After: 1", length=99)),
     "a body that drips": sends_then(
         lambda true: answer(200, b"", length=len(true)), lambda w: w.drip(b"x" * 50)
     ),

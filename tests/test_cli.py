@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from postpress_async.sandbox import Sandbox
+from postpress_async.sandbox import Fault, Sandbox
 
 DATA = Path(__file__).parent / "data"
 KEY = "pp_test_sandbox"
@@ -311,6 +312,70 @@ async def test_an_update_that_is_refused_says_why(sandbox) -> None:
     assert "acc_1: errors/disconnected_account (HTTP 401)" in done.stderr
 
 
+def key_to_repeat_with(told: str) -> str:
+    """The key that the message says to run the same command with."""
+    found = re.search(r"run the same command with: --idempotency-key (\S+)\n", told)
+    assert found is not None, told
+    return found[1]
+
+
+async def test_an_update_of_unknown_outcome_is_repeated_with_its_key_without_doubling(sandbox) -> None:
+    """The message says how; without the key, a second managed proxy would be handed out, and billed."""
+    sandbox.script("acc_1", Fault(type="errors/unexpected_error", executes=True))
+    environment = {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+    command = ("update", "acc_1", "--country", "US")
+
+    unknown = await asyncio.to_thread(run, *command, env=environment)
+    key = key_to_repeat_with(unknown.stderr)
+    again = await asyncio.to_thread(run, *command, "--idempotency-key", key, env=environment)
+
+    assert unknown.returncode == 1
+    assert (again.returncode, again.stdout) == (0, "acc_1 patched, in 1 attempt\n")
+    assert sandbox.record.managed_handed_out == 1
+
+
+async def test_an_update_that_is_interrupted_says_its_key(sandbox) -> None:
+    """Ctrl-C leaves the outcome unknown too."""
+    sandbox.script("acc_1", Fault(ends="never", executes=True))
+    environment = os.environ | {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+    command = (sys.executable, "-m", "postpress_async", "update", "acc_1", "--country", "US")
+
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=subprocess.PIPE)
+    while not sandbox.record.managed_handed_out:
+        await asyncio.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = await process.communicate()
+    key = key_to_repeat_with(told.decode())
+    again = await asyncio.to_thread(run, *command[3:], "--idempotency-key", key, env=environment)
+
+    assert process.returncode == 130
+    assert again.returncode == 0
+    assert sandbox.record.managed_handed_out == 1
+
+
+async def test_an_update_with_the_key_of_an_earlier_one_stays_in_doubt_when_it_is_refused(sandbox) -> None:
+    """A refusal of this request says nothing of the earlier one."""
+    sandbox.script("acc_1", "errors/disconnected_account")
+    environment = {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+
+    done = await asyncio.to_thread(
+        run, "update", "acc_1", "--country", "US", "--idempotency-key", "order-17", env=environment
+    )
+
+    assert done.returncode == 1
+    assert key_to_repeat_with(done.stderr) == "order-17"
+
+
+async def test_an_update_that_applied_nothing_needs_no_key(sandbox) -> None:
+    """A key that is not needed would hide the one that is."""
+    sandbox.script("acc_1", "errors/disconnected_account")
+    environment = {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+
+    done = await asyncio.to_thread(run, "update", "acc_1", "--country", "US", env=environment)
+
+    assert "--idempotency-key" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "advice"),
     [
@@ -364,6 +429,7 @@ def test_a_file_may_be_named_like_a_secret(tmp_path: Path) -> None:
         pytest.param(["--country", "UK"], id="a country that is none"),
         pytest.param(["--country", "US", "--proxy", "http://h:1"], id="two at once"),
         pytest.param(["--proxy", "h:1"], id="a proxy without a scheme"),
+        pytest.param(["--country", "US", "--idempotency-key", "a b"], id="a key with a space"),
         pytest.param(["--proxy-file", "/nowhere"], id="a file that is not there"),
     ],
 )

@@ -49,7 +49,13 @@ MAY_BE_APPLIED = {"errors/unexpected_error", "errors/authentication_intent_error
 
 def answered(status: int, type_: str) -> errors.ApiError:
     """The error that such an answer becomes."""
-    body = f'{{"type": "{type_}", "title": "A title", "status": {status}, "instance": "req_1"}}'
+    return refusal(
+        status, f'{{"type": "{type_}", "title": "A title", "status": {status}, "instance": "req_1"}}'
+    )
+
+
+def refusal(status: int, body: str) -> errors.ApiError:
+    """The error that an answer with this body becomes."""
     with pytest.raises(errors.ApiError) as caught:
         read_patched(Answer(status, body.encode()), Request("acc_1", b"{}"), Secret("key"))
     return caught.value
@@ -132,6 +138,74 @@ def test_an_answer_without_an_envelope_is_its_status_s_class(status: int) -> Non
     assert caught.value.applied is (Applied.NO if status in {401, 429} else Applied.UNKNOWN)
 
 
+@pytest.mark.parametrize(
+    "body", ["", '{"type": "errors/brand_new", "title": "A title"}'], ids=["bare", "unlisted type"]
+)
+@pytest.mark.parametrize("status", [403, 405, 409, 413, 415, 422])
+def test_a_refusal_that_the_page_does_not_list_applied_nothing(status: int, body: str) -> None:
+    """Recorded as unknown, the account would be sent again every night."""
+    error = refusal(status, body)
+
+    assert type(error) is errors.ApiError
+    assert error.applied is Applied.NO
+    assert not error.retryable
+
+
+def test_a_conflict_with_a_type_that_may_have_been_applied_is_unknown() -> None:
+    """A 409 alone does not say what the conflict is with; its type may."""
+    assert answered(409, "errors/unexpected_error").applied is Applied.UNKNOWN
+    assert answered(409, "errors/invalid_request").applied is Applied.NO
+
+
+@pytest.mark.parametrize(
+    ("type_", "scope"),
+    [
+        pytest.param("", Scope.SERVICE, id="bare"),
+        pytest.param("errors/brand_new", Scope.SERVICE, id="unlisted type"),
+        pytest.param("errors/invalid_credentials", Scope.SERVICE, id="an account's type"),
+        pytest.param("errors/insufficient_privileges", Scope.KEY, id="a key's type"),
+    ],
+)
+def test_a_403_is_the_key_only_if_its_type_says_so(type_: str, scope: Scope) -> None:
+    """A gateway refuses with 403 too, and a rotation stops at once at an error of scope KEY."""
+    assert answered(403, type_).scope is scope
+
+
+@pytest.mark.parametrize("status", [405, 409, 413, 415, 422])
+def test_an_unlisted_refusal_is_about_the_request(status: int) -> None:
+    """Another account, proxy or key would get the same answer to such a request."""
+    assert refusal(status, "").scope is Scope.REQUEST
+
+
+@pytest.mark.parametrize("type_", ["proxy_error", "https://errors.example.com/v2/errors/proxy_error"])
+def test_a_type_is_known_by_its_last_path_segment(type_: str) -> None:
+    """A pool replaces the proxy only if the error is known to be of scope PROXY."""
+    error = answered(502, type_)
+
+    assert type(error) is errors.ProxyError
+    assert error.scope is Scope.PROXY
+    assert error.applied is Applied.NO
+
+
+@pytest.mark.parametrize(
+    "type_", ["proxy_error", "errors/proxy_error", "https://errors.example.com/proxy_error"]
+)
+def test_each_spelling_of_a_type_has_the_same_code(type_: str) -> None:
+    """Journals, reports and metrics count by the code; the error keeps what came."""
+    error = answered(502, type_)
+
+    assert error.code == "errors/proxy_error"
+    assert error.type == type_
+    assert str(error).startswith("errors/proxy_error (HTTP 502): A title.")
+
+
+def test_a_type_that_nobody_lists_keeps_its_spelling_in_the_code() -> None:
+    """It need not be the API's: a gateway in front of it has types of its own."""
+    assert answered(502, "https://gateway.example.com/problems/down").code == (
+        "https://gateway.example.com/problems/down"
+    )
+
+
 def every_error() -> list[errors.PostPressError]:
     made: list[errors.PostPressError] = [
         kind(kind.status or 418, errors.Problem(type_, "A title", "A detail", "req_9"), 3.0)
@@ -165,3 +239,21 @@ def test_an_error_says_what_an_operator_needs_at_three_in_the_morning() -> None:
     assert str(error) == (
         "acc_1: errors/proxy_error (HTTP 502): A title. Quote instance req_1 to support. 2 attempts in 2.0 s."
     )
+
+
+def test_what_an_error_says_are_sentences() -> None:
+    """A fact that ended without a full stop ran into the number of attempts."""
+    error = errors.ConnectError("no connection to localhost: Connection refused")
+    error.account_id = "acc_1"
+    error.attempts = (Attempt(1, 0.0, 0.5, wait=1.5), Attempt(2, 2.0, 0.5))
+    error.applied = Applied.UNKNOWN
+
+    assert str(error) == (
+        "acc_1: no connection to localhost: Connection refused. 2 attempts in 2.5 s. "
+        "The change may have been applied."
+    )
+
+
+def test_a_single_fact_is_left_as_it_is() -> None:
+    """A program puts it into a sentence of its own."""
+    assert str(errors.DeadlineError("its deadline of 8 s passed")) == "its deadline of 8 s passed"

@@ -205,11 +205,11 @@ OUTCOMES = {
         204 | a 204 with a body | a 205 | a 206 | a status of two digits | a status of four digits | a
         status of 0 | a status below 100 | a status that is negative | a status of words
     """,
-    "AnswerError 2 unknown": """
-        1 GiB announced with an error | 300 KiB with an error
+    "ApiError 1 no": """
+        a 413
     """,
     "ApiError 1 unknown": """
-        a 407 | a 413 | a 417 | a 418 | a 421 | a 425 | a 426 | a 511 | a 599 | a 600 | a 999
+        a 407 | a 417 | a 418 | a 421 | a 425 | a 426 | a 511 | a 599 | a 600 | a 999
     """,
     "ApiError 2 unknown": """
         a 408
@@ -224,14 +224,14 @@ OUTCOMES = {
         both envelopes
     """,
     "BadGatewayError 2 unknown": """
-        a success's body with a 502 | an envelope without a type
+        a success's body with a 502 | an envelope without a type | closed in an error's body
     """,
     "BadRequestError 1 no": """
         an unknown type | a type that passes under a 400
     """,
     "ConnectionLostError 2 unknown": """
         reset after the request | closed after the request | half-open | closed in the status line |
-        closed in a header | closed after the headers | closed in the body | closed in an error's body |
+        closed in a header | closed after the headers | closed in the body |
         reset in the headers | reset in the body | length too long, then closed |
         chunks cut short
     """,
@@ -265,14 +265,21 @@ OUTCOMES = {
         past | Retry-After: a date of RFC 850 | Retry-After: a date of asctime | Retry-After: a day that
         is none | Retry-After: another zone | Retry-After: two that differ | Retry-After: a list
     """,
+    "TooManyRequestsError 1 no": """
+        a 429 cut short
+    """,
     "TooManyRequestsError 2 no": """
         a 429
     """,
     "UnauthorizedError 1 no": """
-        a 401 that wants Basic
+        a 401 that wants Basic | a 401 cut short | a 401 whose connection is reset | a 401 whose body never
+        comes | a 401 whose body drips | a 401 with endless chunks | a 401 with a bad chunk | a 401 with a
+        bad chunk, later | a 401 with a chunk longer than its size | a 401 with garbage after the body |
+        a 401 that is not UTF-8 | a 401 said to be gzip, and is not
     """,
     "UnavailableError 2 unknown": """
-        HTML with a 503 | an unknown type with a 503 | a cookie with an error
+        1 GiB announced with an error | 300 KiB with an error | HTML with a 503 | an unknown type with a 503 |
+        a cookie with an error
     """,
     "value 1 -": """
         closed while idle | reset while idle | an unasked answer while
@@ -533,6 +540,22 @@ def test_a_call_that_is_cancelled_leaves_no_connection_half_read(name: str) -> N
 
                 assert str(await meet(session, "acc_next")) == "value 1 -"
                 assert server.connections == 2
+
+    run(main())
+
+
+def test_a_server_whose_clock_is_wrong_asks_for_the_same_wait() -> None:
+    """A Retry-After of 10 s ahead of the answer's own Date is 10 s, on both transports."""
+    lines = b"Date: Sun, 06 Nov 1994 08:49:37 GMT", b"Retry-After: Sun, 06 Nov 1994 08:49:47 GMT"
+
+    async def main() -> None:
+        with FaultServer() as server:
+            async with session_to(server) as session:
+                server.play(body_of(b"", 429, *lines))
+                met = await meet(session, "acc_bad")
+
+        assert met.error is not None
+        assert met.error.retry_after == 10.0
 
     run(main())
 

@@ -1,13 +1,17 @@
 """One account: the request that is sent, the answer that comes back, and what happens in between."""
 
 import asyncio
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from typing import Any
 
 import aiohttp
 import pytest
+import tenacity
+from attrs import evolve
 from yarl import URL
 
 from postpress_async import (
@@ -23,6 +27,7 @@ from postpress_async.errors import Applied
 from postpress_async.pace import Pace
 from postpress_async.sandbox import Fault, Sandbox
 from tests.conftest import KEY
+from tests.virtual_world import in_virtual_time, world
 
 BASE = "https://api.postpress.ai/v1"
 ENDPOINT = f"{BASE}/accounts/acc_01"
@@ -149,6 +154,31 @@ async def test_a_retry_after_beyond_the_deadline_gives_up_at_once(api, session, 
 
     assert naps == []
     assert caught.value.retry_after == 121.0
+
+
+async def test_seconds_that_were_recorded_and_not_slept_count_against_the_deadline(api, naps, policy) -> None:
+    """Under a deadline of 8 s, a test sees the attempts that a program will make."""
+    api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502), repeat=True)
+    short = evolve(policy, attempts=50, deadline=8.0, wait=tenacity.wait_fixed(2.0))
+
+    async with PostPressSession(KEY, retry=short) as session:
+        with pytest.raises(errors.ProxyError) as caught:
+            await session.update_proxy("acc_01", OWN)
+
+    assert naps == [2.0, 2.0, 2.0]
+    assert len(caught.value.attempts) == 4
+
+
+@in_virtual_time
+async def test_seconds_that_were_slept_count_once_against_the_deadline() -> None:
+    """The loop's clock has moved by them already, in virtual time too."""
+    short = RetryPolicy(attempts=50, deadline=8.0, wait=tenacity.wait_fixed(2.0))
+    async with world(retry=short) as made:
+        made.server.faults.script("acc_x", *["errors/proxy_error"] * 50)
+        with pytest.raises(errors.ProxyError) as caught:
+            await made.call()
+
+    assert len(caught.value.attempts) == 4
 
 
 # --- Idempotency keys ---
@@ -475,7 +505,7 @@ async def test_a_call_that_still_connects_ends_with_the_session() -> None:
             await asyncio.sleep(0)
         await session.aclose(timeout=0.0)
 
-        with pytest.raises(errors.ConnectionLostError, match="closed meanwhile"):
+        with pytest.raises(errors.ConnectionLostError, match="session was closed"):
             await call
     silent.close()
     for writer in accepted:
@@ -587,3 +617,10 @@ asyncio.run(main())
 
     told = {"session": "['Unclosed client session']", "lean": "['Unclosed connector']"}
     assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", told[transport])
+
+
+@pytest.mark.parametrize("travel", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda each: each.__name__)
+def test_a_session_cannot_be_pickled_or_copied(travel) -> None:
+    """It has connections and an event loop; the message says what to do instead."""
+    with pytest.raises(TypeError, match="a session cannot be pickled or copied: make a new one"):
+        travel(PostPressSession(KEY))

@@ -142,6 +142,9 @@ def test_a_base_url_may_come_from_the_environment(environment: pytest.MonkeyPatc
         pytest.param("https://example.com/", "https://example.com", id="a slash alone"),
         pytest.param("HTTPS://Example.COM/v1", "https://example.com/v1", id="upper case"),
         pytest.param("https://example.com:8443/v1", "https://example.com:8443/v1", id="port"),
+        pytest.param("https://example.com:443/v1", "https://example.com/v1", id="the scheme's own port"),
+        pytest.param("https://Example.com:443", "https://example.com", id="the scheme's own port, no path"),
+        pytest.param("http://localhost:80/v1", "http://localhost/v1", id="the own port of http"),
         pytest.param("https://203.0.113.42/v1", "https://203.0.113.42/v1", id="address"),
         pytest.param(
             "https://xn--bcher-kva.example/v1", "https://xn--bcher-kva.example/v1", id="international"
@@ -258,6 +261,44 @@ def test_a_base_url_that_cannot_work_is_refused(url: Any) -> None:
 
     assert "hunter2" not in repr(caught.value)
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        pytest.param(
+            "api.example.com/v1",
+            "the base URL is not an https:// address; write https://HOST[:PORT][/PATH], such as "
+            "https://api.postpress.ai/v1",
+            id="no scheme",
+        ),
+        pytest.param(
+            "http://api.example.com/v1",
+            "the base URL is http, and the key could be read on the network; "
+            "write https://HOST[:PORT][/PATH], such as https://api.postpress.ai/v1 "
+            "(http:// is accepted for this machine only)",
+            id="http",
+        ),
+        pytest.param(
+            "https://bücher.example/a b",
+            "the base URL is not written as it is sent; "
+            "write https://xn--bcher-kva.example/a%20b (PostPress's own is https://api.postpress.ai/v1)",
+            id="what would be changed",
+        ),
+        pytest.param(
+            "https://example.com:0443/v1",
+            "the base URL is not written as it is sent; write https://example.com/v1 (PostPress's own is "
+            "https://api.postpress.ai/v1)",
+            id="a port with a zero before it",
+        ),
+    ],
+)
+def test_the_message_for_a_refused_base_url_shows_the_accepted_form(url: str, message: str) -> None:
+    """What is wrong, and what to write instead."""
+    with pytest.raises(ConfigurationError) as caught:
+        read_base_url(url)
+
+    assert str(caught.value) == message
 
 
 @given(text=st.text() | st.text("htps:/[]@?#%.127localhost&=").map("http://{}".format))

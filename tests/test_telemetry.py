@@ -184,6 +184,11 @@ async def test_a_call_that_fails_says_what_to_quote(sandbox: Sandbox, watch: Wat
     [
         pytest.param(Fault(type="errors/brand_new_4711", status=422), "422", id="a type that is not listed"),
         pytest.param(Fault(status=418), "418", id="no envelope"),
+        pytest.param(
+            Fault(status=502, body=b'{"type": "https://example.com/errors/proxy_error"}'),
+            "errors/proxy_error",
+            id="a type as a URL",
+        ),
         pytest.param("drop", "ConnectionLostError", id="no answer"),
     ],
 )

@@ -1,8 +1,11 @@
 """The way out and back: what is known of a request that broke, where only a stub can break it so."""
 
 import asyncio
+import errno
 import gc
 import select
+import socket
+import ssl
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +17,14 @@ from yarl import URL
 
 from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, _transport, errors
 from postpress_async._lean_transport import LeanTransport
-from postpress_async._network import NotHttpError, end_with_its_connection, has_news, translated
+from postpress_async._network import (
+    NotHttpError,
+    SpoiltError,
+    end_with_its_connection,
+    failure_of,
+    has_news,
+    translated,
+)
 from postpress_async._settings import read_base_url
 from postpress_async._transport import AiohttpTransport, _Body
 from postpress_async._wire import Request
@@ -23,6 +33,7 @@ from tests.conftest import KEY
 from tests.fault_server import FAULTS, FaultServer
 
 US = ManagedProxy(country="US")
+HOST = "api.example.com"
 
 
 class Writer:
@@ -67,7 +78,92 @@ async def test_a_body_knows_whether_it_may_have_left(error: BaseException, sent:
 )
 def test_a_failure_of_aiohttp_is_one_of_ours(error: Any, kind: type[errors.PostPressError]) -> None:
     """Also those that only a connector of the caller's, with timeouts of its own, lets through."""
-    assert type(translated(error)) is kind
+    assert type(translated(error, HOST)) is kind
+
+
+def refused_connection(error: OSError) -> aiohttp.ClientConnectorError:
+    request = aiohttp.ClientRequest("PATCH", URL("https://api.example.com"), loop=asyncio.new_event_loop())
+    request.loop.close()
+    return aiohttp.ClientConnectorError(request.connection_key, error)
+
+
+@pytest.mark.parametrize(
+    ("error", "fact"),
+    [
+        pytest.param(
+            refused_connection(OSError(errno.ECONNREFUSED, "Connect call failed ('203.0.113.1', 443)")),
+            "no connection to api.example.com: Connection refused",
+            id="refused",
+        ),
+        pytest.param(
+            refused_connection(socket.gaierror(socket.EAI_NONAME, "Name or service not known")),
+            "no connection to api.example.com: Name or service not known",
+            id="a mistyped host",
+        ),
+        pytest.param(
+            refused_connection(OSError("Multiple exceptions: ...")),
+            "no connection to api.example.com: the host did not answer",
+            id="several addresses, several reasons",
+        ),
+        pytest.param(
+            aiohttp.ConnectionTimeoutError(),
+            "no connection to api.example.com in time",
+            id="no connection in time",
+        ),
+        pytest.param(
+            aiohttp.InvalidURL("http://a..b"),
+            "no connection to api.example.com: its name cannot be looked up",
+            id="a name that is not valid",
+        ),
+        pytest.param(ssl.SSLError(1, "x"), "no secure connection to api.example.com: SSLError", id="TLS"),
+        pytest.param(TimeoutError(), "no response from api.example.com in time", id="no response in time"),
+        pytest.param(
+            ConnectionResetError(errno.ECONNRESET, "[Errno 104] peer"),
+            "the connection to api.example.com was lost before a response arrived: Connection reset by peer",
+            id="reset",
+        ),
+        pytest.param(
+            aiohttp.ServerDisconnectedError(),
+            "the connection to api.example.com was lost before a response arrived",
+            id="closed",
+        ),
+        pytest.param(
+            aiohttp.ClientPayloadError(),
+            "the connection to api.example.com was lost in the middle of the response",
+            id="closed in the body",
+        ),
+        pytest.param(
+            SpoiltError(),
+            "the connection to api.example.com was lost before it was used",
+            id="lost while idle",
+        ),
+    ],
+)
+def test_a_transport_error_names_the_host_and_the_reason(error: Any, fact: str) -> None:
+    """Both are what an operator with a mistyped base URL has to see."""
+    assert str(translated(error, HOST)) == fact
+
+
+@pytest.mark.parametrize(
+    ("sent", "fact"),
+    [
+        (True, "no response from api.example.com within 0.1 s. The change may have been applied."),
+        (False, "no connection to api.example.com within 0.1 s"),
+    ],
+    ids=["sent", "not sent"],
+)
+def test_a_timeout_says_what_did_not_come(sent: bool, fact: str) -> None:
+    """Whether the host cannot be reached or does not answer are different things to look at."""
+    assert str(failure_of(TimeoutError(), HOST, sent=sent, closed=False, timeout=0.1)) == fact
+
+
+@pytest.mark.parametrize("transport", ["session", "lean"])
+async def test_the_host_in_a_message_is_the_base_url_s(unused_tcp_port: int, transport: Any) -> None:
+    """With its port, if it is not the scheme's own."""
+    url = f"http://localhost:{unused_tcp_port}/v1"
+    async with PostPressSession(KEY, base_url=url, transport=transport) as session:
+        with pytest.raises(errors.ConnectError, match=f"no connection to localhost:{unused_tcp_port}: Conn"):
+            await session.update_proxy("acc_1", US, retry=RetryPolicy(attempts=1))
 
 
 async def test_the_quickstart_s_port_goes_with_each_request() -> None:
@@ -107,7 +203,7 @@ async def test_a_transport_may_be_closed_while_it_closes() -> None:
         await transport.aclose()
         await first
 
-        with pytest.raises(errors.ConnectionLostError, match="closed meanwhile"):
+        with pytest.raises(errors.ConnectionLostError, match="session was closed"):
             await call
 
 

@@ -351,8 +351,8 @@ def test_the_quickstart_s_own_code_is_its_class() -> None:
     [
         pytest.param({}, "", None, None, id="the type alone"),
         pytest.param({"title": None, "detail": None, "instance": None}, "", None, None, id="nulls"),
-        pytest.param({"title": 5, "detail": ["x"], "instance": {"id": 1}}, "", None, None, id="other kinds"),
-        pytest.param({"title": True, "detail": 1.5, "instance": False}, "", None, None, id="true and false"),
+        pytest.param({"title": 5, "instance": {"id": 1}}, "", None, None, id="other kinds"),
+        pytest.param({"title": True, "instance": False}, "", None, None, id="true and false"),
         pytest.param({"title": "", "detail": "", "instance": ""}, "", "", "", id="empty"),
         pytest.param({"title": "x", "status": "502"}, "x", None, None, id="a status that is text"),
         pytest.param({"title": "x", "status": 200}, "x", None, None, id="another status"),
@@ -374,6 +374,66 @@ def test_a_field_that_is_missing_or_odd_leaves_the_rest(
     assert type(error) is errors.ProxyError
     assert (error.title, error.detail, error.instance) == (title, detail, instance)
     assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("detail", "text"),
+    [
+        pytest.param(["no port", "no host"], '["no port","no host"]', id="list"),
+        pytest.param({"port": ["must be a number"]}, '{"port":["must be a number"]}', id="object"),
+        pytest.param([{"loc": "Zürich"}], '[{"loc":"Zürich"}]', id="not ASCII"),
+        pytest.param([], "[]", id="empty list"),
+        pytest.param(1.5, "1.5", id="number"),
+        pytest.param(False, "false", id="false"),
+        pytest.param({"a\u202e": "\n"}, '{"a\\u202e":"\\n"}', id="what could deceive a reader"),
+    ],
+)
+def test_a_detail_that_is_not_text_is_kept_as_compact_json(detail: object, text: str) -> None:
+    """Validators list the faults of each field there; without it nobody knows what to correct."""
+    error = refused(400, {"type": "errors/invalid_parameters", "title": "x", "detail": detail})
+
+    assert error.detail == text
+
+
+def test_a_detail_that_is_not_text_is_masked_and_capped_like_text() -> None:
+    """Inside an object, a password is still a password."""
+    form: dict[str, Any] = {"type": "errors/invalid_parameters", "title": "x"}
+
+    masked = refused(400, {**form, "detail": {"sent": ["hunter2/€", KEY.reveal()]}}).detail
+    capped = refused(400, {**form, "detail": ["x" * 5000]}).detail
+
+    assert masked == '{"sent":["***","***"]}'
+    assert capped is not None
+    assert len(capped) == MAX_TEXT
+
+
+@pytest.mark.parametrize("depth", range(600, 1000, 5))
+def test_a_detail_that_is_nested_deeply_is_an_error_of_ours(depth: int) -> None:
+    """The reader and the writer of JSON each have a limit of their own, near this depth."""
+    body = b'{"type": "errors/proxy_error", "title": "x", "detail": ' + b"[" * depth + b"]" * depth + b"}"
+
+    assert isinstance(refused(502, body), errors.BadGatewayError)
+
+
+@pytest.mark.parametrize(
+    ("password", "shown"),
+    [
+        ("errors.example.com", "https://***/errors/proxy_error"),
+        ("errors", "https://***.example.com/***/proxy_error"),
+        ("proxy", "errors/proxy_error"),
+        ("/", "errors/proxy_error"),
+        ("com/errors/proxy_error", "errors/proxy_error"),
+    ],
+)
+def test_a_type_written_as_a_url_is_known_whatever_the_password(password: str, shown: str) -> None:
+    """The password is masked in the text around the type, and does not hide the type itself."""
+    type_ = "https://errors.example.com/errors/proxy_error"
+    body = json.dumps({"type": type_, "title": "x"}).encode()
+
+    with pytest.raises(errors.ProxyError) as caught:
+        read_patched(Answer(502, body), Request("acc_1", b"{}", (Secret(password),)), KEY)
+
+    assert caught.value.type == shown
 
 
 @pytest.mark.parametrize(
@@ -442,6 +502,39 @@ def test_a_retry_after_that_is_a_date_counts_from_now() -> None:
     seconds = refused(503, b"", header).retry_after
     assert seconds is not None
     assert 3500 < seconds <= 3600
+
+
+@pytest.mark.parametrize(
+    "skew", [-300, 0, 300], ids=["server's clock behind", "same clock", "server's ahead"]
+)
+def test_a_date_is_read_against_the_answer_s_own_date(skew: float) -> None:
+    """Read by another clock, a wait of 10 s is no wait at all, or so long that the call gives up."""
+    now = time.time() + skew
+    sent, until = (format_datetime(datetime.fromtimestamp(t, UTC), usegmt=True) for t in (now, now + 10))
+
+    with pytest.raises(errors.UnavailableError) as caught:
+        read_patched(Answer(503, b"", until, sent), REQUEST, KEY)
+
+    assert caught.value.retry_after == 10.0
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "7", "Mon, 23 Nov 2026 12:01:30 CEST"])
+def test_a_date_that_cannot_be_read_leaves_the_system_s_clock(date: str) -> None:
+    """As if the answer had none."""
+    header = format_datetime(datetime.fromtimestamp(time.time() + 3600, UTC), usegmt=True)
+
+    with pytest.raises(errors.UnavailableError) as caught:
+        read_patched(Answer(503, b"", header, date), REQUEST, KEY)
+
+    assert caught.value.retry_after == pytest.approx(3600, abs=100)
+
+
+def test_seconds_do_not_depend_on_the_answer_s_date() -> None:
+    """They count from the answer's arrival."""
+    with pytest.raises(errors.UnavailableError) as caught:
+        read_patched(Answer(503, b"", "7", "Sun, 06 Nov 1994 08:49:37 GMT"), REQUEST, KEY)
+
+    assert caught.value.retry_after == 7.0
 
 
 # --- Text from outside ---------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import shlex
 from typing import Literal
 
 import click
 
+from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey, check_key
 from postpress_async.cli import exits, options
-from postpress_async.errors import PostPressError, Scope
+from postpress_async.errors import Applied, PostPressError, Scope
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.session import PostPressSession
 
@@ -18,6 +20,13 @@ from postpress_async.session import PostPressSession
 @click.option("--proxy-file", metavar="FILE", help="A file that holds the proxy's URL; - is standard input.")
 @click.option("--country", metavar="CC", help="A managed proxy of this country, such as US.")
 @click.option("--ip", metavar="IP", help="A managed proxy of the country of this IPv4 address.")
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    allow_from_autoenv=False,  # a key is of one change, and an environment serves many
+    help="The Idempotency-Key of each attempt; by default a new one for each change. The key of an earlier "
+    "command repeats that command without applying the change twice.",
+)
 @options.connection
 def update(
     account_id: str,
@@ -25,6 +34,7 @@ def update(
     proxy_file: str | None,
     country: str | None,
     ip: str | None,
+    idempotency_key: str | None,
     api_key_file: str | None,
     base_url: str | None,
     transport: Literal["session", "lean"],
@@ -38,26 +48,42 @@ def update(
       postpress-async update acc_01HXYZ --country US
     """
     change = _change(proxy, proxy_file, country, ip)
-    return asyncio.run(_update(account_id, change, api_key_file, base_url, transport))
+    if idempotency_key is not None:
+        check_key(idempotency_key)
+    return asyncio.run(_update(account_id, change, idempotency_key, api_key_file, base_url, transport))
 
 
 async def _update(
     account_id: str,
     change: ProxyChange,
+    own_key: str | None,
     api_key_file: str | None,
     base_url: str | None,
     transport: Literal["session", "lean"],
 ) -> int:
     key = options.read_key(api_key_file)
+    keys: Keys = FreshKeys(KeyMaker()) if own_key is None else OneKey(own_key)
     async with PostPressSession(key, base_url=base_url, transport=transport) as session:
         try:
-            done = await session.update_proxy(account_id, change)
+            done = await session.run_errand(account_id, change, keys)
         except PostPressError as error:
             click.echo(f"postpress-async: {error}", err=True)
+            # An earlier command with the caller's own key may have applied the change.
+            if error.applied is Applied.UNKNOWN or own_key is not None:
+                _tell_key(keys)
             return exits.KEY_REFUSED if error.scope is Scope.KEY else exits.SOME_LEFT
+        except asyncio.CancelledError:
+            click.echo(f"postpress-async: {account_id}: the change may have been applied.", err=True)
+            _tell_key(keys)
+            raise
     tries = len(done.attempts)
     click.echo(f"{done.account_id} patched, in {tries} attempt{'s' if tries > 1 else ''}")
     return exits.ALL_PATCHED
+
+
+def _tell_key(keys: Keys) -> None:
+    advice = "To learn the outcome without applying the change twice, run the same command with:"
+    click.echo(f"{advice} --idempotency-key {shlex.quote(keys.current or '')}", err=True)
 
 
 def _change(proxy: str | None, proxy_file: str | None, country: str | None, ip: str | None) -> ProxyChange:

@@ -79,7 +79,7 @@ class Rotation:
         self._group: Final = asyncio.TaskGroup()
         self._journal: Notes | None = None
         self._reach: Reach | None = None
-        self._run = secrets.token_hex(12)
+        self._run = ""
         self._workers = 0
         self._resting = 0  # of the workers
         self._stopping = False
@@ -139,6 +139,7 @@ class Rotation:
 
     def _open(self) -> None:
         """Have a journal, if there is to be one, and rows."""
+        self._run = secrets.token_hex(12)  # not earlier: processes forked since then must not share it
         journal = None if self._open_journal is None else self._open_journal()
         if journal is not None:
             self._journal = journal
