@@ -14,6 +14,7 @@ from postpress_async.cli.catalogue import errors
 from postpress_async.cli.certificates import cluster_certificates
 from postpress_async.cli.completion import completion
 from postpress_async.cli.export import export
+from postpress_async.cli.output import TOO_MANY_FILES, is_file_limit
 from postpress_async.cli.report import report
 from postpress_async.cli.rotate import retry_failed, rotate
 from postpress_async.cli.serve import sandbox
@@ -69,6 +70,9 @@ def run() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to flush at exit
         sys.exit(exits.SOME_LEFT)
     except OSError as error:
+        if is_file_limit(error):
+            click.echo(f"postpress-async: {TOO_MANY_FILES}", err=True)
+            sys.exit(exits.HALTED)
         if error.errno != errno.ENOSPC:
             raise
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what could not be written is not tried again

@@ -1,10 +1,12 @@
 """Where a command's words go: its table or page to a file or standard output, people's lines beside a bar."""
 
+import asyncio
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO, Final
 
 from postpress_async.errors import RotationError
 from postpress_async.rotation._whole_file import whole_file
@@ -22,6 +24,29 @@ def tell(text: str) -> None:
         with suppress(OSError, ValueError):
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
+
+
+TOO_MANY_FILES: Final = "too many open files: raise their limit (ulimit -n)"
+
+
+def is_file_limit(error: object) -> bool:
+    """Whether the process, or the system, may open no more files or connections."""
+    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
+
+
+def tell_file_limit_once(loop: asyncio.AbstractEventLoop) -> None:
+    """Have *loop* report a lack of file descriptors in one sentence, where asyncio prints many tracebacks."""
+    told = False
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal told
+        if is_file_limit(context.get("exception")) and not told:
+            told = True
+            tell(f"postpress-async: {TOO_MANY_FILES}")
+        if not told:  # what asyncio reports afterwards follows from it
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(handle)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import click
 from postpress_async.cli import exits, options
 from postpress_async.cli.feed import Feed
 from postpress_async.cli.inputs import Job, Wishes
-from postpress_async.cli.output import tell
+from postpress_async.cli.output import tell, tell_file_limit_once
 from postpress_async.cli.progress import Paused, Progress
 from postpress_async.cli.serve import first_places
 from postpress_async.errors import RotationError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 async def run_job(job: Job) -> int:
     """Carry *job* out; its exit code."""
+    tell_file_limit_once(asyncio.get_running_loop())
     wishes = job.wishes
     feed = Feed(sys.stdout if wishes.json else None, told=wishes.verbose)
     async with AsyncExitStack() as stack:

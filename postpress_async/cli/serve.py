@@ -9,6 +9,7 @@ from typing import get_args
 import click
 
 from postpress_async.cli import options
+from postpress_async.cli.output import tell_file_limit_once
 from postpress_async.rotation import ProxyPool
 from postpress_async.sandbox import API_KEY, Profile, Sandbox
 
@@ -56,6 +57,7 @@ def first_places(pool: ProxyPool, count: int) -> frozenset[str]:
 async def _serve(server: Sandbox, port: int) -> None:
     done = asyncio.Event()
     loop = asyncio.get_running_loop()
+    tell_file_limit_once(loop)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, done.set)
     try:

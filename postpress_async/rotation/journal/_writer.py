@@ -1,6 +1,7 @@
 """The thread that commits a journal's rows, many at a time."""
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - `to_thread` imports it, and may find no free file descriptor
 import sqlite3
 import threading
 from pathlib import Path
