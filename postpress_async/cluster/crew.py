@@ -41,7 +41,10 @@ class Shard:
         """Its rows as another worker is to get them."""
         if not self.fetched:
             return list(self.rows.values())
-        return [evolve(sent, open=evolve(sent.open, maybe_sent=True)) for sent in self.rows.values()]
+        return [
+            evolve(sent, open=evolve(sent.open, maybe_sent=True, recorded=sent.open.says_unknown))
+            for sent in self.rows.values()
+        ]
 
 
 @define(eq=False)

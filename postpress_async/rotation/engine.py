@@ -83,6 +83,7 @@ class Rotation:
         self._workers = 0
         self._resting = 0  # of the workers
         self._stopping = False
+        self._leaves_doubts = False  # whether what may have been sent is left to the operator
         self._broken: Exception | None = None
         self._key_error: str | None = None
         self._entered = False
@@ -148,6 +149,7 @@ class Rotation:
 
     def _take_up(self, journal: Journal) -> None:
         self._run, self._reach = journal.run, journal.reach
+        self._leaves_doubts = journal.leaves_doubts
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()
@@ -208,6 +210,8 @@ class Rotation:
                     break
                 if isinstance(row := taken.row, Refusal):
                     outcome = Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
+                elif taken.left:
+                    outcome = Outcome.left_in_doubt(row.ordinal, row.line, row.account_id)
                 else:
                     if self._reach is not None and row.ordinal >= self._reach.near:
                         await self._reach.extend(row.ordinal)
@@ -297,13 +301,12 @@ class Rotation:
         """Give every account that was not sent its row too."""
         count = 0
         while (taken := await self._intake.rows.take()) is not None:
-            row, count = taken.row, count + 1
+            count += 1
             if count % 500 == 0:
                 await asyncio.sleep(0)  # there may be millions, and somebody who cannot wait for them
-            if taken.maybe_sent or taken.answered:
-                # What the journal says of it, or does not say, stays: that it is in doubt, or its key spent.
-                self.summary.states[State.UNKNOWN if taken.maybe_sent else State.SKIPPED] += 1
+            if (outcome := taken.outcome_unsent()) is None:
+                self.summary.states[taken.state_unsent] += 1
             else:
-                self._record(Outcome.skipped(row.ordinal, row.line, row.account_id or ""))
+                self._record(outcome)
             if self._journal is not None and self._journal.is_behind:
                 await self._journal.room()
