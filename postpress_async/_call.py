@@ -70,12 +70,10 @@ class Errand(Protocol):
     Whoever sent a call on its way: a rotation, which is told of its rests and may call it back.
 
     Attributes:
-        in_flight: Whether an attempt of the call is in flight; set by the call.
-        in_doubt: Whether an attempt of the call may have been applied; set to True by the call.
+        in_flight: Whether an attempt of the call may be in flight; set by the call.
     """
 
     in_flight: bool
-    in_doubt: bool
 
     @property
     def waits(self) -> Waits:
@@ -84,6 +82,10 @@ class Errand(Protocol):
 
     def rests(self, began: bool, /) -> object:
         """The call begins to back off, or goes on."""
+        ...
+
+    def attempt_failed(self, error: PostPressError, /) -> object:
+        """An attempt of the call ended with *error*, whose `applied` is about this attempt alone."""
         ...
 
     def is_hopeless(self, error: PostPressError, /) -> bool:
@@ -241,8 +243,9 @@ class UpdateCall:
 
     def _failed(self, error: PostPressError, attempt: Attempt) -> None:
         self._attempts = (*self._attempts, attempt)
+        error.account_id, error.attempts = self._request.account_id, self._attempts
         if self._errand is not None:
-            self._errand.in_flight = False
+            self._errand.attempt_failed(error)
         self._learn(error)
         if self._line.observer is not None:
             ended = events.AttemptEnded(
@@ -310,16 +313,11 @@ class UpdateCall:
         self._failure = error
         unknown = error.applied is Applied.UNKNOWN
         self._replayed = unknown and self._is_replay(getattr(error, "instance", None))
-        if unknown:
-            self._in_doubt = True
-            if self._errand is not None:
-                self._errand.in_doubt = True
-        elif self._in_doubt:
+        self._in_doubt = self._in_doubt or unknown
+        if self._in_doubt:
             error.applied = Applied.UNKNOWN
         answered = isinstance(error, ApiError | AnswerError)
         self._renew = answered and not (self._managed and self._in_doubt)
-        error.account_id = self._request.account_id
-        error.attempts = self._attempts
 
     def _is_replay(self, instance: str | None) -> bool:
         before, self._answered = self._answered, None

@@ -689,6 +689,41 @@ async def test_what_a_lost_worker_may_have_sent_and_no_other_sends_is_recorded_a
         ]
 
 
+async def test_a_host_that_no_worker_ever_reached_halts_the_rotation() -> None:
+    """Each waits for the end of what looks like an outage; the coordinator sees no outcome."""
+    carrier = StubCarrier("w1", "w2")
+    async with rotation_of(carrier, {f"acc_{n}": US for n in range(100)}) as rotation:
+        shards = dict([await carrier.carried.get(), await carrier.carried.get()])
+        one, two = HandMade(carrier, "w1"), HandMade(carrier, "w2")
+        for hand in (one, two):
+            await hand.hello()
+            await hand.shard(shards[hand.address])
+        first = await one.beat(("unreachable", "no way"), shards=[shards["w1"]])
+        second = await two.beat(("unreachable", "none of 20 attempts"), shards=[shards["w2"]])
+        for hand in (one, two):
+            rows = range(50) if shards[hand.address] == 1 else range(50, 100)
+            number = shards[hand.address]
+            await hand.beat(("unsent", number, list(rows)), ("end", number))
+
+    assert (first["stop"], second["stop"]) == (False, True)
+    assert rotation.summary.halted == "none of 20 attempts"
+    assert rotation.summary.states == {State.SKIPPED: 100}
+
+
+async def test_a_worker_that_cannot_reach_the_host_halts_nothing_once_another_did() -> None:
+    carrier = StubCarrier("w1")
+    async with rotation_of(carrier, {"acc_0": US, "acc_1": US}) as rotation:
+        worker, number = await carrier.carried.get()
+        hand = HandMade(carrier, worker)
+        await hand.hello()
+        await hand.shard(number)
+        await hand.beat(patched(number, 0), ("unreachable", "no way"), shards=[number])
+        await hand.beat(patched(number, 1), ("end", number))
+        summary = await rotation.run()
+
+    assert (summary.halted, summary.patched) == (None, 2)
+
+
 async def test_a_journal_that_cannot_be_written_ends_the_rotation_at_one_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

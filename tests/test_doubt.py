@@ -143,7 +143,7 @@ async def test_a_custom_change_that_is_refused_after_a_killed_run_is_failed_and_
     async with Sandbox() as sandbox:
         copy = await killed_in_flight(sandbox, journal, OWN)
         for account in ACCOUNTS:
-            sandbox.script(account, "errors/disconnected_account", "errors/disconnected_account")
+            sandbox.script(account, "errors/resource_not_found", "errors/resource_not_found")
         async with sandbox.session(retry=ONCE) as session:
             sandbox.server._replays._executions.clear()  # the store of keys has forgotten the killed run
             await rotate(session, copy, OWN)

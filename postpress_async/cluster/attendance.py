@@ -226,6 +226,13 @@ class AttendedRotation(Rotation):
             self._observer(events.PauseBegan() if self.paused else ended)
         self._paused_at = now
 
+    def _hear_of_no_connection(self, hand: Hand, reason: str) -> None:
+        """Halt once no worker has ever reached the API: one alone may have a network of its own."""
+        hand.unreachable = True
+        working = [hand for hand in self._hands.values() if hand.shards and not hand.lost]
+        if not self._stopping and not self._halts.connected and all(hand.unreachable for hand in working):
+            self._halt_for(reason)
+
     @staticmethod
     def _pop(hand: Hand, number: int, ordinal: int) -> Sent | None:
         shard = hand.shards.get(number)
@@ -257,6 +264,8 @@ class AttendedRotation(Rotation):
             for ordinal in ordinals:
                 if (sent := self._pop(hand, number, ordinal)) is not None:
                     self._leave(sent)
+        elif kind == "unreachable":
+            self._hear_of_no_connection(hand, *values)
         elif kind == "broken":
             number, what = values
             self._break(ClusterError(f"{hand.address} stopped at a mistake of ours: {what}"))

@@ -63,6 +63,7 @@ class Hand:
         resting: Its accounts that back off.
         paused: Whether its calls pause.
         pauses: How often it found out that the service is out.
+        unreachable: Whether it has made no connection to the API in its latest attempts, and never before.
         speaking: Held while one of its messages is taken in.
     """
 
@@ -76,6 +77,7 @@ class Hand:
     resting: int = 0
     paused: bool = False
     pauses: int = 0
+    unreachable: bool = False
     outbox: Outbox = field(factory=Outbox)
     inbox: Inbox = field(factory=Inbox)
     speaking: asyncio.Lock = field(factory=asyncio.Lock)

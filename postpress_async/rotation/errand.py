@@ -54,6 +54,7 @@ class Errand:
     Attributes:
         waits: Where its calls wait; they all end when the rotation is stopped.
         rests: Told with True when a call begins to back off, and with False when it goes on.
+        failed: Told of each attempt that failed.
         proxy: The pool's proxy that was tried last; None where the row has its own change.
         trying: Whether it is still being tried.
         in_flight: Whether a request for it may be in flight. True from the beginning of a call that does not
@@ -67,6 +68,7 @@ class Errand:
         "_pool",
         "_strikes",
         "attempts",
+        "failed",
         "in_doubt",
         "in_flight",
         "proxy",
@@ -76,9 +78,16 @@ class Errand:
         "waits",
     )
 
-    def __init__(self, waits: Waits, rests: Callable[[bool], object], pool: Proxies | None) -> None:
+    def __init__(
+        self,
+        waits: Waits,
+        rests: Callable[[bool], object],
+        failed: Callable[[PostPressError], object],
+        pool: Proxies | None,
+    ) -> None:
         self.waits: Waits = waits
         self.rests: Callable[[bool], object] = rests
+        self.failed: Callable[[PostPressError], object] = failed
         self.proxy: PooledProxy | None = None
         self.resumable: PostPressError | None = None
         self.attempts: int = 0
@@ -87,6 +96,12 @@ class Errand:
         self.in_flight: bool = False
         self._pool = pool
         self._strikes = 0
+
+    def attempt_failed(self, error: PostPressError) -> None:
+        """An attempt ended with *error*, whose `applied` is about this attempt alone."""
+        self.in_flight = False
+        self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
+        self.failed(error)
 
     def is_hopeless(self, error: PostPressError) -> bool:
         """Whether the pool's proxy has had its chances, or was found out by other accounts meanwhile."""
@@ -138,6 +153,7 @@ class Settler:
         update: A session's one function.
         waits: Where the calls wait.
         rests: As `Errand` has it.
+        failed: As `Errand` has it.
         pool: For the rows that name no change.
         found: Told of each failure of a pool's proxy, and whether it put the proxy into quarantine.
         lost: Told what came of an account on which `settle` raises.
@@ -148,6 +164,7 @@ class Settler:
         update: Update,
         waits: Waits,
         rests: Callable[[bool], object],
+        failed: Callable[[PostPressError], object],
         pool: Proxies | None,
         found: Callable[[PooledProxy, bool], object],
         lost: Callable[[Outcome], object],
@@ -155,6 +172,7 @@ class Settler:
         self._update: Final = update
         self._waits: Final = waits
         self._rests: Final = rests
+        self._failed: Final = failed
         self._pool: Final = pool
         self._found: Final = found
         self._lost: Final = lost
@@ -167,7 +185,7 @@ class Settler:
             BaseException: It was cancelled, or a mistake of a strategy or a pool of the caller's ended it.
         """
         began, inherited = time.monotonic(), keys.in_doubt
-        errand = Errand(self._waits, self._rests, self._pool)
+        errand = Errand(self._waits, self._rests, self._failed, self._pool)
         try:
             if row.change is None:
                 patched = await self._through_the_pool(row, keys, errand)
