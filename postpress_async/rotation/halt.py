@@ -63,8 +63,9 @@ class Halt:
         failures: A share such as ``"5%"`` of the latest 200 accounts: with it, the tenth failure among the
             latest 200 halts the rotation, be they 200 yet or fewer. Or a number of accounts of this run;
             or ``"never"``.
-        canary: So many accounts are sent first, and all others only if fewer than *failures* of them
-            failed: that share of them (half of them where it is ``"never"``), or that number. 0 for none.
+        canary: Accounts that are sent first; all others only if fewer than *failures* of these failed. A
+            share is one of the canary, at least one account: ``"5%"`` of a canary of 10 is one failure.
+            ``"never"`` is half of it. 0 for none.
 
     Raises:
         ValueError: It is not as said above.
