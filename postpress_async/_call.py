@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 # A global is read in a tenth of the time of an enumeration's member.
-_NO, _SUCCESS, _NONE = Applied.NO, Sign.SUCCESS, Sign.NONE
+_SUCCESS, _NONE = Sign.SUCCESS, Sign.NONE
 
 PATIENCE: Final = 4 * 3600.0
 """Seconds after its first attempt until which a call of a rotation sits an outage out."""
@@ -70,10 +70,10 @@ class Errand(Protocol):
     Whoever sent a call on its way: a rotation, which is told of its rests and may call it back.
 
     Attributes:
-        unsent: Whether nothing of the call was sent yet, not a byte, for certain; told by the call.
+        in_flight: Whether an attempt of the call may be in flight; set by the call.
     """
 
-    unsent: bool
+    in_flight: bool
 
     @property
     def waits(self) -> Waits:
@@ -82,6 +82,10 @@ class Errand(Protocol):
 
     def rests(self, began: bool, /) -> object:
         """The call begins to back off, or goes on."""
+        ...
+
+    def attempt_failed(self, error: PostPressError, /) -> object:
+        """An attempt of the call ended with *error*, whose `applied` is about this attempt alone."""
         ...
 
     def is_hopeless(self, error: PostPressError, /) -> bool:
@@ -93,11 +97,13 @@ class UpdateCall:
     """
     The update of one account, as a `retry.Call`.
 
-    It knows which idempotency key the next attempt needs. No answer came: the same one. An answer that
-    says nothing was applied: a fresh one, so that a stored error is not replayed. An answer that leaves
-    it open: a fresh one for a custom proxy, since setting it twice is setting it once, and the same one
-    for a managed one, since a second request may hand out, and bill, a second proxy. Once in doubt, a 429
-    or 503 leaves the doubt, and the key: it may come from something in front of the store of keys.
+    It knows which idempotency key the next attempt needs. If no answer came, it is the same key. After an
+    answer it is a fresh one, so that a stored error is not replayed; unless the change is a managed proxy
+    and in doubt, since a second request may hand out, and bill, a second proxy.
+
+    The call is in doubt once an attempt, or an earlier run, may have applied the change. Only a success ends
+    that: a refusal says nothing about an earlier attempt, since it may come from something in front of the
+    store of keys, such as a gateway or the check of the API key.
 
     Attributes:
         patient: Whether time that the pace or the service asks for is no part of the deadline, nor that of
@@ -108,7 +114,7 @@ class UpdateCall:
 
     # All attributes are set at once: one that is found on the class takes three times as long to read.
     __slots__ = (
-        *("_answered", "_applied", "_attempts", "_clock", "_failure", "_first_sent", "_in_doubt", "_keys"),
+        *("_answered", "_attempts", "_clock", "_failure", "_first_sent", "_in_doubt", "_keys"),
         *("_errand", "_line", "_managed", "_policy", "_renew", "_replayed", "_request", "_waits"),
         *("began", "counted", "patient"),
     )
@@ -132,14 +138,13 @@ class UpdateCall:
         self.counted = True
         self._errand: Final = errand
         if errand is not None:
-            errand.unsent = True
+            errand.in_flight = False
         self._waits: Final[Waits] = line.lifetime if errand is None else errand.waits
         self._managed: Final = isinstance(change, ManagedProxy)
         self._attempts: tuple[Attempt, ...] = ()
-        self._applied = _NO  # over all attempts
         self._failure: PostPressError | None = None
         self._answered: tuple[str | None, str] | None = None  # the key and the instance of the last answer
-        self._in_doubt = keys.in_doubt  # whether an attempt under the current key may have been applied
+        self._in_doubt = keys.in_doubt  # whether an attempt, or an earlier run, may have applied it
         self._replayed = False  # whether the last answer, an unknown one, is what its key got before
         self._renew = False  # whether the next attempt needs a fresh key
 
@@ -230,14 +235,17 @@ class UpdateCall:
         number = len(self._attempts) + 1
         if number == 1:
             self._first_sent = began
-            if self._errand is not None:
-                self._errand.unsent = False
+        if self._errand is not None:
+            self._errand.in_flight = True
         if self._line.observer is not None:
             self._line.observer(events.AttemptStarted(self._request.account_id, number))
         return number
 
     def _failed(self, error: PostPressError, attempt: Attempt) -> None:
         self._attempts = (*self._attempts, attempt)
+        error.account_id, error.attempts = self._request.account_id, self._attempts
+        if self._errand is not None:
+            self._errand.attempt_failed(error)
         self._learn(error)
         if self._line.observer is not None:
             ended = events.AttemptEnded(
@@ -269,10 +277,8 @@ class UpdateCall:
             self._errand.rests(True)
         try:
             if self._renew:
-                if self._in_doubt:
-                    self._applied = Applied.UNKNOWN  # what the new key is told says nothing of the old one
                 await self._keys.renew()
-                self._in_doubt = self._renew = False
+                self._renew = False
             if self.patient:
                 self.began += (self._failure.retry_after or 0.0) if self.counted else seconds
             slept_from = self._clock()
@@ -303,20 +309,15 @@ class UpdateCall:
         return await self._patiently(lambda: strategy)
 
     def _learn(self, error: PostPressError) -> None:
-        """What this failure says of the whole call goes on the error; and which key comes next."""
+        """Record on the error what is known about the whole call, and decide which key comes next."""
         self._failure = error
         unknown = error.applied is Applied.UNKNOWN
-        answered = isinstance(error, ApiError | AnswerError)
-        if unknown:
-            self._applied = Applied.UNKNOWN
-            self._in_doubt = True
-        elif answered and error.status not in {429, 503}:
-            self._in_doubt = False  # had it been done under this key, the answer would have said so
         self._replayed = unknown and self._is_replay(getattr(error, "instance", None))
+        self._in_doubt = self._in_doubt or unknown
+        if self._in_doubt:
+            error.applied = Applied.UNKNOWN
+        answered = isinstance(error, ApiError | AnswerError)
         self._renew = answered and not (self._managed and self._in_doubt)
-        error.applied = Applied.UNKNOWN if self._in_doubt else self._applied
-        error.account_id = self._request.account_id
-        error.attempts = self._attempts
 
     def _is_replay(self, instance: str | None) -> bool:
         before, self._answered = self._answered, None
@@ -351,4 +352,6 @@ class UpdateCall:
         else:
             error = DeadlineError(f"its deadline of {self._policy.deadline:g} s passed before it was sent")
         error.account_id = self._request.account_id
+        if self._in_doubt:
+            error.applied = Applied.UNKNOWN
         return error

@@ -171,6 +171,8 @@ class ApiError(PostPressError):
         words = [f"{self.code if self.type else 'no error envelope'} (HTTP {self.status})"]
         words += [text.rstrip(".") for text in (self.title, self.detail) if text]
         told = ": ".join(words) + "."
+        if self.status == 401 and self.scope is not Scope.PROXY:
+            told += f" {'C' if self.scope is Scope.KEY else 'If every account gets it, c'}heck the API key."
         return f"{told} Quote instance {self.instance} to support." if self.instance else told
 
 

@@ -172,8 +172,9 @@ class PostPressSession:
                 or ``"never"``; or a `Halt`, which may have a canary. ``"50%"`` where it is None.
             pool: Where accounts that name no change get their proxy from, and the next one if it fails.
             limit: Accounts that are taken in this run at most, from 1; None for all.
-            on_unknown: Whether accounts of an earlier run whose outcome is unknown are sent again under the
-                same key (``"retry"``), or left as they are (``"report"``).
+            on_unknown: Whether accounts whose outcome is unknown after an earlier run are sent again under
+                the same key (``"retry"``), or left as they are (``"report"``); those that a killed run may
+                have sent included.
             on_failed: Whether accounts that failed in an earlier run are left as they are (``"report"``), or
                 sent again under fresh keys (``"retry"``).
 

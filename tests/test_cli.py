@@ -228,6 +228,62 @@ def test_no_key_is_told_before_anything_is_sent(folder) -> None:
     ]
 
 
+async def test_no_command_sends_an_idempotency_key_that_was_not_wanted(folder, sandbox) -> None:
+    """The next run then leaves a managed change in doubt, and a single call does not repeat it."""
+    (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\nacc_2,US\n")
+    environment = {"POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
+    sandbox.script("acc_1", "lost")
+    sandbox.script("acc_3", "lost")
+
+    async def command(*words: str) -> int:
+        done = await asyncio.to_thread(run, *words, "--no-idempotency", env=environment)
+        return done.returncode
+
+    journal = "fleet.csv.rotation.sqlite3"
+    codes = [
+        await command("rotate", "fleet.csv"),
+        await command("rotate", "fleet.csv"),
+        await command("retry-failed", journal, "fleet.csv"),
+        await command("update", "acc_3", "--country", "US"),
+    ]
+
+    assert codes == [1, 1, 1, 1]
+    assert [sandbox.sends(account) for account in ("acc_1", "acc_2", "acc_3")] == [1, 1, 1]
+    assert states(folder / journal) == {"patched": 1, "unknown": 1}
+
+
+async def test_a_wrong_key_and_a_few_accounts_is_the_key_too(folder, sandbox) -> None:
+    """Each gets a 401 that could as well be about its own credentials."""
+    (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\nacc_2,US\nacc_3,US\n")
+    environment = {"POSTPRESS_API_KEY": "pp_test_wrong", "POSTPRESS_BASE_URL": sandbox.url}
+
+    done = await asyncio.to_thread(run, "rotate", "fleet.csv", env=environment)
+
+    assert done.returncode == 4
+    assert "each of the 3 accounts that got an answer was refused" in done.stderr
+    assert "check the API key" in done.stderr
+    assert states(folder / "fleet.csv.rotation.sqlite3") == {"skipped": 3}
+    right = {**environment, "POSTPRESS_API_KEY": sandbox.api_key}
+    again = await asyncio.to_thread(run, "rotate", "fleet.csv", env=right)
+    assert again.returncode == 0
+    assert sandbox.record.managed_handed_out == 3
+
+
+@pytest.mark.parametrize("halt", ["50%", "never"])
+async def test_a_key_that_is_revoked_under_way_has_the_same_exit_code(folder, sandbox, halt) -> None:
+    """After half of the fleet was patched; no account is `failed` for it."""
+    accounts = [f"acc_{number}" for number in range(1_000)]
+    (folder / "fleet.csv").write_text("account_id,country\n" + "".join(f"{each},US\n" for each in accounts))
+    for account in accounts[500:]:
+        sandbox.script(account, "errors/missing_credentials")
+    environment = {"POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
+
+    done = await asyncio.to_thread(run, "rotate", "fleet.csv", "--halt", halt, env=environment)
+
+    assert done.returncode == 4
+    assert states(folder / "fleet.csv.rotation.sqlite3") == {"patched": 500, "skipped": 500}
+
+
 async def test_a_refused_key_has_its_own_exit_code(folder, sandbox) -> None:
     """A script that sees 4 wakes whoever holds the keys."""
     environment = {"POSTPRESS_API_KEY": "pp_test_wrong", "POSTPRESS_BASE_URL": sandbox.url}

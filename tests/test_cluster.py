@@ -37,10 +37,11 @@ from postpress_async.errors import (
 )
 from postpress_async.rotation import Halt, Outcome, Row, State
 from postpress_async.rotation.given import Changes, Given
-from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.journal import Journal, OnUnknown
 from postpress_async.rotation.pool import PooledProxy
 from postpress_async.rotation.resume import OpenRow
 from tests.conftest import KEY
+from tests.journals import outcome, write
 
 US = ManagedProxy(country="US")
 PASSWORD = "s3cret-of-a-proxy"
@@ -188,7 +189,7 @@ def test_a_row_arrives_as_it_was_sent() -> None:
     rows = [
         Sent(OpenRow(Row(0, 2, "acc_0", US))),
         Sent(OpenRow(Row(1, None, "acc_1", ManagedProxy(ip="203.0.113.42")), maybe_sent=True, generation=3)),
-        Sent(OpenRow(Row(2, 4, "acc_2", OWN), answered=True)),
+        Sent(OpenRow(Row(2, 4, "acc_2", OWN), recorded=True)),
         Sent(OpenRow(Row(3, 5, "acc_3", None)), pooled),
     ]
 
@@ -327,7 +328,12 @@ def patched(number: int, ordinal: int, proxy: str | None = None) -> tuple[Any, .
 
 @asynccontextmanager
 async def rotation_of(
-    carrier: StubCarrier, changes: Changes, *, journal: Path | None = None, pool: ProxyPool | None = None
+    carrier: StubCarrier,
+    changes: Changes,
+    *,
+    journal: Path | None = None,
+    pool: ProxyPool | None = None,
+    on_unknown: OnUnknown = "retry",
 ) -> AsyncIterator[ClusterRotation]:
     found = Given.of(changes, pooled=pool is not None)
     orders = Orders("", "https://api.example.com/v1", RetryPolicy(), Pace(), pool is not None, watched=False)
@@ -336,7 +342,7 @@ async def rotation_of(
         orders,
         None,
         found.rows,
-        journal=None if journal is None else lambda: Journal.open(journal),
+        journal=None if journal is None else lambda: Journal.open(journal, on_unknown=on_unknown),
         finite=found.finite,
         total=found.total,
         halt=Halt(),
@@ -625,6 +631,97 @@ async def test_what_a_stop_leaves_keeps_its_spent_key(tmp_path: Path, begun: boo
         ("acc_1", State.SKIPPED, False),
     ]
     await again.aclose()
+
+
+def unknown_in_an_earlier_run(path: Path, *accounts: str) -> None:
+    """Make the journal of a run on one machine whose accounts are unknown."""
+    write(path, [outcome(n, State.UNKNOWN, account_id=account) for n, account in enumerate(accounts)])
+
+
+async def test_an_account_in_doubt_for_which_no_proxy_is_left_stays_unknown(tmp_path: Path) -> None:
+    """An earlier run may have given it one: `skipped`, applied "no", would be false."""
+    path = tmp_path / "j"
+    unknown_in_an_earlier_run(path, "acc_0")
+    full = ProxyPool([OWN], accounts_per_proxy=1)
+    full.give("acc_other")
+
+    async with rotation_of(StubCarrier("w1"), ["acc_0"], journal=path, pool=full) as rotation:
+        [told] = [outcome async for outcome in rotation]
+
+    assert (told.state, told.applied) == (State.UNKNOWN, Applied.UNKNOWN)
+
+
+async def lose_a_shard(path: Path, *, on_unknown: OnUnknown, stop: bool) -> ClusterRotation:
+    """A rotation whose only worker is lost with one account, and which ends without another worker."""
+    carrier = StubCarrier("w1")
+    async with rotation_of(carrier, {"acc_0": US}, journal=path, on_unknown=on_unknown) as rotation:
+        _, number = await carrier.carried.get()
+        hand = HandMade(carrier, "w1")
+        await hand.hello()
+        await hand.shard(number)
+        carrier.there = set()
+        while rotation._hands["w1"].shards:
+            await asyncio.sleep(0.01)
+        if stop:
+            rotation.stop()
+        await asyncio.wait_for(rotation.run(), 10)
+    return rotation
+
+
+@pytest.mark.parametrize(
+    ("on_unknown", "stop"),
+    [
+        pytest.param("retry", True, id="the run is stopped before another worker has it"),
+        pytest.param("report", False, id="doubts are left to the operator"),
+    ],
+)
+async def test_what_a_lost_worker_may_have_sent_and_no_other_sends_is_recorded_as_unknown(
+    tmp_path: Path, on_unknown: OnUnknown, stop: bool
+) -> None:
+    """The next run would else take it for an account that nobody ever sent."""
+    path = tmp_path / "j"
+    rotation = await lose_a_shard(path, on_unknown=on_unknown, stop=stop)
+
+    assert rotation.summary.states == {State.UNKNOWN: 1}
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT state, applied FROM outcomes").fetchall() == [
+            ("unknown", "unknown")
+        ]
+
+
+async def test_a_host_that_no_worker_ever_reached_halts_the_rotation() -> None:
+    """Each waits for the end of what looks like an outage; the coordinator sees no outcome."""
+    carrier = StubCarrier("w1", "w2")
+    async with rotation_of(carrier, {f"acc_{n}": US for n in range(100)}) as rotation:
+        shards = dict([await carrier.carried.get(), await carrier.carried.get()])
+        one, two = HandMade(carrier, "w1"), HandMade(carrier, "w2")
+        for hand in (one, two):
+            await hand.hello()
+            await hand.shard(shards[hand.address])
+        first = await one.beat(("unreachable", "no way"), shards=[shards["w1"]])
+        second = await two.beat(("unreachable", "none of 20 attempts"), shards=[shards["w2"]])
+        for hand in (one, two):
+            rows = range(50) if shards[hand.address] == 1 else range(50, 100)
+            number = shards[hand.address]
+            await hand.beat(("unsent", number, list(rows)), ("end", number))
+
+    assert (first["stop"], second["stop"]) == (False, True)
+    assert rotation.summary.halted == "none of 20 attempts"
+    assert rotation.summary.states == {State.SKIPPED: 100}
+
+
+async def test_a_worker_that_cannot_reach_the_host_halts_nothing_once_another_did() -> None:
+    carrier = StubCarrier("w1")
+    async with rotation_of(carrier, {"acc_0": US, "acc_1": US}) as rotation:
+        worker, number = await carrier.carried.get()
+        hand = HandMade(carrier, worker)
+        await hand.hello()
+        await hand.shard(number)
+        await hand.beat(patched(number, 0), ("unreachable", "no way"), shards=[number])
+        await hand.beat(patched(number, 1), ("end", number))
+        summary = await rotation.run()
+
+    assert (summary.halted, summary.patched) == (None, 2)
 
 
 async def test_a_journal_that_cannot_be_written_ends_the_rotation_at_one_word(

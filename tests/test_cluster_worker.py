@@ -147,3 +147,12 @@ async def test_a_worker_sends_by_the_transport_that_was_asked_for(line: Line) ->
     assert made._session is not None
     assert isinstance(made._session._line.transport, LeanTransport)
     await made._end()
+
+
+async def test_a_worker_sends_no_idempotency_keys_if_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(Orders("run", URL, RetryPolicy(), Pace(), False, False, idempotency=False))
+    monkeypatch.setattr(post, "connect", line.connect)
+    made = await opened(line)
+    assert made._session is not None
+    assert made._session._idempotency is False
+    await made._end()

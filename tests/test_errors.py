@@ -257,3 +257,20 @@ def test_what_an_error_says_are_sentences() -> None:
 def test_a_single_fact_is_left_as_it_is() -> None:
     """A program puts it into a sentence of its own."""
     assert str(errors.DeadlineError("its deadline of 8 s passed")) == "its deadline of 8 s passed"
+
+
+@pytest.mark.parametrize(
+    ("type_", "told"),
+    [
+        ("errors/invalid_credentials", "If every account gets it, check the API key."),
+        ("errors/disconnected_account", "If every account gets it, check the API key."),
+        ("errors/unlisted", "If every account gets it, check the API key."),
+        ("errors/missing_credentials", "Check the API key."),
+    ],
+)
+def test_a_401_says_that_it_may_be_the_api_key(type_: str, told: str) -> None:
+    assert f"{type_} (HTTP 401): A title. {told} Quote" in str(answered(401, type_))
+
+
+def test_a_proxy_that_refuses_its_password_says_nothing_about_the_api_key() -> None:
+    assert "API key" not in str(answered(401, "errors/invalid_proxy_credentials"))

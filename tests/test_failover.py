@@ -341,7 +341,7 @@ async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
     async def refuses(*_: object) -> Any:
         raise errors.ProxyError(502, errors.Problem("errors/proxy_error"))
 
-    settler = Settler(refuses, Waits(), bool, Pool(), lambda *_: None, lost.append)  # type: ignore[arg-type]
+    settler = Settler(refuses, Waits(), bool, bool, Pool(), lambda *_: None, lost.append)  # type: ignore[arg-type]
     row = Row(0, None, "acc_1", None)
     task = asyncio.create_task(settler.settle(row, RowKeys("run", OpenRow(row), None)))
     await asked.wait()
@@ -402,7 +402,7 @@ async def test_a_refusal_after_a_run_that_died_is_not_asked_for_every_night(tmp_
     """What the dead run may have applied stays told; but nothing more will be learned of it."""
     journal, copy = tmp_path / "run.sqlite3", tmp_path / "killed.sqlite3"
     async with Sandbox() as sandbox, sandbox.session() as session:
-        sandbox.script("acc_1", "hang", "errors/disconnected_account")
+        sandbox.script("acc_1", "hang", "errors/resource_not_found")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=journal)

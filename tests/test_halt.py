@@ -85,6 +85,55 @@ def test_never_is_never_but_for_the_key() -> None:
     assert halts.key_refused
 
 
+def test_an_error_about_the_key_stops_after_any_number_of_patched_accounts() -> None:
+    """A key that is revoked in the middle of a night: every other account would get the same answer."""
+    halts = Halts(Halt(failures="never"), key_works=True)
+    assert first_reason(halts, settled(5000, 300)) is None
+
+    assert "the API key was refused" in (halts.sees(failed("errors/missing_credentials", 401)) or "")
+    assert halts.key_refused
+
+
+def test_the_same_401_of_every_account_is_the_key_however_few_there_are() -> None:
+    halts = Halts(Halt())
+    assert first_reason(halts, iter([failed("errors/expired_credentials", 401)] * 3)) is None
+
+    assert "each of the 3 accounts" in (halts.at_end() or "")
+    assert halts.key_refused
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([patched()], id="one was patched"),
+        pytest.param([failed("errors/disconnected_account", 401)], id="another 401"),
+        pytest.param([failed("errors/resource_not_found", 404)], id="a 404"),
+        pytest.param([failed("errors/provider_error", 500)], id="a failing service"),
+        pytest.param([failed("errors/proxy_error", 502)], id="a dead proxy"),
+    ],
+)
+def test_an_account_that_got_another_answer_speaks_for_the_key(others: list[Outcome]) -> None:
+    halts = Halts(Halt())
+    first_reason(halts, iter([*others, failed("errors/expired_credentials", 401)]))
+
+    assert halts.at_end() is None
+    assert not halts.key_refused
+
+
+def test_a_key_that_worked_in_an_earlier_run_is_not_suspected() -> None:
+    halts = Halts(Halt(), key_works=True)
+    first_reason(halts, iter([failed("errors/expired_credentials", 401)]))
+
+    assert halts.at_end() is None
+
+
+def test_a_run_without_answers_says_nothing_about_the_key() -> None:
+    halts = Halts(Halt())
+    first_reason(halts, iter([Outcome.skipped(0, None, "acc_1")]))
+
+    assert halts.at_end() is None
+
+
 def test_what_was_not_tried_is_no_failure() -> None:
     """A bad row, and an account for which the pool had nothing left, say nothing of the service."""
     halts = Halts(Halt(failures=1))

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -258,13 +259,72 @@ async def test_a_refused_key_stops_the_rotation(type_, journal) -> None:
     assert Counter(recorded(journal).values()) == {"skipped": 10}
 
 
-async def test_a_key_error_after_a_success_is_one_account_s(journal) -> None:
-    stub = Stub(acc_4=refusal("insufficient_privileges"))
+@pytest.mark.parametrize("type_", ["missing_credentials", "insufficient_privileges"])
+async def test_a_key_that_is_revoked_under_way_stops_the_rotation_and_fails_no_account(
+    type_, journal
+) -> None:
+    """Those in flight get the same answer after the halt was decided; the next run sends all of them."""
+    accounts = [f"acc_{number}" for number in range(300)]
+    first = Stub(**{account: refusal(type_) for account in accounts[200:]})
+    opener = partial(Journal.open, journal)
+    halt = Halt(failures="never")
 
-    rotation = await _run(make(stub, journal, in_flight=1))
+    rotation = await _run(
+        Rotation(first, rows(accounts), in_flight=20, journal=opener, finite=True, halt=halt)
+    )
 
-    assert len(stub.taken) == 10
-    assert rotation.summary.halted is None
+    assert rotation.summary.key_refused
+    assert type_ in (rotation.summary.halted or "")
+    assert len(first.taken) <= 200 + 2 * 20
+    states = recorded(journal)
+    assert Counter(states.values()) == {"patched": 200, "skipped": 100}
+    assert rotation.summary.states == {State.PATCHED: 200, State.SKIPPED: 100}
+    second = Stub()
+    await _run(Rotation(second, rows(accounts), in_flight=20, journal=opener, finite=True))
+    assert sorted(second.taken) == sorted(accounts[200:])
+
+
+async def test_a_key_that_is_refused_after_another_halt_is_told_too(journal) -> None:
+    """The exit code says what to look at first."""
+    stub = Stub(acc_0=refusal("proxy_error"), acc_1=refusal("missing_credentials"))
+
+    rotation = await _run(make(stub, journal, in_flight=2, halt=Halt(failures=1)))
+
+    assert rotation.summary.key_refused
+    assert recorded(journal)["acc_1"] == "skipped"
+
+
+async def test_an_answer_that_comes_after_the_halt_speaks_for_the_key_too() -> None:
+    """Five accounts got the same 401 and halted the rotation; the one in flight was then patched."""
+    gate = asyncio.Event()
+
+    async def update(account_id: str, *rest: Any) -> AccountPatched:
+        if account_id == "acc_0":
+            await gate.wait()
+            return AccountPatched(account_id)
+        if account_id == "acc_5":
+            asyncio.get_running_loop().call_later(0, gate.set)
+        raise refusal("disconnected_account")
+
+    rotation = await _run(make(update, in_flight=2, halt=Halt(failures=5)))
+
+    assert rotation.summary.patched == 1
+    assert "5 accounts failed" in (rotation.summary.halted or "")
+    assert not rotation.summary.key_refused
+
+
+async def test_a_401_that_every_one_of_a_few_accounts_got_is_the_key_s(journal) -> None:
+    """The advice is to check the key, and nothing was found out about the accounts."""
+    stub = Stub(**{account: refusal("invalid_credentials") for account in ACCOUNTS})
+
+    rotation = await _run(make(stub, journal, halt=Halt(failures="never")))
+
+    assert rotation.summary.key_refused
+    assert "check the API key" in (rotation.summary.halted or "")
+    assert rotation.summary.states == Counter({State.SKIPPED: 10})
+    assert set(recorded(journal).values()) == {"skipped"}
+    await _run(make(again := Stub(), journal))
+    assert sorted(again.taken) == ACCOUNTS
 
 
 async def test_one_401_for_each_of_the_first_twenty_tells_of_the_key() -> None:
@@ -538,9 +598,15 @@ async def test_a_session_that_closes_leaves_a_doubt_as_it_is(sandbox, tmp_path) 
     assert len(read) < 10
 
 
-@pytest.mark.parametrize("change", [US, CustomProxy(host="h", port=1)], ids=["managed", "custom"])
-async def test_a_fresh_key_s_refusal_says_nothing_of_the_old_key(sandbox, tmp_path, change) -> None:
-    """The first run's change was applied, and its answer lost: `failed, not applied` would be a lie."""
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [(US, "unknown"), (CustomProxy(host="h", port=1), "failed")],
+    ids=["managed", "custom"],
+)
+async def test_a_later_run_s_refusal_says_nothing_about_what_an_earlier_run_sent(
+    sandbox, tmp_path, change, state
+) -> None:
+    """The first run's change was applied, and its answer was lost: `applied` is never "no" again."""
     journal = tmp_path / "run.sqlite3"
     sandbox.script("acc_1", "lost", "errors/service_unavailable", "errors/no_channel")
     async with sandbox.session(retry=RetryPolicy(attempts=1)) as session:
@@ -548,7 +614,9 @@ async def test_a_fresh_key_s_refusal_says_nothing_of_the_old_key(sandbox, tmp_pa
     async with sandbox.session(retry=RetryPolicy(first_wait=0.001)) as session:
         await _run(session.rotate({"acc_1": change}, journal=journal))
 
-    assert recorded(journal) == {"acc_1": "unknown"}
+    with closing(sqlite3.connect(journal)) as connection:
+        told = connection.execute("SELECT state, applied FROM outcomes").fetchall()
+    assert told == [(state, "unknown")]
 
 
 async def test_a_session_without_idempotency_rotates_without_it(sandbox, tmp_path, policy) -> None:

@@ -79,8 +79,8 @@ def begun(at: World) -> set[str]:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 0.049, 0.051, 0.12, 0.3, 0.6, 1.1])
 @pytest.mark.parametrize("shape", FAULTS)
-def test_whenever_it_is_cancelled_what_was_sent_is_never_called_unsent(seconds, shape) -> None:
-    """The grave fault is the other one: to say of an account that may have a new proxy that it has none."""
+def test_whenever_it_is_cancelled_what_was_applied_is_never_recorded_as_not_applied(seconds, shape) -> None:
+    """And what was sent is recorded with its attempts, also if it was only refused."""
 
     @in_virtual_time
     async def played() -> None:
@@ -100,7 +100,8 @@ def test_whenever_it_is_cancelled_what_was_sent_is_never_called_unsent(seconds, 
             for account, event in told.items():
                 if account in sent:
                     assert event.attempts > 0, account
-                    assert event.state != "skipped", account
+                    if event.applied is errors.Applied.NO:
+                        assert not at.server.record.patched_accounts[account], account
                 else:
                     assert (event.state, event.attempts, event.applied) == NOT_SENT, account
             assert at.left() == dict.fromkeys(at.left(), 0)
@@ -131,15 +132,17 @@ async def test_who_only_waited_was_not_sent() -> None:
 
 
 @in_virtual_time
-async def test_who_backs_off_after_a_request_is_in_doubt() -> None:
-    """It waits like the others, but something of it was sent."""
+async def test_an_account_that_backs_off_after_a_refusal_is_skipped_with_its_attempts() -> None:
+    """Nothing is in flight, and the answer said that nothing was applied; its key is used up."""
     at: World
     async with world(retry=RetryPolicy(first_wait=20.0)) as at:
         at.server.faults.script("acc_0", *["errors/provider_error"] * 9)
         rotation = at.session.rotate(changes(1))
         await cancel(rotation, lambda: bool(rotation.retrying))
 
-        assert settled(at)[0].state is State.UNKNOWN
+        told = settled(at)[0]
+        assert (told.state, told.attempts, told.applied) == (State.SKIPPED, 1, errors.Applied.NO)
+        assert told.error_type == "errors/provider_error"
 
 
 @in_virtual_time

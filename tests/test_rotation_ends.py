@@ -289,8 +289,8 @@ async def test_doubts_can_be_left_to_a_person(journal) -> None:
     assert not left.summary.complete
 
 
-async def test_what_a_dead_run_may_have_sent_is_sent_though_doubts_are_only_reported(journal) -> None:
-    """A run that died leaves no row, or an old word of it: neither was ever reported to anyone."""
+async def test_what_a_dead_run_may_have_sent_is_left_where_doubts_are_only_reported(journal) -> None:
+    """Its old rows say "not sent", which the dead run may have made untrue."""
     stopped = make(Stub(), journal)
     async with stopped:
         stopped.stop()
@@ -301,11 +301,12 @@ async def test_what_a_dead_run_may_have_sent_is_sent_though_doubts_are_only_repo
     await held.aclose()
 
     again = Stub()
-    await settle(
-        Rotation(again, rows(), in_flight=3, journal=lambda: Journal.open(copy, on_unknown="report"))
-    )
+    last = Rotation(again, rows(), in_flight=3, journal=lambda: Journal.open(copy, on_unknown="report"))
+    await settle(last)
 
-    assert len(again.taken) == 10
+    assert again.taken == []
+    assert last.summary.states == {State.UNKNOWN: 10}
+    assert set(recorded(copy).values()) == {"unknown"}
 
 
 async def test_what_failed_can_be_sent_again_under_fresh_keys(journal) -> None:
@@ -435,4 +436,4 @@ async def test_a_run_that_does_not_reach_an_account_does_not_forget_its_spent_ke
         Rotation(third, rows(["acc_0", "acc_1"]), in_flight=1, journal=lambda: Journal.open(journal))
     )
 
-    assert [str(key).rsplit("-", 1)[1] for key in third.keys] == ["1"]  # not that of generation 0
+    assert [str(key).rsplit("-", 1)[1] for key in third.keys] == ["2"]  # a fresh one for each run

@@ -67,6 +67,7 @@ class Wishes:
     api_key_file: str | None
     base_url: str | None
     transport: Literal["session", "lean"]
+    no_idempotency: bool = False
 
     def check(self, said: Collection[str]) -> None:
         """
@@ -121,6 +122,7 @@ class Wishes:
         ):
             words += [] if value is None else [option, f"{value:g}" if option == "--rate" else str(value)]
         words += ["--skip-bad"] * self.skip_bad + ["--sandbox"] * self.sandbox
+        words += ["--no-idempotency"] * self.no_idempotency
         return shlex.join(words)
 
     @property

@@ -66,7 +66,12 @@ def connection(command: C) -> C:
         default="session",
         help="lean: over aiohttp's connections alone, for about half the CPU.",
     )
-    return key(url(transport(command)))
+    no_idempotency = click.option(
+        "--no-idempotency",
+        is_flag=True,
+        help="Send no Idempotency-Key: a managed change that may have been applied is then not sent again.",
+    )
+    return key(url(transport(no_idempotency(command))))
 
 
 def read_secret_file(place: str, what: str) -> Secret:

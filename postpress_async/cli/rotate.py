@@ -72,7 +72,7 @@ _SHARED: Final = [
         type=click.IntRange(1),
         metavar="N",
         default=6,
-        help="Requests for an account, at most.",
+        help="Requests for an account with each proxy, at most; --failovers limits the proxies.",
     ),
     click.option(
         "--limit", type=click.IntRange(1), metavar="N", help="Send so many accounts, and leave the others."
@@ -108,13 +108,15 @@ _SHARED: Final = [
         type=click.IntRange(0),
         metavar="N",
         default=0,
-        help="Send so many first, and the others unless --halt of these fail.",
+        help="Send N accounts first, and the others only if fewer than --halt of these N fail: "
+        "with --halt 5% and --canary 10, one failure stops.",
     ),
     click.option(
         "--on-unknown",
         type=click.Choice(["retry", "report"]),
         default="retry",
-        help="Send accounts with an unknown outcome again, or leave them.",
+        help="retry: send accounts whose outcome is unknown again; report: leave them to you, also those "
+        "that a killed run may have sent.",
     ),
     # What is seen of it.
     click.option("--dry-run", is_flag=True, help="Check everything, show the first requests, send nothing."),
@@ -146,7 +148,7 @@ _HEADINGS: Final = {
     "How fast, and how far": ("--in-flight", "--rate", "--attempts", "--limit", "--max-duration"),
     "When it stops by itself, and how it goes on": ("--halt", "--canary", "--journal", "--on-unknown"),
     "What is seen of it": ("--dry-run", "--json", "--verbose"),
-    "The service": ("--api-key-file", "--base-url", "--transport"),
+    "The service": ("--api-key-file", "--base-url", "--transport", "--no-idempotency"),
     "More than one machine": ("--cluster", "--certificates"),
     "A trial without a key": ("--sandbox", "--profile", "--seed", "--dead-proxies"),
 }

@@ -49,7 +49,13 @@ async def run_job(job: Job) -> int:
         sender: Cluster | PostPressSession
         if wishes.cluster is None:
             sender = PostPressSession(
-                key, base_url=url, retry=retry, pace=pace, transport=wishes.transport, on_event=observer
+                key,
+                base_url=url,
+                retry=retry,
+                pace=pace,
+                idempotency=not wishes.no_idempotency,
+                transport=wishes.transport,
+                on_event=observer,
             )
         else:
             sender = _quiet(cluster_extra()).Cluster(
@@ -59,6 +65,7 @@ async def run_job(job: Job) -> int:
                 base_url=url,
                 retry=retry,
                 pace=pace,
+                idempotency=not wishes.no_idempotency,
                 transport=wishes.transport,
                 on_event=observer,
             )
@@ -208,7 +215,12 @@ def _conclude(job: Job, summary: RotationSummary, ended: _Ended, feed: Feed) -> 
         tell(f"postpress-async: the pool ran dry: {accounts} got no proxy; add proxies to {job.wishes.pool}")
     elif summary.quarantined:
         tell(f"postpress-async: {summary.quarantined:,} of the pool's proxies did not work: left out")
-    open_ = summary.states[State.UNKNOWN] or (summary.states[State.SKIPPED] > summary.refused)
+    left_in_doubt = summary.states[State.UNKNOWN] if job.wishes.on_unknown == "report" else 0
+    if left_in_doubt:
+        accounts = "1 account" if left_in_doubt == 1 else f"{left_in_doubt:,} accounts"
+        told = "may have been changed and will not be sent again: look at them, then run without "
+        tell(f"postpress-async: {accounts} {told}--on-unknown report")
+    open_ = summary.states[State.UNKNOWN] > left_in_doubt or summary.states[State.SKIPPED] > summary.refused
     if summary.halted:
         tell(f"postpress-async: halted: {summary.halted}; run the same command again once it is mended")
     elif ended.early or open_:

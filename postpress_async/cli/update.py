@@ -38,6 +38,7 @@ def update(
     api_key_file: str | None,
     base_url: str | None,
     transport: Literal["session", "lean"],
+    no_idempotency: bool,
 ) -> int:
     """
     Give one account a new proxy.
@@ -49,27 +50,34 @@ def update(
     """
     change = _change(proxy, proxy_file, country, ip)
     if idempotency_key is not None:
+        if no_idempotency:
+            raise click.UsageError("--idempotency-key cannot be combined with --no-idempotency")
         check_key(idempotency_key)
-    return asyncio.run(_update(account_id, change, idempotency_key, api_key_file, base_url, transport))
+    keys: Keys = FreshKeys(KeyMaker())
+    if idempotency_key is not None or no_idempotency:
+        keys = OneKey(idempotency_key)
+    own_key = idempotency_key is not None
+    return asyncio.run(_update(account_id, change, keys, api_key_file, base_url, transport, own_key=own_key))
 
 
 async def _update(
     account_id: str,
     change: ProxyChange,
-    own_key: str | None,
+    keys: Keys,
     api_key_file: str | None,
     base_url: str | None,
     transport: Literal["session", "lean"],
+    *,
+    own_key: bool,
 ) -> int:
     key = options.read_key(api_key_file)
-    keys: Keys = FreshKeys(KeyMaker()) if own_key is None else OneKey(own_key)
     async with PostPressSession(key, base_url=base_url, transport=transport) as session:
         try:
             done = await session.run_errand(account_id, change, keys)
         except PostPressError as error:
             click.echo(f"postpress-async: {error}", err=True)
             # An earlier command with the caller's own key may have applied the change.
-            if error.applied is Applied.UNKNOWN or own_key is not None:
+            if error.applied is Applied.UNKNOWN or own_key:
                 _tell_key(keys)
             return exits.KEY_REFUSED if error.scope is Scope.KEY else exits.SOME_LEFT
         except asyncio.CancelledError:
@@ -82,8 +90,10 @@ async def _update(
 
 
 def _tell_key(keys: Keys) -> None:
+    if keys.current is None:
+        return
     advice = "To learn the outcome without applying the change twice, run the same command with:"
-    click.echo(f"{advice} --idempotency-key {shlex.quote(keys.current or '')}", err=True)
+    click.echo(f"{advice} --idempotency-key {shlex.quote(keys.current)}", err=True)
 
 
 def _change(proxy: str | None, proxy_file: str | None, country: str | None, ip: str | None) -> ProxyChange:

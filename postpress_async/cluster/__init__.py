@@ -75,6 +75,7 @@ class Cluster:
         base_url: As `PostPressSession` has it.
         retry: As `PostPressSession` has it. Its functions, if it has any, run on the workers.
         pace: Of each worker; but for its rate, which all of them share.
+        idempotency: As `PostPressSession` has it.
         transport: As `PostPressSession` has it.
         on_event: Called with what all workers do, but for each single attempt.
 
@@ -92,6 +93,7 @@ class Cluster:
         base_url: str | None = None,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable, as is the pace
         pace: Pace = Pace(),  # noqa: B008
+        idempotency: bool = True,
         transport: Literal["session", "lean"] = "session",
         on_event: events.Observer | None = None,
     ) -> None:
@@ -106,7 +108,7 @@ class Cluster:
             )
         self._key: Final = read_api_key(api_key).reveal() if self._place.is_here else None
         watched = on_event is not None
-        self._orders: Final = Orders("", str(url), retry, pace, False, watched, transport)
+        self._orders: Final = Orders("", str(url), retry, pace, False, watched, transport, idempotency)
         try:
             dumps(self._orders)
         except Exception as error:  # of whatever the caller's functions hold

@@ -26,7 +26,7 @@ from postpress_async.errors import ClusterError, JournalError, PostPressError
 from postpress_async.models import AccountPatched
 from postpress_async.rotation.engine import Rotation
 from postpress_async.rotation.halt import Halt
-from postpress_async.rotation.outcome import Outcome, State
+from postpress_async.rotation.outcome import Outcome
 from postpress_async.rotation.outlet import Outlet
 from postpress_async.rotation.pool import ProxyPool
 from postpress_async.rotation.resume import Source
@@ -103,21 +103,22 @@ class AttendedRotation(Rotation):
             return
         for sent in shard.in_doubt():
             row = sent.row
-            if not self._stopping:
+            if not self._stopping and not (shard.fetched and self._leaves_doubts):
                 self._buffer.append(sent)
             elif shard.fetched:
-                self._record(Outcome.given_up(row.ordinal, row.line, row.account_id, 0.0))
+                outcome = Outcome.given_up(row.ordinal, row.line, row.account_id, 0.0)
+                self._record(outcome)
+                if not self._stopping:
+                    self._outlet.put(outcome)
             else:
                 self._leave(sent)
 
     def _leave(self, sent: Sent) -> None:
         """The run ends before this row was sent."""
-        taken, row = sent.open, sent.row
-        if taken.maybe_sent or taken.answered:
-            # What the journal says of it, or does not say, stays: that it is in doubt, or its key spent.
-            self.summary.states[State.UNKNOWN if taken.maybe_sent else State.SKIPPED] += 1
+        if (outcome := sent.open.outcome_unsent()) is None:
+            self.summary.states[sent.open.state_unsent] += 1
         elif not isinstance(self._broken, JournalError):  # else it could not be written, nor is it missed
-            self._record(Outcome.skipped(row.ordinal, row.line, row.account_id))
+            self._record(outcome)
 
     def _help(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Have it done beside the others, no longer than the rotation lasts."""
@@ -225,6 +226,13 @@ class AttendedRotation(Rotation):
             self._observer(events.PauseBegan() if self.paused else ended)
         self._paused_at = now
 
+    def _hear_of_no_connection(self, hand: Hand, reason: str) -> None:
+        """Halt once no worker has ever reached the API: one alone may have a network of its own."""
+        hand.unreachable = True
+        working = [hand for hand in self._hands.values() if hand.shards and not hand.lost]
+        if not self._stopping and not self._halts.connected and all(hand.unreachable for hand in working):
+            self._halt_for(reason)
+
     @staticmethod
     def _pop(hand: Hand, number: int, ordinal: int) -> Sent | None:
         shard = hand.shards.get(number)
@@ -256,6 +264,8 @@ class AttendedRotation(Rotation):
             for ordinal in ordinals:
                 if (sent := self._pop(hand, number, ordinal)) is not None:
                     self._leave(sent)
+        elif kind == "unreachable":
+            self._hear_of_no_connection(hand, *values)
         elif kind == "broken":
             number, what = values
             self._break(ClusterError(f"{hand.address} stopped at a mistake of ours: {what}"))

@@ -159,13 +159,18 @@ class ClusterRotation(AttendedRotation):
         if isinstance(row, Refusal):
             await self._tell(Outcome.refused(row.ordinal, row.line, row.account_id, row.reason))
             return
+        if taken.left:
+            await self._tell(Outcome.left_in_doubt(row.ordinal, row.line, row.account_id))
+            return
         if self._reach is not None and row.ordinal >= self._reach.near:
             await self._reach.extend(row.ordinal)
         pooled = None
         if row.change is None and self._pool is not None:
             pooled = self._pool.give(row.account_id)
             if pooled is None:
-                await self._tell(Outcome.without_proxy(row.ordinal, row.line, row.account_id))
+                in_doubt = taken.maybe_sent
+                place = row.ordinal, row.line, row.account_id
+                await self._tell(Outcome.without_proxy(*place, in_doubt=in_doubt))
                 return
         self._buffer.append(Sent(taken, pooled))
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Collection, Sequence
 from typing import Final, Protocol
 
 from postpress_async.cluster.parcel import Sent, note_of
+from postpress_async.errors import PostPressError
 from postpress_async.rotation.engine import Rotation
 from postpress_async.rotation.errand import Proxies, Settler
 from postpress_async.rotation.outcome import Outcome
@@ -77,6 +78,10 @@ class Courier:
     def unsent(self, ordinals: list[int]) -> None:
         """Take the rows that were never begun. What the journal has to say of them, the coordinator knows."""
         self._post.put("unsent", self._number, ordinals)
+
+    def unreachable(self, reason: str) -> None:
+        """Say that no connection to the API was made here, and why."""
+        self._post.put("unreachable", reason)
 
     async def room(self) -> None:
         """See `Notes`. It also keeps a worker that is cut off from sending on and on."""
@@ -187,14 +192,20 @@ class ShardRotation(Rotation):
         in_flight: int,
     ) -> None:
         super().__init__(
-            session.run_errand, iter(()), in_flight=in_flight, finite=True, waits=session.part_of_waits()
+            session.run_errand,
+            iter(()),
+            in_flight=in_flight,
+            finite=True,
+            waits=session.part_of_waits(),
         )
         self._run = run
         self._taken: Final = _Rows(rows)
         self._courier: Final = courier
         self._journal = courier
         self._outlet.leave()  # nobody is here to listen
-        self._settler = Settler(session.run_errand, self._waits, self._rest, pool, self._found, self._record)
+        self._settler = Settler(
+            session.run_errand, self._waits, self._rest, self._attempt_failed, pool, self._found, self._record
+        )
 
     @property
     def last_taken(self) -> asyncio.Event:
@@ -212,3 +223,11 @@ class ShardRotation(Rotation):
 
     def _judge(self, outcome: Outcome) -> None:
         """The coordinator halts, for it sees the outcomes of all workers."""
+
+    def _note_halt(self) -> None:
+        """Nothing, as above."""
+
+    def _attempt_failed(self, error: PostPressError) -> None:
+        # An attempt that failed is no outcome yet, and an outage is waited out: tell the coordinator.
+        if (reason := self._halts.attempt_failed(error)) is not None:
+            self._courier.unreachable(reason)

@@ -41,7 +41,10 @@ class Shard:
         """Its rows as another worker is to get them."""
         if not self.fetched:
             return list(self.rows.values())
-        return [evolve(sent, open=evolve(sent.open, maybe_sent=True)) for sent in self.rows.values()]
+        return [
+            evolve(sent, open=evolve(sent.open, maybe_sent=True, recorded=sent.open.says_unknown))
+            for sent in self.rows.values()
+        ]
 
 
 @define(eq=False)
@@ -60,6 +63,7 @@ class Hand:
         resting: Its accounts that back off.
         paused: Whether its calls pause.
         pauses: How often it found out that the service is out.
+        unreachable: Whether it has made no connection to the API in its latest attempts, and never before.
         speaking: Held while one of its messages is taken in.
     """
 
@@ -73,6 +77,7 @@ class Hand:
     resting: int = 0
     paused: bool = False
     pauses: int = 0
+    unreachable: bool = False
     outbox: Outbox = field(factory=Outbox)
     inbox: Inbox = field(factory=Inbox)
     speaking: asyncio.Lock = field(factory=asyncio.Lock)

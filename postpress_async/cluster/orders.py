@@ -21,6 +21,7 @@ class Orders:
         pooled: Whether proxies come from the coordinator's pool.
         watched: Whether somebody wants to know of each retry.
         transport: As `PostPressSession` has it.
+        idempotency: As `PostPressSession` has it.
     """
 
     run: str
@@ -30,3 +31,4 @@ class Orders:
     pooled: bool
     watched: bool
     transport: Literal["session", "lean"] = "session"
+    idempotency: bool = True

@@ -58,7 +58,7 @@ def _plain(sent: Sent) -> Plain:
     row = sent.row
     pooled = None if sent.pooled is None else [sent.pooled.label, plain_change(sent.pooled.proxy)]
     change = None if row.change is None else plain_change(row.change)
-    marks = taken.maybe_sent, taken.answered, taken.generation
+    marks = taken.maybe_sent, taken.recorded, taken.generation
     return [row.ordinal, row.line, row.account_id, change, *marks, pooled]
 
 
@@ -68,12 +68,12 @@ def _sent(
     account_id: str,
     change: Plain | None,
     maybe_sent: bool,
-    answered: bool,
+    recorded: bool,
     generation: int,
     pooled: Plain | None,
 ) -> Sent:
     row = Row(ordinal, line, account_id, None if change is None else change_of(*change))
-    return Sent(OpenRow(row, maybe_sent, answered, generation), pooled_of(pooled))
+    return Sent(OpenRow(row, maybe_sent, recorded, generation), pooled_of(pooled))
 
 
 def plain_change(change: ProxyChange) -> Plain:

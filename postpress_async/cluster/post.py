@@ -106,6 +106,7 @@ class Post:
             base_url=orders.base_url,
             retry=orders.retry,
             pace=orders.pace,
+            idempotency=orders.idempotency,
             transport=orders.transport,
             on_event=self._observe if orders.watched else None,
         )

@@ -43,7 +43,7 @@ class Admission:
         return True
 
     def refused(self) -> None:
-        """The row that was taken cannot be sent, now or by any later run: it counts towards no limit."""
+        """The row that was taken is not to be sent: it counts towards no limit."""
         self._taken -= 1
 
     def settled(self, *, tried: bool, lives: bool) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Final, Self
@@ -17,7 +18,7 @@ from typing import Final, Self
 from postpress_async import events
 from postpress_async._guarded import Guarded
 from postpress_async._lifetime import Waits
-from postpress_async.errors import PostPressError, SessionClosedError
+from postpress_async.errors import Applied, PostPressError, SessionClosedError
 from postpress_async.rotation.admission import Admission
 from postpress_async.rotation.errand import Settler, Update
 from postpress_async.rotation.halt import Halt, Halts
@@ -74,7 +75,9 @@ class Rotation:
         self._waits: Final = waits or Waits()
         self._observer: Final = observer
         self._source: Final = rows
-        self._settler = Settler(update, self._waits, self._rest, pool, self._found, self._record)
+        self._settler = Settler(
+            update, self._waits, self._rest, self._attempt_failed, pool, self._found, self._record
+        )
         self._outlet = Outlet(in_flight)
         self._group: Final = asyncio.TaskGroup()
         self._journal: Notes | None = None
@@ -83,8 +86,9 @@ class Rotation:
         self._workers = 0
         self._resting = 0  # of the workers
         self._stopping = False
+        self._leaves_doubts = False  # whether what may have been sent is left to the operator
         self._broken: Exception | None = None
-        self._key_error: str | None = None
+        self._failed: Final[Counter[tuple[str | None, Applied | None]]] = Counter()
         self._entered = False
         self._began = 0.0
         self._halts = Halts(self._halt)
@@ -148,10 +152,13 @@ class Rotation:
 
     def _take_up(self, journal: Journal) -> None:
         self._run, self._reach = journal.run, journal.reach
+        self._leaves_doubts = journal.leaves_doubts
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()
-        self._halts = Halts(self._halt, key_works=done[State.PATCHED] > 0)
+        works = done[State.PATCHED] > 0
+        connected = works or done[State.FAILED] > 0
+        self._halts = Halts(self._halt, key_works=works, connected=connected)
         if self._pool is not None:
             self._pool.resume(journal.proxies())
         journal.begin(self.total)
@@ -166,11 +173,8 @@ class Rotation:
             await self._end_workers(kind, error, trace)
             if kind is None and self._finite and self._broken is None and not self._intake.exhausted:
                 await self._skip_the_rest()
-            if self._journal is not None and self._broken is None:
-                if self._key_error is not None:
-                    self._journal.reopen(self._key_error)
-                if self.summary.halted is not None:
-                    self._journal.halted(self.summary.halted)
+            if self._broken is None:
+                self._note_halt()
         finally:
             self.summary.elapsed = time.monotonic() - self._began
             self._outlet.end()
@@ -178,6 +182,27 @@ class Rotation:
                 await self._journal.aclose()
         if kind is None and self._broken is not None:
             raise self._broken
+
+    def _note_halt(self) -> None:
+        """Decide what only the whole run shows, and have the accounts sent again that a bad key failed."""
+        ended_early = self.summary.stopped or self.summary.halted is not None
+        reason = None if self.summary.key_refused else self._halts.at_end()
+        # A refused key matters more than why the run ended early; an unreachable host does not.
+        if reason is not None and (self._halts.key_refused or not ended_early):
+            self._halt_for(reason)
+        if (key_error := self._halts.key_error) is not None:
+            self._reopen(key_error)
+        if self._journal is not None and self.summary.halted is not None:
+            self._journal.halted(self.summary.halted)
+
+    def _reopen(self, error_type: str) -> None:
+        states = self.summary.states
+        for applied, state in ((Applied.NO, State.SKIPPED), (Applied.UNKNOWN, State.UNKNOWN)):
+            if count := self._failed[error_type, applied]:
+                states[State.FAILED] -= count
+                states[state] += count
+        if self._journal is not None:
+            self._journal.reopen(error_type)
 
     async def _end_workers(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -208,6 +233,8 @@ class Rotation:
                     break
                 if isinstance(row := taken.row, Refusal):
                     outcome = Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
+                elif taken.left:
+                    outcome = Outcome.left_in_doubt(row.ordinal, row.line, row.account_id)
                 else:
                     if self._reach is not None and row.ordinal >= self._reach.near:
                         await self._reach.extend(row.ordinal)
@@ -251,24 +278,32 @@ class Rotation:
             await self._outlet.has_room()
 
     def _judge(self, outcome: Outcome) -> None:
-        """Halt if it is enough; else let the others in, if they waited for the canary."""
-        if self._stopping:
-            return
+        """Halt if it is enough; otherwise let the others in, if they waited for the canary."""
         tried, reason = self._halts.tried, self._halts.sees(outcome)
-        if reason is not None:
-            self.summary.halted = reason
-            _log.warning("the rotation halts: %s", reason, extra={"halted": reason})
-            if self._halts.key_refused:
-                self.summary.key_refused = True
-                self._key_error = outcome.error_type
-            self._end_sending()
+        if self._stopping:  # what was in flight may still show that the key is refused
+            if reason is not None and self._halts.key_refused and not self.summary.key_refused:
+                self._halt_for(reason)
+        elif reason is not None:
+            self._halt_for(reason)
         elif not self._admission.is_open:
             self._admission.settled(tried=self._halts.tried > tried, lives=self._halts.canary_lives)
+
+    def _halt_for(self, reason: str) -> None:
+        self.summary.halted = reason
+        self.summary.key_refused = self._halts.key_refused
+        _log.warning("the rotation halts: %s", reason, extra={"halted": reason})
+        self._end_sending()
+
+    def _attempt_failed(self, error: PostPressError) -> None:
+        if not self._stopping and (reason := self._halts.attempt_failed(error)) is not None:
+            self._halt_for(reason)
 
     def _record(self, outcome: Outcome) -> None:
         self.summary.count(outcome)
         if self._journal is not None:
             self._journal.record(outcome)
+        if outcome.state is State.FAILED:
+            self._failed[outcome.error_type, outcome.applied] += 1
         if self._observer is not None:
             settled = events.AccountSettled(
                 outcome.account_id,
@@ -297,13 +332,12 @@ class Rotation:
         """Give every account that was not sent its row too."""
         count = 0
         while (taken := await self._intake.rows.take()) is not None:
-            row, count = taken.row, count + 1
+            count += 1
             if count % 500 == 0:
                 await asyncio.sleep(0)  # there may be millions, and somebody who cannot wait for them
-            if taken.maybe_sent or taken.answered:
-                # What the journal says of it, or does not say, stays: that it is in doubt, or its key spent.
-                self.summary.states[State.UNKNOWN if taken.maybe_sent else State.SKIPPED] += 1
+            if (outcome := taken.outcome_unsent()) is None:
+                self.summary.states[taken.state_unsent] += 1
             else:
-                self._record(Outcome.skipped(row.ordinal, row.line, row.account_id or ""))
+                self._record(outcome)
             if self._journal is not None and self._journal.is_behind:
                 await self._journal.room()

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from postpress_async._lifetime import Waits
 from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
-from postpress_async.models import AccountPatched, CustomProxy, ProxyChange
+from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation.outcome import Outcome
 from postpress_async.rotation.plan import Row
 from postpress_async.rotation.pool import PooledProxy
@@ -54,39 +54,54 @@ class Errand:
     Attributes:
         waits: Where its calls wait; they all end when the rotation is stopped.
         rests: Told with True when a call begins to back off, and with False when it goes on.
+        failed: Told of each attempt that failed.
         proxy: The pool's proxy that was tried last; None where the row has its own change.
         trying: Whether it is still being tried.
-        unsent: Whether nothing of the present call was sent, for certain: that there is none yet, or that it
-            said so itself. A call that says nothing may have sent something.
-        resumable: The last error after which another attempt would have been made.
+        in_flight: Whether a request for it may be in flight. True from the beginning of a call that does not
+            set it itself.
+        resumable: The last error of the present call, if another attempt would have been made after it.
         attempts: Requests sent for it before the present call.
-        in_doubt: Whether something that this run sent before the present call may have been applied.
+        in_doubt: Whether something that this run sent for it may have been applied.
     """
 
     __slots__ = (
         "_pool",
         "_strikes",
         "attempts",
+        "failed",
         "in_doubt",
+        "in_flight",
         "proxy",
         "rests",
         "resumable",
         "trying",
-        "unsent",
         "waits",
     )
 
-    def __init__(self, waits: Waits, rests: Callable[[bool], object], pool: Proxies | None) -> None:
+    def __init__(
+        self,
+        waits: Waits,
+        rests: Callable[[bool], object],
+        failed: Callable[[PostPressError], object],
+        pool: Proxies | None,
+    ) -> None:
         self.waits: Waits = waits
         self.rests: Callable[[bool], object] = rests
+        self.failed: Callable[[PostPressError], object] = failed
         self.proxy: PooledProxy | None = None
         self.resumable: PostPressError | None = None
         self.attempts: int = 0
         self.in_doubt: bool = False
         self.trying: bool = False
-        self.unsent: bool = True
+        self.in_flight: bool = False
         self._pool = pool
         self._strikes = 0
+
+    def attempt_failed(self, error: PostPressError) -> None:
+        """An attempt ended with *error*, whose `applied` is about this attempt alone."""
+        self.in_flight = False
+        self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
+        self.failed(error)
 
     def is_hopeless(self, error: PostPressError) -> bool:
         """Whether the pool's proxy has had its chances, or was found out by other accounts meanwhile."""
@@ -100,17 +115,18 @@ class Errand:
         """The next call is with *proxy*."""
         self.proxy = proxy
         self.trying = True
-        self.unsent = False
+        self.in_flight = True
         self._strikes = 0
 
     @property
-    def only_waited(self) -> bool:
-        """Whether this run has sent nothing for the account, for certain."""
-        return self.unsent and not self.attempts and not self.in_doubt
+    def applied_nothing(self) -> bool:
+        """Whether certainly nothing that this run sent for the account was applied, or still may be."""
+        return not self.in_flight and not self.in_doubt
 
     def go_on(self, error: PostPressError) -> None:
         """The call with this proxy ended in *error*, and is not the last."""
-        self.trying = False
+        self.trying = self.in_flight = False
+        self.resumable = None
         self.attempts += len(error.attempts)
         self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
 
@@ -137,6 +153,7 @@ class Settler:
         update: A session's one function.
         waits: Where the calls wait.
         rests: As `Errand` has it.
+        failed: As `Errand` has it.
         pool: For the rows that name no change.
         found: Told of each failure of a pool's proxy, and whether it put the proxy into quarantine.
         lost: Told what came of an account on which `settle` raises.
@@ -147,6 +164,7 @@ class Settler:
         update: Update,
         waits: Waits,
         rests: Callable[[bool], object],
+        failed: Callable[[PostPressError], object],
         pool: Proxies | None,
         found: Callable[[PooledProxy, bool], object],
         lost: Callable[[Outcome], object],
@@ -154,6 +172,7 @@ class Settler:
         self._update: Final = update
         self._waits: Final = waits
         self._rests: Final = rests
+        self._failed: Final = failed
         self._pool: Final = pool
         self._found: Final = found
         self._lost: Final = lost
@@ -166,23 +185,22 @@ class Settler:
             BaseException: It was cancelled, or a mistake of a strategy or a pool of the caller's ended it.
         """
         began, inherited = time.monotonic(), keys.in_doubt
-        errand = Errand(self._waits, self._rests, self._pool)
+        errand = Errand(self._waits, self._rests, self._failed, self._pool)
         try:
             if row.change is None:
                 patched = await self._through_the_pool(row, keys, errand)
             else:
-                if keys.spent:
-                    await keys.renew()
-                errand.unsent = False
+                errand.in_flight = True
                 patched = await self._update(row.account_id, row.change, keys, errand)
         except NoProxyLeftError:
             return Outcome.without_proxy(row.ordinal, row.line, row.account_id, in_doubt=inherited)
         except PostPressError as error:
             if isinstance(error, DeadlineError) and self._waits.ended and not (errand.attempts or inherited):
                 return Outcome.skipped(row.ordinal, row.line, row.account_id)  # the run ended: nobody's fault
-            doubt_of_this_run = errand.in_doubt or error.applied is Applied.UNKNOWN
-            if (inherited or errand.in_doubt) and (row.change is None or not error.attempts):
-                error.applied = Applied.UNKNOWN  # nothing was learned of what may have been sent before
+            # A call with its own keys knows of the doubt that it inherits, one of the pool does not.
+            doubt_of_this_run = errand.in_doubt or (error.applied is Applied.UNKNOWN and not inherited)
+            if inherited or errand.in_doubt:
+                error.applied = Applied.UNKNOWN  # a refusal says nothing about what was sent before
             cut_short = self._waits.ended and error is errand.resumable
             errand.resumable = None  # its traceback holds this frame
             return Outcome.failed(
@@ -194,20 +212,33 @@ class Settler:
                 proxy=_label(row, errand),
                 earlier=errand.attempts,
                 cut_short=cut_short,
-                settled=not doubt_of_this_run,
+                settled=not doubt_of_this_run and not isinstance(row.change, ManagedProxy),
             )
         except BaseException:
-            if errand.only_waited and not inherited:
-                lost = Outcome.skipped(row.ordinal, row.line, row.account_id)
-            else:  # it may have been on its way
-                elapsed, label = time.monotonic() - began, _label_of(errand.proxy if errand.trying else None)
-                lost = Outcome.given_up(row.ordinal, row.line, row.account_id, elapsed, label)
-            self._lost(lost)
+            self._lost(self._cancelled(row, errand, time.monotonic() - began, inherited=inherited))
+            errand.resumable = None
             raise
         attempts = errand.attempts + len(patched.attempts)
         errand.resumable = None
         elapsed, label = time.monotonic() - began, _label_of(errand.proxy)
         return Outcome.patched(row.ordinal, row.line, row.account_id, attempts, elapsed, label)
+
+    @staticmethod
+    def _cancelled(row: Row, errand: Errand, elapsed: float, *, inherited: bool) -> Outcome:
+        """The outcome of an account whose run was told to end at once."""
+        place = row.ordinal, row.line, row.account_id
+        if inherited or not errand.applied_nothing:
+            return Outcome.given_up(*place, elapsed, _label_of(errand.proxy if errand.trying else None))
+        if errand.resumable is None:
+            return Outcome.skipped(*place, attempts=errand.attempts)
+        return Outcome.failed(
+            *place,
+            errand.resumable,
+            elapsed,
+            proxy=_label(row, errand),
+            earlier=errand.attempts,
+            cut_short=True,
+        )
 
     @staticmethod
     async def _given(pool: Proxies, row: Row, tried: list[PooledProxy]) -> PooledProxy | None:
@@ -219,9 +250,8 @@ class Settler:
         assert pool is not None  # noqa: S101 - rows without a change are refused where there is none
         failure: PostPressError | None = None
         try:
-            # Also where no proxy is left now: the next run is not told that the key had a use.
-            if keys.in_doubt or keys.spent:
-                await keys.renew()  # what was sent under this key had perhaps another proxy
+            if keys.in_doubt:
+                await keys.renew()  # what was sent under this key perhaps named another proxy
             while (proxy := await self._given(pool, row, tried)) is not None:
                 if tried:
                     await keys.renew()
@@ -233,7 +263,7 @@ class Settler:
                 except PostPressError as error:
                     failure = error
                 except BaseException:
-                    if errand.unsent:
+                    if errand.applied_nothing:
                         pool.take_back(proxy)
                     raise
                 if failure.scope is not Scope.PROXY:

@@ -1,4 +1,4 @@
-"""When a rotation stops by itself: a key that may not do this, too many failures, a canary that died."""
+"""When a rotation stops by itself: a refused key, an unreachable host, too many failures, a failed canary."""
 
 import re
 from collections import Counter, deque
@@ -7,11 +7,24 @@ from typing import Final, Self
 
 from attrs import field, frozen
 
-from postpress_async.errors import Scope
+from postpress_async.errors import (
+    Applied,
+    AttemptTimeoutError,
+    ConnectError,
+    PostPressError,
+    Scope,
+    TlsError,
+)
 from postpress_async.rotation.outcome import Outcome, State
 
 FIRST_ANSWERS: Final = 20
 """So many accounts in a row that all get one and the same 401 tell of the key, not of the accounts."""
+
+UNREACHED: Final = 20
+"""Attempts that failed to connect after which the host counts as unreachable, if none ever connected."""
+
+UNREACHED_BY_ONE: Final = 5
+"""The same for one account: with few in flight 20 attempts may take minutes, and these 7.5 s at most."""
 
 WINDOW: Final = 200
 """Accounts, the latest settled ones, among which a share of failures is looked for."""
@@ -50,8 +63,9 @@ class Halt:
         failures: A share such as ``"5%"`` of the latest 200 accounts: with it, the tenth failure among the
             latest 200 halts the rotation, be they 200 yet or fewer. Or a number of accounts of this run;
             or ``"never"``.
-        canary: So many accounts are sent first, and all others only if fewer than *failures* of them
-            failed: that share of them (half of them where it is ``"never"``), or that number. 0 for none.
+        canary: Accounts that are sent first; all others only if fewer than *failures* of these failed. A
+            share is one of the canary, at least one account: ``"5%"`` of a canary of 10 is one failure.
+            ``"never"`` is half of it. 0 for none.
 
     Raises:
         ValueError: It is not as said above.
@@ -84,15 +98,24 @@ class Halt:
 
 class Halts:
     """
-    Sees each outcome of a run, and says when it is enough.
+    Sees each outcome of a run, and each failed attempt, and says when to stop.
+
+    Args:
+        halt: What the user says.
+        key_works: Whether the API key was accepted in an earlier run.
+        connected: Whether an earlier run reached the host.
 
     Attributes:
         tried: Accounts that were patched, or whose call ended in an error.
         key_refused: Whether it was enough because of the API key.
+        connected: Whether a connection to the host was ever made.
     """
 
-    def __init__(self, halt: Halt, *, key_works: bool = False) -> None:
+    def __init__(self, halt: Halt, *, key_works: bool = False, connected: bool = False) -> None:
         self._halt: Final = halt
+        self.connected: bool = connected
+        self._unreached = 0  # attempts that failed to connect
+        self._last_unreached: PostPressError | None = None
         self._key: Final = KeyHalt(works=key_works)
         self._most_of_latest: Final = halt.of_latest()
         self._latest: Final[deque[bool]] = deque(maxlen=WINDOW)
@@ -109,6 +132,8 @@ class Halts:
 
     def sees(self, outcome: Outcome) -> str | None:
         """Why to stop, in a sentence; None to go on."""
+        if outcome.status is not None:
+            self.connected = True
         if (reason := self._key.sees(outcome)) is not None:
             self.key_refused = True
             return reason
@@ -128,6 +153,38 @@ class Halts:
         # What was patched can only be the last of the canary.
         return self._reason() if failed or self.tried == self._halt.canary else None
 
+    @property
+    def key_error(self) -> str | None:
+        """The type of the 401s by which the key was found out, if it was not an error of scope KEY."""
+        return self._key.type if self.key_refused else None
+
+    def attempt_failed(self, error: PostPressError) -> str | None:
+        """Why to stop, in a sentence, after an attempt that failed with *error*; None to go on."""
+        if self.connected:
+            return None
+        timed_out = isinstance(error, AttemptTimeoutError) and error.applied is Applied.NO
+        if not timed_out and not isinstance(error, ConnectError | TlsError):
+            self.connected = True
+            return None
+        self._unreached += 1
+        self._last_unreached = error
+        enough = self._unreached >= UNREACHED or len(error.attempts) >= UNREACHED_BY_ONE
+        return self._unreachable() if enough else None
+
+    def at_end(self) -> str | None:
+        """Why the run should not count as ended, although all its accounts were tried; None if it does."""
+        if (reason := self._key.at_end()) is not None:
+            self.key_refused = True
+            return reason
+        return None if self.connected else self._unreachable()
+
+    def _unreachable(self) -> str | None:
+        if self._last_unreached is None:
+            return None
+        attempts = "1 attempt" if self._unreached == 1 else f"{self._unreached} attempts"
+        fact = self._last_unreached.args[0]
+        return f"{fact} ({attempts}, all that were made): check the base URL and the network"
+
     def _reason(self) -> str | None:
         halt = self._halt
         if self.tried == halt.canary and self._failed >= halt.of_canary():
@@ -146,33 +203,50 @@ class Halts:
 
 class KeyHalt:
     """
-    Sees that the API key may not do this, before it is tried on every account.
+    Sees that the API key is refused.
 
-    An error of scope KEY says so at once; so does one type of 401 given by each of the first
-    `FIRST_ANSWERS` accounts. Once any account was patched, the key works, and such errors are only recorded.
+    An error of scope KEY says so at any time. So does one type of 401 that each of the first `FIRST_ANSWERS`
+    accounts gets, or at the end of a shorter run each account that was answered; unless any account was
+    patched before, or got an answer that only a good key gets.
+
+    Attributes:
+        type: The type of these 401s, once they have told; None after an error of scope KEY.
     """
 
     def __init__(self, *, works: bool = False) -> None:
         self._works = works
-        self._answers = 0
+        self._answered = 0  # accounts, before it was known that the key works
+        self._refused = 0  # of these, with the 401 that all of them got
         self._type: str | None = None
+        self.type: str | None = None
 
     def sees(self, outcome: Outcome) -> str | None:
         """Why to stop, in a sentence; None to go on."""
-        if self._works or outcome.status is None or outcome.scope in {Scope.SERVICE, Scope.PROXY}:
-            return None  # no answer, or none about a key or an account
-        if outcome.state is State.PATCHED:
-            self._works = True
-            return None
         if outcome.scope is Scope.KEY:
             return f"the API key was refused ({outcome.error_type}): every other account would get the same"
-        self._answers += 1
-        if self._answers == 1:
+        if self._works or outcome.status is None:
+            return None
+        self._answered += 1
+        if outcome.scope is Scope.SERVICE:
+            return None  # it may come from a gateway that never saw the key
+        if not self._refused:
             self._type = outcome.error_type
-        if outcome.status != 401 or outcome.error_type != self._type:
-            self._works = True  # the answers differ, so they are about the accounts
-        elif self._answers == FIRST_ANSWERS:
-            return (
-                f"each of the first {FIRST_ANSWERS} accounts was refused with {self._type}: check the API key"
-            )
-        return None
+        if outcome.status != 401 or outcome.scope is Scope.PROXY or outcome.error_type != self._type:
+            self._works = True  # it was patched, or the answer is about the account or its proxy
+            return None
+        self._refused += 1
+        if self._refused < FIRST_ANSWERS:
+            return None
+        self.type = self._type
+        return f"each of the first {FIRST_ANSWERS} accounts was refused with {self._type}: check the API key"
+
+    def at_end(self) -> str | None:
+        """Why the key is suspected at the end of the run, in a sentence; None if it is not."""
+        if self._works or not self._refused or self._refused != self._answered:
+            return None
+        self.type = self._type
+        every = f"each of the {self._refused} accounts" if self._refused > 1 else "the only account"
+        return (
+            f"{every} that got an answer was refused with {self._type}: check the API key, "
+            "and reconnect the accounts if it is right"
+        )

@@ -4,7 +4,6 @@ import asyncio
 from typing import Final
 
 from postpress_async.rotation.admission import Admission
-from postpress_async.rotation.plan import Refusal
 from postpress_async.rotation.resume import OpenRow, Takes
 
 CANCELLED: Final = (
@@ -66,7 +65,7 @@ class Intake:
         if taken is None:
             self.exhausted = True
             self._admission.open()
-        elif isinstance(taken.row, Refusal):
+        elif not taken.is_sent:
             self._admission.refused()
         return taken
 

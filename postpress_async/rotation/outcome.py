@@ -19,11 +19,14 @@ class State(StrEnum):
     PATCHED = "patched"
     """The API said so."""
     FAILED = "failed"
-    """It was refused, and this run applied nothing; `Outcome.applied` tells if an earlier one may have."""
+    """It was refused, and this run applied nothing; `Outcome.applied` says if an earlier one may have."""
     UNKNOWN = "unknown"
     """It failed in a way that leaves open whether the change was applied."""
     SKIPPED = "skipped"
-    """It was not sent, or never got an answer that counts, before the run ended; or its row was refused."""
+    """
+    It was not sent, or got no answer about the account, before the run ended; or its row was refused. An
+    error of scope KEY is no answer about the account.
+    """
 
 
 _PATCHED: Final = State.PATCHED  # a global is read in a tenth of the time of an enumeration's member
@@ -106,11 +109,12 @@ class Outcome:
             proxy: The label of the proxy that was tried last.
             earlier: Requests sent with other proxies before.
             cut_short: Whether it would have been tried again, had the run not ended.
-            settled: Whether all doubt is about what an earlier run sent, which no later one will learn more
-                of: a refusal is final then too, or it would be asked for in every run.
+            settled: Whether a refusal is final although the change may have been applied: it is a custom
+                proxy, which a later request sets again, and all doubt is about an earlier run. Otherwise it
+                would be sent in every run.
         """
-        # No answer at all, from anyone, speaks of no account.
-        open_ = error.status is None or cut_short
+        # Neither the lack of an answer nor a refusal of the API key says anything about the account.
+        open_ = error.status is None or cut_short or error.scope is Scope.KEY
         if error.applied is Applied.UNKNOWN and (open_ or not settled):
             state = State.UNKNOWN
         else:
@@ -148,9 +152,14 @@ class Outcome:
         )
 
     @classmethod
-    def skipped(cls, ordinal: int, line: int | None, account_id: str) -> Self:
-        """The run ended before the account was sent."""
-        return cls(ordinal, line, account_id, State.SKIPPED, applied=Applied.NO)
+    def skipped(cls, ordinal: int, line: int | None, account_id: str, attempts: int = 0) -> Self:
+        """The run ended before the account was sent, or after *attempts* that certainly applied nothing."""
+        return cls(ordinal, line, account_id, State.SKIPPED, attempts, applied=Applied.NO)
+
+    @classmethod
+    def left_in_doubt(cls, ordinal: int, line: int | None, account_id: str) -> Self:
+        """An earlier run may have sent the account, and this one did not."""
+        return cls(ordinal, line, account_id, State.UNKNOWN, applied=Applied.UNKNOWN)
 
     @classmethod
     def without_proxy(

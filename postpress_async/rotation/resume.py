@@ -9,7 +9,7 @@ from attrs import define
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.notes import Notes
-from postpress_async.rotation.outcome import State
+from postpress_async.rotation.outcome import Outcome, State
 from postpress_async.rotation.plan import Refusal, Row
 
 Rows: TypeAlias = Iterator[Row | Refusal] | AsyncIterator[Row | Refusal]
@@ -29,15 +29,40 @@ class OpenRow:
 
     Attributes:
         row: The row, or why there is none.
-        maybe_sent: Whether an earlier run may have sent it.
-        answered: Whether it was sent, refused for now, and not sent again before that run ended.
+        maybe_sent: Whether it was sent before, by this run or an earlier one, and may have been applied.
+        recorded: Whether the journal has an outcome of it that stays true as long as it is not sent again.
         generation: How many idempotency keys it has used up.
+        left: Whether it is not to be sent, since it is in doubt and the operator wants to decide.
     """
 
     row: Row | Refusal
     maybe_sent: bool = False
-    answered: bool = False
+    recorded: bool = False
     generation: int = 0
+    left: bool = False
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether a request is to be sent for it."""
+        return not self.left and not isinstance(self.row, Refusal)
+
+    def outcome_unsent(self) -> Outcome | None:
+        """What to record if the run does not send it; None if the journal says it already."""
+        row = self.row
+        if self.recorded:
+            return None
+        unsent = Outcome.left_in_doubt if self.maybe_sent else Outcome.skipped
+        return unsent(row.ordinal, row.line, row.account_id or "")
+
+    @property
+    def says_unknown(self) -> bool:
+        """Whether the journal has it as unknown."""
+        return self.recorded and self.maybe_sent
+
+    @property
+    def state_unsent(self) -> State:
+        """Its state if the run does not send it."""
+        return State.UNKNOWN if self.maybe_sent else State.SKIPPED
 
 
 class Takes(Protocol):
@@ -65,6 +90,7 @@ class OpenRows:
         self._resumed: Final = journal is not None and journal.resumed
         self._journal: Final = journal
         self._doubtful: Final = 0.0 if journal is None else journal.doubtful
+        self._leaves_doubts: Final = journal is not None and journal.leaves_doubts
         # Where it is known to be the same input, what is done need not be read row by row.
         skips = callable(source) and journal is not None and journal.same_input
         if callable(source):
@@ -104,8 +130,10 @@ class OpenRows:
     def _open(self, row: Row | Refusal) -> OpenRow | None:
         generation = self._generations.at(row.ordinal) or 0
         if (known := self._entries.at(row.ordinal)) is None:
-            # Of a run that died it may have been in flight, if that came so far.
-            return OpenRow(row, maybe_sent=row.ordinal < self._doubtful, generation=generation)
+            # If a run died that may have got as far as this row, the row may have been in flight.
+            in_doubt = row.ordinal < self._doubtful
+            left = in_doubt and self._leaves_doubts
+            return OpenRow(row, maybe_sent=in_doubt, generation=generation, left=left)
         account_id, state, sent, done = known
         if account_id != (row.account_id or ""):
             raise JournalError(
@@ -114,9 +142,8 @@ class OpenRows:
             )
         if done:
             return None
-        if state is State.SKIPPED:
-            return OpenRow(row, answered=sent, generation=generation)
-        return OpenRow(row, maybe_sent=True, generation=generation)
+        in_doubt = state is not State.SKIPPED
+        return OpenRow(row, maybe_sent=in_doubt, recorded=in_doubt or sent, generation=generation)
 
 
 class _InStep(Generic[T]):
@@ -142,14 +169,12 @@ class RowKeys:
 
     Attributes:
         in_doubt: See `Keys`.
-        spent: Whether the current key was answered in an earlier run, and would get that answer again.
     """
 
-    __slots__ = ("_generation", "_journal", "_ordinal", "_run", "in_doubt", "spent")
+    __slots__ = ("_generation", "_journal", "_ordinal", "_run", "in_doubt")
 
     def __init__(self, run: str, taken: OpenRow, journal: Notes | None) -> None:
         self.in_doubt: bool = taken.maybe_sent
-        self.spent: bool = taken.answered
         self._run = run
         self._ordinal = taken.row.ordinal
         self._journal = journal
@@ -163,6 +188,6 @@ class RowKeys:
     async def renew(self) -> None:
         """See `Keys.renew`."""
         self._generation += 1
-        self.in_doubt = self.spent = False
+        self.in_doubt = False
         if self._journal is not None:
             await self._journal.keep_generation(self._ordinal, self._generation)

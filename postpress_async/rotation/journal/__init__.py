@@ -21,6 +21,7 @@ from weakref import WeakSet
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal._file import (
     DAMAGE,
+    REOPENED,
     check_input,
     claim,
     connect,
@@ -42,7 +43,7 @@ _PATCHED: Final = Insert(
     "(?, ?, ?, ?, ?, ?, ?, 'patched', 200)",
 )  # most are, and then half of the columns say nothing
 _GENERATION: Final = "INSERT OR REPLACE INTO generations VALUES (?, ?)"
-_REOPEN: Final = "UPDATE outcomes SET state = 'skipped' WHERE state = 'failed' AND error_type = ?"
+_REOPEN: Final = f"UPDATE outcomes SET state = {REOPENED} WHERE state = 'failed' AND error_type = ?"  # noqa: S608
 _NOTE: Final = "INSERT OR REPLACE INTO run VALUES (?, ?)"
 _TOTAL: Final = """
     INSERT INTO run VALUES ('total', ?) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)
@@ -59,11 +60,10 @@ _STATES: Final = frozenset(State)
 OnUnknown: TypeAlias = Literal["retry", "report"]
 OnFailed: TypeAlias = Literal["report", "retry"]
 
-# What was sent and came to no certain end is done where it is only to be reported. One without attempts is
-# what a run that died may have sent, and is never left.
+# An unknown outcome is left to the operator if it is only to be reported.
 DONE: Final[dict[OnUnknown, str]] = {
     "retry": "state IN ('patched', 'failed')",
-    "report": "(state IN ('patched', 'failed') OR (state = 'unknown' AND attempts > 0))",
+    "report": "state IN ('patched', 'failed', 'unknown')",
 }
 
 # Opening a file a second time and closing it lets go of the locks that this process has on it.
@@ -81,6 +81,7 @@ class Journal:
         same_input: Whether it was begun with this very input, to the byte.
         doubtful: The ordinal before which rows that it has no word of may have been sent.
         reach: How far this run may send.
+        leaves_doubts: Whether accounts that may have been sent are left to the operator.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Journal:
         self.resumed: Final = resumed
         self.same_input: Final = same_input
         self.doubtful: Final = doubtful
+        self.leaves_doubts: Final = on_unknown == "report"
         self._done: Final = DONE[on_unknown]
         self._lock: Final = lock
         self._writer: Final = Writer(path, connection)

@@ -47,6 +47,12 @@ CREATE TABLE IF NOT EXISTS proxies (
 ) WITHOUT ROWID
 """
 
+_NEXT_GENERATION: Final = """
+INSERT OR REPLACE INTO generations
+SELECT ordinal, coalesce(generation, 0) + 1 FROM outcomes LEFT JOIN generations USING (ordinal) WHERE {}
+"""
+REOPENED: Final = "CASE applied WHEN 'unknown' THEN 'unknown' ELSE 'skipped' END"
+"""In SQL: the state of an account that failed and is to be sent again."""
 
 _UNWRITABLE: Final = {
     sqlite3.SQLITE_PERM,
@@ -235,6 +241,9 @@ def mark_under_way(connection: sqlite3.Connection) -> float:
                 (doubtful,),
             )
             connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', ?)", (doubtful,))
+        # A key that was answered is used up: the answer may be stored under it. Its successor is on the disk
+        # before this run sends anything, so that the account is in doubt under the new key if this run dies.
+        connection.execute(_NEXT_GENERATION.format("state = 'skipped' AND attempts > 0"))
         connection.execute("INSERT OR REPLACE INTO run VALUES ('under way', 1)")
     return doubtful
 
@@ -253,14 +262,17 @@ def _number(connection: sqlite3.Connection, name: str, default: float) -> float:
 
 
 def reopen_failed(connection: sqlite3.Connection) -> None:
-    """Take what failed for what was not sent; under a fresh key, or its stored refusal would come again."""
+    """
+    Have every account that failed sent again, under a fresh key, or its stored refusal would come again.
+
+    One that an earlier run may have changed stays in doubt. It is a custom proxy, which may have a fresh key:
+    a managed one is not `failed` while it is in doubt.
+    """
     with connection:
+        connection.execute(_NEXT_GENERATION.format("state = 'failed'"))
         connection.execute(
-            "INSERT OR REPLACE INTO generations "
-            "SELECT ordinal, coalesce(generation, 0) + 1 FROM outcomes LEFT JOIN generations USING (ordinal) "
-            "WHERE state = 'failed'"
+            f"UPDATE outcomes SET state = {REOPENED}, attempts = 0 WHERE state = 'failed'"  # noqa: S608
         )
-        connection.execute("UPDATE outcomes SET state = 'skipped', attempts = 0 WHERE state = 'failed'")
 
 
 def _stretched(digest: bytes, salt: bytes) -> bytes:

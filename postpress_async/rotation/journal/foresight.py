@@ -52,7 +52,9 @@ def done_in(
         raise in_use(place)
     if not (place.exists() and place.stat().st_size):
         return 0
-    but_failed = "AND state != 'failed'" if on_failed == "retry" else ""
+    # What may have been applied is left to the operator with "report", also if it failed.
+    reopened = "state = 'failed'" if on_unknown == "retry" else "state = 'failed' AND applied = 'no'"
+    but_failed = f"AND NOT ({reopened})" if on_failed == "retry" else ""
     with ExitStack() as stack:
         try:
             connection, _ = connect_read_only(whole, stack)
