@@ -16,21 +16,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
-from weakref import WeakSet
 
 from postpress_async.errors import JournalError
+from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint, refuse_lost_log
 from postpress_async.rotation.journal._file import (
     DAMAGE,
     check_input,
     claim,
     connect,
-    in_use,
+    lock,
     mark_under_way,
     reach_of,
     refusal_of,
     reopen_failed,
-    take_lock,
 )
+from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._reach import Reach as Reach
 from postpress_async.rotation.journal._writer import Insert, Writer
 from postpress_async.rotation.outcome import Outcome, State
@@ -66,9 +66,6 @@ DONE: Final[dict[OnUnknown, str]] = {
     "report": "(state IN ('patched', 'failed') OR (state = 'unknown' AND attempts > 0))",
 }
 
-# Opening a file a second time and closing it lets go of the locks that this process has on it.
-_OPEN: Final[WeakSet["Journal"]] = WeakSet()
-
 
 class Journal:
     """
@@ -88,7 +85,7 @@ class Journal:
         path: Path,
         connection: sqlite3.Connection,
         reader: sqlite3.Connection,
-        lock: sqlite3.Connection,
+        lock: JournalFile,
         *,
         resumed: bool,
         same_input: bool,
@@ -101,7 +98,7 @@ class Journal:
         self.doubtful: Final = doubtful
         self._done: Final = DONE[on_unknown]
         self._lock: Final = lock
-        self._writer: Final = Writer(path, connection)
+        self._writer: Final = Writer(path, connection, lock.inode)
         self.reach: Final = Reach(self._writer, reach_of(connection))
         # Reads have a connection of their own: the other one is the writer thread's.
         self._reader: Final = reader
@@ -130,27 +127,30 @@ class Journal:
 
         Raises:
             JournalNotWritableError: It cannot be written, or is another run's.
-            JournalError: It is another input's or target's, or no journal.
+            JournalError: It is another input's or target's, lacks its -wal, or is no journal.
         """
         place = Path(path)
-        if any(place.exists() and place.samefile(other.path) for other in _OPEN):
-            raise in_use(place)
-        claim(place)
         with ExitStack() as stack:
-            lock = stack.enter_context(closing(take_lock(place)))
+            file = claim(place)
+            assert file is not None  # noqa: S101 - it was made
+            stack.callback(file.close)
+            lock(place, file)
             try:
+                lost = refuse_lost_log(place)
                 connection, fresh = connect(place)
                 stack.callback(connection.close)
+                accept_log(connection, lost=lost)
                 same = check_input(place, connection, digest, target)
                 doubtful = mark_under_way(connection)
                 if on_failed == "retry":
                     reopen_failed(connection)
+                checkpoint(connection, "FULL")  # before anything is sent
                 reader = stack.enter_context(closing(sqlite3.connect(place)))
                 made = cls(
                     place,
                     connection,
                     reader,
-                    lock,
+                    file,
                     resumed=not fresh,
                     same_input=same,
                     doubtful=doubtful,
@@ -159,7 +159,6 @@ class Journal:
             except DAMAGE as error:
                 raise refusal_of(place, error) from None
             stack.pop_all()
-            _OPEN.add(made)
             return made
 
     def counts(self) -> Counter[State]:
@@ -306,7 +305,6 @@ class Journal:
                 self._writer.end_well()  # its thread has ended all the same, after its last commit
             raise
         finally:
-            _OPEN.discard(self)
             self._reader.close()
             self._writer.close()
             self._lock.close()

@@ -4,10 +4,12 @@ import asyncio
 import concurrent.futures.thread  # noqa: F401 - `to_thread` imports it, and may find no free file descriptor
 import sqlite3
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from postpress_async.errors import JournalNotWritableError
+from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint
 
 COMMIT_EVERY: Final = 0.05
 """Seconds for which rows are gathered before they are committed: each commit flushes the disk."""
@@ -17,6 +19,12 @@ GATHERED: Final = 1_000
 
 BACKLOG: Final = 5_000
 """Rows that may wait for the disk; beyond them the rotation waits, so that memory stays bounded."""
+
+COMMITS: Final = 256
+"""Commits after which the -wal is copied into the file: it has a few megabytes then."""
+
+ROWS: Final = 20_000
+"""Rows after which the same is done."""
 
 AT_ONCE: Final = (64, 8, 1)
 """Rows of one statement, as many as there are: old SQLites take 999 values in one."""
@@ -46,10 +54,10 @@ class Insert:
 class Writer:
     """Takes rows in the event loop, and commits them in a thread of its own."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, file: tuple[int, int]) -> None:
         self._path = path
         self._connection = connection
-        self._file = _identity(path)
+        self._file = file
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rows: list[tuple[str | Insert, tuple[Any, ...]]] = []
         self._waiting: list[asyncio.Future[None]] = []
@@ -57,6 +65,7 @@ class Writer:
         self._closing = threading.Event()
         self._failure: str | None = None
         self._lost: list[tuple[Any, ...]] = []
+        self._commits = self._committed_rows = 0  # since the last checkpoint
         self._thread = threading.Thread(target=self._write, name="postpress-journal", daemon=True)
 
     @property
@@ -133,6 +142,8 @@ class Writer:
 
     def close(self) -> None:
         """Let go of the file; the last connection to close folds the -wal file into it."""
+        with suppress(sqlite3.Error):  # a checkpoint may have failed before it could say this
+            accept_log(self._connection, lost=False)
         self._connection.close()
 
     def _write(self) -> None:
@@ -164,6 +175,18 @@ class Writer:
                     _execute(self._connection, statement, [row for said, row in rows if said is statement])
         except Exception as error:  # SQLite's own, or a text that is none: the thread must live to tell
             self._lost += [row for _, row in rows]
+            self._failure = str(error)
+            return
+        self._commits += 1
+        self._committed_rows += len(rows)
+        if self._commits >= COMMITS or self._committed_rows >= ROWS:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        self._commits = self._committed_rows = 0
+        try:
+            checkpoint(self._connection, "PASSIVE")
+        except sqlite3.Error as error:
             self._failure = str(error)
 
     def _release(self, waiting: list[asyncio.Future[None]]) -> None:
