@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from postpress_async import ManagedProxy
+from postpress_async import AccountPatched, ManagedProxy, Outcome, Rotation
 from postpress_async.errors import JournalError, JournalNotWritableError
-from postpress_async.rotation import Journal, State
+from postpress_async.models import Attempt
+from postpress_async.rotation import Journal, Row, State
 from postpress_async.rotation.journal import _writer
 from postpress_async.rotation.journal.reading import JournalView
 from tests.journals import Run, outcome
@@ -250,7 +252,7 @@ def test_whenever_a_run_is_killed_its_journal_is_accepted(path, tmp_path, copies
         for end, content in copy.items():
             Path(f"{killed}{end}").write_bytes(content)
         journal = Journal.open(killed)
-        assert journal.doubtful <= 256
+        assert journal.doubtful <= 64
         asyncio.run(journal.aclose())
 
 
@@ -268,3 +270,146 @@ async def test_what_was_recorded_is_folded_into_the_file_at_intervals(path, tmp_
     await journal.aclose()
     assert folded >= 640 - 80
     assert largest < 300_000
+
+
+# --- A file that is deleted, or cannot be written ---
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+async def test_lost_journal_is_not_followed_by_the_advice_to_run_again(path, replaced) -> None:
+    """The same command would begin a new journal, and order each managed proxy a second time."""
+    journal = Journal.open(path)
+    await record(journal, 12)
+    path.unlink()
+    if replaced:
+        path.touch()
+    journal.record(outcome(12))
+
+    with pytest.raises(JournalNotWritableError) as caught:
+        await journal.aclose()
+    told = str(caught.value)
+    assert "so the journal is lost, with the outcomes of 12 accounts; what came of 1 account" in told
+    assert "Before the next run, put the file and its -wal back" in told
+    assert "run the same command again" not in told
+
+
+async def test_journal_that_is_deleted_after_its_last_row_is_lost_too(path) -> None:
+    journal = Journal.open(path)
+    await record(journal, 3)
+    path.unlink()
+
+    with pytest.raises(JournalNotWritableError, match="the journal is lost, with the outcomes of 3 accounts"):
+        await journal.aclose()
+
+
+async def fail(journal: Journal, path: Path, count: int) -> str:
+    """What is told if the outcomes of *count* accounts cannot be recorded."""
+    with closing(sqlite3.connect(path)) as breaker:
+        breaker.execute("DROP TABLE outcomes")
+    for ordinal in range(count):
+        journal.record(outcome(ordinal))
+    with pytest.raises(JournalNotWritableError) as caught:
+        await journal.aclose()
+    return str(caught.value)
+
+
+async def test_accounts_that_could_not_be_recorded_are_all_listed_beside_the_journal(path) -> None:
+    listed = path.with_name("run.sqlite3-unrecorded.txt")
+    told = await fail(Journal.open(path), path, 40)
+
+    assert "what came of 40 accounts could not be recorded (acc_000000, " in told
+    assert f"and 35 more); all of them are listed in {listed}" in told
+    assert listed.read_text().split() == [f"acc_{number:06}" for number in range(40)]
+    assert stat.S_IMODE(listed.stat().st_mode) == 0o600
+
+
+async def test_accounts_are_named_in_the_message_if_they_cannot_be_listed(path, tmp_path) -> None:
+    """The list is never written through a link."""
+    target = tmp_path / "precious"
+    target.write_text("kept")
+    path.with_name("run.sqlite3-unrecorded.txt").symlink_to(target)
+
+    told = await fail(Journal.open(path), path, 40)
+
+    assert all(f"acc_{number:06}" in told for number in range(40))
+    assert "there is no list of them: " in told
+    assert target.read_text() == "kept"
+
+
+async def test_commit_waits_30_seconds_for_another_program_that_writes(path) -> None:
+    journal = Journal.open(path)
+    [(milliseconds,)] = journal._writer._connection.execute("PRAGMA busy_timeout")
+    await journal.aclose()
+
+    assert milliseconds == 30_000
+
+
+async def test_sending_pauses_while_another_program_holds_the_write_lock(path) -> None:
+    """And goes on afterwards; what is sent and not recorded stays near what is in flight."""
+    sent: list[str] = []
+
+    async def update(account_id: str, *_: object) -> AccountPatched:
+        sent.append(account_id)
+        await asyncio.sleep(0)
+        return AccountPatched(account_id, (Attempt(1, 0.0, 0.0, status=200),))
+
+    rows = (Row(ordinal, None, f"acc_{ordinal}", US) for ordinal in range(5_000))
+    opener = partial(Journal.open, path, in_flight=20)
+    other = sqlite3.connect(path, isolation_level=None)
+    async with Rotation(update, rows, in_flight=20, finite=True, journal=opener) as rotation:
+        under_way = asyncio.create_task(rotation.run())
+        other.execute("BEGIN IMMEDIATE")
+        before = -1
+        while before != len(sent):  # nothing but the commit is waited for any more
+            before = len(sent)
+            for _ in range(100):
+                await asyncio.sleep(0)
+        held = len(sent)
+        other.execute("COMMIT")
+        await under_way
+    other.close()
+
+    assert held == 64  # the rows that the file had announced
+    assert rotation.summary.patched == 5_000
+
+
+# --- How much is sent and not recorded ---
+
+
+@pytest.mark.parametrize(("in_flight", "together"), [(1, 16), (100, 50), (1_000, 500), (None, 1_000)])
+async def test_commit_begins_when_half_of_what_is_in_flight_waits_for_it(
+    path, monkeypatch, in_flight, together
+) -> None:
+    """And not only after a time that has nothing to do with the number of accounts in flight."""
+    monkeypatch.setattr(_writer, "COMMIT_EVERY", 3_600.0)
+    journal = Journal.open(path, in_flight=in_flight)
+    view = JournalView(path)
+    for ordinal in range(together):
+        journal.record(outcome(ordinal))
+
+    await until(lambda: view.ask("SELECT count(*) FROM outcomes") == [(together,)])
+    view.close()
+    await journal.aclose()
+
+
+async def test_commit_begins_at_once_if_it_is_waited_for(path, monkeypatch) -> None:
+    monkeypatch.setattr(_writer, "COMMIT_EVERY", 3_600.0)
+    journal = Journal.open(path)
+    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1))
+
+    await asyncio.wait_for(journal.keep_generation(0, 1), 10)
+
+    await journal.aclose()
+
+
+async def test_rotation_waits_for_a_disk_that_is_five_commits_behind(path, monkeypatch) -> None:
+    journal = Journal.open(path, in_flight=100)
+    monkeypatch.setattr(journal._writer, "_commit", lambda _: None)
+    journal._writer._rows = [("", ())] * 250
+    assert not journal.is_behind
+
+    journal._writer._rows = [("", ())] * 251
+
+    assert journal.is_behind
+    journal._writer._rows = []
+    await journal.aclose()

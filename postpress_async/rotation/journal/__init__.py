@@ -1,10 +1,11 @@
 """
 The journal: one SQLite file in which every account's end can be read, also after a crash.
 
-Rows are handed to a thread of its own, which commits them about every 50 ms: a commit is a flush of the
-disk, and one for each account would be slower than the API. What was sent and not yet committed when
-the process died is sent again by the next run, under the same idempotency key. How far a run may have
-sent is there before it sends, so that the rows beyond are in no doubt.
+Rows are handed to a thread of its own, which commits them in groups: a commit is a flush of the disk, and
+one for each account would be slower than the API. A group is about half as many rows as are in flight, or
+what came in 50 ms. What was sent and not yet committed when the process died is sent again by the next run,
+under the same idempotency key. How far a run may have sent is there before it sends, so that the rows
+beyond are in no doubt.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from postpress_async.rotation.journal._file import (
     reopen_failed,
 )
 from postpress_async.rotation.journal._lock import JournalFile
+from postpress_async.rotation.journal._reach import LEAST
 from postpress_async.rotation.journal._reach import Reach as Reach
 from postpress_async.rotation.journal._writer import Insert, Writer
 from postpress_async.rotation.outcome import Outcome, State
@@ -91,6 +93,7 @@ class Journal:
         same_input: bool,
         doubtful: float,
         on_unknown: OnUnknown,
+        in_flight: int | None,
     ) -> None:
         self.path: Final = path
         self.resumed: Final = resumed
@@ -98,8 +101,8 @@ class Journal:
         self.doubtful: Final = doubtful
         self._done: Final = DONE[on_unknown]
         self._lock: Final = lock
-        self._writer: Final = Writer(path, connection, lock.inode)
-        self.reach: Final = Reach(self._writer, reach_of(connection))
+        self._writer: Final = Writer(path, connection, lock.inode, in_flight)
+        self.reach: Final = Reach(self._writer, reach_of(connection), max(LEAST, in_flight or 0))
         # Reads have a connection of their own: the other one is the writer thread's.
         self._reader: Final = reader
         told = self._reader.execute("SELECT value FROM run WHERE name = 'run'")
@@ -114,6 +117,7 @@ class Journal:
         target: str | None = None,
         on_unknown: OnUnknown = "retry",
         on_failed: OnFailed = "report",
+        in_flight: int | None = None,
     ) -> Self:
         """
         The journal at *path*, made if there is none, for the input with this *digest* and this *target*.
@@ -124,6 +128,7 @@ class Journal:
             target: Where the requests go.
             on_unknown: Whether accounts whose outcome is unknown are sent again, or done.
             on_failed: Whether accounts that failed are done, or sent again, under fresh keys.
+            in_flight: Accounts that are in flight at once, by which commits are sized; None if not known.
 
         Raises:
             JournalNotWritableError: It cannot be written, or is another run's.
@@ -155,6 +160,7 @@ class Journal:
                     same_input=same,
                     doubtful=doubtful,
                     on_unknown=on_unknown,
+                    in_flight=in_flight,
                 )
             except DAMAGE as error:
                 raise refusal_of(place, error) from None
