@@ -189,11 +189,14 @@ class PostPressSession:
         check_count("in_flight", in_flight)
         check_count("limit", limit)
         given = Given.of(changes, pooled=pool is not None)
-        opener = given.kept_in(journal, target=self._target, on_unknown=on_unknown, on_failed=on_failed)
+        at_once = in_flight or self._pace.in_flight
+        opener = given.kept_in(
+            journal, target=self._target, on_unknown=on_unknown, on_failed=on_failed, in_flight=at_once
+        )
         return Rotation(
             self.run_errand,
             given.rows,
-            in_flight=in_flight or self._pace.in_flight,
+            in_flight=at_once,
             journal=opener,
             finite=given.finite,
             total=given.total,

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.sandbox import Fault, Sandbox
+from postpress_async.sandbox import Sandbox
 
 DATA = Path(__file__).parent / "data"
 KEY = "pp_test_sandbox"
@@ -208,12 +210,12 @@ def test_a_journal_of_another_input_is_refused(folder) -> None:
 
 
 def test_a_journal_in_use_is_refused(folder) -> None:
-    lock = sqlite3.connect(folder / "run.sqlite3-lock", isolation_level=None)
-    lock.execute("BEGIN EXCLUSIVE")
+    file = JournalFile.open(folder / "run.sqlite3", os.O_RDWR | os.O_CREAT)
+    assert file.lock()
 
     done = run("rotate", "--sandbox", "--journal", "run.sqlite3")
 
-    lock.close()
+    file.close()
     assert done.returncode == 3
     [told] = done.stderr.splitlines()
     assert "in use by another run" in told

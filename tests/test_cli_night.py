@@ -449,8 +449,9 @@ async def test_a_journal_that_is_deleted_under_way_stops_the_sending(folder) -> 
             _, told = await process.communicate()
 
     assert process.returncode == 3
-    assert b"the file was deleted or replaced under way" in told
+    assert b"the file was deleted or replaced under way, so the journal is lost" in told
     assert b"could not be recorded (acc_" in told
+    assert b"run the same command again" not in told  # that would begin a new journal
     assert sandbox.record.requests < 5_000
 
 

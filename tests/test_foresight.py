@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from postpress_async import cli
-from postpress_async.rotation.journal._file import take_lock
+from postpress_async.rotation.journal._checkpoint import LOG_NEEDED
+from postpress_async.rotation.journal._lock import JournalFile
 from tests.test_cli import KEY
 
 JOURNAL = "fleet.csv.rotation.sqlite3"
@@ -76,6 +77,23 @@ def damaged(folder: Path, run: Run) -> None:
     change("DROP TABLE outcomes")
 
 
+def locked(path: Path) -> JournalFile:
+    """The journal at *path*, which is made if there is none, as a run holds it."""
+    file = JournalFile.open(path, os.O_RDWR | os.O_CREAT)
+    assert file.lock()
+    return file
+
+
+def linked(folder: Path, run: Run) -> None:
+    run("rotate", "fleet.csv", "--sandbox")
+    Path("another").hardlink_to(JOURNAL)
+
+
+def without_its_log(folder: Path, run: Run) -> None:
+    run("rotate", "fleet.csv", "--sandbox")
+    change(f"INSERT INTO run VALUES ('{LOG_NEEDED}', 1)")
+
+
 @pytest.mark.parametrize(
     ("make", "words", "code", "fact"),
     [
@@ -87,7 +105,9 @@ def damaged(folder: Path, run: Run) -> None:
             "begun for this machine, not for https://127.0.0.1:1/v1",
             id="another target's",
         ),
-        pytest.param(lambda *_: take_lock(Path(JOURNAL)), SANDBOX, 3, "in use", id="another run's"),
+        pytest.param(lambda *_: locked(Path(JOURNAL)), SANDBOX, 3, "in use", id="another run's"),
+        pytest.param(linked, SANDBOX, 2, "one of 2 names", id="one of two names"),
+        pytest.param(without_its_log, SANDBOX, 2, "is incomplete", id="without its -wal"),
         pytest.param(of_the_future, SANDBOX, 2, "of a newer", id="of the future"),
         pytest.param(
             lambda *_: change("CREATE TABLE t (x)"), SANDBOX, 2, "no journal of ours", id="another database"
@@ -98,9 +118,6 @@ def damaged(folder: Path, run: Run) -> None:
         pytest.param(damaged, SANDBOX, 2, "is damaged", id="damaged"),
         pytest.param(lambda *_: Path(JOURNAL).symlink_to("x"), SANDBOX, 2, "is a symbolic link", id="a link"),
         pytest.param(lambda *_: Path(JOURNAL).mkdir(), SANDBOX, 3, "cannot be written", id="a folder"),
-        pytest.param(
-            lambda *_: Path(f"{JOURNAL}-lock").mkdir(), SANDBOX, 3, "cannot be locked", id="no lock to be had"
-        ),
         pytest.param(
             lambda *_: None, [*SANDBOX, "--journal", "no/j"], 2, "no is no directory", id="no folder for it"
         ),
@@ -120,7 +137,7 @@ def test_a_dry_run_is_refused_a_journal_as_the_real_run_would_be(
     assert fact in dry[2]
     assert dry == (code, "", dry[2]) == real
     assert after == before
-    if isinstance(kept, sqlite3.Connection):
+    if isinstance(kept, JournalFile):
         kept.close()
 
 

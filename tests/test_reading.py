@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from postpress_async import Outcome
 from postpress_async.errors import JournalError
 from postpress_async.rotation import Journal, State
-from postpress_async.rotation.journal._file import APPLICATION_ID, take_lock
+from postpress_async.rotation.journal._file import APPLICATION_ID
+from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal.advice import advice
 from postpress_async.rotation.journal.numbers import Numbers, Stage, count, stage_of
 from postpress_async.rotation.journal.reading import JournalView
@@ -319,11 +320,12 @@ def test_a_journal_that_is_only_being_made_is_looked_at_later(path) -> None:
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.close()
-    lock = take_lock(path)
+    file = JournalFile.open(path, os.O_RDWR)
+    file.lock()
 
     with pytest.raises(JournalError, match="being made by a run: look again"):
         JournalView(path)
-    lock.close()
+    file.close()
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,12 @@ class Given:
         target: str,
         on_unknown: OnUnknown,
         on_failed: OnFailed,
+        in_flight: int | None = None,
     ) -> Callable[[], Journal] | None:
         """
         What opens the journal of these accounts at *path*; None where none is to be kept.
+
+        Commits are sized by *in_flight*, the accounts in flight at once; None if workers elsewhere have them.
 
         Raises:
             ValueError: Neither "retry" nor "report" was chosen.
@@ -84,7 +87,13 @@ class Given:
             return None
         digest = None if self.fleet is None else self.fleet.digest
         return partial(
-            Journal.open, path, digest=digest, target=target, on_unknown=on_unknown, on_failed=on_failed
+            Journal.open,
+            path,
+            digest=digest,
+            target=target,
+            on_unknown=on_unknown,
+            on_failed=on_failed,
+            in_flight=in_flight,
         )
 
 

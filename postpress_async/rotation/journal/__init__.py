@@ -1,10 +1,11 @@
 """
 The journal: one SQLite file in which every account's end can be read, also after a crash.
 
-Rows are handed to a thread of its own, which commits them about every 50 ms: a commit is a flush of the
-disk, and one for each account would be slower than the API. What was sent and not yet committed when
-the process died is sent again by the next run, under the same idempotency key. How far a run may have
-sent is there before it sends, so that the rows beyond are in no doubt.
+Rows are handed to a thread of its own, which commits them in groups: a commit is a flush of the disk, and
+one for each account would be slower than the API. A group is about half as many rows as are in flight, or
+what came in 50 ms. What was sent and not yet committed when the process died is sent again by the next run,
+under the same idempotency key. How far a run may have sent is there before it sends, so that the rows
+beyond are in no doubt.
 """
 
 import asyncio
@@ -16,22 +17,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias
-from weakref import WeakSet
 
 from postpress_async.errors import JournalError
+from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint, refuse_lost_log
 from postpress_async.rotation.journal._file import (
     DAMAGE,
     REOPENED,
     check_input,
     claim,
     connect,
-    in_use,
+    lock,
     mark_under_way,
     reach_of,
     refusal_of,
     reopen_failed,
-    take_lock,
 )
+from postpress_async.rotation.journal._lock import JournalFile
+from postpress_async.rotation.journal._reach import LEAST
 from postpress_async.rotation.journal._reach import Reach as Reach
 from postpress_async.rotation.journal._writer import Insert, Writer
 from postpress_async.rotation.outcome import Outcome, State
@@ -66,9 +68,6 @@ DONE: Final[dict[OnUnknown, str]] = {
     "report": "state IN ('patched', 'failed', 'unknown')",
 }
 
-# Opening a file a second time and closing it lets go of the locks that this process has on it.
-_OPEN: Final[WeakSet["Journal"]] = WeakSet()
-
 
 class Journal:
     """
@@ -89,12 +88,13 @@ class Journal:
         path: Path,
         connection: sqlite3.Connection,
         reader: sqlite3.Connection,
-        lock: sqlite3.Connection,
+        lock: JournalFile,
         *,
         resumed: bool,
         same_input: bool,
         doubtful: float,
         on_unknown: OnUnknown,
+        in_flight: int | None,
     ) -> None:
         self.path: Final = path
         self.resumed: Final = resumed
@@ -103,8 +103,8 @@ class Journal:
         self.leaves_doubts: Final = on_unknown == "report"
         self._done: Final = DONE[on_unknown]
         self._lock: Final = lock
-        self._writer: Final = Writer(path, connection)
-        self.reach: Final = Reach(self._writer, reach_of(connection))
+        self._writer: Final = Writer(path, connection, lock.inode, in_flight)
+        self.reach: Final = Reach(self._writer, reach_of(connection), max(LEAST, in_flight or 0))
         # Reads have a connection of their own: the other one is the writer thread's.
         self._reader: Final = reader
         told = self._reader.execute("SELECT value FROM run WHERE name = 'run'")
@@ -119,6 +119,7 @@ class Journal:
         target: str | None = None,
         on_unknown: OnUnknown = "retry",
         on_failed: OnFailed = "report",
+        in_flight: int | None = None,
     ) -> Self:
         """
         The journal at *path*, made if there is none, for the input with this *digest* and this *target*.
@@ -129,39 +130,43 @@ class Journal:
             target: Where the requests go.
             on_unknown: Whether accounts whose outcome is unknown are sent again, or done.
             on_failed: Whether accounts that failed are done, or sent again, under fresh keys.
+            in_flight: Accounts that are in flight at once, by which commits are sized; None if not known.
 
         Raises:
             JournalNotWritableError: It cannot be written, or is another run's.
-            JournalError: It is another input's or target's, or no journal.
+            JournalError: It is another input's or target's, lacks its -wal, or is no journal.
         """
         place = Path(path)
-        if any(place.exists() and place.samefile(other.path) for other in _OPEN):
-            raise in_use(place)
-        claim(place)
         with ExitStack() as stack:
-            lock = stack.enter_context(closing(take_lock(place)))
+            file = claim(place)
+            assert file is not None  # noqa: S101 - it was made
+            stack.callback(file.close)
+            lock(place, file)
             try:
+                lost = refuse_lost_log(place)
                 connection, fresh = connect(place)
                 stack.callback(connection.close)
+                accept_log(connection, lost=lost)
                 same = check_input(place, connection, digest, target)
                 doubtful = mark_under_way(connection)
                 if on_failed == "retry":
                     reopen_failed(connection)
+                checkpoint(connection, "FULL")  # before anything is sent
                 reader = stack.enter_context(closing(sqlite3.connect(place)))
                 made = cls(
                     place,
                     connection,
                     reader,
-                    lock,
+                    file,
                     resumed=not fresh,
                     same_input=same,
                     doubtful=doubtful,
                     on_unknown=on_unknown,
+                    in_flight=in_flight,
                 )
             except DAMAGE as error:
                 raise refusal_of(place, error) from None
             stack.pop_all()
-            _OPEN.add(made)
             return made
 
     def counts(self) -> Counter[State]:
@@ -308,7 +313,6 @@ class Journal:
                 self._writer.end_well()  # its thread has ended all the same, after its last commit
             raise
         finally:
-            _OPEN.discard(self)
             self._reader.close()
             self._writer.close()
             self._lock.close()

@@ -6,12 +6,12 @@ import math
 import os
 import secrets
 import sqlite3
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from postpress_async.errors import JournalError, JournalNotWritableError
+from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._reach import LEAST, REACHED
 
 APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
@@ -79,35 +79,32 @@ def in_use(place: Path) -> JournalNotWritableError:
     return JournalNotWritableError(f"{place} is in use by another run: wait for it, or name another journal")
 
 
-def check_lock(place: Path) -> str:
-    """The file that is locked for the journal at *place*; raise `JournalNotWritableError` if it cannot be."""
-    name = f"{place}-lock"
-    if os.path.lexists(name) and not (os.path.isfile(name) and os.access(name, os.W_OK)):
-        raise JournalNotWritableError(
-            f"{name} cannot be locked: delete it if no run is under way, or name another journal"
-        )
-    return name
-
-
-def take_lock(place: Path) -> sqlite3.Connection:
+def lock(place: Path, file: JournalFile) -> None:
     """
-    Held as long as the journal is open, and let go by the system when the process dies.
+    Lock the journal at *place* for one run until *file* is closed.
 
-    An empty database beside it, locked exclusively: SQLite locks alike on every system, and the journal
-    itself must stay readable to others while it is written.
+    Raises:
+        JournalNotWritableError: Another run holds the lock, under whatever name, or there are no locks here.
+        JournalError: The file has more than one name.
     """
-    name, lock = check_lock(place), None
     try:
-        # Whoever looks whether a run is under way holds it too, for some microseconds.
-        lock = sqlite3.connect(name, timeout=0.2, isolation_level=None)
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.Error as error:
-        if lock is not None:
-            lock.close()
-        if "locked" in str(error):
-            raise in_use(place) from None
-        raise JournalNotWritableError(f"{place} cannot be written ({error}): name another journal") from None
-    return lock
+        locked = file.lock()
+    except OSError as error:
+        raise JournalNotWritableError(
+            f"{place} cannot be locked ({error.strerror}). Name a journal on another file system"
+        ) from None
+    if not locked:
+        raise in_use(place)
+    refuse_links(place, file)
+
+
+def refuse_links(place: Path, file: JournalFile) -> None:
+    """Raise `JournalError` if the file has several names: SQLite keeps a -wal for one of them only."""
+    if file.links > 1:
+        raise JournalError(
+            f"{place} is one of {file.links} names (hard links) of one file, and the latest outcomes may be "
+            "in a -wal beside another name. Delete the names that have no -wal, or name another journal"
+        )
 
 
 def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
@@ -119,6 +116,7 @@ def connect(place: Path) -> tuple[sqlite3.Connection, bool]:
             connection.execute("PRAGMA user_version = 1")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # a checkpoint must be one of `checkpoint`
         if fresh:
             with connection:
                 connection.executescript(f"BEGIN; {SCHEMA} {PROXIES}")  # all of it, or none
@@ -145,12 +143,15 @@ def is_fresh(place: Path, connection: sqlite3.Connection) -> bool:
     return False
 
 
-def claim(place: Path, *, make: bool = True) -> None:
+def claim(place: Path, *, make: bool = True) -> JournalFile | None:
     """
-    See to it that there is a file that only its owner reads, and never through a symbolic link.
+    Open the journal's file, readable by its owner only if it is new, and never through a symbolic link.
 
-    Whatever is there already and is no database is left as it is: it may be somebody's fleet. Unless it is to
-    *make* one, it only raises what it would raise else.
+    A file that is no database is left as it is: it may be somebody's fleet. Without *make*, a missing file
+    stays missing, and only what would be raised otherwise is raised.
+
+    Returns:
+        The file; None if there is none.
     """
     if not place.parent.is_dir():
         raise JournalError(f"{place.parent} is no directory: make it, or name another journal")
@@ -159,8 +160,8 @@ def claim(place: Path, *, make: bool = True) -> None:
         if not make and not os.path.lexists(place):
             if not os.access(place.parent, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            return
-        handle = os.open(place, flags | os.O_CREAT * make, 0o600)
+            return None
+        file = JournalFile.open(place, flags | os.O_CREAT * make)
     except OSError as error:
         if place.is_symlink():
             raise JournalError(f"{place} is a symbolic link: name another journal") from None
@@ -168,12 +169,14 @@ def claim(place: Path, *, make: bool = True) -> None:
             f"{place} cannot be written ({error.strerror}): name another journal"
         ) from None
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        if not file.is_regular:
             raise JournalError(f"{place} is no regular file: name another journal")
-        if os.read(handle, 16) not in {b"", b"SQLite format 3\0"}:
+        if file.begins_with() not in {b"", b"SQLite format 3\0"}:
             raise JournalError(f"{place} is not a database, and left as it is: name another journal")
-    finally:
-        os.close(handle)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def check_input(

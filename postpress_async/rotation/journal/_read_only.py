@@ -12,7 +12,9 @@ from typing import Final
 from attrs import frozen
 
 from postpress_async.errors import JournalError
+from postpress_async.rotation.journal._checkpoint import lost_log, needs_log
 from postpress_async.rotation.journal._file import DAMAGE, is_fresh
+from postpress_async.rotation.journal._lock import JournalFile
 
 _BUSY: Final = 10.0
 """Seconds to wait for a lock; a run that writes holds none that a reader meets for longer than a moment."""
@@ -27,11 +29,13 @@ class OpenFile:
         connection: Where to ask; read-only.
         closing: Closes it, and deletes a copy if one had to be made.
         stamp: The file as it was, where nobody else may write it meanwhile; None where that is safe.
+        file: The file itself, which a run locks.
     """
 
     connection: sqlite3.Connection
     closing: ExitStack
     stamp: tuple[int, ...] | None
+    file: JournalFile
 
 
 def open_read_only(place: Path) -> OpenFile:
@@ -44,13 +48,16 @@ def open_read_only(place: Path) -> OpenFile:
     _check(place)
     with ExitStack() as stack:
         try:
+            file = JournalFile.open(place, os.O_RDONLY)
+            stack.callback(file.close)
             connection, stamp = connect_read_only(place, stack)
-            _recognise(place, connection)
+            _recognise(place, connection, file)
+            refuse_stale(place, connection)
         except DAMAGE as error:
             raise JournalError(f"{place} cannot be read ({error}): name another journal") from None
         except OSError as error:
             raise JournalError(f"{place} cannot be read ({error.strerror}): name another journal") from None
-        return OpenFile(connection, stack.pop_all(), stamp)
+        return OpenFile(connection, stack.pop_all(), stamp, file)
 
 
 def stamp_of(place: Path) -> tuple[int, ...]:
@@ -59,22 +66,8 @@ def stamp_of(place: Path) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def is_locked(place: Path) -> bool:
-    """Whether a run holds the journal at *place*: a lock that the system lets go of when the run dies."""
-    lock = Path(f"{place}-lock")
-    if not lock.is_file():
-        return False
-    try:
-        with closing(sqlite3.connect(f"{lock.as_uri()}?mode=ro", uri=True, timeout=0.0)) as connection:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.Error as error:
-        return error.sqlite_errorcode == sqlite3.SQLITE_BUSY
-    return False
-
-
 def _check(place: Path) -> None:
-    # By its name, not by opening it: a second handle, when closed, would drop this process's locks on
-    # it, and a named pipe would be waited for.
+    # Before it is opened: a device may do anything when it is.
     try:
         status = place.stat()
     except OSError as error:
@@ -110,14 +103,21 @@ def connect_read_only(place: Path, stack: ExitStack) -> tuple[sqlite3.Connection
     return stack.enter_context(closing(_sqlite(place, "immutable=1"))), stamp
 
 
+def refuse_stale(place: Path, connection: sqlite3.Connection) -> None:
+    """Raise `JournalError` if *connection* sees a file that needs its -wal, and there is none."""
+    # In this order: a run that begins now makes the -wal first.
+    if needs_log(connection) and not os.path.exists(f"{place}-wal"):
+        raise lost_log(place)
+
+
 def _sqlite(place: Path, how: str) -> sqlite3.Connection:
     return sqlite3.connect(f"{place.as_uri()}?{how}", uri=True, timeout=_BUSY, isolation_level=None)
 
 
-def _recognise(place: Path, connection: sqlite3.Connection) -> None:
+def _recognise(place: Path, connection: sqlite3.Connection, file: JournalFile) -> None:
     connection.execute("PRAGMA query_only = ON")
     if is_fresh(place, connection):
-        if is_locked(place):
+        if file.is_locked():
             raise JournalError(f"{place} is being made by a run: look again in a moment")
         raise JournalError(
             f"{place} is no whole journal, for it has no tables: if its disk was full when it was made, give "

@@ -11,15 +11,15 @@ from postpress_async.rotation.journal import DONE, OUTCOME, OnFailed, OnUnknown,
 from postpress_async.rotation.journal._file import (
     DAMAGE,
     SCHEMA,
-    check_lock,
     claim,
     in_use,
     is_fresh,
     is_input,
     refusal_of,
+    refuse_links,
     refuse_other,
 )
-from postpress_async.rotation.journal._read_only import connect_read_only, is_locked
+from postpress_async.rotation.journal._read_only import connect_read_only, refuse_stale
 from postpress_async.rotation.outcome import Outcome
 
 
@@ -45,21 +45,25 @@ def done_in(
         JournalError: What `Journal.open` would raise, as far as it can be known without writing.
     """
     place = Path(path)
-    claim(place, make=False)
-    check_lock(place)
     whole = Path(os.path.abspath(place))
-    if is_locked(whole):
-        raise in_use(place)
-    if not (place.exists() and place.stat().st_size):
-        return 0
     # What may have been applied is left to the operator with "report", also if it failed.
     reopened = "state = 'failed'" if on_unknown == "retry" else "state = 'failed' AND applied = 'no'"
     but_failed = f"AND NOT ({reopened})" if on_failed == "retry" else ""
     with ExitStack() as stack:
+        file = claim(place, make=False)
+        if file is None:
+            return 0
+        stack.callback(file.close)
+        if file.is_locked():
+            raise in_use(place)
+        refuse_links(place, file)
+        if not place.stat().st_size:
+            return 0
         try:
             connection, _ = connect_read_only(whole, stack)
             if is_fresh(place, connection):
                 return 0
+            refuse_stale(place, connection)
             refuse_other(place, dict(connection.execute("SELECT name, value FROM run")), digest, target)
             told = f"SELECT count(*) FROM outcomes WHERE {DONE[on_unknown]} {but_failed}"  # noqa: S608
             [(count,)] = connection.execute(told)

@@ -16,7 +16,7 @@ from typing import Any, Final, Self, TypeVar
 
 from postpress_async.errors import Applied, JournalError, Scope
 from postpress_async.rotation.journal._file import DAMAGE
-from postpress_async.rotation.journal._read_only import is_locked, open_read_only, stamp_of
+from postpress_async.rotation.journal._read_only import open_read_only, stamp_of
 from postpress_async.rotation.outcome import Outcome, State
 
 LATEST: Final = 253_402_300_799.0
@@ -43,7 +43,7 @@ class JournalView:
             JournalError: It is not there, is no journal, or cannot be read.
         """
         self.path: Final = Path(path)
-        # A link is followed to where a run has its lock.
+        # A link is followed to where a run has its -wal.
         self._place: Final = Path(os.path.realpath(self.path))
         self._file: Final = open_read_only(self._place)
         self._file.connection.create_function("as_counted", 1, _as_counted, deterministic=True)
@@ -103,7 +103,7 @@ class JournalView:
 
     def is_written(self) -> bool:
         """Whether a run has the journal open."""
-        return is_locked(self._place)
+        return self._file.file.is_locked()
 
     @contextmanager
     def at_one_moment(self) -> Iterator[None]:

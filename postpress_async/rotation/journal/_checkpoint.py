@@ -1,0 +1,78 @@
+"""
+Checkpoints of a journal, and whether its file alone is the whole journal.
+
+SQLite keeps the latest commits in the -wal beside the file. If that is lost or not copied along, SQLite opens
+the file alone without a word, as it was at the last checkpoint, and what was sent since would be sent again.
+"""
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Final, Literal
+
+from postpress_async.errors import JournalError
+
+LOG_NEEDED: Final = "log needed"
+"""
+In the table ``run`` of the file, but not of the file and its -wal together: the file alone is incomplete.
+
+It is written before each checkpoint and deleted right after it. So the deletion is always in the -wal only,
+until SQLite, or the end of a run, folds the whole -wal into the file.
+"""
+
+
+def refuse_lost_log(place: Path) -> bool:
+    """
+    Raise `JournalError` if the journal at *place* needs its -wal, and there is none.
+
+    Returns:
+        Whether it needs one and has an empty one. SQLite leaves none like that, so the operator made it.
+    """
+    log = Path(f"{place}-wal")
+    if not place.stat().st_size or (log.exists() and log.stat().st_size):
+        return False
+    # SQLite would make a -wal for any other connection.
+    with closing(
+        sqlite3.connect(f"{Path(os.path.abspath(place)).as_uri()}?immutable=1", uri=True)
+    ) as connection:
+        needed = needs_log(connection)
+    if needed and not log.exists():
+        raise lost_log(place)
+    return needed
+
+
+def needs_log(connection: sqlite3.Connection) -> bool:
+    """Whether the file needs a -wal that this *connection* does not see."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'run'").fetchone():
+        return False
+    return bool(connection.execute("SELECT 1 FROM run WHERE name = ?", (LOG_NEEDED,)).fetchone())
+
+
+def lost_log(place: Path) -> JournalError:
+    """The refusal of a journal without the -wal that it needs."""
+    return JournalError(
+        f"{place} is incomplete: {place.name}-wal is missing, with the latest outcomes of a run that was "
+        "killed. Put it back beside the journal. If it is lost for good, create an empty file of that name: "
+        "then each account without an outcome is treated as one that may have been sent (see --on-unknown)"
+    )
+
+
+def accept_log(connection: sqlite3.Connection, *, lost: bool) -> None:
+    """Accept what *connection* sees as the whole journal; if its log was *lost*, each row is in doubt."""
+    if not needs_log(connection):
+        return  # without waiting for anyone who writes
+    with connection:
+        connection.execute("DELETE FROM run WHERE name = ?", (LOG_NEEDED,))
+        if lost:
+            connection.execute("DELETE FROM run WHERE name = 'reached'")
+
+
+def checkpoint(connection: sqlite3.Connection, mode: Literal["FULL", "PASSIVE"]) -> None:
+    """Copy what is in the -wal into the file, which from then on says that it needs its -wal."""
+    with connection:
+        connection.execute("INSERT OR REPLACE INTO run VALUES (?, 1)", (LOG_NEEDED,))
+    try:
+        connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    finally:
+        accept_log(connection, lost=False)
