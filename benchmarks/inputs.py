@@ -137,7 +137,7 @@ def read(form: str, path: Path) -> None:
         begin = time.process_time()
         survey = fleet.survey()
         one_pass = time.process_time() - begin
-    assert not survey.refusals, survey.refusals[0]
+    assert not survey.refused, next(iter(survey.faults)).sentence()
     print(
         f"{form:12} {MEASURED['open']:6.2f} s {digest:6.2f} s {one_pass:6.2f} s "
         f"{survey.rows / one_pass:10,.0f} {memory():6.0f} MB {MEASURED['before']:6.0f} MB"

@@ -24,7 +24,12 @@ class ProxyProtocol(StrEnum):
     SOCKS5 = "socks5"
 
 
-_PROTOCOLS: dict[str, ProxyProtocol] = {protocol: protocol for protocol in ProxyProtocol}
+# curl's socks5h only says who resolves host names, and sellers write socks for the version that is in use.
+_PROTOCOLS: dict[str, ProxyProtocol] = {
+    **{protocol: protocol for protocol in ProxyProtocol},
+    "socks5h": ProxyProtocol.SOCKS5,
+    "socks": ProxyProtocol.SOCKS5,
+}
 
 
 # These take None themselves: a fleet has millions of both, and attrs' `optional` is one more call for each.
@@ -53,7 +58,8 @@ class CustomProxy:
     Attributes:
         host: Host name, IPv4 or bare IPv6 address; neither scheme nor port.
         port: TCP port, from 1 to 65535.
-        protocol: One of https, http, socks5. Left to the API where None; it documents no default.
+        protocol: One of https, http, socks5; socks5h and socks mean socks5. Left to the API if None; it
+            documents no default.
         username: Sent only where given.
         password: Sent only where given, and never part of the repr.
 

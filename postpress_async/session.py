@@ -179,7 +179,8 @@ class PostPressSession:
                 sent again under fresh keys (``"retry"``).
 
         Raises:
-            ValueError: An argument is not as said above, or the fleet needs a pool and there is none.
+            ValueError: An argument is not as said above; the fleet needs a pool and there is none; or no
+                account would use the *pool* (known for a fleet, a frame, and any collection of accounts).
             JournalError: On entering it: the journal is in use, of another input, or cannot be written.
         """
         # Here, since most programs that call one account at a time never come here: see `__init__`.

@@ -84,10 +84,9 @@ def test_bad_rows_are_listed_with_line_column_and_reason_and_nothing_is_sent(fol
     for line in expected:
         if not line["ok"]:
             column = f", {line['column']}" if line["column"] else ""
-            start = f"messy.csv: line {line['line']}{column}: {line['because']}"
-            assert any(text.startswith(start) for text in told), start
-    # And the column that is not known, what would serve an account alone, and the last line.
-    assert len(told) == sum(not line["ok"] for line in expected) + 3
+            place = rf"messy\.csv: (line {line['line']}|\d lines \((\d+, )*{line['line']}(, \d+)*\))"
+            fault = place + re.escape(f"{column}: {line['because']}")
+            assert any(re.match(fault, text) for text in told), fault
     assert told[-1].startswith("nothing was sent")
     assert not list(folder.glob("*.sqlite3"))
 
@@ -110,15 +109,9 @@ def test_options_of_the_sandbox_need_the_sandbox(folder) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--accounts-per-proxy", "2"], "--accounts-per-proxy is of a pool, and there is none"),
-        (
-            ["--assign", "round-robin"],
-            "--assign is of a pool, and there is none",
-        ),  # said, if only the default
-        (
-            ["--pool-seed", "7", "--failovers", "0"],
-            "--pool-seed and --failovers are of a pool, and there is none",
-        ),
+        (["--accounts-per-proxy", "2"], "--accounts-per-proxy requires --pool"),
+        (["--assign", "round-robin"], "--assign requires --pool"),  # given, if only the default
+        (["--pool-seed", "7", "--failovers", "0"], "--pool-seed and --failovers require --pool"),
     ],
     ids=["one", "a default", "two"],
 )
@@ -128,13 +121,12 @@ def test_options_of_a_pool_need_a_pool(folder, words, told) -> None:
 
     assert done.returncode == 2
     assert told in done.stderr
-    assert "give --pool FILE too, or leave " in done.stderr
     assert os.listdir(folder) == []
 
 
 def test_a_variable_may_speak_of_a_pool_that_is_not_used_today(folder) -> None:
     """It stands in a profile, for all nights; and the command that is named at the end can be pasted."""
-    variables = {"POSTPRESS_ROTATE_ASSIGN": "sticky", "POSTPRESS_ROTATE_ACCOUNTS_PER_PROXY": "2"}
+    variables = {"POSTPRESS_ASSIGN": "sticky", "POSTPRESS_ACCOUNTS_PER_PROXY": "2"}
 
     done = run("rotate", "--sandbox", "--profile", "flaky", env=variables)
 

@@ -50,7 +50,7 @@ def test_status_tells_how_it_went_and_what_to_do(journal) -> None:
         "           9  account  errors/resource_not_found\n"
         "           1  service  errors/request_timeout\n"
         "\n"
-        "next: give the same command again (`postpress-async rotate fleet.csv`): it sends what is unknown\n"
+        "next: start the same rotation again: it sends what is unknown\n"
     )
 
 
@@ -59,7 +59,7 @@ def test_status_is_told_to_programs_too(journal) -> None:
 
     told: dict[str, Any] = json.loads(done.stdout)
     assert told.pop("errors")[0] == {"type": "errors/resource_not_found", "scope": "account", "accounts": 9}
-    assert told.pop("next").startswith("give the same command again")
+    assert told.pop("next").startswith("start the same rotation again")
     assert told == {
         "journal": NAME,
         "run": "ended",

@@ -89,7 +89,7 @@ async def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(folder, sand
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == "1,000 accounts: 1,000 with one of the pool"
-    assert lines[1] == "5 proxies in proxies.txt, given round-robin"
+    assert lines[1] == "5 proxies in proxies.txt, given round-robin to 1,000 accounts"
     assert lines[2] == "nothing was sent; the first requests would be:"
     body = '{"proxy": {"host": "p000.example.net", "port": 8080, "username": "user0", "password": "***"}}'
     assert lines[3] == f"  PATCH {sandbox.url}/accounts/acc_000000 {body}"
@@ -120,10 +120,23 @@ async def test_a_dry_run_of_a_rotation_under_way_knows_what_is_left(folder, sand
     assert sandbox.record.requests == 40
 
 
-def test_a_dry_run_checks_the_key_and_every_row(folder) -> None:
+def test_a_dry_run_needs_no_key(folder) -> None:
+    """Whoever prepares the night may not be who holds the key."""
+    write_fleet(folder, 10)
+
+    done = run("rotate", "fleet.csv", "--dry-run")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == (
+        "no API key is given: the real run requires POSTPRESS_API_KEY or --api-key-file FILE"
+    )
+
+
+def test_a_dry_run_checks_the_key_that_it_has_and_every_row(folder) -> None:
     """What would stop the real run stops this one."""
     write_fleet(folder, 10)
-    assert run("rotate", "fleet.csv", "--dry-run").returncode == 2
+    wrong = run("rotate", "fleet.csv", "--dry-run", env={"POSTPRESS_API_KEY": "pp_test_a b"})
+    assert (wrong.returncode, "the API key has a space" in wrong.stderr) == (2, True)
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,UK\n")
     assert run("rotate", "fleet.csv", "--dry-run", "--sandbox").returncode == 2
 
@@ -144,7 +157,9 @@ def test_a_dry_run_checks_the_key_and_every_row(folder) -> None:
         pytest.param(
             ["--pool", "http://u:hunter2@h:1"], "a password in an argument", id="a proxy for a list"
         ),
-        pytest.param(["--dead-proxies", "2"], "are of a pool", id="dead proxies without a pool"),
+        pytest.param(
+            ["--dead-proxies", "2"], "--dead-proxies requires --pool", id="dead proxies without a pool"
+        ),
         pytest.param(["--rate", "0"], "0", id="no rate"),
         pytest.param(["--limit", "0"], "0", id="no limit"),
         pytest.param(["--canary", "-1"], "-1", id="a canary below 0"),
@@ -179,27 +194,34 @@ def test_bad_lines_of_a_pool_are_told_by_number(folder) -> None:
 
 
 def test_bad_lines_and_bad_rows_are_told_at_once(folder) -> None:
-    """Mended one after the other, they cost two evenings."""
+    """Corrected one after the other, they cost two evenings."""
     (folder / "fleet.csv").write_text("account_id\nacc_1\nacc 2\nacc_3\n")
 
     done = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox")
 
     assert done.returncode == 2
     told = done.stderr.splitlines()
-    assert any(line.startswith("proxies.txt: line 21, port") for line in told)
+    assert any(line.startswith(f"{DATA / 'proxies.txt'}: line 21, port") for line in told)
     assert any(line.startswith("fleet.csv: line 3, account_id") for line in told)
-    assert told[-1].startswith("nothing was sent: mend them, or go on without by --skip-bad: 2 accounts and ")
+    assert told[-1] == (
+        "nothing was sent: correct them, or leave out what cannot be used by --skip-bad: "
+        "2 accounts and 500 proxies can be used"
+    )
 
 
 def test_rows_that_name_an_account_alone_are_told_what_gives_them_a_proxy(folder) -> None:
     """The most likely first command of all: a column of accounts, and nothing else."""
-    write_fleet(folder, 3, "")
+    write_fleet(folder, 50, "")
 
     done = run("rotate", "fleet.csv", "--sandbox")
 
     assert done.returncode == 2
-    assert "rows that name an account alone get theirs by --pool FILE or --country CC" in done.stderr
-    assert done.stderr.splitlines()[-1] == "nothing was sent: mend them"
+    fault, last = done.stderr.splitlines()
+    assert fault == (
+        "fleet.csv: 50 lines (2, 3, 4, 5, 6 and 45 more): nothing asked for: "
+        "give --pool FILE or --country CC for all of them, or each row a proxy or a country"
+    )
+    assert last == "nothing was sent: correct them"
 
 
 # --- A query ---
@@ -278,7 +300,7 @@ def test_dead_proxies_are_left_out_and_every_account_gets_one_that_works(folder)
     with sqlite3.connect(folder / JOURNAL) as connection:
         used = {label for (label,) in connection.execute("SELECT DISTINCT proxy FROM outcomes")}
     connection.close()
-    assert used == {f"line {n + 1} user{n}@p{n:03}.example.net:8080" for n in range(3, 20)}
+    assert used == {f"user{n}@p{n:03}.example.net:8080" for n in range(3, 20)}
 
 
 def test_a_pool_that_runs_dry_says_so(folder) -> None:
@@ -664,7 +686,7 @@ def test_options_come_from_the_environment_too(folder) -> None:
     """A unit file has variables rather than arguments."""
     write_fleet(folder, 10)
 
-    done = run("rotate", "fleet.csv", env={"POSTPRESS_ROTATE_SANDBOX": "1", "POSTPRESS_ROTATE_LIMIT": "4"})
+    done = run("rotate", "fleet.csv", env={"POSTPRESS_SANDBOX": "1", "POSTPRESS_LIMIT": "4"})
 
     assert done.returncode == 1
     assert states(folder / JOURNAL) == {"patched": 4, "skipped": 6}

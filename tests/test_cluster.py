@@ -185,7 +185,7 @@ def test_notes_come_once_and_in_order_over_connections_that_break(
 
 def test_a_row_arrives_as_it_was_sent() -> None:
     """Its marks too, of which its idempotency key is made, and what may have been applied."""
-    pooled = PooledProxy.of(OWN, 17)
+    pooled = PooledProxy.of(OWN)
     rows = [
         Sent(OpenRow(Row(0, 2, "acc_0", US))),
         Sent(OpenRow(Row(1, None, "acc_1", ManagedProxy(ip="203.0.113.42")), maybe_sent=True, generation=3)),

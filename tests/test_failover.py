@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,6 +90,52 @@ async def test_accounts_that_name_nothing_get_a_proxy_of_the_pool() -> None:
     }
 
 
+def frame() -> Any:
+    return pandas.DataFrame({"account_id": ["acc_1", "acc_2"], "country": ["US", "DE"]})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"acc_1": ManagedProxy(country="US")}, id="a mapping"),
+        pytest.param([("acc_1", ManagedProxy(country="US")), ("acc_2", proxies(1)[0])], id="pairs"),
+        pytest.param(frame(), id="a frame"),
+    ],
+)
+async def test_a_pool_that_no_account_would_use_is_refused(session, changes) -> None:
+    """Managed proxies are billed, and whoever gives a pool believes that it is used."""
+    with pytest.raises(ValueError, match=r"would use the pool: each .* a change of its own; leave pool out"):
+        session.rotate(changes, pool=ProxyPool(proxies(2)))
+
+
+@pytest.mark.parametrize("surveyed", [False, True])
+async def test_a_pool_that_no_row_of_a_fleet_would_use_is_refused(session, tmp_path, surveyed) -> None:
+    path = tmp_path / "fleet.csv"
+    path.write_text("account_id,country\nacc_1,US\nacc_2,DE\n")
+    with Fleet.open(path, pooled=True) as fleet:
+        if surveyed:
+            fleet.survey()
+        with pytest.raises(ValueError, match="no row of the fleet would use the pool"):
+            session.rotate(fleet, pool=ProxyPool(proxies(2)))
+
+
+async def test_a_fleet_that_was_not_opened_for_a_pool_does_not_take_one(session, tmp_path) -> None:
+    """Its rows without a change would be refused, and those with one have it."""
+    path = tmp_path / "fleet.csv"
+    path.write_text("account_id,country\nacc_1,US\nacc_2,\n")
+    with Fleet.open(path) as fleet, pytest.raises(ValueError, match="open it with pooled=True"):
+        session.rotate(fleet, pool=ProxyPool(proxies(2)))
+
+
+async def test_pairs_that_come_once_are_not_used_up_to_look_at_them(session) -> None:
+    """Of an iterator nobody knows what it holds."""
+    pairs = iter([("acc_1", ManagedProxy(country="US"))])
+
+    session.rotate(pairs, pool=ProxyPool(proxies(2)))
+
+    assert len(list(pairs)) == 1
+
+
 async def test_without_a_pool_an_account_alone_is_refused() -> None:
     accounts: list[Any] = ["acc_1", ("acc_2", None)]
     async with Sandbox() as sandbox, sandbox.session() as session:
@@ -142,7 +189,7 @@ async def test_a_row_s_own_proxy_is_never_replaced() -> None:
         Sandbox(dead_proxies=["own.example.net:1"]) as sandbox,
         sandbox.session(retry=QUICK) as session,
     ):
-        outcomes, _ = await rotate(session, [("acc_1", own)], ProxyPool(proxies(2)))
+        outcomes, _ = await rotate(session, [("acc_1", own), "acc_2"], ProxyPool(proxies(2)))
 
     assert outcomes["acc_1"].state is State.FAILED
     assert outcomes["acc_1"].attempts == 4

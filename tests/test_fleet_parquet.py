@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation import Fleet
+from postpress_async.rotation.fleet import _parquet
+from postpress_async.rotation.fleet._columns import BatchMaker
 from postpress_async.rotation.plan import Refusal, Row
 from tests.fleet_forms import everything_said, told
 
@@ -169,7 +172,7 @@ def test_a_struct_that_contradicts_its_row_is_refused(rows) -> None:
         (1, "host", "proxy given twice"),
         (2, "host", "host missing"),
         (3, "country", "custom and managed mixed"),
-        (4, "account_id", "account already on line 1"),
+        (4, "account_id", "account already named"),
     ]
 
 
@@ -243,6 +246,87 @@ def test_a_row_group_is_read_in_pieces(write) -> None:
 
     assert number == size - 1
     assert most < 6_000_000
+
+
+_SURVEY = """
+import sys
+from postpress_async.errors import FleetError
+from postpress_async.rotation import Fleet
+try:
+    print(Fleet.open(sys.argv[1]).survey().refused)
+except FleetError as error:
+    print(error)
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+"""
+
+
+def surveyed(path: Path) -> tuple[str, int]:
+    """What a survey in a process of its own says, and the most memory it had, in MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SURVEY, path], capture_output=True, text=True, check=True, timeout=60
+    )
+    said, kibibytes = done.stdout.splitlines()
+    return said, int(kibibytes) // 1024
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells a process's peak so")
+def test_one_huge_cell_is_refused_before_it_is_read(write) -> None:
+    """Compressed it is nothing: 16 KB of a file took 2.5 GB."""
+    path = write({"id": ["a"], "country": ["x" * (65 * 2**20)]}, compression="zstd")
+    assert path.stat().st_size < 20_000
+
+    said, memory = surveyed(path)
+
+    fact = f"{path} has 68,157,[0-9]{{3}} bytes in column country of row group 0 \\(of 1 rows\\), too many"
+    assert re.match(fact, said)
+    assert memory < 150
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells a process's peak so")
+def test_a_large_cell_that_repeats_takes_bounded_memory(write) -> None:
+    """It is written once, and would be read a thousand times at once: 1 GB of text, twice."""
+    country = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), ["x" * 2**20])
+    path = write({"id": [f"a{n}" for n in range(1000)], "country": country}, compression="zstd")
+
+    said, memory = surveyed(path)
+
+    assert said == "1000"
+    assert memory < 500
+
+
+@pytest.mark.parametrize(
+    ("options", "repeats", "most"),
+    [
+        pytest.param({"use_dictionary": True}, 100, 4, id="a dictionary"),
+        pytest.param(
+            {"use_dictionary": False, "column_encoding": {"country": "DELTA_BYTE_ARRAY"}},
+            100,
+            3,
+            id="its beginning",
+        ),
+        pytest.param({"use_dictionary": False}, 4, 104, id="nothing"),
+    ],
+)
+def test_few_rows_are_read_at_once_if_their_values_share(write, monkeypatch, options, repeats, most) -> None:
+    """As many as fit into the memory of one column; what shares nothing is no larger than the file says."""
+    monkeypatch.setattr(_parquet, "AT_ONCE", 2**18)
+    sizes: list[int] = []
+    make = BatchMaker.make
+
+    def noted(self: BatchMaker, values: Any, size: int) -> Any:
+        sizes.append(size)
+        return make(self, values, size)
+
+    monkeypatch.setattr(BatchMaker, "make", noted)
+    countries = ["x" * 2**16] * repeats + ["US"] * 100
+    path = write({"id": [f"a{n}" for n in range(len(countries))], "country": countries}, **options)
+
+    with Fleet.open(path) as fleet:
+        sizes.clear()
+        fleet.survey()
+
+    assert max(sizes) == most
 
 
 # --- How it is known -----------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_values_are_read_by_their_types(database) -> None:
         (7, "account_id", "account_id not text"),
         (8, "port", "port out of range"),
         (9, "account_id", "account_id missing"),
-        (10, "account_id", "account already on line 3"),
+        (10, "account_id", "account already named"),
     ]
     assert "12345678" not in repr(rows)
 
@@ -280,6 +280,76 @@ def test_a_statement_that_writes_is_refused(database, statement) -> None:
     ):
         Fleet.open_query(url, statement)
     assert execute(url, "SELECT * FROM fleet") == [("a", "US")]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["ATTACH 'made.db' AS made", "VACUUM INTO 'made.db'", "VACUUM"],
+)
+def test_a_statement_that_makes_a_file_is_refused(database, tmp_path, monkeypatch, statement) -> None:
+    """It changes nothing in the database, and is no read of it either."""
+    monkeypatch.chdir(tmp_path)
+    url = database("id, country", ("a", "US"))
+    before = sorted(os.listdir())
+
+    with pytest.raises(
+        FleetError, match=r"refused the query: (not authorized|authorization denied): write one"
+    ):
+        Fleet.open_query(url, statement)
+
+    assert sorted(os.listdir()) == before
+
+
+def test_a_pragma_cannot_make_the_database_writable(database) -> None:
+    """The file itself was opened read-only."""
+    url = database("id, country", ("a", "US"))
+
+    with pytest.raises(FleetError):
+        Fleet.open_query(url, "PRAGMA user_version = 7")
+
+    assert execute(url, "PRAGMA user_version") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("make", "query"),
+    [
+        ("SELECT 1", """SELECT 'acc_' || value AS id, 'US' AS country FROM json_each('[1]')"""),
+        ("CREATE VIRTUAL TABLE words USING fts5(id)", "SELECT 'acc_1' AS id, 'US' AS country FROM fleet"),
+        ("CREATE VIEW v AS SELECT 'acc_1' AS id, 'US' AS country", "SELECT * FROM v"),
+        ("PRAGMA journal_mode = WAL", "SELECT 'acc_1' AS id, 'US' AS country FROM fleet"),
+    ],
+    ids=["a virtual table", "full text", "a view", "a write-ahead log"],
+)
+def test_whatever_reads_is_not_refused(database, make, query) -> None:
+    """Virtual tables prepare changes to be read, and a log's readers share a file beside it."""
+    url = database("id, country", ("a", "US"))
+    execute(url, make)
+
+    with Fleet.open_query(url, query) as fleet:
+        assert list(fleet.rows()) == [Row(0, 1, "acc_1", US)]
+
+
+def test_a_database_may_have_any_name(tmp_path, monkeypatch) -> None:
+    """It is opened by a URI, in which such characters mean something else."""
+    name = "a b?c#d%41.db"
+    monkeypatch.chdir(tmp_path)
+    with closing(sqlite3.connect(name)) as connection, connection:
+        connection.execute("CREATE TABLE fleet AS SELECT 'a' AS id, 'US' AS country")
+    url = sqlalchemy.URL.create("sqlite", database=name).render_as_string()
+
+    with Fleet.open_query(url, ALL) as fleet:
+        assert list(fleet.rows()) == [Row(0, 1, "a", US)]
+
+
+def test_a_uri_is_opened_read_only_too(database, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = database("id, country", ("a", "US")).rpartition("/")[2]
+    url = f"sqlite:///file:{name}?mode=rwc&uri=true"
+
+    with Fleet.open_query(url, ALL) as fleet:
+        assert list(fleet.rows()) == [Row(0, 1, "a", US)]
+    with pytest.raises(FleetError, match="attempt to write a readonly database"):
+        Fleet.open_query(url, "DELETE FROM fleet RETURNING id")
 
 
 @pytest.mark.parametrize("backend", ["postgresql", "mysql", "mariadb"])

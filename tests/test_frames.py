@@ -192,7 +192,7 @@ def test_a_frame_may_be_longer_than_a_piece_of_it(frame: Made) -> None:
     read = rows(frame({"id": ids, "country": ["US"] * 2501}))
 
     assert [(row.ordinal, row.line) for row in read] == [(number, number + 1) for number in range(2501)]
-    assert told(read) == [(2501, "account_id", "account already on line 8")]
+    assert told(read) == [(2501, "account_id", "account already named")]
 
 
 def test_two_passes_do_not_move_each_other() -> None:

@@ -238,7 +238,7 @@ def test_a_protocol_is_one_of_the_page_s_three(protocol: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "protocol", ["", "socks4", "socks5h", "SOCKS5", "https ", "ftp", 5, True, b"http", ("http",)]
+    "protocol", ["", "socks4", "socks6", "SOCKS5", "https ", "ftp", 5, True, b"http", ("http",)]
 )
 def test_an_unknown_protocol_is_refused(protocol: Any) -> None:
     """The API would refuse it too, after the account's row has been sent."""

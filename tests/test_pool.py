@@ -420,6 +420,42 @@ def test_accounts_of_an_earlier_run_count_towards_the_cap() -> None:
     assert list(given_to(pool, accounts(3)).values()) == ["user0@p0.example.net:3128"]
 
 
+def test_labels_of_an_older_journal_count_without_their_line() -> None:
+    """It numbered them by the list, which may have been edited since."""
+    pool = ProxyPool(proxies(2), accounts_per_proxy=1)
+
+    pool.resume({"line 17 user0@p0.example.net:3128": 1})
+
+    assert list(given_to(pool, accounts(2)).values()) == ["user1@p0.example.net:3128"]
+
+
+@deterministic
+@given(
+    runs=st.lists(st.integers(1, 30), min_size=2, max_size=8),
+    count=st.integers(1, 12),
+)
+def test_a_round_goes_on_where_the_last_run_left_off(runs: list[int], count: int) -> None:
+    """Ten accounts an evening on forty proxies must not be four on each of the first ten."""
+    used: Counter[str] = Counter()
+    for number, limit in enumerate(runs):
+        pool = ProxyPool(proxies(count))
+        pool.resume(used)
+        used.update(given_to(pool, [f"acc_{number}_{n}" for n in range(limit)]).values())
+
+    shares = [used[pooled.label] for pooled in ProxyPool(proxies(count))]
+    assert max(shares) - min(shares) <= 1
+
+
+def test_a_proxy_that_is_new_in_a_resumed_run_gets_no_flood() -> None:
+    """Else every request in flight would go through it until it had as many accounts as the others."""
+    pool = ProxyPool(proxies(100))
+    pool.resume({pooled.label: 500 for pooled in list(pool)[:-1]})
+
+    shares = Counter(given_to(pool, accounts(1000)).values())
+
+    assert max(shares.values()) <= 20
+
+
 # --- Making one ---
 
 
@@ -429,7 +465,7 @@ def test_a_list_with_bad_lines_is_refused_and_each_is_told() -> None:
         ProxyPool.read(LIST)
 
     lines = str(caught.value).splitlines()
-    assert lines[0] == "the list of proxies proxies.txt has 4 lines that cannot be used:"
+    assert lines[0] == f"the list of proxies in {LIST} has 4 lines that cannot be used:"
     assert [line.split(": ")[:2] for line in lines[1:]] == [
         ["  line 21, port", "port missing"],
         ["  line 41, protocol", "protocol unknown"],
@@ -446,18 +482,79 @@ def test_bad_lines_can_be_skipped() -> None:
     assert [refusal.line for refusal in pool.refusals] == [21, 41, 61, 81]
 
 
-def test_a_label_is_line_user_host_and_port() -> None:
+def test_a_label_is_user_host_and_port() -> None:
     """By it an operator finds the line in the seller's list."""
     pool = ProxyPool.read(LIST, skip_bad=True)
 
     labels = [pooled.label for pooled in pool._proxies[:4]]
 
     assert labels == [
-        "line 1 [2001:db8::0]:8080",
-        "line 2 user1@p001.proxy.example.net:3128",
-        "line 3 user2@p002.proxy.example.net:1080",
-        "line 5 user3@p003.proxy.example.net:3128",
+        "[2001:db8::]:8080",
+        "user1@p001.proxy.example.net:3128",
+        "user2@p002.proxy.example.net:1080",
+        "user3@p003.proxy.example.net:3128",
     ]
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        "b.example:80:u:p\na.example:80:u:p\n",
+        "# cheaper ones first\n\nnew.example:80\nb.example:80:u:p\na.example:80:u:p\n",
+        "u:another@A.example.:80\nhttp://u:p@b.example:80\n",
+    ],
+    ids=["sorted", "with new lines", "with a new password and in other forms"],
+)
+def test_a_label_is_the_same_after_a_list_was_edited(tmp_path: Path, edited: str) -> None:
+    """A journal knows by it which accounts a proxy has."""
+    path = tmp_path / "list.txt"
+    path.write_text("a.example:80:u:p\nb.example:80:u:p\n")
+    before = {pooled.label for pooled in ProxyPool.read(path)}
+    path.write_text(edited)
+
+    after = {pooled.label for pooled in ProxyPool.read(path)}
+
+    assert before == {"u@a.example:80", "u@b.example:80"}
+    assert before <= after
+
+
+def test_several_lists_are_one_pool(tmp_path: Path) -> None:
+    """An operator has a list of each seller."""
+    for name in ("us", "de"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}1.example:80\n{name}2.example:80\n")
+
+    pool = ProxyPool.read(tmp_path / "us.txt", tmp_path / "de.txt")
+
+    labels = [pooled.label for pooled in pool]
+    assert labels == ["us1.example:80", "us2.example:80", "de1.example:80", "de2.example:80"]
+
+
+def test_a_proxy_of_two_lists_is_in_the_pool_once(tmp_path: Path) -> None:
+    """As one that a single list has twice: refused, and with skip_bad left out."""
+    us, de = tmp_path / "us.txt", tmp_path / "de.txt"
+    us.write_text("a.example:80:u:p\n")
+    de.write_text("b.example:80:u:p\nu:another@A.example:80\n")
+
+    with pytest.raises(FleetError) as caught:
+        ProxyPool.read(us, de)
+    pool = ProxyPool.read(us, de, skip_bad=True)
+
+    title, fault = str(caught.value).splitlines()
+    assert title == f"the list of proxies in {de} has 1 line that cannot be used:"
+    assert fault == (
+        f"  line 2: proxy already listed on line 1 of {us}: "
+        "list each proxy once, with the right one of its two passwords"
+    )
+    assert [pooled.label for pooled in pool] == ["u@a.example:80", "u@b.example:80"]
+    assert [refusal.line for refusal in pool.refusals] == [2]
+
+
+def test_columns_of_a_list_that_are_not_used_are_told(tmp_path: Path) -> None:
+    """A seller's country and city say nothing to the API, and the operator may believe otherwise."""
+    path = tmp_path / "list.csv"
+    path.write_text("host,port,country,city\nh.example,80,US,Boston\n")
+
+    assert ProxyPool.read(path).ignored_columns == {str(path): ("country", "city")}
 
 
 def test_a_label_cannot_play_tricks_on_a_terminal() -> None:
@@ -485,7 +582,9 @@ def test_a_list_of_nothing_but_bad_lines_is_refused_even_where_they_are_skipped(
     with pytest.raises(FleetError, match="103 lines") as caught:
         ProxyPool.read(path, skip_bad=True)
 
-    assert str(caught.value).splitlines()[-1] == "  and 83 more"
+    assert str(caught.value).splitlines()[1:] == [
+        "  103 lines (1, 2, 3, 4, 5 and 98 more), port: port missing: give a whole number from 1 to 65535"
+    ]
 
 
 @pytest.mark.parametrize(

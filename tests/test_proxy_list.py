@@ -49,8 +49,8 @@ def refusal_of(*lines: str) -> RefusedLine:
 
 @pytest.fixture(scope="module")
 def sellers_list() -> dict[int, ListedProxy | RefusedLine]:
-    proxies, refused = read_list(LIST)
-    items: list[ListedProxy | RefusedLine] = [*proxies, *refused]
+    listed = read_list(LIST)
+    items: list[ListedProxy | RefusedLine] = [*listed.proxies, *listed.refused]
     return {item.line: item for item in items}
 
 
@@ -195,7 +195,8 @@ def test_a_proxy_that_comes_twice_is_told(first: str, again: str) -> None:
     """It is one exit, not two: it would get twice the accounts, and be tried twice by those it fails."""
     refusal = refusal_of("", first, again)
 
-    assert str(refusal) == "line 3: proxy already on line 2: list each proxy once"
+    assert refusal.reason == "proxy already listed"
+    assert str(refusal).startswith("line 3: proxy already listed on line 2: list each proxy once")
 
 
 def test_proxies_that_differ_in_the_user_name_are_different_proxies() -> None:
@@ -223,6 +224,47 @@ def test_proxies_that_differ_in_the_user_name_are_different_proxies() -> None:
 def test_a_table_is_read_by_its_header(lines: list[str]) -> None:
     """Columns come in any order and case, among others that are of no use here."""
     assert proxy_of(*lines) == FULL
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Type,IP,Port,Login,Pass",
+        "Scheme,Address,Port,Username,Password",
+        "proxy_type;proxy_ip;proxy_port;proxy_login;proxy_pass",
+        "Protocol,Hostname,Port Number,User,pwd",
+        "protocol,server,port,user name,passwd",
+    ],
+)
+def test_a_table_is_read_by_the_names_that_sellers_use(header: str) -> None:
+    """A protocol or user name that is dropped without a word fails every account."""
+    delimiter = ";" if ";" in header else ","
+
+    proxy = proxy_of(header, delimiter.join(["SOCKS5", "h.example", "8080", "u", "p"]))
+
+    assert proxy == CustomProxy(host="h.example", port=8080, protocol="socks5", username="u", password="p")
+
+
+def test_a_column_with_its_usual_name_comes_before_a_seller_s() -> None:
+    """Beside a protocol, a type says residential; beside a host, an ip is the exit's."""
+    ignored: list[str] = []
+
+    *_, item = read_lines(
+        ["host,ip,port,protocol,type", "h.example,203.0.113.7,80,http,residential"], ignored=ignored
+    )
+
+    assert isinstance(item, ListedProxy)
+    assert item.proxy == CustomProxy(host="h.example", port=80, protocol="http")
+    assert ignored == ["ip", "type"]
+
+
+@pytest.mark.parametrize("word", ["socks5h", "socks", "SOCKS5H", "Socks"])
+def test_every_name_of_socks5_is_socks5(word: str) -> None:
+    """curl has a socks5h, which the API does not need; sellers leave the 5 out."""
+    expected = CustomProxy(host="h.example", port=80, protocol="socks5")
+
+    assert proxy_of(f"{word}://h.example:80") == expected
+    assert proxy_of("host,port,protocol", f"h.example,80,{word}") == expected
 
 
 def test_a_cell_holds_an_address_with_or_without_brackets() -> None:
@@ -275,20 +317,20 @@ def test_a_byte_order_mark_and_any_line_end_are_read_over(tmp_path: Path, end: s
     path = tmp_path / "list.txt"
     path.write_bytes(end.join(["\ufeffh.example:80:u:p", "", "bad"]).encode())
 
-    proxies, refused = read_list(path)
+    listed = read_list(path)
 
-    assert [entry.line for entry in proxies] == [1]
-    assert [refusal.line for refusal in refused] == [3]
+    assert [entry.line for entry in listed.proxies] == [1]
+    assert [refusal.line for refusal in listed.refused] == [3]
 
 
 def test_a_list_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists come from a seller's API, by way of curl."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfh.example:80\n")))
 
-    proxies, refused = read_list("-")
+    listed = read_list("-")
 
-    assert [entry.proxy for entry in proxies] == [CustomProxy(host="h.example", port=80)]
-    assert refused == []
+    assert [entry.proxy for entry in listed.proxies] == [CustomProxy(host="h.example", port=80)]
+    assert listed.refused == []
 
 
 @pytest.mark.parametrize("content", [b"h.example:80\n\0\0", b"h.example:80:u:\xff" + PASSWORD.encode()])

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -310,7 +311,7 @@ async def test_wherever_a_disk_was_full_when_a_journal_was_made_its_reader_is_to
     except JournalError as error:
         told = str(error)
 
-    assert "give the same command again" in told
+    assert re.search("the same (command|rotation) again", told)
     assert "no such table" not in told
     await Journal.open(path).aclose()  # and that command goes on
 
@@ -470,29 +471,62 @@ async def test_what_a_dead_run_put_in_doubt_is_still_to_be_sent(path) -> None:
     await journal.aclose()
 
 
+COMMAND = "postpress-async rotate fleet.csv --pool 'my list.txt'"
+RETRY = "postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv --pool 'my list.txt'"
+
+
 @pytest.mark.parametrize(
     ("outcomes", "told", "words"),
     [
         pytest.param([outcome(0)], {}, "nothing; every account", id="all patched"),
-        pytest.param([outcome(0, FAILED)], {}, "retry-failed fleet.csv.rotation.sqlite3 FLEET", id="failed"),
-        pytest.param([outcome(0, UNKNOWN)], {}, "rotate fleet.csv`): it sends what is unknown", id="unknown"),
-        pytest.param([outcome(0, SKIPPED)], {}, "rotate fleet.csv`): it goes on", id="stopped"),
+        pytest.param([outcome(0, FAILED)], {}, f"run `{RETRY}`: it sends what failed again", id="failed"),
+        pytest.param([outcome(0, UNKNOWN)], {}, f"(`{COMMAND}`): it sends what is unknown", id="unknown"),
+        pytest.param([outcome(0, SKIPPED)], {}, f"(`{COMMAND}`): it goes on", id="stopped"),
         pytest.param([refused(0)], {}, "--state skipped", id="refused rows"),
-        pytest.param([], {"halted": "x"}, "mend what halted it", id="halted"),
-        pytest.param([], {"under way": 1}, "rotate fleet.csv`): it goes on", id="killed"),
+        pytest.param(
+            [], {"halted": "x"}, f"halted it, then run the same command again (`{COMMAND}`)", id="halted"
+        ),
+        pytest.param([], {"under way": 1}, f"(`{COMMAND}`): it goes on", id="killed"),
     ],
 )
-def test_what_to_do_next_is_told_with_the_command(tmp_path, outcomes, told, words) -> None:
-    path = write(tmp_path / "fleet.csv.rotation.sqlite3", outcomes, **told)
+def test_what_to_do_next_is_told_with_the_command(tmp_path, monkeypatch, outcomes, told, words) -> None:
+    monkeypatch.chdir(tmp_path)
+    notes = {"command": COMMAND, "retry command": RETRY, "folder": str(tmp_path)}
+    path = write(tmp_path / "fleet.csv.rotation.sqlite3", outcomes, **notes, **told)
 
     assert words in advice(path.name, numbers(path))
 
 
-def test_a_journal_of_another_name_needs_naming(path) -> None:
+def test_a_command_of_another_folder_is_told_with_it(path, tmp_path) -> None:
+    """The night runs in a folder of its own, and the paths of its command are relative."""
+    folder = tmp_path / "my nights"
+    found = numbers(write(path, [outcome(0, UNKNOWN)], command=COMMAND, folder=str(folder)))
+
+    assert f"(`cd '{folder}' && {COMMAND}`)" in advice(str(path), found)
+
+
+def test_of_a_journal_without_a_command_none_is_made_up(path) -> None:
+    """What a run in Python began, no command line continues."""
     found = numbers(write(path, [outcome(0, UNKNOWN)]))
 
-    assert "`postpress-async rotate FLEET --journal 'my run.sqlite3'`" in advice("my run.sqlite3", found)
-    assert "`postpress-async rotate --sandbox`" in advice("sandbox.rotation.sqlite3", found)
+    assert advice(str(path), found) == "start the same rotation again: it sends what is unknown"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postpress-async rotate x; rm -rf y",
+        "rm -rf y",
+        "postpress-async rotate $(rm y)",
+        "postpress-async '",
+        b"x",
+    ],
+)
+def test_a_command_that_no_run_noted_is_not_told(path, text) -> None:
+    """A journal may come from someone else, and an operator pastes what is told."""
+    found = numbers(write(path, [outcome(0, UNKNOWN)], command=text))
+
+    assert found.command is None
 
 
 def test_a_copy_that_had_to_be_made_is_its_owner_s(path) -> None:

@@ -24,7 +24,7 @@ from postpress_async.errors import ConfigurationError, JournalNotWritableError, 
 
 _SETTINGS: Final = {
     "help_option_names": ["-h", "--help"],
-    "auto_envvar_prefix": "POSTPRESS",  # --rate of rotate is POSTPRESS_ROTATE_RATE
+    "auto_envvar_prefix": "POSTPRESS",  # --rate of sandbox is POSTPRESS_SANDBOX_RATE
     "show_default": True,
 }
 

@@ -5,15 +5,18 @@ import os
 import sys
 import time
 from datetime import datetime
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import attrs
 import click
 
 from postpress_async import events
-from postpress_async.cli.inputs import Job
 from postpress_async.cli.output import tell
-from postpress_async.rotation import Outcome, RotationSummary
+from postpress_async.rotation import Outcome, Refusal, RotationSummary
+from postpress_async.rotation.pool.proxy_list import RefusedLine
+
+if TYPE_CHECKING:
+    from postpress_async.cli.inputs import Job
 
 
 class Feed:
@@ -23,12 +26,16 @@ class Feed:
     Each has ``event`` and ``at`` (Unix time in seconds). The names of events and fields are a promise; new
     ones may come. No event holds a secret.
 
+    - ``refused``: a row of the fleet, or a line of a list of proxies, that cannot be used: ``source``,
+      ``line``, ``column``, ``account_id``, ``reason``, ``advice``, and ``message``, which has all of it.
     - ``begun``: ``total``, ``resumed`` (settled before), ``journal``.
     - ``settled``: an account, with the columns of the journal's table.
     - ``retry``: ``account_id``, ``number`` of the attempt that failed, ``wait`` in seconds, ``error_type``.
     - ``pause_began``, ``pause_ended``: the service is out; it is back.
     - ``proxy_quarantined``: ``proxy``, its label.
-    - ``ended``: ``exit_code``, ``states``, ``errors``, ``halted``, ``attempts``, ``elapsed``.
+    - ``ended``: ``exit_code``, ``states``, ``errors``, ``halted``, ``attempts``, ``elapsed``; and
+      ``message`` if nothing was sent.
+    - ``dry_run``, which is the last event of ``--dry-run``: ``exit_code`` and what `preview` tells.
 
     Args:
         out: Where events go; None for none, and then people's summary goes to standard output.
@@ -48,7 +55,30 @@ class Feed:
             if self._out is None:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to flush at exit
 
-    def begun(self, job: Job, summary: RotationSummary) -> None:
+    def refused(self, source: str, refusal: Refusal | RefusedLine) -> None:
+        """A row or a line of the input *source* cannot be used."""
+        if self._out is not None:
+            self._write(
+                "refused",
+                source=source,
+                line=refusal.line,
+                column=refusal.column,
+                account_id=getattr(refusal, "account_id", None),
+                reason=refusal.reason,
+                advice=refusal.advice,
+                message=str(refusal),
+            )
+
+    def dry_run(self, **facts: Any) -> None:
+        """What a run would do."""
+        self._write("dry_run", **facts)
+
+    def not_begun(self, code: int, message: str, journal: str) -> None:
+        """The rotation must not begin."""
+        fields = attrs.asdict(RotationSummary(), recurse=False)
+        self._write("ended", exit_code=code, journal=journal, message=message, **fields)
+
+    def begun(self, job: "Job", summary: RotationSummary) -> None:
         """The rotation has begun."""
         self._write("begun", total=job.total, resumed=summary.resumed, journal=job.journal)
 

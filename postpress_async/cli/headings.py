@@ -5,6 +5,9 @@ from typing import Any, Final
 
 import click
 
+WORDS: Final = "postpress_async.words"
+"""Where a context's ``meta`` has the words of its command."""
+
 
 class Headed(click.Command):
     """
@@ -18,6 +21,11 @@ class Headed(click.Command):
     def __init__(self, *words: Any, headings: Mapping[str, Sequence[str]], **options: Any) -> None:
         super().__init__(*words, **options)
         self.headings: Final = headings
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words as they were given, for hints that name the command to type next."""
+        ctx.meta[WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, each with its help."""

@@ -1,45 +1,64 @@
 """What a rotation is asked to do, and its inputs: opened, and checked before a byte is sent."""
 
 import os
-import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import click
 from attrs import frozen
 
 from postpress_async.cli import options
+from postpress_async.cli.feed import Feed
+from postpress_async.cli.hints import retry_command
 from postpress_async.cli.output import many
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
-from postpress_async.rotation import Fleet, Halt, ProxyPool, Refusal
+from postpress_async.rotation import Fleet, Halt, ProxyPool
+from postpress_async.rotation.fleet import Survey
 from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
-from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED
+from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED, PARTS
 from postpress_async.rotation.given import Changes
 from postpress_async.rotation.journal import OnFailed, OnUnknown
 from postpress_async.rotation.journal.foresight import rows_known_to
+from postpress_async.rotation.plan import Faults
 from postpress_async.rotation.pool import Assign
+from postpress_async.rotation.pool.proxy_list import RefusedLine
 from postpress_async.sandbox import Profile, own_accounts
 
-LISTED: Final = 50
-"""Bad rows that are listed before the rest is only counted."""
+COLUMNS_SHOWN: Final = 20
+"""Unused columns that are named before the rest is only counted."""
+
+_LOOKED_AT: Final = 1_000  # unused columns that may be misspelt: with more, it is another kind of table
+
+_NOTHING_ASKED_ADVICE: Final = (
+    "give --pool FILE or --country CC for all of them, or each row a proxy or a country"
+)
 
 _OF_A_POOL: Final = ("assign", "pool_seed", "accounts_per_proxy", "failovers")
 
 
 @frozen(kw_only=True)
 class Wishes:
-    """The words of the command line, by the names of their options."""
+    """
+    The words of the command line, by the names of their options.
 
+    Attributes:
+        command: The whole command, as it was given.
+        given: For the name of each option that was an argument, its words: the others are variables or
+            defaults.
+    """
+
+    command: str
+    given: Mapping[str, list[str]]
     fleet: str | None
     database: str | None
     database_file: str | None
     query: str | None
     journal: str | None
-    pool: str | None
+    pool: tuple[str, ...]
     assign: Assign
     pool_seed: int
     accounts_per_proxy: int | None
@@ -69,26 +88,20 @@ class Wishes:
     transport: Literal["session", "lean"]
     no_idempotency: bool = False
 
-    def check(self, said: Collection[str]) -> None:
-        """
-        Raise `click.UsageError` for words that do not go together.
-
-        Args:
-            said: The names of those that were arguments: a variable may speak of a pool not used today.
-        """
-        if self.pool is None and (idle := [name for name in _OF_A_POOL if name in said]):
+    def check(self) -> None:
+        """Raise `click.UsageError` for words that do not go together."""
+        # Only arguments: a variable may be set for all nights, and this one has no pool.
+        if not self.pool and (idle := [name for name in _OF_A_POOL if name in self.given]):
             names = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
-            are, them = ("is", "it") if len(idle) == 1 else ("are", "them")
-            raise click.UsageError(
-                f"{names} {are} of a pool, and there is none: give --pool FILE too, or leave {them} out"
-            )
+            require = "requires" if len(idle) == 1 else "require"
+            raise click.UsageError(f"{names} {require} --pool")
         if not self.sandbox and (self.profile != "steady" or self.seed or self.dead_proxies):
             raise click.UsageError(
                 "--profile, --seed and --dead-proxies are of the sandbox: give --sandbox too"
             )
-        if self.dead_proxies and self.pool is None:
-            raise click.UsageError("--dead-proxies are of a pool: give --pool too")
-        if self.pool is not None and self.country is not None:
+        if self.dead_proxies and not self.pool:
+            raise click.UsageError("--dead-proxies requires --pool")
+        if self.pool and self.country is not None:
             raise click.UsageError(
                 "rows that name no change get a proxy of --pool or one of --country, not both"
             )
@@ -98,32 +111,12 @@ class Wishes:
             raise click.UsageError("--from and --from-file name a database: give --query too")
         if self.certificates is not None and self.cluster is None:
             raise click.UsageError("--certificates are those of a cluster: give --cluster too")
-        if self.pool == "-" and self.fleet == "-":
-            raise click.UsageError("standard input can be the FLEET or the --pool, not both")
+        if [self.fleet, *self.pool].count("-") > 1:
+            raise click.UsageError("standard input can be the FLEET or one --pool, not both")
 
     def retry_failed(self, journal: str) -> str:
         """The command that sends again what failed: this one's accounts, proxies and target."""
-        words = ["postpress-async", "retry-failed", journal, *([] if self.fleet is None else [self.fleet])]
-        of_the_pool = {
-            "--pool": self.pool,
-            "--assign": None if self.assign == "round-robin" else self.assign,
-            "--pool-seed": self.pool_seed or None,
-            "--accounts-per-proxy": self.accounts_per_proxy,
-        }
-        for option, value in (
-            ("--from", self.database),
-            ("--from-file", self.database_file),
-            ("--query", self.query),
-            *(() if self.pool is None else of_the_pool.items()),
-            ("--country", self.country),
-            ("--rate", self.rate),
-            ("--api-key-file", _unless_set("POSTPRESS_API_KEY_FILE", self.api_key_file)),
-            ("--base-url", _unless_set("POSTPRESS_BASE_URL", self.base_url)),
-        ):
-            words += [] if value is None else [option, f"{value:g}" if option == "--rate" else str(value)]
-        words += ["--skip-bad"] * self.skip_bad + ["--sandbox"] * self.sandbox
-        words += ["--no-idempotency"] * self.no_idempotency
-        return shlex.join(words)
+        return retry_command(self.given, journal, self.fleet)
 
     @property
     def halts(self) -> Halt:
@@ -141,51 +134,62 @@ class Job:
         changes: The accounts, as ``session.rotate`` takes them.
         pool: For those that name no change.
         journal: Where it is kept.
-        rows: Rows that are right.
-        refused: Rows that are not.
-        managed: Of the right ones, those that get a managed proxy; None where they were not looked at again.
-        pooled: Of the right ones, those that the pool serves; likewise.
+        survey: The rows in numbers; of a journal's known input, their number alone.
+        checked: Whether the rows were looked at: a journal that knows its input knows they were.
     """
 
     wishes: Wishes
     changes: Changes
     pool: ProxyPool | None
     journal: str
-    rows: int
-    refused: int = 0
-    managed: int | None = None
-    pooled: int | None = None
+    survey: Survey
+    checked: bool = True
 
     @property
     def total(self) -> int:
-        """Rows, right or not."""
-        return self.rows + self.refused
+        """Rows, whether they can be sent or not."""
+        return self.survey.rows + self.survey.refused
 
     @property
     def nothing_sent(self) -> str | None:
-        """Why it must not begin, and how it may, in a sentence; None where it may."""
+        """Why it must not begin, and the next step, in a sentence; None if it may begin."""
         lines = 0 if self.pool is None else len(self.pool.refusals)
-        bad = self.refused + lines
-        if not bad or self.wishes.skip_bad:
-            return None
-        mend = f"nothing was sent: mend {'it' if bad == 1 else 'them'}"
-        if not self.rows:
-            return mend
-        right = many(self.rows, "account", "accounts")
-        if self.pool is not None:
-            right += f" and {many(len(self.pool), 'proxy', 'proxies')}"
-        return f"{mend}, or go on without by --skip-bad: {right} can be used"
+        bad = self.survey.refused + lines
+        if bad and not self.wishes.skip_bad:
+            correct = f"nothing was sent: correct {'it' if bad == 1 else 'them'}"
+            if not self.survey.rows:
+                return correct
+            usable = many(self.survey.rows, "account", "accounts")
+            if self.pool is not None:
+                usable += f" and {many(len(self.pool), 'proxy', 'proxies')}"
+            return f"{correct}, or leave out what cannot be used by --skip-bad: {usable} can be used"
+        if self.pool is not None and self.checked and self.survey.rows and not self.survey.pooled:
+            return f"nothing was sent: {_unused(self.survey)}: leave --pool out, or empty those columns"
+        return None
+
+
+def _unused(survey: Survey) -> str:
+    """Why no row would use the pool."""
+    own = survey.rows - survey.managed
+    rows = []
+    if survey.managed:
+        verb = "orders a managed proxy by its" if survey.managed == 1 else "order a managed proxy by their"
+        rows.append(f"{many(survey.managed, 'row', 'rows')} {verb} country or ip column")
+    if own:
+        verb = "names a proxy of its own" if own == 1 else "name a proxy of their own"
+        rows.append(f"{many(own, 'row', 'rows')} {verb}")
+    return f"no row would use --pool, since {' and '.join(rows)}"
 
 
 @contextmanager
-def open_job(wishes: Wishes) -> Iterator[Job]:
+def open_job(wishes: Wishes, feed: Feed) -> Iterator[Job]:
     """
-    The job, as long as its inputs are open. What is wrong with rows is listed on standard error.
+    The job, as long as its inputs are open. What cannot be used is told on standard error and to *feed*.
 
     Raises:
         FleetError: The fleet or the pool cannot be read.
     """
-    pool = None if wishes.pool is None else _open_pool(wishes, wishes.pool)
+    pool = _open_pool(wishes, feed) if wishes.pool else None
     default = None if wishes.country is None else ManagedProxy(country=wishes.country)
     if wishes.fleet is None and wishes.query is None:
         changes: Changes = dict.fromkeys(own_accounts(), default or ManagedProxy(country="US"))
@@ -194,23 +198,21 @@ def open_job(wishes: Wishes) -> Iterator[Job]:
         count = len(own_accounts())
         managed, pooled = (count, 0) if pool is None else (0, count)
         journal = wishes.journal or "sandbox.rotation.sqlite3"
-        yield Job(wishes, changes, pool, journal, count, managed=managed, pooled=pooled)
+        yield Job(wishes, changes, pool, journal, Survey(count, managed, pooled))
         return
     with _open_fleet(wishes, default, pooled=pool is not None) as fleet:
-        _check_columns(fleet)
+        _check_columns(fleet.name, fleet.ignored_columns, COLUMNS)
         journal = wishes.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
         known = None if wishes.dry_run else rows_known_to(journal, fleet.digest)
         if known is not None:  # every row was checked when the journal was begun, and none has changed
             fleet.counted = known
-            yield Job(wishes, fleet, pool, journal, known)
+            yield Job(wishes, fleet, pool, journal, Survey(known), checked=False)
             return
-        survey = fleet.survey()
-        _list(fleet.name, [str(refusal) for refusal in survey.refusals])
-        if default is None and pool is None and any(_names_nothing(refusal) for refusal in survey.refusals):
-            click.echo("rows that name an account alone get theirs by --pool FILE or --country CC", err=True)
-        yield Job(
-            wishes, fleet, pool, journal, survey.rows, len(survey.refusals), survey.managed, survey.pooled
-        )
+        survey = fleet.survey(lambda refusal: feed.refused(fleet.name, refusal))
+        _tell(fleet.name, survey.faults)
+        if pool is not None and 0 < survey.pooled < survey.rows and not wishes.dry_run:
+            click.echo(f"{many(survey.rows, 'account', 'accounts')}: {survey.kinds}", err=True)
+        yield Job(wishes, fleet, pool, journal, survey)
 
 
 def _open_fleet(wishes: Wishes, default: ManagedProxy | None, *, pooled: bool) -> Fleet:
@@ -225,38 +227,42 @@ def _open_fleet(wishes: Wishes, default: ManagedProxy | None, *, pooled: bool) -
     return Fleet.open_query(url, wishes.query, default=default, pooled=pooled)
 
 
-def _open_pool(wishes: Wishes, place: str) -> ProxyPool:
+def _open_pool(wishes: Wishes, feed: Feed) -> ProxyPool:
     pool = ProxyPool.read(
-        place,
-        skip_bad=True,  # a list and a fleet are told of at once, and refused in `Job.nothing_sent`
+        *wishes.pool,
+        skip_bad=True,  # lists and fleet are checked together, and refused in `Job.nothing_sent`
         assign=wishes.assign,
         seed=wishes.pool_seed,
         accounts_per_proxy=wishes.accounts_per_proxy,
         failovers=wishes.failovers,
     )
-    _list(Path(place).name, [str(refusal) for refusal in pool.refusals])
+    for name, columns in pool.ignored_columns.items():
+        _check_columns(name, columns, ("proxy", *PARTS))
+    for name in pool.ignored_columns:
+        faults = Faults[RefusedLine]()
+        for refusal in pool.refusals:
+            if refusal.source == name:
+                faults.add(refusal)
+                feed.refused(name, refusal)
+        _tell(name, faults)
     return pool
 
 
-def _check_columns(fleet: Fleet) -> None:
-    """A column that is ignored is told; one that was meant to be known is refused."""
-    for column in fleet.ignored_columns:
-        if meant := get_close_matches(column.strip().lower(), COLUMNS, 1, 0.8):
-            raise FleetError(f"{fleet.name} has a column {column!r}, which is not known: is it {meant[0]}?")
-        click.echo(f"{fleet.name}: the column {column!r} is not known, and ignored", err=True)
+def _check_columns(name: str, unused: Sequence[str], known: Sequence[str]) -> None:
+    """Tell of columns that are not used; refuse one that is nearly named like a known one."""
+    for column in unused[:_LOOKED_AT]:
+        if meant := get_close_matches(column.strip().lower(), known, 1, 0.8):
+            raise FleetError(f"{name} has a column {column!r}, which is not known: is it {meant[0]}?")
+    if unused:
+        shown = ", ".join(map(repr, unused[:COLUMNS_SHOWN]))
+        more = f" and {len(unused) - COLUMNS_SHOWN:,} more" if len(unused) > COLUMNS_SHOWN else ""
+        are = "1 column is" if len(unused) == 1 else f"{len(unused):,} columns are"
+        click.echo(f"{name}: {are} not used: {shown}{more}", err=True)
 
 
-def _unless_set(variable: str, value: str | None) -> str | None:
-    """*value*, where it was an argument: the variable is there the next time too."""
-    return None if value == os.environ.get(variable) else value
-
-
-def _names_nothing(refusal: Refusal) -> bool:
-    return refusal.reason == NOTHING_ASKED
-
-
-def _list(name: str, refusals: Sequence[str]) -> None:
-    for refusal in refusals[:LISTED]:
-        click.echo(f"{name}: {refusal}", err=True)
-    if len(refusals) > LISTED:
-        click.echo(f"{name}: and {len(refusals) - LISTED:,} more", err=True)
+def _tell(name: str, faults: Faults[Any]) -> None:
+    for fault in faults:
+        advice = _NOTHING_ASKED_ADVICE if fault.first.reason == NOTHING_ASKED else None
+        click.echo(f"{name}: {fault.sentence(advice)}", err=True)
+    if faults.unlisted:
+        click.echo(f"{name}: {faults.unlisted:,} more lines have other faults", err=True)

@@ -64,6 +64,7 @@ def connection(command: C) -> C:
         "--transport",
         type=click.Choice(["session", "lean"]),
         default="session",
+        envvar="POSTPRESS_TRANSPORT",
         help="lean: over aiohttp's connections alone, for about half the CPU.",
     )
     no_idempotency = click.option(

@@ -1,6 +1,7 @@
 """``--dry-run``: what a rotation would do, without sending a byte."""
 
 import json
+import os
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
@@ -10,6 +11,7 @@ import click
 
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.cli import exits, options
+from postpress_async.cli.feed import Feed
 from postpress_async.cli.inputs import Job
 from postpress_async.cli.output import many
 from postpress_async.models import CustomProxy, ProxyChange
@@ -28,11 +30,11 @@ WEIGHED: Final = 2_000
 """Rows that are put into a journal in memory, to see what all of them weigh."""
 
 
-def preview(job: Job) -> int:
+def preview(job: Job, feed: Feed) -> int:
     """
     Say what *job* would do, how long it would take and what its journal would weigh.
 
-    The API key, the base URL and the journal are checked as for a real run.
+    The base URL, the journal, and the API key if there is one, are checked as for a real run.
 
     Raises:
         ConfigurationError: The key or the base URL cannot be used.
@@ -40,8 +42,11 @@ def preview(job: Job) -> int:
     """
     wishes = job.wishes
     url, target = "the sandbox", "this machine"
+    has_key = True
     if not wishes.sandbox:
-        read_api_key(options.read_key(wishes.api_key_file))
+        has_key = wishes.api_key_file is not None or bool(os.environ.get("POSTPRESS_API_KEY"))
+        if has_key:
+            read_api_key(options.read_key(wishes.api_key_file))
         base_url = read_base_url(wishes.base_url)
         url, target = str(base_url), target_of(base_url)
     done = done_in(
@@ -51,40 +56,60 @@ def preview(job: Job) -> int:
         on_unknown=wishes.on_unknown,
         on_failed=wishes.on_failed,
     )
-    left = job.rows - done
+    survey = job.survey
+    left = survey.rows - done
     if wishes.limit is not None:
         left = min(left, wishes.limit)
-    click.echo(f"{many(job.rows, 'account', 'accounts')}: {_kinds(job)}")
-    if job.pool is not None:
-        click.echo(f"{many(len(job.pool), 'proxy', 'proxies')} in {wishes.pool}, given {wishes.assign}")
-    if done:
-        click.echo(f"{done:,} of them are settled in {job.journal}; {left:,} would be sent")
     sample = [row for row in islice(_rows(job), WEIGHED) if isinstance(row, Row)]
     given = [(row, _change(job, row)) for row in sample]
-    click.echo("nothing was sent; the first requests would be:")
-    for row, (change, _) in given[:SHOWN]:
-        body = "(the pool has no proxy left)" if change is None else _shown(change)
-        click.echo(f"  PATCH {url}/accounts/{row.account_id} {body}")
-    click.echo(_duration(left, wishes.rate))
     outcomes = [
         Outcome.patched(row.ordinal, row.line, row.account_id, 1, 0.123456789, label)
         for row, (_, label) in given
     ]
     weight = weigh(outcomes) * (job.total - done)
+    requests = [(f"{url}/accounts/{row.account_id}", _shown(change)) for row, (change, _) in given[:SHOWN]]
+    if wishes.json:
+        feed.dry_run(
+            exit_code=exits.ALL_PATCHED,
+            accounts=survey.rows,
+            own=survey.rows - survey.managed - survey.pooled,
+            managed=survey.managed,
+            pooled=survey.pooled,
+            refused=survey.refused,
+            lists=list(wishes.pool),
+            proxies=0 if job.pool is None else len(job.pool),
+            assign=None if job.pool is None else wishes.assign,
+            settled=done,
+            to_send=left,
+            requests=[{"method": "PATCH", "url": place, "body": body} for place, body in requests],
+            seconds=None if wishes.rate is None else left / wishes.rate,
+            api_key=has_key,
+            journal=job.journal,
+            journal_bytes=round(weight),
+        )
+        return exits.ALL_PATCHED
+    click.echo(f"{many(survey.rows, 'account', 'accounts')}: {_kinds(job)}")
+    if job.pool is not None:
+        lists, accounts = " and ".join(wishes.pool), many(survey.pooled, "account", "accounts")
+        proxies = many(len(job.pool), "proxy", "proxies")
+        click.echo(f"{proxies} in {lists}, given {wishes.assign} to {accounts}")
+    if done:
+        click.echo(f"{done:,} of them are settled in {job.journal}; {left:,} would be sent")
+    click.echo("nothing was sent; the first requests would be:")
+    for place, body in requests:
+        shown = "(the pool has no proxy left)" if body is None else json.dumps(body, ensure_ascii=True)
+        click.echo(f"  PATCH {place} {shown}")
+    click.echo(_duration(left, wishes.rate))
     click.echo(f"the journal {job.journal} would weigh {_bytes(weight)}{' more' if done else ''}")
+    if not has_key and wishes.cluster is None:
+        click.echo("no API key is given: the real run requires POSTPRESS_API_KEY or --api-key-file FILE")
     return exits.ALL_PATCHED
 
 
 def _kinds(job: Job) -> str:
-    managed, pooled = job.managed or 0, job.pooled or 0
-    kinds = [
-        (job.rows - managed - pooled, "with a proxy of their own"),
-        (managed, "with a managed proxy"),
-        (pooled, "with one of the pool"),
-    ]
-    told = [f"{count:,} {what}" for count, what in kinds if count]
-    if job.refused:
-        rows = "1 row is" if job.refused == 1 else f"{job.refused:,} rows are"
+    told = [job.survey.kinds] if job.survey.kinds else []
+    if job.survey.refused:
+        rows = "1 row is" if job.survey.refused == 1 else f"{job.survey.refused:,} rows are"
         told.append(f"{'and ' * bool(told)}{rows} left out")
     return ", ".join(told)
 
@@ -104,11 +129,16 @@ def _change(job: Job, row: Row) -> tuple[ProxyChange | None, str | None]:
     return (None, None) if pooled is None else (pooled.proxy, pooled.label)
 
 
-def _shown(change: ProxyChange) -> str:
-    """The request's body, its password masked."""
-    fields = attrs.asdict(change, filter=lambda _, value: value is not None, recurse=False)
-    body = {"proxy": fields} if isinstance(change, CustomProxy) else fields
-    return json.dumps(body, default=str, ensure_ascii=True)  # a `Secret` is *** as text
+def _shown(change: ProxyChange | None) -> dict[str, Any] | None:
+    """The request's body, its password masked; None if the pool has no proxy left."""
+    if change is None:
+        return None
+    fields = {
+        name: value if isinstance(value, int) else str(value)  # a `Secret` is *** as text
+        for name, value in attrs.asdict(change, recurse=False).items()
+        if value is not None
+    }
+    return {"proxy": fields} if isinstance(change, CustomProxy) else fields
 
 
 def _duration(accounts: int, rate: float | None) -> str:

@@ -1,6 +1,7 @@
 """``postpress-async rotate`` and ``retry-failed``: a fleet of accounts."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
@@ -8,7 +9,9 @@ from typing import Any, Final, TypeVar, get_args
 import click
 
 from postpress_async.cli import exits, options
+from postpress_async.cli.feed import Feed
 from postpress_async.cli.headings import Headed
+from postpress_async.cli.hints import options_given, same_command
 from postpress_async.cli.inputs import Wishes, open_job
 from postpress_async.cli.preview import preview
 from postpress_async.cli.running import run_job
@@ -16,6 +19,9 @@ from postpress_async.rotation.pool import Assign
 from postpress_async.sandbox import Profile
 
 C = TypeVar("C", bound=Callable[..., Any])
+
+# --rate is POSTPRESS_RATE, for both commands: what they share is set once.
+_SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
 
 _SHARED: Final = [
     # Who gets what.
@@ -28,7 +34,12 @@ _SHARED: Final = [
     ),
     click.option("--from-file", "database_file", type=options.FILE, help="A file that holds its URL."),
     click.option("--query", metavar="SQL", help="A query whose columns are a fleet's, in place of FLEET."),
-    click.option("--pool", type=options.FILE, help="A list of proxies for the rows that name no change."),
+    click.option(
+        "--pool",
+        type=options.FILE,
+        multiple=True,
+        help="A list of proxies for the rows that name no change; several lists are one pool.",
+    ),
     click.option(
         "--assign",
         type=click.Choice(get_args(Assign)),
@@ -160,7 +171,12 @@ def _rotation_options(command: C) -> C:
     return options.connection(command)
 
 
-@click.command(cls=Headed, headings=_HEADINGS, short_help="Give every account of a fleet its new proxy.")
+@click.command(
+    cls=Headed,
+    headings=_HEADINGS,
+    context_settings=_SETTINGS,
+    short_help="Give every account of a fleet its new proxy.",
+)
 @click.argument("fleet", required=False, type=options.FILE)
 @click.option("--journal", type=options.FILE, help="Where to keep what is settled. [FLEET.rotation.sqlite3]")
 @_rotation_options
@@ -186,14 +202,18 @@ def rotate(**given: Any) -> int:
     At night, at the pace of the key's tier, until six hours are over:
       postpress-async rotate fleet.csv --rate 50 --max-duration 6h
     """
-    wishes = Wishes(**given)
+    wishes = _wishes(**given)
     if wishes.fleet is None and wishes.query is None and not wishes.sandbox:
         raise click.UsageError("name a FLEET file, or try the sandbox's own accounts with --sandbox")
     return _carry_out(wishes)
 
 
 @click.command(
-    "retry-failed", cls=Headed, headings=_HEADINGS, short_help="Send the accounts that failed once more."
+    "retry-failed",
+    cls=Headed,
+    headings=_HEADINGS,
+    context_settings=_SETTINGS,
+    short_help="Send the accounts that failed once more.",
 )
 @click.argument("journal", type=options.FILE)
 @click.argument("fleet", required=False, type=options.FILE)
@@ -209,7 +229,7 @@ def retry_failed(**given: Any) -> int:
     \b
       postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv --pool proxies.txt
     """
-    wishes = Wishes(**given, on_failed="retry")
+    wishes = _wishes(**given, on_failed="retry")
     if wishes.fleet is None and wishes.query is None and not wishes.sandbox:
         raise click.UsageError("name the FLEET, or give the --query, that the rotation was begun with")
     if not Path(str(wishes.journal)).exists():
@@ -217,12 +237,17 @@ def retry_failed(**given: Any) -> int:
     return _carry_out(wishes)
 
 
-def _carry_out(wishes: Wishes) -> int:
+def _wishes(**given: Any) -> Wishes:
     context = click.get_current_context()
-    argument = click.core.ParameterSource.COMMANDLINE
-    wishes.check({name for name in context.params if context.get_parameter_source(name) is argument})
-    with open_job(wishes) as job:
+    return Wishes(**given, command=same_command(context), given=options_given(context))
+
+
+def _carry_out(wishes: Wishes) -> int:
+    wishes.check()
+    feed = Feed(sys.stdout if wishes.json else None, told=wishes.verbose)
+    with open_job(wishes, feed) as job:
         if (why := job.nothing_sent) is not None:
             click.echo(why, err=True)
+            feed.not_begun(exits.BAD_INPUT, why, job.journal)
             return exits.BAD_INPUT
-        return preview(job) if wishes.dry_run else asyncio.run(run_job(job))
+        return preview(job, feed) if wishes.dry_run else asyncio.run(run_job(job, feed))

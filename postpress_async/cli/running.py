@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
+import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from importlib import import_module
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
     from postpress_async.cluster import Cluster
 
 
-async def run_job(job: Job) -> int:
+async def run_job(job: Job, feed: Feed) -> int:
     """Carry *job* out; its exit code."""
     tell_file_limit_once(asyncio.get_running_loop())
     wishes = job.wishes
-    feed = Feed(sys.stdout if wishes.json else None, told=wishes.verbose)
     async with AsyncExitStack() as stack:
         pace = Pace(in_flight=wishes.in_flight, rate=wishes.rate)
         retry = RetryPolicy(attempts=wishes.attempts)
@@ -79,6 +78,11 @@ async def run_job(job: Job) -> int:
             on_unknown=wishes.on_unknown,
             on_failed=wishes.on_failed,
         )
+        rotation.notes = {
+            "command": wishes.command,
+            "retry command": wishes.retry_failed(job.journal),
+            "folder": os.getcwd(),
+        }
         ended = await _run(job, sender, rotation, feed)
         code = exits.code_of(rotation.summary, interrupted=ended.interrupted)
         _conclude(job, rotation.summary, ended, feed)
@@ -212,7 +216,8 @@ def _conclude(job: Job, summary: RotationSummary, ended: _Ended, feed: Feed) -> 
     feed.say(f"journal: {job.journal}")
     if summary.without_proxy:
         accounts = "1 account" if summary.without_proxy == 1 else f"{summary.without_proxy:,} accounts"
-        tell(f"postpress-async: the pool ran dry: {accounts} got no proxy; add proxies to {job.wishes.pool}")
+        lists = " or ".join(job.wishes.pool)
+        tell(f"postpress-async: the pool ran dry: {accounts} got no proxy; add proxies to {lists}")
     elif summary.quarantined:
         tell(f"postpress-async: {summary.quarantined:,} of the pool's proxies did not work: left out")
     left_in_doubt = summary.states[State.UNKNOWN] if job.wishes.on_unknown == "report" else 0

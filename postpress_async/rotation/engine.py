@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -48,6 +48,7 @@ class Rotation:
     Attributes:
         summary: The numbers so far; final once the block is left.
         total: Accounts in all, where that is known beforehand.
+        notes: Not for callers: what the journal is to say of the command line, see `Journal.begin`.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Rotation:
     ) -> None:
         self.summary: Final = RotationSummary()
         self.total: Final = total
+        self.notes: Mapping[str, str] = {}
         self._in_flight: Final = in_flight
         self._open_journal: Final = journal
         self._finite: Final = finite
@@ -161,7 +163,7 @@ class Rotation:
         self._halts = Halts(self._halt, key_works=works, connected=connected)
         if self._pool is not None:
             self._pool.resume(journal.proxies())
-        journal.begin(self.total)
+        journal.begin(self.total, self.notes)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

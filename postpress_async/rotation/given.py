@@ -1,9 +1,9 @@
 """Everything that ``session.rotate`` takes, as one kind of value."""
 
 import os
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sized
+from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping, Sized
 from functools import partial
-from typing import Any, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 from attrs import frozen
 
@@ -11,7 +11,7 @@ from postpress_async.models import ProxyChange
 from postpress_async.rotation.fleet import Fleet
 from postpress_async.rotation.fleet._frame import Frame, is_frame
 from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
-from postpress_async.rotation.plan import Change, arows_of, rows_of
+from postpress_async.rotation.plan import Change, arows_of, rows_of, uses_pool
 from postpress_async.rotation.resume import Source
 
 Changes: TypeAlias = (
@@ -22,6 +22,8 @@ Changes: TypeAlias = (
     | Frame  # of pandas or polars
 )
 """What ``session.rotate`` takes."""
+
+_UNUSED: Final = "no row of the fleet would use the pool"
 
 
 @frozen
@@ -47,7 +49,8 @@ class Given:
         What *changes* hold; accounts may be left to a pool where they are *pooled*.
 
         Raises:
-            ValueError: A fleet leaves them to a pool, and there is none.
+            ValueError: A fleet leaves them to a pool, and there is none; or there is a pool, and no account
+                is left to it, as far as that can be known without using the accounts up.
             FleetError: A frame has other columns than a fleet's.
         """
         if is_frame(changes):
@@ -55,11 +58,18 @@ class Given:
         if isinstance(changes, Fleet):
             if changes.pooled and not pooled:
                 raise ValueError("the fleet was opened for a pool: pass pool, or give its rows a default")
+            if pooled and not changes.pooled:
+                raise ValueError(f"{_UNUSED}: open it with pooled=True, or leave pool out")
+            if pooled and not changes.uses_pool():
+                raise ValueError(f"{_UNUSED}: each row names a change of its own; leave pool out")
             return cls(changes.rows, finite=True, total=changes.counted, fleet=changes)
         # A mapping is an iterable too, of its keys: type checkers cannot know that these are none of ours.
         pairs: Any = changes.items() if isinstance(changes, Mapping) else changes
         if isinstance(pairs, AsyncIterable):
             return cls(arows_of(pairs, pooled=pooled), finite=False, total=None)
+        # Not of an iterator: it would have no pairs left.
+        if pooled and isinstance(changes, Collection) and not uses_pool(rows_of(pairs, pooled=True)):
+            raise ValueError("no account would use the pool: each names a change of its own; leave pool out")
         total = len(changes) if isinstance(changes, Sized) else None
         return cls(rows_of(pairs, pooled=pooled), finite=total is not None, total=total)
 

@@ -6,9 +6,9 @@ no exception, so that the rest of a million goes on.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from typing import Self, TypeAlias
+from typing import Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from postpress_async._fields import check_account_id
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
@@ -48,6 +48,7 @@ class Refusal:
         account_id: The account; None where the row has no valid one.
         reason: The fact in a few words, such as ``port out of range``.
         advice: What would be right.
+        first_line: The line that named the account before; None if that is not the fault.
     """
 
     ordinal: int
@@ -56,6 +57,7 @@ class Refusal:
     account_id: str | None
     reason: str
     advice: str
+    first_line: int | None = None
 
     @classmethod
     def of(cls, error: FieldError, ordinal: int, line: int | None, account_id: str | None = None) -> Self:
@@ -66,7 +68,102 @@ class Refusal:
         # From 0, as the caller would index them.
         place = f"changes[{self.ordinal}]" if self.line is None else f"line {self.line}"
         column = "" if self.column is None else f", {self.column}"
-        return f"{place}{column}: {self.reason}: {self.advice}"
+        first = "" if self.first_line is None else f" on line {self.first_line}"
+        return f"{place}{column}: {self.reason}{first}: {self.advice}"
+
+
+class Refused(Protocol):
+    """A row of a fleet, or a line of a list of proxies, that cannot be used."""
+
+    @property
+    def line(self) -> int | None: ...
+
+    @property
+    def column(self) -> str | None: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def advice(self) -> str: ...
+
+
+R = TypeVar("R", bound=Refused)
+
+LISTED: Final = 50
+"""Kinds of fault that `Faults` keeps; further ones are only counted."""
+
+_EXAMPLES: Final = 5
+
+
+@define
+class Fault(Generic[R]):
+    """
+    One kind of fault: rows refused for the same reason, with the same advice.
+
+    Attributes:
+        first: The first of them.
+        count: How many there are.
+        lines: The lines of the first five.
+    """
+
+    first: R
+    count: int = 0
+    lines: list[int | None] = field(factory=list)
+
+    def sentence(self, advice: str | None = None) -> str:
+        """The fault with its lines and what would be right, which is *advice* if that is given."""
+        if self.count == 1 and advice is None:
+            return str(self.first)
+        lines = ", ".join(str(line) for line in self.lines)
+        more = f" and {self.count - len(self.lines):,} more" if self.count > len(self.lines) else ""
+        place = f"line {lines}" if self.count == 1 else f"{self.count:,} lines ({lines}{more})"
+        column = "" if self.first.column is None else f", {self.first.column}"
+        return f"{place}{column}: {self.first.reason}: {advice or self.first.advice}"
+
+
+@define
+class Faults(Generic[R]):
+    """
+    Refused rows by kind of fault, so that memory and messages stay small however many rows are refused.
+
+    Attributes:
+        count: How many rows there are in all.
+        unlisted: How many of them are of a kind that is not listed.
+    """
+
+    count: int = 0
+    unlisted: int = 0
+    _kinds: dict[tuple[str | None, str, str], Fault[R]] = field(factory=dict)
+
+    def add(self, refused: R) -> None:
+        """Count *refused*."""
+        self.count += 1
+        kind = refused.column, refused.reason, refused.advice
+        fault = self._kinds.get(kind)
+        if fault is None:
+            if len(self._kinds) == LISTED:
+                self.unlisted += 1
+                return
+            fault = self._kinds[kind] = Fault(refused)
+        fault.count += 1
+        if len(fault.lines) < _EXAMPLES:
+            fault.lines.append(refused.line)
+
+    def __iter__(self) -> Iterator[Fault[R]]:
+        """The kinds of fault, in the order of their first rows."""
+        return iter(self._kinds.values())
+
+
+def uses_pool(rows: Iterable[Row | Refusal]) -> bool:
+    """Whether one of *rows* gets a proxy of the pool; also if none of them can be sent."""
+    can_be_sent = False
+    for row in rows:
+        if isinstance(row, Row):
+            if row.change is None:
+                return True
+            can_be_sent = True
+    return not can_be_sent
 
 
 def rows_of(changes: Iterable[Change], *, pooled: bool = False) -> Iterator[Row | Refusal]:

@@ -8,7 +8,7 @@ them can be read any number of times, so that all rows are checked before a byte
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
@@ -24,7 +24,7 @@ from postpress_async.rotation.fleet._jsonl import JsonLines
 from postpress_async.rotation.fleet._parquet import ParquetTable
 from postpress_async.rotation.fleet._row import RowReader
 from postpress_async.rotation.fleet._sql import QueryTable
-from postpress_async.rotation.plan import Refusal, Row
+from postpress_async.rotation.plan import Faults, Refusal, Row, uses_pool
 
 if TYPE_CHECKING:
     import hashlib
@@ -77,16 +77,31 @@ class Survey:
     What one reading of a whole fleet found.
 
     Attributes:
-        rows: How many rows are right.
-        managed: How many of them ask for a managed proxy.
-        pooled: How many of them are left to a pool.
-        refusals: Those that are not, in the file's order.
+        rows: How many rows can be sent.
+        managed: How many of them order a managed proxy.
+        pooled: How many of them get a proxy of the pool.
+        faults: The other rows, by kind of fault.
     """
 
     rows: int = 0
     managed: int = 0
     pooled: int = 0
-    refusals: list[Refusal] = Factory(list)
+    faults: Faults[Refusal] = Factory(Faults[Refusal])
+
+    @property
+    def refused(self) -> int:
+        """How many rows cannot be sent."""
+        return self.faults.count
+
+    @property
+    def kinds(self) -> str:
+        """What the rows that can be sent get, in words and numbers."""
+        kinds = (
+            (self.rows - self.managed - self.pooled, "with a proxy of their own"),
+            (self.managed, "with a managed proxy"),
+            (self.pooled, "with one of the pool"),
+        )
+        return ", ".join(f"{count:,} {what}" for count, what in kinds if count)
 
 
 class Fleet:
@@ -115,6 +130,7 @@ class Fleet:
         self._table = table
         self._default = default
         self._digest: bytes | None = None
+        self._uses_pool: bool | None = None
 
     @classmethod
     def open(
@@ -150,9 +166,14 @@ class Fleet:
         """
         The fleet that a SQL *query* gives: ``SELECT id AS account_id, country FROM ...``.
 
-        It takes the extra ``sql`` and the database's driver. It is asked once and read to its end, in a
-        transaction that only reads where the database has such, into a private temporary file: in an
-        event loop, call it by `asyncio.to_thread`. With ``ORDER BY`` a second run knows its input again.
+        It takes the extra ``sql`` and the database's driver. It is asked once and read to its end into a
+        private temporary file: in an event loop, call it by `asyncio.to_thread`. With ``ORDER BY`` a second
+        run knows its input again.
+
+        SQLite is opened read-only, and attaches no other file. PostgreSQL, MySQL and MariaDB run the query
+        in a read-only transaction, which changes no table; use an account that may only read to exclude
+        what is outside of tables, such as ``COPY ... TO`` and ``INTO OUTFILE``. Other databases run the query
+        as it is, and the transaction is rolled back.
 
         Args:
             url: SQLAlchemy's, such as ``postgresql+psycopg://user:password@host/name``.
@@ -225,8 +246,17 @@ class Fleet:
         """
         return self._table.rows(RowReader(self._default, pooled=self.pooled, done=done))
 
-    def survey(self) -> Survey:
-        """One reading of the whole file: right rows are counted, wrong ones kept."""
+    def survey(self, on_refusal: Callable[[Refusal], object] | None = None) -> Survey:
+        """
+        Read and check the whole fleet once.
+
+        Args:
+            on_refusal: Called with each row that cannot be sent, in the file's order. The survey itself keeps
+                only their number and a few lines for each kind of fault.
+
+        Raises:
+            FleetError: The file changed, or cannot be read to its end.
+        """
         survey = Survey()
         for row in self.rows():
             if isinstance(row, Row):
@@ -234,9 +264,26 @@ class Fleet:
                 survey.managed += isinstance(row.change, ManagedProxy)
                 survey.pooled += row.change is None
             else:
-                survey.refusals.append(row)
-        self.counted = survey.rows + len(survey.refusals)
+                survey.faults.add(row)
+                if on_refusal is not None:
+                    on_refusal(row)
+        self.counted = survey.rows + survey.refused
+        self._uses_pool = survey.pooled > 0 or not survey.rows
         return survey
+
+    def uses_pool(self) -> bool:
+        """
+        Whether a row gets a proxy of the pool; also if no row at all can be sent.
+
+        Without a `survey`, rows are read up to the first that does.
+
+        Raises:
+            FleetError: The file changed, or cannot be read.
+        """
+        if self._uses_pool is None:
+            with closing(self.rows()) as rows:
+                self._uses_pool = uses_pool(rows)
+        return self._uses_pool
 
     def close(self) -> None:
         """Delete the copy of what was no file. Nothing can be read after it."""

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from postpress_async.rotation.fleet._columns import BATCH, Batch, BatchMaker, Values, read_batches
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
 # Of a column chunk: so a row group of a million rows is read page by page, and not whole.
 _BUFFER: Final = 64 * 1024
+
+AT_ONCE: Final = 64 * 1024 * 1024
+"""Bytes of one column that may be in memory at once, uncompressed; and as many more as `EACH_ROW` allows."""
+
+EACH_ROW: Final = 512
+"""Bytes of a value, on average, in a row group that is larger than `AT_ONCE`: longer ones are no fleet's."""
 
 
 T = TypeVar("T")
@@ -38,6 +46,7 @@ class ParquetTable:
         """Raise `FleetError` if pyarrow is not there, or the columns are not as said above."""
         try:
             import pyarrow
+            import pyarrow.compute
             import pyarrow.parquet
         except ImportError:
             advice = "pip install 'postpress-async[parquet]', or export it as CSV"
@@ -93,21 +102,76 @@ class ParquetTable:
 
     def _batches(self) -> Generator[Batch, None, None]:
         maker = BatchMaker()
-        with self._opened() as parquet:
-            # Not by threads, which read ahead.
-            batches = parquet.iter_batches(BATCH, columns=self._leaves, use_threads=False)
-            while (batch := self._intact(lambda: next(batches, None))) is not None:
-                values = self._intact(partial(self._values, batch))
-                yield maker.make(values, batch.num_rows)
+        with self._opened() as parquet, self._opened(read_dictionary=self._leaves) as dictionaries:
+            sizes = self._batch_sizes(parquet.metadata, dictionaries)
+            for size, groups in groupby(sizes, key=itemgetter(1)):
+                numbers = [number for number, _ in groups]
+                # Not by threads, which read ahead.
+                batches = parquet.iter_batches(
+                    size, row_groups=numbers, columns=self._leaves, use_threads=False
+                )
+                while (batch := self._intact(partial(next, batches, None))) is not None:
+                    values = self._intact(partial(self._values, batch))
+                    yield maker.make(values, batch.num_rows)
+
+    def _batch_sizes(
+        self, metadata: "pyarrow.parquet.FileMetaData", dictionaries: "pyarrow.parquet.ParquetFile"
+    ) -> Iterator[tuple[int, int]]:
+        """
+        For each row group, by its number: how many of its rows may be in memory at once.
+
+        Compression makes a few bytes of a long value, and dictionaries repeat it for nothing.
+
+        Raises:
+            FleetError: A column of a row group is too large to be read.
+        """
+        for number in range(metadata.num_row_groups):
+            group = self._intact(partial(metadata.row_group, number))
+            longest = 0
+            for place in range(group.num_columns):
+                chunk = group.column(place)
+                if chunk.path_in_schema not in self._leaves:
+                    continue
+                if chunk.total_uncompressed_size > AT_ONCE + EACH_ROW * group.num_rows:
+                    raise self._file.error(
+                        f"has {chunk.total_uncompressed_size:,} bytes in column "
+                        f"{shown(chunk.path_in_schema)} of row group {number} (of {group.num_rows:,} rows), "
+                        "too many for a fleet: correct long values, or write smaller row groups"
+                    )
+                if chunk.total_uncompressed_size * BATCH > AT_ONCE:
+                    longest = max(longest, self._longest(number, chunk, dictionaries))
+            yield number, min(BATCH, max(1, AT_ONCE // max(1, longest)))
+
+    def _longest(
+        self,
+        number: int,
+        chunk: "pyarrow.parquet.ColumnChunkMetaData",
+        dictionaries: "pyarrow.parquet.ParquetFile",
+    ) -> int:
+        """At most how long a value is that comes more often than its bytes do; 0 if none does."""
+        if "DELTA_BYTE_ARRAY" in chunk.encodings:  # a value's beginning is taken from the one before
+            return int(chunk.total_uncompressed_size)
+        if not any("DICTIONARY" in encoding for encoding in chunk.encodings):
+            return 0
+        batches = dictionaries.iter_batches(
+            1, row_groups=[number], columns=[chunk.path_in_schema], use_threads=False
+        )
+        values = self._intact(lambda: next(batches).column(0))
+        while self._arrow.types.is_struct(values.type):
+            values = values.field(0)
+        if not self._arrow.types.is_dictionary(values.type):
+            return 0  # numbers
+        compute: Any = self._arrow.compute
+        return int(compute.max(compute.binary_length(values.dictionary)).as_py() or 0)
 
     def _values(self, batch: "pyarrow.RecordBatch") -> Values:
         return {column: _listed(batch.column(name)) for column, name in self._names.items()}
 
     @contextmanager
-    def _opened(self) -> Iterator["pyarrow.parquet.ParquetFile"]:
+    def _opened(self, **options: Any) -> Iterator["pyarrow.parquet.ParquetFile"]:
         with self._file.opened() as file:
-            read = partial(self._arrow.parquet.ParquetFile, file, buffer_size=_BUFFER, pre_buffer=False)
-            yield self._intact(read)
+            options |= {"buffer_size": _BUFFER, "pre_buffer": False}
+            yield self._intact(partial(self._arrow.parquet.ParquetFile, file, **options))
 
     def _intact(self, call: Callable[[], T]) -> T:
         """What *call* gives; what pyarrow raises on bytes that are no Parquet becomes our error."""

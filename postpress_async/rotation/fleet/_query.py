@@ -1,14 +1,21 @@
 """
 A SQL query, asked of a database by SQLAlchemy and whatever driver the user has.
 
-It only reads, and its answer comes by the database's own cursor, so that no memory holds all of it. What a
-database says in an error may quote the rows, which have passwords: only what cannot is repeated.
+Its answer comes by the database's own cursor, so that no memory holds all of it. What a database says in an
+error may quote the rows, which have passwords: only what cannot is repeated.
+
+A slip in a query must not write. SQLite's file is opened read-only, and no other may be attached or made.
+PostgreSQL, MySQL and MariaDB run the query in a read-only transaction: no table changes, but only the rights
+of the account exclude what is outside of tables (``COPY ... TO``, ``INTO OUTFILE``). Of any other database
+nothing is known; there the transaction is rolled back.
 """
 
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, quote_plus
 
@@ -33,7 +40,9 @@ _SQLITE_SAYS: Final = (
         "database is locked",
     ),
     *("incomplete input", "unrecognized token", "attempt to write", "You can only execute one statement"),
+    *("not authorized", "authorization denied"),
 )
+_ONLY_READS: Final = ": write one that only reads, such as SELECT"
 _LONGEST: Final = 200
 
 
@@ -56,7 +65,7 @@ class Query:
         self._engine = self._made(url)
         self._forms = _forms(self._engine.url.password)
         try:
-            _check_sqlite(self._engine.url)
+            _check_sqlite(self._url)
             self._connection = self._asked("cannot be reached", self._engine.connect, connecting=True)
             self._answer = self._asked("refused the query", lambda: self._executed(query))
             if not self._answer.returns_rows:
@@ -91,10 +100,11 @@ class Query:
         logging.getLogger("sqlalchemy.engine.Engine.postpress_async").setLevel(logging.WARNING)
         options: dict[str, Any] = {"logging_name": "postpress_async", "hide_parameters": True}
         try:
-            parsed = sqlalchemy.make_url(url)
-            engine: Engine = sqlalchemy.create_engine(parsed, poolclass=sqlalchemy.NullPool, **options)
+            self._url: URL = sqlalchemy.make_url(url)
+            target = _read_only(self._url)
+            engine: Engine = sqlalchemy.create_engine(target, poolclass=sqlalchemy.NullPool, **options)
         except exc.NoSuchModuleError:
-            kind = parsed.drivername[:40]
+            kind = self._url.drivername[:40]
             fact = f"SQLAlchemy knows no database {kind!r}: {_WRITE_IT}"
         except ImportError as error:
             named = error.name or "of this database"
@@ -106,7 +116,7 @@ class Query:
         else:
             if not engine.dialect.is_async:
                 return engine
-            fact = f"{parsed.drivername} is asynchronous: name another driver, as in postgresql+psycopg://"
+            fact = f"{self._url.drivername} is asynchronous: name another driver, as in postgresql+psycopg://"
         # Not in the except: what was caught may hold the URL, and would stay on the chain of ours.
         raise FleetError(fact)
 
@@ -114,6 +124,8 @@ class Query:
         connection, backend = self._connection, self._engine.dialect.name
         if backend == "sqlite":
             connection.exec_driver_sql("PRAGMA query_only = ON")
+            if set_authorizer := getattr(connection.connection.dbapi_connection, "set_authorizer", None):
+                set_authorizer(_authorize)
         elif backend == "postgresql":
             connection = connection.execution_options(postgresql_readonly=True)
         elif backend in {"mysql", "mariadb"}:
@@ -131,7 +143,7 @@ class Query:
         except Exception as error:  # SQLAlchemy lets drivers' own errors through here and there
             fact = f"{fact}: {self._said(error, connecting)}"
         # Not in the except, for the same reason as above.
-        raise FleetError(f"{_shown(self._engine.url)} {fact}")
+        raise FleetError(f"{_shown(self._url)} {fact}")
 
     def _said(self, error: Exception, connecting: bool) -> str:
         """What may be repeated of *error*."""
@@ -145,7 +157,8 @@ class Query:
                 text = text.replace(form, MASK)
             if not connecting:  # a literal of the query, by which it was not understood
                 text = re.sub(r"'[^']*'?", "'...'", text)
-            return "".join(c if c.isprintable() else " " for c in text)[:_LONGEST]
+            text = "".join(c if c.isprintable() else " " for c in text)[:_LONGEST]
+            return text + _ONLY_READS * text.startswith(("not authorized", "authorization denied"))
         name = type(said).__name__
         return f"{name} {state}" if state else f"{name}, whose words may quote a row"
 
@@ -156,13 +169,38 @@ class Query:
             return
 
 
+def _read_only(url: "URL") -> "URL":
+    """*url*, by which SQLite opens its file read-only; a URL of another database as it is."""
+    place = url.database
+    # Only this driver takes a URI, which says how to open a file. Memory has no file.
+    if url.drivername not in {"sqlite", "sqlite+pysqlite"} or not place or ":memory:" in place:
+        return url
+    if not place.startswith("file:"):
+        place = Path(place).absolute().as_uri()
+    elif url.query.get("mode") == "memory":
+        return url
+    return url.set(database=place, query={**url.query, "mode": "ro", "uri": "true"})
+
+
 def _check_sqlite(url: "URL") -> None:
-    """SQLite makes a file that does not exist, and then has no table in it."""
+    """SQLite says less clearly that a file does not exist, or makes it."""
     place = url.database
     if url.get_backend_name() != "sqlite" or not place or place == ":memory:" or place.startswith("file:"):
         return
     if not os.path.exists(place):
         raise FleetError(f"{_shown(url)} does not exist: check its path, after sqlite:/// in the URL")
+
+
+def _authorize(action: int, *_: object) -> int:
+    """
+    Answer SQLite, which asks about each part of a query while it is prepared.
+
+    ATTACH makes a file that does not exist, and VACUUM INTO attaches the one it makes. Changes of tables are
+    not refused here: full-text and other virtual tables prepare them to be read, and none can be carried out
+    on a file that was opened read-only.
+    """
+    refused = action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}
+    return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
 
 
 def _shown(url: "URL") -> str:

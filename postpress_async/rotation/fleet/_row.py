@@ -47,7 +47,12 @@ _MEANINGS: Final = {
 
 def meaning(name: str) -> str | None:
     """The one of `COLUMNS` that a header *name* stands for, or None where it is not ours."""
-    return _MEANINGS.get(name) or _MEANINGS.get(_SEPARATORS.sub("", name).lower())
+    return _MEANINGS.get(name) or _MEANINGS.get(plain_name(name))
+
+
+def plain_name(name: str) -> str:
+    """A header *name* in small letters, without ``_``, ``-`` or spaces: as names are compared."""
+    return _SEPARATORS.sub("", name).lower()
 
 
 def shown(name: str) -> str:
@@ -107,8 +112,8 @@ class RowReader:
         first = self._first_lines.claim(account_id, line)
         if first is None:
             return None
-        reason, advice = f"account already on line {first}", "name each account once"
-        return Refusal(ordinal, line, "account_id", account_id, reason, advice)
+        reason, advice = "account already named", "name each account once"
+        return Refusal(ordinal, line, "account_id", account_id, reason, advice, first)
 
 
 def _read_change(cells: Cells) -> ProxyChange | None:

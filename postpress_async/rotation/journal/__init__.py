@@ -13,9 +13,10 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from postpress_async.errors import JournalError
@@ -54,6 +55,7 @@ _PROXY: Final = """
 INSERT INTO proxies VALUES (?, 1, ?) ON CONFLICT (label)
 DO UPDATE SET failures = failures + 1, quarantined_at = coalesce(excluded.quarantined_at, quarantined_at)
 """
+_COMMAND_NOTES: Final = ("command", "retry command", "folder")
 _CHUNK: Final = 4_096
 _MOST: Final = 2**31  # accounts of a rotation: far more than one journal can serve
 _IS_PATCHED: Final = State.PATCHED
@@ -268,12 +270,24 @@ class Journal:
         """Take for the next commit that the pool's proxy of this label failed an account."""
         self._writer.put(_PROXY, (label, time.time() if quarantined else None))
 
-    def begin(self, total: int | None) -> None:
-        """Note when the rotation first began, and of how many accounts; that no run has halted yet."""
+    def begin(self, total: int | None, notes: Mapping[str, str] = MappingProxyType({})) -> None:
+        """
+        Note when the rotation first began, and of how many accounts; that no run has halted yet.
+
+        Args:
+            total: How many accounts there are; None if that is not known.
+            notes: For a run from the command line: the ``command``, its ``folder``, and the ``retry command``
+                for what fails. None of them may hold a secret.
+        """
         self._writer.put("INSERT OR IGNORE INTO run VALUES ('began', ?)", (time.time(),))
         self._writer.put("DELETE FROM run WHERE name = ?", ("halted",))
         if total is not None:
             self._writer.put(_TOTAL, (total,))
+        # A run from Python has none, and those of the run before would not repeat it.
+        for name in _COMMAND_NOTES:
+            self._writer.put("DELETE FROM run WHERE name = ?", (name,))
+        for note in notes.items():
+            self._writer.put(_NOTE, note)
 
     def halted(self, reason: str) -> None:
         """Note why the run stopped by itself."""

@@ -1,5 +1,6 @@
 """A journal in numbers: how far its rotation is, what came of it, and what became of the last run."""
 
+import shlex
 from collections import Counter
 from enum import StrEnum
 from typing import Any, Final
@@ -59,6 +60,9 @@ class Numbers:
         last: The same of the last one.
         rate: Accounts a second that were settled in the last minute of a run that is under way; over the
             whole time of any other. None where nothing was.
+        command: The command line of the last run; None if it had none, as from Python.
+        retry_command: The one that sends again what failed in it.
+        folder: The working directory of both.
     """
 
     stage: Stage
@@ -74,6 +78,9 @@ class Numbers:
     first: float | None
     last: float | None
     rate: float | None
+    command: str | None = None
+    retry_command: str | None = None
+    folder: str | None = None
 
     @property
     def accounts(self) -> int:
@@ -114,6 +121,7 @@ def count(view: JournalView, stage: Stage, now: float) -> Numbers:
     """
     told = dict(view.ask("SELECT name, value FROM run"))
     total, began, halted = _number(told.get("total")), _number(told.get("began")), told.get("halted")
+    folder = told.get("folder")
     states = view.read(lambda rows: Counter({State(state): n for state, n in rows}), _STATES)
     sent, refused, unsent, left_out, first, last = view.read(_sums, _SUMS)
     errors, more = _errors(view)
@@ -137,6 +145,9 @@ def count(view: JournalView, stage: Stage, now: float) -> Numbers:
         first=first,
         last=last,
         rate=_recent_rate(view, now) if stage is Stage.UNDER_WAY else _rate(sent, first, last),
+        command=_command(told.get("command")),
+        retry_command=_command(told.get("retry command")),
+        folder=folder if isinstance(folder, str) and folder.isprintable() else None,
     )
 
 
@@ -194,6 +205,17 @@ def _recent_rate(view: JournalView, now: float) -> float | None:
 
 def _rate(sent: int, first: float | None, last: float | None) -> float | None:
     return None if first is None or last is None or last <= first else sent / (last - first)
+
+
+def _command(value: object) -> str | None:
+    """*value*, if it is a command of ours and nothing else: a journal may come from someone else."""
+    if not (isinstance(value, str) and value.isprintable()):
+        return None
+    try:
+        words = shlex.split(value)
+    except ValueError:  # a quote is never closed
+        return None
+    return value if words[:1] == ["postpress-async"] and shlex.join(words) == value else None
 
 
 def _number(value: object) -> float | None:

@@ -5,8 +5,8 @@ A pool knows which proxy each account is to have, which proxies are full and whi
 no loop and no clock: state changes only inside a call, so tasks share it without a lock.
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
 from secrets import randbits
 from typing import Final, Literal, Self, TypeAlias, TypedDict, Unpack
 
@@ -14,12 +14,13 @@ from attrs import frozen
 
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy
+from postpress_async.rotation.plan import Faults
 from postpress_async.rotation.pool._assign import Assignment, Random, RoundRobin, Sticky
-from postpress_async.rotation.pool.proxy_list import RefusedLine, Source, identity, read_list
+from postpress_async.rotation.pool.proxy_list import Known, RefusedLine, Source, identity, read_list
 
 Assign: TypeAlias = Literal["round-robin", "sticky", "random"]
 
-_TOLD: Final = 20  # refused lines in one message
+_LINE: Final = re.compile(r"line [0-9]+ ")  # labels of older journals began with it
 
 
 @frozen
@@ -29,21 +30,27 @@ class PooledProxy:
 
     Attributes:
         proxy: The change that an account gets.
-        label: What logs, journal and report call it, such as ``line 17 user3@p003.example.net:3128``:
-            its line where it came from a list, user name, host and port; never its password.
+        label: What logs, journal and report call it, such as ``user3@p003.example.net:3128``: user name,
+            host and port, which tell it from all others of a pool; never its password.
     """
 
     proxy: CustomProxy
     label: str
 
     @classmethod
-    def of(cls, proxy: CustomProxy, line: int | None = None) -> Self:
-        """*proxy* with its label."""
-        host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
-        user = f"{proxy.username}@" if proxy.username else ""
+    def of(cls, proxy: CustomProxy) -> Self:
+        """
+        *proxy* with its label.
+
+        The label is made of what makes a proxy the same as another (`identity`), in one spelling. So it stays
+        the same if a list is sorted, cut, joined with another, or gets new passwords.
+        """
+        host, port, user = identity(proxy)
+        host = f"[{host}]" if ":" in host else host
+        user = f"{user}@" if user else ""
         # A user name may hold what would turn a terminal's line around.
         user = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in user)
-        return cls(proxy, f"{'' if line is None else f'line {line} '}{user}{host}:{proxy.port}")
+        return cls(proxy, f"{user}{host}:{port}")
 
 
 class PoolOptions(TypedDict, total=False):
@@ -62,7 +69,8 @@ class ProxyPool:
     The ways to assign, where a proxy is open while it is neither quarantined nor full:
 
     - ``round-robin``: the k-th account asked for gets the k-th proxy, over and over. A proxy that is
-      not open is passed over.
+      not open is passed over. A resumed run goes on where the journal left off: a proxy that has more
+      accounts than the others is passed over until they have as many.
     - ``sticky``: an account keeps its proxy from run to run, in whatever order proxies and accounts
       come. Each account ranks all proxies, by hashes of its id and of their host, port and user name,
       and gets the first that is open. Taking one proxy out moves the accounts that had it and no
@@ -78,7 +86,8 @@ class ProxyPool:
         failovers: How many further proxies an account gets after its first.
 
     Attributes:
-        refusals: Lines of the list that are not in the pool.
+        refusals: Lines of the lists that are not in the pool.
+        ignored_columns: For each list that is a table, as it was named: columns that are not used.
         failovers: As given.
         seed: As given, or drawn.
 
@@ -100,6 +109,7 @@ class ProxyPool:
         if failovers < 0:
             raise ValueError("failovers is 0 or more")
         self.refusals: tuple[RefusedLine, ...] = ()
+        self.ignored_columns: Mapping[str, tuple[str, ...]] = {}
         self.failovers: Final = failovers
         self.seed: Final = randbits(32) if seed is None else seed
         self._cap: Final = accounts_per_proxy
@@ -132,29 +142,37 @@ class ProxyPool:
         raise ValueError(f'assign is "round-robin", "sticky" or "random", not {assign!r}')
 
     @classmethod
-    def read(cls, source: Source, *, skip_bad: bool = False, **options: Unpack[PoolOptions]) -> Self:
+    def read(
+        cls, source: Source, *more: Source, skip_bad: bool = False, **options: Unpack[PoolOptions]
+    ) -> Self:
         """
-        The pool of the list *source*: a path, or ``-`` for standard input.
+        One pool of all proxies in the lists *source* and *more*: each a path, or ``-`` for standard input.
 
-        Its forms are those of `proxy_list`. With *skip_bad*, lines that are no proxy, or one that came
-        before, are left out and told by `refusals`.
+        Their forms are those of `proxy_list`. With *skip_bad*, lines that are no proxy, or one that is listed
+        before, be it in another list, are left out; `refusals` has them.
 
         Raises:
-            FleetError: The list cannot be read, has no proxy, or has lines that are refused.
+            FleetError: A list cannot be read, has no proxy, or has lines that are refused.
             ValueError: An option is out of range.
         """
-        listed, refusals = read_list(source)
-        name = "of standard input" if source == "-" else Path(source).name
-        if refusals and not (skip_bad and listed):
-            told = [f"\n  {refusal}" for refusal in refusals[:_TOLD]]
-            if len(refusals) > _TOLD:
-                told.append(f"\n  and {len(refusals) - _TOLD:,} more")
-            lines = "1 line" if len(refusals) == 1 else f"{len(refusals):,} lines"
-            raise FleetError(f"the list of proxies {name} has {lines} that cannot be used:{''.join(told)}")
-        if not listed:
-            raise FleetError(f"the list of proxies {name} is empty: give one proxy a line")
-        pool = cls([PooledProxy.of(entry.proxy, entry.line) for entry in listed], **options)
-        pool.refusals = tuple(refusals)
+        known: Known = {}
+        lists = [read_list(one, known) for one in (source, *more)]
+        for listed in lists:
+            name = f"the list of proxies in {listed.name}"
+            if listed.refused and not (skip_bad and known):
+                faults = Faults[RefusedLine]()
+                for refusal in listed.refused:
+                    faults.add(refusal)
+                told = [f"\n  {fault.sentence()}" for fault in faults]
+                if faults.unlisted:
+                    told.append(f"\n  {faults.unlisted:,} more lines have other faults")
+                lines = "1 line" if faults.count == 1 else f"{faults.count:,} lines"
+                raise FleetError(f"{name} has {lines} that cannot be used:{''.join(told)}")
+            if not listed.proxies and not listed.refused:
+                raise FleetError(f"{name} is empty: give one proxy a line")
+        pool = cls([PooledProxy.of(entry.proxy) for listed in lists for entry in listed.proxies], **options)
+        pool.refusals = tuple(refusal for listed in lists for refusal in listed.refused)
+        pool.ignored_columns = {listed.name: listed.ignored_columns for listed in lists}
         return pool
 
     def __len__(self) -> int:
@@ -238,15 +256,21 @@ class ProxyPool:
 
     def resume(self, given: Mapping[str, int]) -> None:
         """
-        Count accounts that have their proxies from an earlier run, towards *accounts_per_proxy*.
+        Count accounts that have their proxies from an earlier run.
+
+        They count towards *accounts_per_proxy*, and ``round-robin`` goes on where that run left off.
 
         Args:
-            given: For each label, how many accounts. Labels that the list no longer has are passed over.
+            given: For each label, how many accounts. Labels that the lists no longer have are passed over.
         """
+        counts: dict[int, int] = {}
         for label, accounts in given.items():
-            place = self._places.get(label)
+            place = self._places.get(label, self._places.get(_LINE.sub("", label, 1)))
             if place is not None and place not in self._quarantine:
                 self._take(place, accounts)
+                counts[place] = counts.get(place, 0) + accounts
+        if isinstance(self._assignment, RoundRobin):
+            self._assignment.resume(counts)
 
     def __repr__(self) -> str:
         counts = f"{len(self)} proxies, {self.available} available, {self.quarantined} quarantined"

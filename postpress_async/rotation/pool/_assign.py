@@ -5,7 +5,7 @@ A place is a proxy's index in its pool. It is closed while its proxy is quaranti
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, Protocol
 
@@ -59,14 +59,30 @@ class RoundRobin(_Open):
     def __init__(self, count: int) -> None:
         super().__init__(count)
         self._next = [0, 0]  # of those who come first, of those who come back
+        self._count: Final = count
+        self._surplus: dict[int, int] = {}  # how often each place is still to be passed over
+
+    def resume(self, counts: Mapping[int, int]) -> None:
+        """
+        Go on after an earlier run, which left so many accounts on each place.
+
+        What a place has beyond the whole rounds of all is its surplus. By the mean and not by the place that
+        has fewest: a proxy that is new in the list would get all accounts until it had as many as the others.
+        """
+        rounds = sum(counts.values()) // self._count
+        self._surplus = {place: count - rounds for place, count in counts.items() if count > rounds}
 
     def choose(self, account_id: str, tried: Collection[int]) -> int | None:  # noqa: ARG002
-        """The next open place."""
+        """The next open place that has no surplus."""
         comes_back = len(tried) > 0
-        place = self._first_from(self._next[comes_back], tried)
-        if place is not None:
+        while (place := self._first_from(self._next[comes_back], tried)) is not None:
             self._next[comes_back] = place + 1
-        return place
+            surplus = 0 if comes_back else self._surplus.pop(place, 0)
+            if not surplus:
+                return place
+            if surplus > 1:
+                self._surplus[place] = surplus - 1
+        return None
 
 
 class Random(_Open):

@@ -2,7 +2,8 @@
 The lists of proxies that sellers hand out: lines of text, or CSV with a header.
 
 A line is ``host:port``, ``host:port:user:password``, ``user:password@host:port`` or a URL, with IPv6 in
-brackets. Only a URL is percent-decoded: elsewhere a password is taken as it stands. What is wrong with
+brackets. Only a URL is percent-decoded: elsewhere a password is taken as it stands. A table's columns are
+those of a fleet, and what sellers call them: ``Type``, ``IP``, ``Login`` and the like. What is wrong with
 a line is a value and no exception, and holds no text of the line, which could be a password.
 """
 
@@ -21,7 +22,8 @@ from postpress_async._fields import check_host, read_port, split_host_port
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, FieldError
 from postpress_async.rotation.fleet._file import FleetFile
-from postpress_async.rotation.fleet._row import PARTS, meaning
+from postpress_async.rotation.fleet._row import PARTS, meaning, plain_name, shown
+from postpress_async.secret import Secret
 
 Source: TypeAlias = str | os.PathLike[str]
 """A file's path, or ``-`` for standard input."""
@@ -51,23 +53,52 @@ class RefusedLine:
         field: The field at fault, as the API names it; None where no single one is.
         reason: The fact in a few words, such as ``port out of range``.
         advice: What would be right.
+        first: Where the same proxy is listed before, such as ``line 2`` or ``line 2 of us.txt``; None if
+            that is not the fault.
+        source: The list, as it was named; empty if it has no name.
     """
 
     line: int
     field: str | None
     reason: str
     advice: str
+    first: str | None = None
+    source: str = ""
 
     @classmethod
-    def of(cls, error: FieldError, line: int) -> Self:
+    def of(cls, error: FieldError, line: int, source: str = "") -> Self:
         """The refusal that *error* is for a line."""
         # In user:12345678, which forgot its host, the number that would be shown is the password.
         advice = "it is 1 to 65535" if error.reason == "port out of range" else error.advice
-        return cls(line, error.field, error.reason, advice)
+        return cls(line, error.field, error.reason, advice, source=source)
+
+    @property
+    def column(self) -> str | None:
+        """The field, under the name that a row of a fleet has for it."""
+        return self.field
 
     def __str__(self) -> str:
         field = "" if self.field is None else f", {self.field}"
-        return f"line {self.line}{field}: {self.reason}: {self.advice}"
+        first = "" if self.first is None else f" on {self.first}"
+        return f"line {self.line}{field}: {self.reason}{first}: {self.advice}"
+
+
+@frozen
+class ProxyList:
+    """
+    What one list holds.
+
+    Attributes:
+        name: The list, as it was named; ``standard input`` for ``-``.
+        proxies: Its proxies, each once.
+        refused: The lines that cannot be used.
+        ignored_columns: Names in its header that are not used, fit to be printed.
+    """
+
+    name: str
+    proxies: list[ListedProxy]
+    refused: list[RefusedLine]
+    ignored_columns: tuple[str, ...]
 
 
 def identity(proxy: CustomProxy) -> tuple[str, int, str]:
@@ -75,7 +106,8 @@ def identity(proxy: CustomProxy) -> tuple[str, int, str]:
     What makes a proxy the same as another: host, port and user name.
 
     A host counts alike in either case, and an IPv6 address however it is shortened. Sellers put the
-    way out of their network into the user name, so two of those on one host are two proxies.
+    way out of their network into the user name, so two of those on one host are two proxies. Two lines
+    that differ in nothing but the password are one proxy, of which one password is wrong or old.
     """
     host = proxy.host.lower().removesuffix(".")
     if ":" in host:
@@ -83,9 +115,14 @@ def identity(proxy: CustomProxy) -> tuple[str, int, str]:
     return host, proxy.port, proxy.username or ""
 
 
-def read_list(source: Source) -> tuple[list[ListedProxy], list[RefusedLine]]:
+def read_list(source: Source, known: "Known | None" = None) -> ProxyList:
     """
-    The proxies of the list *source*, each once, and the lines that are none.
+    What the list *source* holds: its proxies, each once, and the lines that cannot be used.
+
+    Args:
+        source: The file's path, or ``-`` for standard input.
+        known: The proxies of lists that were read before, to which those of this one are added: a proxy
+            that is already among them is refused.
 
     Raises:
         FleetError: It cannot be opened, is not UTF-8 text, or names a column twice.
@@ -97,22 +134,36 @@ def read_list(source: Source) -> tuple[list[ListedProxy], list[RefusedLine]]:
         # An error about the file would name it, and so show the password of a proxy that is no file.
         raise FleetError("the list of proxies cannot be read: give the path of a file, not a proxy")
     with closing(FleetFile(source)) as file:
-        for item in read_lines(chain.from_iterable(file.lines())):
+        ignored: list[str] = []
+        lines = chain.from_iterable(file.lines())
+        for item in read_lines(lines, source=file.shown, known=known, ignored=ignored):
             if isinstance(item, ListedProxy):
                 proxies.append(item)
             else:
                 refused.append(item)
-    return proxies, refused
+    return ProxyList(file.shown, proxies, refused, tuple(ignored))
 
 
-def read_lines(lines: Iterable[str]) -> Iterator[ListedProxy | RefusedLine]:
+Known: TypeAlias = dict[tuple[str, int, str], tuple[str, int, Secret | None]]
+"""For the `identity` of each proxy: its list, its line and its password."""
+
+
+def read_lines(
+    lines: Iterable[str], *, source: str = "", known: Known | None = None, ignored: list[str] | None = None
+) -> Iterator[ListedProxy | RefusedLine]:
     """
     A proxy, or what is wrong, for each of *lines* that is neither blank nor a comment (``#``).
+
+    Args:
+        lines: The list.
+        source: Its name.
+        known: The proxies of lists that were read before; those of this one are added.
+        ignored: The names of columns that are not used are appended to it.
 
     Raises:
         FleetError: The header names a column twice.
     """
-    first_lines: dict[tuple[str, int, str], int] = {}
+    known = {} if known is None else known
     table: _Table | None = None
     begun = False
     for number, line in enumerate(lines, 1):
@@ -122,18 +173,25 @@ def read_lines(lines: Iterable[str]) -> Iterator[ListedProxy | RefusedLine]:
         if not begun:
             begun = True
             if table := _Table.of_header(line, number):
+                if ignored is not None:
+                    ignored.extend(table.ignored)
                 continue
         try:
             # Of a table's row the edges are its own: a password may end in a space.
             proxy = table.read_row(line.rstrip("\r\n")) if table else read_proxy(text)
         except FieldError as error:
-            yield RefusedLine.of(error, number)
+            yield RefusedLine.of(error, number, source)
             continue
-        first = first_lines.setdefault(identity(proxy), number)
-        if first == number:
+        mine = source, number, proxy.password
+        if (before := known.setdefault(identity(proxy), mine)) is mine:
             yield ListedProxy(number, proxy)
-        else:
-            yield RefusedLine(number, None, f"proxy already on line {first}", "list each proxy once")
+            continue
+        listed, first, password = before
+        place = f"line {first}" + (f" of {listed}" if listed != source else "")
+        advice = "list each proxy once"
+        if password != proxy.password:
+            advice += ", with the right one of its two passwords"
+        yield RefusedLine(number, None, "proxy already listed", advice, place, source)
 
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -225,10 +283,31 @@ def _unwrapped(host: str) -> str:
     return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
-class _Table:
-    """The header of a list in CSV, and how a row below it is read. Columns that are not ours are let be."""
+# What sellers call a column, the likeliest name first. In a fleet most of these speak of the account, and
+# here too a column that has its usual name comes before them.
+_SELLERS_NAMES: Final = {
+    "host": ("ip", "proxyip", "ipaddress", "proxyaddress", "hostname", "server", "address", "addr"),
+    "port": ("portnumber",),
+    "protocol": ("type", "proxytype", "scheme"),
+    "username": ("login", "proxylogin"),
+    "password": ("pwd", "passwd"),
+}
 
-    def __init__(self, columns: list[str | None], delimiter: str) -> None:
+
+class _Table:
+    """
+    The header of a list in CSV, and how a row below it is read.
+
+    Attributes:
+        ignored: Names in the header that are not used, fit to be printed.
+    """
+
+    def __init__(self, names: list[str], columns: list[str | None], delimiter: str) -> None:
+        self.ignored = [
+            shown(name)
+            for name, column in zip(names, columns, strict=True)
+            if name and column not in {"proxy", *PARTS}
+        ]
         self._columns = columns
         self._delimiter = delimiter
 
@@ -238,15 +317,14 @@ class _Table:
         delimiter = max(",;\t", key=text.count)
         names = [name.strip().strip('"') for name in text.split(delimiter)]
         columns = [meaning(name) for name in names]
-        if not {"host", "proxy"} & set(columns):
-            # The address of an account, in a fleet; but here there are only those of proxies.
-            columns = ["host" if name == "ip" else name for name in columns]
+        if "proxy" not in columns:
+            _take_sellers_names(names, columns)
         if not {"host", "proxy"} & set(columns) or any(re.search("[:@]", name) for name in names):
             return None
         for name in ("proxy", *PARTS):
             if columns.count(name) > 1:
                 raise FleetError(f"line {line} names the column {name} twice: leave one")
-        return cls(columns, delimiter)
+        return cls(names, columns, delimiter)
 
     def read_row(self, text: str) -> CustomProxy:
         """The proxy of one line, which is one row: no field of a proxy can have a line break."""
@@ -271,3 +349,11 @@ class _Table:
             advice = "give it in proxy, or as host, port and the rest, not both"
             raise FieldError(None, "proxy given twice", advice)
         return read_proxy(proxy)
+
+
+def _take_sellers_names(names: list[str], columns: list[str | None]) -> None:
+    """Fill in, for each column that the header has not under its usual name, what sellers call it."""
+    plain = [plain_name(name) for name in names]
+    for column, others in _SELLERS_NAMES.items():
+        if column not in columns and (name := next((name for name in others if name in plain), None)):
+            columns[plain.index(name)] = column
