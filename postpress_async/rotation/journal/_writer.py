@@ -1,7 +1,7 @@
 """The thread that commits a journal's rows, many at a time."""
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401 - `to_thread` imports it, and may find no free file descriptor
+import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport] # see `finish`
 import sqlite3
 import threading
 from contextlib import suppress
@@ -170,6 +170,7 @@ class Writer:
             self._due.set()
             self._wake.set()
             # The thread ends after its last commit; it is waited for even if we are cancelled meanwhile.
+            # It needs `concurrent.futures.thread`, imported above: here a file descriptor may not be free.
             ended = asyncio.ensure_future(asyncio.to_thread(self._thread.join))
             cancelled = None
             while not ended.done():
