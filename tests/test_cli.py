@@ -15,7 +15,6 @@ import pytest
 
 from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.sandbox import Fault, Sandbox
-from postpress_async.sandbox import Sandbox
 
 DATA = Path(__file__).parent / "data"
 KEY = "pp_test_sandbox"
