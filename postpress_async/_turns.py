@@ -1,8 +1,11 @@
 """One at a time for each name, in the order in which they came."""
 
 import asyncio
-from collections import deque
-from typing import Final
+from collections import OrderedDict
+from typing import Final, TypeAlias
+
+# Not a deque: a waiter that is cancelled leaves the queue without a search for its place.
+_Queue: TypeAlias = "OrderedDict[asyncio.Future[None], None]"
 
 
 class Turns:
@@ -13,7 +16,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._waiting: Final[dict[str, deque[asyncio.Future[None]] | None]] = {}
+        self._waiting: Final[dict[str, _Queue | None]] = {}
 
     def take_at_once(self, name: str) -> bool:
         """Take the turn if nobody has it; whether it was taken."""
@@ -27,22 +30,22 @@ class Turns:
         if self.take_at_once(name):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue = self._waiting[name] = self._waiting[name] or deque()
-        queue.append(turn)
+        queue = self._waiting[name] = self._waiting[name] or OrderedDict()
+        queue[turn] = None
         try:
             await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
                 self.give(name)  # it was our turn already: hand it on
-            elif turn in queue:  # else it was passed over already
-                queue.remove(turn)
+            else:
+                queue.pop(turn, None)  # `give` has removed it if it was cancelled first
             raise
 
     def give(self, name: str) -> None:
         """End the turn; the next in the queue has it now."""
         queue = self._waiting[name]
         while queue:
-            turn = queue.popleft()
+            turn, _ = queue.popitem(last=False)
             if not turn.done():
                 turn.set_result(None)
                 return

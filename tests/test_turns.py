@@ -205,6 +205,39 @@ async def test_everyone_may_stop_waiting_at_once(updates: Updates, turns: Turns)
     assert turns.take_at_once("acc_1")
 
 
+class CountedFuture(asyncio.Future[None]):
+    """A future that counts how often one is compared with another, as a search of a queue does."""
+
+    comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedFuture.comparisons += 1
+        return self is other
+
+    __hash__ = asyncio.Future.__hash__
+
+
+async def test_cancelling_a_waiter_does_not_search_the_queue(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelling n waiters of one account takes time in proportion to n, in whatever order they leave."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "create_future", lambda: CountedFuture(loop=loop), raising=False)
+    assert turns.take_at_once("acc_1")
+    waiters = [turns.take("acc_1") for _ in range(200)]
+    for waiter in waiters:
+        waiter.send(None)
+    CountedFuture.comparisons = 0
+
+    for waiter in reversed(waiters):
+        with pytest.raises(asyncio.CancelledError):
+            waiter.throw(asyncio.CancelledError())
+
+    assert CountedFuture.comparisons <= len(waiters)
+    turns.give("acc_1")
+    assert turns.take_at_once("acc_1")
+
+
 async def test_a_wait_under_a_deadline_leaves_the_queue(turns: Turns) -> None:
     """As the session waits: the timeout is a cancellation from inside."""
     assert turns.take_at_once("acc_1")
