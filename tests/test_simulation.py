@@ -166,6 +166,56 @@ async def test_cancelling_frees_everything_while_connecting_or_reading() -> None
         await cancel_and_look(at, 1.0)
 
 
+# --- Observers that raise ---
+
+
+class StopNowError(BaseException):
+    """What a signal's handler may raise anywhere, an observer included."""
+
+
+EVENTS = [
+    events.CallStarted,
+    events.AttemptStarted,
+    events.AttemptEnded,
+    events.RetryScheduled,
+    events.PauseBegan,
+    events.PauseEnded,
+    events.CallEnded,
+]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, StopNowError], ids=lambda error: error.__name__)
+@pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
+@in_virtual_time
+async def test_an_observer_that_raises_leaves_nothing_taken(
+    kind: type[events.Event], error: type[BaseException]
+) -> None:
+    """No slot, no account's turn, and no pause that does not end: the session goes on."""
+    raising, raised = True, 0
+
+    def observe(event: events.Event) -> None:
+        nonlocal raised
+        if raising and isinstance(event, kind):
+            raised += 1
+            raise error
+
+    async with world(Pace(in_flight=10), on_event=observe) as at:
+        await at.server.outage("503")
+        calls = [at.call(f"acc_{number % 20}") for number in range(40)]
+        await asyncio.sleep(20)
+        await at.server.recover()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.sleep(10)
+        raising = False
+
+        done = await asyncio.gather(*(at.call(f"acc_new_{number}") for number in range(50)))
+
+        assert raised
+        assert len(done) == 50
+        assert not at.session.paused
+        assert set(at.left().values()) == {0}
+
+
 # --- Many calls ---
 
 

@@ -38,8 +38,8 @@ class Pacer:
         pace: What the user says of it.
         clock: Gives the time in seconds; None for that of the running loop.
         random: Gives numbers from 0 to 1.
-        on_pause: Called with True when all calls begin to pause and with False when they go on. It must
-            not raise.
+        on_pause: Called with True when all calls begin to pause and with False when they go on. It is the
+            last thing that is done, so that nothing is left half done if it raises.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Pacer:
         now = self._clock()
         self._gate.heard(now)
         self._limit.pause(self._gate.began)
-        if self._on_pause is not None:
-            self._on_pause(True)
         self._look()
         if self._waiting[0] or self._waiting[1]:
             self._admit()
+        if self._on_pause is not None:
+            self._on_pause(True)
 
     def try_enter(self) -> Ticket | None:
         """A ticket if there is one at once; None where the call has to `enter`."""
@@ -178,6 +178,7 @@ class Pacer:
             return True
         now = self._clock()
         gate, counts = self._gate, True
+        was_shut = gate.shut
         if ticket.generation == gate.generation and not gate.shut:
             if sign is _SUCCESS:
                 self._served += 1
@@ -202,6 +203,8 @@ class Pacer:
             self._admit()
         else:
             self._room = 0 if gate.shut else int(self._limit.value)
+        if gate.shut is not was_shut and self._on_pause is not None:
+            self._on_pause(gate.shut)
         return counts
 
     def _loop_clock(self) -> float:
@@ -219,8 +222,6 @@ class Pacer:
             shuts = self._gate.asked(retry_after, now, at_once=sign is _THROTTLED) or shuts
         if shuts:
             self._limit.pause(self._gate.began)
-            if self._on_pause is not None:
-                self._on_pause(True)
         return not shuts
 
     def _probed(self, sign: Sign, retry_after: float | None, now: float) -> bool:
@@ -229,8 +230,6 @@ class Pacer:
         if self._gate.probed(fine, now):
             self._limit.resume(now)
             self._rate.resume(self._served, now)
-            if self._on_pause is not None:
-                self._on_pause(False)
         elif retry_after is not None and retry_after > LONGEST_OWN:
             self._gate.asked(retry_after, now, at_once=True)
         return fine
