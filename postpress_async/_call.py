@@ -88,6 +88,10 @@ class Errand(Protocol):
         """Whether another attempt, which the policy would make, is no use."""
         ...
 
+    def begins(self, now: float, /) -> object:
+        """The call's first attempt begins at *now*, in seconds by the event loop's clock."""
+        ...
+
 
 class UpdateCall:
     """
@@ -124,7 +128,8 @@ class UpdateCall:
     ) -> None:
         self._request: Final = _wire.patch_account(account_id, change)
         self._clock: Final = line.lifetime.clock
-        self.began = self._first_sent = self._clock()
+        self.began = self._clock()
+        self._first_sent = math.inf
         self._line: Final = line
         self._keys: Final = keys
         self._policy: Final = policy
@@ -154,7 +159,7 @@ class UpdateCall:
         return self._run() if self._line.observer is None else self._watched(self._line.observer)
 
     async def _watched(self, observer: Guarded[events.Event]) -> AccountPatched:
-        account_id, came = self._request.account_id, self._clock()
+        account_id = self._request.account_id
         observer(events.CallStarted(account_id, self._line.url_of(account_id)))
         error: PostPressError | None = None
         attempts, given_up = 0, False
@@ -169,7 +174,7 @@ class UpdateCall:
             given_up, attempts = True, len(self._attempts)
             raise
         finally:
-            elapsed = self._clock() - came
+            elapsed = max(0.0, self._clock() - self._first_sent)  # 0 if there was no attempt
             observer(events.CallEnded(account_id, attempts, elapsed, error, given_up))
             del error  # an exception that a frame of its own traceback names is a cycle
 
@@ -232,6 +237,7 @@ class UpdateCall:
             self._first_sent = began
             if self._errand is not None:
                 self._errand.unsent = False
+                self._errand.begins(began)
         if self._line.observer is not None:
             self._line.observer(events.AttemptStarted(self._request.account_id, number))
         return number
