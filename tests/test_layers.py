@@ -123,7 +123,7 @@ def test_a_name_of_the_package_is_said_twice_and_means_one_thing() -> None:
 
 
 def test_no_module_is_two() -> None:
-    """About 300 lines is where a module asks which two ideas it holds."""
-    long = {str(path): n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 350}
+    """About 300 lines is where a module asks to be two; one idea may take 450."""
+    long = {str(path): n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 450}
 
     assert long == {}
