@@ -24,7 +24,7 @@ from postpress_async.errors import (
     SessionClosedError,
 )
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
-from postpress_async.pace import Pacer, Sign, Ticket, sign_of
+from postpress_async.pace import Pacer, Sign, Ticket, Turn, sign_of
 from postpress_async.retry import RetryPolicy
 from postpress_async.secret import Secret
 
@@ -113,7 +113,7 @@ class UpdateCall:
     # All attributes are set at once: one that is found on the class takes three times as long to read.
     __slots__ = (
         *("_answered", "_applied", "_attempts", "_clock", "_failure", "_first_sent", "_in_doubt", "_keys"),
-        *("_errand", "_line", "_managed", "_policy", "_renew", "_replayed", "_request", "_waits"),
+        *("_errand", "_line", "_managed", "_policy", "_renew", "_replayed", "_request", "_ticket", "_waits"),
         *("began", "counted", "patient"),
     )
 
@@ -142,6 +142,7 @@ class UpdateCall:
         self._managed: Final = isinstance(change, ManagedProxy)
         self._attempts: tuple[Attempt, ...] = ()
         self._applied = _NO  # over all attempts
+        self._ticket: Ticket | None = None  # of the first attempt
         self._failure: PostPressError | None = None
         self._answered: tuple[str | None, str] | None = None  # the key and the instance of the last answer
         self._in_doubt = keys.in_doubt  # whether an attempt under the current key may have been applied
@@ -185,6 +186,17 @@ class UpdateCall:
         if not turns.take_at_once(account_id):
             await self._patiently(turns.take, account_id)
         try:
+            # The first permit is waited for here, not in the attempt: a call that waits then keeps two
+            # coroutines alive instead of seven, and there may be 100,000 such calls.
+            if (ticket := self._line.pacer.try_enter()) is None:
+                came, turn = self._clock(), self._join_queue()
+                try:
+                    ticket = await turn
+                finally:
+                    self._leave_queue(turn, came, ticket)
+                if ticket is None:
+                    raise self._out_of_time()
+            self._ticket = ticket
             return await self._policy.run(self)
         finally:
             turns.give(account_id)
@@ -193,7 +205,8 @@ class UpdateCall:
     async def __call__(self) -> AccountPatched:
         """One attempt, when the session's pace allows it."""
         line, request = self._line, self._request
-        ticket = line.pacer.try_enter() or await self._enter()
+        ticket = self._ticket or line.pacer.try_enter() or await self._enter()
+        self._ticket = None
         began, sign, asked, number = ticket.sent, _NONE, None, 0
         try:
             left = self.began + self._policy.deadline - began
@@ -224,11 +237,28 @@ class UpdateCall:
                 self.began += self._clock() - began
 
     async def _enter(self) -> Ticket:
-        came = self._clock()
-        ticket = await self._patiently(self._line.pacer.enter, retry=bool(self._attempts))
-        if self.patient:
-            self.began += self._clock() - came
+        """The ticket of a retry."""
+        came, turn, ticket = self._clock(), self._join_queue(), None
+        try:
+            ticket = await turn
+        finally:
+            self._leave_queue(turn, came, ticket)
+        if ticket is None:
+            raise self._out_of_time()
         return ticket
+
+    def _join_queue(self) -> Turn:
+        """The future of a ticket; its result is None once the call may not go on."""
+        turn = self._line.pacer.queue(retry=bool(self._attempts))
+        self._waits.wake(turn, math.inf if self.patient else self.began + self._policy.deadline)
+        return turn
+
+    def _leave_queue(self, turn: Turn, came: float, ticket: Ticket | None) -> None:
+        self._waits.leave(turn)
+        if ticket is None:
+            self._line.pacer.withdraw(turn, retry=bool(self._attempts))
+        elif self.patient:
+            self.began += self._clock() - came
 
     def _begin(self, began: float) -> int:
         """The number of the attempt that begins now."""

@@ -1,11 +1,9 @@
 """One at a time for each name, in the order in which they came."""
 
 import asyncio
-from collections import OrderedDict
-from typing import Final, TypeAlias
+from typing import Final
 
-# Not a deque: a waiter that is cancelled leaves the queue without a search for its place.
-_Queue: TypeAlias = "OrderedDict[asyncio.Future[None], None]"
+from postpress_async._wait_queue import WaitQueue
 
 
 class Turns:
@@ -16,7 +14,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._waiting: Final[dict[str, _Queue | None]] = {}
+        self._waiting: Final[dict[str, WaitQueue[None] | None]] = {}
 
     def take_at_once(self, name: str) -> bool:
         """Take the turn if nobody has it; whether it was taken."""
@@ -30,23 +28,22 @@ class Turns:
         if self.take_at_once(name):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue = self._waiting[name] = self._waiting[name] or OrderedDict()
-        queue[turn] = None
+        if (queue := self._waiting[name]) is None:
+            queue = self._waiting[name] = WaitQueue()
+        queue.append(turn)
         try:
             await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
                 self.give(name)  # it was our turn already: hand it on
             else:
-                queue.pop(turn, None)  # `give` has removed it if it was cancelled first
+                queue.discard(turn)
             raise
 
     def give(self, name: str) -> None:
         """End the turn; the next in the queue has it now."""
         queue = self._waiting[name]
-        while queue:
-            turn, _ = queue.popitem(last=False)
-            if not turn.done():
-                turn.set_result(None)
-                return
-        del self._waiting[name]
+        if queue is not None and queue.has_next():
+            queue.pop().set_result(None)
+        else:
+            del self._waiting[name]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.virtual import VirtualLoop, run
-from postpress_async.pace import Pace, Pacer, Sign, Ticket
+from postpress_async.pace import Pace, Pacer, Sign, Ticket, Turn
 from postpress_async.pace.gate import LONGEST, ROW, SHARE, SHORTEST, UNANSWERED, Gate
 from postpress_async.pace.limit import CUT, FIRST, Limit
 from postpress_async.pace.rate import BURST, Rate
@@ -639,7 +639,7 @@ class Strict(Pacer):
         assert ticket is None or (self._taken <= self.limit and not self.paused)
         return ticket
 
-    def _next(self) -> "asyncio.Future[Ticket]":
+    def _next(self) -> Turn:
         assert self._taken < (self._pace.in_flight if self.paused else self.limit)
         return super()._next()
 

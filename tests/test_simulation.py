@@ -215,9 +215,7 @@ async def test_a_call_that_was_never_sent_took_no_time() -> None:
         with pytest.raises(errors.DeadlineError):
             await at.call(retry=RetryPolicy(deadline=10.0))
         first.cancel()
-    ended = {
-        event.account_id: event.elapsed for _, event in at.events if isinstance(event, events.CallEnded)
-    }
+    ended = {event.account_id: event.elapsed for _, event in at.events if isinstance(event, events.CallEnded)}
 
     assert ended["acc_x"] == 0.0
 

@@ -218,23 +218,25 @@ class CountedFuture(asyncio.Future[None]):
 
 
 async def test_cancelling_a_waiter_does_not_search_the_queue(
-    turns: Turns, monkeypatch: pytest.MonkeyPatch
+    updates: Updates, turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelling n waiters of one account takes time in proportion to n, in whatever order they leave."""
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "create_future", lambda: CountedFuture(loop=loop), raising=False)
-    assert turns.take_at_once("acc_1")
-    waiters = [turns.take("acc_1") for _ in range(200)]
-    for waiter in waiters:
-        waiter.send(None)
+    for _ in range(201):
+        updates.ask()
+    await settle()
     CountedFuture.comparisons = 0
 
-    for waiter in reversed(waiters):
-        with pytest.raises(asyncio.CancelledError):
-            waiter.throw(asyncio.CancelledError())
+    for number in range(200, 0, -1):
+        updates.cancel(number)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
 
-    assert CountedFuture.comparisons <= len(waiters)
-    turns.give("acc_1")
+    assert [task.cancelled() for task in updates.tasks] == [False, *[True] * 200]
+    assert CountedFuture.comparisons <= 200
+    updates.end()
+    await settle()
     assert turns.take_at_once("acc_1")
 
 
