@@ -24,7 +24,7 @@ from postpress_async.errors import (
     SessionClosedError,
 )
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
-from postpress_async.pace import Pacer, Sign, Ticket, sign_of
+from postpress_async.pace import Pacer, Sign, Ticket, Turn, sign_of
 from postpress_async.retry import RetryPolicy
 from postpress_async.secret import Secret
 
@@ -92,6 +92,10 @@ class Errand(Protocol):
         """Whether another attempt, which the policy would make, is no use."""
         ...
 
+    def begins(self, now: float, /) -> object:
+        """The call's first attempt begins at *now*, in seconds by the event loop's clock."""
+        ...
+
 
 class UpdateCall:
     """
@@ -115,7 +119,7 @@ class UpdateCall:
     # All attributes are set at once: one that is found on the class takes three times as long to read.
     __slots__ = (
         *("_answered", "_attempts", "_clock", "_failure", "_first_sent", "_in_doubt", "_keys"),
-        *("_errand", "_line", "_managed", "_policy", "_renew", "_replayed", "_request", "_waits"),
+        *("_errand", "_line", "_managed", "_policy", "_renew", "_replayed", "_request", "_ticket", "_waits"),
         *("began", "counted", "patient"),
     )
 
@@ -130,7 +134,8 @@ class UpdateCall:
     ) -> None:
         self._request: Final = _wire.patch_account(account_id, change)
         self._clock: Final = line.lifetime.clock
-        self.began = self._first_sent = self._clock()
+        self.began = self._clock()
+        self._first_sent = math.inf
         self._line: Final = line
         self._keys: Final = keys
         self._policy: Final = policy
@@ -142,6 +147,7 @@ class UpdateCall:
         self._waits: Final[Waits] = line.lifetime if errand is None else errand.waits
         self._managed: Final = isinstance(change, ManagedProxy)
         self._attempts: tuple[Attempt, ...] = ()
+        self._ticket: Ticket | None = None  # of the first attempt
         self._failure: PostPressError | None = None
         self._answered: tuple[str | None, str] | None = None  # the key and the instance of the last answer
         self._in_doubt = keys.in_doubt  # whether an attempt, or an earlier run, may have applied it
@@ -159,7 +165,7 @@ class UpdateCall:
         return self._run() if self._line.observer is None else self._watched(self._line.observer)
 
     async def _watched(self, observer: Guarded[events.Event]) -> AccountPatched:
-        account_id, came = self._request.account_id, self._clock()
+        account_id = self._request.account_id
         observer(events.CallStarted(account_id, self._line.url_of(account_id)))
         error: PostPressError | None = None
         attempts, given_up = 0, False
@@ -174,7 +180,7 @@ class UpdateCall:
             given_up, attempts = True, len(self._attempts)
             raise
         finally:
-            elapsed = self._clock() - came
+            elapsed = max(0.0, self._clock() - self._first_sent)  # 0 if there was no attempt
             observer(events.CallEnded(account_id, attempts, elapsed, error, given_up))
             del error  # an exception that a frame of its own traceback names is a cycle
 
@@ -185,6 +191,17 @@ class UpdateCall:
         if not turns.take_at_once(account_id):
             await self._patiently(turns.take, account_id)
         try:
+            # The first permit is waited for here, not in the attempt: a call that waits then keeps two
+            # coroutines alive instead of seven, and there may be 100,000 such calls.
+            if (ticket := self._line.pacer.try_enter()) is None:
+                came, turn = self._clock(), self._join_queue()
+                try:
+                    ticket = await turn
+                finally:
+                    self._leave_queue(turn, came, ticket)
+                if ticket is None:
+                    raise self._out_of_time()
+            self._ticket = ticket
             return await self._policy.run(self)
         finally:
             turns.give(account_id)
@@ -193,7 +210,8 @@ class UpdateCall:
     async def __call__(self) -> AccountPatched:
         """One attempt, when the session's pace allows it."""
         line, request = self._line, self._request
-        ticket = line.pacer.try_enter() or await self._enter()
+        ticket = self._ticket or line.pacer.try_enter() or await self._enter()
+        self._ticket = None
         began, sign, asked, number = ticket.sent, _NONE, None, 0
         try:
             left = self.began + self._policy.deadline - began
@@ -224,17 +242,36 @@ class UpdateCall:
                 self.began += self._clock() - began
 
     async def _enter(self) -> Ticket:
-        came = self._clock()
-        ticket = await self._patiently(self._line.pacer.enter, retry=bool(self._attempts))
-        if self.patient:
-            self.began += self._clock() - came
+        """The ticket of a retry."""
+        came, turn, ticket = self._clock(), self._join_queue(), None
+        try:
+            ticket = await turn
+        finally:
+            self._leave_queue(turn, came, ticket)
+        if ticket is None:
+            raise self._out_of_time()
         return ticket
+
+    def _join_queue(self) -> Turn:
+        """The future of a ticket; its result is None once the call may not go on."""
+        turn = self._line.pacer.queue(retry=bool(self._attempts))
+        self._waits.wake(turn, math.inf if self.patient else self.began + self._policy.deadline)
+        return turn
+
+    def _leave_queue(self, turn: Turn, came: float, ticket: Ticket | None) -> None:
+        self._waits.leave(turn)
+        if ticket is None:
+            self._line.pacer.withdraw(turn, retry=bool(self._attempts))
+        elif self.patient:
+            self.began += self._clock() - came
 
     def _begin(self, began: float) -> int:
         """The number of the attempt that begins now."""
         number = len(self._attempts) + 1
         if number == 1:
             self._first_sent = began
+            if self._errand is not None:
+                self._errand.begins(began)
         if self._errand is not None:
             self._errand.in_flight = True
         if self._line.observer is not None:

@@ -3,7 +3,9 @@
 import asyncio
 import math
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self, TypeVar
+
+T = TypeVar("T")
 
 FINEST: Final = 1e-6
 """Seconds between two looks at the open limits, for each of them: a look takes less than a tenth of that."""
@@ -23,7 +25,7 @@ class Deadlines:
 
     def __init__(self) -> None:
         self.ended: bool = False
-        self._open: Final[set[Limit]] = set()
+        self._open: Final[dict[Limit | asyncio.Future[Any], float]] = {}  # and when each is due
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -47,8 +49,8 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for limit in self._open:
-            limit.expire()
+        for each in self._open:
+            _expire(each)
         self._open.clear()
 
     def enter(self, limit: "Limit") -> "asyncio.Task[object]":
@@ -62,14 +64,27 @@ class Deadlines:
             raise TimeoutError
         task = asyncio.current_task(self._loop or self._get_loop())
         assert task is not None  # noqa: S101 - asyncio runs coroutines in tasks
-        self._open.add(limit)
+        self._open[limit] = limit.when
         if limit.when < self._timer_at:
             self._set(limit.when)
         return task
 
-    def leave(self, limit: "Limit") -> None:
+    def wake(self, future: "asyncio.Future[T | None]", when: float) -> None:
+        """
+        Give *future* the result None at *when* by the loop's clock, or at the `end`, unless it is done.
+
+        For waits of which there may be very many: they need no `Limit`. Whoever waited has to `leave`.
+        """
+        if self.ended:
+            _expire(future)
+            return
+        self._open[future] = when
+        if when < self._timer_at:
+            self._set(when)
+
+    def leave(self, limit: "Limit | asyncio.Future[Any]") -> None:
         """It is over, in time or not."""
-        self._open.discard(limit)
+        self._open.pop(limit, None)
 
     def _get_loop(self) -> asyncio.AbstractEventLoop:
         # Once: to ask for it costs as much as all the rest, and a session is of one loop.
@@ -86,11 +101,11 @@ class Deadlines:
         # A loop may fire a tick of its clock too early, and what it fired for is due all the same.
         now = max((self._loop or self._get_loop()).time(), self._timer_at)
         self._timer, self._timer_at = None, math.inf
-        due = [limit for limit in self._open if limit.when <= now]
-        for limit in due:
-            self._open.discard(limit)
-            limit.expire()
-        earliest = min((limit.when for limit in self._open), default=math.inf)
+        due = [each for each, when in self._open.items() if when <= now]
+        for each in due:
+            del self._open[each]
+            _expire(each)
+        earliest = min(self._open.values(), default=math.inf)
         if earliest < math.inf:
             # Thousands that end one after the other are not worth a look each at all the others.
             self._set(max(earliest, now + FINEST * len(self._open)))
@@ -140,3 +155,10 @@ class Limit:
         self.expired = True
         if not self._task.get_loop().is_closed():
             self._task.cancel()
+
+
+def _expire(each: Limit | asyncio.Future[Any]) -> None:
+    if isinstance(each, Limit):
+        each.expire()
+    elif not each.done() and not each.get_loop().is_closed():
+        each.set_result(None)

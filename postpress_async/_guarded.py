@@ -1,5 +1,6 @@
 """Observers are the caller's, and so are their mistakes."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
@@ -11,11 +12,13 @@ T = TypeVar("T")
 
 class Guarded(Generic[T]):
     """
-    An observer that never raises: its mistakes are logged instead.
+    Calls an observer, and logs the exceptions that it raises instead of passing them on.
 
-    The first of them is told with its traceback, and so are the tenth, the hundredth and so on: one that
-    always raises does so five times an account, and a night's log may lie on the journal's disk.
+    A `CancelledError` is logged too: an observer awaits nothing, so it cannot be the cancellation of its
+    task. `KeyboardInterrupt`, `SystemExit` and the like are passed on.
 
+    Only the first, tenth, hundredth ... exception is logged, with its traceback: an observer that always
+    raises does so five times an account, and a night's log may be on the same disk as the journal.
     """
 
     def __init__(self, observer: Callable[[T], object]) -> None:
@@ -27,7 +30,7 @@ class Guarded(Generic[T]):
         """Hand *event* on."""
         try:
             self._observer(event)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             self._raised += 1
             if self._raised == self._next_told:
                 self._next_told *= 10

@@ -80,16 +80,23 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 class FreshKeys:
     """A session's own keys for one call."""
 
-    __slots__ = ("_maker", "current", "in_doubt")
+    __slots__ = ("_current", "_maker", "in_doubt")
 
     def __init__(self, maker: KeyMaker) -> None:
         self._maker = maker
-        self.current = maker.make()
+        self._current: str | None = None
         self.in_doubt = False
+
+    @property
+    def current(self) -> str:
+        """See `Keys.current`. It is made when it is needed: a call that waits has none."""
+        if self._current is None:
+            self._current = self._maker.make()
+        return self._current
 
     async def renew(self) -> None:
         """See `Keys.renew`."""
-        self.current = self._maker.make()
+        self._current = self._maker.make()
 
 
 @define

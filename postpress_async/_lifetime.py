@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from postpress_async._deadlines import Deadlines, Limit
 from postpress_async.errors import ConfigurationError, SessionClosedError
+
+T = TypeVar("T")
 
 
 class Waits:
@@ -34,6 +36,14 @@ class Waits:
     def wait(self, until: float) -> Limit:
         """Raise `TimeoutError` in whoever waits inside, at *until* by the loop's clock or when all ends."""
         return self._waits.until(until)
+
+    def wake(self, future: "asyncio.Future[T | None]", until: float) -> None:
+        """Give *future* the result None at *until*, or when all ends; see `Deadlines.wake`."""
+        self._waits.wake(future, until)
+
+    def leave(self, future: "asyncio.Future[Any]") -> None:
+        """Nobody waits for *future* any more."""
+        self._waits.leave(future)
 
     def end(self) -> None:
         """Wake everyone who waits, for nothing will come."""

@@ -1,8 +1,9 @@
 """One at a time for each name, in the order in which they came."""
 
 import asyncio
-from collections import deque
 from typing import Final
+
+from postpress_async._wait_queue import WaitQueue
 
 
 class Turns:
@@ -13,7 +14,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._waiting: Final[dict[str, deque[asyncio.Future[None]] | None]] = {}
+        self._waiting: Final[dict[str, WaitQueue[None] | None]] = {}
 
     def take_at_once(self, name: str) -> bool:
         """Take the turn if nobody has it; whether it was taken."""
@@ -27,23 +28,22 @@ class Turns:
         if self.take_at_once(name):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue = self._waiting[name] = self._waiting[name] or deque()
+        if (queue := self._waiting[name]) is None:
+            queue = self._waiting[name] = WaitQueue()
         queue.append(turn)
         try:
             await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
                 self.give(name)  # it was our turn already: hand it on
-            elif turn in queue:  # else it was passed over already
-                queue.remove(turn)
+            else:
+                queue.discard(turn)
             raise
 
     def give(self, name: str) -> None:
         """End the turn; the next in the queue has it now."""
         queue = self._waiting[name]
-        while queue:
-            turn = queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        del self._waiting[name]
+        if queue is not None and queue.has_next():
+            queue.pop().set_result(None)
+        else:
+            del self._waiting[name]

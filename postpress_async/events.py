@@ -34,9 +34,12 @@ class CallStarted:
 @frozen
 class CallEnded:
     """
-    A call is over, after *elapsed* seconds and so many *attempts*; always told, and the last of it.
+    A call is over. This is always its last event.
 
     Attributes:
+        attempts: Requests that it sent.
+        elapsed: Seconds from the start of its first attempt to its end. Retries and all waits before them are
+            included, the wait before the first attempt is not; 0 if there was no attempt.
         error: What it raised; None on success, and where it was given up.
         given_up: Whether it was cancelled, or a mistake of a strategy ended it. An attempt that was under way
             then has no `AttemptEnded`.
@@ -103,7 +106,7 @@ class AccountSettled:
     A rotation is done with an account: its *state* is patched, failed, unknown or skipped.
 
     Attributes:
-        elapsed: Seconds from its first attempt to its end, waits included.
+        elapsed: As in `Outcome`: seconds from the start of its first attempt to its end.
     """
 
     account_id: str

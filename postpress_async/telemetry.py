@@ -17,7 +17,7 @@ Metrics, none with an account's id, a proxy, or anything else that there may be 
 
     http.client.request.duration    s    each attempt
     http.client.active_requests          requests in flight
-    postpress.client.call.duration  s    each call, with its waits
+    postpress.client.call.duration  s    each call, from its first attempt
     postpress.client.call.attempts       attempts of each call
     postpress.client.retry.wait     s    each wait before an attempt is repeated, with the error before it
     postpress.client.pauses              outages that were met
@@ -106,7 +106,7 @@ class Telemetry:
         self._calls: Final = meter.create_histogram(
             "postpress.client.call.duration",
             unit="s",
-            description="Duration of calls, with their waits and all their attempts.",
+            description="Duration of calls from the first attempt, with all retries and their waits.",
             explicit_bucket_boundaries_advisory=_SECONDS,
         )
         self._attempts: Final = meter.create_histogram(

@@ -219,3 +219,79 @@ def test_the_end_may_come_after_the_loop_s() -> None:
     assert not stuck.done()
     stuck._log_destroy_pending = False  # that it never ends is the point
     stuck.get_coro().close()
+
+
+# --- Futures ---
+
+
+def test_a_future_is_woken_in_time() -> None:
+    """With None, which says that what it waited for did not come."""
+
+    async def scene(loop: VirtualLoop) -> None:
+        deadlines, future = Deadlines(), loop.create_future()
+        deadlines.wake(future, 5.0)
+
+        assert await future is None
+        assert loop.time() == pytest.approx(5.0)
+        assert len(deadlines) == 0
+
+    play(scene)
+
+
+def test_a_future_that_has_its_result_keeps_it() -> None:
+    """Its waiter may not have run yet when its time is up."""
+
+    async def scene(loop: VirtualLoop) -> None:
+        deadlines, future = Deadlines(), loop.create_future()
+        deadlines.wake(future, 5.0)
+        future.set_result("came")
+        await asyncio.sleep(10.0)
+
+        assert await future == "came"
+
+    play(scene)
+
+
+def test_a_future_that_left_is_not_woken() -> None:
+    """And its deadline keeps nothing of it."""
+
+    async def scene(loop: VirtualLoop) -> None:
+        deadlines, future = Deadlines(), loop.create_future()
+        deadlines.wake(future, 5.0)
+        deadlines.leave(future)
+        await asyncio.sleep(10.0)
+
+        assert not future.done()
+        assert len(deadlines) == 0
+
+    play(scene)
+
+
+def test_the_end_wakes_futures_too() -> None:
+    """Those that wait, and those that come after it."""
+
+    async def scene(loop: VirtualLoop) -> None:
+        deadlines, before, after = Deadlines(), loop.create_future(), loop.create_future()
+        deadlines.wake(before, float("inf"))
+        deadlines.end()
+        deadlines.wake(after, float("inf"))
+
+        assert (await before, await after) == (None, None)
+        assert len(deadlines) == 0
+
+    play(scene)
+
+
+def test_the_end_wakes_no_future_of_a_closed_loop() -> None:
+    """A session may be closed in another event loop."""
+    deadlines = Deadlines()
+
+    async def scene(loop: VirtualLoop) -> "asyncio.Future[Any]":
+        future = loop.create_future()
+        deadlines.wake(future, float("inf"))
+        return future
+
+    future = play(scene)
+    deadlines.end()
+
+    assert not future.done()

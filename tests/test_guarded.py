@@ -42,6 +42,17 @@ def test_what_ends_a_program_is_no_mistake() -> None:
         Guarded(interrupted)(1)
 
 
+def test_a_cancellation_that_an_observer_raises_is_its_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    """An observer awaits nothing, so it cannot be where its task is cancelled: it read a cancelled future."""
+
+    def cancelled(_event: object) -> None:
+        raise asyncio.CancelledError
+
+    Guarded[int](cancelled)(1)
+
+    assert said(caplog) == ["an observer of postpress_async raised on int; it raised 1 times so far"]
+
+
 async def test_a_rotation_with_a_broken_observer_says_so_a_few_times(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.virtual import VirtualLoop, run
-from postpress_async.pace import Pace, Pacer, Sign, Ticket
+from postpress_async.pace import Pace, Pacer, Sign, Ticket, Turn
 from postpress_async.pace.gate import LONGEST, ROW, SHARE, SHORTEST, UNANSWERED, Gate
 from postpress_async.pace.limit import CUT, FIRST, Limit
 from postpress_async.pace.rate import BURST, Rate
@@ -512,6 +512,40 @@ def test_signs_at_the_shut_gate_use_up_no_attempt() -> None:
     assert pace.try_enter() is None
 
 
+@pytest.mark.parametrize("began", [True, False], ids=["the pause begins", "the pause ends"])
+def test_an_on_pause_that_raises_leaves_no_slot_taken(began: bool) -> None:
+    """Ctrl-C may come while it runs: the request is over all the same, and so is its slot."""
+
+    def interrupted(begins: bool) -> None:
+        if begins is began:
+            raise KeyboardInterrupt
+
+    clock = Clock()
+    pace = Pacer(Pace(in_flight=50, start=50), clock=clock, random=half, on_pause=interrupted)
+    tickets = [pace.try_enter() for _ in range(20)]
+    clock.now += 1
+    raised = 0
+    for ticket in tickets:
+        assert ticket is not None
+        try:
+            pace.leave(ticket, Sign.OVERLOAD)
+        except KeyboardInterrupt:
+            raised += 1
+    assert (pace.paused, raised) == (True, int(began))
+    assert pace.in_flight == 0
+    if began:
+        return
+
+    clock.now += 10
+    pace._gate.probe(clock.now)
+    pace._taken += 1
+    with pytest.raises(KeyboardInterrupt):
+        pace.leave(Ticket(clock.now, pace._gate.generation, probe=True), Sign.SUCCESS)
+
+    assert not pace.paused
+    assert pace.in_flight == 0
+
+
 def test_who_waits_at_the_gate_goes_on_when_a_probe_is_answered() -> None:
     """One call at a time finds out for all; the others neither ask nor wait longer than they must."""
 
@@ -605,7 +639,7 @@ class Strict(Pacer):
         assert ticket is None or (self._taken <= self.limit and not self.paused)
         return ticket
 
-    def _next(self) -> "asyncio.Future[Ticket]":
+    def _next(self) -> Turn:
         assert self._taken < (self._pace.in_flight if self.paused else self.limit)
         return super()._next()
 

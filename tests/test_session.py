@@ -2,10 +2,12 @@
 
 import asyncio
 import copy
+import gc
 import json
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from typing import Any
 
 import aiohttp
@@ -423,6 +425,32 @@ async def test_no_more_are_in_flight_than_the_pace_allows() -> None:
 
 
 @on_both_ways
+async def test_a_call_that_waits_takes_little_memory() -> None:
+    """A hundred thousand may wait at once. Each takes 1.9 KB; with the attempt's coroutines it was 3.9 KB."""
+    calls = 5_000
+    async with PostPressSession(KEY, pace=Pace(in_flight=1, adaptive=False)) as session:
+        assert session.pacer.try_enter()
+        warm = asyncio.create_task(session.update_proxy("acc_warm", US))
+        await asyncio.sleep(0)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            tasks = [asyncio.create_task(session.update_proxy(f"acc_{n}", US)) for n in range(calls)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert session.pacer.waiting == calls + 1
+        for task in (warm, *tasks):
+            task.cancel()
+        await asyncio.gather(warm, *tasks, return_exceptions=True)
+
+    assert (after - before) / calls < 2_300
+
+
 async def test_a_closed_session_says_so_and_stays_closed(sandbox) -> None:
     session = sandbox.session()
     await session.update_proxy("acc_1", US)

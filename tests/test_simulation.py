@@ -8,7 +8,8 @@ from benchmarks.play import measure
 from benchmarks.scenarios import ALL
 from benchmarks.simulation import HEAD, line
 from benchmarks.world import Scenario, broken
-from postpress_async import Pace, PostPressError, RetryPolicy, errors, events
+from postpress_async import CustomProxy, Pace, PostPressError, ProxyPool, RetryPolicy, errors, events
+from postpress_async.cli.progress import Figures
 from postpress_async.rotation import State
 from postpress_async.sandbox.faults import Fault
 from tests.virtual_world import (
@@ -164,6 +165,109 @@ async def test_cancelling_frees_everything_while_connecting_or_reading() -> None
         await cancel_and_look(at, 1.0)
     async with dripping() as at:
         await cancel_and_look(at, 1.0)
+
+
+# --- Latency ---
+
+
+@in_virtual_time
+async def test_latency_is_measured_from_the_first_attempt() -> None:
+    """Hundreds of accounts wait for a low rate; each is answered within 50 ms of its request."""
+    async with world(Pace(in_flight=100, rate=20.0)) as at:
+        async with at.session.rotate({f"acc_{number}": PROXY for number in range(200)}) as rotation:
+            figures = Figures(200, rotation, at.session)
+            outcomes = [outcome async for outcome in rotation]
+        for outcome in outcomes:
+            figures.add(outcome)
+        took = now()
+    settled = [event for _, event in at.events if isinstance(event, events.AccountSettled)]
+    calls = [event for _, event in at.events if isinstance(event, events.CallEnded)]
+
+    assert took == pytest.approx(10.0, abs=0.2)
+    assert [outcome.elapsed for outcome in outcomes] == [pytest.approx(0.05, abs=0.002)] * 200
+    assert [event.elapsed for event in settled] == [pytest.approx(0.05, abs=0.002)] * 200
+    assert [event.elapsed for event in calls] == [pytest.approx(0.05, abs=0.002)] * 200
+    assert "p50 50 ms p95 50 ms" in figures.pace()
+
+
+@in_virtual_time
+async def test_latency_includes_retries_and_their_waits() -> None:
+    """Also the wait for the pace before a retry, and the other proxies of a pool before the last one."""
+    waits = RetryPolicy(wait=lambda _state: 2.0)
+    dead, pool = CustomProxy(host="dead.example.com", port=8080), [PROXY]
+    async with world(retry=waits) as at:
+        at.server.faults.script("acc_0", "errors/provider_error", 200)
+        at.server.faults.script("acc_1", *["errors/proxy_error"] * 2, 200)
+        async with at.session.rotate(["acc_0", "acc_1"], pool=ProxyPool([dead, *pool])) as rotation:
+            elapsed = {outcome.account_id: outcome.elapsed async for outcome in rotation}
+    ended = [event.elapsed for _, event in at.events if isinstance(event, events.CallEnded)]
+
+    assert elapsed == {"acc_0": pytest.approx(2.1, abs=0.01), "acc_1": pytest.approx(2.15, abs=0.01)}
+    assert sorted(ended) == [pytest.approx(0.05, abs=0.01), *[pytest.approx(2.1, abs=0.01)] * 2]
+
+
+@in_virtual_time
+async def test_a_call_that_was_never_sent_took_no_time() -> None:
+    """Its wait for the pace is no latency of the service."""
+    async with world(Pace(in_flight=1, adaptive=False)) as at:
+        await at.server.outage("silent")
+        first = at.call("acc_0")
+        with pytest.raises(errors.DeadlineError):
+            await at.call(retry=RetryPolicy(deadline=10.0))
+        first.cancel()
+    ended = {event.account_id: event.elapsed for _, event in at.events if isinstance(event, events.CallEnded)}
+
+    assert ended["acc_x"] == 0.0
+
+
+# --- Observers that raise ---
+
+
+class StopNowError(BaseException):
+    """What a signal's handler may raise anywhere, an observer included."""
+
+
+EVENTS = [
+    events.CallStarted,
+    events.AttemptStarted,
+    events.AttemptEnded,
+    events.RetryScheduled,
+    events.PauseBegan,
+    events.PauseEnded,
+    events.CallEnded,
+]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, StopNowError], ids=lambda error: error.__name__)
+@pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
+@in_virtual_time
+async def test_an_observer_that_raises_leaves_nothing_taken(
+    kind: type[events.Event], error: type[BaseException]
+) -> None:
+    """No slot, no account's turn, and no pause that does not end: the session goes on."""
+    raising, raised = True, 0
+
+    def observe(event: events.Event) -> None:
+        nonlocal raised
+        if raising and isinstance(event, kind):
+            raised += 1
+            raise error
+
+    async with world(Pace(in_flight=10), on_event=observe) as at:
+        await at.server.outage("503")
+        calls = [at.call(f"acc_{number % 20}") for number in range(40)]
+        await asyncio.sleep(20)
+        await at.server.recover()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.sleep(10)
+        raising = False
+
+        done = await asyncio.gather(*(at.call(f"acc_new_{number}") for number in range(50)))
+
+        assert raised
+        assert len(done) == 50
+        assert not at.session.paused
+        assert set(at.left().values()) == {0}
 
 
 # --- Many calls ---

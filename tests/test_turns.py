@@ -205,6 +205,41 @@ async def test_everyone_may_stop_waiting_at_once(updates: Updates, turns: Turns)
     assert turns.take_at_once("acc_1")
 
 
+class CountedFuture(asyncio.Future[None]):
+    """A future that counts how often one is compared with another, as a search of a queue does."""
+
+    comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedFuture.comparisons += 1
+        return self is other
+
+    __hash__ = asyncio.Future.__hash__
+
+
+async def test_cancelling_a_waiter_does_not_search_the_queue(
+    updates: Updates, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelling n waiters of one account takes time in proportion to n, in whatever order they leave."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "create_future", lambda: CountedFuture(loop=loop), raising=False)
+    for _ in range(201):
+        updates.ask()
+    await settle()
+    CountedFuture.comparisons = 0
+
+    for number in range(200, 0, -1):
+        updates.cancel(number)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    assert [task.cancelled() for task in updates.tasks] == [False, *[True] * 200]
+    assert CountedFuture.comparisons <= 200
+    updates.end()
+    await settle()
+    assert turns.take_at_once("acc_1")
+
+
 async def test_a_wait_under_a_deadline_leaves_the_queue(turns: Turns) -> None:
     """As the session waits: the timeout is a cancellation from inside."""
     assert turns.take_at_once("acc_1")

@@ -57,7 +57,7 @@ class Figures:
         return self._rotation.summary.total
 
     def add(self, outcome: Outcome) -> None:
-        """An account more; those that were not sent say nothing of how long one takes."""
+        """Count a settled account. Its latency counts if it was sent: from its first attempt to its end."""
         if outcome.attempts:
             self._elapsed.append(outcome.elapsed)
 

@@ -7,8 +7,8 @@ neither HTTP nor asyncio.
 """
 
 from postpress_async.pace._pace import Pace
-from postpress_async.pace.pacer import Pacer
+from postpress_async.pace.pacer import Pacer, Turn
 from postpress_async.pace.signs import sign_of
 from postpress_async.pace.ticket import Sign, Ticket
 
-__all__ = ["Pace", "Pacer", "Sign", "Ticket", "sign_of"]
+__all__ = ["Pace", "Pacer", "Sign", "Ticket", "Turn", "sign_of"]

@@ -1,11 +1,11 @@
 """A session's pace: limit, gate and rate joined, and the calls that wait for their turn."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final, TypeAlias
 
+from postpress_async._wait_queue import WaitQueue
 from postpress_async.pace._pace import Pace
 from postpress_async.pace.gate import ROW, Gate
 from postpress_async.pace.limit import Limit
@@ -24,7 +24,7 @@ TURNS: Final = 8
 
 # A global is read in a third of the time of an attribute.
 _SUCCESS, _ALIVE, _OVERLOAD, _THROTTLED, _NONE = Sign
-_Queue: TypeAlias = "OrderedDict[asyncio.Future[Ticket], None]"
+Turn: TypeAlias = "asyncio.Future[Ticket | None]"
 
 
 class Pacer:
@@ -38,8 +38,8 @@ class Pacer:
         pace: What the user says of it.
         clock: Gives the time in seconds; None for that of the running loop.
         random: Gives numbers from 0 to 1.
-        on_pause: Called with True when all calls begin to pause and with False when they go on. It must
-            not raise.
+        on_pause: Called with True when all calls begin to pause and with False when they go on. It is the
+            last thing that is done, so that nothing is left half done if it raises.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Pacer:
         self._mark_at = -float("inf")
         self._taken = 0  # slots; those of refused requests among them, while they are held
         self._held: Final[list[float]] = []  # a heap of when they are freed
-        self._waiting: Final[tuple[_Queue, _Queue]] = (OrderedDict(), OrderedDict())  # retries, new calls
+        self._waiting: Final = (WaitQueue[Ticket | None](), WaitQueue[Ticket | None]())  # retries, new calls
         self._turn = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -87,7 +87,7 @@ class Pacer:
     @property
     def waiting(self) -> int:
         """Calls in `enter`."""
-        return len(self._waiting[0]) + len(self._waiting[1])
+        return self._waiting[0].count + self._waiting[1].count
 
     @property
     def rate(self) -> float:
@@ -97,7 +97,7 @@ class Pacer:
     def lease(self, rate: float) -> None:
         """From now on, so many requests a second at most: this session's share of a rate."""
         self._rate.lease(rate, self._clock())
-        if self._waiting[0] or self._waiting[1]:
+        if self._waiting[0].count or self._waiting[1].count:
             self._admit()
 
     def pause(self) -> None:
@@ -107,11 +107,11 @@ class Pacer:
         now = self._clock()
         self._gate.heard(now)
         self._limit.pause(self._gate.began)
+        self._look()
+        if self._waiting[0].count or self._waiting[1].count:
+            self._admit()
         if self._on_pause is not None:
             self._on_pause(True)
-        self._look()
-        if self._waiting[0] or self._waiting[1]:
-            self._admit()
 
     def try_enter(self) -> Ticket | None:
         """A ticket if there is one at once; None where the call has to `enter`."""
@@ -132,27 +132,42 @@ class Pacer:
         """
         if (ticket := self.try_enter()) is not None:
             return ticket
+        turn = self.queue(retry=retry)
+        try:
+            ticket = await turn
+        except BaseException:
+            self.withdraw(turn, retry=retry)
+            raise
+        assert ticket is not None  # noqa: S101 - nobody else has the turn
+        return ticket
+
+    def queue(self, *, retry: bool = False) -> Turn:
+        """
+        The future of a ticket, for a call that has no coroutine to spare for its wait; see `enter`.
+
+        Whoever gives it up, or gives it the result None, has to `withdraw` it.
+        """
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None:
                 raise RuntimeError("the pacer was first used in another event loop")
             self._loop = loop
-        queue = self._waiting[0 if retry else 1]
-        turn: asyncio.Future[Ticket] = loop.create_future()
-        alone = not (self._waiting[0] or self._waiting[1])
-        queue[turn] = None
+        turn: Turn = loop.create_future()
+        alone = not self.waiting
+        self._waiting[0 if retry else 1].append(turn)
         if alone or self._rate.active:  # else the others are seen to already; a rate learns from who waits
             self._admit()
-        try:
-            return await turn
-        except BaseException:
-            if turn not in queue and not turn.cancelled():
-                self._rate.give_back()
-                self._return(turn.result())  # it was our turn already: hand it on
-            else:
-                queue.pop(turn, None)
-                self._admit()
-            raise
+        return turn
+
+    def withdraw(self, turn: Turn, *, retry: bool = False) -> None:
+        """Give up a *turn*; if its ticket came at the same moment, the ticket is handed on."""
+        ticket = turn.result() if turn.done() and not turn.cancelled() else None
+        if ticket is not None:
+            self._rate.give_back()
+            self._return(ticket)
+        else:
+            self._waiting[0 if retry else 1].discard(turn)
+            self._admit()
 
     def leave(self, ticket: Ticket, sign: Sign, retry_after: float | None = None) -> bool:
         """
@@ -170,7 +185,7 @@ class Pacer:
         """
         if not self._pace.adaptive:
             self._taken -= 1
-            if self._waiting[0] or self._waiting[1]:
+            if self._waiting[0].count or self._waiting[1].count:
                 self._admit()
             return True
         if sign is _NONE:
@@ -178,6 +193,7 @@ class Pacer:
             return True
         now = self._clock()
         gate, counts = self._gate, True
+        was_shut = gate.shut
         if ticket.generation == gate.generation and not gate.shut:
             if sign is _SUCCESS:
                 self._served += 1
@@ -198,10 +214,12 @@ class Pacer:
             heappush(self._held, until)
         else:
             self._taken -= 1
-        if self._waiting[0] or self._waiting[1]:
+        if self._waiting[0].count or self._waiting[1].count:
             self._admit()
         else:
             self._room = 0 if gate.shut else int(self._limit.value)
+        if gate.shut is not was_shut and self._on_pause is not None:
+            self._on_pause(gate.shut)
         return counts
 
     def _loop_clock(self) -> float:
@@ -219,8 +237,6 @@ class Pacer:
             shuts = self._gate.asked(retry_after, now, at_once=sign is _THROTTLED) or shuts
         if shuts:
             self._limit.pause(self._gate.began)
-            if self._on_pause is not None:
-                self._on_pause(True)
         return not shuts
 
     def _probed(self, sign: Sign, retry_after: float | None, now: float) -> bool:
@@ -229,8 +245,6 @@ class Pacer:
         if self._gate.probed(fine, now):
             self._limit.resume(now)
             self._rate.resume(self._served, now)
-            if self._on_pause is not None:
-                self._on_pause(False)
         elif retry_after is not None and retry_after > LONGEST_OWN:
             self._gate.asked(retry_after, now, at_once=True)
         return fine
@@ -250,7 +264,7 @@ class Pacer:
             self._taken -= 1
         due = None
         gate = self._gate
-        while self._anyone():
+        while self._waiting[0].has_next() or self._waiting[1].has_next():
             if gate.shut and not gate.may_probe(now + SHORTEST_TIMER):
                 due = gate.next_probe_at
                 break
@@ -272,20 +286,13 @@ class Pacer:
             self._timer.cancel()
             self._timer = None
 
-    def _anyone(self) -> bool:
-        """Whether somebody waits who was not cancelled."""
-        for queue in self._waiting:
-            while queue and next(iter(queue)).done():
-                queue.popitem(last=False)
-        return bool(self._waiting[0] or self._waiting[1])
-
-    def _next(self) -> "asyncio.Future[Ticket]":
+    def _next(self) -> Turn:
         retries, new = self._waiting
-        queue = retries or new
-        if retries and new:
+        queue = retries if retries.has_next() else new
+        if queue is retries and new.has_next():
             self._turn = (self._turn + 1) % TURNS
             queue = retries if self._turn else new
-        return queue.popitem(last=False)[0]
+        return queue.pop()
 
     def _wake_at(self, due: float, now: float) -> None:
         if self._timer is not None:
@@ -302,7 +309,7 @@ class Pacer:
 
     def _look(self) -> None:
         """Is there anything to ask before a call comes in?"""
-        if self._gate.shut or self._waiting[0] or self._waiting[1]:
+        if self._gate.shut or self._waiting[0].count or self._waiting[1].count:
             self._room = 0
         else:
             self._room = self.limit

@@ -5,7 +5,8 @@ A row with a change of its own is one call of the session. A row without one get
 the next one where that does not work: each proxy is a call, under a key that no other proxy had.
 """
 
-import time
+import asyncio
+import math
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, Protocol
 
@@ -65,6 +66,7 @@ class Errand:
     """
 
     __slots__ = (
+        "_first_sent",
         "_pool",
         "_strikes",
         "attempts",
@@ -94,8 +96,17 @@ class Errand:
         self.in_doubt: bool = False
         self.trying: bool = False
         self.in_flight: bool = False
+        self._first_sent = math.inf
         self._pool = pool
         self._strikes = 0
+
+    def begins(self, now: float) -> None:
+        """A call's first attempt begins at *now*, in seconds by the event loop's clock."""
+        self._first_sent = min(self._first_sent, now)
+
+    def elapsed(self, now: float) -> float:
+        """Seconds from the start of the account's first attempt to *now*; 0 if there was no attempt."""
+        return max(0.0, now - self._first_sent)
 
     def attempt_failed(self, error: PostPressError) -> None:
         """An attempt ended with *error*, whose `applied` is about this attempt alone."""
@@ -184,7 +195,7 @@ class Settler:
         Raises:
             BaseException: It was cancelled, or a mistake of a strategy or a pool of the caller's ended it.
         """
-        began, inherited = time.monotonic(), keys.in_doubt
+        clock, inherited = asyncio.get_running_loop().time, keys.in_doubt
         errand = Errand(self._waits, self._rests, self._failed, self._pool)
         try:
             if row.change is None:
@@ -208,19 +219,19 @@ class Settler:
                 row.line,
                 row.account_id,
                 error,
-                time.monotonic() - began,
+                errand.elapsed(clock()),
                 proxy=_label(row, errand),
                 earlier=errand.attempts,
                 cut_short=cut_short,
                 settled=not doubt_of_this_run and not isinstance(row.change, ManagedProxy),
             )
         except BaseException:
-            self._lost(self._cancelled(row, errand, time.monotonic() - began, inherited=inherited))
+            self._lost(self._cancelled(row, errand, errand.elapsed(clock()), inherited=inherited))
             errand.resumable = None
             raise
         attempts = errand.attempts + len(patched.attempts)
         errand.resumable = None
-        elapsed, label = time.monotonic() - began, _label_of(errand.proxy)
+        elapsed, label = errand.elapsed(clock()), _label_of(errand.proxy)
         return Outcome.patched(row.ordinal, row.line, row.account_id, attempts, elapsed, label)
 
     @staticmethod

@@ -48,7 +48,9 @@ class Outcome:
         scope: Whose fault the last error was.
         applied: Whether the change may have been applied all the same; None where it was patched.
         instance: The id of the failed request, to quote to support.
-        elapsed: Seconds from its first attempt to its end, waits included.
+        elapsed: Seconds from the start of its first attempt in this run to its end. Retries, other proxies
+            and all waits before them are included, the wait before the first attempt is not; 0 if there was
+            no attempt.
         settled_at: Unix time of that end, in seconds.
         proxy: The pool's label of the proxy that it got or that was tried last. Where its row had a proxy
             of its own, that one's label, and only if it failed.
