@@ -97,7 +97,7 @@ TABLE = [
 MORE = [
     Scenario("calm", 1.02, asks=1.0),
     Scenario("silent for 20 s, 2 s attempts", 1.1, 2000, 1.02, plot=outage("silent"), policy=SHORT, in_flight=100),
-    Scenario("out from the start for 20 s: refused", 1.06, 2000, 1.02, plot=outage("refused", start=0), in_flight=100),
+    Scenario("out from the start for 20 s: 503", 1.06, 2000, 1.02, plot=outage("503", start=0), in_flight=100),
     Scenario("flapping, 3 s and 3 s: 503", 1.15, asks=1.06, plot=flapping("503", 3, 3)),
     Scenario("flapping, 3 s and 3 s: refused", 1.15, asks=1.06, plot=flapping("refused", 3, 3)),
     Scenario("bursts of HTML 502s, 1 s in 5", 1.25, asks=1.15, plot=flapping(HTML_502, 4, 1)),

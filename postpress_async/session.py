@@ -200,7 +200,6 @@ class PostPressSession:
             halt=Halt.of(halt),
             pool=pool,
             limit=limit,
-            host=self._line.base_url.authority,
             waits=self.part_of_waits(),
             observer=self._line.observer,
         )

@@ -180,7 +180,6 @@ class ShardRotation(Rotation):
         courier: Takes what comes of them.
         pool: Gives the proxies; None where each row has its change.
         in_flight: Accounts worked on at once.
-        host: The API's host, as messages name it.
     """
 
     def __init__(
@@ -191,14 +190,12 @@ class ShardRotation(Rotation):
         courier: Courier,
         pool: Proxies | None,
         in_flight: int,
-        host: str,
     ) -> None:
         super().__init__(
             session.run_errand,
             iter(()),
             in_flight=in_flight,
             finite=True,
-            host=host,
             waits=session.part_of_waits(),
         )
         self._run = run

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from distributed import get_worker
 from distributed.comm.core import Comm, connect
-from yarl import URL
 
 from postpress_async import events
 from postpress_async._version import __version__
@@ -132,13 +131,7 @@ class Post:
         courier = Courier(self, number)
         pool = DistantPool(self, number, rows) if self._orders.pooled else None
         rotation = ShardRotation(
-            self._session,
-            self._orders.run,
-            rows,
-            courier,
-            pool,
-            self._orders.pace.in_flight,
-            URL(self._orders.base_url).authority,
+            self._session, self._orders.run, rows, courier, pool, self._orders.pace.in_flight
         )
         task = asyncio.create_task(self._carry_out(number, rotation), name=f"postpress-shard-{number}")
         self._shards[number] = rotation, task

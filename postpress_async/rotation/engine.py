@@ -62,7 +62,6 @@ class Rotation:
         halt: Halt | None = None,
         pool: ProxyPool | None = None,
         limit: int | None = None,
-        host: str = "the API",
         waits: Waits | None = None,
         observer: Guarded[events.Event] | None = None,
     ) -> None:
@@ -92,8 +91,7 @@ class Rotation:
         self._failed: Final[Counter[tuple[str | None, Applied | None]]] = Counter()
         self._entered = False
         self._began = 0.0
-        self._host: Final = host
-        self._halts = Halts(self._halt, host=host)
+        self._halts = Halts(self._halt)
         self._admission: Final = Admission(self._halt.canary, limit)
         self._intake: Final = Intake(self._admission)
 
@@ -160,7 +158,7 @@ class Rotation:
         self.summary.resumed = done.total()
         works = done[State.PATCHED] > 0
         connected = works or done[State.FAILED] > 0
-        self._halts = Halts(self._halt, host=self._host, key_works=works, connected=connected)
+        self._halts = Halts(self._halt, key_works=works, connected=connected)
         if self._pool is not None:
             self._pool.resume(journal.proxies())
         journal.begin(self.total)

@@ -102,7 +102,6 @@ class Halts:
 
     Args:
         halt: What the user says.
-        host: The API's host, as messages name it.
         key_works: Whether the API key was accepted in an earlier run.
         connected: Whether an earlier run reached the host.
 
@@ -112,11 +111,8 @@ class Halts:
         connected: Whether a connection to the host was ever made.
     """
 
-    def __init__(
-        self, halt: Halt, *, host: str = "the API", key_works: bool = False, connected: bool = False
-    ) -> None:
+    def __init__(self, halt: Halt, *, key_works: bool = False, connected: bool = False) -> None:
         self._halt: Final = halt
-        self._host: Final = host
         self.connected: bool = connected
         self._unreached = 0  # attempts that failed to connect
         self._last_unreached: PostPressError | None = None
@@ -166,9 +162,9 @@ class Halts:
         """Why to stop, in a sentence, after an attempt that failed with *error*; None to go on."""
         if self.connected:
             return None
-        if not isinstance(error, ConnectError | TlsError):
-            # An attempt that timed out may not have got as far as a connection.
-            self.connected = not isinstance(error, AttemptTimeoutError) or error.applied is Applied.UNKNOWN
+        timed_out = isinstance(error, AttemptTimeoutError) and error.applied is Applied.NO
+        if not timed_out and not isinstance(error, ConnectError | TlsError):
+            self.connected = True
             return None
         self._unreached += 1
         self._last_unreached = error
@@ -187,7 +183,7 @@ class Halts:
             return None
         attempts = "1 attempt" if self._unreached == 1 else f"{self._unreached} attempts"
         fact = self._last_unreached.args[0]
-        return f"none of {attempts} reached {self._host} ({fact}): check the base URL and the network"
+        return f"{fact} ({attempts}, all that were made): check the base URL and the network"
 
     def _reason(self) -> str | None:
         halt = self._halt
