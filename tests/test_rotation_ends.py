@@ -122,7 +122,7 @@ async def test_a_doubt_that_is_cut_short_stays_one(journal) -> None:
 async def test_a_refusal_that_is_final_is_so_after_a_stop_too(journal) -> None:
     """It was in flight, and is answered: nothing is gained by asking again tomorrow."""
     async with Sandbox(latency=0.02) as sandbox, sandbox.session() as session:
-        sandbox.script("acc_1", Fault(type="errors/disconnected_account", latency=0.01))
+        sandbox.script("acc_1", Fault(type="errors/resource_not_found", latency=0.01))
         async with session.rotate({"acc_1": US}, journal=journal) as rotation:
             while not sandbox.record.requests:
                 await asyncio.sleep(0)
