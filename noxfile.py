@@ -267,6 +267,14 @@ def kill(session: nox.Session) -> None:
 
 
 @nox.session
+def campaign(session: nox.Session) -> None:
+    """500 seeded sequences of runs, kills and stops, audited after each run, and 30 of real commands."""
+    install(session, "test")
+    counts = {"POSTPRESS_TEST_CAMPAIGN": "500", "POSTPRESS_TEST_CAMPAIGN_COMMANDS": "30"}
+    session.run("pytest", "tests/test_campaign.py", *session.posargs, env=counts)
+
+
+@nox.session
 def night(session: nox.Session) -> None:
     """A night of 100,000 accounts on a bad service with 25 dead proxies; the suite plays 3,000."""
     install(session, "test")
