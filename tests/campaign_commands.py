@@ -67,7 +67,7 @@ def draw_commands(seed: int) -> Sequence:
     drawn = draw(seed, accounts=dice.randint(60, 150))
     traits = evolve(drawn.traits, dead_proxies=frozenset())
     steps = tuple(_step(dice, len(drawn.accounts)) for _ in range(dice.randint(1, 3)))
-    # Without keys a killed run leaves most accounts to the operator: that is for the sequences in virtual time.
+    # Without keys a killed run leaves most accounts to the operator; virtual time is enough for that.
     return evolve(drawn, traits=traits, steps=steps, idempotency=True, assign="round-robin")
 
 
