@@ -39,11 +39,18 @@ from postpress_async.rotation.journal._reach import Reach as Reach
 from postpress_async.rotation.journal._writer import Insert, Writer
 from postpress_async.rotation.outcome import Outcome, State
 
-OUTCOME: Final = Insert("INSERT OR REPLACE INTO outcomes", f"({', '.join('?' * 13)})")
+_OTHERS: Final = (
+    "line account_id state status error_type scope applied instance elapsed settled_at proxy".split()
+)
+# The latest outcome of an account counts, and the attempts of all runs.
+_LATEST: Final = "ON CONFLICT (ordinal) DO UPDATE SET attempts = attempts + excluded.attempts, " + ", ".join(
+    f"{name} = excluded.{name}" for name in _OTHERS
+)
+OUTCOME: Final = Insert("INSERT INTO outcomes", f"({', '.join('?' * 13)})", _LATEST)
 _PATCHED: Final = Insert(
-    "INSERT OR REPLACE INTO outcomes "
-    "(ordinal, line, account_id, attempts, elapsed, settled_at, proxy, state, status)",
+    "INSERT INTO outcomes (ordinal, line, account_id, attempts, elapsed, settled_at, proxy, state, status)",
     "(?, ?, ?, ?, ?, ?, ?, 'patched', 200)",
+    _LATEST,
 )  # most are, and then half of the columns say nothing
 _GENERATION: Final = "INSERT OR REPLACE INTO generations VALUES (?, ?)"
 _REOPEN: Final = f"UPDATE outcomes SET state = {REOPENED} WHERE state = 'failed' AND error_type = ?"  # noqa: S608

@@ -273,9 +273,7 @@ def reopen_failed(connection: sqlite3.Connection) -> None:
     """
     with connection:
         connection.execute(_NEXT_GENERATION.format("state = 'failed'"))
-        connection.execute(
-            f"UPDATE outcomes SET state = {REOPENED}, attempts = 0 WHERE state = 'failed'"  # noqa: S608
-        )
+        connection.execute(f"UPDATE outcomes SET state = {REOPENED} WHERE state = 'failed'")  # noqa: S608
 
 
 def _stretched(digest: bytes, salt: bytes) -> bytes:

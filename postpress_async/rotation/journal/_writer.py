@@ -59,10 +59,11 @@ class Insert:
     Args:
         into: The statement, up to its VALUES.
         values: Those of one row, in brackets.
+        upsert: What to do with a row that is there already, after the VALUES.
     """
 
-    def __init__(self, into: str, values: str) -> None:
-        self.told: Final = {size: f"{into} VALUES {', '.join([values] * size)}" for size in AT_ONCE}
+    def __init__(self, into: str, values: str, upsert: str = "") -> None:
+        self.told: Final = {size: f"{into} VALUES {', '.join([values] * size)} {upsert}" for size in AT_ONCE}
 
 
 class Writer:

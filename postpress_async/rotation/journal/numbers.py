@@ -56,7 +56,7 @@ class Numbers:
         unsent: Accounts that are unknown only because a later run died, and that are sent again.
         errors: The commonest errors, those first.
         more_errors: Accounts with an error that is not among these.
-        first: Unix time at which the first account that was sent was settled; None without one.
+        first: Unix time at which the first account was settled, other than skipped; None without one.
         last: The same of the last one.
         rate: Accounts a second that were settled in the last minute of a run that is under way; over the
             whole time of any other. None where nothing was.
@@ -157,7 +157,8 @@ _SUMS: Final = f"""
         count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND scope = 'request'),
         count(*) FILTER (WHERE state = 'unknown' AND NOT {SENT}),
         count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND error_type IS NULL),
-        min(settled_at) FILTER (WHERE {SENT}), max(settled_at) FILTER (WHERE {SENT})
+        min(settled_at) FILTER (WHERE {SENT} AND state != 'skipped'),
+        max(settled_at) FILTER (WHERE {SENT} AND state != 'skipped')
     FROM outcomes
 """  # noqa: S608 - the text is ours
 _ERRORS: Final = """
