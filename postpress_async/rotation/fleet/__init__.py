@@ -250,6 +250,8 @@ class Fleet:
         """
         Read and check the whole fleet once.
 
+        A file must stay as it is from now on: a later reading stops before the first block that is another.
+
         Args:
             on_refusal: Called with each row that cannot be sent, in the file's order. The survey itself keeps
                 only their number and a few lines for each kind of fault.
@@ -257,6 +259,8 @@ class Fleet:
         Raises:
             FleetError: The file changed, or cannot be read to its end.
         """
+        if isinstance(self._file, FleetFile):
+            self._file.sha256()
         survey = Survey()
         for row in self.rows():
             if isinstance(row, Row):
