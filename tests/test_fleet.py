@@ -1039,7 +1039,8 @@ def rewritten(path: Path, was: bytes, becomes: bytes) -> None:
 def big_fleet(write) -> Path:
     """A fleet of several blocks."""
     rows = "".join(f"acc_{number:06},US\n" for number in range(30_000))
-    return write("f.csv", f"account_id,country\n{rows}")
+    path: Path = write("f.csv", f"account_id,country\n{rows}")
+    return path
 
 
 @pytest.mark.parametrize("check", [Fleet.survey, lambda fleet: fleet.digest], ids=["survey", "digest"])
@@ -1055,7 +1056,7 @@ def test_no_row_of_a_file_that_was_rewritten_after_its_check_is_handed_out(write
         with pytest.raises(FleetError, match=r"f\.csv has changed since it was opened"):
             handed_out.extend(rows)
 
-    assert {row.change for row in handed_out} == {ManagedProxy(country="US")}
+    assert {row.change for row in handed_out if isinstance(row, Row)} == {ManagedProxy(country="US")}
     assert len(handed_out) < 10_000
 
 

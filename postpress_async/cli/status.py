@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from postpress_async.cli.output import many
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._times import duration, instant
 from postpress_async.rotation.journal.advice import advice
@@ -16,6 +17,7 @@ from postpress_async.rotation.journal.reading import JournalView
 
 LISTED: Final = 12
 """Errors that are told on a terminal; ``--json`` and the report have more."""
+_MORE: Final = ("more account", "more accounts")
 _TOLD: Final = {
     Stage.UNDER_WAY: "a run is under way",
     Stage.DIED: "the last run was killed, or its machine went down",
@@ -54,6 +56,10 @@ def _lines(journal: str, numbers: Numbers) -> Iterator[str]:
     yield f"{journal}: {_TOLD[numbers.stage]}{because}"
     yield f"  {_progress(numbers)}"
     yield f"  {', '.join(_counts(numbers)) or 'nothing is settled yet'}"
+    if numbers.maybe_sent != 0:
+        count = "more accounts" if numbers.maybe_sent is None else many(numbers.maybe_sent, *_MORE)
+        up_to = "" if numbers.maybe_sent is None else "up to "
+        yield f"  {up_to}{count} may have been sent by a run that was killed"
     yield from (f"  {line}" for line in _pace(numbers))
     if numbers.errors:
         yield ""
@@ -102,6 +108,7 @@ def _as_dict(journal: str, numbers: Numbers) -> dict[str, Any]:
         "halted": numbers.halted,
         "total": numbers.total,
         "settled": numbers.settled,
+        "maybe_sent": numbers.maybe_sent,
         "states": {state: numbers.states[state] for state in State},
         "errors": [
             {"type": error.error_type, "scope": error.scope, "accounts": error.accounts}

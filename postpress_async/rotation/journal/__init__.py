@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint, refuse_lost_log
+from postpress_async.rotation.journal._coverage import BEFORE_THE_RUN, SETTLED
 from postpress_async.rotation.journal._file import (
     DAMAGE,
     REOPENED,
@@ -29,6 +30,7 @@ from postpress_async.rotation.journal._file import (
     connect,
     lock,
     mark_under_way,
+    permit_first,
     reach_of,
     refusal_of,
     reopen_failed,
@@ -66,6 +68,7 @@ _COMMAND_NOTES: Final = ("command", "retry command", "folder")
 _CHUNK: Final = 4_096
 _MOST: Final = 2**31  # accounts of a rotation: far more than one journal can serve
 _IS_PATCHED: Final = State.PATCHED
+_IS_UNKNOWN: Final = State.UNKNOWN
 _STATES: Final = frozenset(State)
 
 OnUnknown: TypeAlias = Literal["retry", "report"]
@@ -160,6 +163,7 @@ class Journal:
                 doubtful = mark_under_way(connection)
                 if on_failed == "retry":
                     reopen_failed(connection)
+                permit_first(connection)
                 checkpoint(connection, "FULL")  # before anything is sent
                 reader = stack.enter_context(closing(sqlite3.connect(place)))
                 made = cls(
@@ -184,7 +188,8 @@ class Journal:
 
     def done_counts(self) -> Counter[State]:
         """The same for the accounts that this run leaves as they are."""
-        return self._counted(f"SELECT state, count(*) FROM outcomes WHERE {self._done} GROUP BY state")  # noqa: S608
+        told = f"FROM {BEFORE_THE_RUN} WHERE {self._done} GROUP BY state"
+        return self._counted(f"SELECT state, count(*) {told}")
 
     def done(self) -> bytes:
         """
@@ -193,7 +198,7 @@ class Journal:
         Raises:
             JournalError: The journal is damaged.
         """
-        told = f"FROM outcomes WHERE {self._done}"
+        told = f"FROM {BEFORE_THE_RUN} WHERE {self._done}"
         [(first, last)] = self._asked(f"SELECT min(ordinal), max(ordinal) {told}")
         if first is None:
             return b""
@@ -213,7 +218,7 @@ class Journal:
         """
         which = f"NOT {self._done} AND" if but_done else ""
         told = (
-            f"SELECT ordinal, account_id, state, attempts > 0, {self._done} FROM outcomes "  # noqa: S608 - no text of others
+            f"SELECT ordinal, account_id, state, attempts > 0, {self._done} FROM {BEFORE_THE_RUN} "  # noqa: S608 - no text of others
             f"WHERE {which} ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}"
         )
         for ordinal, account_id, state, sent, done in self._in_pieces(told):
@@ -226,7 +231,7 @@ class Journal:
     def proxies(self) -> dict[str, int]:
         """For each label of a proxy: how many accounts have it, or may have it, and are left as they are."""
         # One that is sent again gets another: with a place at both, a full pool would have none for it.
-        told = f"SELECT proxy, count(*) FROM outcomes WHERE proxy NOT NULL AND {self._done} AND "  # noqa: S608
+        told = f"SELECT proxy, count(*) FROM {BEFORE_THE_RUN} WHERE proxy NOT NULL AND {self._done} AND "  # noqa: S608
         return dict(self._asked(f"{told} state IN ('patched', 'unknown') GROUP BY proxy"))
 
     def _counted(self, told: str) -> Counter[State]:
@@ -261,6 +266,8 @@ class Journal:
         """
         if outcome.state is not _IS_PATCHED:
             self._writer.put(OUTCOME, row_of(outcome))
+            if outcome.state is _IS_UNKNOWN:
+                self._writer.put(SETTLED, (outcome.ordinal,))
             return
         row = (
             outcome.ordinal,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from postpress_async.errors import JournalError, JournalNotWritableError
+from postpress_async.rotation.journal._coverage import COVER, make
 from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._reach import LEAST, REACHED
 
@@ -224,26 +225,28 @@ def is_input(told: Mapping[str, Any], digest: bytes) -> bool:
 
 def mark_under_way(connection: sqlite3.Connection) -> float:
     """
-    Say that a run is under way, until its writer ends well.
+    Record that a run is under way, until its writer ends well, and that it has sent nothing yet.
 
-    Where an earlier run did not, it may have sent what one before it had skipped, and left no word of it; but
-    nothing beyond what it had said to reach.
+    If an earlier run did not end well, it may have sent rows that the journal has no word of, but none beyond
+    its watermark. Those that it had a word of are unknown already, see `_coverage`.
 
     Returns:
         The ordinal before which rows that the journal has no word of may have been sent.
     """
     with connection:
-        reached = reach_of(connection)
-        # Where it is not known, every row is in doubt that a run left no word of.
-        doubtful = reached if reached == math.inf else _number(connection, "doubtful", 0)
-        if connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone():
-            doubtful = reached
+        covers = make(connection)
+        reached, doubtful = reach_of(connection), _number(connection, "doubtful", 0)
+        died = connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone() is not None
+        if died or reached == math.inf:  # not known: each row is in doubt that a run left no word of
+            doubtful = max(doubtful, reached)
+        if died and not covers:  # it was a version that did not cover what it might send
             connection.execute(
                 "UPDATE outcomes SET state = 'unknown', applied = 'unknown', attempts = 0 "
                 "WHERE state = 'skipped' AND ordinal < ?",
                 (doubtful,),
             )
-            connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', ?)", (doubtful,))
+        connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', ?)", (doubtful,))
+        connection.execute(REACHED, (0,))
         # A key that was answered is used up: the answer may be stored under it. Its successor is on the disk
         # before this run sends anything, so that the account is in doubt under the new key if this run dies.
         connection.execute(_NEXT_GENERATION.format("state = 'skipped' AND attempts > 0"))
@@ -251,8 +254,16 @@ def mark_under_way(connection: sqlite3.Connection) -> float:
     return doubtful
 
 
+def permit_first(connection: sqlite3.Connection) -> None:
+    """Set the watermark to the ordinal below which the run may send at once."""
+    with connection:
+        connection.execute(REACHED, (LEAST,))
+        for sql in COVER:
+            connection.execute(sql, (0, LEAST))
+
+
 def reach_of(connection: sqlite3.Connection) -> float:
-    """The ordinal from which on no run has sent anything; infinite where that is not known."""
+    """The ordinal from which on the latest run has sent nothing; infinite if that is not known."""
     return _number(connection, "reached", math.inf)
 
 
