@@ -3,12 +3,11 @@
 import json
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
 
-from postpress_async.cli.output import many
+from postpress_async.cli.output import many, moment
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._times import duration, instant
 from postpress_async.rotation.journal.advice import advice
@@ -90,7 +89,7 @@ def _counts(numbers: Numbers) -> list[str]:
 def _pace(numbers: Numbers) -> Iterator[str]:
     if numbers.stage is not Stage.UNDER_WAY:
         if numbers.last is not None:
-            yield f"the last account was settled at {_moment(numbers.last)}"
+            yield f"the last account was settled at {moment(numbers.last)}"
         return
     if numbers.rate is None:
         yield "nothing was settled in the last minute"
@@ -126,8 +125,3 @@ def _as_dict(journal: str, numbers: Numbers) -> dict[str, Any]:
 
 def _when(seconds: float | None) -> str | None:
     return None if seconds is None else instant(seconds)
-
-
-def _moment(seconds: float) -> str:
-    """In the time zone of whoever looks, which is named."""
-    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")

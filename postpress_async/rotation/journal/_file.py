@@ -1,14 +1,12 @@
 """A journal's file: claimed for one run, recognised as ours, and as this input's."""
 
 import errno
-import hashlib
 import math
 import os
 import secrets
 import sqlite3
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation.journal._coverage import COVER, make
@@ -180,49 +178,6 @@ def claim(place: Path, *, make: bool = True) -> JournalFile | None:
     return file
 
 
-def check_input(
-    place: Path, connection: sqlite3.Connection, digest: bytes | None, target: str | None
-) -> bool:
-    """
-    Refuse an input, and a target, other than those that the journal was begun with.
-
-    Returns:
-        Whether the journal was begun with this very input before.
-    """
-    told = dict(connection.execute("SELECT name, value FROM run"))
-    refuse_other(place, told, digest, target)
-    if target is not None:
-        with connection:
-            connection.execute("INSERT OR IGNORE INTO run VALUES ('target', ?)", (target,))
-    if "input" in told:
-        return digest is not None
-    if digest is not None:
-        salt = secrets.token_bytes(16)
-        rows = [("input", _stretched(digest, salt)), ("salt", salt)]
-        with connection:
-            connection.executemany("INSERT INTO run VALUES (?, ?)", rows)
-    return False
-
-
-def refuse_other(place: Path, told: Mapping[str, Any], digest: bytes | None, target: str | None) -> None:
-    """Raise `JournalError` where the table ``run`` tells of another target, or another input."""
-    if target is not None and told.get("target", target) != target:
-        raise JournalError(
-            f"{place} was begun for {told['target']}, not for {target}: name another journal, or what was "
-            "settled there would be left out here"
-        )
-    if digest is not None and "input" in told and not is_input(told, digest):
-        raise JournalError(
-            f"{place} was begun with another input, or other options: give back that input to go on with "
-            "it, or name another journal to begin anew"
-        )
-
-
-def is_input(told: Mapping[str, Any], digest: bytes) -> bool:
-    """Whether the input with this *digest* is the one that the journal's table ``run`` tells of."""
-    return "input" in told and bool(told["input"] == _stretched(digest, told["salt"]))
-
-
 def mark_under_way(connection: sqlite3.Connection) -> float:
     """
     Record that a run is under way, until its writer ends well, and that it has sent nothing yet.
@@ -285,8 +240,3 @@ def reopen_failed(connection: sqlite3.Connection) -> None:
     with connection:
         connection.execute(_NEXT_GENERATION.format("state = 'failed'"))
         connection.execute(f"UPDATE outcomes SET state = {REOPENED} WHERE state = 'failed'")  # noqa: S608
-
-
-def _stretched(digest: bytes, salt: bytes) -> bytes:
-    # The input has passwords in it, and a file of one row could be guessed: 50 ms a guess, and no table.
-    return hashlib.scrypt(digest, salt=salt, n=2**14, r=8, p=1, dklen=32)
