@@ -192,7 +192,12 @@ class PostPressSession:
         given = Given.of(changes, pooled=pool is not None)
         at_once = in_flight or self._pace.in_flight
         opener = given.kept_in(
-            journal, target=self._target, on_unknown=on_unknown, on_failed=on_failed, in_flight=at_once
+            journal,
+            target=self._target,
+            on_unknown=on_unknown,
+            on_failed=on_failed,
+            in_flight=at_once,
+            pool=pool,
         )
         return Rotation(
             self.run_errand,

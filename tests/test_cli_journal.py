@@ -54,6 +54,19 @@ def test_status_tells_how_it_went_and_what_to_do(journal) -> None:
     )
 
 
+def test_status_of_a_run_that_settled_nothing_tells_no_time_of_it(folder) -> None:
+    """Accounts that were refused a connection were tried, and none of them is settled."""
+    fault = {"attempts": 1, "error_type": "ConnectError", "scope": "service"}
+    write(folder / NAME, (outcome(n, State.SKIPPED, **fault) for n in range(3)), total=3, began=NIGHT)
+
+    done = run("status", NAME)
+    told = json.loads(run("status", NAME, "--json").stdout)
+
+    assert "0 of 3 settled (0.0%)" in done.stdout
+    assert "settled at" not in done.stdout
+    assert (told["first_settled_at"], told["last_settled_at"]) == (None, None)
+
+
 def test_status_is_told_to_programs_too(journal) -> None:
     done = run("status", NAME, "--json")
 

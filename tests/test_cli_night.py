@@ -110,6 +110,26 @@ async def test_what_a_dry_run_says_of_the_journal_is_near_the_truth(folder, sand
     assert said == pytest.approx((folder / JOURNAL).stat().st_size, rel=0.25)
 
 
+async def test_a_fleet_that_is_rewritten_in_place_ends_the_run_and_no_new_row_is_sent(
+    folder, sandbox
+) -> None:
+    """With its size and its time as they were: only its bytes tell."""
+    fleet = write_fleet(folder, 10_000)
+    content, before = fleet.read_bytes(), fleet.stat()
+
+    async with started(sandbox, "rotate", "fleet.csv") as process:
+        await until(lambda: sandbox.record.requests > 10, process)
+        with fleet.open("r+b") as file:
+            file.write(content.replace(b",US", b",DE"))
+        os.utime(fleet, ns=(before.st_atime_ns, before.st_mtime_ns))
+        _, told = await process.communicate()
+
+    assert process.returncode == 3
+    assert b"fleet.csv has changed since it was opened" in told
+    sent = {str(sandbox.record.proxy_of(account)) for account in sandbox.record.patched_accounts}
+    assert sent == {"{'country': 'US'}"}
+
+
 async def test_a_dry_run_of_a_rotation_under_way_knows_what_is_left(folder, sandbox) -> None:
     write_fleet(folder, 100)
     await arun(sandbox, "rotate", "fleet.csv", "--limit", "40")

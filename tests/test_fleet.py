@@ -1022,3 +1022,58 @@ def test_any_bytes_are_rows_refusals_or_one_error_and_none_shows_a_password(tmp_
     assert SECRET not in everything_said(error)
     assert all(SECRET not in f"{row}{row!r}" for row in rows)
     assert all(row.ordinal >= 0 and row.line is not None for row in rows)
+
+
+# --- A file that is rewritten in place -------------------------------------------------------------
+
+
+def rewritten(path: Path, was: bytes, becomes: bytes) -> None:
+    """Write into the file itself, and give it its old time back, as `touch -r` does."""
+    before = path.stat()
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(content.replace(was, becomes))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def big_fleet(write) -> Path:
+    """A fleet of several blocks."""
+    rows = "".join(f"acc_{number:06},US\n" for number in range(30_000))
+    path: Path = write("f.csv", f"account_id,country\n{rows}")
+    return path
+
+
+@pytest.mark.parametrize("check", [Fleet.survey, lambda fleet: fleet.digest], ids=["survey", "digest"])
+def test_no_row_of_a_file_that_was_rewritten_after_its_check_is_handed_out(write, check) -> None:
+    """Neither its inode nor its size nor its time need change."""
+    path = big_fleet(write)
+    with Fleet.open(path) as fleet:
+        check(fleet)
+        rows = fleet.rows()
+        handed_out = [next(rows)]
+        rewritten(path, b",US", b",DE")
+
+        with pytest.raises(FleetError, match=r"f\.csv has changed since it was opened"):
+            handed_out.extend(rows)
+
+    assert {row.change for row in handed_out if isinstance(row, Row)} == {ManagedProxy(country="US")}
+    assert len(handed_out) < 10_000
+
+
+def test_a_file_that_was_cut_at_the_end_of_a_block_after_its_check_is_noticed(write) -> None:
+    path = big_fleet(write)
+    with Fleet.open(path) as fleet:
+        fleet.survey()
+        rows = fleet.rows()
+        handed_out = [next(rows)]
+        os.truncate(path, 2 * 64 * 1024)
+
+        with pytest.raises(FleetError, match="has changed"):
+            handed_out.extend(rows)
+    assert isinstance(handed_out[-1], Row)
+
+
+def test_a_file_that_is_the_same_is_read_as_often_as_it_is_asked_for(write) -> None:
+    with Fleet.open(big_fleet(write)) as fleet:
+        assert fleet.survey().rows == 30_000
+        assert len(list(fleet.rows())) == 30_000

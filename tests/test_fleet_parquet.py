@@ -505,3 +505,24 @@ def test_a_file_with_wrong_bytes_is_rows_refusals_or_one_error(
     assert rows or error
     assert SECRET not in everything_said(error)
     assert all(SECRET not in f"{row}{row!r}" for row in rows)
+
+
+def test_no_row_of_a_parquet_file_that_was_rewritten_after_its_check_is_handed_out(tmp_path) -> None:
+    """Its pages are read from wherever they are, and each is compared before a row of it is made."""
+    path = tmp_path / "f.parquet"
+    table = pyarrow.table({"account_id": [f"acc_{n:06}" for n in range(50_000)], "country": ["US"] * 50_000})
+    pyarrow.parquet.write_table(table, path, row_group_size=1_000)
+    with Fleet.open(path) as fleet:
+        assert fleet.survey().rows == 50_000
+        assert sum(1 for _ in fleet.rows()) == 50_000
+        rows = fleet.rows()
+        handed_out = [next(rows)]
+        content, before = path.read_bytes(), path.stat()
+        with path.open("r+b") as file:
+            file.write(content.replace(b"US", b"DE"))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+        with pytest.raises(FleetError, match="has changed since it was opened"):
+            handed_out.extend(rows)
+
+    assert {row.change for row in handed_out if isinstance(row, Row)} == {ManagedProxy(country="US")}

@@ -87,6 +87,33 @@ async def test_a_later_outcome_takes_the_place_of_an_earlier_one(path) -> None:
     assert states(path) == {"patched": 1}
 
 
+async def test_attempts_of_an_account_add_up_over_the_runs(path) -> None:
+    for _ in range(2):
+        journal = Journal.open(path)
+        journal.record(Outcome.given_up(0, None, "acc_1", 0.1))
+        await journal.aclose()
+    journal = Journal.open(path)
+    journal.record(Outcome.patched(0, None, "acc_1", 3, 0.1))
+    await journal.aclose()
+
+    with closing(sqlite3.connect(path)) as connection:
+        told = "SELECT state, attempts, applied FROM outcomes"
+        assert connection.execute(told).fetchall() == [("patched", 5, None)]
+
+
+async def test_attempts_of_an_account_that_failed_are_counted_when_it_is_sent_again(path) -> None:
+    refused = errors.ApiError.of(400, errors.Problem("errors/invalid_parameters", instance="req_1"))
+    journal = Journal.open(path)
+    journal.record(Outcome.failed(0, None, "acc_1", refused, 0.1, earlier=2))
+    await journal.aclose()
+    journal = Journal.open(path, on_failed="retry")
+    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    await journal.aclose()
+
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT attempts FROM outcomes").fetchall() == [(3,)]
+
+
 async def test_it_remembers_run_entries_and_generations(path) -> None:
     journal = Journal.open(path)
     journal.record(Outcome.patched(3, None, "acc_3", 1, 0.1))

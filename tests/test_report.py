@@ -349,3 +349,28 @@ def test_a_drawing_is_the_same_each_time(night) -> None:
 
     assert charts.throughput(found) == charts.throughput(found)
     assert page(night) == page(night)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.9, 2.0, 9.0, 30.0])
+def test_labels_of_a_short_time_axis_are_distinct(path, seconds) -> None:
+    """A run of some seconds has several ticks within each of them."""
+    begin = NIGHT + 0.25
+    moments = enumerate((begin, begin + seconds))
+    write(path, [outcome(n, settled_at=moment) for n, moment in moments], total=2, began=NIGHT)
+
+    chart = charts.throughput(findings(path))
+
+    assert chart is not None
+    for drawing in (chart.wide, chart.narrow):
+        labels = re.findall(r">(\d\d:\d\d:\d\d[^<]*)<", drawing)
+        edges = re.findall(r"X-axis for a utc scale with values from (\S+) to ([0-9:.]+)", drawing)
+        assert labels
+        assert len(set(labels)) == len(labels)
+        assert [first < last for first, last in edges] == [True]
+
+
+def test_requests_of_all_runs_are_counted(path) -> None:
+    write(path, [outcome(0, State.UNKNOWN, attempts=4), outcome(1, attempts=2)], total=2, began=NIGHT)
+    write(path, [outcome(0, attempts=3)])
+
+    assert findings(path).requests == 9

@@ -404,6 +404,10 @@ def died(journal: Path) -> None:
     """Make the last run on *journal* one that was killed."""
     with sqlite3.connect(journal) as connection:
         connection.execute("INSERT INTO run VALUES ('under way', 1)")
+        connection.execute(
+            "UPDATE outcomes SET state = 'unknown', applied = 'unknown' WHERE state = 'skipped' "
+            "AND ordinal < (SELECT value FROM run WHERE name = 'reached')"
+        )
     connection.close()
 
 

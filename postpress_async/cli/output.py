@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 
 from postpress_async.errors import RotationError
@@ -15,6 +16,11 @@ from postpress_async.rotation._whole_file import whole_file
 def many(count: int, one: str, more: str) -> str:
     """*count* of something, in words."""
     return f"{count:,} {one if count == 1 else more}"
+
+
+def moment(seconds: float) -> str:
+    """A Unix time in the local time zone, which is named."""
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def tell(text: str) -> None:

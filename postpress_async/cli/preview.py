@@ -16,6 +16,7 @@ from postpress_async.cli.inputs import Job
 from postpress_async.cli.output import many
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Outcome, Row
+from postpress_async.rotation.journal._input import NO_POOL
 from postpress_async.rotation.journal.foresight import done_in, weigh
 from postpress_async.rotation.plan import rows_of
 from postpress_async.rotation.pool import PooledProxy
@@ -55,6 +56,9 @@ def preview(job: Job, feed: Feed) -> int:
         target=target,
         on_unknown=wishes.on_unknown,
         on_failed=wishes.on_failed,
+        rows=job.changes if isinstance(job.changes, Fleet) else None,
+        pool=NO_POOL if job.pool is None else job.pool.digest,
+        total=job.total,
     )
     survey = job.survey
     left = survey.rows - done

@@ -15,7 +15,7 @@ import click
 from postpress_async.cli import exits, options
 from postpress_async.cli.feed import Feed
 from postpress_async.cli.inputs import Job, Wishes
-from postpress_async.cli.output import tell, tell_file_limit_once
+from postpress_async.cli.output import moment, tell, tell_file_limit_once
 from postpress_async.cli.progress import Paused, Progress
 from postpress_async.cli.serve import first_places
 from postpress_async.errors import RotationError
@@ -149,6 +149,10 @@ async def _run(job: Job, sender: Paused, rotation: Rotation, feed: Feed) -> _End
     try:
         with _interruptible(rotation, ended, job.wishes.max_duration):
             async with rotation:
+                if rotation.completed_at is not None:
+                    when, again = moment(rotation.completed_at), "To send these accounts again, name another"
+                    what = f"the rotation in {job.journal} was completed at {when}"
+                    feed.say(f"nothing was sent: {what}. {again} --journal")
                 feed.begun(job, rotation.summary)
                 with Progress(job.total, rotation, sender) as progress:
                     async for outcome in rotation:

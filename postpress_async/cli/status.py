@@ -3,11 +3,11 @@
 import json
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
 
+from postpress_async.cli.output import many, moment
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._times import duration, instant
 from postpress_async.rotation.journal.advice import advice
@@ -16,6 +16,7 @@ from postpress_async.rotation.journal.reading import JournalView
 
 LISTED: Final = 12
 """Errors that are told on a terminal; ``--json`` and the report have more."""
+_MORE: Final = ("more account", "more accounts")
 _TOLD: Final = {
     Stage.UNDER_WAY: "a run is under way",
     Stage.DIED: "the last run was killed, or its machine went down",
@@ -54,6 +55,10 @@ def _lines(journal: str, numbers: Numbers) -> Iterator[str]:
     yield f"{journal}: {_TOLD[numbers.stage]}{because}"
     yield f"  {_progress(numbers)}"
     yield f"  {', '.join(_counts(numbers)) or 'nothing is settled yet'}"
+    if numbers.maybe_sent != 0:
+        count = "more accounts" if numbers.maybe_sent is None else many(numbers.maybe_sent, *_MORE)
+        up_to = "" if numbers.maybe_sent is None else "up to "
+        yield f"  {up_to}{count} may have been sent by a run that was killed"
     yield from (f"  {line}" for line in _pace(numbers))
     if numbers.errors:
         yield ""
@@ -84,7 +89,7 @@ def _counts(numbers: Numbers) -> list[str]:
 def _pace(numbers: Numbers) -> Iterator[str]:
     if numbers.stage is not Stage.UNDER_WAY:
         if numbers.last is not None:
-            yield f"the last account was settled at {_moment(numbers.last)}"
+            yield f"the last account was settled at {moment(numbers.last)}"
         return
     if numbers.rate is None:
         yield "nothing was settled in the last minute"
@@ -102,6 +107,7 @@ def _as_dict(journal: str, numbers: Numbers) -> dict[str, Any]:
         "halted": numbers.halted,
         "total": numbers.total,
         "settled": numbers.settled,
+        "maybe_sent": numbers.maybe_sent,
         "states": {state: numbers.states[state] for state in State},
         "errors": [
             {"type": error.error_type, "scope": error.scope, "accounts": error.accounts}
@@ -119,8 +125,3 @@ def _as_dict(journal: str, numbers: Numbers) -> dict[str, Any]:
 
 def _when(seconds: float | None) -> str | None:
     return None if seconds is None else instant(seconds)
-
-
-def _moment(seconds: float) -> str:
-    """In the time zone of whoever looks, which is named."""
-    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")

@@ -144,7 +144,9 @@ class Cluster:
         """
         check_count("limit", limit)
         given = Given.of(changes, pooled=pool is not None)
-        opener = given.kept_in(journal, target=self._target, on_unknown=on_unknown, on_failed=on_failed)
+        opener = given.kept_in(
+            journal, target=self._target, on_unknown=on_unknown, on_failed=on_failed, pool=pool
+        )
         self._rotation = ClusterRotation(
             self,
             evolve(self._orders, pooled=pool is not None),

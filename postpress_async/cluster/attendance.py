@@ -142,7 +142,7 @@ class AttendedRotation(Rotation):
             if question["op"] == "hello":
                 return self._greet(hand, question["version"])
             if question["op"] == "shard":
-                return self._hand_over(hand, question["number"])
+                return await self._hand_over(hand, question["number"])
             try:
                 await self._hear(hand, question)
             except Exception as error:  # the journal's, or a mistake of ours: it ends the rotation as it is
@@ -165,7 +165,12 @@ class AttendedRotation(Rotation):
             hand.outbox.put("out", label)
         return {"orders": dumps(orders), "key": self._key}
 
-    def _hand_over(self, hand: Hand, number: int) -> dict[str, Any]:
+    async def _hand_over(self, hand: Hand, number: int) -> dict[str, Any]:
+        if self._intake.rows.changes is not None:
+            try:
+                await self._intake.rows.changes.on_disk()
+            except PostPressError as error:  # of the journal
+                self._break(error)
         shard = hand.shards.get(number)
         if shard is None or shard.fetched or self._stopping:
             return {}

@@ -9,6 +9,7 @@ from postpress_async.cluster.parcel import Sent, note_of
 from postpress_async.errors import PostPressError
 from postpress_async.rotation.engine import Rotation
 from postpress_async.rotation.errand import Proxies, Settler
+from postpress_async.rotation.journal._changes import Changes
 from postpress_async.rotation.outcome import Outcome
 from postpress_async.rotation.pool import PooledProxy
 from postpress_async.rotation.resume import OpenRow
@@ -154,6 +155,7 @@ class _Rows:
         self._rows: Final = iter(rows)
         self.last_taken: Final = asyncio.Event()
         self.at_hand: bool = True
+        self.changes: Changes | None = None  # the coordinator has compared them
 
     def left(self) -> list[int]:
         """The ordinals of those that nobody took; from now on nobody does."""
@@ -218,7 +220,7 @@ class ShardRotation(Rotation):
         if left := self._taken.left():
             self._courier.unsent(left)
 
-    def _open(self) -> None:
+    async def _open(self) -> None:
         self._intake.rows = self._taken
 
     def _judge(self, outcome: Outcome) -> None:

@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -57,7 +57,7 @@ class Rotation:
         rows: Source,
         *,
         in_flight: int,
-        journal: Callable[[], Journal] | None = None,
+        journal: Callable[[], Journal | Awaitable[Journal]] | None = None,
         finite: bool = False,
         total: int | None = None,
         halt: Halt | None = None,
@@ -84,6 +84,7 @@ class Rotation:
         self._group: Final = asyncio.TaskGroup()
         self._journal: Notes | None = None
         self._reach: Reach | None = None
+        self._completed_at: float | None = None
         self._run = ""
         self._workers = 0
         self._resting = 0  # of the workers
@@ -98,6 +99,15 @@ class Rotation:
         self._intake: Final = Intake(self._admission)
 
     # --- What a user calls ---
+
+    @property
+    def completed_at(self) -> float | None:
+        """
+        Unix time at which the last account was settled, if earlier runs have left nothing to send.
+
+        None before the rotation is entered, and if there is no journal or something is left.
+        """
+        return self._completed_at
 
     @property
     def retrying(self) -> int:
@@ -133,7 +143,7 @@ class Rotation:
         self._entered = True
         self._began = time.monotonic()
         try:
-            self._open()
+            await self._open()
             await self._group.__aenter__()
         except BaseException:
             if self._journal is not None:
@@ -143,18 +153,20 @@ class Rotation:
             self._hire()
         return self
 
-    def _open(self) -> None:
+    async def _open(self) -> None:
         """Have a journal, if there is to be one, and rows."""
         self._run = secrets.token_hex(12)  # not earlier: processes forked since then must not share it
-        journal = None if self._open_journal is None else self._open_journal()
-        if journal is not None:
-            self._journal = journal
+        journal = None
+        if self._open_journal is not None:
+            opened = self._open_journal()
+            self._journal = journal = await opened if isinstance(opened, Awaitable) else opened
             self._take_up(journal)
         self._intake.rows = OpenRows(self._source, journal)
 
     def _take_up(self, journal: Journal) -> None:
         self._run, self._reach = journal.run, journal.reach
         self._leaves_doubts = journal.leaves_doubts
+        self._completed_at = None if journal.completed is None else journal.completed.at
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()
@@ -240,6 +252,8 @@ class Rotation:
                 else:
                     if self._reach is not None and row.ordinal >= self._reach.near:
                         await self._reach.extend(row.ordinal)
+                    if self._intake.rows.changes is not None:
+                        await self._intake.rows.changes.on_disk()
                     outcome = await self._settler.settle(row, RowKeys(self._run, taken, self._journal))
                 await self._tell(outcome)
         except PostPressError as error:  # of the journal; those of accounts are outcomes

@@ -1,7 +1,17 @@
 """Everything that ``session.rotate`` takes, as one kind of value."""
 
+import asyncio
 import os
-from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping, Sized
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sized,
+)
 from functools import partial
 from typing import Any, Final, Self, TypeAlias
 
@@ -10,8 +20,12 @@ from attrs import frozen
 from postpress_async.models import ProxyChange
 from postpress_async.rotation.fleet import Fleet
 from postpress_async.rotation.fleet._frame import Frame, is_frame
+from postpress_async.rotation.identity import RowsDigest
 from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
-from postpress_async.rotation.plan import Change, arows_of, rows_of, uses_pool
+from postpress_async.rotation.journal._input import NO_POOL
+from postpress_async.rotation.journal.foresight import rows_known_to
+from postpress_async.rotation.plan import Change, Refusal, Row, arows_of, rows_of, uses_pool
+from postpress_async.rotation.pool import ProxyPool
 from postpress_async.rotation.resume import Source
 
 Changes: TypeAlias = (
@@ -35,13 +49,15 @@ class Given:
         rows: Each with its change, checked.
         finite: Whether they come to an end for certain, so that all of them can be told of.
         total: How many there are; None where that is not known beforehand.
-        fleet: What a journal can know again; None where it cannot.
+        fleet: What a journal knows again by all of its rows; None if it must compare them one by one.
+        again: Gives all rows from the first; None if they can be read only once.
     """
 
     rows: Source
     finite: bool
     total: int | None
     fleet: Fleet | None = None
+    again: Callable[[], Iterator[Row | Refusal]] | None = None
 
     @classmethod
     def of(cls, changes: Changes, *, pooled: bool) -> Self:
@@ -71,7 +87,10 @@ class Given:
         if pooled and isinstance(changes, Collection) and not uses_pool(rows_of(pairs, pooled=True)):
             raise ValueError("no account would use the pool: each names a change of its own; leave pool out")
         total = len(changes) if isinstance(changes, Sized) else None
-        return cls(rows_of(pairs, pooled=pooled), finite=total is not None, total=total)
+        again = None
+        if total is not None and not isinstance(pairs, Iterator):
+            again = partial(rows_of, pairs, pooled=pooled)
+        return cls(rows_of(pairs, pooled=pooled), finite=total is not None, total=total, again=again)
 
     def kept_in(
         self,
@@ -81,7 +100,8 @@ class Given:
         on_unknown: OnUnknown,
         on_failed: OnFailed,
         in_flight: int | None = None,
-    ) -> Callable[[], Journal] | None:
+        pool: ProxyPool | None = None,
+    ) -> Callable[[], Awaitable[Journal]] | None:
         """
         What opens the journal of these accounts at *path*; None where none is to be kept.
 
@@ -96,15 +116,55 @@ class Given:
         if path is None:
             return None
         digest = None if self.fleet is None else self.fleet.digest
+        pairs = None if self.again is None else _Pairs(self.again, self.total)
         return partial(
-            Journal.open,
+            self._open,
             path,
             digest=digest,
             target=target,
             on_unknown=on_unknown,
             on_failed=on_failed,
             in_flight=in_flight,
+            rows=self.fleet or pairs,
+            by_row=self.fleet is None,
+            pool=NO_POOL if pool is None else pool.digest,
         )
+
+    async def _open(self, path: str | os.PathLike[str], **options: Any) -> Journal:
+        total = self.total
+        if self.fleet is not None:
+            await asyncio.to_thread(_survey, self.fleet, path)
+            total = self.fleet.counted
+        journal = Journal.open(path, total=total, **options)
+        try:
+            if self.again is not None and journal.by_row:
+                await journal.changes().check_all(self.again())
+        except BaseException:
+            await journal.aclose()
+            raise
+        return journal
+
+
+@frozen
+class _Pairs:
+    """Pairs that can be read again, as a journal compares them with what it was begun with."""
+
+    rows: Callable[[], Iterator[Row | Refusal]]
+    counted: int | None
+
+    @property
+    def rows_digest(self) -> bytes:
+        """See `KnownInput`."""
+        digest = RowsDigest()
+        for row in self.rows():
+            digest.add(row)
+        return digest.digest()
+
+
+def _survey(fleet: Fleet, path: str | os.PathLike[str]) -> None:
+    """Read all rows of *fleet* for their digest, if the journal will ask for it."""
+    if not fleet.is_surveyed and rows_known_to(path, fleet.digest) is None:
+        fleet.survey()
 
 
 def check_count(name: str, number: int | None) -> None:

@@ -42,7 +42,7 @@ class Outcome:
         line: Its line in the file, from 1; None where the input was no file.
         account_id: The account, as the row has it.
         state: Where it stands.
-        attempts: Requests sent for it in this run.
+        attempts: Requests sent for it in this run; in those of a journal, in all runs.
         status: HTTP status of the last answer, if one came.
         error_type: The API's type of the last error, the name of its class, or why it was not sent.
         scope: Whose fault the last error was.

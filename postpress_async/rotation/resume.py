@@ -8,6 +8,7 @@ from attrs import define
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.journal._changes import Changes
 from postpress_async.rotation.notes import Notes
 from postpress_async.rotation.outcome import Outcome, State
 from postpress_async.rotation.plan import Refusal, Row
@@ -73,6 +74,11 @@ class Takes(Protocol):
         """Whether nobody ever waits for one."""
         ...
 
+    @property
+    def changes(self) -> Changes | None:
+        """What compares the rows with those of earlier runs; None if that is done, or there is no journal."""
+        ...
+
     def take_at_once(self) -> OpenRow | None:
         """The next one, where they are at hand; None after the last."""
         ...
@@ -93,6 +99,7 @@ class OpenRows:
         self._leaves_doubts: Final = journal is not None and journal.leaves_doubts
         # Where it is known to be the same input, what is done need not be read row by row.
         skips = callable(source) and journal is not None and journal.same_input
+        self.changes: Final = journal.changes() if journal is not None and journal.by_row else None
         if callable(source):
             source = source(journal.done() if skips and journal is not None else b"")
         self._at_hand: Final[Iterator[Row | Refusal]] = source if isinstance(source, Iterator) else iter(())
@@ -110,10 +117,10 @@ class OpenRows:
         See `Takes.take_at_once`.
 
         Raises:
-            JournalError: The journal has another account in its place.
+            JournalError: The journal has another account in its place, or another change for it.
         """
         for row in self._at_hand:
-            if (taken := OpenRow(row) if not self._resumed else self._open(row)) is not None:
+            if (taken := self._open(row)) is not None:
                 return taken
         return None
 
@@ -123,11 +130,17 @@ class OpenRows:
             return self.take_at_once()
         async with self._lock:
             async for row in self._coming:
-                if (taken := OpenRow(row) if not self._resumed else self._open(row)) is not None:
+                if (taken := self._open(row)) is not None:
                     return taken
             return None
 
     def _open(self, row: Row | Refusal) -> OpenRow | None:
+        taken = OpenRow(row) if not self._resumed else self._resume(row)
+        if self.changes is not None:
+            self.changes.check(row)
+        return taken
+
+    def _resume(self, row: Row | Refusal) -> OpenRow | None:
         generation = self._generations.at(row.ordinal) or 0
         if (known := self._entries.at(row.ordinal)) is None:
             # If a run died that may have got as far as this row, the row may have been in flight.

@@ -24,6 +24,7 @@ from postpress_async.rotation.fleet._jsonl import JsonLines
 from postpress_async.rotation.fleet._parquet import ParquetTable
 from postpress_async.rotation.fleet._row import RowReader
 from postpress_async.rotation.fleet._sql import QueryTable
+from postpress_async.rotation.identity import RowsDigest
 from postpress_async.rotation.plan import Faults, Refusal, Row, uses_pool
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Fleet:
         self._default = default
         self._digest: bytes | None = None
         self._uses_pool: bool | None = None
+        self._rows_digest: bytes | None = None
 
     @classmethod
     def open(
@@ -216,8 +218,8 @@ class Fleet:
         """
         SHA-256 over the file's bytes, or a table's values, and what rows get that name nothing.
 
-        A journal knows its input by it. The default's password is no part of it: it says nothing about
-        which rows there are.
+        A journal that was begun with the same one need not look at the rows. The default's password is no
+        part of it: it says nothing about which rows there are.
         """
         if self._digest is None:
             digest = self._file.sha256()
@@ -227,6 +229,23 @@ class Fleet:
                 digest.update(b"\0" + json.dumps(_shape(self._default)).encode())
             self._digest = digest.digest()
         return self._digest
+
+    @property
+    def is_surveyed(self) -> bool:
+        """Whether all rows were read once."""
+        return self._rows_digest is not None
+
+    @property
+    def rows_digest(self) -> bytes:
+        """
+        SHA-256 over the rows: the place, the account and the change of each.
+
+        A journal knows its input by it, in whatever format it comes. It takes a `survey`, if there was none.
+        """
+        if self._rows_digest is None:
+            self.survey()
+            assert self._rows_digest is not None  # noqa: S101 - the survey made it
+        return self._rows_digest
 
     def error(self, fact: str) -> FleetError:
         """The error that says *fact* of this fleet."""
@@ -250,6 +269,8 @@ class Fleet:
         """
         Read and check the whole fleet once.
 
+        A file must stay as it is from now on: a later reading stops before the first block that is another.
+
         Args:
             on_refusal: Called with each row that cannot be sent, in the file's order. The survey itself keeps
                 only their number and a few lines for each kind of fault.
@@ -257,8 +278,11 @@ class Fleet:
         Raises:
             FleetError: The file changed, or cannot be read to its end.
         """
-        survey = Survey()
+        if isinstance(self._file, FleetFile):
+            self._file.sha256()
+        survey, digest = Survey(), RowsDigest()
         for row in self.rows():
+            digest.add(row)
             if isinstance(row, Row):
                 survey.rows += 1
                 survey.managed += isinstance(row.change, ManagedProxy)
@@ -269,6 +293,7 @@ class Fleet:
                     on_refusal(row)
         self.counted = survey.rows + survey.refused
         self._uses_pool = survey.pooled > 0 or not survey.rows
+        self._rows_digest = digest.digest()
         return survey
 
     def uses_pool(self) -> bool:

@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
@@ -59,7 +59,9 @@ class FleetFile:
     """
     A file, or a copy of what came through a pipe.
 
-    A file is opened anew for each pass, and must be the same each time.
+    A file is opened anew for each pass. Once `sha256` has read it, all later passes compare each block with
+    what it was then, before a byte of the block is used: a file may be rewritten in place, and its time set
+    back.
 
     Attributes:
         name: The file's name without its folder, or ``<stdin>``.
@@ -73,6 +75,8 @@ class FleetFile:
         self.shown = "standard input" if path == STDIN else _printable(path) or "a file without a name"
         self._path = path
         self._spool: IO[bytes] | None = None
+        self._hash: hashlib._Hash | None = None  # pyright: ignore[reportPrivateUsage]
+        self._blocks: list[bytes] = []
         self._closed = False
         if path == STDIN:
             self._copy(_stdin())
@@ -112,9 +116,15 @@ class FleetFile:
                 raise self.error(fact)
 
     def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
-        """The hash over all bytes, ready to take more."""
-        with self.opened() as file:
-            return hashlib.file_digest(file, "sha256")
+        """The hash over all bytes, ready to take more. Later passes must find the same bytes."""
+        if self._hash is None:
+            digest, blocks = hashlib.sha256(), list[bytes]()
+            with self.opened() as file:
+                while block := _read_block(file):
+                    digest.update(block)
+                    blocks.append(_block_digest(block))
+            self._hash, self._blocks = digest, blocks
+        return self._hash.copy()
 
     def lines(self) -> Generator[list[str], None, None]:
         r"""
@@ -183,14 +193,18 @@ class FleetFile:
         with self._open() if self._spool is None else View(self._spool) as file:
             self._check(file)
             try:
-                yield file
+                known = self._hash is not None and self._spool is None  # nobody else has the copy
+                yield CheckedFile(file, self._blocks, self._changed) if known else file
             except OSError as error:
                 raise self.error(f"cannot be read: {_why(error)}") from error
             self._check(file)
 
     def _check(self, file: io.RawIOBase) -> None:
         if self._spool is None and _stamp(file) != self._stamp:
-            raise self.error("has changed since it was opened: begin again when nothing writes to it")
+            raise self._changed()
+
+    def _changed(self) -> FleetError:
+        return self.error("has changed since it was opened: begin again when nothing writes to it")
 
     def _open(self) -> io.FileIO:
         try:
@@ -247,6 +261,71 @@ class View(io.RawIOBase):
         count: int = self._file.readinto(buffer)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] # a BufferedRandom has it
         self._at += count
         return count
+
+
+class CheckedFile(io.RawIOBase):
+    """
+    A file of which each block must be what it was before.
+
+    Args:
+        file: The file, to be read by nobody else meanwhile.
+        digests: Those of its blocks.
+        changed: Makes the error that is raised for a block that is another.
+    """
+
+    def __init__(
+        self, file: io.RawIOBase, digests: Sequence[bytes], changed: Callable[[], FleetError]
+    ) -> None:
+        self._file = file
+        self._digests = digests
+        self._changed = changed
+        self._at = 0
+        self._number = -1  # of the block at hand
+        self._block = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence == os.SEEK_CUR:
+            offset, whence = self._at + offset, os.SEEK_SET
+        self._at = self._file.seek(offset, whence)
+        return self._at
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view, filled = memoryview(buffer).cast("B"), 0
+        # All of it: pyarrow takes fewer bytes for the end of the file.
+        while filled < len(view) and (piece := self._rest_of_block()[: len(view) - filled]):
+            view[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            self._at += len(piece)
+        return filled
+
+    def _rest_of_block(self) -> memoryview:
+        number, begin = divmod(self._at, _BLOCK)
+        if number >= len(self._digests):
+            return memoryview(b"")
+        if number != self._number:
+            self._file.seek(number * _BLOCK)
+            block = _read_block(self._file)
+            if _block_digest(block) != self._digests[number]:
+                raise self._changed()
+            self._number, self._block = number, block
+        return memoryview(self._block)[begin:]
+
+
+def _read_block(file: io.RawIOBase) -> bytes:
+    block = file.read(_BLOCK) or b""
+    while 0 < len(block) < _BLOCK and (more := file.read(_BLOCK - len(block))):
+        block += more
+    return block
+
+
+def _block_digest(block: bytes) -> bytes:
+    return hashlib.blake2b(block, digest_size=16).digest()
 
 
 def _stamp(file: io.RawIOBase) -> _Stamp:

@@ -20,30 +20,41 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from postpress_async.errors import JournalError
+from postpress_async.rotation.identity import KnownInput
+from postpress_async.rotation.journal._changes import Changes, prepare
 from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint, refuse_lost_log
+from postpress_async.rotation.journal._coverage import BEFORE_THE_RUN, SETTLED
 from postpress_async.rotation.journal._file import (
     DAMAGE,
     REOPENED,
-    check_input,
     claim,
     connect,
     lock,
     mark_under_way,
+    permit_first,
     reach_of,
     refusal_of,
     reopen_failed,
 )
+from postpress_async.rotation.journal._input import Completion, check_input, check_pool, completion
 from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._reach import LEAST
 from postpress_async.rotation.journal._reach import Reach as Reach
 from postpress_async.rotation.journal._writer import Insert, Writer
 from postpress_async.rotation.outcome import Outcome, State
 
-OUTCOME: Final = Insert("INSERT OR REPLACE INTO outcomes", f"({', '.join('?' * 13)})")
+_OTHERS: Final = (
+    "line account_id state status error_type scope applied instance elapsed settled_at proxy".split()
+)
+# The latest outcome of an account counts, and the attempts of all runs.
+_LATEST: Final = "ON CONFLICT (ordinal) DO UPDATE SET attempts = attempts + excluded.attempts, " + ", ".join(
+    f"{name} = excluded.{name}" for name in _OTHERS
+)
+OUTCOME: Final = Insert("INSERT INTO outcomes", f"({', '.join('?' * 13)})", _LATEST)
 _PATCHED: Final = Insert(
-    "INSERT OR REPLACE INTO outcomes "
-    "(ordinal, line, account_id, attempts, elapsed, settled_at, proxy, state, status)",
+    "INSERT INTO outcomes (ordinal, line, account_id, attempts, elapsed, settled_at, proxy, state, status)",
     "(?, ?, ?, ?, ?, ?, ?, 'patched', 200)",
+    _LATEST,
 )  # most are, and then half of the columns say nothing
 _GENERATION: Final = "INSERT OR REPLACE INTO generations VALUES (?, ?)"
 _REOPEN: Final = f"UPDATE outcomes SET state = {REOPENED} WHERE state = 'failed' AND error_type = ?"  # noqa: S608
@@ -57,8 +68,10 @@ DO UPDATE SET failures = failures + 1, quarantined_at = coalesce(excluded.quaran
 """
 _COMMAND_NOTES: Final = ("command", "retry command", "folder")
 _CHUNK: Final = 4_096
+_BLOCKS: Final = 256  # of hashes, each of which has up to 16 KiB
 _MOST: Final = 2**31  # accounts of a rotation: far more than one journal can serve
 _IS_PATCHED: Final = State.PATCHED
+_IS_UNKNOWN: Final = State.UNKNOWN
 _STATES: Final = frozenset(State)
 
 OnUnknown: TypeAlias = Literal["retry", "report"]
@@ -71,6 +84,15 @@ DONE: Final[dict[OnUnknown, str]] = {
 }
 
 
+def done_if(on_unknown: OnUnknown, on_failed: OnFailed) -> str:
+    """In SQL: which accounts a run would leave as they are, before it has begun."""
+    if on_failed == "report":
+        return DONE[on_unknown]
+    # What may have been applied is left to the operator with "report", also if it failed.
+    reopened = "state = 'failed'" if on_unknown == "retry" else "state = 'failed' AND applied = 'no'"
+    return f"{DONE[on_unknown]} AND NOT ({reopened})"
+
+
 class Journal:
     """
     One rotation's memory on disk; made by `open`, closed by `aclose`.
@@ -79,7 +101,9 @@ class Journal:
         path: Where it lies.
         run: The name of the rotation, the same in every run on this journal.
         resumed: Whether an earlier run began it.
-        same_input: Whether it was begun with this very input, to the byte.
+        same_input: Whether it was begun with the rows of this very input.
+        completed: Whether nothing is left to be sent, and since when; None if something is.
+        by_row: Whether rows are to be compared one by one with those of earlier runs.
         doubtful: The ordinal before which rows that it has no word of may have been sent.
         reach: How far this run may send.
         leaves_doubts: Whether accounts that may have been sent are left to the operator.
@@ -94,6 +118,8 @@ class Journal:
         *,
         resumed: bool,
         same_input: bool,
+        by_row: bool,
+        completed: Completion | None,
         doubtful: float,
         on_unknown: OnUnknown,
         in_flight: int | None,
@@ -101,6 +127,8 @@ class Journal:
         self.path: Final = path
         self.resumed: Final = resumed
         self.same_input: Final = same_input
+        self.completed: Final = completed
+        self.by_row: Final = by_row
         self.doubtful: Final = doubtful
         self.leaves_doubts: Final = on_unknown == "report"
         self._done: Final = DONE[on_unknown]
@@ -122,17 +150,26 @@ class Journal:
         on_unknown: OnUnknown = "retry",
         on_failed: OnFailed = "report",
         in_flight: int | None = None,
+        rows: KnownInput | None = None,
+        by_row: bool = False,
+        pool: bytes | None = None,
+        total: int | None = None,
     ) -> Self:
         """
         The journal at *path*, made if there is none, for the input with this *digest* and this *target*.
 
         Args:
             path: Where it lies, or is to lie.
-            digest: By which the input is known again; None where it has none.
+            digest: Of the input's bytes; None if it has none.
             target: Where the requests go.
             on_unknown: Whether accounts whose outcome is unknown are sent again, or done.
             on_failed: Whether accounts that failed are done, or sent again, under fresh keys.
             in_flight: Accounts that are in flight at once, by which commits are sized; None if not known.
+            rows: The input, if it can be read again: it is known by its rows, whatever its bytes are.
+            by_row: Whether its rows are compared one by one, by `changes`.
+            pool: The pool's digest, empty without a pool: it must be the same once all accounts are done,
+                unless those that failed are sent again. None to compare none.
+            total: Rows of the input; None if it is not known.
 
         Raises:
             JournalNotWritableError: It cannot be written, or is another run's.
@@ -149,10 +186,15 @@ class Journal:
                 connection, fresh = connect(place)
                 stack.callback(connection.close)
                 accept_log(connection, lost=lost)
-                same = check_input(place, connection, digest, target)
+                same = check_input(place, connection, digest, target, rows, by_row=by_row)
+                completed = completion(connection, done_if(on_unknown, on_failed), total)
+                if pool is not None and on_failed == "report":
+                    check_pool(place, connection, pool, completed=completed)
+                by_row = prepare(connection) or by_row
                 doubtful = mark_under_way(connection)
                 if on_failed == "retry":
                     reopen_failed(connection)
+                permit_first(connection)
                 checkpoint(connection, "FULL")  # before anything is sent
                 reader = stack.enter_context(closing(sqlite3.connect(place)))
                 made = cls(
@@ -162,6 +204,8 @@ class Journal:
                     file,
                     resumed=not fresh,
                     same_input=same,
+                    by_row=by_row and not same,
+                    completed=completed,
                     doubtful=doubtful,
                     on_unknown=on_unknown,
                     in_flight=in_flight,
@@ -177,7 +221,8 @@ class Journal:
 
     def done_counts(self) -> Counter[State]:
         """The same for the accounts that this run leaves as they are."""
-        return self._counted(f"SELECT state, count(*) FROM outcomes WHERE {self._done} GROUP BY state")  # noqa: S608
+        told = f"FROM {BEFORE_THE_RUN} WHERE {self._done} GROUP BY state"
+        return self._counted(f"SELECT state, count(*) {told}")
 
     def done(self) -> bytes:
         """
@@ -186,7 +231,7 @@ class Journal:
         Raises:
             JournalError: The journal is damaged.
         """
-        told = f"FROM outcomes WHERE {self._done}"
+        told = f"FROM {BEFORE_THE_RUN} WHERE {self._done}"
         [(first, last)] = self._asked(f"SELECT min(ordinal), max(ordinal) {told}")
         if first is None:
             return b""
@@ -206,7 +251,7 @@ class Journal:
         """
         which = f"NOT {self._done} AND" if but_done else ""
         told = (
-            f"SELECT ordinal, account_id, state, attempts > 0, {self._done} FROM outcomes "  # noqa: S608 - no text of others
+            f"SELECT ordinal, account_id, state, attempts > 0, {self._done} FROM {BEFORE_THE_RUN} "  # noqa: S608 - no text of others
             f"WHERE {which} ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}"
         )
         for ordinal, account_id, state, sent, done in self._in_pieces(told):
@@ -216,10 +261,16 @@ class Journal:
         """By ordinal and in its order: how many idempotency keys an account has used up."""
         return self._in_pieces(f"SELECT * FROM generations WHERE ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}")  # noqa: S608
 
+    def changes(self) -> Changes:
+        """What compares rows, from the first, with those that earlier runs took."""
+        [(key,)] = self._asked("SELECT value FROM run WHERE name = 'key'")
+        sql = f"SELECT * FROM changes WHERE first > ? ORDER BY first LIMIT {_BLOCKS}"  # noqa: S608
+        return Changes(self.path, self._writer, key, self._in_pieces(sql))
+
     def proxies(self) -> dict[str, int]:
         """For each label of a proxy: how many accounts have it, or may have it, and are left as they are."""
         # One that is sent again gets another: with a place at both, a full pool would have none for it.
-        told = f"SELECT proxy, count(*) FROM outcomes WHERE proxy NOT NULL AND {self._done} AND "  # noqa: S608
+        told = f"SELECT proxy, count(*) FROM {BEFORE_THE_RUN} WHERE proxy NOT NULL AND {self._done} AND "  # noqa: S608
         return dict(self._asked(f"{told} state IN ('patched', 'unknown') GROUP BY proxy"))
 
     def _counted(self, told: str) -> Counter[State]:
@@ -254,6 +305,8 @@ class Journal:
         """
         if outcome.state is not _IS_PATCHED:
             self._writer.put(OUTCOME, row_of(outcome))
+            if outcome.state is _IS_UNKNOWN:
+                self._writer.put(SETTLED, (outcome.ordinal,))
             return
         row = (
             outcome.ordinal,

@@ -1,16 +1,15 @@
 """A journal's file: claimed for one run, recognised as ours, and as this input's."""
 
 import errno
-import hashlib
 import math
 import os
 import secrets
 import sqlite3
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from postpress_async.errors import JournalError, JournalNotWritableError
+from postpress_async.rotation.journal._coverage import COVER, make
 from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._reach import LEAST, REACHED
 
@@ -179,71 +178,30 @@ def claim(place: Path, *, make: bool = True) -> JournalFile | None:
     return file
 
 
-def check_input(
-    place: Path, connection: sqlite3.Connection, digest: bytes | None, target: str | None
-) -> bool:
-    """
-    Refuse an input, and a target, other than those that the journal was begun with.
-
-    Returns:
-        Whether the journal was begun with this very input before.
-    """
-    told = dict(connection.execute("SELECT name, value FROM run"))
-    refuse_other(place, told, digest, target)
-    if target is not None:
-        with connection:
-            connection.execute("INSERT OR IGNORE INTO run VALUES ('target', ?)", (target,))
-    if "input" in told:
-        return digest is not None
-    if digest is not None:
-        salt = secrets.token_bytes(16)
-        rows = [("input", _stretched(digest, salt)), ("salt", salt)]
-        with connection:
-            connection.executemany("INSERT INTO run VALUES (?, ?)", rows)
-    return False
-
-
-def refuse_other(place: Path, told: Mapping[str, Any], digest: bytes | None, target: str | None) -> None:
-    """Raise `JournalError` where the table ``run`` tells of another target, or another input."""
-    if target is not None and told.get("target", target) != target:
-        raise JournalError(
-            f"{place} was begun for {told['target']}, not for {target}: name another journal, or what was "
-            "settled there would be left out here"
-        )
-    if digest is not None and "input" in told and not is_input(told, digest):
-        raise JournalError(
-            f"{place} was begun with another input, or other options: give back that input to go on with "
-            "it, or name another journal to begin anew"
-        )
-
-
-def is_input(told: Mapping[str, Any], digest: bytes) -> bool:
-    """Whether the input with this *digest* is the one that the journal's table ``run`` tells of."""
-    return "input" in told and bool(told["input"] == _stretched(digest, told["salt"]))
-
-
 def mark_under_way(connection: sqlite3.Connection) -> float:
     """
-    Say that a run is under way, until its writer ends well.
+    Record that a run is under way, until its writer ends well, and that it has sent nothing yet.
 
-    Where an earlier run did not, it may have sent what one before it had skipped, and left no word of it; but
-    nothing beyond what it had said to reach.
+    If an earlier run did not end well, it may have sent rows that the journal has no word of, but none beyond
+    its watermark. Those that it had a word of are unknown already, see `_coverage`.
 
     Returns:
         The ordinal before which rows that the journal has no word of may have been sent.
     """
     with connection:
-        reached = reach_of(connection)
-        # Where it is not known, every row is in doubt that a run left no word of.
-        doubtful = reached if reached == math.inf else _number(connection, "doubtful", 0)
-        if connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone():
-            doubtful = reached
+        covers = make(connection)
+        reached, doubtful = reach_of(connection), _number(connection, "doubtful", 0)
+        died = connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone() is not None
+        if died or reached == math.inf:  # not known: each row is in doubt that a run left no word of
+            doubtful = max(doubtful, reached)
+        if died and not covers:  # it was a version that did not cover what it might send
             connection.execute(
                 "UPDATE outcomes SET state = 'unknown', applied = 'unknown', attempts = 0 "
                 "WHERE state = 'skipped' AND ordinal < ?",
                 (doubtful,),
             )
-            connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', ?)", (doubtful,))
+        connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', ?)", (doubtful,))
+        connection.execute(REACHED, (0,))
         # A key that was answered is used up: the answer may be stored under it. Its successor is on the disk
         # before this run sends anything, so that the account is in doubt under the new key if this run dies.
         connection.execute(_NEXT_GENERATION.format("state = 'skipped' AND attempts > 0"))
@@ -251,8 +209,16 @@ def mark_under_way(connection: sqlite3.Connection) -> float:
     return doubtful
 
 
+def permit_first(connection: sqlite3.Connection) -> None:
+    """Set the watermark to the ordinal below which the run may send at once."""
+    with connection:
+        connection.execute(REACHED, (LEAST,))
+        for sql in COVER:
+            connection.execute(sql, (0, LEAST))
+
+
 def reach_of(connection: sqlite3.Connection) -> float:
-    """The ordinal from which on no run has sent anything; infinite where that is not known."""
+    """The ordinal from which on the latest run has sent nothing; infinite if that is not known."""
     return _number(connection, "reached", math.inf)
 
 
@@ -273,11 +239,4 @@ def reopen_failed(connection: sqlite3.Connection) -> None:
     """
     with connection:
         connection.execute(_NEXT_GENERATION.format("state = 'failed'"))
-        connection.execute(
-            f"UPDATE outcomes SET state = {REOPENED}, attempts = 0 WHERE state = 'failed'"  # noqa: S608
-        )
-
-
-def _stretched(digest: bytes, salt: bytes) -> bytes:
-    # The input has passwords in it, and a file of one row could be guessed: 50 ms a guess, and no table.
-    return hashlib.scrypt(digest, salt=salt, n=2**14, r=8, p=1, dklen=32)
+        connection.execute(f"UPDATE outcomes SET state = {REOPENED} WHERE state = 'failed'")  # noqa: S608

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Final
 
+from postpress_async.rotation.journal._coverage import COVER
 from postpress_async.rotation.journal._writer import Writer
 
 LEAST: Final = 64
@@ -63,7 +64,9 @@ class Reach:
             self._keep()
 
     def _ask(self, ordinal: int) -> asyncio.Future[None]:
-        self._asked = max(ordinal, self._kept) + self._stride
+        begin, self._asked = self._asked, max(ordinal, self._kept) + self._stride
+        for sql in COVER:
+            self._writer.put(sql, (begin, self._asked))
         self._writer.put(REACHED, (self._asked,))
         promise = self._promise = self._writer.promise()
         promise.add_done_callback(self._keep)

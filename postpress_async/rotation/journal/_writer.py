@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from postpress_async.errors import JournalNotWritableError, RotationError
 from postpress_async.rotation._whole_file import whole_file
 from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint
+from postpress_async.rotation.journal._coverage import UNCOVER
 
 COMMIT_EVERY: Final = 0.05
 """Seconds for which rows are gathered, at most, before they are committed: each commit flushes the disk."""
@@ -59,10 +60,11 @@ class Insert:
     Args:
         into: The statement, up to its VALUES.
         values: Those of one row, in brackets.
+        upsert: What to do with a row that is there already, after the VALUES.
     """
 
-    def __init__(self, into: str, values: str) -> None:
-        self.told: Final = {size: f"{into} VALUES {', '.join([values] * size)}" for size in AT_ONCE}
+    def __init__(self, into: str, values: str, upsert: str = "") -> None:
+        self.told: Final = {size: f"{into} VALUES {', '.join([values] * size)} {upsert}" for size in AT_ONCE}
 
 
 class Writer:
@@ -191,6 +193,8 @@ class Writer:
         try:
             self._connection.execute(f"PRAGMA busy_timeout = {BUSY_AT_END * 1_000:.0f}")
             with self._connection:
+                for sql in UNCOVER:
+                    self._connection.execute(sql)
                 self._connection.execute("DELETE FROM run WHERE name = 'under way'")
             # Somebody may still read it, and then nobody folds the -wal file in when this connection closes.
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -7,18 +7,18 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation.journal import DONE, OUTCOME, OnFailed, OnUnknown, row_of
+from postpress_async.rotation.identity import KnownInput
+from postpress_async.rotation.journal import OUTCOME, OnFailed, OnUnknown, done_if, row_of
 from postpress_async.rotation.journal._file import (
     DAMAGE,
     SCHEMA,
     claim,
     in_use,
     is_fresh,
-    is_input,
     refusal_of,
     refuse_links,
-    refuse_other,
 )
+from postpress_async.rotation.journal._input import completion, is_input, refuse_other, refuse_other_pool
 from postpress_async.rotation.journal._read_only import connect_read_only, refuse_stale
 from postpress_async.rotation.outcome import Outcome
 
@@ -30,6 +30,9 @@ def done_in(
     target: str,
     on_unknown: OnUnknown,
     on_failed: OnFailed,
+    rows: KnownInput | None = None,
+    pool: bytes | None = None,
+    total: int | None = None,
 ) -> int:
     """
     How many accounts a run on the journal at *path* would leave as they are; 0 where there is none yet.
@@ -40,15 +43,15 @@ def done_in(
         target: Where the requests would go.
         on_unknown: Whether accounts whose outcome is unknown would be sent again, or are done.
         on_failed: Whether accounts that failed are done, or would be sent again.
+        rows: The input, if it can be read more than once.
+        pool: The pool's digest.
+        total: Rows of the input.
 
     Raises:
         JournalError: What `Journal.open` would raise, as far as it can be known without writing.
     """
     place = Path(path)
     whole = Path(os.path.abspath(place))
-    # What may have been applied is left to the operator with "report", also if it failed.
-    reopened = "state = 'failed'" if on_unknown == "retry" else "state = 'failed' AND applied = 'no'"
-    but_failed = f"AND NOT ({reopened})" if on_failed == "retry" else ""
     with ExitStack() as stack:
         file = claim(place, make=False)
         if file is None:
@@ -64,9 +67,12 @@ def done_in(
             if is_fresh(place, connection):
                 return 0
             refuse_stale(place, connection)
-            refuse_other(place, dict(connection.execute("SELECT name, value FROM run")), digest, target)
-            told = f"SELECT count(*) FROM outcomes WHERE {DONE[on_unknown]} {but_failed}"  # noqa: S608
-            [(count,)] = connection.execute(told)
+            told = dict(connection.execute("SELECT name, value FROM run"))
+            refuse_other(place, connection, told, digest, target, rows)
+            done = done_if(on_unknown, on_failed)
+            if pool is not None and on_failed == "report" and completion(connection, done, total):
+                refuse_other_pool(place, told, pool)
+            [(count,)] = connection.execute(f"SELECT count(*) FROM outcomes WHERE {done}")  # noqa: S608
         except DAMAGE as error:
             raise refusal_of(place, error) from None
         except OSError as error:

@@ -1,7 +1,9 @@
 """A journal in numbers: how far its rotation is, what came of it, and what became of the last run."""
 
+import math
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -54,9 +56,11 @@ class Numbers:
         sent: Accounts of which a request was sent.
         refused: Accounts whose rows say nothing that could be sent.
         unsent: Accounts that are unknown only because a later run died, and that are sent again.
+        maybe_sent: Accounts that the journal has no outcome of, and that a run that was killed may have
+            sent, at most; None if it is not known how many.
         errors: The commonest errors, those first.
         more_errors: Accounts with an error that is not among these.
-        first: Unix time at which the first account that was sent was settled; None without one.
+        first: Unix time at which the first account was settled, other than skipped; None without one.
         last: The same of the last one.
         rate: Accounts a second that were settled in the last minute of a run that is under way; over the
             whole time of any other. None where nothing was.
@@ -73,6 +77,7 @@ class Numbers:
     sent: int
     refused: int
     unsent: int
+    maybe_sent: int | None
     errors: tuple[ErrorCount, ...]
     more_errors: int
     first: float | None
@@ -140,6 +145,7 @@ def count(view: JournalView, stage: Stage, now: float) -> Numbers:
         sent=sent,
         refused=refused,
         unsent=unsent,
+        maybe_sent=_maybe_sent(view, stage, told, math.inf if total is None else total - states.total()),
         errors=errors,
         more_errors=more,
         first=first,
@@ -151,13 +157,30 @@ def count(view: JournalView, stage: Stage, now: float) -> Numbers:
     )
 
 
+def _maybe_sent(view: JournalView, stage: Stage, told: Mapping[str, object], missing: float) -> int | None:
+    """How many ordinals below the watermarks of runs that died have no outcome; *missing* are in all."""
+    below = _ordinal(told.get("doubtful", 0))
+    if stage is Stage.DIED:
+        below = max(below, _ordinal(told.get("reached", math.inf)))
+    if not below:
+        return 0
+    [(known,)] = view.ask("SELECT count(*) FROM outcomes WHERE ordinal < ?", below)
+    most = min(below - known, missing)  # a blank row has an ordinal, and never an outcome
+    return None if most == math.inf else max(0, int(most))
+
+
+def _ordinal(value: object) -> float:
+    return value if isinstance(value, int | float) and value >= 0 else math.inf
+
+
 _STATES: Final = "SELECT state, count(*) FROM outcomes GROUP BY state"
 _SUMS: Final = f"""
     SELECT count(*) FILTER (WHERE {SENT}),
         count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND scope = 'request'),
         count(*) FILTER (WHERE state = 'unknown' AND NOT {SENT}),
         count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND error_type IS NULL),
-        min(settled_at) FILTER (WHERE {SENT}), max(settled_at) FILTER (WHERE {SENT})
+        min(settled_at) FILTER (WHERE {SENT} AND state != 'skipped'),
+        max(settled_at) FILTER (WHERE {SENT} AND state != 'skipped')
     FROM outcomes
 """  # noqa: S608 - the text is ours
 _ERRORS: Final = """

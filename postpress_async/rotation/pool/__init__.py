@@ -5,6 +5,8 @@ A pool knows which proxy each account is to have, which proxies are full and whi
 no loop and no clock: state changes only inside a call, so tasks share it without a lock.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from secrets import randbits
@@ -180,6 +182,22 @@ class ProxyPool:
 
     def __iter__(self) -> Iterator[PooledProxy]:
         return iter(self._proxies)
+
+    @property
+    def digest(self) -> bytes:
+        """
+        SHA-256 over what decides which account gets which proxy: the proxies, and how they are assigned.
+
+        It is made with passwords, and only fit to be hashed again with a salt.
+        """
+        rows = [
+            [p.host, p.port, p.protocol, p.username, p.password and p.password.reveal()]
+            for p in (pooled.proxy for pooled in self._proxies)
+        ]
+        if self._assign == "sticky":  # the order of the list does not matter
+            rows.sort(key=json.dumps)
+        seed = self.seed if self._assign == "random" else None
+        return hashlib.sha256(json.dumps([self._assign, seed, self._cap, rows]).encode()).digest()
 
     @property
     def quarantined(self) -> int:

@@ -98,14 +98,16 @@ def _over_time(bars: Iterable[Bar], step: float, width: int) -> Spec:
         for bar in bars
     ]
     first, last = min(row["from"] for row in rows), max(row["to"] for row in rows)
-    minutes = (last - first) / 60_000
+    minutes, ticks = (last - first) / 60_000, max(3, width // 100)
     clock = "%H:%M:%S" if minutes < 10 else "%H:%M" if minutes < 2 * 1440 else "%d %b %H:%M"
+    if last - first < 1_000 * ticks:  # several ticks a second: they must not have the same label
+        clock = "%H:%M:%S.%L"
     time = {
         "field": "from",
         "type": "temporal",
         # Both drawings are to have the same times below them.
         "scale": {"type": "utc", "domain": [first, last], "nice": False},
-        "axis": {"format": clock, "title": None, "grid": False, "tickCount": max(3, width // 100)},
+        "axis": {"format": clock, "title": None, "grid": False, "tickCount": ticks},
     }
 
     def bars_of(states: list[str], colours: list[str], height: int, title: str) -> Spec:

@@ -78,7 +78,7 @@ class Findings:
 
     Attributes:
         numbers: The journal in numbers.
-        requests: Requests sent, as far as the journal has them: of each account's last run.
+        requests: Requests sent in all runs; without those that a killed run had not recorded.
         bars: Accounts over time, in steps of *step* seconds.
         step: See *bars*.
         latency: None where nothing was sent.
@@ -109,7 +109,8 @@ def find(view: JournalView, stage: Stage, now: float) -> Findings:
         JournalError: It is damaged.
     """
     numbers = count(view, stage, now)
-    step = _step(numbers.first or 0.0, numbers.last or 0.0)
+    first, last = view.read(_span, _SPAN)
+    step = _step(first, last)
     proxies, more_proxies = _proxies(view)
     slowest = view.ask(f"SELECT * FROM outcomes WHERE {SENT} ORDER BY elapsed DESC LIMIT ?", RANKED)  # noqa: S608
     [(requests,)] = view.ask("SELECT coalesce(sum(attempts), 0) FROM outcomes")
@@ -117,7 +118,7 @@ def find(view: JournalView, stage: Stage, now: float) -> Findings:
     return Findings(
         numbers=numbers,
         requests=requests,
-        bars=_bars(view, numbers.first or 0.0, step),
+        bars=_bars(view, first, step),
         step=step,
         latency=_latency(elapsed for (elapsed,) in view.stream(_ELAPSED)),
         proxies=proxies,
@@ -128,6 +129,7 @@ def find(view: JournalView, stage: Stage, now: float) -> Findings:
 
 
 _ELAPSED: Final = f"SELECT elapsed FROM outcomes WHERE {SENT} AND elapsed < 1e9"  # noqa: S608
+_SPAN: Final = f"SELECT coalesce(min(settled_at), 0), coalesce(max(settled_at), 0) FROM outcomes WHERE {SENT}"  # noqa: S608
 _BARS: Final = f"""
     SELECT CAST((settled_at - :start) / :step AS INTEGER) AS bar, state, count(*) FROM outcomes
     WHERE {SENT} GROUP BY bar, state ORDER BY bar
@@ -143,6 +145,11 @@ _PROXIES: Final = f"""
     FROM named LEFT JOIN ended USING (proxy) LEFT JOIN proxies ON label = named.proxy
     ORDER BY failed DESC, bad DESC, out DESC, as_counted(named.proxy) LIMIT ?
 """  # noqa: S608
+
+
+def _span(rows: list[tuple[float, float]]) -> tuple[float, float]:
+    [(first, last)] = rows
+    return float(first), float(last)
 
 
 def _step(first: float, last: float) -> float:

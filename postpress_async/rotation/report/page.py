@@ -137,6 +137,8 @@ def _facts(findings: Findings) -> Iterator[tuple[str, str]]:
         yield "half took at most", f"{findings.latency.p50:g} s"
         yield "95 of 100 at most", f"{findings.latency.p95:g} s"
     yield "requests", f"{findings.requests:,}"
+    if numbers.maybe_sent:
+        yield "perhaps sent, not recorded", f"up to {numbers.maybe_sent:,}"
 
 
 def _meaning(error: ErrorCount) -> str:

@@ -1,0 +1,129 @@
+"""
+A short hash of each row of an input that is no file, on the disk before the row is sent.
+
+A file is known again by a digest of all its rows; a mapping or an iterable by the hashes of those that were
+taken so far. Otherwise a row that was in flight when its run was killed would be sent with another change
+under the same key, and the API might answer with its answer to the old one.
+"""
+
+import asyncio
+import secrets
+import sqlite3
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+
+from postpress_async.errors import JournalError
+from postpress_async.rotation.identity import text_of
+from postpress_async.rotation.journal._writer import Writer
+from postpress_async.rotation.plan import Refusal, Row
+
+SIZE: Final = 4
+"""
+Bytes of a row's hash: one changed row in four billion is missed. Longer ones would find no more in practice,
+and would confirm a guess of a password to anyone who can read the journal.
+"""
+
+_TABLE: Final = "CREATE TABLE IF NOT EXISTS changes (first INTEGER PRIMARY KEY, hashes BLOB NOT NULL)"
+_KEEP: Final = "INSERT OR REPLACE INTO changes VALUES (?, ?)"
+_BLOCK: Final = 4_096  # hashes of one row of the table, if they are known at once
+_AT_ONCE: Final = 500  # rows that are compared before others get the event loop
+
+
+def prepare(connection: sqlite3.Connection) -> bool:
+    """Make what `Changes` needs, also in a journal of a version that had none; whether it has any hashes."""
+    with connection:
+        connection.execute(_TABLE)
+        connection.execute("INSERT OR IGNORE INTO run VALUES ('key', ?)", (secrets.token_bytes(16),))
+    return connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone() is not None
+
+
+class Changes:
+    """
+    Compares rows, in their order, with what the journal has of them.
+
+    Args:
+        path: The journal, for messages.
+        writer: The journal's.
+        key: Of the hashes.
+        stored: Blocks of the hashes that the journal has: the ordinal of the first, and their bytes.
+    """
+
+    def __init__(self, path: Path, writer: Writer, key: bytes, stored: Iterable[tuple[int, bytes]]) -> None:
+        self._path: Final = path
+        self._writer: Final = writer
+        self._key: Final = key
+        self._stored: Final = _each(stored)
+        self._next = next(self._stored, None)
+        self._put = 0  # pieces that were given to the writer
+        self._on_disk = 0  # of these, those that are on the disk
+
+    def check(self, row: Row | Refusal) -> None:
+        """
+        Compare *row* with what the journal has of it; if that is nothing, have its hash written.
+
+        Raises:
+            JournalError: It is another account, or has another change.
+        """
+        if not self._is_known(row, digest := self._hash(row)):
+            self._keep(row.ordinal, digest)
+
+    async def on_disk(self) -> None:
+        """Return when the hashes of all rows that were checked are on the disk."""
+        if (put := self._put) > self._on_disk:
+            await self._writer.committed()
+            self._on_disk = max(self._on_disk, put)
+
+    async def check_all(self, rows: Iterable[Row | Refusal]) -> None:
+        """
+        `check` all rows of an input before the first is sent, and return when their hashes are on the disk.
+
+        Raises:
+            JournalError: One of them is another account, or has another change.
+        """
+        first, block = 0, bytearray()
+
+        def keep() -> None:
+            if block:
+                self._keep(first, bytes(block))
+                block.clear()
+
+        for count, row in enumerate(rows, 1):
+            if not self._is_known(row, digest := self._hash(row)):
+                if len(block) >= SIZE * _BLOCK or row.ordinal != first + len(block) // SIZE:
+                    keep()
+                if not block:
+                    first = row.ordinal
+                block += digest
+            if count % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        keep()
+        await self.on_disk()
+
+    def _keep(self, first: int, hashes: bytes) -> None:
+        self._writer.put(_KEEP, (first, hashes))
+        self._put += 1
+
+    def _hash(self, row: Row | Refusal) -> bytes:
+        return blake2b(text_of(row), digest_size=SIZE, key=self._key).digest()
+
+    def _is_known(self, row: Row | Refusal, digest: bytes) -> bool:
+        while self._next is not None and self._next[0] < row.ordinal:
+            self._next = next(self._stored, None)
+        if self._next is None or self._next[0] != row.ordinal:
+            return False
+        if self._next[1] != digest:
+            account = f" ({row.account_id})" if row.account_id else ""
+            raise JournalError(
+                f"{self._path} was begun with another input: row {row.ordinal + 1}{account} is another "
+                "account or asks for another change. Nothing was sent for it. Give back that input to go on "
+                "with it, or name another journal to start a new run"
+            )
+        return True
+
+
+def _each(stored: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    for first, hashes in stored:
+        for number in range(len(hashes) // SIZE):
+            yield first + number, hashes[SIZE * number : SIZE * (number + 1)]
