@@ -532,7 +532,6 @@ def test_from_url_reads_common_forms(
         pytest.param("http://u:hunter2@[::1:80", "host", id="bracket not closed"),
         pytest.param("http://u:hunter2@[]:80", "host", id="empty brackets"),
         pytest.param("http://h:80:u:hunter2", "host", id="host:port:user:password with a scheme"),
-        pytest.param("http://h:80:u:hunter2", "host", id="host:port:user:password with a scheme"),
         pytest.param("http://u:hunter2%0A@h:80", "password", id="encoded line break"),
         pytest.param("http://u%00:hunter2@h:80", "username", id="encoded null character"),
         pytest.param("http://u:hunter2%FF@h:80", "password", id="encoded Latin-1"),
