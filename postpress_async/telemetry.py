@@ -65,8 +65,8 @@ class _ActiveCall:
         span: The call's span.
         token: Restores the span that was current before the call.
         server: Attributes that all spans and metrics of the call share.
-        outer: The call during which the same task made this one; None if there is none.
-        attempt: The span of the attempt in flight; None if there is none.
+        outer: The call during which the same task made this one, if any.
+        attempt: The span of the attempt in flight, if any.
         attempt_started: The loop's time at which that attempt started.
     """
 

@@ -66,8 +66,8 @@ def main(base: str) -> None:
         lines = "\n  ".join(commits)
         raise SystemExit(
             f"{FILE} has no new entry since {base}, although these commits changed the package:\n  {lines}\n"
-            'Add an entry under "Unreleased" for what users will notice. If they will notice nothing, add this '
-            "line to the commit message: Changelog: none"
+            'Add an entry under "Unreleased" for what users will notice. If there is nothing to notice, add '
+            "this line to the commit message: Changelog: none"
         )
 
 

@@ -36,7 +36,7 @@ class Seen:
         return self.head.split(b" ", 2)[1].split(b"?")[0].rsplit(b"/", 1)[-1].decode()
 
     def header(self, name: str) -> str | None:
-        """The value of the first header *name*; None if there is none."""
+        """The value of the first header *name*; None without such a header."""
         for line in self.head.split(b"\r\n")[1:]:
             key, _, value = line.partition(b":")
             if key.lower() == name.lower().encode():
@@ -427,7 +427,7 @@ BODIES: dict[str, Fault] = {
     "a gzip bomb": _packed(b"gzip", _bomb(31)),
     "a deflate bomb": _packed(b"deflate", _bomb(15)),
     "a brotli bomb": _packed(b"br", _BROTLI),
-    "a zstd that is none": _packed(b"zstd", b"\x28\xb5\x2f\xfd" + bytes(100)),
+    "an invalid zstd body": _packed(b"zstd", b"\x28\xb5\x2f\xfd" + bytes(100)),
     "gzip twice": _packed(b"gzip, gzip", zlib.compress(_bomb(31), wbits=31)),
     "said to be gzip, and is not": headers(b"Content-Encoding: gzip"),
     "charset punycode": body_of(
@@ -521,7 +521,7 @@ MEANING: dict[str, Fault] = {
 COOKIES: dict[str, Fault] = {
     "a cookie": headers(b"Set-Cookie: sid=1; Path=/"),
     "a hundred cookies": headers(*(b"Set-Cookie: c%d=%s; Path=/" % (n, b"a" * 1000) for n in range(100))),
-    "a cookie that is none": headers(b'Set-Cookie: ="; ;;; \xff'),
+    "an invalid cookie": headers(b'Set-Cookie: ="; ;;; \xff'),
     "cookies that are slow to read": headers(*(b"Set-Cookie: " + b'a="\\' * 2000 for _ in range(100))),
     "a cookie with an error": headers(b"Set-Cookie: sid=1; Path=/", status=503),
 }
@@ -548,7 +548,7 @@ RETRY_AFTERS: dict[str, Fault] = {
         "a date far ahead": [b" Fri, 31 Dec 9999 23:59:59 GMT"],
         "a date of RFC 850": [b" Sunday, 06-Nov-94 08:49:37 GMT"],
         "a date of asctime": [b" Sun Nov  6 08:49:37 1994"],
-        "a day that is none": [b" Mon, 31 Feb 2025 08:49:37 GMT"],
+        "an impossible day": [b" Mon, 31 Feb 2025 08:49:37 GMT"],
         "another zone": [b" Sun, 06 Nov 1994 08:49:37 CEST"],
         "two that agree": [b" 1", b" 1"],
         "two that differ": [b" 1", b" 100"],

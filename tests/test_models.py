@@ -49,7 +49,7 @@ def error_of(make: Callable[[], object]) -> FieldError:
 
 
 def error_or_none(make: Callable[[], object]) -> FieldError | None:
-    """The error, or None if there is none; any other exception fails the test."""
+    """The error, or None if the call succeeds; any other exception fails the test."""
     try:
         make()
     except FieldError as error:

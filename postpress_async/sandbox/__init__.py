@@ -115,7 +115,7 @@ class Sandbox:
         self.server.faults.script(account_id, *answers, then=then)
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
-        """The request body last applied to the account, password included; None if there is none."""
+        """The request body last applied to the account, password included; None if no change was applied."""
         return self.record.proxy_of(account_id)
 
     def sends(self, account_id: str) -> int:

@@ -55,7 +55,7 @@ class IdempotencyStore:
 
     def find(self, account_id: str, key: str, change: Json) -> Execution | None:
         """
-        The earlier execution with this key; None if there is none.
+        The earlier execution with this key; None if the key is new.
 
         Raises:
             Refusal: The earlier execution had another body.

@@ -45,7 +45,7 @@ class Record:
         return self._sends.get(account_id, 0)
 
     def proxy_of(self, account_id: str) -> Json | None:
-        """The request body last applied to the account, password included; None if there is none."""
+        """The request body last applied to the account, password included; None if no change was applied."""
         return self._proxies.get(account_id)
 
     def as_dict(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class SandboxThread:
         self._call(lambda: self._sandbox.script(account_id, *faults, then=default))
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
-        """The request body last applied to the account, password included; None if there is none."""
+        """The request body last applied to the account, password included; None if no change was applied."""
         return self._sandbox.proxy_of(account_id)
 
     def sends(self, account_id: str) -> int:
