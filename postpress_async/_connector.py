@@ -61,8 +61,8 @@ class _Protocol(ResponseHandler):
     """A connection's protocol that parses the head of a response before its body."""
 
     def data_received(self, data: bytes) -> None:
-        # If head and a malformed body arrive together, aiohttp discards the head too. Only responses other than
-        # a success are classified by their head, so a success is parsed at once.
+        # If head and a malformed body arrive together, aiohttp discards the head too. Only responses other
+        # than a success are classified by their head, so a success is parsed at once.
         if not data.startswith(b"HTTP/1.1 200") and (end := data.find(_END_OF_HEAD)) > 0:
             head, data = data[: end + len(_END_OF_HEAD)], data[end + len(_END_OF_HEAD) :]
             super().data_received(head)
