@@ -35,15 +35,15 @@ def is_file_limit(error: object) -> bool:
 
 
 def tell_file_limit_once(loop: asyncio.AbstractEventLoop) -> None:
-    """Have *loop* report a lack of file descriptors in one sentence, where asyncio prints many tracebacks."""
-    told = False
+    """Report a lack of file descriptors in one sentence; asyncio would print many tracebacks."""
+    reported = False
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        nonlocal told
-        if is_file_limit(context.get("exception")) and not told:
-            told = True
+        nonlocal reported
+        if is_file_limit(context.get("exception")) and not reported:
+            reported = True
             tell(f"postpress-async: {TOO_MANY_FILES}")
-        if not told:  # what asyncio reports afterwards follows from it
+        if not reported:  # further reports are consequences
             loop.default_exception_handler(context)
 
     loop.set_exception_handler(handle)
