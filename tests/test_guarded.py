@@ -1,5 +1,6 @@
 """An observer's mistakes are its own: they disturb nothing, and fill no disk."""
 
+import asyncio
 import logging
 
 import pytest

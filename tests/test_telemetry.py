@@ -463,8 +463,7 @@ async def test_metrics_contain_no_account_and_spans_no_secret(watch: Watch) -> N
     async with Sandbox(profile="hostile", seed=4) as sandbox:
         quick = RetryPolicy(first_wait=0.001)
         async with sandbox.session(retry=quick, on_event=watch.telemetry) as session:
-            changes = [(name, CUSTOM) for name in names]
-            async with session.rotate(changes, pool=ProxyPool([CUSTOM])) as rotation:
+            async with session.rotate(names, pool=ProxyPool([CUSTOM])) as rotation:
                 await rotation.run()
 
     metrics, spans = repr(watch.points()), "".join(span.to_json() for span in watch.spans())
