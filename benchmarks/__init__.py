@@ -1,1 +1,1 @@
-"""Measured, not claimed: each file answers one question; see the noxfile."""
+"""Benchmarks. Each module answers one question; the noxfile has a session for each."""

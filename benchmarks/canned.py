@@ -1,8 +1,9 @@
 """
-A server that answers every PATCH with the success it asks for, in a process and on a core of its own.
+A server in its own process, on its own core, that answers every PATCH with a success.
 
-It does as little as it can, so that what is measured is the client: it looks for the end of the head, skips
-the body, and writes ``{"object":"AccountPatched","account_id":...}`` as a JavaScript server would.
+It does as little as possible, so that the benchmark measures the client. It finds the end of the headers,
+skips the body, and sends ``{"object":"AccountPatched","account_id":...}`` without spaces, as a JavaScript
+server would.
 """
 
 import asyncio
@@ -31,8 +32,8 @@ class Canned(asyncio.Protocol):
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[:end]
-            at = head.lower().find(b"\r\ncontent-length:")
-            length = int(head[at + 17 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            start = head.lower().find(b"\r\ncontent-length:")
+            length = int(head[start + 17 :].split(b"\r\n", 1)[0]) if start >= 0 else 0
             if len(self._buffer) < end + 4 + length:
                 return
             self._buffer = self._buffer[end + 4 + length :]
@@ -49,12 +50,12 @@ def _serve(listening: socket.socket, core: int | None) -> None:
 
         new_loop = uvloop.new_event_loop
 
-    async def forever() -> None:
+    async def serve_forever() -> None:
         loop = asyncio.get_running_loop()
         server = await loop.create_server(Canned, sock=listening, backlog=2048)
         if core is not None:
-            # Waking a server that sleeps is done on the client's core, and takes it some 10 us. Whoever
-            # happens to write in bursts is spared most of it, and across a network nobody pays it.
+            # Waking a sleeping server takes about 10 us on the client's core, less for clients that write
+            # in bursts. Over a real network no client pays it, so the server never sleeps.
             def stay_awake() -> None:
                 loop.call_soon(stay_awake)
 
@@ -62,12 +63,12 @@ def _serve(listening: socket.socket, core: int | None) -> None:
         await server.serve_forever()
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(forever())
+        runner.run(serve_forever())
 
 
 @contextmanager
 def canned_server(core: int | None) -> Iterator[str]:
-    """The base URL of a server in another process, on a *core* that it keeps busy; None: on any."""
+    """Start the server in another process, on *core* or on any, and yield its base URL."""
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
         context = multiprocessing.get_context("fork")
         process = context.Process(target=_serve, args=(listening, core), daemon=True)
@@ -80,7 +81,7 @@ def canned_server(core: int | None) -> Iterator[str]:
 
 
 def two_cores() -> tuple[int, int] | None:
-    """A core for the client and one for the server; None where there are no two, or none can be chosen."""
+    """A core for the client and one for the server; None if there is only one, or cores cannot be chosen."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     cores = sorted(os.sched_getaffinity(0))

@@ -1,14 +1,15 @@
 """
-How fast is a fleet read, in each of its forms, and in how much memory?
+How fast is a fleet read in each format, and how much memory does that need?
 
-One fleet of three kinds of rows is written in every form, and each is read in a process of its own::
+It writes one fleet with three kinds of rows in all formats, and reads each in its own process::
 
-    python -m benchmarks.inputs [--rows 1000000] [forms...]
+    python -m benchmarks.inputs [--rows 1000000] [formats...]
 
-*open* is the time until its first row is checked (a query is copied in it); *digest* what a journal needs to
-know it again; *pass* one reading of every row, as the command line does before it sends, and once more while
-it does. Seconds are of the processor. *memory* is the most that the process had resident, *of it* what it had
-before it read: Python, its libraries, and the frame where it is one.
+All times are CPU time. *open* is the time until the fleet is opened, which includes copying the result of a
+query. *digest* is the time of the digest by which a journal recognizes a fleet. *pass* is the time to read
+all rows once; the command line does that before it sends anything, and once more while it sends. *memory*
+is the peak resident memory of the process, and *before* its memory before reading: Python, the libraries
+and, for pandas and polars, the frame.
 """
 
 import argparse
@@ -34,11 +35,11 @@ from typing import Any
 from postpress_async.rotation import Fleet
 
 NAMES = ("account_id", "host", "port", "protocol", "username", "password", "country", "ip")
-HEAD = f"{'form':12} {'open':>8} {'digest':>8} {'pass':>8} {'rows/s':>10} {'memory':>9} {'of it':>9}"
+HEAD = f"{'format':12} {'open':>8} {'digest':>8} {'pass':>8} {'rows/s':>10} {'memory':>9} {'before':>9}"
 
 
 def rows(count: int) -> Iterator[tuple[Any, ...]]:
-    """Half have a proxy of their own, a quarter one without a password, a quarter a country."""
+    """Half have a custom proxy, a quarter a custom proxy without a password, and a quarter a country."""
     chance = random.Random(1)
     for number in range(count):
         account = f"acc_01{chance.getrandbits(80):020X}"
@@ -73,7 +74,7 @@ def write_parquet(path: Path, count: int) -> None:
     schema = arrow.schema(list(zip(NAMES, kinds, strict=True)))
     columns = list(zip(*rows(count), strict=True))
     table = arrow.table([list(column) for column in columns], schema=schema)
-    arrow.parquet.write_table(table, path)  # one row group, up to its million rows: the worst there is
+    arrow.parquet.write_table(table, path)  # up to a million rows in one row group, which is the worst case
 
 
 def write_sqlite(path: Path, count: int) -> None:
@@ -86,24 +87,24 @@ def open_pandas(path: Path) -> Fleet:
     import pandas
 
     frame = pandas.read_parquet(path)
-    return settled(lambda: Fleet.of(frame))
+    return opened(lambda: Fleet.of(frame))
 
 
 def open_polars(path: Path) -> Fleet:
     import polars
 
     frame = polars.read_parquet(path)
-    return settled(lambda: Fleet.of(frame))
+    return opened(lambda: Fleet.of(frame))
 
 
-FORMS: dict[str, tuple[str, Callable[[Path, int], None], Callable[[Path], Fleet]]] = {
-    "csv": ("fleet.csv", write_csv, lambda path: settled(lambda: Fleet.open(path))),
-    "jsonl": ("fleet.jsonl", write_json_lines, lambda path: settled(lambda: Fleet.open(path))),
-    "parquet": ("fleet.parquet", write_parquet, lambda path: settled(lambda: Fleet.open(path))),
+FORMATS: dict[str, tuple[str, Callable[[Path, int], None], Callable[[Path], Fleet]]] = {
+    "csv": ("fleet.csv", write_csv, lambda path: opened(lambda: Fleet.open(path))),
+    "jsonl": ("fleet.jsonl", write_json_lines, lambda path: opened(lambda: Fleet.open(path))),
+    "parquet": ("fleet.parquet", write_parquet, lambda path: opened(lambda: Fleet.open(path))),
     "query": (
         "fleet.db",
         write_sqlite,
-        lambda path: settled(lambda: Fleet.open_query(f"sqlite:///{path}", "SELECT * FROM fleet")),
+        lambda path: opened(lambda: Fleet.open_query(f"sqlite:///{path}", "SELECT * FROM fleet")),
     ),
     "pandas": ("fleet.parquet", write_parquet, open_pandas),
     "polars": ("fleet.parquet", write_parquet, open_polars),
@@ -112,35 +113,35 @@ FORMS: dict[str, tuple[str, Callable[[Path, int], None], Callable[[Path], Fleet]
 MEASURED: dict[str, float] = {}
 
 
-def settled(make: Callable[[], Fleet]) -> Fleet:
-    """What *make* gives; the time and the memory before it are remembered."""
-    MEASURED["before"] = memory()
-    begin = time.process_time()
-    fleet = make()
-    MEASURED["open"] = time.process_time() - begin
+def opened(open_fleet: Callable[[], Fleet]) -> Fleet:
+    """Open the fleet, and record the time and the memory before it in `MEASURED`."""
+    MEASURED["before"] = peak_memory()
+    start = time.process_time()
+    fleet = open_fleet()
+    MEASURED["open"] = time.process_time() - start
     return fleet
 
 
-def memory() -> float:
-    """The most that was resident, in MB."""
+def peak_memory() -> float:
+    """Peak resident memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
         1024 * 1024 if sys.platform == "darwin" else 1024
     )
 
 
-def read(form: str, path: Path) -> None:
-    """In a process of its own: a row of the table."""
-    with FORMS[form][2](path) as fleet:
-        begin = time.process_time()
+def read(name: str, path: Path) -> None:
+    """Read the fleet and print a row of the table. Runs in its own process."""
+    with FORMATS[name][2](path) as fleet:
+        start = time.process_time()
         fleet.digest  # noqa: B018
-        digest = time.process_time() - begin
-        begin = time.process_time()
+        digest = time.process_time() - start
+        start = time.process_time()
         survey = fleet.survey()
-        one_pass = time.process_time() - begin
+        full_pass = time.process_time() - start
     assert not survey.refused, next(iter(survey.faults)).sentence()
     print(
-        f"{form:12} {MEASURED['open']:6.2f} s {digest:6.2f} s {one_pass:6.2f} s "
-        f"{survey.rows / one_pass:10,.0f} {memory():6.0f} MB {MEASURED['before']:6.0f} MB"
+        f"{name:12} {MEASURED['open']:6.2f} s {digest:6.2f} s {full_pass:6.2f} s "
+        f"{survey.rows / full_pass:10,.0f} {peak_memory():6.0f} MB {MEASURED['before']:6.0f} MB"
     )
 
 
@@ -150,25 +151,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--read", metavar="FILE", type=Path, help=argparse.SUPPRESS)
     parser.add_argument(
-        "forms", nargs="*", metavar="form", help=f"of {', '.join(FORMS)}; all where none is given"
+        "formats", nargs="*", metavar="format", help=f"Any of {', '.join(FORMATS)}. Default: all."
     )
-    given = parser.parse_args(arguments)
-    if given.read is not None:
-        read(given.forms[0], given.read)
+    options = parser.parse_args(arguments)
+    if options.read is not None:
+        read(options.formats[0], options.read)
         return 0
     libraries = ("postpress-async", "attrs", "pyarrow", "sqlalchemy", "pandas", "polars")
     print(
         f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in libraries)
     )
-    print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores; {given.rows:,} rows")
+    print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores; {options.rows:,} rows")
     print(HEAD)
     with tempfile.TemporaryDirectory() as folder:
-        for form in given.forms or FORMS:
-            name, write, _ = FORMS[form]
-            if not (path := Path(folder, name)).exists():
-                with ProcessPoolExecutor(1, get_context("spawn")) as other:  # its memory is no reader's
-                    other.submit(write, path, given.rows).result()
-            command = [sys.executable, "-m", "benchmarks.inputs", form, "--read", str(path)]
+        for name in options.formats or FORMATS:
+            file_name, write, _ = FORMATS[name]
+            if not (path := Path(folder, file_name)).exists():
+                with ProcessPoolExecutor(
+                    1, get_context("spawn")
+                ) as writer:  # keeps its memory out of the table
+                    writer.submit(write, path, options.rows).result()
+            command = [sys.executable, "-m", "benchmarks.inputs", name, "--read", str(path)]
             subprocess.run(command, check=True)
     return 0
 

@@ -1,10 +1,10 @@
 """
-What does a call cost, beside the calls that people write?
+How much CPU time does a call need, compared with other ways to make it?
 
-One PATCH that succeeds at once, over keep-alive connections of loopback: this session on both of its
-transports, and its peers, each as its own users write it, with the same body, against the same server, in one
-run, in turn. What is counted is the CPU time of this process, user and system; the server has a process and a
-core of its own. A run prints every figure with its spread, and last the ratios to the call written by hand::
+Each call is a PATCH that succeeds at once over a keep-alive connection on loopback. This session with both
+transports and its peers, each written as its users write it, send the same body to the same server, in turn
+in one run. The CPU time is that of this process, user and system; the server has its own process and core.
+The output has every figure with its range, and the ratios to the call written by hand::
 
     python -m benchmarks.peers [--in-flight 8 64 500] [--rounds 15] [--requests 800] [--loops asyncio uvloop]
 """
@@ -48,7 +48,7 @@ PROXY: Final = {
 }
 BODY: Final = {"proxy": PROXY}
 BYTES: Final = json.dumps(BODY, separators=(",", ":")).encode()
-CHANGE: Final = CustomProxy(**PROXY)  # type: ignore[arg-type] # checked where it is made
+CHANGE: Final = CustomProxy(**PROXY)  # type: ignore[arg-type] # validated at run time
 LIBRARIES: Final = (
     "postpress-async aiohttp yarl multidict attrs cattrs tenacity uvloop aiohttp-retry stamina openai httpx2"
 ).split()
@@ -56,7 +56,7 @@ LIBRARIES: Final = (
 
 @frozen
 class Peer:
-    """A way to make the call: *open* is given a base URL and how many are in flight, and gives the call."""
+    """A way to make the call. *open* gets the base URL and the concurrency, and yields the call."""
 
     name: str
     open: Callable[[str, int], Any]
@@ -66,10 +66,10 @@ PEERS: Final[dict[str, Peer]] = {}
 
 
 def peer(name: str) -> Callable[[Callable[[str, int], AsyncIterator[Call]]], None]:
-    def added(opened: Callable[[str, int], AsyncIterator[Call]]) -> None:
-        PEERS[name] = Peer(name, asynccontextmanager(opened))
+    def register(open_peer: Callable[[str, int], AsyncIterator[Call]]) -> None:
+        PEERS[name] = Peer(name, asynccontextmanager(open_peer))
 
-    return added
+    return register
 
 
 # --- This session ---
@@ -88,7 +88,7 @@ async def ours_lean(base: str, in_flight: int) -> AsyncIterator[Call]:
 
 
 def _pace(in_flight: int) -> Pace:
-    return Pace(in_flight=max(100, in_flight))  # else as it is by default
+    return Pace(in_flight=max(100, in_flight))  # everything else is the default
 
 
 # --- aiohttp ---
@@ -207,7 +207,7 @@ async def openai_on_httpx(base: str, _in_flight: int) -> AsyncIterator[Call]:
 
 
 class _Bare(asyncio.Protocol):
-    """A connection that takes whatever arrives for the answer."""
+    """A connection that takes any received data as the response."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
@@ -219,9 +219,9 @@ class _Bare(asyncio.Protocol):
 
 @peer("asyncio.Protocol, no checks")
 async def bare(base: str, _in_flight: int) -> AsyncIterator[Call]:
-    loop, place = asyncio.get_running_loop(), URL(base)
+    loop, url = asyncio.get_running_loop(), URL(base)
     head = (
-        f"PATCH {place.raw_path}/accounts/%s HTTP/1.1\r\nHost: {place.authority}\r\nX-API-KEY: {KEY}\r\n"
+        f"PATCH {url.raw_path}/accounts/%s HTTP/1.1\r\nHost: {url.authority}\r\nX-API-KEY: {KEY}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(BYTES)}\r\n\r\n"
     )
     idle: list[_Bare] = []
@@ -230,7 +230,7 @@ async def bare(base: str, _in_flight: int) -> AsyncIterator[Call]:
         if idle:
             wire = idle.pop()
         else:
-            _, wire = await loop.create_connection(_Bare, str(place.host), place.port or 80)
+            _, wire = await loop.create_connection(_Bare, str(url.host), url.port or 80)
         wire.answer = loop.create_future()
         wire.transport.write((head % account_id).encode() + BYTES)
         answer = await wire.answer
@@ -242,12 +242,12 @@ async def bare(base: str, _in_flight: int) -> AsyncIterator[Call]:
         wire.transport.close()
 
 
-# --- How they are measured ---
+# --- Measurement ---
 
 
 @frozen
 class Cost:
-    """Of one round: microseconds of CPU for a request, and requests a second."""
+    """The cost of a round: CPU time in microseconds per request, and requests per second."""
 
     cpu: float
     rate: float
@@ -255,7 +255,7 @@ class Cost:
 
 async def _play(call: Call, account_ids: Iterator[str], in_flight: int) -> None:
     async def worker() -> None:
-        for account_id in account_ids:  # shared: each takes the next one
+        for account_id in account_ids:  # the workers share the iterator
             await call(account_id)
 
     async with asyncio.TaskGroup() as group:
@@ -266,7 +266,7 @@ async def _play(call: Call, account_ids: Iterator[str], in_flight: int) -> None:
 async def measure(
     names: list[str], base: str, in_flight: int, rounds: int, requests: int
 ) -> dict[str, list[Cost]]:
-    """What each peer cost, a `Cost` for each round; the rounds are taken in turn."""
+    """Measure all peers in turn, and return a `Cost` for each round."""
     costs: dict[str, list[Cost]] = {name: [] for name in names}
     number = 0
 
@@ -282,14 +282,14 @@ async def measure(
                 if name not in costs:
                     continue
                 try:
-                    # Connections that idled too long are made anew before the clock runs.
+                    # Reopen idle connections that were closed, before measuring.
                     await _play(calls[name], ids(max(100, in_flight)), in_flight)
                     todo = ids(requests)
                     gc.collect()
                     wall, cpu = time.perf_counter(), time.process_time()
                     await _play(calls[name], todo, in_flight)
                     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-                except ExceptionGroup as group:  # a peer's own timeout, on a machine that has other work
+                except ExceptionGroup as group:  # a peer's timeout, if the machine is busy
                     del costs[name]
                     print(f"  {name:30} failed: {group.exceptions[0]!r}")
                 else:
@@ -301,8 +301,8 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.median(values):8.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def tell(costs: dict[str, list[Cost]]) -> None:
-    """A row for each peer, then the ratios to the two that all others stand on."""
+def print_costs(costs: dict[str, list[Cost]]) -> None:
+    """Print a row for each peer, then the ratios to the two plain aiohttp peers."""
     for name, rounds in costs.items():
         cpu = _spread([cost.cpu for cost in rounds], 1)
         print(f"  {name:30} {cpu:32} {_spread([cost.rate for cost in rounds], 0)}")
@@ -310,7 +310,7 @@ def tell(costs: dict[str, list[Cost]]) -> None:
     if bases:
         print(f"\n  {'CPU, as a ratio to':30} " + " ".join(f"{name:>18}" for name in bases))
         for name, rounds in costs.items():
-            # Of one round to the same round: what slows the machine for seconds slows both.
+            # Compare rounds with the same number, since anything that slows the machine affects both.
             ratios = [
                 statistics.median(a.cpu / b.cpu for a, b in zip(rounds, costs[other], strict=True))
                 for other in bases
@@ -325,24 +325,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--in-flight", type=int, nargs="+", default=[8, 64, 500])
     parser.add_argument("--loops", nargs="+", choices=["asyncio", "uvloop"], default=["asyncio", "uvloop"])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--requests", type=int, default=800, help="of each peer in each round")
-    parser.add_argument("--peers", nargs="+", default=[""], help="patterns of their names")
-    given = parser.parse_args(arguments)
-    names = [name for name in PEERS if any(re.search(part, name) for part in given.peers)]
+    parser.add_argument("--requests", type=int, default=800, help="Requests of each peer per round.")
+    parser.add_argument("--peers", nargs="+", default=[""], help="Patterns of peers' names. Default: all.")
+    options = parser.parse_args(arguments)
+    names = [name for name in PEERS if any(re.search(part, name) for part in options.peers)]
 
-    began, cores = time.monotonic(), two_cores()
+    started, cores = time.monotonic(), two_cores()
     if cores is not None:
         os.sched_setaffinity(0, {cores[0]})
     gc.collect()
-    gc.freeze()  # what the libraries have made of themselves is looked at in nobody's round
+    gc.freeze()  # keeps the libraries' own objects out of garbage collection during the rounds
     with canned_server(None if cores is None else cores[1]) as base:
-        for loop in given.loops:
+        for loop in options.loops:
             factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
-            for in_flight in given.in_flight:
-                print(f"{loop}, {in_flight} in flight: CPU us a request, requests a second; median (range)")
+            for in_flight in options.in_flight:
+                print(
+                    f"{loop}, {in_flight} in flight: CPU us per request, requests per second; median (range)"
+                )
                 with asyncio.Runner(loop_factory=factory) as runner:
-                    tell(runner.run(measure(names, base, in_flight, given.rounds, given.requests)))
-    print(f"{given.rounds} rounds of {given.requests:,} requests, {time.monotonic() - began:.0f} s in all")
+                    costs = runner.run(measure(names, base, in_flight, options.rounds, options.requests))
+                print_costs(costs)
+    seconds = time.monotonic() - started
+    print(f"{options.rounds} rounds of {options.requests:,} requests, {seconds:.0f} s in all")
     print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in LIBRARIES)}")
     pinned = "client and server on one core each" if cores is not None else "not pinned to cores"
     print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {pinned}")

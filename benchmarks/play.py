@@ -1,4 +1,4 @@
-"""A rotation of the real session against the real sandbox, in virtual time."""
+"""Runs a scenario: the real session and rotation with the real sandbox, in virtual time."""
 
 import asyncio
 import logging
@@ -18,47 +18,47 @@ from postpress_async.sandbox.faults import NONE, Fault, Faults
 from postpress_async.sandbox.server import Server
 
 LATENCY: Final = 0.05
-"""Seconds that an execution takes."""
+"""Seconds that an update takes."""
 
 CALL: Final = "acc_single"
 
 
-class Weather(Faults):
+class ScenarioFaults(Faults):
     """
-    Deals out a scenario's faults, and keeps count of them.
+    Chooses the faults of a scenario and counts them.
 
     Attributes:
-        storm: What every request gets now.
-        dealt: Faults that came by chance, and dead proxies: each cost an attempt that had to be made.
-        stored: Of these, changes that were carried out all the same: the next request costs no work.
-        own: How many of them each account had.
+        current: The fault of every request during a disruption.
+        random_faults: Number of random faults and dead proxies, each of which requires one more attempt.
+        stored: Number of these whose change was executed, so that the next request is a replay.
+        by_account: Number of these by account.
     """
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
         super().__init__("steady", seed)
-        self.storm: Fault = NONE
-        self.dealt = self.stored = 0
-        self.own: Counter[str] = Counter()
+        self.current: Fault = NONE
+        self.random_faults = self.stored = 0
+        self.by_account: Counter[str] = Counter()
         self._scenario = scenario
 
     def draw(self, account_id: str, nth: int, *, elapsed: float = 0.0, executing: int = 0) -> Fault:
         """See `Faults.draw`."""
         del elapsed, executing
-        if self.storm is not NONE or account_id == CALL:
-            return self.storm
+        if self.current is not NONE or account_id == CALL:
+            return self.current
         number = int(account_id.removeprefix("acc_"))
         chance = random.Random(f"{self.seed}/{number}/{nth}").random()
         fault = self._scenario.deal(Request(number, chance))
         if fault is not NONE or self._scenario.dead(number):
-            self.dealt += 1
+            self.random_faults += 1
             self.stored += fault.executes
-            self.own[account_id] += 1
+            self.by_account[account_id] += 1
         return fault
 
 
 @define
-class _Play:
-    """One scenario under way."""
+class _Run:
+    """The run of a scenario."""
 
     scenario: Scenario
     seed: int
@@ -69,42 +69,42 @@ class _Play:
 
     async def run(self) -> Result:
         scenario, loop = self.scenario, asyncio.get_running_loop()
-        random.seed(self.seed)  # of the session's own jitter, too
+        random.seed(self.seed)  # for the session's jitter
         logging.getLogger("aiohttp").setLevel(logging.CRITICAL)
-        weather = Weather(scenario, self.seed)
+        faults = ScenarioFaults(scenario, self.seed)
         server = Server(
             **{"latency": LATENCY, **scenario.server},
             keep_alive=1e9,
-            faults=weather,
+            faults=faults,
             dead_proxies=lambda proxy: str(proxy["host"]).startswith("dead"),
         )
-        took = None
+        call_seconds = None
         async with AsyncExitStack() as stack, server:
             sessions = [await self._open(stack, server) for _ in range(scenario.sessions)]
             async with asyncio.TaskGroup() as group:
-                director = group.create_task(self._direct(server, weather))
+                disruptions = group.create_task(self._disrupt(server, faults))
                 rotations = [
                     group.create_task(self._rotate(session, number))
                     for number, session in enumerate(sessions)
                 ]
                 if scenario.single:
-                    took = await self._call(sessions[0])
+                    call_seconds = await self._call(sessions[0])
                 else:
                     await asyncio.wait(rotations)
                 makespan = loop.time()
-                for task in (director, *rotations):
+                for task in (disruptions, *rotations):
                     task.cancel()
             attempts = scenario.policy.get("attempts", RetryPolicy().attempts)
             unlucky = sum(
-                weather.own[account] >= attempts or scenario.hopeless(int(account.removeprefix("acc_")))
+                faults.by_account[account] >= attempts or scenario.hopeless(int(account.removeprefix("acc_")))
                 for account in self.failed
             )
             lost = len(self.failed) - unlucky
-            needed = server.record.patched_accounts.total() + weather.dealt + lost
-            ideal = scenario.ideal(needed - weather.stored)
-            if took is not None:  # its background is not what is measured
+            needed = server.record.patched_accounts.total() + faults.random_faults + lost
+            ideal = scenario.ideal(needed - faults.stored)
+            if call_seconds is not None:  # only the call is measured, not the rotation
                 makespan, ideal, needed, lost = (
-                    took,
+                    call_seconds,
                     RetryPolicy(**scenario.policy).deadline,
                     self.attempts,
                     0,
@@ -160,30 +160,30 @@ class _Play:
             self.failed.append(outcome.account_id)
 
     async def _call(self, session: PostPressSession) -> float:
-        """Seconds that one call takes, in the middle of the first outage."""
-        spell, clock = self.scenario.plot[0], asyncio.get_running_loop().time
-        await asyncio.sleep((spell.start + spell.end) / 2)
-        began = clock()
+        """Measure the seconds of one call in the middle of the first outage."""
+        outage, clock = self.scenario.plot[0], asyncio.get_running_loop().time
+        await asyncio.sleep((outage.start + outage.end) / 2)
+        started = clock()
         try:
             await session.update_proxy(CALL, CustomProxy(host="proxy.example.com", port=8080))
         except PostPressError:
-            return clock() - began
-        raise RuntimeError("patched by a service that was out")
+            return clock() - started
+        raise RuntimeError("the account was patched during an outage")
 
-    async def _direct(self, server: Server, weather: Weather) -> None:
-        """Let happen what the plot says, in time."""
+    async def _disrupt(self, server: Server, faults: ScenarioFaults) -> None:
+        """Begin and end the scenario's disruptions."""
         clock = asyncio.get_running_loop().time
-        for spell in self.scenario.plot:
-            await asyncio.sleep(spell.start - clock())
-            if isinstance(spell.kind, Fault):
-                weather.storm = spell.kind
+        for disruption in self.scenario.plot:
+            await asyncio.sleep(disruption.start - clock())
+            if isinstance(disruption.kind, Fault):
+                faults.current = disruption.kind
             else:
-                await server.outage(spell.kind, factor=spell.factor)
-            await asyncio.sleep(spell.end - clock())
-            weather.storm = NONE
+                await server.outage(disruption.kind, factor=disruption.factor)
+            await asyncio.sleep(disruption.end - clock())
+            faults.current = NONE
             await server.recover()
 
 
 def measure(scenario: Scenario, accounts: int | None = None, seed: int = 1) -> Result:
-    """Play *scenario*, with another number of *accounts* if given."""
-    return run(_Play(scenario if accounts is None else scenario.of(accounts), seed).run())
+    """Run *scenario*, with another number of *accounts* if it is not None."""
+    return run(_Run(scenario if accounts is None else scenario.of(accounts), seed).run())

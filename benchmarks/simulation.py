@@ -1,14 +1,14 @@
 """
-What does an unwell service cost a rotation?
+How much do outages, overload and errors of the service cost a rotation?
 
-The real session and rotation against the real sandbox, aiohttp on both sides, in virtual time; see
-`benchmarks.virtual`. A run repeats exactly from its seed::
+It runs the real session and rotation with the real sandbox in virtual time (see `benchmarks.virtual`). The
+same seed gives exactly the same run::
 
     python -m benchmarks.simulation [--accounts 20000] [--seed 1] [names...]
 
-The ideal is the time in which a service that is used in every free second gives the answers that had to be
-given. *needless* are the other requests, as a share of the needed ones; *lost* the accounts that failed
-although another attempt would have helped; *unlucky* those that met a trouble of their own in each attempt.
+*ideal* is the time that the service needs for the necessary responses if it is never idle. *needless* are
+the other requests, as a share of the necessary ones. *lost* are accounts that failed although another
+attempt would have succeeded. *unlucky* are accounts of which every attempt got a random fault.
 """
 
 import argparse
@@ -31,7 +31,7 @@ HEAD = (
 
 
 def claim(scenario: Scenario) -> str:
-    """What is claimed, in a few characters."""
+    """The scenario's claims in a few words."""
     words = ["ends" if scenario.within == math.inf else f"ratio {scenario.within:.4g}"]
     if scenario.asks < math.inf:
         words.append(f"needless {scenario.asks - 1:.0%}")
@@ -52,22 +52,23 @@ def line(scenario: Scenario, result: Result) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; 1 where a claim does not hold."""
+    """Print the table, and return 1 if a claim does not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulation", description="See the module.")
     parser.add_argument("--accounts", type=int, default=FULL)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("names", nargs="*", help="parts of the names of scenarios; all where none is given")
-    given = parser.parse_args(arguments)
-    chosen = [s for s in ALL.values() if not given.names or any(name in s.name for name in given.names)]
-    began, failed = time.monotonic(), 0
+    parser.add_argument("names", nargs="*", help="Parts of the names of scenarios. Default: all.")
+    options = parser.parse_args(arguments)
+    chosen = [s for s in ALL.values() if not options.names or any(name in s.name for name in options.names)]
+    started, failed = time.monotonic(), 0
     print(HEAD)
     for scenario in chosen:
-        result = measure(scenario, given.accounts, given.seed)
+        result = measure(scenario, options.accounts, options.seed)
         failed += bool(broken(scenario, result))
         print(line(scenario, result), flush=True)
     versions = ", ".join(f"{name} {version(name)}" for name in ("postpress-async", "aiohttp", "tenacity"))
     print(f"\n{len(chosen) - failed} of {len(chosen)} claims hold.")
-    print(f"{given.accounts:,} accounts, seed {given.seed}, {time.monotonic() - began:.0f} s of real time")
+    seconds = time.monotonic() - started
+    print(f"{options.accounts:,} accounts, seed {options.seed}, {seconds:.0f} s of real time")
     print(f"Python {platform.python_version()}, {versions}")
     print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
     return int(failed > 0)

@@ -1,8 +1,8 @@
 """
-What does a program pay before its first call?
+What does a program's start cost?
 
-Each figure is the CPU time of a fresh interpreter, the median of several: the import of this package beside
-that of aiohttp, on which it stands, and the command's way to its help::
+Each figure is the median CPU time of several new interpreters, for importing aiohttp, for importing this
+package after it, and for simple commands::
 
     python -m benchmarks.startup [--runs 15]
 """
@@ -40,8 +40,8 @@ COMMANDS: Final = {
 
 
 def _cpu(words: Sequence[str], cache: str) -> tuple[float, str]:
-    """Seconds of CPU that an interpreter takes for that, and what it prints; its bytecode is in *cache*."""
-    # Else a package that is installed editable may be compiled each time.
+    """The CPU time in seconds and the output of an interpreter, whose bytecode is in *cache*."""
+    # Without this cache, an editable install may be compiled each time.
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment = {**kept, "PYTHONPYCACHEPREFIX": cache}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -52,7 +52,7 @@ def _cpu(words: Sequence[str], cache: str) -> tuple[float, str]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
-def _told(name: str, seconds: Sequence[float]) -> None:
+def _print_row(name: str, seconds: Sequence[float]) -> None:
     low, high = min(seconds) * 1e3, max(seconds) * 1e3
     print(f"{name:34} {statistics.median(seconds) * 1e3:8.1f} ms ({low:.1f} to {high:.1f})")
 
@@ -63,14 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=15)
     runs = parser.parse_args(arguments).runs
     with TemporaryDirectory() as cache:
-        _cpu(["-c", IMPORTS], cache)  # what was not compiled yet is now
+        _cpu(["-c", IMPORTS], cache)  # compiles the modules
         rows = [[float(word) for word in _cpu(["-c", IMPORTS], cache)[1].split()] for _ in range(runs)]
-        _told("import aiohttp", [row[0] for row in rows])
-        _told("import postpress_async beyond it", [row[1] for row in rows])
-        print(f"{'modules loaded beyond it':34} {rows[0][2]:8.0f} of its own, {rows[0][3]:.0f} others\n")
+        _print_row("import aiohttp", [row[0] for row in rows])
+        _print_row("import postpress_async after it", [row[1] for row in rows])
+        print(
+            f"{'modules loaded after aiohttp':34} {rows[0][2]:8.0f} of this package, {rows[0][3]:.0f} other\n"
+        )
         for name, words in COMMANDS.items():
             _cpu(words, cache)
-            _told(name, [_cpu(words, cache)[0] for _ in range(runs)])
+            _print_row(name, [_cpu(words, cache)[0] for _ in range(runs)])
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("postpress-async", "aiohttp", "attrs", "tenacity")
     )

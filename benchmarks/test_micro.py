@@ -1,7 +1,7 @@
 """
-What does each part of a call cost by itself, in microseconds?
+How many microseconds does each part of a call take?
 
-No network, no disk but the journal's. So that a later change that costs is seen::
+Only the journal uses the disk, and nothing uses the network. Comparing runs shows what a change costs::
 
     pytest benchmarks/test_micro.py [--benchmark-compare]
 """
@@ -45,18 +45,18 @@ REFUSED = b'{"type":"errors/proxy_error","title":"Bad gateway","detail":"It does
 
 
 def result_of(coroutine: Awaitable[T]) -> T:
-    """What a coroutine that never waits gives, without a loop."""
+    """The result of a coroutine that never waits, without an event loop."""
     try:
         coroutine.__await__().send(None)
-    except StopIteration as ended:
-        found: T = ended.value
-        return found
-    raise AssertionError("it waits")
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    raise AssertionError("the coroutine waits")
 
 
 @pytest.fixture
 def in_a_loop() -> Iterator[None]:
-    """For what asks for the running loop, and for nothing more of it."""
+    """Provides a running loop for code that only calls asyncio.get_running_loop."""
     with asyncio.Runner() as runner:
         asyncio._set_running_loop(runner.get_loop())
         yield
@@ -67,19 +67,19 @@ def in_a_loop() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("change", [CUSTOM, MANAGED], ids=["custom", "managed"])
-def test_a_request_is_made(benchmark: Any, change: Any) -> None:
-    """The id is checked, the change written."""
+def test_encode_a_request(benchmark: Any, change: Any) -> None:
+    """This includes validating the id."""
     assert benchmark(patch_account, "acc_00000001", change).account_id == "acc_00000001"
 
 
-@pytest.mark.parametrize("body", [PATCHED, PATCHED + b" "], ids=["as expected", "that has to be parsed"])
-def test_an_answer_is_read(benchmark: Any, body: bytes) -> None:
-    """Nearly all are as expected to the byte."""
+@pytest.mark.parametrize("body", [PATCHED, PATCHED + b" "], ids=["expected bytes", "parsed as JSON"])
+def test_decode_a_success(benchmark: Any, body: bytes) -> None:
+    """Nearly all responses have exactly the expected bytes, which are not parsed."""
     assert benchmark(read_patched, Answer(200, body), REQUEST, KEY) == AccountPatched("acc_00000001")
 
 
-def test_an_error_is_read(benchmark: Any) -> None:
-    """Its text is cleaned."""
+def test_decode_an_error(benchmark: Any) -> None:
+    """This includes cleaning its text."""
 
     def read() -> errors.PostPressError | None:
         try:
@@ -95,7 +95,7 @@ def test_an_error_is_read(benchmark: Any) -> None:
 
 
 class Call:
-    """A `retry.Call` that fails so often, and then does not."""
+    """A `retry.Call` that succeeds after a number of failures."""
 
     patient, counted = False, True
 
@@ -123,9 +123,9 @@ async def _awaited(call: Call) -> int:
 
 
 @pytest.mark.parametrize("through", [_awaited, RetryPolicy().run], ids=["by itself", "through the policy"])
-@pytest.mark.benchmark(group="a first try that succeeds")
-def test_a_first_try_succeeds(benchmark: Any, through: Callable[[Call], Awaitable[int]]) -> None:
-    """The difference is what the retry layer costs on nearly every call."""
+@pytest.mark.benchmark(group="success at the first attempt")
+def test_success_at_the_first_attempt(benchmark: Any, through: Callable[[Call], Awaitable[int]]) -> None:
+    """The difference is the cost of the retry layer for nearly every call."""
     call = Call()
     assert benchmark(lambda: result_of(through(call))) == 200
 
@@ -140,10 +140,10 @@ async def _by_hand(call: Call) -> int:
 
 
 @pytest.mark.parametrize("through", [_by_hand, RetryPolicy().run], ids=["by hand", "through the policy"])
-@pytest.mark.benchmark(group="fail, fail, succeed, without the waits")
+@pytest.mark.benchmark(group="success at the third attempt, without backoff")
 @pytest.mark.usefixtures("in_a_loop")
-def test_a_third_try_succeeds(benchmark: Any, through: Callable[[Call], Awaitable[int]]) -> None:
-    """Beside the loop that people write."""
+def test_success_at_the_third_attempt(benchmark: Any, through: Callable[[Call], Awaitable[int]]) -> None:
+    """Compared with a retry loop written by hand."""
     assert benchmark(lambda: result_of(through(Call(2)))) == 200
 
 
@@ -153,8 +153,8 @@ def test_a_third_try_succeeds(benchmark: Any, through: Callable[[Call], Awaitabl
 @pytest.mark.parametrize(
     "pace", [Pace(), Pace(adaptive=False), Pace(rate=1e9)], ids=["adaptive", "fixed", "rate"]
 )
-def test_a_slot_is_taken_and_given_back(benchmark: Any, pace: Pace) -> None:
-    """With nobody waiting."""
+def test_acquire_and_release_a_permit(benchmark: Any, pace: Pace) -> None:
+    """No other call is waiting."""
     ticks = itertools.count()
     pacer = Pacer(pace, clock=lambda: next(ticks) * 1e-4, random=lambda: 0.5)
 
@@ -166,8 +166,8 @@ def test_a_slot_is_taken_and_given_back(benchmark: Any, pace: Pace) -> None:
     assert benchmark(once)
 
 
-def test_a_deadline_that_is_kept(benchmark: Any) -> None:
-    """What `asyncio.timeout` does for five times as much."""
+def test_a_deadline_that_does_not_expire(benchmark: Any) -> None:
+    """`asyncio.timeout` takes five times as long."""
     deadlines = Deadlines()
     with asyncio.Runner() as runner:
 
@@ -182,11 +182,11 @@ def test_a_deadline_that_is_kept(benchmark: Any) -> None:
     assert len(deadlines) == 0
 
 
-# --- The whole call, and a fleet's parts ---------------------------------------------------------
+# --- A whole call, and the parts of a rotation ---------------------------------------------------
 
 
-def test_a_call_but_for_its_transport(benchmark: Any) -> None:
-    """All the layers of `update_proxy` over a transport that answers at once."""
+def test_a_call_without_its_transport(benchmark: Any) -> None:
+    """All layers of `update_proxy`, with a transport that answers at once."""
 
     class Stub:
         async def send(self, *_: object) -> Answer:
@@ -204,15 +204,15 @@ def test_a_call_but_for_its_transport(benchmark: Any) -> None:
         runner.run(measure())
 
 
-def test_a_pair_is_made_a_row(benchmark: Any) -> None:
-    """Of an iterable of the caller's."""
+def test_convert_a_pair_to_a_row(benchmark: Any) -> None:
+    """The pairs come from the caller's iterable."""
     rows = rows_of((f"acc_{number:08}", CUSTOM) for number in itertools.count())
     assert benchmark(next, rows).change is CUSTOM
 
 
 @pytest.mark.parametrize("proxy", ["socks5://u:p@proxy.example.com:8080", ""], ids=["a URL", "a country"])
-def test_a_line_is_made_a_row(benchmark: Any, tmp_path: Path, proxy: str) -> None:
-    """Of a fleet in CSV, read over and over."""
+def test_read_a_row_of_a_csv_file(benchmark: Any, tmp_path: Path, proxy: str) -> None:
+    """The file is read repeatedly."""
     country = "" if proxy else "US"
     lines = (f"acc_{number:08},{proxy},{country}\n" for number in range(20_000))
     path = tmp_path / "fleet.csv"
@@ -222,8 +222,8 @@ def test_a_line_is_made_a_row(benchmark: Any, tmp_path: Path, proxy: str) -> Non
         assert benchmark(next, rows).account_id.startswith("acc_")
 
 
-def test_an_outcome_is_recorded(benchmark: Any, tmp_path: Path) -> None:
-    """What the loop pays for the journal; the disk's part is another thread's."""
+def test_record_an_outcome_in_the_journal(benchmark: Any, tmp_path: Path) -> None:
+    """Only the event loop's part is measured; another thread writes to the disk."""
     ordinals = itertools.count()
 
     async def measure() -> int:

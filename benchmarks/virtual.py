@@ -1,9 +1,9 @@
 """
-A loop whose hours take milliseconds, and a network inside it, for aiohttp on both sides.
+An event loop with virtual time and a virtual network, for an aiohttp client and server in one process.
 
-Time jumps to the next timer when nothing else is to be done. `async-solipsism` does that too, but scans
-every socket in each turn of the loop, which 1,000 connections do not bear; here there is no socket, a
-write is the other side's `data_received` in the next turn, and nothing is polled.
+If nothing is ready, time jumps to the next timer. `async-solipsism` does the same, but checks all sockets in
+each iteration of the loop, which is too slow for 1,000 connections. Here there are no sockets: a write calls
+`data_received` of the other side in the next iteration.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ Address = tuple[str, int]
 
 
 class DeadLockError(Exception):
-    """Nothing is ready and no timer is set: what the tasks wait for will never come."""
+    """Nothing is ready and no timer is set, so the tasks would wait forever."""
 
 
 class _Jump(selectors.SelectSelector):
-    """Instead of waiting, lets the time pass."""
+    """Advances the virtual time instead of waiting."""
 
     now = 0.0
 
@@ -36,10 +36,10 @@ class _Jump(selectors.SelectSelector):
 
 class VirtualLoop(asyncio.SelectorEventLoop):
     """
-    A loop in virtual time, from 0.
+    An event loop whose virtual time starts at 0.
 
     Attributes:
-        timers: How many were set.
+        timers: Number of timers set so far.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         sock: socket.socket,
         **_options: Any,
     ) -> asyncio.AbstractServer:
-        """Listen inside; *sock*, bound outside, keeps its address from others and is never used."""
+        """Listen in the virtual network. *sock* only reserves its address."""
         listening = _Listening(self._listening, sock, protocol_factory)
         self._listening[listening.address] = listening
         return listening
@@ -72,19 +72,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     async def connect(
         self, protocol_factory: Callable[[], Any], address: Address
     ) -> tuple["_End", asyncio.Protocol]:
-        """A connection to who listens there; ConnectionRefusedError where nobody does."""
+        """Connect to a server of this loop; raise ConnectionRefusedError if none listens on *address*."""
         await asyncio.sleep(0)
         if address not in self._listening:
             raise ConnectionRefusedError(111, "Connection refused")
-        here, there = _End(self, protocol_factory()), _End(self, self._listening[address].accept())
-        here.peer, there.peer = there, here
-        there.protocol.connection_made(there)
-        here.protocol.connection_made(here)
-        return here, here.protocol
+        client, server = _End(self, protocol_factory()), _End(self, self._listening[address].accept())
+        client.peer, server.peer = server, client
+        server.protocol.connection_made(server)
+        client.protocol.connection_made(client)
+        return client, client.protocol
 
 
 class _Listening(asyncio.AbstractServer):
-    """What `create_server` gives."""
+    """The server that `create_server` returns."""
 
     def __init__(
         self, register: dict[Address, "_Listening"], sock: socket.socket, accept: Callable[[], Any]
@@ -95,7 +95,7 @@ class _Listening(asyncio.AbstractServer):
         self._sock = sock
 
     def close(self) -> None:
-        """Accept no more."""
+        """Accept no more connections."""
         self._register.pop(self.address, None)
         self._sock.close()
 
@@ -106,26 +106,26 @@ class _Listening(asyncio.AbstractServer):
         return self.address in self._register
 
     async def start_serving(self) -> None:
-        """It does from the beginning."""
+        """Has no effect, since the server listens from the beginning."""
 
     async def serve_forever(self) -> None:
         await asyncio.get_running_loop().create_future()
 
     async def wait_closed(self) -> None:
-        """Connections are not waited for."""
+        """Does not wait for connections."""
 
 
 class _End(asyncio.Transport):
-    """One end of a connection: what is written is read at the other end in the loop's next turn."""
+    """One end of a connection. The other end reads written data in the next iteration of the loop."""
 
     def __init__(self, loop: VirtualLoop, protocol: asyncio.Protocol) -> None:
         super().__init__()
         self.peer = self
         self.protocol = protocol
         self._loop = loop
-        self._closing = False  # this end was closed, or is lost
+        self._closing = False
         self._paused = False
-        self._kept: list[bytes | None] = []  # came while paused; None is the end
+        self._buffer: list[bytes | None] = []  # received while paused; None is the end of the stream
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self._closing:
@@ -133,7 +133,7 @@ class _End(asyncio.Transport):
 
     def close(self) -> None:
         if not self._closing:
-            self._loop.call_soon(self.peer.arrive, None)  # after all that was written
+            self._loop.call_soon(self.peer.arrive, None)  # after all written data
             self.lose(None)
 
     def abort(self) -> None:
@@ -149,8 +149,8 @@ class _End(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self._paused = False
-        kept, self._kept = self._kept, []
-        for data in kept:
+        buffered, self._buffer = self._buffer, []
+        for data in buffered:
             self._loop.call_soon(self.arrive, data)
 
     def is_reading(self) -> bool:
@@ -164,25 +164,25 @@ class _End(asyncio.Transport):
         return self.protocol
 
     def arrive(self, data: bytes | None) -> None:
-        """The other end wrote that; None is the end."""
+        """Receive data of the other end; None is the end of the stream."""
         if self._closing:
             return
         if self._paused:
-            self._kept.append(data)
+            self._buffer.append(data)
         elif data is not None:
             self.protocol.data_received(data)
         elif not self.protocol.eof_received():
             self.close()
 
     def lose(self, error: Exception | None) -> None:
-        """The connection is no more."""
+        """Close this end, without or with an error."""
         if not self._closing:
             self._closing = True
             self._loop.call_soon(self.protocol.connection_lost, error)
 
 
 class Connector(aiohttp.TCPConnector):
-    """aiohttp's own pool of connections, on the network inside a `VirtualLoop`."""
+    """aiohttp's connection pool on the virtual network of a `VirtualLoop`."""
 
     def __init__(self) -> None:
         super().__init__(limit=0)
@@ -198,7 +198,7 @@ class Connector(aiohttp.TCPConnector):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """The result of *main* in virtual time; `DeadLockError` where it can never end."""
+    """Run *main* in virtual time and return its result; raise `DeadLockError` if it can never end."""
     loop = VirtualLoop()
     try:
         return loop.run_until_complete(main)

@@ -1,4 +1,4 @@
-"""What a service does to its client, what is claimed of the client then, and what came of it."""
+"""The scenarios of the simulation, their claims and their results."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,17 +10,17 @@ from postpress_async.sandbox.faults import NONE, Fault
 from postpress_async.sandbox.server import Outage
 
 FULL: Final = 20_000
-"""Accounts for which the claims are made."""
+"""Number of accounts for which the claims hold."""
 
 
 @frozen
 class Request:
     """
-    All that a service may look at when it deals out what happens by chance.
+    The input for choosing a random fault.
 
     Attributes:
-        account: The account's number.
-        chance: In [0, 1), of the seed, the account and how many requests of it came before.
+        account: Number of the account.
+        chance: Random number in [0, 1) from the seed, the account and the number of its request.
     """
 
     account: int
@@ -28,12 +28,14 @@ class Request:
 
 
 @frozen
-class Spell:
+class Disruption:
     """
-    A time in which the service is unwell: with one of the server's outages, or a fault for every request.
+    A period with an outage of the server, or with the same fault for every request.
 
     Attributes:
-        leaves: The share of the usual answers that the service gives meanwhile.
+        start: Virtual seconds since the first request.
+        end: Virtual seconds since the first request, exclusive.
+        remaining_rate: The share of the usual responses that the service still sends.
     """
 
     start: float
@@ -42,31 +44,31 @@ class Spell:
     factor: float = 10.0
 
     @property
-    def leaves(self) -> float:
+    def remaining_rate(self) -> float:
         return 1 / self.factor if self.kind == "slow" else 0.0
 
 
 @frozen
 class Scenario:
     """
-    What is played, and what is claimed of it.
+    A scenario and its claims.
 
     Attributes:
-        within: Makespan over the ideal, at most.
-        usual: Answers a second that the service, perfectly used within *in_flight*, gives when well.
-        asks: Requests over those that had to be made, at most.
-        deal: What happens to a request by chance, or for ever; every such attempt had to be made.
-        dead: Whose proxy does not work.
-        hopeless: Whose update fails whatever is tried.
-        plot: The times in which the service is unwell.
+        within: Maximum ratio of the makespan to the ideal.
+        usual: Responses per second of the undisrupted service, fully used within *in_flight*.
+        asks: Maximum ratio of the requests to the necessary ones.
+        deal: The random or permanent fault of a request. Attempts with such a fault count as necessary.
+        dead: Whether the account's proxy is dead.
+        hopeless: Whether the account's update always fails.
+        plot: The disruptions, in order.
         server: Arguments of `Server`.
         policy: Arguments of `RetryPolicy`.
-        burst: Answers that come on top of *usual* at first.
+        burst: Additional responses at the start.
         ceiling: ``Pace.rate``.
-        throttled: Share of requests that are answered 429, at most.
-        lost: Accounts that fail although another attempt would have helped, at most.
-        settles: Seconds that the service is well at first at least, however few the accounts.
-        single: What is measured is one call made within the outage; the rotation is its background.
+        throttled: Maximum share of requests answered with 429.
+        lost: Maximum number of accounts that fail although another attempt would succeed.
+        settles: Minimum seconds before the first disruption, even with few accounts.
+        single: Measure one call during the first disruption, with the rotation in the background.
     """
 
     name: str
@@ -76,7 +78,7 @@ class Scenario:
     deal: Callable[[Request], Fault] = lambda _request: NONE
     dead: Callable[[int], bool] = lambda _account: False
     hopeless: Callable[[int], bool] = lambda _account: False
-    plot: tuple[Spell, ...] = ()
+    plot: tuple[Disruption, ...] = ()
     server: Mapping[str, Any] = Factory(dict)
     policy: Mapping[str, Any] = Factory(dict)
     in_flight: int = 50
@@ -91,29 +93,29 @@ class Scenario:
     accounts: int = FULL
 
     def of(self, accounts: int) -> "Scenario":
-        """The same with no more than so many: the service gets unwell at the same share of them."""
+        """The scenario with at most *accounts*. The first disruption comes after the same share of them."""
         accounts = min(accounts, self.accounts)
         if not self.plot:
             return evolve(self, accounts=accounts)
         first = self.plot[0].start
-        sooner = first - max(first * accounts / self.accounts, min(first, self.settles))
-        plot = (evolve(spell, start=spell.start - sooner, end=spell.end - sooner) for spell in self.plot)
+        shift = first - max(first * accounts / self.accounts, min(first, self.settles))
+        plot = (evolve(item, start=item.start - shift, end=item.end - shift) for item in self.plot)
         return evolve(self, accounts=accounts, plot=tuple(plot))
 
     def rate(self, now: float) -> float:
-        """Answers a second that the service can give then."""
-        for spell in self.plot:
-            if spell.start <= now < spell.end:
-                return self.usual * spell.leaves
+        """Responses per second of the service at the time *now*."""
+        for disruption in self.plot:
+            if disruption.start <= now < disruption.end:
+                return self.usual * disruption.remaining_rate
         return self.usual
 
     def ideal(self, needed: float) -> float:
-        """Seconds that so many answers take where every free second of the service is used."""
+        """Seconds for *needed* responses if the service is never idle."""
         return ideal(needed - self.burst, self.rate)
 
 
 def ideal(needed: float, rate: Callable[[float], float]) -> float:
-    """Seconds that *needed* answers take at *rate*, in answers a second at that time."""
+    """Seconds for *needed* responses at *rate*, which returns responses per second at a time in seconds."""
     left, now, step = needed, 0.0, 0.005
     while left > 0:
         done = rate(now + step / 2) * step
@@ -127,18 +129,18 @@ def ideal(needed: float, rate: Callable[[float], float]) -> float:
 @frozen
 class Result:
     """
-    What came of a scenario.
+    The result of a scenario.
 
     Attributes:
         makespan: Virtual seconds from the first request to the last outcome.
-        requests: Attempts that were begun, those that found no connection included.
-        needed: Of these, those that had to be made.
-        patched: Accounts that have their new proxy.
-        unlucky: Accounts that failed because each of their attempts met a trouble of its own.
-        lost: Accounts that failed although another attempt would have helped.
-        throttled: Answers that were a 429.
-        peak: Requests that the server had at once, at most.
-        timers: Set in the loop: a figure in which any difference between two runs shows.
+        requests: Attempts, including those that got no connection.
+        needed: Number of necessary attempts.
+        patched: Number of patched accounts.
+        unlucky: Number of accounts of which every attempt got a random fault.
+        lost: Number of accounts that failed although another attempt would have succeeded.
+        throttled: Number of 429s.
+        peak: Highest number of concurrent requests in the server.
+        timers: Number of timers set in the loop, which reveals any difference between two runs.
     """
 
     name: str
@@ -160,29 +162,29 @@ class Result:
 
     @property
     def needless(self) -> float:
-        """Requests that need not have been made, as a share of the others."""
+        """Unnecessary requests as a share of the necessary ones."""
         return (self.requests - self.needed) / max(self.needed, 1)
 
 
 def broken(scenario: Scenario, result: Result) -> list[str]:
     """
-    What of *scenario*'s claims *result* breaks.
+    The claims of *scenario* that *result* breaks, as sentences.
 
-    With fewer accounts the beginning, the end and the probes of an outage weigh more: then it may lose no
-    more seconds and no more requests than a run of full length.
+    With fewer accounts, the start, the end and the probes during an outage have more weight. So the limits
+    for excess seconds and requests are those of a run with all accounts.
     """
     times = 1.0 if scenario.single else scenario.accounts / result.accounts
     full = result.ideal if scenario.single else scenario.ideal(result.needed * times)
-    late = result.makespan - result.ideal - (scenario.within - 1) * full
+    excess = result.makespan - result.ideal - (scenario.within - 1) * full
     wrong = []
-    if late > 1e-6:
-        wrong.append(f"{late:.2f} s beyond {scenario.within:g} of the ideal")
+    if excess > 1e-6:
+        wrong.append(f"{excess:.2f} s more than {scenario.within:g} times the ideal")
     if result.requests - result.needed > (scenario.asks - 1) * result.needed * times + 1e-6:
         wrong.append(f"{result.requests - result.needed} requests too many")
     if result.throttled > scenario.throttled * result.requests * times:
-        wrong.append(f"{result.throttled} answers a 429")
+        wrong.append(f"{result.throttled} responses were a 429")
     if result.lost > scenario.lost:
         wrong.append(f"{result.lost} accounts lost")
     if result.patched + result.unlucky + result.lost != result.accounts and not scenario.single:
-        wrong.append("accounts unsettled")
+        wrong.append("accounts without an outcome")
     return wrong

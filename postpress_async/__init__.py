@@ -1,4 +1,4 @@
-"""Give PostPress accounts new proxies from asyncio: one at a time, or a whole fleet overnight."""
+"""Update the proxies of PostPress accounts from asyncio: of one account, or of a whole fleet."""
 
 import logging
 from importlib import import_module
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from postpress_async.secret import Secret
     from postpress_async.session import PostPressSession
 
-# Silent unless the program that embeds it says otherwise.
+# No log output unless the application configures logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
@@ -63,13 +63,14 @@ _HOMES: Final = {
     for name in names.split()
 }
 
-if not TYPE_CHECKING:  # a type checker that saw it would take any name for granted
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
         """
-        A name's first use loads its module, and aiohttp with it.
+        Import the module of a name when the name is first used.
 
-        pytest imports its plugins, and so this module, at every start: it takes a hundredth of the time.
+        pytest imports its plugins, and so this module, at every start. Without aiohttp that takes a hundredth
+        of the time.
         """
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")

@@ -4,13 +4,13 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; say what to install where it is not."""
+    """Run the command line. If click or rich is missing, exit and name the extra to install."""
     try:
         from postpress_async.cli import run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in {"click", "rich"}:
             raise
-        sys.exit(f"postpress-async needs {error.name}: pip install 'postpress-async[cli]'")
+        sys.exit(f"postpress-async requires {error.name}: pip install 'postpress-async[cli]'")
     run()
 
 

@@ -1,4 +1,4 @@
-"""How connections come about, and how one that does not is left behind."""
+"""aiohttp's connector with corrections of its sockets, read buffers and parsing of errors."""
 
 import asyncio
 import socket
@@ -10,20 +10,20 @@ from typing import Any, Final
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-_READ_AT_ONCE: Final = 32 * 1024
-"""Bytes that a socket keeps for the event loop. 256 KiB of 1xx answers would take it 120 ms to read."""
+_READ_SIZE: Final = 32 * 1024
+"""Bytes read at once. Parsing 256 KiB of 1xx responses would block the event loop for 120 ms."""
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
-_MADE: ContextVar[list[socket.socket]] = ContextVar("_MADE")
-"""Sockets of the connection that is being made; its tasks see the same list."""
+_NEW_SOCKETS: ContextVar[list[socket.socket]] = ContextVar("_NEW_SOCKETS")
+"""Sockets of the connection that is being opened; all tasks of the attempt share the list."""
 
 
 class Connector(aiohttp.TCPConnector):
     """
-    As many connections as there are calls: the session's pace is the one limit.
+    A connector without a limit: the session's pace is the only limit of concurrent calls.
 
-    A second limit here would hold calls back unseen.
+    A second limit here would delay calls without the pace knowing.
     """
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
@@ -35,34 +35,34 @@ class Connector(aiohttp.TCPConnector):
         self, *args: Any, **options: Any
     ) -> tuple[asyncio.Transport, ResponseHandler]:
         """
-        A connection; or none, and then nothing of it.
+        Open a connection, and leave no socket behind if that fails.
 
-        uvloop closes a socket that was handed to it and broke, or was cancelled, before its transport was
-        there; but the socket object is not told, and closes, when it is collected, whatever has its number
-        by then: the connection of another call (MagicStack/uvloop#738).
+        If a connection fails or is cancelled before it has a transport, uvloop closes the descriptor but
+        not the socket object. When that object is garbage-collected, it closes the descriptor again, which
+        may by then be the connection of another call (MagicStack/uvloop#738).
         """
-        made: list[socket.socket] = []
-        token = _MADE.set(made)
+        new_sockets: list[socket.socket] = []
+        token = _NEW_SOCKETS.set(new_sockets)
         try:
             transport, protocol = await super()._wrap_create_connection(*args, **options)
-            _read_little_at_once(transport)
+            _limit_read_size(transport)
             return transport, protocol
         except BaseException:
-            # Those that were not handed over are closed by now. asyncio's transports own theirs.
+            # Sockets that uvloop never got are closed by now. Transports of asyncio close their own.
             if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
-                for one in made:
-                    one.detach()
+                for new_socket in new_sockets:
+                    new_socket.detach()
             raise
         finally:
-            _MADE.reset(token)
+            _NEW_SOCKETS.reset(token)
 
 
 class _Protocol(ResponseHandler):
-    """A connection's protocol that knows the head of an answer before its body can be faulty."""
+    """A connection's protocol that parses the head of a response before its body."""
 
     def data_received(self, data: bytes) -> None:
-        # aiohttp drops a head that came in one piece with a fault of the body. Only an answer that is not a
-        # success is classified by its head, so a success is parsed in one go.
+        # If head and a malformed body arrive together, aiohttp discards the head too. Only responses other
+        # than a success are classified by their head, so a success is parsed at once.
         if not data.startswith(b"HTTP/1.1 200") and (end := data.find(_END_OF_HEAD)) > 0:
             head, data = data[: end + len(_END_OF_HEAD)], data[end + len(_END_OF_HEAD) :]
             super().data_received(head)
@@ -71,22 +71,23 @@ class _Protocol(ResponseHandler):
         super().data_received(data)
 
 
-def _read_little_at_once(transport: asyncio.Transport) -> None:
+def _limit_read_size(transport: asyncio.Transport) -> None:
     """
-    Have asyncio make room for as much as can have arrived, and not for 256 KiB at each read.
+    Reduce the buffer that asyncio allocates for each read, which is 256 KiB by default.
 
-    For those the C library may ask the system for memory and give it back, three system calls for an answer
-    of a hundred bytes. uvloop has its own way.
+    For large buffers the C library may request memory from the system and return it: three system calls for
+    a response of a hundred bytes. uvloop allocates in another way.
     """
-    over_tls: Any = getattr(transport, "_ssl_protocol", None)
-    readers: tuple[Any, ...] = (transport, over_tls)
+    tls_protocol: Any = getattr(transport, "_ssl_protocol", None)
+    readers: tuple[Any, ...] = (transport, tls_protocol)
     for reader in readers:
         if hasattr(reader, "max_size"):
-            reader.max_size = _READ_AT_ONCE
+            reader.max_size = _READ_SIZE
 
 
-def _make_socket(place: tuple[Any, ...]) -> socket.socket:
-    made = socket.socket(*place[:3])
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _READ_AT_ONCE)  # a hint, no promise
-    _MADE.get().append(made)
-    return made
+def _make_socket(address_info: tuple[Any, ...]) -> socket.socket:
+    new_socket = socket.socket(*address_info[:3])
+    # The kernel may choose another size.
+    new_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _READ_SIZE)
+    _NEW_SOCKETS.get().append(new_socket)
+    return new_socket

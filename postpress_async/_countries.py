@@ -1,9 +1,9 @@
 """
-The country codes that the API can be asked for.
+The country codes that a managed proxy accepts.
 
-Source: ISO 3166-1 alpha-2, the 249 officially assigned codes, compared with pycountry 26.2.16 on
-2026-11-23 (the newest of them is SS, assigned in 2011). ``XK`` (Kosovo) is
-user-assigned and not part of the standard, and in wide use.
+Source: the 249 officially assigned codes of ISO 3166-1 alpha-2, compared with pycountry 26.2.16 on
+2026-11-23 (the newest is SS, assigned in 2011). ``XK`` (Kosovo) is user-assigned and not in the
+standard, but widely used.
 """
 
 ASSIGNED = frozenset(
@@ -39,4 +39,4 @@ ASSIGNED = frozenset(
 KNOWN = ASSIGNED | {"XK"}
 
 MISTAKEN = {"UK": "GB", "EL": "GR"}
-"""Codes that people write for another: the United Kingdom's domain, and Greece as the EU writes it."""
+"""Codes that are often used by mistake, with the right ones. EL is the EU's code of Greece."""

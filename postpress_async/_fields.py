@@ -1,9 +1,9 @@
 """
-What makes each field of the API valid.
+Validation of the API's fields.
 
-The page only says string, number and length; the rest is ours, so that a mistake in a fleet of a
-million rows is told before a byte is sent. Every refusal is a `FieldError`.
-The functions named after a field are attrs validators; `models` hangs them on its fields.
+The API reference gives only types and lengths. The stricter rules here find a mistake in a fleet of a
+million rows before anything is sent. Every invalid value raises `FieldError`.
+The functions named after a field are the attrs validators that `models` uses.
 """
 
 import ipaddress
@@ -17,25 +17,25 @@ from postpress_async.secret import Secret
 if TYPE_CHECKING:
     from attrs import Attribute
 
-# The reference says only "string"; these are RFC 3986's unreserved characters, which no path,
-# gateway or log can read as anything but themselves.
+# The API reference says only "string". RFC 3986's unreserved characters need no escaping in a path.
 _ACCOUNT_ID = re.compile(r"[A-Za-z0-9._~-]{1,256}")
 LONGEST_CREDENTIAL = 16_384
-"""Characters of a user name or password; the API gives no limit, and no proxy takes nearly as many."""
+"""Maximum characters of a user name or password. The API gives no limit; no proxy accepts nearly as many."""
 
-# No proxy protocol can carry a control character; half of a surrogate pair cannot be sent as UTF-8.
-_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+# No proxy protocol can carry a control character; a lone surrogate cannot be encoded as UTF-8.
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _PLAIN_HOST = re.compile(r"(?:[A-Za-z0-9]{1,63}\.)*[A-Za-z]{1,63}")
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 
 
 class FieldError(ValueError):
     """
-    A value that the API would not take, found before a byte is sent.
+    A value that the API would reject, found before anything is sent.
 
     Attributes:
-        field: The field at fault, as the API names it; None where no single one is.
+        field: The API's name of the invalid field; None if the error is about several fields.
         reason: The fact in a few words, such as ``port out of range``.
+        advice: The rule or the fix, such as ``must be a whole number from 1 to 65535``.
     """
 
     def __init__(self, field: str | None, reason: str, advice: str) -> None:
@@ -50,104 +50,109 @@ class FieldError(ValueError):
 
 def check_account_id(account_id: str) -> str:
     """
-    *account_id*, if it can stand in a URL as it is.
+    Return *account_id* if it can be part of a URL without escaping.
 
     Raises:
-        FieldError: It is empty, ``.`` or ``..``, over 256 characters, or has any but ``A-Z a-z 0-9 . _ ~ -``.
+        FieldError: It is not a string, is empty, ``.`` or ``..``, is longer than 256 characters, or has a
+            character other than ``A-Z a-z 0-9 . _ ~ -``.
     """
     if not isinstance(account_id, str):
-        advice = f"it is a string, not {type(account_id).__name__}"
+        advice = f"must be a string, got {type(account_id).__name__}"
         raise FieldError("account_id", "account_id not text", advice)
     if not account_id:
         raise FieldError("account_id", "account_id missing", "give the id of the account to update")
     if account_id in {".", ".."} or not _ACCOUNT_ID.fullmatch(account_id):
-        advice = "an id is 1 to 256 of A-Z a-z 0-9 . _ ~ - and neither . nor .."
+        advice = "must be 1 to 256 of the characters A-Z a-z 0-9 . _ ~ - and neither . nor .."
         raise FieldError("account_id", "account_id not allowed", advice)
     return account_id
 
 
-def split_host_port(place: str) -> tuple[str, int]:
+def split_host_port(text: str) -> tuple[str, int]:
     """
-    Host and port of ``host:port`` or ``[IPv6]:port``.
+    Split ``host:port`` or ``[IPv6]:port`` into host and port.
 
     Raises:
-        FieldError: One of them is missing, or the port is not written in the digits 0 to 9.
+        FieldError: One of them is missing, or the port is not made of the digits 0 to 9.
     """
-    if place.startswith("["):
-        host, bracket, rest = place[1:].partition("]")
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
             raise FieldError("host", "host not an IPv6 address", "write it as [2001:db8::1]:8080")
         port = rest[1:]
     else:
-        host, _, port = place.rpartition(":") if ":" in place else (place, "", "")
+        host, _, port = text.rpartition(":") if ":" in text else (text, "", "")
         if ":" in host:
             raise FieldError("host", "host not an IPv6 address", "put brackets around it: [2001:db8::1]:8080")
     return host, read_port(port)
 
 
 def percent_decoded(text: str) -> str:
-    # Not errors="strict": its exception holds the text, and a password must be on no exception's chain.
-    # What is not UTF-8 becomes a lone surrogate, which the field refuses.
+    # Not errors="strict": its exception would hold the text, which may be a password.
+    # Bytes that are not UTF-8 become lone surrogates, which the field's validator rejects.
     return unquote(text, errors="surrogateescape")
 
 
 def read_port(text: str) -> int:
     """
-    The number that *text* writes in the digits 0 to 9; its range is checked by `CustomProxy`.
+    Convert the digits 0 to 9 in *text* to a number. `CustomProxy` checks its range.
 
     Raises:
-        FieldError: It is empty, or anything else than such digits.
+        FieldError: It is empty or has another character.
     """
     if not text:
         raise FieldError("port", "port missing", "give a whole number from 1 to 65535")
     if not (text.isascii() and text.isdecimal()):
-        raise FieldError("port", "port not an integer", "it is a whole number from 1 to 65535")
-    return int(text) if len(text) <= 9 else 10**9
+        raise FieldError("port", "port not an integer", "must be a whole number from 1 to 65535")
+    return int(text) if len(text) <= 9 else 10**9  # int() refuses very long texts; any large number will do
 
 
 def upper_country(value: str) -> str:
-    # Checked before it is upper-cased: "ß" and "ﬁ" are one character each and become SS and FI.
+    # Checked before upper-casing: "ß" and "ﬁ" are one character each and become SS and FI.
     if not isinstance(value, str) or not re.fullmatch("[A-Za-z]{2}", value):
         raise FieldError("country", "country is two letters", "give an ISO 3166-1 alpha-2 code, such as US")
     return value.upper()
 
 
 def check_host(host: str) -> None:
-    """Raise `FieldError` unless *host* is a host name, an IPv4 or a bare IPv6 address, and nothing more."""
+    """Raise `FieldError` unless *host* is a host name, an IPv4 address or an unbracketed IPv6 address."""
     if isinstance(host, str) and len(host) <= 253 and _PLAIN_HOST.fullmatch(host):
-        return  # most are, and a fleet has a million of them
+        return  # the fast path: most hosts of a fleet of a million
     if not isinstance(host, str):
-        raise FieldError("host", "host not text", f"it is a string, not {type(host).__name__}")
+        raise FieldError("host", "host not text", f"must be a string, got {type(host).__name__}")
     if not host:
-        raise FieldError("host", "host missing", "give the proxy's host name or address")
+        raise FieldError("host", "host missing", "give the proxy's host name or IP address")
     if "://" in host:
-        raise FieldError("host", "host has a scheme", "give the scheme as the protocol, and the host alone")
+        raise FieldError(
+            "host", "host has a scheme", "put the scheme into protocol and only the host into host"
+        )
     if any(character.isspace() for character in host):
-        raise FieldError("host", "host has a space", "a host name has none; was another column pasted here?")
+        raise FieldError(
+            "host", "host has a space", "remove the space; check that no other column was pasted"
+        )
     if ":" in host:
         _check_ipv6(host)
         return
     labels = host.removesuffix(".").split(".")
     if labels[-1].isdecimal() and not _is_ipv4(host):
-        raise FieldError("host", "host not an IPv4 address", "it is four numbers from 0 to 255")
+        raise FieldError("host", "host not an IPv4 address", "must be four numbers from 0 to 255")
     if len(host.removesuffix(".")) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        advice = "give letters, digits, hyphens and dots; an international name in its xn-- form"
+        advice = "use letters, digits, hyphens and dots; write an international name in its xn-- form"
         raise FieldError("host", "host not a host name", advice)
 
 
 def _check_ipv6(host: str) -> None:
     if host.startswith("[") and host.endswith("]"):
-        raise FieldError("host", "host has brackets", "give an IPv6 address bare, such as 2001:db8::1")
+        raise FieldError("host", "host has brackets", "write the IPv6 address without them: 2001:db8::1")
     if "%" in host:
-        raise FieldError("host", "host has a zone", "a zone means nothing on another machine")
+        raise FieldError("host", "host has a zone", "remove the zone; it has no meaning on another machine")
     if host.count(":") > 1 and not host.startswith("[") and not _is_ipv6(host):
-        raise FieldError("host", "host not an IPv6 address", "give it bare, such as 2001:db8::1")
+        raise FieldError("host", "host not an IPv6 address", "must be an address such as 2001:db8::1")
     if not _is_ipv6(host):
-        raise FieldError("host", "host has a port", "give the port by itself, and the host alone")
+        raise FieldError("host", "host has a port", "put it into port, and only the host into host")
 
 
-# These answer, rather than raise: the text could be a pasted password, and `ipaddress` quotes it in
-# its exception, which would stay on the chain of ours.
+# These return a bool instead of raising: the text may be a pasted password, and the exceptions of
+# `ipaddress` quote it, so it would show up as the context of a `FieldError`.
 def _is_ipv4(text: str) -> bool:
     try:
         ipaddress.IPv4Address(text)
@@ -169,11 +174,11 @@ def host(_instance: object, _attribute: "Attribute[str]", value: str) -> None:
 
 
 def port(_instance: object, _attribute: "Attribute[int]", value: int) -> None:
-    if type(value) is not int:  # True is an int, and 8080.0 is equal to one
-        raise FieldError("port", "port not an integer", "it is a whole number from 1 to 65535")
+    if type(value) is not int:  # isinstance would accept True
+        raise FieldError("port", "port not an integer", "must be a whole number from 1 to 65535")
     if not 1 <= value <= 65535:
-        # Not shown: where a URL lost its @, this is a password of digits.
-        raise FieldError("port", "port out of range", "it is a whole number from 1 to 65535")
+        # The value is not shown: if a URL lost its @, it is a password made of digits.
+        raise FieldError("port", "port out of range", "must be a whole number from 1 to 65535")
 
 
 def username(_instance: object, _attribute: "Attribute[str | None]", value: str | None) -> None:
@@ -188,25 +193,28 @@ def password(_instance: object, _attribute: "Attribute[Secret | None]", value: S
 
 def _check_credential(name: str, text: str) -> None:
     if not isinstance(text, str):
-        raise FieldError(name, f"{name} not text", f"it is a string, not {type(text).__name__}")
+        raise FieldError(name, f"{name} not text", f"must be a string, got {type(text).__name__}")
     if len(text) > LONGEST_CREDENTIAL:
-        raise FieldError(name, f"{name} too long", f"it has at most {LONGEST_CREDENTIAL:,} characters")
-    if (unfit := _UNFIT.search(text)) is None:
+        advice = f"must have at most {LONGEST_CREDENTIAL:,} characters, got {len(text):,}"
+        raise FieldError(name, f"{name} too long", advice)
+    if (forbidden := _FORBIDDEN.search(text)) is None:
         return
-    if unfit[0] > "\x7f":
-        raise FieldError(name, f"{name} is not Unicode", "it has half of a surrogate pair; read it as UTF-8")
-    raise FieldError(name, f"{name} has a control character", "was a line break or a tab pasted with it?")
+    if forbidden[0] > "\x7f":
+        raise FieldError(name, f"{name} is not Unicode", "it has a lone surrogate; read the file as UTF-8")
+    raise FieldError(
+        name, f"{name} has a control character", "remove the line break, tab or control character"
+    )
 
 
 def country(_instance: object, _attribute: "Attribute[str | None]", value: str | None) -> None:
     if value is not None and value not in _countries.KNOWN:
-        meant = _countries.MISTAKEN.get(value)
-        advice = f"{value} is written {meant}" if meant else f"ISO 3166-1 has no {value}"
+        correct = _countries.MISTAKEN.get(value)
+        advice = f"use {correct} instead of {value}" if correct else f"ISO 3166-1 does not assign {value}"
         raise FieldError("country", "country not assigned", advice)
 
 
 def ip(_instance: object, _attribute: "Attribute[str | None]", value: str | None) -> None:
-    # The address class takes numbers and bytes too, and the API does not.
+    # `ipaddress` accepts int and bytes too; the API accepts only strings.
     if value is not None and not (isinstance(value, str) and _is_ipv4(value)):
-        advice = "give four numbers from 0 to 255, such as 203.0.113.42"
+        advice = "must be four numbers from 0 to 255, such as 203.0.113.42"
         raise FieldError("ip", "ip not an IPv4 address", advice)

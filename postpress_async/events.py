@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 from attrs import frozen
 
-from postpress_async._guarded import Guarded
 from postpress_async.errors import Applied, PostPressError, Scope
 
 
@@ -132,8 +131,3 @@ Event: TypeAlias = (
 )
 
 Observer: TypeAlias = Callable[[Event], object]
-
-
-def tell(observer: Observer, event: Event) -> None:
-    """Hand *event* to *observer*, whose mistakes are its own."""
-    Guarded(observer)(event)

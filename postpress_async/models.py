@@ -1,8 +1,8 @@
 """
-The values the API takes and gives, and what makes one valid.
+The values that the API accepts and returns.
 
-A wrong one cannot be built: each refusal is a `FieldError`, a `ValueError` that names the field,
-the fact and what would be right, and never shows a password.
+An invalid value cannot be built: the constructor raises `FieldError`, a `ValueError` that names the field
+and the rule, and never shows a password.
 """
 
 from enum import StrEnum
@@ -17,7 +17,7 @@ from postpress_async.secret import Secret
 
 
 class ProxyProtocol(StrEnum):
-    """How to talk to a proxy of your own."""
+    """How PostPress talks to a custom proxy."""
 
     HTTPS = "https"
     HTTP = "http"
@@ -32,13 +32,13 @@ _PROTOCOLS: dict[str, ProxyProtocol] = {
 }
 
 
-# These take None themselves: a fleet has millions of both, and attrs' `optional` is one more call for each.
+# These converters accept None: attrs' `optional` would add a call for each row, and a fleet has millions.
 def _to_protocol(value: ProxyProtocol | str | None) -> ProxyProtocol | None:
     if value is None:
         return None
     protocol = _PROTOCOLS.get(value) if isinstance(value, str) else None
     if protocol is None:
-        raise FieldError("protocol", "protocol unknown", "it is one of https, http, socks5")
+        raise FieldError("protocol", "protocol unknown", "must be https, http or socks5")
     return protocol
 
 
@@ -46,25 +46,25 @@ def _to_secret(value: Secret | str | None) -> Secret | None:
     if value is None or isinstance(value, Secret):
         return value
     if not isinstance(value, str):
-        raise FieldError("password", "password not text", f"it is a string, not {type(value).__name__}")
+        raise FieldError("password", "password not text", f"must be a string, got {type(value).__name__}")
     return Secret(value)
 
 
 @frozen(kw_only=True)
 class CustomProxy:
     """
-    A proxy of your own.
+    A proxy that you provide.
 
     Attributes:
-        host: Host name, IPv4 or bare IPv6 address; neither scheme nor port.
-        port: TCP port, from 1 to 65535.
-        protocol: One of https, http, socks5; socks5h and socks mean socks5. Left to the API if None; it
-            documents no default.
-        username: Sent only where given.
-        password: Sent only where given, and never part of the repr.
+        host: Host name, IPv4 address, or IPv6 address without brackets. No scheme and no port.
+        port: TCP port, 1 to 65535.
+        protocol: https, http or socks5 (also written socks5h or socks); omitted from the request if None. The
+            API documents no default.
+        username: Omitted from the request if None.
+        password: Omitted from the request if None; never shown in the repr.
 
     Raises:
-        FieldError: A field is not as said above.
+        FieldError: A field is invalid; the message names the field and the rule.
     """
 
     host: str = field(validator=_fields.host)
@@ -76,20 +76,20 @@ class CustomProxy:
     @classmethod
     def from_url(cls, url: str) -> Self:
         """
-        The proxy that *url* names, such as ``socks5://user:p%40ss@proxy.example.com:1080``.
+        Parse a proxy URL such as ``socks5://user:p%40ss@proxy.example.com:1080``.
 
-        User name and password are percent-decoded as UTF-8. Everything before the last ``@`` belongs to
-        them, so a password whose ``@``, ``/`` or ``#`` was left unescaped is read as it was meant.
+        User name and password are percent-decoded as UTF-8. They end at the last ``@``, so a password may
+        contain ``@``, ``/`` or ``#`` unescaped.
 
         Raises:
-            FieldError: There is no scheme, host or port, or there is a path, query or fragment.
+            FieldError: The scheme, host or port is missing, or there is a path, query or fragment.
         """
-        scheme, mark, rest = url.strip().partition("://")
-        if not mark:
-            raise FieldError("protocol", "protocol missing", "write https://, http:// or socks5:// first")
-        credentials, at, place = rest.rpartition("@")
+        scheme, separator, rest = url.strip().partition("://")
+        if not separator:
+            raise FieldError("protocol", "protocol missing", "begin with https://, http:// or socks5://")
+        credentials, at, host_port = rest.rpartition("@")
         username, colon, password = credentials.partition(":")
-        host, port = _fields.split_host_port(place.removesuffix("/"))
+        host, port = _fields.split_host_port(host_port.removesuffix("/"))
         return cls(
             host=host,
             port=port,
@@ -102,14 +102,14 @@ class CustomProxy:
 @frozen(kw_only=True)
 class ManagedProxy:
     """
-    A proxy of PostPress's own, chosen by country, by the country of an address, or both.
+    A proxy that PostPress provides, chosen by country, by IP address, or both.
 
     Attributes:
-        country: An assigned ISO 3166-1 alpha-2 code or XK, in either case; kept in upper case.
-        ip: A dotted IPv4 address from which the API infers the country.
+        country: An assigned ISO 3166-1 alpha-2 code, or XK, in either case; stored in upper case.
+        ip: Dotted IPv4 address from which the API infers the country.
 
     Raises:
-        FieldError: A field is not as said above, or neither is given.
+        FieldError: A field is invalid, or both are None.
     """
 
     country: str | None = field(
@@ -119,7 +119,7 @@ class ManagedProxy:
 
     def __attrs_post_init__(self) -> None:
         if self.country is None and self.ip is None:
-            raise FieldError(None, "nothing asked for", "a managed proxy needs a country, an ip, or both")
+            raise FieldError(None, "nothing asked for", "a managed proxy requires a country, an ip, or both")
 
 
 ProxyChange: TypeAlias = CustomProxy | ManagedProxy
@@ -128,15 +128,15 @@ ProxyChange: TypeAlias = CustomProxy | ManagedProxy
 @frozen
 class Attempt:
     """
-    One try at one call, as the history of its answer or of its error tells it.
+    One attempt of a call, as recorded in the history of its result or error.
 
     Attributes:
-        number: 1 for the first.
-        began: Unix time at which it began to be sent, in seconds.
-        elapsed: Seconds until its answer or its error.
+        number: 1 for the first attempt.
+        began: Unix time in seconds at which the attempt began.
+        elapsed: Seconds from there to its response or error.
         error: The API's type, such as ``errors/proxy_error``, or the error's class name; None on success.
-        status: HTTP status of the answer; None if there was none.
-        wait: Seconds that were waited after it before the next one; 0.0 after the last.
+        status: HTTP status of the response; None if there was no response.
+        wait: Seconds of backoff between this attempt and the next; 0.0 after the last one.
     """
 
     number: int
@@ -150,11 +150,11 @@ class Attempt:
 @frozen
 class AccountPatched:
     """
-    The API's word that an account has its new proxy.
+    The API's confirmation that an account has its new proxy.
 
     Attributes:
-        account_id: The account asked for; any other id in an answer is an error.
-        attempts: How it came about, the last one being the success. No part of equality.
+        account_id: The requested account; a response that names another id raises an error.
+        attempts: All attempts of the call, of which the last succeeded. Ignored by ``==`` and ``hash``.
     """
 
     account_id: str

@@ -1,7 +1,7 @@
 """
-The fixture `postpress_sandbox`, which pytest finds where this package is installed.
+The pytest fixture `postpress_sandbox`, available wherever this package is installed.
 
-pytest imports this module at every start, so what a test does not use is not imported.
+pytest imports this module at every start, so it imports the sandbox only when a test uses the fixture.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 _MARKER = (
     "postpress(accounts=None, profile='steady', seed=0, latency=0.0, rate=None, dead_proxies=()): "
-    "the arguments of the Sandbox behind the fixture postpress_sandbox"
+    "arguments of the Sandbox that the fixture postpress_sandbox starts"
 )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known, for ``--strict-markers`` and ``--markers``."""
+    """Register the marker for ``--strict-markers`` and ``--markers``."""
     config.addinivalue_line("markers", _MARKER)
 
 
@@ -29,11 +29,11 @@ def postpress_sandbox(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> "Iterator[SandboxThread]":
     """
-    The PostPress API on loopback, for this test alone: `postpress_async.sandbox.thread.SandboxThread`.
+    A local fake of the PostPress API for this test: `postpress_async.sandbox.thread.SandboxThread`.
 
-    POSTPRESS_API_KEY and POSTPRESS_BASE_URL point at it, so a `PostPressSession()` that the tested code
-    makes reaches it. ``@pytest.mark.postpress(profile="flaky")`` has arguments for it. It is no asynchronous
-    fixture and has a thread of its own, so it works with every plugin that runs asynchronous tests.
+    POSTPRESS_API_KEY and POSTPRESS_BASE_URL are set, so any `PostPressSession()` of the tested code uses it.
+    ``@pytest.mark.postpress(profile="flaky")`` passes arguments to the `Sandbox`. The fixture runs in its own
+    thread and is not asynchronous, so it works with every plugin for asynchronous tests.
     """
     from postpress_async.sandbox import Sandbox
     from postpress_async.sandbox.thread import SandboxThread
@@ -51,10 +51,12 @@ def _arguments(node: pytest.Item, sandbox: type) -> dict[str, Any]:
     known = signature(sandbox).parameters
     if marker.args:
         raise pytest.UsageError(
-            "@pytest.mark.postpress takes its arguments by name, such as profile='flaky'; "
-            f"not {', '.join(map(repr, marker.args))}"
+            "@pytest.mark.postpress accepts only keyword arguments such as profile='flaky', "
+            f"got {', '.join(map(repr, marker.args))}"
         )
     for name in marker.kwargs:
         if name not in known:
-            raise pytest.UsageError(f"@pytest.mark.postpress has no {name!r}: it takes {', '.join(known)}")
+            raise pytest.UsageError(
+                f"arguments of @pytest.mark.postpress must be among {', '.join(known)}, got {name!r}"
+            )
     return dict(marker.kwargs)

@@ -1,4 +1,4 @@
-"""A string that does not print."""
+"""A string that is masked when it is printed."""
 
 import hmac
 from typing import NoReturn, Self, final
@@ -9,25 +9,24 @@ MASK = "***"
 @final
 class Secret:
     """
-    Text that shows as ``***`` wherever it is printed, formatted or logged.
+    Text that shows as ``***`` when it is printed, formatted or logged.
 
-    `reveal` is the one way to read it. It compares and hashes by value, copies as itself,
-    and is refused by ``pickle``, since a pickle is a file that nobody thinks of as holding keys.
-    JSON refuses it by itself: it is not a ``str``.
+    Only `reveal` returns the text. Secrets compare and hash by value, and copying returns the same object.
+    Neither ``pickle`` nor ``json`` accepts a secret, so it does not end up in a file by accident.
     """
 
     __slots__ = ("__text",)
 
     def __init__(self, text: "str | Secret") -> None:
-        """Raise `TypeError` if *text* is not text; the message does not show it."""
+        """Raise `TypeError` if *text* is not a string; the message does not show the value."""
         if isinstance(text, Secret):
             text = text.reveal()
         if not isinstance(text, str):
-            raise TypeError(f"a secret is made of text, not of {type(text).__name__}")
+            raise TypeError(f"text must be a string, got {type(text).__name__}")
         self.__text = text
 
     def reveal(self) -> str:
-        """The text itself: keep it out of names, logs and messages."""
+        """Return the text. Keep it out of logs and messages."""
         return self.__text
 
     def __repr__(self) -> str:
@@ -39,9 +38,9 @@ class Secret:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        # surrogatepass: any text compares, even text that could never be sent.
-        mine, theirs = (text.encode("utf-8", "surrogatepass") for text in (self.__text, other.__text))
-        return hmac.compare_digest(mine, theirs)
+        # surrogatepass: texts with lone surrogates must compare too, though they cannot be sent.
+        left, right = (text.encode("utf-8", "surrogatepass") for text in (self.__text, other.__text))
+        return hmac.compare_digest(left, right)
 
     def __hash__(self) -> int:
         return hash((Secret, self.__text))
@@ -53,4 +52,4 @@ class Secret:
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret is not pickled: read it again where it is needed")
+        raise TypeError("a secret cannot be pickled; read it again in the process that needs it")

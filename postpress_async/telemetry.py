@@ -1,29 +1,29 @@
 """
 A session's events as OpenTelemetry spans and metrics: ``PostPressSession(on_event=Telemetry())``.
 
-The names are those of OpenTelemetry's semantic conventions for HTTP clients where they have one, and
-begin with ``postpress.`` where not. It needs the extra ``otel``, and no more than OpenTelemetry's API:
-which spans and metrics are kept, and where they go, is the embedding program's to say.
+Names follow OpenTelemetry's semantic conventions for HTTP clients. Names that these do not define begin with
+``postpress.``. This module requires the extra ``otel``, which installs only OpenTelemetry's API. The
+application chooses the SDK and its exporters.
 
-Spans: one for each call, and below it one for each attempt. The call's is a child of whatever span is
-current where the session is called, and current itself until the call ends. Beside OpenTelemetry's
-instrumentation of aiohttp's client each attempt has two: name PostPress's host in its
-``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS``, or take ``transport="lean"``, which it does not see.
+Each call has a span, with a child span for each attempt. The call's span is a child of the current span, and
+is itself the current span during the call. OpenTelemetry's instrumentation of aiohttp adds a second span for
+each attempt. To avoid that, put PostPress's host into ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS``, or use
+``transport="lean"``, which that instrumentation does not see.
 
-What failed has ``error.type``, on its span and in its metrics: one of the API's types; else the HTTP status,
-or the class of the error; ``given_up`` where the caller's deadline or a cancellation ended it.
+Spans and metrics of failures have ``error.type``: a type of the API, otherwise the HTTP status or the class
+of the error, or ``given_up`` if the caller's deadline or a cancellation ended the call.
 
-Metrics, none with an account's id, a proxy, or anything else that there may be very many of:
+Metrics have no attributes with many values, such as account ids or proxies:
 
-    http.client.request.duration    s    each attempt
+    http.client.request.duration    s    duration of attempts
     http.client.active_requests          requests in flight
-    postpress.client.call.duration  s    each call, from its first attempt
-    postpress.client.call.attempts       attempts of each call
-    postpress.client.retry.wait     s    each wait before an attempt is repeated, with the error before it
-    postpress.client.pauses              outages that were met
-    postpress.client.pause.duration s    each pause, once it is over
-    postpress.rotation.accounts          accounts settled, by state, error type and scope
-    postpress.rotation.quarantines       proxies of a pool that were taken out
+    postpress.client.call.duration  s    duration of calls from their first attempt, with backoff
+    postpress.client.call.attempts       attempts per call
+    postpress.client.retry.wait     s    backoff before a retry, by the type of the error
+    postpress.client.pauses              pauses because the service was down
+    postpress.client.pause.duration s    duration of pauses
+    postpress.rotation.accounts          completed accounts, by state, error type and scope
+    postpress.rotation.quarantines       quarantined proxies
 """
 
 import asyncio
@@ -45,10 +45,10 @@ except ModuleNotFoundError as _error:
     if (_error.name or "").split(".")[0] != "opentelemetry":
         raise
     raise ModuleNotFoundError(
-        "telemetry needs OpenTelemetry's API: pip install 'postpress-async[otel]'", name=_error.name
+        "telemetry requires OpenTelemetry's API: pip install 'postpress-async[otel]'", name=_error.name
     ) from None
 
-Facts: TypeAlias = dict[str, str | int | bool]
+Attributes: TypeAlias = dict[str, str | int | bool]
 
 _SECONDS: Final = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 120]
 _OWN_TYPES: Final = frozenset(
@@ -57,33 +57,37 @@ _OWN_TYPES: Final = frozenset(
 
 
 @define
-class _Watched:
+class _ActiveCall:
     """
-    A call that is under way.
+    A call in progress.
 
     Attributes:
-        outer: The call in the midst of which the same task makes this one.
-        attempt: The attempt in flight, and when it *began*.
+        span: The call's span.
+        token: Restores the span that was current before the call.
+        server: Attributes that all spans and metrics of the call share.
+        outer: The call during which the same task made this one, if any.
+        attempt: The span of the attempt in flight, if any.
+        attempt_started: The loop's time at which that attempt started.
     """
 
     span: Span
     token: Token[Any]
     url: str
     template: str
-    server: Facts
-    outer: "_Watched | None"
+    server: Attributes
+    outer: "_ActiveCall | None"
     attempt: Span | None = None
-    began: float = 0.0
+    attempt_started: float = 0.0
 
 
 class Telemetry:
     """
-    An observer for `PostPressSession`; one may be given to any number of sessions.
+    An observer for `PostPressSession` that creates spans and metrics. Several sessions may share one.
 
     Args:
-        tracers: Where spans go; None for the global provider.
-        meters: Where metrics go; None for the global provider.
-        then: Another observer, which is told of each event too.
+        tracers: Provider of the tracer; None for the global provider.
+        meters: Provider of the meter; None for the global provider.
+        then: Another observer, which is called with every event too.
     """
 
     def __init__(
@@ -106,48 +110,50 @@ class Telemetry:
         self._calls: Final = meter.create_histogram(
             "postpress.client.call.duration",
             unit="s",
-            description="Duration of calls from the first attempt, with all retries and their waits.",
+            description="Duration of calls from the first attempt, with all retries and backoff.",
             explicit_bucket_boundaries_advisory=_SECONDS,
         )
         self._attempts: Final = meter.create_histogram(
             "postpress.client.call.attempts",
             unit="{attempt}",
-            description="Attempts that a call took.",
+            description="Attempts per call.",
             explicit_bucket_boundaries_advisory=[0, 1, 2, 3, 4, 6, 8, 12],
         )
         self._waits: Final = meter.create_histogram(
             "postpress.client.retry.wait",
             unit="s",
-            description="Waits before an attempt is repeated.",
+            description="Backoff before a retry.",
             explicit_bucket_boundaries_advisory=_SECONDS,
         )
         self._pauses: Final = meter.create_counter(
-            "postpress.client.pauses", unit="{pause}", description="Outages in which all calls paused."
+            "postpress.client.pauses",
+            unit="{pause}",
+            description="Pauses of all calls because the service was down.",
         )
         self._pause: Final = meter.create_histogram(
             "postpress.client.pause.duration",
             unit="s",
-            description="Duration of pauses, from the gate's closing to the first good answer.",
+            description="Duration of pauses, from the circuit breaker's opening to its closing.",
             explicit_bucket_boundaries_advisory=[0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 14400],
         )
         self._accounts: Final = meter.create_counter(
-            "postpress.rotation.accounts", unit="{account}", description="Accounts settled by rotations."
+            "postpress.rotation.accounts", unit="{account}", description="Accounts completed by rotations."
         )
         self._quarantines: Final = meter.create_counter(
-            "postpress.rotation.quarantines", unit="{proxy}", description="Proxies taken out of their pool."
+            "postpress.rotation.quarantines", unit="{proxy}", description="Quarantined proxies of pools."
         )
         self._then: Final = None if then is None else Guarded(then)
-        self._under_way: Final[dict[asyncio.Task[Any], _Watched]] = {}
+        self._active_calls: Final[dict[asyncio.Task[Any], _ActiveCall]] = {}
 
     def __call__(self, event: events.Event) -> None:
-        """Take *event*, in the task that it is told in."""
+        """Record *event*. It must be called in the task of the call that the event is about."""
         try:
-            self._take(event)
-        finally:  # a span's processor may raise, and is the embedding program's
+            self._record(event)
+        finally:  # the application's span processors may raise
             if self._then is not None:
                 self._then(event)
 
-    def _take(self, event: events.Event) -> None:
+    def _record(self, event: events.Event) -> None:
         match event:
             case events.CallStarted():
                 self._call_started(event)
@@ -156,7 +162,7 @@ class Telemetry:
             case events.AttemptEnded():
                 self._attempt_ended(event)
             case events.RetryScheduled(_, _, wait, error):
-                self._waits.record(wait, {"error.type": _type_of(error)})
+                self._waits.record(wait, {"error.type": _error_type(error)})
             case events.CallEnded():
                 self._call_ended(event)
             case events.PauseBegan():
@@ -166,110 +172,111 @@ class Telemetry:
             case events.ProxyQuarantined():
                 self._quarantines.add(1)
             case events.AccountSettled():
-                self._accounts.add(1, _facts_of_settled(event))
+                self._accounts.add(1, _account_attributes(event))
 
     def _call_started(self, event: events.CallStarted) -> None:
         url = URL(event.url)
         template = f"{url.raw_path.rpartition('/')[0]}/{{account_id}}"
-        server: Facts = {"http.request.method": "PATCH"}
+        server: Attributes = {"http.request.method": "PATCH"}
         server |= {"server.address": url.host or "", "server.port": url.port or 0}
-        own: Facts = {"postpress.account_id": event.account_id, **server}
-        span = self._tracer.start_span("postpress update_proxy", attributes=own)
+        attributes: Attributes = {"postpress.account_id": event.account_id, **server}
+        span = self._tracer.start_span("postpress update_proxy", attributes=attributes)
         token = context.attach(trace.set_span_in_context(span))
-        task = _task()
-        outer = self._under_way.get(task)
-        self._under_way[task] = _Watched(span, token, event.url, template, server, outer)
+        task = _current_task()
+        outer = self._active_calls.get(task)
+        self._active_calls[task] = _ActiveCall(span, token, event.url, template, server, outer)
 
     def _attempt_started(self, event: events.AttemptStarted) -> None:
-        watched = self._under_way.get(_task())
-        if watched is None:  # its span could not be started
+        call = self._active_calls.get(_current_task())
+        if call is None:  # starting its span failed
             return
-        facts: Facts = {"url.full": watched.url, "url.template": watched.template, **watched.server}
+        attributes: Attributes = {"url.full": call.url, "url.template": call.template, **call.server}
         if event.number > 1:
-            facts["http.request.resend_count"] = event.number - 1
-        name = f"PATCH {watched.template}"
-        watched.began = asyncio.get_running_loop().time()
-        watched.attempt = self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=facts)
-        self._active.add(1, watched.server)
+            attributes["http.request.resend_count"] = event.number - 1
+        name = f"PATCH {call.template}"
+        call.attempt_started = asyncio.get_running_loop().time()
+        call.attempt = self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+        self._active.add(1, call.server)
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
-        watched = self._under_way.get(_task())
-        if watched is None:
+        call = self._active_calls.get(_current_task())
+        if call is None:
             return
-        facts: Facts = {} if event.status is None else {"http.response.status_code": event.status}
+        attributes: Attributes = {} if event.status is None else {"http.response.status_code": event.status}
         if event.error is not None:
-            facts["error.type"] = _type_of(event.error)
-        self._end_attempt(watched, event.elapsed, facts, event.error)
+            attributes["error.type"] = _error_type(event.error)
+        self._end_attempt(call, event.elapsed, attributes, event.error)
 
     def _end_attempt(
-        self, watched: _Watched, elapsed: float, facts: Facts, error: PostPressError | None
+        self, call: _ActiveCall, elapsed: float, attributes: Attributes, error: PostPressError | None
     ) -> None:
-        self._requests.record(elapsed, watched.server | facts)
-        span, watched.attempt = watched.attempt, None
+        self._requests.record(elapsed, call.server | attributes)
+        span, call.attempt = call.attempt, None
         if span is not None:
-            self._active.add(-1, watched.server)
-            _end(span, facts, error)
+            self._active.add(-1, call.server)
+            _end_span(span, attributes, error)
 
     def _call_ended(self, event: events.CallEnded) -> None:
-        task = _task()
-        watched = self._under_way.pop(task, None)
-        if watched is None:
+        task = _current_task()
+        call = self._active_calls.pop(task, None)
+        if call is None:
             return
-        if watched.outer is not None:
-            self._under_way[task] = watched.outer
-        facts: Facts = {}
+        if call.outer is not None:
+            self._active_calls[task] = call.outer
+        attributes: Attributes = {}
         if event.error is not None:
-            facts = {"error.type": _type_of(event.error), "postpress.error.scope": event.error.scope.value}
+            attributes["error.type"] = _error_type(event.error)
+            attributes["postpress.error.scope"] = event.error.scope.value
         elif event.given_up:
-            facts = {"error.type": "given_up"}
-        self._calls.record(event.elapsed, watched.server | facts)
-        self._attempts.record(event.attempts, facts)
+            attributes["error.type"] = "given_up"
+        self._calls.record(event.elapsed, call.server | attributes)
+        self._attempts.record(event.attempts, attributes)
         try:
-            if watched.attempt is not None:  # given up while it was in flight
-                elapsed = asyncio.get_running_loop().time() - watched.began
-                self._end_attempt(watched, elapsed, {"error.type": "given_up"}, None)
+            if call.attempt is not None:  # the call was cancelled while a request was in flight
+                elapsed = asyncio.get_running_loop().time() - call.attempt_started
+                self._end_attempt(call, elapsed, {"error.type": "given_up"}, None)
         finally:
-            context.detach(watched.token)
-            _end(watched.span, {"postpress.attempts": event.attempts, **facts}, event.error)
+            context.detach(call.token)
+            _end_span(call.span, {"postpress.attempts": event.attempts, **attributes}, event.error)
 
 
-def _task() -> asyncio.Task[Any]:
+def _current_task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a call has one
+    assert task is not None  # noqa: S101 - a call always runs in a task
     return task
 
 
-def _end(span: Span, facts: Facts, error: PostPressError | None) -> None:
-    span.set_attributes(facts)
+def _end_span(span: Span, attributes: Attributes, error: PostPressError | None) -> None:
+    span.set_attributes(attributes)
     if error is not None:
         span.set_attribute("postpress.applied", error.applied.value)
         span.set_attribute("postpress.retryable", error.retryable)
         if isinstance(error, ApiError) and error.instance:
             span.set_attribute("postpress.error.instance", error.instance)
-    if "error.type" in facts:
+    if "error.type" in attributes:
         span.set_status(StatusCode.ERROR, None if error is None else str(error))
     span.end()
 
 
-def _type_of(error: PostPressError) -> str:
-    """The type where it is one of the catalogue, else the HTTP status or the class: there are few of each."""
+def _error_type(error: PostPressError) -> str:
+    """A known type of the API, otherwise the HTTP status or the class, so that there are few values."""
     if not isinstance(error, ApiError):
         return error.code
-    return error.code if _is_listed(error.code) else str(error.status)
+    return error.code if _is_known(error.code) else str(error.status)
 
 
-def _is_listed(type_: str) -> bool:
+def _is_known(type_: str) -> bool:
     return type_ in errors.BY_TYPE or type_ in errors.BY_CODE
 
 
-def _facts_of_settled(event: events.AccountSettled) -> Facts:
-    facts: Facts = {"postpress.state": str(event.state)}
+def _account_attributes(event: events.AccountSettled) -> Attributes:
+    attributes: Attributes = {"postpress.state": str(event.state)}
     if event.scope is not None:
-        facts["postpress.error.scope"] = event.scope.value
+        attributes["postpress.error.scope"] = event.scope.value
     if event.applied is Applied.UNKNOWN:
-        facts["postpress.applied"] = event.applied.value
-    if (told := event.error_type) is not None:
-        known = _is_listed(told) or told in _OWN_TYPES or told == "no proxy left"
-        # A row that was refused has its reason there, with the row's own words.
-        facts["error.type"] = told if known else "unlisted" if event.attempts else "refused row"
-    return facts
+        attributes["postpress.applied"] = event.applied.value
+    if (error_type := event.error_type) is not None:
+        known = _is_known(error_type) or error_type in _OWN_TYPES or error_type == "no proxy left"
+        # The type of a refused row is its reason, which may contain words of the row.
+        attributes["error.type"] = error_type if known else "unlisted" if event.attempts else "refused row"
+    return attributes

@@ -1,8 +1,8 @@
 """
-What is wrong with the changelog; `python -m tests.changelog BASE` asks for an entry of what changed since.
+Checks the changelog. `python -m tests.changelog BASE` fails if the package changed without an entry.
 
-A change of `postpress_async` that users do not notice, such as a comment, says so by a line of its own in its
-commit message: `Changelog: none`.
+If users do not notice a change of `postpress_async`, such as a new comment, its commit message has the line
+`Changelog: none`.
 """
 
 import re
@@ -14,35 +14,35 @@ FILE = "CHANGELOG.md"
 
 
 def faults(text: str, version: str) -> list[str]:
-    """What is wrong with a changelog's form, a sentence each; *version* is the package's own."""
-    found = []
+    """The faults in a changelog's form, as sentences; *version* is the package's version."""
+    sentences = []
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
     if headings[:1] != ["Unreleased"]:
-        found.append("The first heading is not Unreleased.")
-    found += [
-        f"The heading {word!r} is no version with a date."
-        for word in headings[1:]
-        if not re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", word)
+        sentences.append("The first heading is not Unreleased.")
+    sentences += [
+        f"The heading {heading!r} is not a version with a date."
+        for heading in headings[1:]
+        if not re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", heading)
     ]
-    if len(headings) > 1 and version not in {word.split(" ")[0] for word in headings[1:]}:
-        found.append(f"Version {version} has no heading.")
-    for entry in re.split(r"^- ", text.partition("\n## ")[2], flags=re.MULTILINE)[1:]:
-        said = entry.partition("\n## ")[0].strip()
-        if not said.endswith((".", ":")):
-            found.append(f"The entry {said[:40]!r} does not end as a sentence.")
-        if any(line and not line.startswith("  ") for line in said.splitlines()[1:]):
-            found.append(f"The entry {said[:40]!r} goes on without its two spaces.")
-    return found
+    if len(headings) > 1 and version not in {heading.split(" ")[0] for heading in headings[1:]}:
+        sentences.append(f"Version {version} has no heading.")
+    for item in re.split(r"^- ", text.partition("\n## ")[2], flags=re.MULTILINE)[1:]:
+        entry = item.partition("\n## ")[0].strip()
+        if not entry.endswith((".", ":")):
+            sentences.append(f"The entry {entry[:40]!r} does not end as a sentence.")
+        if any(line and not line.startswith("  ") for line in entry.splitlines()[1:]):
+            sentences.append(f"The entry {entry[:40]!r} has a line that is not indented by two spaces.")
+    return sentences
 
 
-def untold(repository: Path, base: str) -> list[str]:
+def commits_without_entry(repository: Path, base: str) -> list[str]:
     """
-    The commits since *base* that change the package, where none has an entry; without those that need none.
+    The commits since *base* that change the package, unless the branch has an entry.
 
-    An entry is a line added to the changelog, committed or not. A branch is told as a whole.
+    An entry is a line added to the changelog, committed or not. One entry is enough for a whole branch.
 
     Raises:
-        subprocess.CalledProcessError: *base* is nothing that git knows.
+        subprocess.CalledProcessError: git does not know *base*.
     """
 
     def git(*words: str) -> str:
@@ -59,15 +59,15 @@ def untold(repository: Path, base: str) -> list[str]:
 
 def main(base: str) -> None:
     try:
-        commits = untold(Path(), base)
+        commits = commits_without_entry(Path(), base)
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"git cannot compare with {base!r}: {error.stderr.strip()}") from None
     if commits:
-        told = "\n  ".join(commits)
+        lines = "\n  ".join(commits)
         raise SystemExit(
-            f"Since {base}, {FILE} has no new line, and the package was changed by\n  {told}\n"
-            'Say under "Unreleased" what a user will notice, or in the commit message, on a line of its own: '
-            "Changelog: none"
+            f"{FILE} has no new entry since {base}, although these commits changed the package:\n  {lines}\n"
+            'Add an entry under "Unreleased" for what users will notice. If there is nothing to notice, add '
+            "this line to the commit message: Changelog: none"
         )
 
 

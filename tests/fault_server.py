@@ -1,10 +1,9 @@
 """
-A server on loopback that does what no server should, each misdeed by its name.
+A server on loopback with named protocol faults.
 
-It is written on bare streams, with no HTTP library, since a library would refuse to do most of it. It
-has a thread of its own, so that what it costs is not taken for what the client costs. `FAULTS` is the
-catalogue; `FaultServer.play` says which one the next request meets. Whatever is not told meets a proper
-answer.
+It uses plain streams, because HTTP libraries refuse to send most of these faults. It runs in its own thread,
+so that its CPU time does not count as the client's. `FAULTS` is the catalogue, and `FaultServer.play` selects
+the fault of the next requests. Without a fault, requests get a valid response.
 """
 
 import asyncio
@@ -22,12 +21,12 @@ from attrs import define, frozen
 
 T = TypeVar("T")
 
-SCALE = 20_000  # requests, or lines, of a flood: more than any client should look at
+SCALE = 20_000  # lines in a flood, more than a client should process
 
 
 @frozen
 class Seen:
-    """One request, as it came."""
+    """A received request."""
 
     head: bytes
     body: bytes
@@ -37,7 +36,7 @@ class Seen:
         return self.head.split(b" ", 2)[1].split(b"?")[0].rsplit(b"/", 1)[-1].decode()
 
     def header(self, name: str) -> str | None:
-        """The value of the one header *name*; None where there is none."""
+        """The value of the first header *name*; None without such a header."""
         for line in self.head.split(b"\r\n")[1:]:
             key, _, value = line.partition(b":")
             if key.lower() == name.lower().encode():
@@ -47,7 +46,7 @@ class Seen:
 
 @define
 class Wire:
-    """One connection, as a fault sees it; *account_id* is that of the request it answers."""
+    """A connection, as faults use it; *account_id* is that of the current request."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -58,7 +57,7 @@ class Wire:
         await self.writer.drain()
 
     async def flood(self, data: bytes) -> None:
-        """Send *data* again and again, as fast as it is taken, until nobody is there."""
+        """Send *data* repeatedly until the client disconnects."""
         while True:
             await self.send(data)
             await asyncio.sleep(0)
@@ -69,14 +68,14 @@ class Wire:
             await asyncio.sleep(seconds)
 
     async def silence(self) -> None:
-        """Say nothing until the other side has gone."""
+        """Send nothing until the client disconnects."""
         while await self.reader.read(65536):
             pass
 
     def reset(self) -> None:
-        """End the connection with a RST in place of a FIN."""
-        place = self.writer.get_extra_info("socket")
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        """Close the connection with a RST instead of a FIN."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
     def close(self) -> None:
@@ -89,12 +88,12 @@ Play = Callable[[Wire], Awaitable[None]]
 @frozen
 class Fault:
     """
-    A misdeed.
+    A fault of the server.
 
     Attributes:
-        before: What happens as soon as the connection is there, in place of waiting for a request.
-        instead: What is sent in place of a proper answer; the connection is closed after it.
-        after: What happens after a proper answer.
+        before: Called when a connection is accepted, instead of reading a request.
+        instead: Called instead of sending a valid response.
+        after: Called by `FaultServer.push`, after a valid response.
     """
 
     before: Play | None = None
@@ -102,7 +101,7 @@ class Fault:
     after: Play | None = None
 
 
-# --- How answers are written ---------------------------------------------------------------------
+# --- Responses -----------------------------------------------------------------------------------
 
 
 def patched(account_id: str) -> bytes:
@@ -114,7 +113,7 @@ def envelope(type_: str, status: int, **more: Any) -> bytes:
 
 
 def answer(status: int | str, body: bytes, *lines: bytes, length: object = None) -> bytes:
-    """An answer, whole; *length* in place of the true one."""
+    """A complete response; *length* replaces the true Content-Length."""
     count = str(len(body) if length is None else length).encode()
     head = [f"HTTP/1.1 {status} X".encode(), b"Content-Type: application/json", b"Content-Length: " + count]
     return b"\r\n".join([*head, *lines, b"", b""]) + body
@@ -138,7 +137,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def says(write: Callable[[bytes], bytes]) -> Fault:
-    """A fault that sends the bytes that *write* makes of a true body, and keeps the connection open."""
+    """A fault that sends what *write* makes of a valid body, and keeps the connection open."""
 
     async def play(wire: Wire) -> None:
         await wire.send(write(patched(wire.account_id)))
@@ -147,7 +146,7 @@ def says(write: Callable[[bytes], bytes]) -> Fault:
 
 
 def closes(write: Callable[[bytes], bytes]) -> Fault:
-    """The same, and then closes it."""
+    """A fault that sends what *write* makes of a valid body, and closes the connection."""
 
     async def play(wire: Wire) -> None:
         await wire.send(write(patched(wire.account_id)))
@@ -157,12 +156,12 @@ def closes(write: Callable[[bytes], bytes]) -> Fault:
 
 
 def body_of(body: bytes | Callable[[bytes], bytes], status: int = 200, *lines: bytes) -> Fault:
-    """A fault in the body alone."""
+    """A fault only in the body."""
     return says(lambda true: answer(status, body(true) if callable(body) else body, *lines))
 
 
 def headers(*lines: bytes, status: int = 200) -> Fault:
-    """A proper answer but for these headers."""
+    """A valid response with these additional headers."""
     return says(lambda true: answer(status, true, *lines))
 
 
@@ -175,7 +174,7 @@ def retry_after(*values: bytes) -> Fault:
     return body_of(body, 503, *(b"Retry-After:" + value for value in values))
 
 
-# --- Faults that are more than bytes ---------------------------------------------------------------
+# --- Faults with their own behaviour -----------------------------------------------------------------
 
 
 async def _reset(wire: Wire) -> None:
@@ -196,7 +195,7 @@ async def _half_open(wire: Wire) -> None:
 
 
 async def _greeting(wire: Wire) -> None:
-    """An answer before there was a question: the id is a guess that is right."""
+    """A response before the request, with the right account id."""
     await wire.send(proper("acc_bad"))
     await wire.silence()
 
@@ -228,7 +227,7 @@ async def _unasked_half(wire: Wire) -> None:
 
 
 async def _bad_chunk(wire: Wire) -> None:
-    await asyncio.sleep(0.01)  # so that it is read by itself
+    await asyncio.sleep(0.01)  # so that the client reads the next chunk separately
     await wire.send(b"zz\r\n")
 
 
@@ -261,12 +260,12 @@ def drips(write: Callable[[bytes], bytes]) -> Fault:
 
 
 def _bomb(wbits: int) -> bytes:
-    """64 MiB of nothing, packed."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, wbits)
-    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
+    """64 MiB of zeros, compressed."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, wbits)
+    return b"".join(compressor.compress(bytes(1 << 20)) for _ in range(64)) + compressor.flush()
 
 
-# 64 MiB of nothing, as brotli writes it.
+# 64 MiB of zeros, compressed with brotli.
 _BROTLI = bytes.fromhex(
     "cbffff3ff82700e2b14020f7fe8fffff7ff04f00c4611180eefd1fffffffe09f0088c30200ddfb3ffeffffc13f0110870500"
     "baf77ffcffff837f02200e0b0074effff8ffff07ff04401c1600e8defff1ffff0ffe0980382c00d0bdffe3ffff1ffc130071"
@@ -428,7 +427,7 @@ BODIES: dict[str, Fault] = {
     "a gzip bomb": _packed(b"gzip", _bomb(31)),
     "a deflate bomb": _packed(b"deflate", _bomb(15)),
     "a brotli bomb": _packed(b"br", _BROTLI),
-    "a zstd that is none": _packed(b"zstd", b"\x28\xb5\x2f\xfd" + bytes(100)),
+    "an invalid zstd body": _packed(b"zstd", b"\x28\xb5\x2f\xfd" + bytes(100)),
     "gzip twice": _packed(b"gzip, gzip", zlib.compress(_bomb(31), wbits=31)),
     "said to be gzip, and is not": headers(b"Content-Encoding: gzip"),
     "charset punycode": body_of(
@@ -522,7 +521,7 @@ MEANING: dict[str, Fault] = {
 COOKIES: dict[str, Fault] = {
     "a cookie": headers(b"Set-Cookie: sid=1; Path=/"),
     "a hundred cookies": headers(*(b"Set-Cookie: c%d=%s; Path=/" % (n, b"a" * 1000) for n in range(100))),
-    "a cookie that is none": headers(b'Set-Cookie: ="; ;;; \xff'),
+    "an invalid cookie": headers(b'Set-Cookie: ="; ;;; \xff'),
     "cookies that are slow to read": headers(*(b"Set-Cookie: " + b'a="\\' * 2000 for _ in range(100))),
     "a cookie with an error": headers(b"Set-Cookie: sid=1; Path=/", status=503),
 }
@@ -549,7 +548,7 @@ RETRY_AFTERS: dict[str, Fault] = {
         "a date far ahead": [b" Fri, 31 Dec 9999 23:59:59 GMT"],
         "a date of RFC 850": [b" Sunday, 06-Nov-94 08:49:37 GMT"],
         "a date of asctime": [b" Sun Nov  6 08:49:37 1994"],
-        "a day that is none": [b" Mon, 31 Feb 2025 08:49:37 GMT"],
+        "an impossible day": [b" Mon, 31 Feb 2025 08:49:37 GMT"],
         "another zone": [b" Sun, 06 Nov 1994 08:49:37 CEST"],
         "two that agree": [b" 1", b" 1"],
         "two that differ": [b" 1", b" 100"],
@@ -559,7 +558,7 @@ RETRY_AFTERS: dict[str, Fault] = {
 }
 
 FAULTS = {**CONNECTIONS, **FRAMING, **BODIES, **MEANING, **COOKIES, **RETRY_AFTERS}
-"""Those that need no second server and no certificate, by name."""
+"""All faults that need neither a second server nor a certificate, by name."""
 
 REDIRECTS = {
     f"a {status} {name}": (status, where)
@@ -577,7 +576,7 @@ REDIRECTS = {
     "a 307 to no URL": (307, "http://[::1"),
     "a refresh": (200, "http://127.0.0.1:{trap}/"),
 }
-"""Status and place; *trap* is the port of a server that nobody should come to."""
+"""Status and Location; *trap* is the port of a server that must get no request."""
 
 
 # --- The server -----------------------------------------------------------------------------------
@@ -585,12 +584,12 @@ REDIRECTS = {
 
 class FaultServer:
     """
-    One port of loopback, in a thread of its own.
+    A server with faults on a free port of loopback, in its own thread.
 
     Attributes:
-        seen: Every request that came whole, oldest first.
-        connections: How many connections were accepted.
-        tls: What the next connection is secured with; `before` is played ahead of the handshake.
+        seen: All complete requests, oldest first.
+        connections: Number of accepted connections.
+        tls: TLS context of new connections, or None. `Fault.before` is called before the handshake.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None, *, listening: bool = True) -> None:
@@ -616,19 +615,19 @@ class FaultServer:
         return f"{'https' if self.secure else 'http'}://localhost:{self.port}/v1"
 
     def play(self, fault: Fault | None) -> None:
-        """From now on each request meets *fault*; None: a proper answer."""
+        """Use *fault* for all requests from now on; None means valid responses."""
         self._always = fault
 
     def script(self, account_id: str, faults: Iterable[Fault]) -> None:
-        """The next requests for *account_id* meet *faults*, one each."""
+        """Use one of *faults* for each of the next requests for *account_id*."""
         self._scripts[account_id] = list(faults)[::-1]
 
     def count(self) -> Counter[str]:
-        """Requests for each account."""
+        """Number of requests by account."""
         return Counter(seen.account_id for seen in self.seen)
 
     def listen(self) -> None:
-        """Take connections; until then they are refused."""
+        """Accept connections, which are refused before."""
         self._run(self._start())
 
     def __enter__(self) -> Self:
@@ -686,7 +685,7 @@ class FaultServer:
             wire.account_id = seen.account_id
             fault = self._next(seen.account_id)
             if fault is not None and fault.after is not None:
-                self._pending = fault.after, wire  # done on the word of `push`
+                self._pending = fault.after, wire  # called by `push`
             if fault is not None and fault.instead is not None:
                 await fault.instead(wire)
             else:
@@ -695,17 +694,17 @@ class FaultServer:
                 return
 
     def push(self) -> None:
-        """Do now what a fault does after its proper answer."""
+        """Run the *after* of the last fault now."""
         assert self._pending is not None
         (after, wire), self._pending = self._pending, None
-        self._run(self._awaited(after(wire)))
+        self._run(self._await(after(wire)))
 
-    async def _awaited(self, what: Awaitable[None]) -> None:
-        await what
-        await asyncio.sleep(0)  # a transport closes in the next turn
+    async def _await(self, work: Awaitable[None]) -> None:
+        await work
+        await asyncio.sleep(0)  # a transport closes in the next iteration of the loop
 
     def _next(self, account_id: str) -> Fault | None:
         if self._always is not None:
             return self._always
-        waiting = self._scripts.get(account_id)
-        return waiting.pop() if waiting else None
+        script = self._scripts.get(account_id)
+        return script.pop() if script else None

@@ -777,7 +777,7 @@ def test_a_closed_standard_output_is_told_in_a_sentence(folder) -> None:
     done = subprocess.run(["sh", "-c", words], stderr=subprocess.PIPE, text=True, check=False)
 
     assert done.returncode == 2
-    assert done.stderr == "postpress-async: standard output is closed: give -o FILE\n"
+    assert done.stderr == "postpress-async: standard output is closed; write to a file with -o FILE\n"
 
 
 def test_a_version_in_the_environment_is_nobodys_option(folder) -> None:

@@ -1,4 +1,4 @@
-"""How connections come about, and what is left of one that does not: nothing, on any event loop."""
+"""Opening connections, and cleaning up after failed ones, on asyncio and uvloop."""
 
 import asyncio
 import gc
@@ -24,147 +24,156 @@ from tests.conftest import KEY
 from tests.fault_server import CONNECTIONS, FaultServer
 
 US = ManagedProxy(country="US")
-LOOPS = ["asyncio", pytest.param("uvloop", marks=pytest.mark.skipif(sys.platform == "win32", reason="none"))]
+LOOPS = [
+    "asyncio",
+    pytest.param(
+        "uvloop", marks=pytest.mark.skipif(sys.platform == "win32", reason="uvloop does not run here")
+    ),
+]
 
 
 def run(name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """*main* in a loop of that kind; nothing may stay open after it."""
+    """Run *main* in a loop of this kind, and check that no file descriptor stays open."""
     factory = importlib.import_module(name).new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(asyncio.sleep(0))  # uvloop keeps what its first loop opens
-    before = numbers()
+        runner.run(asyncio.sleep(0))  # uvloop's first loop opens descriptors that stay open
+    before = open_descriptors()
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
     gc.collect()
-    assert numbers() <= before
+    assert open_descriptors() <= before
 
 
-def stale() -> list[socket.socket]:
-    """A session's sockets that would close, when they are collected, what is no longer theirs."""
-    every = [thing for thing in gc.get_objects() if type(thing) is socket.socket]
-    ours = [one for one in every if one.proto == socket.IPPROTO_TCP]  # those that the server accepts say 0
-    return [one for one in ours if one.fileno() >= 0 and not is_open(one.fileno())]
+def stale_sockets() -> list[socket.socket]:
+    """A session's socket objects whose file descriptor is closed, though they do not know it."""
+    sockets = [thing for thing in gc.get_objects() if type(thing) is socket.socket]
+    clients = [sock for sock in sockets if sock.proto == socket.IPPROTO_TCP]  # 0 for accepted sockets
+    return [sock for sock in clients if sock.fileno() >= 0 and not is_open(sock.fileno())]
 
 
-def is_open(number: int) -> bool:
+def is_open(descriptor: int) -> bool:
     try:
-        os.fstat(number)
+        os.fstat(descriptor)
     except OSError:
         return False
     return True
 
 
-def numbers() -> int:
-    """Files and sockets that the process has open; 0 where the system does not say."""
+def open_descriptors() -> int:
+    """Number of the process's open file descriptors; 0 if the system has no /proc."""
     return len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
 
 
 @pytest.fixture(autouse=True)
-def uncollected() -> Iterator[None]:
-    """A stale socket is to be found, not to close another test's."""
+def without_garbage_collection() -> Iterator[None]:
+    """Keeps stale sockets, so that they are found and do not close another test's descriptors."""
     gc.collect()
     gc.disable()
     yield
-    for one in stale():
-        one.detach()
+    for sock in stale_sockets():
+        sock.detach()
     gc.enable()
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
-    """What a server shows, and the file of those to trust."""
-    authority, place = trustme.CA(), tmp_path_factory.mktemp("ca") / "ca.pem"
-    authority.cert_pem.write_to_path(str(place))
+    """A server's TLS context, and the file of the authority that clients trust."""
+    authority, ca_file = trustme.CA(), tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca_file))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
-    return context, place
+    return context, ca_file
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_call_that_is_cancelled_at_any_moment_leaves_nothing(
+def test_a_call_cancelled_in_any_loop_iteration_leaves_no_socket(
     loop: str, secure: bool, certificate: tuple[ssl.SSLContext, Path]
 ) -> None:
     """
-    No socket, and no answer for the next call.
+    Nor does the next call get its response.
 
-    uvloop forgets to tell a socket that is handed to it that it has closed it, if the call is cancelled in
-    that very turn. Collected later, it closes what has its number by then: another call's connection.
+    If a call is cancelled in the iteration in which uvloop gets its socket, uvloop closes the descriptor but
+    not the socket object, which later closes the descriptor of another connection.
     """
-    context, place = certificate
+    context, ca_file = certificate
 
     async def main() -> None:
         with FaultServer(context if secure else None) as server:
-            turns, ended = 0, False
+            iterations, ended = 0, False
             while not ended:
                 async with PostPressSession(
-                    KEY, base_url=server.url, ssl=place if secure else None, pace=Pace(adaptive=False)
+                    KEY, base_url=server.url, ssl=ca_file if secure else None, pace=Pace(adaptive=False)
                 ) as session:
                     call = asyncio.create_task(session.update_proxy("acc_1", US))
-                    for _ in range(turns):
+                    for _ in range(iterations):
                         await asyncio.sleep(0)
                     ended = call.done()
                     call.cancel()
                     with suppress(asyncio.CancelledError):
                         await call
                     assert (await session.update_proxy("acc_2", US)).account_id == "acc_2"
-                assert stale() == []
-                turns = turns + 1 if turns < 40 else turns * 2
+                assert stale_sockets() == []
+                iterations = iterations + 1 if iterations < 40 else iterations * 2
 
     run(loop, main)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("name", ["reset before the request", "closed before the request"])
-def test_a_connection_that_breaks_at_once_leaves_no_socket(
+def test_a_connection_that_the_server_closes_at_once_leaves_no_socket(
     loop: str, name: str, certificate: tuple[ssl.SSLContext, Path]
 ) -> None:
-    """The same moment, met from the other side."""
-    context, place = certificate
+    """The connection fails in the same iteration as above, but because of the server."""
+    context, ca_file = certificate
 
     async def main() -> None:
         with FaultServer(context) as server:
             server.play(CONNECTIONS[name])
             async with PostPressSession(
-                KEY, base_url=server.url, ssl=place, retry=RetryPolicy(attempts=1), pace=Pace(adaptive=False)
+                KEY,
+                base_url=server.url,
+                ssl=ca_file,
+                retry=RetryPolicy(attempts=1),
+                pace=Pace(adaptive=False),
             ) as session:
                 calls = (session.update_proxy(f"acc_{number}", US) for number in range(50))
                 await asyncio.gather(*calls, return_exceptions=True)
-            assert stale() == []
+            assert stale_sockets() == []
 
     run(loop, main)
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
-def test_asyncio_reads_little_at_once(
+def test_asyncio_allocates_small_read_buffers(
     secure: bool, certificate: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Room for 256 KiB comes from the system and goes back to it, at each read: a sixth of a whole call."""
-    context, place = certificate
-    made: list[Any] = []
+    """Allocating 256 KiB from the system for each read takes a sixth of a whole call's time."""
+    context, ca_file = certificate
+    transports: list[Any] = []
     connect = Connector._wrap_create_connection
 
-    async def noted(self: Connector, *args: Any, **options: Any) -> Any:
+    async def recording(self: Connector, *args: Any, **options: Any) -> Any:
         connection = await connect(self, *args, **options)
-        made.append(connection[0])
+        transports.append(connection[0])
         return connection
 
     async def main() -> None:
         with FaultServer(context if secure else None) as server:
-            async with PostPressSession(KEY, base_url=server.url, ssl=place if secure else None) as session:
+            async with PostPressSession(KEY, base_url=server.url, ssl=ca_file if secure else None) as session:
                 await session.update_proxy("acc_1", US)
 
-    monkeypatch.setattr(Connector, "_wrap_create_connection", noted)
+    monkeypatch.setattr(Connector, "_wrap_create_connection", recording)
     run("asyncio", main)
 
-    [transport] = made
+    [transport] = transports
     reader = transport._ssl_protocol if secure else transport
     assert reader.max_size <= 64 * 1024
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_too_many_open_files_are_no_connection_and_pass(loop: str) -> None:
-    """Another part of the program may use them all up; once it has let go, the session goes on."""
+def test_too_many_open_files_are_a_connect_error(loop: str) -> None:
+    """Another part of the program may use all descriptors. When it has closed them, calls succeed again."""
     resource = pytest.importorskip("resource")
 
     async def main() -> None:
@@ -196,10 +205,10 @@ def has_ipv6() -> bool:
     return True
 
 
-@pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("loop", LOOPS)
-def test_this_machine_may_be_reached_over_ipv6(loop: str) -> None:
-    """Where the brackets of an address are lost on the way, or kept, another host is meant."""
+def test_a_base_url_may_have_an_ipv6_address(loop: str) -> None:
+    """Losing or keeping the brackets in the wrong place would name another host."""
 
     async def main() -> None:
         server = Server()
@@ -216,8 +225,8 @@ def test_this_machine_may_be_reached_over_ipv6(loop: str) -> None:
 
 @pytest.mark.parametrize("transport", ["session", "lean"])
 @pytest.mark.parametrize("force_close", [True, False])
-async def test_a_server_is_told_of_a_connection_that_will_not_be_used_again(transport, force_close) -> None:
-    """Else this machine closes each first, and keeps a port in TIME_WAIT for it; there are 28,000 of them."""
+async def test_connection_close_is_sent_if_the_connection_is_not_reused(transport, force_close) -> None:
+    """Otherwise the client closes first, and keeps one of its 28,000 ports in TIME_WAIT for each request."""
     heads: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -231,13 +240,13 @@ async def test_a_server_is_told_of_a_connection_that_will_not_be_used_again(tran
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with aiohttp.TCPConnector(force_close=force_close) as own:
-            for connector in (own, None):
+        async with aiohttp.TCPConnector(force_close=force_close) as custom:
+            for connector in (custom, None):
                 async with PostPressSession(
                     KEY, base_url=url, connector=connector, transport=transport
                 ) as session:
                     await session.update_proxy("acc_1", US)
                     await session.update_proxy("acc_1", US)
 
-    told = [b"connection: close" in head.lower() for head in heads]
-    assert told == [force_close, force_close, False, False]
+    has_close = [b"connection: close" in head.lower() for head in heads]
+    assert has_close == [force_close, force_close, False, False]

@@ -145,7 +145,7 @@ async def test_a_custom_change_that_is_refused_after_a_killed_run_is_failed_and_
         for account in ACCOUNTS:
             sandbox.script(account, "errors/resource_not_found", "errors/resource_not_found")
         async with sandbox.session(retry=ONCE) as session:
-            sandbox.server._replays._executions.clear()  # the store of keys has forgotten the killed run
+            sandbox.server._idempotency._executions.clear()  # the store of keys has forgotten the killed run
             await rotate(session, copy, OWN)
             assert rows_of(copy) == dict.fromkeys(ACCOUNTS, ("failed", "unknown"))
             before = sandbox.record.requests

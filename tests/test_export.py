@@ -201,15 +201,15 @@ def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path, failure) -> 
     assert place.read_text() == "whole"
     assert os.listdir(tmp_path) == ["out.csv"]
     if isinstance(failure, OSError):
-        assert str(caught.value) == f"{place} cannot be written (No space left): name another file"
+        assert str(caught.value) == f"{place} cannot be written (No space left); name another file"
 
 
 @pytest.mark.parametrize(
     ("make", "fact"),
     [
         pytest.param(lambda place: place.symlink_to("elsewhere"), "symbolic link", id="a symbolic link"),
-        pytest.param(lambda place: place.mkdir(), "no regular file", id="a directory"),
-        pytest.param(os.mkfifo, "no regular file", id="a pipe"),
+        pytest.param(lambda place: place.mkdir(), "not a regular file", id="a directory"),
+        pytest.param(os.mkfifo, "not a regular file", id="a pipe"),
     ],
 )
 def test_nothing_but_a_file_is_written(tmp_path, make, fact) -> None:

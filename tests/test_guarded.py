@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from postpress_async import ManagedProxy, events
+from postpress_async import ManagedProxy
 from postpress_async._guarded import Guarded
 from postpress_async.sandbox import Sandbox
 
@@ -65,25 +65,3 @@ async def test_a_rotation_with_a_broken_observer_says_so_a_few_times(
 
     assert summary.patched == len(changes)
     assert len(said(caplog)) == 3  # of 250: the first, the tenth, the hundredth
-
-
-def test_several_observers_are_told_each_by_itself(caplog: pytest.LogCaptureFixture) -> None:
-    """As an observer that hands on to others does it, by `events.tell`."""
-    seen: list[events.Event] = []
-
-    def both(event: events.Event) -> None:
-        events.tell(broken, event)
-        events.tell(seen.append, event)
-
-    async def main() -> None:
-        async with Sandbox() as sandbox, sandbox.session(on_event=both) as session:
-            await session.update_proxy("acc_1", ManagedProxy(country="US"))
-
-    asyncio.run(main())
-    assert [type(event) for event in seen] == [
-        events.CallStarted,
-        events.AttemptStarted,
-        events.AttemptEnded,
-        events.CallEnded,
-    ]
-    assert len(said(caplog)) == 4  # `tell` alone remembers nothing

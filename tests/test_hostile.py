@@ -198,7 +198,7 @@ OUTCOMES = {
         | an endless header's name | an endless status line | a NUL in a header | a bare CR in a header
         | a header without a colon | a header without a name | a space before the colon | 1 GiB
         announced | an endless body | 256 KiB and a byte | a gzip bomb | a deflate bomb | a brotli bomb
-        | a zstd that is none | gzip twice | UTF-16 | UTF-16 that says so | UTF-7 | a byte-order mark |
+        | an invalid zstd body | gzip twice | UTF-16 | UTF-16 that says so | UTF-7 | a byte-order mark |
         not UTF-8 | 100,000 lists deep | 40,000 objects deep | 20,000 digits | 250,000 digits | NaN | a
         name twice | a list | text | HTML | empty | white space | cut in JSON | twice | another object |
         another account | no account | no object | an error's envelope with a 200 | a 201 | a 202 | a
@@ -262,8 +262,8 @@ OUTCOMES = {
         Retry-After: 0 | Retry-After: negative | Retry-After: a fraction | Retry-After: an exponent |
         Retry-After: NaN | Retry-After: infinity | Retry-After: Arabic digits | Retry-After: hexadecimal
         | Retry-After: empty | Retry-After: a word | Retry-After: a unit | Retry-After: a date in the
-        past | Retry-After: a date of RFC 850 | Retry-After: a date of asctime | Retry-After: a day that
-        is none | Retry-After: another zone | Retry-After: two that differ | Retry-After: a list
+        past | Retry-After: a date of RFC 850 | Retry-After: a date of asctime | Retry-After: an impossible
+        day | Retry-After: another zone | Retry-After: two that differ | Retry-After: a list
     """,
     "TooManyRequestsError 1 no": """
         a 429 cut short
@@ -291,7 +291,7 @@ OUTCOMES = {
         first | a 103 first | a hundred 1xx first | 20,000 1xx first | a folded header | a header that
         is not ASCII | 256 KiB exactly | said to be gzip, and is not | charset punycode | charset idna |
         charset unknown | 20,000 digits after a point | a float out of range | 60,000 numbers | 20,000
-        names | a wrong content type | a cookie | a hundred cookies | a cookie that is none | cookies
+        names | a wrong content type | a cookie | a hundred cookies | an invalid cookie | cookies
         that are slow to read
     """,
 }

@@ -10,7 +10,7 @@ import postpress_async
 PACKAGE = Path(postpress_async.__file__).parent
 
 # Lowest first: a module may import only from layers before its own.
-LAYERS = ["_version _deprecated _guarded _countries _deadlines _wait_queue secret", "_fields", "models"]
+LAYERS = ["_version _guarded _countries _deadlines _wait_queue secret", "_fields", "models"]
 LAYERS += ["_failure", "errors", "_retry_after"]
 LAYERS += ["_wire retry pace events _connector", "_network _turns _lifetime _idempotency _settings"]
 LAYERS += ["_transport _exchange", "_lean_transport _call"]

@@ -1,4 +1,4 @@
-"""What contributors and CI install is written down: a release elsewhere breaks no change made here."""
+"""`tests/constraints.txt` pins all libraries, so that new releases do not break unrelated changes."""
 
 import re
 import tomllib
@@ -11,43 +11,43 @@ ROOT = Path(__file__).parent.parent
 LOCK = ROOT / "tests" / "constraints.txt"
 
 
-def named() -> list[Requirement]:
-    """Each library that pyproject.toml names, for users and for development."""
+def requirements() -> list[Requirement]:
+    """All requirements in pyproject.toml, for users and for development."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     extras, groups = project["project"]["optional-dependencies"], project["dependency-groups"]
-    words = list(project["project"]["dependencies"])
-    words += [word for extra in extras.values() for word in extra]
-    words += [word for group in groups.values() for word in group if isinstance(word, str)]
-    return [Requirement(word) for word in words]
+    texts = list(project["project"]["dependencies"])
+    texts += [text for extra in extras.values() for text in extra]
+    texts += [text for group in groups.values() for text in group if isinstance(text, str)]
+    return [Requirement(text) for text in texts]
 
 
-def locked(text: str) -> dict[str, str]:
-    """The version of each library; a line of another form, such as a URL, is an error."""
-    found = {}
+def pinned_versions(text: str) -> dict[str, str]:
+    """The pinned version of each library. Lines of another form, such as URLs, are errors."""
+    versions = {}
     for line in text.splitlines():
         if not line.startswith("#"):
-            pinned = re.fullmatch(r"([\w.-]+)==([\w.!+]+)( ; .+)?", line)
-            assert pinned is not None, line
-            found[pinned[1]] = pinned[2]
-    return found
+            pin = re.fullmatch(r"([\w.-]+)==([\w.!+]+)( ; .+)?", line)
+            assert pin is not None, line
+            versions[pin[1]] = pin[2]
+    return versions
 
 
-def test_every_library_that_is_named_is_locked_at_a_version_that_is_allowed() -> None:
-    """A floor that was raised, or a library that was added, without `nox -s lock` is found here."""
-    versions = locked(LOCK.read_text("utf-8"))
+def test_every_requirement_is_pinned_at_an_allowed_version() -> None:
+    """It fails if a requirement was added or raised without `nox -s lock`."""
+    versions = pinned_versions(LOCK.read_text("utf-8"))
     stale = [
-        str(wanted)
-        for wanted in named()
-        if not wanted.specifier.contains(versions.get(canonicalize_name(wanted.name), "0"))
+        str(requirement)
+        for requirement in requirements()
+        if not requirement.specifier.contains(versions.get(canonicalize_name(requirement.name), "0"))
     ]
 
     assert stale == [], "run: nox -s lock"
 
 
-def test_a_floor_has_one_place_or_the_same_words_in_each() -> None:
-    """The tests of an extra are to run on what the extra allows."""
-    floors: dict[str, set[str]] = {}
-    for wanted in named():
-        floors.setdefault(wanted.name, set()).add(str(wanted.specifier))
+def test_a_library_has_the_same_versions_in_all_extras_and_groups() -> None:
+    """The tests of an extra must use a version that the extra allows."""
+    specifiers: dict[str, set[str]] = {}
+    for requirement in requirements():
+        specifiers.setdefault(requirement.name, set()).add(str(requirement.specifier))
 
-    assert {name: words for name, words in floors.items() if len(words) > 1} == {}
+    assert {name: versions for name, versions in specifiers.items() if len(versions) > 1} == {}

@@ -1,4 +1,4 @@
-"""The fixture as its users have it: in folders of their own, under each plugin that runs their tests."""
+"""The fixture `postpress_sandbox` in users' projects, with each plugin for asynchronous tests."""
 
 import asyncio
 import gc
@@ -42,7 +42,7 @@ async def test_a_bot(postpress_sandbox):
 
 @pytest.fixture
 def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """An empty folder with a bot in it; the plugins that are installed, and none of this run's settings."""
+    """A project with a bot. All installed plugins are active, but none of this test run's settings."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     pytester.makepyfile(bot=BOT)
     pytester.makeini(
@@ -54,21 +54,21 @@ def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
 
 
 def test_a_bot_s_test_with_asyncio_in_auto_mode(folder: pytest.Pytester) -> None:
-    """The mode of most projects."""
+    """Most projects use this mode."""
     folder.makepyfile(TEST)
 
     folder.runpytest_subprocess("--asyncio-mode=auto").assert_outcomes(passed=1)
 
 
 def test_a_bot_s_test_with_asyncio_in_strict_mode(folder: pytest.Pytester) -> None:
-    """The mode that is the default: it takes asynchronous fixtures only from its own decorator."""
+    """This mode is the default. It accepts asynchronous fixtures only with its own decorator."""
     folder.makepyfile("import pytest\npytestmark = pytest.mark.asyncio\n" + TEST)
 
     folder.runpytest_subprocess("--asyncio-mode=strict").assert_outcomes(passed=1)
 
 
 def test_a_bot_s_test_with_anyio_s_plugin(folder: pytest.Pytester) -> None:
-    """Without pytest-asyncio, as FastAPI's documentation has it."""
+    """FastAPI's documentation uses anyio without pytest-asyncio."""
     folder.makepyfile(
         "import pytest\npytestmark = pytest.mark.anyio\n"
         "@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n" + TEST
@@ -79,7 +79,7 @@ def test_a_bot_s_test_with_anyio_s_plugin(folder: pytest.Pytester) -> None:
 
 
 def test_a_test_without_any_plugin(folder: pytest.Pytester) -> None:
-    """A plain function that runs a loop, as scripts have it."""
+    """A synchronous test can call asyncio.run itself."""
     folder.makepyfile(
         "import asyncio\nfrom bot import new_proxy\n\n"
         "def test_a_bot(postpress_sandbox):\n"
@@ -92,7 +92,7 @@ def test_a_test_without_any_plugin(folder: pytest.Pytester) -> None:
 
 
 def test_the_readme_s_tests_pass(folder: pytest.Pytester) -> None:
-    """What is pasted from there works."""
+    """Its code blocks can be copied as they are."""
     section = README.split("### Testing your own code")[1].split("\n## ")[0]
     blocks = re.findall(r"^```py\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 3
@@ -102,8 +102,8 @@ def test_the_readme_s_tests_pass(folder: pytest.Pytester) -> None:
     done.assert_outcomes(passed=2)
 
 
-def test_it_costs_nothing_where_no_test_asks_for_it(folder: pytest.Pytester) -> None:
-    """pytest imports it at every start, in projects that test something else."""
+def test_the_plugin_imports_nothing_unless_the_fixture_is_used(folder: pytest.Pytester) -> None:
+    """pytest imports the plugin at every start, even in projects that do not use it."""
     folder.makepyfile(
         "import sys\n\n"
         "def test_nothing_was_loaded():\n"
@@ -115,44 +115,42 @@ def test_it_costs_nothing_where_no_test_asks_for_it(folder: pytest.Pytester) -> 
     done.assert_outcomes(passed=1)
 
 
-def test_the_marker_is_known_and_has_the_sandbox_s_arguments(folder: pytest.Pytester) -> None:
-    """A mistake in it names itself; --strict-markers takes it."""
+def test_the_marker_is_registered_and_its_arguments_are_validated(folder: pytest.Pytester) -> None:
+    """--strict-markers accepts it, and the error of a wrong argument is shown."""
     folder.makepyfile(
         "import pytest\n\n"
-        "@pytest.mark.postpress(profile='stormy')\n"
-        "def test_a_profile_that_is_none(postpress_sandbox):\n"
+        "@pytest.mark.postpress(profile='unknown')\n"
+        "def test_an_unknown_profile(postpress_sandbox):\n"
         "    pass\n"
     )
 
     done = folder.runpytest_subprocess("--strict-markers")
     done.assert_outcomes(errors=1)
-    done.stdout.fnmatch_lines(["*no profile 'stormy': it is one of steady, flaky*"])
+    done.stdout.fnmatch_lines(["*profile must be one of steady, flaky, *, got 'unknown'*"])
 
 
-def test_a_marker_takes_its_arguments_by_name(folder: pytest.Pytester) -> None:
-    """A profile that was given without its name was left out in silence, and the weather was fine."""
+def test_the_marker_accepts_only_known_keyword_arguments(folder: pytest.Pytester) -> None:
+    """A positional or misspelt argument must not be ignored silently."""
     folder.makepyfile(
         "import pytest\n\n"
         "@pytest.mark.postpress('flaky')\n"
-        "def test_a_profile_without_its_name(postpress_sandbox):\n"
+        "def test_a_positional_argument(postpress_sandbox):\n"
         "    pass\n\n"
         "@pytest.mark.postpress(profil='flaky')\n"
-        "def test_a_name_that_is_none(postpress_sandbox):\n"
+        "def test_a_misspelt_argument(postpress_sandbox):\n"
         "    pass\n"
     )
 
     done = folder.runpytest_subprocess()
     done.assert_outcomes(errors=2)
-    done.stdout.fnmatch_lines(
-        ["*@pytest.mark.postpress takes its arguments by name, such as profile='flaky'*"]
-    )
-    done.stdout.fnmatch_lines(["*@pytest.mark.postpress has no 'profil': it takes accounts, profile, *"])
+    done.stdout.fnmatch_lines(["*accepts only keyword arguments such as profile='flaky', got 'flaky'*"])
+    done.stdout.fnmatch_lines(["*must be among accounts, profile, *, got 'profil'*"])
 
 
-def test_without_the_plugin_there_is_no_fixture(
+def test_the_plugin_can_be_turned_off_and_on(
     folder: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``-p no:postpress`` turns it off; the module's name turns it on where pytest loads none by itself."""
+    """``-p no:postpress`` turns it off. Without autoloading, the module's name turns it on."""
     folder.makepyfile("def test_a_sandbox(postpress_sandbox):\n    pass\n")
 
     folder.runpytest_subprocess("-p", "no:postpress").assert_outcomes(errors=1)
@@ -160,16 +158,16 @@ def test_without_the_plugin_there_is_no_fixture(
     folder.runpytest_subprocess("-p", "postpress_async.pytest_plugin").assert_outcomes(passed=1)
 
 
-def test_the_environment_is_afterwards_what_it_was(
+def test_the_environment_is_restored_after_the_test(
     folder: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the test itself set there; and a later test does not reach a sandbox that is gone."""
+    """Changes by the test itself are undone too, and later tests do not see the closed sandbox."""
     folder.makepyfile(
         "import os\n\n"
         "def test_a_sandbox(postpress_sandbox, monkeypatch):\n"
         "    assert os.environ['POSTPRESS_API_KEY'] == postpress_sandbox.api_key\n"
         "    monkeypatch.setenv('POSTPRESS_API_KEY', 'another')\n\n"
-        "def test_none():\n"
+        "def test_without_a_sandbox():\n"
         "    assert os.environ['POSTPRESS_API_KEY'] == 'mine'\n"
         "    assert 'POSTPRESS_BASE_URL' not in os.environ\n"
     )
@@ -179,8 +177,8 @@ def test_the_environment_is_afterwards_what_it_was(
     folder.runpytest_subprocess().assert_outcomes(passed=2)
 
 
-def test_a_failing_test_says_what_the_sandbox_was_asked(folder: pytest.Pytester) -> None:
-    """pytest prints the fixtures of a test that failed: an address in memory tells nobody anything."""
+def test_a_failed_test_shows_the_sandbox_s_requests(folder: pytest.Pytester) -> None:
+    """pytest prints the fixtures of a failed test, so their repr must be useful."""
     folder.makepyfile(
         "import asyncio\nfrom bot import new_proxy\n\n"
         "def test_a_bot(postpress_sandbox):\n"
@@ -194,12 +192,12 @@ def test_a_failing_test_says_what_the_sandbox_was_asked(folder: pytest.Pytester)
     done.assert_outcomes(failed=2)
     done.stdout.re_match_lines([r"postpress_sandbox = <SandboxThread http://127.0.0.1:\d+/v1, 1 request>"])
     done.stdout.re_match_lines([r".* where 1 = <Record requests=1, by_status=\{200: 1\}.*>.requests"])
-    assert "concurrent" not in done.stdout.str(), "a script is read where it is given, not in the thread"
+    assert "concurrent" not in done.stdout.str(), "a script must be parsed in the caller's thread"
 
 
 @pytest.mark.postpress(accounts=["acc_1"])
 async def test_a_marker_s_arguments_reach_the_sandbox(postpress_sandbox: SandboxThread) -> None:
-    """Only the accounts that it names exist."""
+    """Only the accounts of the marker exist."""
     async with postpress_sandbox.session() as session:
         await session.update_proxy("acc_1", US)
         with pytest.raises(errors.ResourceNotFoundError):
@@ -209,8 +207,8 @@ async def test_a_marker_s_arguments_reach_the_sandbox(postpress_sandbox: Sandbox
 # --- The sandbox in a thread ----------------------------------------------------------------------
 
 
-async def test_then_is_what_all_further_requests_get(postpress_sandbox: SandboxThread, policy) -> None:
-    """An account that is dead stays dead, however often a bot asks; and a later word replaces it."""
+async def test_then_answers_all_later_requests(postpress_sandbox: SandboxThread, policy) -> None:
+    """A disconnected account stays so for any number of requests, until a later `then` replaces it."""
     postpress_sandbox.script("acc_1", 200, then="errors/disconnected_account")
     async with postpress_sandbox.session(retry=policy) as session:
         await session.update_proxy("acc_1", US)
@@ -225,11 +223,11 @@ async def test_then_is_what_all_further_requests_get(postpress_sandbox: SandboxT
     assert postpress_sandbox.record.by_status == {200: 4, 401: 3, 502: 1}
 
 
-async def test_a_script_that_is_none_scripts_nothing(postpress_sandbox: SandboxThread) -> None:
-    """Neither half of it: the mistake is seen before the test goes on."""
-    with pytest.raises(ValueError, match="not a type that the API lists"):
+async def test_an_invalid_script_changes_nothing(postpress_sandbox: SandboxThread) -> None:
+    """Neither its valid answers nor a valid `then` take effect."""
+    with pytest.raises(ValueError, match="is not an error type of the API"):
         postpress_sandbox.script("acc_1", 200, then="errors/no_such_thing")
-    with pytest.raises(ValueError, match="404 alone says too little"):
+    with pytest.raises(ValueError, match="the status 404 is ambiguous"):
         postpress_sandbox.script("acc_1", 404, then=Fault(status=418))
 
     async with postpress_sandbox.session() as session:
@@ -237,66 +235,66 @@ async def test_a_script_that_is_none_scripts_nothing(postpress_sandbox: SandboxT
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
-        pytest.param("errors/prox_error", "did you mean 'errors/proxy_error'", id="a slip"),
-        pytest.param("proxy_error", "did you mean 'errors/proxy_error'", id="without its family"),
-        pytest.param("dropped", "did you mean 'drop'", id="a word"),
-        pytest.param("Something else", "not a type that the API lists", id="nothing like it"),
-        pytest.param(503, "script a type, such as 'errors/no_client_session', or Fault", id="a status"),
-        pytest.param(418, r"script Fault\(status=418\)", id="a status of no type"),
-        pytest.param(["drop", 200], "an answer is .*, not a list", id="a list"),
-        pytest.param(None, "an answer is .*, not a NoneType", id="None"),
-        pytest.param(True, "an answer is .*, not a bool", id="True"),
-        pytest.param(errors.ProxyError, "an answer is .*, not a type", id="a class"),
+        pytest.param("errors/prox_error", "did you mean 'errors/proxy_error'", id="a typing error"),
+        pytest.param("proxy_error", "did you mean 'errors/proxy_error'", id="without errors/"),
+        pytest.param("dropped", "did you mean 'drop'", id="a similar word"),
+        pytest.param("Something else", "API; a custom type requires Fault", id="unlike any type"),
+        pytest.param(503, "script a type such as 'errors/no_client_session' or Fault", id="a status"),
+        pytest.param(418, r"script Fault\(status=418\)", id="a status without types"),
+        pytest.param(["drop", 200], "answers must be .*, got a list", id="a list"),
+        pytest.param(None, "answers must be .*, got a NoneType", id="None"),
+        pytest.param(True, "answers must be .*, got a bool", id="True"),
+        pytest.param(errors.ProxyError, "answers must be .*, got a type", id="a class"),
     ],
 )
-def test_a_wrong_answer_is_told_with_the_right_one(
-    postpress_sandbox: SandboxThread, answer: Any, told: str
+def test_the_error_of_an_invalid_answer_suggests_a_valid_one(
+    postpress_sandbox: SandboxThread, answer: Any, message: str
 ) -> None:
-    """There are thirty-four types, and nobody knows them by heart."""
-    with pytest.raises(ValueError, match=told):
+    """Nobody knows all 34 types by heart."""
+    with pytest.raises(ValueError, match=message):
         postpress_sandbox.script("acc_1", answer)
 
 
 @pytest.mark.parametrize("account_id", ["acc 1", "acc/1", "", "acc_ä", "%41"])
-def test_an_account_that_cannot_be_cannot_be_scripted(
-    postpress_sandbox: SandboxThread, account_id: str
-) -> None:
-    """No request would ever be for it: the script would wait for nothing, and the test pass for nothing."""
-    with pytest.raises(ValueError, match="an account's id is"):
+def test_a_malformed_account_id_cannot_be_scripted(postpress_sandbox: SandboxThread, account_id: str) -> None:
+    """No valid request has this id, so the script would never be used."""
+    with pytest.raises(ValueError, match="account_id must be made of"):
         postpress_sandbox.script(account_id, "errors/proxy_error")
 
 
-def test_weather_that_is_none_is_refused(postpress_sandbox: SandboxThread) -> None:
-    """It was fine weather until now, and a test of bad weather passed."""
-    with pytest.raises(ValueError, match="no outage '502': it is one of refused, 503, 503-html, 504"):
+def test_an_unknown_outage_is_rejected(postpress_sandbox: SandboxThread) -> None:
+    """If it were ignored, a test of outages would pass without one."""
+    with pytest.raises(ValueError, match=r"kind must be one of refused, 503, .*, slow, got '502'"):
         postpress_sandbox.outage("502")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        pytest.param({"accounts": "acc_1"}, "accounts is a list of ids, not text", id="accounts"),
-        pytest.param({"dead_proxies": "h:1"}, "dead_proxies is a list of host:port, not text", id="dead"),
-        pytest.param({"dead_proxies": ["http://h:1"]}, "'http://h:1' is not host:port", id="a dead URL"),
-        pytest.param({"dead_proxies": ["h"]}, "'h' is not host:port", id="a dead host"),
-        pytest.param({"latency": -1.0}, "latency is seconds from 0, not -1.0", id="latency"),
-        pytest.param({"latency": "1"}, "latency is seconds from 0, not '1'", id="latency as text"),
-        pytest.param({"profile": ["flaky"]}, r"no profile \['flaky'\]: it is one of steady", id="profile"),
+        pytest.param({"accounts": "acc_1"}, "accounts must be a .*, got the string 'acc_1'", id="accounts"),
+        pytest.param({"dead_proxies": "h:1"}, "dead_proxies must be .*, got a string", id="dead proxies"),
+        pytest.param({"dead_proxies": ["http://u:hunter2@h:1"]}, "must be host:port, without", id="dead URL"),
+        pytest.param({"dead_proxies": ["h"]}, "must be host:port, without scheme", id="dead host"),
+        pytest.param({"latency": -1.0}, "latency must be 0 or more seconds, got -1.0", id="latency"),
+        pytest.param({"latency": "1"}, "latency must be 0 or more seconds, got '1'", id="latency as text"),
+        pytest.param({"profile": ["flaky"]}, r"one of steady, .*, got \['flaky'\]", id="profile"),
     ],
 )
-def test_a_sandbox_that_would_not_do_what_was_meant_is_refused(arguments: Any, told: str) -> None:
-    """Text is a collection of letters, too: no account would exist, and no proxy be dead."""
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_argument_of_a_sandbox_is_rejected(arguments: Any, message: str) -> None:
+    """A string would pass as a collection of characters, and a URL may contain a password."""
+    with pytest.raises(ValueError, match=message) as caught:
         Sandbox(**arguments)
 
+    assert "hunter2" not in str(caught.value)
 
-async def test_an_applied_proxy_is_seen_as_it_was_sent(postpress_sandbox: SandboxThread) -> None:
-    """Password and all: that is what a test wants to know."""
-    own = CustomProxy(host="proxy.example.com", port=8080, protocol="http", username="u", password="p")
+
+async def test_proxy_of_returns_the_body_as_it_was_sent(postpress_sandbox: SandboxThread) -> None:
+    """Tests may check the password too."""
+    proxy = CustomProxy(host="proxy.example.com", port=8080, protocol="http", username="u", password="p")
     async with postpress_sandbox.session() as session:
-        await session.update_proxy("acc_1", own)
+        await session.update_proxy("acc_1", proxy)
 
     assert postpress_sandbox.proxy_of("acc_1") == {
         "proxy": {
@@ -310,8 +308,8 @@ async def test_an_applied_proxy_is_seen_as_it_was_sent(postpress_sandbox: Sandbo
     assert postpress_sandbox.proxy_of("acc_2") is None
 
 
-async def test_an_outage_is_the_weather_until_it_recovers(postpress_sandbox: SandboxThread) -> None:
-    """How a bot behaves when all is down is what is hardest to see elsewhere."""
+async def test_an_outage_lasts_until_recover(postpress_sandbox: SandboxThread) -> None:
+    """It answers all accounts, and a second outage replaces the first."""
     once = RetryPolicy(attempts=1)
     async with postpress_sandbox.session(retry=once) as session:
         postpress_sandbox.outage("503")
@@ -324,8 +322,8 @@ async def test_an_outage_is_the_weather_until_it_recovers(postpress_sandbox: San
         await session.update_proxy("acc_1", US)
 
 
-def test_its_thread_ends_with_the_block() -> None:
-    """A thousand tests must not leave a thousand threads, nor one that failed its own."""
+def test_the_thread_ends_with_the_block() -> None:
+    """It ends even if the block raises; a thousand tests must not leave a thousand threads."""
     before = threading.active_count()
     with SandboxThread() as sandbox:
         during = threading.active_count()
@@ -333,18 +331,21 @@ def test_its_thread_ends_with_the_block() -> None:
         raise KeyError
 
     assert (during, threading.active_count()) == (before + 1, before)
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         sandbox.script("acc_1", 200)
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         SandboxThread().outage("503")
 
 
-async def test_a_sandbox_and_its_thread_know_the_same_words() -> None:
-    """From the fixture to a sandbox in the loop there is an `await` to write, and nothing to look up."""
-    words = {name for name in dir(SandboxThread) if not name.startswith("_")}
+def test_sandbox_and_sandbox_thread_have_the_same_public_names() -> None:
+    """A test can switch between them by adding or removing `await`."""
+    names = {name for name in dir(SandboxThread) if not name.startswith("_")}
 
-    assert words == {name for name in dir(Sandbox) if not name.startswith("_")}
+    assert names == {name for name in dir(Sandbox) if not name.startswith("_")}
 
+
+async def test_a_sandbox_has_sends_outage_and_recover() -> None:
+    """In the event loop, outage and recover are awaited."""
     once = RetryPolicy(attempts=1)
     async with Sandbox() as sandbox, sandbox.session(retry=once) as session:
         await sandbox.outage("503")
@@ -356,30 +357,30 @@ async def test_a_sandbox_and_its_thread_know_the_same_words() -> None:
         assert sandbox.sends("acc_1") == 2
 
 
-async def test_its_own_thread_does_not_wait_for_itself(policy: RetryPolicy) -> None:
-    """A predicate over proxies is asked in there, and may script; but nothing that has to be waited for."""
-    told: list[str] = []
+async def test_a_predicate_may_script_but_not_wait(policy: RetryPolicy) -> None:
+    """It is called in the sandbox's thread, which would wait for itself."""
+    messages: list[str] = []
 
-    def dies(proxy: Any) -> bool:
+    def is_dead(proxy: Any) -> bool:
         sandbox.script("acc_2", "errors/no_channel")
         try:
             sandbox.outage("503")
         except RuntimeError as error:
-            told.append(str(error))
+            messages.append(str(error))
         return False
 
-    own = CustomProxy(host="proxy.example.com", port=8080)
-    with SandboxThread(Sandbox(dead_proxies=dies)) as sandbox:
+    proxy = CustomProxy(host="proxy.example.com", port=8080)
+    with SandboxThread(Sandbox(dead_proxies=is_dead)) as sandbox:
         async with sandbox.session(retry=policy) as session:
-            await session.update_proxy("acc_1", own)
+            await session.update_proxy("acc_1", proxy)
             with pytest.raises(errors.NoChannelError):
                 await session.update_proxy("acc_2", US)
 
-    assert told == ["the sandbox's own thread cannot wait for itself: say this from another one"]
+    assert messages == ["the sandbox's thread cannot wait for itself; call this from another thread"]
 
 
-def test_where_no_loop_can_be_made_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As under pytest-socket, which forbids sockets: its word arrives, and no warning of ours beside it."""
+def test_an_error_while_creating_the_loop_is_raised_without_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-socket, for example, forbids sockets. The user should see its error and no warning of ours."""
 
     def forbidden() -> asyncio.AbstractEventLoop:
         raise OSError("no sockets here")
@@ -387,27 +388,27 @@ def test_where_no_loop_can_be_made_nothing_is_left_behind(monkeypatch: pytest.Mo
     monkeypatch.setattr("asyncio.events.new_event_loop", forbidden)
     with pytest.raises(OSError, match="no sockets here"), SandboxThread():
         pass
-    gc.collect()  # a coroutine that nobody awaits warns, and a warning is an error here
+    gc.collect()  # a coroutine that was never awaited would warn here, and warnings are errors
 
 
-def test_it_is_entered_once_and_left_as_often_as_one_likes() -> None:
-    """A notebook has no block, and cells that are run again."""
+def test_a_sandbox_thread_starts_once_and_may_be_exited_repeatedly() -> None:
+    """In a notebook, cells are run again without a ``with`` block."""
     sandbox = SandboxThread()
     sandbox.__exit__(None, None, None)
     sandbox.__enter__()
-    with pytest.raises(RuntimeError, match="entered before: make a new one"):
+    with pytest.raises(RuntimeError, match="started before; create a new one"):
         sandbox.__enter__()
     assert sandbox.url in repr(sandbox)
 
     sandbox.__exit__(None, None, None)
     sandbox.__exit__(None, None, None)
-    with pytest.raises(RuntimeError, match="entered before: make a new one"):
+    with pytest.raises(RuntimeError, match="started before; create a new one"):
         sandbox.__enter__()
 
 
-def test_what_keeps_it_from_listening_is_raised_where_it_is_entered() -> None:
-    """And not lost in its thread."""
-    with SandboxThread() as taken:
-        port = int(taken.url.split(":")[2].split("/")[0])
+def test_an_error_at_the_start_is_raised_in_the_caller_s_thread() -> None:
+    """The port is in use, so the sandbox's thread cannot listen on it."""
+    with SandboxThread() as other:
+        port = int(other.url.split(":")[2].split("/")[0])
         with pytest.raises(OSError, match=str(port)), SandboxThread(Sandbox(port=port)):
             pass

@@ -1,4 +1,4 @@
-"""A secret does not print, whichever way it is looked at."""
+"""A secret is masked however it is printed, and compares by value."""
 
 import copy
 import json
@@ -43,18 +43,18 @@ class Holder:
     ],
 )
 def test_a_secret_shows_as_a_mask(show: Callable[[Secret], str]) -> None:
-    """Logs and messages are made in all of these ways, and are read by more people than a key should be."""
+    """Logs and messages use all of these ways to format a value."""
     assert "hunter2" not in show(HIDDEN)
 
 
-def test_a_mask_takes_a_format_like_other_text() -> None:
-    """A table of settings keeps its columns."""
+def test_the_mask_honours_a_format_specification() -> None:
+    """A table of settings keeps its columns aligned."""
     assert f"[{HIDDEN:>5}]" == f"[{MASK:>5}]" == "[  ***]"
     assert f"{HIDDEN}" == str(HIDDEN) == repr(HIDDEN) == "***"
 
 
-def test_a_log_record_does_not_hold_it_as_text(caplog: pytest.LogCaptureFixture) -> None:
-    """Handlers format late: what they are handed must still be the secret, not its text."""
+def test_a_log_record_shows_the_mask(caplog: pytest.LogCaptureFixture) -> None:
+    """Handlers format late, so the record must hold the secret itself and not its text."""
     logging.getLogger("postpress_async.tests").warning("the key is %s, %r", HIDDEN, HIDDEN)
 
     assert caplog.messages == ["the key is ***, ***"]
@@ -69,16 +69,16 @@ def test_a_log_record_does_not_hold_it_as_text(caplog: pytest.LogCaptureFixture)
         pytest.param([HIDDEN], id="in a list"),
     ],
 )
-def test_a_secret_is_not_pickled(value: object, protocol: int) -> None:
-    """A pickle is a file, or a message to another machine, that nobody thinks of as holding keys."""
-    with pytest.raises(TypeError, match="a secret is not pickled") as caught:
+def test_a_secret_cannot_be_pickled(value: object, protocol: int) -> None:
+    """Users do not expect keys in a pickle, which may be a file or a message to another machine."""
+    with pytest.raises(TypeError, match="a secret cannot be pickled") as caught:
         pickle.dumps(value, protocol)
 
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_secret_is_not_json() -> None:
-    """A log of structured records would write it out if it were a str."""
+def test_a_secret_is_not_json_serializable() -> None:
+    """A structured log would print the text if a secret were a str."""
     with pytest.raises(TypeError, match="not JSON serializable") as caught:
         json.dumps({"key": HIDDEN})
 
@@ -87,46 +87,46 @@ def test_a_secret_is_not_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "odd", [b"hunter2", None, 42, ["hunter2"], object()], ids=lambda odd: type(odd).__name__
+    "value", [b"hunter2", None, 42, ["hunter2"], object()], ids=lambda value: type(value).__name__
 )
-def test_a_secret_is_made_of_text_only(odd: Any) -> None:
-    """What is refused may be a key all the same: the message names the type and no more."""
-    with pytest.raises(TypeError, match=f"not of {type(odd).__name__}") as caught:
-        Secret(odd)
+def test_only_a_string_can_be_a_secret(value: Any) -> None:
+    """A rejected value may still be a key, so the message names only its type."""
+    with pytest.raises(TypeError, match=f"must be a string, got {type(value).__name__}") as caught:
+        Secret(value)
 
     assert "hunter2" not in repr(caught.value)
 
 
 @given(text=st.text() | st.text(st.characters(categories=["Cs", "L"])))
-def test_a_secret_gives_back_its_text(text: str) -> None:
-    """Any text, even half of a surrogate pair, and also by way of another secret."""
+def test_reveal_returns_the_text(text: str) -> None:
+    """Lone surrogates are kept, and a secret can be made from another secret."""
     assert Secret(text).reveal() == Secret(Secret(text)).reveal() == text
 
 
-@given(one=st.text() | st.text(st.characters(categories=["Cs", "L"])), other=st.text())
-def test_secrets_compare_and_hash_as_their_texts_do(one: str, other: str) -> None:
-    """A model that holds one is a value, and can be the key of a table."""
-    assert (Secret(one) == Secret(other)) is (one == other)
-    assert Secret(one) == Secret(one)
-    assert hash(Secret(one)) == hash(Secret(one))
-    assert len({Secret(one), Secret(other)}) == len({one, other})
+@given(left=st.text() | st.text(st.characters(categories=["Cs", "L"])), right=st.text())
+def test_secrets_compare_and_hash_by_value(left: str, right: str) -> None:
+    """A model with a secret must be comparable and hashable."""
+    assert (Secret(left) == Secret(right)) is (left == right)
+    assert Secret(left) == Secret(left)
+    assert hash(Secret(left)) == hash(Secret(left))
+    assert len({Secret(left), Secret(right)}) == len({left, right})
 
 
 def test_a_secret_is_not_equal_to_its_text() -> None:
-    """One that equalled plain text would let text be taken for a secret, and printed."""
+    """Otherwise plain text could be used in place of a secret, and be printed."""
     assert HIDDEN != "hunter2"
     assert HIDDEN not in {"hunter2"}
     assert hash(HIDDEN) != hash("hunter2")
 
 
 def test_a_copy_is_the_secret_itself() -> None:
-    """Copies would spread the text over more memory for nothing."""
+    """A real copy would only put the text into memory once more."""
     assert copy.copy(HIDDEN) is HIDDEN
     assert copy.deepcopy([HIDDEN])[0] is HIDDEN
 
 
-def test_a_secret_keeps_nothing_beside_its_text() -> None:
-    """No `__dict__` for `vars` and debuggers to print, and no room for a stray attribute."""
+def test_a_secret_has_no_dict() -> None:
+    """`vars` and debuggers would print a `__dict__`."""
     assert not hasattr(HIDDEN, "__dict__")
     with pytest.raises(AttributeError):
         HIDDEN.note = "x"  # type: ignore[attr-defined]

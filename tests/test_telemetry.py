@@ -1,4 +1,4 @@
-"""What OpenTelemetry's own exporters, and its users' log formatters, get to see."""
+"""Spans and metrics as OpenTelemetry's exporters get them, and log records as formatters get them."""
 
 import asyncio
 import io
@@ -36,13 +36,13 @@ from tests.virtual_world import in_virtual_time, world
 
 US = ManagedProxy(country="US")
 PASSWORD = "hunter2-and-more"
-OWN = CustomProxy(host="proxy.example.com", port=8080, username="u", password=PASSWORD)
+CUSTOM = CustomProxy(host="proxy.example.com", port=8080, username="u", password=PASSWORD)
 
 Points = dict[str, dict[frozenset[tuple[str, Any]], Any]]
 
 
 class Watch:
-    """Telemetry, and what became of it in the SDK's in-memory exporters."""
+    """A Telemetry with the SDK's in-memory exporters."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -54,32 +54,32 @@ class Watch:
         self.telemetry = Telemetry(self.tracers, self._meters, then=self.seen.append)
 
     def spans(self) -> list[ReadableSpan]:
-        """Those that have ended, in that order."""
+        """The finished spans, in the order of their ends."""
         return list(self._exporter.get_finished_spans())
 
     def points(self) -> Points:
-        """Each metric's value for each set of attributes: a sum; of a histogram, how many and their total."""
-        found: Points = defaultdict(dict)
-        told = self._reader.get_metrics_data()
-        assert told is not None
-        for resource in told.resource_metrics:
+        """Each metric's value by attributes: a sum, or count and sum of a histogram."""
+        points: Points = defaultdict(dict)
+        data = self._reader.get_metrics_data()
+        assert data is not None
+        for resource in data.resource_metrics:
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
                     for point in metric.data.data_points:
-                        facts = frozenset((point.attributes or {}).items())
+                        labels = frozenset((point.attributes or {}).items())
                         histogram = isinstance(point, HistogramDataPoint)
-                        found[metric.name][facts] = (
+                        points[metric.name][labels] = (
                             (point.count, point.sum) if histogram else point.value  # type: ignore[union-attr]
                         )
-        return found
+        return points
 
-    def counts(self, name: str, *facts: str) -> dict[tuple[Any, ...], Any]:
-        """The values of a metric, or how many a histogram has, by the values of some attributes."""
-        found: dict[tuple[Any, ...], Any] = defaultdict(int)
+    def counts(self, name: str, *labels: str) -> dict[tuple[Any, ...], Any]:
+        """A metric's values, or the counts of a histogram, by the values of some attributes."""
+        counts: dict[tuple[Any, ...], Any] = defaultdict(int)
         for attributes, value in self.points()[name].items():
-            key = tuple(dict(attributes).get(fact) for fact in facts)
-            found[key] += value[0] if isinstance(value, tuple) else value
-        return dict(found)
+            key = tuple(dict(attributes).get(label) for label in labels)
+            counts[key] += value[0] if isinstance(value, tuple) else value
+        return dict(counts)
 
 
 @pytest.fixture
@@ -100,8 +100,8 @@ def id_of(span: ReadableSpan) -> int:
 # --- Spans ----------------------------------------------------------------------------------------
 
 
-async def test_a_call_is_a_span_and_each_attempt_one_below_it(sandbox: Sandbox, policy, watch: Watch) -> None:
-    """By the semantic conventions for HTTP clients, so that a backend's own dashboards show them."""
+async def test_a_call_is_a_span_with_a_child_for_each_attempt(sandbox: Sandbox, policy, watch: Watch) -> None:
+    """They follow the semantic conventions for HTTP clients, so that existing dashboards show them."""
     sandbox.script("acc_1", "errors/proxy_error")
     port = int(sandbox.url.split(":")[2].split("/")[0])
     async with sandbox.session(retry=policy, on_event=watch.telemetry) as session:
@@ -144,8 +144,8 @@ async def test_a_call_is_a_span_and_each_attempt_one_below_it(sandbox: Sandbox, 
         assert attempt.parent.span_id == id_of(call)
 
 
-async def test_a_call_belongs_to_the_span_that_it_was_made_in(sandbox: Sandbox, watch: Watch) -> None:
-    """A request handler's trace shows the proxy's change; after the call its own span is current again."""
+async def test_a_call_is_a_child_of_the_current_span(sandbox: Sandbox, watch: Watch) -> None:
+    """A request handler's trace contains the call, and after the call its span is current again."""
     tracer = watch.tracers.get_tracer("a service")
     async with sandbox.session(on_event=watch.telemetry) as session:
         with tracer.start_as_current_span("handler") as handler:
@@ -164,8 +164,8 @@ async def test_a_call_belongs_to_the_span_that_it_was_made_in(sandbox: Sandbox, 
     assert len(calls) == len(attempts) == 19
 
 
-async def test_a_call_that_fails_says_what_to_quote(sandbox: Sandbox, watch: Watch) -> None:
-    """The trace leads to the account, the type and the instance."""
+async def test_a_failed_call_has_the_error_s_attributes(sandbox: Sandbox, watch: Watch) -> None:
+    """The span has the type, the scope and the instance to quote to support."""
     sandbox.script("acc_1", "errors/disconnected_account")
     async with sandbox.session(on_event=watch.telemetry) as session:
         with pytest.raises(errors.DisconnectedAccountError) as caught:
@@ -182,18 +182,18 @@ async def test_a_call_that_fails_says_what_to_quote(sandbox: Sandbox, watch: Wat
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        pytest.param(Fault(type="errors/brand_new_4711", status=422), "422", id="a type that is not listed"),
+        pytest.param(Fault(type="errors/brand_new_4711", status=422), "422", id="an unknown type"),
         pytest.param(Fault(status=418), "418", id="no envelope"),
         pytest.param(
             Fault(status=502, body=b'{"type": "https://example.com/errors/proxy_error"}'),
             "errors/proxy_error",
             id="a type as a URL",
         ),
-        pytest.param("drop", "ConnectionLostError", id="no answer"),
+        pytest.param("drop", "ConnectionLostError", id="no response"),
     ],
 )
-async def test_an_error_s_type_is_one_of_few(sandbox: Sandbox, watch: Watch, fault: Any, kind: str) -> None:
-    """What a server makes up must not become a time series each."""
+async def test_error_type_has_few_values(sandbox: Sandbox, watch: Watch, fault: Any, kind: str) -> None:
+    """A server's unknown types must not create new time series."""
     sandbox.script("acc_1", fault)
     once = RetryPolicy(attempts=1)
     async with sandbox.session(retry=once, on_event=watch.telemetry) as session:
@@ -204,8 +204,8 @@ async def test_an_error_s_type_is_one_of_few(sandbox: Sandbox, watch: Watch, fau
     assert watch.counts("http.client.request.duration", "error.type") == {(kind,): 1}
 
 
-async def test_a_call_that_is_cancelled_ends_its_spans(sandbox: Sandbox, watch: Watch) -> None:
-    """A span that never ends is never seen, and a request in flight for ever is an alarm for ever."""
+async def test_a_cancelled_call_ends_its_spans(sandbox: Sandbox, watch: Watch) -> None:
+    """A span that never ends is never exported, and active_requests must return to zero."""
     sandbox.script("acc_1", "hang")
     async with sandbox.session(on_event=watch.telemetry) as session:
         call = asyncio.create_task(session.update_proxy("acc_1", US))
@@ -219,12 +219,14 @@ async def test_a_call_that_is_cancelled_ends_its_spans(sandbox: Sandbox, watch: 
     assert [attributes(span)["error.type"] for span in watch.spans()] == ["given_up", "given_up"]
     assert [span.status.status_code for span in watch.spans()] == [StatusCode.ERROR, StatusCode.ERROR]
     assert (during, watch.counts("http.client.active_requests")) == ({(): 1}, {(): 0})
-    assert watch.seen[-1] == events.CallEnded("acc_1", 0, watch.seen[-1].elapsed, None, True)  # type: ignore[union-attr]
+    ended = watch.seen[-1]
+    assert isinstance(ended, events.CallEnded)
+    assert (ended.attempts, ended.error, ended.given_up) == (0, None, True)
 
 
 @in_virtual_time
-async def test_a_request_that_a_caller_s_deadline_cut_off_is_measured() -> None:
-    """Else the slowest requests, which every caller gives up, are in no histogram, and all looks well."""
+async def test_a_request_ended_by_the_caller_s_deadline_is_measured() -> None:
+    """Otherwise the slowest requests would be missing from the histogram."""
     watch = Watch()
     async with world(on_event=watch.telemetry) as (server, session, _, _):
         server.faults.script("acc_1", "hang")
@@ -232,34 +234,41 @@ async def test_a_request_that_a_caller_s_deadline_cut_off_is_measured() -> None:
             async with asyncio.timeout(5):
                 await session.update_proxy("acc_1", US)
 
-    [(facts, measured)] = watch.points()["http.client.request.duration"].items()
-    assert dict(facts)["error.type"] == "given_up"
+    [(labels, measured)] = watch.points()["http.client.request.duration"].items()
+    assert dict(labels)["error.type"] == "given_up"
     assert measured == (1, pytest.approx(5.0))
 
 
-class Breaks(SpanProcessor):
-    """A processor that is broken, as one of the embedding program's may be."""
+class BrokenProcessor(SpanProcessor):
+    """A span processor of the application that raises."""
 
-    def __init__(self, *moments: str) -> None:
-        self._moments = moments
+    def __init__(self, method: str) -> None:
+        self._method = method
 
     def on_start(self, span: Any, parent_context: Any = None) -> None:
-        if "start" in self._moments:
+        if self._method == "on_start":
             raise RuntimeError("on_start")
 
     def on_end(self, span: ReadableSpan) -> None:
-        if "end" in self._moments:
+        if self._method == "on_end":
             raise RuntimeError("on_end")
 
 
-@pytest.mark.parametrize("moment", ["start", "end"])
-async def test_a_broken_processor_breaks_nothing_else(
-    sandbox: Sandbox, watch: Watch, policy, moment: str
+@pytest.mark.parametrize(
+    ("method", "active", "requests", "calls"),
+    [
+        # A call whose span cannot be started is not measured.
+        pytest.param("on_start", {}, {}, {}, id="on_start"),
+        pytest.param("on_end", {(): 0}, {(): 2}, {(): 1}, id="on_end"),
+    ],
+)
+async def test_a_broken_span_processor_affects_only_spans(
+    sandbox: Sandbox, watch: Watch, policy, method: str, active: Any, requests: Any, calls: Any
 ) -> None:
-    """The metrics stay true, the caller's own span stays current, and the other observer is told of all."""
+    """The metrics stay correct, the caller's span stays current, and the other observer gets all events."""
     sandbox.script("acc_1", "errors/proxy_error")
     caller = watch.tracers.get_tracer("a service").start_span("handler")
-    watch.tracers.add_span_processor(Breaks(moment))
+    watch.tracers.add_span_processor(BrokenProcessor(method))
     async with sandbox.session(retry=policy, on_event=watch.telemetry) as session:
         with trace.use_span(caller):
             await session.update_proxy("acc_1", US)
@@ -270,21 +279,20 @@ async def test_a_broken_processor_breaks_nothing_else(
         *("CallStarted", "AttemptStarted", "AttemptEnded", "RetryScheduled"),
         *("AttemptStarted", "AttemptEnded", "CallEnded"),
     ]
-    assert watch.counts("http.client.active_requests") in ({}, {(): 0})
-    if moment == "end":
-        assert watch.counts("http.client.request.duration") == {(): 2}
-        assert watch.counts("postpress.client.call.duration") == {(): 1}
+    assert watch.counts("http.client.active_requests") == active
+    assert watch.counts("http.client.request.duration") == requests
+    assert watch.counts("postpress.client.call.duration") == calls
 
 
-async def test_a_call_within_a_call_leaves_the_outer_one_whole(sandbox: Sandbox, watch: Watch) -> None:
-    """A strategy of the caller's may call the API itself, in the same task."""
+async def test_a_call_within_a_call_is_its_child(sandbox: Sandbox, watch: Watch) -> None:
+    """A custom sleep of a retry policy may call the API in the same task."""
 
-    async def meanwhile(seconds: float) -> None:
+    async def sleep(seconds: float) -> None:
         await session.update_proxy("acc_2", US)
 
     sandbox.script("acc_1", "errors/proxy_error")
     async with sandbox.session(on_event=watch.telemetry) as session:
-        await session.update_proxy("acc_1", US, retry=RetryPolicy(sleep=meanwhile))
+        await session.update_proxy("acc_1", US, retry=RetryPolicy(sleep=sleep))
 
     calls = {
         attributes(span)["postpress.account_id"]: span
@@ -300,10 +308,10 @@ async def test_a_call_within_a_call_leaves_the_outer_one_whole(sandbox: Sandbox,
 
 
 @pytest.mark.parametrize("transport", ["session", "lean"])
-async def test_a_rotation_s_calls_belong_to_the_span_that_it_was_entered_in(
+async def test_a_rotation_s_calls_are_children_of_the_span_it_was_entered_in(
     sandbox: Sandbox, watch: Watch, transport: str
 ) -> None:
-    """Each account's under the night's, and none under another's; the loop over outcomes keeps its own."""
+    """No call is a child of another call, and the current span of the loop over outcomes does not change."""
     tracer = watch.tracers.get_tracer("a night")
     async with sandbox.session(on_event=watch.telemetry, transport=transport) as session:
         with tracer.start_as_current_span("night") as night:
@@ -318,10 +326,10 @@ async def test_a_rotation_s_calls_belong_to_the_span_that_it_was_entered_in(
     assert {span.parent and span.parent.span_id for span in attempts} == parents
 
 
-def test_every_borrowed_name_is_one_of_the_conventions(watch: Watch) -> None:
-    """As OpenTelemetry's own package has them, so that a name which they rename is seen here."""
-    told = Path(telemetry.__file__).read_text("utf-8")
-    borrowed = set(re.findall(r'"((?:http|url|server|error)\.[a-z_.]+)"', told))
+def test_names_without_prefix_are_in_the_semantic_conventions() -> None:
+    """OpenTelemetry's package of the conventions is the measure, so a renamed name fails here."""
+    source = Path(telemetry.__file__).read_text("utf-8")
+    borrowed = set(re.findall(r'"((?:http|url|server|error)\.[a-z_.]+)"', source))
     known = {
         value
         for module in (error_attributes, http_attributes, http_metrics, server_attributes, url_attributes)
@@ -329,11 +337,13 @@ def test_every_borrowed_name_is_one_of_the_conventions(watch: Watch) -> None:
         if isinstance(value, str)
     }
 
-    assert borrowed - known == {"http.client.active_requests", "url.template"}, "in development, and wanted"
+    assert borrowed - known == {"http.client.active_requests", "url.template"}, (
+        "these are still in development"
+    )
 
 
-def test_a_provider_may_come_later_or_never() -> None:
-    """A module makes its session when it is imported, and the program sets OpenTelemetry up after that."""
+def test_the_providers_may_be_set_after_telemetry_is_created() -> None:
+    """A module may create its session at import, before the application configures OpenTelemetry."""
     program = """
 import asyncio
 from opentelemetry import metrics, trace
@@ -344,7 +354,7 @@ from postpress_async.telemetry import Telemetry
 telemetry = Telemetry()
 
 async def main():
-    asyncio.get_running_loop().slow_callback_duration = 60.0  # those imports are one
+    asyncio.get_running_loop().slow_callback_duration = 60.0  # the imports below are slow
     async with Sandbox() as sandbox, sandbox.session(on_event=telemetry) as session:
         await session.update_proxy("acc_1", ManagedProxy(country="US"))
         from opentelemetry.sdk.metrics import MeterProvider
@@ -358,8 +368,8 @@ async def main():
         metrics.set_meter_provider(MeterProvider([reader]))
         await session.update_proxy("acc_2", ManagedProxy(country="US"))
     print([span.name for span in exporter.get_finished_spans()])
-    [told] = reader.get_metrics_data().resource_metrics[0].scope_metrics
-    print(sorted(metric.name for metric in told.metrics if metric.name.endswith("duration")))
+    [scope] = reader.get_metrics_data().resource_metrics[0].scope_metrics
+    print(sorted(metric.name for metric in scope.metrics if metric.name.endswith("duration")))
 
 asyncio.run(main())
 """
@@ -377,7 +387,7 @@ asyncio.run(main())
 
 
 async def test_a_rotation_counts_its_accounts_by_state_and_error(sandbox: Sandbox, watch: Watch) -> None:
-    """What a night came to, for a dashboard and an alarm."""
+    """Dashboards and alarms use these counts."""
     sandbox.script("acc_1", "errors/disconnected_account")
     sandbox.script("acc_2", "errors/proxy_error")
     quick = RetryPolicy(first_wait=0.001)
@@ -387,8 +397,8 @@ async def test_a_rotation_counts_its_accounts_by_state_and_error(sandbox: Sandbo
         async with session.rotate(rows) as rotation:
             await rotation.run()
 
-    facts = ("postpress.state", "error.type", "postpress.error.scope")
-    assert watch.counts("postpress.rotation.accounts", *facts) == {
+    labels = ("postpress.state", "error.type", "postpress.error.scope")
+    assert watch.counts("postpress.rotation.accounts", *labels) == {
         ("patched", None, None): 9,
         ("failed", "errors/disconnected_account", "account"): 1,
         ("skipped", "refused row", "request"): 2,
@@ -402,16 +412,17 @@ async def test_a_rotation_counts_its_accounts_by_state_and_error(sandbox: Sandbo
         (401,): 1,
         (502,): 1,
     }
-    [(waits, waited)] = watch.points()["postpress.client.retry.wait"].values()
-    assert (waits, waited <= 0.001) == (1, True)
+    [(retries, backoff)] = watch.points()["postpress.client.retry.wait"].values()
+    assert retries == 1
+    assert backoff <= 0.001
     assert watch.counts("http.client.active_requests") == {(): 0}
     attempts = watch.points()["postpress.client.call.attempts"]
     assert sum(total for _, total in attempts.values()) == 11
 
 
-async def test_a_pool_s_quarantines_are_counted(watch: Watch) -> None:
-    """Without the proxy's name: a list has thousands, with user names in them."""
-    pool = ProxyPool([OWN, CustomProxy(host="other.example.com", port=1)])
+async def test_quarantines_of_a_pool_are_counted(watch: Watch) -> None:
+    """The proxy is not an attribute: a pool has thousands, and their labels contain user names."""
+    pool = ProxyPool([CUSTOM, CustomProxy(host="other.example.com", port=1)])
     quick = RetryPolicy(first_wait=0.001)
     async with Sandbox(dead_proxies=["proxy.example.com:8080"]) as sandbox:
         async with sandbox.session(retry=quick, on_event=watch.telemetry) as session:
@@ -423,20 +434,20 @@ async def test_a_pool_s_quarantines_are_counted(watch: Watch) -> None:
 
 @in_virtual_time
 async def test_a_pause_is_counted_and_measured() -> None:
-    """An outage of minutes is one pause of minutes."""
+    """An outage of five minutes is one pause of about five minutes."""
     watch = Watch()
-    async with world(pace=Pace(in_flight=20)) as (server, session, _, told):
+    async with world(pace=Pace(in_flight=20)) as (server, session, _, seen):
         await server.outage("503")
 
-        async def later() -> None:
+        async def recover_later() -> None:
             await asyncio.sleep(300)
             await server.recover()
 
-        ends = asyncio.create_task(later())
+        recovery = asyncio.create_task(recover_later())
         async with session.rotate([(f"acc_{number}", US) for number in range(40)]) as rotation:
             await rotation.run()
-        await ends
-    for _, event in told:
+        await recovery
+    for _, event in seen:
         if isinstance(event, events.PauseBegan | events.PauseEnded):
             watch.telemetry(event)
 
@@ -446,13 +457,13 @@ async def test_a_pause_is_counted_and_measured() -> None:
     assert seconds == pytest.approx(300, rel=0.05)
 
 
-async def test_no_metric_has_an_account_or_a_secret_and_no_span_a_secret(watch: Watch) -> None:
-    """A metric for each of a million accounts is a bill; a password in a trace is a leak."""
+async def test_metrics_contain_no_account_and_spans_no_secret(watch: Watch) -> None:
+    """A time series for each of a million accounts is expensive, and a password in a trace is a leak."""
     names = [f"acc_secret_{number}" for number in range(6)]
     async with Sandbox(profile="hostile", seed=4) as sandbox:
         quick = RetryPolicy(first_wait=0.001)
         async with sandbox.session(retry=quick, on_event=watch.telemetry) as session:
-            async with session.rotate([(name, OWN) for name in names], pool=ProxyPool([OWN])) as rotation:
+            async with session.rotate(names, pool=ProxyPool([CUSTOM])) as rotation:
                 await rotation.run()
 
     metrics, spans = repr(watch.points()), "".join(span.to_json() for span in watch.spans())
@@ -461,8 +472,8 @@ async def test_no_metric_has_an_account_or_a_secret_and_no_span_a_secret(watch: 
     assert "acc_secret_1" in spans
 
 
-def test_without_opentelemetry_it_says_what_to_install() -> None:
-    """In place of a module's name that is in no requirement."""
+def test_without_opentelemetry_the_error_names_the_extra() -> None:
+    """A module's name alone would not say what to install."""
     program = "import sys; sys.modules['opentelemetry'] = None; import postpress_async.telemetry"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
@@ -475,9 +486,9 @@ def test_without_opentelemetry_it_says_what_to_install() -> None:
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """The program's log: structlog's JSON over the standard library's loggers, as structlog documents it."""
-    written = io.StringIO()
-    handler = logging.StreamHandler(written)
+    """The application's log: structlog's JSON, set up as its documentation says."""
+    output = io.StringIO()
+    handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder()],
@@ -487,27 +498,27 @@ def log() -> Iterator[io.StringIO]:
             ],
         )
     )
-    ours = logging.getLogger("postpress_async")
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    yield written
-    ours.removeHandler(handler)
-    ours.setLevel(logging.NOTSET)
+    logger = logging.getLogger("postpress_async")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield output
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
 
 
 async def test_a_retry_is_logged_with_fields(sandbox: Sandbox, policy, log: io.StringIO) -> None:
-    """structlog, and whatever else reads a record's extras, gets values and not a sentence to take apart."""
+    """A log formatter that reads a record's extras gets values and need not parse the sentence."""
     sandbox.script("acc_1", "errors/proxy_error")
     async with sandbox.session(retry=policy) as session:
-        await session.update_proxy("acc_1", OWN)
+        await session.update_proxy("acc_1", CUSTOM)
 
-    said = json.loads(log.getvalue())
-    assert said.pop("event").startswith(
+    record = json.loads(log.getvalue())
+    assert record.pop("event").startswith(
         "acc_1: attempt 1 failed with errors/proxy_error; the next one follows in"
     )
-    assert 0.0 <= said.pop("wait") <= 0.5
-    assert said.pop("instance")
-    assert said == {
+    assert 0.0 <= record.pop("wait") <= 0.5
+    assert record.pop("instance") == "req_000000000001"
+    assert record == {
         "logger": "postpress_async.calls",
         "account_id": "acc_1",
         "attempt": 1,
@@ -517,9 +528,9 @@ async def test_a_retry_is_logged_with_fields(sandbox: Sandbox, policy, log: io.S
 
 
 async def test_a_quarantine_and_a_halt_are_warnings(log: io.StringIO) -> None:
-    """Seen where only warnings are kept; the proxy by its label."""
+    """Many applications keep only warnings. The proxy appears with its label, without its password."""
     logging.getLogger("postpress_async").setLevel(logging.WARNING)
-    pool, quick = ProxyPool([OWN]), RetryPolicy(first_wait=0.001)
+    pool, quick = ProxyPool([CUSTOM]), RetryPolicy(first_wait=0.001)
     async with Sandbox(dead_proxies=["proxy.example.com:8080"]) as sandbox:
         async with sandbox.session(retry=quick) as session:
             async with session.rotate(
@@ -538,19 +549,19 @@ async def test_a_quarantine_and_a_halt_are_warnings(log: io.StringIO) -> None:
 
 
 @in_virtual_time
-async def test_a_pause_is_a_warning_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody has to guess whether it is over."""
+async def test_begin_and_end_of_a_pause_are_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    """If a log shows the begin, it must show the end too."""
     async with world(pace=Pace(in_flight=5)) as (server, session, _, _):
         await server.outage("503")
 
-        async def later() -> None:
+        async def recover_later() -> None:
             await asyncio.sleep(60)
             await server.recover()
 
-        ends = asyncio.create_task(later())
+        recovery = asyncio.create_task(recover_later())
         async with session.rotate([(f"acc_{number}", US) for number in range(10)]) as rotation:
             await rotation.run()
-        await ends
+        await recovery
 
     began, ended = (record for record in caplog.records if record.name == "postpress_async.pace")
     assert (began.levelname, ended.levelname) == ("WARNING", "WARNING")
@@ -558,8 +569,8 @@ async def test_a_pause_is_a_warning_and_so_is_its_end(caplog: pytest.LogCaptureF
     assert ended.__dict__["elapsed"] == pytest.approx(60, rel=0.1)
 
 
-def test_nothing_is_said_where_nobody_listens() -> None:
-    """A library is silent by default: not even Python's last resort prints its warnings."""
+def test_without_logging_configuration_nothing_is_printed() -> None:
+    """Not even Python's handler of last resort prints the library's warnings."""
     program = """
 import asyncio
 from postpress_async import ManagedProxy, RetryPolicy, errors

@@ -1,4 +1,4 @@
-"""``postpress-async errors``: the table of errors, from the classes themselves."""
+"""``postpress-async errors``: print the table of error types."""
 
 from collections.abc import Iterator
 
@@ -7,12 +7,13 @@ import click
 from postpress_async.errors import BY_TYPE
 
 
-@click.command(short_help="Print the table of errors: whose fault, and is it retried.")
+@click.command(short_help="Print the table of all error types of the API.")
 def errors() -> None:
     """
-    Print every error type: its status and class, whose fault it is, whether it is retried.
+    Print a table of all error types of the API.
 
-    Example:
+    Its columns are the type, the HTTP status, the exception class, the scope (what is at fault), whether the
+    error is retried, and whether the change was applied. Example:
 
       postpress-async errors | grep proxy
     """
@@ -21,7 +22,7 @@ def errors() -> None:
 
 
 def table() -> Iterator[str]:
-    """The table's lines, aligned."""
+    """The lines of the table, with aligned columns."""
     rows = [("type", "HTTP", "class", "scope", "retried", "applied")]
     for type_, error in BY_TYPE.items():
         retried = "yes" if error.retryable else "no"

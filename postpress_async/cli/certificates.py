@@ -1,4 +1,4 @@
-"""``postpress-async cluster-certificates``: what a scheduler, its workers and we know each other by."""
+"""``postpress-async cluster-certificates``: create the certificate for a cluster's TLS connections."""
 
 import click
 
@@ -6,14 +6,14 @@ from postpress_async.cli import exits
 from postpress_async.cli.running import cluster_extra
 
 
-@click.command("cluster-certificates", short_help="Make a certificate and its key for a cluster.")
+@click.command("cluster-certificates", short_help="Create the TLS certificate of a cluster.")
 @click.argument("folder", metavar="DIR", type=click.Path())
 def cluster_certificates(folder: str) -> int:
     """
-    Make a certificate and its key in DIR, for a cluster of several machines.
+    Create a TLS certificate and its private key in DIR, for a cluster of several machines.
 
-    Whoever has the key may run code on the cluster, and read what it sends: copy it to the machines of the
-    cluster, readable by its user alone, and nowhere else. It is valid for a year. Example:
+    Anyone with the key can run code on the cluster and read its traffic. Copy it only to the machines of the
+    cluster, readable only by the cluster's user. The certificate is valid for a year. Example:
 
     \b
       postpress-async cluster-certificates certificates
@@ -21,9 +21,10 @@ def cluster_certificates(folder: str) -> int:
     certificate, key = cluster_extra().write_certificates(folder)
     tls = f"--tls-ca-file {certificate} --tls-cert {certificate} --tls-key {key}"
     click.echo(f"written: {certificate}, {key}")
-    click.echo("copy both to each machine of the cluster; then, on one of them and on each of them:")
+    click.echo("Copy both files to each machine of the cluster. Start the scheduler on one of the machines:")
     click.echo(f"  dask scheduler --protocol tls {tls}")
+    click.echo("Start the workers on each machine:")
     click.echo(f"  POSTPRESS_API_KEY=... dask worker tls://SCHEDULER:8786 --nworkers -1 --nthreads 1 {tls}")
-    click.echo("and here:")
+    click.echo("Run the rotation on this machine:")
     click.echo(f"  postpress-async rotate FLEET --cluster tls://SCHEDULER:8786 --certificates {folder}")
     return exits.ALL_PATCHED

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from postpress_async.cli.output import written
+from postpress_async.cli.output import open_output
 from postpress_async.rotation import State
 from postpress_async.rotation.export import ENDINGS, FORMATS
 from postpress_async.rotation.journal.reading import JournalView
@@ -37,7 +37,7 @@ def export(journal: str, kind: str | None, states: tuple[str, ...], output: str 
     kind = kind or _said_by(output if to_file and output else "")
     if kind == "parquet" and not to_file:
         raise click.UsageError("Parquet is written to a file: give -o FILE")
-    with JournalView(journal) as view, written(output) as file:
+    with JournalView(journal) as view, open_output(output) as file:
         FORMATS[kind](view.outcomes([State(state) for state in states]), file)
     if to_file and sys.stderr is not None:
         click.echo(f"written: {output}", err=True)

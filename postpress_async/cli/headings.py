@@ -1,4 +1,4 @@
-"""A command's help with its many options under headings, so that one is found at night."""
+"""A command whose help groups its options under headings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -11,15 +11,15 @@ WORDS: Final = "postpress_async.words"
 
 class Headed(click.Command):
     """
-    A command whose options stand under headings.
+    A command whose help groups its options under headings.
 
     Args:
-        headings: For each heading the options below it, such as ``--pool``, both in the order of the help;
-            what is under none comes last.
+        headings: The option names, such as ``--pool``, by heading, both in the order of the help. Options
+            without a heading come last, under Options.
     """
 
-    def __init__(self, *words: Any, headings: Mapping[str, Sequence[str]], **options: Any) -> None:
-        super().__init__(*words, **options)
+    def __init__(self, *args: Any, headings: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.headings: Final = headings
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -28,16 +28,16 @@ class Headed(click.Command):
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, each with its help."""
-        told = {}
+        """Write the help of the options, called by click."""
+        records = {}
         for option in self.get_params(ctx):
-            if isinstance(option, click.Option) and (row := option.get_help_record(ctx)) is not None:
-                told[option.opts[-1]] = row
+            if isinstance(option, click.Option) and (record := option.get_help_record(ctx)) is not None:
+                records[option.opts[-1]] = record
         for heading, names in self.headings.items():
-            rows = [told.pop(name) for name in names if name in told]
+            rows = [records.pop(name) for name in names if name in records]
             if rows:
                 with formatter.section(heading):
                     formatter.write_dl(rows)
-        if told:
+        if records:
             with formatter.section("Options"):
-                formatter.write_dl(list(told.values()))
+                formatter.write_dl(list(records.values()))

@@ -1,4 +1,4 @@
-"""Where a command's words go: its table or page to a file or standard output, people's lines beside a bar."""
+"""Output of the commands: files or standard output for data, standard error for messages."""
 
 import asyncio
 import errno
@@ -13,9 +13,9 @@ from postpress_async.errors import RotationError
 from postpress_async.rotation._whole_file import whole_file
 
 
-def many(count: int, one: str, more: str) -> str:
-    """*count* of something, in words."""
-    return f"{count:,} {one if count == 1 else more}"
+def many(count: int, singular: str, plural: str) -> str:
+    """*count* with the noun in the right number, such as ``1 account`` or ``1,000 accounts``."""
+    return f"{count:,} {singular if count == 1 else plural}"
 
 
 def moment(seconds: float) -> str:
@@ -24,10 +24,10 @@ def moment(seconds: float) -> str:
 
 
 def tell(text: str) -> None:
-    """A line for people on standard error, above the bar if there is one. Nobody may read it any more."""
-    # Not click.echo: it looks for the real stream behind rich's, and so writes into the middle of the bar.
+    """Write a line to standard error, above the progress bar if there is one."""
+    # click.echo would bypass rich's stream and write into the middle of the bar.
     if sys.stderr is not None:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):  # standard error may be closed
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 
@@ -41,40 +41,39 @@ def is_file_limit(error: object) -> bool:
 
 
 def tell_file_limit_once(loop: asyncio.AbstractEventLoop) -> None:
-    """Have *loop* report a lack of file descriptors in one sentence, where asyncio prints many tracebacks."""
-    told = False
+    """Report a lack of file descriptors in one sentence; asyncio would print many tracebacks."""
+    reported = False
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        nonlocal told
-        if is_file_limit(context.get("exception")) and not told:
-            told = True
+        nonlocal reported
+        if is_file_limit(context.get("exception")) and not reported:
+            reported = True
             tell(f"postpress-async: {TOO_MANY_FILES}")
-        if not told:  # what asyncio reports afterwards follows from it
+        if not reported:  # further reports are consequences
             loop.default_exception_handler(context)
 
     loop.set_exception_handler(handle)
 
 
 @contextmanager
-def written(place: str | None) -> Iterator[BinaryIO]:
+def open_output(path: str | None) -> Iterator[BinaryIO]:
     """
-    The file *place*, which is there when it is whole; standard output for None and for ``-``.
+    Open *path* for atomic writing; None and ``-`` mean standard output.
 
     Raises:
         RotationError: It cannot be written.
     """
-    if place not in {None, "-"}:
-        assert place is not None  # noqa: S101 - for mypy
-        with whole_file(place) as file:
+    if path is not None and path != "-":
+        with whole_file(path) as file:
             yield file
         return
     if sys.stdout is None:
-        raise RotationError("standard output is closed: give -o FILE")
+        raise RotationError("standard output is closed; write to a file with -o FILE")
     try:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what could not be written is not tried again
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail again
         raise RotationError(f"standard output cannot be written ({error.strerror})") from None

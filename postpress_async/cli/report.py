@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from postpress_async.cli.output import written
+from postpress_async.cli.output import open_output
 from postpress_async.rotation.journal.reading import JournalView
 from postpress_async.rotation.report import write_report
 
@@ -24,7 +24,7 @@ def report(journal: str, output: str | None) -> None:
       postpress-async report fleet.csv.rotation.sqlite3 -o night.html
     """
     place = output or f"{Path(journal).name.removesuffix('.sqlite3')}.html"
-    with JournalView(journal) as view, written(place) as file:
+    with JournalView(journal) as view, open_output(place) as file:
         write_report(view, file, time.time())
     if place != "-":
         click.echo(f"written: {place}", err=True)

@@ -17,7 +17,7 @@ from postpress_async.cli.feed import Feed
 from postpress_async.cli.inputs import Job, Wishes
 from postpress_async.cli.output import moment, tell, tell_file_limit_once
 from postpress_async.cli.progress import Paused, Progress
-from postpress_async.cli.serve import first_places
+from postpress_async.cli.serve import first_addresses
 from postpress_async.errors import RotationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
@@ -118,7 +118,7 @@ def _quiet(extra: ModuleType) -> ModuleType:
 
 def make_sandbox(wishes: Wishes, pool: ProxyPool | None) -> Sandbox:
     """The fake of the API that is asked for; the first proxies of the pool are its dead ones."""
-    dead = frozenset[str]() if pool is None else first_places(pool, wishes.dead_proxies)
+    dead = frozenset[str]() if pool is None else first_addresses(pool, wishes.dead_proxies)
     return Sandbox(profile=wishes.profile, seed=wishes.seed, dead_proxies=dead)
 
 

@@ -1,4 +1,4 @@
-"""``postpress-async sandbox``: the API on this machine, until it is interrupted."""
+"""``postpress-async sandbox``: run the sandbox, a local fake of the API, until it is interrupted."""
 
 import asyncio
 import json
@@ -14,16 +14,47 @@ from postpress_async.rotation import ProxyPool
 from postpress_async.sandbox import API_KEY, Profile, Sandbox
 
 
-@click.command(short_help="Serve a fake of the API on this machine.")
+@click.command(short_help="Run a local fake of the API.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on; 0 takes a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_envvar=True,
+    help="Port to listen on. 0 selects a free port.",
 )
-@click.option("--profile", type=click.Choice(get_args(Profile)), default="steady", help="Which faults come.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the faults' chance.")
-@click.option("--latency", type=click.FloatRange(0), default=0.0, help="Seconds that an answer takes.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Requests a second before it says 429.")
-@click.option("--pool", type=options.FILE, help="The list of which --dead-proxies are.")
-@click.option("--dead-proxies", type=click.IntRange(0), default=0, help="So many of it, the first ones.")
+@click.option(
+    "--profile",
+    type=click.Choice(get_args(Profile)),
+    default="steady",
+    show_envvar=True,
+    help="Random faults to simulate. steady: none. flaky: a few errors and dropped connections. overloaded: "
+    "errors when more than 30 requests run at once. outage: no service for 10 to 20 seconds. hostile: "
+    "malformed responses.",
+)
+@click.option("--seed", type=int, default=0, show_envvar=True, help="Seed of the random faults.")
+@click.option(
+    "--latency",
+    metavar="SECONDS",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_envvar=True,
+    help="Seconds that an update takes.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    show_envvar=True,
+    help="Requests per second above which the response is a 429. No limit by default.",
+)
+@click.option("--pool", type=options.FILE, show_envvar=True, help="Proxy list for --dead-proxies.")
+@click.option(
+    "--dead-proxies",
+    metavar="N",
+    type=click.IntRange(0),
+    default=0,
+    show_envvar=True,
+    help="Let the first N proxies of --pool fail.",
+)
 def sandbox(
     port: int,
     profile: Profile,
@@ -34,39 +65,40 @@ def sandbox(
     dead_proxies: int,
 ) -> None:
     """
-    Serve a fake of the API on this machine, until Ctrl-C; then print what it saw, as JSON.
+    Run the sandbox, a local fake of the API, until Ctrl-C. At the end, print its counters as JSON.
 
-    It prints the two variables that point every other command at it. Example:
+    At the start it prints the two environment variables with which all other commands use it. Example:
 
       postpress-async sandbox --port 8400 --profile flaky
     """
     if dead_proxies and pool is None:
-        raise click.UsageError("--dead-proxies are of a pool: give --pool too")
-    dead = (
-        frozenset[str]() if pool is None else first_places(ProxyPool.read(pool, skip_bad=True), dead_proxies)
-    )
+        raise click.UsageError("--dead-proxies requires --pool")
+    dead = frozenset[str]()
+    if pool is not None:
+        dead = first_addresses(ProxyPool.read(pool, skip_bad=True), dead_proxies)
     server = Sandbox(port=port, profile=profile, seed=seed, latency=latency, rate=rate, dead_proxies=dead)
     asyncio.run(_serve(server, port))
 
 
-def first_places(pool: ProxyPool, count: int) -> frozenset[str]:
-    """``host:port`` of the first proxies of a list, for a sandbox in which they are dead."""
+def first_addresses(pool: ProxyPool, count: int) -> frozenset[str]:
+    """``host:port`` of the first *count* proxies, for the sandbox's *dead_proxies*."""
     return frozenset(f"{pooled.proxy.host}:{pooled.proxy.port}" for pooled in islice(pool, count))
 
 
 async def _serve(server: Sandbox, port: int) -> None:
-    done = asyncio.Event()
+    interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     tell_file_limit_once(loop)
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, done.set)
+        loop.add_signal_handler(number, interrupted.set)
     try:
         await server.__aenter__()
     except OSError as error:
-        raise click.ClickException(f"port {port} cannot be listened on: {error.strerror}") from None
+        message = f"the sandbox cannot listen on port {port} ({error.strerror}); choose another port"
+        raise click.ClickException(message) from None
     try:
         click.echo(f"export POSTPRESS_BASE_URL={server.url} POSTPRESS_API_KEY={API_KEY}")
-        await done.wait()
+        await interrupted.wait()
     finally:
         await server.__aexit__(None, None, None)
     click.echo(json.dumps(server.record.as_dict(), indent=2))

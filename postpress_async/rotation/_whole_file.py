@@ -1,4 +1,4 @@
-"""A file that is written whole or not at all, and read by its owner alone."""
+"""Atomic writing of a file that only its owner can read."""
 
 import os
 import stat
@@ -14,46 +14,48 @@ from postpress_async.errors import RotationError
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
-    A file to write to, which takes the name *path* once the block ends well, and is gone where it does not.
+    Open a temporary file that replaces *path* when the block ends, or is deleted if the block raises.
 
-    It is written beside *path*, with mode 0600, and on the disk before it takes the place of what was there.
+    The temporary file is in the same folder and has mode 0600. It is flushed to disk before it is renamed.
 
     Raises:
-        RotationError: It cannot be written, or *path* is a link, a folder or a device.
+        RotationError: It cannot be written, or *path* is a symbolic link, a folder or a device.
     """
-    place = Path(path)
-    _check(place)
+    target = Path(path)
+    _check_is_regular(target)
     try:
-        handle, part = tempfile.mkstemp(prefix=f".{place.name[:64]}.", suffix=".part", dir=place.parent)
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{target.name[:64]}.", suffix=".part", dir=target.parent
+        )
     except OSError as error:
-        raise _refusal(place, error) from None
+        raise _not_writable(target, error) from None
     try:
         with open(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, place)
-        _keep_name(place.parent)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
-        raise _refusal(place, error) from None
+        raise _not_writable(target, error) from None
     finally:
         with suppress(FileNotFoundError):
-            os.unlink(part)
+            os.unlink(temporary)
 
 
-def _check(place: Path) -> None:
+def _check_is_regular(path: Path) -> None:
     try:
-        status = os.lstat(place)
+        status = os.lstat(path)
     except OSError:
-        return  # there is none, or what is wrong is told when it is made
+        return  # it does not exist, or creating the file will raise
     if stat.S_ISLNK(status.st_mode):
-        raise RotationError(f"{place} is a symbolic link, and not followed: name the file itself")
+        raise RotationError(f"{path} is a symbolic link, which is not followed; name the file itself")
     if not stat.S_ISREG(status.st_mode):
-        raise RotationError(f"{place} is no regular file: name another file")
+        raise RotationError(f"{path} is not a regular file; name another file")
 
 
-def _keep_name(folder: Path) -> None:
-    # A name is the folder's; systems that cannot flush one keep names in their own way.
+def _sync_folder(folder: Path) -> None:
+    # The new name is stored in the folder. Some systems cannot open or flush a folder.
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -62,5 +64,5 @@ def _keep_name(folder: Path) -> None:
             os.close(handle)
 
 
-def _refusal(place: Path, error: OSError) -> RotationError:
-    return RotationError(f"{place} cannot be written ({error.strerror or error}): name another file")
+def _not_writable(path: Path, error: OSError) -> RotationError:
+    return RotationError(f"{path} cannot be written ({error.strerror or error}); name another file")

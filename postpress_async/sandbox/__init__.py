@@ -1,7 +1,7 @@
 """
-The API on loopback, for trying out and for tests: no key, no account, no bill.
+The sandbox: a local fake of the API, for tests and first trials without an API key or an account.
 
-`Sandbox` is the face; what it serves is written from the API's page alone, in `server` and below.
+`Sandbox` wraps the `Server` of `postpress_async.sandbox.server`, which follows the API reference.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -16,41 +16,41 @@ from postpress_async.session import PostPressSession
 __all__ = ["Fault", "Profile", "Record", "Sandbox", "Server", "own_accounts"]
 
 API_KEY: Final = "pp_test_sandbox"
-"""The key that a sandbox takes. It opens nothing else."""
+"""The sandbox's API key. The real API does not accept it."""
 
 
 def own_accounts(count: int = 1_000) -> list[str]:
-    """The ids of the sandbox's own accounts, for a first run without a fleet: always the same."""
+    """The account ids of a sandbox fleet: the first *count* of ``acc_sandbox_000001`` and so on."""
     return [f"acc_sandbox_{number:06}" for number in range(1, count + 1)]
 
 
-def told_of(sandbox: "Sandbox") -> str:
-    """Where it is and what it was asked, for whoever looks at it in a test that failed."""
+def describe(sandbox: "Sandbox") -> str:
+    """The URL and the number of requests, which pytest shows for a failed test."""
     try:
-        place = sandbox.url
+        url = sandbox.url
     except RuntimeError:
-        return "not entered yet"
-    asked = sandbox.record.requests
-    return f"{place}, {asked:,} {'request' if asked == 1 else 'requests'}"
+        return "not started"
+    requests = sandbox.record.requests
+    return f"{url}, {requests:,} {'request' if requests == 1 else 'requests'}"
 
 
 class Sandbox:
     """
-    A server of the API on a free port of this machine, for as long as ``async with`` lasts.
-
-    Every account exists unless *accounts* names those that do. What it was asked is in `record`.
+    A local fake of the API that serves on loopback while its ``async with`` block runs.
 
     Args:
-        accounts: The ids that exist; None for every well-formed one.
-        profile: steady, flaky, overloaded, outage or hostile: which faults come by chance.
-        seed: Of that chance. The same seed gives the same faults, in whatever order requests come.
-        latency: Seconds that an answer takes.
-        rate: Requests per second beyond which it answers 429; None for no limit.
+        accounts: The account ids that exist; None if every well-formed id exists.
+        profile: Random faults: ``steady`` (none), ``flaky``, ``overloaded``, ``outage`` or ``hostile``.
+            See `Faults` for their rates.
+        seed: Seed of the random faults. The same seed gives the same faults, in any order of requests.
+        latency: Seconds that an update takes.
+        rate: Maximum requests per second, above which the response is a 429; None for no limit.
         dead_proxies: ``host:port`` of proxies that do not work, or a predicate over the proxy object.
-        port: 0 for any that is free.
+        port: 0 for any free port.
 
     Raises:
-        ValueError: One of them would not do what was meant by it; OSError, on entering it: the port is taken.
+        ValueError: An argument is invalid; the message names it.
+        OSError: The port is in use. Raised when the block is entered.
     """
 
     def __init__(
@@ -76,53 +76,67 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """The base URL; RuntimeError before it is entered."""
+        """The base URL; raises RuntimeError before the sandbox is started."""
         return self.server.url
 
     @property
     def api_key(self) -> str:
-        """The key it takes."""
+        """The API key that the sandbox accepts."""
         return self.server.api_key
 
     @property
     def record(self) -> Record:
-        """What it was asked, and what it did."""
+        """Counters of what the sandbox received and did."""
         return self.server.record
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {told_of(self)}>"
+        return f"<{type(self).__name__} {describe(self)}>"
 
     def session(self, **options: Any) -> PostPressSession:
-        """A session for this sandbox; *options* are those of `PostPressSession`."""
+        """Create a session for this sandbox; *options* are those of `PostPressSession`."""
         return PostPressSession(self.api_key, base_url=self.url, **options)
 
     def script(
         self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
         """
-        Answer the account's next requests so, one each: a type such as ``"errors/proxy_error"``, 200,
-        ``"drop"`` (no answer, nothing done), ``"lost"`` (done, no answer), ``"hang"``, or a `Fault`.
-        All that come after them get *then*; where it is None, what the profile says.
+        Set the answers to the account's next requests, one for each.
+
+        Args:
+            answers: Each is an error type such as ``"errors/proxy_error"``, 200 (handled normally),
+                ``"drop"`` (no response, change not applied), ``"lost"`` (no response, change applied),
+                ``"hang"`` (never answered) or a `Fault`.
+            then: The answer to all later requests. None keeps an earlier *then*; if there was none, the
+                profile decides again.
 
         Raises:
-            ValueError: There is no such answer, or no such id; nothing is scripted then.
+            ValueError: An answer or the account id is invalid. The script is unchanged.
         """
         self.server.faults.script(account_id, *answers, then=then)
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
-        """The body last applied to the account; None where none was."""
+        """The request body last applied to the account, password included; None if no change was applied."""
         return self.record.proxy_of(account_id)
 
     def sends(self, account_id: str) -> int:
-        """How many requests arrived for the account."""
+        """Number of requests received for the account."""
         return self.record.sends(account_id)
 
     async def outage(self, kind: Outage) -> None:
-        """Be unwell until `recover`: ``refused``, ``503``, ``503-html``, ``504``, ``silent`` or ``slow``."""
+        """
+        Simulate an outage until `recover`.
+
+        Args:
+            kind: ``refused`` (no connections), ``503``, ``503-html`` (an HTML page), ``504`` (after 1 s),
+                ``silent`` (no responses) or ``slow`` (ten times the latency).
+
+        Raises:
+            ValueError: There is no such kind.
+        """
         await self.server.outage(kind)
 
     async def recover(self) -> None:
-        """End the outage, if there is one."""
+        """End the current outage, if any."""
         await self.server.recover()
 
     async def __aenter__(self) -> Self:

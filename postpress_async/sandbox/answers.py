@@ -1,4 +1,4 @@
-"""What the server says: the page's success and error envelope, or what a fault puts in their place."""
+"""The server's responses: success, errors in their envelope, and the raw responses of faults."""
 
 import json
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from typing import Final, Literal, NamedTuple
 
 from aiohttp import web
 
+from postpress_async.sandbox.catalogue import TYPES, UNLISTED, ErrorEntry
 from postpress_async.sandbox.faults import Fault
-from postpress_async.sandbox.page import TYPES, UNLISTED, Listed
 
-Form = Literal["page", "quickstart"]
+Envelope = Literal["page", "quickstart"]
 
 _JSON: Final = {"Content-Type": "application/json"}
 
 
 class Answer(NamedTuple):
-    """An answer before it is written; *type* is its error's, and *cut* breaks it off half way."""
+    """A response before it is sent. *type* is its error type; *cut* sends only the first half of the body."""
 
     status: int
     body: bytes
@@ -26,23 +26,23 @@ class Answer(NamedTuple):
     cut: bool = False
 
 
-def patched(account_id: str) -> Answer:
-    """The page's 200."""
-    # An id holds nothing that JSON would escape.
+def success(account_id: str) -> Answer:
+    """The API's 200 response."""
+    # No character of an account id needs escaping in JSON.
     return Answer(200, b'{"object": "AccountPatched", "account_id": "%b"}' % account_id.encode())
 
 
 class Errors:
     """
-    Makes error answers, each with an ``instance`` of its own: ``req_000000000001`` is the first.
+    Makes error responses, each with a new ``instance``, from ``req_000000000001`` on.
 
     Args:
-        form: The page's envelope, or the other one of the quickstart.
+        envelope: Whether errors have the envelope of the API reference or that of the quickstart.
     """
 
-    def __init__(self, form: Form) -> None:
-        self._form = form
-        self._made = 0
+    def __init__(self, envelope: Envelope) -> None:
+        self._envelope = envelope
+        self._count = 0
 
     def make(
         self,
@@ -54,32 +54,32 @@ class Errors:
         cut: bool = False,
     ) -> Answer:
         """
-        An error in its envelope.
+        Make an error in its envelope.
 
         Args:
-            detail: Instead of the type's own.
-            status: HTTP status instead of the type's own; the envelope keeps the type's, if it is known.
+            detail: Overrides the type's detail.
+            status: Overrides the type's HTTP status; the envelope keeps that of a known type.
         """
-        self._made += 1
-        instance = f"req_{self._made:012d}"
-        listed = TYPES.get(type_) or UNLISTED.get(type_) or _unknown(status or 500)
-        detail = listed.detail if detail is None else detail
-        if self._form == "page":
-            said: dict[str, object] = {
-                "title": listed.title,
+        self._count += 1
+        instance = f"req_{self._count:012d}"
+        entry = TYPES.get(type_) or UNLISTED.get(type_) or _unknown(status or 500)
+        detail = entry.detail if detail is None else detail
+        if self._envelope == "page":
+            content: dict[str, object] = {
+                "title": entry.title,
                 "detail": detail,
                 "instance": instance,
                 "type": type_,
-                "status": listed.status,
+                "status": entry.status,
             }
         else:
             code = "key_missing" if type_ == "errors/missing_credentials" else type_.removeprefix("errors/")
-            said = {"error": {"code": code, "message": detail, "request_id": instance}}
-        sent = _JSON if headers is None else {**_JSON, **headers}
-        return Answer(status or listed.status, json.dumps(said).encode(), type_, sent, cut)
+            content = {"error": {"code": code, "message": detail, "request_id": instance}}
+        all_headers = _JSON if headers is None else {**_JSON, **headers}
+        return Answer(status or entry.status, json.dumps(content).encode(), type_, all_headers, cut)
 
-    def of(self, fault: Fault) -> Answer:
-        """The answer of a fault that has one."""
+    def from_fault(self, fault: Fault) -> Answer:
+        """Make the response of a fault whose *ends* is ``answered``."""
         headers = dict(fault.headers)
         if fault.retry_after is not None:
             headers["Retry-After"] = str(fault.retry_after)
@@ -88,26 +88,26 @@ class Errors:
         return Answer(fault.status or 200, fault.body, None, {**_JSON, **headers}, fault.cut)
 
 
-def _unknown(status: int) -> Listed:
+def _unknown(status: int) -> ErrorEntry:
     try:
-        return Listed(status, HTTPStatus(status).phrase, "")
+        return ErrorEntry(status, HTTPStatus(status).phrase, "")
     except ValueError:
-        return Listed(status, "Error", "")
+        return ErrorEntry(status, "Error", "")
 
 
 async def write(request: web.BaseRequest, answer: Answer | None) -> web.StreamResponse:
-    """Send the answer; None drops the connection without one."""
+    """Send the answer. None closes the connection without a response."""
     if answer is None:
         if request.transport is not None:
             request.transport.abort()
-        return web.Response()  # aiohttp asks for one, and finds that it cannot write it any more
+        return web.Response()  # aiohttp requires one, and ignores that it can no longer be sent
     if not answer.cut:
         return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
-    half = web.StreamResponse(status=answer.status, headers=answer.headers)
-    half.content_length = len(answer.body)
-    with suppress(ConnectionError):  # the client hung up before
-        await half.prepare(request)
-        await half.write(answer.body[: len(answer.body) // 2])
+    response = web.StreamResponse(status=answer.status, headers=answer.headers)
+    response.content_length = len(answer.body)
+    with suppress(ConnectionError):  # the client has disconnected
+        await response.prepare(request)
+        await response.write(answer.body[: len(answer.body) // 2])
     if request.transport is not None:
         request.transport.close()
-    return half
+    return response

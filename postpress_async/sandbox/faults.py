@@ -1,8 +1,8 @@
 """
-Who gets which fault: the profiles that deal them out, and scripts for one account.
+Fault injection: profiles with random faults, and scripts for single accounts.
 
-Chance is a function of the seed, the account and how many of its requests came before, never of
-the order in which accounts come. So a run repeats whatever the interleaving.
+Random numbers depend only on the seed, the account and the number of its request, never on the order of
+requests from different accounts. A run can be repeated even if its requests interleave differently.
 """
 
 import json
@@ -14,11 +14,10 @@ from typing import Final, Literal, NamedTuple
 
 from attrs import field, frozen
 
-from postpress_async.sandbox.page import TYPES, UNLISTED, Listed
+from postpress_async.sandbox.catalogue import TYPES, UNLISTED
 from postpress_async.sandbox.rules import is_account_id
 
-__all__ = ["TYPES", "UNLISTED", "Fault", "Faults", "Listed", "Profile"]
-
+__all__ = ["TYPES", "UNLISTED", "Fault", "Faults", "Profile"]
 
 Profile = Literal["steady", "flaky", "overloaded", "outage", "hostile"]
 
@@ -26,22 +25,22 @@ Profile = Literal["steady", "flaky", "overloaded", "outage", "hostile"]
 @frozen(kw_only=True)
 class Fault:
     """
-    What happens to one request. `Fault()` is no fault: the request goes its normal way.
+    What happens to one request. `Fault()` handles it normally.
 
     Attributes:
-        type: Answer with this type's envelope. One that is not listed needs a *status* beside it.
-        status: Answer with this HTTP status: alone over *body* as it is, beside *type* over the envelope
-            (whose own status stays the type's, so the two may disagree).
-        headers: Sent with the answer, beside or instead of the usual ones.
-        body: The bytes of a raw answer; the Content-Type is JSON unless *headers* say otherwise.
-        cut: The answer breaks off half way and the connection closes.
-        latency: Seconds on top of the server's own.
-        retry_after: Written into Retry-After as it is.
-        executes: Carry the change out first, whatever is answered then. A normal request always does.
-        ends: Whether the request is answered, its connection dropped, or neither, ever.
+        type: Respond with an error of this type. A custom type requires *status*.
+        status: Respond with this HTTP status. Without *type*, *body* is sent as it is. With *type*, the
+            envelope keeps the type's status, so that the two may differ.
+        headers: Response headers, added to the usual ones or replacing them.
+        body: The raw response body; its Content-Type is JSON unless *headers* change it.
+        cut: Send only the first half of the body, then close the connection.
+        latency: Seconds added to the server's latency.
+        retry_after: Value of Retry-After, sent unchanged.
+        executes: Apply the change before responding. A normal request always does.
+        ends: Whether the request is ``answered``, its connection is ``dropped``, or it ``never`` ends.
 
     Raises:
-        ValueError: The type is not listed and there is no status.
+        ValueError: *type* is not a type of the API and there is no *status*.
     """
 
     type: str | None = None
@@ -57,21 +56,21 @@ class Fault:
     def __attrs_post_init__(self) -> None:
         if not (self.type is None or self.status or self.type in TYPES or self.type in UNLISTED):
             raise ValueError(
-                f"{self.type!r} is not a type that the API lists{_meant(self.type)}: "
-                "one of your own needs a Fault with a status"
+                f"{self.type!r} is not an error type of the API{_suggestion(self.type)}; "
+                "a custom type requires Fault(type=..., status=...)"
             )
 
     @property
     def is_none(self) -> bool:
-        """Whether the request is answered as ever, if perhaps later."""
+        """Whether the request is handled normally, though perhaps with more latency."""
         return self.type is None and self.status is None and self.ends == "answered"
 
     @property
     def is_outcome(self) -> bool:
         """
-        Whether the error is what the execution came to, and not said in front of it.
+        Whether the error is the outcome of the execution.
 
-        A 429 or a 503 refuses before anything is begun, and raw answers come from a gateway.
+        A 429 or 503 rejects the request before the execution, and raw responses come from a gateway.
         """
         if self.type is None or self.executes or self.ends != "answered":
             return False
@@ -96,15 +95,23 @@ _NOT_FOUND: Final = Fault(type="errors/resource_not_found")
 
 
 def _chances(*names: object) -> tuple[float, float]:
-    """Two numbers in [0, 1), the same for ever for the same names."""
+    """Two pseudorandom numbers in [0, 1), always the same for the same names."""
     digest = blake2b("\0".join(map(str, names)).encode(), digest_size=16).digest()
-    # 53 bits: a float holds no more, and rounding up would give 1.0.
+    # A float holds 53 bits; with more, rounding could give 1.0.
     first, second = int.from_bytes(digest[:8]) >> 11, int.from_bytes(digest[8:]) >> 11
     return first / 2**53, second / 2**53
 
 
-class _Moment(NamedTuple):
-    """All that a profile may look at."""
+class _Draw(NamedTuple):
+    """
+    What a profile decides by.
+
+    Attributes:
+        chance: Random number in [0, 1), usually for whether there is a fault.
+        choice: Random number in [0, 1), usually for which fault.
+        elapsed: Seconds since the first request of all.
+        executing: Number of requests that are being executed.
+    """
 
     seed: int
     account_id: str
@@ -114,14 +121,14 @@ class _Moment(NamedTuple):
     executing: int
 
 
-def _steady(_: _Moment) -> Fault:
+def _steady(_: _Draw) -> Fault:
     return NONE
 
 
-def _flaky(now: _Moment) -> Fault:
-    if _chances(now.seed, now.account_id)[0] < 0.01:
+def _flaky(draw: _Draw) -> Fault:
+    if _chances(draw.seed, draw.account_id)[0] < 0.01:
         return _NOT_FOUND
-    # Half of the timeouts come from a gateway that lost patience with a change that was carried out.
+    # Half of the timeouts come from a gateway that stopped waiting for a change that was applied later.
     for below, fault in (
         (0.02, _PROVIDER_ERROR),
         (0.03, _SERVICE_UNAVAILABLE),
@@ -130,56 +137,56 @@ def _flaky(now: _Moment) -> Fault:
         (0.0425, DROP),
         (0.045, LOST),
     ):
-        if now.chance < below:
+        if draw.chance < below:
             return fault
     return NONE
 
 
-def _overloaded(now: _Moment) -> Fault:
-    # A refusal that does not depend on the load would teach a client to stand still: here fewer at
-    # once are answered sooner, and up to 30 none is refused.
-    if now.chance < (now.executing - 30) / 70:
-        return _TOO_MANY if now.choice < 0.3 else _SERVICE_UNAVAILABLE
-    return Fault(latency=0.05 * (1 + now.executing / 30))
+def _overloaded(draw: _Draw) -> Fault:
+    # Errors must depend on the load, or a client would learn to send nothing. Latency grows with the
+    # concurrency, and no request is rejected while at most 30 are executing.
+    if draw.chance < (draw.executing - 30) / 70:
+        return _TOO_MANY if draw.choice < 0.3 else _SERVICE_UNAVAILABLE
+    return Fault(latency=0.05 * (1 + draw.executing / 30))
 
 
-def _outage(now: _Moment) -> Fault:
-    early, length = _chances(now.seed)
-    begins = 1 + 2 * early
-    if not begins <= now.elapsed < begins + 10 + 10 * length:
+def _outage(draw: _Draw) -> Fault:
+    start_chance, length_chance = _chances(draw.seed)
+    start = 1 + 2 * start_chance
+    if not start <= draw.elapsed < start + 10 + 10 * length_chance:
         return NONE
-    if now.choice < 0.15:
+    if draw.choice < 0.15:
         return DROP
-    return _MAINTENANCE if now.choice < 0.4 else _SERVICE_UNAVAILABLE
+    return _MAINTENANCE if draw.choice < 0.4 else _SERVICE_UNAVAILABLE
 
 
-def _hostile(now: _Moment) -> Fault:
-    if now.chance >= 0.2:
+def _hostile(draw: _Draw) -> Fault:
+    if draw.chance >= 0.2:
         return NONE
-    patched = {"object": "AccountPatched", "account_id": now.account_id}
-    said = json.dumps(patched).encode()
+    patched = {"object": "AccountPatched", "account_id": draw.account_id}
+    valid = json.dumps(patched).encode()
     other = json.dumps(patched | {"account_id": "acc_somebody_else"}).encode()
     answers = (
         _BAD_GATEWAY,
         Fault(status=200, executes=True),
         Fault(status=200, executes=True, body=other),
         Fault(status=200, executes=True, body=json.dumps(patched | {"object": "Account"}).encode()),
-        Fault(status=200, executes=True, body=said[:-1] + b', "score": NaN}'),
+        Fault(status=200, executes=True, body=valid[:-1] + b', "score": NaN}'),
         Fault(status=200, executes=True, body=b"[]"),
-        Fault(status=200, executes=True, body=said[:-2] + b'\xff"}'),
-        Fault(status=200, executes=True, body=said, cut=True),
-        Fault(status=200, executes=True, body=said[:-1] + b" " * (300 * 1024) + b"}"),
-        # A client that follows it shows up as a 404 in the record.
+        Fault(status=200, executes=True, body=valid[:-2] + b'\xff"}'),
+        Fault(status=200, executes=True, body=valid, cut=True),
+        Fault(status=200, executes=True, body=valid[:-1] + b" " * (300 * 1024) + b"}"),
+        # If a client follows the redirect, the record has a 404.
         Fault(status=307, headers={"Location": "/elsewhere"}),
         Fault(type="errors/brand_new", status=422),
         Fault(type="errors/service_unavailable", retry_after="soon"),
         DROP,
         LOST,
     )
-    return answers[int(now.choice * len(answers))]
+    return answers[int(draw.choice * len(answers))]
 
 
-_PROFILES: Final[Mapping[str, Callable[[_Moment], Fault]]] = {
+_PROFILES: Final[Mapping[str, Callable[[_Draw], Fault]]] = {
     "steady": _steady,
     "flaky": _flaky,
     "overloaded": _overloaded,
@@ -190,19 +197,21 @@ _PROFILES: Final[Mapping[str, Callable[[_Moment], Fault]]] = {
 
 class Faults:
     """
-    Deals each request its fault: the account's script first, and after that the profile.
+    Chooses the fault of each request: from the account's script, and after its end from the profile.
 
-    - ``steady``: none.
-    - ``flaky``: 2% provider_error, 1% service_unavailable, 1% request_timeout (half of them executed),
-      0.5% dropped connections (half of them executed); 1% of the accounts do not exist, for ever.
-    - ``overloaded``: slower the more is executing; beyond 30 at once some, beyond 100 all get 503 or 429.
-    - ``outage``: from 1 to 3 s after the first request, and for 10 to 20 s, nothing but 503s (a quarter
-      of them HTML pages) and dropped connections.
-    - ``hostile``: a fifth of the answers are malformed, impossible or missing; most of these were executed.
+    - ``steady``: No faults.
+    - ``flaky``: 2% provider_error, 1% service_unavailable, 1% request_timeout (half of them executed) and
+      0.5% dropped connections (half of them executed). 1% of the accounts do not exist.
+    - ``overloaded``: Latency grows with the number of executing requests. Above 30 some requests get a 503
+      or 429, above 100 all do.
+    - ``outage``: Begins 1 to 3 s after the first request and lasts 10 to 20 s. All requests get a 503
+      (a quarter of them as HTML) or a dropped connection.
+    - ``hostile``: A fifth of the responses are malformed, contradictory or missing. Most of these requests
+      are executed.
 
     Args:
         profile: One of the above.
-        seed: Other seed, other chances.
+        seed: Seed of the random numbers.
 
     Raises:
         ValueError: There is no such profile.
@@ -210,10 +219,10 @@ class Faults:
 
     def __init__(self, profile: Profile = "steady", seed: int = 0) -> None:
         if not isinstance(profile, str) or profile not in _PROFILES:
-            raise ValueError(f"no profile {profile!r}: it is one of {', '.join(_PROFILES)}")
+            raise ValueError(f"profile must be one of {', '.join(_PROFILES)}, got {profile!r}")
         self.profile = profile
         self.seed = seed
-        self._fault = _PROFILES[profile]
+        self._choose = _PROFILES[profile]
         self._scripts: dict[str, deque[Fault]] = {}
         self._then: dict[str, Fault] = {}
 
@@ -221,31 +230,31 @@ class Faults:
         self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
         """
-        Say what the account's next requests get: one answer each, after those scripted before.
+        Append one answer for each of the account's next requests to its script.
 
         Args:
-            answers: Each a type (``errors/proxy_error``: the page's status, title and detail); 200 for
-                the normal way; ``drop`` (connection closed before the change is carried out), ``lost``
-                (closed after it), ``hang`` (never answered); or a `Fault`.
-            then: What every request after those gets, however many come, in place of the last *then*.
-                Where none was ever said, it is the profile's again.
+            answers: Each is an error type such as ``errors/proxy_error``, 200 (handled normally), ``drop``
+                (connection closed, change not applied), ``lost`` (change applied, connection closed),
+                ``hang`` (never answered) or a `Fault`.
+            then: The answer to all requests after the script's end. None keeps an earlier *then*; if there
+                was none, the profile decides again.
 
         Raises:
-            ValueError: One of them is none of these, or no account has such an id; nothing is scripted then.
+            ValueError: An answer or the account id is invalid. The script is unchanged.
         """
-        faults, last = read_script(account_id, answers, then)
-        if last is not None:
-            self._then[account_id] = last
+        faults, default = read_script(account_id, answers, then)
+        if default is not None:
+            self._then[account_id] = default
         self._scripts.setdefault(account_id, deque()).extend(faults)
 
     def draw(self, account_id: str, nth: int, *, elapsed: float = 0.0, executing: int = 0) -> Fault:
         """
-        The fault of the account's *nth* request; uses up one entry of its script, if it has one.
+        Choose the fault of the account's *nth* request, and remove it from the account's script, if any.
 
         Args:
-            nth: How many requests of this account came so far, this one included.
+            nth: Number of the account's request, from 1.
             elapsed: Seconds since the first request of all.
-            executing: How many requests are being executed now.
+            executing: Number of requests that are being executed.
         """
         if script := self._scripts.get(account_id):
             return script.popleft()
@@ -254,20 +263,20 @@ class Faults:
         if self.profile == "steady":
             return NONE
         chances = _chances(self.seed, account_id, nth)
-        return self._fault(_Moment(self.seed, account_id, *chances, elapsed, executing))
+        return self._choose(_Draw(self.seed, account_id, *chances, elapsed, executing))
 
 
 def read_script(
     account_id: str, answers: Iterable[str | int | Fault], then: str | int | Fault | None
 ) -> tuple[list[Fault], Fault | None]:
     """
-    The faults that `Faults.script` is told of.
+    Convert the arguments of `Faults.script` to faults.
 
     Raises:
-        ValueError: One of them is none, or no account can have this id.
+        ValueError: An answer or the account id is invalid.
     """
     if not is_account_id(account_id):
-        raise ValueError(f"an account's id is of A-Z a-z 0-9 . _ ~ - and nothing else, not {account_id!r}")
+        raise ValueError(f"account_id must be made of A-Z a-z 0-9 . _ ~ -, got {account_id!r}")
     return [_scripted(answer) for answer in answers], None if then is None else _scripted(then)
 
 
@@ -280,15 +289,15 @@ def _scripted(answer: object) -> Fault:
         return NONE
     if type(answer) is int:
         types = [type_ for type_, listed in TYPES.items() if listed.status == answer]
-        better = f"a type, such as {types[0]!r}, or " if types else ""
-        raise ValueError(f"{answer} alone says too little: script {better}Fault(status={answer})")
+        type_hint = f"a type such as {types[0]!r} or " if types else ""
+        raise ValueError(f"the status {answer} is ambiguous; script {type_hint}Fault(status={answer})")
     kind = type(answer).__name__
-    raise ValueError(f"an answer is a type as text, 200, 'drop', 'lost', 'hang' or a Fault, not a {kind}")
+    raise ValueError(f"answers must be error types, 200, 'drop', 'lost', 'hang' or a Fault, got a {kind}")
 
 
-def _meant(word: str) -> str:
-    """What to say of the type or the word that *word* is nearly."""
-    near = get_close_matches(word, [*TYPES, *UNLISTED, *_WORDS], n=1) or [
+def _suggestion(word: str) -> str:
+    """A hint at the type or word that *word* resembles."""
+    similar = get_close_matches(word, [*TYPES, *UNLISTED, *_WORDS], n=1) or [
         type_ for type_ in TYPES if type_.endswith(f"/{word}")
     ]
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    return f" (did you mean {similar[0]!r}?)" if similar else ""

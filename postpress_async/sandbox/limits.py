@@ -1,4 +1,4 @@
-"""How fast and how much at once: a token bucket, and slots with a queue before them."""
+"""The server's rate limit (a token bucket) and concurrency limit (with a queue)."""
 
 import asyncio
 from collections import deque
@@ -6,82 +6,84 @@ from collections.abc import Callable
 from types import TracebackType
 
 
-class Bucket:
+class TokenBucket:
     """
-    A token bucket, full at first.
+    A token bucket that starts full.
 
     Args:
-        rate: Tokens that come in each second, more than 0.
-        burst: Tokens that it holds, at least 1.
-        clock: Gives the time in seconds; first asked by the first `take`.
+        rate: Tokens added per second, above 0.
+        burst: Capacity in tokens, at least 1.
+        clock: Returns the time in seconds; first called by the first `take`.
 
     Raises:
         ValueError: The rate or the burst is out of range.
     """
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float]) -> None:
-        if rate <= 0 or burst < 1:
-            raise ValueError("a bucket needs a rate above 0 and a burst of at least 1")
+        if rate <= 0:
+            raise ValueError(f"rate must be above 0, got {rate!r}")
+        if burst < 1:
+            raise ValueError(f"burst must be at least 1, got {burst!r}")
         self._rate = rate
         self._burst = burst
         self._clock = clock
         self._tokens = float(burst)
-        self._seen: float | None = None
+        self._refilled_at: float | None = None
 
     def take(self) -> float:
-        """Take a token and give 0.0; or take none and give the seconds until there is one."""
+        """Take a token and return 0.0. If there is no token, return the seconds until the next one."""
         now = self._clock()
-        since = 0.0 if self._seen is None else now - self._seen
-        self._tokens = min(self._burst, self._tokens + since * self._rate)
-        self._seen = now
+        elapsed = 0.0 if self._refilled_at is None else now - self._refilled_at
+        self._tokens = min(self._burst, self._tokens + elapsed * self._rate)
+        self._refilled_at = now
         if self._tokens >= 1:
             self._tokens -= 1
             return 0.0
         return (1 - self._tokens) / self._rate
 
 
-class Slots:
+class ConcurrencyLimit:
     """
-    ``async with slots:`` holds one of *capacity* slots, waiting for it in turn.
+    ``async with limit:`` holds one of *capacity* slots and waits for it in FIFO order.
 
-    Ask `full` first: entering does not refuse. Who waits is cancelled only when the server closes, so
-    nobody hands on a slot that was given to the cancelled.
+    Check `is_full` first, since entering never rejects. Waiters are cancelled only when the server closes,
+    so a slot that was handed to a cancelled waiter is not handed on.
 
     Args:
-        capacity: How many at once; None for no limit.
-        queue: How many more may wait.
+        capacity: Maximum number of holders; None for no limit.
+        queue: Maximum number of waiters.
 
     Attributes:
-        taken: How many slots are held now.
+        active: Number of current holders.
     """
 
     def __init__(self, capacity: int | None = None, queue: int = 0) -> None:
-        self.taken: int = 0
+        self.active: int = 0
         self._capacity = capacity
         self._queue = queue
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
-    def full(self) -> bool:
-        """Whether the slots and the queue are."""
+    def is_full(self) -> bool:
+        """Whether all slots are held and the queue is full."""
         return (
-            self._capacity is not None and self.taken >= self._capacity and len(self._waiting) >= self._queue
+            self._capacity is not None and self.active >= self._capacity and len(self._waiting) >= self._queue
         )
 
     async def __aenter__(self) -> None:
-        if self._capacity is None or self.taken < self._capacity:
-            self.taken += 1
+        if self._capacity is None or self.active < self._capacity:
+            self.active += 1
             return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        await turn
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        await waiter
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)  # the slot goes from hand to hand: a newcomer cannot slip in between
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)  # `active` stays, so that no newcomer takes the slot first
                 return
-        self.taken -= 1
+        self.active -= 1

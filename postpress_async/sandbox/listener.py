@@ -1,4 +1,4 @@
-"""The listening socket and the connections behind it: opened, cut off, opened again on the same port."""
+"""The listening socket and its connections, which can be cut off and opened again on the same port."""
 
 import asyncio
 import socket
@@ -11,29 +11,27 @@ from aiohttp.web_protocol import RequestHandler
 
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-# A client may open thousands of connections in one turn of a loop that it shares with the server.
+# A client in the same event loop may open thousands of connections before the server accepts any.
 _BACKLOG: Final = 4096
 
 
 class Listener(web.Server):
     """
-    aiohttp's low-level server on one port.
-
-    One path needs no router, and aiohttp's would unquote the account id.
+    aiohttp's low-level server on one port. aiohttp's router is not used, because it unquotes the account id.
 
     Args:
         keep_alive: Seconds after which an idle connection is closed.
     """
 
     def __init__(self, handle: Handle, host: str, port: int, keep_alive: float) -> None:
-        # Compressed bodies stay as they come, no JSON: aiohttp would log each one that it cannot read.
+        # Compressed bodies are not unpacked and so are rejected as JSON; aiohttp would log each corrupt one.
         super().__init__(handle, access_log=None, keepalive_timeout=keep_alive, auto_decompress=False)
         self._runner = web.ServerRunner(self, handle_signals=False, shutdown_timeout=0.1)
         self._host = host
         self._port = port
         self._open = False
         self._socket: socket.socket | None = None
-        self._hung: dict[RequestHandler, asyncio.Future[None]] = {}
+        self._disconnects: dict[RequestHandler, asyncio.Future[None]] = {}
 
     @property
     def origin(self) -> str:
@@ -42,7 +40,7 @@ class Listener(web.Server):
         return f"http://{host}:{self._port}"
 
     async def open(self) -> None:
-        """Listen, on the same port as the last time."""
+        """Listen; after `cut_off`, on the same port as before."""
         if self._runner.server is None:
             await self._runner.setup()
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
@@ -54,10 +52,10 @@ class Listener(web.Server):
     async def cut_off(self) -> None:
         """Abort all connections and accept none until `open`."""
         self._open = False
-        # asyncio loses a connection for good, neither served nor closed, if the socket is closed between
-        # its accept and the turn after: so accept no more, let a turn pass, and close then.
+        # If the socket closes in the loop iteration after an accept, asyncio loses that connection: it is
+        # neither served nor closed. So stop accepting, wait one iteration, and only then close the socket.
         if self._socket is not None:
-            with suppress(NotImplementedError):  # a loop without readers
+            with suppress(NotImplementedError):  # some loops have no readers
                 asyncio.get_running_loop().remove_reader(self._socket)
             await asyncio.sleep(0)
             self._socket = None
@@ -68,25 +66,26 @@ class Listener(web.Server):
                 handler.transport.abort()
 
     async def aclose(self) -> None:
-        """Cut off, for good."""
+        """Abort all connections and stop for good."""
         await self.cut_off()
         await self._runner.cleanup()
 
-    async def gone(self, request: web.BaseRequest) -> None:
-        """Wait until the request's client has hung up."""
+    async def wait_disconnected(self, request: web.BaseRequest) -> None:
+        """Wait until the request's client has closed its connection."""
         if request.transport is not None:
-            self._hung[request.protocol] = hung = asyncio.get_running_loop().create_future()
-            await hung
+            disconnected = asyncio.get_running_loop().create_future()
+            self._disconnects[request.protocol] = disconnected
+            await disconnected
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """Called by aiohttp."""
         super().connection_made(handler, transport)
-        if not self._open:  # accepted in the very turn in which `cut_off` was called
+        if not self._open:  # accepted in the same loop iteration in which `cut_off` was called
             transport.abort()
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Called by aiohttp."""
         super().connection_lost(handler, exc)
-        hung = self._hung.pop(handler, None)
-        if hung is not None and not hung.done():
-            hung.set_result(None)
+        disconnected = self._disconnects.pop(handler, None)
+        if disconnected is not None and not disconnected.done():
+            disconnected.set_result(None)

@@ -1,8 +1,8 @@
 """
-What the server takes and gives, as an OpenAPI 3.1 document: ``/v1/api-json``, and ``/v1/api-yaml``.
+The server's API as an OpenAPI 3.1 document, at ``/v1/api-json`` and ``/v1/api-yaml``.
 
-Written from the API's page, and from what its quickstart adds; where the page says less than the server
-has to decide (which port is one, what an id is made of), it says what the server does.
+It follows the API reference and the quickstart. If these leave something open, such as the range of a port
+or the characters of an id, it describes what the server does.
 """
 
 import json
@@ -11,22 +11,22 @@ from functools import cache
 from http import HTTPStatus
 from typing import Any, Final
 
-from postpress_async.sandbox.answers import Answer, Form
-from postpress_async.sandbox.page import TYPES, UNLISTED
+from postpress_async.sandbox.answers import Answer, Envelope
+from postpress_async.sandbox.catalogue import TYPES, UNLISTED
 
-_PLACES: Final = {"/v1/api-json": "application/json", "/v1/api-yaml": "application/yaml"}
+_CONTENT_TYPES: Final = {"/v1/api-json": "application/json", "/v1/api-yaml": "application/yaml"}
 
 
-def read_document(method: str, path: str, form: Form) -> Answer | None:
-    """The answer to a request for the document; None where it is for anything else."""
-    if method not in {"GET", "HEAD"} or (kind := _PLACES.get(path)) is None:
+def read_document(method: str, path: str, envelope: Envelope) -> Answer | None:
+    """Answer a request for the document; return None if the request is for anything else."""
+    if method not in {"GET", "HEAD"} or (content_type := _CONTENT_TYPES.get(path)) is None:
         return None
-    return Answer(200, _document(form), headers={"Content-Type": kind})
+    return Answer(200, _document(envelope), headers={"Content-Type": content_type})
 
 
 @cache
-def _document(form: Form) -> bytes:
-    """The document, in bytes; JSON is YAML too."""
+def _document(envelope: Envelope) -> bytes:
+    """The document as JSON, which is YAML too."""
     return json.dumps(
         {
             "openapi": "3.1.0",
@@ -43,7 +43,7 @@ def _document(form: Form) -> bytes:
                     "key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"},
                     "bearer": {"type": "http", "scheme": "bearer"},
                 },
-                "schemas": _SCHEMAS | {"Error": _ERRORS[form]},
+                "schemas": _SCHEMAS | {"Error": _ERRORS[envelope]},
             },
         },
         indent=1,
@@ -51,23 +51,23 @@ def _document(form: Form) -> bytes:
 
 
 def _responses() -> dict[str, Any]:
-    """200, each status of the page, and the two that the page does not list."""
-    found = {"200": _response("The account has its new proxy.", {"$ref": "#/components/schemas/Patched"})}
+    """200, every status of the API reference, and the two that it does not list."""
+    responses = {"200": _response("The account has its new proxy.", {"$ref": "#/components/schemas/Patched"})}
     types: dict[int, list[str]] = {}
-    for type_, listed in {**TYPES, **UNLISTED}.items():
-        types.setdefault(listed.status, []).append(type_)
+    for type_, entry in {**TYPES, **UNLISTED}.items():
+        types.setdefault(entry.status, []).append(type_)
     for status, names in sorted(types.items()):
-        told = f"{HTTPStatus(status).phrase}: {', '.join(names)}."
-        found[str(status)] = _response(told, {"$ref": "#/components/schemas/Error"})
-    found["405"]["headers"] = {"Allow": {"required": True, "schema": {"const": "PATCH"}}}
-    found["429"]["headers"] = {
-        "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "In seconds."}
+        description = f"{HTTPStatus(status).phrase}: {', '.join(names)}."
+        responses[str(status)] = _response(description, {"$ref": "#/components/schemas/Error"})
+    responses["405"]["headers"] = {"Allow": {"required": True, "schema": {"const": "PATCH"}}}
+    responses["429"]["headers"] = {
+        "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds to wait."}
     }
-    return found
+    return responses
 
 
-def _response(told: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"description": told, "content": {"application/json": {"schema": schema}}}
+def _response(description: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 _UPDATE: Final = {
@@ -85,7 +85,7 @@ _UPDATE: Final = {
         {
             "name": "Idempotency-Key",
             "in": "header",
-            "description": "A request with the same key gets the same answer, and changes nothing more.",
+            "description": "A request that repeats a key gets the stored response and changes nothing.",
             "schema": {"type": "string"},
         },
     ],
@@ -167,7 +167,7 @@ _SCHEMAS: Final = {
     },
 }
 
-_ERRORS: Final[Mapping[Form, Any]] = {
+_ERRORS: Final[Mapping[Envelope, Any]] = {
     "page": {
         "type": "object",
         "required": ["title", "type", "status"],

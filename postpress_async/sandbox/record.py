@@ -1,4 +1,4 @@
-"""What a sandbox server saw and did."""
+"""Counters of what a sandbox server received and did."""
 
 from collections import Counter
 from typing import Any
@@ -8,18 +8,18 @@ from postpress_async.sandbox.rules import Json
 
 class Record:
     """
-    Counts for a test or a report to read; the server alone writes them.
+    Counters for tests and reports. Only the server updates them.
 
     Attributes:
-        requests: All arrivals, whatever became of them; but for those that ask for the API's document.
-        by_status: Answers sent, by HTTP status; replays too.
-        by_type: Errors sent in an envelope, by type.
-        unanswered: Requests that were dropped, or left hanging.
-        patched_accounts: How often a change was applied to each account.
-        managed_handed_out: Managed proxies given, one for each managed change that was executed.
-        replayed: Answers given from the store of an Idempotency-Key.
-        in_flight: Requests being handled now, those included whose client hung up.
-        most_in_flight: The most that `in_flight` ever was.
+        requests: Requests received, without those for the OpenAPI document.
+        by_status: Responses sent, by HTTP status, replays included.
+        by_type: Errors sent in an envelope, by error type.
+        unanswered: Requests that were dropped or never answered.
+        patched_accounts: Number of applied changes, by account.
+        managed_handed_out: Managed proxies assigned, one for each managed change that was executed.
+        replayed: Responses that repeated the stored response of an Idempotency-Key.
+        in_flight: Requests being handled now, including those whose client has disconnected.
+        most_in_flight: Highest value that `in_flight` ever had.
     """
 
     def __init__(self) -> None:
@@ -36,20 +36,20 @@ class Record:
         self._proxies: dict[str, Json] = {}
 
     def __repr__(self) -> str:
-        facts = self.as_dict() | {"by_status": dict(self.by_status)}
-        told = ", ".join(f"{name}={value}" for name, value in facts.items())
-        return f"<{type(self).__name__} {told}>"
+        totals = self.as_dict() | {"by_status": dict(self.by_status)}
+        fields = ", ".join(f"{name}={value}" for name, value in totals.items())
+        return f"<{type(self).__name__} {fields}>"
 
     def sends(self, account_id: str) -> int:
-        """How many requests arrived for the account, refused ones included."""
+        """Number of requests received for the account, rejected ones included."""
         return self._sends.get(account_id, 0)
 
     def proxy_of(self, account_id: str) -> Json | None:
-        """The body last applied to the account, its password included; None where none was."""
+        """The request body last applied to the account, password included; None if no change was applied."""
         return self._proxies.get(account_id)
 
     def as_dict(self) -> dict[str, Any]:
-        """The totals, fit for JSON; no account and no secret is in them."""
+        """The totals as values that JSON can hold. They contain neither account ids nor secrets."""
         return {
             "requests": self.requests,
             "by_status": {str(status): count for status, count in sorted(self.by_status.items())},
@@ -63,24 +63,24 @@ class Record:
         }
 
     def note_arrival(self) -> None:
-        """A request came; `note_end` must follow."""
+        """Count a received request. `note_end` must follow."""
         self.requests += 1
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
 
     def note_send(self, account_id: str) -> None:
-        """The request that came is for this account."""
+        """Count the received request for its account."""
         self._sends[account_id] = self._sends.get(account_id, 0) + 1
 
     def note_change(self, account_id: str, change: Json) -> None:
-        """The change was applied."""
+        """Count an applied change and keep its body."""
         self.patched_accounts[account_id] += 1
         self._proxies[account_id] = change
         if "proxy" not in change:
             self.managed_handed_out += 1
 
     def note_end(self, status: int | None, type_: str | None) -> None:
-        """A request was answered, or ended without an answer where the status is None."""
+        """Count the end of a request; *status* is None if it got no response."""
         self.in_flight -= 1
         if status is None:
             self.unanswered += 1

@@ -1,4 +1,4 @@
-"""What the page asks of a request: its path, its account id and every field of its body."""
+"""The API reference's rules for a request: its path, its account id and every field of its body."""
 
 import json
 import re
@@ -11,40 +11,40 @@ Json: TypeAlias = dict[str, Any]
 _Rules: TypeAlias = Mapping[str, tuple[Callable[[Any], bool], str]]
 
 LARGEST_BODY: Final = 64 * 1024
-"""Bytes of the largest body taken. The page names the error, not the limit."""
+"""Maximum size of a request body in bytes. The API reference names the error but no limit."""
 
 _PREFIX: Final = "/v1/accounts/"
 _ACCOUNT_ID: Final = re.compile(r"[A-Za-z0-9._~-]+")
 _SEGMENT: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*")  # RFC 3986, section 3.3
 
 
-class Refusal(Exception):  # noqa: N818 - what the caller gets is an error, this only carries it there
-    """A request that is answered with an error of the page, and with what is wrong as its detail."""
+class Refusal(Exception):  # noqa: N818 - it carries an error response rather than being an error itself
+    """Ends a request with an error type of the API; *detail* replaces the type's default detail."""
 
-    def __init__(self, type: str, detail: str | None = None) -> None:  # noqa: A002 - the page's word
+    def __init__(self, type: str, detail: str | None = None) -> None:  # noqa: A002 - the API's word
         super().__init__(type, detail)
         self.type = type
         self.detail = detail
 
 
 def account_segment(raw_path: str) -> str | None:
-    """The path's last segment as it was sent, or None where the path is not ``/v1/accounts/{id}``."""
-    path = raw_path.partition("?")[0]  # a query is tolerated: the quickstart's ?port=N is one
+    """The path's last segment, still escaped; None if the path is not ``/v1/accounts/{id}``."""
+    path = raw_path.partition("?")[0]  # the quickstart has a query, ?port=N
     segment = path[len(_PREFIX) :]
     return segment if path.startswith(_PREFIX) and segment and "/" not in segment else None
 
 
 def is_account_id(account_id: object) -> bool:
-    """Whether there can be such an account."""
+    """Whether *account_id* is a well-formed account id."""
     return isinstance(account_id, str) and _ACCOUNT_ID.fullmatch(account_id) is not None
 
 
 def read_account_id(segment: str) -> str:
     """
-    The account's id, percent-decoded.
+    Percent-decode the account id.
 
     Raises:
-        Refusal: Unescaped characters (400), or no possible id (404).
+        Refusal: It has unescaped characters (400), or is not a well-formed id (404).
     """
     if _ACCOUNT_ID.fullmatch(segment):
         return segment
@@ -58,12 +58,10 @@ def read_account_id(segment: str) -> str:
 
 def read_change(raw: bytes, content_type: str) -> Json:
     """
-    The body as it was sent, every rule of the page checked.
-
-    First each field by itself, then how they go together.
+    Parse the request body and check it: first each field, then their combination.
 
     Raises:
-        Refusal: With the page's most telling 400.
+        Refusal: The body breaks a rule of the API reference; the type is the most specific 400.
     """
     if content_type != "application/json":
         raise Refusal("errors/malformed_request", f"The body is {content_type}, not application/json.")
@@ -82,7 +80,7 @@ def read_change(raw: bytes, content_type: str) -> Json:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    # Python reads NaN and Infinity; JSON has neither.
+    # Python's json accepts NaN and Infinity, which are not JSON.
     raise ValueError(name)
 
 
@@ -92,7 +90,7 @@ def _check(fields: Json, rules: _Rules, where: str) -> None:
             raise Refusal("errors/invalid_parameters", f"{where}{name} is not a parameter.")
         holds, rule = rules[name]
         if not holds(value):
-            # The value is left out: it may be a password.
+            # The value is not shown, since it may be a password.
             raise Refusal("errors/invalid_parameters", f"{where}{name} must be {rule}.")
 
 
@@ -107,7 +105,7 @@ def _is_proxy(value: object) -> bool:
 
 
 def _is_port(value: object) -> bool:
-    # JSON has one kind of number: 8080.0 is 8080. Python's True is an int, JSON's true is none.
+    # JSON has one type of number, so 8080.0 is a port. True is an int in Python but not a number in JSON.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return 1 <= value <= 65535 and value == int(value)

@@ -1,4 +1,4 @@
-"""A sandbox with a thread of its own: for tests, and for programs that have no event loop yet."""
+"""A sandbox in a thread, for tests and for programs without a running event loop."""
 
 import asyncio
 import threading
@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from postpress_async.sandbox import Fault, Record, Sandbox, told_of
+from postpress_async.sandbox import Fault, Record, Sandbox, describe
 from postpress_async.sandbox.faults import read_script
 from postpress_async.sandbox.server import Outage
 from postpress_async.session import PostPressSession
@@ -17,111 +17,110 @@ T = TypeVar("T")
 
 class SandboxThread:
     """
-    A `Sandbox` that answers for as long as ``with`` lasts, whatever the caller's event loop does.
+    A `Sandbox` in its own thread, which serves while its ``with`` block runs.
 
-    It is entered and asked without ``await``, from any thread; what is said of an account holds from the
-    next request on.
+    Its methods need no ``await``, work from any thread, and take effect from the next request on.
 
     Args:
-        sandbox: One that was not entered yet; None for one in which every account exists.
+        sandbox: A sandbox that was not started yet; None for ``Sandbox()``.
     """
 
     def __init__(self, sandbox: Sandbox | None = None) -> None:
         self._sandbox: Final = sandbox or Sandbox()
         self._thread: Final = threading.Thread(target=self._run, name="postpress-sandbox", daemon=True)
-        self._open: Final = threading.Event()
+        self._ready: Final = threading.Event()
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._end: asyncio.Event | None = None
+        self._stop: asyncio.Event | None = None
 
     @property
     def url(self) -> str:
-        """The base URL; RuntimeError before it is entered."""
+        """The base URL; raises RuntimeError before the sandbox is started."""
         return self._sandbox.url
 
     @property
     def api_key(self) -> str:
-        """The key it takes."""
+        """The API key that the sandbox accepts."""
         return self._sandbox.api_key
 
     @property
     def record(self) -> Record:
-        """What it was asked, and what it did. An answer is counted before it is sent."""
+        """Counters of what the sandbox received and did. A response is counted before it is sent."""
         return self._sandbox.record
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {told_of(self._sandbox)}>"
+        return f"<{type(self).__name__} {describe(self._sandbox)}>"
 
     def session(self, **options: Any) -> PostPressSession:
-        """A session for this sandbox; *options* are those of `PostPressSession`."""
+        """Create a session for this sandbox; *options* are those of `PostPressSession`."""
         return self._sandbox.session(**options)
 
     def script(
         self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
         """
-        Answer the account's next requests so, one each, and all after them with *then*; see `Sandbox.script`.
+        Set the answers to the account's next requests, as `Sandbox.script` does.
 
         Raises:
-            ValueError: There is no such answer, or no such id; nothing is scripted then.
+            ValueError: An answer or the account id is invalid. The script is unchanged.
         """
-        faults, last = read_script(account_id, answers, then)  # here: the mistake was made in this thread
-        self._there(lambda: self._sandbox.script(account_id, *faults, then=last))
+        faults, default = read_script(account_id, answers, then)  # raises in the caller's thread
+        self._call(lambda: self._sandbox.script(account_id, *faults, then=default))
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
-        """The body last applied to the account; None where none was."""
+        """The request body last applied to the account, password included; None if no change was applied."""
         return self._sandbox.proxy_of(account_id)
 
     def sends(self, account_id: str) -> int:
-        """How many requests arrived for the account."""
+        """Number of requests received for the account."""
         return self.record.sends(account_id)
 
     def outage(self, kind: Outage) -> None:
-        """Be unwell until `recover`: ``refused``, ``503``, ``503-html``, ``504``, ``silent`` or ``slow``."""
+        """Simulate an outage until `recover`. See `Sandbox.outage` for the kinds."""
         self._wait_for(self._sandbox.server.outage(kind))
 
     def recover(self) -> None:
-        """End the outage, if there is one."""
+        """End the current outage, if any."""
         self._wait_for(self._sandbox.server.recover())
 
-    def _there(self, say: Callable[[], T]) -> T:
-        async def said() -> T:
-            return say()
+    def _call(self, function: Callable[[], T]) -> T:
+        async def call() -> T:
+            return function()
 
-        return say() if self._is_here() else self._wait_for(said())
+        return function() if self._is_own_thread() else self._wait_for(call())
 
-    def _is_here(self) -> bool:
+    def _is_own_thread(self) -> bool:
         return threading.current_thread() is self._thread
 
     def _wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self._loop is None or self._loop.is_closed():
             coroutine.close()
-            raise RuntimeError("the sandbox does not run: enter it first, with SandboxThread() as sandbox")
-        if self._is_here():
+            raise RuntimeError("the sandbox is not running; start it with: with SandboxThread() as sandbox")
+        if self._is_own_thread():
             coroutine.close()
-            raise RuntimeError("the sandbox's own thread cannot wait for itself: say this from another one")
+            raise RuntimeError("the sandbox's thread cannot wait for itself; call this from another thread")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner() as runner:  # which has its loop before there is a coroutine to lose
+            with asyncio.Runner() as runner:  # creates the loop first; if that fails, no coroutine is lost
                 runner.run(self._serve())
-        except BaseException as error:  # handed to whoever entered it
+        except BaseException as error:  # raised by `__enter__` or `__exit__`
             self._failure = error
         finally:
-            self._open.set()
+            self._ready.set()
 
     async def _serve(self) -> None:
         async with self._sandbox:
-            self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-            self._open.set()
-            await self._end.wait()
+            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+            self._ready.set()
+            await self._stop.wait()
 
     def __enter__(self) -> Self:
         if self._thread.ident is not None:
-            raise RuntimeError("this sandbox was entered before: make a new one")
+            raise RuntimeError("this sandbox was started before; create a new one")
         self._thread.start()
-        self._open.wait()
+        self._ready.wait()
         if self._failure is not None:
             self._thread.join()
             raise self._failure
@@ -130,10 +129,10 @@ class SandboxThread:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._loop is None or self._end is None:
+        if self._loop is None or self._stop is None:
             return
-        with suppress(RuntimeError):  # its loop is closed: this was left before, or its thread failed
-            self._loop.call_soon_threadsafe(self._end.set)
+        with suppress(RuntimeError):  # the loop is closed, after an earlier exit or a failure of the thread
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         if self._failure is not None:
             raise self._failure

@@ -1,5 +1,5 @@
 """
-The documentation's sources. They stand with the tests because that is what runs them: `tests/test_docs.py`.
+The sources of the documentation. They are below `tests` because `tests/test_docs.py` runs their examples.
 
-The wheel does not carry them; `nox -s docs` builds the site.
+The wheel does not contain them. `nox -s docs` builds the site.
 """

@@ -1,8 +1,8 @@
 """
-What the reference adds to what it reads from the source.
+Additions to the reference that mkdocstrings builds from the source.
 
-A public name between single backticks becomes a link to where the reference has it, and a class of attrs
-gets the constructor that attrs writes for it.
+A public name in single backticks becomes a link to its reference, and a class of attrs gets the constructor
+that attrs generates.
 """
 
 import ast
@@ -19,48 +19,48 @@ _NAMED = re.compile(r"(?<![`\[])`([A-Za-z_][\w.]*)`(?![`\]])")
 
 
 class Links(griffe.Extension):
-    """Sees each object before its docstring is read."""
+    """Changes objects before mkdocstrings parses their docstrings."""
 
     def __init__(self) -> None:
         self._homes = homes()
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Link what its docstring names; what is not for callers is left out, as what has none is."""
+        """Add links to the docstring. Objects that are not for callers lose theirs, which hides them."""
         if obj.docstring is not None and obj.docstring.value.startswith("Not for callers"):
             obj.docstring = None
         if obj.docstring is not None:
-            obj.docstring.value = _NAMED.sub(lambda found: self._linked(found, obj), obj.docstring.value)
+            obj.docstring.value = _NAMED.sub(lambda match: self._link(match, obj), obj.docstring.value)
 
     def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
-        """Write the constructor of *cls*, if attrs does."""
-        made = next((str(d.value) for d in cls.decorators if _ATTRS.match(str(d.value))), None)
-        if made is None or "__init__" in cls.members:
+        """Add the constructor of *cls* if attrs generates it."""
+        decorator = next((str(d.value) for d in cls.decorators if _ATTRS.match(str(d.value))), None)
+        if decorator is None or "__init__" in cls.members:
             return
-        kind = griffe.ParameterKind.keyword_only if "kw_only" in made else _EITHER
+        kind = griffe.ParameterKind.keyword_only if "kw_only" in decorator else _EITHER
         parameters = [griffe.Parameter("self", kind=_EITHER)]
         for name, field in cls.attributes.items():
-            default, written = _default_of(str(field.value or ""))
-            if "instance-attribute" in field.labels and written:
+            default, in_constructor = _default_of(str(field.value or ""))
+            if "instance-attribute" in field.labels and in_constructor:
                 parameters.append(
                     griffe.Parameter(name, annotation=field.annotation, kind=kind, default=default)
                 )
         init = griffe.Function("__init__", parameters=griffe.Parameters(*parameters), parent=cls)
-        init.lineno, init.endlineno = cls.lineno, cls.endlineno  # its source is the class
+        init.lineno, init.endlineno = cls.lineno, cls.endlineno  # "show source" shows the class
         cls.set_member("__init__", init)
 
-    def _linked(self, found: re.Match[str], obj: griffe.Object) -> str:
-        name = found[1].removeprefix("postpress_async.")
-        near = obj if obj.is_class else obj.parent
-        own = f"{near.name}.{name}" if near is not None and near.is_class else name
-        home = self._homes.get(own) or self._homes.get(name) or self._homes.get(f"errors.{name}")
-        return found[0] if home is None or home == obj.path else f"[`{found[1]}`][{home}]"
+    def _link(self, match: re.Match[str], obj: griffe.Object) -> str:
+        name = match[1].removeprefix("postpress_async.")
+        enclosing = obj if obj.is_class else obj.parent
+        member = f"{enclosing.name}.{name}" if enclosing is not None and enclosing.is_class else name
+        home = self._homes.get(member) or self._homes.get(name) or self._homes.get(f"errors.{name}")
+        return match[0] if home is None or home == obj.path else f"[`{match[1]}`][{home}]"
 
 
 def _default_of(value: str) -> tuple[str | None, bool]:
-    """The default that an attribute's *value* says, and whether the constructor takes it at all."""
+    """The default in an attribute's *value*, and whether the attribute is an argument of the constructor."""
     call = ast.parse(value, mode="eval").body if value else None
     if not isinstance(call, ast.Call) or ast.unparse(call.func) not in {"field", "Factory"}:
         return value or None, True
-    given = {word.arg: ast.unparse(word.value) for word in call.keywords}
-    made = "factory" in given or ast.unparse(call.func) == "Factory"
-    return "..." if made else given.get("default"), given.get("init") != "False"
+    keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    has_factory = "factory" in keywords or ast.unparse(call.func) == "Factory"
+    return "..." if has_factory else keywords.get("default"), keywords.get("init") != "False"

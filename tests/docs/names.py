@@ -1,10 +1,10 @@
-"""The public names, and where the reference has each."""
+"""The public names, and the paths of their definitions, under which the reference has them."""
 
 import inspect
 from importlib import import_module
 from types import ModuleType
 
-# Of these modules a name without an underscore is a promise; of the last ones, those named here.
+# All names of WHOLE without an underscore are public; of SOME only the listed ones are.
 WHOLE = ["", "errors", "events", "models", "rotation", "sandbox", "cluster"]
 SOME = {
     "rotation.pool": ["PooledProxy"],
@@ -19,38 +19,38 @@ SOME = {
 
 
 def public() -> dict[str, object]:
-    """Each public name, as a user imports it, and what it is; a name of two modules is told of the first."""
-    found: dict[str, object] = {}
-    for place in [*WHOLE, *SOME]:
-        module = import_module(f"postpress_async.{place}".removesuffix("."))
-        for name in SOME.get(place) or _names(module):
+    """The public objects by the path that a user imports; an object of two modules has the first path."""
+    objects: dict[str, object] = {}
+    for module_name in [*WHOLE, *SOME]:
+        module = import_module(f"postpress_async.{module_name}".removesuffix("."))
+        for name in SOME.get(module_name) or _names(module):
             value = getattr(module, name)
-            if not inspect.ismodule(value) and not any(value is other for other in found.values()):
-                found[f"{module.__name__}.{name}"] = value
-    return found
+            if not inspect.ismodule(value) and not any(value is other for other in objects.values()):
+                objects[f"{module.__name__}.{name}"] = value
+    return objects
 
 
 def _names(module: ModuleType) -> list[str]:
     if hasattr(module, "__all__"):
         return [name for name in module.__all__ if not name.startswith("__")]
-    ours = [
+    names = [
         name
         for name, value in vars(module).items()
         if not name.startswith("_")
         and (inspect.isclass(value) or inspect.isfunction(value))
         and value.__module__.startswith("postpress_async")
     ]
-    # `Scope` in events, and what models takes from errors, is there to be used, not to be imported.
-    return [name for name in ours if _is_handed_on(module, name)]
+    # Names that a module only uses, such as `Scope` in events, are not public there.
+    return [name for name in names if _is_exported(module, name)]
 
 
-def _is_handed_on(module: ModuleType, name: str) -> bool:
+def _is_exported(module: ModuleType, name: str) -> bool:
     value = vars(module)[name]
     return value.__module__ == module.__name__ or f"{name} as {name}" in inspect.getsource(module)
 
 
 def home(name: str, value: object) -> str:
-    """Where it is defined, which is where the reference tells of it."""
+    """The path of the object's definition."""
     module = getattr(value, "__module__", "")
     if module.startswith("postpress_async") and (inspect.isclass(value) or inspect.isfunction(value)):
         return f"{module}.{value.__qualname__}"
@@ -58,21 +58,21 @@ def home(name: str, value: object) -> str:
 
 
 def homes() -> dict[str, str]:
-    """By each way a docstring may name it: ``Outcome``, ``Outcome.applied``, ``errors.ProxyError``."""
-    found: dict[str, str] = {}
+    """Paths by the names that docstrings use: ``Outcome``, ``Outcome.applied``, ``errors.ProxyError``."""
+    paths: dict[str, str] = {}
     for name, value in public().items():
-        place = home(name, value)
+        path = home(name, value)
         for short in (name, name.removeprefix("postpress_async."), name.rpartition(".")[2]):
-            found.setdefault(short, place)
+            paths.setdefault(short, path)
             for member in members(value):
-                found.setdefault(f"{short}.{member}", f"{place}.{member}")
-                if short == "PostPressSession":  # there is one, and everybody knows which is meant
-                    found |= {member: f"{place}.{member}", f"session.{member}": f"{place}.{member}"}
-    return found
+                paths.setdefault(f"{short}.{member}", f"{path}.{member}")
+                if short == "PostPressSession":  # docstrings name its members alone, such as `update_proxy`
+                    paths |= {member: f"{path}.{member}", f"session.{member}": f"{path}.{member}"}
+    return paths
 
 
 def members(value: object) -> list[str]:
-    """The public methods and properties that a class defines itself."""
+    """The public methods and properties that a class itself defines."""
     if not inspect.isclass(value):
         return []
     kinds = (property, classmethod, staticmethod)

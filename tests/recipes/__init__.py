@@ -1,1 +1,1 @@
-"""Small programs to copy, each with the test that runs it; the documentation shows both from here."""
+"""Small programs to copy, each with its test. The documentation includes both files."""

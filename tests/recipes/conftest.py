@@ -1,4 +1,4 @@
-"""What a recipe printed in its test is what the documentation shows: the same file, compared."""
+"""Compares the output of each recipe's test with the file that the documentation shows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ OUTPUTS = Path(__file__).parent / "outputs"
 
 @pytest.fixture
 def shows() -> Callable[[str, list[str]], None]:
-    """Compare the lines with ``outputs/NAME.txt``, which the page of the recipe shows."""
+    """Compare lines with ``outputs/NAME.txt``, which the recipe's page shows."""
 
     def shows(name: str, lines: list[str]) -> None:
         assert lines == (OUTPUTS / f"{name}.txt").read_text("utf-8").splitlines(), "\n".join(lines)

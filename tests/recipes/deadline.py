@@ -1,7 +1,7 @@
 """
-Some accounts, in parallel, by a fixed moment: an `asyncio.TaskGroup` under an `asyncio.timeout`.
+Update some accounts concurrently before a deadline, with `asyncio.TaskGroup` and `asyncio.timeout`.
 
-For hundreds of accounts and more, `session.rotate` does this with a journal.
+For hundreds of accounts or more, use `session.rotate`, which has a journal.
 """
 
 import asyncio
@@ -15,30 +15,32 @@ from postpress_async.errors import Applied
 
 @define
 class Results:
-    """Where each account stands when the time is up; each is in one of the four."""
+    """The accounts by outcome. Each account is in exactly one of the four."""
 
     patched: list[str] = Factory(list)
     refused: dict[str, PostPressError] = Factory(dict)
     in_doubt: list[str] = Factory(list)
-    """Sent, and perhaps applied: look, or send the same again."""
+    """Sent and perhaps applied. Check the account, or send the same change again."""
     not_sent: list[str] = Factory(list)
 
 
-async def give_all(session: PostPressSession, changes: Mapping[str, ProxyChange], seconds: float) -> Results:
+async def update_all(
+    session: PostPressSession, changes: Mapping[str, ProxyChange], seconds: float
+) -> Results:
     """
-    Give each account its change, and be back within *seconds*, whatever comes.
+    Update all accounts, and return within *seconds*.
 
-    An error of one account leaves the others alone. Cancelling this cancels all of it.
+    An error of one account does not affect the others. Cancellation cancels all updates.
     """
     results = Results(not_sent=list(changes))
-    # Nearly always a call ends by its own deadline, with an error that tells what was applied ...
-    within = RetryPolicy(deadline=seconds, attempt_timeout=seconds)
+    # Most calls end at their own deadline, with an error that says whether the change was applied.
+    policy = RetryPolicy(deadline=seconds, attempt_timeout=seconds)
 
-    async def give(account_id: str, change: ProxyChange) -> None:
+    async def update(account_id: str, change: ProxyChange) -> None:
         results.not_sent.remove(account_id)
-        results.in_doubt.append(account_id)  # until we know better; it stays there if we are cancelled
+        results.in_doubt.append(account_id)  # it stays in doubt if this task is cancelled
         try:
-            await session.update_proxy(account_id, change, retry=within)
+            await session.update_proxy(account_id, change, retry=policy)
         except PostPressError as error:
             if error.applied is Applied.UNKNOWN:
                 return
@@ -48,10 +50,10 @@ async def give_all(session: PostPressSession, changes: Mapping[str, ProxyChange]
         results.in_doubt.remove(account_id)
 
     try:
-        # ... and what waits for its turn behind a busy loop, or an outage, ends by this.
+        # This timeout ends calls that wait for a permit, because of an outage or a busy event loop.
         async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
             for account_id, change in changes.items():
-                group.create_task(give(account_id, change))
+                group.create_task(update(account_id, change))
     except TimeoutError:
         pass
     return results
@@ -59,7 +61,7 @@ async def give_all(session: PostPressSession, changes: Mapping[str, ProxyChange]
 
 async def main(changes: Mapping[str, ProxyChange]) -> None:
     async with PostPressSession() as session:
-        results = await give_all(session, changes, seconds=20.0)
+        results = await update_all(session, changes, seconds=20.0)
     print("patched:", *sorted(results.patched))
     for account_id, error in results.refused.items():
         print("refused:", account_id, error.code)

@@ -1,7 +1,7 @@
 """
-A web service that gives accounts new proxies: ``uvicorn fastapi_service:app``.
+A web service that updates the proxies of accounts: ``uvicorn fastapi_service:app``.
 
-One session lasts as long as the service: its connections, its pace and its pauses are those of all requests.
+All requests share one session, with its connections, its concurrency limit and its circuit breaker.
 """
 
 import logging
@@ -19,10 +19,10 @@ from postpress_async.models import FieldError
 
 log = logging.getLogger(__name__)
 
-# Whoever asks us hangs up after 30 s: an answer that comes later is an answer to nobody.
+# Our clients disconnect after 30 s, so the deadline must be shorter.
 POLICY = RetryPolicy(deadline=20.0, attempt_timeout=8.0)
 
-# What went wrong, as the one who asked us sees it. A refused API key is ours to mend, not theirs.
+# The HTTP status for our client. A rejected API key is our own problem, hence a 500.
 STATUSES: Mapping[Scope, int] = {
     Scope.REQUEST: 422,
     Scope.ACCOUNT: 409,
@@ -33,14 +33,14 @@ STATUSES: Mapping[Scope, int] = {
 
 
 class State(TypedDict):
-    """What the service keeps while it runs."""
+    """The state of the running service."""
 
     postpress: PostPressSession
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-    # At shutdown, uvicorn first lets requests end; what is still under way then gets five seconds more.
+    # At shutdown, uvicorn first waits for open requests. Calls that are still running get five more seconds.
     async with PostPressSession(retry=POLICY) as session:
         yield {"postpress": session}
 
@@ -59,35 +59,35 @@ class NewProxy(BaseModel):
 
 @app.put("/accounts/{account_id}/proxy")
 async def put_proxy(
-    account_id: str, wanted: NewProxy, session: Annotated[PostPressSession, Depends(postpress)]
+    account_id: str, body: NewProxy, session: Annotated[PostPressSession, Depends(postpress)]
 ) -> dict[str, Any]:
-    done = await session.update_proxy(account_id, ManagedProxy(country=wanted.country))
-    return {"account_id": done.account_id, "attempts": len(done.attempts)}
+    result = await session.update_proxy(account_id, ManagedProxy(country=body.country))
+    return {"account_id": result.account_id, "attempts": len(result.attempts)}
 
 
 @app.exception_handler(FieldError)
-async def refuse(_request: Request, error: FieldError) -> JSONResponse:
-    """Known before a byte was sent: the account's id or the country is none."""
+async def invalid_field(_request: Request, error: FieldError) -> JSONResponse:
+    """The account id or the country is invalid, and nothing was sent."""
     return JSONResponse({"detail": str(error)}, status_code=422)
 
 
 @app.exception_handler(PostPressError)
-async def tell(_request: Request, error: PostPressError) -> JSONResponse:
-    """Every error of a call. Its text names account and instance, and has no secret: fit for the log."""
+async def failed_call(_request: Request, error: PostPressError) -> JSONResponse:
+    """The call failed. The error's text contains no secret, so it can be logged."""
     match error:
         case errors.NotFoundError():
             status = 404
         case errors.DeadlineError() | errors.AttemptTimeoutError() | errors.GatewayTimeoutError():
             status = 504
-        case errors.InternalServerError():  # perhaps applied: "try again later" would be bad advice
+        case errors.InternalServerError():  # not 503: the change may have been applied
             status = 502
-        case errors.SessionClosedError():  # we are being shut down: another of us will answer
+        case errors.SessionClosedError():  # this process is shutting down; another one can answer
             status = 503
         case _:
             status = STATUSES[error.scope]
     log.log(logging.ERROR if error.scope is Scope.KEY else logging.WARNING, "%s", error)
     body: dict[str, Any] = {"error": "internal" if error.scope is Scope.KEY else error.code}
-    body["applied"] = error.applied.value  # "unknown": ask again, or look, before taking it for undone
+    body["applied"] = error.applied.value  # if "unknown", the client should retry or check the account
     headers = {}
     if status == 503:
         headers["Retry-After"] = str(round(error.retry_after or 5))

@@ -1,8 +1,8 @@
 """
-A nightly rotation as a Prefect flow: ``python prefect_flow.py`` serves it, every night at two.
+A nightly rotation as a Prefect flow: ``python prefect_flow.py`` serves it and runs it every night at two.
 
-The journal remembers what is settled, so Prefect's own retries go on where the run before ended, however
-it ended. Airflow's are used the same way: the body of `rotate_fleet` is that of an ``@task``.
+The journal records the completed accounts, so a retry by Prefect resumes the earlier run, however it ended.
+For Airflow, use the body of `rotate_fleet` in an ``@task``.
 """
 
 from pathlib import Path
@@ -15,16 +15,16 @@ from postpress_async.rotation import Halt, State
 
 
 class RotationIncompleteError(Exception):
-    """The run ended before its last account: worth another run on the same journal."""
+    """The run ended before its last account. Run it again with the same journal."""
 
 
 @task(retries=2, retry_delay_seconds=600)
 async def rotate_fleet(fleet: Path, journal: Path, rate: float | None = None) -> dict[str, int]:
     """
-    Give every account of *fleet* its new proxy, and say how many stand where.
+    Update the proxies of all accounts of *fleet*, and return the number of accounts by state.
 
-    A worker that is cancelled gives up what is in flight; the journal has it as unknown, and the next run
-    sends it under the same idempotency key.
+    If a worker is cancelled, its requests in flight have an unknown outcome. The journal records that, and
+    the next run sends them again with the same idempotency keys.
     """
     log = get_run_logger()
     halt = Halt(failures="20%", canary=20)
@@ -43,7 +43,7 @@ async def rotate_fleet(fleet: Path, journal: Path, rate: float | None = None) ->
 
 @flow
 async def nightly(folder: str, rate: float | None = None) -> dict[str, int]:
-    """*folder* has ``fleet.csv``; a journal for each night is kept there: give each night its own folder."""
+    """Rotate ``fleet.csv`` of *folder*. The journal is in the same folder, so use a new folder each night."""
     states: dict[str, int] = await rotate_fleet(
         Path(folder, "fleet.csv"), Path(folder, "night.sqlite3"), rate
     )

@@ -1,7 +1,7 @@
 """
-A Telegram bot, with aiogram: ``/proxy acc_1 DE`` gives an account a new proxy.
+A Telegram bot with aiogram: ``/proxy acc_1 DE`` gives an account a new proxy.
 
-``TELEGRAM_TOKEN`` and ``TELEGRAM_ADMINS`` (user ids, with commas between) are read from the environment.
+The environment has ``TELEGRAM_TOKEN`` and ``TELEGRAM_ADMINS`` (user ids, separated by commas).
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from magic_filter import F
 from postpress_async import ManagedProxy, PostPressError, PostPressSession, RetryPolicy, errors
 from postpress_async.errors import Applied, Scope
 
-# A person waits: give up sooner than by default.
+# A person is waiting, so the deadline is shorter than the default.
 POLICY = RetryPolicy(deadline=45.0, attempt_timeout=15.0)
 
 ADVICE = {
-    Scope.ACCOUNT: "reconnect it, then ask again",
-    Scope.PROXY: "that proxy does not work, ask again for another one",
-    Scope.KEY: "the API key may not do this, tell whoever runs this bot",
-    Scope.SERVICE: "the service is unwell, ask again in some minutes",
+    Scope.ACCOUNT: "Reconnect the account, then try again.",
+    Scope.PROXY: "The proxy does not work. Try again to get another one.",
+    Scope.KEY: "The API key does not allow this. Tell the operator of this bot.",
+    Scope.SERVICE: "The service has a problem. Try again in a few minutes.",
 }
 
 Handler = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
@@ -33,55 +33,56 @@ Handler = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 router = Router()
 
 
-# Handlers get the session by the name under which the dispatcher keeps it.
+# The dispatcher passes its data, such as the session, to handlers by name.
 @router.message(Command("proxy"), MagicData(F.event.from_user.id.in_(F.admins)))
 async def new_proxy(message: Message, command: CommandObject, postpress: PostPressSession) -> None:
     match (command.args or "").split():
         case [account_id, country]:
-            await message.answer(await give(postpress, account_id, country))
+            await message.answer(await update_proxy(postpress, account_id, country))
         case _:
-            await message.answer("write /proxy ACCOUNT COUNTRY, such as /proxy acc_1 DE")
+            await message.answer("Usage: /proxy ACCOUNT COUNTRY, such as /proxy acc_1 DE")
 
 
-async def give(session: PostPressSession, account_id: str, country: str) -> str:
-    """What to say of it. Cancellation goes through: it is no error of the call."""
+async def update_proxy(session: PostPressSession, account_id: str, country: str) -> str:
+    """Update the proxy and return the reply."""
     try:
-        done = await session.update_proxy(account_id, ManagedProxy(country=country))
-    except ValueError as error:  # the id or the country is none; nothing was sent
+        result = await session.update_proxy(account_id, ManagedProxy(country=country))
+    except ValueError as error:  # the id or the country is invalid, and nothing was sent
         return str(error)
     except errors.NotFoundError:
-        return f"there is no account {account_id}"
+        return f"There is no account {account_id}."
     except PostPressError as error:
-        doubt = " It may have been applied all the same." if error.applied is Applied.UNKNOWN else ""
-        return f"{account_id}: {error.code}: {ADVICE.get(error.scope, 'it cannot be done')}.{doubt}"
-    return f"{done.account_id} has a new proxy"
+        advice = ADVICE.get(error.scope, "The request is invalid.")
+        doubt = " The change may have been applied anyway." if error.applied is Applied.UNKNOWN else ""
+        return f"{account_id}: {error.code}. {advice}{doubt}"
+    return f"{result.account_id} has a new proxy."
 
 
 def make_dispatcher(
-    session: PostPressSession, admins: Collection[int], under_way: set[Task[Any]]
+    session: PostPressSession, admins: Collection[int], pending: set[Task[Any]]
 ) -> Dispatcher:
     dispatcher = Dispatcher(postpress=session, admins=frozenset(admins))
     dispatcher.include_router(router)
 
-    async def remember(handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
-        """aiogram answers each update in a task of its own, and at its end waits for none of them."""
+    async def track(handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
+        """Record the update's task, because aiogram does not wait for these tasks when polling ends."""
         if (task := asyncio.current_task()) is not None:
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
+            pending.add(task)
+            task.add_done_callback(pending.discard)
         return await handler(event, data)
 
-    dispatcher.update.outer_middleware(remember)
+    dispatcher.update.outer_middleware(track)
     return dispatcher
 
 
 async def main() -> None:
     admins = [int(user) for user in os.environ["TELEGRAM_ADMINS"].split(",")]
-    under_way: set[Task[Any]] = set()
+    pending: set[Task[Any]] = set()
     async with Bot(os.environ["TELEGRAM_TOKEN"]) as bot, PostPressSession(retry=POLICY) as session:
-        dispatcher = make_dispatcher(session, admins, under_way)
+        dispatcher = make_dispatcher(session, admins, pending)
         await dispatcher.start_polling(bot, close_bot_session=False)  # until SIGTERM or Ctrl-C
-        if under_way:  # no longer than the policy's deadline: whoever asked is told what came of it
-            await asyncio.wait(under_way)
+        if pending:  # answer all users; this takes at most the policy's deadline
+            await asyncio.wait(pending)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The group of tasks, and what it knows when its time is up."""
+"""Updates before a deadline: the outcome of every account, and cancellation."""
 
 import asyncio
 
@@ -6,15 +6,15 @@ import pytest
 
 from postpress_async import ManagedProxy
 from postpress_async.sandbox.thread import SandboxThread
-from tests.recipes.deadline import give_all, main
+from tests.recipes.deadline import main, update_all
 
 CHANGES = {f"acc_{number}": ManagedProxy(country="US") for number in range(1, 7)}
 
 
-async def test_each_account_stands_somewhere(
+async def test_each_account_is_in_one_list(
     postpress_sandbox: SandboxThread, capsys: pytest.CaptureFixture[str], shows
 ) -> None:
-    """An error of one is no error of the others, and a doubt is told as one."""
+    """An error of one account does not affect the others, and an unknown outcome is in doubt."""
     postpress_sandbox.script("acc_2", "errors/proxy_error", then=200)
     postpress_sandbox.script("acc_3", "errors/disconnected_account")
     postpress_sandbox.script("acc_4", "errors/unexpected_error")
@@ -24,23 +24,25 @@ async def test_each_account_stands_somewhere(
     shows("deadline", capsys.readouterr().out.splitlines())
 
 
-async def test_what_hangs_is_in_doubt_when_the_time_is_up(postpress_sandbox: SandboxThread) -> None:
-    """Its request was on the wire: nobody can say that nothing was applied."""
+async def test_a_request_without_a_response_at_the_deadline_is_in_doubt(
+    postpress_sandbox: SandboxThread,
+) -> None:
+    """The request was sent, so the change may have been applied."""
     postpress_sandbox.script("acc_1", then="hang")
     async with postpress_sandbox.session() as session:
-        results = await give_all(session, CHANGES, seconds=0.2)
+        results = await update_all(session, CHANGES, seconds=0.2)
 
     assert results.in_doubt == ["acc_1"]
     assert sorted(results.patched) == sorted(CHANGES.keys() - {"acc_1"})
     assert (results.refused, results.not_sent) == ({}, [])
 
 
-async def test_cancelling_it_leaves_no_task_behind(postpress_sandbox: SandboxThread) -> None:
-    """A server that shuts down cancels its handlers, and waits for what they began."""
+async def test_cancellation_leaves_no_task_behind(postpress_sandbox: SandboxThread) -> None:
+    """A server that shuts down cancels its handlers, and must not wait for their tasks."""
     for account in CHANGES:
         postpress_sandbox.script(account, then="hang")
     async with postpress_sandbox.session() as session:
-        running = asyncio.create_task(give_all(session, CHANGES, seconds=60.0))
+        running = asyncio.create_task(update_all(session, CHANGES, seconds=60.0))
         while postpress_sandbox.record.in_flight < len(CHANGES):
             await asyncio.sleep(0)
         running.cancel()

@@ -1,4 +1,4 @@
-"""The flow, run by Prefect itself against a database of its own in a temporary folder."""
+"""The flow, run by Prefect with a temporary database."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from prefect.testing.utilities import prefect_test_harness
 from postpress_async.sandbox.thread import SandboxThread
 from tests.recipes.prefect_flow import nightly, rotate_fleet
 
-pytestmark = pytest.mark.filterwarnings("default")  # Prefect's own are not ours to mend
+pytestmark = pytest.mark.filterwarnings("default")  # Prefect's own warnings must not fail the test
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,22 +29,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_a_flow_that_halts_is_retried_and_goes_on(
+async def test_a_halted_flow_is_retried_and_resumed(
     postpress_sandbox: SandboxThread,
     folder: Path,
     shows,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Prefect's retry finds the journal of the try before it: what was settled is not sent again."""
-    for number in range(8):  # eight of the canary's twenty are too many
+    """Prefect's retry uses the journal of the first run, so completed accounts are not sent again."""
+    for number in range(8):  # 8 of the 20 canary accounts fail, which is more than 20%
         postpress_sandbox.script(f"acc_{number}", then="errors/disconnected_account")
     monkeypatch.setattr(rotate_fleet, "retry_delay_seconds", 0)
 
     states = await nightly(str(folder))
 
-    told = [record.getMessage() for record in caplog.records if record.name == "prefect.task_runs"]
-    told = [re.sub(r"\d\.\d s", "N s", line) for line in told if not line.startswith("acc_")]
-    shows("prefect_flow", [*told, str(states)])
+    lines = [record.getMessage() for record in caplog.records if record.name == "prefect.task_runs"]
+    lines = [re.sub(r"\d\.\d s", "N s", line) for line in lines if not line.startswith("acc_")]
+    shows("prefect_flow", [*lines, str(states)])
     assert postpress_sandbox.record.patched_accounts.total() == 52
     assert max(postpress_sandbox.sends(f"acc_{number}") for number in range(60)) == 1

@@ -1,4 +1,4 @@
-"""The bot, fed with updates as Telegram would send them; what it answers is kept instead of sent."""
+"""The bot with a fake of Telegram that delivers updates and records the bot's replies."""
 
 import asyncio
 import os
@@ -36,11 +36,11 @@ def update(text: str, sender: int = ADMIN) -> Update:
 
 
 class Telegram(BaseSession):
-    """Telegram's side of a bot: hands out *updates* once, and keeps what the bot said."""
+    """A fake of Telegram's API: returns *updates* once, and records the bot's replies."""
 
     def __init__(self, *updates: Update) -> None:
         super().__init__()
-        self.said: list[str] = []
+        self.replies: list[str] = []
         self.is_closed = False
         self._updates = list(updates)
 
@@ -55,11 +55,11 @@ class Telegram(BaseSession):
                 updates, self._updates = self._updates, []
                 return updates
             case SendMessage(text=text):
-                self.said.append(text)
+                self.replies.append(text)
         return None
 
     async def stream_content(self, *args: Any, **kwargs: Any) -> AsyncGenerator[bytes, None]:
-        raise AssertionError("the bot loads no file")
+        raise AssertionError("the bot downloads no files")
         yield b""
 
     async def close(self) -> None:
@@ -78,44 +78,44 @@ def bot(telegram: Telegram) -> Bot:
 
 @pytest.fixture
 async def dispatcher(postpress_sandbox: SandboxThread) -> AsyncIterator[Dispatcher]:
-    telegram_bot.router._parent_router = None  # the module's one router was another test's
+    telegram_bot.router._parent_router = None  # detach the module's router from an earlier dispatcher
     async with PostPressSession(retry=telegram_bot.POLICY) as session:
         yield telegram_bot.make_dispatcher(session, [ADMIN], set())
 
 
-async def test_what_the_bot_answers(
+async def test_the_replies_of_the_bot(
     postpress_sandbox: SandboxThread, dispatcher: Dispatcher, bot: Bot, telegram: Telegram, shows
 ) -> None:
-    """A sentence for each kind of trouble, that tells a person what to do."""
+    """For each kind of error the reply says what to do."""
     postpress_sandbox.script("acc_2", "errors/disconnected_account")
     postpress_sandbox.script("acc_3", "errors/resource_not_found")
     postpress_sandbox.script("acc_4", "errors/invalid_proxy_credentials")
     postpress_sandbox.script("acc_5", "errors/unexpected_error")
-    said = []
-    asked = [f"/proxy acc_{number} DE" for number in range(1, 6)]
-    for text in [*asked, "/proxy acc_6 Narnia", "/proxy"]:
+    lines = []
+    commands = [f"/proxy acc_{number} DE" for number in range(1, 6)]
+    for text in [*commands, "/proxy acc_6 Narnia", "/proxy"]:
         await dispatcher.feed_update(bot, update(text))
-        said += [f"> {text}", telegram.said.pop()]
+        lines += [f"> {text}", telegram.replies.pop()]
 
-    shows("telegram_bot", said)
+    shows("telegram_bot", lines)
     assert postpress_sandbox.proxy_of("acc_1") == {"country": "DE"}
 
 
-async def test_a_stranger_is_not_answered(
+async def test_a_user_who_is_not_an_admin_gets_no_reply(
     postpress_sandbox: SandboxThread, dispatcher: Dispatcher, bot: Bot, telegram: Telegram
 ) -> None:
-    """Anybody can write to a bot."""
+    """Anyone can write to a bot."""
     await dispatcher.feed_update(bot, update("/proxy acc_1 DE", sender=8))
 
-    assert telegram.said == []
+    assert telegram.replies == []
     assert postpress_sandbox.record.requests == 0
 
 
 @pytest.mark.postpress(latency=0.3)
-async def test_who_asked_is_answered_though_the_bot_is_told_to_end(
+async def test_sigterm_during_a_call_lets_the_bot_reply(
     postpress_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A deployment in the middle of a call: the account gets its proxy once, and the person hears of it."""
+    """After a deployment stops the bot, the account has its proxy and the user has a reply."""
     telegram_bot.router._parent_router = None
     telegram = Telegram(update("/proxy acc_1 DE"))
     monkeypatch.setenv("TELEGRAM_TOKEN", "42:TEST")
@@ -128,5 +128,5 @@ async def test_who_asked_is_answered_though_the_bot_is_told_to_end(
     os.kill(os.getpid(), signal.SIGTERM)
     await running
 
-    assert telegram.said == ["acc_1 has a new proxy"]
+    assert telegram.replies == ["acc_1 has a new proxy."]
     assert telegram.is_closed

@@ -11,7 +11,7 @@ from postpress_async.rotation.fleet._header import read_header
 from postpress_async.rotation.fleet._row import RowReader, meaning
 from postpress_async.rotation.plan import Refusal, Row
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # type checkers have stubs of typing_extensions, so it need not be installed
     from typing_extensions import TypeIs
 
 

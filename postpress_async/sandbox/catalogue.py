@@ -1,18 +1,18 @@
-"""The errors that the page lists, typed from it, and two that it does not list."""
+"""The error types of the API reference, and two that it does not list."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 
-class Listed(NamedTuple):
-    """An error as the page lists it. The title is its status's: the page gives a type none of its own."""
+class ErrorEntry(NamedTuple):
+    """An error type of the API reference, which gives titles only by status."""
 
     status: int
     title: str
     detail: str
 
 
-_PAGE: Final = {
+_REFERENCE: Final = {
     (400, "Bad Request"): {
         "invalid_parameters": "One or more request parameters are invalid or missing.",
         "missing_parameters": "One or more request parameters are missing.",
@@ -68,15 +68,17 @@ _PAGE: Final = {
     },
 }
 
-TYPES: Final[Mapping[str, Listed]] = {
-    f"errors/{name}": Listed(status, title, detail)
-    for (status, title), details in _PAGE.items()
+TYPES: Final[Mapping[str, ErrorEntry]] = {
+    f"errors/{name}": ErrorEntry(status, title, detail)
+    for (status, title), details in _REFERENCE.items()
     for name, detail in details.items()
 }
-"""The page's 34 types."""
+"""The 34 types of the API reference."""
 
-UNLISTED: Final[Mapping[str, Listed]] = {
-    "errors/method_not_allowed": Listed(405, "Method Not Allowed", "This resource only takes PATCH."),
-    "errors/too_many_requests": Listed(429, "Too Many Requests", "The rate limit of this key is exceeded."),
+UNLISTED: Final[Mapping[str, ErrorEntry]] = {
+    "errors/method_not_allowed": ErrorEntry(405, "Method Not Allowed", "This resource only accepts PATCH."),
+    "errors/too_many_requests": ErrorEntry(
+        429, "Too Many Requests", "The rate limit of this key is exceeded."
+    ),
 }
-"""What every API answers although the page lists no type for it; the types are this sandbox's own."""
+"""Errors that any API returns. The reference lists no types for them, so these two are the sandbox's."""

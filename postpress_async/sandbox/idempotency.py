@@ -1,4 +1,4 @@
-"""What an Idempotency-Key stands for: one execution, whose answer later requests get too."""
+"""Idempotency keys: each stands for one execution, whose response is replayed to later requests."""
 
 import asyncio
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from postpress_async.sandbox.rules import Json, Refusal
 
 
 class Execution:
-    """A change that is being executed, or was."""
+    """The execution of a change, in progress or finished."""
 
     __slots__ = ("_answer", "_ended", "change")
 
@@ -19,14 +19,19 @@ class Execution:
         self._ended: asyncio.Event | None = asyncio.Event()
 
     def end(self, answer: Answer | None) -> None:
-        """Tell it to all who wait; None where the execution broke down."""
+        """Finish with *answer* and wake all waiters; None means that the execution failed unexpectedly."""
         self._answer = answer
         if self._ended is not None:
             self._ended.set()
-            self._ended = None  # a million executions may be kept
+            self._ended = None  # saves memory: a million executions may be stored
 
     async def result(self) -> Answer:
-        """The answer, once there is one."""
+        """
+        Wait for the answer and return it.
+
+        Raises:
+            Refusal: The execution failed unexpectedly.
+        """
         if self._ended is not None:
             await self._ended.wait()
         if self._answer is None:
@@ -34,38 +39,38 @@ class Execution:
         return self._answer
 
 
-class Replays:
+class IdempotencyStore:
     """
     Executions by account and Idempotency-Key.
 
     Args:
-        most: How many are kept; beyond it the oldest is forgotten.
-        errors: Whether those that came to an error are kept too.
+        capacity: Maximum number of executions; the oldest is dropped when it is exceeded.
+        stores_errors: Whether executions that ended with an error are stored too.
     """
 
-    def __init__(self, most: int, *, errors: bool) -> None:
-        self._most = most
-        self._errors = errors
+    def __init__(self, capacity: int, *, stores_errors: bool) -> None:
+        self._capacity = capacity
+        self._stores_errors = stores_errors
         self._executions: OrderedDict[tuple[str, str], Execution] = OrderedDict()
 
     def find(self, account_id: str, key: str, change: Json) -> Execution | None:
         """
-        The execution that had this key before.
+        The earlier execution with this key; None if the key is new.
 
         Raises:
-            Refusal: It was of another change.
+            Refusal: The earlier execution had another body.
         """
         known = self._executions.get((account_id, key))
         if known is not None and known.change != change:
-            detail = "This Idempotency-Key was used with another body before."
+            detail = "This Idempotency-Key was already used with another body."
             raise Refusal("errors/invalid_parameters", detail)
         return known
 
     async def run(self, account_id: str, key: str, change: Json, work: Awaitable[Answer]) -> Answer:
-        """Do the *work* under a key that `find` does not know, and keep its answer."""
+        """Run *work* under a key for which `find` returned None, and store its answer."""
         name = (account_id, key)
         execution = self._executions[name] = Execution(change)
-        if len(self._executions) > self._most:
+        if len(self._executions) > self._capacity:
             self._executions.popitem(last=False)
         answer: Answer | None = None
         try:
@@ -73,6 +78,6 @@ class Replays:
             return answer
         finally:
             execution.end(answer)
-            kept = answer is not None and (answer.status == 200 or self._errors)
-            if not kept and self._executions.get(name) is execution:
+            stored = answer is not None and (answer.status == 200 or self._stores_errors)
+            if not stored and self._executions.get(name) is execution:
                 del self._executions[name]
