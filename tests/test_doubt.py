@@ -136,6 +136,18 @@ async def test_a_custom_change_that_may_have_been_applied_is_never_recorded_as_n
     assert {applied for _, applied in rows_of(copy).values()} == {"unknown"}
 
 
+async def test_a_custom_change_whose_key_has_a_stored_error_gets_a_fresh_key_in_the_next_run(journal) -> None:
+    """The API would replay the stored 500 to the same key in every run, and the account stayed unknown."""
+    async with Sandbox() as sandbox, sandbox.session(retry=ONCE) as session:
+        sandbox.script(ACCOUNTS[0], "errors/unexpected_error")
+        await rotate(session, journal, OWN)
+        before = rows_of(journal)[ACCOUNTS[0]]
+        await rotate(session, journal, OWN)
+
+    assert before == ("unknown", "unknown")
+    assert rows_of(journal)[ACCOUNTS[0]][0] == "patched"
+
+
 async def test_a_custom_change_that_is_refused_after_a_killed_run_is_failed_and_sent_again_on_demand(
     journal,
 ) -> None:

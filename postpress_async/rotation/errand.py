@@ -201,6 +201,8 @@ class Settler:
             if row.change is None:
                 patched = await self._through_the_pool(row, keys, errand)
             else:
+                if inherited and not isinstance(row.change, ManagedProxy):
+                    await keys.renew()  # setting it twice is setting it once, and a stored error would come again
                 errand.in_flight = True
                 patched = await self._update(row.account_id, row.change, keys, errand)
         except NoProxyLeftError:
