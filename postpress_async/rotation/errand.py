@@ -202,7 +202,8 @@ class Settler:
                 patched = await self._through_the_pool(row, keys, errand)
             else:
                 if inherited and not isinstance(row.change, ManagedProxy):
-                    await keys.renew()  # setting it twice is setting it once, and a stored error would come again
+                    # A stored error would come again, and setting a custom proxy twice is setting it once.
+                    await keys.renew()
                 errand.in_flight = True
                 patched = await self._update(row.account_id, row.change, keys, errand)
         except NoProxyLeftError:
