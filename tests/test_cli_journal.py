@@ -79,6 +79,7 @@ def test_status_is_told_to_programs_too(journal) -> None:
         "halted": None,
         "total": 100,
         "settled": 100,
+        "maybe_sent": 0,
         "states": {"patched": 90, "failed": 9, "unknown": 1, "skipped": 0},
         "more_errors": 0,
         "rate": 10.101,

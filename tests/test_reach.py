@@ -105,8 +105,8 @@ async def test_a_crash_is_remembered_until_its_doubts_are_settled(path: Path) ->
         await stopped.run()
 
     settled = stopped.summary.patched
-    assert settled + stopped.summary.states[State.UNKNOWN] == told(copy, "reached")
-    assert stopped.summary.states[State.SKIPPED] == FLEET - told(copy, "reached")
+    assert settled + stopped.summary.states[State.UNKNOWN] == told(copy, "doubtful")
+    assert stopped.summary.states[State.SKIPPED] == FLEET - told(copy, "doubtful")
     last = Api(copy)
     async with rotation(last) as third:
         await third.run()
