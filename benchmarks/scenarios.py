@@ -13,6 +13,8 @@ PROXY = Fault(type="errors/proxy_error")
 UNAVAILABLE = Fault(type="errors/service_unavailable", latency=0.05)
 UNAVAILABLE_FOR_2_S = Fault(type="errors/service_unavailable", latency=0.05, retry_after=2)
 OUT_FOR_5_S = Fault(type="errors/service_unavailable", retry_after=5)
+STRAY_429 = Fault(type="errors/too_many_requests")
+STRAY_429_FOR_10_S = Fault(type="errors/too_many_requests", retry_after=10)
 NO_CLIENT = Fault(type="errors/no_client_session", latency=0.05)
 HTML_502 = Fault(
     status=502, headers={"Content-Type": "text/html"}, body=b"<html><h1>502 Bad Gateway</h1></html>"
@@ -96,6 +98,10 @@ TABLE = [
 
 MORE = [
     Scenario("calm", 1.02, asks=1.0),
+    *(Scenario(f"{of:.0%} 429 whatever the rate", within, deal=share(of, STRAY_429)) for of, within in ((0.01, 1.1), (0.03, 1.12), (0.1, 1.4), (0.3, 2.0))),
+    Scenario("1% 429 whatever the rate, Retry-After: 10", 2.0, deal=share(0.01, STRAY_429_FOR_10_S)),
+    Scenario("3% 429 whatever the rate, after 10 s", 1.1, deal=lambda r: STRAY_429 if r.account >= 10_000 and r.chance < 0.03 else NONE),
+    Scenario("tier of 100/s, 2% 429 whatever the rate", 1.07, 100, 1.06, server={"rate": 100, "burst": 20}, burst=20, deal=share(0.02, STRAY_429)),
     Scenario("silent for 20 s, 2 s attempts", 1.1, 2000, 1.02, plot=outage("silent"), policy=SHORT, in_flight=100),
     Scenario("out from the start for 20 s: 503", 1.06, 2000, 1.02, plot=outage("503", start=0), in_flight=100),
     Scenario("flapping, 3 s and 3 s: 503", 1.15, asks=1.06, plot=flapping("503", 3, 3)),

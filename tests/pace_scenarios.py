@@ -147,6 +147,10 @@ MORE = [
     Scenario("tier of 100/s, Retry-After: 30", Weather(tier=always(100.0), retry_after=30.0), always(100.0), 9.0, 1.05),
     Scenario("tier of 6,000 a minute, fixed window", Weather(tier=always(100.0), window=60.0, retry_after=0), lambda t: 1000.0 if t % 60 < 6 else 0.0, 1.1, 1.03, throttled=0.02),
     Scenario("at most 30 at once, else 429", Weather(concurrency=30.0), always(600.0), 1.35, 1.06, in_flight=200, throttled=0.05),
+    Scenario("10% 429 whatever the rate", Weather(stray=always(0.1)), THOUSAND, 1.4, 1.13, failures=5),
+    Scenario("3% 429 whatever the rate from 5 s", Weather(stray=between(5, 1e9, 0.03, 0)), THOUSAND, 1.1, 1.04),
+    Scenario("1% 429 whatever the rate, Retry-After: 10", Weather(stray=always(0.01), retry_after=10.0), THOUSAND, 2.0, 1.02),
+    Scenario("tier of 100/s, 2% 429 whatever the rate", Weather(tier=always(100.0), stray=always(0.02)), always(100.0), 1.03, 1.08, failures=3),
     Scenario("one in flight, out for 20 s: 504", Weather(out=outage("504", 5, 25)), between(5, 25, 0, 20), 1.1, 1.05, in_flight=1, accounts=500),
     Scenario("capacity 50, for 5 minutes", CROWD, THOUSAND, 1.02, 1.02, in_flight=1000, accounts=300_000),
 ]

@@ -43,6 +43,7 @@ class Weather:
         unwell_after: Seconds told with a 503.
         passing: Share of answers that are a provider_error; passes.
         unavailable: Share of answers that are a 503; passes.
+        stray: Share of requests that get a 429 whatever the rate, as of a limit per account; passes.
         dead: Share of accounts all whose attempts are a proxy_error.
     """
 
@@ -59,6 +60,7 @@ class Weather:
     unwell_after: float | None = None
     passing: float = 0.0
     unavailable: Curve = lambda _now: 0.0
+    stray: Curve = lambda _now: 0.0
     dead: float = 0.0
     refusal: float = 0.005
 
@@ -124,6 +126,8 @@ class Service:
                 return self._later(0.05, answer, Reply(Sign.OVERLOAD, weather.unwell_after))
             case "504":
                 return self._later(1.0, answer, Reply(Sign.OVERLOAD))
+        if self.chance.random() < weather.stray(now):
+            return self._later(weather.refusal, answer, Reply(Sign.THROTTLED, weather.retry_after))
         if (wait := self._throttle(now)) is not None:
             told = weather.retry_after and max(weather.retry_after, math.ceil(wait))
             if weather.retry_after == 0:

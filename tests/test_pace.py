@@ -347,6 +347,12 @@ def test_a_late_timer_costs_nothing() -> None:
     assert count > 9_900
 
 
+def refuse(rate: Rate, sent: float, served: int, now: float) -> None:
+    """A burst of 429s, more than come by chance."""
+    for _ in range(30):
+        rate.throttled(sent, served, now)
+
+
 def test_429s_teach_the_rate() -> None:
     """From what was served, not from what was asked."""
     rate = Rate(None)
@@ -354,7 +360,7 @@ def test_429s_teach_the_rate() -> None:
     rate.mark(0, 10.0)
     rate.mark(100, 11.0)
 
-    rate.throttled(11.9, 200, 12.0)
+    refuse(rate, 11.9, 200, 12.0)
 
     assert rate.active
     assert rate.value == pytest.approx(90)
@@ -364,17 +370,30 @@ def test_the_429s_of_one_burst_slow_once() -> None:
     """They all speak of the same second."""
     rate = Rate(None)
     rate.mark(0, 10.0)
-    for _ in range(30):
-        rate.throttled(10.9, 100, 11.0)
+    refuse(rate, 10.9, 100, 11.0)
 
     assert rate.value == pytest.approx(90)
+
+
+def test_one_429_slows_only_where_a_tier_is_known() -> None:
+    """Before that it may be one account's, and a tier refuses many at once."""
+    rate = Rate(None)
+    rate.mark(0, 10.0)
+    rate.throttled(10.9, 100, 11.0)
+    assert not rate.active
+    refuse(rate, 10.9, 100, 11.0)
+    assert rate.value == pytest.approx(90)
+
+    rate.throttled(12.9, 280, 13.0)
+
+    assert rate.value == pytest.approx(81)
 
 
 def test_a_learned_rate_comes_back() -> None:
     """The first guess may be far too low: it doubles until the next 429."""
     rate = Rate(None)
     rate.mark(0, 10.0)
-    rate.throttled(10.9, 100, 11.0)
+    refuse(rate, 10.9, 100, 11.0)
 
     sends(rate, 11.0, 14.0)
 
@@ -385,11 +404,55 @@ def test_a_rate_that_nobody_waits_for_stays() -> None:
     """An idle hour tells nothing of the tier."""
     rate = Rate(None)
     rate.mark(0, 10.0)
-    rate.throttled(10.9, 100, 11.0)
+    refuse(rate, 10.9, 100, 11.0)
     for second in range(12, 3600):
         assert rate.take(float(second))
 
     assert rate.value == pytest.approx(90)
+
+
+def play(share: float, tier: float = math.inf) -> tuple[Rate, list[int]]:
+    """
+    Offer 1,000 requests a second for 60 s. A *share* of them gets a 429 at random, and so does what is beyond
+    a *tier* of so many a second.
+
+    Returns:
+        The rate, and the requests of each second.
+    """
+    rate, chance, served, marked, seconds = Rate(None), random.Random(1), 0, 0.0, [0] * 60
+    tokens = 20.0
+    for millisecond in range(60_000):
+        now = millisecond / 1000
+        tokens = min(20.0, tokens + tier / 1000)
+        if rate.active and not rate.take(now):
+            continue
+        seconds[int(now)] += 1
+        if chance.random() < share or tokens < 1:
+            rate.throttled(now, served, now + 0.001)
+            continue
+        tokens -= 1
+        served += 1
+        if now >= marked:
+            marked = rate.mark(served, now)
+    return rate, seconds
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.01, 1.0), (0.03, 0.95), (0.1, 0.9), (0.3, 0.7)])
+def test_429s_that_come_at_any_rate_do_not_slow(share: float, kept: float) -> None:
+    """As of a limit per account: a lower rate does not lower their share."""
+    _, seconds = play(share)
+
+    assert sum(seconds) >= kept * 60_000
+    assert min(seconds[50:]) >= 990
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1])
+def test_a_tier_is_learned_though_other_429s_come_at_any_rate(share: float) -> None:
+    """Its own come on top of them."""
+    rate, seconds = play(share, tier=100.0)
+
+    assert 80 <= rate.value <= 140
+    assert 0.9 * 5_000 <= sum(seconds[10:]) <= 1.3 * 5_000
 
 
 # The pacer

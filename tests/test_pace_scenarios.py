@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from tests.pace_scenarios import MORE, TABLE
-from tests.pace_world import HEAD, Result, Scenario, measure
+from tests.pace_world import HEAD, Result, Scenario, Weather, always, measure
 
 ALL = {scenario.name: scenario for scenario in [*TABLE, *MORE]}
 SEED = 1
@@ -51,6 +51,16 @@ def test_what_services_do_besides(scenario: Scenario) -> None:
     print(f"seed {SEED}\n{HEAD}\n{result}")
 
     assert check(scenario, result) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("share", [0.01, 0.03])
+def test_429s_whatever_the_rate_cost_hardly_more_than_503s(share: float, seed: int) -> None:
+    """A small share of 429s that a lower rate does not lower must not slow a rotation down."""
+    throttled = Scenario("429", Weather(stray=always(share)), always(1000.0), 1.2, 1.1)
+    unavailable = Scenario("503", Weather(unavailable=always(share)), always(1000.0), 1.2, 1.1)
+
+    assert measure(throttled, seed=seed).makespan <= measure(unavailable, seed=seed).makespan / 0.9
 
 
 @pytest.mark.parametrize("name", ["out for 20 s: 503", "heavy tail, 50 at once", "two sessions, 50 at once"])

@@ -33,7 +33,8 @@ class Pace:
     takes: slow start from *start*, then CUBIC (RFC 9438), shrinking on a significant share of refusals.
     When to stop: after some 20 refusals and hardly an answer all calls pause, and single probes find the
     end of the outage, within a nineteenth of its length, or some 6 s. And, from 429s, how many requests a
-    second the key's tier takes.
+    second the key's tier takes. 429s whose share a lower rate does not lower, such as those of a limit per
+    account, are not about the rate and do not lower it.
 
     Attributes:
         in_flight: Requests sent and not yet answered, at most; from 1.

@@ -13,7 +13,8 @@ from postpress_async.pace.rate import Rate
 from postpress_async.pace.ticket import Sign, Ticket
 
 LONGEST_OWN: Final = 2.0
-"""Seconds of Retry-After that are the refused call's own affair; more of it shuts the gate for all."""
+"""Seconds of Retry-After that are the refused call's own affair. More of it shuts the gate for all if so many
+requests get it that it must be meant for all. Each call waits as long as it was told to in any case."""
 
 SHORTEST_TIMER: Final = 0.001
 """Seconds. A loop may fire a timer a clock's tick too early, and must not be kept busy by that."""
@@ -228,13 +229,16 @@ class Pacer:
 
     def _refused(self, ticket: Ticket, sign: Sign, retry_after: float | None, now: float) -> bool:
         """A sign of overload at the open gate; whether it stays open."""
+        key_wide = False
         if sign is _THROTTLED:
-            self._rate.throttled(ticket.sent, self._served, now, retry_after or 0.0)
+            key_wide = self._rate.throttled(
+                ticket.sent, self._served, now, retry_after or 0.0, self.in_flight
+            )
         else:
             self._limit.refused(ticket.sent, now)
         shuts = self._gate.sign(ticket.sent, self._limit.latency, now)
-        if retry_after is not None and retry_after > LONGEST_OWN:
-            shuts = self._gate.asked(retry_after, now, at_once=sign is _THROTTLED) or shuts
+        if retry_after is not None and retry_after > LONGEST_OWN and (key_wide or sign is not _THROTTLED):
+            shuts = self._gate.asked(retry_after, now, at_once=key_wide) or shuts
         if shuts:
             self._limit.pause(self._gate.began)
         return not shuts

@@ -3,6 +3,8 @@
 import math
 from typing import Final
 
+from postpress_async.pace.background import Background
+
 BURST: Final = 0.01
 """Seconds that a request may go before its time. More would exceed the burst of a tier that is known by its
 rate alone; less would cost throughput, since timers fire some milliseconds late."""
@@ -29,6 +31,9 @@ one 429 that its tier is one an hour."""
 GUESS: Final = 10.0
 """The same for the first 429, which may come before there was an answer."""
 
+BELOW: Final = 0.97
+"""Of the plateau: below that a tier that is still the same refuses nothing."""
+
 CALM: Final = 0.5
 """Seconds before another 429 slows: until then the rate after the last one is not known."""
 
@@ -43,7 +48,8 @@ class Rate:
     """
     A token bucket whose rate is the lower of *ceiling* and what 429s taught.
 
-    Without either it is not *active*, and need not be asked. After a 429 the rate goes to a tenth below
+    Without either it is not *active*, and need not be asked. 429s that do not depend on the rate are told
+    from the others by a `Background`. After one of the others the rate goes to a tenth below
     what was served, and comes back along a cubic whose plateau is where the 429 came:
     ``plateau * (1 + 0.1 * ((t - 5) / 5) ** 3)``. Most of the time is spent just below the tier, and a tier
     that has grown is found soon: past t = 10 the rate doubles every 5 s. Time in which nobody had to wait for
@@ -74,6 +80,8 @@ class Rate:
         self._cut_at = -math.inf
         self._served_at_cut = 0
         self._marks: list[tuple[float, int]] = []  # when, and how many had been served
+        self._background: Final = Background()
+        self._undo = math.inf  # the learned rate before the present row of cuts
 
     def take(self, now: float) -> bool:
         """Whether a request may go now; if so, it is counted."""
@@ -105,16 +113,49 @@ class Rate:
     def mark(self, served: int, now: float) -> float:
         """So many were *served* in all; when to tell it again."""
         self._marks = [*self._marks[-1:], (now, served)]
+        if self._background.share:
+            self._background.look(served)
         return now + max(MARK, PER_MARK / self.value)
 
     def resume(self, served: int, now: float) -> None:
         """Go on after a pause, in which nothing can have been served."""
         self._marks = [(now, served)]
 
-    def throttled(self, sent: float, served: int, now: float, retry_after: float = 0.0) -> None:
-        """A 429 for a request of *sent*, when so many had been *served* in all."""
-        if sent <= self._cut_at or now - self._cut_at < CALM:
-            return
+    def throttled(
+        self, sent: float, served: int, now: float, retry_after: float = 0.0, in_flight: int = 0
+    ) -> bool:
+        """
+        A 429 for a request of *sent*, when so many had been *served* in all and so many are *in_flight*.
+
+        Returns:
+            Whether there are so many 429s that they speak for all requests of the key.
+        """
+        below = self._learned < BELOW * self._plateau
+        background, before_cut = self._background, sent <= self._cut_at
+        excess = background.saw(served, in_flight, before_cut=before_cut, below=below)
+        if before_cut or now - self._cut_at < CALM:
+            return excess
+        # A tier that is known, and no background, make a single 429 enough.
+        if not excess and (background.share or self._learned == math.inf):
+            return False
+        if not background.judge(below=below):
+            if not background.cuts:
+                self._undo = self._learned
+            self._cut(served, now, retry_after)
+        elif background.cuts:
+            self._undo_cuts(now)
+        return excess
+
+    def _undo_cuts(self, now: float) -> None:
+        """Lower rates did not help: go back to the rate before the cuts, and search from there."""
+        self._background.cuts = 0
+        self._learned = self._plateau = self._undo
+        self._searching = True
+        self._cut_at = self._grew_at = now
+        self.value = min(self._learned, self.ceiling)
+        self.active = self.value < math.inf
+
+    def _cut(self, served: int, now: float, retry_after: float) -> None:
         when, before = self._marks[0] if self._marks else (now - MARK, 0)
         if now - self._cut_at < MARK and served - self._served_at_cut >= PER_MARK / 2:
             # What was served before the last cut may have been another tier's.
