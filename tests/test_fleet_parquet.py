@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pandas
+import polars
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -20,6 +23,7 @@ from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation import Fleet
 from postpress_async.rotation.fleet import _parquet
 from postpress_async.rotation.fleet._columns import BatchMaker
+from postpress_async.rotation.fleet._parquet_footer import read_row_groups
 from postpress_async.rotation.plan import Refusal, Row
 from tests.fleet_forms import everything_said, told
 
@@ -526,3 +530,65 @@ def test_no_row_of_a_parquet_file_that_was_rewritten_after_its_check_is_handed_o
             handed_out.extend(rows)
 
     assert {row.change for row in handed_out if isinstance(row, Row)} == {ManagedProxy(country="US")}
+
+
+@pytest.mark.parametrize("writer", ["pyarrow", "polars", "pandas"])
+def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path, writer) -> None:
+    """It is read without pyarrow; of a whole file both say the same."""
+    path = tmp_path / "f.parquet"
+    columns = {"id": [f"a{n}" for n in range(2000)], "port": [80] * 2000, "country": ["US"] * 2000}
+    if writer == "pyarrow":
+        table = pyarrow.table({**columns, "proxy": [{"host": "h", "username": None}] * 2000})
+        pyarrow.parquet.write_table(table, path, row_group_size=300, write_page_index=True)
+    elif writer == "polars":
+        polars.DataFrame(columns).write_parquet(path, row_group_size=300)
+    else:
+        pandas.DataFrame(columns).to_parquet(path, row_group_size=300)
+    metadata = pyarrow.parquet.read_metadata(path)
+    theirs = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+
+    with path.open("rb", buffering=0) as file:
+        groups = read_row_groups(file)
+
+    assert [(group.rows, [(chunk.path, chunk.size) for chunk in group.chunks]) for group in groups] == [
+        (
+            group.num_rows,
+            [
+                (group.column(place).path_in_schema, group.column(place).total_uncompressed_size)
+                for place in range(group.num_columns)
+            ],
+        )
+        for group in theirs
+    ]
+
+
+def test_a_damaged_entry_of_a_column_is_told_and_ends_no_process(write) -> None:
+    """pyarrow's own view of it ends the process with many a wrong byte."""
+    path = write({"id": [f"a{n}" for n in range(99)], "country": ["US"] * 99}, row_group_size=50)
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    code = (
+        "import sys\n"
+        "from postpress_async.errors import FleetError\n"
+        "from postpress_async.rotation import Fleet\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n"
+        "        with Fleet.open(path) as fleet:\n"
+        "            fleet.survey()\n"
+        "    except FleetError:\n"
+        "        pass\n"
+        "print('all read')\n"
+    )
+    paths = []
+    for seed in range(300):
+        chance, damaged = random.Random(seed), bytearray(content)
+        for _ in range(3):
+            damaged[chance.randrange(footer, len(content) - 8)] = chance.randrange(256)
+        paths.append(path.with_name(f"{seed}.parquet"))
+        paths[-1].write_bytes(damaged)
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert (done.returncode, done.stdout) == (0, "all read\n"), done.stderr

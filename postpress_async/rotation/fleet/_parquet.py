@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from postpress_async.rotation.fleet._columns import BATCH, Batch, BatchMaker, Values, read_batches
 from postpress_async.rotation.fleet._file import FleetFile
 from postpress_async.rotation.fleet._header import read_header
+from postpress_async.rotation.fleet._parquet_footer import (
+    DELTA_BYTE_ARRAY,
+    DICTIONARIES,
+    Chunk,
+    read_row_groups,
+)
 from postpress_async.rotation.fleet._row import PARTS, RowReader, meaning, shown
 from postpress_async.rotation.plan import Refusal, Row
 
@@ -58,6 +64,7 @@ class ParquetTable:
         header = read_header(schema.names, file.error)
         self._names = {column: schema.names[place] for column, place in header.places.items()}
         self._leaves: list[str] = []
+        self._batch_sizes: list[int] | None = None
         ignored = list(header.ignored)
         for column, place in header.places.items():
             name, kind = schema.names[place], schema.field(place).type
@@ -102,9 +109,10 @@ class ParquetTable:
 
     def _batches(self) -> Generator[Batch, None, None]:
         maker = BatchMaker()
-        with self._opened() as parquet, self._opened(read_dictionary=self._leaves) as dictionaries:
-            sizes = self._batch_sizes(parquet.metadata, dictionaries)
-            for size, groups in groupby(sizes, key=itemgetter(1)):
+        if self._batch_sizes is None:
+            self._batch_sizes = self._find_batch_sizes()
+        with self._opened() as parquet:
+            for size, groups in groupby(enumerate(self._batch_sizes), key=itemgetter(1)):
                 numbers = [number for number, _ in groups]
                 # Not by threads, which read ahead.
                 batches = parquet.iter_batches(
@@ -114,49 +122,46 @@ class ParquetTable:
                     values = self._intact(partial(self._values, batch))
                     yield maker.make(values, batch.num_rows)
 
-    def _batch_sizes(
-        self, metadata: "pyarrow.parquet.FileMetaData", dictionaries: "pyarrow.parquet.ParquetFile"
-    ) -> Iterator[tuple[int, int]]:
+    def _find_batch_sizes(self) -> list[int]:
         """
-        For each row group, by its number: how many of its rows may be in memory at once.
+        For each row group: how many of its rows may be in memory at once.
 
         Compression makes a few bytes of a long value, and dictionaries repeat it for nothing.
 
         Raises:
             FleetError: A column of a row group is too large to be read.
         """
-        for number in range(metadata.num_row_groups):
-            group = self._intact(partial(metadata.row_group, number))
-            longest = 0
-            for place in range(group.num_columns):
-                chunk = group.column(place)
-                if chunk.path_in_schema not in self._leaves:
-                    continue
-                if chunk.total_uncompressed_size > AT_ONCE + EACH_ROW * group.num_rows:
-                    raise self._file.error(
-                        f"has {chunk.total_uncompressed_size:,} bytes in column "
-                        f"{shown(chunk.path_in_schema)} of row group {number} (of {group.num_rows:,} rows), "
-                        "too many for a fleet: correct long values, or write smaller row groups"
-                    )
-                if chunk.total_uncompressed_size * BATCH > AT_ONCE:
-                    longest = max(longest, self._longest(number, chunk, dictionaries))
-            yield number, min(BATCH, max(1, AT_ONCE // max(1, longest)))
+        with self._file.opened() as file:
+            row_groups = self._intact(partial(read_row_groups, file))
+        sizes: list[int] = []
+        with self._opened(read_dictionary=self._leaves) as dictionaries:
+            for number, group in enumerate(row_groups):
+                longest = 1
+                for chunk in group.chunks:
+                    if chunk.path not in self._leaves:
+                        continue
+                    if chunk.size > AT_ONCE + EACH_ROW * group.rows:
+                        raise self._file.error(
+                            f"has {chunk.size:,} bytes in column {shown(chunk.path)} of row group {number} "
+                            f"(of {group.rows:,} rows), too many for a fleet: correct long values, or write "
+                            "smaller row groups"
+                        )
+                    if chunk.size * BATCH > AT_ONCE:
+                        longest = max(longest, self._longest(number, chunk, dictionaries))
+                sizes.append(min(BATCH, max(1, AT_ONCE // longest)))
+        return sizes
 
-    def _longest(
-        self,
-        number: int,
-        chunk: "pyarrow.parquet.ColumnChunkMetaData",
-        dictionaries: "pyarrow.parquet.ParquetFile",
-    ) -> int:
-        """At most how long a value is that comes more often than its bytes do; 0 if none does."""
-        if "DELTA_BYTE_ARRAY" in chunk.encodings:  # a value's beginning is taken from the one before
-            return int(chunk.total_uncompressed_size)
-        if not any("DICTIONARY" in encoding for encoding in chunk.encodings):
+    def _longest(self, number: int, chunk: Chunk, dictionaries: "pyarrow.parquet.ParquetFile") -> int:
+        """At most how long a value is that may come more often than its bytes do; 0 if none may."""
+        if DELTA_BYTE_ARRAY in chunk.encodings:
+            return chunk.size
+        if not DICTIONARIES & chunk.encodings:
             return 0
-        batches = dictionaries.iter_batches(
-            1, row_groups=[number], columns=[chunk.path_in_schema], use_threads=False
-        )
-        values = self._intact(lambda: next(batches).column(0))
+        batches = dictionaries.iter_batches(1, row_groups=[number], columns=[chunk.path], use_threads=False)
+        batch = self._intact(partial(next, batches, None))
+        if batch is None:  # it has no row
+            return 0
+        values = batch.column(0)
         while self._arrow.types.is_struct(values.type):
             values = values.field(0)
         if not self._arrow.types.is_dictionary(values.type):
