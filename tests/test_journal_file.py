@@ -173,6 +173,29 @@ async def test_empty_log_in_place_of_a_lost_one_leaves_each_account_in_doubt(pat
         await journal.aclose()
 
 
+@pytest.mark.parametrize("log", [b"", b"not a log of SQLite's" * 10], ids=["empty", "another file's"])
+async def test_rows_that_were_skipped_before_a_lost_log_are_in_doubt_under_their_keys(path, log) -> None:
+    """The lost commits may say that they were sent since; a renewed key would order a second proxy."""
+    journal = Journal.open(path)
+    for ordinal in range(100):  # more than the watermark of a run covers at first
+        journal.record(outcome(ordinal, State.SKIPPED, attempts=ordinal % 2))
+    await journal.aclose()
+    with Run(path):
+        pass
+    path.with_name("run.sqlite3-wal").write_bytes(log)
+    path.with_name("run.sqlite3-shm").unlink()
+    with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as file:
+        keys_of_the_dead_run = file.execute("SELECT * FROM generations").fetchall()
+
+    with pytest.raises(JournalError, match="is missing, or is not its own"):
+        JournalView(path)
+    journal = Journal.open(path)
+
+    assert journal.counts() == {State.UNKNOWN: 100}
+    assert list(journal.generations()) == keys_of_the_dead_run
+    await journal.aclose()
+
+
 async def test_killed_journal_that_another_program_folded_is_resumed(path) -> None:
     """The sqlite3 shell deletes the -wal of a dead run once all of it is in the file."""
     with Run(path):

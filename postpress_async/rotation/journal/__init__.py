@@ -182,10 +182,10 @@ class Journal:
             stack.callback(file.close)
             lock(place, file)
             try:
-                lost = refuse_lost_log(place)
+                refuse_lost_log(place)
                 connection, fresh = connect(place)
                 stack.callback(connection.close)
-                accept_log(connection, lost=lost)
+                accept_log(connection)
                 same = check_input(place, connection, digest, target, rows, by_row=by_row)
                 completed = completion(connection, done_if(on_unknown, on_failed), total)
                 if pool is not None and on_failed == "report":

@@ -22,24 +22,17 @@ until SQLite, or the end of a run, folds the whole -wal into the file.
 """
 
 
-def refuse_lost_log(place: Path) -> bool:
-    """
-    Raise `JournalError` if the journal at *place* needs its -wal, and there is none.
-
-    Returns:
-        Whether it needs one and has an empty one. SQLite leaves none like that, so the operator made it.
-    """
-    log = Path(f"{place}-wal")
-    if not place.stat().st_size or (log.exists() and log.stat().st_size):
-        return False
+def refuse_lost_log(place: Path) -> None:
+    """Raise `JournalError` if the journal at *place* needs its -wal, and there is none."""
+    if not place.stat().st_size or os.path.exists(f"{place}-wal"):
+        return
     # SQLite would make a -wal for any other connection.
     with closing(
         sqlite3.connect(f"{Path(os.path.abspath(place)).as_uri()}?immutable=1", uri=True)
     ) as connection:
         needed = needs_log(connection)
-    if needed and not log.exists():
+    if needed:
         raise lost_log(place)
-    return needed
 
 
 def needs_log(connection: sqlite3.Connection) -> bool:
@@ -52,14 +45,27 @@ def needs_log(connection: sqlite3.Connection) -> bool:
 def lost_log(place: Path) -> JournalError:
     """The refusal of a journal without the -wal that it needs."""
     return JournalError(
-        f"{place} is incomplete: {place.name}-wal is missing, with the latest outcomes of a run that was "
-        "killed. Put it back beside the journal. If it is lost for good, create an empty file of that name: "
-        "then each account without an outcome is treated as one that may have been sent (see --on-unknown)"
+        f"{place} is incomplete: {place.name}-wal is missing, or is not its own, with the latest outcomes of "
+        "a run that was killed. Put it back beside the journal. If it is lost for good, create an empty file "
+        "of that name and start the run: each account that is not recorded as patched or failed is then "
+        "treated as one that may have been sent (see --on-unknown)"
     )
 
 
-def accept_log(connection: sqlite3.Connection, *, lost: bool) -> None:
-    """Accept what *connection* sees as the whole journal; if its log was *lost*, each row is in doubt."""
+def accept_log(connection: sqlite3.Connection) -> None:
+    """
+    Accept what *connection* sees as the whole journal, before it has written anything.
+
+    If the -wal that the file needs is empty, cut off or another file's, SQLite sees no commit in it. Then
+    every row is in doubt that may have been sent.
+    """
+    if needs_log(connection):
+        [(_, commits, _)] = connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        delete_mark(connection, lost=commits <= 0)
+
+
+def delete_mark(connection: sqlite3.Connection, *, lost: bool = False) -> None:
+    """Say that file and -wal are the whole journal again; *lost*: also that its latest commits are lost."""
     if not needs_log(connection):
         return  # without waiting for anyone who writes
     with connection:
@@ -75,4 +81,4 @@ def checkpoint(connection: sqlite3.Connection, mode: Literal["FULL", "PASSIVE"])
     try:
         connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
     finally:
-        accept_log(connection, lost=False)
+        delete_mark(connection)

@@ -12,13 +12,13 @@ from typing import Final
 TABLE: Final = "CREATE TABLE IF NOT EXISTS covered (ordinal INTEGER PRIMARY KEY)"
 
 # A row that was refused is not sent. One whose request was refused has the status of the answer.
-_MAY_BE_SENT: Final = (
+MAY_BE_SENT: Final = (
     "state = 'skipped' AND NOT (attempts = 0 AND scope IS 'request' AND status IS NULL) "
     "AND ordinal >= ? AND ordinal < ?"
 )
 COVER: Final = (
-    f"INSERT OR IGNORE INTO covered SELECT ordinal FROM outcomes WHERE {_MAY_BE_SENT}",  # noqa: S608
-    f"UPDATE outcomes SET state = 'unknown', applied = 'unknown' WHERE {_MAY_BE_SENT}",  # noqa: S608
+    f"INSERT OR IGNORE INTO covered SELECT ordinal FROM outcomes WHERE {MAY_BE_SENT}",  # noqa: S608
+    f"UPDATE outcomes SET state = 'unknown', applied = 'unknown' WHERE {MAY_BE_SENT}",  # noqa: S608
 )
 """For the ordinals from one up to another."""
 

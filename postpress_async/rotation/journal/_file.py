@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from postpress_async.errors import JournalError, JournalNotWritableError
-from postpress_async.rotation.journal._coverage import COVER, make
+from postpress_async.rotation.journal._coverage import COVER, MAY_BE_SENT, make
 from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._reach import LEAST, REACHED
 
@@ -50,6 +50,10 @@ _NEXT_GENERATION: Final = """
 INSERT OR REPLACE INTO generations
 SELECT ordinal, coalesce(generation, 0) + 1 FROM outcomes LEFT JOIN generations USING (ordinal) WHERE {}
 """
+# The key of such an account is the one that the dead run has used: it stays.
+_IN_DOUBT: Final = (
+    f"UPDATE outcomes SET state = 'unknown', applied = 'unknown', attempts = 0 WHERE {MAY_BE_SENT}"  # noqa: S608
+)
 REOPENED: Final = "CASE applied WHEN 'unknown' THEN 'unknown' ELSE 'skipped' END"
 """In SQL: the state of an account that failed and is to be sent again."""
 
@@ -194,12 +198,9 @@ def mark_under_way(connection: sqlite3.Connection) -> float:
         died = connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone() is not None
         if died or reached == math.inf:  # not known: each row is in doubt that a run left no word of
             doubtful = max(doubtful, reached)
-        if died and not covers:  # it was a version that did not cover what it might send
-            connection.execute(
-                "UPDATE outcomes SET state = 'unknown', applied = 'unknown', attempts = 0 "
-                "WHERE state = 'skipped' AND ordinal < ?",
-                (doubtful,),
-            )
+        # A version that did not cover what it might send, or a journal that has lost its latest commits.
+        if died and (not covers or reached == math.inf):
+            connection.execute(_IN_DOUBT, (0, doubtful))
         connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', ?)", (doubtful,))
         connection.execute(REACHED, (0,))
         # A key that was answered is used up: the answer may be stored under it. Its successor is on the disk

@@ -53,6 +53,9 @@ def open_read_only(place: Path) -> OpenFile:
             connection, stamp = connect_read_only(place, stack)
             _recognise(place, connection, file)
             refuse_stale(place, connection)
+            # A run that is under way has the mark for a moment at each checkpoint.
+            if needs_log(connection) and not file.is_locked() and needs_log(connection):
+                raise lost_log(place)
         except DAMAGE as error:
             raise JournalError(f"{place} cannot be read ({error}): name another journal") from None
         except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from postpress_async.errors import JournalNotWritableError, RotationError
 from postpress_async.rotation._whole_file import whole_file
-from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint
+from postpress_async.rotation.journal._checkpoint import checkpoint, delete_mark
 from postpress_async.rotation.journal._coverage import UNCOVER
 
 COMMIT_EVERY: Final = 0.05
@@ -204,7 +204,7 @@ class Writer:
     def close(self) -> None:
         """Let go of the file; the last connection to close folds the -wal file into it."""
         with suppress(sqlite3.Error):  # a checkpoint may have failed before it could say this
-            accept_log(self._connection, lost=False)
+            delete_mark(self._connection)
         self._connection.close()
 
     def _write(self) -> None:
