@@ -194,8 +194,13 @@ def listed_type(text: str) -> str | None:
     return name if name in BY_TYPE or name in BY_CODE else None
 
 
-REFUSING_STATUSES = frozenset({403, 405, 409, 413, 415, 422})
-"""Statuses without a class of their own that say, as 400 does, that nothing was applied."""
+REFUSING_STATUSES = frozenset({403, 405, 407, 409, 411, 413, 414, 415, 417, 422, 431})
+"""
+Statuses without a class of their own that say, as 400 does, that nothing was applied.
+
+RFC 9110, section 15.5, and RFC 6585, section 5: each refuses the request before the method is applied. 406,
+410 and 418 are not among them: a gateway may send those for what it has passed on.
+"""
 
 RETRYABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
 """Retried where the answer has no listed type: what every HTTP API's clients meet in front of it."""

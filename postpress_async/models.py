@@ -119,7 +119,9 @@ class ManagedProxy:
 
     def __attrs_post_init__(self) -> None:
         if self.country is None and self.ip is None:
-            raise FieldError(None, "nothing asked for", "a managed proxy requires a country, an ip, or both")
+            raise FieldError(
+                None, "no country and no ip", "a managed proxy requires a country, an ip, or both"
+            )
 
 
 ProxyChange: TypeAlias = CustomProxy | ManagedProxy

@@ -126,7 +126,8 @@ class Service:
                 return self._later(0.05, answer, Reply(Sign.OVERLOAD, weather.unwell_after))
             case "504":
                 return self._later(1.0, answer, Reply(Sign.OVERLOAD))
-        if self.chance.random() < weather.stray(now):
+        # Without such a share nothing is drawn, so that a seed means the same for all other scenarios.
+        if (stray := weather.stray(now)) and self.chance.random() < stray:
             return self._later(weather.refusal, answer, Reply(Sign.THROTTLED, weather.retry_after))
         if (wait := self._throttle(now)) is not None:
             told = weather.retry_after and max(weather.retry_after, math.ceil(wait))

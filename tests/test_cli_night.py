@@ -238,7 +238,7 @@ def test_rows_that_name_an_account_alone_are_told_what_gives_them_a_proxy(folder
     assert done.returncode == 2
     fault, last = done.stderr.splitlines()
     assert fault == (
-        "fleet.csv: 50 lines (2, 3, 4, 5, 6 and 45 more): nothing asked for: "
+        "fleet.csv: 50 lines (2, 3, 4, 5, 6 and 45 more): no proxy and no country: "
         "give --pool FILE or --country CC for all of them, or each row a proxy or a country"
     )
     assert last == "nothing was sent: correct them"
@@ -653,7 +653,7 @@ def test_rows_that_were_refused_are_no_reason_to_run_it_again(folder) -> None:
     for _ in range(2):  # a journal that is gone on with too
         done = run("rotate", "fleet.csv", "--sandbox", "--skip-bad")
         assert done.returncode == 1
-        assert "1 row was refused: mend and rotate them as a fleet of their own" in done.stderr
+        assert "1 row was refused: correct them and rotate them as a fleet of their own" in done.stderr
         assert "run the same command again" not in done.stderr
 
 
@@ -678,6 +678,61 @@ async def test_doubts_can_be_left_to_a_person(folder, sandbox) -> None:
     assert done.returncode == 1
     assert sandbox.record.requests == 3
     assert "1 unknown" in done.stdout
+
+
+async def test_advice_about_accounts_in_doubt_orders_no_proxy_twice(folder, sandbox) -> None:
+    """A new journal would send every account again, the patched ones included."""
+    write_fleet(folder, 3)
+    sandbox.script("acc_000001", Fault(type="errors/unexpected_error"))
+    report = ("--on-unknown", "report")
+    await arun(sandbox, "rotate", "fleet.csv", *report)
+
+    again = await arun(sandbox, "rotate", "fleet.csv", *report)
+    status = run("status", JOURNAL)
+    await arun(sandbox, "rotate", "fleet.csv")
+
+    assert again.stdout.splitlines()[0] == (
+        "nothing was sent: the outcome of 1 account is unknown, and --on-unknown report leaves it to you"
+    )
+    assert "name another --journal" not in again.stdout + again.stderr
+    assert f"`postpress-async export {JOURNAL} --state unknown` lists them" in status.stdout
+    assert "without --on-unknown report" in status.stdout
+    assert sandbox.record.requests == 4
+
+
+async def test_an_account_in_doubt_is_reported_with_another_pool_too(folder, sandbox) -> None:
+    (folder / "fleet.csv").write_text("account_id\nacc_000000\nacc_000001\n")
+    pools = [folder / "a.txt", folder / "b.txt"]
+    for number, pool in enumerate(pools):
+        pool.write_text(f"198.51.100.{number}:8080\n")
+    sandbox.script("acc_000001", Fault(type="errors/unexpected_error"))
+    report = ("--on-unknown", "report")
+    await arun(sandbox, "rotate", "fleet.csv", "--pool", "a.txt", *report)
+
+    again = await arun(sandbox, "rotate", "fleet.csv", "--pool", "b.txt", *report)
+
+    assert again.returncode == 1
+    assert "the outcome of 1 account is unknown" in again.stdout
+
+
+async def test_a_halt_names_the_command_to_run_next(folder, sandbox) -> None:
+    write_fleet(folder, 3)
+    sandbox.script("acc_000001", Fault(type="errors/resource_not_found"))
+
+    done = await arun(sandbox, "rotate", "fleet.csv", "--halt", "1")
+
+    assert "correct the cause, then run the same command again: postpress-async rotate" in done.stderr
+
+
+def test_retrying_a_rotation_in_which_nothing_failed_sends_nothing_and_exits_0(folder) -> None:
+    write_fleet(folder, 3)
+    run("rotate", "fleet.csv", "--sandbox")
+
+    done = run("retry-failed", JOURNAL, "fleet.csv", "--sandbox")
+
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"nothing was sent: no account in {JOURNAL} failed; ")
+    assert "--journal" not in done.stdout
 
 
 # --- Around it ---

@@ -78,7 +78,8 @@ def test_two_workers_leave_the_journal_and_the_exit_code_of_one_process(tmp_path
     assert ends[0] == ends[1]
     assert ends[0][0] == 1
     assert journals[0] == journals[1]
-    assert reports[0] == reports[1]
+    one, two = (evolve(report, command=None, retry_command=None) for report in reports)
+    assert one == two
     assert reports[0].errors
     print(f"exit code {ends[0][0]}, {reports[0].states}, {reports[0].errors}: of both")
 

@@ -141,7 +141,7 @@ def test_an_answer_without_an_envelope_is_its_status_s_class(status: int) -> Non
 @pytest.mark.parametrize(
     "body", ["", '{"type": "errors/brand_new", "title": "A title"}'], ids=["bare", "unlisted type"]
 )
-@pytest.mark.parametrize("status", [403, 405, 409, 413, 415, 422])
+@pytest.mark.parametrize("status", [403, 405, 407, 409, 411, 413, 414, 415, 417, 422, 431])
 def test_a_refusal_that_the_page_does_not_list_applied_nothing(status: int, body: str) -> None:
     """Recorded as unknown, the account would be sent again every night."""
     error = refusal(status, body)

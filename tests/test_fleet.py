@@ -233,7 +233,7 @@ def test_a_row_that_names_nothing_but_an_account_takes_the_default(rows) -> None
 
     assert [row.change for row in rows(text, default=US)] == [US, ManagedProxy(country="DE")]
     assert [row.change for row in rows("id\nacc_1\nacc_2\n", default=US)] == [US, US]
-    assert told(rows(text)) == [(2, None, "nothing asked for")]
+    assert told(rows(text)) == [(2, None, "no proxy and no country")]
 
 
 def test_a_default_does_not_mend_half_a_proxy(rows) -> None:
@@ -323,7 +323,7 @@ def test_rows_with_the_same_fault_are_one_sentence(write) -> None:
     assert faults == [
         f"1,001 lines (2, 5, 6, 7, 8 and 996 more), country: {letters}",
         "2 lines (1005, 1006), account_id: account already named: name each account once",
-        "line 1007, country: country not assigned: UK is written GB",
+        "line 1007, country: country not assigned: use GB instead of UK",
     ]
 
 
@@ -409,7 +409,7 @@ JSON_REFUSED = [
     ('{"id":null,"country":"US"}', "account_id", "account_id missing"),
     ('{"country":"US"}', "account_id", "account_id missing"),
     ("{}", "account_id", "account_id missing"),
-    ('{"id":"a"}', None, "nothing asked for"),
+    ('{"id":"a"}', None, "no proxy and no country"),
     ('{"id":"a","country":1}', "country", "country not text"),
     ('{"id":"a","country":["US"]}', "country", "country not text"),
     ('{"id":"a","proxy":80}', "proxy", "proxy not text"),

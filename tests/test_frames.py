@@ -68,7 +68,7 @@ def test_what_pandas_has_for_missing_is_not_given(countries: Any) -> None:
     """It has five words for it, by the type of the column."""
     read = rows(pandas.DataFrame({"id": ["a", "b"], "country": countries}))
 
-    assert told(read) == [(1, None, "nothing asked for")]
+    assert told(read) == [(1, None, "no proxy and no country")]
     assert read[1] == Row(1, 2, "b", US)
 
 

@@ -216,7 +216,7 @@ def test_a_complete_rotation_is_not_said_to_have_another_pool(folder) -> None:
         done = run(*words, *pooled(folder, "c", "d"))
         assert (done.returncode, done.stdout) == (2, "")
         assert "complete" in done.stderr
-        assert "another pool. Nothing was sent. To rotate these accounts again, name another journal" in (
+        assert "another pool (or --country). Nothing was sent. To rotate these accounts again" in (
             done.stderr
         )
 

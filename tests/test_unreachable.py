@@ -6,11 +6,13 @@ import socket
 from contextlib import closing
 
 import pytest
+from attrs import evolve
 
 from postpress_async import ManagedProxy, Outcome, Pace, PostPressSession, RetryPolicy, errors
 from postpress_async.errors import Applied
 from postpress_async.rotation import State
 from postpress_async.rotation.halt import UNREACHED, Halt, Halts
+from postpress_async.sandbox import Sandbox
 from tests.conftest import KEY
 from tests.test_cli import run
 from tests.virtual_world import World, in_virtual_time, now, world
@@ -71,22 +73,23 @@ async def test_a_host_that_was_reached_before_is_waited_for() -> None:
         assert rotation.summary.patched == 500
 
 
-@in_virtual_time
-async def test_a_host_that_an_earlier_run_reached_is_waited_for(tmp_path_factory) -> None:
-    at: World
-    journal = tmp_path_factory.mktemp("j") / "run.sqlite3"
-    async with world(Pace(in_flight=10)) as at:
-        async with at.session.rotate(changes(50), journal=journal, limit=10) as rotation:
-            await rotation.run()
-        await at.server.outage("refused")
-        async with at.session.rotate(changes(50), journal=journal) as rotation:
-            for _ in range(60):
-                await asyncio.sleep(1.0)
-            await at.server.recover()
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_host_that_an_earlier_run_reached_is_not_a_mistyped_name(tmp_path, resumed, policy) -> None:
+    """It is an outage: each account is skipped after its attempts, and the rotation does not halt."""
+    journal = tmp_path / "run.sqlite3"
+    retry = evolve(policy, attempts=6)
+    async with Sandbox() as sandbox:
+        async with PostPressSession(sandbox.api_key, base_url=sandbox.url) as session:
+            async with session.rotate(changes(3), journal=journal, limit=1) as rotation:
+                await rotation.run()
+
+    journal = journal if resumed else tmp_path / "another.sqlite3"
+    async with PostPressSession(sandbox.api_key, base_url=sandbox.url, retry=retry) as session:
+        async with session.rotate(changes(3), journal=journal, halt="never") as rotation:
             await rotation.run()
 
-        assert rotation.summary.halted is None
-        assert rotation.summary.patched == 50
+    assert (rotation.summary.halted is None) is resumed
+    assert rotation.summary.states[State.SKIPPED] == (2 if resumed else 3)
 
 
 @pytest.mark.parametrize(

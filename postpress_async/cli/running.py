@@ -150,9 +150,7 @@ async def _run(job: Job, sender: Paused, rotation: Rotation, feed: Feed) -> _End
         with _interruptible(rotation, ended, job.wishes.max_duration):
             async with rotation:
                 if rotation.completed_at is not None:
-                    when, again = moment(rotation.completed_at), "To send these accounts again, name another"
-                    what = f"the rotation in {job.journal} was completed at {when}"
-                    feed.say(f"nothing was sent: {what}. {again} --journal")
+                    feed.say(f"nothing was sent: {_why_complete(job, rotation)}")
                 feed.begun(job, rotation.summary)
                 with Progress(job.total, rotation, sender) as progress:
                     async for outcome in rotation:
@@ -171,6 +169,21 @@ async def _run(job: Job, sender: Paused, rotation: Rotation, feed: Feed) -> _End
         if not ended.at_once or task.uncancel():
             raise
     return ended
+
+
+def _why_complete(job: Job, rotation: Rotation) -> str:
+    """Why a rotation has nothing to send, and the next step."""
+    if unknown := rotation.summary.states[State.UNKNOWN]:
+        outcomes = "outcome of 1 account is" if unknown == 1 else f"outcomes of {unknown:,} accounts are"
+        left = "it" if unknown == 1 else "them"
+        return f"the {outcomes} unknown, and --on-unknown report leaves {left} to you"
+    when = moment(rotation.completed_at or 0)
+    if job.wishes.on_failed == "retry":
+        return f"no account in {job.journal} failed; its rotation was completed at {when}"
+    return (
+        f"the rotation in {job.journal} was completed at {when}. To send these accounts again, "
+        "name another --journal"
+    )
 
 
 class _Halted(click.ClickException):
@@ -227,15 +240,16 @@ def _conclude(job: Job, summary: RotationSummary, ended: _Ended, feed: Feed) -> 
     left_in_doubt = summary.states[State.UNKNOWN] if job.wishes.on_unknown == "report" else 0
     if left_in_doubt:
         accounts = "1 account" if left_in_doubt == 1 else f"{left_in_doubt:,} accounts"
-        told = "may have been changed and will not be sent again: look at them, then run without "
-        tell(f"postpress-async: {accounts} {told}--on-unknown report")
+        advice = "look at them, then run without --on-unknown report to send them"
+        tell(f"postpress-async: {accounts} may have been changed and will not be sent again: {advice}")
     open_ = summary.states[State.UNKNOWN] > left_in_doubt or summary.states[State.SKIPPED] > summary.refused
     if summary.halted:
-        tell(f"postpress-async: halted: {summary.halted}; run the same command again once it is mended")
+        tell(f"postpress-async: halted: {summary.halted}")
+        tell(f"postpress-async: correct the cause, then run the same command again: {job.wishes.command}")
     elif ended.early or open_:
         tell("postpress-async: run the same command again to go on")
     elif summary.refused:
         rows = "1 row was" if summary.refused == 1 else f"{summary.refused:,} rows were"
-        tell(f"postpress-async: {rows} refused: mend and rotate them as a fleet of their own")
+        tell(f"postpress-async: {rows} refused: correct them and rotate them as a fleet of their own")
     if summary.states[State.FAILED] and not summary.halted:
         tell(f"postpress-async: to send what failed once more: {job.wishes.retry_failed(job.journal)}")

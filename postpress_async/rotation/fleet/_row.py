@@ -19,7 +19,7 @@ COLUMNS: Final = ("account_id", "proxy", "host", "port", "protocol", "username",
 PARTS: Final = COLUMNS[2:7]
 """The columns that together say what a ``proxy`` URL says alone."""
 
-NOTHING_ASKED: Final = "nothing asked for"
+NOTHING_ASKED: Final = "no proxy and no country"
 """The reason of a row that names an account alone, where there is no default and no pool."""
 
 ONE_FORM: Final = "give all of it in proxy, or host, port and the rest by themselves, not both"

@@ -334,6 +334,7 @@ class Journal:
         """
         self._writer.put("INSERT OR IGNORE INTO run VALUES ('began', ?)", (time.time(),))
         self._writer.put("DELETE FROM run WHERE name = ?", ("halted",))
+        self._writer.put(_NOTE, ("on unknown", "report" if self.leaves_doubts else "retry"))
         if total is not None:
             self._writer.put(_TOTAL, (total,))
         # A run from Python has none, and those of the run before would not repeat it.

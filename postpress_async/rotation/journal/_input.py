@@ -113,9 +113,11 @@ class Completion:
 
     Attributes:
         at: Unix time of the last outcome.
+        unknown: Accounts whose outcome is unknown, and which this run does not send.
     """
 
     at: float
+    unknown: int = 0
 
 
 def completion(connection: sqlite3.Connection, done: str, total: int | None) -> Completion | None:
@@ -130,11 +132,12 @@ def completion(connection: sqlite3.Connection, done: str, total: int | None) -> 
     if total is None:
         found = connection.execute("SELECT value FROM run WHERE name = 'total'").fetchone()
         total = None if found is None else found[0]
-    sql = f"SELECT count(*), max(settled_at) FROM outcomes WHERE {done} OR {_REFUSED}"  # noqa: S608
-    [(count, last)] = connection.execute(sql)
+    counts = "count(*), max(settled_at), total(state = 'unknown')"
+    sql = f"SELECT {counts} FROM outcomes WHERE {done} OR {_REFUSED}"  # noqa: S608
+    [(count, last, unknown)] = connection.execute(sql)
     if not isinstance(total, int) or not 0 < total <= count:
         return None
-    return Completion(float(last))
+    return Completion(float(last), int(unknown))
 
 
 _REFUSED: Final = "(state = 'skipped' AND attempts = 0 AND scope IS 'request' AND status IS NULL)"
@@ -154,22 +157,26 @@ def check_pool(
         connection.execute("INSERT OR IGNORE INTO run VALUES (?, ?)", salt)
         told = dict(connection.execute("SELECT name, value FROM run"))
         digest = _of_pool(pool, told["salt"])
-        if completed is not None and told.get("pool", digest) != digest:
-            raise _other_pool(place)
+        if told.get("pool", digest) != digest:
+            refuse_if_complete(place, completed)
         connection.execute("INSERT OR REPLACE INTO run VALUES ('pool', ?)", (digest,))
 
 
-def refuse_other_pool(place: Path, told: Mapping[str, Any], pool: bytes) -> None:
-    """Raise what `check_pool` does of a journal that is complete."""
+def refuse_other_pool(
+    place: Path, told: Mapping[str, Any], pool: bytes, completed: Completion | None
+) -> None:
+    """Raise what `check_pool` does, of a journal that is only read."""
     if "pool" in told and told["pool"] != _of_pool(pool, told["salt"]):
-        raise _other_pool(place)
+        refuse_if_complete(place, completed)
 
 
-def _other_pool(place: Path) -> JournalError:
-    return JournalError(
-        f"{place} is of a rotation that is complete, and that had another pool. Nothing was sent. To rotate "
-        "these accounts again, name another journal"
-    )
+def refuse_if_complete(place: Path, completed: Completion | None) -> None:
+    """Raise `JournalError` if nothing is left to be sent. An account in doubt is left to be looked at."""
+    if completed is not None and not completed.unknown:
+        raise JournalError(
+            f"{place} is of a rotation that is complete, and that had another pool (or --country). Nothing "
+            "was sent. To rotate these accounts again, name another journal"
+        )
 
 
 def _of_pool(pool: bytes, salt: bytes) -> bytes:

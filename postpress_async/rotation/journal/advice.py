@@ -28,6 +28,12 @@ def advice(journal: str, numbers: Numbers, *, seen: bool = False) -> str:
         return f"correct what halted it, then {again}: it goes on from here"
     if numbers.stage is not Stage.ENDED:
         return f"{again}: it goes on from here"
+    if states[State.UNKNOWN] and numbers.leaves_unknown:
+        option = "--on-unknown report" if command else 'on_unknown="report"'
+        return (
+            f"look at the accounts whose outcome is unknown (`postpress-async export {name} --state unknown` "
+            f"lists them); to send them, {again} without {option}"
+        )
     if states[State.UNKNOWN] or states[State.SKIPPED] > numbers.refused:
         left = " and ".join(state for state in (State.UNKNOWN, State.SKIPPED) if states[state])
         return f"{again}: it sends what is {left}"

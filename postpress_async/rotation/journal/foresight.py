@@ -70,8 +70,8 @@ def done_in(
             told = dict(connection.execute("SELECT name, value FROM run"))
             refuse_other(place, connection, told, digest, target, rows)
             done = done_if(on_unknown, on_failed)
-            if pool is not None and on_failed == "report" and completion(connection, done, total):
-                refuse_other_pool(place, told, pool)
+            if pool is not None and on_failed == "report":
+                refuse_other_pool(place, told, pool, completion(connection, done, total))
             [(count,)] = connection.execute(f"SELECT count(*) FROM outcomes WHERE {done}")  # noqa: S608
         except DAMAGE as error:
             raise refusal_of(place, error) from None

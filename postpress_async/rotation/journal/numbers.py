@@ -67,6 +67,7 @@ class Numbers:
         command: The command line of the last run; None if it had none, as from Python.
         retry_command: The one that sends again what failed in it.
         folder: The working directory of both.
+        leaves_unknown: Whether the last run did not send accounts whose outcome was unknown.
     """
 
     stage: Stage
@@ -86,6 +87,7 @@ class Numbers:
     command: str | None = None
     retry_command: str | None = None
     folder: str | None = None
+    leaves_unknown: bool = False
 
     @property
     def accounts(self) -> int:
@@ -154,6 +156,7 @@ def count(view: JournalView, stage: Stage, now: float) -> Numbers:
         command=_command(told.get("command")),
         retry_command=_command(told.get("retry command")),
         folder=folder if isinstance(folder, str) and folder.isprintable() else None,
+        leaves_unknown=told.get("on unknown") == "report",
     )
 
 
