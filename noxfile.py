@@ -12,6 +12,7 @@ nox.options.sessions = "lint types public_types changelog tests-3.11 docs packag
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 TYPES = [word for word in PYPROJECT["dependency-groups"]["types"] if "pyright" in word]
+EVERY = ("-m", "slow or not slow")  # pytest alone leaves out the slow tests
 LOCK = "tests/constraints.txt"  # what a session is said to lock is of these versions
 TESTED = ".[cli,parquet,report]"  # the package with what its tests use of its extras
 
@@ -52,14 +53,14 @@ def changelog(session: nox.Session) -> None:
     """A branch that changes the package has an entry in the changelog; `-- BASE` is what it left."""
     origin = session.run("git", "branch", "--remotes", "--list", "origin/main", silent=True)
     base = session.posargs or ["origin/main" if origin else "main"]
-    session.run("python", "-m", "tests.changelog", *base)
+    session.run("python", "-m", "tests.project.changelog", *base)
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The suite under branch coverage, on each Python; `nox -s tests -- -k retry` runs a few."""
     install(session, "test")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "-n", "0", *EVERY, *session.posargs)
     session.run("coverage", "report")
 
 
@@ -203,7 +204,7 @@ def extras(session: nox.Session, extra: str) -> None:
 def newest(session: nox.Session) -> None:
     """The suite on the newest version of everything, as a user installs it today: nothing is locked."""
     session.install("-e", TESTED, *nox.project.dependency_groups(PYPROJECT, "test"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *EVERY, *session.posargs)
 
 
 @nox.session(venv_backend="uv")
@@ -212,21 +213,21 @@ def lowest(session: nox.Session) -> None:
     floors = ["--resolution", "lowest-direct", "-e", f".[{','.join(EXTRAS)}]"]
     session.install(*floors, *nox.project.dependency_groups(PYPROJECT, "test"))
     session.install("--upgrade", *floors)  # what the test tools ask for had raised some of them
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *EVERY, *session.posargs)
 
 
 @nox.session
 def loops(session: nox.Session) -> None:
     """The suite on uvloop; every other session has asyncio's own loop."""
     install(session, "test")
-    session.run("pytest", *session.posargs, env={"POSTPRESS_TEST_LOOP": "uvloop"})
+    session.run("pytest", *EVERY, *session.posargs, env={"POSTPRESS_TEST_LOOP": "uvloop"})
 
 
 @nox.session
 def debug(session: nox.Session) -> None:
     """The suite in asyncio's debug mode and Python's development mode, warnings as errors; forty minutes."""
     install(session, "test")
-    session.run("python", "-X", "dev", "-m", "pytest", "--asyncio-debug", *session.posargs)
+    session.run("python", "-X", "dev", "-m", "pytest", "--asyncio-debug", *EVERY, *session.posargs)
 
 
 @nox.session
@@ -236,7 +237,7 @@ def hostile(session: nox.Session, loop: str, parser: str) -> None:
     """The hostile network on either event loop, with either of aiohttp's parsers."""
     install(session, "test")
     twin = {"POSTPRESS_TEST_LOOP": loop} | ({"AIOHTTP_NO_EXTENSIONS": "1"} if parser == "Python" else {})
-    session.run("pytest", "tests/test_hostile.py", *session.posargs, env=twin)
+    session.run("pytest", "tests/http/test_hostile.py", *EVERY, *session.posargs, env=twin)
 
 
 @nox.session
@@ -244,10 +245,9 @@ def branches(session: nox.Session) -> None:
     """Each branch that a request or an answer can take is run by a test: under 100% this fails."""
     modules = "_wire _transport _lean_transport _exchange _network _connector _deadlines".split()
     modules += "_failure errors retry _retry_after secret".split()
-    files = "wire transport lean_transport deadlines connector errors retry retry_after secret".split()
-    files += "session lifetime hostile".split()
+    files = ["tests/http", "tests/call", "tests/test_errors.py", "tests/test_secret.py"]
     install(session, "test")
-    session.run("coverage", "run", "-m", "pytest", *(f"tests/test_{name}.py" for name in files))
+    session.run("coverage", "run", "-m", "pytest", "-n", "0", *EVERY, *files)
     included = ",".join(f"postpress_async/{name}.py" for name in modules)
     session.run("coverage", "report", f"--include={included}", "--fail-under=100")
 
@@ -256,14 +256,18 @@ def branches(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """The sandbox against its own OpenAPI document, with 2,000 drawn requests a run; the suite does 60."""
     install(session, "test")
-    session.run("pytest", "tests/test_fuzz.py", *session.posargs, env={"POSTPRESS_TEST_FUZZ": "2000"})
+    session.run(
+        "pytest", "tests/sandbox/test_fuzz.py", *EVERY, *session.posargs, env={"POSTPRESS_TEST_FUZZ": "2000"}
+    )
 
 
 @nox.session
 def kill(session: nox.Session) -> None:
     """A rotation killed at fifty moments; the suite does ten."""
     install(session, "test")
-    session.run("pytest", "tests/test_kill.py", *session.posargs, env={"POSTPRESS_TEST_KILLS": "50"})
+    session.run(
+        "pytest", "tests/rotation/test_kill.py", *EVERY, *session.posargs, env={"POSTPRESS_TEST_KILLS": "50"}
+    )
 
 
 @nox.session
@@ -271,14 +275,20 @@ def campaign(session: nox.Session) -> None:
     """500 seeded sequences of runs, kills and stops, audited after each run, and 30 of real commands."""
     install(session, "test")
     counts = {"POSTPRESS_TEST_CAMPAIGN": "500", "POSTPRESS_TEST_CAMPAIGN_COMMANDS": "30"}
-    session.run("pytest", "tests/test_campaign.py", *session.posargs, env=counts)
+    session.run("pytest", "tests/rotation/test_campaign.py", *EVERY, *session.posargs, env=counts)
 
 
 @nox.session
 def night(session: nox.Session) -> None:
     """A night of 100,000 accounts on a bad service with 25 dead proxies; the suite plays 3,000."""
     install(session, "test")
-    session.run("pytest", "tests/test_night.py", *session.posargs, env={"POSTPRESS_TEST_NIGHT": "100000"})
+    session.run(
+        "pytest",
+        "tests/rotation/test_night.py",
+        *EVERY,
+        *session.posargs,
+        env={"POSTPRESS_TEST_NIGHT": "100000"},
+    )
 
 
 @nox.session
@@ -286,7 +296,11 @@ def cluster(session: nox.Session) -> None:
     """Clusters under losses at full length, one of them over two hosts; then what workers add."""
     install(session, "test")
     session.run(
-        "pytest", "tests/test_cluster_losses.py", *session.posargs, env={"POSTPRESS_TEST_CLUSTER": "1"}
+        "pytest",
+        "tests/cluster/test_cluster_losses.py",
+        *EVERY,
+        *session.posargs,
+        env={"POSTPRESS_TEST_CLUSTER": "1"},
     )
     session.run("python", "-m", "benchmarks.cluster")
 
@@ -310,7 +324,15 @@ def micro(session: nox.Session) -> None:
     """Each part of a call by itself, in microseconds; `-- --benchmark-autosave` keeps them to compare."""
     install(session, "bench")
     columns = "--benchmark-columns=median,iqr,min,max,rounds"
-    session.run("pytest", "benchmarks/test_micro.py", "--benchmark-time-unit=us", columns, *session.posargs)
+    session.run(
+        "pytest",
+        "-o",
+        "addopts=",
+        "benchmarks/test_micro.py",
+        "--benchmark-time-unit=us",
+        columns,
+        *session.posargs,
+    )
 
 
 @nox.session

@@ -27,10 +27,10 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from benchmarks.canned import canned_server
 from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy
 from postpress_async.cluster import Cluster
 from postpress_async.cluster.orders import Orders
+from tests.support.canned_server import canned_server
 
 KEY: Final = "pp_test_sandbox"
 CHANGE: Final = ManagedProxy(country="US")

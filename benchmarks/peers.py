@@ -33,8 +33,8 @@ import uvloop
 from attrs import frozen
 from yarl import URL
 
-from benchmarks.canned import canned_server, two_cores
 from postpress_async import CustomProxy, Pace, PostPressSession
+from tests.support.canned_server import canned_server, two_cores
 
 Call: TypeAlias = Callable[[str], Awaitable[object]]
 

@@ -1,8 +1,8 @@
 """
 How much do outages, overload and errors of the service cost a rotation?
 
-It runs the real session and rotation with the real sandbox in virtual time (see `benchmarks.virtual`). The
-same seed gives exactly the same run::
+It runs the real session and rotation with the real sandbox in virtual time, see
+`tests.support.virtual_loop`. The same seed gives exactly the same run::
 
     python -m benchmarks.simulation [--accounts 20000] [--seed 1] [names...]
 
@@ -20,9 +20,9 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from benchmarks.play import measure
-from benchmarks.scenarios import ALL
-from benchmarks.world import FULL, Result, Scenario, broken
+from tests.support.simulated_service import FULL, Result, Scenario, broken
+from tests.support.simulation import measure
+from tests.support.simulation_scenarios import ALL
 
 HEAD = (
     f"{'scenario':42} {'makespan':>10} {'ideal':>9} {'ratio':>7} {'requests/account':>16} "

@@ -3,7 +3,6 @@
 import copy
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,9 @@ from postpress_async._wire import Answer, Request, read_patched
 from postpress_async.errors import Applied, Scope
 from postpress_async.models import Attempt
 from postpress_async.secret import Secret
+from tests.support import DATA
 
-PAGE = (Path(__file__).parent / "data" / "update-account-proxy.txt").read_text("utf-8")
+PAGE = (DATA / "update-account-proxy.txt").read_text("utf-8")
 
 
 def listed() -> list[tuple[str, int]]:

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import re
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +11,12 @@ import pytest
 from postpress_async import CustomProxy, ManagedProxy, RetryPolicy, errors
 from postpress_async.sandbox import Fault, Sandbox
 from postpress_async.sandbox.thread import SandboxThread
+from tests.support import ROOT
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.slow
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+README = (ROOT / "README.md").read_text("utf-8")
 US = ManagedProxy(country="US")
 
 BOT = """
@@ -32,6 +33,7 @@ async def new_proxy(account_id, country):
 
 TEST = """
 from bot import new_proxy
+from tests.support import ROOT
 
 async def test_a_bot(postpress_sandbox):
     postpress_sandbox.script("acc_1", "errors/proxy_error", then=200)

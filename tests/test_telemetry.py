@@ -32,7 +32,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from postpress_async import CustomProxy, ManagedProxy, Pace, ProxyPool, RetryPolicy, errors, events, telemetry
 from postpress_async.sandbox import Fault, Sandbox
 from postpress_async.telemetry import Telemetry
-from tests.virtual_world import in_virtual_time, world
+from tests.support.virtual_world import in_virtual_time, world
 
 US = ManagedProxy(country="US")
 PASSWORD = "hunter2-and-more"

@@ -21,9 +21,12 @@ PLACES = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 VARIES = r"\d+\.\d(?= s)|\d+(?= of them)"  # seconds, and how far it came
 ACCOUNTS = [f"acc_{number:03}" for number in range(300)]
 
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("bash", "flock", "tail"))), reason="there is no bash, or no flock"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("bash", "flock", "tail"))), reason="there is no bash, or no flock"
+    ),
+]
 
 
 @pytest.fixture

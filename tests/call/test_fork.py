@@ -1,0 +1,93 @@
+"""Processes that share a session made before they began: their idempotency keys never collide."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from postpress_async.sandbox import Sandbox
+
+pytestmark = pytest.mark.slow
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+WORKERS, ACCOUNTS = 2, 5
+
+# What a server with preloading does: the session is made at import, and each worker process uses it.
+PROGRAM = """
+import asyncio, multiprocessing, sys
+from postpress_async import ManagedProxy, PostPressSession
+
+US = ManagedProxy(country="US")
+session = PostPressSession()
+rotation = session.rotate([(f"acc_{n}", US) for n in range(ACCOUNTS)])
+
+async def call():
+    async with session:
+        return [await session.update_proxy(f"acc_{n}", US) for n in range(ACCOUNTS)]
+
+async def rotate():
+    async with session, rotation:
+        return [outcome async for outcome in rotation if outcome.state == "patched"]
+
+def work(_):
+    return len(asyncio.run(WORK()))
+
+if __name__ == "__main__":
+    workers = [multiprocessing.get_context(sys.argv[1]).Pool(1) for _ in range(WORKERS)]
+    print(sum(worker.apply(work, (None,)) for worker in workers))
+"""
+
+
+async def run_workers(sandbox: Sandbox, folder: Path, *, start: str, work: str) -> int:
+    """How many updates were patched, as the worker processes count them."""
+    program = PROGRAM.replace("ACCOUNTS", str(ACCOUNTS)).replace("WORKERS", str(WORKERS))
+    place = folder / "program.py"
+    place.write_text(program.replace("WORK()", f"{work}()"), encoding="utf-8")
+    environment = os.environ | {"POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(place), start, env=environment, stdout=subprocess.PIPE
+    )
+    written, _ = await process.communicate()
+    assert process.returncode == 0
+    return int(written)
+
+
+@pytest.mark.parametrize("start", [pytest.param("fork", marks=needs_fork), "spawn"])
+@pytest.mark.parametrize("work", ["call", "rotate"])
+async def test_every_change_that_worker_processes_report_was_applied(sandbox, tmp_path, start, work) -> None:
+    """With equal keys, the server would replay the answer of the first process to all others."""
+    patched = await run_workers(sandbox, tmp_path, start=start, work=work)
+
+    assert patched == WORKERS * ACCOUNTS
+    assert sandbox.record.managed_handed_out == WORKERS * ACCOUNTS
+
+
+@needs_fork
+def test_a_forked_process_makes_keys_of_its_own() -> None:
+    """Also a maker that has made keys before, and in a child of the child."""
+    # In a process of its own: pytest may have threads, and Python warns of a fork where there are some.
+    program = """
+import os
+from postpress_async._idempotency import KeyMaker
+
+maker = KeyMaker()
+print(maker.make(), flush=True)
+if (child := os.fork()) == 0:
+    print(maker.make(), flush=True)
+    if (grandchild := os.fork()) == 0:
+        print(maker.make(), flush=True)
+    else:
+        os.waitpid(grandchild, 0)
+else:
+    os.waitpid(child, 0)
+    print(maker.make(), flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    keys = done.stdout.split()
+
+    assert len(set(keys)) == 4
+    assert len({key.partition("-")[0] for key in keys}) == 3

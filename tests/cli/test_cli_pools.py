@@ -1,0 +1,384 @@
+"""The inputs of the command line: lists and fleets that do not fit, and the commands that hints name."""
+
+import asyncio
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.command_line import JOURNAL, arun, environment, run, states, write_fleet, write_pool
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# --- Who uses the pool ---
+
+
+@pytest.mark.parametrize(
+    ("fleet", "why"),
+    [
+        pytest.param(
+            "account_id,country\nacc_1,US\nacc_2,DE\n",
+            "2 rows order a managed proxy by their country or ip column",
+            id="managed proxies",
+        ),
+        pytest.param(
+            "account_id,proxy\nacc_1,http://h.example:80\n",
+            "1 row names a proxy of its own",
+            id="own proxies",
+        ),
+        pytest.param(
+            "account_id,proxy,ip\nacc_1,http://h.example:80,\nacc_2,,203.0.113.7\n",
+            "1 row orders a managed proxy by its country or ip column and 1 row names a proxy of its own",
+            id="both",
+        ),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_a_pool_that_no_row_would_use_is_refused(folder, fleet, why, words) -> None:
+    """The operator believes that the accounts get the proxies of the list, and managed ones are billed."""
+    (folder / "fleet.csv").write_text(fleet)
+    write_pool(folder, 3)
+
+    done = run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", *words)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"nothing was sent: no row would use --pool, since {why}: leave --pool out, or empty those columns\n"
+    )
+    assert not (folder / JOURNAL).exists()
+
+
+def test_a_mixture_is_told_in_numbers_before_anything_is_sent(folder) -> None:
+    """A filled cell orders a managed proxy in place of one of the list."""
+    (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\nacc_2,\nacc_3,\n")
+    write_pool(folder, 3)
+    words = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox"]
+
+    dry, real = run(*words, "--dry-run"), run(*words)
+
+    assert dry.stdout.splitlines()[:2] == [
+        "3 accounts: 1 with a managed proxy, 2 with one of the pool",
+        "3 proxies in proxies.txt, given round-robin to 2 accounts",
+    ]
+    assert real.stderr.splitlines()[0] == "3 accounts: 1 with a managed proxy, 2 with one of the pool"
+
+
+def test_several_lists_are_one_pool(folder) -> None:
+    """Only the last one was used, without a word."""
+    write_fleet(folder, 4, "")
+    (folder / "us.txt").write_text("us1.example:80\nus2.example:80\n")
+    (folder / "de.txt").write_text("de1.example:80\nde2.example:80\n")
+
+    done = run("rotate", "fleet.csv", "--pool", "us.txt", "--pool", "de.txt", "--sandbox")
+
+    assert done.returncode == 0, done.stderr
+    connection = sqlite3.connect(folder / JOURNAL)
+    used = {label for (label,) in connection.execute("SELECT proxy FROM outcomes")}
+    connection.close()
+    assert used == {"us1.example:80", "us2.example:80", "de1.example:80", "de2.example:80"}
+
+
+def test_a_variable_names_several_lists_as_a_path_does(folder) -> None:
+    write_fleet(folder, 1, "")
+    (folder / "us.txt").write_text("us1.example:80\n")
+    (folder / "de.txt").write_text("de1.example:80\n")
+
+    done = run("rotate", "fleet.csv", "--sandbox", "--dry-run", env={"POSTPRESS_POOL": "us.txt:de.txt"})
+
+    assert "2 proxies in us.txt and de.txt, given round-robin to 1 account\n" in done.stdout
+
+
+def test_standard_input_is_one_list_only(folder) -> None:
+    """The second reader would find it empty."""
+    write_fleet(folder, 1, "")
+
+    done = run("rotate", "fleet.csv", "--pool", "-", "--pool", "-", "--sandbox")
+
+    assert done.returncode == 2
+    assert "standard input can be the FLEET or one --pool, not both" in done.stderr
+
+
+def test_columns_of_a_list_that_are_not_used_are_told(folder) -> None:
+    write_fleet(folder, 1, "")
+    (folder / "list.csv").write_text("Type,IP,Port,Login,Pass,Country\nHTTP,192.0.2.1,80,u,hunter2,US\n")
+
+    done = run("rotate", "fleet.csv", "--pool", "list.csv", "--sandbox", "--dry-run")
+
+    assert done.stderr == "list.csv: 1 column is not used: 'Country'\n"
+    body = (
+        '{"proxy": {"host": "192.0.2.1", "port": 80, "protocol": "http", "username": "u", "password": "***"}}'
+    )
+    assert body in done.stdout
+
+
+def test_a_run_goes_on_in_the_list_where_the_last_one_left_off(folder) -> None:
+    """With a limit an evening, the first proxies of the list had all the accounts."""
+    write_fleet(folder, 12, "")
+    write_pool(folder, 6)
+    for _ in range(3):
+        run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--limit", "4")
+
+    connection = sqlite3.connect(folder / JOURNAL)
+    shares = dict(connection.execute("SELECT proxy, count(*) FROM outcomes GROUP BY proxy"))
+    connection.close()
+    assert shares == {f"user{n}@p{n:03}.example.net:8080": 2 for n in range(6)}
+
+
+# --- Rows and columns that cannot be used ---
+
+
+def test_a_fleet_of_many_unknown_columns_is_told_in_one_line(folder) -> None:
+    """120,000 of them were as many lines."""
+    names = ",".join(f"c{n}" for n in range(100_000))
+    (folder / "fleet.csv").write_text(f"account_id,country,{names}\nacc_1,US\n")
+
+    done = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
+
+    assert done.returncode == 0, done.stderr
+    [told] = done.stderr.splitlines()
+    assert told.startswith("fleet.csv: 100,000 columns are not used: 'c0', 'c1', ")
+    assert told.endswith(", 'c19' and 99,980 more")
+
+
+def test_a_dry_run_for_programs_is_one_event(folder) -> None:
+    write_fleet(folder, 1000, "")
+    write_pool(folder, 5)
+
+    done = run(
+        *("rotate", "fleet.csv", "--pool", "proxies.txt", "--rate", "2", "--dry-run", "--json"),
+        env={"POSTPRESS_BASE_URL": "http://127.0.0.1:1/v1"},
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    [told] = events(done.stdout)
+    proxy = {"host": "p000.example.net", "port": 8080, "username": "user0", "password": "***"}
+    first = {"method": "PATCH", "url": "http://127.0.0.1:1/v1/accounts/acc_000000", "body": {"proxy": proxy}}
+    assert told.pop("at") > 0
+    assert told.pop("journal_bytes") > 50_000
+    assert [len(told["requests"]), told.pop("requests")[0]] == [3, first]
+    assert told == {
+        "event": "dry_run",
+        "exit_code": 0,
+        "accounts": 1000,
+        "own": 0,
+        "managed": 0,
+        "pooled": 1000,
+        "refused": 0,
+        "lists": ["proxies.txt"],
+        "proxies": 5,
+        "assign": "round-robin",
+        "settled": 0,
+        "to_send": 1000,
+        "seconds": 500.0,
+        "api_key": False,
+        "journal": JOURNAL,
+    }
+    assert "hunter2" not in done.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_rows_that_are_refused_are_events_for_programs(folder, words) -> None:
+    """And the last event has the exit code."""
+    (folder / "fleet.csv").write_text("account_id,country\nacc_1,UK\nacc_2,\nacc_2,\n")
+    (folder / "list.txt").write_text("h.example:80\nh.example:80:u:hunter2:\nu:hunter2\n")
+
+    done = run("rotate", "fleet.csv", "--pool", "list.txt", "--sandbox", "--json", *words)
+
+    told = events(done.stdout)
+    assert done.returncode == 2
+    assert [(e["event"], e.get("source"), e.get("line"), e.get("account_id")) for e in told] == [
+        ("refused", "list.txt", 3, None),
+        ("refused", "fleet.csv", 2, "acc_1"),
+        ("refused", "fleet.csv", 4, "acc_2"),
+        ("ended", None, None, None),
+    ]
+    assert (told[1]["column"], told[1]["reason"]) == ("country", "country not assigned")
+    assert told[2]["message"] == "line 4, account_id: account already named on line 3: name each account once"
+    assert told[3]["exit_code"] == 2
+    assert told[3]["message"].startswith("nothing was sent: correct them, or leave out what cannot be used")
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_pool_that_no_row_would_use_is_an_event_too(folder) -> None:
+    write_fleet(folder, 2)
+    write_pool(folder, 1)
+
+    done = run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--json")
+
+    [ended] = events(done.stdout)
+    assert (ended["event"], ended["exit_code"]) == ("ended", 2)
+    assert ended["message"].startswith("nothing was sent: no row would use --pool")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's peak so")
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["for people", "for programs"])
+def test_the_check_of_many_bad_rows_takes_bounded_memory(folder, words) -> None:
+    """Two million took 904 MiB: each was kept until all were read."""
+
+    def peak(country: str) -> int:
+        write_fleet(folder, 100_000, country)
+        command = [sys.executable, "-c", _PEAK, "rotate", "fleet.csv", "--sandbox", "--dry-run", *words]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+        return int(done.stderr.splitlines()[-1])
+
+    assert peak("XX") < peak("US") + 12 * 1024  # of KiB; 100,000 refusals that are kept are 40 MiB
+
+
+_PEAK = """
+import atexit, sys
+from postpress_async.cli import run
+
+@atexit.register
+def tell():
+    with open("/proc/self/status") as status:
+        print(next(line.split()[1] for line in status if line.startswith("VmHWM:")), file=sys.stderr)
+
+run()
+"""
+
+
+# --- Commands that can be pasted ---
+
+
+def pasted(text: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command between the backticks of a hint, as a shell runs it."""
+    [command] = re.findall("`([^`]*(?:rotate|retry-failed) [^`]*)`", text)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("POSTPRESS_")}
+    return subprocess.run(
+        ["sh", "-c", command],
+        env={**variables, "PATH": path, **options.pop("env", {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+async def test_the_command_that_status_names_goes_on_with_the_run(folder, sandbox, tmp_path_factory) -> None:
+    """It left --pool out, and was refused."""
+    write_fleet(folder, 30, "")
+    write_pool(folder, 3).rename(folder / "my list.txt")
+    words = ["--pool", "my list.txt", "--limit", "10", "--journal", "night 1.sqlite3"]
+    await arun(sandbox, "rotate", "fleet.csv", *words)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    here = run("status", "night 1.sqlite3").stdout
+    there = run("status", folder / "night 1.sqlite3", cwd=elsewhere).stdout
+    first = await asyncio.to_thread(pasted, here, env=environment(sandbox))
+    second = await asyncio.to_thread(pasted, there, env=environment(sandbox), cwd=elsewhere)
+
+    assert (first.returncode, second.returncode) == (1, 0), first.stderr + second.stderr
+    assert states(folder / "night 1.sqlite3") == {"patched": 30}
+
+
+async def test_the_command_that_status_names_sends_again_what_failed(folder, sandbox) -> None:
+    """With the lists, the target and the ways of the run that failed; not with its limits."""
+    write_fleet(folder, 30, "")
+    write_pool(folder, 3)
+    for number in (3, 4):
+        sandbox.script(f"acc_{number:06}", "errors/disconnected_account")
+    words = ["--pool=proxies.txt", "--on-unknown", "report", "--halt", "never", "-v", "--rate", "10000.5"]
+    ended = await arun(sandbox, "rotate", "fleet.csv", *words)
+
+    told = run("status", JOURNAL).stdout
+    again = await asyncio.to_thread(pasted, told, env=environment(sandbox))
+
+    options = "--pool proxies.txt --on-unknown report --rate 10000.5"
+    assert f"`postpress-async retry-failed {JOURNAL} fleet.csv {options}`" in told
+    assert ended.stderr.endswith(f"retry-failed {JOURNAL} fleet.csv {options}\n")
+    assert again.returncode == 0, again.stderr
+    assert states(folder / JOURNAL) == {"patched": 30}
+
+
+def test_the_report_names_the_command_too(folder) -> None:
+    write_fleet(folder, 30, "")
+    write_pool(folder, 3)
+    run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--limit", "10")
+    run("report", JOURNAL, "-o", "night.html")
+
+    command = "postpress-async rotate fleet.csv --pool proxies.txt --sandbox --limit 10"
+    assert command in (folder / "night.html").read_text("utf-8")
+
+
+async def test_a_run_from_python_leaves_no_command_of_an_earlier_one(folder, sandbox) -> None:
+    """It may have had other proxies, and that command would not repeat it."""
+    from postpress_async import Fleet
+
+    write_fleet(folder, 4)
+    await arun(sandbox, "rotate", "fleet.csv", "--limit", "2")
+    with Fleet.open("fleet.csv") as fleet:
+        async with sandbox.session() as session:
+            await _run_one(session, fleet)
+
+    assert "next: start the same rotation again: " in run("status", JOURNAL).stdout
+
+
+async def _run_one(session: Any, fleet: Any) -> None:
+    async with session.rotate(fleet, journal=JOURNAL, limit=1) as rotation:
+        await rotation.run()
+
+
+def test_no_secret_of_a_command_line_reaches_the_journal(folder) -> None:
+    """A command with a secret in it is refused before there is a journal, wherever the secret stands."""
+    write_fleet(folder, 2)
+    url = "postgresql+psycopg://me:hunter2@db.invalid/crm"
+    for words in (
+        ["--from", url, "--query", "SELECT 1 AS account_id"],
+        [f"--from={url}", "--query=SELECT 1 AS account_id"],
+        ["fleet.csv", "--pool", "u:hunter2@h.example:80"],
+        ["fleet.csv", "--pool=http://u:hunter2@h.example:80"],
+        ["fleet.csv", "--base-url", "https://me:hunter2@api.example/v1"],
+        ["fleet.csv", "--api-key-file", "pp_live_hunter2"],
+    ):
+        done = run("rotate", *words, env={"POSTPRESS_API_KEY": "pp_test_sandbox"})
+        assert (done.returncode, "hunter2" in done.stdout + done.stderr) == (2, False), words
+    assert [path.name for path in folder.iterdir()] == ["fleet.csv"]
+
+
+# --- Variables ---
+
+
+@pytest.mark.parametrize("words", [["rotate", "fleet.csv"], ["retry-failed", JOURNAL, "fleet.csv"]])
+def test_rotate_and_retry_failed_have_the_same_variables(folder, words) -> None:
+    """POSTPRESS_ROTATE_RATE had no effect on retry-failed, which sent as fast as it could."""
+    write_fleet(folder, 3)
+    run("rotate", "fleet.csv", "--sandbox")
+
+    done = run(*words, env={"POSTPRESS_SANDBOX": "1", "POSTPRESS_RATE": "-7"})
+
+    assert done.returncode == 2
+    assert "Invalid value for '--rate': -7" in done.stderr
+
+
+def test_rotate_and_update_have_the_same_variable_for_the_transport(folder) -> None:
+    for words in (["rotate", "--sandbox"], ["update", "acc_1", "--country", "US"]):
+        done = run(*words, env={"POSTPRESS_TRANSPORT": "pigeon"})
+
+        assert done.returncode == 2
+        assert "Invalid value for '--transport': 'pigeon'" in done.stderr
+
+
+def test_a_variable_of_rotate_is_not_one_of_the_sandbox(folder) -> None:
+    """Its --rate is what it answers 429 beyond, and no pace of ours."""
+    done = run("sandbox", "--help", env={"POSTPRESS_RATE": "nonsense"})
+
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,228 @@
+"""Tables for other programs: nothing lost, nothing that a spreadsheet would run, no half a file."""
+
+import csv
+import io
+import json
+import os
+import stat
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from postpress_async.errors import RotationError
+from postpress_async.models import FieldError
+from postpress_async.rotation import State
+from postpress_async.rotation._whole_file import whole_file
+from postpress_async.rotation.export import COLUMNS, FORMATS, write_csv, write_jsonl, write_parquet
+from tests.support.journals import NIGHT, outcome, refused
+
+ROWS = [
+    outcome(0),
+    outcome(1, State.FAILED, proxy="line 3: user@host:80"),
+    outcome(2, State.UNKNOWN),
+    refused(3),
+]
+FAILED = {
+    "line": 3,
+    "account_id": "acc_000001",
+    "state": "failed",
+    "attempts": 1,
+    "status": 404,
+    "error_type": "errors/resource_not_found",
+    "scope": "account",
+    "applied": "no",
+    "instance": "req_1",
+    "elapsed": 0.25,
+    "settled_at": "2026-11-20T23:00:00.100Z",
+    "proxy_label": "line 3: user@host:80",
+}
+
+
+def table(outcomes, write=write_csv) -> bytes:
+    file = io.BytesIO()
+    write(outcomes, file)
+    return file.getvalue()
+
+
+def cells(text: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text.decode("utf-8"), newline="")))
+
+
+# --- The three formats ---
+
+
+def test_csv_has_a_row_for_each_account() -> None:
+    read = cells(table(ROWS))
+
+    assert read[1] == {name: str(value) for name, value in FAILED.items()}
+    assert [row["account_id"] for row in read] == [f"acc_00000{n}" for n in range(4)]
+    assert read[0]["error_type"] == ""
+
+
+def test_json_lines_have_an_object_for_each_account() -> None:
+    read = [json.loads(line) for line in table(ROWS, write_jsonl).splitlines()]
+
+    assert read[1] == FAILED
+    assert list(read[0]) == list(COLUMNS)
+    assert read[0]["error_type"] is None
+
+
+def test_parquet_has_types() -> None:
+    """Numbers are numbers and times are times, for whoever counts with them."""
+    read = parquet.read_table(io.BytesIO(table(ROWS, write_parquet))).to_pylist()
+
+    assert read[1] == FAILED | {"settled_at": datetime.fromtimestamp(NIGHT + 0.1, UTC)}
+    assert read[0]["error_type"] is None
+
+
+def test_parquet_is_written_in_groups() -> None:
+    """A million accounts are never in memory at once."""
+    file = parquet.ParquetFile(io.BytesIO(table((outcome(n) for n in range(70_000)), write_parquet)))
+
+    assert file.metadata.num_rows == 70_000
+    assert file.num_row_groups == 2
+
+
+@pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS)
+def test_no_account_is_a_table_too(write) -> None:
+    """A filter that finds nothing found nothing: no error, and still the columns where the form has some."""
+    text = table([], write)
+
+    if write is write_parquet:
+        assert parquet.read_table(io.BytesIO(text)).column_names == list(COLUMNS)
+    else:
+        assert text.count(b"\n") == (write is write_csv)
+
+
+def test_without_pyarrow_it_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    with pytest.raises(RotationError, match=r"pip install 'postpress-async\[parquet\]'"):
+        table(ROWS, write_parquet)
+
+
+# --- Formulas ---
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("acc_1", "acc_1"),
+        ("-acc", "'-acc"),
+        ("=1+1", "'=1+1"),
+        ("+1", "'+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"),
+        ("\r=1", "'\r=1"),
+        ("  =1", "'  =1"),
+        ("\uff1d1+1", "'\uff1d1+1"),
+        ("a\";=cmd|' /C calc'!A0", "a\";'=cmd|'' /C calc'!A0"),
+        ("a,-1", "a,'-1"),
+        ("line 3: u-s=er@h:80", "line 3: u-s=er@h:80"),
+        ("a-b", "a-b"),
+        ("'a", "''a"),
+        ("", ""),
+    ],
+)
+def test_no_cell_begins_a_formula(text, cell) -> None:
+    """Whoever names an account or a proxy must not run anything in the operator's spreadsheet (OWASP)."""
+    [row] = cells(table([outcome(0, account_id=text)]))
+
+    assert row["account_id"] == cell
+
+
+@given(texts=st.lists(st.text(max_size=12), min_size=5, max_size=5), comma=st.sampled_from(",;\t|"))
+def test_however_a_spreadsheet_splits_it_no_cell_begins_a_formula(texts, comma) -> None:
+    """In half of Europe the cells of a file end at semicolons; quotes are then not where they should be."""
+    account_id, error_type, instance, proxy, _ = texts
+    told = outcome(0, account_id=account_id, error_type=error_type, instance=instance, proxy=proxy)
+    text = table([told]).decode("utf-8")
+
+    for line in text.splitlines():
+        for cell in line.split(comma):
+            assert not cell.strip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")), text
+    [row] = cells(table([told]))
+    assert all(not value.startswith(tuple("=+-@")) for value in row.values())
+
+
+def test_an_id_with_an_apostrophe_is_no_other_account_s() -> None:
+    """Fed back into a fleet, it is refused: never sent to an account of a similar name."""
+    from postpress_async._fields import check_account_id
+
+    [row] = cells(table([outcome(0, account_id="-acc")]))
+
+    with pytest.raises(FieldError):
+        check_account_id(row["account_id"])
+
+
+def test_json_and_parquet_keep_an_id_as_it_is() -> None:
+    told = [outcome(0, account_id="-acc")]
+
+    assert json.loads(table(told, write_jsonl))["account_id"] == "-acc"
+    assert parquet.read_table(io.BytesIO(table(told, write_parquet)))["account_id"][0].as_py() == "-acc"
+
+
+# --- Whole files ---
+
+
+def test_a_file_is_its_owner_s_alone(tmp_path) -> None:
+    """Also where one that everybody could read lay there before."""
+    place = tmp_path / "out.csv"
+    place.write_text("before")
+    place.chmod(0o644)
+
+    with whole_file(place) as file:
+        file.write(b"after")
+
+    assert place.read_bytes() == b"after"
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["out.csv"]
+
+
+@pytest.mark.parametrize(
+    "failure", [KeyboardInterrupt, RotationError("damaged"), OSError(28, "No space left")]
+)
+def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path, failure) -> None:
+    place = tmp_path / "out.csv"
+    place.write_text("whole")
+
+    def write_half() -> None:
+        with whole_file(place) as file:
+            file.write(b"ha")
+            raise failure
+
+    with pytest.raises((KeyboardInterrupt, RotationError)) as caught:
+        write_half()
+    assert place.read_text() == "whole"
+    assert os.listdir(tmp_path) == ["out.csv"]
+    if isinstance(failure, OSError):
+        assert str(caught.value) == f"{place} cannot be written (No space left); name another file"
+
+
+@pytest.mark.parametrize(
+    ("make", "fact"),
+    [
+        pytest.param(lambda place: place.symlink_to("elsewhere"), "symbolic link", id="a symbolic link"),
+        pytest.param(lambda place: place.mkdir(), "not a regular file", id="a directory"),
+        pytest.param(os.mkfifo, "not a regular file", id="a pipe"),
+    ],
+)
+def test_nothing_but_a_file_is_written(tmp_path, make, fact) -> None:
+    """A link may lead to what somebody else wants overwritten."""
+    place = tmp_path / "out.csv"
+    make(place)
+
+    with pytest.raises(RotationError, match=fact), whole_file(place):
+        pytest.fail("it was opened")
+    assert not (tmp_path / "elsewhere").exists()
+    assert os.listdir(tmp_path) == ["out.csv"]
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path) -> None:
+    with pytest.raises(RotationError, match="cannot be written"), whole_file(Path(tmp_path, "no", "out.csv")):
+        pytest.fail("it was opened")

@@ -1,0 +1,91 @@
+"""
+What a pace makes of services that refuse, slow down, vanish and come back, in virtual time.
+
+``python tests/pace/test_pace_scenarios.py [accounts]`` plays all of it at full length, and prints the table.
+"""
+
+import sys
+
+import pytest
+from attrs import evolve
+
+from tests.support.pace_scenarios import MORE, TABLE
+from tests.support.pace_world import HEAD, Result, Scenario, Weather, always, measure
+
+pytestmark = pytest.mark.slow
+
+ALL = {scenario.name: scenario for scenario in [*TABLE, *MORE]}
+SEED = 1
+
+LONG = 20_000
+"""Scenarios of more accounts, or of a ramp that needs them, are for the full run."""
+
+
+def check(scenario: Scenario, result: Result) -> list[str]:
+    """What of *scenario*'s claims *result* breaks."""
+    wrong = []
+    if result.ratio > scenario.within:
+        wrong.append(f"makespan / ideal {result.ratio:.3f} > {scenario.within}")
+    if result.asks > scenario.asks + 1e-9:
+        wrong.append(f"requests / needed {result.asks:.4f} > {scenario.asks}")
+    if result.failed > scenario.failures:
+        wrong.append(f"{result.failed} accounts lost")
+    if result.throttled > scenario.throttled:
+        wrong.append(f"{result.throttled:.4f} of the answers a 429")
+    if result.patched + result.failed + result.unlucky != scenario.accounts:
+        wrong.append("accounts unsettled")
+    return wrong
+
+
+@pytest.mark.parametrize("scenario", [s for s in TABLE if s.accounts <= LONG], ids=lambda s: s.name)
+def test_the_table_is_reached(scenario: Scenario) -> None:
+    """Each at its full length: what is lost at the beginning and the end must not be hidden by scale."""
+    result = measure(scenario, seed=SEED)
+    print(f"seed {SEED}\n{HEAD}\n{result}")
+
+    assert check(scenario, result) == []
+
+
+@pytest.mark.parametrize("scenario", [s for s in MORE if s.accounts <= LONG], ids=lambda s: s.name)
+def test_what_services_do_besides(scenario: Scenario) -> None:
+    """The table is not what the pace was made for: it must bear what the table lacks."""
+    result = measure(scenario, seed=SEED)
+    print(f"seed {SEED}\n{HEAD}\n{result}")
+
+    assert check(scenario, result) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("share", [0.01, 0.03])
+def test_429s_whatever_the_rate_cost_hardly_more_than_503s(share: float, seed: int) -> None:
+    """A small share of 429s that a lower rate does not lower must not slow a rotation down."""
+    throttled = Scenario("429", Weather(stray=always(share)), always(1000.0), 1.2, 1.1)
+    unavailable = Scenario("503", Weather(unavailable=always(share)), always(1000.0), 1.2, 1.1)
+
+    assert measure(throttled, seed=seed).makespan <= measure(unavailable, seed=seed).makespan / 0.9
+
+
+@pytest.mark.parametrize("name", ["out for 20 s: 503", "heavy tail, 50 at once", "two sessions, 50 at once"])
+def test_a_scenario_repeats_exactly(name: str) -> None:
+    """A figure that cannot be had again cannot be argued about."""
+    short = evolve(ALL[name], accounts=12_000)
+
+    assert measure(short, seed=7) == measure(short, seed=7)
+    assert measure(short, seed=7) != measure(short, seed=8)
+
+
+@pytest.mark.parametrize("name", ["30% passing provider_error", "50 at once, started at 1,000"])
+def test_a_retry_waits_no_longer_than_its_neighbours(name: str) -> None:
+    """No call waits for a slot over four times the mean of its neighbours, or a tenth of a second."""
+    result = measure(ALL[name], 6000, seed=SEED)
+
+    assert result.wait_most <= max(0.1, 4 * result.wait)
+
+
+if __name__ == "__main__":
+    print(f"seed {SEED}\n{HEAD}")
+    for scenario in ALL.values():
+        if len(sys.argv) > 1:
+            scenario = evolve(scenario, accounts=int(sys.argv[1]))
+        result = measure(scenario, seed=SEED)
+        print(result, *check(scenario, result), flush=True)

@@ -1,0 +1,53 @@
+"""`tests/constraints.txt` pins all libraries, so that new releases do not break unrelated changes."""
+
+import re
+import tomllib
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.support import ROOT
+
+LOCK = ROOT / "tests" / "constraints.txt"
+
+
+def requirements() -> list[Requirement]:
+    """All requirements in pyproject.toml, for users and for development."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    extras, groups = project["project"]["optional-dependencies"], project["dependency-groups"]
+    texts = list(project["project"]["dependencies"])
+    texts += [text for extra in extras.values() for text in extra]
+    texts += [text for group in groups.values() for text in group if isinstance(text, str)]
+    return [Requirement(text) for text in texts]
+
+
+def pinned_versions(text: str) -> dict[str, str]:
+    """The pinned version of each library. Lines of another form, such as URLs, are errors."""
+    versions = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            pin = re.fullmatch(r"([\w.-]+)==([\w.!+]+)( ; .+)?", line)
+            assert pin is not None, line
+            versions[pin[1]] = pin[2]
+    return versions
+
+
+def test_every_requirement_is_pinned_at_an_allowed_version() -> None:
+    """It fails if a requirement was added or raised without `nox -s lock`."""
+    versions = pinned_versions(LOCK.read_text("utf-8"))
+    stale = [
+        str(requirement)
+        for requirement in requirements()
+        if not requirement.specifier.contains(versions.get(canonicalize_name(requirement.name), "0"))
+    ]
+
+    assert stale == [], "run: nox -s lock"
+
+
+def test_a_library_has_the_same_versions_in_all_extras_and_groups() -> None:
+    """The tests of an extra must use a version that the extra allows."""
+    specifiers: dict[str, set[str]] = {}
+    for requirement in requirements():
+        specifiers.setdefault(requirement.name, set()).add(str(requirement.specifier))
+
+    assert {name: versions for name, versions in specifiers.items() if len(versions) > 1} == {}

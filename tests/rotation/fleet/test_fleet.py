@@ -1,0 +1,1080 @@
+"""A fleet file: every right row is read exactly, every wrong one told, and no password shown."""
+
+import csv
+import io
+import json
+import os
+import stat
+import sys
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from postpress_async.errors import FleetError
+from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.rotation.fleet import Fleet, Survey
+from postpress_async.rotation.fleet._file import FleetFile
+from postpress_async.rotation.fleet._first_lines import FirstLines
+from postpress_async.rotation.plan import Refusal, Row
+from tests.support import DATA
+
+MESSY = json.loads((DATA / "messy-expected.json").read_text("utf-8"))
+US = ManagedProxy(country="US")
+SECRET = "pa55!word"  # no valid id: it is not mistaken for one where the columns have moved
+
+# One directory for all examples: each writes its file anew.
+thorough = settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file of that name, and give its path."""
+
+    def write(name: str, content: str | bytes) -> Path:
+        path: Path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def rows(write):
+    """The rows of a file with that content."""
+
+    def rows(
+        content: str | bytes, name: str = "fleet.csv", default: ProxyChange | None = None
+    ) -> list[Row | Refusal]:
+        with Fleet.open(write(name, content), default=default) as fleet:
+            return list(fleet.rows())
+
+    return rows
+
+
+def body(change: ProxyChange) -> dict[str, Any]:
+    """The change as plain values, for comparing with what a file of truths says."""
+    if isinstance(change, ManagedProxy):
+        return {name: value for name in ("country", "ip") if (value := getattr(change, name)) is not None}
+    names = ("host", "port", "protocol", "username")
+    proxy = {name: value for name in names if (value := getattr(change, name)) is not None}
+    return {"proxy": proxy | ({"password": change.password.reveal()} if change.password else {})}
+
+
+def told(rows: list[Row | Refusal]) -> list[tuple[int | None, str | None, str]]:
+    """Line, column and reason of what was refused."""
+    return [(row.line, row.column, row.reason) for row in rows if isinstance(row, Refusal)]
+
+
+def everything_said(error: BaseException | None) -> str:
+    """All that an error and the errors behind it hold, their attributes included."""
+    said = ""
+    while error is not None:
+        held = vars(error) | {name: getattr(error, name, None) for name in ("args", "doc", "object")}
+        said += f"{error} {error!r} {held!r}"
+        error = error.__cause__ or error.__context__
+    return said
+
+
+# --- The rows ------------------------------------------------------------------------------------
+
+
+def test_a_clean_fleet_has_no_refusals() -> None:
+    """Two hundred rows of each kind, as an operator's export has them."""
+    with Fleet.open(DATA / "fleet.csv") as fleet:
+        survey = fleet.survey()
+        assert (survey.rows, survey.refused) == (200, 0)
+        assert fleet.ignored_columns == ()
+        assert fleet.name == "fleet.csv"
+
+
+@pytest.fixture(scope="module")
+def messy():
+    with Fleet.open(DATA / "messy.csv") as fleet:
+        assert fleet.ignored_columns == ("note",)
+        return {row.line: row for row in fleet.rows()}
+
+
+@pytest.mark.parametrize("truth", MESSY, ids=[f"line {truth['line']}" for truth in MESSY])
+def test_each_line_of_the_messy_fleet_is_read_or_refused_as_it_should(messy, truth) -> None:
+    """The file collects what spreadsheets do to a fleet; beside it lies what each line means."""
+    row = messy[truth["line"]]
+
+    assert row.ordinal == truth["line"] - 2
+    if truth["ok"]:
+        assert {"account_id": row.account_id} | body(row.change) == truth["change"]
+    else:
+        assert (row.column, row.reason) == (truth["column"], truth["because"])
+
+
+def test_the_messy_fleet_has_no_other_rows(messy) -> None:
+    """Each of its lines is in the file of truths."""
+    assert sorted(messy) == [truth["line"] for truth in MESSY]
+
+
+def test_rows_can_be_read_again_and_at_once() -> None:
+    """The command line checks a fleet and then sends it; neither pass may move the other."""
+    with Fleet.open(DATA / "messy.csv") as fleet:
+        pairs = list(zip(fleet.rows(), fleet.rows(), strict=True))
+
+    assert len(pairs) == len(MESSY)
+    assert all(one == other for one, other in pairs)
+
+
+HEADERS = [
+    "account_id,host,port,username,password",
+    "Account ID,Proxy Host,Proxy-Port,USER,Pass",
+    " id , proxy_host , proxy_port , proxy_user , proxy_password ",
+    '"ACCOUNT","HOST","PORT","UserName","proxy pass"',
+]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_headers_are_read_as_spreadsheets_have_them(rows, header) -> None:
+    """Nobody renames ten columns for a tool; the short list of other names is in the docstring."""
+    assert rows(f"{header}\nacc_1,h.example,80,u,p\n") == [
+        Row(0, 2, "acc_1", CustomProxy(host="h.example", port=80, username="u", password="p"))
+    ]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+def test_the_delimiter_is_the_one_the_header_has(rows, delimiter) -> None:
+    """It is asked of the header alone: a password full of semicolons says nothing."""
+    header = delimiter.join(["account_id", "host", "port", "password"])
+    line = delimiter.join(["acc_1", "h", "80", '";,;,;,;,;"'])
+
+    (row,) = rows(f"{header}\n{line}\n")
+
+    assert row.change.password.reveal() == ";,;,;,;,;"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("last", [True, False], ids=["ended", "open"])
+def test_lines_end_in_any_of_three_ways(rows, end, last) -> None:
+    """Windows, the rest, and old spreadsheets on a Mac; and many a file has no last line end."""
+    text = end.join(["account_id,country", "acc_1,US", "", "acc_2,U"]) + end * last
+
+    assert [(row.ordinal, row.line) for row in rows(text)] == [(0, 2), (2, 4)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_the_encodings_of_spreadsheets_are_read(rows, encoding) -> None:
+    """Excel writes a byte-order mark, and UTF-16 for what it calls Unicode text."""
+    mark = "\ufeff" if encoding in {"utf-16-le", "utf-16-be"} else ""
+    text = mark + "account_id\thost\tport\tpassword\r\nacc_1\th\t80\tп𝛼ß\u2028\x85ẅ\r\n"
+
+    (row,) = rows(text.encode(encoding))
+
+    assert row.change.password.reveal() == "п𝛼ß\u2028\x85ẅ"
+
+
+def test_a_quoted_cell_may_go_over_lines_and_the_next_row_knows_its_line(rows) -> None:
+    """An editor counts physical lines, so a refusal does; the ordinal counts rows."""
+    text = 'account_id,note,country\nacc_1,"a\r\nb\n\nc",US\nacc_2,,X\n'
+
+    first, second = rows(text)
+
+    assert first == Row(0, 2, "acc_1", US)
+    assert (second.ordinal, second.line) == (1, 6)
+
+
+def test_a_refused_row_of_several_lines_says_which(rows) -> None:
+    """A stray quote swallows the rows after it, and they must not vanish unheard of."""
+    text = 'account_id,host,port,password\nacc_1,h,80,"x\nacc_2,h,80,y"\nacc_3,h,80,z\n'
+
+    refusal, row = rows(text)
+
+    assert (refusal.line, refusal.column) == (2, "password")
+    assert refusal.advice.endswith("; lines 2 to 3 are one row, by their quotes")
+    assert row.account_id == "acc_3"
+
+
+@pytest.mark.parametrize("blank", ["", ",,", "  , ,\t", ",,,,,,", '"",""'])
+def test_blank_rows_are_skipped_but_counted(rows, blank) -> None:
+    """A spreadsheet leaves them at the end or between; filling one must not renumber the others."""
+    assert rows(f"account_id,country,note\nacc_1,US,\n{blank}\nacc_2,US,\n") == [
+        Row(0, 2, "acc_1", US),
+        Row(2, 4, "acc_2", US),
+    ]
+
+
+def test_blank_lines_may_stand_before_the_header(rows) -> None:
+    """Exports have them, and the line numbers stay those of the file."""
+    assert rows("\n ,, \r\naccount_id,country\nacc_1,US\n") == [Row(0, 4, "acc_1", US)]
+
+
+def test_a_short_row_has_its_last_cells_empty(rows) -> None:
+    """Tools leave trailing delimiters out."""
+    assert rows("account_id,country,ip,note\nacc_1,US\n") == [Row(0, 2, "acc_1", US)]
+
+
+def test_a_passwords_own_spaces_are_kept(rows) -> None:
+    """Every other cell is stripped; a password of spaces alone is none."""
+    text = "account_id,host,port,username,password\na, h , 80 , u ,  p w  \nb,h,80,u,   \n"
+
+    first, second = (row.change for row in rows(text))
+
+    assert (first.host, first.port, first.username, first.password.reveal()) == ("h", 80, "u", "  p w  ")
+    assert second.password is None
+
+
+def test_a_row_that_names_nothing_but_an_account_takes_the_default(rows) -> None:
+    """A plain list of ids is a fleet, once the command says what they all get."""
+    text = "account_id,country\nacc_1,\nacc_2,DE\n"
+
+    assert [row.change for row in rows(text, default=US)] == [US, ManagedProxy(country="DE")]
+    assert [row.change for row in rows("id\nacc_1\nacc_2\n", default=US)] == [US, US]
+    assert told(rows(text)) == [(2, None, "no proxy and no country")]
+
+
+def test_a_default_does_not_mend_half_a_proxy(rows) -> None:
+    """A forgotten host is a mistake, and must not send the account through another proxy."""
+    assert told(rows("account_id,host,port\nacc_1,,80\n", default=US)) == [(2, "host", "host missing")]
+
+
+HEADER = "account_id,proxy,host,port,protocol,username,password,country,ip"
+REFUSED = [
+    ("a,https://h:80,h2,,,,,,", "host", "proxy given twice"),
+    ("a,https://h:80,,,,,p,,", "password", "proxy given twice"),
+    ("a,https://h:80,,,,,,US,", "country", "custom and managed mixed"),
+    ("a,https://h:80,,,,,,,192.0.2.1", "ip", "custom and managed mixed"),
+    ("a,,h,80,,,,,192.0.2.1", "ip", "custom and managed mixed"),
+    ("a,,,80,,,,US,", "port", "port without a proxy"),
+    ("a,,,,http,,,,192.0.2.1", "protocol", "protocol without a proxy"),
+    ("a,,,,,u,,US,", "username", "username without a proxy"),
+    ("a,,,,,,p,,", "host", "host missing"),
+    ("a,h:80,,,,,,,", "proxy", "protocol missing"),
+    ("a,https://h,,,,,,,", "proxy", "port missing"),
+    ("a,https://h:99999,,,,,,,", "proxy", "port out of range"),
+    ("a,ftp://h:80,,,,,,,", "proxy", "protocol unknown"),
+    ("a,,[h],80,,,,,", "host", "host not a host name"),
+    ("a,,h,80,,,,,,", None, "more cells than the header"),
+    ("a,,h,80,,,p,w,,", None, "more cells than the header"),
+    ('a,,h,80,,,"p"w,,', None, "quotes not doubled"),
+]
+
+
+@pytest.mark.parametrize(("line", "column", "reason"), REFUSED)
+def test_a_row_that_contradicts_itself_is_refused(rows, line, column, reason) -> None:
+    """What cannot be meant is not guessed at: one column is named, and the next row goes on."""
+    read = rows(f"{HEADER}\n{line}\nz,,,,,,,US,\n")
+
+    assert told(read) == [(2, column, reason)]
+    assert read[1] == Row(1, 3, "z", US)
+
+
+def test_moved_cells_do_not_make_a_password_an_account(rows) -> None:
+    """With a comma too many the last column holds a piece of the password."""
+    (refusal,) = rows("host,port,password,account_id\nh,80,pass,word,acc_1\n")
+
+    assert refusal.account_id is None
+    assert "word" not in str(refusal)
+
+
+def test_a_password_that_stands_where_a_port_should_is_not_shown(rows) -> None:
+    """A URL that forgot its host reads so, and its number is no port to be repeated."""
+    (refusal,) = rows("account_id,proxy\nacc_1,https://user:12345678\n")
+
+    assert refusal.reason == "port out of range"
+    assert "12345678" not in str(refusal) + repr(refusal)
+
+
+def test_an_account_counts_from_the_first_line_that_names_it(rows) -> None:
+    """Right or wrong, that line asked for something: the fleet must say which one is meant."""
+    text = "account_id,country\nacc_1,XX\nacc_2,US\nacc_1,US\nacc_2,\nacc_1,US\n"
+
+    assert told(rows(text)) == [
+        (2, "country", "country not assigned"),
+        (4, "account_id", "account already named"),
+        (5, "account_id", "account already named"),
+        (6, "account_id", "account already named"),
+    ]
+
+
+def test_a_survey_counts_rows_and_tells_each_kind_of_fault(write) -> None:
+    """All mistakes come in one list, so that a fleet is corrected once."""
+    with Fleet.open(write("f.csv", "account_id,country\nacc_1,US\nacc_2,X\n,\nacc_3,DE\n")) as fleet:
+        survey = fleet.survey()
+
+    assert survey.rows == 2
+    assert [fault.sentence() for fault in survey.faults] == [
+        "line 3, country: country is two letters: give an ISO 3166-1 alpha-2 code, such as US"
+    ]
+
+
+def test_rows_with_the_same_fault_are_one_sentence(write) -> None:
+    """With its number, the first few lines, and what would be right."""
+    rows = (
+        "acc_1,X\nacc_2,US\nacc_3,US\n" + "".join(f"acc_{n},X\n" for n in range(4, 1004)) + "acc_2,US\n" * 2
+    )
+    with Fleet.open(write("f.csv", f"account_id,country\n{rows}acc_9999,UK\n")) as fleet:
+        faults = [fault.sentence() for fault in fleet.survey().faults]
+
+    letters = "country is two letters: give an ISO 3166-1 alpha-2 code, such as US"
+    assert faults == [
+        f"1,001 lines (2, 5, 6, 7, 8 and 996 more), country: {letters}",
+        "2 lines (1005, 1006), account_id: account already named: name each account once",
+        "line 1007, country: country not assigned: use GB instead of UK",
+    ]
+
+
+def test_a_survey_hands_on_each_refused_row(write) -> None:
+    """Whoever wants all of them need not read the file a second time."""
+    seen: list[Refusal] = []
+    with Fleet.open(write("f.csv", "account_id,country\nacc_1,X\nacc_2,US\nacc_1,US\n")) as fleet:
+        survey = fleet.survey(seen.append)
+
+    assert survey.refused == 2
+    assert [(refusal.line, refusal.account_id, refusal.first_line) for refusal in seen] == [
+        (2, "acc_1", None),
+        (4, "acc_1", 2),
+    ]
+
+
+@pytest.mark.slow
+def test_a_survey_of_bad_rows_takes_hardly_more_memory_than_one_of_good_rows(write) -> None:
+    """Two million of them took 904 MiB, and good ones 220."""
+
+    def peak(country: str) -> int:
+        path = write("f.csv", "account_id,country\n" + "".join(f"a{n},{country}\n" for n in range(50_000)))
+        with Fleet.open(path) as fleet:
+            tracemalloc.start()
+            fleet.survey()
+            try:
+                return tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+    good, bad = peak("US"), peak("X")
+
+    assert bad < good + 1_000_000
+
+
+# --- JSON Lines ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["f.jsonl", "f.ndjson", "f.json-lines", "F.JSONL", "f.txt", "fleet"])
+def test_json_lines_are_known_by_their_extension_or_their_first_character(rows, name) -> None:
+    """Standard input has no extension."""
+    assert rows('\n {"account_id": "acc_1", "country": "us"}\n', name) == [Row(1, 2, "acc_1", US)]
+
+
+PROXY = CustomProxy(host="2001:db8::1", port=8080, protocol="socks5", username="u", password=" p ")
+JSON_ROWS = [
+    ('{"account_id":"a","country":"US","ip":null,"proxy":null,"note":[{"x":1}]}', US),
+    ('{"ID":" a ","Country Code":" us ","host":"","port":null}', US),
+    ('{"id":"a","proxy":"socks5://u:%20p%20@[2001:db8::1]:8080"}', PROXY),
+    ('{"id":"a","host":"[2001:db8::1]","port":8080,"protocol":"SOCKS5","user":"u","pass":" p "}', PROXY),
+    ('{"id":"a","host":"2001:db8::1","port":" 8080 ","protocol":"socks5","user":"u","pass":" p "}', PROXY),
+    (
+        '{"id":"a","proxy":{"host":"2001:db8::1","port":8080,"protocol":"socks5","user":"u","pass":" p "}}',
+        PROXY,
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "change"), JSON_ROWS)
+def test_an_object_has_the_columns_as_keys(rows, text, change) -> None:
+    """A row means the same in both formats; a proxy may be an object, as the API has it."""
+    assert rows(text, "f.jsonl") == [Row(0, 1, "a", change)]
+
+
+JSON_REFUSED = [
+    ("nonsense", None, "not a JSON object"),
+    ('["a"]', None, "not a JSON object"),
+    ('"a"', None, "not a JSON object"),
+    ("null", None, "not a JSON object"),
+    ('{"id":"a","country":"US"', None, "not a JSON object"),
+    ('{"id":"a","country":"US"} {}', None, "not a JSON object"),
+    ("{'id':'a'}", None, "not a JSON object"),
+    ('{"id":"a","country":"US","x":NaN}', None, "not a JSON object"),
+    ('{"id":"a","country":"US","x":-Infinity}', None, "not a JSON object"),
+    ('{"id":"a","country":"US","x":' + "[" * 100_000 + "}", None, "not a JSON object"),
+    ('{"id":"a","country":"US","x":' + '{"x":' * 100_000 + "}", None, "not a JSON object"),
+    ('{"id":"a","host":"h","port":' + "9" * 5000 + "}", None, "not a JSON object"),
+    ('{"id":"a","host":"h","port":' + "9" * 4000 + "}", "port", "port out of range"),
+    ('{"id":"a","country":"US","country":"DE"}', None, "a key stands twice"),
+    ('{"id":"a","proxy":{"host":"h","port":1,"host":"i"}}', None, "a key stands twice"),
+    ('{"id":"a","country":"US","account_id":"b"}', "account_id", "a key stands twice"),
+    ('{"id":"a","proxy":{"host":"h","port":1,"user":"i","username":"j"}}', "username", "a key stands twice"),
+    ('{"id":7,"country":"US"}', "account_id", "account_id not text"),
+    ('{"id":null,"country":"US"}', "account_id", "account_id missing"),
+    ('{"country":"US"}', "account_id", "account_id missing"),
+    ("{}", "account_id", "account_id missing"),
+    ('{"id":"a"}', None, "no proxy and no country"),
+    ('{"id":"a","country":1}', "country", "country not text"),
+    ('{"id":"a","country":["US"]}', "country", "country not text"),
+    ('{"id":"a","proxy":80}', "proxy", "proxy not text"),
+    ('{"id":"a","proxy":{}}', "host", "host missing"),
+    ('{"id":"a","proxy":{"host":"h"}}', "port", "port missing"),
+    ('{"id":"a","proxy":{"host":"h","port":1},"host":"h"}', "host", "proxy given twice"),
+    ('{"id":"a","proxy":{"host":"h","port":1},"country":"US"}', "country", "custom and managed mixed"),
+    ('{"id":"a","host":"h","port":true}', "port", "port not an integer"),
+    ('{"id":"a","host":"h","port":8080.0}', "port", "port not an integer"),
+    ('{"id":"a","host":"h","port":1e3}', "port", "port not an integer"),
+    ('{"id":"a","host":"h","port":"1e3"}', "port", "port not an integer"),
+    ('{"id":"a","host":"h","port":0}', "port", "port out of range"),
+    ('{"id":"a","host":"h","port":-1}', "port", "port out of range"),
+    ('{"id":"a","host":"h","port":1,"password":"\\ud800"}', "password", "password is not Unicode"),
+    ('{"id":"a","host":"h","port":1,"password":12345678}', "password", "password not text"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "reason"), JSON_REFUSED, ids=[text[:60] for text, _, _ in JSON_REFUSED]
+)
+def test_a_wrong_object_is_refused_and_the_next_goes_on(rows, text, column, reason) -> None:
+    """Whatever a line holds, it costs that line alone; and none of it is repeated."""
+    read = rows(f'{text}\n{{"id":"z","country":"US"}}\n', "f.jsonl")
+
+    assert told(read) == [(1, column, reason)]
+    assert read[1] == Row(1, 2, "z", US)
+    assert "12345678" not in repr(read)
+
+
+def test_a_wrong_object_still_claims_its_account(rows) -> None:
+    """As in CSV: the first line that names an account is the one that counts."""
+    text = '{"id":"a","host":"h","port":1.5}\n{"id":"a","country":"US"}\n'
+
+    assert told(rows(text, "f.jsonl")) == [
+        (1, "port", "port not an integer"),
+        (2, "account_id", "account already named"),
+    ]
+
+
+def test_unknown_keys_are_named_once_read(write) -> None:
+    """A misspelt key is found by it; of JSON Lines there is no header to ask before."""
+    text = '{"id":"a","county":"DE","country":"US"}\n{"id":"b","proxy":{"host":"h","port":1,"ttl":"x\\n"}}\n'
+    with Fleet.open(write("f.jsonl", text)) as fleet:
+        fleet.survey()
+
+        assert fleet.ignored_columns == ("county", "ttl")
+
+
+def test_only_twenty_unknown_keys_are_remembered(write) -> None:
+    """A file whose keys are data would fill the memory."""
+    text = "".join(json.dumps({"id": f"a{n}", "country": "US", f"key {n}": 1}) + "\n" for n in range(50))
+    with Fleet.open(write("f.jsonl", text)) as fleet:
+        fleet.survey()
+
+        assert len(fleet.ignored_columns) == 20
+
+
+# --- Files that are no fleet ---------------------------------------------------------------------
+
+
+NO_FLEETS = [
+    pytest.param("f.csv", b"", "f.csv has no rows: it needs a header, and a line", id="no bytes"),
+    pytest.param(
+        "f.csv", b"\xef\xbb\xbf", "f.csv has no rows: it needs a header, and", id="a byte-order mark alone"
+    ),
+    pytest.param("f.csv", b"\n \n,,\n", "f.csv has no rows: it needs a header, and", id="blank lines alone"),
+    pytest.param(
+        "f.csv", b"account_id,ip\n", "f.csv has no rows: it needs a line for each", id="a header alone"
+    ),
+    pytest.param(
+        "f.csv", b"account_id,ip\n,\n\n", "f.csv has no rows: it needs a line", id="a header and blanks"
+    ),
+    pytest.param(
+        "f.jsonl", b"\n\n", "f.jsonl has no rows: it needs a line for each account", id="no objects"
+    ),
+    pytest.param(
+        "f.csv", b"id\na\0b\n", "line 2 of *f.csv has a NUL byte, which no text has: save", id="a NUL"
+    ),
+    pytest.param(
+        "f.csv", b"id\nab\nc\n\xe4\n", "line 4 of *f.csv is not UTF-8: save the file as UTF-8", id="Latin-1"
+    ),
+    pytest.param(
+        "f.csv", "id\na\n".encode("utf-16-le"), "line 1 of *has a NUL byte", id="UTF-16 without a mark"
+    ),
+    pytest.param("f.csv", b"\xff\xfei\0d\0\n\0\x00\xd8", "line 2 of *is not UTF-8", id="UTF-16 cut short"),
+    pytest.param(
+        "f.csv", b"\xff\xfei\0d\0\n\0\x00\xd8a\0", "line 2 of *is not UTF-8", id="half a surrogate pair"
+    ),
+    pytest.param(
+        "f.csv", b"PK\x03\x04...", "f.csv is a workbook or a zip archive: export it as CSV", id="xlsx"
+    ),
+    pytest.param("f", b"\x28\xb5\x2f\xfd..", "f is compressed: unpack it first, as in zstd", id="zstd"),
+    pytest.param("f.db", b"SQLite format 3\0..", "f.db is a SQLite database: name it as sqlite", id="SQLite"),
+    pytest.param("f.feather", b"ARROW1\0\0", "f.feather is an Arrow or Feather file: write", id="Feather"),
+    pytest.param("f", b"PARE....", "f is encrypted Parquet: write it without", id="encrypted Parquet"),
+    pytest.param("f.pq", b"id,country\na,US\n", "f.pq is no Parquet, as its name says it is", id="CSV"),
+    pytest.param("f.parquet", b"\x1f\x8b\x08", "f.parquet is compressed: unpack", id="Parquet in gzip"),
+    pytest.param("f.csv.gz", b"\x1f\x8b\x08...", "f.csv.gz is compressed: unpack it first", id="gzip"),
+    pytest.param(
+        "f.csv",
+        b"PAR1...",
+        "f.csv is damaged, or of a Parquet that pyarrow",
+        id="Parquet's first bytes alone",
+    ),
+    pytest.param(
+        "f.json", b' [{"id": 1}]', "f.json is one JSON array: write an object a line", id="a JSON array"
+    ),
+    pytest.param(
+        "f.csv", b"x" * 140_000 + b"\nid", "line 1 of *has a cell of over 128 KiB", id="a huge header"
+    ),
+    pytest.param(
+        "f.csv", b"id\n" + b"x" * 140_000, "line 2 of *has a cell of over 128 KiB: is a", id="a huge cell"
+    ),
+    pytest.param(
+        "f.csv", b"id,n\n" + b"x,y\n" * 9 + b'z,"' + b"q\n" * 70_000, "line 11 of *128 KiB", id="lost quote"
+    ),
+    pytest.param(
+        "f.csv", b'id,n\nx,y\nz,"q\na,b\n', "line 3 of *opens a quote that is never closed", id="open quote"
+    ),
+    pytest.param(
+        "f.csv", b'id,"a"b\nx,y', "line 1 of *f.csv has wrong quotes: write a quote", id="header's quotes"
+    ),
+    pytest.param(
+        "f.csv", b"x" * 2**20 + b"yz", "line 1 of *f.csv is over 1 MiB long: give each", id="an endless line"
+    ),
+    pytest.param(
+        "f.jsonl", b"{}\n" + b"x" * 2**21, "line 2 of *f.jsonl is over 1 MiB long", id="an endless object"
+    ),
+    pytest.param(
+        "f.jsonl", b"{}\n" + b"x" * (2**20 + 1) + b"\n{}", "line 2 of *is over 1 MiB", id="a line too long"
+    ),
+    pytest.param(
+        "f.csv",
+        b"id,user,username\na,b,c",
+        "has two columns for username, user and username: leave",
+        id="two",
+    ),
+    pytest.param(
+        "f.csv",
+        b"Kontonummer,host,proxy port\na,b,c",
+        "has no column account_id, only Kontonummer, host, proxy port: give one of them that name; known are",
+        id="no account_id",
+    ),
+    pytest.param(
+        "f.csv", b"acc_1,h,80,user,hunter\n", "has no header with an account_id: begin it", id="no header"
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "sentence"), NO_FLEETS)
+def test_what_is_no_fleet_is_told_in_a_sentence(write, name, content, sentence) -> None:
+    """It names the file, the fact and the next step, and the command line prints it as it is."""
+    path = write(name, content)
+
+    with pytest.raises(FleetError) as caught:
+        Fleet.open(path).survey()
+
+    said = str(caught.value)
+    begin, _, end = sentence.rpartition("*")
+    assert begin in said
+    assert end in said
+    assert str(path) in said
+    assert "\n" not in said
+
+
+def test_a_missing_header_does_not_show_the_first_row(rows) -> None:
+    """That row is an account's, and has its password."""
+    with pytest.raises(FleetError) as caught:
+        rows("acc_1,h.example,8080,https,user,hunter\n")
+
+    assert "hunter" not in everything_said(caught.value)
+
+
+def test_a_file_that_does_not_exist_is_told(tmp_path) -> None:
+    """With the path as it was given: it may be the folder that is wrong."""
+    with pytest.raises(FleetError, match=r"gone\.csv does not exist: check the path") as caught:
+        Fleet.open(tmp_path / "gone.csv")
+
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there it is a matter of permission")
+def test_a_directory_is_told(tmp_path) -> None:
+    """A completed path often stops one word short."""
+    with pytest.raises(FleetError, match=r"is a directory: give a file in it$"):
+        Fleet.open(tmp_path)
+
+
+def test_a_file_one_may_not_read_is_told(write, monkeypatch) -> None:
+    """The double stands for the system's refusal, which a test run by root never meets."""
+
+    def refuse(path: str) -> io.FileIO:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("postpress_async.rotation.fleet._file.io.FileIO", refuse)
+
+    with pytest.raises(FleetError, match=r"f\.csv is not readable for you: change its permissions"):
+        Fleet.open(write("f.csv", "id\na\n"))
+
+
+@pytest.mark.parametrize(
+    "path", ["", "a\0b.csv", "\ud800.csv", "x" * 5000], ids=["empty", "NUL", "surrogate", "long"]
+)
+def test_what_can_be_no_path_is_told(path) -> None:
+    """It comes from a command line or a form, and says so printably."""
+    with pytest.raises(FleetError) as caught:
+        Fleet.open(path)
+
+    assert str(caught.value).isprintable()
+
+
+def test_a_disk_that_fails_is_told(write, monkeypatch) -> None:
+    """A fleet on a network drive ends so, in the middle."""
+
+    class Failing(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell():
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    path = write("f.csv", "id,country\na,US\n")
+    with Fleet.open(path) as fleet:
+        monkeypatch.setattr("postpress_async.rotation.fleet._file.io.FileIO", Failing)
+
+        with pytest.raises(FleetError, match=r"f\.csv cannot be read: Input/output error"):
+            fleet.survey()
+
+
+# --- More than one pass --------------------------------------------------------------------------
+
+
+def test_a_file_that_grew_is_noticed_by_the_next_pass(write) -> None:
+    """What was checked is not what would be sent."""
+    path = write("f.csv", "id,country\na,US\n")
+    fleet = Fleet.open(path)
+    with path.open("ab") as file:
+        file.write(b"b,US\n")
+
+    with pytest.raises(
+        FleetError, match=r"f\.csv has changed since it was opened: begin again when nothing writes"
+    ):
+        fleet.survey()
+
+
+def test_a_file_that_was_replaced_is_noticed(write) -> None:
+    """Editors save by renaming: the size and even the time may be the same, the inode is not."""
+    path = write("f.csv", "id,country\na,US\n")
+    fleet = Fleet.open(path)
+    was = path.stat()
+    other = write("g.csv", "id,country\nb,DE\n")
+    os.utime(other, ns=(was.st_atime_ns, was.st_mtime_ns))
+    other.replace(path)
+
+    with pytest.raises(FleetError, match="has changed"):
+        fleet.digest  # noqa: B018
+
+
+def test_a_file_that_changes_during_a_pass_is_noticed_at_its_end(write) -> None:
+    """The rows were already handed out; the pass does not end as if all were well."""
+    path = write("f.csv", "id,country\na,US\nb,US\n")
+    rows = Fleet.open(path).rows()
+    next(rows)
+    os.utime(path, ns=(1, 1))
+
+    with pytest.raises(FleetError, match="has changed"):
+        list(rows)
+
+
+def test_a_closed_fleet_says_so(write) -> None:
+    """Closing it again does nothing."""
+    with Fleet.open(write("f.csv", "id,country\na,US\n")) as fleet:
+        pass
+    fleet.close()
+
+    with pytest.raises(FleetError, match="is closed: open the fleet again"):
+        fleet.survey()
+
+
+@pytest.fixture
+def stdin(monkeypatch):
+    """Standard input with that content."""
+
+    def stdin(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    return stdin
+
+
+def test_standard_input_can_be_read_twice(stdin) -> None:
+    """It is copied, so that every row is checked before the first is sent."""
+    stdin((DATA / "messy.csv").read_bytes())
+
+    with Fleet.open("-") as fleet, Fleet.open(DATA / "messy.csv") as file:
+        assert fleet.name == "<stdin>"
+        assert list(fleet.rows()) == list(fleet.rows()) == list(file.rows())
+        assert fleet.digest == file.digest
+        assert all(one == other for one, other in zip(fleet.rows(), fleet.rows(), strict=True))
+
+
+def test_the_copy_of_standard_input_is_private_and_does_not_stay(stdin, tmp_path, monkeypatch) -> None:
+    """It has passwords: nobody else may read it, and closing the fleet leaves nothing behind."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    stdin(b"id,country\na,US\n")
+
+    with Fleet.open("-") as fleet:
+        assert isinstance(fleet._file, FleetFile)
+        spool = fleet._file._spool
+        assert spool is not None
+        assert stat.S_IMODE(os.fstat(spool.fileno()).st_mode) == 0o600
+        rows = fleet.rows()
+    assert spool.closed
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FleetError, match="standard input is closed"):
+        next(rows)
+
+
+def test_a_fleet_that_is_closed_while_it_is_read_says_so(stdin) -> None:
+    """The copy is gone, and the pass cannot go on."""
+    stdin(b"id,country\n" + b"".join(b"acc_%d,US\n" % number for number in range(50_000)))
+
+    with Fleet.open("-") as fleet:
+        rows = fleet.rows()
+        next(rows)
+
+    with pytest.raises(FleetError, match="standard input cannot be read: the fleet was closed"):
+        list(rows)
+
+
+def test_a_copy_that_is_broken_off_is_deleted(monkeypatch) -> None:
+    """Ctrl-C comes while a slow pipe is read, and what was copied has passwords."""
+
+    class Slow(io.BytesIO):
+        def read(self, _: int | None = -1, /) -> bytes:
+            raise KeyboardInterrupt
+
+    copy = io.BytesIO()
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: copy)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Slow()))
+
+    with pytest.raises(KeyboardInterrupt):
+        Fleet.open("-")
+    assert copy.closed
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 1_000_000, b"PK\x03\x04"], ids=["empty", "NULs", "zip"])
+def test_what_is_wrong_with_standard_input_names_it(stdin, content) -> None:
+    """There is no path to name. An endless stream of NULs, as of /dev/zero, is not copied for ever."""
+    stdin(content)
+
+    with pytest.raises(FleetError, match=r"^(line 1 of )?standard input (has|is) "):
+        Fleet.open("-")
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO("id\na\n")], ids=["none", "text alone"])
+def test_no_standard_input_is_told(monkeypatch, stream) -> None:
+    """A service has none."""
+    monkeypatch.setattr(sys, "stdin", stream)
+
+    with pytest.raises(FleetError, match="standard input is closed: give the path of a file"):
+        Fleet.open("-")
+
+
+def test_a_full_disk_is_told(stdin, monkeypatch) -> None:
+    """The temporary folder may be smaller than the fleet, and the half copy is deleted."""
+
+    class Full(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(28, "No space left on device")
+
+    full = Full()
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full)
+    stdin(b"id\na\n")
+
+    with pytest.raises(FleetError, match="cannot be copied to a temporary file: No space left on device"):
+        Fleet.open("-")
+    assert full.closed
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_with_a_name_is_copied_like_standard_input(tmp_path) -> None:
+    """A shell's <(command) is one: it gives its bytes once."""
+    path = tmp_path / "fleet.csv"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(b"id,country\na,US\n",))
+    writer.start()
+
+    with Fleet.open(path) as fleet:
+        writer.join()
+        assert fleet.survey() == fleet.survey() == Survey(rows=1, managed=1)
+        assert fleet.name == "fleet.csv"
+
+
+def test_the_digest_tells_files_and_defaults_apart(write) -> None:
+    """A journal belongs to one input; a corrected password for all does not make it another."""
+    one, other = write("f.csv", "id\na\n"), write("g.csv", "id\nb\n")
+    defaults: list[ProxyChange] = [
+        US,
+        ManagedProxy(country="DE"),
+        CustomProxy(host="h", port=1),
+        CustomProxy(host="h", port=1, username="u", password="p"),
+    ]
+    opened = [Fleet.open(one)] + [
+        Fleet.open(path, default=default) for path in (one, other) for default in defaults
+    ]
+
+    assert len({fleet.digest for fleet in opened}) == len(opened)
+    again = CustomProxy(host="h", port=1, username="u", password="q")
+    assert Fleet.open(one, default=again).digest == opened[4].digest
+
+
+def test_memory_does_not_grow_with_the_fleet(write) -> None:
+    """A million accounts are to fit in a small container: some 40 bytes an account, however long its id."""
+    rows = "".join(f"{n:0250d},US\n" for n in range(10_000))
+    fleet = Fleet.open(write("f.csv", f"id,country\n{rows}"))
+    tracemalloc.start()
+    try:
+        assert fleet.survey().rows == 10_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 2_000_000  # two and a half million bytes of ids went by
+
+
+@thorough
+@given(st.lists(st.integers(0, 3000), max_size=4000))
+def test_first_lines_are_those_a_dict_would_keep(numbers: list[int]) -> None:
+    """The table is our own, and a wrong answer would refuse or repeat an account."""
+    table, truth = FirstLines(), dict[str, int]()
+
+    for line, number in enumerate(numbers, start=1):
+        first = truth.setdefault(f"acc_{number}", line)
+        assert table.claim(f"acc_{number}", line) == (None if first == line else first)
+    assert len(table) == len(truth)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["Python's hash", "BLAKE2b"])
+def test_first_lines_are_kept_while_the_table_grows(monkeypatch, own) -> None:
+    """Each growth moves all that is in it; on a machine of 32 bits, Python's own hash is too short."""
+    monkeypatch.setattr("postpress_async.rotation.fleet._first_lines._OWN_HASH", own)
+    table = FirstLines()
+
+    assert all(table.claim(f"acc_{number}", number + 1) is None for number in range(20_000))
+    assert all(table.claim(f"acc_{number}", 99_999) == number + 1 for number in range(20_000))
+
+
+# --- Laws ----------------------------------------------------------------------------------------
+
+
+IDS = st.from_regex(r"[A-Za-z0-9._~-]{1,40}", fullmatch=True).filter(lambda text: text not in {".", ".."})
+HOSTS = st.one_of(
+    st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z])?(\.[a-z]{2,9}){0,3}", fullmatch=True),
+    st.ip_addresses(v=4).map(str),
+    st.ip_addresses(v=6).map(str),
+)
+# All that a model takes; of blanks, CSV cannot tell an empty cell from one that is spaces.
+LETTERS = st.characters(min_codepoint=32, exclude_categories=["Cs"], exclude_characters="\x7f")
+PASSWORDS = st.text(LETTERS, min_size=1, max_size=20).filter(lambda text: not text.isspace())
+NAMES = PASSWORDS.map(str.strip)
+OWN = st.builds(
+    CustomProxy,
+    host=HOSTS,
+    port=st.integers(1, 65535),
+    protocol=st.none() | st.sampled_from(["https", "http", "socks5"]),
+    username=st.none() | NAMES,
+    password=st.none() | PASSWORDS,
+)
+MANAGED = st.builds(
+    ManagedProxy, country=st.sampled_from(["US", "DE", "XK"]), ip=st.none() | st.ip_addresses(v=4).map(str)
+)
+FLEETS = st.dictionaries(IDS, OWN | MANAGED, min_size=1, max_size=8)
+COLUMNS = ["account_id", "host", "port", "protocol", "username", "password", "country", "ip", "my note"]
+
+
+def cells(account_id: str, change: ProxyChange) -> dict[str, Any]:
+    """The change as a row of our columns."""
+    parts = body(change)
+    proxy: dict[str, Any] = parts.pop("proxy", {})
+    return {"account_id": account_id} | proxy | parts
+
+
+@thorough
+@given(
+    fleet=FLEETS,
+    columns=st.permutations(COLUMNS),
+    style=st.sampled_from([str, str.upper, str.title, lambda name: f" {name.replace('_', ' ')} "]),
+    delimiter=st.sampled_from(",;\t"),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_whatever_a_csv_writer_writes_is_read_back(
+    tmp_path, fleet, columns, style, delimiter, quoting, end, encoding
+) -> None:
+    """Ids, hosts and passwords come back to the letter, however the file is laid out."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end)
+    writer.writerow(map(style, columns))
+    for account_id, change in fleet.items():
+        row = cells(account_id, change)
+        writer.writerow(row.get(column, "") for column in columns)
+    path = tmp_path / "fleet.csv"
+    path.write_bytes(text.getvalue().encode(encoding))
+
+    with Fleet.open(path) as read:
+        rows = list(read.rows())
+
+    assert {row.account_id: row.change for row in rows if isinstance(row, Row)} == fleet
+    assert [row.ordinal for row in rows] == list(range(len(fleet)))
+
+
+@thorough
+@given(fleet=FLEETS, ascii_only=st.booleans(), nested=st.booleans())
+def test_whatever_json_writes_is_read_back(tmp_path, fleet, ascii_only, nested) -> None:
+    """The same law for JSON Lines, with the proxy's parts as keys or as an object."""
+    path = tmp_path / "fleet.jsonl"
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for account_id, change in fleet.items():
+            row = {"account_id": account_id} | body(change) if nested else cells(account_id, change)
+            file.write(json.dumps(row, ensure_ascii=ascii_only) + "\n")
+
+    with Fleet.open(path) as read:
+        assert {row.account_id: row.change for row in read.rows() if isinstance(row, Row)} == fleet
+
+
+PIECES = [
+    *(
+        "account_id",
+        "host",
+        "port",
+        "username",
+        "password",
+        "proxy",
+        "country",
+        "a",
+        "b1",
+        "h.example",
+        "80",
+        "99999",
+    ),
+    *(
+        ",",
+        ";",
+        "\t",
+        "\n",
+        "\r",
+        "\r\n",
+        '"',
+        '""',
+        " ",
+        "{",
+        "}",
+        "[",
+        ":",
+        '"host":',
+        '"id":"a",',
+        '"password":"',
+    ),
+    *(
+        SECRET,
+        f"https://u:{SECRET}@h:80",
+        f"https://u:{SECRET}",
+        f'"{SECRET}"',
+        f'{{"id":"a","password":"{SECRET}"}}',
+    ),
+    *(
+        "\ufeff",
+        "\u2028",
+        "é",
+        "NaN",
+        "1e3",
+        "\\ud800",
+        "account_id,host,port,password\n",
+        "\na,h,80,",
+        "\nb,,,",
+    ),
+]
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=30).map("".join).map(str.encode)
+CONTENTS = st.one_of(
+    st.binary(max_size=200),
+    TEXTS,
+    st.tuples(TEXTS, st.binary(max_size=5), TEXTS).map(b"".join),
+    TEXTS.map(lambda text: b"account_id,host,port,password\n" + text),
+    TEXTS.map(lambda text: b"password,host,port,account_id\r" + text),
+    TEXTS.map(lambda text: text.decode().encode("utf-16")),
+)
+
+
+@settings(thorough, max_examples=500)
+@given(content=CONTENTS, name=st.sampled_from(["f.csv", "f.jsonl", "f"]))
+@example(content=f"a,{SECRET}\n".encode() + b"\xff", name="f.csv")
+@example(content=f'account_id,password\na,"{SECRET}\n'.encode(), name="f.csv")
+@example(content=f'{{"account_id":"a","password":"{SECRET}"'.encode(), name="f.jsonl")
+@example(content=b"account_id,password\na," + SECRET.encode() + b"\xff", name="f.csv")
+@example(content=f"account_id,proxy\na,https://u:{SECRET}@h".encode(), name="f.csv")
+def test_any_bytes_are_rows_refusals_or_one_error_and_none_shows_a_password(tmp_path, content, name) -> None:
+    """A fleet is a stranger's file: nothing else may come of it, and what is said may be logged."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    error, rows = None, list[Row | Refusal]()
+
+    try:
+        with Fleet.open(path, default=US) as fleet:
+            rows.extend(fleet.rows())
+    except FleetError as caught:
+        error = caught
+
+    assert rows or error
+    assert SECRET not in everything_said(error)
+    assert all(SECRET not in f"{row}{row!r}" for row in rows)
+    assert all(row.ordinal >= 0 and row.line is not None for row in rows)
+
+
+# --- A file that is rewritten in place -------------------------------------------------------------
+
+
+def rewritten(path: Path, was: bytes, becomes: bytes) -> None:
+    """Write into the file itself, and give it its old time back, as `touch -r` does."""
+    before = path.stat()
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(content.replace(was, becomes))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def big_fleet(write) -> Path:
+    """A fleet of several blocks."""
+    rows = "".join(f"acc_{number:06},US\n" for number in range(30_000))
+    path: Path = write("f.csv", f"account_id,country\n{rows}")
+    return path
+
+
+@pytest.mark.parametrize("check", [Fleet.survey, lambda fleet: fleet.digest], ids=["survey", "digest"])
+def test_no_row_of_a_file_that_was_rewritten_after_its_check_is_handed_out(write, check) -> None:
+    """Neither its inode nor its size nor its time need change."""
+    path = big_fleet(write)
+    with Fleet.open(path) as fleet:
+        check(fleet)
+        rows = fleet.rows()
+        handed_out = [next(rows)]
+        rewritten(path, b",US", b",DE")
+
+        with pytest.raises(FleetError, match=r"f\.csv has changed since it was opened"):
+            handed_out.extend(rows)
+
+    assert {row.change for row in handed_out if isinstance(row, Row)} == {ManagedProxy(country="US")}
+    assert len(handed_out) < 10_000
+
+
+def test_a_file_that_was_cut_at_the_end_of_a_block_after_its_check_is_noticed(write) -> None:
+    path = big_fleet(write)
+    with Fleet.open(path) as fleet:
+        fleet.survey()
+        rows = fleet.rows()
+        handed_out = [next(rows)]
+        os.truncate(path, 2 * 64 * 1024)
+
+        with pytest.raises(FleetError, match="has changed"):
+            handed_out.extend(rows)
+    assert isinstance(handed_out[-1], Row)
+
+
+def test_a_file_that_is_the_same_is_read_as_often_as_it_is_asked_for(write) -> None:
+    with Fleet.open(big_fleet(write)) as fleet:
+        assert fleet.survey().rows == 30_000
+        assert len(list(fleet.rows())) == 30_000

@@ -1,0 +1,597 @@
+"""A fleet as Parquet: read in pieces, by the types that a column may have, and refused in a sentence."""
+
+import io
+import os
+import random
+import re
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pandas
+import polars
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from postpress_async.errors import FleetError
+from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.rotation import Fleet
+from postpress_async.rotation.fleet import _parquet
+from postpress_async.rotation.fleet._columns import BatchMaker
+from postpress_async.rotation.fleet._parquet_footer import read_row_groups
+from postpress_async.rotation.plan import Refusal, Row
+from tests.support.fleet_forms import everything_said, told
+
+US = ManagedProxy(country="US")
+SECRET = "pa55!word"
+WIDE = {"account_id": ["a", "b"], "host": ["h", "i"], "port": [1, 2], "password": [SECRET, None]}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a table, or columns of one, as a file of that name, and give its path."""
+
+    def write(table: Any, name: str = "fleet.parquet", **options: Any) -> Path:
+        path: Path = tmp_path / name
+        made = table if isinstance(table, pyarrow.Table) else pyarrow.table(table)
+        pyarrow.parquet.write_table(made, path, **options)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def rows(write):
+    """The rows of a file with those columns."""
+
+    def rows(table: Any, default: ProxyChange | None = None, **options: Any) -> list[Row | Refusal]:
+        with Fleet.open(write(table, **options), default=default) as fleet:
+            return list(fleet.rows())
+
+    return rows
+
+
+# --- What is read --------------------------------------------------------------------------------
+
+
+def test_a_row_is_an_account_and_its_line_is_its_number(rows) -> None:
+    """There are no lines in it; the number is what a person counts in a viewer."""
+    assert rows({"Account ID": ["a", "b"], "Country Code": [" us ", None], "IP": [None, "192.0.2.1"]}) == [
+        Row(0, 1, "a", US),
+        Row(1, 2, "b", ManagedProxy(ip="192.0.2.1")),
+    ]
+
+
+TEXTS = [
+    pyarrow.string(),
+    pyarrow.large_string(),
+    pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+    pyarrow.dictionary(pyarrow.int32(), pyarrow.large_string()),
+]
+
+
+@pytest.mark.parametrize("kind", TEXTS, ids=str)
+def test_text_may_be_of_any_kind_of_text(rows, kind) -> None:
+    """pandas, polars and Spark each write another; categories come back as dictionaries."""
+
+    def column(*values: str | None) -> Any:
+        if not pyarrow.types.is_dictionary(kind):
+            return pyarrow.array(values, kind)
+        return pyarrow.array(values, kind.value_type).dictionary_encode()
+
+    text = {"id": column("x", None, "y"), "host": column("h", None, "i"), "password": column("x", None, "y")}
+
+    first, second, third = rows(text | {"port": [1, 2, 3], "country": pyarrow.nulls(3)})
+
+    assert [row.account_id for row in (first, third)] == ["x", "y"]
+    assert third.change == CustomProxy(host="i", port=3, password="y")
+    assert (second.column, second.reason) == ("account_id", "account_id missing")
+
+
+PORTS = [
+    pyarrow.array([80, None], pyarrow.uint16()),
+    pyarrow.array([80, None], pyarrow.int64()),
+    pyarrow.array([80.0, float("nan")], pyarrow.float64()),
+    pyarrow.array([80.0, None], pyarrow.float32()),
+    pyarrow.array([Decimal("80.00"), None], pyarrow.decimal128(9, 2)),
+    pyarrow.array([80, None]).dictionary_encode(),
+    pyarrow.array([" 80 ", ""]),
+]
+
+
+@pytest.mark.parametrize("ports", PORTS, ids=lambda ports: str(ports.type))
+def test_a_port_may_be_any_number_that_is_whole(rows, ports) -> None:
+    """pandas makes floats of a column with gaps, and a database's export has decimals."""
+    table = {"id": ["a", "b"], "host": ["h", None], "port": ports, "country": [None, "US"]}
+
+    assert [row.change for row in rows(table)] == [CustomProxy(host="h", port=80), US]
+
+
+WRONG_PORTS = [
+    (8080.5, "port not an integer"),
+    (float("inf"), "port not an integer"),
+    (-1.0, "port out of range"),
+    (0.0, "port out of range"),
+    (1e300, "port out of range"),
+]
+
+
+@pytest.mark.parametrize(("port", "reason"), WRONG_PORTS)
+def test_a_port_that_is_none_costs_its_row(rows, port, reason) -> None:
+    """It is one cell of many, and the others are right."""
+    read = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [port, 80.0]})
+
+    assert told(read) == [(1, "port", reason)]
+    assert read[1].change == CustomProxy(host="h", port=80)
+
+
+def test_a_column_of_floats_without_a_value_is_an_empty_one(rows) -> None:
+    """So pandas writes a column of text that has no text; a number in it costs its row."""
+    table = {"id": ["a", "b"], "country": ["US", "US"], "ip": pyarrow.array([float("nan"), 4.5])}
+
+    read = rows(table)
+
+    assert read[0] == Row(0, 1, "a", US)
+    assert told(read) == [(2, "ip", "ip not text")]
+
+
+OWN = CustomProxy(host="h", port=80, protocol="socks5", username="u", password=" p ")
+STRUCT = {"host": "h", "port": 80, "protocol": "SOCKS5", "user": "u", "pass": " p "}
+
+
+def test_a_proxy_may_be_a_struct_as_in_json_lines(write) -> None:
+    """polars and Spark write what they read from JSON so; a field that is none of ours is named."""
+    path = write({"id": ["a", "b"], "proxy": [STRUCT | {"ttl": 5}, None], "country": [None, "US"]})
+
+    with Fleet.open(path) as fleet:
+        assert [row.change for row in fleet.rows() if isinstance(row, Row)] == [OWN, US]
+        assert fleet.ignored_columns == ("ttl",)
+
+
+def test_a_struct_of_nulls_is_no_proxy(rows) -> None:
+    """A struct cannot leave its fields out: so a row without a proxy looks after polars."""
+    nothing = dict.fromkeys(STRUCT)
+
+    read = rows({"id": ["a", "b"], "proxy": [STRUCT, nothing]}, default=US)
+
+    assert [row.change for row in read] == [OWN, US]
+
+
+def test_a_struct_that_contradicts_its_row_is_refused(rows) -> None:
+    """What cannot be meant is not guessed at."""
+    half = dict.fromkeys(STRUCT) | {"port": 80}
+    table = {
+        "id": ["a", "b", "c", "a"],
+        "proxy": [STRUCT, half, STRUCT, None],
+        "host": ["h", None, None, None],
+        "country": [None, None, "US", "US"],
+    }
+
+    assert told(rows(table)) == [
+        (1, "host", "proxy given twice"),
+        (2, "host", "host missing"),
+        (3, "country", "custom and managed mixed"),
+        (4, "account_id", "account already named"),
+    ]
+
+
+def test_text_that_is_not_utf8_costs_its_row_and_is_not_shown(rows) -> None:
+    """A writer in C++ may have put Latin-1 into it; what the decoder says would hold the password."""
+    content = SECRET.encode() + b"\xff"
+    offsets = b"".join(at.to_bytes(4, "little") for at in (0, len(content), len(content) + 1))
+    buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(content + b"x")]
+    passwords = pyarrow.Array.from_buffers(pyarrow.string(), 2, buffers)
+
+    read = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [1, 1], "password": passwords})
+
+    assert told(read) == [(1, "password", "password not text")]
+    assert read[1].change.password.reveal() == "x"
+    assert SECRET not in repr(read)
+
+
+def test_a_row_of_nulls_is_refused(rows) -> None:
+    """Only our columns are read, so nothing says that it was meant to be blank."""
+    assert told(rows({"id": ["a", None], "country": ["US", None]})) == [
+        (2, "account_id", "account_id missing")
+    ]
+
+
+def test_two_passes_do_not_move_each_other(write) -> None:
+    """The command line checks a fleet and then sends it."""
+    path = write({"id": [f"a{n}" for n in range(5000)], "country": ["US"] * 5000}, row_group_size=700)
+
+    with Fleet.open(path) as fleet:
+        pairs = list(zip(fleet.rows(), fleet.rows(), strict=True))
+
+    assert [row.ordinal for row, _ in pairs] == list(range(5000))
+    assert all(one == other for one, other in pairs)
+
+
+# --- Only what is needed -------------------------------------------------------------------------
+
+
+def test_only_the_columns_that_are_ours_are_read(write) -> None:
+    """An export has a hundred others: one that is broken does not matter, for it is never looked at."""
+    path = write({"note": ["x" * 99] * 99, "id": [f"a{n}" for n in range(99)], "country": ["US"] * 99})
+    note = pyarrow.parquet.ParquetFile(path).metadata.row_group(0).column(0)
+    begin = note.dictionary_page_offset or note.data_page_offset
+    with path.open("r+b") as file:
+        file.seek(begin)
+        file.write(b"\xff" * note.total_compressed_size)
+
+    with Fleet.open(path) as fleet:
+        assert fleet.survey().rows == 99
+        assert fleet.ignored_columns == ("note",)
+
+
+def test_a_row_group_is_read_in_pieces(write) -> None:
+    """pandas writes a million rows as one group, and they are not to be in memory at once."""
+    size = 20_000
+    table = {
+        "id": [f"a{n}" for n in range(size)],
+        "host": ["h"] * size,
+        "port": [1] * size,
+        "username": [f"{n:01000d}" for n in range(size)],
+    }
+    path = write(table, row_group_size=size, use_dictionary=False, compression="none")
+    del table
+    assert path.stat().st_size > 20_000_000
+
+    begin, most = pyarrow.total_allocated_bytes(), 0
+    with Fleet.open(path) as fleet:
+        for number, _ in enumerate(fleet.rows()):
+            if number % 500 == 0:
+                most = max(most, pyarrow.total_allocated_bytes() - begin)
+
+    assert number == size - 1
+    assert most < 6_000_000
+
+
+_SURVEY = """
+import sys
+from postpress_async.errors import FleetError
+from postpress_async.rotation import Fleet
+try:
+    print(Fleet.open(sys.argv[1]).survey().refused)
+except FleetError as error:
+    print(error)
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+"""
+
+
+def surveyed(path: Path) -> tuple[str, int]:
+    """What a survey in a process of its own says, and the most memory it had, in MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SURVEY, path], capture_output=True, text=True, check=True, timeout=60
+    )
+    said, kibibytes = done.stdout.splitlines()
+    return said, int(kibibytes) // 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells a process's peak so")
+def test_one_huge_cell_is_refused_before_it_is_read(write) -> None:
+    """Compressed it is nothing: 16 KB of a file took 2.5 GB."""
+    path = write({"id": ["a"], "country": ["x" * (65 * 2**20)]}, compression="zstd")
+    assert path.stat().st_size < 20_000
+
+    said, memory = surveyed(path)
+
+    fact = f"{path} has 68,157,[0-9]{{3}} bytes in column country of row group 0 \\(of 1 rows\\), too many"
+    assert re.match(fact, said)
+    assert memory < 150
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells a process's peak so")
+def test_a_large_cell_that_repeats_takes_bounded_memory(write) -> None:
+    """It is written once, and would be read a thousand times at once: 1 GB of text, twice."""
+    country = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), ["x" * 2**20])
+    path = write({"id": [f"a{n}" for n in range(1000)], "country": country}, compression="zstd")
+
+    said, memory = surveyed(path)
+
+    assert said == "1000"
+    assert memory < 500
+
+
+@pytest.mark.parametrize(
+    ("options", "repeats", "most"),
+    [
+        pytest.param({"use_dictionary": True}, 100, 4, id="a dictionary"),
+        pytest.param(
+            {"use_dictionary": False, "column_encoding": {"country": "DELTA_BYTE_ARRAY"}},
+            100,
+            3,
+            id="its beginning",
+        ),
+        pytest.param({"use_dictionary": False}, 4, 104, id="nothing"),
+    ],
+)
+def test_few_rows_are_read_at_once_if_their_values_share(write, monkeypatch, options, repeats, most) -> None:
+    """As many as fit into the memory of one column; what shares nothing is no larger than the file says."""
+    monkeypatch.setattr(_parquet, "AT_ONCE", 2**18)
+    sizes: list[int] = []
+    make = BatchMaker.make
+
+    def noted(self: BatchMaker, values: Any, size: int) -> Any:
+        sizes.append(size)
+        return make(self, values, size)
+
+    monkeypatch.setattr(BatchMaker, "make", noted)
+    countries = ["x" * 2**16] * repeats + ["US"] * 100
+    path = write({"id": [f"a{n}" for n in range(len(countries))], "country": countries}, **options)
+
+    with Fleet.open(path) as fleet:
+        sizes.clear()
+        fleet.survey()
+
+    assert max(sizes) == most
+
+
+# --- How it is known -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["f.parquet", "f.pq", "f", "f.csv", "f.jsonl"])
+def test_it_is_known_by_its_first_bytes(write, name) -> None:
+    """Whatever it is called: no CSV begins so."""
+    with Fleet.open(write({"id": ["a"], "country": ["US"]}, name)) as fleet:
+        assert list(fleet.rows()) == [Row(0, 1, "a", US)]
+
+
+def test_it_may_come_through_standard_input(write, monkeypatch) -> None:
+    """Its end says where its columns are: it is copied first, NULs and all."""
+    size = 9000
+    path = write({"id": [f"a{n}" for n in range(size)], "port": [1] * size, "host": ["h"] * size})
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+
+    with Fleet.open("-") as fleet, Fleet.open(path) as file:
+        assert fleet.survey() == fleet.survey() == file.survey()
+        assert fleet.survey().rows == size
+        assert fleet.digest == file.digest
+        pairs = list(zip(fleet.rows(), fleet.rows(), strict=True))
+    assert all(one == other for one, other in pairs)
+
+
+def test_without_pyarrow_it_says_what_to_install(write, monkeypatch) -> None:
+    """It is 150 MB that few need."""
+    path = write(WIDE)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    with pytest.raises(FleetError, match=r"pip install 'postpress-async\[parquet\]', or export it as CSV$"):
+        Fleet.open(path)
+
+
+def test_a_csv_file_does_not_load_pyarrow(tmp_path) -> None:
+    """It takes a fifth of a second, and 60 MB."""
+    path = tmp_path / "f.csv"
+    path.write_text("id,country\na,US\n")
+    code = (
+        "import sys; from postpress_async.rotation import Fleet; Fleet.open(sys.argv[1]).survey();"
+        "print(sorted({'pyarrow', 'pandas', 'polars', 'sqlalchemy', 'numpy'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert done.stdout == "[]\n"
+
+
+# --- What is refused -----------------------------------------------------------------------------
+
+
+NO_COLUMNS = [
+    pytest.param({"id": [1]}, "has id as int64: write that column as text", id="ids as numbers"),
+    pytest.param(
+        {"id": ["a"], "My Pass": ["x"], "pass": [12345678]}, "has pass as int64: write that", id="passwords"
+    ),
+    pytest.param(
+        {"id": ["a"], "port": [True]}, "has port as bool: write that column as text or whole", id="bool"
+    ),
+    pytest.param({"id": ["a"], "host": [b"h"]}, "has host as binary: write that column as text", id="binary"),
+    pytest.param({"id": ["a"], "proxy": [["h"]]}, "has proxy as list<", id="a list"),
+    pytest.param(
+        {"id": ["a"], "proxy": [{"host": "h", "port": [1]}]}, "has proxy.port as list<", id="a field"
+    ),
+    pytest.param(
+        {"id": ["a"], "proxy": [{"server": "h"}]}, "has a struct proxy without a host: see", id="a struct"
+    ),
+    pytest.param({"id": ["a"], "host": [{"host": "h"}]}, "has host as struct<", id="a struct elsewhere"),
+    pytest.param(
+        {"id": ["a"], "ID": ["b"]}, "has two columns for account_id, id and ID: leave", id="two columns"
+    ),
+    pytest.param(
+        {"Kontonummer": ["a"], "host": ["h"]},
+        "has no column account_id, only Kontonummer, host: give",
+        id="none",
+    ),
+    pytest.param({"id": pyarrow.array([], pyarrow.string())}, "has no rows: it needs", id="no rows"),
+]
+
+
+@pytest.mark.parametrize(("table", "sentence"), NO_COLUMNS)
+def test_columns_that_are_no_fleets_are_told(write, table, sentence) -> None:
+    """All of a column is of one type, so it is told once and not a million times."""
+    path = write(table)
+
+    with pytest.raises(FleetError) as caught:
+        Fleet.open(path)
+
+    assert str(caught.value).startswith(f"{path} {sentence}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_changed_is_noticed(write) -> None:
+    """What was checked is not what would be sent."""
+    path = write(WIDE)
+    with Fleet.open(path) as fleet:
+        rows = fleet.rows()
+        next(rows)
+        os.utime(path, ns=(1, 1))
+
+        with pytest.raises(FleetError, match="has changed"):
+            list(rows)
+
+
+def test_a_closed_fleet_says_so(write) -> None:
+    """As any other does."""
+    with Fleet.open(write(WIDE)) as fleet:
+        pass
+
+    with pytest.raises(FleetError, match="is closed: open the fleet again"):
+        fleet.survey()
+
+
+def test_a_disk_that_fails_is_told(write, monkeypatch) -> None:
+    """It is not the file that is damaged."""
+
+    class Failing(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() > 4:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    path = write(WIDE)
+    monkeypatch.setattr("postpress_async.rotation.fleet._file.io.FileIO", Failing)
+
+    with pytest.raises(FleetError, match=r"fleet\.parquet cannot be read: Input/output error"):
+        Fleet.open(path)
+
+
+def outcome(path: Path) -> tuple[list[Row | Refusal], FleetError | None]:
+    rows = list[Row | Refusal]()
+    try:
+        with Fleet.open(path) as fleet:
+            rows.extend(fleet.rows())
+    except FleetError as error:
+        return rows, error
+    return rows, None
+
+
+def test_a_file_that_is_cut_short_is_damaged(write) -> None:
+    """A download that broke off: the end, where its columns are told, is missing."""
+    path = write(WIDE)
+    content = path.read_bytes()
+
+    for length in range(4, len(content)):
+        path.write_bytes(content[:length])
+        rows, error = outcome(path)
+        assert rows == []
+        assert str(error) == (
+            f"{path} is damaged, or of a Parquet that pyarrow does not read: write it again"
+        )
+
+
+@pytest.mark.slow
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data(), compression=st.sampled_from(["none", "snappy"]), dictionary=st.booleans())
+def test_a_file_with_wrong_bytes_is_rows_refusals_or_one_error(
+    write, data: st.DataObject, compression: str, dictionary: bool
+) -> None:
+    """It is a stranger's, and what is said of it may be logged: no password, and nothing but our error."""
+    path = write(WIDE, compression=compression, use_dictionary=dictionary, write_statistics=False)
+    content = bytearray(path.read_bytes())
+    for at in data.draw(st.lists(st.integers(4, len(content) - 1), min_size=1, max_size=4)):
+        content[at] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+
+    rows, error = outcome(path)
+
+    assert rows or error
+    assert SECRET not in everything_said(error)
+    assert all(SECRET not in f"{row}{row!r}" for row in rows)
+
+
+def test_no_row_of_a_parquet_file_that_was_rewritten_after_its_check_is_handed_out(tmp_path) -> None:
+    """Its pages are read from wherever they are, and each is compared before a row of it is made."""
+    path = tmp_path / "f.parquet"
+    table = pyarrow.table({"account_id": [f"acc_{n:06}" for n in range(50_000)], "country": ["US"] * 50_000})
+    pyarrow.parquet.write_table(table, path, row_group_size=1_000)
+    with Fleet.open(path) as fleet:
+        assert fleet.survey().rows == 50_000
+        assert sum(1 for _ in fleet.rows()) == 50_000
+        rows = fleet.rows()
+        handed_out = [next(rows)]
+        content, before = path.read_bytes(), path.stat()
+        with path.open("r+b") as file:
+            file.write(content.replace(b"US", b"DE"))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+        with pytest.raises(FleetError, match="has changed since it was opened"):
+            handed_out.extend(rows)
+
+    assert {row.change for row in handed_out if isinstance(row, Row)} == {ManagedProxy(country="US")}
+
+
+@pytest.mark.parametrize("writer", ["pyarrow", "polars", "pandas"])
+def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path, writer) -> None:
+    """It is read without pyarrow; of a whole file both say the same."""
+    path = tmp_path / "f.parquet"
+    columns = {"id": [f"a{n}" for n in range(2000)], "port": [80] * 2000, "country": ["US"] * 2000}
+    if writer == "pyarrow":
+        table = pyarrow.table({**columns, "proxy": [{"host": "h", "username": None}] * 2000})
+        pyarrow.parquet.write_table(table, path, row_group_size=300, write_page_index=True)
+    elif writer == "polars":
+        polars.DataFrame(columns).write_parquet(path, row_group_size=300)
+    else:
+        pandas.DataFrame(columns).to_parquet(path, row_group_size=300)
+    metadata = pyarrow.parquet.read_metadata(path)
+    theirs = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+
+    with path.open("rb", buffering=0) as file:
+        groups = read_row_groups(file)
+
+    assert [(group.rows, [(chunk.path, chunk.size) for chunk in group.chunks]) for group in groups] == [
+        (
+            group.num_rows,
+            [
+                (group.column(place).path_in_schema, group.column(place).total_uncompressed_size)
+                for place in range(group.num_columns)
+            ],
+        )
+        for group in theirs
+    ]
+
+
+def test_a_damaged_entry_of_a_column_is_told_and_ends_no_process(write) -> None:
+    """pyarrow's own view of it ends the process with many a wrong byte."""
+    path = write({"id": [f"a{n}" for n in range(99)], "country": ["US"] * 99}, row_group_size=50)
+    content = path.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    code = (
+        "import sys\n"
+        "from postpress_async.errors import FleetError\n"
+        "from postpress_async.rotation import Fleet\n"
+        "for path in sys.argv[1:]:\n"
+        "    try:\n"
+        "        with Fleet.open(path) as fleet:\n"
+        "            fleet.survey()\n"
+        "    except FleetError:\n"
+        "        pass\n"
+        "print('all read')\n"
+    )
+    paths = []
+    for seed in range(300):
+        chance, damaged = random.Random(seed), bytearray(content)
+        for _ in range(3):
+            damaged[chance.randrange(footer, len(content) - 8)] = chance.randrange(256)
+        paths.append(path.with_name(f"{seed}.parquet"))
+        paths[-1].write_bytes(damaged)
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert (done.returncode, done.stdout) == (0, "all read\n"), done.stderr

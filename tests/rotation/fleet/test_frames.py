@@ -1,0 +1,340 @@
+"""A frame of pandas or polars: known by what it can do, read in pieces, and never loaded for it."""
+
+import tracemalloc
+from collections.abc import Callable
+from decimal import Decimal
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import numpy
+import pandas
+import polars
+import pyarrow
+import pytest
+
+from postpress_async.errors import FleetError
+from postpress_async.models import CustomProxy, ManagedProxy
+from postpress_async.rotation import Fleet, State
+from postpress_async.rotation.fleet._frame import is_frame
+from postpress_async.rotation.plan import Refusal, Row
+from postpress_async.sandbox import Sandbox
+from tests.support.fleet_forms import everything_said, told
+
+US = ManagedProxy(country="US")
+SECRET = "pa55!word"
+
+BOTH = pytest.mark.parametrize("frame", [pandas.DataFrame, polars.DataFrame], ids=["pandas", "polars"])
+Made = Callable[[dict[str, Any]], Any]
+
+
+def rows(frame: Any) -> list[Row | Refusal]:
+    with Fleet.of(frame) as fleet:
+        return list(fleet.rows())
+
+
+# --- What is read --------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_row_is_an_account_and_its_line_is_its_number(frame: Made) -> None:
+    """``frame.iloc[line - 1]`` is the row that a refusal is about."""
+    made = frame({"Account ID": ["a", "b"], "Country Code": [" us ", None], "IP": [None, "192.0.2.1"]})
+
+    assert rows(made) == [Row(0, 1, "a", US), Row(1, 2, "b", ManagedProxy(ip="192.0.2.1"))]
+
+
+def test_the_index_says_nothing_of_the_line() -> None:
+    """After a filter or a sort it is what is left of another frame's numbers, and may be any text."""
+    frame = pandas.DataFrame({"id": ["a", "b", "c"], "country": ["US", "XX", "US"]}, index=[7, 7, 3])
+
+    read = rows(frame[frame["id"] != "a"].sort_index())
+
+    assert [(row.ordinal, row.line, row.account_id) for row in read] == [(0, 1, "c"), (1, 2, "b")]
+
+
+MISSING = {
+    "None": [None, "US"],
+    "NaN": [float("nan"), "US"],
+    "NA": pandas.array([pandas.NA, "US"], dtype="string"),
+    "NA of arrow": pandas.array([None, "US"], dtype=pandas.ArrowDtype(pyarrow.string())),
+    "NA among objects": numpy.array([pandas.NA, "US"], dtype=object),
+    "NaT": numpy.array([pandas.NaT, "US"], dtype=object),
+    "a category": pandas.Categorical([None, "US"]),
+}
+
+
+@pytest.mark.parametrize("countries", MISSING.values(), ids=MISSING)
+def test_what_pandas_has_for_missing_is_not_given(countries: Any) -> None:
+    """It has five words for it, by the type of the column."""
+    read = rows(pandas.DataFrame({"id": ["a", "b"], "country": countries}))
+
+    assert told(read) == [(1, None, "no proxy and no country")]
+    assert read[1] == Row(1, 2, "b", US)
+
+
+PORTS = {
+    "int64": pandas.Series([80, 81]),
+    "float64": pandas.Series([80.0, float("nan")]),
+    "Int64": pandas.Series([80, None], dtype="Int64"),
+    "uint16": pandas.Series([80, 81], dtype="uint16"),
+    "float32": pandas.Series([80, None], dtype="float32"),
+    "arrow": pandas.Series([80, None], dtype=pandas.ArrowDtype(pyarrow.int32())),
+    "numpy's own": pandas.Series([numpy.int16(80), numpy.float32("nan")], dtype=object),
+    "decimal": pandas.Series([Decimal("80.0"), Decimal("NaN")], dtype=object),
+    "text": pandas.Series([" 80 ", ""]),
+    "category": pandas.Series([80, None]).astype("category"),
+    "sparse": pandas.Series([80.0, float("nan")], dtype=pandas.SparseDtype("float64")),
+    "polars' int": polars.Series([80, None]),
+    "polars' u16": polars.Series([80, None], dtype=polars.UInt16),
+    "polars' float": polars.Series([80.0, float("nan")]),
+    "polars' decimal": polars.Series([Decimal("80.00"), None]),
+}
+
+
+@pytest.mark.parametrize("ports", PORTS.values(), ids=PORTS)
+def test_a_port_may_be_any_number_that_is_whole(ports: Any) -> None:
+    """pandas makes floats of a column with gaps, and nobody meant port 8080.0."""
+    kind = polars.DataFrame if isinstance(ports, polars.Series) else pandas.DataFrame
+
+    first, _ = rows(kind({"id": ["a", "b"], "host": ["h", "h"], "port": ports}))
+
+    assert first == Row(0, 1, "a", CustomProxy(host="h", port=80))
+
+
+WRONG = [
+    pytest.param("port", 8080.5, "port not an integer", id="a fraction"),
+    pytest.param("port", float("inf"), "port not an integer", id="infinite"),
+    pytest.param("port", True, "port not an integer", id="a truth"),
+    pytest.param("port", numpy.bool_(True), "port not an integer", id="numpy's truth"),
+    pytest.param("port", 1j, "port not an integer", id="a complex one"),
+    pytest.param("port", [80], "port not an integer", id="a list"),
+    pytest.param("port", numpy.array([80, 81]), "port not an integer", id="an array"),
+    pytest.param("port", -1, "port out of range", id="a negative one"),
+    pytest.param("port", 10**5000, "port out of range", id="one of 5,000 digits"),
+    pytest.param("password", 12345678, "password not text", id="a password as a number"),
+    pytest.param("password", SECRET.encode(), "password not text", id="a password as bytes"),
+    pytest.param("password", [SECRET], "password not text", id="a password in a list"),
+    pytest.param("password", "\ud800", "password is not Unicode", id="half a surrogate pair"),
+    pytest.param("host", {"host": SECRET}, "host not text", id="a dict for a host"),
+    pytest.param("proxy", 80, "proxy not text", id="a number for a proxy"),
+    pytest.param("account_id", 7, "account_id not text", id="an id that is a number"),
+    pytest.param("account_id", SECRET, "account_id not allowed", id="an id that is none"),
+]
+
+
+@pytest.mark.parametrize(("column", "value", "reason"), WRONG)
+def test_a_wrong_value_costs_its_row_and_is_not_shown(column: str, value: Any, reason: str) -> None:
+    """A column of objects holds anything, and each of them is a stranger's."""
+    right: dict[str, list[Any]] = {"account_id": ["a", "b"], "host": ["h", "h"], "port": [80, 80]}
+    cells = pandas.Series([None, right.get(column, [None, None])[1]], dtype=object)
+    cells.iat[0] = value
+
+    read = rows(pandas.DataFrame(right | {column: cells}))
+
+    assert told(read) == [(1, column, reason)]
+    assert read[1] == Row(1, 2, "b", CustomProxy(host="h", port=80))
+    assert all(secret not in f"{read}{read!r}" for secret in (SECRET, "12345678"))
+
+
+def test_an_address_may_be_an_object() -> None:
+    """PostgreSQL's inet arrives so, by way of its driver."""
+    frame = pandas.DataFrame(
+        {
+            "id": ["a", "b"],
+            "host": [IPv6Address("2001:db8::1"), None],
+            "port": [80, None],
+            "ip": [None, IPv4Address("192.0.2.1")],
+        }
+    )
+
+    assert [row.change for row in rows(frame) if isinstance(row, Row)] == [
+        CustomProxy(host="2001:db8::1", port=80),
+        ManagedProxy(ip="192.0.2.1"),
+    ]
+
+
+@BOTH
+def test_a_proxy_may_be_a_dict_as_in_json_lines(frame: Made) -> None:
+    """``read_json`` gives it so, and polars a struct."""
+    proxies = [{"host": "h", "port": 80, "user": "u", "pass": SECRET, "ttl": 1}, None]
+
+    with Fleet.of(frame({"id": ["a", "b"], "proxy": proxies, "country": [None, "US"]})) as fleet:
+        first, second = fleet.rows()
+        assert fleet.ignored_columns == ("ttl",)
+
+    assert first == Row(0, 1, "a", CustomProxy(host="h", port=80, username="u", password=SECRET))
+    assert second == Row(1, 2, "b", US)
+
+
+def test_a_dict_that_is_no_proxy_costs_its_row() -> None:
+    """As in JSON Lines; of its columns, the first that is wrong is told."""
+    frame = pandas.DataFrame(
+        {
+            "id": ["a", "b", "c", "d", 5],
+            "proxy": [{}, {"port": 80}, {"host": "h", "HOST": "i"}, {"host": "h", 80: "port"}, {"port": 1}],
+        }
+    )
+
+    assert told(rows(frame)) == [
+        (1, "host", "host missing"),
+        (2, "host", "host missing"),
+        (3, "host", "a key stands twice"),
+        (4, "port", "port missing"),
+        (5, "account_id", "account_id not text"),
+    ]
+
+
+@BOTH
+def test_a_frame_may_be_longer_than_a_piece_of_it(frame: Made) -> None:
+    """Each piece goes on where the last one ended, and knows the accounts of those before."""
+    ids = [f"acc_{number}" for number in range(2500)] + ["acc_7"]
+
+    read = rows(frame({"id": ids, "country": ["US"] * 2501}))
+
+    assert [(row.ordinal, row.line) for row in read] == [(number, number + 1) for number in range(2501)]
+    assert told(read) == [(2501, "account_id", "account already named")]
+
+
+def test_two_passes_do_not_move_each_other() -> None:
+    """A fleet is checked and then sent."""
+    frame = polars.DataFrame({"id": [f"a{n}" for n in range(3000)], "country": ["US"] * 3000})
+
+    with Fleet.of(frame, default=US) as fleet:
+        pairs = list(zip(fleet.rows(), fleet.rows(), strict=True))
+
+    assert all(one == other for one, other in pairs)
+
+
+@BOTH
+def test_memory_does_not_grow_with_the_frame(frame: Made) -> None:
+    """The frame is in memory already; as Python's own objects it would be five times as large."""
+    made = frame({"id": [f"{n:0250d}" for n in range(10_000)], "country": ["US"] * 10_000})
+    tracemalloc.start()
+    try:
+        with Fleet.of(made) as fleet:
+            assert len(fleet.digest) == 32
+            assert fleet.survey().rows == 10_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 2_000_000
+
+
+# --- The digest ----------------------------------------------------------------------------------
+
+
+def test_the_digest_is_over_what_the_rows_say() -> None:
+    """A journal knows its input again from either library, and by nothing that is not its business."""
+    columns: dict[str, Any] = {"id": ["a", "b"], "host": ["h", "i"], "port": [80, None], "note": [1, 2]}
+    frame = pandas.DataFrame(columns)
+    same = [
+        frame.set_index("note", append=True),
+        frame.assign(note=3),
+        frame[["port", "note", "host", "id"]],
+        frame.astype({"port": "Int64", "host": "category"}),
+        polars.DataFrame(columns),
+    ]
+    others = [frame.assign(port=81), frame.iloc[::-1], frame.iloc[:1], frame.assign(id=["a", 7])]
+    others += [frame.assign(password="p"), frame.rename(columns={"host": "username"})]
+
+    digests = [Fleet.of(other).digest for other in others]
+
+    assert {Fleet.of(one).digest for one in same} == {Fleet.of(frame).digest}
+    assert len({*digests, Fleet.of(frame).digest, Fleet.of(frame, default=US).digest}) == len(others) + 2
+
+
+# --- In a rotation -------------------------------------------------------------------------------
+
+
+@BOTH
+async def test_a_session_rotates_a_frame(frame: Made, tmp_path) -> None:
+    """It is a fleet as any other: wrong rows are outcomes, and the journal knows it again."""
+    made = frame({"id": ["acc_1", "acc_2", "acc/3"], "country": ["US", "XX", "US"]})
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        async with session.rotate(made, journal=tmp_path / "run.sqlite3") as rotation:
+            outcomes = {outcome.ordinal: outcome async for outcome in rotation}
+        async with session.rotate(made, journal=tmp_path / "run.sqlite3") as again:
+            summary = await again.run()
+
+        assert sandbox.record.requests == 1
+    assert [outcomes[n].state for n in range(3)] == [State.PATCHED, State.SKIPPED, State.SKIPPED]
+    assert [outcomes[n].line for n in range(3)] == [1, 2, 3]
+    assert summary.states[State.PATCHED] == 1
+
+
+@BOTH
+async def test_a_frame_without_rows_is_done_at_once(frame: Made) -> None:
+    """A service rotates what its filter left, and some nights it left nothing."""
+    made = frame({"id": ["a"], "country": ["US"]})[:0]
+    async with Sandbox() as sandbox, sandbox.session() as session, session.rotate(made) as rotation:
+        assert [outcome async for outcome in rotation] == []
+
+
+# --- What is refused -----------------------------------------------------------------------------
+
+
+NO_FLEETS = [
+    pytest.param(
+        pandas.DataFrame({"name": ["a"], 5: ["h"]}), "has no column account_id, only name, 5: give", id="none"
+    ),
+    pytest.param(
+        pandas.DataFrame(), "has no column account_id, only others without a name: give", id="empty"
+    ),
+    pytest.param(
+        pandas.DataFrame([["a", "b"]], columns=["id", "id"]),
+        "has two columns for account_id, id and",
+        id="two",
+    ),
+    pytest.param(
+        pandas.DataFrame({"country": ["US"]}, index=pandas.Index(["a"], name="account_id")),
+        "has account_id as its index: give frame.reset_index()",
+        id="in the index",
+    ),
+    pytest.param(polars.LazyFrame({"id": ["a"]}), "is lazy, and would be computed for every", id="lazy"),
+]
+
+
+@pytest.mark.parametrize(("frame", "sentence"), NO_FLEETS)
+def test_a_frame_that_is_no_fleet_is_told(frame: Any, sentence: str) -> None:
+    """Before a row is read, and with what would be right."""
+    with pytest.raises(FleetError) as caught:
+        Fleet.of(frame)
+
+    assert str(caught.value).startswith(f"the frame {sentence}")
+
+
+def test_no_name_of_a_column_breaks_a_line() -> None:
+    """A frame made of a file without a header has its first row for names."""
+    with pytest.raises(FleetError) as caught:
+        Fleet.of(pandas.DataFrame({"a\nb\x1b[2J" + "x" * 90: [1]}))
+
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 250
+    assert "x" * 41 not in everything_said(caught.value)
+
+
+class Odd:
+    """Something of a caller's own, that answers to any name."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was asked for")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{}, [], "", None, Odd(), {"columns": 1}, pandas.Series([1]), polars.Series([1]), pandas.DataFrame],
+    ids=lambda value: type(value).__name__,
+)
+def test_nothing_else_is_taken_for_a_frame(value: Any) -> None:
+    """An iterable of pairs stays one, and its attributes are not looked at."""
+    assert not is_frame(value)
+
+
+def test_a_frame_of_a_class_of_ones_own_is_one() -> None:
+    """geopandas and others are such."""
+
+    class Own(pandas.DataFrame):  # type: ignore[misc]  # pandas has no types
+        pass
+
+    assert is_frame(Own({"id": ["a"]}))

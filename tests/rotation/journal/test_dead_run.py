@@ -1,0 +1,256 @@
+"""What all readers say of a journal between a run that was killed and the next one: the truth."""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from postpress_async import AccountPatched, ManagedProxy, Rotation
+from postpress_async.models import Attempt, ProxyChange
+from postpress_async.rotation import Halt, Journal, Row, State
+from postpress_async.rotation.errand import Errand
+from postpress_async.rotation.export import write_jsonl
+from postpress_async.rotation.journal import OnFailed, OnUnknown
+from postpress_async.rotation.journal.numbers import count, stage_of
+from postpress_async.rotation.journal.reading import JournalView
+from postpress_async.rotation.plan import Refusal
+from postpress_async.rotation.resume import RowKeys
+from tests.support.command_line import run
+from tests.support.journals import NIGHT, killed, outcome, refused, write
+
+US = ManagedProxy(country="US")
+FLEET = 2_000
+
+
+def rows(count: int = FLEET) -> Iterator[Row | Refusal]:
+    return (Row(ordinal, None, f"acc_{ordinal:06}", US) for ordinal in range(count))
+
+
+class Api:
+    """Patches what it is sent, and remembers whether that was in doubt."""
+
+    def __init__(self) -> None:
+        self.doubts: dict[int, bool] = {}
+
+    async def __call__(
+        self, account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
+    ) -> AccountPatched:
+        self.doubts[int(account_id.removeprefix("acc_"))] = keys.in_doubt
+        await asyncio.sleep(0)
+        return AccountPatched(account_id, (Attempt(1, 0.0, 0.0, status=200),))
+
+
+def rotation(
+    path: Path,
+    api: Api,
+    *,
+    finite: bool = True,
+    limit: int | None = None,
+    on_failed: OnFailed = "report",
+    on_unknown: OnUnknown = "retry",
+) -> Rotation:
+    return Rotation(
+        api,
+        rows(),
+        in_flight=20,
+        finite=finite,
+        total=FLEET,
+        limit=limit,
+        halt=Halt(failures="never"),
+        journal=lambda: Journal.open(path, on_failed=on_failed, on_unknown=on_unknown),
+    )
+
+
+async def ended(path: Path, **options: object) -> Api:
+    """What a run that ends well has sent."""
+    api = Api()
+    async with rotation(path, api, **options) as under_way:  # type: ignore[arg-type]
+        await under_way.run()
+    return api
+
+
+async def dead(path: Path, at: int, **options: object) -> tuple[Path, Api]:
+    """The journal as a run leaves it that is killed after the outcome number *at*, and what it had sent."""
+    api, settled = Api(), 0
+    async with rotation(path, api, **options) as dying:  # type: ignore[arg-type]
+        async for _ in dying:
+            settled += 1
+            if settled == at:
+                copy, sent = killed(path), dict(api.doubts)
+                break
+    api.doubts = sent
+    return copy, api
+
+
+def table(path: Path) -> dict[int, tuple[str, str | None]]:
+    """State and applied of each account, as the table itself has them."""
+    with closing(sqlite3.connect(path)) as connection:
+        told = "SELECT ordinal, state, applied FROM outcomes"
+        return {ordinal: (state, applied) for ordinal, state, applied in connection.execute(told)}
+
+
+UNSENT = ("skipped", "no")
+IN_DOUBT = ("unknown", "unknown")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite3"
+
+
+async def test_no_account_that_a_dead_run_sent_reads_as_skipped(path: Path) -> None:
+    """A limited run skipped it, a full run sent it and was killed, and no run has come since."""
+    await ended(path, limit=100)
+    copy, api = await dead(path, 60)
+
+    found = table(copy)
+
+    states = {found[ordinal] for ordinal in api.doubts}
+    assert len(api.doubts) >= 60
+    assert states <= {("patched", None), IN_DOUBT}
+    assert found[FLEET - 1] == UNSENT  # beyond the watermark
+
+
+async def test_each_reader_tells_of_the_accounts_that_a_dead_run_may_have_sent(path: Path, tmp_path) -> None:
+    await ended(path, limit=100)
+    copy, _ = await dead(path, 60)
+    unknown = {ordinal for ordinal, what in table(copy).items() if what == IN_DOUBT}
+
+    with JournalView(copy) as view:
+        numbers = count(view, stage_of(view), NIGHT)
+        with (tmp_path / "export.jsonl").open("wb") as file:
+            write_jsonl(view.outcomes(), file)
+    exported = [json.loads(line) for line in (tmp_path / "export.jsonl").read_text().splitlines()]
+    told = json.loads((await asyncio.to_thread(run, "status", copy, "--json")).stdout)
+
+    assert unknown
+    assert numbers.states[State.UNKNOWN] == told["states"]["unknown"] == len(unknown)
+    assert {row["applied"] for row in exported if row["state"] == "unknown"} == {"unknown"}
+    assert sum(row["state"] == "unknown" for row in exported) == len(unknown)
+
+
+async def test_an_account_that_failed_and_is_sent_again_by_a_dead_run_is_unknown(path: Path) -> None:
+    """Its refusal is that of another request."""
+    write(path, [outcome(n, State.FAILED, status=400, scope="request") for n in range(FLEET)], total=FLEET)
+    copy, api = await dead(path, 10, on_failed="retry")
+
+    found = table(copy)
+
+    assert api.doubts
+    assert {found[ordinal] for ordinal in api.doubts} <= {("patched", None), IN_DOUBT}
+
+
+async def test_a_row_that_was_refused_stays_so(path: Path) -> None:
+    """Nothing was sent for it, and nothing could be."""
+    write(path, [refused(0), *(outcome(n, State.SKIPPED) for n in range(1, FLEET))], total=FLEET)
+    held = Journal.open(path)
+    copy = killed(path)
+    await held.aclose()
+
+    found = table(copy)
+
+    assert (found[0], found[1]) == (UNSENT, IN_DOUBT)
+
+
+@pytest.mark.parametrize("finite", [True, False], ids=["finite", "endless"])
+async def test_accounts_that_a_run_did_not_send_are_skipped_again_after_it_ended_well(path, finite) -> None:
+    await ended(path, limit=100)
+    await ended(path, limit=1, finite=finite)
+
+    found = table(path)
+
+    assert {ordinal for ordinal, what in found.items() if what != UNSENT} == set(range(101))
+
+
+async def test_accounts_that_a_stopped_run_did_not_send_are_skipped_again(path: Path) -> None:
+    await ended(path, limit=100)
+    async with rotation(path, Api()) as stopped:
+        stopped.stop()
+        await stopped.run()
+
+    assert {ordinal for ordinal, what in table(path).items() if what != UNSENT} == set(range(100))
+
+
+async def test_accounts_that_a_cancelled_run_did_not_send_are_skipped_again(path: Path) -> None:
+    await ended(path, limit=100)
+    with pytest.raises(KeyError):
+        async with rotation(path, Api()):
+            raise KeyError
+
+    assert {ordinal for ordinal, what in table(path).items() if what != UNSENT} == set(range(100))
+
+
+@pytest.mark.parametrize("on_unknown", ["retry", "report"])
+async def test_a_run_is_in_no_doubt_about_what_it_may_send_itself(path, on_unknown) -> None:
+    """It reads its rows from the same table in which it has said that they may be sent."""
+    await ended(path, limit=100)
+    api = await ended(path, on_unknown=on_unknown)
+
+    assert set(api.doubts) == set(range(100, FLEET))
+    assert set(api.doubts.values()) == {False}
+
+
+async def test_the_next_run_is_in_doubt_about_what_a_dead_run_may_have_sent(path: Path) -> None:
+    await ended(path, limit=100)
+    copy, _ = await dead(path, 60)
+    in_doubt = {ordinal for ordinal, what in table(copy).items() if what == IN_DOUBT}
+
+    api = await ended(copy)
+
+    assert {ordinal for ordinal, doubt in api.doubts.items() if doubt} == in_doubt
+    assert {what for what, _ in table(copy).values()} == {"patched"}
+
+
+async def test_what_a_dead_run_of_an_earlier_version_may_have_sent_is_in_doubt(path: Path) -> None:
+    """It left these accounts skipped, whatever it had sent."""
+    write(path, [outcome(n, State.SKIPPED) for n in range(3)], **{"total": 3, "under way": 1, "reached": 2})
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DROP TABLE IF EXISTS covered")
+
+    journal = Journal.open(path)
+    entries = [state for _, (_, state, *_) in journal.entries()]
+    await journal.aclose()
+
+    assert entries == [State.UNKNOWN, State.UNKNOWN, State.SKIPPED]
+
+
+async def test_an_unknown_outcome_of_a_run_stays_unknown_when_it_ends(path: Path) -> None:
+    """It is no longer unknown only because the run might send it."""
+    write(path, [outcome(n, State.SKIPPED) for n in range(3)], total=3)
+    journal = Journal.open(path)
+    journal.record(outcome(1, State.UNKNOWN))
+    await journal.aclose()
+
+    assert [what for what, _ in table(path).values()] == ["skipped", "unknown", "skipped"]
+
+
+@pytest.mark.slow
+async def test_a_dead_first_run_says_how_many_accounts_it_may_have_sent(path: Path) -> None:
+    """They have no row yet: the journal does not know them, but it knows how far the run may have come."""
+    copy, api = await dead(path, 60)
+    patched = len(table(copy))
+
+    text = (await asyncio.to_thread(run, "status", copy)).stdout
+    told = json.loads((await asyncio.to_thread(run, "status", copy, "--json")).stdout)
+
+    assert len(api.doubts) - patched <= told["maybe_sent"] < FLEET // 2
+    said = f"up to {told['maybe_sent']:,} more accounts may have been sent by a run that was killed"
+    assert said in text
+
+
+async def test_what_a_dead_run_may_have_sent_is_told_until_it_is_settled(path: Path) -> None:
+    """Also after a run that came to none of these accounts."""
+    copy, _ = await dead(path, 60)
+    await ended(copy, limit=1, finite=False)
+    with JournalView(copy) as view:
+        before = count(view, stage_of(view), NIGHT).maybe_sent
+    await ended(copy)
+    with JournalView(copy) as view:
+        after = count(view, stage_of(view), NIGHT).maybe_sent
+
+    assert before
+    assert after == 0

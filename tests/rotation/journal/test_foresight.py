@@ -1,0 +1,197 @@
+"""What a dry run knows of a journal: all that would stop the real one, and nothing is written for it."""
+
+import os
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from postpress_async import cli
+from postpress_async.rotation.journal._checkpoint import LOG_NEEDED
+from postpress_async.rotation.journal._lock import JournalFile
+from tests.support.command_line import KEY
+
+JOURNAL = "fleet.csv.rotation.sqlite3"
+SANDBOX = ["--sandbox"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own, in which there is a fleet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POSTPRESS_API_KEY", KEY)
+    write_fleet(tmp_path, 10)
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> "Run":
+    """The command in this process: its exit code, and what it said on both streams."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["postpress-async", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.run()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capfd.readouterr()
+
+    return run
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def write_fleet(folder: Path, count: int) -> None:
+    rows = "".join(f"acc_{number},US\n" for number in range(count))
+    (folder / "fleet.csv").write_text(f"account_id,country\n{rows}")
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Every file of a folder, and how large it is."""
+    return {path.name: path.lstat().st_size for path in folder.iterdir()}
+
+
+def change(statement: str) -> None:
+    """Do to the journal, which is made if there is none, what no run does."""
+    connection = sqlite3.connect(JOURNAL)
+    with connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def of_another_input(folder: Path, run: Run) -> None:
+    run("rotate", "fleet.csv", "--sandbox")
+    write_fleet(folder, 11)
+
+
+def of_the_future(folder: Path, run: Run) -> None:
+    run("rotate", "fleet.csv", "--sandbox")
+    change("PRAGMA user_version = 2")
+
+
+def damaged(folder: Path, run: Run) -> None:
+    run("rotate", "fleet.csv", "--sandbox")
+    change("DROP TABLE outcomes")
+
+
+def locked(path: Path) -> JournalFile:
+    """The journal at *path*, which is made if there is none, as a run holds it."""
+    file = JournalFile.open(path, os.O_RDWR | os.O_CREAT)
+    assert file.lock()
+    return file
+
+
+def linked(folder: Path, run: Run) -> None:
+    run("rotate", "fleet.csv", "--sandbox")
+    Path("another").hardlink_to(JOURNAL)
+
+
+def without_its_log(folder: Path, run: Run) -> None:
+    run("rotate", "fleet.csv", "--sandbox")
+    change(f"INSERT INTO run VALUES ('{LOG_NEEDED}', 1)")
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "code", "fact"),
+    [
+        pytest.param(of_another_input, SANDBOX, 2, "begun with another input", id="another input's"),
+        pytest.param(
+            lambda _, run: run("rotate", "fleet.csv", "--sandbox"),
+            ["--base-url", "https://127.0.0.1:1/v1"],
+            2,
+            "begun for this machine, not for https://127.0.0.1:1/v1",
+            id="another target's",
+        ),
+        pytest.param(lambda *_: locked(Path(JOURNAL)), SANDBOX, 3, "in use", id="another run's"),
+        pytest.param(linked, SANDBOX, 2, "one of 2 names", id="one of two names"),
+        pytest.param(without_its_log, SANDBOX, 2, "is incomplete", id="without its -wal"),
+        pytest.param(of_the_future, SANDBOX, 2, "of a newer", id="of the future"),
+        pytest.param(
+            lambda *_: change("CREATE TABLE t (x)"), SANDBOX, 2, "no journal of ours", id="another database"
+        ),
+        pytest.param(
+            lambda *_: Path(JOURNAL).write_text("acc_1\n"), SANDBOX, 2, "not a database", id="a fleet"
+        ),
+        pytest.param(damaged, SANDBOX, 2, "is damaged", id="damaged"),
+        pytest.param(lambda *_: Path(JOURNAL).symlink_to("x"), SANDBOX, 2, "is a symbolic link", id="a link"),
+        pytest.param(lambda *_: Path(JOURNAL).mkdir(), SANDBOX, 3, "cannot be written", id="a folder"),
+        pytest.param(
+            lambda *_: None, [*SANDBOX, "--journal", "no/j"], 2, "no is no directory", id="no folder for it"
+        ),
+    ],
+)
+def test_a_dry_run_is_refused_a_journal_as_the_real_run_would_be(
+    folder, run, make, words, code, fact
+) -> None:
+    """Whoever tries in the afternoon whether the night will work is told in the afternoon."""
+    kept = make(folder, run)
+    before = files(folder)
+
+    dry = run("rotate", "fleet.csv", *words, "--dry-run")
+    after = files(folder)
+    real = run("rotate", "fleet.csv", *words)
+
+    assert fact in dry[2]
+    assert dry == (code, "", dry[2]) == real
+    assert after == before
+    if isinstance(kept, JournalFile):
+        kept.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are protected otherwise there")
+def test_a_folder_that_nobody_may_write_is_told_beforehand(folder, run, monkeypatch) -> None:
+    """There is no file yet, and there will be none."""
+    monkeypatch.setattr("os.access", lambda _, mode: mode != os.W_OK)
+
+    code, _, told = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
+
+    assert (code, told) == (
+        3,
+        f"postpress-async: {JOURNAL} cannot be written (Permission denied): name another journal\n",
+    )
+
+
+def test_a_dry_run_after_a_run_writes_nothing_beside_the_journal(folder, run) -> None:
+    """SQLite makes two files for whoever reads one of its logged databases, if it may."""
+    run("rotate", "fleet.csv", "--sandbox", "--limit", "4")
+    before = files(folder)
+
+    code, told, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
+
+    assert code == 0
+    assert f"4 of them are settled in {JOURNAL}; 6 would be sent" in told
+    assert files(folder) == before
+
+
+def test_a_dry_run_of_what_failed_knows_that_it_is_sent_again(folder, run) -> None:
+    """It said that all were settled, and none would be sent."""
+    run("rotate", "fleet.csv", "--sandbox")
+    change("UPDATE outcomes SET state = 'failed' WHERE ordinal < 3")
+
+    again = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
+    failed = run("retry-failed", JOURNAL, "fleet.csv", "--sandbox", "--dry-run")
+
+    assert "10 of them are settled" in again[1]
+    assert f"7 of them are settled in {JOURNAL}; 3 would be sent" in failed[1]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: None, id="none"),
+        pytest.param(lambda: Path(JOURNAL).touch(), id="an empty one"),
+        pytest.param(lambda: change(f"PRAGMA application_id = {0x70705F6A}"), id="one that met a full disk"),
+    ],
+)
+def test_where_nothing_is_settled_a_dry_run_says_nothing_of_it(folder, run, make) -> None:
+    make()
+    before = files(folder)
+
+    code, told, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
+
+    assert code == 0
+    assert "settled" not in told
+    assert files(folder) == before

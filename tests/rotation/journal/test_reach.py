@@ -1,0 +1,327 @@
+"""How much a crash leaves in doubt: what the dead run had said that it would reach, and no more."""
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from postpress_async import AccountPatched, ManagedProxy, Rotation
+from postpress_async.errors import JournalError, JournalNotWritableError
+from postpress_async.models import Attempt, ProxyChange
+from postpress_async.rotation import Journal, Outcome, Row, State
+from postpress_async.rotation.errand import Errand
+from postpress_async.rotation.journal._reach import LEAST, REACHED, Reach
+from postpress_async.rotation.resume import RowKeys
+from postpress_async.sandbox import Sandbox
+from tests.support.journals import killed
+
+US = ManagedProxy(country="US")
+FLEET = 1_024
+
+
+def rows(count: int = FLEET) -> Iterator[Row]:
+    return (Row(ordinal, None, f"acc_{ordinal}", US) for ordinal in range(count))
+
+
+def told(journal: Path, name: str) -> float:
+    with closing(sqlite3.connect(journal)) as connection:
+        [(value,)] = connection.execute("SELECT value FROM run WHERE name = ?", (name,))
+    return float(value)
+
+
+class Api:
+    """Patches what it is sent; remembers in which state of doubt that came, and what the disk said then."""
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self.doubts: dict[int, bool] = {}
+        self.beyond: list[tuple[int, float]] = []
+
+    async def __call__(
+        self, account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
+    ) -> AccountPatched:
+        ordinal = int(account_id.removeprefix("acc_"))
+        self.doubts[ordinal] = keys.in_doubt
+        if (reached := told(self.journal, "reached")) <= ordinal:
+            self.beyond.append((ordinal, reached))
+        await asyncio.sleep(0)
+        return AccountPatched(account_id, (Attempt(1, 0.0, 0.0, status=200),))
+
+
+def rotation(api: Api, count: int = FLEET) -> Rotation:
+    journal = api.journal
+    return Rotation(api, rows(count), in_flight=20, finite=True, journal=lambda: Journal.open(journal))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite3"
+
+
+async def test_nothing_is_sent_that_the_disk_has_not_said_before(path: Path) -> None:
+    """The one thing that all else rests on: it is looked up at each request, through another connection."""
+    api = Api(path)
+    async with rotation(api) as under_way:
+        await under_way.run()
+
+    assert (len(api.doubts), api.beyond) == (FLEET, [])
+
+
+async def test_a_crash_leaves_in_doubt_what_was_in_reach(path: Path) -> None:
+    """The rest of the fleet was not sent, and the next run knows it; what was settled is left alone."""
+    first = Api(path)
+    async with rotation(first) as dying:
+        async for outcome in dying:
+            if outcome.ordinal == 50:
+                copy = killed(path)
+                break
+    reached = told(copy, "reached")
+
+    second = Api(copy)
+    async with rotation(second) as next_run:
+        await next_run.run()
+
+    assert reached < FLEET
+    assert {ordinal for ordinal, doubt in second.doubts.items() if doubt} <= set(range(int(reached)))
+    assert {ordinal for ordinal, doubt in second.doubts.items() if not doubt} == set(
+        range(int(reached), FLEET)
+    )
+    assert second.beyond == []
+    assert next_run.summary.patched == FLEET
+
+
+async def test_a_crash_is_remembered_until_its_doubts_are_settled(path: Path) -> None:
+    """The next run may end before it comes to them; that it ended well says nothing of the one before."""
+    async with rotation(Api(path)) as dying:
+        async for _ in dying:
+            copy = killed(path)
+            break
+    stopped = rotation(Api(copy))
+    async with stopped:
+        stopped.stop()
+        await stopped.run()
+
+    settled = stopped.summary.patched
+    assert settled + stopped.summary.states[State.UNKNOWN] == told(copy, "doubtful")
+    assert stopped.summary.states[State.SKIPPED] == FLEET - told(copy, "doubtful")
+    last = Api(copy)
+    async with rotation(last) as third:
+        await third.run()
+    assert settled + sum(last.doubts.values()) == told(copy, "doubtful")
+
+
+async def test_a_run_that_ended_well_leaves_nothing_in_doubt(path: Path) -> None:
+    """An endless input is not read to its end, so that its rows have no word in the journal."""
+    api = Api(path)
+    journal = api.journal
+    async with Rotation(
+        api, rows(), in_flight=20, limit=30, journal=lambda: Journal.open(journal)
+    ) as under_way:
+        await under_way.run()
+    async with rotation(second := Api(path)) as next_run:
+        await next_run.run()
+
+    assert len(second.doubts) == FLEET - 30
+    assert not any(second.doubts.values())
+
+
+async def test_a_close_that_is_cancelled_leaves_nothing_in_doubt(path: Path) -> None:
+    """A second Ctrl-C while the last rows are committed: they are, and the next run may believe them."""
+    journal = Journal.open(path)
+    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1))
+    closing_ = asyncio.create_task(journal.aclose())
+    await asyncio.sleep(0)
+    closing_.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing_
+
+    again = Journal.open(path)
+    assert (again.doubtful, again.counts()) == (0, {State.PATCHED: 1})
+    await again.aclose()
+
+
+async def test_what_was_skipped_out_of_reach_stays_skipped(path: Path) -> None:
+    """The run that died after it could not have sent it."""
+    stopped = rotation(Api(path))
+    async with stopped:
+        stopped.stop()
+        await stopped.run()
+    held = Journal.open(path)
+    copy = killed(path)
+    await held.aclose()
+
+    journal = Journal.open(copy)
+    counts = journal.counts()
+    await journal.aclose()
+    assert counts == {State.UNKNOWN: LEAST, State.SKIPPED: FLEET - LEAST}
+
+
+async def test_without_idempotency_keys_a_crash_costs_hundreds_and_not_the_fleet(path: Path) -> None:
+    """A managed change that may have been sent is not sent again there; all other accounts are."""
+    changes = {f"acc_{number}": US for number in range(FLEET)}
+    async with Sandbox() as sandbox, sandbox.session(idempotency=False) as session:
+        async with session.rotate(changes, journal=path, in_flight=4) as dying:
+            async for _ in dying:
+                copy = killed(path)
+                break
+        before = sandbox.record.requests
+        async with session.rotate(changes, journal=copy, in_flight=50) as next_run:
+            summary = await next_run.run()
+
+    assert summary.states[State.UNKNOWN] + summary.patched == FLEET
+    assert summary.states[State.UNKNOWN] <= LEAST
+    assert sandbox.record.requests - before >= FLEET - LEAST
+
+
+async def test_a_journal_that_knows_no_reach_leaves_all_in_doubt(path: Path) -> None:
+    """One begun by a version that had none: what it does not say, nobody may guess."""
+    await Journal.open(path).aclose()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM run WHERE name = 'reached'")
+
+    for _ in range(2):  # that the first of these runs ended well says nothing of those before it
+        journal = Journal.open(path)
+        assert (journal.doubtful, journal.reach.near) == (float("inf"), LEAST // 2)
+        await journal.aclose()
+
+
+async def test_a_reach_that_is_no_number_is_damage(path: Path) -> None:
+    """It is compared with every ordinal: what a damaged file has there must not end in a traceback."""
+    await Journal.open(path).aclose()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE run SET value = 'far' WHERE name = 'reached'")
+
+    with pytest.raises(JournalError, match="is damaged \\(reached is no number\\): name another journal"):
+        Journal.open(path)
+
+
+class Disk:
+    """A journal's writer, of which a test says when it commits, and whether."""
+
+    def __init__(self) -> None:
+        self.put_in: list[object] = []
+        self.promises: list[asyncio.Future[None]] = []
+        self.has_failed = False
+
+    def put(self, statement: object, row: tuple[object, ...]) -> None:
+        self.check()
+        if statement == REACHED:
+            self.put_in += row
+
+    def promise(self) -> asyncio.Future[None]:
+        self.promises.append(asyncio.get_running_loop().create_future())
+        return self.promises[-1]
+
+    def check(self) -> None:
+        if self.has_failed:
+            raise JournalNotWritableError("full")
+
+    def commit(self) -> None:
+        self.promises.pop(0).set_result(None)
+
+
+async def test_a_reach_is_extended_before_it_is_needed(path: Path) -> None:
+    """Half a stride ahead nobody waits; who comes to its end does, and then the stride was too short."""
+    disk = Disk()
+    reach = Reach(disk, LEAST)  # type: ignore[arg-type]
+    half = LEAST // 2
+
+    assert reach.near == half
+    await reach.extend(half)  # at once
+    assert disk.put_in == [2 * LEAST]
+    await reach.extend(LEAST - 1)  # still before what is kept
+    disk.commit()
+    await asyncio.sleep(0)
+    assert reach.near == 2 * LEAST - half
+
+    waiting = asyncio.gather(*(reach.extend(2 * LEAST + number) for number in range(10)))
+    await asyncio.sleep(0)
+    assert (waiting.done(), disk.put_in) == (False, [2 * LEAST, 3 * LEAST])  # one word for all ten
+    disk.commit()
+    await waiting
+    assert disk.put_in[2:] == [5 * LEAST]  # the next stride is twice as long, and under way already
+
+
+async def test_a_rotation_that_is_faster_than_the_disk_waits_a_few_times(path: Path) -> None:
+    """The stride grows until the rows that are sent during a commit fit in half of it."""
+    disk, sent_in_a_commit = Disk(), 1_000
+    reach = Reach(disk, LEAST)  # type: ignore[arg-type]
+    waited, asked_at = [], 0
+    for ordinal in range(40_000):
+        row = asyncio.create_task(reach.extend(ordinal))
+        await asyncio.sleep(0)
+        if disk.promises and not asked_at:
+            asked_at = ordinal
+        if not row.done():
+            waited.append(ordinal)
+        if disk.promises and (not row.done() or ordinal - asked_at >= sent_in_a_commit):
+            disk.commit()
+            asked_at = 0
+        await row
+
+    assert waited == [64, 128, 256, 512, 1024]
+    assert reach.near > 40_000
+
+
+async def test_a_watermark_that_was_late_once_comes_down_again(path: Path) -> None:
+    """One slow flush of the disk must not leave thousands of rows in doubt for the rest of the night."""
+    disk = Disk()
+    reach = Reach(disk, 0, 100)  # type: ignore[arg-type]
+    late = asyncio.create_task(reach.extend(0))
+    await asyncio.sleep(0)
+    disk.commit()
+    await late
+    ahead = []
+    for ordinal in range(20_000):
+        await reach.extend(ordinal)
+        while disk.promises:
+            disk.commit()
+            await asyncio.sleep(0)
+        ahead.append(disk.put_in[-1] - ordinal)  # type: ignore[operator]
+
+    assert max(ahead[:5_000]) == 300  # one and a half times twice the shortest stride
+    assert max(ahead[-5_000:]) == 150
+
+
+async def test_one_that_gives_up_waiting_leaves_the_others_to_it(path: Path) -> None:
+    """A cancelled account must not take what its neighbours wait for along."""
+    disk = Disk()
+    reach = Reach(disk, 0)  # type: ignore[arg-type]
+    gone, stays = (asyncio.create_task(reach.extend(number)) for number in (0, 1))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    disk.commit()
+    await stays
+
+    assert gone.cancelled()
+
+
+async def test_who_comes_between_a_commit_and_its_news_does_not_spin(path: Path) -> None:
+    """The promise is kept, its callback not yet called, and the loop must get a turn to call it."""
+    disk = Disk()
+    reach = Reach(disk, 0)  # type: ignore[arg-type]
+    first = asyncio.create_task(reach.extend(0))
+    await asyncio.sleep(0)
+    disk.commit()
+    await reach.extend(0)
+    await first
+
+    assert reach.near > 0
+
+
+async def test_what_cannot_be_said_is_not_sent(path: Path) -> None:
+    """The disk is full: whoever is out of reach stays where it is, and so does whoever comes later."""
+    disk = Disk()
+    reach = Reach(disk, 0)  # type: ignore[arg-type]
+    waiting = asyncio.create_task(reach.extend(0))
+    await asyncio.sleep(0)
+    disk.has_failed = True
+    disk.commit()
+
+    for late in (waiting, asyncio.create_task(reach.extend(1))):
+        with pytest.raises(JournalNotWritableError):
+            await late

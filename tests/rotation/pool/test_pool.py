@@ -1,0 +1,639 @@
+"""The pool: who gets which proxy, which proxies are given up, and that no cap is passed."""
+
+import random
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from postpress_async import CustomProxy, ProxyPool
+from postpress_async.errors import FleetError
+from postpress_async.rotation.pool import Assign, PooledProxy
+from postpress_async.rotation.pool._assign import _odd_hash
+from postpress_async.rotation.pool.proxy_list import identity
+from tests.support import DATA
+
+LIST = DATA / "proxies.txt"
+WAYS: Final[tuple[Assign, ...]] = ("round-robin", "sticky", "random")
+PASSWORD = "hunter2-seldom"
+
+# What acc_0 to acc_3 get of 500 proxies; `random` with the seed 1.
+GOLDEN_STICKY = [
+    "user0@p240.example.net:3128",
+    "user0@p102.example.net:3128",
+    "user1@p124.example.net:3128",
+    "user1@p101.example.net:3128",
+]
+GOLDEN_RANDOM = [
+    "user1@p143.example.net:3128",
+    "user0@p63.example.net:3128",
+    "user0@p55.example.net:3128",
+    "user1@p182.example.net:3128",
+]
+
+deterministic = settings(derandomize=True, deadline=None, database=None)
+
+
+def proxies(count: int) -> list[CustomProxy]:
+    """As many different proxies, some of them on one host."""
+    return [
+        CustomProxy(host=f"p{n // 2}.example.net", port=3128, username=f"user{n % 2}", password=PASSWORD)
+        for n in range(count)
+    ]
+
+
+def accounts(count: int) -> list[str]:
+    """As many account ids, of the kind that differ least."""
+    return [f"acc_{n}" for n in range(count)]
+
+
+def given_to(pool: ProxyPool, ids: list[str]) -> dict[str, str]:
+    """What each account gets, by its label."""
+    return {account: pooled.label for account in ids if (pooled := pool.give(account)) is not None}
+
+
+def quarantine(pool: ProxyPool, label: str) -> None:
+    """Let the proxy of that label fail two accounts."""
+    pooled = next(pooled for pooled in pool._proxies if pooled.label == label)
+    pool.failed(pooled, "x")
+    assert pool.failed(pooled, "y")
+
+
+# --- Round robin ---
+
+
+def test_the_kth_account_gets_the_kth_proxy() -> None:
+    """And the first again after the last."""
+    pool = ProxyPool(proxies(5))
+
+    places = [pool.give(account) for account in accounts(12)]
+
+    assert places == [PooledProxy.of(proxies(5)[n % 5]) for n in range(12)]
+
+
+def test_a_round_passes_over_what_is_in_quarantine() -> None:
+    """The others keep their turns."""
+    pool = ProxyPool(proxies(3))
+    quarantine(pool, "user1@p0.example.net:3128")
+
+    labels = [label.split(".")[0] for label in given_to(pool, accounts(4)).values()]
+
+    assert labels == ["user0@p0", "user0@p1", "user0@p0", "user0@p1"]
+
+
+def test_accounts_that_come_back_are_spread_over_the_others() -> None:
+    """A dead proxy's accounts must not all fall on its neighbour, nor shift those who come first."""
+    pool = ProxyPool(proxies(5))
+    dead = pool.give("acc_0")
+    assert dead is not None
+
+    others = Counter(pool.give(f"back_{n}", but_not=[dead]) for n in range(8))
+
+    assert set(others.values()) == {2}
+    assert pool.give("acc_1") == PooledProxy.of(proxies(5)[1])
+
+
+# --- Sticky ---
+
+
+@deterministic
+@given(count=st.integers(2, 40), out=st.data(), shuffled=st.randoms(use_true_random=False))
+def test_an_account_keeps_its_proxy_when_another_is_taken_out(
+    count: int, out: st.DataObject, shuffled: random.Random
+) -> None:
+    """Only the accounts of the one taken out move, in whatever order the rest of the list is then."""
+    listed = proxies(count)
+    ids = accounts(200)
+    before = given_to(ProxyPool(listed, assign="sticky"), ids)
+    gone = listed.pop(out.draw(st.integers(0, count - 1)))
+    shuffled.shuffle(listed)
+    after = given_to(ProxyPool(listed, assign="sticky"), ids[::-1])
+
+    moved = {account for account in ids if before[account] != after[account]}
+
+    assert moved == {account for account in ids if before[account] == PooledProxy.of(gone).label}
+
+
+@deterministic
+@given(
+    count=st.integers(2, 12), ids=st.sets(st.from_regex(r"[A-Za-z0-9_]{1,12}", fullmatch=True), min_size=1)
+)
+def test_of_n_proxies_one_taken_out_leaves_n_minus_1_of_n_on_theirs(count: int, ids: set[str]) -> None:
+    """Over every proxy that could be the one, the share of accounts that stay is (n - 1) / n exactly."""
+    listed = proxies(count)
+    before = given_to(ProxyPool(listed, assign="sticky"), sorted(ids))
+
+    stayed = 0
+    for gone in listed:
+        rest = [proxy for proxy in listed if proxy is not gone]
+        after = given_to(ProxyPool(rest, assign="sticky"), sorted(ids))
+        stayed += sum(before[account] == after[account] for account in ids)
+
+    assert stayed == (count - 1) * len(ids)
+
+
+@deterministic
+@given(count=st.integers(1, 400), account=st.text(st.characters(codec="ascii"), min_size=1), data=st.data())
+def test_a_sticky_account_gets_the_open_proxy_of_its_highest_score(
+    count: int, account: str, data: st.DataObject
+) -> None:
+    """One long multiplication gives what a loop over all pairs would."""
+    pool = ProxyPool(proxies(count), assign="sticky", failovers=400)
+    shut = data.draw(st.sets(st.integers(0, count - 1)))
+    tried = data.draw(st.sets(st.integers(0, count - 1), max_size=3))
+    for place in shut:
+        quarantine(pool, pool._proxies[place].label)
+
+    def score(place: int) -> int:
+        key = "\0".join(map(str, identity(pool._proxies[place].proxy)))
+        return _odd_hash(account) * _odd_hash(key) % 2**32
+
+    candidates = [place for place in range(count) if place not in shut | tried]
+    expected = pool._proxies[max(candidates, key=score)] if candidates else None
+
+    assert pool.give(account, but_not=[pool._proxies[place] for place in tried]) == expected
+
+
+def test_a_sticky_account_has_the_same_proxy_in_every_version() -> None:
+    """The hashes are a promise: a fleet would move by itself with an upgrade, or with PYTHONHASHSEED."""
+    pool = ProxyPool(proxies(500), assign="sticky")
+
+    assert list(given_to(pool, accounts(4)).values()) == GOLDEN_STICKY
+
+
+def test_sticky_spreads_accounts_as_chance_would() -> None:
+    """10,000 accounts whose ids differ in a digit, on 50 proxies: 200 each, give or take 5 sigma."""
+    shares = Counter(given_to(ProxyPool(proxies(50), assign="sticky"), accounts(10_000)).values())
+
+    assert len(shares) == 50
+    assert all(abs(share - 200) < 5 * 14 for share in shares.values())
+
+
+def test_accounts_of_a_proxy_taken_out_are_spread_over_all_others() -> None:
+    """The second choices of one proxy's accounts are as many as chance would have."""
+    pool = ProxyPool(proxies(20), assign="sticky")
+    homes = given_to(pool, accounts(10_000))
+    gone = homes["acc_0"]
+    quarantine(pool, gone)
+
+    shares = Counter(given_to(pool, [account for account in homes if homes[account] == gone]).values())
+
+    assert len(shares) == 19
+    assert max(shares.values()) < 3 * min(shares.values())
+
+
+# --- Random ---
+
+
+@deterministic
+@given(seed=st.integers(), order=st.permutations(accounts(30)))
+def test_random_depends_on_seed_and_account_alone(seed: int, order: list[str]) -> None:
+    """A resumed run asks for other accounts in another order, and must give the same."""
+    whole = given_to(ProxyPool(proxies(7), assign="random", seed=seed), accounts(30))
+
+    assert given_to(ProxyPool(proxies(7), assign="random", seed=seed), order[:9]).items() <= whole.items()
+
+
+def test_another_seed_is_another_assignment() -> None:
+    """Else it were no seed."""
+    first, second = (
+        given_to(ProxyPool(proxies(50), assign="random", seed=seed), accounts(99)) for seed in (1, 2)
+    )
+    assert first != second
+
+
+def test_a_seed_that_was_drawn_can_be_read() -> None:
+    """Whoever wants the same run again must know it."""
+    first = ProxyPool(proxies(50), assign="random")
+    again = ProxyPool(proxies(50), assign="random", seed=first.seed)
+
+    assert given_to(first, accounts(99)) == given_to(again, accounts(99))
+
+
+def test_a_random_account_is_the_same_in_every_version() -> None:
+    """A run may be resumed by a newer version than began it."""
+    pool = ProxyPool(proxies(500), assign="random", seed=1)
+
+    assert list(given_to(pool, accounts(4)).values()) == GOLDEN_RANDOM
+
+
+# --- Failures ---
+
+
+def test_two_accounts_put_a_proxy_into_quarantine() -> None:
+    """One can have had bad luck; its second try says no more than its first."""
+    pool = ProxyPool(proxies(2))
+    bad = pool.give("acc_0")
+    assert bad is not None
+
+    told = [pool.failed(bad, account) for account in ("acc_0", "acc_0", "acc_1", "acc_2")]
+
+    assert told == [False, False, True, False]
+    assert pool.in_quarantine(bad)
+    assert (len(pool), pool.quarantined, pool.available) == (2, 1, 1)
+
+
+def test_a_proxy_that_works_in_between_has_failed_nobody_yet() -> None:
+    """One passing error in an hour, and one in the next, are no reason to do without it all night."""
+    pool = ProxyPool(proxies(2))
+    proxy = pool.give("acc_1")
+    assert proxy is not None
+
+    for account in accounts(10):
+        assert not pool.failed(proxy, account)
+        pool.worked(proxy)
+    assert not pool.failed(proxy, "acc_x")
+    assert pool.failed(proxy, "acc_y")
+    pool.worked(proxy)  # an answer that was on its way: too late
+
+    assert pool.in_quarantine(proxy)
+
+
+def test_refused_credentials_put_a_proxy_into_quarantine_at_once() -> None:
+    """They are as wrong for every other account, also where the first try failed in another way."""
+    pool = ProxyPool(proxies(2))
+    first, second = pool.give("acc_0"), pool.give("acc_1")
+    assert first is not None
+    assert second is not None
+
+    pool.failed(second, "acc_1")
+
+    assert pool.failed(first, "acc_0", credentials=True)
+    assert pool.failed(second, "acc_1", credentials=True)
+    assert pool.give("acc_2") is None
+
+
+@pytest.mark.parametrize("assign", WAYS)
+def test_an_account_gets_its_first_proxy_and_three_more(assign: Assign) -> None:
+    """Then it has failed, though the pool has others: the fault may be the account's."""
+    pool = ProxyPool(proxies(50), assign=assign, seed=1)
+    tried: list[PooledProxy] = []
+    while pooled := pool.give("acc_0", but_not=tried):
+        tried.append(pooled)
+
+    assert len(tried) == len({pooled.label for pooled in tried}) == 4
+    assert pool.available == 50
+
+
+@pytest.mark.parametrize("assign", WAYS)
+def test_a_pool_that_runs_dry_says_so(assign: Assign) -> None:
+    """None, and no exception: accounts with a proxy of their own go on."""
+    pool = ProxyPool(proxies(3), assign=assign, seed=1)
+    for pooled in list(pool._proxies):
+        pool.failed(pooled, "acc_0", credentials=True)
+
+    assert pool.available == 0
+    assert pool.give("acc_1") is None
+
+
+def test_a_proxy_of_another_pool_is_refused() -> None:
+    """It would count for one that had nothing to do with it."""
+    pool, other = ProxyPool(proxies(2)), ProxyPool(proxies(3)[2:])
+    stranger = other.give("acc_0")
+    assert stranger is not None
+
+    with pytest.raises(ValueError, match=r"user0@p1\.example\.net:3128 is not of this pool"):
+        pool.failed(stranger, "acc_0")
+
+
+# --- The cap ---
+
+# Few accounts and long histories: most of what can go wrong needs one account to do three things.
+ACTS = st.lists(
+    st.tuples(st.integers(0, 5), st.sampled_from(["fail", "fail and next", "credentials", "next"])),
+    min_size=15,
+    max_size=60,
+)
+
+
+@deterministic
+@given(
+    acts=ACTS,
+    count=st.integers(1, 5),
+    cap=st.integers(1, 3),
+    assign=st.sampled_from(WAYS),
+    earlier=st.lists(st.sampled_from([0, 0, 0, 1, 4]), min_size=5, max_size=5),
+)
+def test_no_proxy_ever_has_more_accounts_than_its_cap(
+    acts: list[tuple[int, str]], count: int, cap: int, assign: Assign, earlier: list[int]
+) -> None:
+    """However accounts fail, try again and go on, and whatever an earlier run gave out."""
+    pool = ProxyPool(proxies(count), assign=assign, seed=1, accounts_per_proxy=cap, failovers=9)
+    before = dict(zip([pooled.label for pooled in pool._proxies], earlier, strict=False))
+    pool.resume(before)
+    holds: dict[str, PooledProxy] = {}
+    had: dict[str, list[PooledProxy]] = {}
+
+    for number, act in acts:
+        account = f"acc_{number}"
+        holder = holds.get(account)
+        got = None
+        if holder is None:
+            got = None if account in had else pool.give(account)
+        else:
+            if act in {"fail", "fail and next", "credentials"}:
+                pool.failed(holder, account, credentials=act == "credentials")
+            if act in {"next", "fail and next"}:
+                got = pool.give(account, but_not=had[account])
+                del holds[account]
+        if got is not None:
+            assert got not in had.get(account, [])
+            assert not pool.in_quarantine(got)
+            holds[account] = got
+            had.setdefault(account, []).append(got)
+
+        now = Counter(pooled.label for pooled in holds.values())
+        assert all(n + before[label] <= cap for label, n in now.items())
+        open_ = sum(
+            not pool.in_quarantine(pooled) and pool._accounts[place] < cap
+            for place, pooled in enumerate(pool._proxies)
+        )
+        assert pool.available == open_
+
+
+@pytest.mark.parametrize("assign", WAYS)
+def test_every_place_under_the_cap_is_given_out(assign: Assign) -> None:
+    """As many accounts as places: the last one finds the last place, however it is looked for."""
+    pool = ProxyPool(proxies(7), assign=assign, seed=1, accounts_per_proxy=3)
+
+    assert Counter(Counter(given_to(pool, accounts(21)).values()).values()) == {3: 7}
+    assert pool.available == 0
+    assert pool.give("one_more") is None
+
+
+@pytest.mark.parametrize("assign", WAYS)
+def test_an_account_that_goes_on_frees_its_place_for_another(assign: Assign) -> None:
+    """The proxy failed one account only; with a place for each account, someone needs it."""
+    pool = ProxyPool(proxies(2), assign=assign, seed=1, accounts_per_proxy=1)
+    first = pool.give("acc_0")
+    assert first is not None
+    pool.failed(first, "acc_0")
+
+    second = pool.give("acc_0", but_not=[first])
+
+    assert second not in (None, first)
+    assert pool.give("acc_1") == first
+    assert pool.give("acc_2") is None
+
+
+def test_an_account_that_tries_again_keeps_its_place() -> None:
+    """Until it asks for another proxy, it may yet succeed on this one."""
+    pool = ProxyPool(proxies(1), accounts_per_proxy=1)
+    only = pool.give("acc_0")
+    assert only is not None
+
+    pool.failed(only, "acc_0")
+
+    assert pool.give("acc_1") is None
+
+
+def test_an_account_frees_no_place_but_its_own() -> None:
+    """Who only names a proxy, or was failed by another, has none there to give back."""
+    pool = ProxyPool(proxies(1), accounts_per_proxy=1)
+    only = pool.give("acc_0")
+    assert only is not None
+    pool.failed(only, "acc_0")
+
+    assert pool.give("acc_1", but_not=[only]) is None
+    assert pool.give("acc_2") is None
+
+
+def test_an_earlier_run_does_not_bring_a_proxy_back() -> None:
+    """One in quarantine stays there, and is not counted as full besides."""
+    pool = ProxyPool(proxies(2), accounts_per_proxy=1)
+    quarantine(pool, "user0@p0.example.net:3128")
+
+    pool.resume({"user0@p0.example.net:3128": 1})
+
+    assert (pool.available, pool.quarantined) == (1, 1)
+
+
+def test_accounts_of_an_earlier_run_count_towards_the_cap() -> None:
+    """A run that is stopped and resumed is one run; labels of another list are passed over."""
+    pool = ProxyPool(proxies(2), accounts_per_proxy=2)
+
+    pool.resume({"user0@p0.example.net:3128": 1, "user1@p0.example.net:3128": 2, "line 3 h:80": 9})
+
+    assert list(given_to(pool, accounts(3)).values()) == ["user0@p0.example.net:3128"]
+
+
+def test_labels_of_an_older_journal_count_without_their_line() -> None:
+    """It numbered them by the list, which may have been edited since."""
+    pool = ProxyPool(proxies(2), accounts_per_proxy=1)
+
+    pool.resume({"line 17 user0@p0.example.net:3128": 1})
+
+    assert list(given_to(pool, accounts(2)).values()) == ["user1@p0.example.net:3128"]
+
+
+@deterministic
+@given(
+    runs=st.lists(st.integers(1, 30), min_size=2, max_size=8),
+    count=st.integers(1, 12),
+)
+def test_a_round_goes_on_where_the_last_run_left_off(runs: list[int], count: int) -> None:
+    """Ten accounts an evening on forty proxies must not be four on each of the first ten."""
+    used: Counter[str] = Counter()
+    for number, limit in enumerate(runs):
+        pool = ProxyPool(proxies(count))
+        pool.resume(used)
+        used.update(given_to(pool, [f"acc_{number}_{n}" for n in range(limit)]).values())
+
+    shares = [used[pooled.label] for pooled in ProxyPool(proxies(count))]
+    assert max(shares) - min(shares) <= 1
+
+
+def test_a_proxy_that_is_new_in_a_resumed_run_gets_no_flood() -> None:
+    """Else every request in flight would go through it until it had as many accounts as the others."""
+    pool = ProxyPool(proxies(100))
+    pool.resume({pooled.label: 500 for pooled in list(pool)[:-1]})
+
+    shares = Counter(given_to(pool, accounts(1000)).values())
+
+    assert max(shares.values()) <= 20
+
+
+# --- Making one ---
+
+
+def test_a_list_with_bad_lines_is_refused_and_each_is_told() -> None:
+    """Nothing is sent by half of a list that somebody believes to be whole."""
+    with pytest.raises(FleetError) as caught:
+        ProxyPool.read(LIST)
+
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"the list of proxies in {LIST} has 4 lines that cannot be used:"
+    assert [line.split(": ")[:2] for line in lines[1:]] == [
+        ["  line 21, port", "port missing"],
+        ["  line 41, protocol", "protocol unknown"],
+        ["  line 61, port", "port out of range"],
+        ["  line 81, host", "host missing"],
+    ]
+
+
+def test_bad_lines_can_be_skipped() -> None:
+    """Whoever says so knows, and can still read which."""
+    pool = ProxyPool.read(LIST, skip_bad=True, assign="sticky", accounts_per_proxy=2)
+
+    assert (len(pool), pool.available) == (500, 500)
+    assert [refusal.line for refusal in pool.refusals] == [21, 41, 61, 81]
+
+
+def test_a_label_is_user_host_and_port() -> None:
+    """By it an operator finds the line in the seller's list."""
+    pool = ProxyPool.read(LIST, skip_bad=True)
+
+    labels = [pooled.label for pooled in pool._proxies[:4]]
+
+    assert labels == [
+        "[2001:db8::]:8080",
+        "user1@p001.proxy.example.net:3128",
+        "user2@p002.proxy.example.net:1080",
+        "user3@p003.proxy.example.net:3128",
+    ]
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        "b.example:80:u:p\na.example:80:u:p\n",
+        "# cheaper ones first\n\nnew.example:80\nb.example:80:u:p\na.example:80:u:p\n",
+        "u:another@A.example.:80\nhttp://u:p@b.example:80\n",
+    ],
+    ids=["sorted", "with new lines", "with a new password and in other forms"],
+)
+def test_a_label_is_the_same_after_a_list_was_edited(tmp_path: Path, edited: str) -> None:
+    """A journal knows by it which accounts a proxy has."""
+    path = tmp_path / "list.txt"
+    path.write_text("a.example:80:u:p\nb.example:80:u:p\n")
+    before = {pooled.label for pooled in ProxyPool.read(path)}
+    path.write_text(edited)
+
+    after = {pooled.label for pooled in ProxyPool.read(path)}
+
+    assert before == {"u@a.example:80", "u@b.example:80"}
+    assert before <= after
+
+
+def test_several_lists_are_one_pool(tmp_path: Path) -> None:
+    """An operator has a list of each seller."""
+    for name in ("us", "de"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}1.example:80\n{name}2.example:80\n")
+
+    pool = ProxyPool.read(tmp_path / "us.txt", tmp_path / "de.txt")
+
+    labels = [pooled.label for pooled in pool]
+    assert labels == ["us1.example:80", "us2.example:80", "de1.example:80", "de2.example:80"]
+
+
+def test_a_proxy_of_two_lists_is_in_the_pool_once(tmp_path: Path) -> None:
+    """As one that a single list has twice: refused, and with skip_bad left out."""
+    us, de = tmp_path / "us.txt", tmp_path / "de.txt"
+    us.write_text("a.example:80:u:p\n")
+    de.write_text("b.example:80:u:p\nu:another@A.example:80\n")
+
+    with pytest.raises(FleetError) as caught:
+        ProxyPool.read(us, de)
+    pool = ProxyPool.read(us, de, skip_bad=True)
+
+    title, fault = str(caught.value).splitlines()
+    assert title == f"the list of proxies in {de} has 1 line that cannot be used:"
+    assert fault == (
+        f"  line 2: proxy already listed on line 1 of {us}: "
+        "list each proxy once, with the right one of its two passwords"
+    )
+    assert [pooled.label for pooled in pool] == ["u@a.example:80", "u@b.example:80"]
+    assert [refusal.line for refusal in pool.refusals] == [2]
+
+
+def test_columns_of_a_list_that_are_not_used_are_told(tmp_path: Path) -> None:
+    """A seller's country and city say nothing to the API, and the operator may believe otherwise."""
+    path = tmp_path / "list.csv"
+    path.write_text("host,port,country,city\nh.example,80,US,Boston\n")
+
+    assert ProxyPool.read(path).ignored_columns == {str(path): ("country", "city")}
+
+
+def test_a_label_cannot_play_tricks_on_a_terminal() -> None:
+    """A user name may hold what turns the direction of a line around."""
+    pooled = PooledProxy.of(CustomProxy(host="h.example", port=80, username="a\u202eb"))
+    assert pooled.label == "a\\u202eb@h.example:80"
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("text", ["", "# nothing yet\n\n"])
+def test_a_list_without_a_proxy_is_refused(tmp_path: Path, text: str, skip_bad: bool) -> None:
+    """An empty file is more likely a mistake than a wish."""
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+
+    with pytest.raises(FleetError, match="empty"):
+        ProxyPool.read(path, skip_bad=skip_bad)
+
+
+def test_a_list_of_nothing_but_bad_lines_is_refused_even_where_they_are_skipped(tmp_path: Path) -> None:
+    """There is nothing left to go on with; and of a file that is no list, not every line is told."""
+    path = tmp_path / "list.txt"
+    path.write_text("nonsense\n" * 103)
+
+    with pytest.raises(FleetError, match="103 lines") as caught:
+        ProxyPool.read(path, skip_bad=True)
+
+    assert str(caught.value).splitlines()[1:] == [
+        "  103 lines (1, 2, 3, 4, 5 and 98 more), port: port missing: give a whole number from 1 to 65535"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"proxies": []}, "at least one proxy"),
+        ({"proxies": [*proxies(3), proxies(1)[0]]}, "user0@p0.example.net:3128 is the same proxy as"),
+        ({"assign": "robin"}, "assign is"),
+        ({"accounts_per_proxy": 0}, "accounts_per_proxy is 1 or more"),
+        ({"failovers": -1}, "failovers is 0 or more"),
+    ],
+)
+def test_a_pool_that_could_not_work_is_not_made(arguments: dict[str, Any], message: str) -> None:
+    """A mistake is told before the first account."""
+    with pytest.raises(ValueError, match=message):
+        ProxyPool(**{"proxies": proxies(3)} | arguments)
+
+
+def test_two_proxies_cannot_have_one_label() -> None:
+    """A journal knows them by nothing else."""
+    with pytest.raises(ValueError, match="same label"):
+        ProxyPool([PooledProxy(proxy, "mine") for proxy in proxies(2)])
+
+
+def test_its_repr_is_counts() -> None:
+    """500 proxies are no help in a log."""
+    pool = ProxyPool(proxies(3), assign="sticky", accounts_per_proxy=1)
+    quarantine(pool, "user0@p0.example.net:3128")
+    pool.give("acc_0")
+
+    assert repr(pool) == "<ProxyPool sticky: 3 proxies, 1 available, 1 quarantined>"
+
+
+@deterministic
+@given(secret=st.text(st.sampled_from("Zz9:@#/%"), min_size=8, max_size=12))
+def test_no_text_of_a_pool_has_a_password(tmp_path_factory: pytest.TempPathFactory, secret: str) -> None:
+    """Not its own, not its proxies', not its errors': each ends up in a log."""
+    secret = f"Z{secret}Z"
+    path = tmp_path_factory.mktemp("pool") / "list.txt"
+    lines = [f"h.example:80:user:{secret}", f"h.example:80:user:{secret}", f"h.example:99999:user:{secret}"]
+    path.write_text("\n".join([*lines, f"user:{secret}@h.example", f"ftp://user:{secret}@h.example:1"]))
+    pool = ProxyPool.read(path, skip_bad=True)
+    pooled = pool.give("acc_0")
+
+    with pytest.raises(FleetError) as caught:
+        ProxyPool.read(path)
+
+    told = "".join(traceback.format_exception(caught.value))
+    texts = [repr(pool), repr(pooled), str(pooled), told, *map(repr, pool.refusals), *map(str, pool.refusals)]
+    assert not any(secret in text for text in texts)
+    assert len(pool.refusals) == 4

@@ -1,0 +1,470 @@
+"""The lists that sellers hand out: every form read, every bad line told, no password shown."""
+
+import csv
+import io
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from postpress_async import CustomProxy
+from postpress_async.errors import FleetError
+from postpress_async.rotation.pool.proxy_list import ListedProxy, RefusedLine, read_lines, read_list
+from tests.support import DATA
+
+LIST = DATA / "proxies.txt"
+EXPECTED: list[dict[str, Any]] = json.loads((DATA / "proxies-expected.json").read_text(encoding="utf-8"))
+PASSWORD = "hunter2-seldom"
+
+deterministic = settings(derandomize=True, deadline=None, database=None)
+
+
+def read_one(*lines: str) -> ListedProxy | RefusedLine:
+    """What comes of the last of *lines*."""
+    return list(read_lines(lines))[-1]
+
+
+def proxy_of(*lines: str) -> CustomProxy:
+    """The proxy of the last of *lines*, which must be one."""
+    item = read_one(*lines)
+    assert isinstance(item, ListedProxy), str(item)
+    return item.proxy
+
+
+def refusal_of(*lines: str) -> RefusedLine:
+    """The refusal of the last of *lines*, which must be none."""
+    item = read_one(*lines)
+    assert isinstance(item, RefusedLine)
+    return item
+
+
+# --- A seller's list as they come ---
+
+
+@pytest.fixture(scope="module")
+def sellers_list() -> dict[int, ListedProxy | RefusedLine]:
+    listed = read_list(LIST)
+    items: list[ListedProxy | RefusedLine] = [*listed.proxies, *listed.refused]
+    return {item.line: item for item in items}
+
+
+@pytest.mark.parametrize("expected", EXPECTED, ids=lambda expected: f"line {expected['line']}")
+def test_a_line_of_a_sellers_list_is_what_it_is(
+    sellers_list: dict[int, ListedProxy | RefusedLine], expected: dict[str, Any]
+) -> None:
+    """Each line of a real list, in any of its forms, is the proxy meant or is refused in these words."""
+    item = sellers_list[expected["line"]]
+
+    if reason := expected["proxy"].get("bad"):
+        assert isinstance(item, RefusedLine)
+        assert item.reason == reason
+    else:
+        assert isinstance(item, ListedProxy)
+        assert item.proxy == CustomProxy(**expected["proxy"])
+
+
+def test_what_is_not_expected_of_a_sellers_list_is_not_read(
+    sellers_list: dict[int, ListedProxy | RefusedLine],
+) -> None:
+    """Comments and blank lines give nothing, and still count."""
+    assert sorted(sellers_list) == [expected["line"] for expected in EXPECTED]
+
+
+# --- The forms ---
+
+FULL = CustomProxy(host="h.example", port=8080, username="u", password="p")
+
+
+@pytest.mark.parametrize(
+    ("line", "proxy"),
+    [
+        ("h.example:8080", CustomProxy(host="h.example", port=8080)),
+        ("h.example:8080/", CustomProxy(host="h.example", port=8080)),
+        ("h.example:8080:u:p", FULL),
+        ("h.example:8080:u:", CustomProxy(host="h.example", port=8080, username="u")),
+        ("u:p@h.example:8080", FULL),
+        ("u:p@h.example:8080/", FULL),
+        ("u@h.example:8080", CustomProxy(host="h.example", port=8080, username="u")),
+        (
+            "me@x.example:p@h.example:80",
+            CustomProxy(host="h.example", port=80, username="me@x.example", password="p"),
+        ),
+        (
+            "SOCKS5://u:p%40@h.example:80/",
+            CustomProxy(host="h.example", port=80, protocol="socks5", username="u", password="p@"),
+        ),
+        ("u:p%40@h.example:80", CustomProxy(host="h.example", port=80, username="u", password="p%40")),
+        (
+            "h.example:80:u:a:b@c#d/e%41/",
+            CustomProxy(host="h.example", port=80, username="u", password="a:b@c#d/e%41/"),
+        ),
+        ("[2001:db8::1]:80", CustomProxy(host="2001:db8::1", port=80)),
+        ("[2001:db8::1]:80:u:p", CustomProxy(host="2001:db8::1", port=80, username="u", password="p")),
+        ("u:p@[2001:db8::1]:80", CustomProxy(host="2001:db8::1", port=80, username="u", password="p")),
+        ("http://[2001:db8::1]:80", CustomProxy(host="2001:db8::1", port=80, protocol="http")),
+        (" \th.example:8080:u:p \r\n", FULL),
+    ],
+)
+def test_a_line_is_read_in_the_form_it_has(line: str, proxy: CustomProxy) -> None:
+    """Only a URL is decoded: elsewhere a password is what stands there, whatever its characters."""
+    assert proxy_of(line) == proxy
+
+
+@pytest.mark.parametrize(
+    ("line", "host"),
+    [
+        ("p1.example:80:u:p@w:90", "p1.example"),
+        ("[::1]:80:u:p@w:90", "::1"),
+        ("192.0.2.1:80:u:p@w:90", "192.0.2.1"),
+        ("user:80:x:y@p1.example:90", "p1.example"),
+        ("user:80:x:y@[::1]:90", "::1"),
+        ("us!er.x:80:x:y@p1.example:90", "p1.example"),
+        ("p1.example:80:u:p@w.example:99999", "p1.example"),
+    ],
+)
+def test_of_two_forms_at_once_the_one_with_a_whole_host_is_meant(line: str, host: str) -> None:
+    """A dot or brackets show which end is the host; no user name or password has to be guessed at."""
+    assert proxy_of(line).host == host
+
+
+@pytest.mark.parametrize("line", ["p1.example:80:u:pw@p2.example:90", "p1:80:u:pw@p2:90"])
+def test_a_line_that_may_be_either_form_is_refused(line: str) -> None:
+    """A wrong guess would send a piece of the password about as the name of a host."""
+    refusal = refusal_of(line)
+
+    assert refusal.reason == "form ambiguous"
+    assert "URL" in refusal.advice
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "reason"),
+    [
+        ("h.example", "port", "port missing"),
+        ("h.example:", "port", "port missing"),
+        ("u:p@h.example", "port", "port missing"),
+        ("h.example:0", "port", "port out of range"),
+        ("h.example:65536:u:p", "port", "port out of range"),
+        ("h.example:65536:u:p@w", "port", "port out of range"),
+        ("h.example:8O80:u:p", "port", "port not an integer"),
+        ("h.example::u:p", "port", "port missing"),
+        ("u:p:h.example:80", "port", "port not an integer"),
+        ("h.example:٨٠:u:p", "port", "port not an integer"),
+        ("h.example:80:u", "password", "password missing"),
+        (":80", "host", "host missing"),
+        ("u:p@:80", "host", "host missing"),
+        ("h!x:80", "host", "host not a host name"),
+        ("1.2.3.400:80:u:p", "host", "host not an IPv4 address"),
+        ("2001:db8::1:8080", "host", "host not an IPv6 address"),
+        ("2001:db8:0:0:0:0:0:1:8080", "host", "host not an IPv6 address"),
+        ("u:p@2001:db8::1:8080", "host", "host not an IPv6 address"),
+        ("[2001:db8::1:80", "host", "host not an IPv6 address"),
+        ("socks4://h.example:80", "protocol", "protocol unknown"),
+        ("http://h.example:80/path", "port", "port not an integer"),
+        ("h.example:80:u:p\tw", "password", "password has a control character"),
+        ("192.0.2.1,8080,u,p", None, "columns not named"),
+    ],
+)
+def test_a_bad_line_is_told_by_number_field_and_reason(line: str, field: str, reason: str) -> None:
+    """Whoever bought 500 lines must find the one that is wrong, and what is wrong with it."""
+    refusal = refusal_of("# bought today", line)
+
+    assert (refusal.line, refusal.field, refusal.reason) == (2, field, reason)
+    assert refusal.advice
+
+
+def test_a_refusal_reads_as_a_sentence() -> None:
+    """It is printed as it is."""
+    assert str(refusal_of("", "h:99999")) == "line 2, port: port out of range: it is 1 to 65535"
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        ("h.example:80", "http://H.Example.:80"),
+        ("[2001:db8::0]:80", "[2001:DB8:0::]:80"),
+        ("u:p@h.example:80", "h.example:80:u:another"),
+    ],
+)
+def test_a_proxy_that_comes_twice_is_told(first: str, again: str) -> None:
+    """It is one exit, not two: it would get twice the accounts, and be tried twice by those it fails."""
+    refusal = refusal_of("", first, again)
+
+    assert refusal.reason == "proxy already listed"
+    assert str(refusal).startswith("line 3: proxy already listed on line 2: list each proxy once")
+
+
+def test_proxies_that_differ_in_the_user_name_are_different_proxies() -> None:
+    """Sellers put the exit into the user name, behind one host and port."""
+    lines = ["h.example:80", "h.example:80:u-1:p", "h.example:80:u-2:p", "h.example:81", "H.example:81:U-1:p"]
+    assert all(isinstance(item, ListedProxy) for item in read_lines(lines))
+
+
+# --- CSV ---
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["host,port,protocol,username,password", "h.example,8080,,u,p"],
+        ["PASSWORD, UserName ,Port,Host", "p,u,8080,h.example"],
+        ['"host";"port";"username";"password"', 'h.example;8080;"u";p'],
+        ["host\tport\tusername\tpassword\tcity", "h.example\t8080\tu\tp\tParis"],
+        ["# of today", "", "ip,port,user,pass", "# first", ",,,", "h.example,8080,u,p"],
+        ["proxy", "h.example:8080:u:p"],
+        ["city,proxy", '"Paris, FR",u:p@h.example:8080'],
+        ["host,port,username,password", "h.example,8080,u,p,,"],
+    ],
+)
+def test_a_table_is_read_by_its_header(lines: list[str]) -> None:
+    """Columns come in any order and case, among others that are of no use here."""
+    assert proxy_of(*lines) == FULL
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Type,IP,Port,Login,Pass",
+        "Scheme,Address,Port,Username,Password",
+        "proxy_type;proxy_ip;proxy_port;proxy_login;proxy_pass",
+        "Protocol,Hostname,Port Number,User,pwd",
+        "protocol,server,port,user name,passwd",
+    ],
+)
+def test_a_table_is_read_by_the_names_that_sellers_use(header: str) -> None:
+    """A protocol or user name that is dropped without a word fails every account."""
+    delimiter = ";" if ";" in header else ","
+
+    proxy = proxy_of(header, delimiter.join(["SOCKS5", "h.example", "8080", "u", "p"]))
+
+    assert proxy == CustomProxy(host="h.example", port=8080, protocol="socks5", username="u", password="p")
+
+
+def test_a_column_with_its_usual_name_comes_before_a_seller_s() -> None:
+    """Beside a protocol, a type says residential; beside a host, an ip is the exit's."""
+    ignored: list[str] = []
+
+    *_, item = read_lines(
+        ["host,ip,port,protocol,type", "h.example,203.0.113.7,80,http,residential"], ignored=ignored
+    )
+
+    assert isinstance(item, ListedProxy)
+    assert item.proxy == CustomProxy(host="h.example", port=80, protocol="http")
+    assert ignored == ["ip", "type"]
+
+
+@pytest.mark.parametrize("word", ["socks5h", "socks", "SOCKS5H", "Socks"])
+def test_every_name_of_socks5_is_socks5(word: str) -> None:
+    """curl has a socks5h, which the API does not need; sellers leave the 5 out."""
+    expected = CustomProxy(host="h.example", port=80, protocol="socks5")
+
+    assert proxy_of(f"{word}://h.example:80") == expected
+    assert proxy_of("host,port,protocol", f"h.example,80,{word}") == expected
+
+
+def test_a_cell_holds_an_address_with_or_without_brackets() -> None:
+    """A column has no port to part it from, so both are clear."""
+    proxies = [proxy_of("host,port", f"{host},80") for host in ("2001:db8::1", "[2001:db8::1]")]
+    assert {proxy.host for proxy in proxies} == {"2001:db8::1"}
+
+
+def test_a_password_in_a_table_keeps_its_edges() -> None:
+    """Between two commas a space is meant, or was quoted on purpose."""
+    proxy = proxy_of("host,port,username,password", ' h.example , 80 , u ," a,""b "\r\n')
+    assert proxy == CustomProxy(host="h.example", port=80, username="u", password=' a,"b ')
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "field", "reason"),
+    [
+        ("host,port,password", 'h.example,80,"p', None, "quotes not closed"),
+        ("host,port,password", "h.example,80,p,w", None, "more cells than columns"),
+        ("host,port,password", "h.example,,p", "port", "port missing"),
+        ("host,port,password", ",80,p", "host", "host missing"),
+        ("host,port,protocol", "h.example,80,ftp", "protocol", "protocol unknown"),
+        ("host,port", "h.example:80,80", "host", "host has a port"),
+        ("host,port", "http://h.example,80", "host", "host has a scheme"),
+        ("proxy,password", "h.example:80,p", None, "proxy given twice"),
+        ("proxy,port", "h.example", "port", "port missing"),
+    ],
+)
+def test_a_bad_row_is_told_too(header: str, row: str, field: str, reason: str) -> None:
+    """An open quote ends with its line, so it takes no other proxy with it."""
+    refusal = refusal_of(header, row)
+
+    assert (refusal.line, refusal.field, refusal.reason) == (2, field, reason)
+    after = proxy_of(header, row, "p.example:1" if "proxy" in header else "p.example,1")
+    assert after.host == "p.example"
+
+
+def test_a_column_named_twice_is_no_header_to_read_by() -> None:
+    """Every row would be wrong in the same way, so it is said once."""
+    with pytest.raises(FleetError, match="line 2 names the column username twice"):
+        list(read_lines(["", "host,port,user,username", "h.example,80,a,b"]))
+
+
+# --- Files ---
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_byte_order_mark_and_any_line_end_are_read_over(tmp_path: Path, end: str) -> None:
+    """Lists come by way of Windows and of spreadsheets."""
+    path = tmp_path / "list.txt"
+    path.write_bytes(end.join(["\ufeffh.example:80:u:p", "", "bad"]).encode())
+
+    listed = read_list(path)
+
+    assert [entry.line for entry in listed.proxies] == [1]
+    assert [refusal.line for refusal in listed.refused] == [3]
+
+
+def test_a_list_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists come from a seller's API, by way of curl."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfh.example:80\n")))
+
+    listed = read_list("-")
+
+    assert [entry.proxy for entry in listed.proxies] == [CustomProxy(host="h.example", port=80)]
+    assert listed.refused == []
+
+
+@pytest.mark.parametrize("content", [b"h.example:80\n\0\0", b"h.example:80:u:\xff" + PASSWORD.encode()])
+def test_a_list_that_is_no_text_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    """And its bytes, which can be a password's, are in no part of it."""
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+
+    with pytest.raises(FleetError, match="UTF-8") as caught:
+        read_list(path)
+
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A wrong path is the likeliest mistake."""
+    with pytest.raises(FleetError, match=r"list\.txt"):
+        read_list(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("form", ["u:{}@h.example:80", "http://u:{}@h.example:80", "h.example:80:u:{}"])
+def test_a_proxy_given_for_a_path_is_not_shown(form: str) -> None:
+    """The error of a file names it, and here the name holds the password."""
+    with pytest.raises(FleetError, match="not a proxy") as caught:
+        read_list(form.format(PASSWORD))
+
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+# --- Laws ---
+
+# Whole hosts, and none in a user name or password: else a line can have two forms at once.
+HOSTS = st.one_of(
+    st.from_regex(r"[a-z][a-z0-9]{0,8}\.(example|test)", fullmatch=True),
+    st.ip_addresses(v=4).map(str),
+    st.ip_addresses(v=6).map(str),
+)
+PORTS = st.integers(1, 65535)
+SIGNS = st.sampled_from(":@#/%,;\"' 0189")
+TEXT = st.text(SIGNS | st.characters(exclude_categories=["Cc", "Cs"], exclude_characters=".["), min_size=1)
+# The underscore keeps "ab://" from being a scheme, and what has none is not taken for a comment.
+USERNAMES = TEXT.map(lambda text: "u_" + text.replace(":", "") + "_")
+PASSWORDS = TEXT.filter(lambda text: text == text.strip())
+PROXIES = st.builds(CustomProxy, host=HOSTS, port=PORTS, username=USERNAMES, password=PASSWORDS)
+WITH_PROTOCOL = st.builds(
+    CustomProxy,
+    host=HOSTS,
+    port=PORTS,
+    protocol=st.sampled_from(["http", "https", "socks5"]),
+    username=st.none() | TEXT,
+    password=st.none() | TEXT,
+)
+
+
+def place(proxy: CustomProxy) -> str:
+    """Host and port as a line has them."""
+    return f"[{proxy.host}]:{proxy.port}" if ":" in proxy.host else f"{proxy.host}:{proxy.port}"
+
+
+def password(proxy: CustomProxy) -> str:
+    """The password itself."""
+    return "" if proxy.password is None else proxy.password.reveal()
+
+
+@deterministic
+@given(proxy=PROXIES)
+def test_any_proxy_written_by_place_is_read_back(proxy: CustomProxy) -> None:
+    """host:port:user:password takes the password as it stands, to the end of the line."""
+    assert proxy_of(f"  {place(proxy)}:{proxy.username}:{password(proxy)}\r\n") == proxy
+
+
+@deterministic
+@given(proxy=PROXIES)
+def test_any_proxy_written_by_user_is_read_back(proxy: CustomProxy) -> None:
+    """user:password@host:port takes it as it stands, to the last @."""
+    assert proxy_of(f"{proxy.username}:{password(proxy)}@{place(proxy)}\n") == proxy
+
+
+@deterministic
+@given(proxy=WITH_PROTOCOL, upper=st.booleans(), slash=st.sampled_from(["", "/"]))
+def test_any_proxy_written_as_a_url_is_read_back(proxy: CustomProxy, upper: bool, slash: str) -> None:
+    """A URL can say everything, since everything in it can be escaped."""
+    scheme = str(proxy.protocol).upper() if upper else str(proxy.protocol)
+    credentials = f"{quote(proxy.username or '', safe='')}:{quote(password(proxy), safe='')}"
+
+    assert proxy_of(f"{scheme}://{credentials}@{place(proxy)}{slash}") == proxy
+
+
+@deterministic
+@given(
+    proxies=st.lists(WITH_PROTOCOL, min_size=1, max_size=5, unique_by=lambda p: (p.host, p.port)),
+    columns=st.permutations(["Host", "PORT", "protocol", "UserName", "password", "city"]),
+)
+def test_any_proxies_written_as_csv_are_read_back(proxies: list[CustomProxy], columns: list[str]) -> None:
+    """Whatever a spreadsheet quotes is unquoted; user names lose their edges, passwords do not."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    expected = []
+    for proxy in proxies:
+        username = (proxy.username or "").strip()
+        secret = "" if password(proxy).isspace() else password(proxy)
+        cells = ["" if cell is None else cell for cell in (proxy.host, proxy.port, proxy.protocol)]
+        names = ["Host", "PORT", "protocol", "UserName", "password", "city"]
+        writer.writerow(dict(zip(names, [*cells, username, secret, "Paris"], strict=True)))
+        expected.append(
+            CustomProxy(
+                host=proxy.host,
+                port=proxy.port,
+                protocol=proxy.protocol,
+                username=username or None,
+                password=secret or None,
+            )
+        )
+
+    lines = file.getvalue().split("\r\n")
+
+    assert [getattr(item, "proxy", item) for item in read_lines(lines)] == expected
+
+
+@deterministic
+@given(
+    before=st.text(
+        st.sampled_from(':@/[]#,."h18% \t') | st.characters(exclude_categories=["Cs"]), max_size=12
+    ),
+    after=st.text(
+        st.sampled_from(':@/[]#,."h18% \t') | st.characters(exclude_categories=["Cs"]), max_size=12
+    ),
+    header=st.sampled_from(["", "host,port,username,password", "proxy"]),
+)
+def test_no_refusal_shows_what_is_on_the_line(before: str, after: str, header: str) -> None:
+    """However broken a line is, any piece of it can be the password."""
+    secret = "73519284620"  # digits too: a port that is out of range is another's password
+
+    for item in read_lines([header, before + secret + after]):
+        if isinstance(item, RefusedLine):
+            assert secret not in str(item) + repr(item)

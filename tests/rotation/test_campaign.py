@@ -1,0 +1,275 @@
+"""
+Sequences of runs, kills, stops, wrong keys, gateways and full disks on one journal, audited after every run.
+
+The audit compares the table, `status --json` and `export` with what a counting server knows: no false record,
+no double, nothing lost, nothing that hangs. The second half of this module shows that it can fail.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from postpress_async import CustomProxy, ManagedProxy, Outcome, ProxyPool, RotationSummary
+from postpress_async.rotation import Halt, journal
+from postpress_async.rotation.halt import Halts
+from postpress_async.rotation.outlet import Outlet
+from postpress_async.rotation.resume import RowKeys
+from tests.support import campaign_commands
+from tests.support.campaign import Player, describe, how_to_repeat, machine, play
+from tests.support.campaign_audit import audit
+from tests.support.campaign_commands import describe_commands
+from tests.support.campaign_plan import Account, End, Sequence, Step, draw
+from tests.support.counting_server import Conditions, Traits
+from tests.support.journals import change
+
+pytestmark = pytest.mark.slow
+
+SEQUENCES = int(os.environ.get("POSTPRESS_TEST_CAMPAIGN", "40"))
+COMMANDS = int(os.environ.get("POSTPRESS_TEST_CAMPAIGN_COMMANDS", "3"))
+
+
+@pytest.mark.parametrize("seed", range(1, SEQUENCES + 1))
+def test_no_sequence_leaves_a_false_record_a_double_or_a_loss(seed: int) -> None:
+    """In virtual time, with the real session, rotation and journal."""
+    player = play(draw(seed))
+
+    if player.findings:
+        pytest.fail(f"{describe(player)}\nrepeat: {how_to_repeat(seed, player.findings)}", pytrace=False)
+
+
+async def test_no_sequence_of_commands_does_either(tmp_path: Path) -> None:
+    """Real processes that are killed by SIGKILL, over a real socket; two at a time."""
+    at_once = asyncio.Semaphore(2)
+
+    async def played(seed: int) -> str | None:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        async with at_once:
+            player = await campaign_commands.play(seed, folder)
+        return describe_commands(player) if player.findings else None
+
+    found = await asyncio.gather(*(played(seed) for seed in range(1, COMMANDS + 1)))
+
+    if texts := [text for text in found if text is not None]:
+        pytest.fail("\n".join(texts), pytrace=False)
+
+
+# --- The campaign can fail -----------------------------------------------------------------------
+
+
+def small(*steps: Step, **other: Any) -> Sequence:
+    """A sequence of thirty accounts on a service without troubles, which finds nothing."""
+    changes = [ManagedProxy(country="US")] * 18
+    own = [CustomProxy(host=f"own-{number}.example.net", port=3128) for number in range(6)]
+    accounts = [Account(f"acc_{number:03}", new) for number, new in enumerate([*changes, *own, *[None] * 6])]
+    pool = tuple(CustomProxy(host=f"p{number}.example.net", port=8080) for number in range(3))
+    traits = Traits(unknown=frozenset({"acc_017"}))
+    made = Sequence(
+        seed=1, accounts=tuple(accounts), steps=steps, traits=traits, pool=pool, accounts_per_proxy=3
+    )
+    return evolve(made, **other)
+
+
+KILLED_THEN_STOPPED = (
+    Step(end=End.KILL, at=8, delay=0.06, in_flight=4),
+    Step(end=End.STOP, at=3, in_flight=4),
+    Step(end=End.CANCEL, at=4, delay=0.01, in_flight=4),
+)
+
+
+def test_a_sequence_without_troubles_finds_nothing() -> None:
+    """What the mutations below are compared with."""
+    player = play(small(*KILLED_THEN_STOPPED))
+
+    assert player.findings == [], describe(player)
+    assert [run.ended for run in player.case.runs][:3] == [End.KILL, End.STOP, End.CANCEL]
+    assert len(player.case.server.handed_out) == 17  # all managed ones but the account that does not exist
+
+
+def test_a_sequence_is_repeated_by_its_seed() -> None:
+    """Every request, under the same conditions, at the same virtual second."""
+    first, second = play(draw(8, 30)), play(draw(8, 30))
+
+    assert [str(run.ended) for run in first.case.runs] == [str(run.ended) for run in second.case.runs]
+    sent = [
+        [(r.account_id, r.sent_at, r.status) for r in player.case.server.requests]
+        for player in (first, second)
+    ]
+    assert sent[0] == sent[1]
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Iterator[Player]:
+    """A sequence that was played to its end and finds nothing; its journal is still there."""
+    with machine():
+        player = Player(small(), tmp_path)
+        assert player.play() == []
+        yield player
+
+
+FALSE = {
+    "patched that was refused": (
+        "UPDATE outcomes SET state = 'patched', status = 200, applied = NULL WHERE account_id = 'acc_017'",
+        "patched, but not applied",
+    ),
+    "another proxy of the pool": (
+        "UPDATE outcomes SET proxy = 'p9.example.net:8080' WHERE account_id = 'acc_024'",
+        "patched, but not applied",
+    ),
+    "failed that was applied": (
+        "UPDATE outcomes SET state = 'failed', applied = 'no' WHERE account_id = 'acc_003'",
+        "failed with applied = no, but applied",
+    ),
+    "skipped that was applied": (
+        "UPDATE outcomes SET state = 'skipped', applied = 'no' WHERE account_id = 'acc_003'",
+        "skipped with applied = no, but applied",
+    ),
+    "failed in doubt": (
+        "UPDATE outcomes SET state = 'failed', applied = 'unknown' WHERE account_id = 'acc_003'",
+        "failed, but a managed proxy is in doubt",
+    ),
+    "unknown that was refused": (
+        "UPDATE outcomes SET state = 'unknown', applied = 'unknown' WHERE account_id = 'acc_017'",
+        "unknown, but everything was refused",
+    ),
+    "a row that is missing": ("DELETE FROM outcomes WHERE account_id = 'acc_003'", "sent, but without a row"),
+    "a row of another account": (
+        "UPDATE outcomes SET account_id = 'acc_999' WHERE account_id = 'acc_003'",
+        "rows of other accounts",
+    ),
+    "another total": ("UPDATE run SET value = 31 WHERE name = 'total'", "wrong total"),
+    "an account that nobody got": (
+        "UPDATE outcomes SET state = 'skipped', applied = 'unknown' WHERE account_id = 'acc_020'",
+        "lost: skipped",
+    ),
+}
+
+
+@pytest.mark.parametrize(("statement", "kind"), FALSE.values(), ids=FALSE)
+def test_a_falsified_journal_is_noticed(finished: Player, statement: str, kind: str) -> None:
+    """The table says what is not so; the two other readers repeat it."""
+    change(finished.journal, statement)
+
+    assert kind in {finding.kind for finding in audit(finished.case, finished.journal)}
+
+
+def test_a_reader_that_disagrees_is_noticed(finished: Player, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that leaves out a row."""
+    from postpress_async.rotation.journal.reading import JournalView
+
+    outcomes = JournalView.outcomes
+    monkeypatch.setattr(JournalView, "outcomes", lambda *words: list(outcomes(*words))[1:])
+
+    assert "readers disagree" in {finding.kind for finding in audit(finished.case, finished.journal)}
+
+
+def test_a_journal_that_cannot_be_read_is_noticed(finished: Player) -> None:
+    """Requests were sent, so there has to be one."""
+    finished.journal.write_bytes(b"")
+
+    assert "journal cannot be read" in {finding.kind for finding in audit(finished.case, finished.journal)}
+
+
+Break = Callable[[pytest.MonkeyPatch], object]
+
+
+def another_key_each_time(patch: pytest.MonkeyPatch) -> None:
+    count = iter(range(10**6))
+    patch.setattr(RowKeys, "current", property(lambda _: f"key-{next(count)}"))
+
+
+def the_same_key_for_all(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RowKeys, "current", property(lambda self: "key"))
+
+
+def given_up_is_skipped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Outcome, "given_up", classmethod(lambda cls, *place, **_: cls.skipped(*place[:3])))
+
+
+def failed_is_patched(patch: pytest.MonkeyPatch) -> None:
+    def patched(cls: type[Outcome], *place: Any, **_other: Any) -> Outcome:
+        ordinal, line, account_id = place[:3]
+        return cls.patched(ordinal, line, account_id, 1, 0.1)
+
+    patch.setattr(Outcome, "failed", classmethod(patched))
+
+
+def patched_is_sent_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(journal.DONE, "retry", "state = 'failed'")
+
+
+def nobody_is_told_of_the_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Outlet, "end", lambda self: None)
+
+
+def no_halt(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Halts, "sees", lambda self, outcome: None)
+
+
+def no_proxy_is_full(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ProxyPool, "_is_full", lambda self, place: False)
+
+
+def the_summary_counts_twice(patch: pytest.MonkeyPatch) -> None:
+    count = RotationSummary.count
+    patch.setattr(RotationSummary, "count", lambda *words: (count(*words), count(*words)))
+
+
+REFUSING = Step(conditions=Conditions(away=frozenset(f"acc_{number:03}" for number in range(10))))
+BROKEN: dict[str, tuple[Break, Sequence, str]] = {
+    "a key for each request": (
+        another_key_each_time,
+        small(*KILLED_THEN_STOPPED),
+        "managed proxies handed out twice",
+    ),
+    "a key for each request, in doubt": (
+        another_key_each_time,
+        small(*KILLED_THEN_STOPPED),
+        "fresh key while in doubt",
+    ),
+    "one key for a row and its failover": (
+        the_same_key_for_all,
+        small(traits=Traits(dead_proxies=frozenset({"p0.example.net:8080"})), accounts_per_proxy=None),
+        "one key for two changes",
+    ),
+    "what was in flight is skipped": (
+        given_up_is_skipped,
+        small(Step(end=End.CANCEL, at=10, delay=0.01)),
+        "skipped with applied = no, but applied",
+    ),
+    "a failure is patched": (failed_is_patched, small(), "patched, but not applied"),
+    "patched is sent again": (patched_is_sent_again, small(), "sent again after patched"),
+    "an end that nobody is told of": (nobody_is_told_of_the_end, small(), "hangs"),
+    "failures do not halt": (no_halt, small(evolve(REFUSING, halt=Halt(failures=5))), "halt not reported"),
+    "a refused key does not halt": (
+        no_halt,
+        small(Step(conditions=Conditions(key_fails_after=0))),
+        "refused key not reported",
+    ),
+    "a proxy is never full": (no_proxy_is_full, small(accounts_per_proxy=1), "proxy over its cap"),
+    "a summary that counts twice": (the_summary_counts_twice, small(), "summary is wrong"),
+    "a service that ignores keys": (
+        lambda patch: patch.setattr("tests.support.counting_server.CountingServer._behind", _execute_always),
+        small(*KILLED_THEN_STOPPED),
+        "managed proxies handed out twice",
+    ),
+}
+
+
+async def _execute_always(server: Any, request: Any, conditions: Conditions) -> Any:
+    return await server._execute(request, conditions)
+
+
+@pytest.mark.parametrize(("broken", "sequence", "kind"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_rule_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, broken: Break, sequence: Sequence, kind: str
+) -> None:
+    """Each rule that the package keeps is broken once."""
+    broken(monkeypatch)
+
+    assert kind in {finding.kind for _, finding in play(sequence).findings}

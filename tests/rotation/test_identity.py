@@ -1,0 +1,472 @@
+"""Which input and which pool a journal goes on with: the same rows and changes, whatever their bytes."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postpress_async import AccountPatched, CustomProxy, Fleet, ManagedProxy, ProxyPool
+from postpress_async.errors import JournalError
+from postpress_async.models import ProxyChange
+from postpress_async.rotation import Journal, State
+from postpress_async.rotation.identity import RowsDigest, text_of
+from postpress_async.rotation.plan import Refusal, Row, rows_of
+from postpress_async.sandbox import Sandbox
+from postpress_async.session import PostPressSession
+from tests.support.command_line import run, states
+from tests.support.journals import killed
+
+pytestmark = pytest.mark.slow
+
+US, DE = ManagedProxy(country="US"), ManagedProxy(country="DE")
+JOURNAL = "fleet.csv.rotation.sqlite3"
+ROTATE = ("rotate", "fleet.csv", "--sandbox")
+COUNT = 40
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lines(count: int = COUNT, country: str = "US") -> list[str]:
+    return ["account_id,country", *(f"acc_{n},{country}" for n in range(count))]
+
+
+def write_fleet(folder: Path, text: str = "", **how: Any) -> None:
+    (folder / "fleet.csv").write_bytes((text or "\n".join(lines(**how)) + "\n").encode())
+
+
+# --- The rows of a file ---
+
+
+def rows(*, end: str = "\n", quote: str = "", note: str = "", separator: str = ",") -> str:
+    header = separator.join(["account_id", "country", *(["note"] if note else [])])
+    body = (separator.join([f"{quote}acc_{n}{quote}", "US", *([note] if note else [])]) for n in range(COUNT))
+    return end.join([header, *body, ""])
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        pytest.param(rows(end="\r\n"), id="CRLF"),
+        pytest.param("\ufeff" + rows(), id="byte-order mark"),
+        pytest.param(rows(note="checked"), id="ignored column"),
+        pytest.param(rows() + "\n\n", id="empty lines at the end"),
+        pytest.param(rows(quote='"'), id="quotes"),
+        pytest.param(rows(separator=";"), id="semicolons"),
+        pytest.param(
+            "country,account_id\n" + "".join(f"us,acc_{n}\n" for n in range(COUNT)), id="order of columns"
+        ),
+        pytest.param("\ufeff" + rows(end="\r\n", note="x", separator=";") + "\r\n", id="all of it"),
+    ],
+)
+def test_a_file_that_a_spreadsheet_saved_again_is_resumed(folder, saved) -> None:
+    write_fleet(folder)
+    run(*ROTATE, "--limit", "10")
+    write_fleet(folder, saved)
+
+    done = run(*ROTATE)
+
+    assert (done.returncode, states(folder / JOURNAL)) == (0, {"patched": COUNT}), done.stderr
+    assert "the sandbox saw 30 requests" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        pytest.param(
+            lambda old: [*old[:5], "acc_other,US", *old[6:]],
+            "row 5 is another account: acc_other instead of acc_4",
+            id="another account",
+        ),
+        pytest.param(lambda old: [*old, "acc_x,US", "acc_y,US"], "2 rows more", id="more"),
+        pytest.param(lambda old: old[:-1], "1 row fewer", id="fewer"),
+        pytest.param(lambda old: [*old[:5], "acc_4,DE", *old[6:]], "another change", id="another change"),
+        pytest.param(
+            lambda old: [old[0], *old[2:]],
+            "row 1 is another account: acc_1 instead of acc_0; 1 row fewer",
+            id="the first is gone",
+        ),
+        pytest.param(lambda old: [old[0], "", *old[1:]], "row 2 is another account", id="moved"),
+    ],
+)
+def test_another_input_is_refused_by_what_is_another(folder, change, fact) -> None:
+    """And nothing is sent."""
+    write_fleet(folder)
+    run(*ROTATE, "--limit", "20")
+    write_fleet(folder, "\n".join(change(lines())) + "\n")
+
+    real, dry = run(*ROTATE), run(*ROTATE, "--dry-run")
+
+    assert real.returncode == dry.returncode == 2
+    assert f"{JOURNAL} was begun with another input (" in real.stderr
+    assert fact in real.stderr
+    assert real.stderr == dry.stderr
+    assert "requests" not in real.stdout
+
+
+def test_a_fleet_in_another_format_is_the_same_input(folder) -> None:
+    write_fleet(folder)
+    run(*ROTATE, "--limit", "10")
+    (folder / "fleet.jsonl").write_text(
+        "".join(f'{{"country": "US", "id": "acc_{n}"}}\n' for n in range(COUNT))
+    )
+
+    done = run("rotate", "fleet.jsonl", "--sandbox", "--journal", JOURNAL)
+
+    assert (done.returncode, states(folder / JOURNAL)) == (0, {"patched": COUNT}), done.stderr
+
+
+def test_a_journal_that_knows_the_bytes_alone_goes_on_with_these(folder) -> None:
+    """A version without a digest of the rows began it."""
+    write_fleet(folder)
+    run(*ROTATE, "--limit", "10")
+    with closing(sqlite3.connect(JOURNAL)) as connection, connection:
+        connection.execute("DELETE FROM run WHERE name IN ('rows', 'pool', 'key')")
+        connection.execute("DROP TABLE changes")
+        connection.execute("DROP TABLE covered")
+
+    write_fleet(folder, rows(end="\r\n"))
+    other = run(*ROTATE)
+    write_fleet(folder)
+    same = run(*ROTATE)
+
+    assert (other.returncode, same.returncode) == (2, 0), same.stderr
+    assert "begun with another input" in other.stderr
+    assert states(folder / JOURNAL) == {"patched": COUNT}
+
+
+async def test_a_fleet_in_python_is_known_by_its_rows_too(folder, sandbox) -> None:
+    """It was surveyed by nobody before."""
+    write_fleet(folder)
+    async with sandbox.session() as session:
+        for text in (rows(), rows(end="\r\n", note="x")):
+            write_fleet(folder, text)
+            with Fleet.open("fleet.csv") as fleet:
+                async with session.rotate(fleet, journal=JOURNAL, limit=20) as rotation:
+                    await rotation.run()
+
+    assert sandbox.record.requests == COUNT
+    assert states(folder / JOURNAL) == {"patched": COUNT}
+
+
+def test_rows_of_the_same_words_in_other_places_are_others() -> None:
+    """What ends one word and begins the next is part of none."""
+
+    def own(**parts: str) -> CustomProxy:
+        return CustomProxy(host="h.example", port=1, **parts)
+
+    changes: list[ProxyChange | None] = [
+        None,
+        US,
+        DE,
+        ManagedProxy(ip="203.0.113.1"),
+        ManagedProxy(country="US", ip="203.0.113.1"),
+        own(),
+        own(protocol="http"),
+        own(username="a"),
+        own(password="a"),
+        own(username="a", password="b"),
+        own(username="a+b"),
+        own(password="b"),
+    ]
+    texts = [text_of(Row(0, None, "acc_1", change)) for change in changes]
+    texts.append(text_of(Refusal(0, None, None, "acc_1", "port out of range", "")))
+    texts.append(text_of(Row(0, None, "acc_2", US)))
+
+    assert len(set(texts)) == len(texts)
+
+
+def test_a_digest_of_rows_knows_their_places() -> None:
+    def digest(*given: Row) -> bytes:
+        made = RowsDigest()
+        for row in given:
+            made.add(row)
+        return made.digest()
+
+    one, two = Row(0, 2, "acc_1", US), Row(1, 3, "acc_2", US)
+    moved = Row(2, 4, "acc_2", US)
+
+    assert digest(one, two) == digest(Row(0, None, "acc_1", US), two)
+    assert len({digest(), digest(one), digest(one, two), digest(one, moved)}) == 4
+
+
+# --- The pool of a rotation that is complete ---
+
+
+def write_pool(folder: Path, name: str, *hosts: str) -> str:
+    (folder / name).write_text("".join(f"{host}.example.net:8080\n" for host in hosts))
+    return name
+
+
+def pooled(folder: Path, *hosts: str) -> tuple[str, ...]:
+    (folder / "fleet.csv").write_text("account_id\n" + "".join(f"acc_{n}\n" for n in range(4)))
+    return ("--pool", write_pool(folder, "-".join(hosts) + ".txt", *hosts))
+
+
+def test_a_complete_rotation_is_not_said_to_have_another_pool(folder) -> None:
+    """It was left alone with exit code 0, and looked as if the accounts had the new proxies."""
+    run(*ROTATE, *pooled(folder, "a", "b"))
+
+    for words in (ROTATE, (*ROTATE, "--dry-run")):
+        done = run(*words, *pooled(folder, "c", "d"))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "complete" in done.stderr
+        assert "another pool (or --country). Nothing was sent. To rotate these accounts again" in (
+            done.stderr
+        )
+
+
+@pytest.mark.parametrize("option", [("--assign", "sticky"), ("--accounts-per-proxy", "3")])
+def test_a_complete_rotation_is_not_said_to_be_assigned_otherwise(folder, option) -> None:
+    pool = pooled(folder, "a", "b")
+    run(*ROTATE, *pool)
+
+    assert run(*ROTATE, *pool, *option).returncode == 2
+
+
+@pytest.mark.parametrize("country", ["US", "DE"])
+def test_a_complete_rotation_is_not_said_to_have_another_default(folder, country) -> None:
+    pooled(folder, "a")
+    run(*ROTATE, "--country", "US")
+
+    done = run(*ROTATE, "--country", country)
+
+    assert done.returncode == (0 if country == "US" else 2), done.stderr
+
+
+def test_a_complete_rotation_says_first_that_nothing_was_sent_and_when_it_was_complete(folder) -> None:
+    pool = pooled(folder, "a", "b")
+    run(*ROTATE, *pool)
+    with closing(sqlite3.connect(JOURNAL)) as connection, connection:
+        connection.execute("UPDATE outcomes SET settled_at = 1795215600 + ordinal")
+
+    done = run(*ROTATE, *pool, env={"TZ": "UTC"})
+
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == (
+        f"nothing was sent: the rotation in {JOURNAL} was completed at 2026-11-20 23:00:03 UTC. To send "
+        "these accounts again, name another --journal"
+    )
+    assert "the sandbox saw 0 requests" in done.stdout
+
+
+def test_an_unfinished_rotation_goes_on_with_an_edited_list_and_then_knows_that_one(folder) -> None:
+    """A pool that ran dry says: add proxies."""
+    few, more = pooled(folder, "a"), pooled(folder, "a", "b")
+    full = ("--accounts-per-proxy", "2")
+
+    begun, ended, again = (run(*ROTATE, *pool, *full) for pool in (few, more, more))
+
+    assert [done.returncode for done in (begun, ended, again)] == [1, 0, 0], ended.stderr
+    assert again.stdout.startswith("nothing was sent")
+    assert run(*ROTATE, *few, *full).returncode == 2
+
+
+def test_accounts_that_failed_may_be_sent_again_with_another_pool(folder) -> None:
+    pool, other = pooled(folder, "a"), pooled(folder, "b")
+    run(*ROTATE, *pool)
+    with closing(sqlite3.connect(JOURNAL)) as connection, connection:
+        connection.execute(
+            "UPDATE outcomes SET state = 'failed', applied = 'no', status = 404 WHERE ordinal = 0"
+        )
+
+    again = run("retry-failed", JOURNAL, "fleet.csv", "--sandbox", *other)
+    nightly = run(*ROTATE, *pool)
+
+    assert (again.returncode, nightly.returncode) == (0, 0), again.stderr
+    assert "the sandbox saw 1 request" in again.stdout
+
+
+async def test_in_python_a_complete_journal_refuses_another_pool_on_entering(tmp_path, sandbox) -> None:
+    accounts = [f"acc_{n}" for n in range(4)]
+
+    def pool(host: str) -> ProxyPool:
+        return ProxyPool([CustomProxy(host=host, port=1)])
+
+    async with sandbox.session() as session:
+        async with session.rotate(accounts, journal=tmp_path / "j", pool=pool("a.example")) as rotation:
+            await rotation.run()
+        first = rotation.completed_at
+        async with session.rotate(accounts, journal=tmp_path / "j", pool=pool("a.example")) as again:
+            await again.run()
+        with pytest.raises(JournalError, match="had another pool"):
+            async with session.rotate(accounts, journal=tmp_path / "j", pool=pool("b.example")):
+                pass
+
+    assert first is None
+    assert again.completed_at is not None
+    assert sandbox.record.requests == 4
+
+
+def test_no_password_of_a_pool_can_be_found_in_the_journal(folder) -> None:
+    write_fleet(folder, "account_id\nacc_1\n")
+    (folder / "p.txt").write_text("p.example.net:8080:user:hunter2\n")
+    pool = ProxyPool.read("p.txt")
+    run(*ROTATE, "--pool", "p.txt")
+
+    content = (folder / JOURNAL).read_bytes()
+
+    assert b"hunter2" not in content
+    assert pool.digest not in content
+
+
+# --- The changes of a mapping, of pairs, of what is read once ---
+
+Changes = Mapping[str, ProxyChange] | list[tuple[str, ProxyChange]] | Iterator[Any] | AsyncIterator[Any]
+Form = Callable[[dict[str, ProxyChange]], Changes]
+
+
+async def _asynchronous(changes: dict[str, ProxyChange]) -> AsyncIterator[tuple[str, ProxyChange]]:
+    for pair in changes.items():
+        yield pair
+
+
+FORMS: list[Any] = [
+    pytest.param(dict, id="mapping"),
+    pytest.param(lambda changes: list(changes.items()), id="list"),
+    pytest.param(lambda changes: iter(changes.items()), id="iterator"),
+    pytest.param(_asynchronous, id="asynchronous"),
+]
+
+
+def changes(change: ProxyChange, count: int = 200) -> dict[str, ProxyChange]:
+    return {f"acc_{number}": change for number in range(count)}
+
+
+async def killed_run(session: PostPressSession, given: Changes, journal: Path, settled: int) -> Path:
+    """The journal as a run leaves it that is killed after so many outcomes."""
+    async with session.rotate(given, journal=journal, in_flight=20) as dying:
+        for _ in range(settled):
+            await anext(dying)
+        return killed(journal)
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_killed_run_is_not_resumed_with_another_change(tmp_path, sandbox, form: Form) -> None:
+    """A managed proxy of another country under the same key: the API would answer with the first one."""
+    async with sandbox.session() as session:
+        copy = await killed_run(session, form(changes(US)), tmp_path / "j", 50)
+        before = sandbox.record.requests
+
+        with pytest.raises(JournalError, match=r"row 1 \(acc_0\) is another account or asks for another"):
+            async with session.rotate(form(changes(DE)), journal=copy) as rotation:
+                await rotation.run()
+        refused = sandbox.record.requests - before
+        async with session.rotate(form(changes(US)), journal=copy) as rotation:
+            await rotation.run()
+
+    assert refused == 0
+    assert rotation.summary.states == {State.PATCHED: 200}
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_what_was_in_flight_and_has_no_outcome_has_its_change_on_the_disk(tmp_path, form: Form) -> None:
+    """It was sent, and killed before the first answer was recorded."""
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        arrived, over = asyncio.Event(), asyncio.Event()
+        seen: list[str] = []
+
+        async def update(account_id: str, *_: object) -> Any:
+            seen.append(account_id)
+            arrived.set()
+            await over.wait()
+            return AccountPatched(account_id)
+
+        rotation = session.rotate(form(changes(US)), journal=tmp_path / "j", in_flight=3)
+        rotation._settler._update = update  # type: ignore[misc]
+        async with rotation:
+            await arrived.wait()
+            copy = killed(tmp_path / "j")
+            over.set()
+            rotation.stop()
+        with pytest.raises(JournalError, match="asks for another change"):
+            async with session.rotate(form(changes(DE)), journal=copy) as other:
+                await other.run()
+
+    assert seen
+    assert states(copy) == {}
+    assert sandbox.record.requests == 0
+
+
+async def test_a_change_in_a_later_row_of_a_mapping_is_refused_before_the_first_is_sent(
+    tmp_path, sandbox
+) -> None:
+    async with sandbox.session() as session:
+        copy = await killed_run(session, changes(US), tmp_path / "j", 20)
+        before = sandbox.record.requests
+        with pytest.raises(JournalError, match=r"row 151 \(acc_150\)"):
+            async with session.rotate(changes(US) | {"acc_150": DE}, journal=copy):
+                pass
+
+    assert sandbox.record.requests == before
+
+
+async def test_rows_may_be_added_to_a_mapping(tmp_path, sandbox) -> None:
+    async with sandbox.session() as session:
+        for count in (30, 50):
+            async with session.rotate(changes(US, count), journal=tmp_path / "j") as rotation:
+                await rotation.run()
+        with pytest.raises(JournalError, match="row 41 "):
+            async with session.rotate(changes(US, 50) | {"acc_40": DE}, journal=tmp_path / "j"):
+                pass
+
+    assert sandbox.record.requests == 50
+
+
+async def test_a_mapping_is_compared_with_the_file_that_a_journal_was_begun_with(folder, sandbox) -> None:
+    write_fleet(folder)
+    async with sandbox.session() as session:
+        with Fleet.open("fleet.csv") as fleet:
+            async with session.rotate(fleet, journal=JOURNAL, limit=10) as rotation:
+                await rotation.run()
+        for other in (changes(DE, COUNT), changes(US, COUNT + 1), iter(changes(US, COUNT).items())):
+            with pytest.raises(JournalError, match="was begun with"):
+                async with session.rotate(other, journal=JOURNAL):
+                    pass
+        async with session.rotate(changes(US, COUNT), journal=JOURNAL) as rotation:
+            await rotation.run()
+
+    assert sandbox.record.requests == COUNT
+
+
+async def test_a_row_that_was_taken_and_not_sent_has_no_hash_that_another_one_gets(tmp_path) -> None:
+    """Hashes in blocks, with a gap: each is that of its own ordinal."""
+    given = list(rows_of(changes(US, 100).items()))
+    journal = Journal.open(tmp_path / "j", by_row=True)
+    compare = journal.changes()
+    for row in (*given[:10], *given[11:20]):
+        compare.check(row)
+    await compare.on_disk()
+    await journal.changes().check_all(given)
+    again = journal.changes()
+    for row in given:
+        again.check(row)
+    put = again._put
+    await journal.aclose()
+
+    assert put == 0
+
+
+def test_no_password_of_a_mapping_is_in_the_journal(tmp_path) -> None:
+    """Nor is it in a hash that anyone could look up: each journal has a key of its own."""
+
+    async def rotate(place: Path) -> list[bytes]:
+        change = CustomProxy(host="h.example", port=1, password="hunter2")
+        async with Sandbox() as sandbox, sandbox.session() as session:
+            async with session.rotate({"acc_1": change}, journal=place) as rotation:
+                await rotation.run()
+        with closing(sqlite3.connect(place)) as connection:
+            return [hashes for (hashes,) in connection.execute("SELECT hashes FROM changes")]
+
+    one, other = (asyncio.run(rotate(tmp_path / name)) for name in ("a", "b"))
+
+    assert b"hunter2" not in (tmp_path / "a").read_bytes()
+    assert [len(hashes) for hashes in one] == [4]
+    assert one != other

@@ -1,0 +1,240 @@
+"""A rotation that is told to end at once, as by a second Ctrl-C: what was sent, and what only waited."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postpress_async import (
+    CustomProxy,
+    ManagedProxy,
+    Pace,
+    PostPressSession,
+    ProxyPool,
+    RetryPolicy,
+    errors,
+    events,
+)
+from postpress_async.rotation import Rotation, State
+from postpress_async.sandbox import Sandbox
+from tests.rotation.test_rotation import make, recorded
+from tests.support.virtual_world import World, in_virtual_time, now, world
+
+US = ManagedProxy(country="US")
+OWN = CustomProxy(host="proxy.example.com", port=8080)
+PROXIES = [CustomProxy(host=f"p{n}.example.net", port=3128) for n in range(9)]
+FAULTS = {
+    "steady": [],
+    "unwell": ["errors/proxy_error", "lost", "errors/no_channel"],
+    "pooled": ["errors/proxy_error", "lost", "errors/no_channel"],
+    "on to the next proxy": ["errors/invalid_proxy_credentials", "errors/invalid_proxy_credentials"],
+}
+NOT_SENT = ("skipped", 0, errors.Applied.NO)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite3"
+
+
+def changes(count: int) -> dict[str, Any]:
+    return {f"acc_{number}": US for number in range(count)}
+
+
+async def cancel(rotation: Rotation, moment: Callable[[], bool]) -> None:
+    """Run it, and cancel whoever runs it, at that *moment*."""
+
+    async def run() -> None:
+        async with rotation:
+            await rotation.run()
+
+    task = asyncio.create_task(run())
+    while not moment():
+        assert not task.done()
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    until = now() + seconds
+    return lambda: now() >= until
+
+
+def settled(at: World) -> dict[int, events.AccountSettled]:
+    """What the observer was told of each row, by its ordinal."""
+    told = [event for _, event in at.events if isinstance(event, events.AccountSettled)]
+    assert len({event.ordinal for event in told}) == len(told)
+    return {event.ordinal: event for event in told}
+
+
+def begun(at: World) -> set[str]:
+    """Accounts of which a request was begun."""
+    return {event.account_id for _, event in at.events if isinstance(event, events.AttemptStarted)}
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.01, 0.049, 0.051, 0.12, 0.3, 0.6, 1.1])
+@pytest.mark.parametrize("shape", FAULTS)
+def test_whenever_it_is_cancelled_what_was_applied_is_never_recorded_as_not_applied(seconds, shape) -> None:
+    """And what was sent is recorded with its attempts, also if it was only refused."""
+
+    @in_virtual_time
+    async def played() -> None:
+        at: World
+        async with world(Pace(rate=40.0, in_flight=20)) as at:
+            for number in range(0, 60, 3):
+                at.server.faults.script(f"acc_{number}", *FAULTS[shape])
+            pool = None if shape in {"steady", "unwell"} else ProxyPool(PROXIES, failovers=2)
+            given: Any = changes(60) if pool is None else list(changes(60))
+            rotation = at.session.rotate(given, in_flight=30, pool=pool, halt="never")
+            await cancel(rotation, after(seconds))
+
+            sent = begun(at)
+            told = {event.account_id: event for event in settled(at).values()}
+            assert {account for account in changes(60) if at.server.record.sends(account)} <= sent
+            assert sent <= told.keys()
+            for account, event in told.items():
+                if account in sent:
+                    assert event.attempts > 0, account
+                    if event.applied is errors.Applied.NO:
+                        assert not at.server.record.patched_accounts[account], account
+                else:
+                    assert (event.state, event.attempts, event.applied) == NOT_SENT, account
+            assert at.left() == dict.fromkeys(at.left(), 0)
+
+    played()
+
+
+@in_virtual_time
+async def test_who_only_waited_was_not_sent() -> None:
+    """Behind the pace, or behind another change of its own account; what is in flight is in doubt."""
+    at: World
+    async with world(Pace(in_flight=2)) as at:
+        for number in range(2):
+            at.server.faults.script(f"acc_{number}", "hang")
+        pairs: list[tuple[str, Any]] = [
+            ("acc_0", US),
+            ("acc_0", OWN),
+            ("acc_1", US),
+            ("acc_2", US),
+            ("acc_2", OWN),
+        ]
+        await cancel(at.session.rotate(pairs, in_flight=5), after(1.0))
+
+        told = {row: (event.state, event.attempts, event.applied) for row, event in settled(at).items()}
+        doubt = ("unknown", 1, errors.Applied.UNKNOWN)
+        assert told == {0: doubt, 1: NOT_SENT, 2: doubt, 3: NOT_SENT, 4: NOT_SENT}
+        assert at.left() == dict.fromkeys(at.left(), 0)
+
+
+@in_virtual_time
+async def test_an_account_that_backs_off_after_a_refusal_is_skipped_with_its_attempts() -> None:
+    """Nothing is in flight, and the answer said that nothing was applied; its key is used up."""
+    at: World
+    async with world(retry=RetryPolicy(first_wait=20.0)) as at:
+        at.server.faults.script("acc_0", *["errors/provider_error"] * 9)
+        rotation = at.session.rotate(changes(1))
+        await cancel(rotation, lambda: bool(rotation.retrying))
+
+        told = settled(at)[0]
+        assert (told.state, told.attempts, told.applied) == (State.SKIPPED, 1, errors.Applied.NO)
+        assert told.error_type == "errors/provider_error"
+
+
+@in_virtual_time
+async def test_who_waits_for_the_pace_to_be_sent_again_is_in_doubt() -> None:
+    """The answer to its first request was lost; all slots are taken when it is to be sent once more."""
+    at: World
+    async with world(Pace(in_flight=1), retry=RetryPolicy(wait=lambda _: 0.5)) as at:
+        at.server.faults.script("acc_0", "lost")
+        at.server.faults.script("acc_1", "hang")
+        await cancel(at.session.rotate(changes(2), in_flight=2), after(2.0))
+
+        assert {event.state for event in settled(at).values()} == {State.UNKNOWN}
+        assert at.server.record.sends("acc_0") == 1
+
+
+async def hold_up(sandbox: Sandbox, session: PostPressSession) -> asyncio.Task[Any]:
+    """A call that takes the only slot of the session's pace, and keeps it."""
+    sandbox.script("acc_held", "hang")
+    task = asyncio.create_task(session.update_proxy("acc_held", US))
+    while not sandbox.record.sends("acc_held"):
+        await asyncio.sleep(0)
+    return task
+
+
+async def cancel_waiting(rotation: Rotation, session: PostPressSession, count: int) -> None:
+    await cancel(rotation, lambda: session.pacer.waiting == count)
+
+
+async def test_a_doubt_of_an_earlier_run_stays_one(journal) -> None:
+    """Nothing was sent today, and so nothing was learned of yesterday's request."""
+    retry = RetryPolicy(attempts=1)
+    async with Sandbox() as sandbox, sandbox.session(pace=Pace(in_flight=1), retry=retry) as session:
+        sandbox.script("acc_1", "lost")
+        async with session.rotate(changes(2), journal=journal) as rotation:
+            await rotation.run()
+        assert recorded(journal)["acc_1"] == "unknown"
+        held = await hold_up(sandbox, session)
+        await cancel_waiting(session.rotate(changes(2), journal=journal), session, 1)
+        held.cancel()
+
+    assert sandbox.record.sends("acc_1") == 1
+    assert recorded(journal) == {"acc_0": "patched", "acc_1": "unknown"}
+
+
+async def test_what_was_not_sent_is_sent_by_the_next_run_under_a_key_of_its_own(journal) -> None:
+    """The key that an earlier run had an answer to is put aside before anything waits, and stays so."""
+    retry = RetryPolicy(first_wait=60.0)
+    async with Sandbox() as sandbox, sandbox.session(pace=Pace(in_flight=1), retry=retry) as session:
+        sandbox.script("acc_1", "errors/provider_error")
+        async with session.rotate(changes(3), journal=journal, in_flight=2, limit=2) as rotation:
+            while not rotation.retrying:
+                await asyncio.sleep(0)
+            rotation.stop()
+            await rotation.run()
+        assert recorded(journal)["acc_1"] == "skipped"  # refused for now: its key is spent
+        held = await hold_up(sandbox, session)
+        await cancel_waiting(session.rotate(changes(3), journal=journal, in_flight=2), session, 2)
+        held.cancel()
+        assert recorded(journal) == {"acc_0": "patched", "acc_1": "skipped", "acc_2": "skipped"}
+        assert sandbox.record.sends("acc_1") == 1
+        async with session.rotate(changes(3), journal=journal) as rotation:
+            await rotation.run()
+
+    assert set(recorded(journal).values()) == {"patched"}
+    assert sandbox.record.replayed == 0
+
+
+@in_virtual_time
+async def test_a_proxy_is_free_again_if_its_account_was_never_sent() -> None:
+    """A pool may serve another rotation, in which a place at each proxy would be taken by nobody."""
+    at: World
+    pool = ProxyPool(PROXIES[:2], accounts_per_proxy=1)
+    async with world(Pace(in_flight=1)) as at:
+        at.server.faults.script("acc_0", "hang")
+        await cancel(at.session.rotate(["acc_0", "acc_1"], pool=pool, in_flight=2), after(1.0))
+
+        assert [settled(at)[ordinal].state for ordinal in (0, 1)] == ["unknown", "skipped"]
+    assert pool.give("acc_other") is not None
+    assert pool.give("acc_another") is None
+
+
+async def test_of_an_update_that_does_not_say_when_it_sends_all_is_in_doubt(journal) -> None:
+    """A stub, or a session of another kind: what it does not say cannot be known."""
+    began = asyncio.Event()
+
+    async def never(*_: object) -> Any:
+        began.set()
+        await asyncio.get_running_loop().create_future()
+
+    await cancel(make(never, journal, in_flight=1), began.is_set)
+
+    connection = sqlite3.connect(journal)
+    [told] = connection.execute("SELECT state, attempts, applied FROM outcomes")
+    connection.close()
+    assert told == ("unknown", 1, "unknown")

@@ -1,0 +1,372 @@
+"""A world without sockets or real time, in which a pace can be measured: a loop, a service, a rotation."""
+
+import asyncio
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from attrs import Factory, define, evolve, field, frozen
+
+from postpress_async.pace import Pace, Pacer, Sign
+from tests.support.simulated_service import ideal
+from tests.support.virtual_loop import VirtualLoop, run
+
+Curve = Callable[[float], float]
+"""A number that depends on the time."""
+
+
+def always(value: float) -> Curve:
+    return lambda _now: value
+
+
+def between(start: float, end: float, then: float, else_: float) -> Curve:
+    return lambda now: then if start <= now < end else else_
+
+
+@frozen
+class Weather:
+    """
+    What the service is like, and what happens to it.
+
+    Attributes:
+        latency: Seconds of work for a request, drawn with the given source of chance.
+        slow: Multiplies the work of requests that begin at that time.
+        capacity: Requests worked on at once.
+        queue: Requests that wait for that; more are refused with a 503 after *refusal* seconds.
+        concurrency: More than so many get a 429.
+        out: The kind of outage at that time, or "": refused, 503, 504, silent.
+        tier: Requests a second of the key; *burst* more at once; beyond it a 429.
+        window: In place of the bucket, so many seconds with ``tier * window`` requests each.
+        retry_after: Seconds told with a 429 (None: none, 0: the exact time rounded up).
+        unwell_after: Seconds told with a 503.
+        passing: Share of answers that are a provider_error; passes.
+        unavailable: Share of answers that are a 503; passes.
+        stray: Share of requests that get a 429 whatever the rate, as of a limit per account; passes.
+        dead: Share of accounts all whose attempts are a proxy_error.
+    """
+
+    latency: Callable[[random.Random], float] = lambda _chance: 0.05
+    slow: Curve = lambda _now: 1.0
+    capacity: Curve = lambda _now: math.inf
+    queue: int = 150
+    concurrency: float = math.inf
+    out: Callable[[float], str] = lambda _now: ""
+    tier: Curve = lambda _now: math.inf
+    burst: float = 20.0
+    window: float | None = None
+    retry_after: float | None = None
+    unwell_after: float | None = None
+    passing: float = 0.0
+    unavailable: Curve = lambda _now: 0.0
+    stray: Curve = lambda _now: 0.0
+    dead: float = 0.0
+    refusal: float = 0.005
+
+
+@frozen
+class Reply:
+    sign: Sign
+    retry_after: float | None = None
+    dead: bool = False
+
+
+PATCHED, PASSING, DEAD = Reply(Sign.SUCCESS), Reply(Sign.ALIVE), Reply(Sign.ALIVE, dead=True)
+
+
+class Service:
+    """Answers in virtual time. A request that the client gave up is worked on all the same."""
+
+    def __init__(self, weather: Weather, seed: int) -> None:
+        self.weather = weather
+        self.chance = random.Random(seed)
+        self.loop = asyncio.get_running_loop()
+        self.asked = 0
+        self.peak = 0
+        self.work = 0.0  # seconds that had to be worked, at the usual speed
+        self.needed = 0  # answers that took work
+        self.signs: Counter[Sign] = Counter()
+        self._open: set[asyncio.Future[Reply]] = set()
+        self._busy = 0
+        self._queue: deque[tuple[int, asyncio.Future[Reply]]] = deque()
+        self._tokens, self._seen = weather.burst, 0.0
+        self._window = -1
+
+    async def ask(self, account: int, timeout: float) -> Reply:
+        """One attempt; one that timed out is an overload's sign."""
+        answer: asyncio.Future[Reply] = self.loop.create_future()
+        self._take(account, answer)
+        self._open.add(answer)
+        self.peak = max(self.peak, len(self._open))
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await answer
+        except TimeoutError:
+            reply = Reply(Sign.OVERLOAD)
+        finally:
+            self._open.discard(answer)
+        self.signs[reply.sign] += 1
+        return reply
+
+    def abort(self) -> None:
+        """All connections are lost."""
+        for answer in self._open:
+            self._give(answer, Reply(Sign.OVERLOAD))
+
+    def _take(self, account: int, answer: asyncio.Future[Reply]) -> None:
+        self.asked += 1
+        weather, now = self.weather, self.loop.time()
+        match weather.out(now):
+            case "silent":
+                return None
+            case "refused":
+                return self._later(0.005, answer, Reply(Sign.OVERLOAD))
+            case "503":
+                return self._later(0.05, answer, Reply(Sign.OVERLOAD, weather.unwell_after))
+            case "504":
+                return self._later(1.0, answer, Reply(Sign.OVERLOAD))
+        # Without such a share nothing is drawn, so that a seed means the same for all other scenarios.
+        if (stray := weather.stray(now)) and self.chance.random() < stray:
+            return self._later(weather.refusal, answer, Reply(Sign.THROTTLED, weather.retry_after))
+        if (wait := self._throttle(now)) is not None:
+            told = weather.retry_after and max(weather.retry_after, math.ceil(wait))
+            if weather.retry_after == 0:
+                told = float(max(1, math.ceil(wait)))
+            return self._later(weather.refusal, answer, Reply(Sign.THROTTLED, told))
+        if self._busy >= weather.concurrency:
+            return self._later(weather.refusal, answer, Reply(Sign.THROTTLED))
+        if self._busy < weather.capacity(now):
+            return self._begin(account, answer)
+        if len(self._queue) < weather.queue:
+            return self._queue.append((account, answer))
+        return self._later(weather.refusal, answer, Reply(Sign.OVERLOAD, weather.unwell_after))
+
+    def _throttle(self, now: float) -> float | None:
+        weather, rate = self.weather, self.weather.tier(now)
+        if rate == math.inf:
+            return None
+        if weather.window is not None:
+            if now // weather.window != self._window:
+                self._window, self._tokens = int(now // weather.window), rate * weather.window
+            wait = (self._window + 1) * weather.window - now
+        else:
+            self._tokens = min(weather.burst, self._tokens + rate * (now - self._seen))
+            wait = (1 - self._tokens) / rate
+        self._seen = now
+        if self._tokens < 1 - 1e-9:
+            return wait
+        self._tokens -= 1
+        return None
+
+    def _begin(self, account: int, answer: asyncio.Future[Reply]) -> None:
+        self._busy += 1
+        weather, now = self.weather, self.loop.time()
+        if account % 1000 < weather.dead * 1000:
+            reply = DEAD
+        elif self.chance.random() < weather.passing:
+            reply = PASSING
+        elif self.chance.random() < weather.unavailable(now):
+            reply = Reply(Sign.OVERLOAD, weather.unwell_after)
+        else:
+            reply = PATCHED
+        seconds = weather.latency(self.chance)
+        if not answer.done():
+            self.work += seconds
+            self.needed += 1
+        self.loop.call_later(seconds * weather.slow(now), self._finish, answer, reply)
+
+    def _finish(self, answer: asyncio.Future[Reply], reply: Reply) -> None:
+        self._busy -= 1
+        self._give(answer, reply)
+        while self._queue and self._busy < self.weather.capacity(self.loop.time()):
+            self._begin(*self._queue.popleft())
+
+    def _later(self, seconds: float, answer: asyncio.Future[Reply], reply: Reply) -> None:
+        self.loop.call_later(seconds, self._give, answer, reply)
+
+    def _give(self, answer: asyncio.Future[Reply], reply: Reply) -> None:
+        if not answer.done():
+            answer.set_result(reply)
+
+
+@define
+class Tally:
+    """What a rotation came to."""
+
+    patched: int = 0
+    failed: int = 0  # attempts used up by signs of overload
+    unlucky: int = 0  # attempts used up, the last one by an error that is no sign
+    turns: list[float] = field(default=Factory(list))
+
+
+class Rotation:
+    """Many accounts through one pacer, as a session and a rotation do it."""
+
+    def __init__(self, service: Service, pace: Pace, timeout: float, seed: int) -> None:
+        self.service, self.timeout = service, timeout
+        self._clock = asyncio.get_running_loop().time
+        dice = random.Random(seed + 100).random
+        self.pacer = Pacer(pace, clock=self._clock, random=dice, on_pause=self._told)
+        self.tally = Tally()
+        self._most_retrying = 10 * pace.in_flight
+        self._retrying = 0
+        self._fewer = asyncio.Event()
+        self._chance = random.Random(seed + 200)
+        self._shut_for, self._shut_at = 0.0, math.inf
+
+    def _told(self, shut: bool) -> None:
+        if not shut:
+            self._shut_for += self._clock() - self._shut_at
+        self._shut_at = self._clock() if shut else math.inf
+
+    def _open_for(self) -> float:
+        """Seconds in which calls were let in, so far."""
+        return self._clock() - self._shut_for - max(0.0, self._clock() - self._shut_at)
+
+    async def run(self, accounts: range) -> Tally:
+        async with asyncio.TaskGroup() as group:
+            for account in accounts:
+                while self._retrying >= self._most_retrying:
+                    self._fewer.clear()
+                    await self._fewer.wait()
+                ticket = self.pacer.try_enter() or await self.pacer.enter()
+                group.create_task(self._settle(account, ticket))
+        return self.tally
+
+    async def _settle(self, account: int, ticket: Any) -> None:
+        used, tries, is_retry = 0, 0, False
+        while True:
+            if ticket is None:
+                began = self._open_for()
+                ticket = self.pacer.try_enter() or await self.pacer.enter(retry=True)
+                self.tally.turns.append(self._open_for() - began)
+            if is_retry:
+                self._retrying -= 1
+                self._fewer.set()
+            reply = await self.service.ask(account, self.timeout)
+            used += self.pacer.leave(ticket, reply.sign, reply.retry_after)
+            tries += 1
+            ticket = None
+            if reply.sign is Sign.SUCCESS:
+                self.tally.patched += 1
+                return
+            if used >= 4:
+                if reply.sign is Sign.ALIVE:
+                    self.tally.unlucky += 1
+                else:
+                    self.tally.failed += 1
+                return
+            self._retrying += 1
+            is_retry = True
+            wait = self._chance.random() * min(20.0, 0.5 * 2 ** min(max(used, 1) - 1, 10))
+            await asyncio.sleep(max(wait, reply.retry_after or 0.0))
+
+
+@frozen
+class Scenario:
+    """
+    Attributes:
+        rate: Answers a second that the service, perfectly used within *in_flight*, gives at that time.
+        within: Makespan over the ideal, at most; *asks* likewise for requests over needed ones.
+    """
+
+    name: str
+    weather: Weather
+    rate: Curve
+    within: float
+    asks: float
+    in_flight: int = 50
+    start: int = 20
+    ceiling: float | None = None
+    adaptive: bool = True
+    timeout: float = 30.0
+    aborts: tuple[float, ...] = ()
+    sessions: int = 1
+    accounts: int = 20_000
+    failures: int = 0
+    throttled: float = math.inf
+
+
+@frozen
+class Result:
+    name: str
+    makespan: float
+    ideal: float
+    asks: float
+    patched: int
+    failed: int
+    unlucky: int
+    throttled: float
+    peak: int
+    wait: float
+    wait_most: float
+    timers: int
+
+    @property
+    def ratio(self) -> float:
+        return self.makespan / self.ideal
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name:44} {self.makespan:9.2f} s {self.ratio:6.3f} {self.asks:7.4f} "
+            f"{self.failed:6} {self.unlucky:6} {self.throttled:8.4f} {self.peak:5}"
+        )
+
+
+HEAD = (
+    f"{'scenario':44} {'makespan':>11} {'/ideal':>6} {'asks':>7} "
+    f"{'failed':>6} {'other':>6} {'429':>8} {'peak':>5}"
+)
+
+
+def measure(scenario: Scenario, accounts: int | None = None, seed: int = 1) -> Result:
+    """Play *scenario*, with another number of *accounts* if given."""
+    if accounts is not None:
+        scenario = evolve(scenario, accounts=accounts)
+    return run(_play(scenario, seed))
+
+
+async def _play(scenario: Scenario, seed: int) -> Result:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    service = Service(scenario.weather, seed)
+    for when in scenario.aborts:
+        loop.call_at(when, service.abort)
+    pace = Pace(
+        in_flight=scenario.in_flight, start=scenario.start, rate=scenario.ceiling, adaptive=scenario.adaptive
+    )
+    total, rotations = scenario.accounts, []
+    async with asyncio.TaskGroup() as group:
+        for number in range(scenario.sessions):
+            rotation = Rotation(service, pace, scenario.timeout, seed + number)
+            rotations.append(rotation)
+            group.create_task(rotation.run(range(number, total, scenario.sessions)))
+    makespan = loop.time()
+    for rotation in rotations:
+        assert rotation.pacer.in_flight == 0
+        assert rotation.pacer.waiting == 0
+    tallies: Sequence[Tally] = [rotation.tally for rotation in rotations]
+    turns = [turn for tally in tallies for turn in tally.turns] or [0.0]
+    return Result(
+        scenario.name,
+        makespan,
+        _ideal(scenario, service),
+        service.asked / service.needed,
+        sum(tally.patched for tally in tallies),
+        sum(tally.failed for tally in tallies),
+        sum(tally.unlucky for tally in tallies),
+        service.signs[Sign.THROTTLED] / service.asked,
+        service.peak,
+        sum(turns) / len(turns),
+        max(turns),
+        loop.timers,
+    )
+
+
+def _ideal(scenario: Scenario, service: Service) -> float:
+    """Seconds that the work takes where every free second of the service is used."""
+    needed = float(service.needed)
+    if scenario.weather.tier(0.0) < math.inf and scenario.weather.window is None:
+        needed -= scenario.weather.burst
+    return ideal(needed, scenario.rate)
