@@ -25,7 +25,7 @@ def install(session: nox.Session, *groups: str, package: str = TESTED) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and common mistakes, by ruff; `nox -s lint -- --fix` mends what it can."""
+    """Style and common mistakes, by ruff; `nox -s lint -- --fix` corrects what it can."""
     session.install("-c", LOCK, *(word for word in PYPROJECT["dependency-groups"]["lint"] if "ruff" in word))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))

@@ -51,7 +51,7 @@ def each_transport(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def api() -> Iterator[aioresponses]:
-    """The transport's other end: answers what it was told, in that order."""
+    """The transport's other end: returns scripted answers, in order."""
     with _Api() as mocked:
         yield mocked
 

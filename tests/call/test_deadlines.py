@@ -74,7 +74,7 @@ def test_a_thousand_waits_that_end_in_time_set_one_timer() -> None:
 
 
 def test_each_ends_at_its_own_time() -> None:
-    """Whatever the order in which they came, and whoever ended before them."""
+    """Regardless of their order, and of those that ended before them."""
 
     async def scene(loop: VirtualLoop) -> list[tuple[bool, float]]:
         deadlines = Deadlines()

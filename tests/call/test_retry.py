@@ -156,7 +156,7 @@ def test_each_listed_type_is_retried_or_fatal(type_: str, kind: type[ApiError]) 
 def test_what_the_reference_does_not_list_is_retried_or_fatal(
     make: Callable[[], PostPressError], retried: bool
 ) -> None:
-    """What every API's clients meet in front of it, and what nobody's patience mends."""
+    """Errors of a gateway in front of an API, and errors that waiting does not help."""
     call = StubCall([make])
 
     failed(RetryPolicy(), call)
@@ -322,7 +322,7 @@ def test_a_deadline_that_was_moved_is_kept_where_it_is_now() -> None:
 
 
 def test_without_a_deadline_only_the_attempts_count() -> None:
-    """`math.inf` is none."""
+    """`math.inf` means no limit."""
     call = StubCall([BUSY], takes=1e6)
 
     failed(RetryPolicy(deadline=math.inf, wait=tenacity.wait_fixed(1e6)), call)
@@ -392,7 +392,7 @@ def test_retry_after_holds_for_the_wait_after_its_own_answer() -> None:
 
 @pytest.mark.parametrize(("asked", "made"), [(119.9, 2), (120.0, 2), (120.1, 1), (1e9, 1), (math.inf, 1)])
 def test_a_retry_after_over_two_minutes_is_given_up(asked: float, made: int) -> None:
-    """However much time there is: the caller is told, and can come back."""
+    """Regardless of the time left: the caller gets the error, and can come back."""
     call = StubCall([answer(503, "errors/service_unavailable", asked), DONE])
     policy = RetryPolicy(deadline=math.inf, wait=NO_WAIT)
 
@@ -414,7 +414,7 @@ def test_a_retry_after_over_the_deadline_is_given_up() -> None:
 
 @pytest.mark.parametrize("patient", [True, False], ids=["patient", "not"])
 def test_a_patient_call_waits_as_it_is_asked_whatever_its_deadline(patient: bool) -> None:
-    """A rotation has the night; whoever waits for one answer has not."""
+    """A rotation has the night; the caller of a single update does not."""
     call = StubCall([answer(503, "errors/service_unavailable", retry_after=60.0), DONE], patient=patient)
     policy = RetryPolicy(deadline=10.0, wait=NO_WAIT)
 
@@ -729,7 +729,7 @@ def test_a_call_that_is_cancelled_in_its_wait_leaves_no_cycle() -> None:
     "value", [0, -1, 0.0, -0.0, -math.inf, math.nan, True, "1", None, timedelta(seconds=1), 1j], ids=str
 )
 def test_a_number_of_seconds_is_above_zero(name: str, value: Any) -> None:
-    """A mistake in a policy is told when it is made, not at the first failure of the night."""
+    """A mistake in a policy is reported when it is created, not at the first failure of the night."""
     with pytest.raises(ValueError, match=f"{name} is a number of seconds above 0"):
         RetryPolicy(**{name: value})
 

@@ -148,7 +148,7 @@ async def test_a_retry_after_is_a_floor_under_the_wait(api, session, naps) -> No
 
 
 async def test_a_retry_after_beyond_the_deadline_gives_up_at_once(api, session, naps) -> None:
-    """To wait first and fail then helps nobody; the seconds are on the error for whoever can wait."""
+    """Waiting before failing helps nobody; the error carries the seconds for a caller who can wait."""
     api.patch(ENDPOINT, status=503, headers={"Retry-After": "121"}, payload=envelope("network_down", 503))
 
     with pytest.raises(errors.NetworkDownError) as caught:
@@ -399,7 +399,7 @@ async def test_two_updates_of_one_account_never_overlap(sandbox) -> None:
 
 @on_both_ways
 async def test_a_thousand_calls_each_get_their_own_answer(sandbox) -> None:
-    """State that is shared between calls mixes their results; there is none."""
+    """State shared between calls would mix their results."""
     accounts = [f"acc_{number}" for number in range(1000)]
     for account in accounts[::3]:
         sandbox.script(account, "errors/proxy_error")

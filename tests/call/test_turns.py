@@ -11,7 +11,7 @@ from postpress_async._turns import Turns
 
 
 class Updates:
-    """Tasks that take a turn, keep it until they are told to end, and give it back."""
+    """Tasks that take the lock, keep it until they are released, and give it back."""
 
     def __init__(self, turns: Turns, name: str = "acc_1") -> None:
         self.turns = turns

@@ -260,7 +260,7 @@ async def test_a_key_that_is_revoked_under_way_has_the_same_exit_code(folder, sa
 
 
 async def test_a_refused_key_has_its_own_exit_code(folder, sandbox) -> None:
-    """A script that sees 4 wakes whoever holds the keys."""
+    """A script that sees 4 alerts the owner of the keys."""
     environment = {"POSTPRESS_API_KEY": "pp_test_wrong", "POSTPRESS_BASE_URL": sandbox.url}
 
     done = await asyncio.to_thread(run, "rotate", DATA / "fleet.csv", env=environment)
@@ -457,7 +457,7 @@ def test_a_file_may_be_named_like_a_secret(tmp_path: Path) -> None:
     "words",
     [
         pytest.param([], id="nothing asked for"),
-        pytest.param(["--country", "UK"], id="a country that is none"),
+        pytest.param(["--country", "UK"], id="an unassigned country"),
         pytest.param(["--country", "US", "--proxy", "http://h:1"], id="two at once"),
         pytest.param(["--proxy", "h:1"], id="a proxy without a scheme"),
         pytest.param(["--country", "US", "--idempotency-key", "a b"], id="a key with a space"),

@@ -151,7 +151,7 @@ def test_export_takes_the_format_from_the_file_s_name(journal, folder, name, beg
 
 @pytest.mark.parametrize("name", ["a.html", "a.json", "a.xlsx", "a.csv.gz"])
 def test_export_writes_no_format_into_a_file_that_is_named_after_another(journal, folder, name) -> None:
-    """A browser would show a page of commas, and whoever was sent it would not know what it is."""
+    """A browser would show a page of commas that nobody can read."""
     done = run("export", NAME, "-o", name)
 
     ending = Path(name).suffix

@@ -142,8 +142,8 @@ def test_a_dry_run_checks_the_key_that_it_has_and_every_row(folder) -> None:
 @pytest.mark.parametrize(
     ("words", "fact"),
     [
-        pytest.param(["--halt", "five"], "a share such as", id="a halt that is none"),
-        pytest.param(["--max-duration", "soon"], "write 90s, 15m, 6h", id="a time that is none"),
+        pytest.param(["--halt", "five"], "a share such as", id="an invalid halt"),
+        pytest.param(["--max-duration", "soon"], "write 90s, 15m, 6h", id="an invalid duration"),
         pytest.param(["--max-duration", "0s"], "write 90s, 15m, 6h", id="no time at all"),
         pytest.param(["--max-duration", "0"], "write 90s, 15m, 6h", id="nor without a unit"),
         # Six seconds of a night of six hours: the timer would find the fleet as it was.
@@ -789,7 +789,7 @@ def test_every_command_has_an_example_in_its_help() -> None:
     ids=["rotate", "errors", "help"],
 )
 def test_a_full_disk_under_standard_output_is_told_in_a_sentence(folder, words, code) -> None:
-    """And what a rotation came to is its exit code, whoever reads of it."""
+    """The exit code is that of the rotation, even if nobody reads the output."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-m", "postpress_async", *words],

@@ -73,7 +73,7 @@ def test_json_lines_have_an_object_for_each_account() -> None:
 
 
 def test_parquet_has_types() -> None:
-    """Numbers are numbers and times are times, for whoever counts with them."""
+    """Numbers are numbers and times are times, so that programs can compute with them."""
     read = parquet.read_table(io.BytesIO(table(ROWS, write_parquet))).to_pylist()
 
     assert read[1] == FAILED | {"settled_at": datetime.fromtimestamp(NIGHT + 0.1, UTC)}

@@ -139,7 +139,7 @@ async def test_whoever_is_no_scheduler_is_told_of_in_one_sentence(
 
 
 def test_wrong_arguments_are_refused_as_a_session_refuses_them(tmp_path: Path) -> None:
-    """One who moves from one machine to many learns nothing anew."""
+    """Moving from one machine to many requires nothing new."""
     made = Cluster("local:1", api_key=KEY)
     wrong: list[dict[str, Any]] = [{"limit": 0}, {"on_failed": "repeat"}, {"on_unknown": "again"}]
     for options in wrong:
@@ -220,7 +220,7 @@ def test_an_outcome_arrives_with_its_error_and_without_its_secrets() -> None:
 def test_what_workers_were_told_never_adds_up_to_more_than_the_rate(
     rate: float, story: list[tuple[int, float, bool, float]]
 ) -> None:
-    """Whoever joins, is silent, or wants more: a share grows by what others were told to give up."""
+    """Workers join, fall silent, or want more: a share grows by what others have given up."""
     issuer, told, now = Issuer(rate), dict[int, float](), 0.0
     for worker, used, wants, passed in story:
         now += passed
@@ -427,7 +427,7 @@ async def test_rows_go_out_only_as_far_as_the_journal_said_before(tmp_path: Path
 
 
 async def test_a_shard_is_handed_over_once() -> None:
-    """Dask may run a task a second time, elsewhere; whoever comes second gets nothing."""
+    """Dask may run a task a second time, elsewhere; the second run gets no rows."""
     carrier = StubCarrier("w1")
     async with rotation_of(carrier, {"acc_0": US}) as rotation:
         worker, number = await carrier.carried.get()
@@ -481,12 +481,12 @@ async def test_a_worker_that_gave_the_command_up_is_asked_again(monkeypatch: pyt
             rotation._looked_at += seconds + 1
             rotation._look_for_losses()
         _, again = await carrier.carried.get()
-        anew = HandMade(carrier, worker, "p2")
-        await anew.hello()
-        assert await anew.shard(again) == []  # it was given to whoever spoke for that worker before
+        rejoined = HandMade(carrier, worker, "p2")
+        await rejoined.hello()
+        assert await rejoined.shard(again) == []  # the worker's earlier connection has it
         _, last = await carrier.carried.get()
-        [sent] = await anew.shard(last)
-        await anew.beat(patched(last, 0), ("end", last))
+        [sent] = await rejoined.shard(last)
+        await rejoined.beat(patched(last, 0), ("end", last))
         summary = await rotation.run()
 
     assert sent.open.maybe_sent

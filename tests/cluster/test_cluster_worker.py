@@ -19,7 +19,7 @@ URL = "http://127.0.0.1:1/v1"
 
 class Line:
     """
-    Connections to a coordinator that says what it is told to.
+    Connections to a coordinator with scripted answers.
 
     Attributes:
         up: Set while a connection can be made.
@@ -88,7 +88,7 @@ async def beat(made: Post) -> None:
 
 
 async def test_a_worker_whose_line_is_gone_begins_nothing_until_it_is_back(line: Line) -> None:
-    """Not while it tries to connect either: whoever runs the command again sends the same accounts."""
+    """Nor while it tries to connect: the same command, run again, sends the same accounts."""
     made = await opened(line)
     await asyncio.wait_for(made.room(), 1)
     line.cut()
@@ -127,7 +127,7 @@ async def test_without_an_issuer_a_worker_falls_back_to_an_even_split_until_it_i
 
 
 async def test_a_quarantine_and_a_pause_hold_here_as_soon_as_they_are_told(line: Line) -> None:
-    """A worker asks every beat, and is told of what others found out by then: far within a second."""
+    """A worker asks with every heartbeat, and learns what others found out: well within a second."""
     made = await opened(line)
     assert made._session is not None
     assert not made._session.paused
@@ -136,7 +136,7 @@ async def test_a_quarantine_and_a_pause_hold_here_as_soon_as_they_are_told(line:
 
     assert made.quarantined == {"p:1"}
     assert made._session.paused
-    assert made._beat()["pauses"] == 0  # it was told so, and does not tell it on
+    assert made._beat()["pauses"] == 0  # it came from the coordinator, so it is not reported back
     assert 2 * BEAT < 1.0
     await made._end()
 

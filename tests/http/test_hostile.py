@@ -319,7 +319,7 @@ RACES = {
 }
 
 
-# The parser in Python waits for the end of a line that the other one sees is none, or lets pass what is
+# The Python parser waits for the end of a line that the C parser refuses at once, or lets pass what is
 # harmless: an answer is the account's own all the same, and nothing that comes after it is believed.
 PURE_OUTCOMES = {
     "another protocol's greeting": RACES["another protocol's greeting"]
@@ -699,7 +699,7 @@ def test_an_idle_connection_over_tls_is_held_to_the_same(
 
 
 def test_a_context_that_allows_old_tls_is_refused() -> None:
-    """TLS 1.0 and 1.1 are read by whoever stands between; nothing turns the floor off."""
+    """TLS 1.0 and 1.1 can be read on the way; nothing turns the minimum version off."""
     context = ssl.create_default_context()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -139,7 +139,7 @@ def everything() -> Iterator[Everything]:
 
 
 def run(main: Callable[[], Any]) -> Any:
-    """The result of *main* in a loop in debug mode, to which every step is slow and so is told of."""
+    """The result of *main* in a loop in debug mode that reports every step as slow."""
 
     async def slowly() -> Any:
         asyncio.get_running_loop().slow_callback_duration = 0.0
@@ -378,7 +378,7 @@ def test_no_change_that_is_refused_shows_a_secret() -> None:
 
 
 def test_a_session_that_is_left_open_shows_no_secret(everything: Everything) -> None:
-    """aiohttp warns of it, and asyncio's handler is told what it was."""
+    """aiohttp warns of it, and asyncio's exception handler gets it."""
 
     async def used(url: str) -> None:
         session = PostPressSession(KEY, base_url=url, retry=POLICY)

@@ -140,7 +140,7 @@ async def test_a_connector_s_own_limit_holds() -> None:
 
 @pytest.mark.usefixtures("each_transport")
 async def test_a_connector_s_own_tls_is_used() -> None:
-    """A pinned certificate, a client's certificate: whoever passes a connector has a reason."""
+    """A user passes a connector for a reason, such as a pinned or a client certificate."""
     authority = trustme.CA()
     theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(theirs)

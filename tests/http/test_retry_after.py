@@ -182,7 +182,7 @@ def test_a_year_of_two_digits_is_at_most_50_years_ahead(now: float, text: str, m
         pytest.param("Tuesday, 29-Feb-28 00:00:05 GMT", 5.0, id="a leap year, RFC 850"),
         pytest.param("Tue Feb 29 00:00:05 2028", 5.0, id="a leap year, asctime"),
         pytest.param("Mon, 29 Feb 2027 00:00:05 GMT", None, id="no leap year"),
-        pytest.param("Mon, 29 Feb 2100 00:00:05 GMT", None, id="a century that is none"),
+        pytest.param("Mon, 29 Feb 2100 00:00:05 GMT", None, id="a leap day in a year without one"),
         pytest.param("Tue, 29 Feb 2000 00:00:05 GMT", 0.0, id="a century that is one, long ago"),
     ],
 )

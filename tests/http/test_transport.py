@@ -167,7 +167,7 @@ async def test_the_host_in_a_message_is_the_base_url_s(unused_tcp_port: int, tra
 
 
 async def test_the_quickstart_s_port_goes_with_each_request() -> None:
-    """``?port=N`` is where its own server is told apart from others."""
+    """``?port=N`` tells its own server from others."""
     with FaultServer() as server:
         async with PostPressSession(KEY, base_url=f"{server.url}?port=8080") as session:
             await session.update_proxy("acc_1", US)

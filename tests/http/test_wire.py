@@ -138,7 +138,7 @@ def test_what_is_no_change_is_a_type_error(change: Any) -> None:
 
 @pytest.mark.parametrize("username", [Name.USER, Secret("u")], ids=["str by inheritance", "secret"])
 def test_what_the_model_takes_can_be_sent(username: Any) -> None:
-    """A value that was checked must not fail later, in a call, with an error that is none of ours."""
+    """A value that was checked must not fail later, in a call, with an error of another library."""
     try:
         change = CustomProxy(host="h", port=1, username=username)
     except FieldError:
@@ -491,7 +491,7 @@ def test_an_error_without_an_envelope_is_its_status_s(body: bytes) -> None:
 )
 @pytest.mark.parametrize("status", [400, 429, 502, 503])
 def test_retry_after_is_on_the_error(status: int, header: str | None, seconds: float | None) -> None:
-    """The policy waits at least so long; whoever gives up can tell when to come back."""
+    """The policy waits at least that long; if it gives up, the error says when to come back."""
     assert refused(status, b"", header).retry_after == seconds
 
 
@@ -558,7 +558,7 @@ def test_seconds_do_not_depend_on_the_answer_s_date() -> None:
     ],
 )
 def test_what_could_deceive_a_reader_is_escaped(text: str, cleaned: str) -> None:
-    """It ends in logs and terminals, and it was written by whoever stands at the other end."""
+    """It ends in logs and terminals, and any server may have written it."""
     assert clean(text, ()) == cleaned
 
 

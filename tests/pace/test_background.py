@@ -1,4 +1,4 @@
-"""429s that depend on the request rate are told from those that come at any rate."""
+"""429s that depend on the request rate are distinguished from those that come at any rate."""
 
 from postpress_async.pace.background import ALLOWANCE, Background
 

@@ -29,7 +29,7 @@ def pacer(clock: Callable[[], float] | None = None, **said: Any) -> Pacer:
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """Time that passes when a test advances it."""
 
     now = 100.0
 
@@ -57,7 +57,7 @@ class Clock:
     ],
 )
 def test_a_pace_that_cannot_be_names_its_field(said: dict[str, Any], field: str) -> None:
-    """It is said before anything is sent, and in words that mend it."""
+    """It is reported before anything is sent, with what to write instead."""
     with pytest.raises(ValueError, match=f"^{field} is .*, not "):
         Pace(**said)
 

@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from tests.support.pace_scenarios import MORE, TABLE
-from tests.support.pace_world import HEAD, Result, Scenario, Weather, always, measure
+from tests.support.pace_world import HEAD, Behavior, Result, Scenario, always, measure
 
 pytestmark = pytest.mark.slow
 
@@ -59,8 +59,8 @@ def test_what_services_do_besides(scenario: Scenario) -> None:
 @pytest.mark.parametrize("share", [0.01, 0.03])
 def test_429s_whatever_the_rate_cost_hardly_more_than_503s(share: float, seed: int) -> None:
     """A small share of 429s that a lower rate does not lower must not slow a rotation down."""
-    throttled = Scenario("429", Weather(stray=always(share)), always(1000.0), 1.2, 1.1)
-    unavailable = Scenario("503", Weather(unavailable=always(share)), always(1000.0), 1.2, 1.1)
+    throttled = Scenario("429", Behavior(stray=always(share)), always(1000.0), 1.2, 1.1)
+    unavailable = Scenario("503", Behavior(unavailable=always(share)), always(1000.0), 1.2, 1.1)
 
     assert measure(throttled, seed=seed).makespan <= measure(unavailable, seed=seed).makespan / 0.9
 

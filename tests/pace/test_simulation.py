@@ -28,7 +28,7 @@ from tests.support.virtual_world import (
 pytestmark = [pytest.mark.usefixtures("each_transport"), pytest.mark.slow]
 
 ACCOUNTS = 600
-"""Enough for every claim but those of a limit that has to find its level before the weather turns."""
+"""Enough for every claim except those about a limit that must settle before conditions change."""
 
 MORE_ACCOUNTS = {
     "ten times slower for 20 s, queue 150": 5500,
@@ -332,7 +332,7 @@ async def test_a_thousand_calls_at_once_each_get_their_own_answer() -> None:
         assert [attempt.number for attempt in answer.attempts] == list(range(1, len(codes) + 1))
 
 
-# --- What looks like an outage and is none ---
+# --- What looks like an outage but is not ---
 
 
 @in_virtual_time

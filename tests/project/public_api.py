@@ -81,7 +81,7 @@ def of_class(cls: type) -> Iterator[str]:
 
 
 def of_module(name: str) -> Iterator[str]:
-    """A module's own public names; what it imports is told where it is at home."""
+    """A module's own public names; imported names are listed under their own module."""
     module = importlib.import_module(name)
     told = getattr(module, "__all__", None)
     for word in sorted(told if told is not None else vars(module)):

@@ -67,7 +67,7 @@ def test_no_section_of_the_readme_is_left_out() -> None:
         if len(line) > 40 and not line.startswith(("errors/", "type  ")) and hooks.expand(line) not in told
     ]
 
-    assert missing == []  # the table of errors is made anew, with links
+    assert missing == []  # the table of errors is generated again, with links
 
 
 # --- Every public name ----------------------------------------------------------------------------

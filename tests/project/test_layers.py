@@ -79,7 +79,7 @@ def test_importing_the_package_is_silent_and_loads_no_extra() -> None:
 
 
 def test_a_program_that_updates_one_account_loads_no_fleet() -> None:
-    """Fleets, SQLite and cattrs are a third of the import; whoever asks for a name of theirs has it."""
+    """Fleets, SQLite and cattrs are a third of the import time, and load when one of their names is used."""
     told = (
         "import sys, postpress_async as p;"
         "session = p.PostPressSession('k', base_url='http://localhost:1');"
@@ -93,7 +93,7 @@ def test_a_program_that_updates_one_account_loads_no_fleet() -> None:
 
 
 def test_importing_the_package_loads_nothing_that_is_not_used() -> None:
-    """pytest does it at every start; and whoever needs a model or an error alone waits for no aiohttp."""
+    """pytest imports it at every start, and a user of models and errors alone does not need aiohttp."""
     told = (
         "import sys, postpress_async;"
         "print({'aiohttp', 'cattrs', 'tenacity'} & set(sys.modules));"
@@ -106,7 +106,7 @@ def test_importing_the_package_loads_nothing_that_is_not_used() -> None:
 
 
 def test_a_name_of_the_package_is_said_twice_and_means_one_thing() -> None:
-    """Once for type checkers and once for Python; and a name that is none is an AttributeError."""
+    """Once for type checkers and once for Python; an unknown name is an AttributeError."""
     block = next(
         node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if type(node) is ast.If
     )

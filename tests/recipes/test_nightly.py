@@ -93,7 +93,7 @@ def settled(folder: Path) -> set[str]:
 
 
 async def test_a_night_that_is_killed_goes_on_and_is_done_once(folder: Path, shows) -> None:
-    """By the next start, whoever starts it: no account is left out, none that was settled is sent again."""
+    """By the next start: no account is left out, and no recorded one is sent again."""
     async with Sandbox(accounts=ACCOUNTS[:-2], latency=0.1) as sandbox:
         process = await start(sandbox, folder, RATE="100")  # so that it cannot be over before it is killed
         await arrivals(sandbox, 20, process)
@@ -129,7 +129,7 @@ async def test_a_signal_lets_what_is_in_flight_settle(folder: Path) -> None:
 
 
 async def test_a_second_one_leaves_the_first_alone(folder: Path) -> None:
-    """cron knows nothing of what it started before, and mails whatever it hears; a person is told."""
+    """cron does not know what it started before, and mails all output: a person reads why."""
     async with Sandbox(latency=0.05) as sandbox:
         first = await start(sandbox, folder)
         await arrivals(sandbox, 20, first)
@@ -146,7 +146,7 @@ async def test_a_second_one_leaves_the_first_alone(folder: Path) -> None:
 
 
 async def test_what_its_time_was_too_short_for_is_first_in_the_next_night(folder: Path) -> None:
-    """Were each night begun anew, the end of the fleet would never have its turn."""
+    """If each night started from the first row, the last rows would never be sent."""
     async with Sandbox(latency=0.05) as sandbox:
         code, output = await ended(await start(sandbox, folder, RATE="100", MAX_DURATION="1s"))
         assert (code, "the next start goes on" in output) == (1, True)

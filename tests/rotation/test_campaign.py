@@ -203,7 +203,7 @@ def patched_is_sent_again(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(journal.DONE, "retry", "state = 'failed'")
 
 
-def nobody_is_told_of_the_end(patch: pytest.MonkeyPatch) -> None:
+def nobody_hears_of_the_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outlet, "end", lambda self: None)
 
 
@@ -244,7 +244,7 @@ BROKEN: dict[str, tuple[Break, Sequence, str]] = {
     ),
     "a failure is patched": (failed_is_patched, small(), "patched, but not applied"),
     "patched is sent again": (patched_is_sent_again, small(), "sent again after patched"),
-    "an end that nobody is told of": (nobody_is_told_of_the_end, small(), "hangs"),
+    "an end that nobody hears of": (nobody_hears_of_the_end, small(), "hangs"),
     "failures do not halt": (no_halt, small(evolve(REFUSING, halt=Halt(failures=5))), "halt not reported"),
     "a refused key does not halt": (
         no_halt,

@@ -242,7 +242,7 @@ async def test_accounts_left_to_the_operator_use_up_neither_a_limit_nor_a_canary
 
 
 async def test_what_a_dead_run_may_have_sent_is_recorded_though_the_run_ends_before_it(journal) -> None:
-    """The table, and whoever reads it, would else not know of the account."""
+    """Otherwise the table would not mention the account."""
     async with Sandbox() as sandbox:
         copy = await killed_in_flight(sandbox, journal)
         async with sandbox.session() as session:

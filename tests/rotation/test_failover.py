@@ -103,7 +103,7 @@ def frame() -> Any:
     ],
 )
 async def test_a_pool_that_no_account_would_use_is_refused(session, changes) -> None:
-    """Managed proxies are billed, and whoever gives a pool believes that it is used."""
+    """Managed proxies are billed, and a user who gives a pool expects it to be used."""
     with pytest.raises(ValueError, match=r"would use the pool: each .* a change of its own; leave pool out"):
         session.rotate(changes, pool=ProxyPool(proxies(2)))
 
@@ -322,7 +322,7 @@ async def test_the_journal_tells_of_accounts_and_of_proxies(tmp_path) -> None:
 
 
 async def test_a_second_run_counts_who_has_a_proxy_already(tmp_path) -> None:
-    """Else each run would fill each proxy anew."""
+    """Otherwise each run would fill each proxy again."""
     journal, accounts = tmp_path / "run.sqlite3", [f"acc_{n}" for n in range(6)]
     async with Sandbox() as sandbox, sandbox.session() as session:
         first = ProxyPool(proxies(3), accounts_per_proxy=2)

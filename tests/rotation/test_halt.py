@@ -145,7 +145,7 @@ def test_what_was_not_tried_is_no_failure() -> None:
 
 
 def test_an_account_that_was_never_reached_is_a_failure() -> None:
-    """A name that does not resolve is an outage to whoever is woken by it."""
+    """A name that does not resolve looks like an outage to the operator."""
     halts = Halts(Halt(failures=2))
     lost = Outcome.failed(0, None, "acc_1", errors.ConnectError("no connection"), 0.1)
 

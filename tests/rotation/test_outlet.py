@@ -1,4 +1,4 @@
-"""Outcomes on their way to whoever iterates: in order, each once, and nobody waits who need not."""
+"""Outcomes on their way to the iterator: in order, each once, and without needless waiting."""
 
 import asyncio
 import random
@@ -30,7 +30,7 @@ async def waits(what: Awaitable[Any]) -> asyncio.Task[Any]:
 
 
 async def test_outcomes_come_in_their_order_and_then_the_end() -> None:
-    """Whoever asks after the end is told so again: a rotation may be iterated over twice."""
+    """After the end it ends again: a rotation may be iterated over twice."""
     outlet = Outlet(10)
     for ordinal in range(3):
         outlet.put(outcome(ordinal))

@@ -40,7 +40,7 @@ def rows(accounts: list[str] = ACCOUNTS) -> Iterator[Row]:
 
 
 class Stub:
-    """A session's one function: patches all but what it was told of."""
+    """A session's one function: patches every account except those in *refused*."""
 
     def __init__(self, **refusals: BaseException) -> None:
         self.taken: list[str] = []
@@ -328,7 +328,7 @@ async def test_a_401_that_every_one_of_a_few_accounts_got_is_the_key_s(journal) 
 
 
 async def test_one_401_for_each_of_the_first_twenty_tells_of_the_key() -> None:
-    """A wrong key is told as if each account's own credentials were wrong."""
+    """A wrong key reads as if each account's own credentials were wrong."""
     accounts = [f"acc_{number}" for number in range(100)]
     stub = Stub(**{account: refusal("invalid_credentials") for account in accounts})
 
@@ -488,7 +488,7 @@ async def _each(pairs: list[Any]) -> AsyncIterator[Any]:
 
 
 async def test_a_wrong_pair_is_an_outcome_and_the_others_go_on(sandbox) -> None:
-    """One bad row of a million is told, not raised."""
+    """One bad row of a million is reported, not raised."""
     changes: list[Any] = [("acc_1", US), ("acc/../admin", US), ("acc_2", {"country": "US"}), ("acc_3", US)]
 
     async with sandbox.session() as session, session.rotate(changes) as rotation:

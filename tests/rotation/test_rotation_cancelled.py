@@ -1,4 +1,4 @@
-"""A rotation that is told to end at once, as by a second Ctrl-C: what was sent, and what only waited."""
+"""A rotation that is cancelled, as by a second Ctrl-C: what was sent, and what only waited."""
 
 import asyncio
 import sqlite3
@@ -28,7 +28,7 @@ OWN = CustomProxy(host="proxy.example.com", port=8080)
 PROXIES = [CustomProxy(host=f"p{n}.example.net", port=3128) for n in range(9)]
 FAULTS = {
     "steady": [],
-    "unwell": ["errors/proxy_error", "lost", "errors/no_channel"],
+    "flaky": ["errors/proxy_error", "lost", "errors/no_channel"],
     "pooled": ["errors/proxy_error", "lost", "errors/no_channel"],
     "on to the next proxy": ["errors/invalid_proxy_credentials", "errors/invalid_proxy_credentials"],
 }
@@ -45,7 +45,7 @@ def changes(count: int) -> dict[str, Any]:
 
 
 async def cancel(rotation: Rotation, moment: Callable[[], bool]) -> None:
-    """Run it, and cancel whoever runs it, at that *moment*."""
+    """Run it in a task that is cancelled at that *moment*."""
 
     async def run() -> None:
         async with rotation:
@@ -66,7 +66,7 @@ def after(seconds: float) -> Callable[[], bool]:
 
 
 def settled(at: World) -> dict[int, events.AccountSettled]:
-    """What the observer was told of each row, by its ordinal."""
+    """The observer's events for each row, by its ordinal."""
     told = [event for _, event in at.events if isinstance(event, events.AccountSettled)]
     assert len({event.ordinal for event in told}) == len(told)
     return {event.ordinal: event for event in told}
@@ -88,7 +88,7 @@ def test_whenever_it_is_cancelled_what_was_applied_is_never_recorded_as_not_appl
         async with world(Pace(rate=40.0, in_flight=20)) as at:
             for number in range(0, 60, 3):
                 at.server.faults.script(f"acc_{number}", *FAULTS[shape])
-            pool = None if shape in {"steady", "unwell"} else ProxyPool(PROXIES, failovers=2)
+            pool = None if shape in {"steady", "flaky"} else ProxyPool(PROXIES, failovers=2)
             given: Any = changes(60) if pool is None else list(changes(60))
             rotation = at.session.rotate(given, in_flight=30, pool=pool, halt="never")
             await cancel(rotation, after(seconds))

@@ -167,7 +167,7 @@ async def test_too_many_failures_halt_the_rotation(journal) -> None:
 
 
 async def test_the_next_run_forgets_the_halt(journal) -> None:
-    """It was mended, or it halts again; failures of the last night are no failures of this one."""
+    """Failures of the last night do not count in this one: if the cause remains, it halts again."""
     await settle(make(Stub(acc_0=refusal("proxy_error")), journal, in_flight=1, halt=Halt(failures=1)))
     rotation = make(Stub(), journal, in_flight=1, halt=Halt(failures=1))
     await settle(rotation)
@@ -375,7 +375,7 @@ async def test_a_journal_that_was_begun_without_the_file_checks_every_row(tmp_pa
 async def test_a_rotation_knows_how_many_there_are_where_that_can_be_known(
     tmp_path, journal, sandbox
 ) -> None:
-    """For whoever shows how far it is, in this process or from another terminal."""
+    """For progress displays, in this process or from another terminal."""
 
     async def asynchronous() -> AsyncIterator[tuple[str, ManagedProxy]]:
         yield "acc_1", US

@@ -125,7 +125,7 @@ async def test_a_server_with_limits_keeps_to_its_document(tmp_path: Path) -> Non
 
 
 class InTurn(Faults):
-    """Deals these out one after the other, whoever asks."""
+    """Deals these out one after the other, to any caller."""
 
     def __init__(self, *faults: Fault) -> None:
         super().__init__()

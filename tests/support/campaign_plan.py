@@ -103,7 +103,7 @@ class Sequence:
         steps: The runs, before those on a healthy service that end every sequence.
         idempotency: Whether requests carry an Idempotency-Key.
         on_unknown: What becomes of accounts in doubt.
-        pool: Proxies for the rows that name no change; empty if there are none.
+        pool: Proxies for the rows that name no change; may be empty.
         assign: How the pool assigns them.
         accounts_per_proxy: The most accounts on one proxy; None for any number.
         from_file: Whether the fleet is a CSV file; otherwise it is a list of pairs.

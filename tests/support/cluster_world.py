@@ -1,4 +1,4 @@
-"""A Dask scheduler and workers as processes of their own, with certificates, for whoever kills them."""
+"""A Dask scheduler and workers as separate processes with certificates, for tests that kill them."""
 
 import asyncio
 import json

@@ -168,7 +168,7 @@ class Request:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the client was told that it applied nothing."""
+        """Whether the answer said that nothing was applied."""
         return self.heard and (self.status in REFUSALS or self.type in REFUSING_TYPES)
 
     def __str__(self) -> str:

@@ -26,7 +26,7 @@ def between(start: float, end: float, then: float, else_: float) -> Curve:
 
 
 @frozen
-class Weather:
+class Behavior:
     """
     What the service is like, and what happens to it.
 
@@ -78,8 +78,8 @@ PATCHED, PASSING, DEAD = Reply(Sign.SUCCESS), Reply(Sign.ALIVE), Reply(Sign.ALIV
 class Service:
     """Answers in virtual time. A request that the client gave up is worked on all the same."""
 
-    def __init__(self, weather: Weather, seed: int) -> None:
-        self.weather = weather
+    def __init__(self, behavior: Behavior, seed: int) -> None:
+        self.behavior = behavior
         self.chance = random.Random(seed)
         self.loop = asyncio.get_running_loop()
         self.asked = 0
@@ -90,7 +90,7 @@ class Service:
         self._open: set[asyncio.Future[Reply]] = set()
         self._busy = 0
         self._queue: deque[tuple[int, asyncio.Future[Reply]]] = deque()
-        self._tokens, self._seen = weather.burst, 0.0
+        self._tokens, self._seen = behavior.burst, 0.0
         self._window = -1
 
     async def ask(self, account: int, timeout: float) -> Reply:
@@ -116,42 +116,42 @@ class Service:
 
     def _take(self, account: int, answer: asyncio.Future[Reply]) -> None:
         self.asked += 1
-        weather, now = self.weather, self.loop.time()
-        match weather.out(now):
+        behavior, now = self.behavior, self.loop.time()
+        match behavior.out(now):
             case "silent":
                 return None
             case "refused":
                 return self._later(0.005, answer, Reply(Sign.OVERLOAD))
             case "503":
-                return self._later(0.05, answer, Reply(Sign.OVERLOAD, weather.unwell_after))
+                return self._later(0.05, answer, Reply(Sign.OVERLOAD, behavior.unwell_after))
             case "504":
                 return self._later(1.0, answer, Reply(Sign.OVERLOAD))
         # Without such a share nothing is drawn, so that a seed means the same for all other scenarios.
-        if (stray := weather.stray(now)) and self.chance.random() < stray:
-            return self._later(weather.refusal, answer, Reply(Sign.THROTTLED, weather.retry_after))
+        if (stray := behavior.stray(now)) and self.chance.random() < stray:
+            return self._later(behavior.refusal, answer, Reply(Sign.THROTTLED, behavior.retry_after))
         if (wait := self._throttle(now)) is not None:
-            told = weather.retry_after and max(weather.retry_after, math.ceil(wait))
-            if weather.retry_after == 0:
+            told = behavior.retry_after and max(behavior.retry_after, math.ceil(wait))
+            if behavior.retry_after == 0:
                 told = float(max(1, math.ceil(wait)))
-            return self._later(weather.refusal, answer, Reply(Sign.THROTTLED, told))
-        if self._busy >= weather.concurrency:
-            return self._later(weather.refusal, answer, Reply(Sign.THROTTLED))
-        if self._busy < weather.capacity(now):
+            return self._later(behavior.refusal, answer, Reply(Sign.THROTTLED, told))
+        if self._busy >= behavior.concurrency:
+            return self._later(behavior.refusal, answer, Reply(Sign.THROTTLED))
+        if self._busy < behavior.capacity(now):
             return self._begin(account, answer)
-        if len(self._queue) < weather.queue:
+        if len(self._queue) < behavior.queue:
             return self._queue.append((account, answer))
-        return self._later(weather.refusal, answer, Reply(Sign.OVERLOAD, weather.unwell_after))
+        return self._later(behavior.refusal, answer, Reply(Sign.OVERLOAD, behavior.unwell_after))
 
     def _throttle(self, now: float) -> float | None:
-        weather, rate = self.weather, self.weather.tier(now)
+        behavior, rate = self.behavior, self.behavior.tier(now)
         if rate == math.inf:
             return None
-        if weather.window is not None:
-            if now // weather.window != self._window:
-                self._window, self._tokens = int(now // weather.window), rate * weather.window
-            wait = (self._window + 1) * weather.window - now
+        if behavior.window is not None:
+            if now // behavior.window != self._window:
+                self._window, self._tokens = int(now // behavior.window), rate * behavior.window
+            wait = (self._window + 1) * behavior.window - now
         else:
-            self._tokens = min(weather.burst, self._tokens + rate * (now - self._seen))
+            self._tokens = min(behavior.burst, self._tokens + rate * (now - self._seen))
             wait = (1 - self._tokens) / rate
         self._seen = now
         if self._tokens < 1 - 1e-9:
@@ -161,25 +161,25 @@ class Service:
 
     def _begin(self, account: int, answer: asyncio.Future[Reply]) -> None:
         self._busy += 1
-        weather, now = self.weather, self.loop.time()
-        if account % 1000 < weather.dead * 1000:
+        behavior, now = self.behavior, self.loop.time()
+        if account % 1000 < behavior.dead * 1000:
             reply = DEAD
-        elif self.chance.random() < weather.passing:
+        elif self.chance.random() < behavior.passing:
             reply = PASSING
-        elif self.chance.random() < weather.unavailable(now):
-            reply = Reply(Sign.OVERLOAD, weather.unwell_after)
+        elif self.chance.random() < behavior.unavailable(now):
+            reply = Reply(Sign.OVERLOAD, behavior.unwell_after)
         else:
             reply = PATCHED
-        seconds = weather.latency(self.chance)
+        seconds = behavior.latency(self.chance)
         if not answer.done():
             self.work += seconds
             self.needed += 1
-        self.loop.call_later(seconds * weather.slow(now), self._finish, answer, reply)
+        self.loop.call_later(seconds * behavior.slow(now), self._finish, answer, reply)
 
     def _finish(self, answer: asyncio.Future[Reply], reply: Reply) -> None:
         self._busy -= 1
         self._give(answer, reply)
-        while self._queue and self._busy < self.weather.capacity(self.loop.time()):
+        while self._queue and self._busy < self.behavior.capacity(self.loop.time()):
             self._begin(*self._queue.popleft())
 
     def _later(self, seconds: float, answer: asyncio.Future[Reply], reply: Reply) -> None:
@@ -272,7 +272,7 @@ class Scenario:
     """
 
     name: str
-    weather: Weather
+    behavior: Behavior
     rate: Curve
     within: float
     asks: float
@@ -330,7 +330,7 @@ def measure(scenario: Scenario, accounts: int | None = None, seed: int = 1) -> R
 async def _play(scenario: Scenario, seed: int) -> Result:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
-    service = Service(scenario.weather, seed)
+    service = Service(scenario.behavior, seed)
     for when in scenario.aborts:
         loop.call_at(when, service.abort)
     pace = Pace(
@@ -367,6 +367,6 @@ async def _play(scenario: Scenario, seed: int) -> Result:
 def _ideal(scenario: Scenario, service: Service) -> float:
     """Seconds that the work takes where every free second of the service is used."""
     needed = float(service.needed)
-    if scenario.weather.tier(0.0) < math.inf and scenario.weather.window is None:
-        needed -= scenario.weather.burst
+    if scenario.behavior.tier(0.0) < math.inf and scenario.behavior.window is None:
+        needed -= scenario.behavior.burst
     return ideal(needed, scenario.rate)

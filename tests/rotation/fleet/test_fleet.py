@@ -27,7 +27,7 @@ MESSY = json.loads((DATA / "messy-expected.json").read_text("utf-8"))
 US = ManagedProxy(country="US")
 SECRET = "pa55!word"  # no valid id: it is not mistaken for one where the columns have moved
 
-# One directory for all examples: each writes its file anew.
+# One directory for all examples: each overwrites the file.
 thorough = settings(
     derandomize=True,
     deadline=None,
@@ -218,7 +218,7 @@ def test_a_short_row_has_its_last_cells_empty(rows) -> None:
 
 
 def test_a_passwords_own_spaces_are_kept(rows) -> None:
-    """Every other cell is stripped; a password of spaces alone is none."""
+    """Every other cell is stripped; a password of spaces alone counts as empty."""
     text = "account_id,host,port,username,password\na, h , 80 , u ,  p w  \nb,h,80,u,   \n"
 
     first, second = (row.change for row in rows(text))

@@ -145,7 +145,7 @@ STRUCT = {"host": "h", "port": 80, "protocol": "SOCKS5", "user": "u", "pass": " 
 
 
 def test_a_proxy_may_be_a_struct_as_in_json_lines(write) -> None:
-    """polars and Spark write what they read from JSON so; a field that is none of ours is named."""
+    """polars and Spark write JSON data like this; an unknown field is named."""
     path = write({"id": ["a", "b"], "proxy": [STRUCT | {"ttl": 5}, None], "country": [None, "US"]})
 
     with Fleet.open(path) as fleet:
@@ -418,7 +418,7 @@ NO_COLUMNS = [
 
 @pytest.mark.parametrize(("table", "sentence"), NO_COLUMNS)
 def test_columns_that_are_no_fleets_are_told(write, table, sentence) -> None:
-    """All of a column is of one type, so it is told once and not a million times."""
+    """A column has one type, so it is reported once and not a million times."""
     path = write(table)
 
     with pytest.raises(FleetError) as caught:
@@ -476,7 +476,7 @@ def outcome(path: Path) -> tuple[list[Row | Refusal], FleetError | None]:
 
 
 def test_a_file_that_is_cut_short_is_damaged(write) -> None:
-    """A download that broke off: the end, where its columns are told, is missing."""
+    """A download that broke off: the end, which lists the columns, is missing."""
     path = write(WIDE)
     content = path.read_bytes()
 

@@ -156,7 +156,7 @@ def test_what_was_checked_is_what_is_sent(database) -> None:
 
 
 def test_the_digest_knows_an_input_again(database) -> None:
-    """A run that was stopped asks again; a column that is none of ours may have changed by then."""
+    """A run that was stopped queries again; an unused column may have changed by then."""
     url = database("id, country, seen", ("a", "US", 1), ("b", "DE", 2))
     first = Fleet.open_query(url, ALL)
     execute(url, "UPDATE fleet SET seen = seen + 1")
@@ -456,7 +456,7 @@ def test_a_driver_that_lacks_a_part_of_itself_is_told(monkeypatch) -> None:
 
 
 def test_a_connection_that_cannot_even_be_closed_hides_nothing(monkeypatch, database) -> None:
-    """What broke it is told, and not what came of it."""
+    """The cause is reported, not its consequence."""
     close = sqlalchemy.Connection.close
 
     def lost(self: sqlalchemy.Connection) -> None:
@@ -606,5 +606,5 @@ OPEN = [
 
 @pytest.mark.parametrize("url", OPEN)
 def test_a_url_without_a_password_may_be_an_argument(url) -> None:
-    """What is mistaken in it is told when it is asked."""
+    """An error in the statement is reported when it is executed."""
     assert check_argument(url) == url

@@ -118,7 +118,7 @@ WRONG = [
     pytest.param("host", {"host": SECRET}, "host not text", id="a dict for a host"),
     pytest.param("proxy", 80, "proxy not text", id="a number for a proxy"),
     pytest.param("account_id", 7, "account_id not text", id="an id that is a number"),
-    pytest.param("account_id", SECRET, "account_id not allowed", id="an id that is none"),
+    pytest.param("account_id", SECRET, "account_id not allowed", id="an invalid id"),
 ]
 
 
@@ -167,7 +167,7 @@ def test_a_proxy_may_be_a_dict_as_in_json_lines(frame: Made) -> None:
 
 
 def test_a_dict_that_is_no_proxy_costs_its_row() -> None:
-    """As in JSON Lines; of its columns, the first that is wrong is told."""
+    """As in JSON Lines; the first wrong column is reported."""
     frame = pandas.DataFrame(
         {
             "id": ["a", "b", "c", "d", 5],

@@ -55,7 +55,7 @@ def files(folder: Path) -> dict[str, int]:
 
 
 def change(statement: str) -> None:
-    """Do to the journal, which is made if there is none, what no run does."""
+    """Change the journal, created if it is missing, as no run does."""
     connection = sqlite3.connect(JOURNAL)
     with connection:
         connection.execute(statement)
@@ -78,7 +78,7 @@ def damaged(folder: Path, run: Run) -> None:
 
 
 def locked(path: Path) -> JournalFile:
-    """The journal at *path*, which is made if there is none, as a run holds it."""
+    """The journal at *path*, created if it is missing, as a run holds it."""
     file = JournalFile.open(path, os.O_RDWR | os.O_CREAT)
     assert file.lock()
     return file
@@ -126,7 +126,7 @@ def without_its_log(folder: Path, run: Run) -> None:
 def test_a_dry_run_is_refused_a_journal_as_the_real_run_would_be(
     folder, run, make, words, code, fact
 ) -> None:
-    """Whoever tries in the afternoon whether the night will work is told in the afternoon."""
+    """A dry run in the afternoon reports what would stop the night."""
     kept = make(folder, run)
     before = files(folder)
 
@@ -155,7 +155,7 @@ def test_a_folder_that_nobody_may_write_is_told_beforehand(folder, run, monkeypa
 
 
 def test_a_dry_run_after_a_run_writes_nothing_beside_the_journal(folder, run) -> None:
-    """SQLite makes two files for whoever reads one of its logged databases, if it may."""
+    """SQLite creates two files when a database in WAL mode is read, if it may."""
     run("rotate", "fleet.csv", "--sandbox", "--limit", "4")
     before = files(folder)
 

@@ -206,7 +206,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path) -> None:
 
 
 async def test_what_came_in_during_a_commit_that_failed_is_told_too(path, monkeypatch) -> None:
-    """It waits for the next commit, which there is none of: sent, not recorded, and told to nobody."""
+    """It waits for a next commit that never comes: sent, not recorded, and not reported."""
     journal = Journal.open(path)
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -430,7 +430,7 @@ async def test_what_came_while_a_commit_failed_is_told_too(path, monkeypatch) ->
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no list of open files here")
 async def test_a_journal_that_is_refused_is_let_go_of(path) -> None:
-    """Whoever is told to name another one, or to delete this one, may do so while the program goes on."""
+    """A user who names another one, or deletes this one, may do so while the program runs."""
     await Journal.open(path).aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM run WHERE name = 'run'")

@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def opened_elsewhere(path: Path) -> str:
-    """What another process is told that opens the journal at *path* for a run."""
+    """The error of another process that opens the journal at *path* for a run."""
     code = f"from postpress_async.rotation import Journal; Journal.open({str(path)!r})"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
 
@@ -327,7 +327,7 @@ async def test_journal_that_is_deleted_after_its_last_row_is_lost_too(path) -> N
 
 
 async def fail(journal: Journal, path: Path, count: int) -> str:
-    """What is told if the outcomes of *count* accounts cannot be recorded."""
+    """The message if the outcomes of *count* accounts cannot be recorded."""
     with closing(sqlite3.connect(path)) as breaker:
         breaker.execute("DROP TABLE outcomes")
     for ordinal in range(count):

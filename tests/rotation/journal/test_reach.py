@@ -314,7 +314,7 @@ async def test_who_comes_between_a_commit_and_its_news_does_not_spin(path: Path)
 
 
 async def test_what_cannot_be_said_is_not_sent(path: Path) -> None:
-    """The disk is full: whoever is out of reach stays where it is, and so does whoever comes later."""
+    """The disk is full: accounts beyond the watermark wait, and so do later ones."""
     disk = Disk()
     reach = Reach(disk, 0)  # type: ignore[arg-type]
     waiting = asyncio.create_task(reach.extend(0))

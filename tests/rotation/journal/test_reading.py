@@ -55,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_an_outcome_is_read_as_it_was_written(path) -> None:
-    """All thirteen columns: what is not told cannot be mended."""
+    """All thirteen columns: an outcome that is not shown cannot be corrected."""
     written = [outcome(0), outcome(1, FAILED, proxy="line 3"), outcome(2, UNKNOWN), refused(3)]
     write(path, written)
 
@@ -141,7 +141,7 @@ async def test_a_program_may_look_at_its_own_journal(path) -> None:
 
 
 def test_what_a_killed_run_had_settled_is_read_and_left_as_it_is(path, tmp_path) -> None:
-    """The next run mends it; a reader that did so would race with it."""
+    """The next run corrects it; a reader that did so would race with it."""
     with Run(path) as run:
         run.kill()
         before = contents(tmp_path)
@@ -238,7 +238,7 @@ def test_a_journal_that_is_deleted_meanwhile_is_told(path) -> None:
             list(view.outcomes())
 
 
-# --- What is none ---
+# --- Files that are not journals ---
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ def test_of_a_journal_without_a_command_none_is_made_up(path) -> None:
     ],
 )
 def test_a_command_that_no_run_noted_is_not_told(path, text) -> None:
-    """A journal may come from someone else, and an operator pastes what is told."""
+    """A journal may come from someone else, and an operator pastes the command that it names."""
     found = numbers(write(path, [outcome(0, UNKNOWN)], command=text))
 
     assert found.command is None

@@ -576,7 +576,7 @@ def test_a_list_without_a_proxy_is_refused(tmp_path: Path, text: str, skip_bad: 
 
 
 def test_a_list_of_nothing_but_bad_lines_is_refused_even_where_they_are_skipped(tmp_path: Path) -> None:
-    """There is nothing left to go on with; and of a file that is no list, not every line is told."""
+    """Nothing is left to use, and for a file that is not a list, not every line is reported."""
     path = tmp_path / "list.txt"
     path.write_text("nonsense\n" * 103)
 
@@ -599,7 +599,7 @@ def test_a_list_of_nothing_but_bad_lines_is_refused_even_where_they_are_skipped(
     ],
 )
 def test_a_pool_that_could_not_work_is_not_made(arguments: dict[str, Any], message: str) -> None:
-    """A mistake is told before the first account."""
+    """A mistake is reported before the first account."""
     with pytest.raises(ValueError, match=message):
         ProxyPool(**{"proxies": proxies(3)} | arguments)
 

@@ -161,7 +161,7 @@ def test_a_proxy_whose_accounts_all_went_on_to_another_is_ranked_too(night) -> N
 
 
 def test_proxies_that_failed_alike_stand_in_the_order_of_their_list(path) -> None:
-    """Line 10 comes after line 2, as whoever looks them up in the list will find them."""
+    """Line 10 comes after line 2, the order of the file."""
     proxy = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502}
     labels = [f"line {n} p{n}.example.net:80" for n in (10, 2, 100, 1, 20)]
     write(path, [outcome(n, State.FAILED, proxy=label, **proxy) for n, label in enumerate(labels)])

@@ -243,7 +243,7 @@ def test_a_hundred_thousand_accounts_are_filtered_at_once(browser, tmp_path) -> 
 
 
 def test_without_what_unpacks_the_list_its_beginning_is_shown(browser, page) -> None:
-    """A browser of some years ago is told so, and not left with an empty table."""
+    """An old browser shows a message instead of an empty table."""
     script = browser.do(
         "Page.addScriptToEvaluateOnNewDocument", source="delete globalThis.DecompressionStream"
     )
