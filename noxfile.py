@@ -1,7 +1,5 @@
 """What a reviewer would run: `nox` for all of it, `nox -l` for the list."""
 
-import tarfile
-import zipfile
 from pathlib import Path
 
 import nox
@@ -48,12 +46,15 @@ def public_types(session: nox.Session) -> None:
     session.run("pyright", "--ignoreexternal", "--verifytypes", "postpress_async")
 
 
-@nox.session(venv_backend="none")
+@nox.session
 def changelog(session: nox.Session) -> None:
-    """A branch that changes the package has an entry in the changelog; `-- BASE` is what it left."""
-    origin = session.run("git", "branch", "--remotes", "--list", "origin/main", silent=True)
-    base = session.posargs or ["origin/main" if origin else "main"]
-    session.run("python", "-m", "tests.project.changelog", *base)
+    """A branch has a news fragment in .changes, by towncrier; `-- BASE` is the branch it forks from."""
+    session.install(
+        "-c", LOCK, *(word for word in PYPROJECT["dependency-groups"]["lint"] if "towncrier" in word)
+    )
+    origin = session.run("git", "branch", "--remotes", "--list", "origin/main", silent=True, external=True)
+    [base] = session.posargs or ["origin/main" if origin else "main"]
+    session.run("towncrier", "check", "--compare-with", base)
 
 
 @nox.session(python=PYTHONS)
@@ -86,32 +87,18 @@ def recipes(session: nox.Session) -> None:
     session.run("pytest", "tests/recipes", *session.posargs)
 
 
-def strays(dist: Path, tracked: set[str]) -> set[str]:
-    """What the sdist and the wheel in *dist* hold too much or too little of, by *tracked*, git's files."""
-    (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
-    with tarfile.open(sdist) as tar:
-        source = {name.partition("/")[2] for name in tar.getnames()}
-    with zipfile.ZipFile(wheel) as archive:
-        built = {name for name in archive.namelist() if ".dist-info/" not in name}
-    package = {name for name in tracked if name.startswith("postpress_async/")}
-    kept = {name for name in tracked if not name.startswith(".ci/")}
-    return (source ^ (kept | {"PKG-INFO"})) | (built ^ package)
-
-
 @nox.session
 def package(session: nox.Session) -> None:
     """The sdist and the wheel made from it: what they hold, and that the wheel alone does its work."""
     dist = Path(session.create_tmp(), "dist")
     for old in [*dist.glob("*"), *dist.parent.glob("*.sqlite3*")]:  # a journal would be gone on with
         old.unlink()
-    session.install("build", "twine", "check-wheel-contents")
+    session.install("build", "check-sdist", "check-wheel-contents", "twine")
+    session.run("check-sdist")
     session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
     files = [str(file) for file in sorted(dist.iterdir())]
     session.run("twine", "check", "--strict", *files)
-    session.run("check-wheel-contents", *files[:1])
-    tracked = str(session.run("git", "ls-files", external=True, silent=True)).split()
-    if wrong := strays(dist, set(tracked)):
-        session.error(f"In git or in what was built, but not in both: {', '.join(sorted(wrong))}.")
+    session.run("check-wheel-contents", "--package", "postpress_async", *files[:1])
 
     fresh = dist.parent / "fresh"
     session.run("python", "-m", "venv", "--clear", str(fresh))
