@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from postpress_async import CustomProxy, PostPressSession, ProxyChange
-from postpress_async.cli.progress import Figures
+from postpress_async._cli.progress import Figures
 from tests.support.canned_server import canned_server, two_cores
 
 KEY: Final = "pp_bench_0123456789abcdef0123456789abcdef"

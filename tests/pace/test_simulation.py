@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks.simulation import HEAD, line
 from postpress_async import CustomProxy, Pace, PostPressError, ProxyPool, RetryPolicy, errors, events
-from postpress_async.cli.progress import Figures
+from postpress_async._cli.progress import Figures
 from postpress_async.rotation import State
-from postpress_async.sandbox.faults import Fault
+from postpress_async.sandbox._faults import Fault
 from tests.support.simulated_service import Scenario, broken
 from tests.support.simulation import measure
 from tests.support.simulation_scenarios import ALL
