@@ -101,7 +101,7 @@ class EventStream:
         match event:
             case events.RetryScheduled(account_id, number, wait, error):
                 self._write("retry", account_id=account_id, number=number, wait=wait, error_type=error.code)
-                self._explain(f"{account_id}: {error.code} at attempt {number}, next attempt in {wait:.1f} s")
+                self._explain(f"{account_id}: {error.code} in attempt {number}; retry in {wait:.1f} s")
             case events.PauseBegan():
                 self._write("pause_began")
                 self._explain("the service is down: all calls wait, except for probes")
