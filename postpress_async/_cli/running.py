@@ -244,7 +244,7 @@ def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream
     ):
         yield "to continue, run the same command again"
     elif summary.refused:
-        rows = f"{counted(summary.refused, 'row')} {'was' if summary.refused == 1 else 'were'}"
-        yield f"{rows} invalid: correct them, and rotate them as a separate fleet"
+        rows = counted(summary.refused, "invalid row")
+        yield f"to send what was left out ({rows}), correct it and rotate it as a separate fleet"
     if summary.states[State.FAILED] and not summary.halted:
         yield f"to retry the failed accounts: {job.options.retry_command(job.journal)}"

@@ -629,7 +629,10 @@ def test_rows_that_were_refused_are_no_reason_to_run_it_again(folder) -> None:
     for _ in range(2):  # a journal that is gone on with too
         done = run("rotate", "fleet.csv", "--sandbox", "--skip-bad")
         assert done.returncode == 1
-        assert "1 row was invalid: correct them, and rotate them as a separate fleet" in done.stderr
+        assert (
+            "to send what was left out (1 invalid row), correct it and rotate it as a separate fleet"
+            in done.stderr
+        )
         assert "run the same command again" not in done.stderr
 
 

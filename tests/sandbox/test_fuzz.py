@@ -16,7 +16,8 @@ import pytest
 
 from postpress_async.sandbox import Fault
 from postpress_async.sandbox._answers import Envelope
-from postpress_async.sandbox._faults import TYPES, UNLISTED, Faults
+from postpress_async.sandbox._catalogue import TYPES, UNLISTED
+from postpress_async.sandbox._faults import Faults
 from postpress_async.sandbox._server import Server
 from tests.support import ROOT
 from tests.support.openapi import document
