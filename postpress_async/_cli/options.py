@@ -98,7 +98,7 @@ def random_faults(required: str = "", **settings: Any) -> Decorator:
     Add ``--profile`` and ``--seed``, the random faults of the sandbox.
 
     Args:
-        required: Sentence at the end of the help that names a required option.
+        required: End of the help, with a leading space, such as a required option.
         settings: Further arguments of `click.option`.
     """
     option = partial(click.option, cls=Option, **settings)
@@ -109,13 +109,13 @@ def random_faults(required: str = "", **settings: Any) -> Decorator:
             default="steady",
             help="Random faults of the sandbox. steady: none. flaky: a few errors and dropped connections. "
             "overloaded: errors when more than 30 requests are open at once. outage: no service for 10 to 20 "
-            f"seconds. hostile: malformed responses. {required}",
+            f"seconds. hostile: malformed responses.{required}",
         ),
         option(
             "--seed",
             type=int,
             metavar="N",
             default=0,
-            help="Seed of the sandbox's random faults. The same seed gives the same faults. " + required,
+            help="Seed of the sandbox's random faults. The same seed gives the same faults." + required,
         ),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Final, Literal, Self, get_args
+from typing import Any, Final, Literal, Self, get_args
 
 import click
 from attrs import frozen
@@ -35,8 +35,8 @@ rotation_options: Final = options.combine(
     _input(
         "--query",
         metavar="SQL",
-        help="SQL query that replaces FLEET: read the accounts from a database. Its columns are those of a "
-        "FLEET file. Requires the URL of the database in --from, --from-file or POSTPRESS_DATABASE_URL.",
+        help="Read the accounts from a database instead of FLEET, with this SQL query. Its columns are those "
+        "of a FLEET file. Requires --from, --from-file or the environment variable POSTPRESS_DATABASE_URL.",
     ),
     _input(
         "--from",
@@ -205,7 +205,7 @@ rotation_options: Final = options.combine(
         help="Send to the sandbox, a fake of the API on this machine, instead of the real API. No API key is "
         "required. Without FLEET, the sandbox provides 1,000 accounts.",
     ),
-    options.random_faults("Requires --sandbox.", group="Sandbox"),
+    options.random_faults(" Requires --sandbox.", group="Sandbox"),
     _sandbox(
         "--dead-proxies",
         type=click.IntRange(0),
@@ -268,7 +268,7 @@ class RotateOptions:
     no_idempotency: bool
 
     @classmethod
-    def parse(cls, **values: object) -> Self:
+    def parse(cls, **values: Any) -> Self:
         """
         Create from the current command's parameters.
 
@@ -276,7 +276,7 @@ class RotateOptions:
             click.UsageError: Options cannot be combined, or one requires another.
         """
         context = click.get_current_context()
-        parsed = cls(**values, command=same_command(context), arguments=arguments_by_option(context))  # type: ignore[arg-type]
+        parsed = cls(**values, command=same_command(context), arguments=arguments_by_option(context))
         parsed._check()
         return parsed
 
