@@ -277,8 +277,8 @@ class ClusterRotation(AttendedRotation):
         unfit = bool(self._hands) and all(hand.unfit is not None for hand in self._hands.values())
         if not self._stopping and (unfit or now - self._able_at > NOBODY):
             raise ClusterError(
-                f"the cluster has no usable worker ({self._trouble or 'there is none'}): fix that, "
-                "then run the same command again"
+                f"the cluster has no usable worker ({self._trouble or 'no worker is connected'}): "
+                "fix that, then run the same command again"
             )
 
     def _give_up_what_is_out(self) -> None:
