@@ -23,7 +23,7 @@ except ModuleNotFoundError as _error:
     if (_error.name or "").split(".")[0] not in {"dask", "distributed"}:
         raise
     raise ModuleNotFoundError(
-        "a cluster needs Dask: pip install 'postpress-async[distributed]'", name=_error.name
+        "a cluster requires Dask: pip install 'postpress-async[distributed]'", name=_error.name
     ) from None
 
 from postpress_async import events
@@ -50,8 +50,8 @@ THREADS: Final = 8
 ANSWERS: Final = 10.0
 """Seconds in which a scheduler has to answer."""
 
-# Of a cluster of our own. One failure is enough, since whoever submits it again knows what was settled; and
-# the dashboards, which anyone on the machine could open, tell of nothing.
+# Of a cluster of our own. A failed task is not repeated by Dask, because the coordinator knows which of its
+# accounts are completed. The dashboards are off, since anyone on the machine could open them.
 _OURS: Final = {
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-ttl": "10s",
@@ -103,8 +103,8 @@ class Cluster:
         self._target: Final = target_of(url)
         if not self._place.is_here and (api_key is not None or url.scheme == "http"):
             raise ConfigurationError(
-                f"the workers of {place} are other machines: they read the API key there, from "
-                "POSTPRESS_API_KEY, and reach PostPress by https"
+                f"the workers of {place} are on other machines: each reads the API key from its own "
+                "POSTPRESS_API_KEY, and the base URL must use https"
             )
         self._key: Final = read_api_key(api_key).reveal() if self._place.is_here else None
         watched = on_event is not None
@@ -113,7 +113,8 @@ class Cluster:
             dumps(self._orders)
         except Exception as error:  # of whatever the caller's functions hold
             raise ConfigurationError(
-                f"the retry policy cannot be sent to workers ({error}): have its functions hold plain values"
+                f"the retry policy cannot be sent to workers ({error}): its functions may only use values "
+                "that can be pickled"
             ) from None
         self._observer: Final = None if on_event is None else Guarded(on_event)
         self._stack: Final = AsyncExitStack()
@@ -203,14 +204,14 @@ class Cluster:
         self._desk.attend(token, answer)
 
     def dismiss(self, token: str) -> None:
-        """Have them told that it is over."""
+        """Tell the workers that the rotation is over."""
         if self._desk is not None:
             self._desk.dismiss(token)
 
     @property
     def _opened(self) -> Client:
         if self._client is None:
-            raise RuntimeError("a cluster is entered first: async with Cluster(...) as cluster")
+            raise RuntimeError("the cluster is not started; use: async with Cluster(...) as cluster")
         return self._client
 
     async def __aenter__(self) -> Self:
@@ -230,13 +231,13 @@ class Cluster:
         try:
             async with asyncio.timeout(1.5 * ANSWERS):  # its own does not count what is connected and silent
                 await client
-        except Exception as error:  # whatever Dask makes of whoever speaks there, such as a web server
+        except Exception as error:  # Dask raises many types if, say, a web server responds
             with suppress(Exception):
                 await client.close()
-            fact = str(error) or "it does not speak as one does"
+            fact = str(error) or "it does not respond like a scheduler"
             raise ClusterError(
-                f"no scheduler that takes our certificates answers at {address} ({fact}): see that it "
-                "runs, and with the same ones"
+                f"no scheduler with our certificates responds at {address} ({fact}): check that it runs, and "
+                "with the same certificates"
             ) from None
         return client
 

@@ -1,8 +1,8 @@
 """
-What the workers of a rotation say, and what they are told.
+The coordinator's side of the messages between it and the workers of a rotation.
 
-Outcomes are told and judged as if the accounts had settled here; the pool, the generations of keys and the
-rate are asked for here, since there is one of each for all workers.
+Outcomes are recorded and judged as if the accounts had been sent from here. Workers request proxies, the
+generations of keys and their rate here, since all workers share them.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from postpress_async.rotation.pool import ProxyPool
 from postpress_async.rotation.resume import Source
 
 UNREAD: Final = 2_000
-"""Outcomes that wait for whoever iterates over them."""
+"""Maximum number of outcomes that wait until the caller iterates over them."""
 
 
 async def _elsewhere(*_: object) -> AccountPatched:
@@ -44,8 +44,8 @@ class AttendedRotation(Rotation):
     A rotation whose accounts settle elsewhere.
 
     Args:
-        orders: What the workers are told; the run's name is put in here.
-        key: The API key, where workers may be told it; else each reads its own.
+        orders: The settings of the workers; the constructor adds the run's name.
+        key: The API key to send to the workers; None if each worker reads its own.
         rows: As `Rotation` has it, and so are *options*.
     """
 
@@ -98,7 +98,7 @@ class AttendedRotation(Rotation):
             self._issuer.leave(hand.address)
 
     def _take_again(self, hand: Hand, shard: Shard) -> None:
-        """What is left of a shard goes to whoever is next; or, if nothing more is sent, is given up."""
+        """Return the rest of a shard for the next free worker, or give it up if the run is stopping."""
         if hand.shards.pop(shard.number, None) is None:
             return
         for sent in shard.in_doubt():
@@ -129,7 +129,7 @@ class AttendedRotation(Rotation):
     # --- What workers say ---
 
     async def _answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """What a worker is told, by what it asks."""
+        """Answer a worker's request."""
         address, peer = question["worker"], question["peer"]
         hand = self._hands.get(address)
         if hand is None or (hand.peer is not None and hand.peer != peer):
@@ -153,12 +153,12 @@ class AttendedRotation(Rotation):
     def _greet(self, hand: Hand, version: str) -> dict[str, Any]:
         if version != __version__:
             return {
-                "refused": f"it has postpress-async {version}, and the command is {__version__}: "
-                "install the same one"
+                "refused": f"the worker has postpress-async {version}, and the command has {__version__}: "
+                "install the same version"
             }
         orders = self._orders
         if self._issuer is not None:
-            share = self._issuer.told(hand.address, 0.0, wants=True, now=time.monotonic())
+            share = self._issuer.grant(hand.address, 0.0, wants=True, now=time.monotonic())
             orders = evolve(orders, pace=evolve(orders.pace, rate=share))
         orders = evolve(orders, run=self._run)
         for label in self._out:
@@ -188,7 +188,7 @@ class AttendedRotation(Rotation):
         if self._issuer is not None:
             now = time.monotonic()
             wants = question["wants"]
-            reply["rate"] = self._issuer.told(hand.address, question["used"], wants=wants, now=now)
+            reply["rate"] = self._issuer.grant(hand.address, question["used"], wants=wants, now=now)
             reply["even"] = self._issuer.even
         return reply
 
@@ -211,9 +211,9 @@ class AttendedRotation(Rotation):
             self._help(self._keep_on_disk(hand, keeping), "rotation-generations")
         self._news.set()
 
-    async def _hear_of_outcome(self, hand: Hand, kind: str, number: int, ordinal: int, *told: Any) -> None:
+    async def _hear_of_outcome(self, hand: Hand, kind: str, number: int, ordinal: int, *fields: Any) -> None:
         if (sent := self._pop(hand, number, ordinal)) is not None:
-            await self._tell(patched_of(sent.row, *told) if kind == PATCHED else ended_of(*told))
+            await self._tell(patched_of(sent.row, *fields) if kind == PATCHED else ended_of(*fields))
 
     def _hear_of_pauses(self, hand: Hand, question: Mapping[str, Any]) -> None:
         was_paused = self.paused
@@ -273,11 +273,11 @@ class AttendedRotation(Rotation):
             self._hear_of_no_connection(hand, *values)
         elif kind == "broken":
             number, what = values
-            self._break(ClusterError(f"{hand.address} stopped at a mistake of ours: {what}"))
+            self._break(ClusterError(f"{hand.address} stopped because of a bug in postpress-async: {what}"))
         elif kind == "retry" and self._observer is not None:
             account_id, number, wait, error = values
-            told = events.RetryScheduled(account_id, number, wait, pickle.loads(error))  # noqa: S301
-            self._observer(told)
+            event = events.RetryScheduled(account_id, number, wait, pickle.loads(error))  # noqa: S301
+            self._observer(event)
         elif self._pool is not None:
             self._ask_the_pool(self._pool, hand, kind, values)
 

@@ -2,7 +2,7 @@
 The coordinator's rotation: one journal, one halt, one pool, and workers elsewhere that settle the accounts.
 
 It is the engine of one machine with its workers taken out: rows are gathered into shards, Dask has each
-carried out on some worker, and what came of an account is told and judged here as if it had settled here.
+executed by some worker, and the outcomes are recorded and judged here as if the accounts had been sent here.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class Carrier(Protocol):
         ...
 
     def dismiss(self, token: str, /) -> None:
-        """Have them told that it is over."""
+        """Tell the workers that the rotation is over."""
         ...
 
 
@@ -81,8 +81,8 @@ class ClusterRotation(AttendedRotation):
 
     Args:
         carrier: The cluster.
-        orders: What the workers are told; the run's name is put in here.
-        key: The API key, where workers may be told it; else each reads its own.
+        orders: The settings of the workers; the constructor adds the run's name.
+        key: The API key to send to the workers; None if each worker reads its own.
         rows: As `Rotation` has it, and so are *options*.
     """
 
@@ -244,7 +244,7 @@ class ClusterRotation(AttendedRotation):
             now = self._look()
             if now - self._answered_at > SCHEDULERLESS:
                 again = "start it and its workers, and run the same command again"
-                self._break(ClusterError(f"the cluster's scheduler does not answer any more: {again}"))
+                self._break(ClusterError(f"the cluster's scheduler does not respond any more: {again}"))
             for address in found - self._hands.keys():
                 self._hands[address] = Hand(address, now)
             for hand in self._hands.values():
@@ -253,7 +253,7 @@ class ClusterRotation(AttendedRotation):
             await asyncio.sleep(0.5)
 
     def _look(self) -> float:
-        """The time; and whoever could not be heard while this process was stopped is not blamed for it."""
+        """The time. Workers are not declared dead for the time during which this process was stopped."""
         now = time.monotonic()
         if (asleep := now - self._looked_at) > ASLEEP:
             self._answered_at += asleep
@@ -277,8 +277,8 @@ class ClusterRotation(AttendedRotation):
         unfit = bool(self._hands) and all(hand.unfit is not None for hand in self._hands.values())
         if not self._stopping and (unfit or now - self._able_at > NOBODY):
             raise ClusterError(
-                f"the cluster has no worker that can work ({self._trouble or 'none is there'}): mend that, "
-                "and run the same command again"
+                f"the cluster has no usable worker ({self._trouble or 'no worker is connected'}): "
+                "fix that, then run the same command again"
             )
 
     def _give_up_what_is_out(self) -> None:

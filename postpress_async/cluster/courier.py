@@ -215,7 +215,7 @@ class ShardRotation(Rotation):
         return self._taken.last_taken
 
     def stop(self) -> None:
-        """See `Rotation`. What was not begun is told at once, for whoever does not wait for the rest."""
+        """See `Rotation`. Reports rows that were not started, so that no caller waits for them."""
         super().stop()
         if left := self._taken.left():
             self._courier.unsent(left)

@@ -29,7 +29,7 @@ class Shard:
     fetched: bool = False
 
     def keep_generation(self, ordinal: int, generation: int) -> None:
-        """Whoever gets this row after the worker goes on from here."""
+        """Record the generation of keys from which another worker continues with this row."""
         sent = self.rows[ordinal]
         self.rows[ordinal] = evolve(sent, open=evolve(sent.open, generation=generation))
 

@@ -20,7 +20,8 @@ LAST_WORD: Final = 0.5
 
 class Desk:
     """
-    Listens on *host*, over TLS where there is *security*, and lets the rotation answer whose token is told.
+    Listens on *host*, over TLS if there is *security*. Each request is answered by the rotation whose token
+    it contains.
 
     Attributes:
         address: Where workers find it.
@@ -41,7 +42,7 @@ class Desk:
         Listen, on a port that is free.
 
         Raises:
-            ClusterError: The host is none of this machine's.
+            ClusterError: The host is not an address of this machine.
         """
         kind = "tcp" if self._security is None else "tls"
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -50,7 +51,9 @@ class Desk:
             opening: Any = listen(f"{kind}://{host}:0", self._serve, **options)
             self._listener = await opening
         except OSError as error:
-            raise ClusterError(f"{self._host} cannot be listened on ({error.strerror or error})") from None
+            raise ClusterError(
+                f"{self._host} is not an address on which this machine can listen ({error.strerror or error})"
+            ) from None
         self.address = self._listener.contact_address
 
     def attend(self, token: str, answer: Answer) -> None:
@@ -58,7 +61,7 @@ class Desk:
         self._rotations[token] = answer
 
     def dismiss(self, token: str) -> None:
-        """The rotation is over: its workers are told so when they speak next."""
+        """End the rotation: its workers learn it from the answer to their next request."""
         self._rotations.pop(token, None)
 
     async def _serve(self, comm: Any) -> None:

@@ -11,7 +11,7 @@ SILENT: Final = 0.4
 """Seconds without a word after which a worker is taken for one that falls back to an even split."""
 
 FALLBACK: Final = 1.0
-"""Seconds without a word after which a worker does so. The others have been told by then to leave it room."""
+"""Seconds without a word after which a worker does so. By then the others have reduced their share."""
 
 ROOM_TO_GROW: Final = 1.25
 """A worker that does not use its share up gets so many times what it used."""
@@ -26,13 +26,13 @@ class Share:
     What one worker has of the rate.
 
     Attributes:
-        told: Requests a second that it was told last; it may go on sending as many.
+        granted: Rate in requests per second that the worker got last and may still use.
         heard: When it last spoke.
         used: Requests a second that it sent lately.
         wants: Whether requests wait there for nothing but the rate.
     """
 
-    told: float = 0.0
+    granted: float = 0.0
     heard: float = 0.0
     used: float = 0.0
     wants: bool = True
@@ -40,10 +40,10 @@ class Share:
 
 class Issuer:
     """
-    Splits *rate* among the workers, so that what they were told never adds up to more.
+    Splits *rate* among the workers, so that the granted rates never add up to more.
 
     A worker's share lasts until it speaks again, some 50 ms later. One that grows does so only by what others
-    have been told to give up. One that is silent keeps its share, and an even split at least, until it is
+    have been asked to give up. One that is silent keeps its share, and an even split at least, until it is
     known to be lost; one that is dead costs that share for as long.
     """
 
@@ -64,7 +64,7 @@ class Issuer:
         """A worker is lost."""
         self._shares.pop(worker, None)
 
-    def told(self, worker: str, used: float, *, wants: bool, now: float) -> float:
+    def grant(self, worker: str, used: float, *, wants: bool, now: float) -> float:
         """
         What *worker* may send from now on, in requests a second.
 
@@ -79,12 +79,12 @@ class Issuer:
         share.heard, share.used, share.wants = now, used, wants
         taken = sum(self._held(other, now) for name, other in self._shares.items() if name != worker)
         # Not 0: it has to be something that a clock can wait for.
-        share.told = max(min(self._target(share), self.rate - taken), self.rate * 1e-6)
-        return share.told
+        share.granted = max(min(self._target(share), self.rate - taken), self.rate * 1e-6)
+        return share.granted
 
     def _held(self, share: Share, now: float) -> float:
         silent = now - share.heard > SILENT
-        return max(share.told, self.even) if silent else share.told
+        return max(share.granted, self.even) if silent else share.granted
 
     def _target(self, asked: Share) -> float:
         """Fill up from below: who needs less than an even part of what is left gets it, the others share."""

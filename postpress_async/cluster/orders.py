@@ -1,4 +1,4 @@
-"""What a worker is told of a rotation before its first row."""
+"""The settings of a rotation that a worker gets before its first row."""
 
 from typing import Literal
 

@@ -116,8 +116,8 @@ def note_of(number: int, outcome: Outcome) -> tuple[Any, ...]:
     holds no secret.
     """
     if outcome.state is State.PATCHED:
-        told = outcome.attempts, outcome.elapsed, outcome.settled_at, outcome.proxy
-        return (PATCHED, number, outcome.ordinal, *told)
+        fields = outcome.attempts, outcome.elapsed, outcome.settled_at, outcome.proxy
+        return (PATCHED, number, outcome.ordinal, *fields)
     # The cause and the traceback of the error stay: neither is pickled.
     return (ENDED, number, outcome.ordinal, pickle.dumps(outcome))
 

@@ -1,4 +1,4 @@
-"""Where a cluster is, and what proves that whoever speaks there belongs to it."""
+"""The address of a cluster, and the certificates by which its processes recognize each other."""
 
 import ipaddress
 import os
@@ -14,7 +14,7 @@ from postpress_async.errors import ConfigurationError
 CERTIFICATE: Final = "cluster.pem"
 KEY: Final = "cluster-key.pem"
 
-_FORMS: Final = "write local:N, for N workers on this machine, or tls://HOST:PORT, where a Dask scheduler is"
+_FORMS: Final = "use local:N for N workers on this machine, or tls://HOST:PORT for a Dask scheduler"
 _ADDRESS: Final = re.compile(r"(tls|tcp)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _MOST: Final = 256
 
@@ -45,16 +45,16 @@ class Place:
         kind, _, rest = text.partition(":")
         if kind == "local":
             if not re.fullmatch("[0-9]{1,9}", rest) or not 1 <= int(rest) <= _MOST:
-                raise ConfigurationError(f"local:N has from 1 to {_MOST} workers, not {rest[:20]!r}")
+                raise ConfigurationError(f"N of local:N must be from 1 to {_MOST}, got {rest[:20]!r}")
             return cls(int(rest))
         parts = _ADDRESS.fullmatch(text)
         if parts is None or not 1 <= int(parts[3]) <= 65535:
-            raise ConfigurationError(f"{text!r} is no cluster: {_FORMS}")
+            raise ConfigurationError(f"{text!r} is not the address of a cluster: {_FORMS}")
         place = cls(0, text, parts[2].strip("[]"))
         if parts[1] == "tcp" and not place.is_here:
             raise ConfigurationError(
-                f"{text} has no TLS: whoever reaches it runs code there, and proxies would cross the network "
-                "readable. Start its scheduler with certificates, and write tls://"
+                f"{text} does not use TLS: anyone who can reach it could run code there and read the "
+                "proxies. Start the scheduler with certificates, and use tls://"
             )
         return place
 
@@ -87,8 +87,9 @@ class Place:
         read: Any = found  # its fields are made as it is made, from Dask's configuration
         if not (read.tls_ca_file and read.tls_client_cert):
             raise ConfigurationError(
-                f"{self.address} needs certificates: make them with postpress-async cluster-certificates "
-                "DIR, start the scheduler and its workers with them, and pass that folder here"
+                f"{self.address} requires certificates: create them with postpress-async "
+                "cluster-certificates DIR, start the scheduler and its workers with them, and pass the same "
+                "directory here"
             )
         return found
 
@@ -108,9 +109,9 @@ def read_certificates(folder: str | os.PathLike[str]) -> Security:
     try:
         made.get_connection_args("client")
     except OSError as error:  # ssl.SSLError is one
-        fact = error.strerror or "no certificate and key of each other"
+        fact = error.strerror or "the key does not belong to the certificate"
         raise ConfigurationError(
-            f"{folder} has no {CERTIFICATE} and {KEY} that can be used ({fact}): make them with "
+            f"{CERTIFICATE} and {KEY} in {folder} cannot be used ({fact}): create them with "
             "postpress-async cluster-certificates"
         ) from None
     return made
@@ -120,7 +121,7 @@ def write_certificates(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     """
     Fill *folder*, made if need be, with a certificate and its key, for a scheduler, its workers and us.
 
-    Whoever has the key can send code to the cluster: it is readable by its owner alone. Valid for a year.
+    Anyone with the key can run code on the cluster, so only its owner can read it. Valid for a year.
 
     Returns:
         The two files.
@@ -139,7 +140,7 @@ def write_certificates(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
                 out.write(text)
     except FileExistsError as error:
         raise ConfigurationError(
-            f"{error.filename} is there already: delete it, or name another folder"
+            f"{error.filename} already exists: delete it, or use another directory"
         ) from None
     except OSError as error:
         raise ConfigurationError(f"{error.filename} cannot be written ({error.strerror})") from None

@@ -92,14 +92,14 @@ class Post:
         except (OSError, TimeoutError) as error:
             raise ClusterError(
                 f"{self._worker} cannot reach the command that runs the rotation, at {self._desk} ({error}): "
-                "let the workers' machines connect to it"
+                "allow connections from the workers' machines"
             ) from None
         if "refused" in answer:
             raise ClusterError(answer["refused"])
         if answer.get("over"):
             self.over = True
             return
-        orders: Orders = pickle.loads(answer["orders"])  # noqa: S301 - of whoever sends us code to run
+        orders: Orders = pickle.loads(answer["orders"])  # noqa: S301 - the sender may run code here anyway
         self._orders = orders
         self._session = PostPressSession(
             answer["key"],

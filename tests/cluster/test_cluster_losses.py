@@ -229,7 +229,7 @@ async def test_the_scheduler_is_killed_and_the_same_command_goes_on(tmp_path: Pa
         world.scheduler.send_signal(signal.SIGKILL)
         _, errors = await process.communicate()
         assert process.returncode == 3
-        assert b"the cluster's scheduler does not answer any more" in errors
+        assert b"the cluster's scheduler does not respond any more" in errors
 
         await world.start_scheduler()
         await world.start_worker()

@@ -1,7 +1,6 @@
 """The server's rate limit (a token bucket) and concurrency limit (with a queue)."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
@@ -46,8 +45,7 @@ class ConcurrencyLimit:
     """
     ``async with limit:`` holds one of *capacity* slots and waits for it in FIFO order.
 
-    Check `is_full` first, since entering never rejects. Waiters are cancelled only when the server closes,
-    so a slot that was handed to a cancelled waiter is not handed on.
+    Check `is_full` first, since entering never rejects.
 
     Args:
         capacity: Maximum number of holders; None for no limit.
@@ -59,31 +57,27 @@ class ConcurrencyLimit:
 
     def __init__(self, capacity: int | None = None, queue: int = 0) -> None:
         self.active: int = 0
-        self._capacity = capacity
+        self._slots = None if capacity is None else asyncio.Semaphore(capacity)
         self._queue = queue
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting = 0
 
     @property
     def is_full(self) -> bool:
         """Whether all slots are held and the queue is full."""
-        return (
-            self._capacity is not None and self.active >= self._capacity and len(self._waiting) >= self._queue
-        )
+        return self._slots is not None and self._slots.locked() and self._waiting >= self._queue
 
     async def __aenter__(self) -> None:
-        if self._capacity is None or self.active < self._capacity:
-            self.active += 1
-            return
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        await waiter
+        if self._slots is not None:
+            self._waiting += 1
+            try:
+                await self._slots.acquire()
+            finally:
+                self._waiting -= 1
+        self.active += 1
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)  # `active` stays, so that no newcomer takes the slot first
-                return
         self.active -= 1
+        if self._slots is not None:
+            self._slots.release()

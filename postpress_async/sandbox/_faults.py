@@ -14,10 +14,8 @@ from typing import Final, Literal, NamedTuple
 
 from attrs import field, frozen
 
-from postpress_async.sandbox.catalogue import TYPES, UNLISTED
-from postpress_async.sandbox.rules import is_account_id
-
-__all__ = ["TYPES", "UNLISTED", "Fault", "Faults", "Profile"]
+from postpress_async.sandbox._catalogue import TYPES, UNLISTED
+from postpress_async.sandbox._rules import is_account_id
 
 Profile = Literal["steady", "flaky", "overloaded", "outage", "hostile"]
 
@@ -230,14 +228,7 @@ class Faults:
         self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
         """
-        Append one answer for each of the account's next requests to its script.
-
-        Args:
-            answers: Each is an error type such as ``errors/proxy_error``, 200 (handled normally), ``drop``
-                (connection closed, change not applied), ``lost`` (change applied, connection closed),
-                ``hang`` (never answered) or a `Fault`.
-            then: The answer to all requests after the script's end. None keeps an earlier *then*; if there
-                was none, the profile decides again.
+        Append answers to the script of an account, as `Sandbox.script` describes.
 
         Raises:
             ValueError: An answer or the account id is invalid. The script is unchanged.
