@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from postpress_async.models import ManagedProxy, ProxyChange
 from postpress_async.rotation import Fleet
-from postpress_async.rotation.plan import Row
+from postpress_async.rotation._rows import Row
 from tests.fleet_forms import FORMS, Form, Values
 
 DATA = Path(__file__).parent / "data"
