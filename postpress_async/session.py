@@ -30,8 +30,8 @@ from postpress_async.secret import Secret
 
 if TYPE_CHECKING:
     from postpress_async.rotation import Halt, ProxyPool, Rotation
-    from postpress_async.rotation.errand import Errand
-    from postpress_async.rotation.given import Changes
+    from postpress_async.rotation._account_task import Errand
+    from postpress_async.rotation._input import Changes
     from postpress_async.rotation.journal import OnFailed, OnUnknown
 
 _TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {"session": AiohttpTransport, "lean": make_lean}
@@ -185,7 +185,7 @@ class PostPressSession:
         """
         # Here, since most programs that call one account at a time never come here: see `__init__`.
         from postpress_async.rotation import Halt, Rotation
-        from postpress_async.rotation.given import Given, check_count
+        from postpress_async.rotation._input import Given, check_count
 
         check_count("in_flight", in_flight)
         check_count("limit", limit)

@@ -17,15 +17,15 @@ from postpress_async.cli.output import many
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Fleet, Halt, ProxyPool
+from postpress_async.rotation._input import Changes
+from postpress_async.rotation._rows import Faults
 from postpress_async.rotation.fleet import Survey
 from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
 from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED, PARTS
-from postpress_async.rotation.given import Changes
 from postpress_async.rotation.journal import OnFailed, OnUnknown
 from postpress_async.rotation.journal.foresight import rows_known_to
-from postpress_async.rotation.plan import Faults
 from postpress_async.rotation.pool import Assign
-from postpress_async.rotation.pool.proxy_list import RefusedLine
+from postpress_async.rotation.pool._proxy_list import RefusedLine
 from postpress_async.sandbox import Profile, own_accounts
 
 COLUMNS_SHOWN: Final = 20

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 
 from postpress_async.errors import RotationError
-from postpress_async.rotation._whole_file import whole_file
+from postpress_async.rotation._atomic_write import whole_file
 
 
 def many(count: int, singular: str, plural: str) -> str:

@@ -38,7 +38,7 @@ from postpress_async.errors import ClusterError, ConfigurationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Halt, ProxyPool
-from postpress_async.rotation.given import Changes, Given, check_count
+from postpress_async.rotation._input import Changes, Given, check_count
 from postpress_async.rotation.journal import OnFailed, OnUnknown
 from postpress_async.secret import Secret
 

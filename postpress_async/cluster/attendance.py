@@ -24,12 +24,12 @@ from postpress_async.cluster.orders import Orders
 from postpress_async.cluster.parcel import ENDED, PATCHED, Sent, ended_of, pack, patched_of, plain_change
 from postpress_async.errors import ClusterError, JournalError, PostPressError
 from postpress_async.models import AccountPatched
-from postpress_async.rotation.engine import Rotation
-from postpress_async.rotation.halt import Halt
-from postpress_async.rotation.outcome import Outcome
-from postpress_async.rotation.outlet import Outlet
+from postpress_async.rotation._engine import Rotation
+from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._outcome_queue import Outlet
+from postpress_async.rotation._pending_rows import Source
 from postpress_async.rotation.pool import ProxyPool
-from postpress_async.rotation.resume import Source
 
 UNREAD: Final = 2_000
 """Outcomes that wait for whoever iterates over them."""

@@ -18,9 +18,9 @@ from postpress_async.cluster.desk import Answer
 from postpress_async.cluster.orders import Orders
 from postpress_async.cluster.parcel import Sent
 from postpress_async.errors import ClusterError, PostPressError
-from postpress_async.rotation.outcome import Outcome
-from postpress_async.rotation.plan import Refusal
-from postpress_async.rotation.resume import OpenRow, Source
+from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._pending_rows import OpenRow, Source
+from postpress_async.rotation._rows import Refusal
 
 SHARD: Final = 2_000
 """Rows of a shard, at most; and rows that a worker has before it gets no further shard."""

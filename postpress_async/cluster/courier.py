@@ -7,12 +7,12 @@ from typing import Final, Protocol
 
 from postpress_async.cluster.parcel import Sent, note_of
 from postpress_async.errors import PostPressError
-from postpress_async.rotation.engine import Rotation
-from postpress_async.rotation.errand import Proxies, Settler
+from postpress_async.rotation._account_task import Proxies, Settler
+from postpress_async.rotation._engine import Rotation
+from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._pending_rows import OpenRow
 from postpress_async.rotation.journal._changes import Changes
-from postpress_async.rotation.outcome import Outcome
 from postpress_async.rotation.pool import PooledProxy
-from postpress_async.rotation.resume import OpenRow
 from postpress_async.session import PostPressSession
 
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 from attrs import evolve, frozen
 
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
-from postpress_async.rotation.outcome import Outcome, State
-from postpress_async.rotation.plan import Row
+from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._pending_rows import OpenRow
+from postpress_async.rotation._rows import Row
 from postpress_async.rotation.pool import PooledProxy
-from postpress_async.rotation.resume import OpenRow
 from postpress_async.secret import Secret
 
 Plain = list[Any]

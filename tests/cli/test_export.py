@@ -17,8 +17,8 @@ from pyarrow import parquet
 from postpress_async.errors import RotationError
 from postpress_async.models import FieldError
 from postpress_async.rotation import State
-from postpress_async.rotation._whole_file import whole_file
-from postpress_async.rotation.export import COLUMNS, FORMATS, write_csv, write_jsonl, write_parquet
+from postpress_async.rotation._atomic_write import whole_file
+from postpress_async.rotation._export import COLUMNS, FORMATS, write_csv, write_jsonl, write_parquet
 from tests.support.journals import NIGHT, outcome, refused
 
 ROWS = [

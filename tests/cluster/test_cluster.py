@@ -36,10 +36,10 @@ from postpress_async.errors import (
     ResourceNotFoundError,
 )
 from postpress_async.rotation import Halt, Outcome, Row, State
-from postpress_async.rotation.given import Changes, Given
+from postpress_async.rotation._input import Changes, Given
+from postpress_async.rotation._pending_rows import OpenRow
 from postpress_async.rotation.journal import Journal, OnUnknown
 from postpress_async.rotation.pool import PooledProxy
-from postpress_async.rotation.resume import OpenRow
 from tests.conftest import KEY
 from tests.support.journals import outcome, write
 

@@ -16,9 +16,9 @@ from attrs import evolve
 
 from postpress_async import CustomProxy, ManagedProxy, Outcome, ProxyPool, RotationSummary
 from postpress_async.rotation import Halt, journal
-from postpress_async.rotation.halt import Halts
-from postpress_async.rotation.outlet import Outlet
-from postpress_async.rotation.resume import RowKeys
+from postpress_async.rotation._halt import Halts
+from postpress_async.rotation._outcome_queue import Outlet
+from postpress_async.rotation._pending_rows import RowKeys
 from tests.support import campaign_commands
 from tests.support.campaign import Player, describe, how_to_repeat, machine, play
 from tests.support.campaign_audit import audit

@@ -25,9 +25,9 @@ from postpress_async import (
 )
 from postpress_async._lifetime import Waits
 from postpress_async.rotation import Halt, RotationSummary, State
-from postpress_async.rotation.errand import Settler
-from postpress_async.rotation.plan import Row
-from postpress_async.rotation.resume import OpenRow, RowKeys
+from postpress_async.rotation._account_task import Settler
+from postpress_async.rotation._pending_rows import OpenRow, RowKeys
+from postpress_async.rotation._rows import Row
 from postpress_async.sandbox import Fault, Sandbox
 
 QUICK = RetryPolicy(first_wait=0.001, max_wait=0.01)

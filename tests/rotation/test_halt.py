@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from postpress_async import Outcome, errors
-from postpress_async.rotation.halt import WINDOW, Halt, Halts
+from postpress_async.rotation._halt import WINDOW, Halt, Halts
 
 
 def patched(account: str = "acc_1") -> Outcome:

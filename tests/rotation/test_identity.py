@@ -13,8 +13,8 @@ from postpress_async import AccountPatched, CustomProxy, Fleet, ManagedProxy, Pr
 from postpress_async.errors import JournalError
 from postpress_async.models import ProxyChange
 from postpress_async.rotation import Journal, State
-from postpress_async.rotation.identity import RowsDigest, text_of
-from postpress_async.rotation.plan import Refusal, Row, rows_of
+from postpress_async.rotation._row_digest import RowsDigest, text_of
+from postpress_async.rotation._rows import Refusal, Row, rows_of
 from postpress_async.sandbox import Sandbox
 from postpress_async.session import PostPressSession
 from tests.support.command_line import run, states

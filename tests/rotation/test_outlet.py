@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from postpress_async import Outcome
-from postpress_async.rotation.outlet import Outlet
+from postpress_async.rotation._outcome_queue import Outlet
 
 
 def outcome(ordinal: int) -> Outcome:

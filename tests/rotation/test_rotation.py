@@ -26,8 +26,8 @@ from postpress_async import (
 )
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Halt, Journal, Row, State, Update
-from postpress_async.rotation.errand import Errand
-from postpress_async.rotation.resume import RowKeys
+from postpress_async.rotation._account_task import Errand
+from postpress_async.rotation._pending_rows import RowKeys
 from postpress_async.sandbox import Fault, Sandbox
 from tests.support.journals import killed
 

@@ -11,7 +11,7 @@ from attrs import evolve
 from postpress_async import ManagedProxy, Outcome, Pace, PostPressSession, RetryPolicy, errors
 from postpress_async.errors import Applied
 from postpress_async.rotation import State
-from postpress_async.rotation.halt import UNREACHED, Halt, Halts
+from postpress_async.rotation._halt import UNREACHED, Halt, Halts
 from postpress_async.sandbox import Sandbox
 from tests.conftest import KEY
 from tests.support.command_line import run

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from postpress_async.errors import JournalNotWritableError, RotationError
-from postpress_async.rotation._whole_file import whole_file
+from postpress_async.rotation._atomic_write import whole_file
 from postpress_async.rotation.journal._checkpoint import checkpoint, delete_mark
 from postpress_async.rotation.journal._coverage import UNCOVER
 

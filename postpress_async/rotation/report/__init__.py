@@ -5,6 +5,6 @@ It is calm on purpose: who opens it in the morning wants to know in five seconds
 then what to do about the rest.
 """
 
-from postpress_async.rotation.report.page import write_report
+from postpress_async.rotation.report._page import write_report
 
 __all__ = ["write_report"]

@@ -12,13 +12,13 @@ import pytest
 from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Halt, Journal, Row, State
-from postpress_async.rotation.errand import Errand
-from postpress_async.rotation.export import write_jsonl
+from postpress_async.rotation._account_task import Errand
+from postpress_async.rotation._export import write_jsonl
+from postpress_async.rotation._pending_rows import RowKeys
+from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import OnFailed, OnUnknown
 from postpress_async.rotation.journal.numbers import count, stage_of
 from postpress_async.rotation.journal.reading import JournalView
-from postpress_async.rotation.plan import Refusal
-from postpress_async.rotation.resume import RowKeys
 from tests.support.command_line import run
 from tests.support.journals import NIGHT, killed, outcome, refused, write
 

@@ -21,9 +21,10 @@ from postpress_async.errors import JournalError, RotationError, Scope
 from postpress_async.rotation import State
 from postpress_async.rotation.journal.numbers import stage_of
 from postpress_async.rotation.journal.reading import JournalView
-from postpress_async.rotation.report import charts, write_report
-from postpress_async.rotation.report.findings import Findings, _latency, _step, find
-from postpress_async.rotation.report.listing import COLUMNS, pack
+from postpress_async.rotation.report import _charts as charts
+from postpress_async.rotation.report import write_report
+from postpress_async.rotation.report._findings import Findings, _latency, _step, find
+from postpress_async.rotation.report._listing import COLUMNS, pack
 from tests.support.journals import NIGHT, change, outcome, refused, write
 
 LARGEST = 5_000_000

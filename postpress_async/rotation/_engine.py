@@ -19,17 +19,17 @@ from postpress_async import events
 from postpress_async._guarded import Guarded
 from postpress_async._lifetime import Waits
 from postpress_async.errors import Applied, PostPressError, SessionClosedError
-from postpress_async.rotation.admission import Admission
-from postpress_async.rotation.errand import Settler, Update
-from postpress_async.rotation.halt import Halt, Halts
-from postpress_async.rotation.intake import Intake
+from postpress_async.rotation._account_task import Settler, Update
+from postpress_async.rotation._canary_gate import Admission
+from postpress_async.rotation._halt import Halt, Halts
+from postpress_async.rotation._outcome import Outcome, RotationSummary, State
+from postpress_async.rotation._outcome_queue import Outlet
+from postpress_async.rotation._outcome_sink import Notes
+from postpress_async.rotation._pending_rows import OpenRow, OpenRows, RowKeys, Source
+from postpress_async.rotation._row_source import Intake
+from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import Journal, Reach
-from postpress_async.rotation.notes import Notes
-from postpress_async.rotation.outcome import Outcome, RotationSummary, State
-from postpress_async.rotation.outlet import Outlet
-from postpress_async.rotation.plan import Refusal
 from postpress_async.rotation.pool import PooledProxy, ProxyPool
-from postpress_async.rotation.resume import OpenRow, OpenRows, RowKeys, Source
 
 _log = logging.getLogger("postpress_async.rotation")
 

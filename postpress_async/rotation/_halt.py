@@ -15,7 +15,7 @@ from postpress_async.errors import (
     Scope,
     TlsError,
 )
-from postpress_async.rotation.outcome import Outcome, State
+from postpress_async.rotation._outcome import Outcome, State
 
 FIRST_ANSWERS: Final = 20
 """So many accounts in a row that all get one and the same 401 tell of the key, not of the accounts."""

@@ -10,13 +10,13 @@ from typing import BinaryIO, Final
 from postpress_async import errors
 from postpress_async._version import __version__
 from postpress_async.errors import BY_CODE, BY_TYPE, PostPressError, RotationError, Scope
+from postpress_async.rotation._outcome import NO_PROXY_LEFT, Outcome, State
 from postpress_async.rotation.journal._times import duration
 from postpress_async.rotation.journal.advice import advice
 from postpress_async.rotation.journal.numbers import ErrorCount, Numbers, Stage, stage_of
 from postpress_async.rotation.journal.reading import JournalView
-from postpress_async.rotation.outcome import NO_PROXY_LEFT, Outcome, State
-from postpress_async.rotation.report.findings import Findings, find
-from postpress_async.rotation.report.listing import COLUMNS, pack
+from postpress_async.rotation.report._findings import Findings, find
+from postpress_async.rotation.report._listing import COLUMNS, pack
 
 SHOWN: Final = 100
 """Accounts of the list that are shown at once, and where no script runs."""
@@ -51,7 +51,7 @@ def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
 def _page(view: JournalView, now: float) -> str:
     import jinja2
 
-    from postpress_async.rotation.report import charts
+    from postpress_async.rotation.report import _charts as charts
 
     stage = stage_of(view)
     with view.at_one_moment():

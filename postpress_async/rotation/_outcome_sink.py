@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from postpress_async.rotation.outcome import Outcome
+from postpress_async.rotation._outcome import Outcome
 
 
 class Notes(Protocol):

@@ -13,10 +13,10 @@ from typing import Final, Protocol
 from postpress_async._lifetime import Waits
 from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
 from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
-from postpress_async.rotation.outcome import Outcome
-from postpress_async.rotation.plan import Row
+from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._pending_rows import RowKeys
+from postpress_async.rotation._rows import Row
 from postpress_async.rotation.pool import PooledProxy
-from postpress_async.rotation.resume import RowKeys
 
 STRIKES: Final = 2
 """Errors of a pool's proxy in one call, after which the account takes the next one: one often passes."""

@@ -5,7 +5,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Final
 
-from postpress_async.rotation.outcome import Outcome
+from postpress_async.rotation._outcome import Outcome
 
 
 class Outlet:

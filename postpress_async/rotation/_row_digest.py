@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 from postpress_async.models import CustomProxy
-from postpress_async.rotation.plan import Refusal, Row
+from postpress_async.rotation._rows import Refusal, Row
 
 _GATHERED: Final = 1024  # rows that are hashed at once
 

@@ -14,9 +14,9 @@ from attrs import frozen
 from markupsafe import Markup
 
 from postpress_async.errors import Scope
+from postpress_async.rotation._outcome import State
 from postpress_async.rotation.journal.numbers import ErrorCount
-from postpress_async.rotation.outcome import State
-from postpress_async.rotation.report.findings import Bar, Findings, Latency
+from postpress_async.rotation.report._findings import Bar, Findings, Latency
 
 Spec: TypeAlias = dict[str, Any]
 Row: TypeAlias = dict[str, Any]

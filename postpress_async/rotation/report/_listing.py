@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from postpress_async.rotation.outcome import Outcome
+from postpress_async.rotation._outcome import Outcome
 
 COLUMNS: Final = (
     "line",

@@ -7,11 +7,11 @@ from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 from attrs import define
 
 from postpress_async.errors import JournalError
+from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._outcome_sink import Notes
+from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._changes import Changes
-from postpress_async.rotation.notes import Notes
-from postpress_async.rotation.outcome import Outcome, State
-from postpress_async.rotation.plan import Refusal, Row
 
 Rows: TypeAlias = Iterator[Row | Refusal] | AsyncIterator[Row | Refusal]
 

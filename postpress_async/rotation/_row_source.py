@@ -3,8 +3,8 @@
 import asyncio
 from typing import Final
 
-from postpress_async.rotation.admission import Admission
-from postpress_async.rotation.resume import OpenRow, Takes
+from postpress_async.rotation._canary_gate import Admission
+from postpress_async.rotation._pending_rows import OpenRow, Takes
 
 CANCELLED: Final = (
     "the input was cancelled where nobody had cancelled the rotation: what follows was not read"

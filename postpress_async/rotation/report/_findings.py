@@ -7,9 +7,9 @@ from typing import Final
 
 from attrs import frozen
 
+from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation.journal.numbers import SENT, Numbers, Stage, count
 from postpress_async.rotation.journal.reading import JournalView, printable
-from postpress_async.rotation.outcome import Outcome, State
 
 BARS: Final = 96
 """Bars over time, at most."""

@@ -16,8 +16,8 @@ from itertools import islice
 from typing import Any, BinaryIO, Final, TypeAlias
 
 from postpress_async.errors import RotationError
+from postpress_async.rotation._outcome import Outcome
 from postpress_async.rotation.journal._times import instant
-from postpress_async.rotation.outcome import Outcome
 
 COLUMNS: Final = (
     "line",
