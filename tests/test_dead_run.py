@@ -15,7 +15,7 @@ from postpress_async.rotation import Halt, Journal, Row, State
 from postpress_async.rotation.errand import Errand
 from postpress_async.rotation.export import write_jsonl
 from postpress_async.rotation.journal import OnFailed, OnUnknown
-from postpress_async.rotation.journal.numbers import count, stage_of
+from postpress_async.rotation.journal._statistics import count, stage_of
 from postpress_async.rotation.journal.reading import JournalView
 from postpress_async.rotation.plan import Refusal
 from postpress_async.rotation.resume import RowKeys

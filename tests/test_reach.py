@@ -13,7 +13,7 @@ from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Journal, Outcome, Row, State
 from postpress_async.rotation.errand import Errand
-from postpress_async.rotation.journal._reach import LEAST, REACHED, Reach
+from postpress_async.rotation.journal._watermark import LEAST, REACHED, Reach
 from postpress_async.rotation.resume import RowKeys
 from postpress_async.sandbox import Sandbox
 from tests.journals import killed

@@ -22,7 +22,7 @@ from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_arg
 from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED, PARTS
 from postpress_async.rotation.given import Changes
 from postpress_async.rotation.journal import OnFailed, OnUnknown
-from postpress_async.rotation.journal.foresight import rows_known_to
+from postpress_async.rotation.journal._preflight import rows_known_to
 from postpress_async.rotation.plan import Faults
 from postpress_async.rotation.pool import Assign
 from postpress_async.rotation.pool.proxy_list import RefusedLine

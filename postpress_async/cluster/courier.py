@@ -9,7 +9,7 @@ from postpress_async.cluster.parcel import Sent, note_of
 from postpress_async.errors import PostPressError
 from postpress_async.rotation.engine import Rotation
 from postpress_async.rotation.errand import Proxies, Settler
-from postpress_async.rotation.journal._changes import Changes
+from postpress_async.rotation.journal._row_hashes import Changes
 from postpress_async.rotation.outcome import Outcome
 from postpress_async.rotation.pool import PooledProxy
 from postpress_async.rotation.resume import OpenRow

@@ -22,8 +22,8 @@ from postpress_async.rotation.fleet import Fleet
 from postpress_async.rotation.fleet._frame import Frame, is_frame
 from postpress_async.rotation.identity import RowsDigest
 from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
-from postpress_async.rotation.journal._input import NO_POOL
-from postpress_async.rotation.journal.foresight import rows_known_to
+from postpress_async.rotation.journal._input_check import NO_POOL
+from postpress_async.rotation.journal._preflight import rows_known_to
 from postpress_async.rotation.plan import Change, Refusal, Row, arows_of, rows_of, uses_pool
 from postpress_async.rotation.pool import ProxyPool
 from postpress_async.rotation.resume import Source

@@ -8,7 +8,7 @@ from attrs import define
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.journal._changes import Changes
+from postpress_async.rotation.journal._row_hashes import Changes
 from postpress_async.rotation.notes import Notes
 from postpress_async.rotation.outcome import Outcome, State
 from postpress_async.rotation.plan import Refusal, Row

@@ -14,7 +14,7 @@ from attrs import frozen
 from markupsafe import Markup
 
 from postpress_async.errors import Scope
-from postpress_async.rotation.journal.numbers import ErrorCount
+from postpress_async.rotation.journal._statistics import ErrorCount
 from postpress_async.rotation.outcome import State
 from postpress_async.rotation.report.findings import Bar, Findings, Latency
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from attrs import frozen
 
-from postpress_async.rotation.journal.numbers import SENT, Numbers, Stage, count
+from postpress_async.rotation.journal._statistics import SENT, Numbers, Stage, count
 from postpress_async.rotation.journal.reading import JournalView, printable
 from postpress_async.rotation.outcome import Outcome, State
 

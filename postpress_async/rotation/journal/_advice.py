@@ -3,7 +3,7 @@
 import os
 import shlex
 
-from postpress_async.rotation.journal.numbers import Numbers, Stage
+from postpress_async.rotation.journal._statistics import Numbers, Stage
 from postpress_async.rotation.outcome import State
 
 
