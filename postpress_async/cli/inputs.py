@@ -23,7 +23,7 @@ from postpress_async.rotation.fleet import Survey
 from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
 from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED, PARTS
 from postpress_async.rotation.journal import OnFailed, OnUnknown
-from postpress_async.rotation.journal.foresight import rows_known_to
+from postpress_async.rotation.journal._preflight import rows_known_to
 from postpress_async.rotation.pool import Assign
 from postpress_async.rotation.pool._proxy_list import RefusedLine
 from postpress_async.sandbox import Profile, own_accounts

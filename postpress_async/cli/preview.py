@@ -17,8 +17,8 @@ from postpress_async.cli.output import many
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Outcome, Row
 from postpress_async.rotation._rows import rows_of
-from postpress_async.rotation.journal._input import NO_POOL
-from postpress_async.rotation.journal.foresight import done_in, weigh
+from postpress_async.rotation.journal._input_check import NO_POOL
+from postpress_async.rotation.journal._preflight import done_in, weigh
 from postpress_async.rotation.pool import PooledProxy
 
 SHOWN: Final = 3

@@ -9,9 +9,9 @@ import click
 
 from postpress_async.cli.output import many, moment
 from postpress_async.rotation import State
+from postpress_async.rotation.journal._advice import advice
+from postpress_async.rotation.journal._statistics import Numbers, Stage, count, stage_of
 from postpress_async.rotation.journal._times import duration, instant
-from postpress_async.rotation.journal.advice import advice
-from postpress_async.rotation.journal.numbers import Numbers, Stage, count, stage_of
 from postpress_async.rotation.journal.reading import JournalView
 
 LISTED: Final = 12

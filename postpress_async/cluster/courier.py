@@ -11,7 +11,7 @@ from postpress_async.rotation._account_task import Proxies, Settler
 from postpress_async.rotation._engine import Rotation
 from postpress_async.rotation._outcome import Outcome
 from postpress_async.rotation._pending_rows import OpenRow
-from postpress_async.rotation.journal._changes import Changes
+from postpress_async.rotation.journal._row_hashes import Changes
 from postpress_async.rotation.pool import PooledProxy
 from postpress_async.session import PostPressSession
 

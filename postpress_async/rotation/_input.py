@@ -24,8 +24,8 @@ from postpress_async.rotation._rows import Change, Refusal, Row, arows_of, rows_
 from postpress_async.rotation.fleet import Fleet
 from postpress_async.rotation.fleet._frame import Frame, is_frame
 from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
-from postpress_async.rotation.journal._input import NO_POOL
-from postpress_async.rotation.journal.foresight import rows_known_to
+from postpress_async.rotation.journal._input_check import NO_POOL
+from postpress_async.rotation.journal._preflight import rows_known_to
 from postpress_async.rotation.pool import ProxyPool
 
 Changes: TypeAlias = (

@@ -11,7 +11,7 @@ from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._outcome_sink import Notes
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.journal._changes import Changes
+from postpress_async.rotation.journal._row_hashes import Changes
 
 Rows: TypeAlias = Iterator[Row | Refusal] | AsyncIterator[Row | Refusal]
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from postpress_async.errors import Scope
 from postpress_async.rotation._outcome import State
-from postpress_async.rotation.journal.numbers import ErrorCount
+from postpress_async.rotation.journal._statistics import ErrorCount
 from postpress_async.rotation.report._findings import Bar, Findings, Latency
 
 Spec: TypeAlias = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Final
 from attrs import frozen
 
 from postpress_async.rotation._outcome import Outcome, State
-from postpress_async.rotation.journal.numbers import SENT, Numbers, Stage, count
+from postpress_async.rotation.journal._statistics import SENT, Numbers, Stage, count
 from postpress_async.rotation.journal.reading import JournalView, printable
 
 BARS: Final = 96

@@ -17,7 +17,7 @@ from postpress_async.rotation._export import write_jsonl
 from postpress_async.rotation._pending_rows import RowKeys
 from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import OnFailed, OnUnknown
-from postpress_async.rotation.journal.numbers import count, stage_of
+from postpress_async.rotation.journal._statistics import count, stage_of
 from postpress_async.rotation.journal.reading import JournalView
 from tests.support.command_line import run
 from tests.support.journals import NIGHT, killed, outcome, refused, write

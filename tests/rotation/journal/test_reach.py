@@ -14,7 +14,7 @@ from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Journal, Outcome, Row, State
 from postpress_async.rotation._account_task import Errand
 from postpress_async.rotation._pending_rows import RowKeys
-from postpress_async.rotation.journal._reach import LEAST, REACHED, Reach
+from postpress_async.rotation.journal._watermark import LEAST, REACHED, Reach
 from postpress_async.sandbox import Sandbox
 from tests.support.journals import killed
 

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from postpress_async import Outcome
 from postpress_async.errors import JournalError
 from postpress_async.rotation import Journal, State
+from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._file import APPLICATION_ID
 from postpress_async.rotation.journal._lock import JournalFile
-from postpress_async.rotation.journal.advice import advice
-from postpress_async.rotation.journal.numbers import Numbers, Stage, count, stage_of
+from postpress_async.rotation.journal._statistics import Numbers, Stage, count, stage_of
 from postpress_async.rotation.journal.reading import JournalView
 from tests.support.journals import NIGHT, Run, change, outcome, refused, write
 

@@ -4,7 +4,7 @@ import os
 import shlex
 
 from postpress_async.rotation._outcome import State
-from postpress_async.rotation.journal.numbers import Numbers, Stage
+from postpress_async.rotation.journal._statistics import Numbers, Stage
 
 
 def advice(journal: str, numbers: Numbers, *, seen: bool = False) -> str:

@@ -19,7 +19,12 @@ from postpress_async.rotation.journal._file import (
     refusal_of,
     refuse_links,
 )
-from postpress_async.rotation.journal._input import completion, is_input, refuse_other, refuse_other_pool
+from postpress_async.rotation.journal._input_check import (
+    completion,
+    is_input,
+    refuse_other,
+    refuse_other_pool,
+)
 from postpress_async.rotation.journal._read_only import connect_read_only, refuse_stale
 
 
