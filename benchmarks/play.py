@@ -14,8 +14,8 @@ from benchmarks.virtual import Connector, run
 from benchmarks.world import Request, Result, Scenario
 from postpress_async import CustomProxy, Pace, PostPressError, PostPressSession, RetryPolicy, events
 from postpress_async.rotation import Outcome, State
-from postpress_async.sandbox.faults import NONE, Fault, Faults
-from postpress_async.sandbox.server import Server
+from postpress_async.sandbox._faults import NONE, Fault, Faults
+from postpress_async.sandbox._server import Server
 
 LATENCY: Final = 0.05
 """Seconds that an update takes."""

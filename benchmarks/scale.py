@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from benchmarks.canned import canned_server, two_cores
 from postpress_async import CustomProxy, PostPressSession, ProxyChange
-from postpress_async.cli.progress import Figures
+from postpress_async._cli.progress import Figures
 
 KEY: Final = "pp_bench_0123456789abcdef0123456789abcdef"
 CHANGE: Final = CustomProxy(

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable
 
 from benchmarks.world import Disruption, Request, Scenario
-from postpress_async.sandbox.faults import LOST, NONE, Fault
-from postpress_async.sandbox.server import Outage
+from postpress_async.sandbox._faults import LOST, NONE, Fault
+from postpress_async.sandbox._server import Outage
 
 PROVIDER = Fault(type="errors/provider_error")
 PROXY = Fault(type="errors/proxy_error")

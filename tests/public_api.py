@@ -11,7 +11,7 @@ import attrs
 import click
 
 import postpress_async
-from postpress_async.cli import cli
+from postpress_async._cli import cli
 
 SNAPSHOT = Path(__file__).parent / "data" / "public-api.txt"
 
@@ -26,7 +26,7 @@ class Told(str):
 def modules() -> list[str]:
     """What users import from: neither what begins with an underscore nor the parts of a folder."""
     found = [f"postpress_async.{m.name}" for m in pkgutil.iter_modules(postpress_async.__path__)]
-    return ["postpress_async", *sorted(n for n in found if "._" not in n and n != "postpress_async.cli")]
+    return ["postpress_async", *sorted(n for n in found if "._" not in n and n != "postpress_async._cli")]
 
 
 def shape(call: object) -> str:

@@ -242,7 +242,7 @@ def test_the_check_of_many_bad_rows_takes_bounded_memory(folder, words) -> None:
 
 _PEAK = """
 import atexit, sys
-from postpress_async.cli import run
+from postpress_async._cli import run
 
 @atexit.register
 def tell():

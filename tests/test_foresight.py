@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from postpress_async import cli
+from postpress_async import _cli as cli
 from postpress_async.rotation.journal._checkpoint import LOG_NEEDED
 from postpress_async.rotation.journal._lock import JournalFile
 from tests.test_cli import KEY

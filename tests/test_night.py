@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from postpress_async.sandbox import Sandbox
-from postpress_async.sandbox.faults import _chances
+from postpress_async.sandbox._faults import _chances
 from tests.test_cli import KEY
 
 ACCOUNTS = int(os.environ.get("POSTPRESS_TEST_NIGHT", "3000"))

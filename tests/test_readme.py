@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from postpress_async.cli.catalogue import table
+from postpress_async._cli.errors import table
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 CONSOLES = re.findall(r"^```console\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)

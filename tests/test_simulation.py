@@ -9,9 +9,9 @@ from benchmarks.scenarios import ALL
 from benchmarks.simulation import HEAD, line
 from benchmarks.world import Scenario, broken
 from postpress_async import CustomProxy, Pace, PostPressError, ProxyPool, RetryPolicy, errors, events
-from postpress_async.cli.progress import Figures
+from postpress_async._cli.progress import Figures
 from postpress_async.rotation import State
-from postpress_async.sandbox.faults import Fault
+from postpress_async.sandbox._faults import Fault
 from tests.virtual_world import (
     HOLDS,
     PROXY,

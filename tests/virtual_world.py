@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.virtual import Connector, run
 from postpress_async import CustomProxy, Pace, PostPressSession, RetryPolicy, events
-from postpress_async.sandbox.faults import Fault
-from postpress_async.sandbox.server import Server
+from postpress_async.sandbox._faults import Fault
+from postpress_async.sandbox._server import Server
 
 PROXY = CustomProxy(host="proxy.example.com", port=8080)
 UNWELL = "errors/service_unavailable"

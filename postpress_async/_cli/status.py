@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from postpress_async.cli.output import many, moment
+from postpress_async._cli.output import many, moment
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._times import duration, instant
 from postpress_async.rotation.journal.advice import advice

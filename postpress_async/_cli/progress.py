@@ -12,7 +12,7 @@ import rich.progress
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from postpress_async.cli.output import tell
+from postpress_async._cli.output import tell
 from postpress_async.rotation import Outcome, Rotation, State
 
 REDRAW: Final = 0.1

@@ -10,10 +10,10 @@ from typing import Any, Final, Literal
 import click
 from attrs import frozen
 
-from postpress_async.cli import options
-from postpress_async.cli.feed import Feed
-from postpress_async.cli.hints import retry_command
-from postpress_async.cli.output import many
+from postpress_async._cli import options
+from postpress_async._cli.event_stream import Feed
+from postpress_async._cli.next_command import retry_command
+from postpress_async._cli.output import many
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Fleet, Halt, ProxyPool

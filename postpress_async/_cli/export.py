@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from postpress_async.cli.output import open_output
+from postpress_async._cli.output import open_output
 from postpress_async.rotation import State
 from postpress_async.rotation.export import ENDINGS, FORMATS
 from postpress_async.rotation.journal.reading import JournalView

@@ -9,11 +9,11 @@ from typing import Any, Final
 import attrs
 import click
 
+from postpress_async._cli import exit_codes, options
+from postpress_async._cli.event_stream import Feed
+from postpress_async._cli.inputs import Job
+from postpress_async._cli.output import many
 from postpress_async._settings import read_api_key, read_base_url, target_of
-from postpress_async.cli import exits, options
-from postpress_async.cli.feed import Feed
-from postpress_async.cli.inputs import Job
-from postpress_async.cli.output import many
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Outcome, Row
 from postpress_async.rotation.journal._input import NO_POOL
@@ -74,7 +74,7 @@ def preview(job: Job, feed: Feed) -> int:
     requests = [(f"{url}/accounts/{row.account_id}", _shown(change)) for row, (change, _) in given[:SHOWN]]
     if wishes.json:
         feed.dry_run(
-            exit_code=exits.ALL_PATCHED,
+            exit_code=exit_codes.ALL_PATCHED,
             accounts=survey.rows,
             own=survey.rows - survey.managed - survey.pooled,
             managed=survey.managed,
@@ -91,7 +91,7 @@ def preview(job: Job, feed: Feed) -> int:
             journal=job.journal,
             journal_bytes=round(weight),
         )
-        return exits.ALL_PATCHED
+        return exit_codes.ALL_PATCHED
     click.echo(f"{many(survey.rows, 'account', 'accounts')}: {_kinds(job)}")
     if job.pool is not None:
         lists, accounts = " and ".join(wishes.pool), many(survey.pooled, "account", "accounts")
@@ -107,7 +107,7 @@ def preview(job: Job, feed: Feed) -> int:
     click.echo(f"the journal {job.journal} would weigh {_bytes(weight)}{' more' if done else ''}")
     if not has_key and wishes.cluster is None:
         click.echo("no API key is given: the real run requires POSTPRESS_API_KEY or --api-key-file FILE")
-    return exits.ALL_PATCHED
+    return exit_codes.ALL_PATCHED
 
 
 def _kinds(job: Job) -> str:

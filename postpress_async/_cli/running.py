@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from postpress_async.cli import exits, options
-from postpress_async.cli.feed import Feed
-from postpress_async.cli.inputs import Job, Wishes
-from postpress_async.cli.output import moment, tell, tell_file_limit_once
-from postpress_async.cli.progress import Paused, Progress
-from postpress_async.cli.serve import first_addresses
+from postpress_async._cli import exit_codes, options
+from postpress_async._cli.event_stream import Feed
+from postpress_async._cli.inputs import Job, Wishes
+from postpress_async._cli.output import moment, tell, tell_file_limit_once
+from postpress_async._cli.progress import Paused, Progress
+from postpress_async._cli.sandbox import first_addresses
 from postpress_async.errors import RotationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
@@ -84,7 +84,7 @@ async def run_job(job: Job, feed: Feed) -> int:
             "folder": os.getcwd(),
         }
         ended = await _run(job, sender, rotation, feed)
-        code = exits.code_of(rotation.summary, interrupted=ended.interrupted)
+        code = exit_codes.code_of(rotation.summary, interrupted=ended.interrupted)
         _conclude(job, rotation.summary, ended, feed)
         if sandbox is not None:
             requests, patched = sandbox.record.requests, len(sandbox.record.patched_accounts)
@@ -161,7 +161,7 @@ async def _run(job: Job, sender: Paused, rotation: Rotation, feed: Feed) -> _End
     except RotationError as error:
         if not rotation.summary.attempts:
             raise
-        feed.ended(rotation.summary, exits.HALTED, job.journal)
+        feed.ended(rotation.summary, exit_codes.HALTED, job.journal)
         raise _Halted(str(error)) from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
@@ -187,7 +187,7 @@ def _why_complete(job: Job, rotation: Rotation) -> str:
 
 
 class _Halted(click.ClickException):
-    exit_code = exits.HALTED
+    exit_code = exit_codes.HALTED
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import get_args
 
 import click
 
-from postpress_async.cli import options
-from postpress_async.cli.output import tell_file_limit_once
+from postpress_async._cli import options
+from postpress_async._cli.output import tell_file_limit_once
 from postpress_async.rotation import ProxyPool
 from postpress_async.sandbox import API_KEY, Profile, Sandbox
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from postpress_async.cli.headings import WORDS
+from postpress_async._cli.command import WORDS
 
 _PROGRAM: Final = "postpress-async"
 

@@ -2,8 +2,8 @@
 
 import click
 
-from postpress_async.cli import exits
-from postpress_async.cli.running import cluster_extra
+from postpress_async._cli import exit_codes
+from postpress_async._cli.running import cluster_extra
 
 
 @click.command("cluster-certificates", short_help="Create the TLS certificate of a cluster.")
@@ -27,4 +27,4 @@ def cluster_certificates(folder: str) -> int:
     click.echo(f"  POSTPRESS_API_KEY=... dask worker tls://SCHEDULER:8786 --nworkers -1 --nthreads 1 {tls}")
     click.echo("Run the rotation on this machine:")
     click.echo(f"  postpress-async rotate FLEET --cluster tls://SCHEDULER:8786 --certificates {folder}")
-    return exits.ALL_PATCHED
+    return exit_codes.ALL_PATCHED

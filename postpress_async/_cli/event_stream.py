@@ -11,12 +11,12 @@ import attrs
 import click
 
 from postpress_async import events
-from postpress_async.cli.output import tell
+from postpress_async._cli.output import tell
 from postpress_async.rotation import Outcome, Refusal, RotationSummary
 from postpress_async.rotation.pool.proxy_list import RefusedLine
 
 if TYPE_CHECKING:
-    from postpress_async.cli.inputs import Job
+    from postpress_async._cli.inputs import Job
 
 
 class Feed:

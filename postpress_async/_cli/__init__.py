@@ -7,19 +7,19 @@ from typing import Final
 
 import click
 
+from postpress_async._cli import exit_codes
+from postpress_async._cli.arguments import refuse_secrets
+from postpress_async._cli.certificates import cluster_certificates
+from postpress_async._cli.completion import completion
+from postpress_async._cli.errors import errors
+from postpress_async._cli.export import export
+from postpress_async._cli.output import TOO_MANY_FILES, is_file_limit
+from postpress_async._cli.report import report
+from postpress_async._cli.rotate import retry_failed, rotate
+from postpress_async._cli.sandbox import sandbox
+from postpress_async._cli.status import status
+from postpress_async._cli.update import update
 from postpress_async._version import __version__
-from postpress_async.cli import exits
-from postpress_async.cli.arguments import refuse_secrets
-from postpress_async.cli.catalogue import errors
-from postpress_async.cli.certificates import cluster_certificates
-from postpress_async.cli.completion import completion
-from postpress_async.cli.export import export
-from postpress_async.cli.output import TOO_MANY_FILES, is_file_limit
-from postpress_async.cli.report import report
-from postpress_async.cli.rotate import retry_failed, rotate
-from postpress_async.cli.serve import sandbox
-from postpress_async.cli.status import status
-from postpress_async.cli.update import update
 from postpress_async.errors import ConfigurationError, JournalNotWritableError, RotationError
 
 _SETTINGS: Final = {
@@ -29,7 +29,7 @@ _SETTINGS: Final = {
 }
 
 
-@click.group(context_settings=_SETTINGS, epilog=exits.HELP)
+@click.group(context_settings=_SETTINGS, epilog=exit_codes.HELP)
 @click.version_option(__version__, allow_from_autoenv=False)  # many an image has a POSTPRESS_VERSION
 def cli() -> None:
     """
@@ -53,30 +53,30 @@ def run() -> None:
     """The command line, with every foreseen refusal told in one sentence on standard error."""
     try:
         refuse_secrets(sys.argv[1:])
-        sys.exit(cli.main(standalone_mode=False) or exits.ALL_PATCHED)
+        sys.exit(cli.main(standalone_mode=False) or exit_codes.ALL_PATCHED)
     except click.UsageError as error:
         error.show()
-        sys.exit(exits.BAD_INPUT)
+        sys.exit(exit_codes.BAD_INPUT)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except JournalNotWritableError as error:
         click.echo(f"postpress-async: {error}", err=True)
-        sys.exit(exits.HALTED)
+        sys.exit(exit_codes.HALTED)
     except (ConfigurationError, RotationError, ValueError) as error:
         click.echo(f"postpress-async: {error}", err=True)
-        sys.exit(exits.BAD_INPUT)
+        sys.exit(exit_codes.BAD_INPUT)
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to flush at exit
-        sys.exit(exits.SOME_LEFT)
+        sys.exit(exit_codes.SOME_LEFT)
     except OSError as error:
         if is_file_limit(error):
             click.echo(f"postpress-async: {TOO_MANY_FILES}", err=True)
-            sys.exit(exits.HALTED)
+            sys.exit(exit_codes.HALTED)
         if error.errno != errno.ENOSPC:
             raise
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what could not be written is not tried again
         click.echo(f"postpress-async: standard output cannot be written ({error.strerror})", err=True)
-        sys.exit(exits.BAD_INPUT)
+        sys.exit(exit_codes.BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(exits.INTERRUPTED)
+        sys.exit(exit_codes.INTERRUPTED)

@@ -8,13 +8,13 @@ from typing import Any, Final, TypeVar, get_args
 
 import click
 
-from postpress_async.cli import exits, options
-from postpress_async.cli.feed import Feed
-from postpress_async.cli.headings import Headed
-from postpress_async.cli.hints import options_given, same_command
-from postpress_async.cli.inputs import Wishes, open_job
-from postpress_async.cli.preview import preview
-from postpress_async.cli.running import run_job
+from postpress_async._cli import exit_codes, options
+from postpress_async._cli.command import Headed
+from postpress_async._cli.event_stream import Feed
+from postpress_async._cli.inputs import Wishes, open_job
+from postpress_async._cli.next_command import options_given, same_command
+from postpress_async._cli.preview import preview
+from postpress_async._cli.running import run_job
 from postpress_async.rotation.pool import Assign
 from postpress_async.sandbox import Profile
 
@@ -248,6 +248,6 @@ def _carry_out(wishes: Wishes) -> int:
     with open_job(wishes, feed) as job:
         if (why := job.nothing_sent) is not None:
             click.echo(why, err=True)
-            feed.not_begun(exits.BAD_INPUT, why, job.journal)
-            return exits.BAD_INPUT
+            feed.not_begun(exit_codes.BAD_INPUT, why, job.journal)
+            return exit_codes.BAD_INPUT
         return preview(job, feed) if wishes.dry_run else asyncio.run(run_job(job, feed))

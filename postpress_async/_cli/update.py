@@ -7,8 +7,8 @@ from typing import Literal
 
 import click
 
+from postpress_async._cli import exit_codes, options
 from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey, check_key
-from postpress_async.cli import exits, options
 from postpress_async.errors import Applied, PostPressError, Scope
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.session import PostPressSession
@@ -79,14 +79,14 @@ async def _update(
             # An earlier command with the caller's own key may have applied the change.
             if error.applied is Applied.UNKNOWN or own_key:
                 _tell_key(keys)
-            return exits.KEY_REFUSED if error.scope is Scope.KEY else exits.SOME_LEFT
+            return exit_codes.KEY_REFUSED if error.scope is Scope.KEY else exit_codes.SOME_LEFT
         except asyncio.CancelledError:
             click.echo(f"postpress-async: {account_id}: the change may have been applied.", err=True)
             _tell_key(keys)
             raise
     tries = len(done.attempts)
     click.echo(f"{done.account_id} patched, in {tries} attempt{'s' if tries > 1 else ''}")
-    return exits.ALL_PATCHED
+    return exit_codes.ALL_PATCHED
 
 
 def _tell_key(keys: Keys) -> None:
