@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from benchmarks.canned import canned_server, two_cores
 from postpress_async import CustomProxy, PostPressSession, ProxyChange
-from postpress_async._cli.progress import Figures
+from postpress_async._cli.progress import ProgressStats
 
 KEY: Final = "pp_bench_0123456789abcdef0123456789abcdef"
 CHANGE: Final = CustomProxy(
@@ -70,7 +70,7 @@ async def _rotate(session: PostPressSession, count: int, journal: Path, new: int
             yield change
 
     async with session.rotate(changes(), journal=journal, in_flight=WORKERS) as rotation:
-        figures = Figures(count, rotation, session)
+        figures = ProgressStats(count, rotation, session)
         async for outcome in rotation:
             figures.add(outcome)
             if outcome.ordinal % (count // 10) == 0 and outcome.ordinal:

@@ -1,43 +1,49 @@
-"""A command whose help groups its options under headings."""
+"""Click classes for this command line: options in groups, and commands in the order of use."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
 
 WORDS: Final = "postpress_async.words"
-"""Where a context's ``meta`` has the words of its command."""
+"""Key of `click.Context.meta` for the command's arguments as the user typed them."""
 
 
-class Headed(click.Command):
+class Option(click.Option):
     """
-    A command whose help groups its options under headings.
+    An option whose help names its environment variable.
 
     Args:
-        headings: The option names, such as ``--pool``, by heading, both in the order of the help. Options
-            without a heading come last, under Options.
+        group: Heading under which the command's help lists the option.
     """
 
-    def __init__(self, *args: Any, headings: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.headings: Final = headings
+    def __init__(self, *args: Any, group: str = "Options", **settings: Any) -> None:
+        super().__init__(*args, **{"show_envvar": True, **settings})
+        self.group: Final = group
+
+
+class Command(click.Command):
+    """A command whose help lists its options by group."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep the words as they were given, for hints that name the command to type next."""
+        """Keep the arguments for messages that suggest a command."""
         ctx.meta[WORDS] = tuple(args)
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the help of the options, called by click."""
-        records = {}
-        for option in self.get_params(ctx):
-            if isinstance(option, click.Option) and (record := option.get_help_record(ctx)) is not None:
-                records[option.opts[-1]] = record
-        for heading, names in self.headings.items():
-            rows = [records.pop(name) for name in names if name in records]
-            if rows:
-                with formatter.section(heading):
-                    formatter.write_dl(rows)
-        if records:
-            with formatter.section("Options"):
-                formatter.write_dl(list(records.values()))
+        """Write the options under their headings. Called by click."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            # Some versions of click return a record for arguments too.
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "group", "Options"), []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class Commands(click.Group):
+    """A group whose help lists its commands in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The names of the commands. Called by click."""
+        return list(self.commands)

@@ -1,240 +1,151 @@
-"""What a rotation is asked to do, and its inputs: opened, and checked before a byte is sent."""
+"""The inputs of a rotation: opened, checked, and reported on before the first request."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import click
 from attrs import frozen
 
-from postpress_async._cli import options
-from postpress_async._cli.event_stream import Feed
-from postpress_async._cli.next_command import retry_command
-from postpress_async._cli.output import many
+from postpress_async._cli.event_stream import EventStream
+from postpress_async._cli.output import counted
+from postpress_async._cli.rotate_options import RotateOptions
+from postpress_async._cli.secret_input import read_secret_file
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
-from postpress_async.rotation import Fleet, Halt, ProxyPool
+from postpress_async.rotation import Fleet, ProxyPool
 from postpress_async.rotation.fleet import Survey
 from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
 from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED, PARTS
 from postpress_async.rotation.given import Changes
-from postpress_async.rotation.journal import OnFailed, OnUnknown
 from postpress_async.rotation.journal.foresight import rows_known_to
 from postpress_async.rotation.plan import Faults
-from postpress_async.rotation.pool import Assign
 from postpress_async.rotation.pool.proxy_list import RefusedLine
-from postpress_async.sandbox import Profile, own_accounts
+from postpress_async.sandbox import own_accounts
 
-COLUMNS_SHOWN: Final = 20
-"""Unused columns that are named before the rest is only counted."""
+_NAMED_COLUMNS: Final = 20  # unused columns whose names are shown; the others are only counted
 
-_LOOKED_AT: Final = 1_000  # unused columns that may be misspelt: with more, it is another kind of table
+_COMPARED_COLUMNS: Final = 1_000  # unused columns that are compared with the known names
 
-_NOTHING_ASKED_ADVICE: Final = (
-    "give --pool FILE or --country CC for all of them, or each row a proxy or a country"
-)
-
-_OF_A_POOL: Final = ("assign", "pool_seed", "accounts_per_proxy", "failovers")
-
-
-@frozen(kw_only=True)
-class Wishes:
-    """
-    The words of the command line, by the names of their options.
-
-    Attributes:
-        command: The whole command, as it was given.
-        given: For the name of each option that was an argument, its words: the others are variables or
-            defaults.
-    """
-
-    command: str
-    given: Mapping[str, list[str]]
-    fleet: str | None
-    database: str | None
-    database_file: str | None
-    query: str | None
-    journal: str | None
-    pool: tuple[str, ...]
-    assign: Assign
-    pool_seed: int
-    accounts_per_proxy: int | None
-    failovers: int
-    country: str | None
-    skip_bad: bool
-    in_flight: int
-    rate: float | None
-    attempts: int
-    limit: int | None
-    max_duration: float | None
-    cluster: str | None
-    certificates: str | None
-    halt: str | int
-    canary: int
-    on_unknown: OnUnknown
-    on_failed: OnFailed = "report"
-    dry_run: bool
-    json: bool
-    verbose: bool
-    sandbox: bool
-    profile: Profile
-    seed: int
-    dead_proxies: int
-    api_key_file: str | None
-    base_url: str | None
-    transport: Literal["session", "lean"]
-    no_idempotency: bool = False
-
-    def check(self) -> None:
-        """Raise `click.UsageError` for words that do not go together."""
-        # Only arguments: a variable may be set for all nights, and this one has no pool.
-        if not self.pool and (idle := [name for name in _OF_A_POOL if name in self.given]):
-            names = " and ".join(f"--{name.replace('_', '-')}" for name in idle)
-            require = "requires" if len(idle) == 1 else "require"
-            raise click.UsageError(f"{names} {require} --pool")
-        if not self.sandbox and (self.profile != "steady" or self.seed or self.dead_proxies):
-            raise click.UsageError(
-                "--profile, --seed and --dead-proxies are of the sandbox: give --sandbox too"
-            )
-        if self.dead_proxies and not self.pool:
-            raise click.UsageError("--dead-proxies requires --pool")
-        if self.pool and self.country is not None:
-            raise click.UsageError(
-                "rows that name no change get a proxy of --pool or one of --country, not both"
-            )
-        if self.query is not None and self.fleet is not None:
-            raise click.UsageError("the accounts come from FLEET or from --query, not both")
-        if self.query is None and (self.database is not None or self.database_file is not None):
-            raise click.UsageError("--from and --from-file name a database: give --query too")
-        if self.certificates is not None and self.cluster is None:
-            raise click.UsageError("--certificates are those of a cluster: give --cluster too")
-        if [self.fleet, *self.pool].count("-") > 1:
-            raise click.UsageError("standard input can be the FLEET or one --pool, not both")
-
-    def retry_failed(self, journal: str) -> str:
-        """The command that sends again what failed: this one's accounts, proxies and target."""
-        return retry_command(self.given, journal, self.fleet)
-
-    @property
-    def halts(self) -> Halt:
-        """When to stop by itself."""
-        return Halt(failures=self.halt, canary=self.canary)
+_NOTHING_ASKED_ADVICE: Final = "use --pool FILE or --country CC, or give each row a proxy or a country"
 
 
 @frozen
 class Job:
     """
-    A rotation that is ready to begin.
+    A rotation that is ready to start.
 
     Attributes:
-        wishes: What was asked for.
-        changes: The accounts, as ``session.rotate`` takes them.
-        pool: For those that name no change.
-        journal: Where it is kept.
-        survey: The rows in numbers; of a journal's known input, their number alone.
-        checked: Whether the rows were looked at: a journal that knows its input knows they were.
+        options: The options of the command.
+        changes: The accounts, as the argument of ``session.rotate``.
+        pool: Proxies for the accounts without a change.
+        journal: Path of the journal.
+        survey: Numbers of rows. If the journal knows the fleet, only their total.
+        is_checked: Whether the rows were read. A journal only knows a fleet whose rows were all valid.
     """
 
-    wishes: Wishes
+    options: RotateOptions
     changes: Changes
     pool: ProxyPool | None
     journal: str
     survey: Survey
-    checked: bool = True
+    is_checked: bool = True
 
     @property
     def total(self) -> int:
-        """Rows, whether they can be sent or not."""
+        """Number of rows, including invalid ones."""
         return self.survey.rows + self.survey.refused
 
     @property
-    def nothing_sent(self) -> str | None:
-        """Why it must not begin, and the next step, in a sentence; None if it may begin."""
-        lines = 0 if self.pool is None else len(self.pool.refusals)
-        bad = self.survey.refused + lines
-        if bad and not self.wishes.skip_bad:
-            correct = f"nothing was sent: correct {'it' if bad == 1 else 'them'}"
+    def reason_not_to_start(self) -> str | None:
+        """Why the rotation cannot start, and what to do; None if it can."""
+        invalid = self.survey.refused + (0 if self.pool is None else len(self.pool.refusals))
+        if invalid and not self.options.skip_bad:
+            correct = f"nothing was sent: correct {'it' if invalid == 1 else 'them'}"
             if not self.survey.rows:
                 return correct
-            usable = many(self.survey.rows, "account", "accounts")
+            valid = counted(self.survey.rows, "account")
             if self.pool is not None:
-                usable += f" and {many(len(self.pool), 'proxy', 'proxies')}"
-            return f"{correct}, or leave out what cannot be used by --skip-bad: {usable} can be used"
-        if self.pool is not None and self.checked and self.survey.rows and not self.survey.pooled:
-            return f"nothing was sent: {_unused(self.survey)}: leave --pool out, or empty those columns"
+                valid += f" and {counted(len(self.pool), 'proxy', 'proxies')}"
+            return f"{correct}, or use --skip-bad to send only what is valid: {valid}"
+        if self.pool is not None and self.is_checked and self.survey.rows and not self.survey.pooled:
+            reason = _why_unused(self.survey)
+            return f"nothing was sent: {reason}. Remove --pool, or empty those columns"
         return None
 
 
-def _unused(survey: Survey) -> str:
-    """Why no row would use the pool."""
+def _why_unused(survey: Survey) -> str:
     own = survey.rows - survey.managed
     rows = []
     if survey.managed:
         verb = "orders a managed proxy by its" if survey.managed == 1 else "order a managed proxy by their"
-        rows.append(f"{many(survey.managed, 'row', 'rows')} {verb} country or ip column")
+        rows.append(f"{counted(survey.managed, 'row')} {verb} country or ip column")
     if own:
-        verb = "names a proxy of its own" if own == 1 else "name a proxy of their own"
-        rows.append(f"{many(own, 'row', 'rows')} {verb}")
+        rows.append(
+            f"{counted(own, 'row')} {'names a proxy of its' if own == 1 else 'name a proxy of their'} own"
+        )
     return f"no row would use --pool, since {' and '.join(rows)}"
 
 
 @contextmanager
-def open_job(wishes: Wishes, feed: Feed) -> Iterator[Job]:
+def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
     """
-    The job, as long as its inputs are open. What cannot be used is told on standard error and to *feed*.
+    Open the inputs while the block runs, and report invalid rows and lines.
 
     Raises:
         FleetError: The fleet or the pool cannot be read.
     """
-    pool = _open_pool(wishes, feed) if wishes.pool else None
-    default = None if wishes.country is None else ManagedProxy(country=wishes.country)
-    if wishes.fleet is None and wishes.query is None:
-        changes: Changes = dict.fromkeys(own_accounts(), default or ManagedProxy(country="US"))
-        if pool is not None:
-            changes = own_accounts()
-        count = len(own_accounts())
-        managed, pooled = (count, 0) if pool is None else (0, count)
-        journal = wishes.journal or "sandbox.rotation.sqlite3"
-        yield Job(wishes, changes, pool, journal, Survey(count, managed, pooled))
+    pool = _open_pool(options, events) if options.pool else None
+    default = None if options.country is None else ManagedProxy(country=options.country)
+    if options.fleet is None and options.query is None:
+        accounts = own_accounts()
+        changes: Changes = accounts
+        survey = Survey(rows=len(accounts), pooled=len(accounts))
+        if pool is None:
+            changes = dict.fromkeys(accounts, default or ManagedProxy(country="US"))
+            survey = Survey(rows=len(accounts), managed=len(accounts))
+        yield Job(options, changes, pool, options.journal or "sandbox.rotation.sqlite3", survey)
         return
-    with _open_fleet(wishes, default, pooled=pool is not None) as fleet:
+    with _open_fleet(options, default, pooled=pool is not None) as fleet:
         _check_columns(fleet.name, fleet.ignored_columns, COLUMNS)
-        journal = wishes.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
-        known = None if wishes.dry_run else rows_known_to(journal, fleet.digest)
-        if known is not None:  # every row was checked when the journal was begun, and none has changed
-            fleet.counted = known
-            yield Job(wishes, fleet, pool, journal, Survey(known), checked=False)
+        journal = options.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
+        known_rows = None if options.dry_run else rows_known_to(journal, fleet.digest)
+        if known_rows is not None:  # all rows were checked when the journal was created, and none has changed
+            fleet.counted = known_rows
+            yield Job(options, fleet, pool, journal, Survey(known_rows), is_checked=False)
             return
-        survey = fleet.survey(lambda refusal: feed.refused(fleet.name, refusal))
-        _tell(fleet.name, survey.faults)
-        if pool is not None and 0 < survey.pooled < survey.rows and not wishes.dry_run:
-            click.echo(f"{many(survey.rows, 'account', 'accounts')}: {survey.kinds}", err=True)
-        yield Job(wishes, fleet, pool, journal, survey)
+        survey = fleet.survey(lambda refusal: events.refused(fleet.name, refusal))
+        _report_faults(fleet.name, survey.faults)
+        if pool is not None and 0 < survey.pooled < survey.rows and not options.dry_run:
+            click.echo(f"{counted(survey.rows, 'account')}: {survey.kinds}", err=True)
+        yield Job(options, fleet, pool, journal, survey)
 
 
-def _open_fleet(wishes: Wishes, default: ManagedProxy | None, *, pooled: bool) -> Fleet:
-    if wishes.query is None:
-        return Fleet.open(wishes.fleet or "-", default=default, pooled=pooled)
-    if wishes.database_file is not None:
-        url = options.read_secret_file(wishes.database_file, "the database's URL").reveal()
-    elif wishes.database is not None:
-        url = check_argument(wishes.database)
+def _open_fleet(options: RotateOptions, default: ManagedProxy | None, *, pooled: bool) -> Fleet:
+    if options.query is None:
+        return Fleet.open(options.fleet or "-", default=default, pooled=pooled)
+    if options.database_file is not None:
+        url = read_secret_file(options.database_file, "the database's URL").reveal()
+    elif options.database is not None:
+        url = check_argument(options.database)
     elif not (url := os.environ.get(DATABASE_URL, "")):
-        raise click.UsageError(f"say which database: --from URL, --from-file FILE, or {DATABASE_URL}")
-    return Fleet.open_query(url, wishes.query, default=default, pooled=pooled)
+        raise click.UsageError(
+            f"--query requires a database: --from URL, --from-file FILE, or {DATABASE_URL}"
+        )
+    return Fleet.open_query(url, options.query, default=default, pooled=pooled)
 
 
-def _open_pool(wishes: Wishes, feed: Feed) -> ProxyPool:
+def _open_pool(options: RotateOptions, events: EventStream) -> ProxyPool:
     pool = ProxyPool.read(
-        *wishes.pool,
-        skip_bad=True,  # lists and fleet are checked together, and refused in `Job.nothing_sent`
-        assign=wishes.assign,
-        seed=wishes.pool_seed,
-        accounts_per_proxy=wishes.accounts_per_proxy,
-        failovers=wishes.failovers,
+        *options.pool,
+        skip_bad=True,  # invalid lines are reported together with invalid rows, by `Job.reason_not_to_start`
+        assign=options.assign,
+        seed=options.pool_seed,
+        accounts_per_proxy=options.accounts_per_proxy,
+        failovers=options.failovers,
     )
     for name, columns in pool.ignored_columns.items():
         _check_columns(name, columns, ("proxy", *PARTS))
@@ -243,24 +154,24 @@ def _open_pool(wishes: Wishes, feed: Feed) -> ProxyPool:
         for refusal in pool.refusals:
             if refusal.source == name:
                 faults.add(refusal)
-                feed.refused(name, refusal)
-        _tell(name, faults)
+                events.refused(name, refusal)
+        _report_faults(name, faults)
     return pool
 
 
 def _check_columns(name: str, unused: Sequence[str], known: Sequence[str]) -> None:
-    """Tell of columns that are not used; refuse one that is nearly named like a known one."""
-    for column in unused[:_LOOKED_AT]:
-        if meant := get_close_matches(column.strip().lower(), known, 1, 0.8):
-            raise FleetError(f"{name} has a column {column!r}, which is not known: is it {meant[0]}?")
+    """Report unused columns; raise `FleetError` if the name of one resembles a known name."""
+    for column in unused[:_COMPARED_COLUMNS]:
+        if similar := get_close_matches(column.strip().lower(), known, 1, 0.8):
+            raise FleetError(f"{name} has an unknown column {column!r}. Did you mean {similar[0]}?")
     if unused:
-        shown = ", ".join(map(repr, unused[:COLUMNS_SHOWN]))
-        more = f" and {len(unused) - COLUMNS_SHOWN:,} more" if len(unused) > COLUMNS_SHOWN else ""
-        are = "1 column is" if len(unused) == 1 else f"{len(unused):,} columns are"
-        click.echo(f"{name}: {are} not used: {shown}{more}", err=True)
+        names = ", ".join(map(repr, unused[:_NAMED_COLUMNS]))
+        more = f" and {len(unused) - _NAMED_COLUMNS:,} more" if len(unused) > _NAMED_COLUMNS else ""
+        verb = "is" if len(unused) == 1 else "are"
+        click.echo(f"{name}: {counted(len(unused), 'column')} {verb} not used: {names}{more}", err=True)
 
 
-def _tell(name: str, faults: Faults[Any]) -> None:
+def _report_faults(name: str, faults: Faults[Any]) -> None:
     for fault in faults:
         advice = _NOTHING_ASKED_ADVICE if fault.first.reason == NOTHING_ASKED else None
         click.echo(f"{name}: {fault.sentence(advice)}", err=True)

@@ -1,111 +1,121 @@
-"""Options that several commands share, the types of their words, and where secrets may come from."""
+"""Types of option values, and the options that several commands share."""
 
-import os
 import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeAlias, get_args
 
 import click
 
-from postpress_async.errors import ConfigurationError
+from postpress_async._cli.command import Option
+from postpress_async._settings import BASE_URL
 from postpress_async.rotation import Halt
-from postpress_async.secret import Secret
-
-_LONGEST = 16_384  # characters of a file that holds one secret
+from postpress_async.sandbox import Profile
 
 FILE: Final = click.Path(allow_dash=True)
-"""A path or ``-``; a shell completes it, and whoever opens it says what is wrong with it."""
+"""A path, or ``-`` for standard input. The code that opens it reports whether it exists."""
 
-C = TypeVar("C", bound=Callable[..., Any])
-
+Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 
 
 def duration(text: str) -> float:
-    """Seconds, more than 0, of ``90s``, ``15m``, ``6h`` or ``1h30m``; else `click.BadParameter`."""
-    said = str(text).strip()
-    if (seconds := _seconds(said)) > 0:
+    """Convert ``90s``, ``15m``, ``6h`` or ``1h30m`` to seconds, above 0; raise `click.BadParameter`."""
+    text = str(text).strip()
+    if (seconds := _seconds(text)) > 0:
         return seconds
-    if meant := [said + unit for unit in "smh" if _seconds(said + unit) > 0]:
-        offered = ", ".join(meant[:-1]) + " or " * (len(meant) > 1) + meant[-1]
-        raise click.BadParameter(f"{said!r} has no unit: write {offered}")
-    raise click.BadParameter(f"{said!r} is no duration: write 90s, 15m, 6h or 1h30m")
+    if candidates := [text + unit for unit in "smh" if _seconds(text + unit) > 0]:
+        listed = ", ".join(candidates[:-1]) + " or " * (len(candidates) > 1) + candidates[-1]
+        raise click.BadParameter(f"{text!r} has no unit. Write {listed}")
+    raise click.BadParameter(f"{text!r} is not a duration. Write, for example, 90s, 15m, 6h or 1h30m")
 
 
-def _seconds(said: str) -> float:
-    parts = _DURATION.fullmatch(said)
+def _seconds(text: str) -> float:
+    parts = _DURATION.fullmatch(text)
     numbers = [float(part or 0) for part in (parts.groups() if parts else ())]
     return sum(number * unit for number, unit in zip(numbers, (3600, 60, 1), strict=False))
 
 
 def halt(text: str | int) -> str | int:
-    """A share of failures, a number of them, or ``never``; else `click.BadParameter`."""
+    """Check a failure threshold: a percentage, a number, or ``never``; raise `click.BadParameter`."""
     try:
         return Halt(failures=text).failures
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
 
-def connection(command: C) -> C:
-    """How to reach the API; the key itself is never an argument, which others on the machine can read."""
-    key = click.option(
+def combine(*decorators: Decorator) -> Decorator:
+    """Combine decorators that add options to a command. The help lists the options in this order."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return add
+
+
+_connection_option: Final = partial(click.option, cls=Option, group="Connection")
+
+connection: Final = combine(
+    _connection_option(
         "--api-key-file",
         type=FILE,
+        metavar="FILE",
         envvar="POSTPRESS_API_KEY_FILE",
-        help="A file that holds the API key; - is standard input. Else POSTPRESS_API_KEY.",
-    )
-    url = click.option(
-        "--base-url", metavar="URL", envvar="POSTPRESS_BASE_URL", help="The base URL your dashboard shows."
-    )
-    transport = click.option(
+        help="File that contains the API key; - is standard input. By default, the environment variable "
+        "POSTPRESS_API_KEY contains the key.",
+    ),
+    _connection_option(
+        "--base-url",
+        metavar="URL",
+        envvar="POSTPRESS_BASE_URL",
+        show_default=BASE_URL,
+        help="Base URL of the API, as your PostPress dashboard shows it.",
+    ),
+    _connection_option(
         "--transport",
         type=click.Choice(["session", "lean"]),
         default="session",
         envvar="POSTPRESS_TRANSPORT",
-        help="lean: over aiohttp's connections alone, for about half the CPU.",
-    )
-    no_idempotency = click.option(
+        help="HTTP client. session: aiohttp.ClientSession. lean: aiohttp's connections without "
+        "ClientSession, which takes about half the CPU time.",
+    ),
+    _connection_option(
         "--no-idempotency",
         is_flag=True,
-        help="Send no Idempotency-Key: a managed change that may have been applied is then not sent again.",
+        help="Do not send the Idempotency-Key header, by which the API recognizes a repeated request. An "
+        "order of a managed proxy is then not repeated if it may have been executed, because the API "
+        "could execute it twice.",
+    ),
+)
+"""Adds the options that say how to reach the API."""
+
+
+def random_faults(required: str = "", **settings: Any) -> Decorator:
+    """
+    Add ``--profile`` and ``--seed``, the random faults of the sandbox.
+
+    Args:
+        required: Sentence at the end of the help that names a required option.
+        settings: Further arguments of `click.option`.
+    """
+    option = partial(click.option, cls=Option, **settings)
+    return combine(
+        option(
+            "--profile",
+            type=click.Choice(get_args(Profile)),
+            default="steady",
+            help="Random faults of the sandbox. steady: none. flaky: a few errors and dropped connections. "
+            "overloaded: errors when more than 30 requests are open at once. outage: no service for 10 to 20 "
+            f"seconds. hostile: malformed responses. {required}",
+        ),
+        option(
+            "--seed",
+            type=int,
+            metavar="N",
+            default=0,
+            help="Seed of the sandbox's random faults. The same seed gives the same faults. " + required,
+        ),
     )
-    return key(url(transport(no_idempotency(command))))
-
-
-def read_secret_file(place: str, what: str) -> Secret:
-    """
-    The one line of the file *place*, or of standard input for ``-``.
-
-    Raises:
-        ConfigurationError: It cannot be read, or is not one line.
-    """
-    name = "standard input" if place == "-" else place
-    try:
-        if place == "-":
-            text = "" if sys.stdin is None else sys.stdin.read(_LONGEST)
-        else:
-            with Path(place).open(encoding="utf-8") as file:
-                text = file.read(_LONGEST)
-    except OSError as error:
-        raise ConfigurationError(f"{name} cannot be read ({error.strerror}): it should hold {what}") from None
-    except UnicodeDecodeError:
-        text = ""
-    lines = text.split()
-    if len(lines) != 1:
-        raise ConfigurationError(f"{name} should hold {what} in one line, and nothing else")
-    return Secret(lines[0])
-
-
-def read_key(place: str | None) -> Secret | None:
-    """
-    The API key of ``--api-key-file``; None leaves it to the environment, where there is one.
-
-    Raises:
-        ConfigurationError: There is none, or the file cannot be read.
-    """
-    if place is None and not os.environ.get("POSTPRESS_API_KEY"):
-        raise ConfigurationError("no API key: set POSTPRESS_API_KEY, or give --api-key-file FILE")
-    return None if place is None else read_secret_file(place, "the API key")

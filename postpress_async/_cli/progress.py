@@ -1,4 +1,4 @@
-"""How far a rotation is: a bar on a terminal, a line now and then in a pipe; always on standard error."""
+"""Progress of a rotation on standard error: a bar on a terminal, a line from time to time otherwise."""
 
 import asyncio
 import sys
@@ -15,63 +15,60 @@ from rich.text import Text
 from postpress_async._cli.output import tell
 from postpress_async.rotation import Outcome, Rotation, State
 
-REDRAW: Final = 0.1
-"""Seconds between two looks at the numbers: no eye is quicker, and a rotation settles thousands a second."""
+_REDRAW_INTERVAL: Final = 0.1  # seconds
 
-LATEST: Final = 2_000
-"""Accounts, the latest settled ones, that the percentiles are of."""
+_MAX_LATENCIES: Final = 2_000  # of the latest accounts, for the percentiles
 
-RECENTLY: Final = 10.0
-"""Seconds over which the rate is taken."""
+_RATE_WINDOW: Final = 10.0  # seconds
 
 
-class Paused(Protocol):
-    """What is asked of a session."""
+class Sender(Protocol):
+    """What the progress needs of a session or a cluster."""
 
     @property
     def paused(self) -> bool:
-        """Whether all calls pause."""
+        """Whether all calls wait because the service is down."""
         ...
 
 
-class Figures:
+class ProgressStats:
     """
-    What is known of a rotation at a moment.
+    Statistics of a rotation that is running.
 
     Args:
-        total: Accounts in all, refused rows included.
-        rotation: Whose summary is read.
-        session: Asked whether all calls pause.
+        total: Number of accounts, including invalid rows.
+        rotation: The rotation whose summary is read.
+        sender: Its session or cluster.
     """
 
-    def __init__(self, total: int, rotation: Rotation, session: Paused) -> None:
+    def __init__(self, total: int, rotation: Rotation, sender: Sender) -> None:
         self.total: Final = total
         self._rotation: Final = rotation
-        self._session: Final = session
-        self._elapsed: Final[deque[float]] = deque(maxlen=LATEST)
-        self._marks: Final[deque[tuple[float, int]]] = deque()
+        self._sender: Final = sender
+        self._latencies: Final[deque[float]] = deque(maxlen=_MAX_LATENCIES)
+        self._samples: Final[deque[tuple[float, int]]] = deque()
 
     @property
-    def done(self) -> int:
-        """Accounts that are settled, in this run or before."""
+    def completed(self) -> int:
+        """Accounts completed in this run or before it."""
         return self._rotation.summary.total
 
     def add(self, outcome: Outcome) -> None:
-        """Count a settled account. Its latency counts if it was sent: from its first attempt to its end."""
+        """Record the latency of a completed account, from its first attempt to its end."""
         if outcome.attempts:
-            self._elapsed.append(outcome.elapsed)
+            self._latencies.append(outcome.elapsed)
 
     def rate(self) -> float:
-        """Accounts a second, over the last seconds."""
+        """Accounts completed per second, over the latest seconds."""
         now = time.monotonic()
-        self._marks.append((now, self.done))
-        while len(self._marks) > 2 and now - self._marks[1][0] > RECENTLY:  # a pipe looks seldom
-            self._marks.popleft()
-        since, before = self._marks[0]
-        return (self.done - before) / (now - since) if now > since else 0.0
+        self._samples.append((now, self.completed))
+        while len(self._samples) > 2 and now - self._samples[1][0] > _RATE_WINDOW:  # keep one older sample
+            self._samples.popleft()
+        since, before = self._samples[0]
+        return (self.completed - before) / (now - since) if now > since else 0.0
 
     def counts(self) -> str:
-        """Accounts by state, and what is under way."""
+        """Accounts by state, accounts being retried, and quarantined proxies."""
         summary, rotation = self._rotation.summary, self._rotation
         words = [f"{summary.states[state]:,} {state}" for state in State if summary.states[state]]
         if rotation.retrying:
@@ -81,73 +78,69 @@ class Figures:
         return ", ".join(words)
 
     def pace(self) -> str:
-        """How fast, how long one takes, and how long yet."""
+        """Rate, latency, and time left."""
         words, rate = [], self.rate()
         if rate:
             words.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
-        if self._elapsed:
-            slow = sorted(self._elapsed)
-            half, most = slow[len(slow) // 2], slow[len(slow) * 95 // 100]
-            words.append(f"p50 {_seconds(half)} p95 {_seconds(most)}")
-        if rate and self.done < self.total:
-            words.append(f"{_clock((self.total - self.done) / rate)} left")
-        if self._session.paused:
-            words.append("PAUSED: the service is out")
+        if self._latencies:
+            latencies = sorted(self._latencies)
+            p50, p95 = (latencies[len(latencies) * percent // 100] for percent in (50, 95))
+            words.append(f"p50 {_seconds(p50)} p95 {_seconds(p95)}")
+        if rate and self.completed < self.total:
+            words.append(f"{_clock((self.total - self.completed) / rate)} left")
+        if self._sender.paused:
+            words.append("PAUSED: the service is down")
         return ", ".join(words)
 
 
 class Progress:
-    """Shows the figures of *rotation*, from the event loop, until all *total* accounts are settled."""
+    """Shows the progress of *rotation*, which has *total* accounts, while the block runs."""
 
-    def __init__(self, total: int, rotation: Rotation, session: Paused) -> None:
-        self._figures: Final = Figures(total, rotation, session)
-        self._shown: _Bar | _Lines = _Bar(self._figures) if _is_terminal() else _Lines(self._figures)
+    def __init__(self, total: int, rotation: Rotation, sender: Sender) -> None:
+        stats = ProgressStats(total, rotation, sender)
+        self._display: Final = _Bar(stats) if _is_terminal() else _Lines(stats)
         self._timer: asyncio.TimerHandle | None = None
-        self.update: Final = self._figures.add
-        """Note that an account was settled; cheap enough to be called for each."""
+        self.update: Final = stats.add
+        """Record a completed account. It does not draw, so that it is cheap."""
 
     def __enter__(self) -> Self:
-        self._shown.start()
         self._tick()
         return self
 
     def _tick(self) -> None:
-        # By the clock and not by what settles: in an outage nothing does, and that is what is to be seen.
-        self._shown.show()
-        self._timer = asyncio.get_running_loop().call_later(REDRAW, self._tick)
+        # On a timer rather than in `update`: in an outage no account is completed, and the display says so.
+        self._display.show()
+        self._timer = asyncio.get_running_loop().call_later(_REDRAW_INTERVAL, self._tick)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._shown.show()
-        self._shown.stop()
+        self._display.show()
+        self._display.stop()
 
 
 class _Bar:
-    """Drawn by rich, which prints whatever else is written meanwhile above it."""
+    """A progress bar drawn by rich, which prints other output above it."""
 
-    def __init__(self, figures: Figures) -> None:
-        self._figures = figures
+    def __init__(self, stats: ProgressStats) -> None:
+        self._stats = stats
         self._progress = _ThreeLines(
-            figures,
+            stats,
             rich.progress.BarColumn(bar_width=None),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TimeElapsedColumn(),
             console=Console(stderr=True),
             expand=True,
-            auto_refresh=False,  # rich would do so from a thread of its own, while the figures change
+            auto_refresh=False,  # rich would refresh from a thread, while the statistics change
         )
-        self._task = self._progress.add_task("", total=figures.total)
-
-    def start(self) -> None:
-        with suppress(OSError):
-            self._progress.start()
+        self._task = self._progress.add_task("", total=stats.total)
 
     def show(self) -> None:
         with suppress(OSError):
-            self._progress.update(self._task, completed=self._figures.done, refresh=True)
+            self._progress.start()
+            self._progress.update(self._task, completed=self._stats.completed, refresh=True)
 
     def stop(self) -> None:
         with suppress(OSError):
@@ -155,34 +148,31 @@ class _Bar:
 
 
 class _ThreeLines(rich.progress.Progress):
-    """The bar, and the figures below it, in lines that fit 80 columns."""
+    """The bar with two lines of statistics below it."""
 
-    def __init__(self, figures: Figures, *columns: rich.progress.ProgressColumn, **options: Any) -> None:
-        self._figures = figures
+    def __init__(self, stats: ProgressStats, *columns: rich.progress.ProgressColumn, **options: Any) -> None:
+        self._stats = stats
         super().__init__(*columns, **options)
 
     def get_renderable(self) -> RenderableType:
-        return Group(*self.get_renderables(), Text(self._figures.counts()), Text(self._figures.pace()))
+        return Group(*self.get_renderables(), Text(self._stats.counts()), Text(self._stats.pace()))
 
 
 class _Lines:
-    """At each tenth of the way, and at least once a minute."""
+    """A line at each tenth of the accounts, and at least once a minute."""
 
-    def __init__(self, figures: Figures) -> None:
-        self._figures = figures
+    def __init__(self, stats: ProgressStats) -> None:
+        self._stats = stats
         self._tenths = 0
-        self._told_at = time.monotonic()
-
-    def start(self) -> None:
-        pass
+        self._written_at = time.monotonic()
 
     def show(self) -> None:
-        total, done = self._figures.total, self._figures.done
-        tenths, now = 10 * done // max(1, total), time.monotonic()
-        if tenths > self._tenths or now - self._told_at > 60:
-            self._tenths, self._told_at = tenths, now
-            told = ", ".join(filter(None, (self._figures.counts(), self._figures.pace())))
-            tell(f"{done:,} of {total:,}: {told}")
+        total, completed = self._stats.total, self._stats.completed
+        tenths, now = 10 * completed // max(1, total), time.monotonic()
+        if tenths > self._tenths or now - self._written_at > 60:
+            self._tenths, self._written_at = tenths, now
+            details = ", ".join(filter(None, (self._stats.counts(), self._stats.pace())))
+            tell(f"{completed:,} of {total:,}: {details}")
 
     def stop(self) -> None:
         pass

@@ -1,30 +1,39 @@
-"""``postpress-async report``: one page that tells how the night went."""
+"""``postpress-async report``: an HTML report of a rotation."""
 
 import time
 from pathlib import Path
 
 import click
 
+from postpress_async._cli.command import Command, Option
 from postpress_async._cli.output import open_output
 from postpress_async.rotation.journal.reading import JournalView
 from postpress_async.rotation.report import write_report
 
 
-@click.command(short_help="Write one HTML page that tells how the night went.")
+@click.command(cls=Command, short_help="Write an HTML report of a rotation.")
 @click.argument("journal")
-@click.option("-o", "--output", metavar="FILE", help="[the journal's name with .html, in this folder]")
+@click.option(
+    "-o",
+    "--output",
+    cls=Option,
+    metavar="FILE",
+    show_default="the name of JOURNAL with .html, in the current directory",
+    help="HTML file to write, which only you can read; - for standard output.",
+)
 def report(journal: str, output: str | None) -> None:
     """
-    Write what the journal tells as one HTML page, which needs no network; also while the run goes on.
+    Write a report of a rotation as a single HTML page, which requires no network.
 
-    It has totals, throughput, latency, errors by type and scope, the proxies that failed most, the slowest
-    accounts, and each account that was not patched with the instance to quote to support. ``-o -`` writes
-    to standard output. Example:
+    JOURNAL is the file in which `postpress-async rotate` records the outcome of each account. The rotation
+    may be running or have ended. The report shows totals, throughput, latency, errors by type and scope, the
+    proxies that failed most, the slowest accounts, and all accounts that were not patched, each with the
+    request id (instance) to quote to PostPress support. Requires the extra postpress-async[report]. Example:
 
       postpress-async report fleet.csv.rotation.sqlite3 -o night.html
     """
-    place = output or f"{Path(journal).name.removesuffix('.sqlite3')}.html"
-    with JournalView(journal) as view, open_output(place) as file:
+    path = output or f"{Path(journal).name.removesuffix('.sqlite3')}.html"
+    with JournalView(journal) as view, open_output(path) as file:
         write_report(view, file, time.time())
-    if place != "-":
-        click.echo(f"written: {place}", err=True)
+    if path != "-":
+        click.echo(f"written: {path}", err=True)

@@ -1,4 +1,4 @@
-"""A rotation under way on the command line: its signals, what is shown of it, and its exit code."""
+"""Run a rotation: session or cluster, signals, progress, and the summary at the end."""
 
 import asyncio
 import logging
@@ -8,20 +8,21 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from postpress_async._cli import exit_codes, options
-from postpress_async._cli.event_stream import Feed
-from postpress_async._cli.inputs import Job, Wishes
-from postpress_async._cli.output import moment, tell, tell_file_limit_once
-from postpress_async._cli.progress import Paused, Progress
+from postpress_async._cli import exit_codes
+from postpress_async._cli.event_stream import EventStream
+from postpress_async._cli.inputs import Job
+from postpress_async._cli.output import counted, moment, tell, tell_file_limit_once
+from postpress_async._cli.progress import Progress, Sender
 from postpress_async._cli.sandbox import first_addresses
+from postpress_async._cli.secret_input import read_key
 from postpress_async.errors import RotationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
-from postpress_async.rotation import ProxyPool, Rotation, RotationSummary, State
+from postpress_async.rotation import Halt, Rotation, RotationSummary, State
 from postpress_async.sandbox import Sandbox
 from postpress_async.secret import Secret
 from postpress_async.session import PostPressSession
@@ -30,189 +31,170 @@ if TYPE_CHECKING:
     from postpress_async.cluster import Cluster
 
 
-async def run_job(job: Job, feed: Feed) -> int:
-    """Carry *job* out; its exit code."""
+async def run_job(job: Job, events: EventStream) -> int:
+    """Run the rotation and return the exit code."""
     tell_file_limit_once(asyncio.get_running_loop())
-    wishes = job.wishes
+    options = job.options
     async with AsyncExitStack() as stack:
-        pace = Pace(in_flight=wishes.in_flight, rate=wishes.rate)
-        retry = RetryPolicy(attempts=wishes.attempts)
-        observer = feed.observe if wishes.json or wishes.verbose else None
         sandbox = None
-        key, url = None, wishes.base_url
-        if wishes.sandbox:
-            sandbox = await stack.enter_async_context(make_sandbox(wishes, job.pool))
+        key, url = None, options.base_url
+        if options.sandbox:
+            dead = frozenset[str]() if job.pool is None else first_addresses(job.pool, options.dead_proxies)
+            sandbox = Sandbox(profile=options.profile, seed=options.seed, dead_proxies=dead)
+            await stack.enter_async_context(sandbox)
             key, url = Secret(sandbox.api_key), sandbox.url
-        elif wishes.cluster is None or wishes.api_key_file is not None:  # else the workers have it
-            key = options.read_key(wishes.api_key_file)
+        elif (
+            options.cluster is None or options.api_key_file is not None
+        ):  # otherwise the workers have the key
+            key = read_key(options.api_key_file)
+        settings: dict[str, Any] = {
+            "base_url": url,
+            "retry": RetryPolicy(attempts=options.attempts),
+            "pace": Pace(in_flight=options.in_flight, rate=options.rate),
+            "idempotency": not options.no_idempotency,
+            "transport": options.transport,
+            "on_event": events.observe if options.json or options.verbose else None,
+        }
         sender: Cluster | PostPressSession
-        if wishes.cluster is None:
-            sender = PostPressSession(
-                key,
-                base_url=url,
-                retry=retry,
-                pace=pace,
-                idempotency=not wishes.no_idempotency,
-                transport=wishes.transport,
-                on_event=observer,
-            )
+        if options.cluster is None:
+            sender = PostPressSession(key, **settings)
         else:
-            sender = _quiet(cluster_extra()).Cluster(
-                wishes.cluster,
-                certificates=wishes.certificates,
-                api_key=key,
-                base_url=url,
-                retry=retry,
-                pace=pace,
-                idempotency=not wishes.no_idempotency,
-                transport=wishes.transport,
-                on_event=observer,
-            )
+            cluster = import_cluster()
+            _silence_dask()
+            certificates = options.certificates
+            sender = cluster.Cluster(options.cluster, api_key=key, certificates=certificates, **settings)
         await stack.enter_async_context(sender)
         rotation = sender.rotate(
             job.changes,
             journal=job.journal,
-            halt=wishes.halts,
+            halt=Halt(failures=options.halt, canary=options.canary),
             pool=job.pool,
-            limit=wishes.limit,
-            on_unknown=wishes.on_unknown,
-            on_failed=wishes.on_failed,
+            limit=options.limit,
+            on_unknown=options.on_unknown,
+            on_failed=options.on_failed,
         )
         rotation.notes = {
-            "command": wishes.command,
-            "retry command": wishes.retry_failed(job.journal),
+            "command": options.command,
+            "retry command": options.retry_command(job.journal),
             "folder": os.getcwd(),
         }
-        ended = await _run(job, sender, rotation, feed)
-        code = exit_codes.code_of(rotation.summary, interrupted=ended.interrupted)
-        _conclude(job, rotation.summary, ended, feed)
+        stop = await _run(job, sender, rotation, events)
+        code = exit_codes.code_of(rotation.summary, interrupted=stop.interrupted)
+        _summarize(job, rotation.summary, stop, events)
         if sandbox is not None:
             requests, patched = sandbox.record.requests, len(sandbox.record.patched_accounts)
-            feed.say(f"the sandbox saw {requests:,} requests and patched {patched:,} accounts")
-        feed.ended(rotation.summary, code, job.journal)
+            events.say(f"the sandbox received {requests:,} requests and patched {patched:,} accounts")
+        events.ended(rotation.summary, code, job.journal)
     return code
 
 
-def cluster_extra() -> ModuleType:
+def import_cluster() -> ModuleType:
     """
-    The module `postpress_async.cluster`, which is an extra.
+    Import `postpress_async.cluster`, which requires an extra.
 
     Raises:
-        click.UsageError: It is not installed.
+        click.UsageError: The extra is not installed.
     """
     try:
         return import_module("postpress_async.cluster")
     except ImportError as error:
         raise click.UsageError(
-            f"a cluster takes {error.name}, which is not there: pip install 'postpress-async[distributed]'"
+            f"a cluster requires {error.name}: pip install 'postpress-async[distributed]'"
         ) from None
 
 
-def _quiet(extra: ModuleType) -> ModuleType:
-    """What Dask has to say of lost workers is told, where it matters, in words of ours."""
+def _silence_dask() -> None:
+    """Turn off Dask's log messages about lost workers. The cluster reports the losses that matter."""
     for name in tuple(logging.root.manager.loggerDict):
         if name.partition(".")[0] == "distributed":
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    return extra
 
 
-def make_sandbox(wishes: Wishes, pool: ProxyPool | None) -> Sandbox:
-    """The fake of the API that is asked for; the first proxies of the pool are its dead ones."""
-    dead = frozenset[str]() if pool is None else first_addresses(pool, wishes.dead_proxies)
-    return Sandbox(profile=wishes.profile, seed=wishes.seed, dead_proxies=dead)
-
-
-class _Ended:
+class _Stop:
     """
-    Who ended the run before its last account.
+    Why the run stopped before the last account.
 
     Attributes:
-        interrupted: A signal did.
-        at_once: And a second one, which does not wait for what is in flight.
-        timed_out: Its time was up.
-        unheard: Nobody reads its events any more.
+        interrupted: A signal arrived.
+        immediate: A second signal arrived, which does not wait for the requests in flight.
+        timed_out: The maximum duration was over.
     """
 
     def __init__(self) -> None:
         self.interrupted = False
-        self.at_once = False
+        self.immediate = False
         self.timed_out = False
-        self.unheard = False
-
-    @property
-    def early(self) -> bool:
-        return self.interrupted or self.timed_out or self.unheard
 
 
-async def _run(job: Job, sender: Paused, rotation: Rotation, feed: Feed) -> _Ended:
-    ended = _Ended()
+async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream) -> _Stop:
+    stop = _Stop()
     try:
-        with _interruptible(rotation, ended, job.wishes.max_duration):
+        with _interruptible(rotation, stop, job.options.max_duration):
             async with rotation:
                 if rotation.completed_at is not None:
-                    feed.say(f"nothing was sent: {_why_complete(job, rotation)}")
-                feed.begun(job, rotation.summary)
+                    events.say(f"nothing was sent: {_why_complete(job, rotation)}")
+                events.begun(job, rotation.summary)
                 with Progress(job.total, rotation, sender) as progress:
                     async for outcome in rotation:
                         progress.update(outcome)
-                        if not feed.settled(outcome) and not rotation.summary.stopped:
-                            ended.unheard = True  # whoever read the events is gone
+                        events.settled(outcome)
+                        if events.is_closed and not rotation.summary.stopped:
                             rotation.stop()
     except RotationError as error:
         if not rotation.summary.attempts:
             raise
-        feed.ended(rotation.summary, exit_codes.HALTED, job.journal)
-        raise _Halted(str(error)) from None
+        events.ended(rotation.summary, exit_codes.HALTED, job.journal)
+        raise _HaltedError(str(error)) from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in a task
-        if not ended.at_once or task.uncancel():
+        if not stop.immediate or task.uncancel():
             raise
-    return ended
+    return stop
 
 
 def _why_complete(job: Job, rotation: Rotation) -> str:
-    """Why a rotation has nothing to send, and the next step."""
+    """Why there is nothing to send, and what to do next."""
     if unknown := rotation.summary.states[State.UNKNOWN]:
         outcomes = "outcome of 1 account is" if unknown == 1 else f"outcomes of {unknown:,} accounts are"
-        left = "it" if unknown == 1 else "them"
-        return f"the {outcomes} unknown, and --on-unknown report leaves {left} to you"
+        pronoun = "it" if unknown == 1 else "them"
+        return f"the {outcomes} unknown, and --on-unknown report leaves {pronoun} to you"
     when = moment(rotation.completed_at or 0)
-    if job.wishes.on_failed == "retry":
+    if job.options.on_failed == "retry":
         return f"no account in {job.journal} failed; its rotation was completed at {when}"
     return (
         f"the rotation in {job.journal} was completed at {when}. To send these accounts again, "
-        "name another --journal"
+        "use another --journal"
     )
 
 
-class _Halted(click.ClickException):
+class _HaltedError(click.ClickException):
     exit_code = exit_codes.HALTED
 
 
 @contextmanager
-def _interruptible(rotation: Rotation, ended: _Ended, seconds: float | None) -> Iterator[None]:
-    """First Ctrl-C or SIGTERM: nothing more is sent, what is in flight settles. Second: now."""
+def _interruptible(rotation: Rotation, stop: _Stop, seconds: float | None) -> Iterator[None]:
+    """Stop the rotation at the first SIGINT or SIGTERM, or after *seconds*; cancel it at the second."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in a task
 
     def interrupt() -> None:
-        if ended.at_once:
-            return  # it ends as fast as the disk allows; cancelled twice, it would end without a word
-        if ended.interrupted:
-            ended.at_once = True
+        if stop.immediate:
+            return  # it is already ending; a second cancellation would prevent the summary
+        if stop.interrupted:
+            stop.immediate = True
             task.cancel()
             return
-        ended.interrupted = True
+        stop.interrupted = True
         rotation.stop()
-        tell("stopping: what is in flight settles first; once more to stop at once")
+        tell("stopping: waiting for the requests in flight. Press Ctrl-C again to stop at once")
 
-    def time_is_up() -> None:
-        ended.timed_out = True
+    def time_out() -> None:
+        stop.timed_out = True
         rotation.stop()
-        tell("the time is up: what is in flight settles")
+        tell("stopping: --max-duration is over, waiting for the requests in flight")
 
-    timer = None if seconds is None else loop.call_later(seconds, time_is_up)
+    timer = None if seconds is None else loop.call_later(seconds, time_out)
     signals: Final = (signal.SIGINT, signal.SIGTERM)
     for number in signals:
         loop.add_signal_handler(number, interrupt)
@@ -225,31 +207,44 @@ def _interruptible(rotation: Rotation, ended: _Ended, seconds: float | None) -> 
             loop.remove_signal_handler(number)
 
 
-def _conclude(job: Job, summary: RotationSummary, ended: _Ended, feed: Feed) -> None:
-    """What came of it, and what to do next."""
-    feed.say(str(summary))
-    if (unreached := job.total - summary.total) > 0:
-        feed.say(f"{unreached:,} of {job.total:,} accounts are not settled yet")
-    feed.say(f"journal: {job.journal}")
+def _summarize(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream) -> None:
+    """Write the results and what to do next."""
+    events.say(str(summary))
+    if (remaining := job.total - summary.total) > 0:
+        events.say(f"{remaining:,} of {job.total:,} accounts are not completed yet")
+    events.say(f"journal: {job.journal}")
+    for advice in _advice(job, summary, stop, events):
+        tell(f"postpress-async: {advice}")
+
+
+def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream) -> Iterator[str]:
+    unknown = summary.states[State.UNKNOWN]
     if summary.without_proxy:
-        accounts = "1 account" if summary.without_proxy == 1 else f"{summary.without_proxy:,} accounts"
-        lists = " or ".join(job.wishes.pool)
-        tell(f"postpress-async: the pool ran dry: {accounts} got no proxy; add proxies to {lists}")
+        lists = " or ".join(job.options.pool)
+        accounts = counted(summary.without_proxy, "account")
+        yield f"the pool is exhausted: {accounts} got no proxy; add proxies to {lists}"
     elif summary.quarantined:
-        tell(f"postpress-async: {summary.quarantined:,} of the pool's proxies did not work: left out")
-    left_in_doubt = summary.states[State.UNKNOWN] if job.wishes.on_unknown == "report" else 0
-    if left_in_doubt:
-        accounts = "1 account" if left_in_doubt == 1 else f"{left_in_doubt:,} accounts"
-        advice = "look at them, then run without --on-unknown report to send them"
-        tell(f"postpress-async: {accounts} may have been changed and will not be sent again: {advice}")
-    open_ = summary.states[State.UNKNOWN] > left_in_doubt or summary.states[State.SKIPPED] > summary.refused
+        proxies = counted(summary.quarantined, "proxy", "proxies")
+        yield f"{proxies} of the pool did not work and got no further accounts"
+    reported = unknown if job.options.on_unknown == "report" else 0
+    if reported:
+        yield (
+            f"{counted(reported, 'account')} may have been changed and will not be sent again: check them, "
+            "then run without --on-unknown report to send them"
+        )
     if summary.halted:
-        tell(f"postpress-async: halted: {summary.halted}")
-        tell(f"postpress-async: correct the cause, then run the same command again: {job.wishes.command}")
-    elif ended.early or open_:
-        tell("postpress-async: run the same command again to go on")
+        yield f"halted: {summary.halted}"
+        yield f"correct the cause, then run the same command again: {job.options.command}"
+    elif (
+        stop.interrupted
+        or stop.timed_out
+        or events.is_closed
+        or unknown > reported
+        or summary.states[State.SKIPPED] > summary.refused
+    ):
+        yield "to continue, run the same command again"
     elif summary.refused:
-        rows = "1 row was" if summary.refused == 1 else f"{summary.refused:,} rows were"
-        tell(f"postpress-async: {rows} refused: correct them and rotate them as a fleet of their own")
+        rows = f"{counted(summary.refused, 'row')} {'was' if summary.refused == 1 else 'were'}"
+        yield f"{rows} invalid: correct them, and rotate them as a separate fleet"
     if summary.states[State.FAILED] and not summary.halted:
-        tell(f"postpress-async: to send what failed once more: {job.wishes.retry_failed(job.journal)}")
+        yield f"to retry the failed accounts: {job.options.retry_command(job.journal)}"
