@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from postpress_async import CustomProxy, PostPressSession, ProxyChange
-from postpress_async.cli.progress import Figures
+from postpress_async._cli.progress import ProgressStats
 from tests.support.canned_server import canned_server, two_cores
 
 KEY: Final = "pp_bench_0123456789abcdef0123456789abcdef"
@@ -70,7 +70,7 @@ async def _rotate(session: PostPressSession, count: int, journal: Path, new: int
             yield change
 
     async with session.rotate(changes(), journal=journal, in_flight=WORKERS) as rotation:
-        figures = Figures(count, rotation, session)
+        figures = ProgressStats(count, rotation, session)
         async for outcome in rotation:
             figures.add(outcome)
             if outcome.ordinal % (count // 10) == 0 and outcome.ordinal:

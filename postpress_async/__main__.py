@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line. If click or rich is missing, exit and name the extra to install."""
     try:
-        from postpress_async.cli import run
+        from postpress_async._cli import run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in {"click", "rich"}:
             raise

@@ -1,16 +1,16 @@
 """
 The sandbox: a local fake of the API, for tests and first trials without an API key or an account.
 
-`Sandbox` wraps the `Server` of `postpress_async.sandbox.server`, which follows the API reference.
+`Sandbox` wraps the `Server` of `postpress_async.sandbox._server`, which follows the API reference.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
-from postpress_async.sandbox.faults import Fault, Faults, Profile
-from postpress_async.sandbox.record import Record
-from postpress_async.sandbox.server import Outage, Server
+from postpress_async.sandbox._faults import Fault, Faults, Profile
+from postpress_async.sandbox._record import Record
+from postpress_async.sandbox._server import Outage, Server
 from postpress_async.session import PostPressSession
 
 __all__ = ["Fault", "Profile", "Record", "Sandbox", "Server", "own_accounts"]

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from postpress_async.sandbox import Fault, Record, Sandbox, describe
-from postpress_async.sandbox.faults import read_script
-from postpress_async.sandbox.server import Outage
+from postpress_async.sandbox._faults import read_script
+from postpress_async.sandbox._server import Outage
 from postpress_async.session import PostPressSession
 
 T = TypeVar("T")

@@ -35,7 +35,7 @@ def test_a_clean_fleet_is_settled_whole(folder) -> None:
     total = len((DATA / "fleet.csv").read_text().splitlines()) - 1
     assert done.returncode == 0, done.stderr
     assert states(folder / "run.sqlite3") == {"patched": total}
-    assert f"the sandbox saw {total:,} requests and patched {total:,} accounts" in done.stdout
+    assert f"the sandbox received {total:,} requests and patched {total:,} accounts" in done.stdout
     assert f"{total:,} accounts: {total:,} patched" in done.stdout
 
 
@@ -51,7 +51,7 @@ def test_the_same_command_again_sends_nothing_that_is_settled(folder) -> None:
     again = run("rotate", DATA / "fleet.csv", "--sandbox")
 
     assert again.returncode == 0
-    assert "the sandbox saw 0 requests" in again.stdout
+    assert "the sandbox received 0 requests" in again.stdout
 
 
 def test_bad_rows_are_listed_with_line_column_and_reason_and_nothing_is_sent(folder) -> None:
@@ -79,7 +79,7 @@ def test_a_column_that_is_nearly_known_is_refused(folder) -> None:
     done = run("rotate", "fleet.csv", "--sandbox", "--country", "DE")
 
     assert done.returncode == 2
-    assert "is it country?" in done.stderr
+    assert "Did you mean country?" in done.stderr
 
 
 def test_options_of_the_sandbox_need_the_sandbox(folder) -> None:
@@ -123,7 +123,7 @@ def test_bad_rows_can_be_left_out(folder) -> None:
 
     assert done.returncode == 1
     assert states(folder / "run.sqlite3") == {"patched": good, "skipped": len(expected) - good}
-    assert f"the sandbox saw {good} requests and patched {good} accounts" in done.stdout
+    assert f"the sandbox received {good} requests and patched {good} accounts" in done.stdout
 
 
 def test_a_fleet_can_be_piped_in(folder) -> None:
@@ -199,7 +199,7 @@ def test_no_key_is_told_before_anything_is_sent(folder) -> None:
 
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "postpress-async: no API key: set POSTPRESS_API_KEY, or give --api-key-file FILE"
+        "postpress-async: there is no API key. Set POSTPRESS_API_KEY, or use --api-key-file FILE"
     ]
 
 
@@ -450,7 +450,7 @@ def test_a_file_may_be_named_like_a_secret(tmp_path: Path) -> None:
     done = run("update", "acc_1", "--country", "US", "--api-key-file", place.name, cwd=tmp_path)
 
     assert done.returncode == 2
-    assert "should hold the API key in one line" in done.stderr
+    assert "should contain the API key in one line" in done.stderr
 
 
 @pytest.mark.parametrize(

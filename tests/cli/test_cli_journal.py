@@ -45,9 +45,9 @@ def test_status_tells_how_it_went_and_what_to_do(journal) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
         "fleet.csv.rotation.sqlite3: the run has ended\n"
-        "  100 of 100 settled (100.0%)\n"
+        "  100 of 100 completed (100.0%)\n"
         "  90 patched, 9 failed, 1 unknown\n"
-        "  the last account was settled at 2026-11-20 23:00:09 UTC\n"
+        "  the last account was completed at 2026-11-20 23:00:09 UTC\n"
         "\n"
         "    accounts  scope    error\n"
         "           9  account  errors/resource_not_found\n"
@@ -65,8 +65,8 @@ def test_status_of_a_run_that_settled_nothing_tells_no_time_of_it(folder) -> Non
     done = run("status", NAME)
     told = json.loads(run("status", NAME, "--json").stdout)
 
-    assert "0 of 3 settled (0.0%)" in done.stdout
-    assert "settled at" not in done.stdout
+    assert "0 of 3 completed (0.0%)" in done.stdout
+    assert "completed at" not in done.stdout
     assert (told["first_settled_at"], told["last_settled_at"]) == (None, None)
 
 
@@ -97,12 +97,12 @@ def test_status_works_while_the_run_goes_on(folder) -> None:
     """From another terminal, at two in the morning."""
     with Run(folder / NAME):
         done = run("status", NAME)
-        assert f"{NAME}: a run is under way\n  20 settled\n  20 patched\n" in done.stdout
-        assert re.search(r"^  \d+\.\d accounts a second in the last minute$", done.stdout, re.MULTILINE)
+        assert f"{NAME}: a run is under way\n  20 completed\n  20 patched\n" in done.stdout
+        assert re.search(r"^  \d+\.\d accounts per second in the last minute$", done.stdout, re.MULTILINE)
         assert done.stdout.endswith(f"next: nothing; look again with `postpress-async status {NAME}`\n")
 
     after = run("status", NAME)
-    assert f"{NAME}: the last run was killed, or its machine went down\n" in after.stdout
+    assert f"{NAME}: the last run was killed, or its machine stopped\n" in after.stdout
     assert after.returncode == 0
 
 
@@ -112,7 +112,7 @@ def test_status_says_why_a_run_halted(folder) -> None:
     done = run("status", NAME)
 
     assert f"{NAME}: the last run halted: 6 of the last 10 accounts failed\n" in done.stdout
-    assert "1 of 10 settled (10.0%)" in done.stdout
+    assert "1 of 10 completed (10.0%)" in done.stdout
 
 
 # --- export ---
@@ -156,7 +156,7 @@ def test_export_writes_no_format_into_a_file_that_is_named_after_another(journal
 
     ending = Path(name).suffix
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"{name}: there is no format for {ending}: name a file in .csv, .jsonl or .parquet" in done.stderr
+    assert f"{name}: {ending} is not a known format. Use .csv, .jsonl or .parquet" in done.stderr
     assert ("`postpress-async report`" in done.stderr) is (ending == ".html")
     assert not (folder / name).exists()
 
@@ -171,7 +171,7 @@ def test_parquet_on_a_terminal_is_refused(journal) -> None:
     done = run("export", NAME, "--format", "parquet")
 
     assert done.returncode == 2
-    assert "give -o FILE" in done.stderr
+    assert "requires -o FILE" in done.stderr
 
 
 def test_a_reader_that_hangs_up_is_no_traceback(folder) -> None:

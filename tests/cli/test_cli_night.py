@@ -67,7 +67,7 @@ async def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(folder, sand
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == "1,000 accounts: 1,000 with one of the pool"
-    assert lines[1] == "5 proxies in proxies.txt, given round-robin to 1,000 accounts"
+    assert lines[1] == "5 proxies in proxies.txt, assigned round-robin to 1,000 accounts"
     assert lines[2] == "nothing was sent; the first requests would be:"
     body = '{"proxy": {"host": "p000.example.net", "port": 8080, "username": "user0", "password": "***"}}'
     assert lines[3] == f"  PATCH {sandbox.url}/accounts/acc_000000 {body}"
@@ -114,7 +114,7 @@ async def test_a_dry_run_of_a_rotation_under_way_knows_what_is_left(folder, sand
 
     done = await arun(sandbox, "rotate", "fleet.csv", "--dry-run")
 
-    assert f"40 of them are settled in {JOURNAL}; 60 would be sent" in done.stdout
+    assert f"40 of them are completed in {JOURNAL}; 60 would be sent" in done.stdout
     assert sandbox.record.requests == 40
 
 
@@ -126,7 +126,7 @@ def test_a_dry_run_needs_no_key(folder) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == (
-        "no API key is given: the real run requires POSTPRESS_API_KEY or --api-key-file FILE"
+        "there is no API key: a real run requires POSTPRESS_API_KEY or --api-key-file FILE"
     )
 
 
@@ -147,7 +147,7 @@ def test_a_dry_run_checks_the_key_that_it_has_and_every_row(folder) -> None:
         pytest.param(["--max-duration", "0s"], "write 90s, 15m, 6h", id="no time at all"),
         pytest.param(["--max-duration", "0"], "write 90s, 15m, 6h", id="nor without a unit"),
         # Six seconds of a night of six hours: the timer would find the fleet as it was.
-        pytest.param(["--max-duration", "6"], "'6' has no unit: write 6s, 6m or 6h", id="6 of what"),
+        pytest.param(["--max-duration", "6"], "'6' has no unit. Write 6s, 6m or 6h", id="6 of what"),
         pytest.param(["--max-duration", "1h30"], "write 1h30s or 1h30m", id="an hour and 30 of what"),
         pytest.param(["--max-duration", "1m30"], "write 1m30s\n", id="a minute and 30 of what"),
         pytest.param(["--pool", "proxies.txt", "--country", "US"], "not both", id="a pool and a country"),
@@ -202,7 +202,7 @@ def test_bad_lines_and_bad_rows_are_told_at_once(folder) -> None:
     assert any(line.startswith(f"{DATA / 'proxies.txt'}: line 21, port") for line in told)
     assert any(line.startswith("fleet.csv: line 3, account_id") for line in told)
     assert told[-1] == (
-        "nothing was sent: correct them, or leave out what cannot be used by --skip-bad: "
+        "nothing was sent: correct them, or use --skip-bad to send only what is valid: "
         "2 accounts and 500 proxies can be used"
     )
 
@@ -217,7 +217,7 @@ def test_rows_that_name_an_account_alone_are_told_what_gives_them_a_proxy(folder
     fault, last = done.stderr.splitlines()
     assert fault == (
         "fleet.csv: 50 lines (2, 3, 4, 5, 6 and 45 more): no proxy and no country: "
-        "give --pool FILE or --country CC for all of them, or each row a proxy or a country"
+        "use --pool FILE or --country CC, or give each row a proxy or a country"
     )
     assert last == "nothing was sent: correct them"
 
@@ -272,8 +272,8 @@ def test_a_password_of_a_database_is_no_argument(folder) -> None:
     ("words", "fact"),
     [
         pytest.param(["fleet.csv", "--query", "SELECT 1"], "not both", id="a file and a query"),
-        pytest.param(["--from", "sqlite:///x"], "give --query too", id="a database and no query"),
-        pytest.param(["--query", "SELECT 1"], "say which database", id="a query and no database"),
+        pytest.param(["--from", "sqlite:///x"], "require --query", id="a database and no query"),
+        pytest.param(["--query", "SELECT 1"], "--query requires --from URL", id="a query and no database"),
     ],
 )
 def test_a_query_takes_a_database_and_nothing_else(folder, words, fact) -> None:
@@ -294,7 +294,7 @@ def test_dead_proxies_are_left_out_and_every_account_gets_one_that_works(folder)
 
     assert done.returncode == 0, done.stderr
     assert "300 accounts: 300 patched" in done.stdout
-    assert "3 of the pool's proxies did not work: left out" in done.stderr
+    assert "3 proxies of the pool did not work and got no further accounts" in done.stderr
     with sqlite3.connect(folder / JOURNAL) as connection:
         used = {label for (label,) in connection.execute("SELECT DISTINCT proxy FROM outcomes")}
     connection.close()
@@ -310,7 +310,7 @@ def test_a_pool_that_runs_dry_says_so(folder) -> None:
     second = run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--accounts-per-proxy", "2")
 
     assert first.returncode == 1
-    assert "the pool ran dry: 4 accounts got no proxy; add proxies to proxies.txt" in first.stderr
+    assert "the pool is exhausted: 4 accounts got no proxy; add proxies to proxies.txt" in first.stderr
     assert second.returncode == 0, second.stderr
     assert "(6 of them in an earlier run)" in second.stdout
 
@@ -350,7 +350,7 @@ async def test_a_limit_leaves_the_others_to_the_next_run(folder, sandbox) -> Non
     second = await arun(sandbox, "rotate", "fleet.csv")
 
     assert (first.returncode, second.returncode) == (1, 0)
-    assert "run the same command again to go on" in first.stderr
+    assert "to continue, run the same command again" in first.stderr
     assert states(folder / JOURNAL) == {"patched": 50}
     assert sandbox.record.requests == 50
 
@@ -361,7 +361,7 @@ async def test_a_time_that_is_up_ends_the_run_as_ctrl_c_does(folder) -> None:
         done = await arun(sandbox, "rotate", "fleet.csv", "--max-duration", "0.3s", "--in-flight", "2")
 
     assert done.returncode == 1
-    assert "the time is up" in done.stderr
+    assert "--max-duration is over" in done.stderr
     patched = len(sandbox.record.patched_accounts)
     assert states(folder / JOURNAL) == {"patched": patched, "skipped": 400 - patched}
 
@@ -383,7 +383,7 @@ async def test_ctrl_c_in_an_outage_sends_no_retry(folder) -> None:
             took = time.monotonic() - began
 
     assert process.returncode == 130
-    assert b"run the same command again to go on" in told
+    assert b"to continue, run the same command again" in told
     assert took < 5.0
     assert sandbox.record.requests <= sent + in_flight + 1
     assert states(folder / JOURNAL) == {"skipped": 200}
@@ -425,7 +425,7 @@ async def test_a_third_signal_breaks_nothing(folder) -> None:
 
     assert process.returncode == 130
     assert b"Traceback" not in told
-    assert b"run the same command again to go on" in told
+    assert b"to continue, run the same command again" in told
 
 
 # --- A journal that cannot be kept ---
@@ -518,7 +518,7 @@ async def test_verbose_tells_each_step_to_people(folder, sandbox) -> None:
 
     done = await arun(sandbox, "rotate", "fleet.csv", "-v")
 
-    assert "acc_000000: errors/provider_error, attempt 1; again in " in done.stderr
+    assert "acc_000000: errors/provider_error at attempt 1, next attempt in " in done.stderr
 
 
 @pytest.mark.parametrize("words", ["", "--json"])
@@ -582,10 +582,10 @@ def test_a_terminal_shows_a_bar_and_figures_and_logs_do_not_garble_it(folder) ->
     assert "patched" in text
     assert "/s" in text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n")
-    retries = [line for line in plain.split("\n") if "again in" in line]
+    retries = [line for line in plain.split("\n") if "next attempt in" in line]
     assert retries
     for line in retries:
-        assert re.fullmatch(r"\d\d:\d\d:\d\d acc_\d+: [\w/]+, attempt \d; again in \d\.\d s *", line)
+        assert re.fullmatch(r"\d\d:\d\d:\d\d acc_\d+: [\w/]+ at attempt \d, next attempt in \d\.\d s *", line)
     assert "400 accounts" in told
 
 
@@ -601,9 +601,7 @@ async def test_what_failed_is_sent_once_more(folder, sandbox) -> None:
     again = await arun(sandbox, "retry-failed", JOURNAL, "fleet.csv")
 
     assert first.returncode == 1
-    assert (
-        f"to send what failed once more: postpress-async retry-failed {JOURNAL} fleet.csv\n" in first.stderr
-    )
+    assert f"to retry the failed accounts: postpress-async retry-failed {JOURNAL} fleet.csv\n" in first.stderr
     assert again.returncode == 0, again.stderr
     assert states(folder / JOURNAL) == {"patched": 30}
     assert sandbox.record.requests == 32
@@ -631,7 +629,7 @@ def test_rows_that_were_refused_are_no_reason_to_run_it_again(folder) -> None:
     for _ in range(2):  # a journal that is gone on with too
         done = run("rotate", "fleet.csv", "--sandbox", "--skip-bad")
         assert done.returncode == 1
-        assert "1 row was refused: correct them and rotate them as a fleet of their own" in done.stderr
+        assert "1 row was invalid: correct them, and rotate them as a separate fleet" in done.stderr
         assert "run the same command again" not in done.stderr
 
 
@@ -672,7 +670,7 @@ async def test_advice_about_accounts_in_doubt_orders_no_proxy_twice(folder, sand
     assert again.stdout.splitlines()[0] == (
         "nothing was sent: the outcome of 1 account is unknown, and --on-unknown report leaves it to you"
     )
-    assert "name another --journal" not in again.stdout + again.stderr
+    assert "use another --journal" not in again.stdout + again.stderr
     assert f"`postpress-async export {JOURNAL} --state unknown` lists them" in status.stdout
     assert "without --on-unknown report" in status.stdout
     assert sandbox.record.requests == 4

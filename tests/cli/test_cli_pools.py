@@ -60,7 +60,7 @@ def test_a_pool_that_no_row_would_use_is_refused(folder, fleet, why, words) -> N
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"nothing was sent: no row would use --pool, since {why}: leave --pool out, or empty those columns\n"
+        f"nothing was sent: no row would use --pool, since {why}. Remove --pool, or empty those columns\n"
     )
     assert not (folder / JOURNAL).exists()
 
@@ -75,7 +75,7 @@ def test_a_mixture_is_told_in_numbers_before_anything_is_sent(folder) -> None:
 
     assert dry.stdout.splitlines()[:2] == [
         "3 accounts: 1 with a managed proxy, 2 with one of the pool",
-        "3 proxies in proxies.txt, given round-robin to 2 accounts",
+        "3 proxies in proxies.txt, assigned round-robin to 2 accounts",
     ]
     assert real.stderr.splitlines()[0] == "3 accounts: 1 with a managed proxy, 2 with one of the pool"
 
@@ -102,7 +102,7 @@ def test_a_variable_names_several_lists_as_a_path_does(folder) -> None:
 
     done = run("rotate", "fleet.csv", "--sandbox", "--dry-run", env={"POSTPRESS_POOL": "us.txt:de.txt"})
 
-    assert "2 proxies in us.txt and de.txt, given round-robin to 1 account\n" in done.stdout
+    assert "2 proxies in us.txt and de.txt, assigned round-robin to 1 account\n" in done.stdout
 
 
 def test_standard_input_is_one_list_only(folder) -> None:
@@ -112,7 +112,7 @@ def test_standard_input_is_one_list_only(folder) -> None:
     done = run("rotate", "fleet.csv", "--pool", "-", "--pool", "-", "--sandbox")
 
     assert done.returncode == 2
-    assert "standard input can be the FLEET or one --pool, not both" in done.stderr
+    assert "standard input can be FLEET or one --pool, not both" in done.stderr
 
 
 def test_columns_of_a_list_that_are_not_used_are_told(folder) -> None:
@@ -212,7 +212,7 @@ def test_rows_that_are_refused_are_events_for_programs(folder, words) -> None:
     assert (told[1]["column"], told[1]["reason"]) == ("country", "country not assigned")
     assert told[2]["message"] == "line 4, account_id: account already named on line 3: name each account once"
     assert told[3]["exit_code"] == 2
-    assert told[3]["message"].startswith("nothing was sent: correct them, or leave out what cannot be used")
+    assert told[3]["message"].startswith("nothing was sent: correct them, or use --skip-bad")
     assert "hunter2" not in done.stdout + done.stderr
 
 
@@ -243,7 +243,7 @@ def test_the_check_of_many_bad_rows_takes_bounded_memory(folder, words) -> None:
 
 _PEAK = """
 import atexit, sys
-from postpress_async.cli import run
+from postpress_async._cli import run
 
 @atexit.register
 def tell():
@@ -366,7 +366,7 @@ def test_rotate_and_retry_failed_have_the_same_variables(folder, words) -> None:
     done = run(*words, env={"POSTPRESS_SANDBOX": "1", "POSTPRESS_RATE": "-7"})
 
     assert done.returncode == 2
-    assert "Invalid value for '--rate': -7" in done.stderr
+    assert "Invalid value for '--rate' (env var: 'POSTPRESS_RATE'): -7" in done.stderr
 
 
 def test_rotate_and_update_have_the_same_variable_for_the_transport(folder) -> None:
@@ -374,7 +374,7 @@ def test_rotate_and_update_have_the_same_variable_for_the_transport(folder) -> N
         done = run(*words, env={"POSTPRESS_TRANSPORT": "pigeon"})
 
         assert done.returncode == 2
-        assert "Invalid value for '--transport': 'pigeon'" in done.stderr
+        assert "Invalid value for '--transport' (env var: 'POSTPRESS_TRANSPORT'): 'pigeon'" in done.stderr
 
 
 def test_a_variable_of_rotate_is_not_one_of_the_sandbox(folder) -> None:

@@ -116,7 +116,7 @@ def help_of(command: str) -> str:
     """The output of ``postpress-async COMMAND --help``."""
     import click
 
-    from postpress_async.cli import cli
+    from postpress_async._cli import cli
 
     found = cli.commands[command]
     context = click.Context(

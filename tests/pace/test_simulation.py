@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks.simulation import HEAD, line
 from postpress_async import CustomProxy, Pace, PostPressError, ProxyPool, RetryPolicy, errors, events
-from postpress_async.cli.progress import Figures
+from postpress_async._cli.progress import ProgressStats
 from postpress_async.rotation import State
-from postpress_async.sandbox.faults import Fault
+from postpress_async.sandbox._faults import Fault
 from tests.support.simulated_service import Scenario, broken
 from tests.support.simulation import measure
 from tests.support.simulation_scenarios import ALL
@@ -175,7 +175,7 @@ async def test_latency_is_measured_from_the_first_attempt() -> None:
     """Hundreds of accounts wait for a low rate; each is answered within 50 ms of its request."""
     async with world(Pace(in_flight=100, rate=20.0)) as at:
         async with at.session.rotate({f"acc_{number}": PROXY for number in range(200)}) as rotation:
-            figures = Figures(200, rotation, at.session)
+            figures = ProgressStats(200, rotation, at.session)
             outcomes = [outcome async for outcome in rotation]
         for outcome in outcomes:
             figures.add(outcome)

@@ -14,7 +14,7 @@ import attrs
 import click
 
 import postpress_async
-from postpress_async.cli import cli
+from postpress_async._cli import cli
 from tests.support import DATA
 
 SNAPSHOT = DATA / "public-api.txt"
@@ -30,7 +30,7 @@ class Told(str):
 def modules() -> list[str]:
     """What users import from: neither what begins with an underscore nor the parts of a folder."""
     found = [f"postpress_async.{m.name}" for m in pkgutil.iter_modules(postpress_async.__path__)]
-    return ["postpress_async", *sorted(n for n in found if "._" not in n and n != "postpress_async.cli")]
+    return ["postpress_async", *sorted(n for n in found if "._" not in n and n != "postpress_async._cli")]
 
 
 def shape(call: object) -> str:

@@ -14,7 +14,7 @@ LAYERS = ["_version _guarded _countries _deadlines _wait_queue secret", "_fields
 LAYERS += ["_failure", "errors", "_retry_after"]
 LAYERS += ["_wire retry pace events _connector", "_network _turns _lifetime _idempotency _settings"]
 LAYERS += ["_transport _exchange", "_lean_transport _call"]
-LAYERS += ["rotation", "session", "sandbox telemetry cluster", "pytest_plugin", "cli __init__", "__main__"]
+LAYERS += ["rotation", "session", "sandbox telemetry cluster", "pytest_plugin", "_cli __init__", "__main__"]
 
 
 def imported(module: str) -> set[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from postpress_async.cli.catalogue import table
+from postpress_async._cli.errors import table
 from tests.support import ROOT
 
 pytestmark = pytest.mark.slow

@@ -74,7 +74,7 @@ def test_a_file_that_a_spreadsheet_saved_again_is_resumed(folder, saved) -> None
     done = run(*ROTATE)
 
     assert (done.returncode, states(folder / JOURNAL)) == (0, {"patched": COUNT}), done.stderr
-    assert "the sandbox saw 30 requests" in done.stdout
+    assert "the sandbox received 30 requests" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -252,9 +252,9 @@ def test_a_complete_rotation_says_first_that_nothing_was_sent_and_when_it_was_co
     assert done.returncode == 0
     assert done.stdout.splitlines()[0] == (
         f"nothing was sent: the rotation in {JOURNAL} was completed at 2026-11-20 23:00:03 UTC. To send "
-        "these accounts again, name another --journal"
+        "these accounts again, use another --journal"
     )
-    assert "the sandbox saw 0 requests" in done.stdout
+    assert "the sandbox received 0 requests" in done.stdout
 
 
 def test_an_unfinished_rotation_goes_on_with_an_edited_list_and_then_knows_that_one(folder) -> None:
@@ -281,7 +281,7 @@ def test_accounts_that_failed_may_be_sent_again_with_another_pool(folder) -> Non
     nightly = run(*ROTATE, *pool)
 
     assert (again.returncode, nightly.returncode) == (0, 0), again.stderr
-    assert "the sandbox saw 1 request" in again.stdout
+    assert "the sandbox received 1 request" in again.stdout
 
 
 async def test_in_python_a_complete_journal_refuses_another_pool_on_entering(tmp_path, sandbox) -> None:

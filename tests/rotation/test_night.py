@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from postpress_async.sandbox import Sandbox
-from postpress_async.sandbox.faults import _chances
+from postpress_async.sandbox._faults import _chances
 from tests.support.command_line import KEY
 
 pytestmark = pytest.mark.slow

@@ -1,8 +1,8 @@
 """
 The sandbox's server against its own OpenAPI document: what is allowed is done, what is not is refused.
 
-schemathesis writes the requests, valid ones and broken ones, from the document that it reads from the
-server. It runs as a program of its own: what it loads, and warns of, is no part of this suite.
+schemathesis makes the requests, valid ones and broken ones, from the document.
+It runs as a program of its own: what it loads, and warns of, is no part of this suite.
 """
 
 import asyncio
@@ -11,15 +11,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
 
 from postpress_async.sandbox import Fault
-from postpress_async.sandbox.faults import TYPES, UNLISTED, Faults
-from postpress_async.sandbox.server import Server
+from postpress_async.sandbox._answers import Envelope
+from postpress_async.sandbox._faults import TYPES, UNLISTED, Faults
+from postpress_async.sandbox._server import Server
 from tests.support import ROOT
+from tests.support.openapi import document
 
 pytestmark = pytest.mark.slow
 
@@ -27,9 +27,14 @@ CASES = int(os.environ.get("POSTPRESS_TEST_FUZZ", "60"))
 """Requests of each run that are drawn; some hundred that are not come on top."""
 
 
-async def fuzz(server: Server, place: Path, *options: str) -> tuple[int | None, str]:
+async def fuzz(
+    server: Server, place: Path, *options: str, envelope: Envelope = "page"
+) -> tuple[int | None, str]:
     """Exit code and text of a run against *server*; 0 where nothing was found. *place* is its scratch."""
-    told = ["--seed=1", f"--max-examples={CASES}", f"--header=X-API-KEY: {server.api_key}", "--no-color"]
+    schema = place / "openapi.json"
+    schema.write_text(json.dumps(document(envelope)), "utf-8")
+    told = [str(schema), f"--url={server.url}"]
+    told += ["--seed=1", f"--max-examples={CASES}", f"--header=X-API-KEY: {server.api_key}", "--no-color"]
     told += ["--phases=examples,coverage,fuzzing", "--output-truncate=false", *options]
     environment = os.environ | {
         "SCHEMATHESIS_HOOKS": "tests.support.fuzz_hooks",
@@ -37,7 +42,7 @@ async def fuzz(server: Server, place: Path, *options: str) -> tuple[int | None, 
         "PYTHONUTF8": "1",
     }
     program = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/api-json", *told),
+        *(sys.executable, "-m", "schemathesis.cli", "run", *told),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=place,
@@ -55,46 +60,16 @@ async def fuzz(server: Server, place: Path, *options: str) -> tuple[int | None, 
 # --- The document ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("api-json", "application/json"), ("api-yaml", "application/yaml")]
-)
-async def test_anybody_gets_the_document_and_nobody_counts_it(name: str, kind: str) -> None:
-    """It holds no secret; and `the sandbox saw 10,000 requests` is about accounts."""
-    async with Server() as server, aiohttp.ClientSession() as client:
-        await server.outage("503")
-        async with client.get(f"{server.url}/{name}?x=1") as response:
-            document = json.loads(await response.read())
-            assert (response.status, response.content_type) == (200, kind)
-        async with client.head(f"{server.url}/{name}") as response:
-            assert (response.status, await response.read()) == (200, b"")
-
-        assert document["openapi"] == "3.1.0"
-        assert server.record.as_dict() == Server().record.as_dict()
-
-
-async def test_the_document_is_only_read() -> None:
-    """Any other request for it is one like all others: without a key 401, with one 404, and counted."""
-    async with Server() as server, aiohttp.ClientSession() as client:
-        async with client.post(f"{server.url}/api-json") as response:
-            assert response.status == 401
-        async with client.patch(f"{server.url}/api-json", headers={"X-API-KEY": server.api_key}) as response:
-            assert response.status == 404
-
-        assert server.record.requests == 2
-
-
-async def test_the_document_has_every_status_and_type_of_the_page() -> None:
+def test_the_document_has_every_status_and_type_of_the_page() -> None:
     """And what every API answers besides; nothing is left to be found out."""
-    async with Server() as server, aiohttp.ClientSession() as client:
-        async with client.get(f"{server.url}/api-json") as response:
-            document: Any = await response.json()
+    found = document()
 
-    answers = document["paths"]["/accounts/{id}"]["patch"]["responses"]
+    answers = found["paths"]["/accounts/{id}"]["patch"]["responses"]
     listed = {**TYPES, **UNLISTED}
     assert set(answers) == {"200", *(str(kind.status) for kind in listed.values())}
     for type_, kind in listed.items():
         assert type_ in answers[str(kind.status)]["description"]
-    assert set(document["components"]["schemas"]["Error"]["properties"]["type"]["enum"]) == set(listed)
+    assert set(found["components"]["schemas"]["Error"]["properties"]["type"]["enum"]) == set(listed)
 
 
 # --- What the server takes ------------------------------------------------------------------------
@@ -117,7 +92,9 @@ async def test_a_server_with_limits_keeps_to_its_document(tmp_path: Path) -> Non
     async with Server(
         rate=1.0, burst=60, clock=lambda: 0.0, dead_proxies=lambda _: True, envelope="quickstart"
     ) as server:
-        code, said = await fuzz(server, tmp_path, "--exclude-checks=not_a_server_error")
+        code, said = await fuzz(
+            server, tmp_path, "--exclude-checks=not_a_server_error", envelope="quickstart"
+        )
         record = server.record
 
     assert code == 0, said

@@ -17,9 +17,9 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from postpress_async.sandbox.faults import TYPES, Fault, Faults
-from postpress_async.sandbox.limits import TokenBucket
-from postpress_async.sandbox.server import Server
+from postpress_async.sandbox._faults import TYPES, Fault, Faults
+from postpress_async.sandbox._limits import TokenBucket
+from postpress_async.sandbox._server import Server
 from tests.support import DATA
 
 PAGE = DATA / "update-account-proxy.txt"

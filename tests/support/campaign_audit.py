@@ -18,7 +18,7 @@ from typing import Any, Final
 from attrs import define, evolve, field, frozen
 from click.testing import CliRunner
 
-from postpress_async.cli import cli
+from postpress_async._cli import cli
 from postpress_async.rotation import Halt, Outcome, RotationSummary, State
 from tests.support.campaign_plan import Account, End, Sequence, Step
 from tests.support.counting_server import KEY_TYPE, CountingServer, Request, change_of

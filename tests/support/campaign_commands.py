@@ -21,7 +21,7 @@ from typing import Any, Final
 from aiohttp import web
 from attrs import define, evolve, field
 
-from postpress_async.cli import exits
+from postpress_async._cli import exit_codes
 from postpress_async.rotation import State
 from tests.support.campaign import describe, write_fleet
 from tests.support.campaign_audit import Case, Finding, RunReport, audit
@@ -165,7 +165,7 @@ class CommandPlayer:
         server.on_request = None
         await server.settle()
         code = process.returncode
-        if step.end is End.DISK_FULL and code == exits.HALTED:
+        if step.end is End.DISK_FULL and code == exit_codes.HALTED:
             report.ended = End.DISK_FULL
         if report.ended is End.KILL and code != -signal.SIGKILL:
             report.ended = End.NATURAL  # it had ended before the signal came
@@ -205,11 +205,11 @@ class CommandPlayer:
         if report.ended is End.KILL:
             right = -signal.SIGKILL
         elif report.ended is End.DISK_FULL:
-            right = exits.HALTED
+            right = exit_codes.HALTED
         elif any(request.type == KEY_TYPE for request in refused):
-            right = exits.KEY_REFUSED
+            right = exit_codes.KEY_REFUSED
         elif report.ended is End.STOP:
-            right = exits.INTERRUPTED
+            right = exit_codes.INTERRUPTED
         else:
             return self._check_natural_exit(code)
         return [] if code == right else [_wrong_exit(code, right, said)]
@@ -220,8 +220,8 @@ class CommandPlayer:
         may_blame_key = any(
             request.status == 401 for request in self.case.server.sent_in(self.case.run.number)
         )
-        right = exits.ALL_PATCHED if patched else exits.SOME_LEFT
-        if code == right or (may_blame_key and code == exits.KEY_REFUSED):
+        right = exit_codes.ALL_PATCHED if patched else exit_codes.SOME_LEFT
+        if code == right or (may_blame_key and code == exit_codes.KEY_REFUSED):
             return []
         return [_wrong_exit(code, right, "")]
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from attrs import Factory, evolve, frozen
 
-from postpress_async.sandbox.faults import NONE, Fault
-from postpress_async.sandbox.server import Outage
+from postpress_async.sandbox._faults import NONE, Fault
+from postpress_async.sandbox._server import Outage
 
 FULL: Final = 20_000
 """Number of accounts for which the claims hold."""

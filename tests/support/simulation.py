@@ -12,8 +12,8 @@ from attrs import define, field
 
 from postpress_async import CustomProxy, Pace, PostPressError, PostPressSession, RetryPolicy, events
 from postpress_async.rotation import Outcome, State
-from postpress_async.sandbox.faults import NONE, Fault, Faults
-from postpress_async.sandbox.server import Server
+from postpress_async.sandbox._faults import NONE, Fault, Faults
+from postpress_async.sandbox._server import Server
 from tests.support.simulated_service import Request, Result, Scenario
 from tests.support.virtual_loop import Connector, run
 

@@ -4,8 +4,8 @@
 import math
 from collections.abc import Callable
 
-from postpress_async.sandbox.faults import LOST, NONE, Fault
-from postpress_async.sandbox.server import Outage
+from postpress_async.sandbox._faults import LOST, NONE, Fault
+from postpress_async.sandbox._server import Outage
 from tests.support.simulated_service import Disruption, Request, Scenario
 
 PROVIDER = Fault(type="errors/provider_error")

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from postpress_async import CustomProxy, Pace, PostPressSession, RetryPolicy, events
-from postpress_async.sandbox.faults import Fault
-from postpress_async.sandbox.server import Server
+from postpress_async.sandbox._faults import Fault
+from postpress_async.sandbox._server import Server
 from tests.support.virtual_loop import Connector, run
 
 PROXY = CustomProxy(host="proxy.example.com", port=8080)

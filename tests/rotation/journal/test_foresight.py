@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from postpress_async import cli
+from postpress_async import _cli as cli
 from postpress_async.rotation.journal._checkpoint import LOG_NEEDED
 from postpress_async.rotation.journal._lock import JournalFile
 from tests.support.command_line import KEY
@@ -162,7 +162,7 @@ def test_a_dry_run_after_a_run_writes_nothing_beside_the_journal(folder, run) ->
     code, told, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
 
     assert code == 0
-    assert f"4 of them are settled in {JOURNAL}; 6 would be sent" in told
+    assert f"4 of them are completed in {JOURNAL}; 6 would be sent" in told
     assert files(folder) == before
 
 
@@ -174,8 +174,8 @@ def test_a_dry_run_of_what_failed_knows_that_it_is_sent_again(folder, run) -> No
     again = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
     failed = run("retry-failed", JOURNAL, "fleet.csv", "--sandbox", "--dry-run")
 
-    assert "10 of them are settled" in again[1]
-    assert f"7 of them are settled in {JOURNAL}; 3 would be sent" in failed[1]
+    assert "10 of them are completed" in again[1]
+    assert f"7 of them are completed in {JOURNAL}; 3 would be sent" in failed[1]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Exit codes, so that a script can tell what to do next."""
+"""Exit codes, which tell a script what to do next."""
 
 from typing import Final
 
@@ -11,14 +11,18 @@ HALTED: Final = 3
 KEY_REFUSED: Final = 4
 INTERRUPTED: Final = 130
 
-HELP: Final = (
-    "Exit codes: 0 all patched; 1 some failed, unknown or skipped; 2 usage or bad input, and nothing was "
-    "sent; 3 halted, or the journal cannot be written; 4 the API key was refused; 130 interrupted."
-)
+HELP: Final = """\b
+Exit codes:
+  0    All accounts were patched.
+  1    Some accounts failed, were skipped, or have an unknown outcome.
+  2    The command line or an input is invalid, and nothing was sent.
+  3    The run halted, or the journal cannot be written.
+  4    The API key was refused.
+  130  The run was interrupted by Ctrl-C or SIGTERM."""
 
 
 def code_of(summary: RotationSummary, *, interrupted: bool) -> int:
-    """The exit code of a rotation that ended; whether a person or the system ended it by a signal."""
+    """The exit code of a rotation that ended; *interrupted* if a signal ended it."""
     if summary.key_refused:
         return KEY_REFUSED
     if summary.halted:

@@ -14,8 +14,8 @@ from typing import Final, Literal, NamedTuple
 
 from attrs import field, frozen
 
-from postpress_async.sandbox.catalogue import TYPES, UNLISTED
-from postpress_async.sandbox.rules import is_account_id
+from postpress_async.sandbox._catalogue import TYPES, UNLISTED
+from postpress_async.sandbox._rules import is_account_id
 
 __all__ = ["TYPES", "UNLISTED", "Fault", "Faults", "Profile"]
 

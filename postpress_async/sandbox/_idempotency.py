@@ -4,8 +4,8 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable
 
-from postpress_async.sandbox.answers import Answer
-from postpress_async.sandbox.rules import Json, Refusal
+from postpress_async.sandbox._answers import Answer
+from postpress_async.sandbox._rules import Json, Refusal
 
 
 class Execution:

@@ -16,14 +16,13 @@ from typing import Any, Final, Literal, Self, get_args
 from aiohttp import web
 from attrs import evolve
 
-from postpress_async.sandbox.answers import Answer, Envelope, Errors, success, write
-from postpress_async.sandbox.faults import HANG, Fault, Faults
-from postpress_async.sandbox.idempotency import IdempotencyStore
-from postpress_async.sandbox.limits import ConcurrencyLimit, TokenBucket
-from postpress_async.sandbox.listener import Listener
-from postpress_async.sandbox.openapi import read_document
-from postpress_async.sandbox.record import Record
-from postpress_async.sandbox.rules import (
+from postpress_async.sandbox._answers import Answer, Envelope, Errors, success, write
+from postpress_async.sandbox._faults import HANG, Fault, Faults
+from postpress_async.sandbox._idempotency import IdempotencyStore
+from postpress_async.sandbox._limits import ConcurrencyLimit, TokenBucket
+from postpress_async.sandbox._listener import Listener
+from postpress_async.sandbox._record import Record
+from postpress_async.sandbox._rules import (
     LARGEST_BODY,
     Json,
     Refusal,
@@ -52,9 +51,6 @@ class Server:
     the execution succeeded or failed. Responses of the earlier checks are not stored, nor is any 429 or 503.
     A replay goes through the same checks and faults; if it passes them, it gets the stored response, byte for
     byte. A request is executed even if its client disconnects.
-
-    ``GET /v1/api-json`` returns the OpenAPI document, without a key and even during an outage. These
-    requests do not count in the record.
 
     Args:
         api_key: The only valid key, sent as ``X-API-KEY`` or, if that is absent, as Bearer token.
@@ -108,7 +104,6 @@ class Server:
         self._executions = ConcurrencyLimit(capacity, queue)
         self._dead_proxies = dead_proxies
         self._errors = Errors(envelope)
-        self._envelope: Envelope = envelope
         self._idempotency = IdempotencyStore(stored, stores_errors=stores_errors)
         self._keep_alive = keep_alive
         self._clock = clock
@@ -200,9 +195,7 @@ class Server:
         return self._listener
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        answer = read_document(request.method, request.path, self._envelope)
-        if answer is not None:
-            return await write(request, answer)
+        answer = None
         task = asyncio.current_task()
         if task is not None:
             self._tasks.add(task)

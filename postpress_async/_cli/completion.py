@@ -4,12 +4,12 @@ import click
 from click.shell_completion import get_completion_class
 
 
-@click.command(short_help="Print the completion script for a shell.")
+@click.command(short_help="Print the completion script for bash, zsh or fish.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """
-    Print the script with which SHELL completes commands, options and file names. Examples:
+    Print the script that lets SHELL complete commands, options and file names. Examples:
 
     \b
       postpress-async completion bash > ~/.local/share/bash-completion/completions/postpress-async

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from postpress_async.sandbox.rules import Json
+from postpress_async.sandbox._rules import Json
 
 
 class Record:
@@ -11,7 +11,7 @@ class Record:
     Counters for tests and reports. Only the server updates them.
 
     Attributes:
-        requests: Requests received, without those for the OpenAPI document.
+        requests: Requests received.
         by_status: Responses sent, by HTTP status, replays included.
         by_type: Errors sent in an envelope, by error type.
         unanswered: Requests that were dropped or never answered.

@@ -1,4 +1,4 @@
-"""``postpress-async status``: how far a rotation is, from its journal alone."""
+"""``postpress-async status``: the progress of a rotation, read from its journal."""
 
 import json
 import time
@@ -7,33 +7,34 @@ from typing import Any, Final
 
 import click
 
-from postpress_async.cli.output import many, moment
+from postpress_async._cli.command import Command, Option
+from postpress_async._cli.output import counted, moment
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._statistics import Numbers, Stage, count, stage_of
 from postpress_async.rotation.journal._times import duration, instant
 from postpress_async.rotation.journal.reading import JournalView
 
-LISTED: Final = 12
-"""Errors that are told on a terminal; ``--json`` and the report have more."""
-_MORE: Final = ("more account", "more accounts")
-_TOLD: Final = {
+_LISTED: Final = 12  # error types on a terminal; --json and the report list more
+
+_DESCRIPTIONS: Final = {
     Stage.UNDER_WAY: "a run is under way",
-    Stage.DIED: "the last run was killed, or its machine went down",
+    Stage.DIED: "the last run was killed, or its machine stopped",
     Stage.HALTED: "the last run halted",
     Stage.STOPPED: "the last run was stopped before all accounts were sent",
     Stage.ENDED: "the run has ended",
 }
 
 
-@click.command(short_help="Tell how far a rotation is, and what to do next.")
+@click.command(cls=Command, short_help="Show the progress of a rotation and what to do next.")
 @click.argument("journal")
-@click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")
+@click.option("--json", "as_json", cls=Option, is_flag=True, help="Print one JSON object instead of text.")
 def status(journal: str, as_json: bool) -> None:
     """
-    Tell how far the rotation of JOURNAL is, and what to do next; also while it goes on.
+    Show the progress of a rotation, its errors, and what to do next.
 
-    Examples:
+    JOURNAL is the file in which `postpress-async rotate` records the outcome of each account. The rotation
+    may be running or have ended. Examples:
 
     \b
       postpress-async status fleet.csv.rotation.sqlite3
@@ -51,22 +52,23 @@ def status(journal: str, as_json: bool) -> None:
 
 
 def _lines(journal: str, numbers: Numbers) -> Iterator[str]:
-    because = f": {numbers.halted}" if numbers.halted else ""
-    yield f"{journal}: {_TOLD[numbers.stage]}{because}"
+    reason = f": {numbers.halted}" if numbers.halted else ""
+    yield f"{journal}: {_DESCRIPTIONS[numbers.stage]}{reason}"
     yield f"  {_progress(numbers)}"
-    yield f"  {', '.join(_counts(numbers)) or 'nothing is settled yet'}"
+    yield f"  {', '.join(_counts(numbers)) or 'no account is completed yet'}"
     if numbers.maybe_sent != 0:
-        count = "more accounts" if numbers.maybe_sent is None else many(numbers.maybe_sent, *_MORE)
-        up_to = "" if numbers.maybe_sent is None else "up to "
-        yield f"  {up_to}{count} may have been sent by a run that was killed"
+        known = numbers.maybe_sent is not None
+        accounts = f"up to {counted(numbers.maybe_sent or 0, 'more account')}" if known else "more accounts"
+        yield f"  {accounts} may have been sent by a run that was killed"
     yield from (f"  {line}" for line in _pace(numbers))
     if numbers.errors:
         yield ""
         rows = [("accounts", "scope", "error")]
         rows += [
-            (f"{error.accounts:,}", error.scope or "-", error.error_type) for error in numbers.errors[:LISTED]
+            (f"{error.accounts:,}", error.scope or "-", error.error_type)
+            for error in numbers.errors[:_LISTED]
         ]
-        if more := numbers.more_errors + sum(error.accounts for error in numbers.errors[LISTED:]):
+        if more := numbers.more_errors + sum(error.accounts for error in numbers.errors[_LISTED:]):
             rows.append((f"{more:,}", "", "others"))
         width = max(len(scope) for _, scope, _ in rows)
         yield from (f"  {accounts:>10}  {scope:{width}}  {error}" for accounts, scope, error in rows)
@@ -76,10 +78,10 @@ def _lines(journal: str, numbers: Numbers) -> Iterator[str]:
 
 def _progress(numbers: Numbers) -> str:
     if numbers.total is None:
-        return f"{numbers.settled:,} settled"
+        return f"{numbers.settled:,} completed"
     share = numbers.settled / numbers.accounts if numbers.accounts else 1.0
-    # Not rounded up: 100% is all of them.
-    return f"{numbers.settled:,} of {numbers.accounts:,} settled ({int(share * 1000) / 10:.1f}%)"
+    # Rounded down, so that 100% means all accounts.
+    return f"{numbers.settled:,} of {numbers.accounts:,} completed ({int(share * 1000) / 10:.1f}%)"
 
 
 def _counts(numbers: Numbers) -> list[str]:
@@ -89,15 +91,14 @@ def _counts(numbers: Numbers) -> list[str]:
 def _pace(numbers: Numbers) -> Iterator[str]:
     if numbers.stage is not Stage.UNDER_WAY:
         if numbers.last is not None:
-            yield f"the last account was settled at {moment(numbers.last)}"
+            yield f"the last account was completed at {moment(numbers.last)}"
         return
     if numbers.rate is None:
-        yield "nothing was settled in the last minute"
+        yield "no account was completed in the last minute"
         return
-    told = f"{numbers.rate:,.1f} accounts a second in the last minute"
-    if (left := numbers.seconds_left) is not None:
-        told += f"; {duration(left)} left at this rate"
-    yield told
+    left = numbers.seconds_left
+    time_left = "" if left is None else f"; {duration(left)} left at this rate"
+    yield f"{numbers.rate:,.1f} accounts per second in the last minute{time_left}"
 
 
 def _as_dict(journal: str, numbers: Numbers) -> dict[str, Any]:

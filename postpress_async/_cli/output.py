@@ -13,9 +13,9 @@ from postpress_async.errors import RotationError
 from postpress_async.rotation._atomic_write import whole_file
 
 
-def many(count: int, singular: str, plural: str) -> str:
+def counted(count: int, singular: str, plural: str = "") -> str:
     """*count* with the noun in the right number, such as ``1 account`` or ``1,000 accounts``."""
-    return f"{count:,} {singular if count == 1 else plural}"
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
 def moment(seconds: float) -> str:

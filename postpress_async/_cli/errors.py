@@ -7,7 +7,7 @@ import click
 from postpress_async.errors import BY_TYPE
 
 
-@click.command(short_help="Print the table of all error types of the API.")
+@click.command(short_help="Print the table of the API's error types.")
 def errors() -> None:
     """
     Print a table of all error types of the API.

@@ -3,56 +3,47 @@
 import asyncio
 import json
 import signal
+from functools import partial
 from itertools import islice
-from typing import get_args
 
 import click
 
-from postpress_async.cli import options
-from postpress_async.cli.output import tell_file_limit_once
+from postpress_async._cli import options
+from postpress_async._cli.command import Command, Option
+from postpress_async._cli.output import tell_file_limit_once
 from postpress_async.rotation import ProxyPool
 from postpress_async.sandbox import API_KEY, Profile, Sandbox
 
+_option = partial(click.option, cls=Option)
 
-@click.command(short_help="Run a local fake of the API.")
-@click.option(
+
+@click.command(cls=Command, short_help="Run the sandbox, a local fake of the API.")
+@_option(
     "--port",
     type=click.IntRange(0, 65535),
     default=0,
-    show_envvar=True,
-    help="Port to listen on. 0 selects a free port.",
+    help="TCP port to listen on. 0: any free port.",
 )
-@click.option(
-    "--profile",
-    type=click.Choice(get_args(Profile)),
-    default="steady",
-    show_envvar=True,
-    help="Random faults to simulate. steady: none. flaky: a few errors and dropped connections. overloaded: "
-    "errors when more than 30 requests run at once. outage: no service for 10 to 20 seconds. hostile: "
-    "malformed responses.",
-)
-@click.option("--seed", type=int, default=0, show_envvar=True, help="Seed of the random faults.")
-@click.option(
+@options.random_faults()
+@_option(
     "--latency",
     metavar="SECONDS",
     type=click.FloatRange(0),
     default=0.0,
-    show_envvar=True,
-    help="Seconds that an update takes.",
+    help="Seconds that each update takes.",
 )
-@click.option(
+@_option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
-    show_envvar=True,
-    help="Requests per second above which the response is a 429. No limit by default.",
+    help="Maximum number of requests per second; further ones get a 429 Too Many Requests. No maximum by "
+    "default.",
 )
-@click.option("--pool", type=options.FILE, show_envvar=True, help="Proxy list for --dead-proxies.")
-@click.option(
+@_option("--pool", type=options.FILE, metavar="FILE", help="List of proxies, for --dead-proxies.")
+@_option(
     "--dead-proxies",
     metavar="N",
     type=click.IntRange(0),
     default=0,
-    show_envvar=True,
     help="Let the first N proxies of --pool fail.",
 )
 def sandbox(
@@ -65,9 +56,10 @@ def sandbox(
     dead_proxies: int,
 ) -> None:
     """
-    Run the sandbox, a local fake of the API, until Ctrl-C. At the end, print its counters as JSON.
+    Run the sandbox, a local fake of the API, until Ctrl-C.
 
-    At the start it prints the two environment variables with which all other commands use it. Example:
+    At the start it prints an `export` line that sets two environment variables: run it in another shell, and
+    all other commands and programs there use the sandbox. At the end it prints its counters as JSON. Example:
 
       postpress-async sandbox --port 8400 --profile flaky
     """

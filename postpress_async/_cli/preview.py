@@ -1,4 +1,4 @@
-"""``--dry-run``: what a rotation would do, without sending a byte."""
+"""``--dry-run``: what a rotation would do."""
 
 import json
 import os
@@ -9,11 +9,12 @@ from typing import Any, Final
 import attrs
 import click
 
+from postpress_async._cli import exit_codes
+from postpress_async._cli.event_stream import EventStream
+from postpress_async._cli.inputs import Job
+from postpress_async._cli.output import counted
+from postpress_async._cli.secret_input import read_key
 from postpress_async._settings import read_api_key, read_base_url, target_of
-from postpress_async.cli import exits, options
-from postpress_async.cli.feed import Feed
-from postpress_async.cli.inputs import Job
-from postpress_async.cli.output import many
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Outcome, Row
 from postpress_async.rotation._rows import rows_of
@@ -22,7 +23,7 @@ from postpress_async.rotation.journal._preflight import done_in, weigh
 from postpress_async.rotation.pool import PooledProxy
 
 SHOWN: Final = 3
-"""Requests that are shown."""
+"""Number of requests to print."""
 
 SMALL: Final = 50_000
 """Bytes of a journal that nobody minds; below, the tables weigh as much as the accounts."""
@@ -31,39 +32,39 @@ WEIGHED: Final = 2_000
 """Rows that are put into a journal in memory, to see what all of them weigh."""
 
 
-def preview(job: Job, feed: Feed) -> int:
+def preview(job: Job, events: EventStream) -> int:
     """
-    Say what *job* would do, how long it would take and what its journal would weigh.
+    Print what *job* would do, how long it would take, and the size of its journal.
 
-    The base URL, the journal, and the API key if there is one, are checked as for a real run.
+    The base URL, the journal, and the API key if there is one, are checked as in a real run.
 
     Raises:
-        ConfigurationError: The key or the base URL cannot be used.
-        JournalError: The journal cannot be, or is another run's, input's or target's.
+        ConfigurationError: The API key or the base URL is invalid.
+        JournalError: The journal cannot be used, or belongs to another fleet or API.
     """
-    wishes = job.wishes
+    options = job.options
     url, target = "the sandbox", "this machine"
     has_key = True
-    if not wishes.sandbox:
-        has_key = wishes.api_key_file is not None or bool(os.environ.get("POSTPRESS_API_KEY"))
+    if not options.sandbox:
+        has_key = options.api_key_file is not None or bool(os.environ.get("POSTPRESS_API_KEY"))
         if has_key:
-            read_api_key(options.read_key(wishes.api_key_file))
-        base_url = read_base_url(wishes.base_url)
+            read_api_key(read_key(options.api_key_file))
+        base_url = read_base_url(options.base_url)
         url, target = str(base_url), target_of(base_url)
     done = done_in(
         job.journal,
         digest=job.changes.digest if isinstance(job.changes, Fleet) else None,
         target=target,
-        on_unknown=wishes.on_unknown,
-        on_failed=wishes.on_failed,
+        on_unknown=options.on_unknown,
+        on_failed=options.on_failed,
         rows=job.changes if isinstance(job.changes, Fleet) else None,
         pool=NO_POOL if job.pool is None else job.pool.digest,
         total=job.total,
     )
     survey = job.survey
-    left = survey.rows - done
-    if wishes.limit is not None:
-        left = min(left, wishes.limit)
+    to_send = survey.rows - done
+    if options.limit is not None:
+        to_send = min(to_send, options.limit)
     sample = [row for row in islice(_rows(job), WEIGHED) if isinstance(row, Row)]
     given = [(row, _change(job, row)) for row in sample]
     outcomes = [
@@ -71,51 +72,51 @@ def preview(job: Job, feed: Feed) -> int:
         for row, (_, label) in given
     ]
     weight = weigh(outcomes) * (job.total - done)
-    requests = [(f"{url}/accounts/{row.account_id}", _shown(change)) for row, (change, _) in given[:SHOWN]]
-    if wishes.json:
-        feed.dry_run(
-            exit_code=exits.ALL_PATCHED,
+    requests = [(f"{url}/accounts/{row.account_id}", _body(change)) for row, (change, _) in given[:SHOWN]]
+    if options.json:
+        events.dry_run(
+            exit_code=exit_codes.ALL_PATCHED,
             accounts=survey.rows,
             own=survey.rows - survey.managed - survey.pooled,
             managed=survey.managed,
             pooled=survey.pooled,
             refused=survey.refused,
-            lists=list(wishes.pool),
+            lists=list(options.pool),
             proxies=0 if job.pool is None else len(job.pool),
-            assign=None if job.pool is None else wishes.assign,
+            assign=None if job.pool is None else options.assign,
             settled=done,
-            to_send=left,
-            requests=[{"method": "PATCH", "url": place, "body": body} for place, body in requests],
-            seconds=None if wishes.rate is None else left / wishes.rate,
+            to_send=to_send,
+            requests=[{"method": "PATCH", "url": url, "body": body} for url, body in requests],
+            seconds=None if options.rate is None else to_send / options.rate,
             api_key=has_key,
             journal=job.journal,
             journal_bytes=round(weight),
         )
-        return exits.ALL_PATCHED
-    click.echo(f"{many(survey.rows, 'account', 'accounts')}: {_kinds(job)}")
+        return exit_codes.ALL_PATCHED
+    click.echo(f"{counted(survey.rows, 'account')}: {_kinds(job)}")
     if job.pool is not None:
-        lists, accounts = " and ".join(wishes.pool), many(survey.pooled, "account", "accounts")
-        proxies = many(len(job.pool), "proxy", "proxies")
-        click.echo(f"{proxies} in {lists}, given {wishes.assign} to {accounts}")
+        lists, accounts = " and ".join(options.pool), counted(survey.pooled, "account")
+        proxies = counted(len(job.pool), "proxy", "proxies")
+        click.echo(f"{proxies} in {lists}, assigned {options.assign} to {accounts}")
     if done:
-        click.echo(f"{done:,} of them are settled in {job.journal}; {left:,} would be sent")
+        click.echo(f"{done:,} of them are completed in {job.journal}; {to_send:,} would be sent")
     click.echo("nothing was sent; the first requests would be:")
-    for place, body in requests:
-        shown = "(the pool has no proxy left)" if body is None else json.dumps(body, ensure_ascii=True)
-        click.echo(f"  PATCH {place} {shown}")
-    click.echo(_duration(left, wishes.rate))
+    for url, body in requests:
+        text = "(the pool is exhausted)" if body is None else json.dumps(body, ensure_ascii=True)
+        click.echo(f"  PATCH {url} {text}")
+    click.echo(_duration(to_send, options.rate))
     click.echo(f"the journal {job.journal} would weigh {_bytes(weight)}{' more' if done else ''}")
-    if not has_key and wishes.cluster is None:
-        click.echo("no API key is given: the real run requires POSTPRESS_API_KEY or --api-key-file FILE")
-    return exits.ALL_PATCHED
+    if not has_key and options.cluster is None:
+        click.echo("there is no API key: a real run requires POSTPRESS_API_KEY or --api-key-file FILE")
+    return exit_codes.ALL_PATCHED
 
 
 def _kinds(job: Job) -> str:
-    told = [job.survey.kinds] if job.survey.kinds else []
+    kinds = [job.survey.kinds] if job.survey.kinds else []
     if job.survey.refused:
-        rows = "1 row is" if job.survey.refused == 1 else f"{job.survey.refused:,} rows are"
-        told.append(f"{'and ' * bool(told)}{rows} left out")
-    return ", ".join(told)
+        verb = "is" if job.survey.refused == 1 else "are"
+        kinds.append(f"{'and ' * bool(kinds)}{counted(job.survey.refused, 'row')} {verb} left out")
+    return ", ".join(kinds)
 
 
 def _rows(job: Job) -> Iterator[Any]:
@@ -126,19 +127,19 @@ def _rows(job: Job) -> Iterator[Any]:
 
 
 def _change(job: Job, row: Row) -> tuple[ProxyChange | None, str | None]:
-    """What the account would get, and the label of the pool's proxy."""
+    """The change of the account, and the label of its proxy if that comes from the pool."""
     if row.change is not None or job.pool is None:
         return row.change, None
     pooled: PooledProxy | None = job.pool.give(row.account_id)
     return (None, None) if pooled is None else (pooled.proxy, pooled.label)
 
 
-def _shown(change: ProxyChange | None) -> dict[str, Any] | None:
-    """The request's body, its password masked; None if the pool has no proxy left."""
+def _body(change: ProxyChange | None) -> dict[str, Any] | None:
+    """The body of the request with its password masked; None if the pool is exhausted."""
     if change is None:
         return None
     fields = {
-        name: value if isinstance(value, int) else str(value)  # a `Secret` is *** as text
+        name: value if isinstance(value, int) else str(value)  # the text of a `Secret` is ***
         for name, value in attrs.asdict(change, recurse=False).items()
         if value is not None
     }
@@ -147,8 +148,8 @@ def _shown(change: ProxyChange | None) -> dict[str, Any] | None:
 
 def _duration(accounts: int, rate: float | None) -> str:
     if rate is None:
-        return "no --rate is given: the run goes as fast as the service answers"
-    return f"at --rate {rate:g} it takes {_time(accounts / rate)}, retries not counted"
+        return "without --rate, the run is as fast as the service responds"
+    return f"at --rate {rate:g} it would take {_time(accounts / rate)} without retries"
 
 
 def _time(seconds: float) -> str:

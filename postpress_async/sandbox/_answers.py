@@ -8,8 +8,8 @@ from typing import Final, Literal, NamedTuple
 
 from aiohttp import web
 
-from postpress_async.sandbox.catalogue import TYPES, UNLISTED, ErrorEntry
-from postpress_async.sandbox.faults import Fault
+from postpress_async.sandbox._catalogue import TYPES, UNLISTED, ErrorEntry
+from postpress_async.sandbox._faults import Fault
 
 Envelope = Literal["page", "quickstart"]
 

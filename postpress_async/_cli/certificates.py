@@ -2,11 +2,12 @@
 
 import click
 
-from postpress_async.cli import exits
-from postpress_async.cli.running import cluster_extra
+from postpress_async._cli import exit_codes
+from postpress_async._cli.command import Command
+from postpress_async._cli.running import import_cluster
 
 
-@click.command("cluster-certificates", short_help="Create the TLS certificate of a cluster.")
+@click.command("cluster-certificates", cls=Command, short_help="Create the TLS certificate of a cluster.")
 @click.argument("folder", metavar="DIR", type=click.Path())
 def cluster_certificates(folder: str) -> int:
     """
@@ -18,7 +19,7 @@ def cluster_certificates(folder: str) -> int:
     \b
       postpress-async cluster-certificates certificates
     """
-    certificate, key = cluster_extra().write_certificates(folder)
+    certificate, key = import_cluster().write_certificates(folder)
     tls = f"--tls-ca-file {certificate} --tls-cert {certificate} --tls-key {key}"
     click.echo(f"written: {certificate}, {key}")
     click.echo("Copy both files to each machine of the cluster. Start the scheduler on one of the machines:")
@@ -27,4 +28,4 @@ def cluster_certificates(folder: str) -> int:
     click.echo(f"  POSTPRESS_API_KEY=... dask worker tls://SCHEDULER:8786 --nworkers -1 --nthreads 1 {tls}")
     click.echo("Run the rotation on this machine:")
     click.echo(f"  postpress-async rotate FLEET --cluster tls://SCHEDULER:8786 --certificates {folder}")
-    return exits.ALL_PATCHED
+    return exit_codes.ALL_PATCHED

@@ -1,53 +1,38 @@
 """
-The server's API as an OpenAPI 3.1 document, at ``/v1/api-json`` and ``/v1/api-yaml``.
+The API of the sandbox's server as an OpenAPI 3.1 document, from which the fuzz tests make their requests.
 
 It follows the API reference and the quickstart. If these leave something open, such as the range of a port
 or the characters of an id, it describes what the server does.
 """
 
-import json
 from collections.abc import Mapping
-from functools import cache
 from http import HTTPStatus
 from typing import Any, Final
 
-from postpress_async.sandbox.answers import Answer, Envelope
-from postpress_async.sandbox.catalogue import TYPES, UNLISTED
-
-_CONTENT_TYPES: Final = {"/v1/api-json": "application/json", "/v1/api-yaml": "application/yaml"}
+from postpress_async.sandbox._answers import Envelope
+from postpress_async.sandbox._catalogue import TYPES, UNLISTED
 
 
-def read_document(method: str, path: str, envelope: Envelope) -> Answer | None:
-    """Answer a request for the document; return None if the request is for anything else."""
-    if method not in {"GET", "HEAD"} or (content_type := _CONTENT_TYPES.get(path)) is None:
-        return None
-    return Answer(200, _document(envelope), headers={"Content-Type": content_type})
-
-
-@cache
-def _document(envelope: Envelope) -> bytes:
-    """The document as JSON, which is YAML too."""
-    return json.dumps(
-        {
-            "openapi": "3.1.0",
-            "info": {
-                "title": "PostPress sandbox",
-                "version": "1",
-                "description": "One endpoint of the PostPress API, on loopback.",
-            },
-            "servers": [{"url": "/v1"}],
-            "security": [{"key": []}, {"bearer": []}],
-            "paths": {"/accounts/{id}": {"patch": _UPDATE | {"responses": _responses()}}},
-            "components": {
-                "securitySchemes": {
-                    "key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"},
-                    "bearer": {"type": "http", "scheme": "bearer"},
-                },
-                "schemas": _SCHEMAS | {"Error": _ERRORS[envelope]},
-            },
+def document(envelope: Envelope = "page") -> dict[str, Any]:
+    """The document, with the error schema of *envelope*."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "PostPress sandbox",
+            "version": "1",
+            "description": "One endpoint of the PostPress API, on loopback.",
         },
-        indent=1,
-    ).encode()
+        "servers": [{"url": "/v1"}],
+        "security": [{"key": []}, {"bearer": []}],
+        "paths": {"/accounts/{id}": {"patch": _UPDATE | {"responses": _responses()}}},
+        "components": {
+            "securitySchemes": {
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-KEY"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+            "schemas": _SCHEMAS | {"Error": _ERRORS[envelope]},
+        },
+    }
 
 
 def _responses() -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""The command ``postpress-async``."""
+
+import errno
+import os
+import sys
+from typing import Final, NoReturn
+
+import click
+
+from postpress_async._cli import exit_codes
+from postpress_async._cli.certificates import cluster_certificates
+from postpress_async._cli.command import Commands
+from postpress_async._cli.completion import completion
+from postpress_async._cli.errors import errors
+from postpress_async._cli.export import export
+from postpress_async._cli.output import TOO_MANY_FILES, is_file_limit
+from postpress_async._cli.report import report
+from postpress_async._cli.rotate import retry_failed, rotate
+from postpress_async._cli.sandbox import sandbox
+from postpress_async._cli.secret_input import refuse_secrets
+from postpress_async._cli.status import status
+from postpress_async._cli.update import update
+from postpress_async._version import __version__
+from postpress_async.errors import ConfigurationError, JournalNotWritableError, RotationError
+
+_SETTINGS: Final = {
+    "help_option_names": ["-h", "--help"],
+    "auto_envvar_prefix": "POSTPRESS",  # --rate of sandbox is POSTPRESS_SANDBOX_RATE
+    "show_default": True,
+    "max_content_width": 100,
+}
+
+
+@click.group(cls=Commands, context_settings=_SETTINGS, epilog=exit_codes.HELP)
+@click.version_option(__version__, allow_from_autoenv=False)  # images often set POSTPRESS_VERSION
+def cli() -> None:
+    """
+    Give PostPress accounts new proxies: one account, or a whole fleet.
+
+    The API key is read from the environment variable POSTPRESS_API_KEY, or from the file of --api-key-file.
+    Try it without a key:
+
+      postpress-async rotate --sandbox
+    """
+
+
+for _command in (
+    *(rotate, status, report, export, retry_failed),
+    *(update, sandbox, errors, cluster_certificates, completion),
+):
+    cli.add_command(_command)
+
+
+def run() -> None:
+    """Run the command line and exit. Expected errors are reported in one line on standard error."""
+    try:
+        refuse_secrets(sys.argv[1:])
+        sys.exit(cli.main(standalone_mode=False) or exit_codes.ALL_PATCHED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except JournalNotWritableError as error:
+        _fail(error, exit_codes.HALTED)
+    except (ConfigurationError, RotationError, ValueError) as error:
+        _fail(error, exit_codes.BAD_INPUT)
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail again
+        sys.exit(exit_codes.SOME_LEFT)
+    except OSError as error:
+        if is_file_limit(error):
+            _fail(TOO_MANY_FILES, exit_codes.HALTED)
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail again
+        _fail(f"standard output cannot be written ({error.strerror})", exit_codes.BAD_INPUT)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(exit_codes.INTERRUPTED)
+
+
+def _fail(message: object, code: int) -> NoReturn:
+    click.echo(f"postpress-async: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,49 @@
+"""Click classes for this command line: options in groups, and commands in the order of use."""
+
+from typing import Any, Final
+
+import click
+
+WORDS: Final = "postpress_async.words"
+"""Key of `click.Context.meta` for the command's arguments as the user typed them."""
+
+
+class Option(click.Option):
+    """
+    An option whose help names its environment variable.
+
+    Args:
+        group: Heading under which the command's help lists the option.
+    """
+
+    def __init__(self, *args: Any, group: str = "Options", **settings: Any) -> None:
+        super().__init__(*args, **{"show_envvar": True, **settings})
+        self.group: Final = group
+
+
+class Command(click.Command):
+    """A command whose help lists its options by group."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the arguments for messages that suggest a command."""
+        ctx.meta[WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings. Called by click."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            # Some versions of click return a record for arguments too.
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "group", "Options"), []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class Commands(click.Group):
+    """A group whose help lists its commands in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The names of the commands. Called by click."""
+        return list(self.commands)

@@ -1,0 +1,128 @@
+"""What a rotation reports while it runs: events as JSON for programs, messages for people."""
+
+import json
+import os
+import sys
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+import attrs
+import click
+
+from postpress_async import events
+from postpress_async._cli.output import tell
+from postpress_async.rotation import Outcome, Refusal, RotationSummary
+from postpress_async.rotation.pool._proxy_list import RefusedLine
+
+if TYPE_CHECKING:
+    from postpress_async._cli.inputs import Job
+
+
+class EventStream:
+    """
+    Writes events to *out* as JSON Lines, and messages to standard error.
+
+    Each event has ``event`` and ``at`` (Unix time in seconds). Existing names of events and fields never
+    change; new ones may be added. No event contains a secret.
+
+    - ``refused``: a row of the fleet or a line of a proxy list is invalid: ``source``, ``line``, ``column``,
+      ``account_id``, ``reason``, ``advice``, and ``message``, which contains all of these.
+    - ``begun``: ``total``, ``resumed`` (accounts completed by earlier runs), ``journal``.
+    - ``settled``: an account was completed; the fields are the columns of the journal's table.
+    - ``retry``: ``account_id``, ``number`` of the attempt that failed, ``wait`` in seconds, ``error_type``.
+    - ``pause_began``, ``pause_ended``: the service is down; it is available again.
+    - ``proxy_quarantined``: ``proxy``, the label of a proxy that is no longer used.
+    - ``ended``: ``exit_code``, ``states``, ``errors``, ``halted``, ``attempts``, ``elapsed``; and
+      ``message`` if nothing was sent.
+    - ``dry_run``, the last event of ``--dry-run``: ``exit_code`` and the results of `preview`.
+
+    Args:
+        out: The stream for events. None writes none, and then the summary goes to standard output.
+        verbose: Whether to report retries, pauses and quarantined proxies on standard error.
+
+    Attributes:
+        is_closed: Whether the reader of *out* has closed it.
+    """
+
+    def __init__(self, out: TextIO | None, *, verbose: bool) -> None:
+        self._out: Final = out
+        self._verbose: Final = verbose
+        self.is_closed: bool = False
+
+    def say(self, text: str) -> None:
+        """Write a line of the summary. A failure to write it does not change the exit code."""
+        try:
+            click.echo(text, err=self._out is not None)
+        except OSError:
+            if self._out is None:
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail
+
+    def refused(self, source: str, refusal: Refusal | RefusedLine) -> None:
+        """Report an invalid row or line of the input *source*."""
+        if self._out is not None:
+            self._write(
+                "refused",
+                source=source,
+                line=refusal.line,
+                column=refusal.column,
+                account_id=getattr(refusal, "account_id", None),
+                reason=refusal.reason,
+                advice=refusal.advice,
+                message=str(refusal),
+            )
+
+    def dry_run(self, **fields: Any) -> None:
+        """Report what a run would do."""
+        self._write("dry_run", **fields)
+
+    def not_begun(self, code: int, message: str, journal: str) -> None:
+        """Report that the rotation cannot start."""
+        self.ended(RotationSummary(), code, journal, message=message)
+
+    def begun(self, job: "Job", summary: RotationSummary) -> None:
+        """Report that the rotation has started."""
+        self._write("begun", total=job.total, resumed=summary.resumed, journal=job.journal)
+
+    def settled(self, outcome: Outcome) -> None:
+        """Report that an account was completed."""
+        if self._out is not None:
+            fields = attrs.asdict(outcome, filter=lambda field, _: field.name != "error", recurse=False)
+            self._write("settled", **fields)
+
+    def ended(self, summary: RotationSummary, code: int, journal: str, **fields: str) -> None:
+        """Report that the rotation has ended."""
+        self._write(
+            "ended", exit_code=code, journal=journal, **fields, **attrs.asdict(summary, recurse=False)
+        )
+
+    def observe(self, event: events.Event) -> None:
+        """Report an event of the session (see `postpress_async.events`)."""
+        match event:
+            case events.RetryScheduled(account_id, number, wait, error):
+                self._write("retry", account_id=account_id, number=number, wait=wait, error_type=error.code)
+                self._explain(f"{account_id}: {error.code} at attempt {number}, next attempt in {wait:.1f} s")
+            case events.PauseBegan():
+                self._write("pause_began")
+                self._explain("the service is down: all calls wait, except for probes")
+            case events.PauseEnded():
+                self._write("pause_ended")
+                self._explain("the service is available again: calls continue")
+            case events.ProxyQuarantined(proxy):
+                self._write("proxy_quarantined", proxy=proxy)
+                self._explain(f"{proxy} failed: no further account gets it in this run")
+            case _:
+                pass
+
+    def _explain(self, text: str) -> None:
+        if self._verbose:
+            tell(f"{datetime.now():%H:%M:%S} {text}")
+
+    def _write(self, name: str, **fields: Any) -> None:
+        if self._out is None or self.is_closed:
+            return
+        at = fields.pop("settled_at", None) or time.time()
+        try:
+            print(json.dumps({"event": name, "at": at, **fields}), file=self._out, flush=True)
+        except (OSError, ValueError):  # ValueError if Python already knows that the pipe is closed
+            self.is_closed = True

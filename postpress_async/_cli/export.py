@@ -1,0 +1,75 @@
+"""``postpress-async export``: the outcome of each account, for other programs."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from postpress_async._cli.command import Command, Option
+from postpress_async._cli.output import open_output
+from postpress_async.rotation import State
+from postpress_async.rotation._export import ENDINGS, FORMATS
+from postpress_async.rotation.journal.reading import JournalView
+
+
+@click.command(cls=Command, short_help="Write the outcome of each account as CSV, JSON Lines or Parquet.")
+@click.argument("journal")
+@click.option(
+    "--format",
+    "kind",
+    cls=Option,
+    type=click.Choice(list(FORMATS)),
+    show_default="by the name of --output, or csv",
+    help="Format of the output. csv: comma-separated values with a header. jsonl: a JSON object per line. "
+    "parquet: Apache Parquet, which requires --output and the extra postpress-async[parquet].",
+)
+@click.option(
+    "--state",
+    "states",
+    cls=Option,
+    multiple=True,
+    type=click.Choice([state.value for state in State]),
+    help="Write only accounts in this state. patched: the API confirmed the change. failed: the account was "
+    "refused. unknown: the change may have been applied. skipped: the row is invalid, or the run ended "
+    "before the account got an answer. Repeat the option to write several states. All states by "
+    "default.",
+)
+@click.option(
+    "-o",
+    "--output",
+    cls=Option,
+    metavar="FILE",
+    show_default="standard output",
+    help="File to write, which only you can read; - for standard output.",
+)
+def export(journal: str, kind: str | None, states: tuple[str, ...], output: str | None) -> None:
+    """
+    Write the outcome of each account, in the order of the fleet.
+
+    JOURNAL is the file in which `postpress-async rotate` records the outcomes. The rotation may be running or
+    have ended. In CSV, text that a spreadsheet would execute as a formula is preceded by an apostrophe; JSON
+    Lines and Parquet contain the exact text. Examples:
+
+    \b
+      postpress-async export fleet.csv.rotation.sqlite3 --state failed -o failed.csv
+      postpress-async export fleet.csv.rotation.sqlite3 --format jsonl | jq .error_type
+    """
+    to_file = output not in {None, "-"}
+    kind = kind or _format_of(output if to_file and output else "")
+    if kind == "parquet" and not to_file:
+        raise click.UsageError("--format parquet requires -o FILE")
+    with JournalView(journal) as view, open_output(output) as file:
+        FORMATS[kind](view.outcomes([State(state) for state in states]), file)
+    if to_file and sys.stderr is not None:
+        click.echo(f"written: {output}", err=True)
+
+
+def _format_of(name: str) -> str:
+    """The format of a file by its name; raise `click.UsageError` if the suffix is unknown."""
+    ending = Path(name).suffix.lower()
+    if ending in ENDINGS:
+        return ENDINGS[ending]
+    report = ", or write HTML with `postpress-async report`" if ending in {".html", ".htm"} else ""
+    raise click.UsageError(
+        f"{name}: {ending} is not a known format. Use .csv, .jsonl or .parquet, or set --format{report}"
+    )

@@ -1,0 +1,179 @@
+"""The inputs of a rotation: opened, checked, and reported on before the first request."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from attrs import frozen
+
+from postpress_async._cli.event_stream import EventStream
+from postpress_async._cli.output import counted
+from postpress_async._cli.rotate_options import RotateOptions
+from postpress_async._cli.secret_input import read_secret_file
+from postpress_async.errors import FleetError
+from postpress_async.models import ManagedProxy
+from postpress_async.rotation import Fleet, ProxyPool
+from postpress_async.rotation._input import Changes
+from postpress_async.rotation._rows import Faults
+from postpress_async.rotation.fleet import Survey
+from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
+from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED, PARTS
+from postpress_async.rotation.journal._preflight import rows_known_to
+from postpress_async.rotation.pool._proxy_list import RefusedLine
+from postpress_async.sandbox import own_accounts
+
+_NAMED_COLUMNS: Final = 20  # unused columns whose names are shown; the others are only counted
+
+_COMPARED_COLUMNS: Final = 1_000  # unused columns that are compared with the known names
+
+_NOTHING_ASKED_ADVICE: Final = "use --pool FILE or --country CC, or give each row a proxy or a country"
+
+
+@frozen
+class Job:
+    """
+    A rotation that is ready to start.
+
+    Attributes:
+        options: The options of the command.
+        changes: The accounts, as the argument of ``session.rotate``.
+        pool: Proxies for the accounts without a change.
+        journal: Path of the journal.
+        survey: Numbers of rows. If the journal knows the fleet, only their total.
+        is_checked: Whether the rows were read. A journal only knows a fleet whose rows were all valid.
+    """
+
+    options: RotateOptions
+    changes: Changes
+    pool: ProxyPool | None
+    journal: str
+    survey: Survey
+    is_checked: bool = True
+
+    @property
+    def total(self) -> int:
+        """Number of rows, including invalid ones."""
+        return self.survey.rows + self.survey.refused
+
+    @property
+    def reason_not_to_start(self) -> str | None:
+        """Why the rotation cannot start, and what to do; None if it can."""
+        invalid = self.survey.refused + (0 if self.pool is None else len(self.pool.refusals))
+        if invalid and not self.options.skip_bad:
+            correct = f"nothing was sent: correct {'it' if invalid == 1 else 'them'}"
+            if not self.survey.rows:
+                return correct
+            valid = counted(self.survey.rows, "account")
+            if self.pool is not None:
+                valid += f" and {counted(len(self.pool), 'proxy', 'proxies')}"
+            return f"{correct}, or use --skip-bad to send only what is valid: {valid}"
+        if self.pool is not None and self.is_checked and self.survey.rows and not self.survey.pooled:
+            reason = _why_unused(self.survey)
+            return f"nothing was sent: {reason}. Remove --pool, or empty those columns"
+        return None
+
+
+def _why_unused(survey: Survey) -> str:
+    own = survey.rows - survey.managed
+    rows = []
+    if survey.managed:
+        verb = "orders a managed proxy by its" if survey.managed == 1 else "order a managed proxy by their"
+        rows.append(f"{counted(survey.managed, 'row')} {verb} country or ip column")
+    if own:
+        rows.append(
+            f"{counted(own, 'row')} {'names a proxy of its' if own == 1 else 'name a proxy of their'} own"
+        )
+    return f"no row would use --pool, since {' and '.join(rows)}"
+
+
+@contextmanager
+def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
+    """
+    Open the inputs while the block runs, and report invalid rows and lines.
+
+    Raises:
+        FleetError: The fleet or the pool cannot be read.
+    """
+    pool = _open_pool(options, events) if options.pool else None
+    default = None if options.country is None else ManagedProxy(country=options.country)
+    if options.fleet is None and options.query is None:
+        accounts = own_accounts()
+        changes: Changes = accounts
+        survey = Survey(rows=len(accounts), pooled=len(accounts))
+        if pool is None:
+            changes = dict.fromkeys(accounts, default or ManagedProxy(country="US"))
+            survey = Survey(rows=len(accounts), managed=len(accounts))
+        yield Job(options, changes, pool, options.journal or "sandbox.rotation.sqlite3", survey)
+        return
+    with _open_fleet(options, default, pooled=pool is not None) as fleet:
+        _check_columns(fleet.name, fleet.ignored_columns, COLUMNS)
+        journal = options.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
+        known_rows = None if options.dry_run else rows_known_to(journal, fleet.digest)
+        if known_rows is not None:  # all rows were checked when the journal was created, and none has changed
+            fleet.counted = known_rows
+            yield Job(options, fleet, pool, journal, Survey(known_rows), is_checked=False)
+            return
+        survey = fleet.survey(lambda refusal: events.refused(fleet.name, refusal))
+        _report_faults(fleet.name, survey.faults)
+        if pool is not None and 0 < survey.pooled < survey.rows and not options.dry_run:
+            click.echo(f"{counted(survey.rows, 'account')}: {survey.kinds}", err=True)
+        yield Job(options, fleet, pool, journal, survey)
+
+
+def _open_fleet(options: RotateOptions, default: ManagedProxy | None, *, pooled: bool) -> Fleet:
+    if options.query is None:
+        return Fleet.open(options.fleet or "-", default=default, pooled=pooled)
+    if options.database_file is not None:
+        url = read_secret_file(options.database_file, "the database's URL").reveal()
+    elif options.database is not None:
+        url = check_argument(options.database)
+    elif not (url := os.environ.get(DATABASE_URL, "")):
+        raise click.UsageError(
+            f"--query requires a database: --from URL, --from-file FILE, or {DATABASE_URL}"
+        )
+    return Fleet.open_query(url, options.query, default=default, pooled=pooled)
+
+
+def _open_pool(options: RotateOptions, events: EventStream) -> ProxyPool:
+    pool = ProxyPool.read(
+        *options.pool,
+        skip_bad=True,  # invalid lines are reported together with invalid rows, by `Job.reason_not_to_start`
+        assign=options.assign,
+        seed=options.pool_seed,
+        accounts_per_proxy=options.accounts_per_proxy,
+        failovers=options.failovers,
+    )
+    for name, columns in pool.ignored_columns.items():
+        _check_columns(name, columns, ("proxy", *PARTS))
+    for name in pool.ignored_columns:
+        faults = Faults[RefusedLine]()
+        for refusal in pool.refusals:
+            if refusal.source == name:
+                faults.add(refusal)
+                events.refused(name, refusal)
+        _report_faults(name, faults)
+    return pool
+
+
+def _check_columns(name: str, unused: Sequence[str], known: Sequence[str]) -> None:
+    """Report unused columns; raise `FleetError` if the name of one resembles a known name."""
+    for column in unused[:_COMPARED_COLUMNS]:
+        if similar := get_close_matches(column.strip().lower(), known, 1, 0.8):
+            raise FleetError(f"{name} has an unknown column {column!r}. Did you mean {similar[0]}?")
+    if unused:
+        names = ", ".join(map(repr, unused[:_NAMED_COLUMNS]))
+        more = f" and {len(unused) - _NAMED_COLUMNS:,} more" if len(unused) > _NAMED_COLUMNS else ""
+        verb = "is" if len(unused) == 1 else "are"
+        click.echo(f"{name}: {counted(len(unused), 'column')} {verb} not used: {names}{more}", err=True)
+
+
+def _report_faults(name: str, faults: Faults[Any]) -> None:
+    for fault in faults:
+        advice = _NOTHING_ASKED_ADVICE if fault.first.reason == NOTHING_ASKED else None
+        click.echo(f"{name}: {fault.sentence(advice)}", err=True)
+    if faults.unlisted:
+        click.echo(f"{name}: {faults.unlisted:,} more lines have other faults", err=True)

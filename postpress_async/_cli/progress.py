@@ -1,0 +1,192 @@
+"""Progress of a rotation on standard error: a bar on a terminal, a line from time to time otherwise."""
+
+import asyncio
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import rich.progress
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from postpress_async._cli.output import tell
+from postpress_async.rotation import Outcome, Rotation, State
+
+_REDRAW_INTERVAL: Final = 0.1  # seconds
+
+_MAX_LATENCIES: Final = 2_000  # of the latest accounts, for the percentiles
+
+_RATE_WINDOW: Final = 10.0  # seconds
+
+
+class Sender(Protocol):
+    """What the progress needs of a session or a cluster."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether all calls wait because the service is down."""
+        ...
+
+
+class ProgressStats:
+    """
+    Statistics of a rotation that is running.
+
+    Args:
+        total: Number of accounts, including invalid rows.
+        rotation: The rotation whose summary is read.
+        sender: Its session or cluster.
+    """
+
+    def __init__(self, total: int, rotation: Rotation, sender: Sender) -> None:
+        self.total: Final = total
+        self._rotation: Final = rotation
+        self._sender: Final = sender
+        self._latencies: Final[deque[float]] = deque(maxlen=_MAX_LATENCIES)
+        self._samples: Final[deque[tuple[float, int]]] = deque()
+
+    @property
+    def completed(self) -> int:
+        """Accounts completed in this run or before it."""
+        return self._rotation.summary.total
+
+    def add(self, outcome: Outcome) -> None:
+        """Record the latency of a completed account, from its first attempt to its end."""
+        if outcome.attempts:
+            self._latencies.append(outcome.elapsed)
+
+    def rate(self) -> float:
+        """Accounts completed per second, over the latest seconds."""
+        now = time.monotonic()
+        self._samples.append((now, self.completed))
+        while len(self._samples) > 2 and now - self._samples[1][0] > _RATE_WINDOW:  # keep one older sample
+            self._samples.popleft()
+        since, before = self._samples[0]
+        return (self.completed - before) / (now - since) if now > since else 0.0
+
+    def counts(self) -> str:
+        """Accounts by state, accounts being retried, and quarantined proxies."""
+        summary, rotation = self._rotation.summary, self._rotation
+        words = [f"{summary.states[state]:,} {state}" for state in State if summary.states[state]]
+        if rotation.retrying:
+            words.append(f"{rotation.retrying:,} retrying")
+        if summary.quarantined:
+            words.append(f"{summary.quarantined:,} proxies out")
+        return ", ".join(words)
+
+    def pace(self) -> str:
+        """Rate, latency, and time left."""
+        words, rate = [], self.rate()
+        if rate:
+            words.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
+        if self._latencies:
+            latencies = sorted(self._latencies)
+            p50, p95 = (latencies[len(latencies) * percent // 100] for percent in (50, 95))
+            words.append(f"p50 {_seconds(p50)} p95 {_seconds(p95)}")
+        if rate and self.completed < self.total:
+            words.append(f"{_clock((self.total - self.completed) / rate)} left")
+        if self._sender.paused:
+            words.append("PAUSED: the service is down")
+        return ", ".join(words)
+
+
+class Progress:
+    """Shows the progress of *rotation*, which has *total* accounts, while the block runs."""
+
+    def __init__(self, total: int, rotation: Rotation, sender: Sender) -> None:
+        stats = ProgressStats(total, rotation, sender)
+        self._display: Final = _Bar(stats) if _is_terminal() else _Lines(stats)
+        self._timer: asyncio.TimerHandle | None = None
+        self.update: Final = stats.add
+        """Record a completed account. It does not draw, so that it is cheap."""
+
+    def __enter__(self) -> Self:
+        self._tick()
+        return self
+
+    def _tick(self) -> None:
+        # On a timer rather than in `update`: in an outage no account is completed, and the display says so.
+        self._display.show()
+        self._timer = asyncio.get_running_loop().call_later(_REDRAW_INTERVAL, self._tick)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._display.show()
+        self._display.stop()
+
+
+class _Bar:
+    """A progress bar drawn by rich, which prints other output above it."""
+
+    def __init__(self, stats: ProgressStats) -> None:
+        self._stats = stats
+        self._progress = _ThreeLines(
+            stats,
+            rich.progress.BarColumn(bar_width=None),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeElapsedColumn(),
+            console=Console(stderr=True),
+            expand=True,
+            auto_refresh=False,  # rich would refresh from a thread, while the statistics change
+        )
+        self._task = self._progress.add_task("", total=stats.total)
+
+    def show(self) -> None:
+        with suppress(OSError):
+            self._progress.start()
+            self._progress.update(self._task, completed=self._stats.completed, refresh=True)
+
+    def stop(self) -> None:
+        with suppress(OSError):
+            self._progress.stop()
+
+
+class _ThreeLines(rich.progress.Progress):
+    """The bar with two lines of statistics below it."""
+
+    def __init__(self, stats: ProgressStats, *columns: rich.progress.ProgressColumn, **options: Any) -> None:
+        self._stats = stats
+        super().__init__(*columns, **options)
+
+    def get_renderable(self) -> RenderableType:
+        return Group(*self.get_renderables(), Text(self._stats.counts()), Text(self._stats.pace()))
+
+
+class _Lines:
+    """A line at each tenth of the accounts, and at least once a minute."""
+
+    def __init__(self, stats: ProgressStats) -> None:
+        self._stats = stats
+        self._tenths = 0
+        self._written_at = time.monotonic()
+
+    def show(self) -> None:
+        total, completed = self._stats.total, self._stats.completed
+        tenths, now = 10 * completed // max(1, total), time.monotonic()
+        if tenths > self._tenths or now - self._written_at > 60:
+            self._tenths, self._written_at = tenths, now
+            details = ", ".join(filter(None, (self._stats.counts(), self._stats.pace())))
+            tell(f"{completed:,} of {total:,}: {details}")
+
+    def stop(self) -> None:
+        pass
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,39 @@
+"""``postpress-async report``: an HTML report of a rotation."""
+
+import time
+from pathlib import Path
+
+import click
+
+from postpress_async._cli.command import Command, Option
+from postpress_async._cli.output import open_output
+from postpress_async.rotation.journal.reading import JournalView
+from postpress_async.rotation.report import write_report
+
+
+@click.command(cls=Command, short_help="Write an HTML report of a rotation.")
+@click.argument("journal")
+@click.option(
+    "-o",
+    "--output",
+    cls=Option,
+    metavar="FILE",
+    show_default="the name of JOURNAL with .html, in the current directory",
+    help="HTML file to write, which only you can read; - for standard output.",
+)
+def report(journal: str, output: str | None) -> None:
+    """
+    Write a report of a rotation as a single HTML page, which requires no network.
+
+    JOURNAL is the file in which `postpress-async rotate` records the outcome of each account. The rotation
+    may be running or have ended. The report shows totals, throughput, latency, errors by type and scope, the
+    proxies that failed most, the slowest accounts, and all accounts that were not patched, each with the
+    request id (instance) to quote to PostPress support. Requires the extra postpress-async[report]. Example:
+
+      postpress-async report fleet.csv.rotation.sqlite3 -o night.html
+    """
+    path = output or f"{Path(journal).name.removesuffix('.sqlite3')}.html"
+    with JournalView(journal) as view, open_output(path) as file:
+        write_report(view, file, time.time())
+    if path != "-":
+        click.echo(f"written: {path}", err=True)

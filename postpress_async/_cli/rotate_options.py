@@ -1,0 +1,305 @@
+"""The options of a rotation, which ``rotate`` and ``retry-failed`` share."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Final, Literal, Self, get_args
+
+import click
+from attrs import frozen
+
+from postpress_async._cli import options
+from postpress_async._cli.command import Option
+from postpress_async._cli.next_command import arguments_by_option, retry_command, same_command
+from postpress_async.rotation.journal import OnFailed, OnUnknown
+from postpress_async.rotation.pool import Assign
+from postpress_async.sandbox import Profile
+
+_input: Final = partial(click.option, cls=Option, group="Input")
+_assignment: Final = partial(click.option, cls=Option, group="Proxy assignment")
+_limit: Final = partial(click.option, cls=Option, group="Limits")
+_stopping: Final = partial(click.option, cls=Option, group="Stopping and resuming")
+_output: Final = partial(click.option, cls=Option, group="Output")
+_cluster: Final = partial(click.option, cls=Option, group="Cluster")
+_sandbox: Final = partial(click.option, cls=Option, group="Sandbox")
+
+journal_option: Final = _stopping(
+    "--journal",
+    type=options.FILE,
+    metavar="FILE",
+    show_default="FLEET.rotation.sqlite3 in the current directory",
+    help="SQLite file that records the outcome of each account (the journal). If it exists, the run resumes "
+    "from it and does not send completed accounts again. A journal belongs to one FLEET.",
+)
+
+rotation_options: Final = options.combine(
+    _input(
+        "--query",
+        metavar="SQL",
+        help="SQL query that replaces FLEET: read the accounts from a database. Its columns are those of a "
+        "FLEET file. Requires the URL of the database in --from, --from-file or POSTPRESS_DATABASE_URL.",
+    ),
+    _input(
+        "--from",
+        "database",
+        metavar="URL",
+        allow_from_autoenv=False,
+        help="URL of the database for --query, such as postgresql+psycopg://me@host/db. A URL with a "
+        "password must come from --from-file or the environment variable POSTPRESS_DATABASE_URL.",
+    ),
+    _input(
+        "--from-file",
+        "database_file",
+        type=options.FILE,
+        metavar="FILE",
+        help="File that contains the URL of the database for --query; - is standard input.",
+    ),
+    _input(
+        "--skip-bad",
+        is_flag=True,
+        help="Send the valid accounts even if other rows of FLEET or lines of --pool are invalid. By "
+        "default, nothing is sent if anything is invalid.",
+    ),
+    _assignment(
+        "--pool",
+        type=options.FILE,
+        metavar="FILE",
+        multiple=True,
+        help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
+        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. - is "
+        "standard input. Repeat the option to combine several lists.",
+    ),
+    _assignment(
+        "--assign",
+        type=click.Choice(get_args(Assign)),
+        default="round-robin",
+        help="How accounts get a proxy from --pool. round-robin: take the proxies in the order of the list, "
+        "over and over. sticky: choose by account id, so that an account gets the same proxy in every "
+        "run. random: choose at random.",
+    ),
+    _assignment(
+        "--pool-seed",
+        type=int,
+        metavar="N",
+        default=0,
+        help="Random seed for --assign random. The same seed chooses the same proxies.",
+    ),
+    _assignment(
+        "--accounts-per-proxy",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Maximum number of accounts that get the same proxy from --pool. No maximum by default.",
+    ),
+    _assignment(
+        "--failovers",
+        type=click.IntRange(0),
+        metavar="N",
+        default=3,
+        help="Maximum number of other proxies from --pool to try for an account whose proxy does not work.",
+    ),
+    _assignment(
+        "--country",
+        metavar="CC",
+        help="Order a managed proxy (one that PostPress provides) in this country, a two-letter code such as "
+        "US, for each account whose row names no proxy, country or ip. Cannot be combined with --pool.",
+    ),
+    _limit(
+        "--in-flight",
+        type=click.IntRange(1),
+        metavar="N",
+        default=100,
+        help="Maximum number of requests that are open at the same time; with --cluster, per worker. The run "
+        "uses fewer while the API is overloaded.",
+    ),
+    _limit(
+        "--rate",
+        type=click.FloatRange(0, min_open=True),
+        metavar="N",
+        help="Maximum number of requests per second, with --cluster of all workers together. No maximum by "
+        "default, but the run slows down when the API responds with 429 (too many requests).",
+    ),
+    # The sandbox's flaky profile fails 1 request in 20: of 100,000 accounts, about one fails four times in a
+    # row, and none six times.
+    _limit(
+        "--attempts",
+        type=click.IntRange(1),
+        metavar="N",
+        default=6,
+        help="Maximum number of requests for an account through the same proxy: the first request and its "
+        "retries. Only errors that may be temporary are retried.",
+    ),
+    _limit(
+        "--limit",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Maximum number of accounts to send in this run. Run the same command again to send the next "
+        "ones. No maximum by default.",
+    ),
+    _limit(
+        "--max-duration",
+        type=options.duration,
+        metavar="TIME",
+        help="Stop after this time, such as 90s, 15m, 6h or 1h30m: start no more requests, wait for the open "
+        "ones, and exit. Run the same command again to continue. No limit by default.",
+    ),
+    _stopping(
+        "--halt",
+        type=options.halt,
+        metavar="5%|100|never",
+        default="50%",
+        help="Stop the run when this many accounts have failed: a percentage of the latest 200 accounts, a "
+        "number of accounts in the whole run, or never. A refused API key always stops the run.",
+    ),
+    _stopping(
+        "--canary",
+        type=click.IntRange(0),
+        metavar="N",
+        default=0,
+        help="Send N accounts first, and send the others only if fewer of these N fail than --halt allows. "
+        "With --canary 10 --halt 5%, one failure stops the run. 0 disables it.",
+    ),
+    _stopping(
+        "--on-unknown",
+        type=click.Choice(get_args(OnUnknown)),
+        default="retry",
+        help="What to do with accounts whose outcome is unknown: a request of an earlier run got no "
+        "response, but the API may have applied the change. retry: send them again. report: do not send "
+        "them, so that you can check them first; this includes the accounts that a killed run may have "
+        "sent.",
+    ),
+    _output(
+        "--dry-run",
+        is_flag=True,
+        help="Check all inputs, print the first requests and an estimate of the duration, and send nothing.",
+    ),
+    _output(
+        "--json",
+        is_flag=True,
+        help="Write events to standard output for programs, one JSON object per line. Messages go to "
+        "standard error.",
+    ),
+    _output(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        help="Print each retry, each pause while the API is down, and each proxy that is no longer used "
+        "because it failed, to standard error.",
+    ),
+    options.connection,
+    _cluster(
+        "--cluster",
+        metavar="local:N|tls://HOST:PORT",
+        help="Send from several processes. local:N starts N workers on this machine. tls://HOST:PORT uses "
+        "the workers of the Dask scheduler at that address. Requires pip install "
+        "'postpress-async[distributed]'.",
+    ),
+    _cluster(
+        "--certificates",
+        type=click.Path(),
+        metavar="DIR",
+        help="Directory with the TLS certificate and key for --cluster, as the command cluster-certificates "
+        "creates them. By default, Dask's configuration names them.",
+    ),
+    _sandbox(
+        "--sandbox",
+        is_flag=True,
+        help="Send to the sandbox, a fake of the API on this machine, instead of the real API. No API key is "
+        "required. Without FLEET, the sandbox provides 1,000 accounts.",
+    ),
+    options.random_faults("Requires --sandbox.", group="Sandbox"),
+    _sandbox(
+        "--dead-proxies",
+        type=click.IntRange(0),
+        metavar="N",
+        default=0,
+        help="Number of proxies at the start of --pool that do not work in the sandbox. Requires --sandbox.",
+    ),
+)
+"""Adds all options but ``--journal``, which ``retry-failed`` takes as an argument."""
+
+_REQUIRE_POOL: Final = ("assign", "pool_seed", "accounts_per_proxy", "failovers")
+
+
+@frozen(kw_only=True)
+class RotateOptions:
+    """
+    The arguments and options of a rotation, named as on the command line.
+
+    Attributes:
+        command: The whole command as it was typed.
+        arguments: The words of each option that was an argument. The other options have their values from
+            environment variables or defaults.
+    """
+
+    command: str
+    arguments: Mapping[str, list[str]]
+    fleet: str | None
+    database: str | None
+    database_file: str | None
+    query: str | None
+    journal: str | None
+    pool: tuple[str, ...]
+    assign: Assign
+    pool_seed: int
+    accounts_per_proxy: int | None
+    failovers: int
+    country: str | None
+    skip_bad: bool
+    in_flight: int
+    rate: float | None
+    attempts: int
+    limit: int | None
+    max_duration: float | None
+    cluster: str | None
+    certificates: str | None
+    halt: str | int
+    canary: int
+    on_unknown: OnUnknown
+    on_failed: OnFailed = "report"
+    dry_run: bool
+    json: bool
+    verbose: bool
+    sandbox: bool
+    profile: Profile
+    seed: int
+    dead_proxies: int
+    api_key_file: str | None
+    base_url: str | None
+    transport: Literal["session", "lean"]
+    no_idempotency: bool
+
+    @classmethod
+    def parse(cls, **values: object) -> Self:
+        """
+        Create from the current command's parameters.
+
+        Raises:
+            click.UsageError: Options cannot be combined, or one requires another.
+        """
+        context = click.get_current_context()
+        parsed = cls(**values, command=same_command(context), arguments=arguments_by_option(context))  # type: ignore[arg-type]
+        parsed._check()
+        return parsed
+
+    def _check(self) -> None:
+        # An environment variable may be set for all runs, and this one may have no pool.
+        if not self.pool and (unused := [name for name in _REQUIRE_POOL if name in self.arguments]):
+            names = " and ".join(f"--{name.replace('_', '-')}" for name in unused)
+            raise click.UsageError(f"{names} require{'s' if len(unused) == 1 else ''} --pool")
+        if not self.sandbox and (self.profile != "steady" or self.seed or self.dead_proxies):
+            raise click.UsageError("--profile, --seed and --dead-proxies require --sandbox")
+        if self.dead_proxies and not self.pool:
+            raise click.UsageError("--dead-proxies requires --pool")
+        if self.pool and self.country is not None:
+            raise click.UsageError("--pool cannot be combined with --country")
+        if self.query is not None and self.fleet is not None:
+            raise click.UsageError("FLEET cannot be combined with --query")
+        if self.query is None and (self.database is not None or self.database_file is not None):
+            raise click.UsageError("--from and --from-file require --query")
+        if self.certificates is not None and self.cluster is None:
+            raise click.UsageError("--certificates requires --cluster")
+        if [self.fleet, *self.pool].count("-") > 1:
+            raise click.UsageError("standard input can be FLEET or one --pool, not both")
+
+    def retry_command(self, journal: str) -> str:
+        """The command that retries the failed accounts of *journal*."""
+        return retry_command(self.arguments, journal, self.fleet)

@@ -1,0 +1,250 @@
+"""Run a rotation: session or cluster, signals, progress, and the summary at the end."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from postpress_async._cli import exit_codes
+from postpress_async._cli.event_stream import EventStream
+from postpress_async._cli.inputs import Job
+from postpress_async._cli.output import counted, moment, tell, tell_file_limit_once
+from postpress_async._cli.progress import Progress, Sender
+from postpress_async._cli.sandbox import first_addresses
+from postpress_async._cli.secret_input import read_key
+from postpress_async.errors import RotationError
+from postpress_async.pace import Pace
+from postpress_async.retry import RetryPolicy
+from postpress_async.rotation import Halt, Rotation, RotationSummary, State
+from postpress_async.sandbox import Sandbox
+from postpress_async.secret import Secret
+from postpress_async.session import PostPressSession
+
+if TYPE_CHECKING:
+    from postpress_async.cluster import Cluster
+
+
+async def run_job(job: Job, events: EventStream) -> int:
+    """Run the rotation and return the exit code."""
+    tell_file_limit_once(asyncio.get_running_loop())
+    options = job.options
+    async with AsyncExitStack() as stack:
+        sandbox = None
+        key, url = None, options.base_url
+        if options.sandbox:
+            dead = frozenset[str]() if job.pool is None else first_addresses(job.pool, options.dead_proxies)
+            sandbox = Sandbox(profile=options.profile, seed=options.seed, dead_proxies=dead)
+            await stack.enter_async_context(sandbox)
+            key, url = Secret(sandbox.api_key), sandbox.url
+        elif (
+            options.cluster is None or options.api_key_file is not None
+        ):  # otherwise the workers have the key
+            key = read_key(options.api_key_file)
+        settings: dict[str, Any] = {
+            "base_url": url,
+            "retry": RetryPolicy(attempts=options.attempts),
+            "pace": Pace(in_flight=options.in_flight, rate=options.rate),
+            "idempotency": not options.no_idempotency,
+            "transport": options.transport,
+            "on_event": events.observe if options.json or options.verbose else None,
+        }
+        sender: Cluster | PostPressSession
+        if options.cluster is None:
+            sender = PostPressSession(key, **settings)
+        else:
+            cluster = import_cluster()
+            _silence_dask()
+            certificates = options.certificates
+            sender = cluster.Cluster(options.cluster, api_key=key, certificates=certificates, **settings)
+        await stack.enter_async_context(sender)
+        rotation = sender.rotate(
+            job.changes,
+            journal=job.journal,
+            halt=Halt(failures=options.halt, canary=options.canary),
+            pool=job.pool,
+            limit=options.limit,
+            on_unknown=options.on_unknown,
+            on_failed=options.on_failed,
+        )
+        rotation.notes = {
+            "command": options.command,
+            "retry command": options.retry_command(job.journal),
+            "folder": os.getcwd(),
+        }
+        stop = await _run(job, sender, rotation, events)
+        code = exit_codes.code_of(rotation.summary, interrupted=stop.interrupted)
+        _summarize(job, rotation.summary, stop, events)
+        if sandbox is not None:
+            requests, patched = sandbox.record.requests, len(sandbox.record.patched_accounts)
+            events.say(f"the sandbox received {requests:,} requests and patched {patched:,} accounts")
+        events.ended(rotation.summary, code, job.journal)
+    return code
+
+
+def import_cluster() -> ModuleType:
+    """
+    Import `postpress_async.cluster`, which requires an extra.
+
+    Raises:
+        click.UsageError: The extra is not installed.
+    """
+    try:
+        return import_module("postpress_async.cluster")
+    except ImportError as error:
+        raise click.UsageError(
+            f"a cluster requires {error.name}: pip install 'postpress-async[distributed]'"
+        ) from None
+
+
+def _silence_dask() -> None:
+    """Turn off Dask's log messages about lost workers. The cluster reports the losses that matter."""
+    for name in tuple(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+class _Stop:
+    """
+    Why the run stopped before the last account.
+
+    Attributes:
+        interrupted: A signal arrived.
+        immediate: A second signal arrived, which does not wait for the requests in flight.
+        timed_out: The maximum duration was over.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.immediate = False
+        self.timed_out = False
+
+
+async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream) -> _Stop:
+    stop = _Stop()
+    try:
+        with _interruptible(rotation, stop, job.options.max_duration):
+            async with rotation:
+                if rotation.completed_at is not None:
+                    events.say(f"nothing was sent: {_why_complete(job, rotation)}")
+                events.begun(job, rotation.summary)
+                with Progress(job.total, rotation, sender) as progress:
+                    async for outcome in rotation:
+                        progress.update(outcome)
+                        events.settled(outcome)
+                        if events.is_closed and not rotation.summary.stopped:
+                            rotation.stop()
+    except RotationError as error:
+        if not rotation.summary.attempts:
+            raise
+        events.ended(rotation.summary, exit_codes.HALTED, job.journal)
+        raise _HaltedError(str(error)) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in a task
+        if not stop.immediate or task.uncancel():
+            raise
+    return stop
+
+
+def _why_complete(job: Job, rotation: Rotation) -> str:
+    """Why there is nothing to send, and what to do next."""
+    if unknown := rotation.summary.states[State.UNKNOWN]:
+        outcomes = "outcome of 1 account is" if unknown == 1 else f"outcomes of {unknown:,} accounts are"
+        pronoun = "it" if unknown == 1 else "them"
+        return f"the {outcomes} unknown, and --on-unknown report leaves {pronoun} to you"
+    when = moment(rotation.completed_at or 0)
+    if job.options.on_failed == "retry":
+        return f"no account in {job.journal} failed; its rotation was completed at {when}"
+    return (
+        f"the rotation in {job.journal} was completed at {when}. To send these accounts again, "
+        "use another --journal"
+    )
+
+
+class _HaltedError(click.ClickException):
+    exit_code = exit_codes.HALTED
+
+
+@contextmanager
+def _interruptible(rotation: Rotation, stop: _Stop, seconds: float | None) -> Iterator[None]:
+    """Stop the rotation at the first SIGINT or SIGTERM, or after *seconds*; cancel it at the second."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in a task
+
+    def interrupt() -> None:
+        if stop.immediate:
+            return  # it is already ending; a second cancellation would prevent the summary
+        if stop.interrupted:
+            stop.immediate = True
+            task.cancel()
+            return
+        stop.interrupted = True
+        rotation.stop()
+        tell("stopping: waiting for the requests in flight. Press Ctrl-C again to stop at once")
+
+    def time_out() -> None:
+        stop.timed_out = True
+        rotation.stop()
+        tell("stopping: --max-duration is over, waiting for the requests in flight")
+
+    timer = None if seconds is None else loop.call_later(seconds, time_out)
+    signals: Final = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, interrupt)
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def _summarize(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream) -> None:
+    """Write the results and what to do next."""
+    events.say(str(summary))
+    if (remaining := job.total - summary.total) > 0:
+        events.say(f"{remaining:,} of {job.total:,} accounts are not completed yet")
+    events.say(f"journal: {job.journal}")
+    for advice in _advice(job, summary, stop, events):
+        tell(f"postpress-async: {advice}")
+
+
+def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream) -> Iterator[str]:
+    unknown = summary.states[State.UNKNOWN]
+    if summary.without_proxy:
+        lists = " or ".join(job.options.pool)
+        accounts = counted(summary.without_proxy, "account")
+        yield f"the pool is exhausted: {accounts} got no proxy; add proxies to {lists}"
+    elif summary.quarantined:
+        proxies = counted(summary.quarantined, "proxy", "proxies")
+        yield f"{proxies} of the pool did not work and got no further accounts"
+    reported = unknown if job.options.on_unknown == "report" else 0
+    if reported:
+        yield (
+            f"{counted(reported, 'account')} may have been changed and will not be sent again: check them, "
+            "then run without --on-unknown report to send them"
+        )
+    if summary.halted:
+        yield f"halted: {summary.halted}"
+        yield f"correct the cause, then run the same command again: {job.options.command}"
+    elif (
+        stop.interrupted
+        or stop.timed_out
+        or events.is_closed
+        or unknown > reported
+        or summary.states[State.SKIPPED] > summary.refused
+    ):
+        yield "to continue, run the same command again"
+    elif summary.refused:
+        rows = f"{counted(summary.refused, 'row')} {'was' if summary.refused == 1 else 'were'}"
+        yield f"{rows} invalid: correct them, and rotate them as a separate fleet"
+    if summary.states[State.FAILED] and not summary.halted:
+        yield f"to retry the failed accounts: {job.options.retry_command(job.journal)}"

@@ -1,0 +1,136 @@
+"""``postpress-async update``: change the proxy of one account."""
+
+import asyncio
+import os
+import shlex
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Literal
+
+import click
+
+from postpress_async._cli import exit_codes, options
+from postpress_async._cli.command import Command, Option
+from postpress_async._cli.secret_input import PASSWORD_IN_ARGUMENT, read_key, read_secret_file
+from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey, check_key
+from postpress_async.errors import Applied, PostPressError, Scope
+from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.session import PostPressSession
+
+_assignment: Final = partial(click.option, cls=Option, group="Proxy assignment")
+
+
+@click.command(cls=Command, epilog=exit_codes.HELP, short_help="Give one account a new proxy.")
+@click.argument("account_id", metavar="ACCOUNT")
+@_assignment(
+    "--proxy",
+    metavar="URL",
+    help="Use this proxy of your own, such as http://203.0.113.7:8080. A URL with a password must come from "
+    "--proxy-file or the environment variable POSTPRESS_PROXY.",
+)
+@_assignment(
+    "--proxy-file",
+    metavar="FILE",
+    help="Use the proxy of your own whose URL this file contains; - is standard input.",
+)
+@_assignment(
+    "--country",
+    metavar="CC",
+    help="Order a managed proxy (one that PostPress provides) in this country, a two-letter code such as US.",
+)
+@_assignment(
+    "--ip",
+    metavar="IP",
+    help="Order a managed proxy (one that PostPress provides) in the country of this IPv4 address.",
+)
+@options.connection
+@click.option(
+    "--idempotency-key",
+    cls=Option,
+    group="Connection",
+    metavar="KEY",
+    allow_from_autoenv=False,  # a key belongs to one change, and an environment serves many
+    help="Idempotency-Key header of the requests. With the key of an earlier command, the same command gets "
+    "its outcome without applying the change a second time. By default each change has a new key.",
+)
+def update(
+    account_id: str,
+    proxy: str | None,
+    proxy_file: str | None,
+    country: str | None,
+    ip: str | None,
+    idempotency_key: str | None,
+    api_key_file: str | None,
+    base_url: str | None,
+    transport: Literal["session", "lean"],
+    no_idempotency: bool,
+) -> int:
+    """
+    Give one account a new proxy.
+
+    ACCOUNT is the id of the account. Choose the proxy with one of --proxy, --proxy-file, or --country and
+    --ip. Example:
+
+      postpress-async update acc_01HXYZ --country US
+    """
+    change = _change(proxy, proxy_file, country, ip)
+    if idempotency_key is not None:
+        if no_idempotency:
+            raise click.UsageError("--idempotency-key cannot be combined with --no-idempotency")
+        check_key(idempotency_key)
+    has_own_key = idempotency_key is not None
+    keys: Keys = OneKey(idempotency_key) if has_own_key or no_idempotency else FreshKeys(KeyMaker())
+    key = read_key(api_key_file)
+    open_session = partial(PostPressSession, key, base_url=base_url, transport=transport)
+    return asyncio.run(_update(open_session, account_id, change, keys, has_own_key=has_own_key))
+
+
+async def _update(
+    open_session: Callable[[], PostPressSession],
+    account_id: str,
+    change: ProxyChange,
+    keys: Keys,
+    *,
+    has_own_key: bool,
+) -> int:
+    async with open_session() as session:
+        try:
+            result = await session.run_errand(account_id, change, keys)
+        except PostPressError as error:
+            click.echo(f"postpress-async: {error}", err=True)
+            # An earlier command with the caller's own key may have applied the change.
+            if error.applied is Applied.UNKNOWN or has_own_key:
+                _suggest_key(keys)
+            return exit_codes.KEY_REFUSED if error.scope is Scope.KEY else exit_codes.SOME_LEFT
+        except asyncio.CancelledError:
+            click.echo(f"postpress-async: {account_id}: the change may have been applied.", err=True)
+            _suggest_key(keys)
+            raise
+    attempts = len(result.attempts)
+    click.echo(f"{result.account_id} patched, in {attempts} attempt{'s' if attempts > 1 else ''}")
+    return exit_codes.ALL_PATCHED
+
+
+def _suggest_key(keys: Keys) -> None:
+    if keys.current is None:
+        return
+    advice = "To learn the outcome without applying the change twice, run the same command with:"
+    click.echo(f"{advice} --idempotency-key {shlex.quote(keys.current)}", err=True)
+
+
+def _change(proxy: str | None, proxy_file: str | None, country: str | None, ip: str | None) -> ProxyChange:
+    is_managed = country is not None or ip is not None
+    if [proxy is not None, proxy_file is not None, is_managed].count(True) > 1:
+        raise click.UsageError("--proxy, --proxy-file, and --country with --ip cannot be combined")
+    if is_managed:
+        return ManagedProxy(country=country, ip=ip)
+    if proxy_file is not None:
+        return CustomProxy.from_url(read_secret_file(proxy_file, "the proxy's URL").reveal())
+    if proxy is not None:
+        change = CustomProxy.from_url(proxy)
+        if change.password is not None:
+            raise click.UsageError(PASSWORD_IN_ARGUMENT)
+        return change
+    if url := os.environ.get("POSTPRESS_PROXY"):
+        return CustomProxy.from_url(url)
+    raise click.UsageError("name a proxy: use --proxy-file, --proxy, --country or --ip")
