@@ -42,7 +42,7 @@ class Shard:
         if not self.fetched:
             return list(self.rows.values())
         return [
-            evolve(sent, open=evolve(sent.open, maybe_sent=True, recorded=sent.open.says_unknown))
+            evolve(sent, open=evolve(sent.open, maybe_sent=True, recorded=sent.open.recorded_as_unknown))
             for sent in self.rows.values()
         ]
 

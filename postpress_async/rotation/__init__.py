@@ -1,7 +1,8 @@
-"""Many accounts: what is to do, what came of it, and the file in which both can be read."""
+"""Rotations: many accounts updated by one resumable job."""
 
 from postpress_async.rotation._account_task import Update
 from postpress_async.rotation._engine import Rotation
+from postpress_async.rotation._faults import Fault, Faults
 from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import Outcome, RotationSummary, State
 from postpress_async.rotation._rows import Refusal, Row
@@ -10,6 +11,8 @@ from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.pool import ProxyPool
 
 __all__ = [
+    "Fault",
+    "Faults",
     "Fleet",
     "Halt",
     "Journal",

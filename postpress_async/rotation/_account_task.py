@@ -1,8 +1,8 @@
 """
 One account of a rotation, from its row to its outcome.
 
-A row with a change of its own is one call of the session. A row without one gets a proxy of the pool, and
-the next one where that does not work: each proxy is a call, under a key that no other proxy had.
+A row with a change of its own is one call of the session. A row without one gets a proxy from the pool; if
+that proxy fails, the account gets the next one. Each proxy is a call of its own, under a new idempotency key.
 """
 
 import asyncio
@@ -10,301 +10,275 @@ import math
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, Protocol
 
+from attrs import define, frozen
+
 from postpress_async._lifetime import Waits
 from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
 from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation._outcome import Outcome
-from postpress_async.rotation._pending_rows import RowKeys
+from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 from postpress_async.rotation.pool import PooledProxy
 
 STRIKES: Final = 2
-"""Errors of a pool's proxy in one call, after which the account takes the next one: one often passes."""
+"""Proxy errors in one call after which the account gets another proxy; a single one is often transient."""
 
 
 class Proxies(Protocol):
-    """What is needed of a pool; see `ProxyPool`. One at a distance has to be asked, and answers later."""
+    """A `ProxyPool`, or on a worker of a cluster the link to the coordinator's pool, which answers later."""
 
     def give(
         self, account_id: str, /, *, but_not: Collection[PooledProxy]
     ) -> PooledProxy | Awaitable[PooledProxy | None] | None:
-        """The proxy that the account is to get."""
+        """Assign a proxy to the account."""
         ...
 
     def failed(self, proxy: PooledProxy, account_id: str, /, *, credentials: bool) -> bool:
-        """Record that *proxy* failed the account; whether that put it into quarantine."""
+        """Record that *proxy* failed for the account. Return whether this quarantined the proxy."""
         ...
 
     def worked(self, proxy: PooledProxy, /) -> None:
-        """An account was patched with *proxy*."""
+        """Record that an account was patched with *proxy*."""
         ...
 
     def take_back(self, proxy: PooledProxy, /) -> None:
-        """The account that was given *proxy* did not get it."""
+        """Release *proxy*: the account did not get it."""
         ...
 
     def in_quarantine(self, proxy: PooledProxy, /) -> bool:
-        """Whether it is out for the rest of the run."""
+        """Whether *proxy* is quarantined for the rest of the run."""
         ...
 
 
-class Errand:
-    """
-    An account on its way: what a call of a rotation reports to, and is called back by.
-
-    Attributes:
-        waits: Where its calls wait; they all end when the rotation is stopped.
-        rests: Told with True when a call begins to back off, and with False when it goes on.
-        failed: Told of each attempt that failed.
-        proxy: The pool's proxy that was tried last; None where the row has its own change.
-        trying: Whether it is still being tried.
-        in_flight: Whether a request for it may be in flight. True from the beginning of a call that does not
-            set it itself.
-        resumable: The last error of the present call, if another attempt would have been made after it.
-        attempts: Requests sent for it before the present call.
-        in_doubt: Whether something that this run sent for it may have been applied.
-    """
-
-    __slots__ = (
-        "_first_sent",
-        "_pool",
-        "_strikes",
-        "attempts",
-        "failed",
-        "in_doubt",
-        "in_flight",
-        "proxy",
-        "rests",
-        "resumable",
-        "trying",
-        "waits",
-    )
-
-    def __init__(
-        self,
-        waits: Waits,
-        rests: Callable[[bool], object],
-        failed: Callable[[PostPressError], object],
-        pool: Proxies | None,
-    ) -> None:
-        self.waits: Waits = waits
-        self.rests: Callable[[bool], object] = rests
-        self.failed: Callable[[PostPressError], object] = failed
-        self.proxy: PooledProxy | None = None
-        self.resumable: PostPressError | None = None
-        self.attempts: int = 0
-        self.in_doubt: bool = False
-        self.trying: bool = False
-        self.in_flight: bool = False
-        self._first_sent = math.inf
-        self._pool = pool
-        self._strikes = 0
-
-    def begins(self, now: float) -> None:
-        """A call's first attempt begins at *now*, in seconds by the event loop's clock."""
-        self._first_sent = min(self._first_sent, now)
-
-    def elapsed(self, now: float) -> float:
-        """Seconds from the start of the account's first attempt to *now*; 0 if there was no attempt."""
-        return max(0.0, now - self._first_sent)
-
-    def attempt_failed(self, error: PostPressError) -> None:
-        """An attempt ended with *error*, whose `applied` is about this attempt alone."""
-        self.in_flight = False
-        self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
-        self.failed(error)
-
-    def is_hopeless(self, error: PostPressError) -> bool:
-        """Whether the pool's proxy has had its chances, or was found out by other accounts meanwhile."""
-        self.resumable = error
-        if self.proxy is None or self._pool is None or error.scope is not Scope.PROXY:
-            return False
-        self._strikes += 1
-        return self._strikes >= STRIKES or self._pool.in_quarantine(self.proxy)
-
-    def begin(self, proxy: PooledProxy) -> None:
-        """The next call is with *proxy*."""
-        self.proxy = proxy
-        self.trying = True
-        self.in_flight = True
-        self._strikes = 0
-
-    @property
-    def applied_nothing(self) -> bool:
-        """Whether certainly nothing that this run sent for the account was applied, or still may be."""
-        return not self.in_flight and not self.in_doubt
-
-    def go_on(self, error: PostPressError) -> None:
-        """The call with this proxy ended in *error*, and is not the last."""
-        self.trying = self.in_flight = False
-        self.resumable = None
-        self.attempts += len(error.attempts)
-        self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
-
-
 class Update(Protocol):
-    """What a rotation needs of a session."""
+    """The only function that a rotation needs from a session."""
 
     async def __call__(
-        self, account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
+        self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: "AccountTask", /
     ) -> AccountPatched:
         """Update one account, or raise `PostPressError`."""
         ...
 
 
-class NoProxyLeftError(Exception):
-    """The pool has no proxy that the account could be given: nothing was sent."""
+class _NoProxyLeftError(Exception):
+    """The pool has no proxy for the account; nothing was sent."""
 
 
-class Settler:
+@define(eq=False)
+class AccountTask:
     """
-    Carries errands out.
+    The state of one account while it is updated, and the hooks that its calls report to.
 
-    Args:
-        update: A session's one function.
+    Attributes:
+        in_flight: Whether a request may be in flight. Initially True for a call that does not report its
+            attempts.
+        proxy: The pool's proxy of the latest call; None if the row has a change of its own.
+        proxy_in_use: Whether the call with `proxy` has not ended.
+        resumable: The last error of the current call if another attempt would have followed.
+        attempts: Requests of earlier calls.
+        in_doubt: Whether a request of this run may have been applied.
+    """
+
+    _runner: "AccountRunner"
+    in_flight: bool = False
+    proxy: PooledProxy | None = None
+    proxy_in_use: bool = False
+    resumable: PostPressError | None = None
+    attempts: int = 0
+    in_doubt: bool = False
+    _first_sent: float = math.inf
+    _strikes: int = 0
+
+    # --- Hooks ---
+
+    @property
+    def waits(self) -> Waits:
+        """Where the calls wait; the rotation ends all waits when it is stopped."""
+        return self._runner.waits
+
+    def rests(self, backing_off: bool) -> None:
+        """A call starts to back off (True), or continues (False)."""
+        self._runner.on_backoff(backing_off)
+
+    def begins(self, now: float) -> None:
+        """The first attempt of a call starts at *now*, in seconds of the event loop's clock."""
+        self._first_sent = min(self._first_sent, now)
+
+    def attempt_failed(self, error: PostPressError) -> None:
+        """An attempt ended with *error*, whose `applied` is about this attempt alone."""
+        self.in_flight = False
+        self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
+        self._runner.on_attempt_failed(error)
+
+    def is_hopeless(self, error: PostPressError) -> bool:
+        """Whether the account should get another proxy instead of another attempt with this one."""
+        self.resumable = error
+        pool = self._runner.pool
+        if self.proxy is None or pool is None or error.scope is not Scope.PROXY:
+            return False
+        self._strikes += 1
+        return self._strikes >= STRIKES or pool.in_quarantine(self.proxy)
+
+    # --- For the runner ---
+
+    @property
+    def applied_nothing(self) -> bool:
+        """Whether no request of this run can have been applied, or still be applied."""
+        return not self.in_flight and not self.in_doubt
+
+    def elapsed(self) -> float:
+        """Seconds since the account's first attempt started; 0 if there was none."""
+        return max(0.0, asyncio.get_running_loop().time() - self._first_sent)
+
+    def start_call(self, proxy: PooledProxy) -> None:
+        """The next call uses *proxy*."""
+        self.proxy = proxy
+        self.proxy_in_use = self.in_flight = True
+        self._strikes = 0
+
+    def end_call(self, error: PostPressError) -> None:
+        """The call ended with *error*, and the account gets another proxy."""
+        self.proxy_in_use = self.in_flight = False
+        self.resumable = None
+        self.attempts += len(error.attempts)
+        self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
+
+    def label(self, row: Row) -> str | None:
+        """The label under which the journal records a proxy that failed."""
+        if self.proxy is None and isinstance(row.change, CustomProxy):
+            return PooledProxy.of(row.change).label
+        return _label_of(self.proxy)
+
+
+@frozen(kw_only=True)
+class AccountRunner:
+    """
+    Updates the accounts of a rotation.
+
+    Attributes:
+        update: The session's function.
         waits: Where the calls wait.
-        rests: As `Errand` has it.
-        failed: As `Errand` has it.
-        pool: For the rows that name no change.
-        found: Told of each failure of a pool's proxy, and whether it put the proxy into quarantine.
-        lost: Told what came of an account on which `settle` raises.
+        pool: Provides proxies for rows without a change; None if there are no such rows.
+        on_backoff: Called with True when a call starts to back off, and with False when it continues.
+        on_attempt_failed: Called with the error of each failed attempt.
+        on_proxy_failed: Called with a proxy of the pool that failed, and whether this quarantined it.
+        on_cancelled: Called with the outcome of an account for which `run` raises.
     """
 
-    def __init__(
-        self,
-        update: Update,
-        waits: Waits,
-        rests: Callable[[bool], object],
-        failed: Callable[[PostPressError], object],
-        pool: Proxies | None,
-        found: Callable[[PooledProxy, bool], object],
-        lost: Callable[[Outcome], object],
-    ) -> None:
-        self._update: Final = update
-        self._waits: Final = waits
-        self._rests: Final = rests
-        self._failed: Final = failed
-        self._pool: Final = pool
-        self._found: Final = found
-        self._lost: Final = lost
+    update: Update
+    waits: Waits
+    pool: Proxies | None
+    on_backoff: Callable[[bool], object]
+    on_attempt_failed: Callable[[PostPressError], object]
+    on_proxy_failed: Callable[[PooledProxy, bool], object]
+    on_cancelled: Callable[[Outcome], object]
 
-    async def settle(self, row: Row, keys: RowKeys) -> Outcome:
+    async def run(self, row: Row, keys: RowKeys) -> Outcome:
         """
-        What comes of the account.
+        Update one account, and return its outcome.
 
         Raises:
-            BaseException: It was cancelled, or a mistake of a strategy or a pool of the caller's ended it.
+            BaseException: The task was cancelled, or the caller's retry strategy or pool raised an error.
         """
-        clock, inherited = asyncio.get_running_loop().time, keys.in_doubt
-        errand = Errand(self._waits, self._rests, self._failed, self._pool)
+        place = row.ordinal, row.line, row.account_id
+        task, inherited_doubt = AccountTask(self), keys.in_doubt
         try:
             if row.change is None:
-                patched = await self._through_the_pool(row, keys, errand)
+                patched = await self._try_proxies(row, keys, task)
             else:
-                if inherited and not isinstance(row.change, ManagedProxy):
-                    # A stored error would come again, and setting a custom proxy twice is setting it once.
+                if inherited_doubt and not isinstance(row.change, ManagedProxy):
+                    # The old key could return a stored error, and setting a custom proxy twice is harmless.
                     await keys.renew()
-                errand.in_flight = True
-                patched = await self._update(row.account_id, row.change, keys, errand)
-        except NoProxyLeftError:
-            return Outcome.without_proxy(row.ordinal, row.line, row.account_id, in_doubt=inherited)
+                task.in_flight = True
+                patched = await self.update(row.account_id, row.change, keys, task)
+            attempts = task.attempts + len(patched.attempts)
+            return Outcome.patched(*place, attempts, task.elapsed(), _label_of(task.proxy))
+        except _NoProxyLeftError:
+            return Outcome.without_proxy(*place, in_doubt=inherited_doubt)
         except PostPressError as error:
-            if isinstance(error, DeadlineError) and self._waits.ended and not (errand.attempts or inherited):
-                return Outcome.skipped(row.ordinal, row.line, row.account_id)  # the run ended: nobody's fault
-            # A call with its own keys knows of the doubt that it inherits, one of the pool does not.
-            doubt_of_this_run = errand.in_doubt or (error.applied is Applied.UNKNOWN and not inherited)
-            if inherited or errand.in_doubt:
-                error.applied = Applied.UNKNOWN  # a refusal says nothing about what was sent before
-            cut_short = self._waits.ended and error is errand.resumable
-            errand.resumable = None  # its traceback holds this frame
+            sent = task.attempts or inherited_doubt
+            if isinstance(error, DeadlineError) and self.waits.ended and not sent:
+                return Outcome.skipped(*place)  # the run ended before the account's first attempt
+            # Only a call that did not renew its key includes the inherited doubt in `applied`.
+            own_doubt = task.in_doubt or (error.applied is Applied.UNKNOWN and not inherited_doubt)
+            if inherited_doubt or task.in_doubt:
+                error.applied = Applied.UNKNOWN  # a refusal says nothing about earlier requests
             return Outcome.failed(
-                row.ordinal,
-                row.line,
-                row.account_id,
+                *place,
                 error,
-                errand.elapsed(clock()),
-                proxy=_label(row, errand),
-                earlier=errand.attempts,
-                cut_short=cut_short,
-                settled=not doubt_of_this_run and not isinstance(row.change, ManagedProxy),
+                task.elapsed(),
+                proxy=task.label(row),
+                earlier=task.attempts,
+                cut_short=self.waits.ended and error is task.resumable,
+                final=not own_doubt and not isinstance(row.change, ManagedProxy),
             )
         except BaseException:
-            self._lost(self._cancelled(row, errand, errand.elapsed(clock()), inherited=inherited))
-            errand.resumable = None
+            self.on_cancelled(self._cancelled(row, task, inherited_doubt=inherited_doubt))
             raise
-        attempts = errand.attempts + len(patched.attempts)
-        errand.resumable = None
-        elapsed, label = errand.elapsed(clock()), _label_of(errand.proxy)
-        return Outcome.patched(row.ordinal, row.line, row.account_id, attempts, elapsed, label)
+        finally:
+            task.resumable = None  # its traceback refers to this frame: a reference cycle
 
     @staticmethod
-    def _cancelled(row: Row, errand: Errand, elapsed: float, *, inherited: bool) -> Outcome:
-        """The outcome of an account whose run was told to end at once."""
+    def _cancelled(row: Row, task: AccountTask, *, inherited_doubt: bool) -> Outcome:
         place = row.ordinal, row.line, row.account_id
-        if inherited or not errand.applied_nothing:
-            return Outcome.given_up(*place, elapsed, _label_of(errand.proxy if errand.trying else None))
-        if errand.resumable is None:
-            return Outcome.skipped(*place, attempts=errand.attempts)
+        if inherited_doubt or not task.applied_nothing:
+            label = _label_of(task.proxy) if task.proxy_in_use else None
+            return Outcome.cancelled(*place, task.elapsed(), label)
+        if task.resumable is None:
+            return Outcome.skipped(*place, attempts=task.attempts)
         return Outcome.failed(
             *place,
-            errand.resumable,
-            elapsed,
-            proxy=_label(row, errand),
-            earlier=errand.attempts,
+            task.resumable,
+            task.elapsed(),
+            proxy=task.label(row),
+            earlier=task.attempts,
             cut_short=True,
         )
 
-    @staticmethod
-    async def _given(pool: Proxies, row: Row, tried: list[PooledProxy]) -> PooledProxy | None:
-        given = pool.give(row.account_id, but_not=tried)
-        return await given if isinstance(given, Awaitable) else given
-
-    async def _through_the_pool(self, row: Row, keys: RowKeys, errand: Errand) -> AccountPatched:
-        pool, tried = self._pool, list[PooledProxy]()
-        assert pool is not None  # noqa: S101 - rows without a change are refused where there is none
-        failure: PostPressError | None = None
+    async def _try_proxies(self, row: Row, keys: RowKeys, task: AccountTask) -> AccountPatched:
+        pool, tried = self.pool, list[PooledProxy]()
+        assert pool is not None  # noqa: S101 - without a pool, rows without a change are refused
+        error: PostPressError | None = None
         try:
             if keys.in_doubt:
-                await keys.renew()  # what was sent under this key perhaps named another proxy
-            while (proxy := await self._given(pool, row, tried)) is not None:
+                await keys.renew()  # the request under the old key may have named another proxy
+            while (proxy := await _assigned(pool, row, tried)) is not None:
                 if tried:
                     await keys.renew()
-                errand.begin(proxy)
+                task.start_call(proxy)
                 try:
-                    patched = await self._update(row.account_id, proxy.proxy, keys, errand)
+                    patched = await self.update(row.account_id, proxy.proxy, keys, task)
                     pool.worked(proxy)
                     return patched
-                except PostPressError as error:
-                    failure = error
+                except PostPressError as failure:
+                    error = failure
                 except BaseException:
-                    if errand.applied_nothing:
+                    if task.applied_nothing:
                         pool.take_back(proxy)
                     raise
-                if failure.scope is not Scope.PROXY:
-                    if failure.applied is Applied.NO:
+                if error.scope is not Scope.PROXY:
+                    if error.applied is Applied.NO:
                         pool.take_back(proxy)
-                    raise failure
-                refused = isinstance(failure, InvalidProxyCredentialsError)
-                self._found(proxy, pool.failed(proxy, row.account_id, credentials=refused))
-                if self._waits.ended:
-                    errand.resumable = failure  # there may have been another proxy
-                    raise failure
+                    raise error
+                refused = isinstance(error, InvalidProxyCredentialsError)
+                self.on_proxy_failed(proxy, pool.failed(proxy, row.account_id, credentials=refused))
+                if self.waits.ended:
+                    task.resumable = error  # another proxy might have followed
+                    raise error
                 tried.append(proxy)
-                errand.go_on(failure)
-            if failure is None:
-                raise NoProxyLeftError
-            errand.attempts -= len(failure.attempts)  # told by the error itself
-            raise failure
+                task.end_call(error)
+            if error is None:
+                raise _NoProxyLeftError
+            task.attempts -= len(error.attempts)  # the error itself has these
+            raise error
         finally:
-            del failure  # an exception that a frame of its own traceback names is a cycle
+            del error  # its traceback refers to this frame: a reference cycle
+
+
+async def _assigned(pool: Proxies, row: Row, tried: list[PooledProxy]) -> PooledProxy | None:
+    proxy = pool.give(row.account_id, but_not=tried)
+    return await proxy if isinstance(proxy, Awaitable) else proxy
 
 
 def _label_of(proxy: PooledProxy | None) -> str | None:
     return None if proxy is None else proxy.label
-
-
-def _label(row: Row, errand: Errand) -> str | None:
-    """What the journal calls the proxy that did not do."""
-    if errand.proxy is None and isinstance(row.change, CustomProxy):
-        return PooledProxy.of(row.change).label
-    return _label_of(errand.proxy)

@@ -1,9 +1,10 @@
 """
-Many accounts, each settled once.
+The rotation itself: updates each account of the input once.
 
-A rotation is n workers on one shared iterator, and one more for each account that waits to be retried:
-the input is read only as it is worked, so memory does not grow with the fleet. What becomes of one
-account is `errand`'s; of the session it needs one function, so that a stub of a few lines tests it.
+A bounded number of workers share one iterator over the input, plus one more worker for each account in
+backoff. The input is read only as fast as it is processed, so memory does not grow with its length.
+`AccountRunner` updates a single account. Of the session it needs a single function, which tests can replace
+with a stub.
 """
 
 import asyncio
@@ -19,42 +20,48 @@ from postpress_async import events
 from postpress_async._guarded import Guarded
 from postpress_async._lifetime import Waits
 from postpress_async.errors import Applied, PostPressError, SessionClosedError
-from postpress_async.rotation._account_task import Settler, Update
-from postpress_async.rotation._canary_gate import Admission
-from postpress_async.rotation._halt import Halt, Halts
+from postpress_async.rotation._account_task import AccountRunner, Update
+from postpress_async.rotation._canary_gate import CanaryGate
+from postpress_async.rotation._failure_monitor import FailureMonitor
+from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import Outcome, RotationSummary, State
-from postpress_async.rotation._outcome_queue import Outlet
-from postpress_async.rotation._outcome_sink import Notes
-from postpress_async.rotation._pending_rows import OpenRow, OpenRows, RowKeys, Source
-from postpress_async.rotation._row_source import Intake
+from postpress_async.rotation._outcome_queue import OutcomeQueue
+from postpress_async.rotation._outcome_sink import OutcomeSink
+from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
+from postpress_async.rotation._row_keys import RowKeys
+from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import Journal, Reach
+from postpress_async.rotation.journal._row_hashes import Changes
 from postpress_async.rotation.pool import PooledProxy, ProxyPool
 
 _log = logging.getLogger("postpress_async.rotation")
 
-RESTING: Final = 10
-"""Accounts that may back off at once, for each that may be in flight: memory stays bounded in an outage."""
+BACKING_OFF: Final = 10
+"""Accounts that may back off at once for each that may be in flight; bounds the memory used in an outage."""
 
 
 class Rotation:
     """
-    A rotation under way, made by ``session.rotate``: enter it, and iterate over what settles.
+    A running rotation, made by ``session.rotate``: enter it with ``async with``, then iterate over its
+    outcomes.
 
-    Leaving the block before the last outcome stops the rotation: nothing new is sent, and what is in
-    flight settles and is journaled. Leaving it by an exception (cancellation, a second Ctrl-C) gives up
-    what is in flight, which is then ``unknown``. The next run on the same journal goes on from there.
+    Leaving the block early stops the rotation: nothing new is sent, and requests in flight complete and are
+    journaled. Leaving it by an exception, such as a cancellation, also cancels the requests in flight, whose
+    outcome is then ``unknown``. The next run on the same journal continues from there.
 
     Attributes:
-        summary: The numbers so far; final once the block is left.
-        total: Accounts in all, where that is known beforehand.
-        notes: Not for callers: what the journal is to say of the command line, see `Journal.begin`.
+        summary: The counts so far; final once the block is left.
+        total: Number of accounts; None if not known beforehand.
+        completed_at: Unix time at which earlier runs completed the last account; None if they left accounts
+            to send, if there is no journal, and before the block is entered.
+        notes: Internal. What `Journal.begin` stores about the command line.
     """
 
     def __init__(
         self,
         update: Update,
-        rows: Source,
+        rows: InputRows,
         *,
         in_flight: int,
         journal: Callable[[], Journal | Awaitable[Journal]] | None = None,
@@ -68,6 +75,7 @@ class Rotation:
     ) -> None:
         self.summary: Final = RotationSummary()
         self.total: Final = total
+        self.completed_at: float | None = None
         self.notes: Mapping[str, str] = {}
         self._in_flight: Final = in_flight
         self._open_journal: Final = journal
@@ -76,51 +84,48 @@ class Rotation:
         self._pool: Final = pool
         self._waits: Final = waits or Waits()
         self._observer: Final = observer
-        self._source: Final = rows
-        self._settler = Settler(
-            update, self._waits, self._rest, self._attempt_failed, pool, self._found, self._record
+        self._input: Final = rows
+        self._runner = AccountRunner(
+            update=update,
+            waits=self._waits,
+            pool=pool,
+            on_backoff=self._on_backoff,
+            on_attempt_failed=self._on_attempt_failed,
+            on_proxy_failed=self._on_proxy_failed,
+            on_cancelled=self._record,
         )
-        self._outlet = Outlet(in_flight)
+        self._outcomes = OutcomeQueue(in_flight)
         self._group: Final = asyncio.TaskGroup()
-        self._journal: Notes | None = None
+        self._journal: OutcomeSink | None = None
+        self._changes: Changes | None = None
         self._reach: Reach | None = None
-        self._completed_at: float | None = None
         self._run = ""
         self._workers = 0
-        self._resting = 0  # of the workers
+        self._backing_off = 0  # of the workers
         self._stopping = False
-        self._leaves_doubts = False  # whether what may have been sent is left to the operator
-        self._broken: Exception | None = None
+        self._leaves_doubts = False  # whether rows in doubt are left to the operator
+        self._error: Exception | None = None
         self._failed: Final[Counter[tuple[str | None, Applied | None]]] = Counter()
         self._entered = False
-        self._began = 0.0
-        self._halts = Halts(self._halt)
-        self._admission: Final = Admission(self._halt.canary, limit)
-        self._intake: Final = Intake(self._admission)
+        self._started_at = 0.0
+        self._monitor = FailureMonitor(self._halt)
+        self._canary_gate: Final = CanaryGate(self._halt.canary, limit)
+        self._row_source: Final = RowSource(self._canary_gate)
 
-    # --- What a user calls ---
-
-    @property
-    def completed_at(self) -> float | None:
-        """
-        Unix time at which the last account was settled, if earlier runs have left nothing to send.
-
-        None before the rotation is entered, and if there is no journal or something is left.
-        """
-        return self._completed_at
+    # --- Public methods ---
 
     @property
     def retrying(self) -> int:
-        """Accounts that back off now."""
-        return self._resting
+        """Accounts that are backing off now."""
+        return self._backing_off
 
     def stop(self) -> None:
-        """Send nothing more, no retry either; what is in flight settles, and the iteration ends after it."""
+        """Send nothing more, not even retries. Iteration ends once the requests in flight are completed."""
         self.summary.stopped = True
         self._end_sending()
 
     async def run(self) -> RotationSummary:
-        """Settle every account, for whoever does not care to look at each outcome."""
+        """Process all accounts without looking at each outcome, and return the summary."""
         async for _ in self:
             pass
         return self.summary
@@ -130,18 +135,18 @@ class Rotation:
 
     async def __anext__(self) -> Outcome:
         if not self._entered:
-            raise RuntimeError("a rotation is entered first: async with session.rotate(...) as rotation")
-        if (outcome := await self._outlet.get()) is not None:
+            raise RuntimeError("enter the rotation first: async with session.rotate(...) as rotation")
+        if (outcome := await self._outcomes.get()) is not None:
             return outcome
-        if self._broken is not None:
-            raise self._broken
+        if self._error is not None:
+            raise self._error
         raise StopAsyncIteration
 
     async def __aenter__(self) -> Self:
         if self._entered:
-            raise RuntimeError("a rotation is entered once: make another one with session.rotate")
+            raise RuntimeError("a rotation cannot be entered twice: make a new one with session.rotate")
         self._entered = True
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         try:
             await self._open()
             await self._group.__aenter__()
@@ -150,32 +155,8 @@ class Rotation:
                 await self._journal.aclose()
             raise
         for _ in range(self._in_flight):
-            self._hire()
+            self._start_worker()
         return self
-
-    async def _open(self) -> None:
-        """Have a journal, if there is to be one, and rows."""
-        self._run = secrets.token_hex(12)  # not earlier: processes forked since then must not share it
-        journal = None
-        if self._open_journal is not None:
-            opened = self._open_journal()
-            self._journal = journal = await opened if isinstance(opened, Awaitable) else opened
-            self._take_up(journal)
-        self._intake.rows = OpenRows(self._source, journal)
-
-    def _take_up(self, journal: Journal) -> None:
-        self._run, self._reach = journal.run, journal.reach
-        self._leaves_doubts = journal.leaves_doubts
-        self._completed_at = None if journal.completed is None else journal.completed.at
-        done = journal.done_counts()
-        self.summary.states.update(done)
-        self.summary.resumed = done.total()
-        works = done[State.PATCHED] > 0
-        connected = works or done[State.FAILED] > 0
-        self._halts = Halts(self._halt, key_works=works, connected=connected)
-        if self._pool is not None:
-            self._pool.resume(journal.proxies())
-        journal.begin(self.total, self.notes)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -183,33 +164,83 @@ class Rotation:
         try:
             if self._workers and kind is None:
                 self.stop()
-            self._outlet.leave()
-            await self._end_workers(kind, error, trace)
-            if kind is None and self._finite and self._broken is None and not self._intake.exhausted:
-                await self._skip_the_rest()
-            if self._broken is None:
-                self._note_halt()
+            self._outcomes.abandon()
+            try:
+                await self._group.__aexit__(kind, error, trace)
+            except BaseExceptionGroup as group:
+                if error is None or group.exceptions != (error,):
+                    raise
+                # Nothing else failed, so let the block's own exception through without a group around it.
+            if kind is None and self._finite and self._error is None and not self._row_source.exhausted:
+                await self._skip_unread_rows()
+            if self._error is None:
+                self._record_halt()
         finally:
-            self.summary.elapsed = time.monotonic() - self._began
-            self._outlet.end()
+            self.summary.elapsed = time.monotonic() - self._started_at
+            self._outcomes.end()
             if self._journal is not None:
                 await self._journal.aclose()
-        if kind is None and self._broken is not None:
-            raise self._broken
+        if kind is None and self._error is not None:
+            raise self._error
 
-    def _note_halt(self) -> None:
-        """Decide what only the whole run shows, and have the accounts sent again that a bad key failed."""
+    # --- Start and end ---
+
+    async def _open(self) -> None:
+        """Open the journal, if any, and the input."""
+        self._run = secrets.token_hex(12)  # not in __init__: forked processes must not share it
+        journal = None
+        if self._open_journal is not None:
+            opened = self._open_journal()
+            self._journal = journal = await opened if isinstance(opened, Awaitable) else opened
+            self._resume(journal)
+        rows = PendingRows(self._input, journal)
+        self._changes = rows.changes
+        self._row_source.read = rows.next
+
+    def _resume(self, journal: Journal) -> None:
+        self._run, self._reach = journal.run, journal.reach
+        self._leaves_doubts = journal.leaves_doubts
+        self.completed_at = None if journal.completed is None else journal.completed.at
+        done = journal.done_counts()
+        self.summary.states.update(done)
+        self.summary.resumed = done.total()
+        key_works = done[State.PATCHED] > 0
+        connected = key_works or done[State.FAILED] > 0
+        self._monitor = FailureMonitor(self._halt, key_works=key_works, connected=connected)
+        if self._pool is not None:
+            self._pool.resume(journal.proxies())
+        journal.begin(self.total, self.notes)
+
+    def _end_sending(self) -> None:
+        self._stopping = True
+        self._waits.end()
+        self._row_source.close()
+
+    def _abort(self, error: Exception) -> None:
+        """Send nothing more, and raise *error* once the requests in flight are completed."""
+        self._error = self._error or error
+        self._end_sending()
+
+    def _halt_for(self, reason: str) -> None:
+        self.summary.halted = reason
+        self.summary.key_refused = self._monitor.key_refused
+        _log.warning("rotation halted: %s", reason, extra={"halted": reason})
+        self._end_sending()
+
+    def _record_halt(self) -> None:
+        """Halt for reasons that only the whole run shows, and record the halt."""
         ended_early = self.summary.stopped or self.summary.halted is not None
-        reason = None if self.summary.key_refused else self._halts.at_end()
-        # A refused key matters more than why the run ended early; an unreachable host does not.
-        if reason is not None and (self._halts.key_refused or not ended_early):
+        reason = None if self.summary.key_refused else self._monitor.at_end()
+        # A refused key is more important than why the run ended early; an unreachable host is not.
+        if reason is not None and (self._monitor.key_refused or not ended_early):
             self._halt_for(reason)
-        if (key_error := self._halts.key_error) is not None:
+        if (key_error := self._monitor.key_error) is not None:
             self._reopen(key_error)
         if self._journal is not None and self.summary.halted is not None:
             self._journal.halted(self.summary.halted)
 
     def _reopen(self, error_type: str) -> None:
+        """Have the next run send the accounts that failed only because of the API key."""
         states = self.summary.states
         for applied, state in ((Applied.NO, State.SKIPPED), (Applied.UNKNOWN, State.UNKNOWN)):
             if count := self._failed[error_type, applied]:
@@ -218,101 +249,76 @@ class Rotation:
         if self._journal is not None:
             self._journal.reopen(error_type)
 
-    async def _end_workers(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self._group.__aexit__(kind, error, trace)
-        except BaseExceptionGroup as group:
-            if error is None or group.exceptions != (error,):
-                raise
-            # The block's own exception goes on as it is, not wrapped with nothing.
+    async def _skip_unread_rows(self) -> None:
+        """Record an outcome for each row that was not read."""
+        count = 0
+        while (pending := await self._row_source.read()) is not None:
+            count += 1
+            if count % 500 == 0:
+                await asyncio.sleep(0)  # there may be millions, and other tasks must run
+            self._record_unsent(pending)
+            if self._journal is not None:
+                await self._journal.room()
 
-    def _end_sending(self) -> None:
-        self._stopping = True
-        self._waits.end()
-        self._intake.end()
+    # --- Workers ---
 
-    def _break(self, error: Exception) -> None:
-        """Send nothing more; what is in flight settles, and then *error* is raised."""
-        self._broken = self._broken or error
-        self._end_sending()
-
-    # --- The workers ---
-
-    async def _work(self) -> None:
-        try:
-            while not self._stopping and self._workers - self._resting <= self._in_flight:
-                if (taken := await self._take()) is None:
-                    break
-                if isinstance(row := taken.row, Refusal):
-                    outcome = Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
-                elif taken.left:
-                    outcome = Outcome.left_in_doubt(row.ordinal, row.line, row.account_id)
-                else:
-                    if self._reach is not None and row.ordinal >= self._reach.near:
-                        await self._reach.extend(row.ordinal)
-                    if self._intake.rows.changes is not None:
-                        await self._intake.rows.changes.on_disk()
-                    outcome = await self._settler.settle(row, RowKeys(self._run, taken, self._journal))
-                await self._tell(outcome)
-        except PostPressError as error:  # of the journal; those of accounts are outcomes
-            self._break(error)
-        finally:
-            self._workers -= 1
-            if not self._workers:
-                self._outlet.end()
-
-    async def _take(self) -> OpenRow | None:
-        """The next row, if the input has one and nobody stops the rotation while it is waited for."""
-        try:
-            return await self._intake.take() if self._intake.may_wait() else self._intake.take_at_once()
-        except Exception as error:  # the input is the caller's: what it raises ends the rotation as it is
-            self._break(error)
-            return None
-
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         self._workers += 1
         self._group.create_task(self._work(), name="rotation-worker")
 
-    def _rest(self, began: bool) -> None:
-        """A worker whose call backs off is none: another one takes its place meanwhile."""
-        self._resting += 1 if began else -1
-        room = self._workers < (1 + RESTING) * self._in_flight
-        if began and room and not self._stopping and not self._intake.exhausted:
-            self._hire()
+    async def _work(self) -> None:
+        try:
+            while not self._stopping and self._workers - self._backing_off <= self._in_flight:
+                if (pending := await self._next_row()) is None:
+                    break
+                await self._complete(await self._process(pending))
+        except PostPressError as error:  # from the journal; errors of accounts are outcomes
+            self._abort(error)
+        finally:
+            self._workers -= 1
+            if not self._workers:
+                self._outcomes.end()
 
-    async def _tell(self, outcome: Outcome) -> None:
+    async def _next_row(self) -> PendingRow | None:
+        try:
+            return await self._row_source.next()
+        except Exception as error:  # the input is the caller's code, and may raise anything
+            self._abort(error)
+            return None
+
+    async def _process(self, pending: PendingRow) -> Outcome:
+        row = pending.row
+        if isinstance(row, Refusal):
+            return Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
+        if pending.leave_in_doubt:
+            return Outcome.left_in_doubt(row.ordinal, row.line, row.account_id)
+        if self._reach is not None and row.ordinal >= self._reach.near:
+            await self._reach.extend(row.ordinal)
+        if self._changes is not None:
+            await self._changes.on_disk()
+        return await self._runner.run(row, RowKeys(self._run, pending, self._journal))
+
+    async def _complete(self, outcome: Outcome) -> None:
+        """Record *outcome*, halt if necessary, and hand it to the code that iterates."""
         self._record(outcome)
-        if self._journal is not None and self._journal.is_behind:
+        if self._journal is not None:
             await self._journal.room()
-        self._judge(outcome)
+        self._check_halt(outcome)
         if isinstance(outcome.error, SessionClosedError):
-            self._break(outcome.error)  # the others would get no further
-        self._outlet.put(outcome)
-        if self._outlet.is_full:
-            await self._outlet.has_room()
+            self._abort(outcome.error)  # all further calls would fail as well
+        self._outcomes.put(outcome)
+        await self._outcomes.wait_for_room()
 
-    def _judge(self, outcome: Outcome) -> None:
-        """Halt if it is enough; otherwise let the others in, if they waited for the canary."""
-        tried, reason = self._halts.tried, self._halts.sees(outcome)
-        if self._stopping:  # what was in flight may still show that the key is refused
-            if reason is not None and self._halts.key_refused and not self.summary.key_refused:
+    def _check_halt(self, outcome: Outcome) -> None:
+        tried, reason = self._monitor.tried, self._monitor.observe(outcome)
+        if self._stopping:  # a request in flight may still show that the key is refused
+            if reason is not None and self._monitor.key_refused and not self.summary.key_refused:
                 self._halt_for(reason)
         elif reason is not None:
             self._halt_for(reason)
-        elif not self._admission.is_open:
-            self._admission.settled(tried=self._halts.tried > tried, lives=self._halts.canary_lives)
-
-    def _halt_for(self, reason: str) -> None:
-        self.summary.halted = reason
-        self.summary.key_refused = self._halts.key_refused
-        _log.warning("the rotation halts: %s", reason, extra={"halted": reason})
-        self._end_sending()
-
-    def _attempt_failed(self, error: PostPressError) -> None:
-        if not self._stopping and (reason := self._halts.attempt_failed(error)) is not None:
-            self._halt_for(reason)
+        elif not self._canary_gate.is_open:
+            was_tried = self._monitor.tried > tried
+            self._canary_gate.completed(tried=was_tried, passed=self._monitor.canary_passed)
 
     def _record(self, outcome: Outcome) -> None:
         self.summary.count(outcome)
@@ -321,7 +327,7 @@ class Rotation:
         if outcome.state is State.FAILED:
             self._failed[outcome.error_type, outcome.applied] += 1
         if self._observer is not None:
-            settled = events.AccountSettled(
+            event = events.AccountSettled(
                 outcome.account_id,
                 outcome.ordinal,
                 outcome.state,
@@ -331,29 +337,33 @@ class Rotation:
                 outcome.scope,
                 outcome.applied,
             )
-            self._observer(settled)
+            self._observer(event)
 
-    def _found(self, proxy: PooledProxy, quarantined: bool) -> None:
-        """A proxy of the pool failed an account."""
+    def _record_unsent(self, pending: PendingRow) -> None:
+        outcome = pending.unsent_outcome()
+        if pending.recorded:
+            self.summary.states[outcome.state] += 1
+        else:
+            self._record(outcome)
+
+    # --- Callbacks of the runner ---
+
+    def _on_backoff(self, backing_off: bool) -> None:
+        """A worker in backoff does not count against the limit: start another one."""
+        self._backing_off += 1 if backing_off else -1
+        may_start = self._workers < (1 + BACKING_OFF) * self._in_flight
+        if backing_off and may_start and not self._stopping and not self._row_source.exhausted:
+            self._start_worker()
+
+    def _on_attempt_failed(self, error: PostPressError) -> None:
+        if not self._stopping and (reason := self._monitor.attempt_failed(error)) is not None:
+            self._halt_for(reason)
+
+    def _on_proxy_failed(self, proxy: PooledProxy, quarantined: bool) -> None:
         self.summary.quarantined += quarantined
         if self._journal is not None:
             self._journal.proxy_failed(proxy.label, quarantined=quarantined)
         if quarantined:
-            told = "%s failed its accounts: no other gets it in this run"
-            _log.warning(told, proxy.label, extra={"proxy": proxy.label})
-        if quarantined and self._observer is not None:
-            self._observer(events.ProxyQuarantined(proxy.label))
-
-    async def _skip_the_rest(self) -> None:
-        """Give every account that was not sent its row too."""
-        count = 0
-        while (taken := await self._intake.rows.take()) is not None:
-            count += 1
-            if count % 500 == 0:
-                await asyncio.sleep(0)  # there may be millions, and somebody who cannot wait for them
-            if (outcome := taken.outcome_unsent()) is None:
-                self.summary.states[taken.state_unsent] += 1
-            else:
-                self._record(outcome)
-            if self._journal is not None and self._journal.is_behind:
-                await self._journal.room()
+            _log.warning("proxy %s quarantined for this run", proxy.label, extra={"proxy": proxy.label})
+            if self._observer is not None:
+                self._observer(events.ProxyQuarantined(proxy.label))

@@ -1,4 +1,4 @@
-"""What came of each account, and of all of them."""
+"""The outcome of each account, and the counts of a rotation."""
 
 import time
 from collections import Counter
@@ -10,51 +10,47 @@ from attrs import Factory, define, field, frozen
 from postpress_async.errors import Applied, PostPressError, Scope
 
 NO_PROXY_LEFT: Final = "no proxy left"
-"""The error type of an account for which the pool had no proxy."""
+"""The error type of an account for which the pool had no proxy left."""
 
 
 class State(StrEnum):
-    """Where an account stands when a rotation is done with it."""
+    """The result for one account."""
 
     PATCHED = "patched"
-    """The API said so."""
+    """The API confirmed the change."""
     FAILED = "failed"
-    """It was refused, and this run applied nothing; `Outcome.applied` says if an earlier one may have."""
+    """The change was refused and this run applied nothing. See `Outcome.applied` for earlier runs."""
     UNKNOWN = "unknown"
-    """It failed in a way that leaves open whether the change was applied."""
+    """The change may have been applied or not."""
     SKIPPED = "skipped"
     """
-    It was not sent, or got no answer about the account, before the run ended; or its row was refused. An
-    error of scope KEY is no answer about the account.
+    It was not sent, or got no response about the account before the run ended; or its row was refused. An
+    error of scope KEY says nothing about the account.
     """
 
 
-_PATCHED: Final = State.PATCHED  # a global is read in a tenth of the time of an enumeration's member
-
-
-@frozen(slots=False)  # one is made for each account, and slots of a frozen value take twice as long to set
+@frozen(slots=False)  # one per account, and a frozen class with slots takes twice as long to create
 class Outcome:
     """
-    What came of one account.
+    The result for one account.
 
     Attributes:
-        ordinal: Its place in the input, from 0; the journal's key.
-        line: Its line in the file, from 1; None where the input was no file.
-        account_id: The account, as the row has it.
-        state: Where it stands.
-        attempts: Requests sent for it in this run; in those of a journal, in all runs.
-        status: HTTP status of the last answer, if one came.
-        error_type: The API's type of the last error, the name of its class, or why it was not sent.
-        scope: Whose fault the last error was.
-        applied: Whether the change may have been applied all the same; None where it was patched.
-        instance: The id of the failed request, to quote to support.
-        elapsed: Seconds from the start of its first attempt in this run to its end. Retries, other proxies
-            and all waits before them are included, the wait before the first attempt is not; 0 if there was
-            no attempt.
-        settled_at: Unix time of that end, in seconds.
-        proxy: The pool's label of the proxy that it got or that was tried last. Where its row had a proxy
-            of its own, that one's label, and only if it failed.
-        error: The error itself. Not kept in the journal.
+        ordinal: Position in the input, from 0; the key in the journal.
+        line: Line in the input file, from 1; None if the input is not a file.
+        account_id: The account, as in the row; empty if the row has no valid one.
+        state: The result.
+        attempts: Requests sent for the account in this run; if read from a journal, in all runs.
+        status: HTTP status of the last response; None if there was none.
+        error_type: Type of the last error: the API's, or the name of its class, or why the row was not sent.
+        scope: What the last error is about.
+        applied: Whether the change may have been applied; None if patched.
+        instance: ID of the failed request, to quote to support.
+        elapsed: Seconds from the start of the first attempt in this run to the end, including backoff,
+            retries and other proxies; 0 if there was no attempt.
+        settled_at: Unix time in seconds at which the account was completed.
+        proxy: Label of the pool's proxy that was used or tried last. If the row has a proxy of its own, the
+            label of that proxy, and only if it failed.
+        error: The error; not stored in the journal.
     """
 
     ordinal: int
@@ -74,7 +70,7 @@ class Outcome:
 
     @property
     def is_refused(self) -> bool:
-        """Whether its row says nothing that could be sent, in whichever run."""
+        """Whether its row is invalid, so that no run sends it."""
         return self.state is State.SKIPPED and not self.attempts and self.scope is Scope.REQUEST
 
     @classmethod
@@ -88,7 +84,7 @@ class Outcome:
         proxy: str | None = None,
     ) -> Self:
         """The account has its new proxy."""
-        return cls(ordinal, line, account_id, _PATCHED, attempts, 200, elapsed=elapsed, proxy=proxy)
+        return cls(ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed, proxy=proxy)
 
     @classmethod
     def failed(
@@ -102,25 +98,24 @@ class Outcome:
         proxy: str | None = None,
         earlier: int = 0,
         cut_short: bool = False,
-        settled: bool = False,
+        final: bool = False,
     ) -> Self:
         """
-        The call ended with *error*, which tells whether the change was sent, and may have been applied.
+        The last call ended with *error*; its `applied` tells whether the change may have been applied.
 
         Args:
-            proxy: The label of the proxy that was tried last.
-            earlier: Requests sent with other proxies before.
-            cut_short: Whether it would have been tried again, had the run not ended.
-            settled: Whether a refusal is final although the change may have been applied: it is a custom
-                proxy, which a later request sets again, and all doubt is about an earlier run. Otherwise it
-                would be sent in every run.
+            proxy: Label of the proxy that was tried last.
+            earlier: Requests of earlier calls, with other proxies.
+            cut_short: Whether another attempt would have followed if the run had not ended.
+            final: Whether a refusal makes the state `FAILED` even though an earlier run may have applied the
+                change. Otherwise every later run would send the account again.
         """
-        # Neither the lack of an answer nor a refusal of the API key says anything about the account.
-        open_ = error.status is None or cut_short or error.scope is Scope.KEY
-        if error.applied is Applied.UNKNOWN and (open_ or not settled):
+        # Without a response, or with a refused API key, nothing is known about the account.
+        undecided = error.status is None or cut_short or error.scope is Scope.KEY
+        if error.applied is Applied.UNKNOWN and (undecided or not final):
             state = State.UNKNOWN
         else:
-            state = State.SKIPPED if open_ else State.FAILED
+            state = State.SKIPPED if undecided else State.FAILED
         return cls(
             ordinal,
             line,
@@ -138,10 +133,10 @@ class Outcome:
         )
 
     @classmethod
-    def given_up(
+    def cancelled(
         cls, ordinal: int, line: int | None, account_id: str, elapsed: float, proxy: str | None = None
     ) -> Self:
-        """The run was told to end at once while the account's request may have been on its way."""
+        """The run was cancelled while a request for the account may have been in flight."""
         return cls(
             ordinal,
             line,
@@ -155,19 +150,19 @@ class Outcome:
 
     @classmethod
     def skipped(cls, ordinal: int, line: int | None, account_id: str, attempts: int = 0) -> Self:
-        """The run ended before the account was sent, or after *attempts* that certainly applied nothing."""
+        """The run ended before the account was sent, or after *attempts* that applied nothing."""
         return cls(ordinal, line, account_id, State.SKIPPED, attempts, applied=Applied.NO)
 
     @classmethod
     def left_in_doubt(cls, ordinal: int, line: int | None, account_id: str) -> Self:
-        """An earlier run may have sent the account, and this one did not."""
+        """An earlier run may have sent the account, and this run did not."""
         return cls(ordinal, line, account_id, State.UNKNOWN, applied=Applied.UNKNOWN)
 
     @classmethod
     def without_proxy(
         cls, ordinal: int, line: int | None, account_id: str, *, in_doubt: bool = False
     ) -> Self:
-        """The pool had no proxy left for it; it is *in_doubt* where an earlier run may have sent it."""
+        """The pool had no proxy left; *in_doubt* if an earlier run may have sent the account."""
         return cls(
             ordinal,
             line,
@@ -180,7 +175,7 @@ class Outcome:
 
     @classmethod
     def refused(cls, ordinal: int, line: int | None, account_id: str | None, reason: str) -> Self:
-        """Its row says nothing that could be sent."""
+        """The row is invalid and was not sent."""
         return cls(
             ordinal,
             line,
@@ -195,20 +190,20 @@ class Outcome:
 @define
 class RotationSummary:
     """
-    The numbers of a rotation, those of earlier runs on the same journal included.
+    The counts of a rotation, including earlier runs on the same journal where not said otherwise.
 
     Attributes:
-        states: How many accounts stand where.
-        errors: How many failed with which error type.
-        resumed: How many had been settled before this run began.
+        states: Accounts by state.
+        errors: Accounts of this run by error type.
+        resumed: Accounts that earlier runs had completed.
         attempts: Requests sent in this run.
-        elapsed: Seconds that this run took.
-        halted: Why it stopped by itself, in a sentence; None where it did not.
-        key_refused: Whether it stopped because the API key may not do this.
-        stopped: Whether it was told to stop.
-        quarantined: How many of the pool's proxies were taken out in this run.
-        without_proxy: For how many accounts the pool had none left.
-        refused: For how many rows there was nothing that could be sent.
+        elapsed: Duration of this run in seconds.
+        halted: Why the run stopped by itself, as a sentence; None if it did not.
+        key_refused: Whether it stopped because the API refused the API key.
+        stopped: Whether `Rotation.stop` was called, or the block was left early.
+        quarantined: Proxies of the pool that were quarantined in this run.
+        without_proxy: Accounts of this run for which the pool had no proxy left.
+        refused: Invalid rows in this run.
     """
 
     states: Counter[State] = Factory(Counter)
@@ -225,7 +220,7 @@ class RotationSummary:
 
     @property
     def total(self) -> int:
-        """Accounts in all."""
+        """All accounts."""
         return self.states.total()
 
     @property
@@ -239,7 +234,7 @@ class RotationSummary:
         return self.patched == self.total and not self.halted and not self.stopped
 
     def count(self, outcome: Outcome) -> None:
-        """Add one account of this run."""
+        """Count one account of this run."""
         self.states[outcome.state] += 1
         self.attempts += outcome.attempts
         if outcome.error_type is not None:
@@ -249,9 +244,7 @@ class RotationSummary:
                 self.without_proxy += 1
 
     def __str__(self) -> str:
-        told = [f"{self.states[state]:,} {state}" for state in State if self.states[state]]
+        counts = [f"{self.states[state]:,} {state}" for state in State if self.states[state]]
         accounts = "1 account" if self.total == 1 else f"{self.total:,} accounts"
-        words = f"{accounts}: {', '.join(told) or 'none'} in {self.elapsed:.1f} s"
-        if self.resumed:
-            words += f" ({self.resumed:,} of them in an earlier run)"
-        return words
+        resumed = f" ({self.resumed:,} of them in an earlier run)" if self.resumed else ""
+        return f"{accounts}: {', '.join(counts) or 'none'} in {self.elapsed:.1f} s{resumed}"

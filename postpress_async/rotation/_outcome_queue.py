@@ -1,93 +1,67 @@
-"""What has settled, on its way to whoever iterates over a rotation."""
+"""The queue between a rotation's workers and the code that iterates over its outcomes."""
 
 import asyncio
 from collections import deque
-from contextlib import suppress
 from typing import Final
 
 from postpress_async.rotation._outcome import Outcome
 
 
-class Outlet:
+class OutcomeQueue:
     """
-    Hands outcomes on in their order, each to one of those that ask, and tells all of them when it is over.
+    A FIFO queue that can end, and that drops everything once its reader has left.
 
-    An `asyncio.Queue` does less: it has no end, and holds back who puts in whether or not anybody still
-    listens.
+    Unlike an `asyncio.Queue`, it accepts more than *size* outcomes: a producer first puts its outcome and
+    then waits for room, so that no outcome is lost if the producer is cancelled.
 
     Args:
-        room: Outcomes that may lie here before those who settle more of them have to wait.
+        size: Outcomes from which on the queue is full.
     """
 
-    def __init__(self, room: int) -> None:
-        self._room: Final = room
-        self._lying: Final[deque[Outcome]] = deque()
-        self._asking: Final[deque[asyncio.Future[None]]] = deque()
-        self._held: Final[deque[asyncio.Future[None]]] = deque()
+    def __init__(self, size: int) -> None:
+        self._size: Final = size
+        self._outcomes: Final[deque[Outcome]] = deque()
+        self._changed: Final = asyncio.Event()  # set by each put, and by the end
+        self._has_room: Final = asyncio.Event()
         self._ended = False
-        self._deaf = False
+        self._abandoned = False
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more should come before somebody has asked."""
-        return len(self._lying) >= self._room
+        """Whether producers should wait."""
+        return len(self._outcomes) >= self._size
 
     def put(self, outcome: Outcome) -> None:
-        """Give it to whoever asks next."""
-        if not self._deaf:
-            self._lying.append(outcome)
-            if self._asking:
-                _wake_one(self._asking)
+        """Append *outcome*, also if the queue is full; drop it if the reader has left."""
+        if not self._abandoned:
+            self._outcomes.append(outcome)
+            self._changed.set()
 
-    async def has_room(self) -> None:
-        """Return once it is not full, or nobody listens any more."""
+    async def wait_for_room(self) -> None:
+        """Return once the queue is not full, or the reader has left."""
         while self.is_full:
-            await _wait_in(self._held)
+            self._has_room.clear()
+            await self._has_room.wait()
 
     async def get(self) -> Outcome | None:
-        """The next one; None when it is over."""
-        while not self._lying:
+        """Remove and return the first outcome, waiting for it if necessary; None after the end."""
+        while not self._outcomes:
             if self._ended:
                 return None
-            await _wait_in(self._asking)
-        outcome = self._lying.popleft()
-        if self._held and not self.is_full:
-            _wake_all(self._held)  # each settles one more at most before it looks again
+            self._changed.clear()
+            await self._changed.wait()
+        outcome = self._outcomes.popleft()
+        if not self.is_full:
+            self._has_room.set()
         return outcome
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """No more outcomes will be put."""
         self._ended = True
-        _wake_all(self._asking)
+        self._changed.set()
 
-    def leave(self) -> None:
-        """Nobody listens any more: forget what lies here and what will come."""
-        self._deaf = True
-        self._lying.clear()
-        _wake_all(self._held)
-
-
-async def _wait_in(queue: deque[asyncio.Future[None]]) -> None:
-    turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    queue.append(turn)
-    try:
-        await turn
-    except asyncio.CancelledError:
-        if not turn.cancelled():
-            _wake_one(queue)  # it was woken, and leaves that to another
-        with suppress(ValueError):  # it may have been passed over by now
-            queue.remove(turn)
-        raise
-
-
-def _wake_one(queue: deque[asyncio.Future[None]]) -> None:
-    while queue:
-        turn = queue.popleft()
-        if not turn.done():  # those that were cancelled are passed over
-            turn.set_result(None)
-            return
-
-
-def _wake_all(queue: deque[asyncio.Future[None]]) -> None:
-    while queue:
-        _wake_one(queue)
+    def abandon(self) -> None:
+        """The reader has left: drop all outcomes, now and from now on."""
+        self._abandoned = True
+        self._outcomes.clear()
+        self._has_room.set()

@@ -1,42 +1,37 @@
-"""What a rotation notes down while its accounts settle; `journal` is the one on disk."""
+"""Where a rotation records its progress."""
 
 from typing import Protocol
 
 from postpress_async.rotation._outcome import Outcome
 
 
-class Notes(Protocol):
-    """What is needed of a journal once it is open. A worker of a cluster has one at a distance."""
+class OutcomeSink(Protocol):
+    """An open journal, or on a worker of a cluster the link to the coordinator's journal."""
 
     def record(self, outcome: Outcome, /) -> None:
-        """Take what came of an account."""
+        """Record an account's outcome."""
         ...
 
     def proxy_failed(self, label: str, /, *, quarantined: bool) -> None:
-        """Take that the pool's proxy of this label failed an account."""
+        """Record that the pool's proxy with this label failed for an account."""
         ...
 
     def halted(self, reason: str, /) -> None:
-        """Take why the run stopped by itself."""
+        """Record why the run stopped by itself."""
         ...
 
     def reopen(self, error_type: str, /) -> None:
-        """Take every account that failed with *error_type* for one that was not sent."""
-        ...
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether what was taken is far ahead of what is kept."""
+        """Mark all accounts that failed with *error_type* as not sent."""
         ...
 
     async def room(self) -> None:
-        """Return once what was taken is not far ahead of what is kept."""
+        """Wait while too many records are not stored yet."""
         ...
 
     async def keep_generation(self, ordinal: int, generation: int, /) -> None:
-        """Return when it is kept that *ordinal* goes on under this generation of keys."""
+        """Return once it is stored that the row at *ordinal* uses keys of this generation."""
         ...
 
     async def aclose(self) -> None:
-        """Keep what is waiting, and close."""
+        """Store all records, and close."""
         ...

@@ -1,83 +1,75 @@
-"""How a rotation's workers get their rows: one each, in the input's order, and none once it stops."""
+"""Gives each worker of a rotation its next row, in the input's order, until the rotation stops."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from postpress_async.rotation._canary_gate import Admission
-from postpress_async.rotation._pending_rows import OpenRow, Takes
-
-CANCELLED: Final = (
-    "the input was cancelled where nobody had cancelled the rotation: what follows was not read"
-)
-"""Told where it would else look as if the input had come to its end."""
+from postpress_async.rotation._canary_gate import CanaryGate
+from postpress_async.rotation._pending_rows import PendingRow
 
 
-class Intake:
+class RowSource:
     """
-    Lets one worker after the other take a row.
+    The rows that workers take, one at a time.
 
     Args:
-        admission: Which worker may.
+        gate: Decides which workers may take a row.
 
     Attributes:
-        rows: Where they are taken from; set before the first worker comes.
-        exhausted: Whether the last one was taken.
+        read: Reads the next row; None after the last. Set it before the first worker starts.
+        exhausted: Whether the last row was read.
     """
 
-    rows: Takes
+    read: Callable[[], Awaitable[PendingRow | None]]
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, gate: CanaryGate) -> None:
         self.exhausted: bool = False
-        self._admission: Final = admission
+        self._gate: Final = gate
         self._waiting: Final[set[asyncio.Task[None]]] = set()
-        self._ended = False
+        self._closed = False
 
-    def may_wait(self) -> bool:
-        """Whether `take` may have to; else `take_at_once` does, and the caller may take a row by it."""
-        return not (self.rows.at_hand and self._admission.enter_at_once())
+    async def next(self) -> PendingRow | None:
+        """
+        Return the next row; None if there is none, the limit is reached, or `close` was called meanwhile.
 
-    def take_at_once(self) -> OpenRow | None:
-        """The next row; None after the last. Whatever the input raises is let through."""
-        try:
-            return self._noted(self.rows.take_at_once())
-        except asyncio.CancelledError:
-            raise RuntimeError(CANCELLED) from None
-
-    async def take(self) -> OpenRow | None:
-        """The same; None also where nobody may take one any more, or `end` came while it was waited for."""
+        Errors of the input pass through.
+        """
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a worker is one
+        assert task is not None  # noqa: S101 - workers are tasks
         self._waiting.add(task)
         try:
-            if not await self._admission.enter():
+            if not await self._gate.enter():
                 return None
-            return self._noted(await self.rows.take())
+            pending = await self.read()
         except asyncio.CancelledError:
             if not task.cancelling():
-                raise RuntimeError(CANCELLED) from None
-            if not self._ended or task.uncancel():
+                # The input raised it. Passed on, it would look like the end of the input.
+                raise RuntimeError(
+                    "the input raised CancelledError although the rotation was not cancelled: "
+                    "the remaining rows were not read"
+                ) from None
+            if not self._closed or task.uncancel():
                 raise
             return None
         finally:
             self._waiting.discard(task)
-
-    def _noted(self, taken: OpenRow | None) -> OpenRow | None:
-        if taken is None:
+        if pending is None:
             self.exhausted = True
-            self._admission.open()
-        elif not taken.is_sent:
-            self._admission.refused()
-        return taken
+            self._gate.open()
+        elif not pending.is_sendable:
+            self._gate.uncount()
+        return pending
 
-    def end(self) -> None:
-        """Have nobody wait any more for an input that may never give another row."""
-        self._ended = True
+    def close(self) -> None:
+        """Wake all workers that wait for a row: the input may never give another."""
+        self._closed = True
         for task in tuple(self._waiting):
-            if task is asyncio.current_task():  # the input itself said so, and may have a last row to give
-                task.get_loop().call_soon(self._call_back, task)
+            if task is asyncio.current_task():
+                # The input itself stops the rotation, and may still return a row.
+                task.get_loop().call_soon(self._cancel_if_waiting, task)
             else:
                 task.cancel()
 
-    def _call_back(self, task: asyncio.Task[None]) -> None:
+    def _cancel_if_waiting(self, task: asyncio.Task[None]) -> None:
         if task in self._waiting:
             task.cancel()

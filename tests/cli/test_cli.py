@@ -235,7 +235,7 @@ async def test_a_wrong_key_and_a_few_accounts_is_the_key_too(folder, sandbox) ->
     done = await asyncio.to_thread(run, "rotate", "fleet.csv", env=environment)
 
     assert done.returncode == 4
-    assert "each of the 3 accounts that got an answer was refused" in done.stderr
+    assert "each of the 3 accounts that got a response was refused" in done.stderr
     assert "check the API key" in done.stderr
     assert states(folder / "fleet.csv.rotation.sqlite3") == {"skipped": 3}
     right = {**environment, "POSTPRESS_API_KEY": sandbox.api_key}

@@ -16,9 +16,9 @@ from attrs import evolve
 
 from postpress_async import CustomProxy, ManagedProxy, Outcome, ProxyPool, RotationSummary
 from postpress_async.rotation import Halt, journal
-from postpress_async.rotation._halt import Halts
-from postpress_async.rotation._outcome_queue import Outlet
-from postpress_async.rotation._pending_rows import RowKeys
+from postpress_async.rotation._failure_monitor import FailureMonitor
+from postpress_async.rotation._outcome_queue import OutcomeQueue
+from postpress_async.rotation._row_keys import RowKeys
 from tests.support import campaign_commands
 from tests.support.campaign import Player, describe, how_to_repeat, machine, play
 from tests.support.campaign_audit import audit
@@ -204,11 +204,11 @@ def patched_is_sent_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def nobody_hears_of_the_end(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Outlet, "end", lambda self: None)
+    patch.setattr(OutcomeQueue, "end", lambda self: None)
 
 
 def no_halt(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Halts, "sees", lambda self, outcome: None)
+    patch.setattr(FailureMonitor, "observe", lambda self, outcome: None)
 
 
 def no_proxy_is_full(patch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,9 @@ from postpress_async import (
 )
 from postpress_async._lifetime import Waits
 from postpress_async.rotation import Halt, RotationSummary, State
-from postpress_async.rotation._account_task import Settler
-from postpress_async.rotation._pending_rows import OpenRow, RowKeys
+from postpress_async.rotation._account_task import AccountRunner
+from postpress_async.rotation._pending_rows import PendingRow
+from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 from postpress_async.sandbox import Fault, Sandbox
 
@@ -389,9 +390,17 @@ async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
     async def refuses(*_: object) -> Any:
         raise errors.ProxyError(502, errors.Problem("errors/proxy_error"))
 
-    settler = Settler(refuses, Waits(), bool, bool, Pool(), lambda *_: None, lost.append)  # type: ignore[arg-type]
+    runner = AccountRunner(
+        update=refuses,
+        waits=Waits(),
+        pool=Pool(),  # type: ignore[arg-type]
+        on_backoff=bool,
+        on_attempt_failed=bool,
+        on_proxy_failed=lambda *_: None,
+        on_cancelled=lost.append,
+    )
     row = Row(0, None, "acc_1", None)
-    task = asyncio.create_task(settler.settle(row, RowKeys("run", OpenRow(row), None)))
+    task = asyncio.create_task(runner.run(row, RowKeys("run", PendingRow(row), None)))
     await asked.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

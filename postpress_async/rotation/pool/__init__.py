@@ -16,7 +16,7 @@ from attrs import frozen
 
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy
-from postpress_async.rotation._rows import Faults
+from postpress_async.rotation._faults import Faults
 from postpress_async.rotation.pool._assign import Assignment, Random, RoundRobin, Sticky
 from postpress_async.rotation.pool._proxy_list import Known, RefusedLine, Source, identity, read_list
 
