@@ -143,7 +143,6 @@ def _open_pool(options: RotateOptions, events: EventStream) -> ProxyPool:
         *options.pool,
         skip_bad=True,  # invalid lines are reported together with invalid rows, by `Job.reason_not_to_start`
         assign=options.assign,
-        seed=options.pool_seed,
         accounts_per_proxy=options.accounts_per_proxy,
         failovers=options.failovers,
     )

@@ -1,6 +1,7 @@
 """Decides when a rotation halts: refused API key, unreachable host, too many failures, failed canary."""
 
 from collections import Counter, deque
+from math import ceil
 from typing import Final
 
 from postpress_async.errors import (
@@ -11,8 +12,11 @@ from postpress_async.errors import (
     Scope,
     TlsError,
 )
-from postpress_async.rotation._halt import WINDOW, Halt
+from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import Outcome, State
+
+WINDOW: Final = 200
+"""Latest accounts among which a percentage of failures is counted."""
 
 FIRST_ANSWERS: Final = 20
 """If this many accounts are the first to get a response, all with the same 401, the API key is refused."""
@@ -45,7 +49,8 @@ class FailureMonitor:
         self._failed_connects = 0
         self._last_connect_error: PostPressError | None = None
         self._key: Final = ApiKeyMonitor(works=key_works)
-        self._window_threshold: Final = halt.window_threshold()
+        self._window_threshold: Final = _percentage_of(WINDOW, halt)
+        self._canary_threshold: Final = _canary_threshold(halt)
         self._window: Final[deque[bool]] = deque(maxlen=WINDOW)  # whether each of the latest accounts failed
         self._failed_in_window = 0
         self._failed = 0
@@ -110,11 +115,12 @@ class FailureMonitor:
         if self._last_connect_error is None:
             return None
         attempts = "1 attempt" if self._failed_connects == 1 else f"{self._failed_connects} attempts"
-        return f"{self._last_connect_error.args[0]} ({attempts}, none successful): check the base URL and the network"
+        fact = f"{self._last_connect_error.args[0]} ({attempts}, none successful)"
+        return f"{fact}: check the base URL and the network"
 
     def _reason(self) -> str | None:
         halt = self._halt
-        if self.tried == halt.canary and self._failed >= halt.canary_threshold():
+        if self.tried == halt.canary and self._failed >= self._canary_threshold:
             return f"{self._failed} of the canary's {halt.canary} accounts failed{self._main_error()}"
         if self._window_threshold is not None and self._failed_in_window >= self._window_threshold:
             latest = f"{self._failed_in_window} of the latest {len(self._window)} accounts failed"
@@ -126,6 +132,19 @@ class FailureMonitor:
     def _main_error(self) -> str:
         [(error, count)] = self._errors.most_common(1)
         return f", {'all' if count == self._failed else f'{count} of them'} with {error}"
+
+
+def _canary_threshold(halt: Halt) -> int:
+    if isinstance(halt.failures, int):
+        return min(halt.failures, halt.canary)
+    return _percentage_of(halt.canary, halt) or max(1, ceil(halt.canary / 2))
+
+
+def _percentage_of(accounts: int, halt: Halt) -> int | None:
+    """Convert a threshold in percent to a number of *accounts*; None if it is not in percent."""
+    if not isinstance(halt.failures, str) or halt.failures == "never":
+        return None
+    return max(1, ceil(accounts * float(halt.failures.removesuffix("%")) / 100 - 1e-9))
 
 
 class ApiKeyMonitor:

@@ -1,15 +1,11 @@
 """The failure threshold at which a rotation stops by itself."""
 
 import re
-from math import ceil
 from typing import Final, Self
 
 from attrs import field, frozen
 
-WINDOW: Final = 200
-"""Latest accounts among which a percentage of failures is counted."""
-
-_SHARE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)%")
+_PERCENTAGE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)%")
 
 
 def _to_failures(value: object) -> "str | int":
@@ -18,7 +14,9 @@ def _to_failures(value: object) -> "str | int":
         text = value.strip()
         if text.isascii() and text.isdecimal():
             value = int(text)
-        elif text == "never" or ((share := _SHARE.fullmatch(text)) and 0 < float(share[1]) <= 100):
+        elif text == "never" or (
+            (percentage := _PERCENTAGE.fullmatch(text)) and 0 < float(percentage[1]) <= 100
+        ):
             return text
     if type(value) is int and value >= 1:
         return value
@@ -61,17 +59,3 @@ class Halt:
         if isinstance(halt, cls):
             return halt
         return cls() if halt is None else cls(failures=halt)
-
-    def window_threshold(self) -> int | None:
-        """Failures among the latest `WINDOW` accounts that halt the rotation; None if not a percentage."""
-        return self._share_of(WINDOW)
-
-    def canary_threshold(self) -> int:
-        """Failures among the canary that halt the rotation."""
-        if isinstance(self.failures, int):
-            return min(self.failures, self.canary)
-        return self._share_of(self.canary) or max(1, ceil(self.canary / 2))
-
-    def _share_of(self, accounts: int) -> int | None:
-        share = _SHARE.fullmatch(str(self.failures))
-        return None if share is None else max(1, ceil(accounts * float(share[1]) / 100 - 1e-9))

@@ -92,7 +92,7 @@ def test_options_of_the_sandbox_need_the_sandbox(folder) -> None:
     [
         (["--accounts-per-proxy", "2"], "--accounts-per-proxy requires --pool"),
         (["--assign", "round-robin"], "--assign requires --pool"),  # given, if only the default
-        (["--pool-seed", "7", "--failovers", "0"], "--pool-seed and --failovers require --pool"),
+        (["--assign", "sticky", "--failovers", "0"], "--assign and --failovers require --pool"),
     ],
     ids=["one", "a default", "two"],
 )

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from postpress_async import Outcome, errors
-from postpress_async.rotation._failure_monitor import FailureMonitor
-from postpress_async.rotation._halt import WINDOW, Halt
+from postpress_async.rotation._failure_monitor import WINDOW, FailureMonitor
+from postpress_async.rotation._halt import Halt
 
 
 def patched(account: str = "acc_1") -> Outcome:

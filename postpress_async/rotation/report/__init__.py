@@ -1,9 +1,4 @@
-"""
-The report of a rotation: one HTML file, from its journal alone, that works without a network.
-
-It is calm on purpose: who opens it in the morning wants to know in five seconds whether all went well, and
-then what to do about the rest.
-"""
+"""The report of a rotation: a single HTML file, written from the journal, that works offline."""
 
 from postpress_async.rotation.report._page import write_report
 

@@ -1,7 +1,7 @@
 """
-The accounts that were not patched, packed small enough to be part of the page.
+The accounts that were not patched, compressed to be embedded in the page.
 
-Columns, not rows, in blocks of some thousand: what is alike lies together, and compresses better.
+They are stored by column in blocks of a few thousand rows, because similar values compress better together.
 """
 
 import base64
@@ -27,11 +27,11 @@ COLUMNS: Final = (
     "status",
     "settled",
 )
-"""In the order in which the page shows them."""
+"""In the order of the page."""
 BUDGET: Final = 4_550_000
-"""Bytes that the packed listing may take, so that the page stays below 5 MB however many failed."""
+"""Maximum size of the packed listing in bytes; keeps the page below 5 MB."""
 _BLOCK: Final = 4_000
-_LONGEST: Final = 300  # characters of a cell; a journal may come from someone else
+_LONGEST: Final = 300  # characters of a cell; the journal may not be trustworthy
 
 
 @frozen
@@ -40,10 +40,10 @@ class Listing:
     A table of accounts.
 
     Attributes:
-        packed: Gzipped JSON, a list of blocks, each a list for each of `COLUMNS`; in base64.
-        rows: Accounts in it.
-        first: The first of them, which are shown where no script runs.
-        complete: Whether all that were given found room.
+        packed: A JSON list of blocks, each with a list per column of `COLUMNS`; gzipped and base64-encoded.
+        rows: Number of accounts.
+        first: The first accounts, which are shown without scripts.
+        complete: Whether all accounts fitted in.
     """
 
     packed: str
@@ -53,26 +53,26 @@ class Listing:
 
 
 def pack(outcomes: Iterable[Outcome], *, shown: int, budget: int = BUDGET) -> Listing:
-    """As many *outcomes* as fit into *budget* bytes, in their order, and the first *shown* of them."""
-    given = iter(outcomes)
-    # With gzip's header, which browsers read. Most of it are random ids, in which there is little to find
-    # twice: filtered, it comes out smaller by a twentieth.
-    squeeze = zlib.compressobj(9, zlib.DEFLATED, 31, strategy=zlib.Z_FILTERED)
-    parts = [squeeze.compress(b"[")]
+    """Pack as many *outcomes* as fit into *budget* bytes, and keep the first *shown* of them."""
+    remaining = iter(outcomes)
+    # 31 means a gzip header, for browsers. Z_FILTERED makes the result 5% smaller, as most of the content
+    # are random ids without repetitions.
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31, strategy=zlib.Z_FILTERED)
+    parts = [compressor.compress(b"[")]
     first: list[tuple[Any, ...]] = []
     size, rows, complete = len(parts[0]), 0, True
-    while block := [_row(outcome) for outcome in islice(given, _BLOCK)]:
-        told = ("," if rows else "") + json.dumps(list(zip(*block, strict=True)), separators=(",", ":"))
-        trial = squeeze.copy()
-        part = trial.compress(told.encode("ascii")) + trial.flush(zlib.Z_SYNC_FLUSH)
-        # Three bytes are four of base64; a little is kept for the end.
+    while block := [_row(outcome) for outcome in islice(remaining, _BLOCK)]:
+        text = ("," if rows else "") + json.dumps(list(zip(*block, strict=True)), separators=(",", ":"))
+        trial = compressor.copy()
+        part = trial.compress(text.encode("ascii")) + trial.flush(zlib.Z_SYNC_FLUSH)
+        # Base64 makes four bytes of three; 64 bytes are reserved for the end.
         if (size + len(part) + 64) * 4 > budget * 3:
             complete = False
             break
-        squeeze, size, rows = trial, size + len(part), rows + len(block)
+        compressor, size, rows = trial, size + len(part), rows + len(block)
         parts.append(part)
         first += block[: shown - len(first)]
-    parts.append(squeeze.compress(b"]") + squeeze.flush())
+    parts.append(compressor.compress(b"]") + compressor.flush())
     return Listing(base64.b64encode(b"".join(parts)).decode("ascii"), rows, tuple(first), complete)
 
 

@@ -108,8 +108,8 @@ def test_what_no_answer_said_has_its_meaning_too(path) -> None:
     broken = "The connection broke before the whole answer came. Its applied tells whether it had been sent."
     assert dict(rows) == {
         "ConnectionLostError": broken,
-        "port out of range": "The row says nothing that could be sent, and was left out.",
-        "no proxy left": "The pool had no proxy for it: add some to the list.",
+        "port out of range": "The row is invalid and was not sent.",
+        "no proxy left": "The pool had no proxy left for the account: add proxies to the list.",
         "errors/brand_new": "",
     }
 
@@ -189,10 +189,13 @@ def test_where_nothing_was_patched_there_is_no_empty_chart_of_it(path) -> None:
     assert drawn is not None
     assert both is not None
     for drawing in (drawn.wide, drawn.narrow):
-        assert "not patched, accounts a second" in drawing
-        assert ">patched, accounts a second" not in drawing
-    assert ">patched, accounts a second" in both.wide
-    assert drawn.told == "Accounts settled a second, over time: at most 10.0. None of them was patched."
+        assert "accounts per second that were not patched" in drawing
+        assert ">patched accounts per second" not in drawing
+    assert ">patched accounts per second" in both.wide
+    assert (
+        drawn.description
+        == "Completed accounts per second, over time: at most 10.0. None of them was patched."
+    )
 
 
 @given(st.lists(st.floats(0.001, 1e5), min_size=1, max_size=300))
