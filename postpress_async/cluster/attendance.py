@@ -22,11 +22,11 @@ from postpress_async.cluster.crew import Hand, Shard
 from postpress_async.cluster.issuer import Issuer
 from postpress_async.cluster.orders import Orders
 from postpress_async.cluster.parcel import ENDED, PATCHED, Sent, ended_of, pack, patched_of, plain_change
-from postpress_async.errors import ClusterError, JournalError, PostPressError
+from postpress_async.errors import Applied, ClusterError, JournalError, PostPressError
 from postpress_async.models import AccountPatched
 from postpress_async.rotation._engine import Rotation
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._pending_rows import InputRows
 from postpress_async.rotation.pool import ProxyPool
@@ -106,7 +106,8 @@ class AttendedRotation(Rotation):
             if not self._stopping and not (shard.fetched and self._leaves_doubts):
                 self._buffer.append(sent)
             elif shard.fetched:
-                outcome = Outcome.cancelled(row.ordinal, row.line, row.account_id, 0.0)
+                place = row.ordinal, row.line, row.account_id
+                outcome = Outcome(*place, State.UNKNOWN, 1, applied=Applied.UNKNOWN)
                 self._record(outcome)
                 if not self._stopping:
                     self._outcomes.put(outcome)

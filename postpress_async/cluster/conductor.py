@@ -20,7 +20,6 @@ from postpress_async.cluster.parcel import Sent
 from postpress_async.errors import ClusterError, PostPressError
 from postpress_async.rotation._outcome import Outcome
 from postpress_async.rotation._pending_rows import InputRows, PendingRow
-from postpress_async.rotation._rows import Refusal
 
 SHARD: Final = 2_000
 """Rows of a shard, at most; and rows that a worker has before it gets no further shard."""
@@ -155,15 +154,8 @@ class ClusterRotation(AttendedRotation):
         self._news.set()
 
     async def _put(self, taken: PendingRow) -> None:
-        row = taken.row
-        if isinstance(row, Refusal):
-            await self._complete(Outcome.refused(row.ordinal, row.line, row.account_id, row.reason))
+        if (row := await self._prepare(taken)) is None:
             return
-        if taken.leave_in_doubt:
-            await self._complete(Outcome.left_in_doubt(row.ordinal, row.line, row.account_id))
-            return
-        if self._reach is not None and row.ordinal >= self._reach.near:
-            await self._reach.extend(row.ordinal)
         pooled = None
         if row.change is None and self._pool is not None:
             pooled = self._pool.give(row.account_id)

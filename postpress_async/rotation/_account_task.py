@@ -15,7 +15,7 @@ from attrs import define, frozen
 from postpress_async._lifetime import Waits
 from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
 from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
-from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 from postpress_async.rotation.pool import PooledProxy
@@ -143,11 +143,16 @@ class AccountTask:
         self.attempts += len(error.attempts)
         self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
 
-    def label(self, row: Row) -> str | None:
-        """The label under which the journal records a proxy that failed."""
+    @property
+    def proxy_label(self) -> str | None:
+        """The label of the pool's proxy."""
+        return None if self.proxy is None else self.proxy.label
+
+    def failed_label(self, row: Row) -> str | None:
+        """The label under which the journal records a proxy that failed, also one of the row itself."""
         if self.proxy is None and isinstance(row.change, CustomProxy):
             return PooledProxy.of(row.change).label
-        return _label_of(self.proxy)
+        return self.proxy_label
 
 
 @frozen(kw_only=True)
@@ -192,13 +197,14 @@ class AccountRunner:
                 task.in_flight = True
                 patched = await self.update(row.account_id, row.change, keys, task)
             attempts = task.attempts + len(patched.attempts)
-            return Outcome.patched(*place, attempts, task.elapsed(), _label_of(task.proxy))
+            return Outcome.patched(*place, attempts, task.elapsed(), task.proxy_label)
         except _NoProxyLeftError:
             return Outcome.without_proxy(*place, in_doubt=inherited_doubt)
         except PostPressError as error:
             sent = task.attempts or inherited_doubt
             if isinstance(error, DeadlineError) and self.waits.ended and not sent:
-                return Outcome.skipped(*place)  # the run ended before the account's first attempt
+                # The run ended before the account's first attempt.
+                return Outcome(*place, State.SKIPPED, applied=Applied.NO)
             # Only a call that did not renew its key includes the inherited doubt in `applied`.
             own_doubt = task.in_doubt or (error.applied is Applied.UNKNOWN and not inherited_doubt)
             if inherited_doubt or task.in_doubt:
@@ -207,7 +213,7 @@ class AccountRunner:
                 *place,
                 error,
                 task.elapsed(),
-                proxy=task.label(row),
+                proxy=task.failed_label(row),
                 earlier=task.attempts,
                 cut_short=self.waits.ended and error is task.resumable,
                 final=not own_doubt and not isinstance(row.change, ManagedProxy),
@@ -222,15 +228,17 @@ class AccountRunner:
     def _cancelled(row: Row, task: AccountTask, *, inherited_doubt: bool) -> Outcome:
         place = row.ordinal, row.line, row.account_id
         if inherited_doubt or not task.applied_nothing:
-            label = _label_of(task.proxy) if task.proxy_in_use else None
-            return Outcome.cancelled(*place, task.elapsed(), label)
+            label = task.proxy_label if task.proxy_in_use else None
+            return Outcome(
+                *place, State.UNKNOWN, 1, applied=Applied.UNKNOWN, elapsed=task.elapsed(), proxy=label
+            )
         if task.resumable is None:
-            return Outcome.skipped(*place, attempts=task.attempts)
+            return Outcome(*place, State.SKIPPED, task.attempts, applied=Applied.NO)
         return Outcome.failed(
             *place,
             task.resumable,
             task.elapsed(),
-            proxy=task.label(row),
+            proxy=task.failed_label(row),
             earlier=task.attempts,
             cut_short=True,
         )
@@ -278,7 +286,3 @@ class AccountRunner:
 async def _assigned(pool: Proxies, row: Row, tried: list[PooledProxy]) -> PooledProxy | None:
     proxy = pool.give(row.account_id, but_not=tried)
     return await proxy if isinstance(proxy, Awaitable) else proxy
-
-
-def _label_of(proxy: PooledProxy | None) -> str | None:
-    return None if proxy is None else proxy.label

@@ -19,7 +19,7 @@ from typing import Final, Self
 from postpress_async import events
 from postpress_async._guarded import Guarded
 from postpress_async._lifetime import Waits
-from postpress_async.errors import Applied, PostPressError, SessionClosedError
+from postpress_async.errors import Applied, PostPressError, Scope, SessionClosedError
 from postpress_async.rotation._account_task import AccountRunner, Update
 from postpress_async.rotation._canary_gate import CanaryGate
 from postpress_async.rotation._failure_monitor import FailureMonitor
@@ -30,7 +30,7 @@ from postpress_async.rotation._outcome_sink import OutcomeSink
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._row_source import RowSource
-from postpress_async.rotation._rows import Refusal
+from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal, Reach
 from postpress_async.rotation.journal._row_hashes import Changes
 from postpress_async.rotation.pool import PooledProxy, ProxyPool
@@ -271,7 +271,11 @@ class Rotation:
             while not self._stopping and self._workers - self._backing_off <= self._in_flight:
                 if (pending := await self._next_row()) is None:
                     break
-                await self._complete(await self._process(pending))
+                if (row := await self._prepare(pending)) is not None:
+                    if self._changes is not None:
+                        await self._changes.on_disk()
+                    keys = RowKeys(self._run, pending, self._journal)
+                    await self._complete(await self._runner.run(row, keys))
         except PostPressError as error:  # from the journal; errors of accounts are outcomes
             self._abort(error)
         finally:
@@ -286,17 +290,27 @@ class Rotation:
             self._abort(error)
             return None
 
-    async def _process(self, pending: PendingRow) -> Outcome:
+    async def _prepare(self, pending: PendingRow) -> Row | None:
+        """Declare in the journal that the row may be sent. If it must not be, complete it and return None."""
         row = pending.row
         if isinstance(row, Refusal):
-            return Outcome.refused(row.ordinal, row.line, row.account_id, row.reason)
-        if pending.leave_in_doubt:
-            return Outcome.left_in_doubt(row.ordinal, row.line, row.account_id)
-        if self._reach is not None and row.ordinal >= self._reach.near:
-            await self._reach.extend(row.ordinal)
-        if self._changes is not None:
-            await self._changes.on_disk()
-        return await self._runner.run(row, RowKeys(self._run, pending, self._journal))
+            outcome = Outcome(
+                row.ordinal,
+                row.line,
+                row.account_id or "",
+                State.SKIPPED,
+                error_type=row.reason,
+                scope=Scope.REQUEST,
+                applied=Applied.NO,
+            )
+        elif pending.leave_in_doubt:
+            outcome = pending.unsent_outcome()
+        else:
+            if self._reach is not None and row.ordinal >= self._reach.near:
+                await self._reach.extend(row.ordinal)
+            return row
+        await self._complete(outcome)
+        return None
 
     async def _complete(self, outcome: Outcome) -> None:
         """Record *outcome*, halt if necessary, and hand it to the code that iterates."""

@@ -14,9 +14,7 @@ def _to_failures(value: object) -> "str | int":
         text = value.strip()
         if text.isascii() and text.isdecimal():
             value = int(text)
-        elif text == "never" or (
-            (percentage := _PERCENTAGE.fullmatch(text)) and 0 < float(percentage[1]) <= 100
-        ):
+        elif text == "never" or ((match := _PERCENTAGE.fullmatch(text)) and 0 < float(match[1]) <= 100):
             return text
     if type(value) is int and value >= 1:
         return value

@@ -133,32 +133,6 @@ class Outcome:
         )
 
     @classmethod
-    def cancelled(
-        cls, ordinal: int, line: int | None, account_id: str, elapsed: float, proxy: str | None = None
-    ) -> Self:
-        """The run was cancelled while a request for the account may have been in flight."""
-        return cls(
-            ordinal,
-            line,
-            account_id,
-            State.UNKNOWN,
-            1,
-            applied=Applied.UNKNOWN,
-            elapsed=elapsed,
-            proxy=proxy,
-        )
-
-    @classmethod
-    def skipped(cls, ordinal: int, line: int | None, account_id: str, attempts: int = 0) -> Self:
-        """The run ended before the account was sent, or after *attempts* that applied nothing."""
-        return cls(ordinal, line, account_id, State.SKIPPED, attempts, applied=Applied.NO)
-
-    @classmethod
-    def left_in_doubt(cls, ordinal: int, line: int | None, account_id: str) -> Self:
-        """An earlier run may have sent the account, and this run did not."""
-        return cls(ordinal, line, account_id, State.UNKNOWN, applied=Applied.UNKNOWN)
-
-    @classmethod
     def without_proxy(
         cls, ordinal: int, line: int | None, account_id: str, *, in_doubt: bool = False
     ) -> Self:
@@ -171,19 +145,6 @@ class Outcome:
             error_type=NO_PROXY_LEFT,
             scope=Scope.PROXY,
             applied=Applied.UNKNOWN if in_doubt else Applied.NO,
-        )
-
-    @classmethod
-    def refused(cls, ordinal: int, line: int | None, account_id: str | None, reason: str) -> Self:
-        """The row is invalid and was not sent."""
-        return cls(
-            ordinal,
-            line,
-            account_id or "",
-            State.SKIPPED,
-            error_type=reason,
-            scope=Scope.REQUEST,
-            applied=Applied.NO,
         )
 
 

@@ -6,7 +6,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from attrs import define
 
-from postpress_async.errors import JournalError
+from postpress_async.errors import Applied, JournalError
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
@@ -48,16 +48,11 @@ class PendingRow:
         """Whether a request is to be sent for it."""
         return not self.leave_in_doubt and not isinstance(self.row, Refusal)
 
-    @property
-    def recorded_as_unknown(self) -> bool:
-        """Whether the journal has it as unknown."""
-        return self.recorded and self.maybe_sent
-
     def unsent_outcome(self) -> Outcome:
-        """Its outcome if this run does not send it."""
+        """Its outcome if the run ends before it is sent."""
         row = self.row
-        outcome = Outcome.left_in_doubt if self.maybe_sent else Outcome.skipped
-        return outcome(row.ordinal, row.line, row.account_id or "")
+        state, applied = (State.UNKNOWN, Applied.UNKNOWN) if self.maybe_sent else (State.SKIPPED, Applied.NO)
+        return Outcome(row.ordinal, row.line, row.account_id or "", state, applied=applied)
 
 
 class PendingRows:

@@ -613,7 +613,7 @@ async def test_what_a_stop_leaves_keeps_its_spent_key(tmp_path: Path, begun: boo
     journal = Journal.open(path)
     spent = Outcome(0, None, "acc_0", State.SKIPPED, 2, applied=Applied.NO)
     journal.record(spent)
-    journal.record(Outcome.skipped(1, None, "acc_1"))
+    journal.record(Outcome(1, None, "acc_1", State.SKIPPED, applied=Applied.NO))
     await journal.aclose()
 
     carrier = StubCarrier("w1")

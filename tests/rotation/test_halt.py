@@ -8,6 +8,7 @@ import pytest
 from postpress_async import Outcome, errors
 from postpress_async.rotation._failure_monitor import WINDOW, FailureMonitor
 from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._outcome import State
 
 
 def patched(account: str = "acc_1") -> Outcome:
@@ -130,7 +131,7 @@ def test_a_key_that_worked_in_an_earlier_run_is_not_suspected() -> None:
 
 def test_a_run_without_answers_says_nothing_about_the_key() -> None:
     monitor = FailureMonitor(Halt())
-    first_reason(monitor, iter([Outcome.skipped(0, None, "acc_1")]))
+    first_reason(monitor, iter([Outcome(0, None, "acc_1", State.SKIPPED, applied=errors.Applied.NO)]))
 
     assert monitor.at_end() is None
 
@@ -139,9 +140,10 @@ def test_what_was_not_tried_is_no_failure() -> None:
     """A bad row, and an account for which the pool had nothing left, say nothing of the service."""
     monitor = FailureMonitor(Halt(failures=1))
 
-    assert monitor.observe(Outcome.refused(0, 1, None, "port out of range")) is None
+    refused = Outcome(0, 1, "", State.SKIPPED, error_type="port out of range", scope=errors.Scope.REQUEST)
+    assert monitor.observe(refused) is None
     assert monitor.observe(Outcome.without_proxy(0, 1, "acc_1")) is None
-    assert monitor.observe(Outcome.skipped(0, 1, "acc_1")) is None
+    assert monitor.observe(Outcome(0, 1, "acc_1", State.SKIPPED, applied=errors.Applied.NO)) is None
     assert monitor.tried == 0
 
 

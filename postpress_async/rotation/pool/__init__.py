@@ -109,7 +109,6 @@ class ProxyPool:
         self._indices: Final = {pooled.label: index for index, pooled in enumerate(self._proxies)}
         self._accounts: Final = [0] * len(self._proxies)
         self._quarantine: Final[set[int]] = set()
-        self._full = 0  # not counting quarantined proxies
         self._failed_first: Final[dict[int, str]] = {}  # the account for which a proxy has failed
         self._released: Final[set[int]] = set()  # proxies that this account no longer counts for
         self._assign: Final = assign
@@ -201,7 +200,7 @@ class ProxyPool:
     @property
     def available(self) -> int:
         """Number of proxies that are neither quarantined nor full; at 0 the pool is exhausted."""
-        return len(self) - len(self._quarantine) - self._full
+        return sum(index not in self._quarantine and not self._is_full(index) for index in range(len(self)))
 
     def give(self, account_id: str, *, but_not: Collection[PooledProxy] = ()) -> PooledProxy | None:
         """
@@ -244,7 +243,6 @@ class ProxyPool:
             return False
         if self._failed_first.setdefault(index, account_id) == account_id and not credentials:
             return False
-        self._full -= self._is_full(index)
         self._quarantine.add(index)
         self._assignment.mark(index, is_open=False)
         return True
@@ -301,9 +299,8 @@ class ProxyPool:
         """Add *accounts*, which may be negative, to the count of a proxy that is not quarantined."""
         was_full = self._is_full(index)
         self._accounts[index] += accounts
-        if (full := self._is_full(index)) != was_full:
-            self._full += full - was_full
-            self._assignment.mark(index, is_open=not full)
+        if self._is_full(index) != was_full:
+            self._assignment.mark(index, is_open=was_full)
 
     def _release(self, index: int, account_id: str) -> None:
         """No longer count the account for a proxy that failed for it; does nothing the second time."""
