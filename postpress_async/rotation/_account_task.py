@@ -185,7 +185,7 @@ class AccountRunner:
         Raises:
             BaseException: The task was cancelled, or the caller's retry strategy or pool raised an error.
         """
-        place = row.ordinal, row.line, row.account_id
+        row_fields = row.ordinal, row.line, row.account_id
         task, inherited_doubt = AccountTask(self), keys.in_doubt
         try:
             if row.change is None:
@@ -197,20 +197,20 @@ class AccountRunner:
                 task.in_flight = True
                 patched = await self.update(row.account_id, row.change, keys, task)
             attempts = task.attempts + len(patched.attempts)
-            return Outcome.patched(*place, attempts, task.elapsed(), task.proxy_label)
+            return Outcome.patched(*row_fields, attempts, task.elapsed(), task.proxy_label)
         except _NoProxyLeftError:
-            return Outcome.without_proxy(*place, in_doubt=inherited_doubt)
+            return Outcome.without_proxy(*row_fields, in_doubt=inherited_doubt)
         except PostPressError as error:
             sent = task.attempts or inherited_doubt
             if isinstance(error, DeadlineError) and self.waits.ended and not sent:
                 # The run ended before the account's first attempt.
-                return Outcome(*place, State.SKIPPED, applied=Applied.NO)
+                return Outcome(*row_fields, State.SKIPPED, applied=Applied.NO)
             # Only a call that did not renew its key includes the inherited doubt in `applied`.
             own_doubt = task.in_doubt or (error.applied is Applied.UNKNOWN and not inherited_doubt)
             if inherited_doubt or task.in_doubt:
                 error.applied = Applied.UNKNOWN  # a refusal says nothing about earlier requests
             return Outcome.failed(
-                *place,
+                *row_fields,
                 error,
                 task.elapsed(),
                 proxy=task.failed_label(row),
@@ -226,16 +226,16 @@ class AccountRunner:
 
     @staticmethod
     def _cancelled(row: Row, task: AccountTask, *, inherited_doubt: bool) -> Outcome:
-        place = row.ordinal, row.line, row.account_id
+        row_fields = row.ordinal, row.line, row.account_id
         if inherited_doubt or not task.applied_nothing:
             label = task.proxy_label if task.proxy_in_use else None
             return Outcome(
-                *place, State.UNKNOWN, 1, applied=Applied.UNKNOWN, elapsed=task.elapsed(), proxy=label
+                *row_fields, State.UNKNOWN, 1, applied=Applied.UNKNOWN, elapsed=task.elapsed(), proxy=label
             )
         if task.resumable is None:
-            return Outcome(*place, State.SKIPPED, task.attempts, applied=Applied.NO)
+            return Outcome(*row_fields, State.SKIPPED, task.attempts, applied=Applied.NO)
         return Outcome.failed(
-            *place,
+            *row_fields,
             task.resumable,
             task.elapsed(),
             proxy=task.failed_label(row),

@@ -13,7 +13,7 @@ class CanaryGate:
         limit: Rows that may be taken in this run, not counting refused rows; None for no limit.
 
     Attributes:
-        is_open: Whether the canary has passed, or there is none.
+        is_open: Whether all workers may enter: the canary has passed, or is empty.
     """
 
     def __init__(self, canary: int, limit: int | None) -> None:

@@ -70,7 +70,7 @@ class RotationInput:
             pooled: Whether the rotation has a pool.
 
         Raises:
-            ValueError: The fleet was opened for a pool and there is none; or there is a pool and no account
+            ValueError: The fleet was opened for a pool, but *pooled* is False; or it is True and no account
                 would use it, as far as this can be known without consuming *changes*.
             FleetError: The columns of a frame are not those of a fleet.
         """

@@ -30,7 +30,7 @@ class RowSource:
 
     async def next(self) -> PendingRow | None:
         """
-        Return the next row; None if there is none, the limit is reached, or `close` was called meanwhile.
+        Return the next row; None after the last, at the limit, or if `close` was called meanwhile.
 
         Errors of the input pass through.
         """

@@ -18,7 +18,7 @@ class Assignment(Protocol):
         ...
 
     def choose(self, account_id: str, tried: Collection[int]) -> int | None:
-        """Return an open index that is not in *tried*; None if there is none."""
+        """Return an open index that is not in *tried*; None if all are closed or tried."""
         ...
 
 

@@ -52,7 +52,7 @@ class Chart:
 
 
 def throughput(findings: Findings) -> Chart | None:
-    """Accounts per second over time, those not patched on a scale of their own; None if there are none."""
+    """Accounts per second over time, those not patched on a scale of their own; None without accounts."""
     if not findings.bars:
         return None
     peak = max(bar.accounts for bar in findings.bars) / findings.step
