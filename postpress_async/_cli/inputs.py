@@ -16,9 +16,8 @@ from postpress_async._cli.rotate_options import RotateOptions
 from postpress_async._cli.secret_input import read_secret_file
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
-from postpress_async.rotation import Fleet, ProxyPool
+from postpress_async.rotation import Faults, Fleet, ProxyPool
 from postpress_async.rotation._input import Changes
-from postpress_async.rotation import Faults
 from postpress_async.rotation.fleet import Survey
 from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
 from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED, PARTS
