@@ -226,7 +226,7 @@ class PostPressSession:
                 change,
                 keys,
                 self._retry,
-                errand,  # pyright: ignore[reportArgumentType] # it takes what is in slots for methods
+                errand,
             )
             return await call.run()
 

@@ -97,7 +97,7 @@ def test_a_pool_s_dead_proxies_are_found_out_by_all_workers_together(tmp_path: P
     done = run(tmp_path, *words)
 
     assert done.returncode == 0, done.stderr
-    assert "3 of the pool's proxies did not work" in done.stderr
+    assert "3 proxies of the pool did not work" in done.stderr
     found = rows(tmp_path / "fleet.csv.rotation.sqlite3")
     assert {row[-1].split("@")[1] for row in found}.isdisjoint(f"10.0.0.{n}:3128" for n in (1, 2, 3))
 

@@ -48,7 +48,7 @@ class Stub:
         self.refusals = refusals
 
     async def __call__(
-        self, account_id: str, change: ProxyChange, keys: RowKeys, errand: AccountTask, /
+        self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         self.taken.append(account_id)
         self.keys.append(keys.current)
@@ -114,7 +114,7 @@ async def test_no_more_accounts_are_worked_on_at_once_than_asked_for() -> None:
     now = most = 0
 
     async def update(
-        account_id: str, change: ProxyChange, keys: RowKeys, errand: AccountTask, /
+        account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         nonlocal now, most
         now += 1
@@ -183,14 +183,14 @@ async def test_a_managed_change_s_generation_outlives_the_process(journal) -> No
     used: list[str | None] = []
 
     async def dies(
-        account_id: str, change: ProxyChange, keys: RowKeys, errand: AccountTask, /
+        account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         await keys.renew()
         used.append(keys.current)
         raise KeyError("a crash")
 
     async def goes_on(
-        account_id: str, change: ProxyChange, keys: RowKeys, errand: AccountTask, /
+        account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         used.append(keys.current)
         return AccountPatched(account_id)
@@ -234,7 +234,7 @@ async def test_cancelling_a_rotation_leaves_what_was_in_flight_unknown(journal) 
     started = asyncio.Event()
 
     async def never(
-        account_id: str, change: ProxyChange, keys: RowKeys, errand: AccountTask, /
+        account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         started.set()
         await asyncio.get_running_loop().create_future()
@@ -639,12 +639,12 @@ async def test_leaving_the_block_wakes_all_who_wait_to_tell(journal) -> None:
     """Accounts that back off make room for more workers than the queue of outcomes has places."""
 
     async def rests(
-        account_id: str, change: ProxyChange, keys: RowKeys, errand: AccountTask, /
+        account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
-        errand.rests(True)
+        hooks.rests(True)
         for _ in range(5):
             await asyncio.sleep(0)
-        errand.rests(False)
+        hooks.rests(False)
         return AccountPatched(account_id)
 
     many = rows([f"acc_{number}" for number in range(100)])

@@ -37,7 +37,7 @@ class Api:
         self.doubts: dict[int, bool] = {}
 
     async def __call__(
-        self, account_id: str, change: ProxyChange, keys: RowKeys, errand: AccountTask, /
+        self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         self.doubts[int(account_id.removeprefix("acc_"))] = keys.in_doubt
         await asyncio.sleep(0)

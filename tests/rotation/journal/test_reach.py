@@ -41,7 +41,7 @@ class Api:
         self.beyond: list[tuple[int, float]] = []
 
     async def __call__(
-        self, account_id: str, change: ProxyChange, keys: RowKeys, errand: AccountTask, /
+        self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         ordinal = int(account_id.removeprefix("acc_"))
         self.doubts[ordinal] = keys.in_doubt
