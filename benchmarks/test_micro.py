@@ -31,7 +31,7 @@ from postpress_async._wire import Answer, patch_account, read_patched
 from postpress_async.models import AccountPatched
 from postpress_async.pace import Pacer, Sign
 from postpress_async.rotation import Journal
-from postpress_async.rotation.plan import rows_of
+from postpress_async.rotation._rows import rows_of
 from postpress_async.secret import Secret
 
 T = TypeVar("T")

@@ -30,8 +30,8 @@ from postpress_async.secret import Secret
 
 if TYPE_CHECKING:
     from postpress_async.rotation import Halt, ProxyPool, Rotation
-    from postpress_async.rotation.errand import Errand
-    from postpress_async.rotation.given import Changes
+    from postpress_async.rotation._account_task import AccountTask
+    from postpress_async.rotation._input import Changes
     from postpress_async.rotation.journal import OnFailed, OnUnknown
 
 _TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {"session": AiohttpTransport, "lean": make_lean}
@@ -185,13 +185,13 @@ class PostPressSession:
         """
         # Here, since most programs that call one account at a time never come here: see `__init__`.
         from postpress_async.rotation import Halt, Rotation
-        from postpress_async.rotation.given import Given, check_count
+        from postpress_async.rotation._input import RotationInput, check_count
 
         check_count("in_flight", in_flight)
         check_count("limit", limit)
-        given = Given.of(changes, pooled=pool is not None)
+        given = RotationInput.of(changes, pooled=pool is not None)
         at_once = in_flight or self._pace.in_flight
-        opener = given.kept_in(
+        opener = given.journal_opener(
             journal,
             target=self._target,
             on_unknown=on_unknown,
@@ -214,7 +214,7 @@ class PostPressSession:
         )
 
     async def run_errand(
-        self, account_id: str, change: ProxyChange, keys: Keys, errand: "Errand | None" = None, /
+        self, account_id: str, change: ProxyChange, keys: Keys, errand: "AccountTask | None" = None, /
     ) -> AccountPatched:
         """Not for callers: one call under keys of a rotation, on any machine, or of the command line."""
         if not self._idempotency:
@@ -226,7 +226,7 @@ class PostPressSession:
                 change,
                 keys,
                 self._retry,
-                errand,  # pyright: ignore[reportArgumentType] # it takes what is in slots for methods
+                errand,
             )
             return await call.run()
 

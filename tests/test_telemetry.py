@@ -540,11 +540,11 @@ async def test_a_quarantine_and_a_halt_are_warnings(log: io.StringIO) -> None:
 
     quarantine, halt = map(json.loads, log.getvalue().splitlines())
     assert quarantine == {
-        "event": "u@proxy.example.com:8080 failed its accounts: no other gets it in this run",
+        "event": "proxy u@proxy.example.com:8080 quarantined for this run",
         "logger": "postpress_async.rotation",
         "proxy": "u@proxy.example.com:8080",
     }
-    assert halt["event"] == f"the rotation halts: {halt['halted']}"
+    assert halt["event"] == f"rotation halted: {halt['halted']}"
     assert PASSWORD not in log.getvalue()
 
 

@@ -8,7 +8,7 @@ import click
 from postpress_async._cli.command import Command, Option
 from postpress_async._cli.output import open_output
 from postpress_async.rotation import State
-from postpress_async.rotation.export import ENDINGS, FORMATS
+from postpress_async.rotation._export import ENDINGS, FORMATS
 from postpress_async.rotation.journal.reading import JournalView
 
 

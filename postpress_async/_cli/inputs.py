@@ -16,14 +16,13 @@ from postpress_async._cli.rotate_options import RotateOptions
 from postpress_async._cli.secret_input import read_secret_file
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
-from postpress_async.rotation import Fleet, ProxyPool
+from postpress_async.rotation import Faults, Fleet, ProxyPool
+from postpress_async.rotation._input import Changes
 from postpress_async.rotation.fleet import Survey
 from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
 from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED, PARTS
-from postpress_async.rotation.given import Changes
-from postpress_async.rotation.journal.foresight import rows_known_to
-from postpress_async.rotation.plan import Faults
-from postpress_async.rotation.pool.proxy_list import RefusedLine
+from postpress_async.rotation.journal._preflight import rows_known_to
+from postpress_async.rotation.pool._proxy_list import RefusedLine
 from postpress_async.sandbox import own_accounts
 
 _NAMED_COLUMNS: Final = 20  # unused columns whose names are shown; the others are only counted
@@ -143,7 +142,6 @@ def _open_pool(options: RotateOptions, events: EventStream) -> ProxyPool:
         *options.pool,
         skip_bad=True,  # invalid lines are reported together with invalid rows, by `Job.reason_not_to_start`
         assign=options.assign,
-        seed=options.pool_seed,
         accounts_per_proxy=options.accounts_per_proxy,
         failovers=options.failovers,
     )

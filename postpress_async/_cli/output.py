@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 
 from postpress_async.errors import RotationError
-from postpress_async.rotation._whole_file import whole_file
+from postpress_async.rotation._atomic_write import atomic_write
 
 
 def counted(count: int, singular: str, plural: str = "") -> str:
@@ -64,7 +64,7 @@ def open_output(path: str | None) -> Iterator[BinaryIO]:
         RotationError: It cannot be written.
     """
     if path is not None and path != "-":
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             yield file
         return
     if sys.stdout is None:

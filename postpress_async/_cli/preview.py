@@ -17,9 +17,9 @@ from postpress_async._cli.secret_input import read_key
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Outcome, Row
-from postpress_async.rotation.journal._input import NO_POOL
-from postpress_async.rotation.journal.foresight import done_in, weigh
-from postpress_async.rotation.plan import rows_of
+from postpress_async.rotation._rows import rows_of
+from postpress_async.rotation.journal._input_check import NO_POOL
+from postpress_async.rotation.journal._preflight import done_in, weigh
 from postpress_async.rotation.pool import PooledProxy
 
 SHOWN: Final = 3

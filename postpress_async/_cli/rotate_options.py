@@ -74,14 +74,7 @@ rotation_options: Final = options.combine(
         default="round-robin",
         help="How accounts get a proxy from --pool. round-robin: take the proxies in the order of the list, "
         "over and over. sticky: choose by account id, so that an account gets the same proxy in every "
-        "run. random: choose at random.",
-    ),
-    _assignment(
-        "--pool-seed",
-        type=int,
-        metavar="N",
-        default=0,
-        help="Random seed for --assign random. The same seed chooses the same proxies.",
+        "run.",
     ),
     _assignment(
         "--accounts-per-proxy",
@@ -216,7 +209,7 @@ rotation_options: Final = options.combine(
 )
 """Adds all options but ``--journal``, which ``retry-failed`` takes as an argument."""
 
-_REQUIRE_POOL: Final = ("assign", "pool_seed", "accounts_per_proxy", "failovers")
+_REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers")
 
 
 @frozen(kw_only=True)
@@ -239,7 +232,6 @@ class RotateOptions:
     journal: str | None
     pool: tuple[str, ...]
     assign: Assign
-    pool_seed: int
     accounts_per_proxy: int | None
     failovers: int
     country: str | None

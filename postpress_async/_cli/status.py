@@ -10,9 +10,9 @@ import click
 from postpress_async._cli.command import Command, Option
 from postpress_async._cli.output import counted, moment
 from postpress_async.rotation import State
+from postpress_async.rotation.journal._advice import advice
+from postpress_async.rotation.journal._statistics import Numbers, Stage, count, stage_of
 from postpress_async.rotation.journal._times import duration, instant
-from postpress_async.rotation.journal.advice import advice
-from postpress_async.rotation.journal.numbers import Numbers, Stage, count, stage_of
 from postpress_async.rotation.journal.reading import JournalView
 
 _LISTED: Final = 12  # error types on a terminal; --json and the report list more

@@ -38,7 +38,7 @@ from postpress_async.errors import ClusterError, ConfigurationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Halt, ProxyPool
-from postpress_async.rotation.given import Changes, Given, check_count
+from postpress_async.rotation._input import Changes, RotationInput, check_count
 from postpress_async.rotation.journal import OnFailed, OnUnknown
 from postpress_async.secret import Secret
 
@@ -144,8 +144,8 @@ class Cluster:
         A journal that one machine began can be gone on with here, and the other way round.
         """
         check_count("limit", limit)
-        given = Given.of(changes, pooled=pool is not None)
-        opener = given.kept_in(
+        given = RotationInput.of(changes, pooled=pool is not None)
+        opener = given.journal_opener(
             journal, target=self._target, on_unknown=on_unknown, on_failed=on_failed, pool=pool
         )
         self._rotation = ClusterRotation(

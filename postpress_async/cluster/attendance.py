@@ -22,14 +22,14 @@ from postpress_async.cluster.crew import Hand, Shard
 from postpress_async.cluster.issuer import Issuer
 from postpress_async.cluster.orders import Orders
 from postpress_async.cluster.parcel import ENDED, PATCHED, Sent, ended_of, pack, patched_of, plain_change
-from postpress_async.errors import ClusterError, JournalError, PostPressError
+from postpress_async.errors import Applied, ClusterError, JournalError, PostPressError
 from postpress_async.models import AccountPatched
-from postpress_async.rotation.engine import Rotation
-from postpress_async.rotation.halt import Halt
-from postpress_async.rotation.outcome import Outcome
-from postpress_async.rotation.outlet import Outlet
+from postpress_async.rotation._engine import Rotation
+from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._outcome_queue import OutcomeQueue
+from postpress_async.rotation._pending_rows import InputRows
 from postpress_async.rotation.pool import ProxyPool
-from postpress_async.rotation.resume import Source
 
 UNREAD: Final = 2_000
 """Maximum number of outcomes that wait until the caller iterates over them."""
@@ -53,7 +53,7 @@ class AttendedRotation(Rotation):
         self,
         orders: Orders,
         key: str | None,
-        rows: Source,
+        rows: InputRows,
         *,
         halt: Halt,
         pool: ProxyPool | None,
@@ -62,7 +62,7 @@ class AttendedRotation(Rotation):
     ) -> None:
         # The one worker of this engine is `_work`, which has others work.
         super().__init__(_elsewhere, rows, in_flight=1, halt=halt, pool=pool, observer=observer, **options)
-        self._outlet = Outlet(UNREAD)
+        self._outcomes = OutcomeQueue(UNREAD)
         self._orders: Final = orders
         self._key: Final = key
         self._hands: Final[dict[str, Hand]] = {}
@@ -106,19 +106,18 @@ class AttendedRotation(Rotation):
             if not self._stopping and not (shard.fetched and self._leaves_doubts):
                 self._buffer.append(sent)
             elif shard.fetched:
-                outcome = Outcome.given_up(row.ordinal, row.line, row.account_id, 0.0)
+                place = row.ordinal, row.line, row.account_id
+                outcome = Outcome(*place, State.UNKNOWN, 1, applied=Applied.UNKNOWN)
                 self._record(outcome)
                 if not self._stopping:
-                    self._outlet.put(outcome)
+                    self._outcomes.put(outcome)
             else:
                 self._leave(sent)
 
     def _leave(self, sent: Sent) -> None:
         """The run ends before this row was sent."""
-        if (outcome := sent.open.outcome_unsent()) is None:
-            self.summary.states[sent.open.state_unsent] += 1
-        elif not isinstance(self._broken, JournalError):  # else it could not be written, nor is it missed
-            self._record(outcome)
+        if sent.open.recorded or not isinstance(self._error, JournalError):  # else nothing can be recorded
+            self._record_unsent(sent.open)
 
     def _help(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Have it done beside the others, no longer than the rotation lasts."""
@@ -146,7 +145,7 @@ class AttendedRotation(Rotation):
             try:
                 await self._hear(hand, question)
             except Exception as error:  # the journal's, or a mistake of ours: it ends the rotation as it is
-                self._break(error)
+                self._abort(error)
             hand.heard = time.monotonic()
             return self._reply(hand, question)
 
@@ -166,11 +165,11 @@ class AttendedRotation(Rotation):
         return {"orders": dumps(orders), "key": self._key}
 
     async def _hand_over(self, hand: Hand, number: int) -> dict[str, Any]:
-        if self._intake.rows.changes is not None:
+        if self._changes is not None:
             try:
-                await self._intake.rows.changes.on_disk()
+                await self._changes.on_disk()
             except PostPressError as error:  # of the journal
-                self._break(error)
+                self._abort(error)
         shard = hand.shards.get(number)
         if shard is None or shard.fetched or self._stopping:
             return {}
@@ -206,14 +205,14 @@ class AttendedRotation(Rotation):
                 else:
                     self._take_note(hand, kind, values)
             except PostPressError as error:  # of the journal; the other notes are heard all the same
-                self._break(error)
+                self._abort(error)
         if keeping:
             self._help(self._keep_on_disk(hand, keeping), "rotation-generations")
         self._news.set()
 
     async def _hear_of_outcome(self, hand: Hand, kind: str, number: int, ordinal: int, *fields: Any) -> None:
         if (sent := self._pop(hand, number, ordinal)) is not None:
-            await self._tell(patched_of(sent.row, *fields) if kind == PATCHED else ended_of(*fields))
+            await self._complete(patched_of(sent.row, *fields) if kind == PATCHED else ended_of(*fields))
 
     def _hear_of_pauses(self, hand: Hand, question: Mapping[str, Any]) -> None:
         was_paused = self.paused
@@ -235,7 +234,7 @@ class AttendedRotation(Rotation):
         """Halt once no worker has ever reached the API: one alone may have a network of its own."""
         hand.unreachable = True
         working = [hand for hand in self._hands.values() if hand.shards and not hand.lost]
-        if not self._stopping and not self._halts.connected and all(hand.unreachable for hand in working):
+        if not self._stopping and not self._monitor.connected and all(hand.unreachable for hand in working):
             self._halt_for(reason)
 
     @staticmethod
@@ -254,7 +253,7 @@ class AttendedRotation(Rotation):
             try:
                 await asyncio.gather(*(self._journal.keep_generation(*each) for each in keeping))
             except PostPressError as error:
-                self._break(error)
+                self._abort(error)
                 return
         for each in keeping:
             hand.outbox.put("kept", *each)
@@ -273,7 +272,7 @@ class AttendedRotation(Rotation):
             self._hear_of_no_connection(hand, *values)
         elif kind == "broken":
             number, what = values
-            self._break(ClusterError(f"{hand.address} stopped because of a bug in postpress-async: {what}"))
+            self._abort(ClusterError(f"{hand.address} stopped because of a bug in postpress-async: {what}"))
         elif kind == "retry" and self._observer is not None:
             account_id, number, wait, error = values
             event = events.RetryScheduled(account_id, number, wait, pickle.loads(error))  # noqa: S301
@@ -286,7 +285,7 @@ class AttendedRotation(Rotation):
             _, label, account_id, credentials = values
             proxy = self._labels[label]
             quarantined = pool.failed(proxy, account_id, credentials=credentials)
-            self._found(proxy, quarantined)
+            self._on_proxy_failed(proxy, quarantined)
             if quarantined:
                 self._out.append(label)
                 for other in self._hands.values():

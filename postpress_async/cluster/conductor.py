@@ -18,9 +18,8 @@ from postpress_async.cluster.desk import Answer
 from postpress_async.cluster.orders import Orders
 from postpress_async.cluster.parcel import Sent
 from postpress_async.errors import ClusterError, PostPressError
-from postpress_async.rotation.outcome import Outcome
-from postpress_async.rotation.plan import Refusal
-from postpress_async.rotation.resume import OpenRow, Source
+from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._pending_rows import InputRows, PendingRow
 
 SHARD: Final = 2_000
 """Rows of a shard, at most; and rows that a worker has before it gets no further shard."""
@@ -87,7 +86,7 @@ class ClusterRotation(AttendedRotation):
     """
 
     def __init__(
-        self, carrier: Carrier, orders: Orders, key: str | None, rows: Source, **options: Any
+        self, carrier: Carrier, orders: Orders, key: str | None, rows: InputRows, **options: Any
     ) -> None:
         super().__init__(orders, key, rows, **options)
         self._carrier: Final = carrier
@@ -115,7 +114,7 @@ class ClusterRotation(AttendedRotation):
                     async with asyncio.timeout(QUIET):  # wait_for loses a cancellation, in Python 3.11
                         await self._news.wait()
         except PostPressError as error:
-            self._break(error)
+            self._abort(error)
         finally:
             self._carrier.dismiss(self._token)
             helpers = {feeder, scout, *self._helpers}
@@ -125,9 +124,9 @@ class ClusterRotation(AttendedRotation):
             try:
                 self._give_up_what_is_out()
             except PostPressError as error:  # the journal's
-                self._break(error)
+                self._abort(error)
             self._workers -= 1
-            self._outlet.end()
+            self._outcomes.end()
 
     def _is_done(self, feeder: "asyncio.Task[None]") -> bool:
         out = any(hand.shards for hand in self._hands.values())
@@ -143,7 +142,7 @@ class ClusterRotation(AttendedRotation):
     async def _feed(self) -> None:
         """Keep a shard's rows at hand, read from the input as they are needed."""
         try:
-            while not self._stopping and (taken := await self._take()) is not None:
+            while not self._stopping and (taken := await self._next_row()) is not None:
                 await self._put(taken)
                 self._fed_at = time.monotonic()
                 if len(self._buffer) >= SHARD:
@@ -151,26 +150,19 @@ class ClusterRotation(AttendedRotation):
                     self._fed.clear()
                     await self._fed.wait()
         except PostPressError as error:  # of the journal
-            self._break(error)
+            self._abort(error)
         self._news.set()
 
-    async def _put(self, taken: OpenRow) -> None:
-        row = taken.row
-        if isinstance(row, Refusal):
-            await self._tell(Outcome.refused(row.ordinal, row.line, row.account_id, row.reason))
+    async def _put(self, taken: PendingRow) -> None:
+        if (row := await self._prepare(taken)) is None:
             return
-        if taken.left:
-            await self._tell(Outcome.left_in_doubt(row.ordinal, row.line, row.account_id))
-            return
-        if self._reach is not None and row.ordinal >= self._reach.near:
-            await self._reach.extend(row.ordinal)
         pooled = None
         if row.change is None and self._pool is not None:
             pooled = self._pool.give(row.account_id)
             if pooled is None:
                 in_doubt = taken.maybe_sent
                 place = row.ordinal, row.line, row.account_id
-                await self._tell(Outcome.without_proxy(*place, in_doubt=in_doubt))
+                await self._complete(Outcome.without_proxy(*place, in_doubt=in_doubt))
                 return
         self._buffer.append(Sent(taken, pooled))
 
@@ -193,11 +185,11 @@ class ClusterRotation(AttendedRotation):
 
     def _enough(self, size: int) -> int:
         """Rows with which a worker needs no further shard of this *size* yet."""
-        return size if self._halts.tried < TRIED else max(size, min(SHARD, 2 * self._orders.pace.in_flight))
+        return size if self._monitor.tried < TRIED else max(size, min(SHARD, 2 * self._orders.pace.in_flight))
 
     def _size(self, workers: int) -> int:
         """So many rows that what is left makes two shards for each worker, within the edges."""
-        if self._halts.tried < TRIED:
+        if self._monitor.tried < TRIED:
             return SMALLEST
         if self.total is None or not workers:
             return SHARD
@@ -226,7 +218,7 @@ class ClusterRotation(AttendedRotation):
             try:
                 self._take_again(hand, shard)
             except PostPressError as error:  # the journal's
-                self._break(error)
+                self._abort(error)
         self._news.set()
 
     # --- Losses ---
@@ -244,7 +236,7 @@ class ClusterRotation(AttendedRotation):
             now = self._look()
             if now - self._answered_at > SCHEDULERLESS:
                 again = "start it and its workers, and run the same command again"
-                self._break(ClusterError(f"the cluster's scheduler does not respond any more: {again}"))
+                self._abort(ClusterError(f"the cluster's scheduler does not respond any more: {again}"))
             for address in found - self._hands.keys():
                 self._hands[address] = Hand(address, now)
             for hand in self._hands.values():

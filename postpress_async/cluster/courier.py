@@ -5,14 +5,15 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Collection, Sequence
 from typing import Final, Protocol
 
+from attrs import evolve
+
 from postpress_async.cluster.parcel import Sent, note_of
 from postpress_async.errors import PostPressError
-from postpress_async.rotation.engine import Rotation
-from postpress_async.rotation.errand import Proxies, Settler
-from postpress_async.rotation.journal._changes import Changes
-from postpress_async.rotation.outcome import Outcome
+from postpress_async.rotation._account_task import Proxies
+from postpress_async.rotation._engine import Rotation
+from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation.pool import PooledProxy
-from postpress_async.rotation.resume import OpenRow
 from postpress_async.session import PostPressSession
 
 
@@ -25,13 +26,8 @@ class Post(Protocol):
         """Have the coordinator told."""
         ...
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether the coordinator has heard too little of us, or we of it."""
-        ...
-
     async def room(self) -> None:
-        """Return once that is over."""
+        """Wait while the coordinator, or this worker, is too far behind."""
         ...
 
     def kept(self, ordinal: int, generation: int, /) -> Awaitable[None]:
@@ -58,7 +54,7 @@ class Courier:
         self.attempts: int = 0
 
     def record(self, outcome: Outcome) -> None:
-        """See `Notes`."""
+        """See `OutcomeSink`."""
         self.attempts += outcome.attempts
         self._post.put(*note_of(self._number, outcome))
 
@@ -71,11 +67,6 @@ class Courier:
     def reopen(self, error_type: str) -> None:
         """Nothing, as above."""
 
-    @property
-    def is_behind(self) -> bool:
-        """See `Notes`."""
-        return self._post.is_behind
-
     def unsent(self, ordinals: list[int]) -> None:
         """Take the rows that were never begun. What the journal has to say of them, the coordinator knows."""
         self._post.put("unsent", self._number, ordinals)
@@ -85,11 +76,11 @@ class Courier:
         self._post.put("unreachable", reason)
 
     async def room(self) -> None:
-        """See `Notes`. It also keeps a worker that is cut off from sending on and on."""
+        """See `OutcomeSink`. It also keeps a worker that is cut off from sending on and on."""
         await self._post.room()
 
     async def keep_generation(self, ordinal: int, generation: int) -> None:
-        """See `Notes`."""
+        """See `OutcomeSink`."""
         self._post.put("generation", self._number, ordinal, generation)
         await self._post.kept(ordinal, generation)
 
@@ -154,17 +145,12 @@ class _Rows:
     def __init__(self, rows: Sequence[Sent]) -> None:
         self._rows: Final = iter(rows)
         self.last_taken: Final = asyncio.Event()
-        self.at_hand: bool = True
-        self.changes: Changes | None = None  # the coordinator has compared them
 
     def left(self) -> list[int]:
         """The ordinals of those that nobody took; from now on nobody does."""
         return [sent.row.ordinal for sent in self._rows]
 
-    async def take(self) -> OpenRow | None:
-        return self.take_at_once()
-
-    def take_at_once(self) -> OpenRow | None:
+    async def next(self) -> PendingRow | None:
         if (sent := next(self._rows, None)) is None:
             self.last_taken.set()
             return None
@@ -204,10 +190,8 @@ class ShardRotation(Rotation):
         self._taken: Final = _Rows(rows)
         self._courier: Final = courier
         self._journal = courier
-        self._outlet.leave()  # nobody is here to listen
-        self._settler = Settler(
-            session.run_errand, self._waits, self._rest, self._attempt_failed, pool, self._found, self._record
-        )
+        self._outcomes.abandon()  # nobody is here to listen
+        self._runner = evolve(self._runner, pool=pool)
 
     @property
     def last_taken(self) -> asyncio.Event:
@@ -221,15 +205,15 @@ class ShardRotation(Rotation):
             self._courier.unsent(left)
 
     async def _open(self) -> None:
-        self._intake.rows = self._taken
+        self._row_source.read = self._taken.next
 
-    def _judge(self, outcome: Outcome) -> None:
+    def _check_halt(self, outcome: Outcome) -> None:
         """The coordinator halts, for it sees the outcomes of all workers."""
 
-    def _note_halt(self) -> None:
+    def _record_halt(self) -> None:
         """Nothing, as above."""
 
-    def _attempt_failed(self, error: PostPressError) -> None:
+    def _on_attempt_failed(self, error: PostPressError) -> None:
         # An attempt that failed is no outcome yet, and an outage is waited out: tell the coordinator.
-        if (reason := self._halts.attempt_failed(error)) is not None:
+        if (reason := self._monitor.attempt_failed(error)) is not None:
             self._courier.unreachable(reason)

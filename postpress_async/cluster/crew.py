@@ -42,7 +42,10 @@ class Shard:
         if not self.fetched:
             return list(self.rows.values())
         return [
-            evolve(sent, open=evolve(sent.open, maybe_sent=True, recorded=sent.open.says_unknown))
+            evolve(
+                sent,
+                open=evolve(sent.open, maybe_sent=True, recorded=sent.open.recorded and sent.open.maybe_sent),
+            )
             for sent in self.rows.values()
         ]
 

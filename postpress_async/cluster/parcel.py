@@ -8,10 +8,10 @@ from typing import Any, Final
 from attrs import evolve, frozen
 
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
-from postpress_async.rotation.outcome import Outcome, State
-from postpress_async.rotation.plan import Row
+from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._pending_rows import PendingRow
+from postpress_async.rotation._rows import Row
 from postpress_async.rotation.pool import PooledProxy
-from postpress_async.rotation.resume import OpenRow
 from postpress_async.secret import Secret
 
 Plain = list[Any]
@@ -27,7 +27,7 @@ class Sent:
         pooled: The proxy that the pool gives it; None where it has a change of its own.
     """
 
-    open: OpenRow
+    open: PendingRow
     pooled: PooledProxy | None = None
 
     @property
@@ -73,7 +73,7 @@ def _sent(
     pooled: Plain | None,
 ) -> Sent:
     row = Row(ordinal, line, account_id, None if change is None else change_of(*change))
-    return Sent(OpenRow(row, maybe_sent, recorded, generation), pooled_of(pooled))
+    return Sent(PendingRow(row, maybe_sent, recorded, generation), pooled_of(pooled))
 
 
 def plain_change(change: ProxyChange) -> Plain:

@@ -1,15 +1,18 @@
-"""Many accounts: what is to do, what came of it, and the file in which both can be read."""
+"""Rotations: many accounts updated by one resumable job."""
 
-from postpress_async.rotation.engine import Rotation
-from postpress_async.rotation.errand import Update
+from postpress_async.rotation._account_task import Update
+from postpress_async.rotation._engine import Rotation
+from postpress_async.rotation._faults import Fault, Faults
+from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._outcome import Outcome, RotationSummary, State
+from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet import Fleet
-from postpress_async.rotation.halt import Halt
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.outcome import Outcome, RotationSummary, State
-from postpress_async.rotation.plan import Refusal, Row
 from postpress_async.rotation.pool import ProxyPool
 
 __all__ = [
+    "Fault",
+    "Faults",
     "Fleet",
     "Halt",
     "Journal",

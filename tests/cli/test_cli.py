@@ -92,7 +92,7 @@ def test_options_of_the_sandbox_need_the_sandbox(folder) -> None:
     [
         (["--accounts-per-proxy", "2"], "--accounts-per-proxy requires --pool"),
         (["--assign", "round-robin"], "--assign requires --pool"),  # given, if only the default
-        (["--pool-seed", "7", "--failovers", "0"], "--pool-seed and --failovers require --pool"),
+        (["--assign", "sticky", "--failovers", "0"], "--assign and --failovers require --pool"),
     ],
     ids=["one", "a default", "two"],
 )
@@ -235,7 +235,7 @@ async def test_a_wrong_key_and_a_few_accounts_is_the_key_too(folder, sandbox) ->
     done = await asyncio.to_thread(run, "rotate", "fleet.csv", env=environment)
 
     assert done.returncode == 4
-    assert "each of the 3 accounts that got an answer was refused" in done.stderr
+    assert "each of the 3 accounts that got a response was refused" in done.stderr
     assert "check the API key" in done.stderr
     assert states(folder / "fleet.csv.rotation.sqlite3") == {"skipped": 3}
     right = {**environment, "POSTPRESS_API_KEY": sandbox.api_key}

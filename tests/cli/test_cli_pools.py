@@ -366,7 +366,7 @@ def test_rotate_and_retry_failed_have_the_same_variables(folder, words) -> None:
     done = run(*words, env={"POSTPRESS_SANDBOX": "1", "POSTPRESS_RATE": "-7"})
 
     assert done.returncode == 2
-    assert "Invalid value for '--rate': -7" in done.stderr
+    assert "Invalid value for '--rate' (env var: 'POSTPRESS_RATE'): -7" in done.stderr
 
 
 def test_rotate_and_update_have_the_same_variable_for_the_transport(folder) -> None:

@@ -17,8 +17,8 @@ from pyarrow import parquet
 from postpress_async.errors import RotationError
 from postpress_async.models import FieldError
 from postpress_async.rotation import State
-from postpress_async.rotation._whole_file import whole_file
-from postpress_async.rotation.export import COLUMNS, FORMATS, write_csv, write_jsonl, write_parquet
+from postpress_async.rotation._atomic_write import atomic_write
+from postpress_async.rotation._export import COLUMNS, FORMATS, write_csv, write_jsonl, write_parquet
 from tests.support.journals import NIGHT, outcome, refused
 
 ROWS = [
@@ -176,7 +176,7 @@ def test_a_file_is_its_owner_s_alone(tmp_path) -> None:
     place.write_text("before")
     place.chmod(0o644)
 
-    with whole_file(place) as file:
+    with atomic_write(place) as file:
         file.write(b"after")
 
     assert place.read_bytes() == b"after"
@@ -192,7 +192,7 @@ def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path, failure) -> 
     place.write_text("whole")
 
     def write_half() -> None:
-        with whole_file(place) as file:
+        with atomic_write(place) as file:
             file.write(b"ha")
             raise failure
 
@@ -217,12 +217,15 @@ def test_nothing_but_a_file_is_written(tmp_path, make, fact) -> None:
     place = tmp_path / "out.csv"
     make(place)
 
-    with pytest.raises(RotationError, match=fact), whole_file(place):
+    with pytest.raises(RotationError, match=fact), atomic_write(place):
         pytest.fail("it was opened")
     assert not (tmp_path / "elsewhere").exists()
     assert os.listdir(tmp_path) == ["out.csv"]
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path) -> None:
-    with pytest.raises(RotationError, match="cannot be written"), whole_file(Path(tmp_path, "no", "out.csv")):
+    with (
+        pytest.raises(RotationError, match="cannot be written"),
+        atomic_write(Path(tmp_path, "no", "out.csv")),
+    ):
         pytest.fail("it was opened")

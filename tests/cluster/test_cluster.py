@@ -36,10 +36,10 @@ from postpress_async.errors import (
     ResourceNotFoundError,
 )
 from postpress_async.rotation import Halt, Outcome, Row, State
-from postpress_async.rotation.given import Changes, Given
+from postpress_async.rotation._input import Changes, RotationInput
+from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation.journal import Journal, OnUnknown
 from postpress_async.rotation.pool import PooledProxy
-from postpress_async.rotation.resume import OpenRow
 from tests.conftest import KEY
 from tests.support.journals import outcome, write
 
@@ -189,10 +189,12 @@ def test_a_row_arrives_as_it_was_sent() -> None:
     """Its marks too, of which its idempotency key is made, and what may have been applied."""
     pooled = PooledProxy.of(OWN)
     rows = [
-        Sent(OpenRow(Row(0, 2, "acc_0", US))),
-        Sent(OpenRow(Row(1, None, "acc_1", ManagedProxy(ip="203.0.113.42")), maybe_sent=True, generation=3)),
-        Sent(OpenRow(Row(2, 4, "acc_2", OWN), recorded=True)),
-        Sent(OpenRow(Row(3, 5, "acc_3", None)), pooled),
+        Sent(PendingRow(Row(0, 2, "acc_0", US))),
+        Sent(
+            PendingRow(Row(1, None, "acc_1", ManagedProxy(ip="203.0.113.42")), maybe_sent=True, generation=3)
+        ),
+        Sent(PendingRow(Row(2, 4, "acc_2", OWN), recorded=True)),
+        Sent(PendingRow(Row(3, 5, "acc_3", None)), pooled),
     ]
 
     assert unpack(pack(rows)) == rows
@@ -337,7 +339,7 @@ async def rotation_of(
     pool: ProxyPool | None = None,
     on_unknown: OnUnknown = "retry",
 ) -> AsyncIterator[ClusterRotation]:
-    found = Given.of(changes, pooled=pool is not None)
+    found = RotationInput.of(changes, pooled=pool is not None)
     orders = Orders("", "https://api.example.com/v1", RetryPolicy(), Pace(), pool is not None, watched=False)
     rotation = ClusterRotation(
         carrier,
@@ -611,7 +613,7 @@ async def test_what_a_stop_leaves_keeps_its_spent_key(tmp_path: Path, begun: boo
     journal = Journal.open(path)
     spent = Outcome(0, None, "acc_0", State.SKIPPED, 2, applied=Applied.NO)
     journal.record(spent)
-    journal.record(Outcome.skipped(1, None, "acc_1"))
+    journal.record(Outcome(1, None, "acc_1", State.SKIPPED, applied=Applied.NO))
     await journal.aclose()
 
     carrier = StubCarrier("w1")

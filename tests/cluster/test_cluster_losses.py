@@ -21,7 +21,7 @@ import trustme
 from attrs import evolve
 
 from postpress_async.cluster import crew
-from postpress_async.rotation.journal.numbers import Numbers, count, stage_of
+from postpress_async.rotation.journal._statistics import Numbers, count, stage_of
 from postpress_async.rotation.journal.reading import JournalView
 from postpress_async.sandbox import Sandbox
 from tests.support.cluster_world import World, sent_times, settled, until, write_fleet
@@ -97,7 +97,7 @@ def test_a_pool_s_dead_proxies_are_found_out_by_all_workers_together(tmp_path: P
     done = run(tmp_path, *words)
 
     assert done.returncode == 0, done.stderr
-    assert "3 of the pool's proxies did not work" in done.stderr
+    assert "3 proxies of the pool did not work" in done.stderr
     found = rows(tmp_path / "fleet.csv.rotation.sqlite3")
     assert {row[-1].split("@")[1] for row in found}.isdisjoint(f"10.0.0.{n}:3128" for n in (1, 2, 3))
 

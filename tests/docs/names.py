@@ -9,7 +9,6 @@ WHOLE = ["", "errors", "events", "models", "rotation", "sandbox", "cluster"]
 SOME = {
     "rotation.pool": ["PooledProxy"],
     "rotation.fleet": ["Survey"],
-    "rotation.plan": ["Fault", "Faults"],
     "rotation.report": ["write_report"],
     "rotation.journal.reading": ["JournalView"],
     "sandbox.thread": ["SandboxThread"],

@@ -27,7 +27,7 @@ from postpress_async import CustomProxy, PostPressSession, RetryPolicy, errors, 
 from postpress_async.models import FieldError
 from postpress_async.pace import Pace
 from postpress_async.rotation import Fleet
-from postpress_async.rotation.plan import Refusal
+from postpress_async.rotation._rows import Refusal
 from postpress_async.secret import Secret
 from tests.support.fault_server import CONNECTIONS, FAULTS, Fault, FaultServer, body_of, closes, says
 

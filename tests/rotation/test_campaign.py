@@ -15,10 +15,12 @@ import pytest
 from attrs import evolve
 
 from postpress_async import CustomProxy, ManagedProxy, Outcome, ProxyPool, RotationSummary
-from postpress_async.rotation import Halt, journal
-from postpress_async.rotation.halt import Halts
-from postpress_async.rotation.outlet import Outlet
-from postpress_async.rotation.resume import RowKeys
+from postpress_async.errors import Applied
+from postpress_async.rotation import Halt, Row, State, journal
+from postpress_async.rotation._account_task import AccountRunner
+from postpress_async.rotation._failure_monitor import FailureMonitor
+from postpress_async.rotation._outcome_queue import OutcomeQueue
+from postpress_async.rotation._row_keys import RowKeys
 from tests.support import campaign_commands
 from tests.support.campaign import Player, describe, how_to_repeat, machine, play
 from tests.support.campaign_audit import audit
@@ -187,8 +189,11 @@ def the_same_key_for_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RowKeys, "current", property(lambda self: "key"))
 
 
-def given_up_is_skipped(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Outcome, "given_up", classmethod(lambda cls, *place, **_: cls.skipped(*place[:3])))
+def cancelled_is_skipped(patch: pytest.MonkeyPatch) -> None:
+    def skipped(row: Row, *_: object, **__: object) -> Outcome:
+        return Outcome(row.ordinal, row.line, row.account_id, State.SKIPPED, applied=Applied.NO)
+
+    patch.setattr(AccountRunner, "_cancelled", staticmethod(skipped))
 
 
 def failed_is_patched(patch: pytest.MonkeyPatch) -> None:
@@ -204,11 +209,11 @@ def patched_is_sent_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def nobody_hears_of_the_end(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Outlet, "end", lambda self: None)
+    patch.setattr(OutcomeQueue, "end", lambda self: None)
 
 
 def no_halt(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Halts, "sees", lambda self, outcome: None)
+    patch.setattr(FailureMonitor, "observe", lambda self, outcome: None)
 
 
 def no_proxy_is_full(patch: pytest.MonkeyPatch) -> None:
@@ -238,7 +243,7 @@ BROKEN: dict[str, tuple[Break, Sequence, str]] = {
         "one key for two changes",
     ),
     "what was in flight is skipped": (
-        given_up_is_skipped,
+        cancelled_is_skipped,
         small(Step(end=End.CANCEL, at=10, delay=0.01)),
         "skipped with applied = no, but applied",
     ),

@@ -11,7 +11,7 @@ import pytest
 
 from postpress_async import CustomProxy, ManagedProxy, Pace, PostPressSession, ProxyPool, RetryPolicy, errors
 from postpress_async.rotation import Halt, Journal, Rotation, State
-from postpress_async.rotation.journal._reach import LEAST
+from postpress_async.rotation.journal._watermark import LEAST
 from postpress_async.sandbox import Fault, Sandbox
 from tests.conftest import KEY
 from tests.rotation.test_rotation_cancelled import cancel, settled

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from postpress_async import Outcome, errors
-from postpress_async.rotation.halt import WINDOW, Halt, Halts
+from postpress_async.rotation._failure_monitor import WINDOW, FailureMonitor
+from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._outcome import State
 
 
 def patched(account: str = "acc_1") -> Outcome:
@@ -26,10 +28,10 @@ def settled(good: int, bad: int) -> Iterator[Outcome]:
         yield failed()
 
 
-def first_reason(halts: Halts, outcomes: Iterator[Outcome]) -> tuple[int, str] | None:
+def first_reason(monitor: FailureMonitor, outcomes: Iterator[Outcome]) -> tuple[int, str] | None:
     """After how many outcomes it was enough, and why."""
     for count, outcome in enumerate(outcomes, 1):
-        if (reason := halts.sees(outcome)) is not None:
+        if (reason := monitor.observe(outcome)) is not None:
             return count, reason
     return None
 
@@ -48,8 +50,8 @@ def first_reason(halts: Halts, outcomes: Iterator[Outcome]) -> tuple[int, str] |
 )
 def test_so_many_failures_are_too_many(failures: Any, bad: int) -> None:
     """One less is not: an operator who says 5% has counted on nine."""
-    assert first_reason(Halts(Halt(failures=failures)), settled(0, bad - 1)) is None
-    met = first_reason(Halts(Halt(failures=failures)), settled(0, 400))
+    assert first_reason(FailureMonitor(Halt(failures=failures)), settled(0, bad - 1)) is None
+    met = first_reason(FailureMonitor(Halt(failures=failures)), settled(0, 400))
     assert met is not None
     assert met[0] == bad
     assert f"{bad} " in met[1]
@@ -58,48 +60,48 @@ def test_so_many_failures_are_too_many(failures: Any, bad: int) -> None:
 
 def test_a_share_is_of_the_latest() -> None:
     """Nine bad ones in the first hour and one in the last are no reason to stop the night."""
-    halts = Halts(Halt(failures="5%"))
+    monitor = FailureMonitor(Halt(failures="5%"))
 
-    assert first_reason(halts, settled(0, 9)) is None
-    assert first_reason(halts, settled(WINDOW - 9, 0)) is None
-    assert first_reason(halts, settled(0, 9)) is None  # the first nine have left the window
-    assert first_reason(halts, settled(0, 1)) is not None
+    assert first_reason(monitor, settled(0, 9)) is None
+    assert first_reason(monitor, settled(WINDOW - 9, 0)) is None
+    assert first_reason(monitor, settled(0, 9)) is None  # the first nine have left the window
+    assert first_reason(monitor, settled(0, 1)) is not None
 
 
 def test_a_number_is_of_all() -> None:
-    halts = Halts(Halt(failures=10))
+    monitor = FailureMonitor(Halt(failures=10))
 
-    assert first_reason(halts, settled(5000, 9)) is None
-    assert first_reason(halts, settled(5000, 0)) is None
-    assert first_reason(halts, settled(0, 1)) is not None
+    assert first_reason(monitor, settled(5000, 9)) is None
+    assert first_reason(monitor, settled(5000, 0)) is None
+    assert first_reason(monitor, settled(0, 1)) is not None
 
 
 def test_never_is_never_but_for_the_key() -> None:
     """A key that was refused is no failure of an account."""
-    halts = Halts(Halt(failures="never"))
-    assert first_reason(halts, settled(1, 5000)) is None
+    monitor = FailureMonitor(Halt(failures="never"))
+    assert first_reason(monitor, settled(1, 5000)) is None
 
     refused = failed("errors/insufficient_privileges", 401)
-    halts = Halts(Halt(failures="never"))
-    assert "the API key was refused" in (halts.sees(refused) or "")
-    assert halts.key_refused
+    monitor = FailureMonitor(Halt(failures="never"))
+    assert "the API key was refused" in (monitor.observe(refused) or "")
+    assert monitor.key_refused
 
 
 def test_an_error_about_the_key_stops_after_any_number_of_patched_accounts() -> None:
     """A key that is revoked in the middle of a night: every other account would get the same answer."""
-    halts = Halts(Halt(failures="never"), key_works=True)
-    assert first_reason(halts, settled(5000, 300)) is None
+    monitor = FailureMonitor(Halt(failures="never"), key_works=True)
+    assert first_reason(monitor, settled(5000, 300)) is None
 
-    assert "the API key was refused" in (halts.sees(failed("errors/missing_credentials", 401)) or "")
-    assert halts.key_refused
+    assert "the API key was refused" in (monitor.observe(failed("errors/missing_credentials", 401)) or "")
+    assert monitor.key_refused
 
 
 def test_the_same_401_of_every_account_is_the_key_however_few_there_are() -> None:
-    halts = Halts(Halt())
-    assert first_reason(halts, iter([failed("errors/expired_credentials", 401)] * 3)) is None
+    monitor = FailureMonitor(Halt())
+    assert first_reason(monitor, iter([failed("errors/expired_credentials", 401)] * 3)) is None
 
-    assert "each of the 3 accounts" in (halts.at_end() or "")
-    assert halts.key_refused
+    assert "each of the 3 accounts" in (monitor.at_end() or "")
+    assert monitor.key_refused
 
 
 @pytest.mark.parametrize(
@@ -113,44 +115,45 @@ def test_the_same_401_of_every_account_is_the_key_however_few_there_are() -> Non
     ],
 )
 def test_an_account_that_got_another_answer_speaks_for_the_key(others: list[Outcome]) -> None:
-    halts = Halts(Halt())
-    first_reason(halts, iter([*others, failed("errors/expired_credentials", 401)]))
+    monitor = FailureMonitor(Halt())
+    first_reason(monitor, iter([*others, failed("errors/expired_credentials", 401)]))
 
-    assert halts.at_end() is None
-    assert not halts.key_refused
+    assert monitor.at_end() is None
+    assert not monitor.key_refused
 
 
 def test_a_key_that_worked_in_an_earlier_run_is_not_suspected() -> None:
-    halts = Halts(Halt(), key_works=True)
-    first_reason(halts, iter([failed("errors/expired_credentials", 401)]))
+    monitor = FailureMonitor(Halt(), key_works=True)
+    first_reason(monitor, iter([failed("errors/expired_credentials", 401)]))
 
-    assert halts.at_end() is None
+    assert monitor.at_end() is None
 
 
 def test_a_run_without_answers_says_nothing_about_the_key() -> None:
-    halts = Halts(Halt())
-    first_reason(halts, iter([Outcome.skipped(0, None, "acc_1")]))
+    monitor = FailureMonitor(Halt())
+    first_reason(monitor, iter([Outcome(0, None, "acc_1", State.SKIPPED, applied=errors.Applied.NO)]))
 
-    assert halts.at_end() is None
+    assert monitor.at_end() is None
 
 
 def test_what_was_not_tried_is_no_failure() -> None:
     """A bad row, and an account for which the pool had nothing left, say nothing of the service."""
-    halts = Halts(Halt(failures=1))
+    monitor = FailureMonitor(Halt(failures=1))
 
-    assert halts.sees(Outcome.refused(0, 1, None, "port out of range")) is None
-    assert halts.sees(Outcome.without_proxy(0, 1, "acc_1")) is None
-    assert halts.sees(Outcome.skipped(0, 1, "acc_1")) is None
-    assert halts.tried == 0
+    refused = Outcome(0, 1, "", State.SKIPPED, error_type="port out of range", scope=errors.Scope.REQUEST)
+    assert monitor.observe(refused) is None
+    assert monitor.observe(Outcome.without_proxy(0, 1, "acc_1")) is None
+    assert monitor.observe(Outcome(0, 1, "acc_1", State.SKIPPED, applied=errors.Applied.NO)) is None
+    assert monitor.tried == 0
 
 
 def test_an_account_that_was_never_reached_is_a_failure() -> None:
     """A name that does not resolve looks like an outage to the operator."""
-    halts = Halts(Halt(failures=2))
+    monitor = FailureMonitor(Halt(failures=2))
     lost = Outcome.failed(0, None, "acc_1", errors.ConnectError("no connection"), 0.1)
 
-    assert halts.sees(lost) is None
-    assert halts.sees(lost) is not None
+    assert monitor.observe(lost) is None
+    assert monitor.observe(lost) is not None
 
 
 @pytest.mark.parametrize(
@@ -165,29 +168,29 @@ def test_an_account_that_was_never_reached_is_a_failure() -> None:
 )
 def test_a_canary_that_failed_too_often_halts_all_others(failures: Any, bad: int) -> None:
     """Ten accounts tell of a wrong pool; ten thousand would only tell it later."""
-    halts = Halts(Halt(failures=failures, canary=10))
-    met = first_reason(halts, settled(10 - bad, bad))
+    monitor = FailureMonitor(Halt(failures=failures, canary=10))
+    met = first_reason(monitor, settled(10 - bad, bad))
     assert met is not None
     assert met[0] <= 10
 
-    halts = Halts(Halt(failures="never" if failures == "never" else failures, canary=10))
+    monitor = FailureMonitor(Halt(failures="never" if failures == "never" else failures, canary=10))
     fewer = bad - 1
-    assert first_reason(halts, settled(10 - fewer, fewer)) is None
-    assert halts.canary_lives
+    assert first_reason(monitor, settled(10 - fewer, fewer)) is None
+    assert monitor.canary_passed
 
 
 def test_the_reason_names_the_error_that_came_most() -> None:
     """What to look up is in the sentence, and the others are not hidden."""
-    halts = Halts(Halt(failures=3))
+    monitor = FailureMonitor(Halt(failures=3))
     outcomes = [
         failed("errors/no_channel", 503),
         failed("errors/proxy_error", 502),
         failed("errors/no_channel", 503),
     ]
 
-    met = first_reason(halts, iter(outcomes))
+    met = first_reason(monitor, iter(outcomes))
 
-    assert met == (3, "3 accounts failed, 2 of them with errors/no_channel, and that is the halt")
+    assert met == (3, "3 accounts failed, 2 of them with errors/no_channel, which is the threshold")
 
 
 @pytest.mark.parametrize(
@@ -195,13 +198,13 @@ def test_the_reason_names_the_error_that_came_most() -> None:
 )
 def test_a_halt_that_says_nothing_is_refused(failures: Any) -> None:
     """Taken for never, it would let a wrong list go through the whole fleet."""
-    with pytest.raises(ValueError, match='write a share such as "5%"'):
+    with pytest.raises(ValueError, match="halt must be a percentage"):
         Halt(failures=failures)
 
 
 @pytest.mark.parametrize("canary", [-1, 1.5, True, "10", None], ids=repr)
 def test_a_canary_is_a_number(canary: Any) -> None:
-    with pytest.raises(ValueError, match="canary is a whole number"):
+    with pytest.raises(ValueError, match="canary must be a whole number"):
         Halt(canary=canary)
 
 
@@ -216,6 +219,6 @@ def test_what_is_given_to_rotate_becomes_a_halt() -> None:
 
 def test_proxies_that_refuse_their_password_do_not_speak_of_the_key() -> None:
     """Twenty wrong passwords in a row are a seller's list of last month."""
-    halts = Halts(Halt(failures="never"))
+    monitor = FailureMonitor(Halt(failures="never"))
 
-    assert first_reason(halts, (failed("errors/invalid_proxy_credentials", 401) for _ in range(40))) is None
+    assert first_reason(monitor, (failed("errors/invalid_proxy_credentials", 401) for _ in range(40))) is None

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from postpress_async import AccountPatched, CustomProxy, Fleet, ManagedProxy, ProxyPool
 from postpress_async.errors import JournalError
 from postpress_async.models import ProxyChange
 from postpress_async.rotation import Journal, State
-from postpress_async.rotation.identity import RowsDigest, text_of
-from postpress_async.rotation.plan import Refusal, Row, rows_of
+from postpress_async.rotation._row_digest import RowsDigest, text_of
+from postpress_async.rotation._rows import Refusal, Row, rows_of
 from postpress_async.sandbox import Sandbox
 from postpress_async.session import PostPressSession
 from tests.support.command_line import run, states
@@ -380,7 +381,7 @@ async def test_what_was_in_flight_and_has_no_outcome_has_its_change_on_the_disk(
             return AccountPatched(account_id)
 
         rotation = session.rotate(form(changes(US)), journal=tmp_path / "j", in_flight=3)
-        rotation._settler._update = update  # type: ignore[misc]
+        rotation._runner = evolve(rotation._runner, update=update)
         async with rotation:
             await arrived.wait()
             copy = killed(tmp_path / "j")

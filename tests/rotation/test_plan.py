@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from postpress_async.models import CustomProxy, ManagedProxy
-from postpress_async.rotation.plan import Refusal, Row, arows_of, rows_of
+from postpress_async.rotation._rows import Refusal, Row, arows_of, rows_of
 
 US = ManagedProxy(country="US")
 OWN = CustomProxy(host="proxy.example.com", port=8080, password="pa55!word")

@@ -26,8 +26,8 @@ from postpress_async import (
 )
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Halt, Journal, Row, State, Update
-from postpress_async.rotation.errand import Errand
-from postpress_async.rotation.resume import RowKeys
+from postpress_async.rotation._account_task import AccountTask
+from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.sandbox import Fault, Sandbox
 from tests.support.journals import killed
 
@@ -48,7 +48,7 @@ class Stub:
         self.refusals = refusals
 
     async def __call__(
-        self, account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
+        self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         self.taken.append(account_id)
         self.keys.append(keys.current)
@@ -114,7 +114,7 @@ async def test_no_more_accounts_are_worked_on_at_once_than_asked_for() -> None:
     now = most = 0
 
     async def update(
-        account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
+        account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         nonlocal now, most
         now += 1
@@ -182,13 +182,15 @@ async def test_a_managed_change_s_generation_outlives_the_process(journal) -> No
     """Without it the next run would start from the first key, and might be handed a second proxy."""
     used: list[str | None] = []
 
-    async def dies(account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /) -> AccountPatched:
+    async def dies(
+        account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
+    ) -> AccountPatched:
         await keys.renew()
         used.append(keys.current)
         raise KeyError("a crash")
 
     async def goes_on(
-        account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
+        account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         used.append(keys.current)
         return AccountPatched(account_id)
@@ -231,7 +233,9 @@ async def test_cancelling_a_rotation_leaves_what_was_in_flight_unknown(journal) 
     """It may have been carried out; to call it failed would be a guess."""
     started = asyncio.Event()
 
-    async def never(account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /) -> AccountPatched:
+    async def never(
+        account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
+    ) -> AccountPatched:
         started.set()
         await asyncio.get_running_loop().create_future()
         raise AssertionError
@@ -434,10 +438,10 @@ async def test_an_input_that_waits_does_not_keep_a_stopped_rotation() -> None:
 async def test_a_rotation_is_entered_once_and_first(journal) -> None:
     """Else it would wait for ever, or leave its journal locked."""
     rotation = make(Stub(), journal)
-    with pytest.raises(RuntimeError, match="entered first"):
+    with pytest.raises(RuntimeError, match="enter the rotation first"):
         await rotation.run()
     await _run(rotation)
-    with pytest.raises(RuntimeError, match="entered once"):
+    with pytest.raises(RuntimeError, match="cannot be entered twice"):
         await _run(rotation)
     await _run(make(Stub(), journal))
 
@@ -634,11 +638,13 @@ async def test_a_session_without_idempotency_rotates_without_it(sandbox, tmp_pat
 async def test_leaving_the_block_wakes_all_who_wait_to_tell(journal) -> None:
     """Accounts that back off make room for more workers than the queue of outcomes has places."""
 
-    async def rests(account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /) -> AccountPatched:
-        errand.rests(True)
+    async def rests(
+        account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
+    ) -> AccountPatched:
+        hooks.rests(True)
         for _ in range(5):
             await asyncio.sleep(0)
-        errand.rests(False)
+        hooks.rests(False)
         return AccountPatched(account_id)
 
     many = rows([f"acc_{number}" for number in range(100)])
@@ -706,7 +712,7 @@ async def test_an_input_that_is_cancelled_by_itself_is_no_end(asynchronous: bool
         raise asyncio.CancelledError
 
     stub = Stub()
-    with pytest.raises(RuntimeError, match="the input was cancelled"):
+    with pytest.raises(RuntimeError, match="the input raised CancelledError"):
         await _run(Rotation(stub, abroken() if asynchronous else broken(), in_flight=2))
 
     assert sorted(stub.taken) == ACCOUNTS[:3]

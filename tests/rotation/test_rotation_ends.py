@@ -156,7 +156,9 @@ async def test_too_many_failures_halt_the_rotation(journal) -> None:
     rotation = make(stub, journal, in_flight=2, halt=Halt(failures=3))
     await settle(rotation)
 
-    assert rotation.summary.halted == ("3 accounts failed, all with errors/proxy_error, and that is the halt")
+    assert rotation.summary.halted == (
+        "3 accounts failed, all with errors/proxy_error, which is the threshold"
+    )
     assert 3 <= len(stub.taken) <= 4  # one more was in flight
     states = Counter(recorded(journal).values())
     assert states["skipped"] == 10 - len(stub.taken)
@@ -264,7 +266,7 @@ async def test_rows_that_are_refused_do_not_use_a_limit_up(journal, in_flight) -
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "4"], ids=repr)
 async def test_a_limit_is_a_number(limit, sandbox) -> None:
     async with sandbox.session() as session:
-        with pytest.raises(ValueError, match="limit is a whole number"):
+        with pytest.raises(ValueError, match="limit must be a whole number"):
             session.rotate({}, limit=limit)
 
 
@@ -325,7 +327,7 @@ async def test_what_failed_can_be_sent_again_under_fresh_keys(journal) -> None:
 @pytest.mark.parametrize("name", ["on_unknown", "on_failed"])
 async def test_a_word_that_is_none_is_refused(name, sandbox) -> None:
     async with sandbox.session() as session:
-        with pytest.raises(ValueError, match=f'{name} is "retry" or "report"'):
+        with pytest.raises(ValueError, match=f'{name} must be "retry" or "report"'):
             session.rotate({}, **{name: "ignore"})
 
 
@@ -368,7 +370,7 @@ async def test_a_journal_that_was_begun_without_the_file_checks_every_row(tmp_pa
     async with Sandbox() as sandbox, sandbox.session() as session:
         await settle(session.rotate({"acc_other": US}, journal=journal))
         with Fleet.open(fleet(tmp_path)) as opened:
-            with pytest.raises(errors.JournalError, match="the journal has acc_other as number 1"):
+            with pytest.raises(errors.JournalError, match="the journal has acc_other at position 1"):
                 await settle(session.rotate(opened, journal=journal))
 
 

@@ -11,7 +11,8 @@ from attrs import evolve
 from postpress_async import ManagedProxy, Outcome, Pace, PostPressSession, RetryPolicy, errors
 from postpress_async.errors import Applied
 from postpress_async.rotation import State
-from postpress_async.rotation.halt import UNREACHED, Halt, Halts
+from postpress_async.rotation._failure_monitor import UNREACHED, FailureMonitor
+from postpress_async.rotation._halt import Halt
 from postpress_async.sandbox import Sandbox
 from tests.conftest import KEY
 from tests.support.command_line import run
@@ -25,9 +26,9 @@ def changes(count: int) -> dict[str, ManagedProxy]:
     return {f"acc_{number}": US for number in range(count)}
 
 
-def first_reason(halts: Halts, *failures: errors.PostPressError) -> tuple[int, str] | None:
+def first_reason(monitor: FailureMonitor, *failures: errors.PostPressError) -> tuple[int, str] | None:
     for count, error in enumerate(failures, 1):
-        if (reason := halts.attempt_failed(error)) is not None:
+        if (reason := monitor.attempt_failed(error)) is not None:
             return count, reason
     return None
 
@@ -104,9 +105,9 @@ async def test_a_host_that_an_earlier_run_reached_is_not_a_mistyped_name(tmp_pat
     ],
 )
 def test_the_sentence_names_host_and_reason(error) -> None:
-    met = first_reason(Halts(Halt()), *[error] * 100)
+    met = first_reason(FailureMonitor(Halt()), *[error] * 100)
 
-    words = f"{error.args[0]} (20 attempts, all that were made): check the base URL and the network"
+    words = f"{error.args[0]} (20 attempts, none successful): check the base URL and the network"
     assert met == (UNREACHED, words)
 
 
@@ -129,14 +130,14 @@ def _unanswered() -> errors.PostPressError:
     ],
 )
 def test_one_connection_is_enough(other) -> None:
-    assert first_reason(Halts(Halt()), other, *[REFUSED] * 100) is None
+    assert first_reason(FailureMonitor(Halt()), other, *[REFUSED] * 100) is None
 
 
 def test_an_account_that_was_patched_is_a_connection() -> None:
-    halts = Halts(Halt())
-    halts.sees(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    monitor = FailureMonitor(Halt())
+    monitor.observe(Outcome.patched(0, None, "acc_1", 1, 0.1))
 
-    assert first_reason(halts, *[REFUSED] * 100) is None
+    assert first_reason(monitor, *[REFUSED] * 100) is None
 
 
 async def test_a_person_who_stopped_it_is_not_told_so(free_port) -> None:

@@ -254,7 +254,7 @@ class Player:
         if not sequence.pool:
             return None
         cap = sequence.accounts_per_proxy
-        return ProxyPool(sequence.pool, assign=sequence.assign, seed=sequence.seed, accounts_per_proxy=cap)
+        return ProxyPool(sequence.pool, assign=sequence.assign, accounts_per_proxy=cap)
 
     def _input(self, stack: ExitStack) -> Any:
         if not self.sequence.from_file:

@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from postpress_async.models import ProxyChange
 from postpress_async.rotation import Fleet
-from postpress_async.rotation.plan import Refusal, Row
+from postpress_async.rotation._rows import Refusal, Row
 
 Values: TypeAlias = Mapping[str, Sequence[Any]]
 """Columns by name; None is not given."""

@@ -17,6 +17,9 @@ from attrs import Factory, define
 
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy, ProxyChange
+from postpress_async.rotation._faults import Faults
+from postpress_async.rotation._row_digest import RowsDigest
+from postpress_async.rotation._rows import Refusal, Row, uses_pool
 from postpress_async.rotation.fleet._csv import CsvTable
 from postpress_async.rotation.fleet._file import PARQUET, FleetFile
 from postpress_async.rotation.fleet._frame import Frame, FrameTable
@@ -24,8 +27,6 @@ from postpress_async.rotation.fleet._jsonl import JsonLines
 from postpress_async.rotation.fleet._parquet import ParquetTable
 from postpress_async.rotation.fleet._row import RowReader
 from postpress_async.rotation.fleet._sql import QueryTable
-from postpress_async.rotation.identity import RowsDigest
-from postpress_async.rotation.plan import Faults, Refusal, Row, uses_pool
 
 if TYPE_CHECKING:
     import hashlib

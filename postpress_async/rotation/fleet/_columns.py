@@ -14,8 +14,8 @@ from typing import Any, Final, SupportsInt, TypeAlias, cast
 from attrs import frozen
 
 from postpress_async.models import FieldError
+from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader, meaning, shown
-from postpress_async.rotation.plan import Refusal, Row
 
 BATCH: Final = 1024
 """Rows that are in memory at once."""

@@ -10,10 +10,10 @@ from typing import Final, TypeAlias
 
 from attrs import evolve, frozen
 
+from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet._file import FleetFile
 from postpress_async.rotation.fleet._header import KNOWN, read_header
 from postpress_async.rotation.fleet._row import COLUMNS, Cells, RowReader, meaning
-from postpress_async.rotation.plan import Refusal, Row
 
 # Of one record: the lines, first and last, and the cells; None where its quotes are wrong.
 _Record: TypeAlias = tuple[int, int, list[str] | None]

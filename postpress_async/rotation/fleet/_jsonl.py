@@ -7,9 +7,9 @@ from itertools import chain
 from typing import Any, Final
 
 from postpress_async.models import FieldError
+from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet._file import FleetFile
 from postpress_async.rotation.fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader, meaning, shown
-from postpress_async.rotation.plan import Refusal, Row
 
 _MOST_IGNORED: Final = 20
 

@@ -7,6 +7,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet._columns import BATCH, Batch, BatchMaker, Values, read_batches
 from postpress_async.rotation.fleet._file import FleetFile
 from postpress_async.rotation.fleet._header import read_header
@@ -17,7 +18,6 @@ from postpress_async.rotation.fleet._parquet_footer import (
     read_row_groups,
 )
 from postpress_async.rotation.fleet._row import PARTS, RowReader, meaning, shown
-from postpress_async.rotation.plan import Refusal, Row
 
 if TYPE_CHECKING:
     import pyarrow

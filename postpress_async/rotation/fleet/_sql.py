@@ -16,12 +16,12 @@ from typing import IO, Final
 
 from postpress_async.errors import FleetError
 from postpress_async.models import FieldError
+from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet._columns import BATCH, Batch, BatchMaker, read_batches
 from postpress_async.rotation.fleet._file import View
 from postpress_async.rotation.fleet._header import read_header
 from postpress_async.rotation.fleet._query import Query
 from postpress_async.rotation.fleet._row import RowReader
-from postpress_async.rotation.plan import Refusal, Row
 
 _BUFFER: Final = 256 * 1024
 

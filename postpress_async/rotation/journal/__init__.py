@@ -20,8 +20,8 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation.identity import KnownInput
-from postpress_async.rotation.journal._changes import Changes, prepare
+from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint, refuse_lost_log
 from postpress_async.rotation.journal._coverage import BEFORE_THE_RUN, SETTLED
 from postpress_async.rotation.journal._file import (
@@ -36,12 +36,12 @@ from postpress_async.rotation.journal._file import (
     refusal_of,
     reopen_failed,
 )
-from postpress_async.rotation.journal._input import Completion, check_input, check_pool, completion
+from postpress_async.rotation.journal._input_check import Completion, check_input, check_pool, completion
 from postpress_async.rotation.journal._lock import JournalFile
-from postpress_async.rotation.journal._reach import LEAST
-from postpress_async.rotation.journal._reach import Reach as Reach
+from postpress_async.rotation.journal._row_hashes import Changes, prepare
+from postpress_async.rotation.journal._watermark import LEAST
+from postpress_async.rotation.journal._watermark import Reach as Reach
 from postpress_async.rotation.journal._writer import Insert, Writer
-from postpress_async.rotation.outcome import Outcome, State
 
 _OTHERS: Final = (
     "line account_id state status error_type scope applied instance elapsed settled_at proxy".split()

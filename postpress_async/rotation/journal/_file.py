@@ -11,7 +11,7 @@ from typing import Final
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation.journal._coverage import COVER, MAY_BE_SENT, make
 from postpress_async.rotation.journal._lock import JournalFile
-from postpress_async.rotation.journal._reach import LEAST, REACHED
+from postpress_async.rotation.journal._watermark import LEAST, REACHED
 
 APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
 DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)

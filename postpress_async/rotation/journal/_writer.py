@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from postpress_async.errors import JournalNotWritableError, RotationError
-from postpress_async.rotation._whole_file import whole_file
+from postpress_async.rotation._atomic_write import atomic_write
 from postpress_async.rotation.journal._checkpoint import checkpoint, delete_mark
 from postpress_async.rotation.journal._coverage import UNCOVER
 
@@ -284,7 +284,7 @@ def _listed(path: Path, lost: list[tuple[Any, ...]]) -> str:
         return _sentence(ids, _NAMED)
     place = path.with_name(f"{path.name}-unrecorded.txt")
     try:
-        with whole_file(place) as file:
+        with atomic_write(place) as file:
             file.write("".join(f"{account}\n" for account in ids).encode("utf-8", "backslashreplace"))
     except RotationError as error:
         return f"{_sentence(ids, _MOST_NAMED)} (there is no list of them: {error})"

@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from postpress_async.errors import Applied, JournalError, Scope
+from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation.journal._file import DAMAGE
 from postpress_async.rotation.journal._read_only import open_read_only, stamp_of
-from postpress_async.rotation.outcome import Outcome, State
 
 LATEST: Final = 253_402_300_799.0
 """The last second of the year 9999, as Unix time; no calendar goes further."""

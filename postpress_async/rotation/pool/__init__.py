@@ -1,28 +1,27 @@
 """
-The proxies that the accounts of a rotation get theirs from.
+A pool of proxies for the accounts of a rotation.
 
-A pool knows which proxy each account is to have, which proxies are full and which have failed. It has
-no loop and no clock: state changes only inside a call, so tasks share it without a lock.
+A pool decides which account gets which proxy, and knows which proxies are full or quarantined. Its state
+changes only inside synchronous calls, so tasks can share it without a lock.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from secrets import randbits
 from typing import Final, Literal, Self, TypeAlias, TypedDict, Unpack
 
 from attrs import frozen
 
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy
-from postpress_async.rotation.plan import Faults
-from postpress_async.rotation.pool._assign import Assignment, Random, RoundRobin, Sticky
-from postpress_async.rotation.pool.proxy_list import Known, RefusedLine, Source, identity, read_list
+from postpress_async.rotation._faults import Faults
+from postpress_async.rotation.pool._assign import Assignment, RoundRobin, Sticky
+from postpress_async.rotation.pool._proxy_list import Known, RefusedLine, Source, identity, read_list
 
-Assign: TypeAlias = Literal["round-robin", "sticky", "random"]
+Assign: TypeAlias = Literal["round-robin", "sticky"]
 
-_LINE: Final = re.compile(r"line [0-9]+ ")  # labels of older journals began with it
+_LINE_PREFIX: Final = re.compile(r"line [0-9]+ ")  # of the labels in journals of older versions
 
 
 @frozen
@@ -31,9 +30,9 @@ class PooledProxy:
     A proxy of a pool.
 
     Attributes:
-        proxy: The change that an account gets.
-        label: What logs, journal and report call it, such as ``user3@p003.example.net:3128``: user name,
-            host and port, which tell it from all others of a pool; never its password.
+        proxy: The change for the account.
+        label: Its name in logs, journals and reports, such as ``user3@p003.example.net:3128``: user name,
+            host and port, which are unique in a pool. Never contains the password.
     """
 
     proxy: CustomProxy
@@ -42,59 +41,52 @@ class PooledProxy:
     @classmethod
     def of(cls, proxy: CustomProxy) -> Self:
         """
-        *proxy* with its label.
+        Create the label of *proxy* from its `identity`.
 
-        The label is made of what makes a proxy the same as another (`identity`), in one spelling. So it stays
-        the same if a list is sorted, cut, joined with another, or gets new passwords.
+        The label therefore does not change if a list is sorted, shortened, or gets new passwords.
         """
         host, port, user = identity(proxy)
         host = f"[{host}]" if ":" in host else host
         user = f"{user}@" if user else ""
-        # A user name may hold what would turn a terminal's line around.
+        # A user name may contain control characters, such as one that reverses a terminal's text.
         user = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in user)
         return cls(proxy, f"{user}{host}:{port}")
 
 
 class PoolOptions(TypedDict, total=False):
-    """What `ProxyPool` and `ProxyPool.read` both take."""
+    """The options of `ProxyPool` and `ProxyPool.read`."""
 
     assign: Assign
-    seed: int | None
     accounts_per_proxy: int | None
     failovers: int
 
 
 class ProxyPool:
     """
-    Proxies for the accounts of a rotation, each proxy once.
+    Distinct proxies for the accounts of a rotation.
 
-    The ways to assign, where a proxy is open while it is neither quarantined nor full:
+    The strategies, both of which skip proxies that are quarantined or full:
 
-    - ``round-robin``: the k-th account asked for gets the k-th proxy, over and over. A proxy that is
-      not open is passed over. A resumed run goes on where the journal left off: a proxy that has more
-      accounts than the others is passed over until they have as many.
-    - ``sticky``: an account keeps its proxy from run to run, in whatever order proxies and accounts
-      come. Each account ranks all proxies, by hashes of its id and of their host, port and user name,
-      and gets the first that is open. Taking one proxy out moves the accounts that had it and no
-      other. Which accounts a full proxy turns away depends on who came first.
-    - ``random``: eight proxies are drawn for each account from *seed* and its id alone, and it gets
-      the first that is open, or else the next open one in the list. A resumed run draws the same.
+    - ``round-robin``: the accounts get the proxies in turn. A resumed run continues where the journal ends: a
+      proxy with more accounts than the others is skipped until they have as many.
+    - ``sticky``: an account keeps its proxy from run to run, regardless of the order of proxies and accounts.
+      Each account ranks all proxies by a hash of its id and of their host, port and user name, and gets the
+      first one that is available. Removing a proxy moves only the accounts that had it. If a proxy is full,
+      the accounts that come first get it.
 
     Args:
-        proxies: At least one. Of those with the same host, port and user name there may be only one.
-        assign: One of the three.
-        seed: Only ``random`` uses it; drawn where None, and then kept as the attribute `seed`.
-        accounts_per_proxy: The most accounts that have one proxy at a time; None for any number.
-        failovers: How many further proxies an account gets after its first.
+        proxies: At least one. Host, port and user name together must be unique.
+        assign: The strategy.
+        accounts_per_proxy: Maximum number of accounts per proxy; None for no limit.
+        failovers: Number of further proxies that an account can get after its first.
 
     Attributes:
-        refusals: Lines of the lists that are not in the pool.
-        ignored_columns: For each list that is a table, as it was named: columns that are not used.
-        failovers: As given.
-        seed: As given, or drawn.
+        refusals: Invalid and duplicate lines of the lists.
+        ignored_columns: Unused columns by the name of the list, for lists that are tables.
+        failovers: See above.
 
     Raises:
-        ValueError: There is no proxy, one comes twice, or an argument is out of range.
+        ValueError: There is no proxy, a proxy occurs twice, or an argument is out of range.
     """
 
     def __init__(
@@ -102,26 +94,23 @@ class ProxyPool:
         proxies: Iterable[CustomProxy | PooledProxy],
         *,
         assign: Assign = "round-robin",
-        seed: int | None = None,
         accounts_per_proxy: int | None = None,
         failovers: int = 3,
     ) -> None:
         if accounts_per_proxy is not None and accounts_per_proxy < 1:
-            raise ValueError("accounts_per_proxy is 1 or more, or None for any number")
+            raise ValueError(f"accounts_per_proxy must be 1 or more, or None, got {accounts_per_proxy}")
         if failovers < 0:
-            raise ValueError("failovers is 0 or more")
+            raise ValueError(f"failovers must be 0 or more, got {failovers}")
         self.refusals: tuple[RefusedLine, ...] = ()
         self.ignored_columns: Mapping[str, tuple[str, ...]] = {}
         self.failovers: Final = failovers
-        self.seed: Final = randbits(32) if seed is None else seed
         self._cap: Final = accounts_per_proxy
         self._proxies: Final = [p if isinstance(p, PooledProxy) else PooledProxy.of(p) for p in proxies]
-        self._places: Final = {pooled.label: place for place, pooled in enumerate(self._proxies)}
+        self._indices: Final = {pooled.label: index for index, pooled in enumerate(self._proxies)}
         self._accounts: Final = [0] * len(self._proxies)
         self._quarantine: Final[set[int]] = set()
-        self._full = 0  # of those that are not in quarantine
-        self._failed_first: Final[dict[int, str]] = {}  # the one account that a proxy has failed
-        self._left: Final[set[int]] = set()  # and whether that account has gone on to another
+        self._failed_first: Final[dict[int, str]] = {}  # the account for which a proxy has failed
+        self._released: Final[set[int]] = set()  # proxies that this account no longer counts for
         self._assign: Final = assign
         self._assignment: Final = self._make_assignment(assign)
 
@@ -130,48 +119,52 @@ class ProxyPool:
         for pooled in self._proxies:
             label = first.setdefault(identity(pooled.proxy), pooled.label)
             if label is not pooled.label:
-                raise ValueError(f"{pooled.label} is the same proxy as {label}: give each proxy once")
+                raise ValueError(f"{pooled.label} is the same proxy as {label}: list each proxy once")
         if not first:
             raise ValueError("a pool needs at least one proxy")
-        if len(self._places) < len(self._proxies):
-            raise ValueError("two proxies have the same label: a label tells one proxy from all others")
+        if len(self._indices) < len(self._proxies):
+            raise ValueError("two proxies have the same label: labels must be unique")
         if assign == "round-robin":
             return RoundRobin(len(self))
-        if assign == "random":
-            return Random(len(self), self.seed)
         if assign == "sticky":
             return Sticky(["\0".join(map(str, key)) for key in first])
-        raise ValueError(f'assign is "round-robin", "sticky" or "random", not {assign!r}')
+        raise ValueError(f'assign must be "round-robin" or "sticky", got {assign!r}')
 
     @classmethod
     def read(
         cls, source: Source, *more: Source, skip_bad: bool = False, **options: Unpack[PoolOptions]
     ) -> Self:
         """
-        One pool of all proxies in the lists *source* and *more*: each a path, or ``-`` for standard input.
+        Read a pool from one or more lists.
 
-        Their forms are those of `proxy_list`. With *skip_bad*, lines that are no proxy, or one that is listed
-        before, be it in another list, are left out; `refusals` has them.
+        A line is ``host:port``, ``host:port:user:password``, ``user:password@host:port`` or a URL. A list can
+        also be a CSV table with a header.
+
+        Args:
+            source: Path of a list, or ``-`` for standard input.
+            more: Further lists.
+            skip_bad: Leave out lines that are invalid, or repeat a proxy of any of the lists; see `refusals`.
+            options: See above.
 
         Raises:
-            FleetError: A list cannot be read, has no proxy, or has lines that are refused.
+            FleetError: A list cannot be read, is empty, or has invalid lines.
             ValueError: An option is out of range.
         """
         known: Known = {}
-        lists = [read_list(one, known) for one in (source, *more)]
+        lists = [read_list(name, known) for name in (source, *more)]
         for listed in lists:
             name = f"the list of proxies in {listed.name}"
             if listed.refused and not (skip_bad and known):
                 faults = Faults[RefusedLine]()
                 for refusal in listed.refused:
                     faults.add(refusal)
-                told = [f"\n  {fault.sentence()}" for fault in faults]
+                details = [f"\n  {fault.sentence()}" for fault in faults]
                 if faults.unlisted:
-                    told.append(f"\n  {faults.unlisted:,} more lines have other faults")
+                    details.append(f"\n  {faults.unlisted:,} more lines have other faults")
                 lines = "1 line" if faults.count == 1 else f"{faults.count:,} lines"
-                raise FleetError(f"{name} has {lines} that cannot be used:{''.join(told)}")
+                raise FleetError(f"{name} has {lines} that cannot be used:{''.join(details)}")
             if not listed.proxies and not listed.refused:
-                raise FleetError(f"{name} is empty: give one proxy a line")
+                raise FleetError(f"{name} is empty: list one proxy per line")
         pool = cls([PooledProxy.of(entry.proxy) for listed in lists for entry in listed.proxies], **options)
         pool.refusals = tuple(refusal for listed in lists for refusal in listed.refused)
         pool.ignored_columns = {listed.name: listed.ignored_columns for listed in lists}
@@ -186,9 +179,9 @@ class ProxyPool:
     @property
     def digest(self) -> bytes:
         """
-        SHA-256 over what decides which account gets which proxy: the proxies, and how they are assigned.
+        SHA-256 of everything that determines the assignment: the proxies and the options.
 
-        It is made with passwords, and only fit to be hashed again with a salt.
+        Passwords are part of it, so do not store it without hashing it again with a salt.
         """
         rows = [
             [p.host, p.port, p.protocol, p.username, p.password and p.password.reveal()]
@@ -196,97 +189,96 @@ class ProxyPool:
         ]
         if self._assign == "sticky":  # the order of the list does not matter
             rows.sort(key=json.dumps)
-        seed = self.seed if self._assign == "random" else None
-        return hashlib.sha256(json.dumps([self._assign, seed, self._cap, rows]).encode()).digest()
+        # None stands for an option of older versions: without it, their journals would name another pool.
+        return hashlib.sha256(json.dumps([self._assign, None, self._cap, rows]).encode()).digest()
 
     @property
     def quarantined(self) -> int:
-        """How many proxies are out for the rest of the run."""
+        """Number of proxies that are quarantined for the rest of the run."""
         return len(self._quarantine)
 
     @property
     def available(self) -> int:
-        """How many proxies are neither quarantined nor full; at 0 the pool has run dry."""
-        return len(self) - len(self._quarantine) - self._full
+        """Number of proxies that are neither quarantined nor full; at 0 the pool is exhausted."""
+        return sum(index not in self._quarantine and not self._is_full(index) for index in range(len(self)))
 
     def give(self, account_id: str, *, but_not: Collection[PooledProxy] = ()) -> PooledProxy | None:
         """
-        The proxy that the account is to get.
+        Assign a proxy to the account.
 
         Args:
             account_id: The account.
-            but_not: The proxies it had before. It does not get them again, and where one of them has
-                failed it (see `failed`), its place there is free for another account.
+            but_not: The proxies it had before. It does not get them again, and no longer counts for those of
+                them that failed for it.
 
         Returns:
-            None where no proxy is left for this account: all are quarantined, full or in *but_not*, or
-            *but_not* shows that it had its `failovers`.
+            None if no proxy is left for this account: all are quarantined, full or in *but_not*, or the
+            account has used up its `failovers`.
         """
-        tried = {self._place(pooled) for pooled in but_not}
-        for place in tried:
-            self._leave(place, account_id)
+        tried = {self._index(pooled) for pooled in but_not}
+        for index in tried:
+            self._release(index, account_id)
         if len(tried) > self.failovers:
             return None
         chosen = self._assignment.choose(account_id, tried)
         if chosen is None:
             return None
-        self._take(chosen, 1)
+        self._count(chosen, 1)
         return self._proxies[chosen]
 
     def failed(self, proxy: PooledProxy, account_id: str, *, credentials: bool = False) -> bool:
         """
-        Record that *proxy* failed the account that has it.
+        Record that *proxy* failed for the account that has it.
 
-        Two different accounts with none between that it `worked` for, or one whose *credentials* for the
-        proxy were refused, quarantine it. Were they counted over a whole night, errors that pass would take
-        out good proxies: with one error in ten, 21 of 25 over 5,000 accounts; so, one.
-        The account still has the proxy, and may try again, until `give` is asked for another.
+        A proxy is quarantined if it fails for two different accounts without having `worked` in between, or
+        if its *credentials* are refused. Without the reset by a success, transient errors would quarantine
+        good proxies: with one error in ten, 21 of 25 over 5,000 accounts instead of one. The account keeps
+        the proxy, and may try again, until it asks `give` for another.
 
         Returns:
-            Whether this call put it into quarantine.
+            Whether this call quarantined the proxy.
         """
-        place = self._place(proxy)
-        if place in self._quarantine:
+        index = self._index(proxy)
+        if index in self._quarantine:
             return False
-        if self._failed_first.setdefault(place, account_id) == account_id and not credentials:
+        if self._failed_first.setdefault(index, account_id) == account_id and not credentials:
             return False
-        self._full -= self._is_full(place)
-        self._quarantine.add(place)
-        self._assignment.mark(place, is_open=False)
+        self._quarantine.add(index)
+        self._assignment.mark(index, is_open=False)
         return True
 
     def worked(self, proxy: PooledProxy) -> None:
-        """An account was patched with *proxy*: what it failed before was a passing error."""
-        place = self._place(proxy)
-        if place not in self._quarantine:
-            self._failed_first.pop(place, None)
-            self._left.discard(place)
+        """Record that an account was patched with *proxy*, so that an earlier failure was transient."""
+        index = self._index(proxy)
+        if index not in self._quarantine:
+            self._failed_first.pop(index, None)
+            self._released.discard(index)
 
     def take_back(self, proxy: PooledProxy) -> None:
-        """An account that was given *proxy* did not get it, for no fault of the proxy's: a place is free."""
-        place = self._place(proxy)
-        if place not in self._quarantine:
-            self._take(place, -1)
+        """Release *proxy*: the account did not get it, for a reason that is not the proxy's."""
+        index = self._index(proxy)
+        if index not in self._quarantine:
+            self._count(index, -1)
 
     def in_quarantine(self, proxy: PooledProxy) -> bool:
-        """Whether it is out for the rest of the run, so that trying it again is no use."""
-        return self._place(proxy) in self._quarantine
+        """Whether *proxy* is quarantined for the rest of the run."""
+        return self._index(proxy) in self._quarantine
 
-    def resume(self, given: Mapping[str, int]) -> None:
+    def resume(self, accounts_by_label: Mapping[str, int]) -> None:
         """
-        Count accounts that have their proxies from an earlier run.
+        Count accounts that got their proxies in an earlier run.
 
-        They count towards *accounts_per_proxy*, and ``round-robin`` goes on where that run left off.
+        They count towards *accounts_per_proxy*, and ``round-robin`` continues where that run ended.
 
         Args:
-            given: For each label, how many accounts. Labels that the lists no longer have are passed over.
+            accounts_by_label: Number of accounts by label. Labels that are not in the pool are ignored.
         """
         counts: dict[int, int] = {}
-        for label, accounts in given.items():
-            place = self._places.get(label, self._places.get(_LINE.sub("", label, 1)))
-            if place is not None and place not in self._quarantine:
-                self._take(place, accounts)
-                counts[place] = counts.get(place, 0) + accounts
+        for label, accounts in accounts_by_label.items():
+            index = self._indices.get(label, self._indices.get(_LINE_PREFIX.sub("", label, 1)))
+            if index is not None and index not in self._quarantine:
+                self._count(index, accounts)
+                counts[index] = counts.get(index, 0) + accounts
         if isinstance(self._assignment, RoundRobin):
             self._assignment.resume(counts)
 
@@ -294,28 +286,27 @@ class ProxyPool:
         counts = f"{len(self)} proxies, {self.available} available, {self.quarantined} quarantined"
         return f"<ProxyPool {self._assign}: {counts}>"
 
-    def _place(self, proxy: PooledProxy) -> int:
-        place = self._places.get(proxy.label)
-        if place is None:
-            raise ValueError(f"{proxy.label} is not of this pool")
-        return place
+    def _index(self, proxy: PooledProxy) -> int:
+        index = self._indices.get(proxy.label)
+        if index is None:
+            raise ValueError(f"{proxy.label} is not in this pool")
+        return index
 
-    def _is_full(self, place: int) -> bool:
-        return self._cap is not None and self._accounts[place] >= self._cap
+    def _is_full(self, index: int) -> bool:
+        return self._cap is not None and self._accounts[index] >= self._cap
 
-    def _take(self, place: int, accounts: int) -> None:
-        """Count *accounts* more, or fewer where it is negative, for a proxy that is not in quarantine."""
-        was_full = self._is_full(place)
-        self._accounts[place] += accounts
-        if (full := self._is_full(place)) != was_full:
-            self._full += full - was_full
-            self._assignment.mark(place, is_open=not full)
+    def _count(self, index: int, accounts: int) -> None:
+        """Add *accounts*, which may be negative, to the count of a proxy that is not quarantined."""
+        was_full = self._is_full(index)
+        self._accounts[index] += accounts
+        if self._is_full(index) != was_full:
+            self._assignment.mark(index, is_open=was_full)
 
-    def _leave(self, place: int, account_id: str) -> None:
-        """Free the account's place at a proxy that failed it; once, however often it is asked."""
-        # A proxy that failed two is in quarantine and has no places, so one account and one mark are enough.
-        if place in self._quarantine or place in self._left:
+    def _release(self, index: int, account_id: str) -> None:
+        """No longer count the account for a proxy that failed for it; does nothing the second time."""
+        # A proxy that failed for two accounts is quarantined, so one account per proxy is enough.
+        if index in self._quarantine or index in self._released:
             return
-        if self._failed_first.get(place) == account_id:
-            self._left.add(place)
-            self._take(place, -1)
+        if self._failed_first.get(index) == account_id:
+            self._released.add(index)
+            self._count(index, -1)

@@ -1,6 +1,6 @@
 "use strict";
 
-// --- What a mark of a chart stands for, beside the pointer ---
+// --- Tooltips of the charts ---
 
 const tip = document.getElementById("tip");
 document.addEventListener("pointermove", (event) => {
@@ -25,7 +25,7 @@ async function unpack(text) {
   return rows;
 }
 
-// Line 10 comes after line 2. What is missing comes last, whichever way it is sorted.
+// Numbers are sorted by value. Missing values come last in both directions.
 const natural = new Intl.Collator("en", { numeric: true }).compare;
 const compare = (one, other) => (typeof one === "string" ? natural(one, other) : one - other);
 const sorted = (rows, column, down) =>
@@ -45,7 +45,7 @@ function table(rows, packed) {
   const heads = [...section.querySelectorAll(".list th")];
   const names = heads.map((head) => head.textContent);
   const body = section.querySelector(".list tbody");
-  // On a phone each account is a card of ten lines.
+  // On phones each account is a card of ten lines.
   const size = matchMedia("(max-width: 44rem)").matches ? 20 : Number(packed.dataset.shown);
   const [STATE, ERROR] = [names.indexOf("state"), names.indexOf("error")];
   const texts = new Map(rows.map((row) => [row, row.join("\n").toLowerCase()]));

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet import Fleet, Survey
 from postpress_async.rotation.fleet._file import FleetFile
 from postpress_async.rotation.fleet._first_lines import FirstLines
-from postpress_async.rotation.plan import Refusal, Row
 from tests.support import DATA
 
 MESSY = json.loads((DATA / "messy-expected.json").read_text("utf-8"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from postpress_async.models import ManagedProxy, ProxyChange
 from postpress_async.rotation import Fleet
-from postpress_async.rotation.plan import Row
+from postpress_async.rotation._rows import Row
 from tests.support import DATA
 from tests.support.fleet_forms import FORMS, Form, Values
 

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation import Fleet
+from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet import _parquet
 from postpress_async.rotation.fleet._columns import BatchMaker
 from postpress_async.rotation.fleet._parquet_footer import read_row_groups
-from postpress_async.rotation.plan import Refusal, Row
 from tests.support.fleet_forms import everything_said, told
 
 US = ManagedProxy(country="US")

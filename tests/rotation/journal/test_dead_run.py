@@ -12,13 +12,13 @@ import pytest
 from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Halt, Journal, Row, State
-from postpress_async.rotation.errand import Errand
-from postpress_async.rotation.export import write_jsonl
+from postpress_async.rotation._account_task import AccountTask
+from postpress_async.rotation._export import write_jsonl
+from postpress_async.rotation._row_keys import RowKeys
+from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import OnFailed, OnUnknown
-from postpress_async.rotation.journal.numbers import count, stage_of
+from postpress_async.rotation.journal._statistics import count, stage_of
 from postpress_async.rotation.journal.reading import JournalView
-from postpress_async.rotation.plan import Refusal
-from postpress_async.rotation.resume import RowKeys
 from tests.support.command_line import run
 from tests.support.journals import NIGHT, killed, outcome, refused, write
 
@@ -37,7 +37,7 @@ class Api:
         self.doubts: dict[int, bool] = {}
 
     async def __call__(
-        self, account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
+        self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         self.doubts[int(account_id.removeprefix("acc_"))] = keys.in_doubt
         await asyncio.sleep(0)

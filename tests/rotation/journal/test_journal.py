@@ -80,7 +80,7 @@ async def test_only_its_owner_can_read_it(path) -> None:
 async def test_a_later_outcome_takes_the_place_of_an_earlier_one(path) -> None:
     """One row for each account: what was skipped or unknown is sent again."""
     journal = Journal.open(path)
-    journal.record(Outcome.skipped(0, None, "acc_1"))
+    journal.record(Outcome(0, None, "acc_1", State.SKIPPED, applied=errors.Applied.NO))
     journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
     await journal.aclose()
 
@@ -90,7 +90,9 @@ async def test_a_later_outcome_takes_the_place_of_an_earlier_one(path) -> None:
 async def test_attempts_of_an_account_add_up_over_the_runs(path) -> None:
     for _ in range(2):
         journal = Journal.open(path)
-        journal.record(Outcome.given_up(0, None, "acc_1", 0.1))
+        journal.record(
+            Outcome(0, None, "acc_1", State.UNKNOWN, 1, applied=errors.Applied.UNKNOWN, elapsed=0.1)
+        )
         await journal.aclose()
     journal = Journal.open(path)
     journal.record(Outcome.patched(0, None, "acc_1", 3, 0.1))
@@ -117,7 +119,7 @@ async def test_attempts_of_an_account_that_failed_are_counted_when_it_is_sent_ag
 async def test_it_remembers_run_entries_and_generations(path) -> None:
     journal = Journal.open(path)
     journal.record(Outcome.patched(3, None, "acc_3", 1, 0.1))
-    journal.record(Outcome.given_up(5, None, "acc_5", 0.1))
+    journal.record(Outcome(5, None, "acc_5", State.UNKNOWN, 1, applied=errors.Applied.UNKNOWN, elapsed=0.1))
     await journal.keep_generation(5, 2)
     await journal.aclose()
 

@@ -12,9 +12,9 @@ from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Journal, Outcome, Row, State
-from postpress_async.rotation.errand import Errand
-from postpress_async.rotation.journal._reach import LEAST, REACHED, Reach
-from postpress_async.rotation.resume import RowKeys
+from postpress_async.rotation._account_task import AccountTask
+from postpress_async.rotation._row_keys import RowKeys
+from postpress_async.rotation.journal._watermark import LEAST, REACHED, Reach
 from postpress_async.sandbox import Sandbox
 from tests.support.journals import killed
 
@@ -41,7 +41,7 @@ class Api:
         self.beyond: list[tuple[int, float]] = []
 
     async def __call__(
-        self, account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /
+        self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         ordinal = int(account_id.removeprefix("acc_"))
         self.doubts[ordinal] = keys.in_doubt

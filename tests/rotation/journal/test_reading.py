@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from postpress_async import Outcome
-from postpress_async.errors import JournalError
+from postpress_async.errors import Applied, JournalError
 from postpress_async.rotation import Journal, State
+from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._file import APPLICATION_ID
 from postpress_async.rotation.journal._lock import JournalFile
-from postpress_async.rotation.journal.advice import advice
-from postpress_async.rotation.journal.numbers import Numbers, Stage, count, stage_of
+from postpress_async.rotation.journal._statistics import Numbers, Stage, count, stage_of
 from postpress_async.rotation.journal.reading import JournalView
 from tests.support.journals import NIGHT, Run, change, outcome, refused, write
 
@@ -543,7 +543,10 @@ def test_a_copy_that_had_to_be_made_is_its_owner_s(path) -> None:
 
 def test_patched_is_what_a_summary_says_too(path) -> None:
     """One word for one thing: the journal's counts are the rotation's."""
-    written = [Outcome.patched(0, 2, "acc_0", 1, 0.1), Outcome.skipped(1, 3, "acc_1")]
+    written = [
+        Outcome.patched(0, 2, "acc_0", 1, 0.1),
+        Outcome(1, 3, "acc_1", State.SKIPPED, applied=Applied.NO),
+    ]
     write(path, written)
 
     assert numbers(path).states == {PATCHED: 1, SKIPPED: 1}

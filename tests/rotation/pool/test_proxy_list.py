@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from postpress_async import CustomProxy
 from postpress_async.errors import FleetError
-from postpress_async.rotation.pool.proxy_list import ListedProxy, RefusedLine, read_lines, read_list
+from postpress_async.rotation.pool._proxy_list import ListedProxy, RefusedLine, read_lines, read_list
 from tests.support import DATA
 
 LIST = DATA / "proxies.txt"
@@ -174,13 +174,13 @@ def test_a_bad_line_is_told_by_number_field_and_reason(line: str, field: str, re
     """Whoever bought 500 lines must find the one that is wrong, and what is wrong with it."""
     refusal = refusal_of("# bought today", line)
 
-    assert (refusal.line, refusal.field, refusal.reason) == (2, field, reason)
+    assert (refusal.line, refusal.column, refusal.reason) == (2, field, reason)
     assert refusal.advice
 
 
 def test_a_refusal_reads_as_a_sentence() -> None:
     """It is printed as it is."""
-    assert str(refusal_of("", "h:99999")) == "line 2, port: port out of range: it is 1 to 65535"
+    assert str(refusal_of("", "h:99999")) == "line 2, port: port out of range: must be 1 to 65535"
 
 
 @pytest.mark.parametrize(
@@ -297,14 +297,14 @@ def test_a_bad_row_is_told_too(header: str, row: str, field: str, reason: str) -
     """An open quote ends with its line, so it takes no other proxy with it."""
     refusal = refusal_of(header, row)
 
-    assert (refusal.line, refusal.field, refusal.reason) == (2, field, reason)
+    assert (refusal.line, refusal.column, refusal.reason) == (2, field, reason)
     after = proxy_of(header, row, "p.example:1" if "proxy" in header else "p.example,1")
     assert after.host == "p.example"
 
 
 def test_a_column_named_twice_is_no_header_to_read_by() -> None:
     """Every row would be wrong in the same way, so it is said once."""
-    with pytest.raises(FleetError, match="line 2 names the column username twice"):
+    with pytest.raises(FleetError, match="line 2 has the column username twice"):
         list(read_lines(["", "host,port,user,username", "h.example,80,a,b"]))
 
 

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from postpress_async import Outcome
 from postpress_async.errors import JournalError, RotationError, Scope
 from postpress_async.rotation import State
-from postpress_async.rotation.journal.numbers import stage_of
+from postpress_async.rotation.journal._statistics import stage_of
 from postpress_async.rotation.journal.reading import JournalView
-from postpress_async.rotation.report import charts, write_report
-from postpress_async.rotation.report.findings import Findings, _latency, _step, find
-from postpress_async.rotation.report.listing import COLUMNS, pack
+from postpress_async.rotation.report import _charts as charts
+from postpress_async.rotation.report import write_report
+from postpress_async.rotation.report._findings import Findings, _latency, _step, find
+from postpress_async.rotation.report._listing import COLUMNS, pack
 from tests.support.journals import NIGHT, change, outcome, refused, write
 
 LARGEST = 5_000_000
@@ -107,8 +108,8 @@ def test_what_no_answer_said_has_its_meaning_too(path) -> None:
     broken = "The connection broke before the whole answer came. Its applied tells whether it had been sent."
     assert dict(rows) == {
         "ConnectionLostError": broken,
-        "port out of range": "The row says nothing that could be sent, and was left out.",
-        "no proxy left": "The pool had no proxy for it: add some to the list.",
+        "port out of range": "The row is invalid and was not sent.",
+        "no proxy left": "The pool had no proxy left for the account: add proxies to the list.",
         "errors/brand_new": "",
     }
 
@@ -188,10 +189,13 @@ def test_where_nothing_was_patched_there_is_no_empty_chart_of_it(path) -> None:
     assert drawn is not None
     assert both is not None
     for drawing in (drawn.wide, drawn.narrow):
-        assert "not patched, accounts a second" in drawing
-        assert ">patched, accounts a second" not in drawing
-    assert ">patched, accounts a second" in both.wide
-    assert drawn.told == "Accounts settled a second, over time: at most 10.0. None of them was patched."
+        assert "accounts per second that were not patched" in drawing
+        assert ">patched accounts per second" not in drawing
+    assert ">patched accounts per second" in both.wide
+    assert (
+        drawn.description
+        == "Completed accounts per second, over time: at most 10.0. None of them was patched."
+    )
 
 
 @given(st.lists(st.floats(0.001, 1e5), min_size=1, max_size=300))

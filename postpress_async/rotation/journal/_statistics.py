@@ -10,8 +10,8 @@ from typing import Any, Final
 from attrs import frozen
 
 from postpress_async.errors import Scope
+from postpress_async.rotation._outcome import State
 from postpress_async.rotation.journal.reading import LATEST, JournalView, printable
-from postpress_async.rotation.outcome import State
 
 LISTED: Final = 100
 """Error types that are told apart, the commonest first; types come from outside, and may be any number."""

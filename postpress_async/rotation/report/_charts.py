@@ -1,9 +1,9 @@
 """
-The report's charts, drawn by Vega-Lite into SVG before the page is written.
+The report's charts, rendered by Vega-Lite to SVG when the page is written.
 
-A drawing needs no script in the page, prints sharp, and takes its colours from the page's style sheet: so
-one drawing serves light, dark and paper. Each is drawn twice, for a desk and for a phone, where a drawing
-that is only made smaller cannot be read.
+SVG needs no script in the page, prints sharply, and takes its colours from the page's style sheet, so one
+drawing serves light mode, dark mode and paper. Each chart is rendered for a wide and a narrow screen, where a
+scaled-down drawing could not be read.
 """
 
 from collections.abc import Iterable
@@ -14,16 +14,16 @@ from attrs import frozen
 from markupsafe import Markup
 
 from postpress_async.errors import Scope
-from postpress_async.rotation.journal.numbers import ErrorCount
-from postpress_async.rotation.outcome import State
-from postpress_async.rotation.report.findings import Bar, Findings, Latency
+from postpress_async.rotation._outcome import State
+from postpress_async.rotation.journal._statistics import ErrorCount
+from postpress_async.rotation.report._findings import Bar, Findings, Latency
 
 Spec: TypeAlias = dict[str, Any]
 Row: TypeAlias = dict[str, Any]
 
 WIDE: Final = 880
 NARROW: Final = 290
-"""Pixels between a chart's axes; what stands left of them comes on top."""
+"""Width of the plot area in pixels; labels to its left are added."""
 ERRORS_DRAWN: Final = 12
 
 _COUNT: Final = {
@@ -38,21 +38,21 @@ _SCOPES: Final = [*(scope.value for scope in Scope), "none"]
 @frozen
 class Chart:
     """
-    One picture of the page.
+    A chart of the page.
 
     Attributes:
-        told: What it shows, for whoever does not see it.
-        wide: The drawing for a desk and for paper.
-        narrow: The drawing for a phone.
+        description: A text for screen readers.
+        wide: The SVG for wide screens and paper.
+        narrow: The SVG for phones.
     """
 
-    told: str
+    description: str
     wide: Markup
     narrow: Markup
 
 
 def throughput(findings: Findings) -> Chart | None:
-    """Accounts a second over time, and below them, on a scale of their own, those not patched; if any."""
+    """Accounts per second over time, those not patched on a scale of their own; None without accounts."""
     if not findings.bars:
         return None
     peak = max(bar.accounts for bar in findings.bars) / findings.step
@@ -60,30 +60,34 @@ def throughput(findings: Findings) -> Chart | None:
     if State.PATCHED not in states:
         which = "None of them was patched."
     else:
-        which = "Below, those that were not patched." if len(states) > 1 else "All of them were patched."
-    told = f"Accounts settled a second, over time: at most {peak:,.1f}. {which}"
-    return _chart(told, lambda width: _over_time(findings.bars, findings.step, width))
+        which = (
+            "Accounts that were not patched are shown below."
+            if len(states) > 1
+            else "All of them were patched."
+        )
+    description = f"Completed accounts per second, over time: at most {peak:,.1f}. {which}"
+    return _chart(description, lambda width: _over_time(findings.bars, findings.step, width))
 
 
 def latency(found: Latency) -> Chart:
-    """How many accounts took how long, on a logarithmic scale."""
-    told = f"Accounts by the time they took: half within {found.p50:g} s, 95 of 100 within {found.p95:g} s."
-    return _chart(told, lambda width: _distribution(found, width))
+    """The distribution of the time per account, on a logarithmic scale."""
+    description = f"Accounts by duration: half within {found.p50:g} s, 95% within {found.p95:g} s."
+    return _chart(description, lambda width: _distribution(found, width))
 
 
 def errors(found: Iterable[ErrorCount]) -> Chart:
-    """How many accounts ended with which error; the colour tells whose fault it is."""
+    """Accounts by error; the colour shows the error's scope."""
     rows: list[Row] = [
         {
             "error": _cut(error.error_type.removeprefix("errors/"), 44),
             "accounts": error.accounts,
             "scope": error.scope or "none",
-            "told": f"{_cut(error.error_type, 120)}: {error.accounts:,} accounts",
+            "description": f"{_cut(error.error_type, 120)}: {error.accounts:,} accounts",
         }
         for error in list(found)[:ERRORS_DRAWN]
     ]
-    told = "Accounts by error: " + "; ".join(str(row["told"]) for row in rows)
-    return _chart(told, lambda width: _ranking(rows, width))
+    description = "Accounts by error: " + "; ".join(str(row["description"]) for row in rows)
+    return _chart(description, lambda width: _ranking(rows, width))
 
 
 def _over_time(bars: Iterable[Bar], step: float, width: int) -> Spec:
@@ -93,19 +97,19 @@ def _over_time(bars: Iterable[Bar], step: float, width: int) -> Spec:
             "to": (bar.at + step) * 1000,
             "state": bar.state.value,
             "rate": bar.accounts / step,
-            "told": f"{_clock(bar.at, step)}: {bar.accounts:,} {bar.state}",
+            "description": f"{_clock(bar.at, step)}: {bar.accounts:,} {bar.state}",
         }
         for bar in bars
     ]
     first, last = min(row["from"] for row in rows), max(row["to"] for row in rows)
     minutes, ticks = (last - first) / 60_000, max(3, width // 100)
     clock = "%H:%M:%S" if minutes < 10 else "%H:%M" if minutes < 2 * 1440 else "%d %b %H:%M"
-    if last - first < 1_000 * ticks:  # several ticks a second: they must not have the same label
+    if last - first < 1_000 * ticks:  # several ticks per second need different labels
         clock = "%H:%M:%S.%L"
     time = {
         "field": "from",
         "type": "temporal",
-        # Both drawings are to have the same times below them.
+        # Both plots must have the same time axis.
         "scale": {"type": "utc", "domain": [first, last], "nice": False},
         "axis": {"format": clock, "title": None, "grid": False, "tickCount": ticks},
     }
@@ -123,17 +127,17 @@ def _over_time(bars: Iterable[Bar], step: float, width: int) -> Spec:
                 "y": {"field": "rate", "type": "quantitative", "axis": _COUNT},
                 "color": {"field": "state", "scale": {"domain": states, "range": colours}, "legend": None},
                 "order": {"field": "state"},
-                "description": {"field": "told"},
+                "description": {"field": "description"},
             },
         }
 
     parts = []
     if any(row["state"] == State.PATCHED.value for row in rows):
-        parts.append(bars_of([State.PATCHED.value], ["var(--patched)"], 150, "patched, accounts a second"))
+        parts.append(bars_of([State.PATCHED.value], ["var(--patched)"], 150, "patched accounts per second"))
     if any(row["state"] in _STATES for row in rows):
         colours = [f"var(--{state})" for state in _STATES]
         height = 60 if parts else 150
-        parts.append(bars_of(_STATES, colours, height, "not patched, accounts a second"))
+        parts.append(bars_of(_STATES, colours, height, "accounts per second that were not patched"))
     return {
         "data": {"values": rows},
         "vconcat": parts,
@@ -144,10 +148,10 @@ def _over_time(bars: Iterable[Bar], step: float, width: int) -> Spec:
 
 def _distribution(found: Latency, width: int) -> Spec:
     rows = [
-        {"from": low, "to": high, "accounts": n, "told": f"{low:.2g} to {high:.2g} s: {n:,} accounts"}
+        {"from": low, "to": high, "accounts": n, "description": f"{low:.2g} to {high:.2g} s: {n:,} accounts"}
         for low, high, n in found.buckets
     ]
-    # With room for what stands beside the two marks.
+    # Leave room for the labels of the two marks.
     edges = [min(found.buckets[0][0], found.p50 / 4), max(found.buckets[-1][1], found.p95 * 4)]
     digits = (1,) if width == NARROW else (1, 2, 5)
     seconds = {
@@ -174,7 +178,7 @@ def _distribution(found: Latency, width: int) -> Spec:
                     "x": seconds,
                     "x2": {"field": "to"},
                     "y": {"field": "accounts", "type": "quantitative", "axis": _COUNT},
-                    "description": {"field": "told"},
+                    "description": {"field": "description"},
                 },
             },
             {
@@ -188,7 +192,7 @@ def _distribution(found: Latency, width: int) -> Spec:
                     "mark": {"type": "text", "align": align, "color": "var(--ink)", "fontWeight": 600},
                     "encoding": {"x": at, "y": {"value": -8}, "text": {"field": "mark"}},
                 }
-                # Away from each other, as they may be close.
+                # On opposite sides, because the marks may be close together.
                 for (second, mark), align in zip(marks, ("right", "left"), strict=True)
             ),
         ],
@@ -198,7 +202,7 @@ def _distribution(found: Latency, width: int) -> Spec:
 def _ranking(rows: list[Row], width: int) -> Spec:
     narrow = width == NARROW
     position = {"field": "error", "type": "nominal", "sort": None, "title": None}
-    # On a phone there is no room beside the bars: the names stand above them.
+    # On a phone there is no room beside the bars, so the names are above them.
     axis: Any = None if narrow else {"labelLimit": 300, "ticks": False, "domain": False}
     bar: Spec = {"type": "bar", "height": 10, "yOffset": 8} if narrow else {"type": "bar", "height": 14}
     length = {"field": "accounts", "type": "quantitative", "axis": None}
@@ -219,7 +223,7 @@ def _ranking(rows: list[Row], width: int) -> Spec:
         "color": "var(--ink)",
     }
     layers: list[Spec] = [
-        {"mark": bar, "encoding": ends | {"color": colour, "description": {"field": "told"}}},
+        {"mark": bar, "encoding": ends | {"color": colour, "description": {"field": "description"}}},
         {"mark": number, "encoding": ends | {"text": {"field": "accounts", "format": ","}}},
     ]
     if narrow:
@@ -235,16 +239,16 @@ def _ranking(rows: list[Row], width: int) -> Spec:
     }
 
 
-def _chart(told: str, spec: Any) -> Chart:
-    return Chart(told, _draw(spec(WIDE)), _draw(spec(NARROW)))
+def _chart(description: str, spec: Any) -> Chart:
+    return Chart(description, _draw(spec(WIDE)), _draw(spec(NARROW)))
 
 
 def _draw(spec: Spec) -> Markup:
-    # Here, not above: it is as large as a browser, and what only describes drawings does without.
+    # Imported here because it is as large as a browser, and specs can be tested without it.
     import vl_convert
 
     whole = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "config": _CONFIG, **spec}
-    # Vega escapes what it writes; the page forbids scripts but its own, should it ever not.
+    # Vega escapes all texts. If it ever failed to, the page's policy would still forbid scripts.
     return Markup(vl_convert.vegalite_to_svg(whole, allowed_base_urls=[]))  # noqa: S704
 
 
@@ -259,7 +263,7 @@ _AXIS: Final = {
 }
 _CONFIG: Final[Spec] = {
     "background": "transparent",
-    # A browser's letters may be wider than those that are measured here.
+    # The text may be wider in the browser than measured here.
     "padding": {"left": 14, "top": 2, "right": 2, "bottom": 2},
     "font": "sans-serif",
     "view": {"stroke": None},
@@ -271,10 +275,10 @@ _CONFIG: Final[Spec] = {
 
 
 def _clock(at: float, step: float) -> str:
-    begin, end = (datetime.fromtimestamp(moment, UTC) for moment in (at, at + step))
+    start, end = (datetime.fromtimestamp(moment, UTC) for moment in (at, at + step))
     form = "%H:%M" if step >= 60 else "%H:%M:%S" if step >= 1 else "%H:%M:%S.%f"
-    return f"{begin.strftime(form)} to {end.strftime(form)}"
+    return f"{start.strftime(form)} to {end.strftime(form)}"
 
 
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,4 +1,4 @@
-"""What a report tells of a journal, read in one go; its size does not grow with the fleet."""
+"""The data of a report, read from a journal at once; its size does not grow with the fleet."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,26 +7,26 @@ from typing import Final
 
 from attrs import frozen
 
-from postpress_async.rotation.journal.numbers import SENT, Numbers, Stage, count
+from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation.journal._statistics import SENT, Numbers, Stage, count
 from postpress_async.rotation.journal.reading import JournalView, printable
-from postpress_async.rotation.outcome import Outcome, State
 
 BARS: Final = 96
-"""Bars over time, at most."""
+"""Maximum number of bars over time."""
 RANKED: Final = 15
-"""Proxies and slow accounts that are listed."""
+"""Maximum number of listed proxies, and of listed slow accounts."""
 NOT_PATCHED: Final = "(state IN ('failed', 'unknown') OR state = 'skipped' AND error_type IS NOT NULL)"
-"""In SQL: what is listed one by one. What the run's end left out is only counted."""
+"""SQL condition for accounts that are listed. Accounts not sent before the run ended are only counted."""
 
 _WIDTHS: Final = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200)
 _DAY: Final = 86_400
-_PER_DECADE: Final = 10  # bars of the distribution of latency
+_PER_DECADE: Final = 10  # bars of the latency distribution per factor of ten
 _SHORTEST: Final = 0.001
 
 
 @frozen
 class Bar:
-    """So many accounts were settled in this state within the bar's time, which begins at Unix time *at*."""
+    """The number of accounts completed in one state during the time step that starts at Unix time *at*."""
 
     at: float
     state: State
@@ -36,13 +36,13 @@ class Bar:
 @frozen
 class Latency:
     """
-    How long accounts took, in seconds from the first attempt to the end, waits included.
+    The distribution of the seconds per account, from the first attempt to the end, including backoff.
 
     Attributes:
-        p50: Half of them took no longer; to three digits.
-        p95: The same of 95 in a hundred.
-        longest: What the slowest took.
-        buckets: Lower and upper edge, and accounts between them.
+        p50: Median, to three digits.
+        p95: 95th percentile, to three digits.
+        longest: Maximum, to three digits.
+        buckets: Lower edge, upper edge and number of accounts.
     """
 
     p50: float
@@ -54,14 +54,14 @@ class Latency:
 @frozen
 class ProxyCount:
     """
-    What became of one proxy.
+    The counts of one proxy.
 
     Attributes:
         proxy: Its label.
-        accounts: That ended on it.
-        not_patched: Of these, those that were not patched, for whatever reason.
-        failures: Accounts that it failed, most of which went on to another proxy of the pool.
-        quarantined: Whether the pool left it out for that.
+        accounts: Accounts whose last proxy it was.
+        not_patched: Those of them that were not patched, for any reason.
+        failures: Accounts for which it failed; most of them then got another proxy of the pool.
+        quarantined: Whether the pool quarantined it.
     """
 
     proxy: str
@@ -74,18 +74,18 @@ class ProxyCount:
 @frozen(kw_only=True)
 class Findings:
     """
-    What the page tells.
+    The content of the page.
 
     Attributes:
-        numbers: The journal in numbers.
-        requests: Requests sent in all runs; without those that a killed run had not recorded.
-        bars: Accounts over time, in steps of *step* seconds.
-        step: See *bars*.
-        latency: None where nothing was sent.
-        proxies: Those with the most failures first.
-        more_proxies: Proxies with failures that are not among these.
-        slowest: The slowest accounts first.
-        not_patched: Accounts that the page lists, or would.
+        numbers: The counts of the journal.
+        requests: Requests of all runs, without those that a killed run did not record.
+        bars: Accounts over time.
+        step: Width of a bar in seconds.
+        latency: None if nothing was sent.
+        proxies: Proxies by descending number of failures.
+        more_proxies: Number of further proxies with failures.
+        slowest: Accounts by descending duration.
+        not_patched: Number of accounts to list; the page may be too small for all of them.
     """
 
     numbers: Numbers
@@ -101,12 +101,12 @@ class Findings:
 
 def find(view: JournalView, stage: Stage, now: float) -> Findings:
     """
-    Read the journal at the Unix time *now*, where `stage_of` has told *stage*.
+    Read the journal at the Unix time *now*. Its *stage* comes from `stage_of`.
 
-    To be asked at one moment, so that no number contradicts another.
+    Call it within `JournalView.at_one_moment`, so that the counts are consistent.
 
     Raises:
-        JournalError: It is damaged.
+        JournalError: The journal is damaged.
     """
     numbers = count(view, stage, now)
     first, last = view.read(_span, _SPAN)
@@ -164,13 +164,13 @@ def _bars(view: JournalView, start: float, step: float) -> tuple[Bar, ...]:
     def read(rows: list[tuple[int, str, int]]) -> tuple[Bar, ...]:
         return tuple(Bar(start + number * step, State(state), accounts) for number, state, accounts in rows)
 
-    # On whole minutes or hours, as a clock shows them.
+    # Start at full minutes or hours.
     start = start // step * step
     return view.read(read, _BARS, {"start": start, "step": step})
 
 
 def _latency(seconds: Iterable[float]) -> Latency | None:
-    # To three digits, of which there are no more than some thousand different ones.
+    # Rounding to three digits bounds the number of different values to a few thousand.
     counted = Counter(_three_digits(elapsed) for elapsed in seconds)
     if not counted:
         return None

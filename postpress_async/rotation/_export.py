@@ -1,10 +1,10 @@
 """
-Outcomes as a table for other programs: CSV, JSON Lines, Parquet. The order is the input's.
+Outcomes as a table for other programs: CSV, JSON Lines or Parquet, in the order of the input.
 
-A spreadsheet runs a cell that begins with one of ``= + - @`` as a formula. In CSV, text of which a cell could
-begin so has an apostrophe before that character: at its start, and after what a spreadsheet might take for
-the end of a cell. An account ``-acc`` is thus ``'-acc``, which is no valid id, and so never taken for
-another account. JSON Lines and Parquet hold every text as it is.
+A spreadsheet executes a cell that begins with ``=``, ``+``, ``-`` or ``@`` as a formula. In CSV, an
+apostrophe is therefore inserted before such a character at the start of a text, and after any character that
+a spreadsheet might take for the end of a cell. The account ``-acc`` becomes ``'-acc``, which is not a valid
+id and so cannot be confused with another account. JSON Lines and Parquet contain all texts unchanged.
 """
 
 import csv
@@ -16,8 +16,8 @@ from itertools import islice
 from typing import Any, BinaryIO, Final, TypeAlias
 
 from postpress_async.errors import RotationError
+from postpress_async.rotation._outcome import Outcome
 from postpress_async.rotation.journal._times import instant
-from postpress_async.rotation.outcome import Outcome
 
 COLUMNS: Final = (
     "line",
@@ -31,18 +31,18 @@ COLUMNS: Final = (
     "instance",
     "elapsed",
     "settled_at",
-    "proxy_label",  # not "proxy", which a fleet's rows have for a URL
+    "proxy_label",  # not "proxy", which in a fleet is a column of URLs
 )
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@ -]*")
-_GROUP: Final = 65_536  # rows of a row group, and so in memory
-# Also the wide forms, which some spreadsheets take for the narrow ones.
+_GROUP: Final = 65_536  # rows per row group, which is held in memory
+# Includes the full-width forms, which some spreadsheets treat like the others.
 _FORMULA: Final = re.compile("(^|[,;|\t\r\n])(\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20\t\r\n'])")
 
 Write: TypeAlias = Callable[[Iterable[Outcome], BinaryIO], None]
 
 
 def write_csv(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
-    """Comma-separated, UTF-8, every text quoted, no byte-order mark."""
+    """Write CSV: comma-separated, UTF-8 without a byte-order mark, all texts quoted."""
     text = io.TextIOWrapper(file, "utf-8", newline="")
     try:
         table = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
@@ -52,19 +52,19 @@ def write_csv(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
                 [_inert(cell) if isinstance(cell, str) else cell for cell in _cells(outcome, instant)]
             )
     finally:
-        text.detach()  # the file stays the caller's
+        text.detach()  # keep the caller's file open
 
 
 def write_jsonl(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
-    """An object a line, with every column; what there is not is null."""
+    """Write JSON Lines: one object per line with all columns; missing values are null."""
     for outcome in outcomes:
-        told = dict(zip(COLUMNS, _cells(outcome, instant), strict=True))
-        file.write(json.dumps(told).encode("ascii") + b"\n")
+        record = dict(zip(COLUMNS, _cells(outcome, instant), strict=True))
+        file.write(json.dumps(record).encode("ascii") + b"\n")
 
 
 def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
     """
-    Parquet, some 65,000 rows a row group.
+    Write Parquet, with up to 65,536 rows per row group.
 
     Raises:
         RotationError: pyarrow is not installed.
@@ -73,7 +73,7 @@ def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
         import pyarrow as arrow
         from pyarrow import parquet
     except ModuleNotFoundError:
-        raise RotationError("Parquet needs pyarrow: pip install 'postpress-async[parquet]'") from None
+        raise RotationError("Parquet requires pyarrow: pip install 'postpress-async[parquet]'") from None
     kinds = {"line": arrow.int64(), "attempts": arrow.int64(), "status": arrow.int64()}
     kinds |= {"elapsed": arrow.float64(), "settled_at": arrow.timestamp("us", tz="UTC")}
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in COLUMNS])
@@ -84,7 +84,7 @@ def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
 
 
 FORMATS: Final[dict[str, Write]] = {"csv": write_csv, "jsonl": write_jsonl, "parquet": write_parquet}
-"""By name."""
+"""Writers by the name of the format."""
 
 ENDINGS: Final = {
     "": "csv",
@@ -92,7 +92,7 @@ ENDINGS: Final = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json-lines", ".jsonlines"), "jsonl"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
-"""The format that the ending of a file's name says, in small letters; those by which a fleet is read, too."""
+"""Formats by the suffix of the file name in lower case; the suffixes of a fleet's formats are included."""
 
 
 def _cells(outcome: Outcome, moment: Callable[[float], object]) -> tuple[Any, ...]:
@@ -117,7 +117,7 @@ def _microseconds(seconds: float) -> int:
 
 
 def _inert(text: str) -> str:
-    # Most texts are one plain word, which is quicker to see than what a formula begins with.
+    # The first pattern is faster, and matches most texts.
     return text if _PLAIN.fullmatch(text) else _FORMULA.sub(r"\1'\2", text)
 
 

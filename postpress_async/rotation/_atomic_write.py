@@ -12,14 +12,14 @@ from postpress_async.errors import RotationError
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     Open a temporary file that replaces *path* when the block ends, or is deleted if the block raises.
 
     The temporary file is in the same folder and has mode 0600. It is flushed to disk before it is renamed.
 
     Raises:
-        RotationError: It cannot be written, or *path* is a symbolic link, a folder or a device.
+        RotationError: *path* cannot be written, or is a symbolic link, a folder or a device.
     """
     target = Path(path)
     _check_is_regular(target)

@@ -1,10 +1,11 @@
 """
-The lists of proxies that sellers hand out: lines of text, or CSV with a header.
+Reads lists of proxies in the formats that sellers use: lines of text, or CSV with a header.
 
-A line is ``host:port``, ``host:port:user:password``, ``user:password@host:port`` or a URL, with IPv6 in
-brackets. Only a URL is percent-decoded: elsewhere a password is taken as it stands. A table's columns are
-those of a fleet, and what sellers call them: ``Type``, ``IP``, ``Login`` and the like. What is wrong with
-a line is a value and no exception, and holds no text of the line, which could be a password.
+A line is ``host:port``, ``host:port:user:password``, ``user:password@host:port`` or a URL, with IPv6
+addresses in brackets. Only URLs are percent-decoded; in the other forms a password is used unchanged. The
+columns of a table have the names used in a fleet, or the usual names of sellers such as ``Type``, ``IP`` or
+``Login``. An invalid line is a value and not an exception. It contains no text of the line, which could be a
+password.
 """
 
 import csv
@@ -26,16 +27,16 @@ from postpress_async.rotation.fleet._row import PARTS, meaning, plain_name, show
 from postpress_async.secret import Secret
 
 Source: TypeAlias = str | os.PathLike[str]
-"""A file's path, or ``-`` for standard input."""
+"""A path, or ``-`` for standard input."""
 
 
 @frozen
 class ListedProxy:
     """
-    A proxy and where it stands.
+    A proxy of a list.
 
     Attributes:
-        line: Its line in the list, from 1; comments and blank lines count.
+        line: Its line in the list, from 1, counting comments and blank lines.
         proxy: The proxy.
     """
 
@@ -46,20 +47,20 @@ class ListedProxy:
 @frozen
 class RefusedLine:
     """
-    A line that is no proxy, or none that is new, and why. It holds no text of the line.
+    An invalid line, or one that repeats a proxy. It contains no text of the line.
 
     Attributes:
         line: The line, from 1.
-        field: The field at fault, as the API names it; None where no single one is.
-        reason: The fact in a few words, such as ``port out of range``.
-        advice: What would be right.
-        first: Where the same proxy is listed before, such as ``line 2`` or ``line 2 of us.txt``; None if
-            that is not the fault.
-        source: The list, as it was named; empty if it has no name.
+        column: The invalid field, by its name in the API; None if the fault is not in a single field.
+        reason: What is wrong, in a few words, such as ``port out of range``.
+        advice: How to correct it.
+        first: For a repeated proxy, where it occurs first, such as ``line 2`` or ``line 2 of us.txt``;
+            otherwise None.
+        source: Name of the list; empty if it has none.
     """
 
     line: int
-    field: str | None
+    column: str | None
     reason: str
     advice: str
     first: str | None = None
@@ -67,32 +68,27 @@ class RefusedLine:
 
     @classmethod
     def of(cls, error: FieldError, line: int, source: str = "") -> Self:
-        """The refusal that *error* is for a line."""
-        # In user:12345678, which forgot its host, the number that would be shown is the password.
-        advice = "it is 1 to 65535" if error.reason == "port out of range" else error.advice
+        """Create the refusal of a line with an invalid field."""
+        # The original advice shows the number, which in user:12345678 (host forgotten) is the password.
+        advice = "must be 1 to 65535" if error.reason == "port out of range" else error.advice
         return cls(line, error.field, error.reason, advice, source=source)
 
-    @property
-    def column(self) -> str | None:
-        """The field, under the name that a row of a fleet has for it."""
-        return self.field
-
     def __str__(self) -> str:
-        field = "" if self.field is None else f", {self.field}"
+        column = "" if self.column is None else f", {self.column}"
         first = "" if self.first is None else f" on {self.first}"
-        return f"line {self.line}{field}: {self.reason}{first}: {self.advice}"
+        return f"line {self.line}{column}: {self.reason}{first}: {self.advice}"
 
 
 @frozen
 class ProxyList:
     """
-    What one list holds.
+    The content of one list.
 
     Attributes:
-        name: The list, as it was named; ``standard input`` for ``-``.
-        proxies: Its proxies, each once.
-        refused: The lines that cannot be used.
-        ignored_columns: Names in its header that are not used, fit to be printed.
+        name: Path of the list, or ``standard input``.
+        proxies: The distinct proxies.
+        refused: The invalid lines.
+        ignored_columns: Printable names of the columns that are not used.
     """
 
     name: str
@@ -103,11 +99,11 @@ class ProxyList:
 
 def identity(proxy: CustomProxy) -> tuple[str, int, str]:
     """
-    What makes a proxy the same as another: host, port and user name.
+    Return the host, port and user name by which two proxies are the same.
 
-    A host counts alike in either case, and an IPv6 address however it is shortened. Sellers put the
-    way out of their network into the user name, so two of those on one host are two proxies. Two lines
-    that differ in nothing but the password are one proxy, of which one password is wrong or old.
+    Host names are compared regardless of case, and IPv6 addresses regardless of their notation. Sellers
+    encode the exit of their network in the user name, so two user names on one host are two proxies. Lines
+    that differ only in the password are the same proxy, and one of the passwords is wrong or old.
     """
     host = proxy.host.lower().removesuffix(".")
     if ":" in host:
@@ -117,22 +113,21 @@ def identity(proxy: CustomProxy) -> tuple[str, int, str]:
 
 def read_list(source: Source, known: "Known | None" = None) -> ProxyList:
     """
-    What the list *source* holds: its proxies, each once, and the lines that cannot be used.
+    Read a list.
 
     Args:
-        source: The file's path, or ``-`` for standard input.
-        known: The proxies of lists that were read before, to which those of this one are added: a proxy
-            that is already among them is refused.
+        source: Path, or ``-`` for standard input.
+        known: Proxies of the lists read before, which are refused here. The proxies of this list are added.
 
     Raises:
-        FleetError: It cannot be opened, is not UTF-8 text, or names a column twice.
+        FleetError: The list cannot be opened, is not UTF-8 text, or has a column twice.
     """
     proxies: list[ListedProxy] = []
     refused: list[RefusedLine] = []
     name = os.fspath(source)
     if ("@" in name or name.count(":") > 1) and not os.path.exists(name):
-        # An error about the file would name it, and so show the password of a proxy that is no file.
-        raise FleetError("the list of proxies cannot be read: give the path of a file, not a proxy")
+        # It is a proxy and not a file: an error that names the file would show the password.
+        raise FleetError("the list of proxies cannot be read: pass the path of a file, not a proxy")
     with closing(FleetFile(source)) as file:
         ignored: list[str] = []
         lines = chain.from_iterable(file.lines())
@@ -145,53 +140,53 @@ def read_list(source: Source, known: "Known | None" = None) -> ProxyList:
 
 
 Known: TypeAlias = dict[tuple[str, int, str], tuple[str, int, Secret | None]]
-"""For the `identity` of each proxy: its list, its line and its password."""
+"""For the `identity` of each proxy: the name of its list, its line and its password."""
 
 
 def read_lines(
     lines: Iterable[str], *, source: str = "", known: Known | None = None, ignored: list[str] | None = None
 ) -> Iterator[ListedProxy | RefusedLine]:
     """
-    A proxy, or what is wrong, for each of *lines* that is neither blank nor a comment (``#``).
+    Yield a proxy or a refusal for each line that is neither blank nor a comment (``#``).
 
     Args:
-        lines: The list.
-        source: Its name.
-        known: The proxies of lists that were read before; those of this one are added.
-        ignored: The names of columns that are not used are appended to it.
+        lines: The lines of the list.
+        source: The name of the list.
+        known: See `read_list`.
+        ignored: Gets the names of the columns that are not used.
 
     Raises:
-        FleetError: The header names a column twice.
+        FleetError: The header has a column twice.
     """
     known = {} if known is None else known
     table: _Table | None = None
-    begun = False
+    at_start = True
     for number, line in enumerate(lines, 1):
         text = line.strip()
-        if not text.strip(",;\t") or text.startswith("#"):  # a spreadsheet's empty row is commas
+        if not text.strip(",;\t") or text.startswith("#"):  # an empty row of a spreadsheet consists of commas
             continue
-        if not begun:
-            begun = True
+        if at_start:
+            at_start = False
             if table := _Table.of_header(line, number):
                 if ignored is not None:
                     ignored.extend(table.ignored)
                 continue
         try:
-            # Of a table's row the edges are its own: a password may end in a space.
+            # The row of a table is not stripped: a password may end in a space.
             proxy = table.read_row(line.rstrip("\r\n")) if table else read_proxy(text)
         except FieldError as error:
             yield RefusedLine.of(error, number, source)
             continue
-        mine = source, number, proxy.password
-        if (before := known.setdefault(identity(proxy), mine)) is mine:
+        entry = source, number, proxy.password
+        if (earlier := known.setdefault(identity(proxy), entry)) is entry:
             yield ListedProxy(number, proxy)
             continue
-        listed, first, password = before
-        place = f"line {first}" + (f" of {listed}" if listed != source else "")
+        first_list, first_line, password = earlier
+        first = f"line {first_line}" + (f" of {first_list}" if first_list != source else "")
         advice = "list each proxy once"
         if password != proxy.password:
-            advice += ", with the right one of its two passwords"
-        yield RefusedLine(number, None, "proxy already listed", advice, place, source)
+            advice += ", with the correct one of its two passwords"
+        yield RefusedLine(number, None, "proxy already listed", advice, first, source)
 
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -201,55 +196,55 @@ _FORMS: Final = "write host:port, host:port:user:password, user:password@host:po
 
 def read_proxy(text: str) -> CustomProxy:
     """
-    The proxy that one line names, in any form but a row of CSV.
+    Parse a line in any form except a row of CSV.
 
-    ``a:1:b@c:2`` has two forms at once. The one whose host has a dot, or is IPv6, is meant; where that
-    is so for both or neither, the line is refused rather than a piece of a password taken for a host.
+    ``a:1:b@c:2`` matches two forms. The form whose host has a dot or is an IPv6 address is used. If that
+    holds for both or neither, the line is refused: otherwise a part of a password might be used as a host.
 
     Raises:
-        FieldError: It names none, or a field of it is not valid.
+        FieldError: The line is not a proxy, or a field is invalid.
     """
     text = text.strip()
     if _SCHEME.match(text):
         return CustomProxy.from_url(text)
     if text.count(":") > 1 and (_is_host(text) or _is_host(text.rpartition(":")[0])):
         raise FieldError("host", "host not an IPv6 address", "put brackets around it: [2001:db8::1]:8080")
-    credentials, at, place = text.rpartition("@")
-    place = place.removesuffix("/")
+    credentials, at, address = text.rpartition("@")
+    address = address.removesuffix("/")
     four = _FOUR.fullmatch(text)
-    if four and at and _is_place(place) and not _is_meant(four[1], place):
+    if four and at and _is_address(address) and not _has_four_parts(four[1], address):
         four = None
     if four:
         host, port, username, password = four.groups()
         return _custom(_unwrapped(host), read_port(port), username, password)
     if at:
         username, _, password = credentials.partition(":")
-        return _custom(*split_host_port(place), username, password)
+        return _custom(*split_host_port(address), username, password)
     _refuse_other_forms(text)
-    return _custom(*split_host_port(place), "", "")
+    return _custom(*split_host_port(address), "", "")
 
 
-def _is_meant(host: str, place: str) -> bool:
-    """Whether ``host:port:user:password`` is meant where ``user:password@place`` is possible too."""
+def _has_four_parts(host: str, address: str) -> bool:
+    """Whether a line is ``host:port:user:password`` although it could be ``user:password@address``."""
     if not _is_host(_unwrapped(host)):
         return False
-    whole = [bool(re.search(r"[.\[]", each)) for each in (host, place)]
-    if whole[0] == whole[1]:
+    host_is_complete, address_is_complete = (bool(re.search(r"[.\[]", text)) for text in (host, address))
+    if host_is_complete == address_is_complete:
         raise FieldError(None, "form ambiguous", "write it as a URL: http://user:password@host:port")
-    return whole[0]
+    return host_is_complete
 
 
 def _refuse_other_forms(text: str) -> None:
     parts = text.split(":")
     if text.startswith("[") or len(parts) < 3:
         if "," in text and len(parts) == 1:
-            raise FieldError(None, "columns not named", "let a first line name them: host,port,...")
+            raise FieldError(None, "columns not named", "name them in the first line: host,port,...")
         return
     if not parts[1]:
         raise FieldError("port", "port missing", _FORMS)
     if not (parts[1].isascii() and parts[1].isdecimal()):
         raise FieldError("port", "port not an integer", _FORMS)
-    advice = "write host:port:user:password, or user@host:port where there is none"
+    advice = "write host:port:user:password, or user@host:port without a password"
     raise FieldError("password", "password missing", advice)
 
 
@@ -271,7 +266,7 @@ def _is_host(text: str) -> bool:
     return True
 
 
-def _is_place(text: str) -> bool:
+def _is_address(text: str) -> bool:
     try:
         _custom(*split_host_port(text), "", "")
     except FieldError:
@@ -283,8 +278,7 @@ def _unwrapped(host: str) -> str:
     return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
-# What sellers call a column, the likeliest name first. In a fleet most of these speak of the account, and
-# here too a column that has its usual name comes before them.
+# Sellers' names of a column, the most likely first. A column with its usual name takes precedence.
 _SELLERS_NAMES: Final = {
     "host": ("ip", "proxyip", "ipaddress", "proxyaddress", "hostname", "server", "address", "addr"),
     "port": ("portnumber",),
@@ -296,10 +290,10 @@ _SELLERS_NAMES: Final = {
 
 class _Table:
     """
-    The header of a list in CSV, and how a row below it is read.
+    The header of a CSV list, which parses the rows below it.
 
     Attributes:
-        ignored: Names in the header that are not used, fit to be printed.
+        ignored: Printable names of the columns that are not used.
     """
 
     def __init__(self, names: list[str], columns: list[str | None], delimiter: str) -> None:
@@ -313,7 +307,7 @@ class _Table:
 
     @classmethod
     def of_header(cls, text: str, line: int) -> Self | None:
-        """The table whose header *text* is; None where it is a proxy, or nothing we know."""
+        """Parse a header; None if *text* is not one."""
         delimiter = max(",;\t", key=text.count)
         names = [name.strip().strip('"') for name in text.split(delimiter)]
         columns = [meaning(name) for name in names]
@@ -323,20 +317,22 @@ class _Table:
             return None
         for name in ("proxy", *PARTS):
             if columns.count(name) > 1:
-                raise FleetError(f"line {line} names the column {name} twice: leave one")
+                raise FleetError(f"line {line} has the column {name} twice: remove one")
         return cls(names, columns, delimiter)
 
     def read_row(self, text: str) -> CustomProxy:
-        """The proxy of one line, which is one row: no field of a proxy can have a line break."""
+        """Parse a row, which is always a single line: no field of a proxy can contain a line break."""
         try:
             cells = next(csv.reader([text], delimiter=self._delimiter, strict=True))
         except csv.Error:
             cells = []
         if not cells:
-            raise FieldError(None, "quotes not closed", 'put a cell in "", and double a quote inside it')
+            raise FieldError(
+                None, "quotes not closed", 'quote a cell with "", and double each quote inside it'
+            )
         if any(cell.strip() for cell in cells[len(self._columns) :]):
-            raise FieldError(None, "more cells than columns", "put quotes around a cell that has a comma")
-        # Of the two lengths the shorter: cells left out at the end are empty ones.
+            raise FieldError(None, "more cells than columns", "quote cells that contain a comma")
+        # Not strict: missing cells at the end of a row are empty.
         row = {name: cell for name, cell in zip(self._columns, cells, strict=False) if name}
         proxy, host, port, protocol, username = (
             row.get(name, "").strip() for name in ("proxy", *PARTS) if name != "password"
@@ -346,13 +342,13 @@ class _Table:
         if not proxy:
             return _custom(_unwrapped(host), read_port(port), username, password, protocol)
         if host or port or protocol or username or password:
-            advice = "give it in proxy, or as host, port and the rest, not both"
+            advice = "use either the column proxy or host, port and the rest"
             raise FieldError(None, "proxy given twice", advice)
         return read_proxy(proxy)
 
 
 def _take_sellers_names(names: list[str], columns: list[str | None]) -> None:
-    """Fill in, for each column that the header has not under its usual name, what sellers call it."""
+    """Recognize the sellers' names of columns that the header does not have under their usual names."""
     plain = [plain_name(name) for name in names]
     for column, others in _SELLERS_NAMES.items():
         if column not in columns and (name := next((name for name in others if name in plain), None)):

@@ -10,7 +10,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation.identity import KnownInput
+from postpress_async.rotation._row_digest import KnownInput
 
 NO_POOL: Final = b""
 """The digest of no pool."""

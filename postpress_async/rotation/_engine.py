@@ -1,0 +1,383 @@
+"""
+The rotation itself: updates each account of the input once.
+
+A bounded number of workers share one iterator over the input, plus one more worker for each account in
+backoff. The input is read only as fast as it is processed, so memory does not grow with its length.
+`AccountRunner` updates a single account. Of the session it needs a single function, which tests can replace
+with a stub.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Final, Self
+
+from postpress_async import events
+from postpress_async._guarded import Guarded
+from postpress_async._lifetime import Waits
+from postpress_async.errors import Applied, PostPressError, Scope, SessionClosedError
+from postpress_async.rotation._account_task import AccountRunner, Update
+from postpress_async.rotation._canary_gate import CanaryGate
+from postpress_async.rotation._failure_monitor import FailureMonitor
+from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._outcome import Outcome, RotationSummary, State
+from postpress_async.rotation._outcome_queue import OutcomeQueue
+from postpress_async.rotation._outcome_sink import OutcomeSink
+from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
+from postpress_async.rotation._row_keys import RowKeys
+from postpress_async.rotation._row_source import RowSource
+from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.rotation.journal import Journal, Reach
+from postpress_async.rotation.journal._row_hashes import Changes
+from postpress_async.rotation.pool import PooledProxy, ProxyPool
+
+_log = logging.getLogger("postpress_async.rotation")
+
+BACKING_OFF: Final = 10
+"""Accounts that may back off at once for each that may be in flight; bounds the memory used in an outage."""
+
+
+class Rotation:
+    """
+    A running rotation, made by ``session.rotate``: enter it with ``async with``, then iterate over its
+    outcomes.
+
+    Leaving the block early stops the rotation: nothing new is sent, and requests in flight complete and are
+    journaled. Leaving it by an exception, such as a cancellation, also cancels the requests in flight, whose
+    outcome is then ``unknown``. The next run on the same journal continues from there.
+
+    Attributes:
+        summary: The counts so far; final once the block is left.
+        total: Number of accounts; None if not known beforehand.
+        completed_at: Unix time at which earlier runs completed the last account; None if they left accounts
+            to send, if there is no journal, and before the block is entered.
+        notes: Internal. What `Journal.begin` stores about the command line.
+    """
+
+    def __init__(
+        self,
+        update: Update,
+        rows: InputRows,
+        *,
+        in_flight: int,
+        journal: Callable[[], Journal | Awaitable[Journal]] | None = None,
+        finite: bool = False,
+        total: int | None = None,
+        halt: Halt | None = None,
+        pool: ProxyPool | None = None,
+        limit: int | None = None,
+        waits: Waits | None = None,
+        observer: Guarded[events.Event] | None = None,
+    ) -> None:
+        self.summary: Final = RotationSummary()
+        self.total: Final = total
+        self.completed_at: float | None = None
+        self.notes: Mapping[str, str] = {}
+        self._in_flight: Final = in_flight
+        self._open_journal: Final = journal
+        self._finite: Final = finite
+        self._halt: Final = halt or Halt()
+        self._pool: Final = pool
+        self._waits: Final = waits or Waits()
+        self._observer: Final = observer
+        self._input: Final = rows
+        self._runner = AccountRunner(
+            update=update,
+            waits=self._waits,
+            pool=pool,
+            on_backoff=self._on_backoff,
+            on_attempt_failed=self._on_attempt_failed,
+            on_proxy_failed=self._on_proxy_failed,
+            on_cancelled=self._record,
+        )
+        self._outcomes = OutcomeQueue(in_flight)
+        self._group: Final = asyncio.TaskGroup()
+        self._journal: OutcomeSink | None = None
+        self._changes: Changes | None = None
+        self._reach: Reach | None = None
+        self._run = ""
+        self._workers = 0
+        self._backing_off = 0  # of the workers
+        self._stopping = False
+        self._leaves_doubts = False  # whether rows in doubt are left to the operator
+        self._error: Exception | None = None
+        self._failed: Final[Counter[tuple[str | None, Applied | None]]] = Counter()
+        self._entered = False
+        self._started_at = 0.0
+        self._monitor = FailureMonitor(self._halt)
+        self._canary_gate: Final = CanaryGate(self._halt.canary, limit)
+        self._row_source: Final = RowSource(self._canary_gate)
+
+    # --- Public methods ---
+
+    @property
+    def retrying(self) -> int:
+        """Accounts that are backing off now."""
+        return self._backing_off
+
+    def stop(self) -> None:
+        """Send nothing more, not even retries. Iteration ends once the requests in flight are completed."""
+        self.summary.stopped = True
+        self._end_sending()
+
+    async def run(self) -> RotationSummary:
+        """Process all accounts without looking at each outcome, and return the summary."""
+        async for _ in self:
+            pass
+        return self.summary
+
+    def __aiter__(self) -> AsyncIterator[Outcome]:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        if not self._entered:
+            raise RuntimeError("enter the rotation first: async with session.rotate(...) as rotation")
+        if (outcome := await self._outcomes.get()) is not None:
+            return outcome
+        if self._error is not None:
+            raise self._error
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        if self._entered:
+            raise RuntimeError("a rotation cannot be entered twice: make a new one with session.rotate")
+        self._entered = True
+        self._started_at = time.monotonic()
+        try:
+            await self._open()
+            await self._group.__aenter__()
+        except BaseException:
+            if self._journal is not None:
+                await self._journal.aclose()
+            raise
+        for _ in range(self._in_flight):
+            self._start_worker()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._workers and kind is None:
+                self.stop()
+            self._outcomes.abandon()
+            try:
+                await self._group.__aexit__(kind, error, trace)
+            except BaseExceptionGroup as group:
+                if error is None or group.exceptions != (error,):
+                    raise
+                # Nothing else failed, so let the block's own exception through without a group around it.
+            if kind is None and self._finite and self._error is None and not self._row_source.exhausted:
+                await self._skip_unread_rows()
+            if self._error is None:
+                self._record_halt()
+        finally:
+            self.summary.elapsed = time.monotonic() - self._started_at
+            self._outcomes.end()
+            if self._journal is not None:
+                await self._journal.aclose()
+        if kind is None and self._error is not None:
+            raise self._error
+
+    # --- Start and end ---
+
+    async def _open(self) -> None:
+        """Open the journal, if any, and the input."""
+        self._run = secrets.token_hex(12)  # not in __init__: forked processes must not share it
+        journal = None
+        if self._open_journal is not None:
+            opened = self._open_journal()
+            self._journal = journal = await opened if isinstance(opened, Awaitable) else opened
+            self._resume(journal)
+        rows = PendingRows(self._input, journal)
+        self._changes = rows.changes
+        self._row_source.read = rows.next
+
+    def _resume(self, journal: Journal) -> None:
+        self._run, self._reach = journal.run, journal.reach
+        self._leaves_doubts = journal.leaves_doubts
+        self.completed_at = None if journal.completed is None else journal.completed.at
+        done = journal.done_counts()
+        self.summary.states.update(done)
+        self.summary.resumed = done.total()
+        key_works = done[State.PATCHED] > 0
+        connected = key_works or done[State.FAILED] > 0
+        self._monitor = FailureMonitor(self._halt, key_works=key_works, connected=connected)
+        if self._pool is not None:
+            self._pool.resume(journal.proxies())
+        journal.begin(self.total, self.notes)
+
+    def _end_sending(self) -> None:
+        self._stopping = True
+        self._waits.end()
+        self._row_source.close()
+
+    def _abort(self, error: Exception) -> None:
+        """Send nothing more, and raise *error* once the requests in flight are completed."""
+        self._error = self._error or error
+        self._end_sending()
+
+    def _halt_for(self, reason: str) -> None:
+        self.summary.halted = reason
+        self.summary.key_refused = self._monitor.key_refused
+        _log.warning("rotation halted: %s", reason, extra={"halted": reason})
+        self._end_sending()
+
+    def _record_halt(self) -> None:
+        """Halt for reasons that only the whole run shows, and record the halt."""
+        ended_early = self.summary.stopped or self.summary.halted is not None
+        reason = None if self.summary.key_refused else self._monitor.at_end()
+        # A refused key is more important than why the run ended early; an unreachable host is not.
+        if reason is not None and (self._monitor.key_refused or not ended_early):
+            self._halt_for(reason)
+        if (key_error := self._monitor.key_error) is not None:
+            self._reopen(key_error)
+        if self._journal is not None and self.summary.halted is not None:
+            self._journal.halted(self.summary.halted)
+
+    def _reopen(self, error_type: str) -> None:
+        """Have the next run send the accounts that failed only because of the API key."""
+        states = self.summary.states
+        for applied, state in ((Applied.NO, State.SKIPPED), (Applied.UNKNOWN, State.UNKNOWN)):
+            if count := self._failed[error_type, applied]:
+                states[State.FAILED] -= count
+                states[state] += count
+        if self._journal is not None:
+            self._journal.reopen(error_type)
+
+    async def _skip_unread_rows(self) -> None:
+        """Record an outcome for each row that was not read."""
+        count = 0
+        while (pending := await self._row_source.read()) is not None:
+            count += 1
+            if count % 500 == 0:
+                await asyncio.sleep(0)  # there may be millions, and other tasks must run
+            self._record_unsent(pending)
+            if self._journal is not None:
+                await self._journal.room()
+
+    # --- Workers ---
+
+    def _start_worker(self) -> None:
+        self._workers += 1
+        self._group.create_task(self._work(), name="rotation-worker")
+
+    async def _work(self) -> None:
+        try:
+            while not self._stopping and self._workers - self._backing_off <= self._in_flight:
+                if (pending := await self._next_row()) is None:
+                    break
+                if (row := await self._prepare(pending)) is not None:
+                    if self._changes is not None:
+                        await self._changes.on_disk()
+                    keys = RowKeys(self._run, pending, self._journal)
+                    await self._complete(await self._runner.run(row, keys))
+        except PostPressError as error:  # from the journal; errors of accounts are outcomes
+            self._abort(error)
+        finally:
+            self._workers -= 1
+            if not self._workers:
+                self._outcomes.end()
+
+    async def _next_row(self) -> PendingRow | None:
+        try:
+            return await self._row_source.next()
+        except Exception as error:  # the input is the caller's code, and may raise anything
+            self._abort(error)
+            return None
+
+    async def _prepare(self, pending: PendingRow) -> Row | None:
+        """Declare in the journal that the row may be sent. If it must not be, complete it and return None."""
+        row = pending.row
+        if isinstance(row, Refusal):
+            outcome = Outcome(
+                row.ordinal,
+                row.line,
+                row.account_id or "",
+                State.SKIPPED,
+                error_type=row.reason,
+                scope=Scope.REQUEST,
+                applied=Applied.NO,
+            )
+        elif pending.leave_in_doubt:
+            outcome = pending.unsent_outcome()
+        else:
+            if self._reach is not None and row.ordinal >= self._reach.near:
+                await self._reach.extend(row.ordinal)
+            return row
+        await self._complete(outcome)
+        return None
+
+    async def _complete(self, outcome: Outcome) -> None:
+        """Record *outcome*, halt if necessary, and hand it to the code that iterates."""
+        self._record(outcome)
+        if self._journal is not None:
+            await self._journal.room()
+        self._check_halt(outcome)
+        if isinstance(outcome.error, SessionClosedError):
+            self._abort(outcome.error)  # all further calls would fail as well
+        self._outcomes.put(outcome)
+        await self._outcomes.wait_for_room()
+
+    def _check_halt(self, outcome: Outcome) -> None:
+        tried, reason = self._monitor.tried, self._monitor.observe(outcome)
+        if self._stopping:  # a request in flight may still show that the key is refused
+            if reason is not None and self._monitor.key_refused and not self.summary.key_refused:
+                self._halt_for(reason)
+        elif reason is not None:
+            self._halt_for(reason)
+        elif not self._canary_gate.is_open:
+            was_tried = self._monitor.tried > tried
+            self._canary_gate.completed(tried=was_tried, passed=self._monitor.canary_passed)
+
+    def _record(self, outcome: Outcome) -> None:
+        self.summary.count(outcome)
+        if self._journal is not None:
+            self._journal.record(outcome)
+        if outcome.state is State.FAILED:
+            self._failed[outcome.error_type, outcome.applied] += 1
+        if self._observer is not None:
+            event = events.AccountSettled(
+                outcome.account_id,
+                outcome.ordinal,
+                outcome.state,
+                outcome.attempts,
+                outcome.elapsed,
+                outcome.error_type,
+                outcome.scope,
+                outcome.applied,
+            )
+            self._observer(event)
+
+    def _record_unsent(self, pending: PendingRow) -> None:
+        outcome = pending.unsent_outcome()
+        if pending.recorded:
+            self.summary.states[outcome.state] += 1
+        else:
+            self._record(outcome)
+
+    # --- Callbacks of the runner ---
+
+    def _on_backoff(self, backing_off: bool) -> None:
+        """A worker in backoff does not count against the limit: start another one."""
+        self._backing_off += 1 if backing_off else -1
+        may_start = self._workers < (1 + BACKING_OFF) * self._in_flight
+        if backing_off and may_start and not self._stopping and not self._row_source.exhausted:
+            self._start_worker()
+
+    def _on_attempt_failed(self, error: PostPressError) -> None:
+        if not self._stopping and (reason := self._monitor.attempt_failed(error)) is not None:
+            self._halt_for(reason)
+
+    def _on_proxy_failed(self, proxy: PooledProxy, quarantined: bool) -> None:
+        self.summary.quarantined += quarantined
+        if self._journal is not None:
+            self._journal.proxy_failed(proxy.label, quarantined=quarantined)
+        if quarantined:
+            _log.warning("proxy %s quarantined for this run", proxy.label, extra={"proxy": proxy.label})
+            if self._observer is not None:
+                self._observer(events.ProxyQuarantined(proxy.label))

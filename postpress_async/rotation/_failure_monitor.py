@@ -1,0 +1,198 @@
+"""Decides when a rotation halts: refused API key, unreachable host, too many failures, failed canary."""
+
+from collections import Counter, deque
+from math import ceil
+from typing import Final
+
+from postpress_async.errors import (
+    Applied,
+    AttemptTimeoutError,
+    ConnectError,
+    PostPressError,
+    Scope,
+    TlsError,
+)
+from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._outcome import Outcome, State
+
+WINDOW: Final = 200
+"""Latest accounts among which a percentage of failures is counted."""
+
+FIRST_ANSWERS: Final = 20
+"""If this many accounts are the first to get a response, all with the same 401, the API key is refused."""
+
+UNREACHED: Final = 20
+"""Failed connection attempts, without any successful one, after which the host is unreachable."""
+
+UNREACHED_BY_ONE: Final = 5
+"""The same for one account: with few in flight, 20 attempts may take minutes; these take at most 7.5 s."""
+
+
+class FailureMonitor:
+    """
+    Watches the outcomes and failed attempts of a run, and decides when to halt.
+
+    Args:
+        halt: The threshold.
+        key_works: Whether an earlier run was accepted with an API key.
+        connected: Whether an earlier run connected to the host.
+
+    Attributes:
+        tried: Accounts that were patched, or whose call ended in an error.
+        key_refused: Whether the reason to halt is the API key.
+        connected: Whether any connection to the host was made.
+    """
+
+    def __init__(self, halt: Halt, *, key_works: bool = False, connected: bool = False) -> None:
+        self._halt: Final = halt
+        self.connected: bool = connected
+        self._failed_connects = 0
+        self._last_connect_error: PostPressError | None = None
+        self._key: Final = ApiKeyMonitor(works=key_works)
+        self._window_threshold: Final = _percentage_of(WINDOW, halt)
+        self._canary_threshold: Final = _canary_threshold(halt)
+        self._window: Final[deque[bool]] = deque(maxlen=WINDOW)  # whether each of the latest accounts failed
+        self._failed_in_window = 0
+        self._failed = 0
+        self.tried: int = 0
+        self._errors: Final[Counter[str]] = Counter()
+        self.key_refused: bool = False
+
+    @property
+    def canary_passed(self) -> bool:
+        """Whether all accounts of the canary were tried; too many failures would have halted the run."""
+        return self.tried >= self._halt.canary
+
+    def observe(self, outcome: Outcome) -> str | None:
+        """Count *outcome*. Return the reason to halt, as a sentence; None to continue."""
+        if outcome.status is not None:
+            self.connected = True
+        if (reason := self._key.observe(outcome)) is not None:
+            self.key_refused = True
+            return reason
+        failed = outcome.error is not None
+        if not failed and outcome.state is not State.PATCHED:
+            return None
+        if outcome.state is State.UNKNOWN and not outcome.attempts:
+            return None  # the doubt is an earlier run's, and this run sent nothing
+        self.tried += 1
+        if len(self._window) == WINDOW:
+            self._failed_in_window -= self._window[0]
+        self._window.append(failed)
+        if failed:
+            self._failed += 1
+            self._failed_in_window += 1
+            self._errors[outcome.error_type or ""] += 1
+        # A patched account reaches no threshold, except as the last of the canary.
+        return self._reason() if failed or self.tried == self._halt.canary else None
+
+    @property
+    def key_error(self) -> str | None:
+        """The type of the 401 that all accounts got; None if none, or if the error has scope KEY."""
+        return self._key.refusal_type if self.key_refused else None
+
+    def attempt_failed(self, error: PostPressError) -> str | None:
+        """Count a failed attempt. Return the reason to halt, as a sentence; None to continue."""
+        if self.connected:
+            return None
+        timed_out = isinstance(error, AttemptTimeoutError) and error.applied is Applied.NO
+        if not timed_out and not isinstance(error, ConnectError | TlsError):
+            self.connected = True
+            return None
+        self._failed_connects += 1
+        self._last_connect_error = error
+        halts = self._failed_connects >= UNREACHED or len(error.attempts) >= UNREACHED_BY_ONE
+        return self._unreachable() if halts else None
+
+    def at_end(self) -> str | None:
+        """Return why the run counts as halted although all accounts were tried; None if it does not."""
+        if (reason := self._key.at_end()) is not None:
+            self.key_refused = True
+            return reason
+        return None if self.connected else self._unreachable()
+
+    def _unreachable(self) -> str | None:
+        if self._last_connect_error is None:
+            return None
+        attempts = "1 attempt" if self._failed_connects == 1 else f"{self._failed_connects} attempts"
+        fact = f"{self._last_connect_error.args[0]} ({attempts}, none successful)"
+        return f"{fact}: check the base URL and the network"
+
+    def _reason(self) -> str | None:
+        halt = self._halt
+        if self.tried == halt.canary and self._failed >= self._canary_threshold:
+            return f"{self._failed} of the canary's {halt.canary} accounts failed{self._main_error()}"
+        if self._window_threshold is not None and self._failed_in_window >= self._window_threshold:
+            latest = f"{self._failed_in_window} of the latest {len(self._window)} accounts failed"
+            return f"{latest}{self._main_error()}; the threshold is {halt.failures} of {WINDOW}"
+        if isinstance(halt.failures, int) and self._failed >= halt.failures:
+            return f"{self._failed} accounts failed{self._main_error()}, which is the threshold"
+        return None
+
+    def _main_error(self) -> str:
+        [(error, count)] = self._errors.most_common(1)
+        return f", {'all' if count == self._failed else f'{count} of them'} with {error}"
+
+
+def _canary_threshold(halt: Halt) -> int:
+    if isinstance(halt.failures, int):
+        return min(halt.failures, halt.canary)
+    return _percentage_of(halt.canary, halt) or max(1, ceil(halt.canary / 2))
+
+
+def _percentage_of(accounts: int, halt: Halt) -> int | None:
+    """Convert a threshold in percent to a number of *accounts*; None if it is not in percent."""
+    if not isinstance(halt.failures, str) or halt.failures == "never":
+        return None
+    return max(1, ceil(accounts * float(halt.failures.removesuffix("%")) / 100 - 1e-9))
+
+
+class ApiKeyMonitor:
+    """
+    Detects that the API refuses the API key.
+
+    An error of scope KEY is proof. So is a 401 of the same type for each of the first `FIRST_ANSWERS`
+    accounts, or in a shorter run for each account that got a response; unless an account was patched, or got
+    a response that requires a valid key.
+
+    Attributes:
+        refusal_type: The type of these 401s once they have proved it; None after an error of scope KEY.
+    """
+
+    def __init__(self, *, works: bool) -> None:
+        self._works = works
+        self._responses = 0  # accounts with a response, before the key is known to work
+        self._refused = 0  # those of them with a 401 of the common type
+        self._type: str | None = None
+        self.refusal_type: str | None = None
+
+    def observe(self, outcome: Outcome) -> str | None:
+        """Count *outcome*. Return the reason to halt, as a sentence; None to continue."""
+        if outcome.scope is Scope.KEY:
+            return f"the API key was refused ({outcome.error_type}), and would be for all other accounts"
+        if self._works or outcome.status is None:
+            return None
+        self._responses += 1
+        if outcome.scope is Scope.SERVICE:
+            return None  # it may come from a gateway that does not check the key
+        if not self._refused:
+            self._type = outcome.error_type
+        if outcome.status != 401 or outcome.scope is Scope.PROXY or outcome.error_type != self._type:
+            self._works = True  # patched, or the error is about the account or its proxy
+            return None
+        self._refused += 1
+        if self._refused < FIRST_ANSWERS:
+            return None
+        self.refusal_type = self._type
+        return f"each of the first {FIRST_ANSWERS} accounts was refused with {self._type}: check the API key"
+
+    def at_end(self) -> str | None:
+        """Return why the key seems refused at the end of the run, as a sentence; None if it does not."""
+        if self._works or not self._refused or self._refused != self._responses:
+            return None
+        self.refusal_type = self._type
+        accounts = f"each of the {self._refused} accounts" if self._refused > 1 else "the only account"
+        return (
+            f"{accounts} that got a response was refused with {self._type}: check the API key; "
+            "if it is right, reconnect the accounts"
+        )

@@ -1,0 +1,211 @@
+"""The outcome of each account, and the counts of a rotation."""
+
+import time
+from collections import Counter
+from enum import StrEnum
+from typing import Final, Self
+
+from attrs import Factory, define, field, frozen
+
+from postpress_async.errors import Applied, PostPressError, Scope
+
+NO_PROXY_LEFT: Final = "no proxy left"
+"""The error type of an account for which the pool had no proxy left."""
+
+
+class State(StrEnum):
+    """The result for one account."""
+
+    PATCHED = "patched"
+    """The API confirmed the change."""
+    FAILED = "failed"
+    """The change was refused and this run applied nothing. See `Outcome.applied` for earlier runs."""
+    UNKNOWN = "unknown"
+    """The change may have been applied or not."""
+    SKIPPED = "skipped"
+    """
+    It was not sent, or got no response about the account before the run ended; or its row was refused. An
+    error of scope KEY says nothing about the account.
+    """
+
+
+@frozen(slots=False)  # one per account, and a frozen class with slots takes twice as long to create
+class Outcome:
+    """
+    The result for one account.
+
+    Attributes:
+        ordinal: Position in the input, from 0; the key in the journal.
+        line: Line in the input file, from 1; None if the input is not a file.
+        account_id: The account, as in the row; empty if the row has no valid one.
+        state: The result.
+        attempts: Requests sent for the account in this run; if read from a journal, in all runs.
+        status: HTTP status of the last response; None if there was none.
+        error_type: Type of the last error: the API's, or the name of its class, or why the row was not sent.
+        scope: What the last error is about.
+        applied: Whether the change may have been applied; None if patched.
+        instance: ID of the failed request, to quote to support.
+        elapsed: Seconds from the start of the first attempt in this run to the end, including backoff,
+            retries and other proxies; 0 if there was no attempt.
+        settled_at: Unix time in seconds at which the account was completed.
+        proxy: Label of the pool's proxy that was used or tried last. If the row has a proxy of its own, the
+            label of that proxy, and only if it failed.
+        error: The error; not stored in the journal.
+    """
+
+    ordinal: int
+    line: int | None
+    account_id: str
+    state: State
+    attempts: int = 0
+    status: int | None = None
+    error_type: str | None = None
+    scope: Scope | None = None
+    applied: Applied | None = None
+    instance: str | None = None
+    elapsed: float = 0.0
+    settled_at: float = field(factory=time.time)
+    proxy: str | None = None
+    error: PostPressError | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether its row is invalid, so that no run sends it."""
+        return self.state is State.SKIPPED and not self.attempts and self.scope is Scope.REQUEST
+
+    @classmethod
+    def patched(
+        cls,
+        ordinal: int,
+        line: int | None,
+        account_id: str,
+        attempts: int,
+        elapsed: float,
+        proxy: str | None = None,
+    ) -> Self:
+        """The account has its new proxy."""
+        return cls(ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed, proxy=proxy)
+
+    @classmethod
+    def failed(
+        cls,
+        ordinal: int,
+        line: int | None,
+        account_id: str,
+        error: PostPressError,
+        elapsed: float,
+        *,
+        proxy: str | None = None,
+        earlier: int = 0,
+        cut_short: bool = False,
+        final: bool = False,
+    ) -> Self:
+        """
+        The last call ended with *error*; its `applied` tells whether the change may have been applied.
+
+        Args:
+            proxy: Label of the proxy that was tried last.
+            earlier: Requests of earlier calls, with other proxies.
+            cut_short: Whether another attempt would have followed if the run had not ended.
+            final: Whether a refusal makes the state `FAILED` even though an earlier run may have applied the
+                change. Otherwise every later run would send the account again.
+        """
+        # Without a response, or with a refused API key, nothing is known about the account.
+        undecided = error.status is None or cut_short or error.scope is Scope.KEY
+        if error.applied is Applied.UNKNOWN and (undecided or not final):
+            state = State.UNKNOWN
+        else:
+            state = State.SKIPPED if undecided else State.FAILED
+        return cls(
+            ordinal,
+            line,
+            account_id,
+            state,
+            earlier + len(error.attempts),
+            error.status,
+            error.code,
+            error.scope,
+            error.applied,
+            getattr(error, "instance", None),
+            elapsed,
+            proxy=proxy,
+            error=error,
+        )
+
+    @classmethod
+    def without_proxy(
+        cls, ordinal: int, line: int | None, account_id: str, *, in_doubt: bool = False
+    ) -> Self:
+        """The pool had no proxy left; *in_doubt* if an earlier run may have sent the account."""
+        return cls(
+            ordinal,
+            line,
+            account_id,
+            State.UNKNOWN if in_doubt else State.SKIPPED,
+            error_type=NO_PROXY_LEFT,
+            scope=Scope.PROXY,
+            applied=Applied.UNKNOWN if in_doubt else Applied.NO,
+        )
+
+
+@define
+class RotationSummary:
+    """
+    The counts of a rotation, including earlier runs on the same journal where not said otherwise.
+
+    Attributes:
+        states: Accounts by state.
+        errors: Accounts of this run by error type.
+        resumed: Accounts that earlier runs had completed.
+        attempts: Requests sent in this run.
+        elapsed: Duration of this run in seconds.
+        halted: Why the run stopped by itself, as a sentence; None if it did not.
+        key_refused: Whether it stopped because the API refused the API key.
+        stopped: Whether `Rotation.stop` was called, or the block was left early.
+        quarantined: Proxies of the pool that were quarantined in this run.
+        without_proxy: Accounts of this run for which the pool had no proxy left.
+        refused: Invalid rows in this run.
+    """
+
+    states: Counter[State] = Factory(Counter)
+    errors: Counter[str] = Factory(Counter)
+    resumed: int = 0
+    attempts: int = 0
+    elapsed: float = 0.0
+    halted: str | None = None
+    key_refused: bool = False
+    stopped: bool = False
+    quarantined: int = 0
+    without_proxy: int = 0
+    refused: int = 0
+
+    @property
+    def total(self) -> int:
+        """All accounts."""
+        return self.states.total()
+
+    @property
+    def patched(self) -> int:
+        """Accounts that have their new proxy."""
+        return self.states[State.PATCHED]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every account was patched."""
+        return self.patched == self.total and not self.halted and not self.stopped
+
+    def count(self, outcome: Outcome) -> None:
+        """Count one account of this run."""
+        self.states[outcome.state] += 1
+        self.attempts += outcome.attempts
+        if outcome.error_type is not None:
+            self.errors[outcome.error_type] += 1
+            self.refused += outcome.is_refused
+            if outcome.error_type == NO_PROXY_LEFT:
+                self.without_proxy += 1
+
+    def __str__(self) -> str:
+        counts = [f"{self.states[state]:,} {state}" for state in State if self.states[state]]
+        accounts = "1 account" if self.total == 1 else f"{self.total:,} accounts"
+        resumed = f" ({self.resumed:,} of them in an earlier run)" if self.resumed else ""
+        return f"{accounts}: {', '.join(counts) or 'none'} in {self.elapsed:.1f} s{resumed}"

@@ -1,0 +1,67 @@
+"""The queue between a rotation's workers and the code that iterates over its outcomes."""
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from postpress_async.rotation._outcome import Outcome
+
+
+class OutcomeQueue:
+    """
+    A FIFO queue that can end, and that drops everything once its reader has left.
+
+    Unlike an `asyncio.Queue`, it accepts more than *size* outcomes: a producer first puts its outcome and
+    then waits for room, so that no outcome is lost if the producer is cancelled.
+
+    Args:
+        size: Outcomes from which on the queue is full.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size: Final = size
+        self._outcomes: Final[deque[Outcome]] = deque()
+        self._changed: Final = asyncio.Event()  # set by each put, and by the end
+        self._has_room: Final = asyncio.Event()
+        self._ended = False
+        self._abandoned = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether producers should wait."""
+        return len(self._outcomes) >= self._size
+
+    def put(self, outcome: Outcome) -> None:
+        """Append *outcome*, also if the queue is full; drop it if the reader has left."""
+        if not self._abandoned:
+            self._outcomes.append(outcome)
+            self._changed.set()
+
+    async def wait_for_room(self) -> None:
+        """Return once the queue is not full, or the reader has left."""
+        while self.is_full:
+            self._has_room.clear()
+            await self._has_room.wait()
+
+    async def get(self) -> Outcome | None:
+        """Remove and return the first outcome, waiting for it if necessary; None after the end."""
+        while not self._outcomes:
+            if self._ended:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        outcome = self._outcomes.popleft()
+        if not self.is_full:
+            self._has_room.set()
+        return outcome
+
+    def end(self) -> None:
+        """No more outcomes will be put."""
+        self._ended = True
+        self._changed.set()
+
+    def abandon(self) -> None:
+        """The reader has left: drop all outcomes, now and from now on."""
+        self._abandoned = True
+        self._outcomes.clear()
+        self._has_room.set()

@@ -1,0 +1,133 @@
+"""The rows that a run still has to process: the input without the rows that the journal has as done."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from attrs import define
+
+from postpress_async.errors import Applied, JournalError
+from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.rotation.journal import Journal
+
+InputRows: TypeAlias = (
+    Iterator[Row | Refusal] | AsyncIterator[Row | Refusal] | Callable[[bytes], Iterator[Row | Refusal]]
+)
+"""
+The rows of the input; or a function that returns them without those that are done.
+
+Its argument has one byte for each ordinal, which is not 0 if the row is done; rows beyond its end are not
+done.
+"""
+
+T = TypeVar("T")
+
+
+@define
+class PendingRow:
+    """
+    A row to process.
+
+    Attributes:
+        row: The row, or why it is refused.
+        maybe_sent: Whether this or an earlier run may have sent it, so that the change may be applied.
+        recorded: Whether the journal has an outcome for it that stays true as long as it is not sent again.
+        generation: Idempotency keys that it has used up.
+        leave_in_doubt: Whether it is not sent: it is in doubt, and the operator wants to decide.
+    """
+
+    row: Row | Refusal
+    maybe_sent: bool = False
+    recorded: bool = False
+    generation: int = 0
+    leave_in_doubt: bool = False
+
+    @property
+    def is_sendable(self) -> bool:
+        """Whether a request is to be sent for it."""
+        return not self.leave_in_doubt and not isinstance(self.row, Refusal)
+
+    def unsent_outcome(self) -> Outcome:
+        """Its outcome if the run ends before it is sent."""
+        row = self.row
+        state, applied = (State.UNKNOWN, Applied.UNKNOWN) if self.maybe_sent else (State.SKIPPED, Applied.NO)
+        return Outcome(row.ordinal, row.line, row.account_id or "", state, applied=applied)
+
+
+class PendingRows:
+    """
+    Reads the input and leaves out the rows that are done.
+
+    Attributes:
+        changes: Compares the rows with those of earlier runs; None without a journal, or if the input is
+            known to be the same.
+    """
+
+    def __init__(self, source: InputRows, journal: Journal | None) -> None:
+        self._lock: Final = asyncio.Lock()  # an asynchronous generator runs one anext() at a time
+        self._journal: Final = journal
+        # If the input is known to be the same, done rows need not be read one by one.
+        skips_done = callable(source) and journal is not None and journal.same_input
+        self.changes: Final = journal.changes() if journal is not None and journal.by_row else None
+        if callable(source):
+            source = source(journal.done() if skips_done and journal is not None else b"")
+        self._rows: Final = source if isinstance(source, Iterator) else None
+        self._async_rows: Final = None if isinstance(source, Iterator) else source
+        self._entries: Final = _OrdinalLookup(() if journal is None else journal.entries(but_done=skips_done))
+        self._generations: Final = _OrdinalLookup(() if journal is None else journal.generations())
+
+    async def next(self) -> PendingRow | None:
+        """
+        Return the next row; None after the last.
+
+        Raises:
+            JournalError: The journal has another account at this position, or another change for it.
+        """
+        while (row := await self._read()) is not None:
+            pending = self._resume(row)
+            if self.changes is not None:
+                self.changes.check(row)
+            if pending is not None:
+                return pending
+        return None
+
+    async def _read(self) -> Row | Refusal | None:
+        if self._async_rows is None:
+            return None if self._rows is None else next(self._rows, None)
+        async with self._lock:
+            return await anext(self._async_rows, None)
+
+    def _resume(self, row: Row | Refusal) -> PendingRow | None:
+        journal = self._journal
+        if journal is None or not journal.resumed:
+            return PendingRow(row)
+        generation = self._generations.at(row.ordinal) or 0
+        if (entry := self._entries.at(row.ordinal)) is None:
+            # A run that died may have sent rows up to `doubtful` without recording them.
+            in_doubt = row.ordinal < journal.doubtful
+            leave_in_doubt = in_doubt and journal.leaves_doubts
+            return PendingRow(row, in_doubt, generation=generation, leave_in_doubt=leave_in_doubt)
+        account_id, state, sent, done = entry
+        if account_id != (row.account_id or ""):
+            raise JournalError(
+                f"the journal has {account_id} at position {row.ordinal + 1}, but the input has "
+                f"{row.account_id}: restore the original input, or use another journal"
+            )
+        if done:
+            return None
+        in_doubt = state is not State.SKIPPED
+        return PendingRow(row, in_doubt, recorded=in_doubt or sent, generation=generation)
+
+
+class _OrdinalLookup(Generic[T]):
+    """Finds values by ordinal in a stream sorted by ordinal; the ordinals asked for must ascend as well."""
+
+    def __init__(self, values: Iterable[tuple[int, T]]) -> None:
+        self._values = iter(values)
+        self._next = next(self._values, None)
+
+    def at(self, ordinal: int) -> T | None:
+        while self._next is not None and self._next[0] < ordinal:
+            self._next = next(self._values, None)
+        return None if self._next is None or self._next[0] != ordinal else self._next[1]

@@ -1,0 +1,38 @@
+"""The idempotency keys of one row."""
+
+from postpress_async.rotation._outcome_sink import OutcomeSink
+from postpress_async.rotation._pending_rows import PendingRow
+
+
+class RowKeys:
+    """
+    The idempotency keys of one row, derived from the run, the row's ordinal and a generation.
+
+    A resumed run therefore uses the same keys for requests that were in flight, and the API does not execute
+    them twice. A new generation is stored on disk before its key is used. Otherwise a resumed run would reuse
+    an older key: a managed change could be executed twice, and a custom one could get an old stored error.
+
+    Attributes:
+        in_doubt: See `Keys`.
+    """
+
+    __slots__ = ("_generation", "_journal", "_ordinal", "_run", "in_doubt")
+
+    def __init__(self, run: str, pending: PendingRow, journal: OutcomeSink | None) -> None:
+        self.in_doubt: bool = pending.maybe_sent
+        self._run = run
+        self._ordinal = pending.row.ordinal
+        self._journal = journal
+        self._generation = pending.generation
+
+    @property
+    def current(self) -> str:
+        """See `Keys.current`."""
+        return f"{self._run}-{self._ordinal:x}-{self._generation:x}"
+
+    async def renew(self) -> None:
+        """See `Keys.renew`."""
+        self._generation += 1
+        self.in_doubt = False
+        if self._journal is not None:
+            await self._journal.keep_generation(self._ordinal, self._generation)

@@ -1,0 +1,120 @@
+"""
+The input of a rotation: a row per account, or a refusal that says what is wrong with it.
+
+Rows come from a `Fleet` or, here, from any iterable. An invalid row is a value and not an exception, so that
+it does not stop the others.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from typing import Self, TypeAlias
+
+from attrs import frozen
+
+from postpress_async._fields import check_account_id
+from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
+
+Change: TypeAlias = tuple[str, ProxyChange | None] | str
+"""An account and its change, which may be None or left out if the rotation has a pool."""
+
+
+@frozen(slots=False)  # for speed, like `Outcome`
+class Row:
+    """
+    One account and its change, both valid.
+
+    Attributes:
+        ordinal: Position in the input, from 0. Refused and blank rows are counted, so correcting one does not
+            move the others.
+        line: Line of the file on which the row begins, from 1; None if the input is not a file.
+        account_id: The account.
+        change: The change; None if the rotation's pool provides the proxy.
+    """
+
+    ordinal: int
+    line: int | None
+    account_id: str
+    change: ProxyChange | None
+
+
+@frozen
+class Refusal:
+    """
+    An invalid row, which is not sent. Apart from a valid account id, it contains no text of the row.
+
+    Attributes:
+        ordinal: See `Row`.
+        line: See `Row`.
+        column: The invalid column; None if the fault is not in a single column.
+        account_id: The account; None if the row has no valid one.
+        reason: What is wrong, in a few words, such as ``port out of range``.
+        advice: How to correct it.
+        first_line: For a duplicate account, the line of its first row; otherwise None.
+    """
+
+    ordinal: int
+    line: int | None
+    column: str | None
+    account_id: str | None
+    reason: str
+    advice: str
+    first_line: int | None = None
+
+    @classmethod
+    def of(cls, error: FieldError, ordinal: int, line: int | None, account_id: str | None = None) -> Self:
+        """Create the refusal of a row whose field is invalid."""
+        return cls(ordinal, line, error.field, account_id, error.reason, error.advice)
+
+    def __str__(self) -> str:
+        # From 0, which is the index in the caller's list.
+        position = f"changes[{self.ordinal}]" if self.line is None else f"line {self.line}"
+        column = "" if self.column is None else f", {self.column}"
+        first = "" if self.first_line is None else f" on line {self.first_line}"
+        return f"{position}{column}: {self.reason}{first}: {self.advice}"
+
+
+def uses_pool(rows: Iterable[Row | Refusal]) -> bool:
+    """Whether any of *rows* needs a proxy from the pool; also True if none of them is valid."""
+    any_valid = False
+    for row in rows:
+        if isinstance(row, Row):
+            if row.change is None:
+                return True
+            any_valid = True
+    return not any_valid
+
+
+def rows_of(changes: Iterable[Change], *, pooled: bool = False) -> Iterator[Row | Refusal]:
+    """
+    Yield a row or a refusal for each pair of account id and change.
+
+    *changes* is read lazily, and its errors pass through. An account that occurs twice gives two rows. If
+    *pooled*, an account id alone, or one paired with None, gets its proxy from the pool.
+    """
+    for ordinal, pair in enumerate(changes):
+        yield _row_of(ordinal, pair, pooled)
+
+
+async def arows_of(changes: AsyncIterable[Change], *, pooled: bool = False) -> AsyncIterator[Row | Refusal]:
+    """`rows_of` for an asynchronous iterable."""
+    ordinal = 0
+    async for pair in changes:
+        yield _row_of(ordinal, pair, pooled)
+        ordinal += 1
+
+
+def _row_of(ordinal: int, pair: object, pooled: bool) -> Row | Refusal:
+    if pooled and isinstance(pair, str):
+        pair = pair, None
+    # Unpacking alone would accept a text of two characters, such as "US".
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        advice = f"give (account_id, change), not {type(pair).__name__}"
+        return Refusal(ordinal, None, None, None, "row not a pair", advice)
+    account_id, change = pair
+    try:
+        check_account_id(account_id)
+    except FieldError as error:
+        return Refusal.of(error, ordinal, None)
+    if not isinstance(change, (CustomProxy, ManagedProxy)) and not (pooled and change is None):
+        advice = f"it is a CustomProxy or a ManagedProxy, not {type(change).__name__}"
+        return Refusal(ordinal, None, "change", account_id, "change not a proxy", advice)
+    return Row(ordinal, None, account_id, change)

@@ -1,0 +1,95 @@
+"""
+The accounts that were not patched, compressed to be embedded in the page.
+
+They are stored by column in blocks of a few thousand rows, because similar values compress better together.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any, Final
+
+from attrs import frozen
+
+from postpress_async.rotation._outcome import Outcome
+
+COLUMNS: Final = (
+    "line",
+    "account_id",
+    "state",
+    "error",
+    "attempts",
+    "seconds",
+    "instance",
+    "proxy",
+    "status",
+    "settled",
+)
+"""In the order of the page."""
+BUDGET: Final = 4_550_000
+"""Maximum size of the packed listing in bytes; keeps the page below 5 MB."""
+_BLOCK: Final = 4_000
+_LONGEST: Final = 300  # characters of a cell; the journal may not be trustworthy
+
+
+@frozen
+class Listing:
+    """
+    A table of accounts.
+
+    Attributes:
+        packed: A JSON list of blocks, each with a list per column of `COLUMNS`; gzipped and base64-encoded.
+        rows: Number of accounts.
+        first: The first accounts, which are shown without scripts.
+        complete: Whether all accounts fitted in.
+    """
+
+    packed: str
+    rows: int
+    first: tuple[tuple[Any, ...], ...]
+    complete: bool
+
+
+def pack(outcomes: Iterable[Outcome], *, shown: int, budget: int = BUDGET) -> Listing:
+    """Pack as many *outcomes* as fit into *budget* bytes, and keep the first *shown* of them."""
+    remaining = iter(outcomes)
+    # 31 means a gzip header, for browsers. Z_FILTERED makes the result 5% smaller, as most of the content
+    # are random ids without repetitions.
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31, strategy=zlib.Z_FILTERED)
+    parts = [compressor.compress(b"[")]
+    first: list[tuple[Any, ...]] = []
+    size, rows, complete = len(parts[0]), 0, True
+    while block := [_row(outcome) for outcome in islice(remaining, _BLOCK)]:
+        text = ("," if rows else "") + json.dumps(list(zip(*block, strict=True)), separators=(",", ":"))
+        trial = compressor.copy()
+        part = trial.compress(text.encode("ascii")) + trial.flush(zlib.Z_SYNC_FLUSH)
+        # Base64 makes four bytes of three; 64 bytes are reserved for the end.
+        if (size + len(part) + 64) * 4 > budget * 3:
+            complete = False
+            break
+        compressor, size, rows = trial, size + len(part), rows + len(block)
+        parts.append(part)
+        first += block[: shown - len(first)]
+    parts.append(compressor.compress(b"]") + compressor.flush())
+    return Listing(base64.b64encode(b"".join(parts)).decode("ascii"), rows, tuple(first), complete)
+
+
+def _row(outcome: Outcome) -> tuple[Any, ...]:
+    return (
+        outcome.line,
+        _cut(outcome.account_id),
+        outcome.state.value,
+        _cut(outcome.error_type),
+        outcome.attempts,
+        round(outcome.elapsed, 2),
+        _cut(outcome.instance),
+        _cut(outcome.proxy),
+        outcome.status,
+        round(outcome.settled_at, 1),
+    )
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
