@@ -162,8 +162,8 @@ class ClusterRotation(AttendedRotation):
         if taken.left:
             await self._tell(Outcome.left_in_doubt(row.ordinal, row.line, row.account_id))
             return
-        if self._reach is not None and row.ordinal >= self._reach.near:
-            await self._reach.extend(row.ordinal)
+        if self._watermark is not None and row.ordinal >= self._watermark.safe_below:
+            await self._watermark.advance(row.ordinal)
         pooled = None
         if row.change is None and self._pool is not None:
             pooled = self._pool.give(row.account_id)

@@ -11,7 +11,7 @@ from postpress_async.rotation._account_task import Proxies, Settler
 from postpress_async.rotation._engine import Rotation
 from postpress_async.rotation._outcome import Outcome
 from postpress_async.rotation._pending_rows import OpenRow
-from postpress_async.rotation.journal._row_hashes import Changes
+from postpress_async.rotation.journal._row_hashes import RowHashes
 from postpress_async.rotation.pool import PooledProxy
 from postpress_async.session import PostPressSession
 
@@ -155,7 +155,7 @@ class _Rows:
         self._rows: Final = iter(rows)
         self.last_taken: Final = asyncio.Event()
         self.at_hand: bool = True
-        self.changes: Changes | None = None  # the coordinator has compared them
+        self.changes: RowHashes | None = None  # the coordinator has compared them
 
     def left(self) -> list[int]:
         """The ordinals of those that nobody took; from now on nobody does."""

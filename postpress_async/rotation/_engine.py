@@ -28,7 +28,8 @@ from postpress_async.rotation._outcome_sink import Notes
 from postpress_async.rotation._pending_rows import OpenRow, OpenRows, RowKeys, Source
 from postpress_async.rotation._row_source import Intake
 from postpress_async.rotation._rows import Refusal
-from postpress_async.rotation.journal import Journal, Reach
+from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.rotation.pool import PooledProxy, ProxyPool
 
 _log = logging.getLogger("postpress_async.rotation")
@@ -83,7 +84,7 @@ class Rotation:
         self._outlet = Outlet(in_flight)
         self._group: Final = asyncio.TaskGroup()
         self._journal: Notes | None = None
-        self._reach: Reach | None = None
+        self._watermark: SendWatermark | None = None
         self._completed_at: float | None = None
         self._run = ""
         self._workers = 0
@@ -164,7 +165,7 @@ class Rotation:
         self._intake.rows = OpenRows(self._source, journal)
 
     def _take_up(self, journal: Journal) -> None:
-        self._run, self._reach = journal.run, journal.reach
+        self._run, self._watermark = journal.run, journal.watermark
         self._leaves_doubts = journal.leaves_doubts
         self._completed_at = None if journal.completed is None else journal.completed.at
         done = journal.done_counts()
@@ -250,8 +251,8 @@ class Rotation:
                 elif taken.left:
                     outcome = Outcome.left_in_doubt(row.ordinal, row.line, row.account_id)
                 else:
-                    if self._reach is not None and row.ordinal >= self._reach.near:
-                        await self._reach.extend(row.ordinal)
+                    if self._watermark is not None and row.ordinal >= self._watermark.safe_below:
+                        await self._watermark.advance(row.ordinal)
                     if self._intake.rows.changes is not None:
                         await self._intake.rows.changes.on_disk()
                     outcome = await self._settler.settle(row, RowKeys(self._run, taken, self._journal))

@@ -25,7 +25,7 @@ from postpress_async.rotation.fleet import Fleet
 from postpress_async.rotation.fleet._frame import Frame, is_frame
 from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
 from postpress_async.rotation.journal._input_check import NO_POOL
-from postpress_async.rotation.journal._preflight import rows_known_to
+from postpress_async.rotation.journal._preflight import known_row_count
 from postpress_async.rotation.pool import ProxyPool
 
 Changes: TypeAlias = (
@@ -138,7 +138,7 @@ class Given:
         journal = Journal.open(path, total=total, **options)
         try:
             if self.again is not None and journal.by_row:
-                await journal.changes().check_all(self.again())
+                await journal.row_hashes().check_all(self.again())
         except BaseException:
             await journal.aclose()
             raise
@@ -163,7 +163,7 @@ class _Pairs:
 
 def _survey(fleet: Fleet, path: str | os.PathLike[str]) -> None:
     """Read all rows of *fleet* for their digest, if the journal will ask for it."""
-    if not fleet.is_surveyed and rows_known_to(path, fleet.digest) is None:
+    if not fleet.is_surveyed and known_row_count(path, fleet.digest) is None:
         fleet.survey()
 
 

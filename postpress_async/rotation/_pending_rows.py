@@ -11,7 +11,7 @@ from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._outcome_sink import Notes
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.journal._row_hashes import Changes
+from postpress_async.rotation.journal._row_hashes import RowHashes
 
 Rows: TypeAlias = Iterator[Row | Refusal] | AsyncIterator[Row | Refusal]
 
@@ -75,7 +75,7 @@ class Takes(Protocol):
         ...
 
     @property
-    def changes(self) -> Changes | None:
+    def changes(self) -> RowHashes | None:
         """What compares the rows with those of earlier runs; None if that is done, or there is no journal."""
         ...
 
@@ -95,11 +95,11 @@ class OpenRows:
         self._lock = asyncio.Lock()  # an asynchronous generator cannot be asked twice at once
         self._resumed: Final = journal is not None and journal.resumed
         self._journal: Final = journal
-        self._doubtful: Final = 0.0 if journal is None else journal.doubtful
+        self._doubtful: Final = 0.0 if journal is None else journal.in_doubt_below
         self._leaves_doubts: Final = journal is not None and journal.leaves_doubts
         # Where it is known to be the same input, what is done need not be read row by row.
         skips = callable(source) and journal is not None and journal.same_input
-        self.changes: Final = journal.changes() if journal is not None and journal.by_row else None
+        self.changes: Final = journal.row_hashes() if journal is not None and journal.by_row else None
         if callable(source):
             source = source(journal.done() if skips and journal is not None else b"")
         self._at_hand: Final[Iterator[Row | Refusal]] = source if isinstance(source, Iterator) else iter(())

@@ -12,7 +12,7 @@ from postpress_async._version import __version__
 from postpress_async.errors import BY_CODE, BY_TYPE, PostPressError, RotationError, Scope
 from postpress_async.rotation._outcome import NO_PROXY_LEFT, Outcome, State
 from postpress_async.rotation.journal._advice import advice
-from postpress_async.rotation.journal._statistics import ErrorCount, Numbers, Stage, stage_of
+from postpress_async.rotation.journal._statistics import ErrorCount, Stage, Statistics, stage_of
 from postpress_async.rotation.journal._times import duration
 from postpress_async.rotation.journal.reading import JournalView
 from postpress_async.rotation.report._findings import Findings, find
@@ -98,11 +98,11 @@ def _not_patched(view: JournalView) -> Iterator[Outcome]:
             yield outcome
 
 
-def _told(numbers: Numbers) -> str:
+def _told(numbers: Statistics) -> str:
     return f"{_TOLD[numbers.stage]}: {numbers.halted[:500]}." if numbers.halted else _TOLD[numbers.stage]
 
 
-def _mood(numbers: Numbers) -> str:
+def _mood(numbers: Statistics) -> str:
     """The colour of the first line."""
     if numbers.stage is Stage.HALTED or numbers.states[State.FAILED] > numbers.states[State.PATCHED]:
         return "failed"
@@ -111,7 +111,7 @@ def _mood(numbers: Numbers) -> str:
     return "unknown"
 
 
-def _shares(numbers: Numbers) -> list[tuple[str, int, float, float]]:
+def _shares(numbers: Statistics) -> list[tuple[str, int, float, float]]:
     """Of each state, and of what the journal has no word of: name, accounts, begin and width in percent."""
     parts = [(state.value, numbers.states[state]) for state in State]
     parts.append(("not settled", numbers.accounts - numbers.states.total()))
