@@ -167,7 +167,7 @@ class Rotation:
     def _take_up(self, journal: Journal) -> None:
         self._run, self._watermark = journal.run, journal.watermark
         self._leaves_doubts = journal.leaves_doubts
-        self._completed_at = None if journal.completed is None else journal.completed.at
+        self._completed_at = journal.completed_at
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()

@@ -151,12 +151,15 @@ class FleetFile:
 
     def _decoded(self, lines: list[bytes], before: int) -> list[str]:
         """*lines* as text; *before* is the number of lines before them."""
+        texts: list[str] = []
         try:
-            return [line.decode() for line in lines]
+            texts.extend(line.decode() for line in lines)
         except UnicodeDecodeError:
-            bad = before + 1 + next(index for index, line in enumerate(lines) if not _is_utf8(line))
+            pass
+        else:
+            return texts
         # Outside of the except block: otherwise the error that holds the line would be chained.
-        raise self.error_in(bad, "is not UTF-8: save the file as UTF-8")
+        raise self.error_in(before + len(texts) + 1, "is not UTF-8: save the file as UTF-8")
 
     def _utf8(self, file: io.RawIOBase) -> Iterator[bytes]:
         """Yield the blocks of *file* in UTF-8 without a byte-order mark. UTF-16 with one is converted."""
@@ -337,14 +340,6 @@ def _stdin() -> IO[bytes]:
 
 def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or "the path has an invalid character"
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _printable(text: str) -> str:

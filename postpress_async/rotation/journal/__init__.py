@@ -24,7 +24,7 @@ from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint, refuse_lost_log
 from postpress_async.rotation.journal._file import lock, open_file
-from postpress_async.rotation.journal._input_check import Completion, InputCheck, check
+from postpress_async.rotation.journal._input_check import InputCheck, check
 from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._recovery import (
     BEFORE_THE_RUN,
@@ -95,7 +95,7 @@ class Journal:
         run: The rotation's name, the same in every run on this journal.
         resumed: Whether an earlier run created the journal.
         same_input: Whether the journal has recorded the rows of this input.
-        completed: Since when nothing is left to send; None if accounts are left.
+        completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
         by_row: Whether rows are to be compared one by one with those of earlier runs.
         in_doubt_below: The ordinal below which rows without an outcome may have been sent.
         watermark: How far this run may send.
@@ -119,7 +119,7 @@ class Journal:
         self.path: Final = path
         self.resumed: Final = resumed
         self.same_input: Final = comparison.same_input
-        self.completed: Final[Completion | None] = comparison.completed
+        self.completed_at: Final = comparison.completed_at
         self.by_row: Final = by_row and not comparison.same_input
         self.in_doubt_below: Final = in_doubt_below
         self.leaves_doubts: Final = on_unknown == "report"

@@ -22,7 +22,7 @@ def open_file(path: Path) -> JournalFile:
 
 
 def open_existing(path: Path) -> JournalFile | None:
-    """`open_file` without creating a file: None if there is none and one could be created."""
+    """`open_file` without creating a file: None if the file does not exist, but could be created."""
     _check_folder(path)
     if os.path.lexists(path):
         return _open(path, 0)

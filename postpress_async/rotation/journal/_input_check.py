@@ -11,26 +11,11 @@ from attrs import frozen
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
+from postpress_async.rotation.journal._recovery import REFUSED
 from postpress_async.rotation.journal._schema import read_run
 
 NO_POOL: Final = b""
 """The digest of no pool."""
-
-_REFUSED: Final = "(state = 'skipped' AND attempts = 0 AND scope IS 'request' AND status IS NULL)"
-
-
-@frozen
-class Completion:
-    """
-    The state of a rotation with nothing left to send.
-
-    Attributes:
-        at: Unix time of the last outcome.
-        unknown: Number of accounts with an unknown outcome that this run does not send.
-    """
-
-    at: float
-    unknown: int = 0
 
 
 @frozen
@@ -40,12 +25,12 @@ class InputCheck:
 
     Attributes:
         same_input: Whether the journal has recorded the rows of this input.
-        completed: None if accounts are left to send.
+        completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
         entries: Names and values to write into the table ``run``.
     """
 
     same_input: bool
-    completed: Completion | None
+    completed_at: float | None
     entries: Mapping[str, Any]
 
 
@@ -67,12 +52,7 @@ def check(
     Args:
         path: The journal, for messages.
         connection: Its database.
-        digest: As `Journal.open` has it, and so are *target*, *rows*, *by_row* and *total*.
-        target: Where requests are sent.
-        rows: The input, if it can be read again.
-        by_row: Whether the run compares its rows one by one.
-        pool: The pool's digest; None to compare none.
-        total: Number of rows in the input.
+        digest: This and *target*, *rows*, *by_row*, *pool* and *total* are arguments of `Journal.open`.
         done: SQL condition for the accounts that the run leaves as they are.
 
     Raises:
@@ -85,7 +65,11 @@ def check(
             "accounts that were settled there would be left out here"
         )
     _check_rows(path, connection, run, digest, rows, by_row=by_row)
-    completed = _completion(connection, done, run.get("total") if total is None else total)
+    counts = "count(*), max(settled_at), total(state = 'unknown')"
+    sql = f"SELECT {counts} FROM outcomes WHERE {done} OR {REFUSED}"  # noqa: S608
+    [(count, last, unknown)] = connection.execute(sql)
+    total = run.get("total") if total is None else total
+    is_complete = isinstance(total, int) and 0 < total <= count
     salt = run.get("salt") or secrets.token_bytes(16)
     entries: dict[str, Any] = {} if target is None else {"target": target}
     if digest is not None and "input" not in run:
@@ -96,14 +80,13 @@ def check(
                 entries["total"] = recorded
     if pool is not None:
         entries |= {"salt": salt, "pool": pool and _stretch(pool, salt)}
-        # An account in doubt must be looked at first.
-        is_complete = completed is not None and not completed.unknown
-        if is_complete and run.get("pool", entries["pool"]) != entries["pool"]:
+        # Accounts in doubt are left to the operator, who may need another pool for them.
+        if is_complete and not unknown and run.get("pool", entries["pool"]) != entries["pool"]:
             raise JournalError(
                 f"{path} is of a rotation that is complete, and that had another pool (or --country). "
                 "Nothing was sent. To rotate these accounts again, name another journal"
             )
-    return InputCheck("input" in run and digest is not None, completed, entries)
+    return InputCheck("input" in run and digest is not None, float(last) if is_complete else None, entries)
 
 
 def is_input(run: Mapping[str, Any], digest: bytes) -> bool:
@@ -158,15 +141,6 @@ def _differences(connection: sqlite3.Connection, run: Mapping[str, Any], rows: K
         noun, comparison = "row" if number == 1 else "rows", "more" if total > recorded else "fewer"
         facts.append(f"{number:,} {noun} {comparison}")
     return facts or ["a row has another change, or another account that no run has come to"]
-
-
-def _completion(connection: sqlite3.Connection, done: str, total: object) -> Completion | None:
-    counts = "count(*), max(settled_at), total(state = 'unknown')"
-    sql = f"SELECT {counts} FROM outcomes WHERE {done} OR {_REFUSED}"  # noqa: S608
-    [(count, last, unknown)] = connection.execute(sql)
-    if not isinstance(total, int) or not 0 < total <= count:
-        return None
-    return Completion(float(last), int(unknown))
 
 
 def _stretch(digest: bytes, salt: bytes) -> bytes:

@@ -16,11 +16,10 @@ FIRST_WATERMARK: Final = 64
 
 SET_WATERMARK: Final = "INSERT OR REPLACE INTO run VALUES ('reached', ?)"
 
-# A row that was refused is not sent. A request that the API refused has the status of its response.
-_MAY_BE_SENT: Final = (
-    "state = 'skipped' AND NOT (attempts = 0 AND scope IS 'request' AND status IS NULL) "
-    "AND ordinal >= ? AND ordinal < ?"
-)
+REFUSED: Final = "(state = 'skipped' AND attempts = 0 AND scope IS 'request' AND status IS NULL)"
+"""SQL condition for rows that were refused. A request that the API refused has the status of its response."""
+
+_MAY_BE_SENT: Final = f"state = 'skipped' AND NOT {REFUSED} AND ordinal >= ? AND ordinal < ?"
 COVER: Final = (
     f"INSERT OR IGNORE INTO covered SELECT ordinal FROM outcomes WHERE {_MAY_BE_SENT}",  # noqa: S608
     f"UPDATE outcomes SET state = 'unknown', applied = 'unknown' WHERE {_MAY_BE_SENT}",  # noqa: S608

@@ -61,7 +61,7 @@ class RowHashes:
 
     def check(self, row: Row | Refusal) -> None:
         """
-        Compare *row* with its hash in the journal, or have its hash written if there is none.
+        Compare *row* with its hash in the journal, or have its hash written if it is new.
 
         Raises:
             JournalError: The row has another account or another change.
