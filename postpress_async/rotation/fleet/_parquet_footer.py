@@ -109,7 +109,8 @@ class _Thrift:
                 return [self._value(header & 15) for _ in range(count)]
             case 12:
                 return self.struct()
-        raise ValueError("a type that Parquet does not use")
+            case _:
+                raise ValueError("a type that Parquet does not use")
 
     def _integer(self) -> int:
         number = self._varint()
