@@ -21,7 +21,7 @@ from postpress_async.rotation._input import Changes
 from postpress_async.rotation.fleet import Survey
 from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
 from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED, PARTS
-from postpress_async.rotation.journal._preflight import rows_known_to
+from postpress_async.rotation.journal._preflight import known_row_count
 from postpress_async.rotation.pool._proxy_list import RefusedLine
 from postpress_async.sandbox import own_accounts
 
@@ -111,7 +111,7 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
     with _open_fleet(options, default, pooled=pool is not None) as fleet:
         _check_columns(fleet.name, fleet.ignored_columns, COLUMNS)
         journal = options.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
-        known_rows = None if options.dry_run else rows_known_to(journal, fleet.digest)
+        known_rows = None if options.dry_run else known_row_count(journal, fleet.digest)
         if known_rows is not None:  # all rows were checked when the journal was created, and none has changed
             fleet.counted = known_rows
             yield Job(options, fleet, pool, journal, Survey(known_rows), is_checked=False)

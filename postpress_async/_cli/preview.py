@@ -16,25 +16,19 @@ from postpress_async._cli.output import counted
 from postpress_async._cli.secret_input import read_key
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.models import CustomProxy, ProxyChange
-from postpress_async.rotation import Fleet, Outcome, Row
+from postpress_async.rotation import Fleet, Row
 from postpress_async.rotation._rows import rows_of
 from postpress_async.rotation.journal._input_check import NO_POOL
-from postpress_async.rotation.journal._preflight import done_in, weigh
+from postpress_async.rotation.journal._preflight import count_done
 from postpress_async.rotation.pool import PooledProxy
 
 SHOWN: Final = 3
 """Number of requests to print."""
 
-SMALL: Final = 50_000
-"""Bytes of a journal that nobody minds; below, the tables weigh as much as the accounts."""
-
-WEIGHED: Final = 2_000
-"""Rows that are put into a journal in memory, to see what all of them weigh."""
-
 
 def preview(job: Job, events: EventStream) -> int:
     """
-    Print what *job* would do, how long it would take, and the size of its journal.
+    Print what *job* would do and how long it would take.
 
     The base URL, the journal, and the API key if there is one, are checked as in a real run.
 
@@ -51,7 +45,7 @@ def preview(job: Job, events: EventStream) -> int:
             read_api_key(read_key(options.api_key_file))
         base_url = read_base_url(options.base_url)
         url, target = str(base_url), target_of(base_url)
-    done = done_in(
+    done = count_done(
         job.journal,
         digest=job.changes.digest if isinstance(job.changes, Fleet) else None,
         target=target,
@@ -65,14 +59,8 @@ def preview(job: Job, events: EventStream) -> int:
     to_send = survey.rows - done
     if options.limit is not None:
         to_send = min(to_send, options.limit)
-    sample = [row for row in islice(_rows(job), WEIGHED) if isinstance(row, Row)]
-    given = [(row, _change(job, row)) for row in sample]
-    outcomes = [
-        Outcome.patched(row.ordinal, row.line, row.account_id, 1, 0.123456789, label)
-        for row, (_, label) in given
-    ]
-    weight = weigh(outcomes) * (job.total - done)
-    requests = [(f"{url}/accounts/{row.account_id}", _body(change)) for row, (change, _) in given[:SHOWN]]
+    first = islice((row for row in _rows(job) if isinstance(row, Row)), SHOWN)
+    requests = [(f"{url}/accounts/{row.account_id}", _body(_change(job, row))) for row in first]
     if options.json:
         events.dry_run(
             exit_code=exit_codes.ALL_PATCHED,
@@ -90,7 +78,6 @@ def preview(job: Job, events: EventStream) -> int:
             seconds=None if options.rate is None else to_send / options.rate,
             api_key=has_key,
             journal=job.journal,
-            journal_bytes=round(weight),
         )
         return exit_codes.ALL_PATCHED
     click.echo(f"{counted(survey.rows, 'account')}: {_kinds(job)}")
@@ -105,7 +92,6 @@ def preview(job: Job, events: EventStream) -> int:
         text = "(the pool is exhausted)" if body is None else json.dumps(body, ensure_ascii=True)
         click.echo(f"  PATCH {url} {text}")
     click.echo(_duration(to_send, options.rate))
-    click.echo(f"the journal {job.journal} would weigh {_bytes(weight)}{' more' if done else ''}")
     if not has_key and options.cluster is None:
         click.echo("there is no API key: a real run requires POSTPRESS_API_KEY or --api-key-file FILE")
     return exit_codes.ALL_PATCHED
@@ -126,12 +112,12 @@ def _rows(job: Job) -> Iterator[Any]:
     return rows_of(changes, pooled=job.pool is not None)
 
 
-def _change(job: Job, row: Row) -> tuple[ProxyChange | None, str | None]:
-    """The change of the account, and the label of its proxy if that comes from the pool."""
+def _change(job: Job, row: Row) -> ProxyChange | None:
+    """The change of the account; None if the pool is exhausted."""
     if row.change is not None or job.pool is None:
-        return row.change, None
+        return row.change
     pooled: PooledProxy | None = job.pool.give(row.account_id)
-    return (None, None) if pooled is None else (pooled.proxy, pooled.label)
+    return None if pooled is None else pooled.proxy
 
 
 def _body(change: ProxyChange | None) -> dict[str, Any] | None:
@@ -158,11 +144,3 @@ def _time(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-def _bytes(count: float) -> str:
-    if count < SMALL:
-        return f"less than {SMALL // 1000} KB"
-    if count < 1_000_000:
-        return f"some {count / 1000:.0f} KB"
-    return f"some {count / 1e6:.1f} MB" if count < 1e9 else f"some {count / 1e9:.1f} GB"

@@ -11,7 +11,7 @@ from postpress_async._cli.command import Command, Option
 from postpress_async._cli.output import counted, moment
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._advice import advice
-from postpress_async.rotation.journal._statistics import Numbers, Stage, count, stage_of
+from postpress_async.rotation.journal._statistics import Stage, Statistics, collect_statistics, stage_of
 from postpress_async.rotation.journal._times import duration, instant
 from postpress_async.rotation.journal.reading import JournalView
 
@@ -43,7 +43,7 @@ def status(journal: str, as_json: bool) -> None:
     with JournalView(journal) as view:
         stage = stage_of(view)
         with view.at_one_moment():
-            numbers = count(view, stage, time.time())
+            numbers = collect_statistics(view, stage, time.time())
     if as_json:
         click.echo(json.dumps(_as_dict(journal, numbers), indent=2))
         return
@@ -51,7 +51,7 @@ def status(journal: str, as_json: bool) -> None:
         click.echo(line)
 
 
-def _lines(journal: str, numbers: Numbers) -> Iterator[str]:
+def _lines(journal: str, numbers: Statistics) -> Iterator[str]:
     reason = f": {numbers.halted}" if numbers.halted else ""
     yield f"{journal}: {_DESCRIPTIONS[numbers.stage]}{reason}"
     yield f"  {_progress(numbers)}"
@@ -76,7 +76,7 @@ def _lines(journal: str, numbers: Numbers) -> Iterator[str]:
     yield f"next: {advice(journal, numbers)}"
 
 
-def _progress(numbers: Numbers) -> str:
+def _progress(numbers: Statistics) -> str:
     if numbers.total is None:
         return f"{numbers.settled:,} completed"
     share = numbers.settled / numbers.accounts if numbers.accounts else 1.0
@@ -84,11 +84,11 @@ def _progress(numbers: Numbers) -> str:
     return f"{numbers.settled:,} of {numbers.accounts:,} completed ({int(share * 1000) / 10:.1f}%)"
 
 
-def _counts(numbers: Numbers) -> list[str]:
+def _counts(numbers: Statistics) -> list[str]:
     return [f"{numbers.states[state]:,} {state}" for state in State if numbers.states[state]]
 
 
-def _pace(numbers: Numbers) -> Iterator[str]:
+def _pace(numbers: Statistics) -> Iterator[str]:
     if numbers.stage is not Stage.UNDER_WAY:
         if numbers.last is not None:
             yield f"the last account was completed at {moment(numbers.last)}"
@@ -101,7 +101,7 @@ def _pace(numbers: Numbers) -> Iterator[str]:
     yield f"{numbers.rate:,.1f} accounts per second in the last minute{time_left}"
 
 
-def _as_dict(journal: str, numbers: Numbers) -> dict[str, Any]:
+def _as_dict(journal: str, numbers: Statistics) -> dict[str, Any]:
     return {
         "journal": journal,
         "run": numbers.stage,

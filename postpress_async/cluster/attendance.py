@@ -165,9 +165,9 @@ class AttendedRotation(Rotation):
         return {"orders": dumps(orders), "key": self._key}
 
     async def _hand_over(self, hand: Hand, number: int) -> dict[str, Any]:
-        if self._changes is not None:
+        if self._row_hashes is not None:
             try:
-                await self._changes.on_disk()
+                await self._row_hashes.on_disk()
             except PostPressError as error:  # of the journal
                 self._abort(error)
         shard = hand.shards.get(number)

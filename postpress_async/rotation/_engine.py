@@ -31,8 +31,9 @@ from postpress_async.rotation._pending_rows import InputRows, PendingRow, Pendin
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.journal import Journal, Reach
-from postpress_async.rotation.journal._row_hashes import Changes
+from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.journal._row_hashes import RowHashes
+from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.rotation.pool import PooledProxy, ProxyPool
 
 _log = logging.getLogger("postpress_async.rotation")
@@ -97,8 +98,8 @@ class Rotation:
         self._outcomes = OutcomeQueue(in_flight)
         self._group: Final = asyncio.TaskGroup()
         self._journal: OutcomeSink | None = None
-        self._changes: Changes | None = None
-        self._reach: Reach | None = None
+        self._row_hashes: RowHashes | None = None
+        self._watermark: SendWatermark | None = None
         self._run = ""
         self._workers = 0
         self._backing_off = 0  # of the workers
@@ -194,13 +195,13 @@ class Rotation:
             self._journal = journal = await opened if isinstance(opened, Awaitable) else opened
             self._resume(journal)
         rows = PendingRows(self._input, journal)
-        self._changes = rows.changes
+        self._row_hashes = rows.hashes
         self._row_source.read = rows.next
 
     def _resume(self, journal: Journal) -> None:
-        self._run, self._reach = journal.run, journal.reach
+        self._run, self._watermark = journal.run, journal.watermark
         self._leaves_doubts = journal.leaves_doubts
-        self.completed_at = None if journal.completed is None else journal.completed.at
+        self.completed_at = journal.completed_at
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()
@@ -272,8 +273,8 @@ class Rotation:
                 if (pending := await self._next_row()) is None:
                     break
                 if (row := await self._prepare(pending)) is not None:
-                    if self._changes is not None:
-                        await self._changes.on_disk()
+                    if self._row_hashes is not None:
+                        await self._row_hashes.on_disk()
                     keys = RowKeys(self._run, pending, self._journal)
                     await self._complete(await self._runner.run(row, keys))
         except PostPressError as error:  # from the journal; errors of accounts are outcomes
@@ -306,8 +307,8 @@ class Rotation:
         elif pending.leave_in_doubt:
             outcome = pending.unsent_outcome()
         else:
-            if self._reach is not None and row.ordinal >= self._reach.near:
-                await self._reach.extend(row.ordinal)
+            if self._watermark is not None and row.ordinal >= self._watermark.safe_below:
+                await self._watermark.advance(row.ordinal)
             return row
         await self._complete(outcome)
         return None

@@ -25,7 +25,7 @@ from postpress_async.rotation.fleet import Fleet
 from postpress_async.rotation.fleet._frame import Frame, is_frame
 from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
 from postpress_async.rotation.journal._input_check import NO_POOL
-from postpress_async.rotation.journal._preflight import rows_known_to
+from postpress_async.rotation.journal._preflight import known_row_count
 from postpress_async.rotation.pool import ProxyPool
 
 Changes: TypeAlias = (
@@ -142,7 +142,7 @@ class RotationInput:
         journal = Journal.open(path, total=total, **options)
         try:
             if self.reread is not None and journal.by_row:
-                await journal.changes().check_all(self.reread())
+                await journal.row_hashes().check_all(self.reread())
         except BaseException:
             await journal.aclose()
             raise
@@ -167,7 +167,7 @@ class _Pairs:
 
 def _survey(fleet: Fleet, path: str | os.PathLike[str]) -> None:
     """Read all rows of *fleet* for their digest, if the journal needs it."""
-    if not fleet.is_surveyed and rows_known_to(path, fleet.digest) is None:
+    if not fleet.is_surveyed and known_row_count(path, fleet.digest) is None:
         fleet.survey()
 
 

@@ -60,7 +60,7 @@ class PendingRows:
     Reads the input and leaves out the rows that are done.
 
     Attributes:
-        changes: Compares the rows with those of earlier runs; None without a journal, or if the input is
+        hashes: Compares the rows with those of earlier runs; None without a journal, or if the input is
             known to be the same.
     """
 
@@ -69,7 +69,7 @@ class PendingRows:
         self._journal: Final = journal
         # If the input is known to be the same, done rows need not be read one by one.
         skips_done = callable(source) and journal is not None and journal.same_input
-        self.changes: Final = journal.changes() if journal is not None and journal.by_row else None
+        self.hashes: Final = journal.row_hashes() if journal is not None and journal.by_row else None
         if callable(source):
             source = source(journal.done() if skips_done and journal is not None else b"")
         self._rows: Final = source if isinstance(source, Iterator) else None
@@ -86,8 +86,8 @@ class PendingRows:
         """
         while (row := await self._read()) is not None:
             pending = self._resume(row)
-            if self.changes is not None:
-                self.changes.check(row)
+            if self.hashes is not None:
+                self.hashes.check(row)
             if pending is not None:
                 return pending
         return None
@@ -104,8 +104,8 @@ class PendingRows:
             return PendingRow(row)
         generation = self._generations.at(row.ordinal) or 0
         if (entry := self._entries.at(row.ordinal)) is None:
-            # A run that died may have sent rows up to `doubtful` without recording them.
-            in_doubt = row.ordinal < journal.doubtful
+            # A run that died may have sent rows up to `in_doubt_below` without recording them.
+            in_doubt = row.ordinal < journal.in_doubt_below
             leave_in_doubt = in_doubt and journal.leaves_doubts
             return PendingRow(row, in_doubt, generation=generation, leave_in_doubt=leave_in_doubt)
         account_id, state, sent, done = entry

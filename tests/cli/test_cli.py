@@ -179,7 +179,7 @@ def test_a_journal_of_another_input_is_refused(folder) -> None:
 
     assert done.returncode == 2
     [told] = done.stderr.splitlines()
-    assert "begun with another input" in told
+    assert "belongs to another input" in told
 
 
 def test_a_journal_in_use_is_refused(folder) -> None:

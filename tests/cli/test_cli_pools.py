@@ -171,7 +171,6 @@ def test_a_dry_run_for_programs_is_one_event(folder) -> None:
     proxy = {"host": "p000.example.net", "port": 8080, "username": "user0", "password": "***"}
     first = {"method": "PATCH", "url": "http://127.0.0.1:1/v1/accounts/acc_000000", "body": {"proxy": proxy}}
     assert told.pop("at") > 0
-    assert told.pop("journal_bytes") > 50_000
     assert [len(told["requests"]), told.pop("requests")[0]] == [3, first]
     assert told == {
         "event": "dry_run",

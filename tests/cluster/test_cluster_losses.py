@@ -21,7 +21,7 @@ import trustme
 from attrs import evolve
 
 from postpress_async.cluster import crew
-from postpress_async.rotation.journal._statistics import Numbers, count, stage_of
+from postpress_async.rotation.journal._statistics import Statistics, collect_statistics, stage_of
 from postpress_async.rotation.journal.reading import JournalView
 from postpress_async.sandbox import Sandbox
 from tests.support.cluster_world import World, sent_times, settled, until, write_fleet
@@ -48,10 +48,10 @@ def rows(journal: Path) -> list[Any]:
     return found
 
 
-def numbers(journal: Path) -> Numbers:
+def numbers(journal: Path) -> Statistics:
     """What the report is made of, but for its times."""
     with JournalView(journal) as view:
-        found = count(view, stage_of(view), 0.0)
+        found = collect_statistics(view, stage_of(view), 0.0)
     return evolve(found, began=None, first=None, last=None, rate=None)
 
 

@@ -205,7 +205,7 @@ def failed_is_patched(patch: pytest.MonkeyPatch) -> None:
 
 
 def patched_is_sent_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(journal.DONE, "retry", "state = 'failed'")
+    patch.setitem(journal._DONE, "retry", "state = 'failed'")
 
 
 def nobody_hears_of_the_end(patch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from postpress_async import CustomProxy, ManagedProxy, Pace, PostPressSession, ProxyPool, RetryPolicy, errors
 from postpress_async.rotation import Halt, Journal, Rotation, State
-from postpress_async.rotation.journal._watermark import LEAST
+from postpress_async.rotation.journal._recovery import FIRST_WATERMARK
 from postpress_async.sandbox import Fault, Sandbox
 from tests.conftest import KEY
 from tests.rotation.test_rotation_cancelled import cancel, settled
@@ -230,7 +230,7 @@ async def test_accounts_left_to_the_operator_use_up_neither_a_limit_nor_a_canary
     """They come first, and are many after a kill: a canary of them would never be over."""
     async with Sandbox() as sandbox:
         copy = await killed_in_flight(sandbox, journal)
-        changes = dict.fromkeys([*ACCOUNTS, *(f"more_{number}" for number in range(LEAST))], US)
+        changes = dict.fromkeys([*ACCOUNTS, *(f"more_{number}" for number in range(FIRST_WATERMARK))], US)
         async with sandbox.session() as session:
             halt = Halt(canary=2)
             rotation = session.rotate(changes, journal=copy, on_unknown="report", limit=3, halt=halt)

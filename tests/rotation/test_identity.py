@@ -106,7 +106,7 @@ def test_another_input_is_refused_by_what_is_another(folder, change, fact) -> No
     real, dry = run(*ROTATE), run(*ROTATE, "--dry-run")
 
     assert real.returncode == dry.returncode == 2
-    assert f"{JOURNAL} was begun with another input (" in real.stderr
+    assert f"{JOURNAL} belongs to another input (" in real.stderr
     assert fact in real.stderr
     assert real.stderr == dry.stderr
     assert "requests" not in real.stdout
@@ -139,7 +139,7 @@ def test_a_journal_that_knows_the_bytes_alone_goes_on_with_these(folder) -> None
     same = run(*ROTATE)
 
     assert (other.returncode, same.returncode) == (2, 0), same.stderr
-    assert "begun with another input" in other.stderr
+    assert "belongs to another input" in other.stderr
     assert states(folder / JOURNAL) == {"patched": COUNT}
 
 
@@ -428,7 +428,7 @@ async def test_a_mapping_is_compared_with_the_file_that_a_journal_was_begun_with
             async with session.rotate(fleet, journal=JOURNAL, limit=10) as rotation:
                 await rotation.run()
         for other in (changes(DE, COUNT), changes(US, COUNT + 1), iter(changes(US, COUNT).items())):
-            with pytest.raises(JournalError, match="was begun with"):
+            with pytest.raises(JournalError, match="belongs to"):
                 async with session.rotate(other, journal=JOURNAL):
                     pass
         async with session.rotate(changes(US, COUNT), journal=JOURNAL) as rotation:
@@ -441,12 +441,12 @@ async def test_a_row_that_was_taken_and_not_sent_has_no_hash_that_another_one_ge
     """Hashes in blocks, with a gap: each is that of its own ordinal."""
     given = list(rows_of(changes(US, 100).items()))
     journal = Journal.open(tmp_path / "j", by_row=True)
-    compare = journal.changes()
+    compare = journal.row_hashes()
     for row in (*given[:10], *given[11:20]):
         compare.check(row)
     await compare.on_disk()
-    await journal.changes().check_all(given)
-    again = journal.changes()
+    await journal.row_hashes().check_all(given)
+    again = journal.row_hashes()
     for row in given:
         again.check(row)
     put = again._put

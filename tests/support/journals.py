@@ -12,7 +12,7 @@ from postpress_async import Outcome
 from postpress_async.errors import Applied, Scope
 from postpress_async.rotation import State
 from postpress_async.rotation.journal import OUTCOME, row_of
-from postpress_async.rotation.journal._file import connect
+from postpress_async.rotation.journal._schema import connect
 
 NIGHT = 1_795_215_600.0
 """2026-11-20 23:00:00 UTC."""
@@ -51,7 +51,7 @@ def write(path: Path, outcomes: Iterable[Outcome], **told: object) -> Path:
     connection, _ = connect(path)
     with connection:
         connection.execute("PRAGMA synchronous = OFF")
-        connection.executemany(OUTCOME.told[1], map(row_of, outcomes))
+        connection.executemany(OUTCOME.sql[1], map(row_of, outcomes))
         connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", told.items())
     connection.close()
     path.chmod(0o600)

@@ -1,9 +1,9 @@
 """
-The file that names a rotation's accounts and what each is to get.
+The fleet: the accounts of a rotation, and the change for each.
 
-CSV, JSON Lines or Parquet, from a path or standard input; the answer of a SQL query; a frame in Python.
-Every row is checked as a model would be, and what is wrong is told by line, column and reason. All of
-them can be read any number of times, so that all rows are checked before a byte is sent.
+It is read from CSV, JSON Lines or Parquet, from an SQL query, or from a frame. Every row is checked as a
+model would be; a refusal has the line, the column and the reason. A fleet can be read several times, so that
+all rows are checked before a byte is sent.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import closing
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
+from typing import Final, Self, TypeAlias, TypeVar
 
 from attrs import Factory, define
 
@@ -25,64 +25,28 @@ from postpress_async.rotation.fleet._file import PARQUET, FleetFile
 from postpress_async.rotation.fleet._frame import Frame, FrameTable
 from postpress_async.rotation.fleet._jsonl import JsonLines
 from postpress_async.rotation.fleet._parquet import ParquetTable
+from postpress_async.rotation.fleet._query import QueryTable
 from postpress_async.rotation.fleet._row import RowReader
-from postpress_async.rotation.fleet._sql import QueryTable
 
-if TYPE_CHECKING:
-    import hashlib
-
-_TABLES: Final = (".csv", ".tsv")
+_DELIMITED: Final = (".csv", ".tsv")
 _PARQUETS: Final = (".parquet", ".pq")
 _JSON_LINES: Final = (".jsonl", ".ndjson", ".json-lines", ".jsonlines")
 
-
+_Source: TypeAlias = FleetFile | QueryTable | FrameTable
+_Table: TypeAlias = CsvTable | JsonLines | ParquetTable | QueryTable | FrameTable
 F = TypeVar("F", bound="Fleet")
-
-
-class Table(Protocol):
-    """Rows in some format, read by a `RowReader` as often as they are asked for."""
-
-    @property
-    def ignored_columns(self) -> tuple[str, ...]:
-        """Names of columns that are none of ours."""
-        ...
-
-    def rows(self, reader: RowReader, /) -> Generator[Row | Refusal, None, None]:
-        """Each row, or why it is refused."""
-        ...
-
-
-class Origin(Protocol):
-    """What a table is made from: a file, or a table that has no other."""
-
-    @property
-    def name(self) -> str:
-        """Of a file, without its folder; or what stands for it."""
-        ...
-
-    def error(self, fact: str, /) -> FleetError:
-        """The error that says *fact* of it."""
-        ...
-
-    def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
-        """The hash over its content, ready to take more."""
-        ...
-
-    def close(self) -> None:
-        """Delete the copy, if there is one."""
-        ...
 
 
 @define
 class Survey:
     """
-    What one reading of a whole fleet found.
+    The result of reading a whole fleet once.
 
     Attributes:
-        rows: How many rows can be sent.
-        managed: How many of them order a managed proxy.
-        pooled: How many of them get a proxy of the pool.
-        faults: The other rows, by kind of fault.
+        rows: Number of valid rows.
+        managed: Number of valid rows that order a managed proxy.
+        pooled: Number of valid rows that get a proxy of the pool.
+        faults: The refused rows, by kind of fault.
     """
 
     rows: int = 0
@@ -92,39 +56,39 @@ class Survey:
 
     @property
     def refused(self) -> int:
-        """How many rows cannot be sent."""
+        """Number of refused rows."""
         return self.faults.count
 
     @property
     def kinds(self) -> str:
-        """What the rows that can be sent get, in words and numbers."""
+        """What the valid rows get, in words and numbers."""
         kinds = (
             (self.rows - self.managed - self.pooled, "with a proxy of their own"),
             (self.managed, "with a managed proxy"),
             (self.pooled, "with one of the pool"),
         )
-        return ", ".join(f"{count:,} {what}" for count, what in kinds if count)
+        return ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
 
 
 class Fleet:
     """
-    A fleet: columns with names, and a row for each account.
+    A fleet: named columns, and a row for each account.
 
-    The columns are ``account_id``; ``proxy`` (a URL) or ``host``, ``port``, ``protocol``, ``username``
-    and ``password``; ``country`` and ``ip``. Names are taken in any case, with ``_``, ``-`` or spaces,
-    and so are ``id``, ``account``, ``user``, ``pass``, ``proxy_host`` and the like. An empty cell is not
-    given. Spaces around a cell are dropped, but for a password's.
+    The columns are ``account_id``; ``proxy`` (a URL) or ``host``, ``port``, ``protocol``, ``username`` and
+    ``password``; ``country`` and ``ip``. Names may have upper or lower case, ``_``, ``-`` or spaces, and
+    ``id``, ``account``, ``user``, ``pass``, ``proxy_host`` and the like are known, too. An empty cell is a
+    missing value. Spaces around a cell are removed, except for passwords.
 
     Attributes:
         name: The file's name without its folder; or ``<stdin>``, ``<query>`` or ``<frame>``.
-        pooled: Whether rows that name nothing but an account are left to a rotation's pool.
-        counted: How many rows there are, refused ones included; None before a `survey`.
+        pooled: Whether rows with only an account are left to a rotation's pool.
+        counted: Number of rows, including refused ones; None before a `survey`.
     """
 
-    def __init__(self, file: Origin, table: Table, default: ProxyChange | None, *, pooled: bool) -> None:
-        """Not for callers: use `open`, `open_query` or `of`."""
+    def __init__(self, file: _Source, table: _Table, default: ProxyChange | None, *, pooled: bool) -> None:
+        """Use `open`, `open_query` or `of` instead."""
         if pooled and default is not None:
-            raise ValueError("rows that name nothing get either the default, or a proxy of the pool")
+            raise ValueError("rows with only an account get either the default, or a proxy of the pool")
         self.name: Final = file.name
         self.pooled: Final = pooled
         self.counted: int | None = None
@@ -140,24 +104,24 @@ class Fleet:
         cls, source: str | os.PathLike[str], *, default: ProxyChange | None = None, pooled: bool = False
     ) -> Self:
         """
-        The fleet in the file *source*; ``-`` is standard input.
+        Open the fleet in a file.
 
-        Parquet is known by its first bytes. CSV and JSON Lines are told apart by the file's extension, or
-        else by the first character.
-        Standard input, and whatever can be read only once, is copied to a private temporary file.
+        Parquet is recognised by its first bytes, CSV and JSON Lines by the file's extension, or without one
+        by the first character. Standard input, and anything else that can be read only once, is copied to a
+        private temporary file.
 
         Args:
-            source: A path, or ``-``.
-            default: What a row gets that names nothing but an account; without it, such a row is refused.
-            pooled: Whether such a row gets its proxy from the pool that ``session.rotate`` is given.
+            source: A path, or ``-`` for standard input.
+            default: The change for rows with only an account; without it, such a row is refused.
+            pooled: Whether such a row gets its proxy from the pool of ``session.rotate``.
 
         Raises:
-            ValueError: It has a default, and is pooled too.
-            FleetError: It cannot be read, is of another format, or has no rows.
+            ValueError: Both *default* and *pooled* are given.
+            FleetError: The file cannot be read, has another format, or has no rows.
         """
         file = FleetFile(source)
         try:
-            return _begun(cls(file, _table(file), default, pooled=pooled))
+            return _with_rows(cls(file, _table(file), default, pooled=pooled))
         except BaseException:
             file.close()
             raise
@@ -167,30 +131,30 @@ class Fleet:
         cls, url: str, query: str, *, default: ProxyChange | None = None, pooled: bool = False
     ) -> Self:
         """
-        The fleet that a SQL *query* gives: ``SELECT id AS account_id, country FROM ...``.
+        Open the fleet that an SQL query returns: ``SELECT id AS account_id, country FROM ...``.
 
-        It takes the extra ``sql`` and the database's driver. It is asked once and read to its end into a
-        private temporary file: in an event loop, call it by `asyncio.to_thread`. With ``ORDER BY`` a second
-        run knows its input again.
+        This requires the extra ``sql`` and the database's driver. The query runs once, and all rows are
+        copied to a private temporary file: in an event loop, use `asyncio.to_thread`. With ``ORDER BY`` a
+        second run recognises its input.
 
-        SQLite is opened read-only, and attaches no other file. PostgreSQL, MySQL and MariaDB run the query
-        in a read-only transaction, which changes no table; use an account that may only read to exclude
-        what is outside of tables, such as ``COPY ... TO`` and ``INTO OUTFILE``. Other databases run the query
+        SQLite is opened read-only, and the query cannot attach another file. PostgreSQL, MySQL and MariaDB
+        run the query in a read-only transaction, which changes no table; use an account that may only read
+        to prevent other effects, such as ``COPY ... TO`` and ``INTO OUTFILE``. Other databases run the query
         as it is, and the transaction is rolled back.
 
         Args:
-            url: SQLAlchemy's, such as ``postgresql+psycopg://user:password@host/name``.
-            query: As the database takes it, without parameters.
-            default: As `open` has it.
-            pooled: As `open` has it.
+            url: A URL of SQLAlchemy, such as ``postgresql+psycopg://user:password@host/name``.
+            query: SQL of the database, without parameters.
+            default: As for `open`.
+            pooled: As for `open`.
 
         Raises:
-            FleetError: It cannot be asked, gives other columns than a fleet's, or no rows. Neither the
-                password nor a value of a row is part of it.
+            FleetError: The query fails, its columns are not a fleet's, or it returns no rows. The message
+                contains neither the password nor values of a row.
         """
         table = QueryTable(url, query)
         try:
-            return _begun(cls(table, table, default, pooled=pooled))
+            return _with_rows(cls(table, table, default, pooled=pooled))
         except BaseException:
             table.close()
             raise
@@ -198,29 +162,29 @@ class Fleet:
     @classmethod
     def of(cls, frame: Frame, *, default: ProxyChange | None = None, pooled: bool = False) -> Self:
         """
-        The fleet in a pandas or polars *frame*, which may have no rows.
+        Open the fleet in a pandas or polars *frame*, which may have no rows.
 
-        It is no copy: the frame is read anew for each pass, and is to stay as it is. The line of a row is
-        its number from 1, whatever the index says. Missing values are not given, and whole floats are ports.
+        The frame is not copied, but read for each pass, so it must not change. The line of a row is its
+        number from 1, whatever its index. A port may be a float without a fraction.
 
         Raises:
-            FleetError: It is lazy, or its columns are not a fleet's.
+            FleetError: The frame is lazy, or its columns are not a fleet's.
         """
         table = FrameTable(frame)
         return cls(table, table, default, pooled=pooled)
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:
-        """Columns that are none of ours. Of JSON Lines: those met so far, twenty at most."""
+        """Unknown columns. For JSON Lines: at most twenty of those read so far."""
         return self._table.ignored_columns
 
     @property
     def digest(self) -> bytes:
         """
-        SHA-256 over the file's bytes, or a table's values, and what rows get that name nothing.
+        SHA-256 over the file's bytes, or the values of a query or frame, and the default.
 
-        A journal that was begun with the same one need not look at the rows. The default's password is no
-        part of it: it says nothing about which rows there are.
+        A journal that has recorded the same digest need not compare rows. The default's password is left out,
+        because it does not change which rows there are.
         """
         if self._digest is None:
             digest = self._file.sha256()
@@ -233,36 +197,36 @@ class Fleet:
 
     @property
     def is_surveyed(self) -> bool:
-        """Whether all rows were read once."""
+        """Whether `survey` has read all rows."""
         return self._rows_digest is not None
 
     @property
     def rows_digest(self) -> bytes:
         """
-        SHA-256 over the rows: the place, the account and the change of each.
+        SHA-256 over the ordinal, the account and the change of each row; calls `survey` if necessary.
 
-        A journal knows its input by it, in whatever format it comes. It takes a `survey`, if there was none.
+        A journal recognises its input by it, in any format.
         """
         if self._rows_digest is None:
             self.survey()
-            assert self._rows_digest is not None  # noqa: S101 - the survey made it
+            assert self._rows_digest is not None  # noqa: S101 - the survey sets it
         return self._rows_digest
 
     def error(self, fact: str) -> FleetError:
-        """The error that says *fact* of this fleet."""
+        """Return an error about this fleet."""
         return self._file.error(fact)
 
     def rows(self, done: bytes = b"") -> Generator[Row | Refusal, None, None]:
         """
-        Each row, or why it is refused; from the beginning every time.
+        Yield each row, or its refusal, from the first row on.
 
-        Memory does not grow with the file, but for some 40 bytes an account, to find those named twice.
+        Memory does not grow with the file, except for some 40 bytes per account to find duplicates.
 
         Args:
-            done: A byte that is not 0 for each ordinal that is to be left out, as a journal has them.
+            done: A byte for each ordinal: not 0 to leave the row out. See `Journal.done`.
 
         Raises:
-            FleetError: On the way: the file changed, or is not what it began as.
+            FleetError: The file changed, or cannot be read to its end.
         """
         return self._table.rows(RowReader(self._default, pooled=self.pooled, done=done))
 
@@ -270,11 +234,11 @@ class Fleet:
         """
         Read and check the whole fleet once.
 
-        A file must stay as it is from now on: a later reading stops before the first block that is another.
+        A file must not change from now on: a later pass stops before the first block that differs.
 
         Args:
-            on_refusal: Called with each row that cannot be sent, in the file's order. The survey itself keeps
-                only their number and a few lines for each kind of fault.
+            on_refusal: Called with each refused row, in the file's order. The survey itself keeps only their
+                number and a few lines for each kind of fault.
 
         Raises:
             FleetError: The file changed, or cannot be read to its end.
@@ -299,9 +263,9 @@ class Fleet:
 
     def uses_pool(self) -> bool:
         """
-        Whether a row gets a proxy of the pool; also if no row at all can be sent.
+        Whether a row gets a proxy of the pool, or no row is valid.
 
-        Without a `survey`, rows are read up to the first that does.
+        Before a `survey`, this reads rows up to the first that does.
 
         Raises:
             FleetError: The file changed, or cannot be read.
@@ -312,7 +276,7 @@ class Fleet:
         return self._uses_pool
 
     def close(self) -> None:
-        """Delete the copy of what was no file. Nothing can be read after it."""
+        """Delete the temporary copy, if there is one. The fleet cannot be read any more."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -324,31 +288,31 @@ class Fleet:
         self.close()
 
 
-def _begun(fleet: F) -> F:
-    """*fleet*, if it has a row: most that is wrong with a file shows by the first one."""
+def _with_rows(fleet: F) -> F:
+    """Return *fleet* if it has a row; most faults of a file show when the first one is read."""
     with closing(fleet.rows()) as rows:
         if next(rows, None) is None:
             raise fleet.error("has no rows: it needs a line for each account")
     return fleet
 
 
-def _table(file: FleetFile) -> Table:
+def _table(file: FleetFile) -> CsvTable | JsonLines | ParquetTable:
     if file.begins(PARQUET):
         return ParquetTable(file)
     if file.name.lower().endswith(_PARQUETS):
         file.refuse_other_formats()
-        raise file.error("is no Parquet, as its name says it is: write it again, or name it by its format")
+        raise file.error("is not Parquet, although its name says so: write it again, or rename it")
     return JsonLines(file) if _is_json_lines(file) else CsvTable(file)
 
 
 def _is_json_lines(file: FleetFile) -> bool:
     name = file.name.lower()
-    if name.endswith(_TABLES + _JSON_LINES):
+    if name.endswith(_DELIMITED + _JSON_LINES):
         return name.endswith(_JSON_LINES)
     with closing(file.lines()) as blocks:
         first = next((text for lines in blocks for line in lines if (text := line.strip())), "")
     if first.startswith("["):
-        raise file.error("is one JSON array: write an object a line, as jq -c '.[]' does")
+        raise file.error("is one JSON array: write one object per line, as jq -c '.[]' does")
     return first.startswith("{")
 
 

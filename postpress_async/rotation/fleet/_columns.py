@@ -1,8 +1,8 @@
 """
-A fleet as columns of values: what Parquet, the answer of a query and a frame have in common.
+A fleet as columns of values: what Parquet, the rows of a query and a frame have in common.
 
-Their values have types, and a column has many of one: they are made into text by the column, and then
-read by the row, as those of a text file are.
+Each column is converted to text as a whole, because it has many values of one type. Then the rows are read
+like those of a text file.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -15,27 +15,26 @@ from attrs import frozen
 
 from postpress_async.models import FieldError
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader, meaning, shown
+from postpress_async.rotation.fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader
+from postpress_async.rotation.fleet._values import KeyReader, cell_text, is_missing
 
 BATCH: Final = 1024
-"""Rows that are in memory at once."""
+"""Number of rows in memory at once."""
 
 _PLAIN: Final = {str, type(None)}
 
 Values: TypeAlias = Mapping[str, Sequence[object]]
-"""Some rows' values for each of `COLUMNS` that is there; None, NaN and the like are not given."""
-
-_MOST_IGNORED: Final = 20
+"""The values of some rows by name of `COLUMNS`; None, NaN and the like are missing values."""
 
 
 @frozen
 class Batch:
     """
-    Some rows, by the column.
+    The text of some rows, by column.
 
     Attributes:
-        columns: The rows' text for each of `COLUMNS`, as `Cells` have it.
-        faults: What is wrong with a row whose values could not be made into text, by its place in the batch.
+        columns: The cells of each of `COLUMNS`, empty strings for missing ones.
+        faults: For rows with a value that has no text, by index in the batch: what is wrong.
     """
 
     columns: Sequence[Sequence[str]]
@@ -43,7 +42,7 @@ class Batch:
 
 
 def read_batches(batches: Iterable[Batch], reader: RowReader) -> Generator[Row | Refusal, None, None]:
-    """Each row, or why it is refused. Its line is its number, from 1."""
+    """Yield each row, or its refusal. The line of a row is its number, from 1."""
     line = 0
     for batch in batches:
         for index, cells in enumerate(cast("Iterator[Cells]", zip(*batch.columns, strict=True))):
@@ -60,32 +59,29 @@ def read_batches(batches: Iterable[Batch], reader: RowReader) -> Generator[Row |
 
 class BatchMaker:
     """
-    Makes values into text, some rows at a time.
+    Converts values to text, some rows at a time.
 
-    A port may be a number, and one with a fraction of zero too: pandas makes floats of a column with
-    gaps. A proxy may be a mapping with host, port, protocol, username and password, as in JSON Lines; one
-    of nothing but nulls is not given, for a column of them has no other way to say so.
-
-    Attributes:
-        ignored: Keys of such mappings that are none of ours: the first twenty.
+    A port may be a number, also a float without a fraction: pandas makes floats of a column with gaps. A
+    proxy may be a mapping with host, port, protocol, username and password, as in JSON Lines. One with only
+    nulls is a missing value, because a struct column cannot leave its fields out.
     """
 
     def __init__(self) -> None:
-        self.ignored: dict[str, str] = {}
+        self.keys: Final = KeyReader()
 
     def make(self, values: Values, size: int) -> Batch:
-        """The `Batch` of *size* rows with *values*."""
+        """Return the `Batch` of *size* rows with *values*."""
         faults: dict[int, FieldError] = {}
-        # Of several faults of a row the first is told, and the account's before all.
+        # The first fault of a row counts, and that of the account before all others.
         columns: list[Sequence[str]] = [_texts("account_id", values["account_id"], faults)]
         if any(isinstance(proxy, Mapping) for proxy in values.get("proxy", ())):
             values = self._spread(values, size, faults)
-        nothing = [""] * size
-        columns += [_texts(name, values[name], faults) if name in values else nothing for name in COLUMNS[1:]]
+        empty = [""] * size
+        columns += [_texts(name, values[name], faults) if name in values else empty for name in COLUMNS[1:]]
         return Batch(columns, faults)
 
     def _spread(self, values: Values, size: int, faults: dict[int, FieldError]) -> Values:
-        """*values* with what proxies that are mappings say, in the columns of the parts."""
+        """*values* with proxies that are mappings moved to the columns of `PARTS`."""
         proxies = list(values["proxy"])
         parts: dict[str, list[object]] = {
             name: list(values[name]) if name in values else [None] * size for name in PARTS
@@ -95,80 +91,54 @@ class BatchMaker:
                 continue
             proxies[index] = None
             try:
-                given = self._parts(proxy)
-                if twice := next((n for n in PARTS if given and not _is_missing(parts[n][index])), None):
+                found = self._parts(proxy)
+                if twice := next((n for n in PARTS if found and not is_missing(parts[n][index])), None):
                     raise FieldError(twice, "proxy given twice", ONE_FORM)
             except FieldError as fault:
                 faults.setdefault(index, fault)
                 continue
-            for name, value in given.items():
+            for name, value in found.items():
                 parts[name][index] = value
         return {**values, "proxy": proxies, **parts}
 
     def _parts(self, proxy: Mapping[Any, object]) -> dict[str, object]:
-        given: dict[str, object] = {}
-        for key, value in proxy.items():
-            column = meaning(key) if isinstance(key, str) else None
-            if column not in PARTS:
-                if len(self.ignored) < _MOST_IGNORED:
-                    self.ignored.setdefault(str(key), shown(str(key)))
-            elif column in given:
-                raise FieldError(column, "a key stands twice", "leave one of them out")
-            elif not _is_missing(value):
-                given[column] = value
-        # All null is none: a struct cannot leave its fields out. An empty one is a mistake.
-        if "host" not in given and (given or not proxy):
+        found: dict[str, object] = {}
+        self.keys.read(proxy, PARTS, found)
+        if "host" not in found and (found or not proxy):  # an empty mapping is a mistake
             raise FieldError("host", "host missing", "give the proxy's host name or address")
-        return given
+        return found
 
 
 def _texts(column: str, values: Sequence[object], faults: dict[int, FieldError]) -> list[str]:
-    def odd(index: int, value: object) -> str:
+    def convert(index: int, value: object) -> str:
         try:
             return _text(column, value)
         except FieldError as fault:
             faults.setdefault(index, fault)
             return ""
 
-    # A million rows have nine million of them, nearly all text or None.
+    # A million rows have nine million values, nearly all of them text or None.
     if set(map(type, values)) <= _PLAIN:
         return [value or "" for value in cast("Sequence[str | None]", values)]
-    return ["" if value is None else odd(index, value) for index, value in enumerate(values)]
+    return ["" if value is None else convert(index, value) for index, value in enumerate(values)]
 
 
 def _text(column: str, value: object) -> str:
     if column == "port" and type(value) is int and 0 <= value < 10**9:
         return str(value)
-    if isinstance(value, str):  # perhaps of numpy's kind
-        return str(value)
-    if _is_missing(value):
+    if is_missing(value):
         return ""
     if column in {"host", "ip"} and isinstance(value, IPv4Address | IPv6Address):  # PostgreSQL's inet
         return str(value)
-    if column == "proxy":
-        raise FieldError(column, "proxy not text", "it is a URL, or an object with host and port")
-    if column != "port":
-        raise FieldError(column, f"{column} not text", f"it is a string, not {type(value).__name__}")
-    number = _whole(value)
-    if number is None:
-        raise FieldError(column, "port not an integer", "it is a whole number from 1 to 65535")
-    if number < 0:
-        raise FieldError(column, "port out of range", "it is 1 to 65535")
-    return str(min(number, 10**9))  # out of range too; Python does not write 5,000 digits
+    if column == "port" and not isinstance(value, bool) and isinstance(value, float | Real | Decimal):
+        value = _whole(value)
+    return cell_text(column, value)
 
 
-def _is_missing(value: object) -> bool:
-    if isinstance(value, Decimal):
-        return value.is_nan()
-    return value is None or (isinstance(value, float | Real) and value != value)  # NaN
-
-
-def _whole(value: object) -> int | None:
-    """The whole number that *value* is; None where it is none."""
-    if isinstance(value, bool) or not isinstance(value, float | Real | Decimal):
-        return None
+def _whole(value: object) -> object:
+    """The int that *value* equals, or *value* itself if it has a fraction or is infinite."""
     try:
-        number = int(cast(SupportsInt, value))  # every Real that there is has __int__
-    except (ValueError, OverflowError):  # infinite
-        return None
-    return number if number == value else None
+        number = int(cast(SupportsInt, value))  # every Real has __int__
+    except (ValueError, OverflowError):
+        return value
+    return number if number == value else value

@@ -1,4 +1,4 @@
-"""A fleet as a table: comma, semicolon or tab between the cells, and a header that names the columns."""
+"""A fleet as CSV: a header, and cells separated by commas, semicolons or tabs."""
 
 import csv
 import re
@@ -8,66 +8,54 @@ from itertools import chain
 from operator import itemgetter
 from typing import Final, TypeAlias
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet._file import FleetFile
-from postpress_async.rotation.fleet._header import KNOWN, read_header
+from postpress_async.rotation.fleet._header import KNOWN, Header, read_header
 from postpress_async.rotation.fleet._row import COLUMNS, Cells, RowReader, meaning
 
-# Of one record: the lines, first and last, and the cells; None where its quotes are wrong.
+# A record's first and last line, and its cells; None if its quotes are wrong.
 _Record: TypeAlias = tuple[int, int, list[str] | None]
 
 _DELIMITERS: Final = ",;\t"
 _QUOTES: Final = "write a quote inside quotes twice, and put nothing after the closing one"
-# A line of such words alone is a header and no row: a proxy of one's own has a port or a URL.
+# A line of such words is a header and not a row, because a custom proxy has a port or a URL.
 _WORDS: Final = re.compile(r"(?:[^\W\d]|[ _-])*")
-
-
-@frozen
-class _Header:
-    """
-    Where the columns are.
-
-    Attributes:
-        width: How many cells the header has.
-        ignored: The names that mean nothing here.
-        pick: Gives a row's `Cells`; the row is to be *width* cells long and to have an empty one after them.
-    """
-
-    width: int
-    ignored: tuple[str, ...]
-    pick: Callable[[list[str]], Cells]
 
 
 class CsvTable:
     """
-    The rows of a CSV file, as RFC 4180 has them.
+    The rows of a CSV file, as RFC 4180 defines them.
 
     Attributes:
-        ignored_columns: Names in the header that are none of ours.
+        ignored_columns: Unknown names in the header.
     """
 
     def __init__(self, file: FleetFile) -> None:
-        """Raise `FleetError` if its header cannot be read or has no account_id."""
+        """Raise `FleetError` if the header cannot be read or has no account_id."""
         self._file = file
         with closing(file.lines()) as blocks:
             self.ignored_columns = self._begin(blocks)[0].ignored
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
-        """Each row that is not blank, or why it is refused."""
+        """Yield each row that is not blank, or its refusal."""
         with closing(self._file.lines()) as blocks:
             header, records = self._begin(blocks)
-            for ordinal, (begins, ends, cells) in enumerate(records):
-                row = _read(header, reader, ordinal, begins, cells)
-                if ends > begins and isinstance(row, Refusal):
-                    # Rows can be lost in it, where a quote was meant as a letter.
-                    lines = f"lines {begins} to {ends} are one row, by their quotes"
+            # A missing column is read from an empty cell after the last.
+            pick: Callable[[list[str]], Cells] = itemgetter(
+                *(header.places.get(name, header.width) for name in COLUMNS)
+            )
+            for ordinal, (first, last, cells) in enumerate(records):
+                row = _read(header.width, pick, reader, ordinal, first, cells)
+                if last > first and isinstance(row, Refusal):
+                    # Rows can be lost in this one if a quote was meant as a character.
+                    lines = f"lines {first} to {last} are one row, by their quotes"
                     row = evolve(row, advice=f"{row.advice}; {lines}")
                 if row is not None:
                     yield row
 
-    def _begin(self, blocks: Iterator[list[str]]) -> tuple[_Header, Iterator[_Record]]:
+    def _begin(self, blocks: Iterator[list[str]]) -> tuple[Header, Iterator[_Record]]:
         lines, skipped = chain.from_iterable(blocks), 0
         for line in lines:
             if line.strip(" \t\r\n,;"):
@@ -76,69 +64,67 @@ class CsvTable:
         else:
             raise self._file.error("has no rows: it needs a header, and a line for each account")
         records = self._records(chain((line,), lines), _delimiter(line), skipped)
-        first = next(records)[2]
-        if first is None:
+        names = next(records)[2]
+        if names is None:
             raise self._file.error_in(skipped + 1, f"has wrong quotes: {_QUOTES}")
-        return self._read_header(first), records
+        # A line that is not a header may be a row with a password, which no error may show.
+        if "account_id" not in map(meaning, names) and not all(map(_WORDS.fullmatch, names)):
+            raise self._file.error(f"has no header with an account_id: begin it with a line of {KNOWN}")
+        return read_header(names, self._file.error), records
 
     def _records(self, lines: Iterator[str], delimiter: str, skipped: int) -> Generator[_Record, None, None]:
-        # strict: else a quote that is never closed would swallow the rest of the file in silence.
+        # Without `strict`, a quote that is not closed would silently swallow the rest of the file.
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        begins = skipped + 1
+        first = skipped + 1
         while True:
             try:
                 cells, fault = next(reader), ""
             except StopIteration:
                 return
             except csv.Error as error:
-                cells, fault = None, str(error)  # its words are fixed ones
+                cells, fault = None, str(error)  # the module's own text, never of the file
             if "limit" in fault:
                 size = csv.field_size_limit() // 1024
-                raise self._file.error_in(begins, f"has a cell of over {size} KiB: is a quote never closed?")
+                raise self._file.error_in(first, f"has a cell of over {size} KiB: is a quote never closed?")
             if "end of data" in fault:
-                raise self._file.error_in(begins, f"opens a quote that is never closed: {_QUOTES}")
-            ends = skipped + reader.line_num
-            yield begins, ends, cells
-            begins = ends + 1
-
-    def _read_header(self, names: list[str]) -> _Header:
-        # What is no header may be a row, and have a password, which no error is to show.
-        if "account_id" not in map(meaning, names) and not all(map(_WORDS.fullmatch, names)):
-            raise self._file.error(f"has no header with an account_id: begin it with a line of {KNOWN}")
-        header = read_header(names, self._file.error)
-        # A column that is not there is read from the empty cell after the last.
-        places = (header.places.get(name, header.width) for name in COLUMNS)
-        pick: Callable[[list[str]], Cells] = itemgetter(*places)
-        return _Header(header.width, header.ignored, pick)
+                raise self._file.error_in(first, f"opens a quote that is never closed: {_QUOTES}")
+            last = skipped + reader.line_num
+            yield first, last, cells
+            first = last + 1
 
 
 def _delimiter(header: str) -> str:
-    """The one of `_DELIMITERS` that makes the most of our columns out of *header*, or else the most names."""
+    """The one of `_DELIMITERS` by which *header* has the most known columns, or otherwise the most names."""
 
-    def gain(delimiter: str) -> tuple[int, int]:
+    def score(delimiter: str) -> tuple[int, int]:
         try:
             names = next(csv.reader([header], delimiter=delimiter))
         except csv.Error:
             return 0, 0
         return sum(meaning(name) is not None for name in names), len(names)
 
-    return max(_DELIMITERS, key=gain)
+    return max(_DELIMITERS, key=score)
 
 
 def _read(
-    header: _Header, reader: RowReader, ordinal: int, line: int, cells: list[str] | None
+    width: int,
+    pick: Callable[[list[str]], Cells],
+    reader: RowReader,
+    ordinal: int,
+    line: int,
+    cells: list[str] | None,
 ) -> Row | Refusal | None:
-    """The row, or why it is refused; None where it is blank."""
+    """Return the row, or its refusal; None if it is blank."""
     if cells is None:
         return Refusal(ordinal, line, None, None, "quotes not doubled", _QUOTES)
-    if len(cells) > header.width:
+    if len(cells) > width:
         if not any(map(str.strip, cells)):
             return None
-        # No account_id: the cells have moved, and a piece of a password may be in its place.
-        advice = f"it has {len(cells)} for {header.width} columns; put quotes around what holds a delimiter"
+        # Without the account: the cells have moved, and a part of a password may be in its place.
+        advice = f"it has {len(cells)} for {width} columns; put quotes around cells that contain a delimiter"
         return Refusal(ordinal, line, None, None, "more cells than the header", advice)
-    cells.extend([""] * (header.width + 1 - len(cells)))
-    picked = header.pick(cells)
+    cells.extend([""] * (width + 1 - len(cells)))
+    picked = pick(cells)
     if (not picked[0] or picked[0].isspace()) and not any(map(str.strip, cells)):
         return None
     return reader.read(ordinal, line, picked)

@@ -1,4 +1,4 @@
-"""The URL of a database: what in it is a password, and what may be said of it."""
+"""Finds a password in the URL of a database."""
 
 import re
 from typing import Final
@@ -7,16 +7,16 @@ from urllib.parse import unquote
 from postpress_async.errors import ConfigurationError
 
 DATABASE_URL: Final = "POSTPRESS_DATABASE_URL"
-"""The environment's variable that may hold a URL with a password."""
+"""The environment variable for a URL with a password."""
 
-# As SQLAlchemy reads it: everything from the first colon to the first "@", slashes and all.
+# As SQLAlchemy parses it: from the first colon to the first "@", including slashes.
 _CREDENTIALS: Final = re.compile(r"[a-zA-Z][\w+.-]*://[^:/]*:[^@]+@", re.DOTALL)
-# Drivers take one in the query too, and ODBC's connection strings have their PWD.
+# Drivers also accept a password in the query, and ODBC's connection strings have PWD.
 _IN_QUERY: Final = re.compile(r"(?:pass(?!file)\w*|pwd|secret\w*|token\w*)\s*=\s*[^&;\s]", re.IGNORECASE)
 
 
 def has_password(url: str) -> bool:
-    """Whether there is a password in *url*, in front of its host or among its options."""
+    """Whether *url* has a password before its host or in its options."""
     if _CREDENTIALS.match(url):
         return True
     return _IN_QUERY.search(unquote(url.partition("?")[2])) is not None
@@ -24,10 +24,10 @@ def has_password(url: str) -> bool:
 
 def check_argument(url: str) -> str:
     """
-    *url*, which was given as an argument of a command, where every user of the machine can read it.
+    Return *url*, an argument of a command, which every user of the machine can read.
 
     Raises:
-        ConfigurationError: There is a password in it. The message does not show it.
+        ConfigurationError: It has a password, which the message does not show.
     """
     if has_password(url):
         raise ConfigurationError(

@@ -1,8 +1,8 @@
 """
-The bytes of a fleet as lines of text, as often as they are asked for.
+The bytes of a fleet as lines of text, which can be read several times.
 
-What is no regular file is first copied to a private temporary one. No text of a file reaches an error:
-a fleet holds passwords, and so would the exception of a decoder.
+Anything but a regular file is first copied to a private temporary file. Errors never contain text of the
+file, because a fleet holds passwords; the exception of a decoder would contain some.
 """
 
 import codecs
@@ -26,7 +26,7 @@ STDIN: Final = "-"
 """The source that is standard input."""
 
 LONGEST_LINE: Final = 1024 * 1024
-"""Bytes of the longest line that is read, in UTF-8; beyond it, a file has another format or no end."""
+"""Bytes of the longest line, in UTF-8; a file with a longer one has another format, or never ends."""
 
 _BLOCK: Final = 64 * 1024
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text" begins so
@@ -34,7 +34,7 @@ _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode t
 PARQUET: Final = b"PAR1"
 """The first bytes of a Parquet file."""
 
-# What people take for a fleet, by its first bytes, and the way out.
+# Other formats by their first bytes: what the file is, and how to use it.
 _FORMATS: Final = {
     b"PK\x03\x04": "is a workbook or a zip archive: export it as CSV in UTF-8",
     b"\xd0\xcf\x11\xe0": "is an old Excel workbook: export it as CSV in UTF-8",
@@ -49,7 +49,7 @@ _LONGEST_MARK: Final = 16
 _UNOPENED: Final[dict[type[Exception], str]] = {
     FileNotFoundError: "does not exist: check the path, or give - for standard input",
     IsADirectoryError: "is a directory: give a file in it",
-    PermissionError: "is not readable for you: change its permissions, or pipe it in",
+    PermissionError: "is not readable: change its permissions, or pipe it in",
 }
 
 _Stamp: TypeAlias = tuple[int, int, int, int]
@@ -59,13 +59,12 @@ class FleetFile:
     """
     A file, or a copy of what came through a pipe.
 
-    A file is opened anew for each pass. Once `sha256` has read it, all later passes compare each block with
-    what it was then, before a byte of the block is used: a file may be rewritten in place, and its time set
-    back.
+    A file is opened for each pass. After `sha256`, each later pass compares every block with its digest
+    before a byte of the block is used: a file may be rewritten in place, with its time restored.
 
     Attributes:
         name: The file's name without its folder, or ``<stdin>``.
-        shown: What an error calls it: the path as it was given.
+        shown: Its name in errors: the path as given.
     """
 
     def __init__(self, source: str | os.PathLike[str]) -> None:
@@ -87,11 +86,11 @@ class FleetFile:
                 self._stamp = _stamp(file)
 
     def error(self, fact: str) -> FleetError:
-        """The error that says *fact* of this file."""
+        """Return an error about the file."""
         return FleetError(f"{self.shown} {fact}")
 
     def error_in(self, line: int, fact: str) -> FleetError:
-        """The error that says *fact* of one line of it."""
+        """Return an error about one line of the file."""
         return FleetError(f"line {line} of {self.shown} {fact}")
 
     def close(self) -> None:
@@ -101,12 +100,12 @@ class FleetFile:
             self._spool.close()
 
     def begins(self, mark: bytes) -> bool:
-        """Whether its first bytes are *mark*."""
+        """Whether the first bytes are *mark*."""
         with self.opened() as file:
             return file.read(len(mark)) == mark
 
     def refuse_other_formats(self) -> None:
-        """Raise `FleetError` if its first bytes are of a format that people take for a fleet."""
+        """Raise `FleetError` if the first bytes are those of a known other format."""
         with self.opened() as file:
             self._refuse_format(file.read(_LONGEST_MARK) or b"")
 
@@ -116,7 +115,7 @@ class FleetFile:
                 raise self.error(fact)
 
     def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
-        """The hash over all bytes, ready to take more. Later passes must find the same bytes."""
+        """Return a hash over all bytes, which can be updated. Later passes must find the same bytes."""
         if self._hash is None:
             digest, blocks = hashlib.sha256(), list[bytes]()
             with self.opened() as file:
@@ -128,12 +127,10 @@ class FleetFile:
 
     def lines(self) -> Generator[list[str], None, None]:
         r"""
-        All lines with their ends (``\n``, ``\r\n`` or ``\r``), some hundred at a time.
-
-        Memory is bounded, whatever the file holds.
+        Yield all lines with their ends (``\n``, ``\r\n`` or ``\r``), a block at a time, in bounded memory.
 
         Raises:
-            FleetError: It changed, is not text, or has a line over `LONGEST_LINE`.
+            FleetError: The file changed, is not text, or has a line over `LONGEST_LINE`.
         """
         number, rest = 0, b""
         with self.opened() as file:
@@ -141,10 +138,10 @@ class FleetFile:
                 text = rest + block
                 if b"\0" in block:
                     bad = number + len(text[: text.index(b"\0") + 1].splitlines())
-                    raise self.error_in(bad, "has a NUL byte, which no text has: save the file as UTF-8")
-                # bytes, not str: that one breaks at U+2028 and others, which a password may have
+                    raise self.error_in(bad, "has a NUL byte and is not text: save the file as UTF-8")
+                # As bytes: str.splitlines also splits at U+2028 and others, which a password may have.
                 lines = text.splitlines(keepends=True)
-                # The end of a line may be in the next block, and "\r" may be half of one.
+                # The end of the last line may be in the next block, and "\r" may be half of it.
                 rest = b"" if text.endswith(b"\n") else lines.pop()
                 if len(rest) > LONGEST_LINE or (lines and len(lines[0]) > LONGEST_LINE):
                     raise self.error_in(number + 1, "is over 1 MiB long: give each account its own line")
@@ -153,16 +150,19 @@ class FleetFile:
             yield self._decoded(rest.splitlines(keepends=True), number)
 
     def _decoded(self, lines: list[bytes], before: int) -> list[str]:
-        """*lines* as text, the first of which has *before* lines before it."""
+        """*lines* as text; *before* is the number of lines before them."""
+        texts: list[str] = []
         try:
-            return [line.decode() for line in lines]
+            texts.extend(line.decode() for line in lines)
         except UnicodeDecodeError:
-            bad = before + 1 + next(index for index, line in enumerate(lines) if not _is_utf8(line))
-        # Not in the except: its error holds the line, and would stay on the chain of ours.
-        raise self.error_in(bad, "is not UTF-8: save the file as UTF-8")
+            pass
+        else:
+            return texts
+        # Outside of the except block: otherwise the error that holds the line would be chained.
+        raise self.error_in(before + len(texts) + 1, "is not UTF-8: save the file as UTF-8")
 
     def _utf8(self, file: io.RawIOBase) -> Iterator[bytes]:
-        """The blocks of *file* without a byte-order mark, and in UTF-8 if it says it is UTF-16."""
+        """Yield the blocks of *file* in UTF-8 without a byte-order mark. UTF-16 with one is converted."""
         block = file.read(_BLOCK) or b""
         self._refuse_format(block)
         if not block.startswith(_UTF16):
@@ -171,7 +171,7 @@ class FleetFile:
                 yield block
                 block = file.read(_BLOCK) or b""
             return
-        # What is wrong in UTF-16 is passed on as wrong UTF-8, and so found with its line.
+        # Invalid UTF-16 becomes invalid UTF-8, so that it is found with its line.
         decoder = codecs.getincrementaldecoder("utf-16")("surrogatepass")
         while block:
             if text := decoder.decode(block):
@@ -183,20 +183,20 @@ class FleetFile:
     @contextmanager
     def opened(self) -> Iterator[io.RawIOBase]:
         """
-        Its bytes from the first, for one pass; two passes do not move each other.
+        Open the file for one pass with a position of its own.
 
         Raises:
-            FleetError: It is closed, changed, or an `OSError` came out of the block.
+            FleetError: It is closed, it changed, or the block raised an `OSError`.
         """
         if self._closed:
             raise self.error("is closed: open the fleet again")
-        with self._open() if self._spool is None else View(self._spool) as file:
+        with self._open() if self._spool is None else FileView(self._spool) as file:
             self._check(file)
             try:
-                known = self._hash is not None and self._spool is None  # nobody else has the copy
-                yield CheckedFile(file, self._blocks, self._changed) if known else file
+                verified = self._hash is not None and self._spool is None  # nothing else can write to a copy
+                yield VerifiedFile(file, self._blocks, self._changed) if verified else file
             except OSError as error:
-                raise self.error(f"cannot be read: {_why(error)}") from error
+                raise self.error(f"cannot be read: {_reason(error)}") from error
             self._check(file)
 
     def _check(self, file: io.RawIOBase) -> None:
@@ -204,17 +204,17 @@ class FleetFile:
             raise self._changed()
 
     def _changed(self) -> FleetError:
-        return self.error("has changed since it was opened: begin again when nothing writes to it")
+        return self.error("has changed since it was opened: start again when nothing writes to it")
 
     def _open(self) -> io.FileIO:
         try:
             return io.FileIO(self._path)
         except (OSError, ValueError) as error:  # ValueError: a NUL or half a surrogate pair in the path
-            fact = _UNOPENED.get(type(error)) or f"cannot be opened: {_why(error)}"
+            fact = _UNOPENED.get(type(error)) or f"cannot be opened: {_reason(error)}"
             raise self.error(fact) from error
 
     def _copy(self, pipe: IO[bytes] | io.FileIO) -> None:
-        # Where the system can, it never has a name: a run that is killed leaves no passwords behind.
+        # On most systems it never has a name, so that a run that is killed leaves no passwords behind.
         self._spool = spool = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
         first = b""
         try:
@@ -222,21 +222,19 @@ class FleetFile:
                 spool.write(block)
                 first = first or block
                 if b"\0" in block and not first.startswith((*_UTF16, PARQUET)):
-                    break  # refused when it is read; and /dev/zero has no end
+                    break  # it will be refused when it is read, and /dev/zero has no end
         except OSError as error:
             spool.close()
-            raise self.error(f"cannot be copied to a temporary file: {_why(error)}") from error
+            raise self.error(f"cannot be copied to a temporary file: {_reason(error)}") from error
         except BaseException:
             spool.close()
             raise
 
 
-class View(io.RawIOBase):
-    """A place of its own in a file that is shared, so that two passes do not move each other."""
+class _Reader(io.RawIOBase):
+    """A seekable file, read through a position of its own."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._at = 0
+    _at = 0
 
     def readable(self) -> bool:
         return True
@@ -244,16 +242,22 @@ class View(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        self._check()
+    def _seek(self, file: IO[bytes] | io.RawIOBase, offset: int, whence: int) -> int:
         if whence == os.SEEK_CUR:
             offset, whence = self._at + offset, os.SEEK_SET
-        self._at = self._file.seek(offset, whence)
+        self._at = file.seek(offset, whence)
         return self._at
 
-    def _check(self) -> None:
-        if self._file.closed:
-            raise OSError(errno.EBADF, "the fleet was closed")
+
+class FileView(_Reader):
+    """A view of a file that several passes share."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._check()
+        return self._seek(self._file, offset, whence)
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         self._check()
@@ -262,15 +266,19 @@ class View(io.RawIOBase):
         self._at += count
         return count
 
+    def _check(self) -> None:
+        if self._file.closed:
+            raise OSError(errno.EBADF, "the fleet was closed")
 
-class CheckedFile(io.RawIOBase):
+
+class VerifiedFile(_Reader):
     """
-    A file of which each block must be what it was before.
+    A file whose blocks are compared with their digests before they are used.
 
     Args:
-        file: The file, to be read by nobody else meanwhile.
-        digests: Those of its blocks.
-        changed: Makes the error that is raised for a block that is another.
+        file: The file, which nothing else may read meanwhile.
+        digests: The digests of its blocks.
+        changed: Creates the error for a block that differs.
     """
 
     def __init__(
@@ -279,25 +287,15 @@ class CheckedFile(io.RawIOBase):
         self._file = file
         self._digests = digests
         self._changed = changed
-        self._at = 0
-        self._number = -1  # of the block at hand
+        self._number = -1  # of the block in memory
         self._block = b""
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        if whence == os.SEEK_CUR:
-            offset, whence = self._at + offset, os.SEEK_SET
-        self._at = self._file.seek(offset, whence)
-        return self._at
+        return self._seek(self._file, offset, whence)
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         view, filled = memoryview(buffer).cast("B"), 0
-        # All of it: pyarrow takes fewer bytes for the end of the file.
+        # Fill the whole buffer: pyarrow takes a short read for the end of the file.
         while filled < len(view) and (piece := self._rest_of_block()[: len(view) - filled]):
             view[filled : filled + len(piece)] = piece
             filled += len(piece)
@@ -329,8 +327,8 @@ def _block_digest(block: bytes) -> bytes:
 
 
 def _stamp(file: io.RawIOBase) -> _Stamp:
-    now = os.fstat(file.fileno())
-    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _stdin() -> IO[bytes]:
@@ -340,16 +338,8 @@ def _stdin() -> IO[bytes]:
     return buffer
 
 
-def _why(error: OSError | ValueError) -> str:
-    return getattr(error, "strerror", None) or "no path has such a character"
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or "the path has an invalid character"
 
 
 def _printable(text: str) -> str:

@@ -1,40 +1,37 @@
-"""Where each account of a fleet was first named."""
+"""The first line of each account of a fleet."""
 
 import sys
 from array import array
 from hashlib import blake2b
 from typing import Final
 
-# Python's own hash of text is SipHash, of 64 bits with a key of the process, and kept with the text. Where
-# it is shorter or another, BLAKE2b takes its place.
-_OWN_HASH: Final = sys.hash_info.hash_bits == 64 and sys.hash_info.algorithm.startswith("siphash")
+# Python's hash of a string is usually SipHash with 64 bits and a key of the process, and cached in the
+# string. Otherwise BLAKE2b replaces it.
+_IS_SIPHASH_64: Final = sys.hash_info.hash_bits == 64 and sys.hash_info.algorithm.startswith("siphash")
 
 
 class FirstLines:
     """
-    The line of each account, in 32 to 64 bytes an account however long its id is.
+    The first line of each account, in 32 to 64 bytes per account.
 
-    A hash table with open addressing in two arrays. A dict from a digest to a line is four times as
-    large: 122 MB for a million accounts, where this has 36 MB, and a fleet can have ten million.
-    Ids are told apart by 64 bits of SipHash: two of a million are mixed up once in 37 million fleets.
+    A hash table with open addressing in two arrays: 36 MB for a million accounts. A dict from a hash to a
+    line takes 122 MB, and a fleet can have ten million accounts. Accounts are compared by 64 bits of
+    SipHash, which confuses two of a million once in 37 million fleets.
     """
 
     def __init__(self) -> None:
         self._count = 0
-        self._make_room(1024)
+        self._allocate(1024)
 
-    def _make_room(self, slots: int) -> None:
+    def _allocate(self, slots: int) -> None:
         self._digests = array("q", bytes(8 * slots))
-        self._lines = array("Q", bytes(8 * slots))  # 0 is a free slot: lines count from 1
+        self._lines = array("Q", bytes(8 * slots))  # 0 is a free slot, because the first line is 1
         self._mask = slots - 1
-        self._room = slots // 2  # fuller, it would be searched for longer
-
-    def __len__(self) -> int:
-        return self._count
+        self._capacity = slots // 2  # searches are slower in a fuller table
 
     def claim(self, account_id: str, line: int) -> int | None:
-        """The line that named *account_id* before; None where *line* is the first and is now kept."""
-        digest = hash(account_id) if _OWN_HASH else _blake2b(account_id)
+        """Return the line that named *account_id* before; None if this is the first, which is stored."""
+        digest = hash(account_id) if _IS_SIPHASH_64 else _blake2b(account_id)
         digests, lines, mask = self._digests, self._lines, self._mask
         slot = digest & mask
         while first := lines[slot]:
@@ -43,13 +40,13 @@ class FirstLines:
             slot = (slot + 1) & mask
         digests[slot], lines[slot] = digest, line
         self._count += 1
-        if self._count > self._room:
+        if self._count > self._capacity:
             self._grow()
         return None
 
     def _grow(self) -> None:
         old = zip(self._digests, self._lines, strict=True)
-        self._make_room(2 * len(self._lines))
+        self._allocate(2 * len(self._lines))
         digests, lines, mask = self._digests, self._lines, self._mask
         for digest, line in old:
             if line:

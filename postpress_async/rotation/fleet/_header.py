@@ -1,4 +1,4 @@
-"""Which columns of a table are ours, by the names in its header."""
+"""Finds the columns of a fleet by the names in a header."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,12 +13,12 @@ KNOWN = ", ".join(COLUMNS)
 @frozen
 class Header:
     """
-    Where the columns are.
+    The positions of the columns.
 
     Attributes:
-        width: How many there are in all.
-        places: The place, from 0, of each of `COLUMNS` that is there.
-        ignored: The names that mean nothing here, fit to be printed.
+        width: Number of all columns.
+        places: The index of each of `COLUMNS` that is present.
+        ignored: Unknown names, safe to print.
     """
 
     width: int
@@ -28,10 +28,10 @@ class Header:
 
 def read_header(names: Sequence[str], error: Callable[[str], FleetError]) -> Header:
     """
-    The `Header` that *names* are.
+    Return the `Header` with these *names*.
 
     Raises:
-        FleetError: Two of them mean the same, or none means account_id; *error* makes it of a fact.
+        FleetError: Two names mean the same column, or no name means account_id. *error* creates it.
     """
     places: dict[str, int] = {}
     ignored: list[str] = []
@@ -41,7 +41,7 @@ def read_header(names: Sequence[str], error: Callable[[str], FleetError]) -> Hea
             ignored.append(shown(name))
         elif column in places:
             both = f"{shown(names[places[column]])} and {shown(name)}"
-            raise error(f"has two columns for {column}, {both}: leave one of them out")
+            raise error(f"has two columns for {column}, {both}: remove one of them")
         else:
             places[column] = index
     if "account_id" not in places:

@@ -1,4 +1,4 @@
-"""A fleet as Parquet, read by pyarrow: the columns that are ours, some rows at a time."""
+"""A fleet as Parquet, read by pyarrow: only the known columns, some rows at a time."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet
 
-# Of a column chunk: so a row group of a million rows is read page by page, and not whole.
+# Bytes to read ahead: without a limit, pyarrow reads the whole column of a row group.
 _BUFFER: Final = 64 * 1024
 
 AT_ONCE: Final = 64 * 1024 * 1024
-"""Bytes of one column that may be in memory at once, uncompressed; and as many more as `EACH_ROW` allows."""
+"""Bytes of one column that may be in memory at once, uncompressed, in addition to `EACH_ROW` for each row."""
 
 EACH_ROW: Final = 512
-"""Bytes of a value, on average, in a row group that is larger than `AT_ONCE`: longer ones are no fleet's."""
+"""Largest average size of a value in a row group over `AT_ONCE`: a fleet has no longer ones."""
 
 
 T = TypeVar("T")
@@ -38,36 +38,36 @@ T = TypeVar("T")
 
 class ParquetTable:
     """
-    The rows of a Parquet file. Its other columns are not read.
+    The rows of a Parquet file. Unknown columns are not read.
 
-    Columns are of text, dictionary-encoded or not, and ``port`` may be one of numbers. ``proxy`` may be a
-    struct with the fields host, port, protocol, username and password. The line of a row is its number
-    in the file, from 1. A row of nothing but nulls has no account, and is refused.
+    Columns are strings, dictionary-encoded or not, and ``port`` may be a column of numbers. ``proxy`` may be
+    a struct with the fields host, port, protocol, username and password. The line of a row is its number in
+    the file, from 1. A row with only nulls has no account, and is refused.
 
     Attributes:
-        ignored_columns: Names of columns, and of the proxy's fields, that are none of ours.
+        ignored_columns: Unknown names of columns, and of fields of the proxy.
     """
 
     def __init__(self, file: FleetFile) -> None:
-        """Raise `FleetError` if pyarrow is not there, or the columns are not as said above."""
+        """Raise `FleetError` if pyarrow is not installed, or a column has another type."""
         try:
             import pyarrow
             import pyarrow.compute
             import pyarrow.parquet
         except ImportError:
             advice = "pip install 'postpress-async[parquet]', or export it as CSV"
-            raise file.error(f"is Parquet, which takes pyarrow to read: {advice}") from None
+            raise file.error(f"is Parquet, which requires pyarrow: {advice}") from None
         self._file = file
         self._arrow = pyarrow
         with self._opened() as parquet:
             schema = self._intact(lambda: parquet.schema_arrow)
         header = read_header(schema.names, file.error)
-        self._names = {column: schema.names[place] for column, place in header.places.items()}
+        self._names = {column: schema.names[index] for column, index in header.places.items()}
         self._leaves: list[str] = []
         self._batch_sizes: list[int] | None = None
         ignored = list(header.ignored)
-        for column, place in header.places.items():
-            name, kind = schema.names[place], schema.field(place).type
+        for column, index in header.places.items():
+            name, kind = schema.names[index], schema.field(index).type
             if column == "proxy" and pyarrow.types.is_struct(kind):
                 ignored += self._check_struct(name, kind)
             else:
@@ -76,11 +76,11 @@ class ParquetTable:
         self.ignored_columns = tuple(ignored)
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
-        """Each row, or why it is refused."""
+        """Yield each row, or its refusal."""
         yield from read_batches(self._batches(), reader)
 
     def _check_struct(self, name: str, struct: "pyarrow.StructType") -> list[str]:
-        """Take in the fields of *struct* that are ours; the others are given back, fit to be printed."""
+        """Add the known fields of *struct* to the leaves; return the unknown ones, safe to print."""
         ignored = []
         for field in struct:
             path, column = f"{name}.{field.name}", meaning(field.name)
@@ -100,12 +100,12 @@ class ParquetTable:
         if types.is_dictionary(kind):
             kind = kind.value_type
         texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-        # pandas writes a column without a value as one of floats: a value there is refused with its row.
+        # pandas writes a column without values as floats. A row with a value there is refused.
         floats = (types.is_floating,)
         numbers = (types.is_integer, types.is_decimal) if column == "port" else ()
         if not any(fits(kind) for fits in texts + floats + numbers):
-            wish = "text or whole numbers" if column == "port" else "text"
-            raise self._file.error(f"has {shown(name)} as {shown(str(kind))}: write that column as {wish}")
+            right = "text or whole numbers" if column == "port" else "text"
+            raise self._file.error(f"has {shown(name)} as {shown(str(kind))}: write that column as {right}")
 
     def _batches(self) -> Generator[Batch, None, None]:
         maker = BatchMaker()
@@ -114,7 +114,7 @@ class ParquetTable:
         with self._opened() as parquet:
             for size, groups in groupby(enumerate(self._batch_sizes), key=itemgetter(1)):
                 numbers = [number for number, _ in groups]
-                # Not by threads, which read ahead.
+                # Threads would read ahead.
                 batches = parquet.iter_batches(
                     size, row_groups=numbers, columns=self._leaves, use_threads=False
                 )
@@ -126,10 +126,11 @@ class ParquetTable:
         """
         For each row group: how many of its rows may be in memory at once.
 
-        Compression makes a few bytes of a long value, and dictionaries repeat it for nothing.
+        The size of the file is no limit: long values can be compressed to a few bytes, or be repeated by a
+        dictionary.
 
         Raises:
-            FleetError: A column of a row group is too large to be read.
+            FleetError: A column of a row group is too large.
         """
         with self._file.opened() as file:
             row_groups = self._intact(partial(read_row_groups, file))
@@ -152,14 +153,14 @@ class ParquetTable:
         return sizes
 
     def _longest(self, number: int, chunk: Chunk, dictionaries: "pyarrow.parquet.ParquetFile") -> int:
-        """At most how long a value is that may come more often than its bytes do; 0 if none may."""
+        """Largest size of a value that *chunk* has once and memory several times; 0 without any."""
         if DELTA_BYTE_ARRAY in chunk.encodings:
             return chunk.size
         if not DICTIONARIES & chunk.encodings:
             return 0
         batches = dictionaries.iter_batches(1, row_groups=[number], columns=[chunk.path], use_threads=False)
         batch = self._intact(partial(next, batches, None))
-        if batch is None:  # it has no row
+        if batch is None:  # without rows
             return 0
         values = batch.column(0)
         while self._arrow.types.is_struct(values.type):
@@ -179,16 +180,16 @@ class ParquetTable:
             yield self._intact(partial(self._arrow.parquet.ParquetFile, file, **options))
 
     def _intact(self, call: Callable[[], T]) -> T:
-        """What *call* gives; what pyarrow raises on bytes that are no Parquet becomes our error."""
+        """Return the result of *call*; convert errors that pyarrow raises on damaged files."""
         try:
             return call()
         except OSError as error:
-            if error.errno is not None:  # the disk's, which `FleetFile` tells
+            if error.errno is not None:  # an error of the disk, which `FleetFile` handles
                 raise
         except (self._arrow.ArrowException, ValueError, TypeError, KeyError, MemoryError):
             pass
-        # Not in the except: what was caught may hold a value, and would stay on the chain of ours.
-        raise self._file.error("is damaged, or of a Parquet that pyarrow does not read: write it again")
+        # Outside of the except block: otherwise an error that may hold a value would be chained.
+        raise self._file.error("is damaged, or a Parquet file that pyarrow cannot read: write it again")
 
 
 def _listed(values: "pyarrow.Array") -> list[Any]:
@@ -202,4 +203,4 @@ def _value(scalar: "pyarrow.Scalar") -> Any:
     try:
         return scalar.as_py()
     except UnicodeDecodeError:
-        return b""  # refused with its row, as what is no text
+        return b""  # not text, so the row is refused

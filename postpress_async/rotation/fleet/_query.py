@@ -1,25 +1,37 @@
 """
-A SQL query, asked of a database by SQLAlchemy and whatever driver the user has.
+A fleet as the rows of an SQL query, by SQLAlchemy and any driver that is installed.
 
-Its answer comes by the database's own cursor, so that no memory holds all of it. What a database says in an
-error may quote the rows, which have passwords: only what cannot is repeated.
+The rows are read through a server-side cursor and copied to a private temporary file: all of them are checked
+before a byte is sent, and the rows sent are those that were checked. An error of a database may quote a row,
+which has passwords, so only messages that cannot are repeated.
 
-A slip in a query must not write. SQLite's file is opened read-only, and no other may be attached or made.
-PostgreSQL, MySQL and MariaDB run the query in a read-only transaction: no table changes, but only the rights
-of the account exclude what is outside of tables (``COPY ... TO``, ``INTO OUTFILE``). Of any other database
-nothing is known; there the transaction is rolled back.
+A mistake in a query must not write. SQLite's file is opened read-only, and the query cannot attach or create
+another. PostgreSQL, MySQL and MariaDB run the query in a read-only transaction. It changes no table, but only
+the rights of the account prevent effects outside of tables (``COPY ... TO``, ``INTO OUTFILE``). For other
+databases, the transaction is rolled back.
 """
 
+import hashlib
+import io
+import json
 import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, quote_plus
 
 from postpress_async.errors import FleetError
+from postpress_async.models import FieldError
+from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.rotation.fleet._columns import BATCH, Batch, BatchMaker, read_batches
+from postpress_async.rotation.fleet._file import FileView
+from postpress_async.rotation.fleet._header import read_header
+from postpress_async.rotation.fleet._row import RowReader
 from postpress_async.secret import MASK
 
 if TYPE_CHECKING:
@@ -28,75 +40,151 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WRITE_IT: Final = "write it as postgresql+psycopg://user@host/database"
-# SQLSTATE classes whose messages name tables, columns, users and servers, and never a value of a row.
-_NAMES_ALONE: Final = {"08", "25", "26", "28", "3D", "3F", "42", "53", "55", "57"}
-_SQLITE_SAYS: Final = (
-    *(
-        "no such ",
-        "near ",
-        "ambiguous column name",
-        "unable to open",
-        "file is not a database",
-        "database is locked",
-    ),
-    *("incomplete input", "unrecognized token", "attempt to write", "You can only execute one statement"),
-    *("not authorized", "authorization denied"),
+# SQLSTATE classes whose messages name tables, columns, users and servers, but no values of a row.
+_SAFE_CLASSES: Final = {"08", "25", "26", "28", "3D", "3F", "42", "53", "55", "57"}
+# Beginnings of such messages of SQLite.
+_SQLITE_MESSAGES: Final = tuple(
+    "no such |near |ambiguous column name|unable to open|file is not a database|database is locked|"
+    "incomplete input|unrecognized token|attempt to write|You can only execute one statement|"
+    "not authorized|authorization denied".split("|")
 )
 _ONLY_READS: Final = ": write one that only reads, such as SELECT"
 _LONGEST: Final = 200
+_BUFFER: Final = 256 * 1024
+
+
+class QueryTable:
+    """
+    The rows of a query. The line of a row is its number in the result, from 1.
+
+    Attributes:
+        name: Replaces the name of a file.
+        ignored_columns: Unknown columns, and unknown keys of proxies.
+    """
+
+    name: str = "<query>"
+
+    def __init__(self, url: str, query: str) -> None:
+        """Raise `FleetError` if the database refuses the query, or its columns are not a fleet's."""
+        self._digest = hashlib.sha256()
+        # On most systems it never has a name, so that a run that is killed leaves no passwords behind.
+        self._spool: IO[bytes] = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
+        try:
+            with closing(Query(url, query)) as result:
+                self.ignored_columns = self._copy(result)
+        except BaseException:
+            self._spool.close()
+            raise
+
+    def error(self, fact: str) -> FleetError:
+        """Return an error about the query."""
+        return FleetError(f"the query {fact}")
+
+    def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
+        """Return a hash over the values of the known columns, which can be updated."""
+        return self._digest.copy()
+
+    def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
+        """Yield each row, or its refusal."""
+        yield from read_batches(self._batches(), reader)
+
+    def close(self) -> None:
+        """Delete the copy."""
+        self._spool.close()
+
+    def _copy(self, result: "Query") -> tuple[str, ...]:
+        header = read_header(result.names, self.error)
+        maker = BatchMaker()
+        for rows in result.batches(BATCH):
+            columns = list(zip(*rows, strict=True))
+            values = {column: columns[index] for column, index in header.places.items()}
+            self._append(maker.make(values, len(rows)))
+        return header.ignored + maker.keys.ignored
+
+    def _append(self, batch: Batch) -> None:
+        """Write *batch* as a line of JSON: its columns, null for an empty one, and its faults."""
+        columns = [column if any(column) else None for column in batch.columns]
+        columns[0] = batch.columns[0]  # never null, because it has the number of rows
+        faults = [[index, *fault.args] for index, fault in batch.faults.items()]
+        line = json.dumps([columns, faults], separators=(",", ":")).encode() + b"\n"
+        self._digest.update(line)
+        try:
+            self._spool.write(line)
+            self._spool.flush()
+        except OSError as error:
+            raise self.error(
+                f"cannot be copied to a temporary file: {os.strerror(error.errno or 0)}"
+            ) from error
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        if self._spool.closed:
+            raise self.error("is closed: open the fleet again")
+        lines = io.BufferedReader(FileView(self._spool), _BUFFER)
+        while True:
+            try:
+                line = lines.readline()
+            except OSError as error:
+                raise self.error(f"cannot be read: {error.strerror}") from error
+            if not line:
+                return
+            columns, faults = json.loads(line)
+            empty = [""] * len(columns[0])
+            yield Batch(
+                [empty if column is None else column for column in columns],
+                {index: FieldError(*fault) for index, *fault in faults},
+            )
 
 
 class Query:
     """
-    The answer to one query.
+    The result of one query.
 
     Attributes:
-        names: Its columns' names.
+        names: Names of its columns.
     """
 
     def __init__(self, url: str, query: str) -> None:
-        """Raise `FleetError` if SQLAlchemy or the driver is not there, or the database refuses."""
+        """Raise `FleetError` if SQLAlchemy or the driver is not installed, or the database refuses."""
         try:
             import sqlalchemy
         except ImportError:
-            sentence = "a query takes SQLAlchemy to ask: pip install 'postpress-async[sql]'"
-            raise FleetError(sentence) from None
+            raise FleetError("a query requires SQLAlchemy: pip install 'postpress-async[sql]'") from None
         self._alchemy = sqlalchemy
-        self._engine = self._made(url)
+        self._engine = self._create_engine(url)
         self._forms = _forms(self._engine.url.password)
         try:
             _check_sqlite(self._url)
-            self._connection = self._asked("cannot be reached", self._engine.connect, connecting=True)
-            self._answer = self._asked("refused the query", lambda: self._executed(query))
-            if not self._answer.returns_rows:
+            self._connection = self._run("cannot be reached", self._engine.connect, connecting=True)
+            self._result = self._run("refused the query", lambda: self._execute(query))
+            if not self._result.returns_rows:
                 raise FleetError("the query gives no rows: write one that does, such as SELECT")
-            self.names: Final[Sequence[str]] = list(self._answer.keys())
+            self.names: Final[Sequence[str]] = list(self._result.keys())
         except BaseException:
             self.close()
             raise
 
     def batches(self, size: int) -> Iterator[Sequence[Sequence[Any]]]:
         """
-        Its rows, *size* at a time.
+        Yield the rows, *size* at a time.
 
         Raises:
-            FleetError: The database broke off.
+            FleetError: The database reported an error.
         """
-        while rows := self._asked("broke off", lambda: self._answer.fetchmany(size)):
+        while rows := self._run("broke off", lambda: self._result.fetchmany(size)):
             yield rows
 
     def close(self) -> None:
-        """Leave the database, with nothing changed in it."""
-        if (connection := getattr(self, "_connection", None)) is not None:
-            self._quietly(connection.close)
-        self._quietly(self._engine.dispose)
+        """Close the connection; the transaction is rolled back."""
+        with suppress(Exception):  # of a driver that has lost its connection
+            if (connection := getattr(self, "_connection", None)) is not None:
+                connection.close()
+        with suppress(Exception):
+            self._engine.dispose()
 
-    # --- With SQLAlchemy ---
-
-    def _made(self, url: str) -> "Engine":
+    def _create_engine(self, url: str) -> "Engine":
         sqlalchemy: Any = self._alchemy
         exc = sqlalchemy.exc
-        # At its debug level SQLAlchemy logs every row: this logger has a level of its own.
+        # At level DEBUG SQLAlchemy would log every row.
         logging.getLogger("sqlalchemy.engine.Engine.postpress_async").setLevel(logging.WARNING)
         options: dict[str, Any] = {"logging_name": "postpress_async", "hide_parameters": True}
         try:
@@ -107,20 +195,18 @@ class Query:
             kind = self._url.drivername[:40]
             fact = f"SQLAlchemy knows no database {kind!r}: {_WRITE_IT}"
         except ImportError as error:
-            named = error.name or "of this database"
-            fact = (
-                f"the driver {named} is not installed: install it, or name yours, as in postgresql+psycopg://"
-            )
+            driver = error.name or "of this database"
+            fact = f"the driver {driver} is not installed: install it, or name yours, as in postgresql+psycopg://"
         except (exc.ArgumentError, ValueError, TypeError, AttributeError):
             fact = f"the database's URL cannot be read: {_WRITE_IT}"
         else:
             if not engine.dialect.is_async:
                 return engine
             fact = f"{self._url.drivername} is asynchronous: name another driver, as in postgresql+psycopg://"
-        # Not in the except: what was caught may hold the URL, and would stay on the chain of ours.
+        # Outside of the except block: otherwise an error that may hold the URL would be chained.
         raise FleetError(fact)
 
-    def _executed(self, query: str) -> "CursorResult[Any]":
+    def _execute(self, query: str) -> "CursorResult[Any]":
         connection, backend = self._connection, self._engine.dialect.name
         if backend == "sqlite":
             connection.exec_driver_sql("PRAGMA query_only = ON")
@@ -130,74 +216,68 @@ class Query:
             connection = connection.execution_options(postgresql_readonly=True)
         elif backend in {"mysql", "mariadb"}:
             connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
-        # No parameters: a percent sign in the query is its own, and so is a colon.
+        # Without parameters, percent signs and colons in the query have no special meaning.
         options = {"stream_results": True, "no_parameters": True, "max_row_buffer": 1024}
         return connection.exec_driver_sql(query, execution_options=options)
 
-    def _asked(self, fact: str, call: Callable[[], T], *, connecting: bool = False) -> T:
-        """What *call* gives; whatever a driver raises becomes our error that says *fact*."""
+    def _run(self, fact: str, call: Callable[[], T], *, connecting: bool = False) -> T:
+        """Return the result of *call*, or raise `FleetError` with *fact* for any error of a driver."""
         try:
             return call()
         except ImportError as error:
-            fact = f"takes the driver {error.name or 'of its own'}, which is not installed: install it"
-        except Exception as error:  # SQLAlchemy lets drivers' own errors through here and there
-            fact = f"{fact}: {self._said(error, connecting)}"
-        # Not in the except, for the same reason as above.
+            fact = f"requires the driver {error.name or 'of its own'}, which is not installed: install it"
+        except Exception as error:  # SQLAlchemy does not wrap all errors of drivers
+            fact = f"{fact}: {self._message(error, connecting)}"
+        # Outside of the except block for the same reason.
         raise FleetError(f"{_shown(self._url)} {fact}")
 
-    def _said(self, error: Exception, connecting: bool) -> str:
-        """What may be repeated of *error*."""
-        said = getattr(error, "orig", None) or error
-        state = str(getattr(said, "sqlstate", None) or getattr(said, "pgcode", None) or "")
-        # MySQL's drivers give a number and a text.
-        words = said.args[1] if len(said.args) == 2 and isinstance(said.args[0], int) else said
-        text = next(iter(str(words).strip().splitlines()), "")
-        if connecting or state[:2] in _NAMES_ALONE or text.startswith(_SQLITE_SAYS):
+    def _message(self, error: Exception, connecting: bool) -> str:
+        """The first line of *error* if it cannot contain values of a row; otherwise its type."""
+        error = getattr(error, "orig", None) or error
+        state = str(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or "")
+        # MySQL's drivers have a number and a text.
+        full = error.args[1] if len(error.args) == 2 and isinstance(error.args[0], int) else error
+        text = next(iter(str(full).strip().splitlines()), "")
+        if connecting or state[:2] in _SAFE_CLASSES or text.startswith(_SQLITE_MESSAGES):
             for form in self._forms:
                 text = text.replace(form, MASK)
-            if not connecting:  # a literal of the query, by which it was not understood
+            if not connecting:  # a literal in the query
                 text = re.sub(r"'[^']*'?", "'...'", text)
             text = "".join(c if c.isprintable() else " " for c in text)[:_LONGEST]
             return text + _ONLY_READS * text.startswith(("not authorized", "authorization denied"))
-        name = type(said).__name__
-        return f"{name} {state}" if state else f"{name}, whose words may quote a row"
-
-    def _quietly(self, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except Exception:  # the connection was lost: there is nothing to leave
-            return
+        name = type(error).__name__
+        return f"{name} {state}" if state else f"{name} (its message may quote a row)"
 
 
 def _read_only(url: "URL") -> "URL":
-    """*url*, by which SQLite opens its file read-only; a URL of another database as it is."""
-    place = url.database
-    # Only this driver takes a URI, which says how to open a file. Memory has no file.
-    if url.drivername not in {"sqlite", "sqlite+pysqlite"} or not place or ":memory:" in place:
+    """*url* with options that open a SQLite file read-only; unchanged for other databases."""
+    path = url.database
+    # Only this driver accepts a URI with options. A database in memory has no file.
+    if url.drivername not in {"sqlite", "sqlite+pysqlite"} or not path or ":memory:" in path:
         return url
-    if not place.startswith("file:"):
-        place = Path(place).absolute().as_uri()
+    if not path.startswith("file:"):
+        path = Path(path).absolute().as_uri()
     elif url.query.get("mode") == "memory":
         return url
-    return url.set(database=place, query={**url.query, "mode": "ro", "uri": "true"})
+    return url.set(database=path, query={**url.query, "mode": "ro", "uri": "true"})
 
 
 def _check_sqlite(url: "URL") -> None:
-    """SQLite says less clearly that a file does not exist, or makes it."""
-    place = url.database
-    if url.get_backend_name() != "sqlite" or not place or place == ":memory:" or place.startswith("file:"):
+    """Raise `FleetError` if a SQLite file does not exist: SQLite might create it."""
+    path = url.database
+    if url.get_backend_name() != "sqlite" or not path or path == ":memory:" or path.startswith("file:"):
         return
-    if not os.path.exists(place):
+    if not os.path.exists(path):
         raise FleetError(f"{_shown(url)} does not exist: check its path, after sqlite:/// in the URL")
 
 
 def _authorize(action: int, *_: object) -> int:
     """
-    Answer SQLite, which asks about each part of a query while it is prepared.
+    Allow or deny a part of a query; SQLite calls this for each part while it prepares the query.
 
-    ATTACH makes a file that does not exist, and VACUUM INTO attaches the one it makes. Changes of tables are
-    not refused here: full-text and other virtual tables prepare them to be read, and none can be carried out
-    on a file that was opened read-only.
+    ATTACH creates a missing file, and VACUUM INTO attaches the file that it creates. Changes of tables are
+    not denied here: full-text and other virtual tables prepare them in order to be read, and no change is
+    possible in a file that was opened read-only.
     """
     refused = action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}
     return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
@@ -210,7 +290,7 @@ def _shown(url: "URL") -> str:
 
 
 def _forms(password: object) -> list[str]:
-    """How a *password* may be written in what a driver says, the longest first."""
+    """The forms of a *password* in messages of drivers, the longest first."""
     text = "" if password is None else str(password)
     forms = {text, quote(text), quote(text, safe=""), quote_plus(text), repr(text)[1:-1]}
     return sorted(filter(None, forms), key=len, reverse=True)

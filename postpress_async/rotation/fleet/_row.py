@@ -1,7 +1,7 @@
 """
-What the columns of a fleet mean, and how the cells of one row become a change.
+The names of a fleet's columns, and how the cells of a row become a change.
 
-Both formats of a fleet end here: cells of CSV as they are, values of JSON Lines made into such cells.
+All formats end here: the cells of CSV as they are, the values of other formats as the text of cells.
 """
 
 import re
@@ -17,17 +17,17 @@ COLUMNS: Final = ("account_id", "proxy", "host", "port", "protocol", "username",
 """The columns of a fleet, in the order of `Cells`; ``proxy`` is a URL."""
 
 PARTS: Final = COLUMNS[2:7]
-"""The columns that together say what a ``proxy`` URL says alone."""
+"""The columns that together replace a ``proxy`` URL."""
 
 NOTHING_ASKED: Final = "no proxy and no country"
-"""The reason of a row that names an account alone, where there is no default and no pool."""
+"""The reason to refuse a row with only an account, if there is no default and no pool."""
 
-ONE_FORM: Final = "give all of it in proxy, or host, port and the rest by themselves, not both"
+ONE_FORM: Final = "give either proxy, or host, port and the rest, not both"
 
 Cells: TypeAlias = tuple[str, str, str, str, str, str, str, str, str]
-"""One row's text for each of `COLUMNS`, empty where it gives none."""
+"""The text of a row for each of `COLUMNS`, empty if the row has none."""
 
-# By small letters, without "_", "-" or spaces: so names are compared. The rest is what spreadsheets have.
+# Names as `plain_name` returns them; the lower half has names that spreadsheets use.
 _SEPARATORS: Final = re.compile(r"[\s_-]+")
 _MEANINGS: Final = {
     **{name: name for name in COLUMNS},
@@ -46,17 +46,17 @@ _MEANINGS: Final = {
 
 
 def meaning(name: str) -> str | None:
-    """The one of `COLUMNS` that a header *name* stands for, or None where it is not ours."""
+    """The one of `COLUMNS` that a *name* in a header means; None if unknown."""
     return _MEANINGS.get(name) or _MEANINGS.get(plain_name(name))
 
 
 def plain_name(name: str) -> str:
-    """A header *name* in small letters, without ``_``, ``-`` or spaces: as names are compared."""
+    """A *name* in lower case, without ``_``, ``-`` or spaces: the form in which names are compared."""
     return _SEPARATORS.sub("", name).lower()
 
 
 def shown(name: str) -> str:
-    """A column's name from outside, fit to be printed: one line, 40 characters at most."""
+    """A column's name that is safe to print: one line, at most 40 characters."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name.strip()[:40])
     return text[:40]
 
@@ -65,16 +65,16 @@ class RowReader:
     """
     Reads the rows of one pass over a fleet, each account once.
 
-    An account counts from the first line that names it, be the rest of that line right or wrong: it is
-    the fleet that must say which of two lines is meant, and mending one must not bring up another.
+    The first line that names an account counts, even if the rest of that line is invalid. Otherwise fixing
+    that line would change which of the two is refused.
     """
 
     def __init__(self, default: ProxyChange | None, *, pooled: bool = False, done: bytes = b"") -> None:
         """
         Args:
-            default: What a row gets that names nothing but an account.
-            pooled: Whether such a row is left to a pool where there is no default.
-            done: A byte that is not 0 for each ordinal that is settled, and so not read again.
+            default: The change for rows with only an account.
+            pooled: Whether such rows are left to a pool if there is no default.
+            done: A byte for each ordinal: not 0 if the row is settled and need not be read.
         """
         self._default = default
         self._pooled = pooled
@@ -82,10 +82,10 @@ class RowReader:
         self._first_lines = FirstLines()
 
     def read(self, ordinal: int, line: int, cells: Cells) -> Row | Refusal | None:
-        """The row that *cells* are, or why they are none; None where it is done."""
+        """Return the row, or its refusal; None if it is done."""
         account_id = cells[0].strip()
         if ordinal < len(self._done) and self._done[ordinal]:
-            self._first_lines.claim(account_id, line)  # so that a later line that names it is refused
+            self._first_lines.claim(account_id, line)  # refuse a later line that names it
             return None
         if (refusal := self._claim(ordinal, line, account_id)) is not None:
             return refusal
@@ -99,7 +99,7 @@ class RowReader:
         return Row(ordinal, line, account_id, change)
 
     def refuse(self, ordinal: int, line: int, account_id: str, error: FieldError) -> Refusal:
-        """The refusal of a row whose cells could not be read for *error*."""
+        """Return the refusal of a row whose cells could not be read because of *error*."""
         account_id = account_id.strip()
         refusal = self._claim(ordinal, line, account_id)
         return refusal or Refusal.of(error, ordinal, line, account_id)
@@ -117,16 +117,16 @@ class RowReader:
 
 
 def _read_change(cells: Cells) -> ProxyChange | None:
-    """The change that one row asks for; None where it names nothing but an account."""
+    """The change in the *cells* of a row; None if it has only an account."""
     _, proxy, host, port, protocol, username, password, country, ip = cells
-    # Most cells are empty, and a million rows have nine million.
+    # Most of a million rows' nine million cells are empty, and `and` is faster than a call.
     host = host and host.strip()
     country = country and country.strip()
     ip = ip and ip.strip()
     port = port and port.strip()
     protocol = protocol and protocol.strip()
     username = username and username.strip()
-    # Its edges are its own, spaces and all; but a cell of nothing but spaces is an empty one.
+    # Spaces may be part of a password, but a cell with only spaces is empty.
     password = "" if password.isspace() else password
     proxy = proxy and proxy.strip()
     if proxy and (host or port or protocol or username or password):
@@ -137,7 +137,7 @@ def _read_change(cells: Cells) -> ProxyChange | None:
         if proxy:
             return _from_url(proxy)
         return CustomProxy(
-            host=_unwrapped(host),
+            host=_without_brackets(host),
             port=read_port(port),
             protocol=protocol.lower() or None,
             username=username or None,
@@ -149,7 +149,7 @@ def _read_change(cells: Cells) -> ProxyChange | None:
             raise FieldError(part, f"{part} without a proxy", _ONE_KIND)
         raise FieldError("host", "host missing", "give the proxy's host name or address")
     if country or ip:
-        return _managed(country, ip)
+        return ManagedProxy(country=country or None, ip=ip) if ip else _of_country(country)
     return None
 
 
@@ -157,7 +157,7 @@ _ONE_KIND: Final = "give a proxy of your own, or a country and an ip, not both"
 
 
 def _first(*cells: str) -> str:
-    """The first of `PARTS` that is given."""
+    """The name of the first of `PARTS` that is not empty."""
     return next(name for name, cell in zip(PARTS, cells, strict=True) if cell)
 
 
@@ -166,21 +166,17 @@ def _from_url(url: str) -> CustomProxy:
         return CustomProxy.from_url(url)
     except FieldError as error:
         reason, advice = error.reason, error.advice
-    # In https://user:12345678, which forgot its host, what is shown as the port is the password.
+    # In https://user:12345678, without a host, the port in the message would be the password.
     if reason == "port out of range":
         advice = "it is 1 to 65535"
     raise FieldError("proxy", reason, advice)
 
 
-def _unwrapped(host: str) -> str:
+def _without_brackets(host: str) -> str:
     return host[1:-1] if host[0] == "[" and host[-1] == "]" and ":" in host else host
 
 
-def _managed(country: str, ip: str) -> ManagedProxy:
-    return ManagedProxy(country=country or None, ip=ip) if ip else _of_country(country)
-
-
-# Frozen, so one value can serve every row that asks for this country. A refusal is not kept.
+# The value is frozen, so all rows with this country can share it.
 @lru_cache(maxsize=1024)
 def _of_country(country: str) -> ManagedProxy:
     return ManagedProxy(country=country)

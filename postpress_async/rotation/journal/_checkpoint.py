@@ -1,8 +1,8 @@
 """
 Checkpoints of a journal, and whether its file alone is the whole journal.
 
-SQLite keeps the latest commits in the -wal beside the file. If that is lost or not copied along, SQLite opens
-the file alone without a word, as it was at the last checkpoint, and what was sent since would be sent again.
+SQLite keeps the latest commits in the -wal beside the file. If the -wal is lost or not copied along, SQLite
+silently opens the file as it was at the last checkpoint, and everything sent since then would be sent again.
 """
 
 import os
@@ -15,24 +15,24 @@ from postpress_async.errors import JournalError
 
 LOG_NEEDED: Final = "log needed"
 """
-In the table ``run`` of the file, but not of the file and its -wal together: the file alone is incomplete.
+A name in the table ``run`` of the file that its -wal deletes: the file alone is incomplete.
 
-It is written before each checkpoint and deleted right after it. So the deletion is always in the -wal only,
-until SQLite, or the end of a run, folds the whole -wal into the file.
+It is written before each checkpoint and deleted right after it. So the deletion is in the -wal only, until
+SQLite or the end of a run copies the whole -wal into the file.
 """
 
 
-def refuse_lost_log(place: Path) -> None:
-    """Raise `JournalError` if the journal at *place* needs its -wal, and there is none."""
-    if not place.stat().st_size or os.path.exists(f"{place}-wal"):
+def refuse_lost_log(path: Path) -> None:
+    """Raise `JournalError` if the journal needs its -wal, and the -wal does not exist."""
+    log = f"{path}-wal"
+    if not path.stat().st_size or os.path.exists(log):
         return
-    # SQLite would make a -wal for any other connection.
-    with closing(
-        sqlite3.connect(f"{Path(os.path.abspath(place)).as_uri()}?immutable=1", uri=True)
-    ) as connection:
-        needed = needs_log(connection)
-    if needed:
-        raise lost_log(place)
+    # Without `immutable`, SQLite would create a -wal.
+    uri = f"{Path(os.path.abspath(path)).as_uri()}?immutable=1"
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        # In this order: a run that begins now creates the -wal before it writes the mark.
+        if needs_log(connection) and not os.path.exists(log):
+            raise lost_log(path)
 
 
 def needs_log(connection: sqlite3.Connection) -> bool:
@@ -42,10 +42,10 @@ def needs_log(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute("SELECT 1 FROM run WHERE name = ?", (LOG_NEEDED,)).fetchone())
 
 
-def lost_log(place: Path) -> JournalError:
-    """The refusal of a journal without the -wal that it needs."""
+def lost_log(path: Path) -> JournalError:
+    """The error for a journal without the -wal that it needs."""
     return JournalError(
-        f"{place} is incomplete: {place.name}-wal is missing, or is not its own, with the latest outcomes of "
+        f"{path} is incomplete: {path.name}-wal is missing, or is not its own, with the latest outcomes of "
         "a run that was killed. Put it back beside the journal. If it is lost for good, create an empty file "
         "of that name and start the run: each account that is not recorded as patched or failed is then "
         "treated as one that may have been sent (see --on-unknown)"
@@ -56,8 +56,8 @@ def accept_log(connection: sqlite3.Connection) -> None:
     """
     Accept what *connection* sees as the whole journal, before it has written anything.
 
-    If the -wal that the file needs is empty, cut off or another file's, SQLite sees no commit in it. Then
-    every row is in doubt that may have been sent.
+    If the -wal that the file needs is empty, truncated or from another file, SQLite finds no commit in it.
+    Then every row that may have been sent is in doubt.
     """
     if needs_log(connection):
         [(_, commits, _)] = connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -65,9 +65,9 @@ def accept_log(connection: sqlite3.Connection) -> None:
 
 
 def delete_mark(connection: sqlite3.Connection, *, lost: bool = False) -> None:
-    """Say that file and -wal are the whole journal again; *lost*: also that its latest commits are lost."""
+    """Record that file and -wal are the whole journal; if *lost*, that the latest commits are missing."""
     if not needs_log(connection):
-        return  # without waiting for anyone who writes
+        return  # without waiting for a writer
     with connection:
         connection.execute("DELETE FROM run WHERE name = ?", (LOG_NEEDED,))
         if lost:
@@ -75,7 +75,7 @@ def delete_mark(connection: sqlite3.Connection, *, lost: bool = False) -> None:
 
 
 def checkpoint(connection: sqlite3.Connection, mode: Literal["FULL", "PASSIVE"]) -> None:
-    """Copy what is in the -wal into the file, which from then on says that it needs its -wal."""
+    """Copy the -wal into the file, which needs its -wal from then on."""
     with connection:
         connection.execute("INSERT OR REPLACE INTO run VALUES (?, 1)", (LOG_NEEDED,))
     try:

@@ -1,7 +1,7 @@
 """
-The lock on a journal: on the file itself, so that it holds under whatever name the file is opened.
+The lock on a journal: on the file itself, so that it holds under every name of the file.
 
-A lock file beside the journal would protect one name of it, and only until somebody deletes the lock file.
+A lock file beside the journal would protect one name only, and only until someone deletes the lock file.
 """
 
 import errno
@@ -32,12 +32,13 @@ class JournalFile:
     A descriptor of a journal's file: opened before SQLite opens the file, and closed after SQLite closed it.
 
     If a process closes any descriptor of a file, the system releases all POSIX locks of that process on the
-    file, and SQLite's locks are POSIX locks. So the descriptors of a file are closed together, when this
-    process needs none of them any more.
+    file, and SQLite's locks are POSIX locks. So all descriptors of a file are closed together, when this
+    process no longer needs any.
 
     Attributes:
         inode: Device and number of the file.
-        links: How many names (hard links) the file had when it was opened.
+        links: Number of names (hard links) of the file when it was opened.
+        is_regular: Whether it is a regular file.
     """
 
     def __init__(self, handle: int) -> None:
@@ -53,10 +54,10 @@ class JournalFile:
     @classmethod
     def open(cls, path: str | os.PathLike[str], flags: int) -> Self:
         """
-        The file at *path*; one that is created is readable by its owner only.
+        Open the file at *path*; a new file is readable by its owner only.
 
         Raises:
-            OSError: It cannot be opened.
+            OSError: The file cannot be opened.
         """
         # Without O_NONBLOCK, opening a named pipe waits for its other end.
         return cls(os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600))
@@ -68,7 +69,7 @@ class JournalFile:
 
     def lock(self) -> bool:
         """
-        Lock the file until it is closed or the process ends; False if somebody else holds the lock.
+        Lock the file until it is closed or the process ends; return False if another run holds the lock.
 
         Raises:
             OSError: The file system has no locks.
@@ -138,20 +139,20 @@ else:
 
     def _control(handle: int, command: str, kind: int) -> bytes:
         # Not flock(): on macOS and over NFS it conflicts with the locks that SQLite takes on the same file.
-        place = (os.SEEK_SET, BYTE, 1, 0)
-        flock = struct.pack(_LAYOUT, kind, *place) if _IS_LINUX else struct.pack(_LAYOUT, BYTE, 1, 0, kind, 0)
+        lock = (kind, os.SEEK_SET, BYTE, 1, 0) if _IS_LINUX else (BYTE, 1, 0, kind, os.SEEK_SET)
+        flock = struct.pack(_LAYOUT, *lock)
         if _IS_LINUX:
             # An OFD lock belongs to the descriptor: it outlives the close of another descriptor of the file
             # in this process, for example by a copy of the journal that the program makes.
             try:
                 return fcntl.fcntl(handle, getattr(fcntl, f"F_OFD_{command}"), flock)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # a sandbox, such as gVisor, may not have it
+                if error.errno != errno.EINVAL:  # gVisor and other sandboxes have no OFD locks
                     raise
         return fcntl.fcntl(handle, getattr(fcntl, f"F_{command}"), flock)
 
-    def _leave() -> None:
-        # A child would hold the lock of a parent that died.
+    def _close_in_child() -> None:
+        # Otherwise a child would hold the lock after its parent has died.
         for handles in _handles.values():
             for handle in handles:
                 os.close(handle)
@@ -159,4 +160,4 @@ else:
             registry.clear()
         _guard.release()
 
-    os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_leave)
+    os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_close_in_child)

@@ -1,9 +1,9 @@
 """
-A short hash of each row of an input that is no file, on the disk before the row is sent.
+A short hash of each row of an input that is not a file, on disk before the row is sent.
 
-A file is known again by a digest of all its rows; a mapping or an iterable by the hashes of those that were
-taken so far. Otherwise a row that was in flight when its run was killed would be sent with another change
-under the same key, and the API might answer with its answer to the old one.
+A file is recognised by a digest of all its rows; a mapping or an iterable by the hashes of the rows taken so
+far. Without them, a row that was in flight when its run was killed could be sent with another change under
+the same idempotency key, and the API might return its response to the old one.
 """
 
 import asyncio
@@ -21,66 +21,66 @@ from postpress_async.rotation.journal._writer import Writer
 
 SIZE: Final = 4
 """
-Bytes of a row's hash: one changed row in four billion is missed. Longer ones would find no more in practice,
-and would confirm a guess of a password to anyone who can read the journal.
+Bytes of a row's hash: one changed row in four billion is missed. Longer hashes would find no more in
+practice, and would let anyone who can read the journal confirm a guess of a password.
 """
 
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS changes (first INTEGER PRIMARY KEY, hashes BLOB NOT NULL)"
-_KEEP: Final = "INSERT OR REPLACE INTO changes VALUES (?, ?)"
-_BLOCK: Final = 4_096  # hashes of one row of the table, if they are known at once
-_AT_ONCE: Final = 500  # rows that are compared before others get the event loop
+_INSERT: Final = "INSERT OR REPLACE INTO changes VALUES (?, ?)"
+_BLOCK: Final = 4_096  # most hashes in one row of the table
+_PER_TURN: Final = 500  # rows to compare before the event loop runs other tasks
 
 
 def prepare(connection: sqlite3.Connection) -> bool:
-    """Make what `Changes` needs, also in a journal of a version that had none; whether it has any hashes."""
+    """Create what `RowHashes` needs, also in older journals; return whether the journal has any hashes."""
     with connection:
         connection.execute(_TABLE)
         connection.execute("INSERT OR IGNORE INTO run VALUES ('key', ?)", (secrets.token_bytes(16),))
     return connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone() is not None
 
 
-class Changes:
+class RowHashes:
     """
-    Compares rows, in their order, with what the journal has of them.
+    Compares rows, in their order, with the hashes in the journal.
 
     Args:
         path: The journal, for messages.
         writer: The journal's.
-        key: Of the hashes.
-        stored: Blocks of the hashes that the journal has: the ordinal of the first, and their bytes.
+        key: Key of the hashes.
+        stored: Blocks of the journal's hashes: the ordinal of the first one, and their bytes.
     """
 
     def __init__(self, path: Path, writer: Writer, key: bytes, stored: Iterable[tuple[int, bytes]]) -> None:
         self._path: Final = path
         self._writer: Final = writer
         self._key: Final = key
-        self._stored: Final = _each(stored)
+        self._stored: Final = _unpack(stored)
         self._next = next(self._stored, None)
-        self._put = 0  # pieces that were given to the writer
-        self._on_disk = 0  # of these, those that are on the disk
+        self._put = 0  # blocks given to the writer
+        self._on_disk = 0  # of these, the blocks on disk
 
     def check(self, row: Row | Refusal) -> None:
         """
-        Compare *row* with what the journal has of it; if that is nothing, have its hash written.
+        Compare *row* with its hash in the journal, or have its hash written if it is new.
 
         Raises:
-            JournalError: It is another account, or has another change.
+            JournalError: The row has another account or another change.
         """
         if not self._is_known(row, digest := self._hash(row)):
             self._keep(row.ordinal, digest)
 
     async def on_disk(self) -> None:
-        """Return when the hashes of all rows that were checked are on the disk."""
+        """Return when the hashes of all rows that were checked are on disk."""
         if (put := self._put) > self._on_disk:
             await self._writer.committed()
             self._on_disk = max(self._on_disk, put)
 
     async def check_all(self, rows: Iterable[Row | Refusal]) -> None:
         """
-        `check` all rows of an input before the first is sent, and return when their hashes are on the disk.
+        Check all rows of an input before the first is sent, and return when their hashes are on disk.
 
         Raises:
-            JournalError: One of them is another account, or has another change.
+            JournalError: A row has another account or another change.
         """
         first, block = 0, bytearray()
 
@@ -96,13 +96,13 @@ class Changes:
                 if not block:
                     first = row.ordinal
                 block += digest
-            if count % _AT_ONCE == 0:
+            if count % _PER_TURN == 0:
                 await asyncio.sleep(0)
         keep()
         await self.on_disk()
 
     def _keep(self, first: int, hashes: bytes) -> None:
-        self._writer.put(_KEEP, (first, hashes))
+        self._writer.put(_INSERT, (first, hashes))
         self._put += 1
 
     def _hash(self, row: Row | Refusal) -> bytes:
@@ -116,14 +116,14 @@ class Changes:
         if self._next[1] != digest:
             account = f" ({row.account_id})" if row.account_id else ""
             raise JournalError(
-                f"{self._path} was begun with another input: row {row.ordinal + 1}{account} is another "
-                "account or asks for another change. Nothing was sent for it. Give back that input to go on "
-                "with it, or name another journal to start a new run"
+                f"{self._path} belongs to another input: row {row.ordinal + 1}{account} is another "
+                "account or asks for another change. Nothing was sent for it. Use that input again to resume "
+                "its run, or name another journal to start a new run"
             )
         return True
 
 
-def _each(stored: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    for first, hashes in stored:
+def _unpack(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    for first, hashes in blocks:
         for number in range(len(hashes) // SIZE):
             yield first + number, hashes[SIZE * number : SIZE * (number + 1)]

@@ -1,4 +1,4 @@
-"""A journal in numbers: how far its rotation is, what came of it, and what became of the last run."""
+"""Statistics of a journal: its rotation's progress, the outcomes, and how the last run ended."""
 
 import math
 import shlex
@@ -14,28 +14,49 @@ from postpress_async.rotation._outcome import State
 from postpress_async.rotation.journal.reading import LATEST, JournalView, printable
 
 LISTED: Final = 100
-"""Error types that are told apart, the commonest first; types come from outside, and may be any number."""
+"""Number of error types to list, most frequent first: they come from the API, which may send any number."""
 
 SENT: Final = "attempts > 0"
-"""In SQL: what was sent. The rest was refused for its row, or the run had ended."""
+"""SQL condition for accounts that were sent. The others were refused, or the run had ended."""
+
+_STATES: Final = "SELECT state, count(*) FROM outcomes GROUP BY state"
+_SUMS: Final = f"""
+    SELECT count(*) FILTER (WHERE {SENT}),
+        count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND scope = 'request'),
+        count(*) FILTER (WHERE state = 'unknown' AND NOT {SENT}),
+        count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND error_type IS NULL),
+        min(settled_at) FILTER (WHERE {SENT} AND state != 'skipped'),
+        max(settled_at) FILTER (WHERE {SENT} AND state != 'skipped')
+    FROM outcomes
+"""  # noqa: S608 - no text of others
+_ERRORS: Final = """
+    SELECT error_type, scope, count(*) AS accounts FROM outcomes WHERE error_type IS NOT NULL
+    GROUP BY error_type, scope ORDER BY accounts DESC, error_type, scope LIMIT ?
+"""
+_RECENT: Final = f"""
+    SELECT count(*) FILTER (WHERE settled_at > :now - 60),
+        count(*) FILTER (WHERE settled_at <= :now - 60),
+        min(settled_at) FILTER (WHERE settled_at > :now - 60)
+    FROM outcomes WHERE settled_at > :now - 120 AND {SENT}
+"""  # noqa: S608
 
 
 class Stage(StrEnum):
-    """What became of the last run on a journal."""
+    """How the last run on a journal ended, or that it has not."""
 
     UNDER_WAY = "under way"
     DIED = "died"
-    """It was killed, or its machine went down: what it had in flight is not in the journal."""
+    """The process was killed, or its machine failed: accounts in flight were not recorded."""
     HALTED = "halted"
     """It stopped by itself."""
     STOPPED = "stopped"
-    """It was told to stop, and not every account was sent."""
+    """It was stopped before every account was sent."""
     ENDED = "ended"
 
 
 @frozen
 class ErrorCount:
-    """So many accounts ended with an error of this type and scope (None where the journal has none)."""
+    """How many accounts ended with an error type and scope (None if the journal has no scope for it)."""
 
     error_type: str
     scope: Scope | None
@@ -43,30 +64,31 @@ class ErrorCount:
 
 
 @frozen(kw_only=True)
-class Numbers:
+class Statistics:
     """
-    A journal in numbers.
+    Statistics of a journal.
 
     Attributes:
-        stage: What became of the last run.
-        halted: Why it stopped by itself, if it did.
-        total: Rows of the input; None where the journal does not know.
-        began: Unix time at which the first run began; None where the journal does not know.
+        stage: How the last run ended.
+        halted: Why it stopped by itself; None if it did not.
+        total: Number of rows in the input; None if not recorded.
+        began: Unix time at which the first run began; None if not recorded.
         states: Accounts by state.
-        sent: Accounts of which a request was sent.
-        refused: Accounts whose rows say nothing that could be sent.
+        sent: Accounts for which a request was sent.
+        refused: Accounts whose rows are invalid.
         unsent: Accounts that are unknown only because a later run died, and that are sent again.
-        maybe_sent: Accounts that the journal has no outcome of, and that a run that was killed may have
-            sent, at most; None if it is not known how many.
-        errors: The commonest errors, those first.
-        more_errors: Accounts with an error that is not among these.
-        first: Unix time at which the first account was settled, other than skipped; None without one.
-        last: The same of the last one.
-        rate: Accounts a second that were settled in the last minute of a run that is under way; over the
-            whole time of any other. None where nothing was.
-        command: The command line of the last run; None if it had none, as from Python.
-        retry_command: The one that sends again what failed in it.
-        folder: The working directory of both.
+        maybe_sent: Most accounts without an outcome that a run that was killed may have sent; None if not
+            known.
+        errors: The most frequent errors, in this order.
+        more_errors: Accounts with an error that is not listed.
+        first: Unix time at which the first account was settled, other than skipped; None if there is no such
+            account.
+        last: Unix time of the last one.
+        rate: Accounts settled per second: in the last minute of a run that is under way, otherwise over the
+            whole time. None without any.
+        command: Command line of the last run; None if it was started from Python.
+        retry_command: Command line that sends its failed accounts again.
+        folder: Working directory of both.
         leaves_unknown: Whether the last run did not send accounts whose outcome was unknown.
     """
 
@@ -84,61 +106,66 @@ class Numbers:
     first: float | None
     last: float | None
     rate: float | None
-    command: str | None = None
-    retry_command: str | None = None
-    folder: str | None = None
-    leaves_unknown: bool = False
+    command: str | None
+    retry_command: str | None
+    folder: str | None
+    leaves_unknown: bool
 
     @property
     def accounts(self) -> int:
-        """Rows of the input; where the journal does not know, those it has an outcome of."""
+        """Number of rows in the input; if not recorded, number of accounts with an outcome."""
         return max(self.total or 0, self.states.total())
 
     @property
     def settled(self) -> int:
-        """Accounts that the rotation is done with for now."""
+        """Number of accounts that need no more requests for now."""
         known = self.states[State.PATCHED] + self.states[State.FAILED] + self.states[State.UNKNOWN]
         return known - self.unsent + self.refused
 
     @property
     def seconds_left(self) -> float | None:
-        """Until all are settled, at this rate; None where no run is under way, or nothing tells."""
+        """Seconds until all are settled, at this rate; None if no run is under way, or not known."""
         if self.stage is not Stage.UNDER_WAY or self.total is None or not self.rate:
             return None
         return max(0, self.total - self.settled) / self.rate
 
 
 def stage_of(view: JournalView) -> Stage:
-    """Whether a run is under way, died, or ended in whatever way; asked before `count`, at no one moment."""
+    """
+    Whether a run is under way, died or ended; `collect_statistics` tells how it ended.
+
+    Call it before the view's `at_one_moment`.
+    """
     marked = "SELECT 1 FROM run WHERE name = 'under way'"
     if not view.ask(marked):
         return Stage.ENDED
     if view.is_written():
         return Stage.UNDER_WAY
-    # It may have ended between the two looks.
+    # It may have ended between the two queries.
     return Stage.DIED if view.ask(marked) else Stage.ENDED
 
 
-def count(view: JournalView, stage: Stage, now: float) -> Numbers:
+def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistics:
     """
-    The journal in numbers, at the Unix time *now*, where `stage_of` has told *stage*.
+    The journal's statistics at the Unix time *now*, with the *stage* that `stage_of` returned.
 
     Raises:
-        JournalError: It is damaged.
+        JournalError: The journal is damaged.
     """
-    told = dict(view.ask("SELECT name, value FROM run"))
-    total, began, halted = _number(told.get("total")), _number(told.get("began")), told.get("halted")
-    folder = told.get("folder")
+    run = dict(view.ask("SELECT name, value FROM run"))
+    total, began, halted = _number(run.get("total")), _number(run.get("began")), run.get("halted")
+    folder = run.get("folder")
     states = view.read(lambda rows: Counter({State(state): n for state, n in rows}), _STATES)
     sent, refused, unsent, left_out, first, last = view.read(_sums, _SUMS)
-    errors, more = _errors(view)
+    errors = view.read(_error_counts, _ERRORS, LISTED)
+    [(all_errors,)] = view.ask("SELECT count(*) FROM outcomes WHERE error_type IS NOT NULL")
     if stage is Stage.ENDED and halted is not None:
         stage = Stage.HALTED
-    # Where the disk was full when it was made, no run has ever begun.
+    # If the disk was full when the journal was created, no run has ever begun.
     never = began is None and total is None and not states
     if stage is Stage.ENDED and (left_out or (total or 0) > states.total() or never):
         stage = Stage.STOPPED
-    return Numbers(
+    return Statistics(
         stage=stage,
         halted=printable(str(halted)) if stage is Stage.HALTED else None,
         total=None if total is None else int(total),
@@ -147,24 +174,24 @@ def count(view: JournalView, stage: Stage, now: float) -> Numbers:
         sent=sent,
         refused=refused,
         unsent=unsent,
-        maybe_sent=_maybe_sent(view, stage, told, math.inf if total is None else total - states.total()),
+        maybe_sent=_maybe_sent(view, stage, run, math.inf if total is None else total - states.total()),
         errors=errors,
-        more_errors=more,
+        more_errors=all_errors - sum(error.accounts for error in errors),
         first=first,
         last=last,
         rate=_recent_rate(view, now) if stage is Stage.UNDER_WAY else _rate(sent, first, last),
-        command=_command(told.get("command")),
-        retry_command=_command(told.get("retry command")),
+        command=_command(run.get("command")),
+        retry_command=_command(run.get("retry command")),
         folder=folder if isinstance(folder, str) and folder.isprintable() else None,
-        leaves_unknown=told.get("on unknown") == "report",
+        leaves_unknown=run.get("on unknown") == "report",
     )
 
 
-def _maybe_sent(view: JournalView, stage: Stage, told: Mapping[str, object], missing: float) -> int | None:
-    """How many ordinals below the watermarks of runs that died have no outcome; *missing* are in all."""
-    below = _ordinal(told.get("doubtful", 0))
+def _maybe_sent(view: JournalView, stage: Stage, run: Mapping[str, object], missing: float) -> int | None:
+    """Most ordinals without an outcome below the watermarks of runs that died, of *missing* in all."""
+    below = _ordinal(run.get("doubtful", 0))
     if stage is Stage.DIED:
-        below = max(below, _ordinal(told.get("reached", math.inf)))
+        below = max(below, _ordinal(run.get("reached", math.inf)))
     if not below:
         return 0
     [(known,)] = view.ask("SELECT count(*) FROM outcomes WHERE ordinal < ?", below)
@@ -176,57 +203,30 @@ def _ordinal(value: object) -> float:
     return value if isinstance(value, int | float) and value >= 0 else math.inf
 
 
-_STATES: Final = "SELECT state, count(*) FROM outcomes GROUP BY state"
-_SUMS: Final = f"""
-    SELECT count(*) FILTER (WHERE {SENT}),
-        count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND scope = 'request'),
-        count(*) FILTER (WHERE state = 'unknown' AND NOT {SENT}),
-        count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND error_type IS NULL),
-        min(settled_at) FILTER (WHERE {SENT} AND state != 'skipped'),
-        max(settled_at) FILTER (WHERE {SENT} AND state != 'skipped')
-    FROM outcomes
-"""  # noqa: S608 - the text is ours
-_ERRORS: Final = """
-    SELECT error_type, scope, count(*) AS accounts FROM outcomes WHERE error_type IS NOT NULL
-    GROUP BY error_type, scope ORDER BY accounts DESC, error_type, scope LIMIT ?
-"""
-_RECENT: Final = f"""
-    SELECT count(*) FILTER (WHERE settled_at > :now - 60),
-        count(*) FILTER (WHERE settled_at <= :now - 60),
-        min(settled_at) FILTER (WHERE settled_at > :now - 60)
-    FROM outcomes WHERE settled_at > :now - 120 AND {SENT}
-"""  # noqa: S608
-
-
 def _sums(rows: list[Any]) -> tuple[int, int, int, int, float | None, float | None]:
     [(*counts, first, last)] = rows
     if not all(moment is None or _number(moment) is not None for moment in (first, last)):
-        raise ValueError("a time that is none")
+        raise ValueError("an invalid time")
     sent, refused, unsent, left_out = counts
     return sent, refused, unsent, left_out, first, last
 
 
-def _errors(view: JournalView) -> tuple[tuple[ErrorCount, ...], int]:
-    def read(rows: list[tuple[str, str | None, int]]) -> tuple[ErrorCount, ...]:
-        return tuple(
-            ErrorCount(printable(type_), None if scope is None else Scope(scope), accounts)
-            for type_, scope, accounts in rows
-        )
-
-    listed = view.read(read, _ERRORS, LISTED)
-    [(every,)] = view.ask("SELECT count(*) FROM outcomes WHERE error_type IS NOT NULL")
-    return listed, every - sum(error.accounts for error in listed)
+def _error_counts(rows: list[tuple[str, str | None, int]]) -> tuple[ErrorCount, ...]:
+    return tuple(
+        ErrorCount(printable(type_), None if scope is None else Scope(scope), accounts)
+        for type_, scope, accounts in rows
+    )
 
 
 def _recent_rate(view: JournalView, now: float) -> float | None:
-    def read(rows: list[tuple[int, int, float]]) -> float | None:
+    def rate(rows: list[tuple[int, int, float]]) -> float | None:
         [(recent, earlier, oldest)] = rows
         if not recent:
             return None
-        # A run that goes on for less than a minute has not had a minute.
+        # If the run began less than a minute ago, divide by the time since then.
         return recent / (60.0 if earlier else max(1.0, now - oldest))
 
-    return view.read(read, _RECENT, {"now": now})
+    return view.read(rate, _RECENT, {"now": now})
 
 
 def _rate(sent: int, first: float | None, last: float | None) -> float | None:
@@ -234,16 +234,16 @@ def _rate(sent: int, first: float | None, last: float | None) -> float | None:
 
 
 def _command(value: object) -> str | None:
-    """*value*, if it is a command of ours and nothing else: a journal may come from someone else."""
+    """*value* if it is a single command of this program: a journal may come from someone else."""
     if not (isinstance(value, str) and value.isprintable()):
         return None
     try:
         words = shlex.split(value)
-    except ValueError:  # a quote is never closed
+    except ValueError:  # a quote is not closed
         return None
     return value if words[:1] == ["postpress-async"] and shlex.join(words) == value else None
 
 
 def _number(value: object) -> float | None:
-    """*value*, if it is a number that could be one of accounts, or a time."""
+    """*value* if it can be a number of accounts or a time."""
     return value if isinstance(value, int | float) and 0 <= value <= LATEST else None

@@ -1,15 +1,15 @@
-"""Times as people and programs read them."""
+"""Times as text, for people and for programs."""
 
 from datetime import UTC, datetime
 
 
 def instant(seconds: float) -> str:
-    """Unix time as RFC 3339 has it, in UTC, to the millisecond."""
+    """Unix time in RFC 3339, UTC, to the millisecond."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def duration(seconds: float) -> str:
-    """So many seconds, in the two units that matter."""
+    """A duration in its two largest units, such as ``2 h 05 min``."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,88 +1,83 @@
-"""How far into the input requests may have gone, on the disk before they go."""
+"""The write-ahead watermark: how far into the input a run may send, on disk before it sends."""
 
 import asyncio
 from typing import Final
 
-from postpress_async.rotation.journal._coverage import COVER
+from postpress_async.rotation.journal._recovery import COVER, FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._writer import Writer
 
-LEAST: Final = 64
-"""Rows by which it is extended at least. After a crash, up to one and a half times as many rows as it was
-extended by are in doubt although they were not sent."""
-
-_MOST: Final = 8_192
-"""The same at the greatest speed: half of it lasts as long as some commits at tens of thousands a second."""
+_LONGEST_STEP: Final = 8_192
+"""Rows of the longest step: half of it lasts for several commits at tens of thousands of rows per second."""
 
 _CALM: Final = 64
-"""Extensions in a row that were on the disk in time, after which the next one is half as long."""
-
-REACHED: Final = "INSERT OR REPLACE INTO run VALUES ('reached', ?)"
+"""Number of consecutive steps that were on disk in time, after which the next step is half as long."""
 
 
-class Reach:
+class SendWatermark:
     """
-    From which ordinal on no run has sent a row, said ahead: no more than that is in doubt after a crash.
+    The ordinal from which on no run has sent a row, written ahead of sending.
 
-    It is extended in strides, the next one while half of the last is left, so that a commit is seldom waited
-    for. If one is, the stride was too short for the pace and doubles; after `_CALM` extensions that were in
-    time it halves again.
+    After a crash, only rows below it are in doubt: up to one and a half times the current step more than were
+    sent. It advances in steps. The next one is written while half of the last is left, so that rows seldom
+    wait for a commit. If a row waits, the step was too short and doubles; after `_CALM` steps that were in
+    time it halves.
 
     Args:
         writer: The journal's.
-        kept: The ordinal that the disk has.
-        least: Rows of the shortest stride.
+        durable: The ordinal on disk.
+        shortest: Rows of the shortest step.
 
     Attributes:
-        near: Rows before this ordinal may be sent without a word; others have to `extend` it first.
+        safe_below: Rows below this ordinal may be sent at once; for others, call `advance` first.
     """
 
-    def __init__(self, writer: Writer, kept: float, least: int = LEAST) -> None:
+    def __init__(self, writer: Writer, durable: float, shortest: int = FIRST_WATERMARK) -> None:
         self._writer: Final = writer
-        self._kept = kept  # rows before this one may be sent, and the disk says so
-        self._asked = kept
-        self._least: Final = min(least, _MOST)
-        self._stride = self._least
+        self._durable = durable
+        self._written = durable
+        self._shortest: Final = min(shortest, _LONGEST_STEP)
+        self._step = self._shortest
         self._was_late = False
         self._calm = 0
-        self._promise: asyncio.Future[None] | None = None
-        self.near: float = kept - self._stride // 2
+        self._commit: asyncio.Future[None] | None = None
+        self.safe_below: float = durable - self._step // 2
 
-    async def extend(self, ordinal: int) -> None:
+    async def advance(self, ordinal: int) -> None:
         """
-        Return when it is on the disk that the row of this *ordinal* may be sent.
+        Return when the watermark on disk is above this *ordinal*.
 
         Raises:
-            JournalNotWritableError: It cannot be, nor may the row.
+            JournalNotWritableError: It cannot be written, so the row must not be sent.
         """
-        while ordinal >= self.near:
-            promise = self._promise or self._ask(ordinal)
-            if ordinal < self._kept:
+        while ordinal >= self.safe_below:
+            commit = self._commit or self._write(ordinal)
+            if ordinal < self._durable:
                 return
             self._was_late = True
-            await asyncio.shield(promise)  # it is others' too
+            await asyncio.shield(commit)  # other rows wait for it, too
             self._writer.check()
-            self._keep()
+            self._update()
 
-    def _ask(self, ordinal: int) -> asyncio.Future[None]:
-        begin, self._asked = self._asked, max(ordinal, self._kept) + self._stride
+    def _write(self, ordinal: int) -> asyncio.Future[None]:
+        begin, self._written = self._written, max(ordinal, self._durable) + self._step
         for sql in COVER:
-            self._writer.put(sql, (begin, self._asked))
-        self._writer.put(REACHED, (self._asked,))
-        promise = self._promise = self._writer.promise()
-        promise.add_done_callback(self._keep)
-        self.near = self._kept
-        return promise
+            self._writer.put(sql, (begin, self._written))
+        self._writer.put(SET_WATERMARK, (self._written,))
+        commit = self._commit = self._writer.flush()
+        commit.add_done_callback(self._update)
+        self.safe_below = self._durable
+        return commit
 
-    def _keep(self, _promise: object = None) -> None:
-        # Called twice: who comes between a promise and its callback would ask the same one for ever.
-        if self._promise is None or not self._promise.done():
+    def _update(self, _commit: object = None) -> None:
+        # Also called by `advance`, which would loop forever between the commit and its callback.
+        if self._commit is None or not self._commit.done():
             return
-        self._promise = None
+        self._commit = None
         self._calm += 1
         if self._was_late:
-            self._was_late, self._calm, self._stride = False, 0, min(2 * self._stride, _MOST)
+            self._was_late, self._calm, self._step = False, 0, min(2 * self._step, _LONGEST_STEP)
         elif self._calm == _CALM:
-            self._calm, self._stride = 0, max(self._stride // 2, self._least)
+            self._calm, self._step = 0, max(self._step // 2, self._shortest)
         if not self._writer.has_failed:
-            self._kept = self._asked
-            self.near = self._kept - self._stride // 2
+            self._durable = self._written
+            self.safe_below = self._durable - self._step // 2

@@ -1,4 +1,4 @@
-"""The thread that commits a journal's rows, many at a time."""
+"""The thread that commits a journal's rows in groups."""
 
 import asyncio
 import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport] # see `finish`
@@ -6,86 +6,95 @@ import sqlite3
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from postpress_async.errors import JournalNotWritableError, RotationError
 from postpress_async.rotation._atomic_write import atomic_write
 from postpress_async.rotation.journal._checkpoint import checkpoint, delete_mark
-from postpress_async.rotation.journal._coverage import UNCOVER
+from postpress_async.rotation.journal._recovery import UNCOVER
 
 COMMIT_EVERY: Final = 0.05
-"""Seconds for which rows are gathered, at most, before they are committed: each commit flushes the disk."""
+"""Most seconds for which rows are gathered before they are committed: each commit flushes the disk."""
 
-GATHERED: Final = 1_000
-"""Rows that are enough to be committed at once, at most."""
+MOST_ROWS: Final = 1_000
+"""Upper bound of the number of rows that are committed at once without waiting for `COMMIT_EVERY`."""
 
-FEWEST: Final = 16
-"""The same at least: a commit for each row would cost more than what it saves after a crash."""
+FEWEST_ROWS: Final = 16
+"""Lower bound of the same: smaller commits would cost more than they save after a crash."""
 
 BACKLOG: Final = 5
-"""So many times the rows of a commit may wait for the disk before the rotation waits. That bounds the memory,
-and how much is sent while another program holds the journal's write lock."""
+"""Number of commits whose rows may wait for the disk before the rotation waits. This bounds memory, and how
+much is sent while another program holds the journal's write lock."""
 
 BUSY: Final = 30.0
-"""Seconds for which a commit waits for another program that holds the journal's write lock."""
+"""Seconds that a commit waits for another program that holds the journal's write lock."""
 
 BUSY_AT_END: Final = 5.0
-"""The same for the last word of a run, for which the event loop waits."""
+"""Seconds that the end of a run waits for the same. The event loop is blocked meanwhile."""
 
 COMMITS: Final = 256
-"""Commits after which the -wal is copied into the file: it has a few megabytes then."""
+"""Number of commits after which the -wal is copied into the file; it has a few megabytes then."""
 
 ROWS: Final = 20_000
-"""Rows after which the same is done."""
+"""Number of rows after which the same is done."""
 
-AT_ONCE: Final = (64, 32, 16, 8, 4, 2, 1)
-"""Rows of one statement, as many as there are: old SQLites take 999 values in one."""
+ROWS_PER_STATEMENT: Final = (64, 32, 16, 8, 4, 2, 1)
+"""Sizes of an INSERT, largest first: old versions of SQLite allow 999 values in one."""
 
-_ACCOUNT: Final = 2  # the place of the account's id in the row of an outcome
-_NAMED: Final = 5  # accounts that fit into a sentence
-_MOST_NAMED: Final = 1_000  # accounts that are named in a message because no file can list them
-
-_GONE: Final = "the file was deleted or replaced under way"
+_ACCOUNT: Final = 2  # index of the account's id in the row of an outcome
+_NAMED: Final = 5  # accounts that a sentence names
+_MOST_NAMED: Final = 1_000  # accounts that a message names if no file can list them
 
 T = TypeVar("T")
 
 
 class Insert:
     """
-    An INSERT of which many rows are one statement.
+    An INSERT statement for many rows.
 
-    The interpreter's lock changes hands around each statement, while the event loop wants it: row by row, the
-    thread took 3.9 us of the processor for an account, and takes 2.5 us with `AT_ONCE` of them.
+    The interpreter's lock changes hands around each statement, while the event loop wants it. Row by row, the
+    thread took 3.9 us of CPU time per account; with `ROWS_PER_STATEMENT` it takes 2.5 us.
 
     Args:
-        into: The statement, up to its VALUES.
-        values: Those of one row, in brackets.
-        upsert: What to do with a row that is there already, after the VALUES.
+        into: The statement before VALUES.
+        values: The values of one row, in brackets.
+        upsert: The clause after VALUES, for a row that exists.
+
+    Attributes:
+        sql: The statement by number of rows.
     """
 
-    def __init__(self, into: str, values: str, upsert: str = "") -> None:
-        self.told: Final = {size: f"{into} VALUES {', '.join([values] * size)} {upsert}" for size in AT_ONCE}
+    def __init__(self, into: str, values: str, upsert: str) -> None:
+        self.sql: Final = {
+            size: f"{into} VALUES {', '.join([values] * size)} {upsert}" for size in ROWS_PER_STATEMENT
+        }
+
+
+_Row: TypeAlias = tuple[Any, ...]
 
 
 class Writer:
-    """Takes rows in the event loop, and commits them in a thread of its own."""
+    """Takes rows in the event loop, and commits them in a thread."""
 
     def __init__(
-        self, path: Path, connection: sqlite3.Connection, file: tuple[int, int], in_flight: int | None
+        self, path: Path, connection: sqlite3.Connection, inode: tuple[int, int], in_flight: int | None
     ) -> None:
         """
         Args:
-            path: Where the journal lies.
-            connection: Its database, to which nobody else writes from now on.
-            file: Its device and inode.
-            in_flight: Accounts in flight at once: half as many rows are committed together. None: `GATHERED`.
+            path: Path of the journal.
+            connection: Its database. Nothing else in this process may write to it from now on.
+            inode: The file's device and inode.
+            in_flight: Number of accounts in flight at once: half as many rows are committed together. None:
+                `MOST_ROWS`.
         """
         self._path = path
         self._connection = connection
-        self._file = file
-        self._enough: Final = GATHERED if in_flight is None else min(GATHERED, max(FEWEST, in_flight // 2))
+        self._inode = inode
+        self._enough: Final = (
+            MOST_ROWS if in_flight is None else min(MOST_ROWS, max(FEWEST_ROWS, in_flight // 2))
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._rows: list[tuple[str | Insert, tuple[Any, ...]]] = []
+        self._rows: list[tuple[str | Insert, _Row]] = []
         self._waiting: list[asyncio.Future[None]] = []
         self._wake = threading.Event()
         self._due = threading.Event()  # do not gather more rows
@@ -93,7 +102,7 @@ class Writer:
         self._failure: str | None = None
         self._is_gone = False
         self._recorded = "an unknown number of accounts"
-        self._lost: list[tuple[Any, ...]] = []
+        self._lost: list[_Row] = []
         self._commits = self._committed_rows = 0  # since the last checkpoint
         self._thread = threading.Thread(target=self._write, name="postpress-journal", daemon=True)
         connection.execute(f"PRAGMA busy_timeout = {BUSY * 1_000:.0f}")
@@ -102,12 +111,14 @@ class Writer:
     def is_behind(self) -> bool:
         return len(self._rows) > BACKLOG * self._enough
 
-    def put(self, statement: str | Insert, row: tuple[Any, ...]) -> None:
+    def put(self, statement: str | Insert, row: _Row) -> None:
         """
-        Take a row for the next commit. An account's id is its third value.
+        Add a row to the next commit. The third value of an outcome is the account's id.
+
+        Statements of one commit run in the order of their first rows, each with all its rows.
 
         Raises:
-            JournalNotWritableError: An earlier commit failed. The row is told among those that are lost.
+            JournalNotWritableError: An earlier commit failed. The message counts the row as lost.
         """
         if self._failure is not None:
             self._lost.append(row)
@@ -121,8 +132,8 @@ class Writer:
         if len(self._rows) >= self._enough and not self._due.is_set():
             self._due.set()
 
-    def promise(self) -> asyncio.Future[None]:
-        """Done when all that was put before is on the disk, or cannot be: see `check`."""
+    def flush(self) -> asyncio.Future[None]:
+        """Return a future that is done after the commit of all rows put before. Then call `check`."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         self._due.set()
@@ -130,19 +141,19 @@ class Writer:
         return done
 
     async def committed(self) -> None:
-        """Return when all that was put before is on the disk."""
-        await self.promise()
+        """Return when all rows put before are on disk."""
+        await self.flush()
         self.check()
 
     @property
     def has_failed(self) -> bool:
-        """Whether a commit has failed, and none follows."""
+        """Whether a commit has failed; then no other follows."""
         return self._failure is not None
 
     def check(self) -> None:
         """Raise `JournalNotWritableError` if a commit has failed."""
         if self._failure is not None:
-            raise self._error(_named(self._lost))
+            raise self._error(_sentence(_account_ids(self._lost), _NAMED))
 
     def _error(self, lost: str) -> JournalNotWritableError:
         if not self._is_gone:
@@ -159,20 +170,21 @@ class Writer:
         )
 
     def _lose_file(self) -> None:
-        # SQLite still has the file open, so that it can count what nobody else can read.
+        # SQLite still has the deleted file open and can count its rows.
         with suppress(sqlite3.Error):
-            told = "SELECT count(*) FROM outcomes WHERE attempts > 0"
-            self._recorded = _accounts(self._connection.execute(told).fetchone()[0])
+            sql = "SELECT count(*) FROM outcomes WHERE attempts > 0"
+            self._recorded = _accounts(self._connection.execute(sql).fetchone()[0])
         self._is_gone = True
-        self._failure = _GONE  # last: the event loop looks at it
+        self._failure = "the file was deleted or replaced under way"  # last: the event loop reads it
 
     async def finish(self) -> None:
+        """Commit all rows and end the thread, also if cancelled meanwhile."""
         if self._loop is not None:
             self._closing = True
             self._due.set()
             self._wake.set()
-            # The thread ends after its last commit; it is waited for even if we are cancelled meanwhile.
-            # It needs `concurrent.futures.thread`, imported above: here a file descriptor may not be free.
+            # `to_thread` needs `concurrent.futures.thread`, imported above: it could not be imported here if
+            # the process has no file descriptor left.
             ended = asyncio.ensure_future(asyncio.to_thread(self._thread.join))
             cancelled = None
             while not ended.done():
@@ -183,11 +195,11 @@ class Writer:
             if cancelled is not None:
                 raise cancelled
         if self._failure is not None:
-            raise self._error(_listed(self._path, self._lost))
+            raise self._error(_listed(self._path, _account_ids(self._lost)))
 
-    def end_well(self) -> None:
-        """Say that every account that was sent has its outcome on the disk."""
-        if _identity(self._path) != self._file:
+    def end_run(self) -> None:
+        """Record that every account that was sent has its outcome on disk."""
+        if _identity(self._path) != self._inode:
             self._lose_file()
             self.check()
         try:
@@ -196,14 +208,14 @@ class Writer:
                 for sql in UNCOVER:
                     self._connection.execute(sql)
                 self._connection.execute("DELETE FROM run WHERE name = 'under way'")
-            # Somebody may still read it, and then nobody folds the -wal file in when this connection closes.
+            # While the file is being read, closing this connection would not copy the -wal into it.
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             raise JournalNotWritableError(f"{self._path}: {error}; run the same command again") from None
 
     def close(self) -> None:
-        """Let go of the file; the last connection to close folds the -wal file into it."""
-        with suppress(sqlite3.Error):  # a checkpoint may have failed before it could say this
+        """Close the file; the last connection to close copies the -wal into it."""
+        with suppress(sqlite3.Error):  # if a checkpoint failed before it deleted the mark
             delete_mark(self._connection)
         self._connection.close()
 
@@ -214,93 +226,84 @@ class Writer:
             self._wake.clear()
             self._due.clear()
             closing = self._closing
-            # Who waits is taken first, so that their rows are among those taken next.
-            waiting = _taken(self._waiting)
-            rows = _taken(self._rows)
+            # In this order, so that the rows of all tasks that wait are in the commit.
+            waiting = _drain(self._waiting)
+            rows = _drain(self._rows)
             self._commit(rows)
             self._release(waiting)
             if closing and not self._rows:
                 return
 
-    def _commit(self, rows: list[tuple[str | Insert, tuple[Any, ...]]]) -> None:
+    def _commit(self, rows: list[tuple[str | Insert, _Row]]) -> None:
         if not rows:
             return
-        if self._failure is not None:  # they came while the commit that failed was under way
+        if self._failure is not None:  # put while the commit that failed was under way
             self._lost += [row for _, row in rows]
             return
-        if _identity(self._path) != self._file:
+        if _identity(self._path) != self._inode:
             self._lost += [row for _, row in rows]
             self._lose_file()
             return
         try:
             with self._connection:
                 for statement in dict.fromkeys(statement for statement, _ in rows):
-                    _execute(self._connection, statement, [row for said, row in rows if said is statement])
-        except Exception as error:  # SQLite's own, or a text that is none: the thread must live to tell
+                    _execute(self._connection, statement, [row for other, row in rows if other is statement])
+        except Exception as error:  # of SQLite, or for invalid text: the thread must go on to report it
             self._lost += [row for _, row in rows]
             self._failure = str(error)
             return
         self._commits += 1
         self._committed_rows += len(rows)
         if self._commits >= COMMITS or self._committed_rows >= ROWS:
-            self._checkpoint()
-
-    def _checkpoint(self) -> None:
-        self._commits = self._committed_rows = 0
-        try:
-            checkpoint(self._connection, "PASSIVE")
-        except sqlite3.Error as error:
-            self._failure = str(error)
+            self._commits = self._committed_rows = 0
+            try:
+                checkpoint(self._connection, "PASSIVE")
+            except sqlite3.Error as error:
+                self._failure = str(error)
 
     def _release(self, waiting: list[asyncio.Future[None]]) -> None:
         assert self._loop is not None  # noqa: S101 - the thread starts after it is set
         for done in waiting:
             try:
-                self._loop.call_soon_threadsafe(_settle, done)
-            except RuntimeError:  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(_set_done, done)
+            except RuntimeError:  # the loop is closed, so no task waits
                 return
 
 
-def _execute(connection: sqlite3.Connection, statement: str | Insert, rows: list[tuple[Any, ...]]) -> None:
+def _execute(connection: sqlite3.Connection, statement: str | Insert, rows: list[_Row]) -> None:
     if isinstance(statement, str):
         connection.executemany(statement, rows)
         return
     done = 0
-    for size, told in statement.told.items():
+    for size, sql in statement.sql.items():
         while len(rows) - done >= size:
-            connection.execute(told, [value for row in rows[done : done + size] for value in row])
+            connection.execute(sql, [value for row in rows[done : done + size] for value in row])
             done += size
 
 
-def _named(lost: list[tuple[Any, ...]]) -> str:
-    """How many accounts are *lost*, and the first of them by name."""
-    return _sentence(_ids(lost), _NAMED)
-
-
-def _listed(path: Path, lost: list[tuple[Any, ...]]) -> str:
-    """The same with all of them, in a file beside the journal at *path* if a sentence is too short."""
-    ids = _ids(lost)
-    if len(ids) <= _NAMED:
-        return _sentence(ids, _NAMED)
-    place = path.with_name(f"{path.name}-unrecorded.txt")
+def _listed(path: Path, accounts: list[str]) -> str:
+    """A sentence about lost *accounts*; a file beside the journal lists them if they are many."""
+    if len(accounts) <= _NAMED:
+        return _sentence(accounts, _NAMED)
+    path = path.with_name(f"{path.name}-unrecorded.txt")
     try:
-        with atomic_write(place) as file:
-            file.write("".join(f"{account}\n" for account in ids).encode("utf-8", "backslashreplace"))
+        with atomic_write(path) as file:
+            file.write("".join(f"{account}\n" for account in accounts).encode("utf-8", "backslashreplace"))
     except RotationError as error:
-        return f"{_sentence(ids, _MOST_NAMED)} (there is no list of them: {error})"
-    return f"{_sentence(ids, _NAMED)}; all of them are listed in {place}"
+        return f"{_sentence(accounts, _MOST_NAMED)} (there is no list of them: {error})"
+    return f"{_sentence(accounts, _NAMED)}; all of them are listed in {path}"
 
 
-def _ids(lost: list[tuple[Any, ...]]) -> list[str]:
+def _account_ids(lost: list[_Row]) -> list[str]:
     return [row[_ACCOUNT] for row in lost if len(row) > _ACCOUNT]
 
 
 def _sentence(accounts: list[str], most: int) -> str:
     if not accounts:
-        return "nothing of an account is lost"
+        return "no outcome of an account is lost"
     names = ", ".join(accounts[:most])
     names += f" and {len(accounts) - most:,} more" if len(accounts) > most else ""
-    return f"what came of {_accounts(len(accounts))} could not be recorded ({names})"
+    return f"the outcome of {_accounts(len(accounts))} could not be recorded ({names})"
 
 
 def _accounts(count: int) -> str:
@@ -308,7 +311,7 @@ def _accounts(count: int) -> str:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    # A file that was deleted still takes writes, and nobody would ever read them.
+    # SQLite could still write to a deleted file, which nothing could read.
     try:
         status = path.stat()
     except OSError:
@@ -316,13 +319,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _taken(queue: list[T]) -> list[T]:
-    # Not swapped for a new list: the loop's thread may be about to append to this one.
-    taken = queue[:]
-    del queue[: len(taken)]
-    return taken
+def _drain(queue: list[T]) -> list[T]:
+    # Not swapped for a new list: the event loop may be about to append to this one.
+    items = queue[:]
+    del queue[: len(items)]
+    return items
 
 
-def _settle(done: asyncio.Future[None]) -> None:
+def _set_done(done: asyncio.Future[None]) -> None:
     if not done.done():
         done.set_result(None)

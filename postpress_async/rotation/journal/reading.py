@@ -1,29 +1,37 @@
 """
-A journal as its readers see it: what `status`, `export` and `report` are made from.
+A journal opened for reading, by `status`, `export` and `report`.
 
-It is read while a run writes it, after a run died, from a read-only folder. Nothing is written, and what
-a damaged or foreign file holds is refused in a sentence. Memory does not grow with the fleet.
+It can be read while a run writes it, after a run died, and from a read-only folder. Nothing is written, and a
+damaged or foreign file is refused with a `JournalError`. Memory does not grow with the fleet.
 """
 
 import math
 import os
 import re
+import shutil
+import sqlite3
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 from postpress_async.errors import Applied, JournalError, Scope
 from postpress_async.rotation._outcome import Outcome, State
-from postpress_async.rotation.journal._file import DAMAGE
-from postpress_async.rotation.journal._read_only import open_read_only, stamp_of
+from postpress_async.rotation.journal._checkpoint import lost_log, needs_log, refuse_lost_log
+from postpress_async.rotation.journal._lock import JournalFile
+from postpress_async.rotation.journal._schema import DAMAGE, is_empty
 
 LATEST: Final = 253_402_300_799.0
-"""The last second of the year 9999, as Unix time; no calendar goes further."""
+"""The last second of the year 9999 as Unix time: `datetime` has no later one."""
 _CHUNK: Final = 4_096
+_BUSY: Final = 10.0
+"""Seconds to wait for a lock; a run that writes holds a lock that stops a reader only for a moment."""
 _NUMBER: Final = re.compile(r"[0-9]+")
 
+_Stamp: TypeAlias = tuple[int, int, int, int]
 T = TypeVar("T")
 
 
@@ -32,7 +40,7 @@ class JournalView:
     A journal, opened for reading; close it, or use it in a ``with`` block.
 
     Attributes:
-        path: Where it lies, as it was named.
+        path: The path as given.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -40,17 +48,55 @@ class JournalView:
         Open the journal at *path*.
 
         Raises:
-            JournalError: It is not there, is no journal, or cannot be read.
+            JournalError: The file does not exist, is not a journal, or cannot be read.
         """
         self.path: Final = Path(path)
-        # A link is followed to where a run has its -wal.
-        self._place: Final = Path(os.path.realpath(self.path))
-        self._file: Final = open_read_only(self._place)
-        self._file.connection.create_function("as_counted", 1, _as_counted, deterministic=True)
+        # A run has its -wal beside the file that a link points to.
+        self._real: Final = Path(os.path.realpath(self.path))
+        with ExitStack() as stack:
+            try:
+                self._open(stack)
+            except DAMAGE as error:
+                raise JournalError(f"{self._real} cannot be read ({error}): name another journal") from None
+            except OSError as error:
+                raise JournalError(
+                    f"{self._real} cannot be read ({error.strerror}): name another journal"
+                ) from None
+            self._closing: Final = stack.pop_all()
+
+    def _open(self, stack: ExitStack) -> None:
+        path = self._real
+        status = path.stat()  # before the file is opened: opening a device may have any effect
+        if not stat.S_ISREG(status.st_mode):
+            raise JournalError(
+                f"{path} is not a regular file: name a journal, such as fleet.csv.rotation.sqlite3"
+            )
+        if not status.st_size:
+            raise JournalError(
+                f"{path} is empty: if its disk was full when it was created, give the same command again; "
+                "otherwise name a journal, such as fleet.csv.rotation.sqlite3"
+            )
+        self._file = JournalFile.open(path, os.O_RDONLY)
+        stack.callback(self._file.close)
+        self._connection, self._stamp = connect_read_only(path, stack)
+        self._connection.execute("PRAGMA query_only = ON")
+        if is_empty(path, self._connection):
+            if self._file.is_locked():
+                raise JournalError(f"{path} is being created by a run: try again in a moment")
+            raise JournalError(
+                f"{path} is not a whole journal, because it has no tables: if its disk was full when it was "
+                f"created, give the same command again; if it was copied, copy {path.name}-wal too"
+            )
+        self._connection.execute("SELECT ordinal FROM outcomes LIMIT 1").fetchone()
+        refuse_lost_log(path)
+        # A run that is under way has the mark for a moment at each checkpoint.
+        if needs_log(self._connection) and not self._file.is_locked() and needs_log(self._connection):
+            raise lost_log(path)
+        self._connection.create_function("as_counted", 1, _as_counted, deterministic=True)
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._file.closing.close()
+        """Close the file."""
+        self._closing.close()
 
     def __enter__(self) -> Self:
         return self
@@ -60,141 +106,161 @@ class JournalView:
     ) -> None:
         self.close()
 
-    def ask(self, told: str, *values: object) -> list[Any]:
+    def ask(self, sql: str, *values: object) -> list[Any]:
         """
-        The rows that an SQL query gives; *values* are its parameters, or one mapping of them.
+        Return the rows of an SQL query; *values* are its parameters, or one mapping of them.
 
         Raises:
-            JournalError: The file is damaged, or is written by a run that began meanwhile.
+            JournalError: The file is damaged, or was changed by a run that began meanwhile.
         """
-        return list(self.stream(told, *values))
+        return list(self.stream(sql, *values))
 
-    def stream(self, told: str, *values: object) -> Iterator[Any]:
+    def stream(self, sql: str, *values: object) -> Iterator[Any]:
         """
-        The same, a few at a time. A run's file grows as long as this is not read to its end.
+        Yield the rows of an SQL query. A run's -wal grows until the last row is read.
 
         Raises:
             JournalError: As `ask` does.
         """
-        named = values[0] if values and isinstance(values[0], Mapping) else values
+        parameters = values[0] if values and isinstance(values[0], Mapping) else values
         try:
-            asked = self._file.connection.execute(told, named)
-            while rows := asked.fetchmany(_CHUNK):
+            cursor = self._connection.execute(sql, parameters)
+            while rows := cursor.fetchmany(_CHUNK):
                 yield from rows
-            changed = self._file.stamp is not None and self._file.stamp != stamp_of(self._place)
+            changed = self._stamp is not None and self._stamp != _stamp_of(self._real)
         except DAMAGE as error:
-            raise self._damage(error) from None
+            raise self._damaged(error) from None
         except OSError as error:
             raise JournalError(f"{self.path} is gone ({error.strerror}): name another journal") from None
         if changed:
             raise JournalError(f"{self.path} was written while it was read: run the same command again")
 
-    def read(self, read: Callable[[list[Any]], T], told: str, *values: object) -> T:
+    def read(self, convert: Callable[[list[Any]], T], sql: str, *values: object) -> T:
         """
-        What *read* makes of the rows that an SQL query gives.
+        Return what *convert* makes of the rows of an SQL query.
 
         Raises:
-            JournalError: As `ask` does, and where *read* finds text for a number, or a word that is none.
+            JournalError: As `ask` does, or *convert* raised `ValueError` or `TypeError`.
         """
         try:
-            return read(self.ask(told, *values))
+            return convert(self.ask(sql, *values))
         except DAMAGE as error:
-            raise self._damage(error) from None
+            raise self._damaged(error) from None
 
     def is_written(self) -> bool:
         """Whether a run has the journal open."""
-        return self._file.file.is_locked()
+        return self._file.is_locked()
 
     @contextmanager
     def at_one_moment(self) -> Iterator[None]:
-        """See the journal as it is now, whatever a run adds to it; for seconds, since the file grows."""
+        """Read from one snapshot of the journal. Keep it for seconds only, because a run's -wal grows."""
         self.ask("BEGIN")
         try:
-            self.ask("SELECT 1 FROM run")  # the moment is that of the first look
+            self.ask("SELECT 1 FROM run")  # the first read takes the snapshot
             yield
         finally:
             self.ask("ROLLBACK")
 
     def outcomes(self, states: Collection[State] = ()) -> Iterator[Outcome]:
         """
-        What came of each account, of these *states* (all, if none is given), in the order of the input.
+        Yield the outcomes in the order of the input, only those with one of *states* if given.
 
-        It is read in pieces, each as it is at that time: a slow reader holds up nobody.
+        They are read in chunks, each as it is at that time, so that a slow reader does not block a run.
         """
         wanted = tuple(states)
-        marks = f"AND state IN ({', '.join('?' * len(wanted))}) " if wanted else ""
-        told = f"SELECT * FROM outcomes WHERE ordinal > ? {marks}ORDER BY ordinal LIMIT ?"  # noqa: S608
+        condition = f"AND state IN ({', '.join('?' * len(wanted))}) " if wanted else ""
+        sql = f"SELECT * FROM outcomes WHERE ordinal > ? {condition}ORDER BY ordinal LIMIT ?"  # noqa: S608
         last = -1
-        while rows := self.ask(told, last, *wanted, _CHUNK):
+        while rows := self.ask(sql, last, *wanted, _CHUNK):
             for row in rows:
                 yield self.outcome(row)
-            if rows[-1][0] <= last:  # it would be asked for ever
-                raise self._damage(ValueError("its rows are in no order"))
+            if rows[-1][0] <= last:  # this would never end
+                raise self._damaged(ValueError("its rows are not in order"))
             last = rows[-1][0]
 
     def outcome(self, row: tuple[Any, ...]) -> Outcome:
         """
-        What a whole row of the table ``outcomes`` says.
+        Return the `Outcome` of a whole row of the table ``outcomes``.
 
         Raises:
-            JournalError: It says nothing that could be.
+            JournalError: A value is invalid.
         """
         try:
-            return _outcome(*row)
+            return Outcome(*(convert(value) for convert, value in zip(_CONVERTERS, row, strict=True)))
         except DAMAGE as error:
-            raise self._damage(error) from None
+            raise self._damaged(error) from None
 
-    def _damage(self, error: Exception) -> JournalError:
+    def _damaged(self, error: Exception) -> JournalError:
         return JournalError(f"{self.path} is damaged ({printable(str(error))}): name another journal")
 
 
-def _as_counted(text: str | bytes | float | None) -> str | bytes | float | None:
-    """In SQL, by which texts are ordered as people count: ``line 2`` before ``line 10``."""
-    return _NUMBER.sub(lambda number: number[0].zfill(20), text) if isinstance(text, str) else text
+def connect_read_only(path: Path, stack: ExitStack) -> tuple[sqlite3.Connection, _Stamp | None]:
+    """
+    Open the database at *path*, which must be absolute, until *stack* is closed, and write nothing.
+
+    Returns:
+        The connection, and the file's stamp if a run could change the file without SQLite's noticing: compare
+        it with the stamp after a query.
+
+    Raises:
+        OSError: The file does not exist, or cannot be copied.
+    """
+    log, index = f"{path}-wal", f"{path}-shm"
+    stamp = None
+    if os.path.exists(log) and os.path.exists(index):  # a run is under way, or died
+        mode = "mode=ro"
+    elif os.path.exists(log) and os.path.getsize(log):
+        # The file was copied without its index, which SQLite would create beside it.
+        copy = Path(stack.enter_context(TemporaryDirectory(prefix="postpress-"))) / "journal"
+        shutil.copyfile(path, copy)
+        shutil.copyfile(log, f"{copy}-wal")
+        path, mode = copy, "mode=rw"
+    else:
+        # No run is writing. SQLite creates no file beside it only if it is said to be immutable.
+        stamp, mode = _stamp_of(path), "immutable=1"
+    connection = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=_BUSY, isolation_level=None)
+    return stack.enter_context(closing(connection)), stamp
 
 
 def printable(text: str) -> str:
     """
-    *text* with whatever does not print escaped: a journal may come from someone else.
+    *text* with its unprintable characters escaped, because a journal may come from someone else.
 
     Raises:
-        TypeError: It is no text, which SQLite would keep in any column.
+        TypeError: It is not a string: SQLite stores any type in any column.
     """
     if not isinstance(text, str):
-        raise TypeError("bytes or a number for text")
+        raise TypeError("bytes or a number instead of text")
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _outcome(
-    ordinal: int,
-    line: int | None,
-    account_id: str,
-    state: str,
-    attempts: int,
-    status: int | None,
-    error_type: str | None,
-    scope: str | None,
-    applied: str | None,
-    instance: str | None,
-    elapsed: float,
-    settled_at: float,
-    proxy: str | None,
-) -> Outcome:
-    # SQLite checks no types, and a disk may have changed a bit of any.
-    if not (math.isfinite(elapsed) and 0.0 <= settled_at <= LATEST):
-        raise ValueError("a time that is none")
-    return Outcome(
-        int(ordinal),
-        None if line is None else int(line),
-        printable(account_id),
-        State(state),
-        int(attempts),
-        None if status is None else int(status),
-        None if error_type is None else printable(error_type),
-        None if scope is None else Scope(scope),
-        None if applied is None else Applied(applied),
-        None if instance is None else printable(instance),
-        float(elapsed),
-        float(settled_at),
-        None if proxy is None else printable(proxy),
-    )
+def _as_counted(text: str | bytes | float | None) -> str | bytes | float | None:
+    """A key that sorts ``line 2`` before ``line 10``; an SQL function."""
+    return _NUMBER.sub(lambda number: number[0].zfill(20), text) if isinstance(text, str) else text
+
+
+def _stamp_of(path: Path) -> _Stamp:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _seconds(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("an invalid time")
+    return float(value)
+
+
+def _unix_time(value: float) -> float:
+    return _seconds(value if 0 <= value <= LATEST else math.nan)
+
+
+def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)
+
+
+# SQLite checks no types, and a disk may have changed a bit of any value. In the order of the columns.
+_CONVERTERS: Final[tuple[Callable[[Any], Any], ...]] = (
+    *(int, _optional(int), printable, State, int, _optional(int)),
+    *(_optional(printable), _optional(Scope), _optional(Applied), _optional(printable)),
+    *(_seconds, _unix_time, _optional(printable)),
+)

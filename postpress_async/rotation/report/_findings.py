@@ -8,7 +8,7 @@ from typing import Final
 from attrs import frozen
 
 from postpress_async.rotation._outcome import Outcome, State
-from postpress_async.rotation.journal._statistics import SENT, Numbers, Stage, count
+from postpress_async.rotation.journal._statistics import SENT, Stage, Statistics, collect_statistics
 from postpress_async.rotation.journal.reading import JournalView, printable
 
 BARS: Final = 96
@@ -88,7 +88,7 @@ class Findings:
         not_patched: Number of accounts to list; the page may be too small for all of them.
     """
 
-    numbers: Numbers
+    numbers: Statistics
     requests: int
     bars: tuple[Bar, ...]
     step: float
@@ -108,7 +108,7 @@ def find(view: JournalView, stage: Stage, now: float) -> Findings:
     Raises:
         JournalError: The journal is damaged.
     """
-    numbers = count(view, stage, now)
+    numbers = collect_statistics(view, stage, now)
     first, last = view.read(_span, _SPAN)
     step = _step(first, last)
     proxies, more_proxies = _proxies(view)

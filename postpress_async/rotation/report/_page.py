@@ -12,7 +12,7 @@ from postpress_async._version import __version__
 from postpress_async.errors import BY_CODE, BY_TYPE, PostPressError, RotationError, Scope
 from postpress_async.rotation._outcome import NO_PROXY_LEFT, Outcome, State
 from postpress_async.rotation.journal._advice import advice
-from postpress_async.rotation.journal._statistics import ErrorCount, Numbers, Stage, stage_of
+from postpress_async.rotation.journal._statistics import ErrorCount, Stage, Statistics, stage_of
 from postpress_async.rotation.journal._times import duration
 from postpress_async.rotation.journal.reading import JournalView
 from postpress_async.rotation.report._findings import Findings, find
@@ -98,11 +98,11 @@ def _not_patched(view: JournalView) -> Iterator[Outcome]:
             yield outcome
 
 
-def _status(numbers: Numbers) -> str:
+def _status(numbers: Statistics) -> str:
     return f"{_STATUS[numbers.stage]}: {numbers.halted[:500]}." if numbers.halted else _STATUS[numbers.stage]
 
 
-def _colour(numbers: Numbers) -> str:
+def _colour(numbers: Statistics) -> str:
     """The colour of the header, by the name of a state."""
     if numbers.stage is Stage.HALTED or numbers.states[State.FAILED] > numbers.states[State.PATCHED]:
         return "failed"
@@ -111,7 +111,7 @@ def _colour(numbers: Numbers) -> str:
     return "unknown"
 
 
-def _shares(numbers: Numbers) -> list[tuple[str, int, float, float]]:
+def _shares(numbers: Statistics) -> list[tuple[str, int, float, float]]:
     """By state, and for accounts not in the journal: name, accounts, start and width of a bar in percent."""
     parts = [(state.value, numbers.states[state]) for state in State]
     parts.append(("not settled", numbers.accounts - numbers.states.total()))

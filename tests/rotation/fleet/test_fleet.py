@@ -402,10 +402,10 @@ JSON_REFUSED = [
     ('{"id":"a","country":"US","x":' + '{"x":' * 100_000 + "}", None, "not a JSON object"),
     ('{"id":"a","host":"h","port":' + "9" * 5000 + "}", None, "not a JSON object"),
     ('{"id":"a","host":"h","port":' + "9" * 4000 + "}", "port", "port out of range"),
-    ('{"id":"a","country":"US","country":"DE"}', None, "a key stands twice"),
-    ('{"id":"a","proxy":{"host":"h","port":1,"host":"i"}}', None, "a key stands twice"),
-    ('{"id":"a","country":"US","account_id":"b"}', "account_id", "a key stands twice"),
-    ('{"id":"a","proxy":{"host":"h","port":1,"user":"i","username":"j"}}', "username", "a key stands twice"),
+    ('{"id":"a","country":"US","country":"DE"}', None, "duplicate key"),
+    ('{"id":"a","proxy":{"host":"h","port":1,"host":"i"}}', None, "duplicate key"),
+    ('{"id":"a","country":"US","account_id":"b"}', "account_id", "duplicate key"),
+    ('{"id":"a","proxy":{"host":"h","port":1,"user":"i","username":"j"}}', "username", "duplicate key"),
     ('{"id":7,"country":"US"}', "account_id", "account_id not text"),
     ('{"id":null,"country":"US"}', "account_id", "account_id missing"),
     ('{"country":"US"}', "account_id", "account_id missing"),
@@ -487,9 +487,7 @@ NO_FLEETS = [
     pytest.param(
         "f.jsonl", b"\n\n", "f.jsonl has no rows: it needs a line for each account", id="no objects"
     ),
-    pytest.param(
-        "f.csv", b"id\na\0b\n", "line 2 of *f.csv has a NUL byte, which no text has: save", id="a NUL"
-    ),
+    pytest.param("f.csv", b"id\na\0b\n", "line 2 of *f.csv has a NUL byte and is not text: save", id="a NUL"),
     pytest.param(
         "f.csv", b"id\nab\nc\n\xe4\n", "line 4 of *f.csv is not UTF-8: save the file as UTF-8", id="Latin-1"
     ),
@@ -507,17 +505,17 @@ NO_FLEETS = [
     pytest.param("f.db", b"SQLite format 3\0..", "f.db is a SQLite database: name it as sqlite", id="SQLite"),
     pytest.param("f.feather", b"ARROW1\0\0", "f.feather is an Arrow or Feather file: write", id="Feather"),
     pytest.param("f", b"PARE....", "f is encrypted Parquet: write it without", id="encrypted Parquet"),
-    pytest.param("f.pq", b"id,country\na,US\n", "f.pq is no Parquet, as its name says it is", id="CSV"),
+    pytest.param("f.pq", b"id,country\na,US\n", "f.pq is not Parquet, although its name says so", id="CSV"),
     pytest.param("f.parquet", b"\x1f\x8b\x08", "f.parquet is compressed: unpack", id="Parquet in gzip"),
     pytest.param("f.csv.gz", b"\x1f\x8b\x08...", "f.csv.gz is compressed: unpack it first", id="gzip"),
     pytest.param(
         "f.csv",
         b"PAR1...",
-        "f.csv is damaged, or of a Parquet that pyarrow",
+        "f.csv is damaged, or a Parquet file that pyarrow",
         id="Parquet's first bytes alone",
     ),
     pytest.param(
-        "f.json", b' [{"id": 1}]', "f.json is one JSON array: write an object a line", id="a JSON array"
+        "f.json", b' [{"id": 1}]', "f.json is one JSON array: write one object per line", id="a JSON array"
     ),
     pytest.param(
         "f.csv", b"x" * 140_000 + b"\nid", "line 1 of *has a cell of over 128 KiB", id="a huge header"
@@ -546,7 +544,7 @@ NO_FLEETS = [
     pytest.param(
         "f.csv",
         b"id,user,username\na,b,c",
-        "has two columns for username, user and username: leave",
+        "has two columns for username, user and username: remove",
         id="two",
     ),
     pytest.param(
@@ -608,7 +606,7 @@ def test_a_file_one_may_not_read_is_told(write, monkeypatch) -> None:
 
     monkeypatch.setattr("postpress_async.rotation.fleet._file.io.FileIO", refuse)
 
-    with pytest.raises(FleetError, match=r"f\.csv is not readable for you: change its permissions"):
+    with pytest.raises(FleetError, match=r"f\.csv is not readable: change its permissions"):
         Fleet.open(write("f.csv", "id\na\n"))
 
 
@@ -651,7 +649,7 @@ def test_a_file_that_grew_is_noticed_by_the_next_pass(write) -> None:
         file.write(b"b,US\n")
 
     with pytest.raises(
-        FleetError, match=r"f\.csv has changed since it was opened: begin again when nothing writes"
+        FleetError, match=r"f\.csv has changed since it was opened: start again when nothing writes"
     ):
         fleet.survey()
 
@@ -845,13 +843,12 @@ def test_first_lines_are_those_a_dict_would_keep(numbers: list[int]) -> None:
     for line, number in enumerate(numbers, start=1):
         first = truth.setdefault(f"acc_{number}", line)
         assert table.claim(f"acc_{number}", line) == (None if first == line else first)
-    assert len(table) == len(truth)
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["Python's hash", "BLAKE2b"])
 def test_first_lines_are_kept_while_the_table_grows(monkeypatch, own) -> None:
     """Each growth moves all that is in it; on a machine of 32 bits, Python's own hash is too short."""
-    monkeypatch.setattr("postpress_async.rotation.fleet._first_lines._OWN_HASH", own)
+    monkeypatch.setattr("postpress_async.rotation.fleet._first_lines._IS_SIPHASH_64", own)
     table = FirstLines()
 
     assert all(table.claim(f"acc_{number}", number + 1) is None for number in range(20_000))

@@ -405,7 +405,7 @@ NO_COLUMNS = [
     ),
     pytest.param({"id": ["a"], "host": [{"host": "h"}]}, "has host as struct<", id="a struct elsewhere"),
     pytest.param(
-        {"id": ["a"], "ID": ["b"]}, "has two columns for account_id, id and ID: leave", id="two columns"
+        {"id": ["a"], "ID": ["b"]}, "has two columns for account_id, id and ID: remove", id="two columns"
     ),
     pytest.param(
         {"Kontonummer": ["a"], "host": ["h"]},
@@ -485,7 +485,7 @@ def test_a_file_that_is_cut_short_is_damaged(write) -> None:
         rows, error = outcome(path)
         assert rows == []
         assert str(error) == (
-            f"{path} is damaged, or of a Parquet that pyarrow does not read: write it again"
+            f"{path} is damaged, or a Parquet file that pyarrow cannot read: write it again"
         )
 
 

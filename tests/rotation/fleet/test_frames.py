@@ -178,7 +178,7 @@ def test_a_dict_that_is_no_proxy_costs_its_row() -> None:
     assert told(rows(frame)) == [
         (1, "host", "host missing"),
         (2, "host", "host missing"),
-        (3, "host", "a key stands twice"),
+        (3, "host", "duplicate key"),
         (4, "port", "port missing"),
         (5, "account_id", "account_id not text"),
     ]
@@ -288,7 +288,7 @@ NO_FLEETS = [
     ),
     pytest.param(
         pandas.DataFrame({"country": ["US"]}, index=pandas.Index(["a"], name="account_id")),
-        "has account_id as its index: give frame.reset_index()",
+        "has account_id as its index: pass frame.reset_index()",
         id="in the index",
     ),
     pytest.param(polars.LazyFrame({"id": ["a"]}), "is lazy, and would be computed for every", id="lazy"),

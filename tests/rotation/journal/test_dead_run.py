@@ -17,7 +17,7 @@ from postpress_async.rotation._export import write_jsonl
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import OnFailed, OnUnknown
-from postpress_async.rotation.journal._statistics import count, stage_of
+from postpress_async.rotation.journal._statistics import collect_statistics, stage_of
 from postpress_async.rotation.journal.reading import JournalView
 from tests.support.command_line import run
 from tests.support.journals import NIGHT, killed, outcome, refused, write
@@ -121,7 +121,7 @@ async def test_each_reader_tells_of_the_accounts_that_a_dead_run_may_have_sent(p
     unknown = {ordinal for ordinal, what in table(copy).items() if what == IN_DOUBT}
 
     with JournalView(copy) as view:
-        numbers = count(view, stage_of(view), NIGHT)
+        numbers = collect_statistics(view, stage_of(view), NIGHT)
         with (tmp_path / "export.jsonl").open("wb") as file:
             write_jsonl(view.outcomes(), file)
     exported = [json.loads(line) for line in (tmp_path / "export.jsonl").read_text().splitlines()]
@@ -247,10 +247,10 @@ async def test_what_a_dead_run_may_have_sent_is_told_until_it_is_settled(path: P
     copy, _ = await dead(path, 60)
     await ended(copy, limit=1, finite=False)
     with JournalView(copy) as view:
-        before = count(view, stage_of(view), NIGHT).maybe_sent
+        before = collect_statistics(view, stage_of(view), NIGHT).maybe_sent
     await ended(copy)
     with JournalView(copy) as view:
-        after = count(view, stage_of(view), NIGHT).maybe_sent
+        after = collect_statistics(view, stage_of(view), NIGHT).maybe_sent
 
     assert before
     assert after == 0

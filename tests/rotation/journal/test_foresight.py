@@ -97,20 +97,20 @@ def without_its_log(folder: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("make", "words", "code", "fact"),
     [
-        pytest.param(of_another_input, SANDBOX, 2, "begun with another input", id="another input's"),
+        pytest.param(of_another_input, SANDBOX, 2, "belongs to another input", id="another input's"),
         pytest.param(
             lambda _, run: run("rotate", "fleet.csv", "--sandbox"),
             ["--base-url", "https://127.0.0.1:1/v1"],
             2,
-            "begun for this machine, not for https://127.0.0.1:1/v1",
+            "of a rotation for this machine, not for https://127.0.0.1:1/v1",
             id="another target's",
         ),
         pytest.param(lambda *_: locked(Path(JOURNAL)), SANDBOX, 3, "in use", id="another run's"),
         pytest.param(linked, SANDBOX, 2, "one of 2 names", id="one of two names"),
         pytest.param(without_its_log, SANDBOX, 2, "is incomplete", id="without its -wal"),
-        pytest.param(of_the_future, SANDBOX, 2, "of a newer", id="of the future"),
+        pytest.param(of_the_future, SANDBOX, 2, "from a newer", id="of the future"),
         pytest.param(
-            lambda *_: change("CREATE TABLE t (x)"), SANDBOX, 2, "no journal of ours", id="another database"
+            lambda *_: change("CREATE TABLE t (x)"), SANDBOX, 2, "not a journal", id="another database"
         ),
         pytest.param(
             lambda *_: Path(JOURNAL).write_text("acc_1\n"), SANDBOX, 2, "not a database", id="a fleet"
@@ -119,7 +119,11 @@ def without_its_log(folder: Path, run: Run) -> None:
         pytest.param(lambda *_: Path(JOURNAL).symlink_to("x"), SANDBOX, 2, "is a symbolic link", id="a link"),
         pytest.param(lambda *_: Path(JOURNAL).mkdir(), SANDBOX, 3, "cannot be written", id="a folder"),
         pytest.param(
-            lambda *_: None, [*SANDBOX, "--journal", "no/j"], 2, "no is no directory", id="no folder for it"
+            lambda *_: None,
+            [*SANDBOX, "--journal", "no/j"],
+            2,
+            "no is not a directory",
+            id="no folder for it",
         ),
     ],
 )

@@ -158,7 +158,7 @@ async def test_a_journal_in_use_is_refused(path) -> None:
 async def test_a_journal_of_another_input_is_refused(path) -> None:
     await Journal.open(path, digest=b"one input").aclose()
 
-    with pytest.raises(JournalError, match="begun with another input"):
+    with pytest.raises(JournalError, match="belongs to another input"):
         Journal.open(path, digest=b"another")
     await Journal.open(path, digest=b"one input").aclose()
 
@@ -168,7 +168,9 @@ async def test_a_journal_begun_without_a_target_takes_the_first_that_is_named(pa
     await Journal.open(path).aclose()
     await Journal.open(path, target="https://one.example").aclose()
 
-    with pytest.raises(JournalError, match=r"begun for https://one\.example, not for https://two\.example"):
+    with pytest.raises(
+        JournalError, match=r"of a rotation for https://one\.example, not for https://two\.example"
+    ):
         Journal.open(path, target="https://two.example")
 
 
@@ -185,10 +187,10 @@ async def test_the_input_s_digest_is_not_in_it(path) -> None:
         pytest.param(lambda path: path.write_text("account_id\nacc_1\n"), "not a database", id="a text file"),
         pytest.param(lambda path: path.mkdir(), "cannot be written", id="a directory"),
         pytest.param(lambda path: path.symlink_to("/dev/null"), "symbolic link", id="a symbolic link"),
-        pytest.param(os.mkfifo, "no regular file", id="a pipe"),
+        pytest.param(os.mkfifo, "not a regular file", id="a pipe"),
         pytest.param(
             lambda path: sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close(),
-            "no journal of ours",
+            "not a journal",
             id="another database",
         ),
     ],
@@ -203,7 +205,7 @@ def test_what_is_no_journal_is_refused_in_a_sentence(path, make, fact) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path) -> None:
-    with pytest.raises(JournalError, match="is no directory"):
+    with pytest.raises(JournalError, match="is not a directory"):
         Journal.open(tmp_path / "nowhere" / "run.sqlite3")
 
 
@@ -260,7 +262,7 @@ async def test_a_full_disk_is_told_with_what_it_did_not_take_and_what_is_there_s
         await journal.keep_generation(1, 1)
 
     with pytest.raises(
-        JournalNotWritableError, match=r"run\.sqlite3: database or disk is full; what came of "
+        JournalNotWritableError, match=r"run\.sqlite3: database or disk is full; the outcome of "
     ):
         await asyncio.wait_for(fill(), 10)
     with pytest.raises(JournalNotWritableError, match=r"Free the disk .* run the same command again"):
@@ -299,7 +301,7 @@ def test_what_is_there_and_no_journal_is_left_as_it_is(path) -> None:
     """It may be the fleet itself, named by mistake."""
     path.write_bytes(b"a")
 
-    with pytest.raises(JournalError, match="left as it is"):
+    with pytest.raises(JournalError, match="was not changed"):
         Journal.open(path)
     assert path.read_bytes() == b"a"
     assert os.listdir(path.parent) == [path.name]

@@ -169,7 +169,7 @@ async def test_empty_log_in_place_of_a_lost_one_leaves_each_account_in_doubt(pat
 
     for _ in range(2):  # and it is needed once only
         journal = Journal.open(path)
-        assert journal.doubtful == float("inf")
+        assert journal.in_doubt_below == float("inf")
         await journal.aclose()
 
 
@@ -276,7 +276,7 @@ def test_whenever_a_run_is_killed_its_journal_is_accepted(path, tmp_path, copies
         for end, content in copy.items():
             Path(f"{killed}{end}").write_bytes(content)
         journal = Journal.open(killed)
-        assert journal.doubtful <= 64
+        assert journal.in_doubt_below <= 64
         asyncio.run(journal.aclose())
 
 
@@ -312,7 +312,7 @@ async def test_lost_journal_is_not_followed_by_the_advice_to_run_again(path, rep
     with pytest.raises(JournalNotWritableError) as caught:
         await journal.aclose()
     told = str(caught.value)
-    assert "so the journal is lost, with the outcomes of 12 accounts; what came of 1 account" in told
+    assert "so the journal is lost, with the outcomes of 12 accounts; the outcome of 1 account" in told
     assert "Before the next run, put the file and its -wal back" in told
     assert "run the same command again" not in told
 
@@ -341,7 +341,7 @@ async def test_accounts_that_could_not_be_recorded_are_all_listed_beside_the_jou
     listed = path.with_name("run.sqlite3-unrecorded.txt")
     told = await fail(Journal.open(path), path, 40)
 
-    assert "what came of 40 accounts could not be recorded (acc_000000, " in told
+    assert "the outcome of 40 accounts could not be recorded (acc_000000, " in told
     assert f"and 35 more); all of them are listed in {listed}" in told
     assert listed.read_text().split() == [f"acc_{number:06}" for number in range(40)]
     assert stat.S_IMODE(listed.stat().st_mode) == 0o600

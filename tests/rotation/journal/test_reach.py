@@ -14,7 +14,8 @@ from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Journal, Outcome, Row, State
 from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._row_keys import RowKeys
-from postpress_async.rotation.journal._watermark import LEAST, REACHED, Reach
+from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
+from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.sandbox import Sandbox
 from tests.support.journals import killed
 
@@ -139,7 +140,7 @@ async def test_a_close_that_is_cancelled_leaves_nothing_in_doubt(path: Path) -> 
         await closing_
 
     again = Journal.open(path)
-    assert (again.doubtful, again.counts()) == (0, {State.PATCHED: 1})
+    assert (again.in_doubt_below, again.counts()) == (0, {State.PATCHED: 1})
     await again.aclose()
 
 
@@ -156,7 +157,7 @@ async def test_what_was_skipped_out_of_reach_stays_skipped(path: Path) -> None:
     journal = Journal.open(copy)
     counts = journal.counts()
     await journal.aclose()
-    assert counts == {State.UNKNOWN: LEAST, State.SKIPPED: FLEET - LEAST}
+    assert counts == {State.UNKNOWN: FIRST_WATERMARK, State.SKIPPED: FLEET - FIRST_WATERMARK}
 
 
 async def test_without_idempotency_keys_a_crash_costs_hundreds_and_not_the_fleet(path: Path) -> None:
@@ -172,8 +173,8 @@ async def test_without_idempotency_keys_a_crash_costs_hundreds_and_not_the_fleet
             summary = await next_run.run()
 
     assert summary.states[State.UNKNOWN] + summary.patched == FLEET
-    assert summary.states[State.UNKNOWN] <= LEAST
-    assert sandbox.record.requests - before >= FLEET - LEAST
+    assert summary.states[State.UNKNOWN] <= FIRST_WATERMARK
+    assert sandbox.record.requests - before >= FLEET - FIRST_WATERMARK
 
 
 async def test_a_journal_that_knows_no_reach_leaves_all_in_doubt(path: Path) -> None:
@@ -184,7 +185,7 @@ async def test_a_journal_that_knows_no_reach_leaves_all_in_doubt(path: Path) -> 
 
     for _ in range(2):  # that the first of these runs ended well says nothing of those before it
         journal = Journal.open(path)
-        assert (journal.doubtful, journal.reach.near) == (float("inf"), LEAST // 2)
+        assert (journal.in_doubt_below, journal.watermark.safe_below) == (float("inf"), FIRST_WATERMARK // 2)
         await journal.aclose()
 
 
@@ -194,7 +195,7 @@ async def test_a_reach_that_is_no_number_is_damage(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE run SET value = 'far' WHERE name = 'reached'")
 
-    with pytest.raises(JournalError, match="is damaged \\(reached is no number\\): name another journal"):
+    with pytest.raises(JournalError, match="is damaged \\(reached is not a number\\): name another journal"):
         Journal.open(path)
 
 
@@ -208,10 +209,10 @@ class Disk:
 
     def put(self, statement: object, row: tuple[object, ...]) -> None:
         self.check()
-        if statement == REACHED:
+        if statement == SET_WATERMARK:
             self.put_in += row
 
-    def promise(self) -> asyncio.Future[None]:
+    def flush(self) -> asyncio.Future[None]:
         self.promises.append(asyncio.get_running_loop().create_future())
         return self.promises[-1]
 
@@ -226,32 +227,35 @@ class Disk:
 async def test_a_reach_is_extended_before_it_is_needed(path: Path) -> None:
     """Half a stride ahead nobody waits; who comes to its end does, and then the stride was too short."""
     disk = Disk()
-    reach = Reach(disk, LEAST)  # type: ignore[arg-type]
-    half = LEAST // 2
+    watermark = SendWatermark(disk, FIRST_WATERMARK)  # type: ignore[arg-type]
+    half = FIRST_WATERMARK // 2
 
-    assert reach.near == half
-    await reach.extend(half)  # at once
-    assert disk.put_in == [2 * LEAST]
-    await reach.extend(LEAST - 1)  # still before what is kept
+    assert watermark.safe_below == half
+    await watermark.advance(half)  # at once
+    assert disk.put_in == [2 * FIRST_WATERMARK]
+    await watermark.advance(FIRST_WATERMARK - 1)  # still before what is kept
     disk.commit()
     await asyncio.sleep(0)
-    assert reach.near == 2 * LEAST - half
+    assert watermark.safe_below == 2 * FIRST_WATERMARK - half
 
-    waiting = asyncio.gather(*(reach.extend(2 * LEAST + number) for number in range(10)))
+    waiting = asyncio.gather(*(watermark.advance(2 * FIRST_WATERMARK + number) for number in range(10)))
     await asyncio.sleep(0)
-    assert (waiting.done(), disk.put_in) == (False, [2 * LEAST, 3 * LEAST])  # one word for all ten
+    assert (waiting.done(), disk.put_in) == (
+        False,
+        [2 * FIRST_WATERMARK, 3 * FIRST_WATERMARK],
+    )  # one word for all ten
     disk.commit()
     await waiting
-    assert disk.put_in[2:] == [5 * LEAST]  # the next stride is twice as long, and under way already
+    assert disk.put_in[2:] == [5 * FIRST_WATERMARK]  # the next stride is twice as long, and under way already
 
 
 async def test_a_rotation_that_is_faster_than_the_disk_waits_a_few_times(path: Path) -> None:
     """The stride grows until the rows that are sent during a commit fit in half of it."""
     disk, sent_in_a_commit = Disk(), 1_000
-    reach = Reach(disk, LEAST)  # type: ignore[arg-type]
+    watermark = SendWatermark(disk, FIRST_WATERMARK)  # type: ignore[arg-type]
     waited, asked_at = [], 0
     for ordinal in range(40_000):
-        row = asyncio.create_task(reach.extend(ordinal))
+        row = asyncio.create_task(watermark.advance(ordinal))
         await asyncio.sleep(0)
         if disk.promises and not asked_at:
             asked_at = ordinal
@@ -263,20 +267,20 @@ async def test_a_rotation_that_is_faster_than_the_disk_waits_a_few_times(path: P
         await row
 
     assert waited == [64, 128, 256, 512, 1024]
-    assert reach.near > 40_000
+    assert watermark.safe_below > 40_000
 
 
 async def test_a_watermark_that_was_late_once_comes_down_again(path: Path) -> None:
     """One slow flush of the disk must not leave thousands of rows in doubt for the rest of the night."""
     disk = Disk()
-    reach = Reach(disk, 0, 100)  # type: ignore[arg-type]
-    late = asyncio.create_task(reach.extend(0))
+    watermark = SendWatermark(disk, 0, 100)  # type: ignore[arg-type]
+    late = asyncio.create_task(watermark.advance(0))
     await asyncio.sleep(0)
     disk.commit()
     await late
     ahead = []
     for ordinal in range(20_000):
-        await reach.extend(ordinal)
+        await watermark.advance(ordinal)
         while disk.promises:
             disk.commit()
             await asyncio.sleep(0)
@@ -289,8 +293,8 @@ async def test_a_watermark_that_was_late_once_comes_down_again(path: Path) -> No
 async def test_one_that_gives_up_waiting_leaves_the_others_to_it(path: Path) -> None:
     """A cancelled account must not take what its neighbours wait for along."""
     disk = Disk()
-    reach = Reach(disk, 0)  # type: ignore[arg-type]
-    gone, stays = (asyncio.create_task(reach.extend(number)) for number in (0, 1))
+    watermark = SendWatermark(disk, 0)  # type: ignore[arg-type]
+    gone, stays = (asyncio.create_task(watermark.advance(number)) for number in (0, 1))
     await asyncio.sleep(0)
     gone.cancel()
     await asyncio.sleep(0)
@@ -303,25 +307,25 @@ async def test_one_that_gives_up_waiting_leaves_the_others_to_it(path: Path) -> 
 async def test_who_comes_between_a_commit_and_its_news_does_not_spin(path: Path) -> None:
     """The promise is kept, its callback not yet called, and the loop must get a turn to call it."""
     disk = Disk()
-    reach = Reach(disk, 0)  # type: ignore[arg-type]
-    first = asyncio.create_task(reach.extend(0))
+    watermark = SendWatermark(disk, 0)  # type: ignore[arg-type]
+    first = asyncio.create_task(watermark.advance(0))
     await asyncio.sleep(0)
     disk.commit()
-    await reach.extend(0)
+    await watermark.advance(0)
     await first
 
-    assert reach.near > 0
+    assert watermark.safe_below > 0
 
 
 async def test_what_cannot_be_said_is_not_sent(path: Path) -> None:
     """The disk is full: accounts beyond the watermark wait, and so do later ones."""
     disk = Disk()
-    reach = Reach(disk, 0)  # type: ignore[arg-type]
-    waiting = asyncio.create_task(reach.extend(0))
+    watermark = SendWatermark(disk, 0)  # type: ignore[arg-type]
+    waiting = asyncio.create_task(watermark.advance(0))
     await asyncio.sleep(0)
     disk.has_failed = True
     disk.commit()
 
-    for late in (waiting, asyncio.create_task(reach.extend(1))):
+    for late in (waiting, asyncio.create_task(watermark.advance(1))):
         with pytest.raises(JournalNotWritableError):
             await late

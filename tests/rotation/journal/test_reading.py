@@ -22,9 +22,9 @@ from postpress_async import Outcome
 from postpress_async.errors import Applied, JournalError
 from postpress_async.rotation import Journal, State
 from postpress_async.rotation.journal._advice import advice
-from postpress_async.rotation.journal._file import APPLICATION_ID
 from postpress_async.rotation.journal._lock import JournalFile
-from postpress_async.rotation.journal._statistics import Numbers, Stage, count, stage_of
+from postpress_async.rotation.journal._schema import APPLICATION_ID
+from postpress_async.rotation.journal._statistics import Stage, Statistics, collect_statistics, stage_of
 from postpress_async.rotation.journal.reading import JournalView
 from tests.support.journals import NIGHT, Run, change, outcome, refused, write
 
@@ -36,9 +36,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run.sqlite3"
 
 
-def numbers(path: Path, now: float = NIGHT) -> Numbers:
+def numbers(path: Path, now: float = NIGHT) -> Statistics:
     with JournalView(path) as view:
-        return count(view, stage_of(view), now)
+        return collect_statistics(view, stage_of(view), now)
 
 
 def accounts(path: Path) -> list[str]:
@@ -249,11 +249,11 @@ def test_a_journal_that_is_deleted_meanwhile_is_told(path) -> None:
             lambda path: path.touch(), "is empty: .* give the same command again", id="an empty file"
         ),
         pytest.param(lambda path: path.write_text("account_id\nacc_1\n"), "not a database", id="a text file"),
-        pytest.param(lambda path: path.mkdir(), "no regular file", id="a directory"),
-        pytest.param(os.mkfifo, "no regular file", id="a pipe"),
+        pytest.param(lambda path: path.mkdir(), "not a regular file", id="a directory"),
+        pytest.param(os.mkfifo, "not a regular file", id="a pipe"),
         pytest.param(
             lambda path: sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close(),
-            "no journal of ours",
+            "not a journal",
             id="another database",
         ),
         pytest.param(
@@ -324,7 +324,7 @@ def test_a_journal_that_is_only_being_made_is_looked_at_later(path) -> None:
     file = JournalFile.open(path, os.O_RDWR)
     file.lock()
 
-    with pytest.raises(JournalError, match="being made by a run: look again"):
+    with pytest.raises(JournalError, match="being created by a run: try again"):
         JournalView(path)
     file.close()
 
@@ -479,7 +479,7 @@ RETRY = "postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv --poo
     ("outcomes", "told", "words"),
     [
         pytest.param([outcome(0)], {}, "nothing; every account", id="all patched"),
-        pytest.param([outcome(0, FAILED)], {}, f"run `{RETRY}`: it sends what failed again", id="failed"),
+        pytest.param([outcome(0, FAILED)], {}, f"run `{RETRY}`: it sends the failed", id="failed"),
         pytest.param([outcome(0, UNKNOWN)], {}, f"(`{COMMAND}`): it sends what is unknown", id="unknown"),
         pytest.param([outcome(0, SKIPPED)], {}, f"(`{COMMAND}`): it goes on", id="stopped"),
         pytest.param([refused(0)], {}, "--state skipped", id="refused rows"),

@@ -1,0 +1,111 @@
+"""
+What the journal says about rows that were sent but not recorded, if the process dies at any moment.
+
+The write-ahead watermark is the ordinal from which on the run has sent nothing. Accounts that an earlier run
+had skipped may be sent again below it. So the transaction that advances the watermark sets those to unknown
+and lists them in ``covered``. A run that ends normally sets the ones that it did not send back to skipped. If
+the process dies, they stay unknown.
+"""
+
+import math
+import sqlite3
+from typing import Final
+
+FIRST_WATERMARK: Final = 64
+"""The watermark of a run before its first request."""
+
+SET_WATERMARK: Final = "INSERT OR REPLACE INTO run VALUES ('reached', ?)"
+
+REFUSED: Final = "(state = 'skipped' AND attempts = 0 AND scope IS 'request' AND status IS NULL)"
+"""SQL condition for rows that were refused. A request that the API refused has the status of its response."""
+
+_MAY_BE_SENT: Final = f"state = 'skipped' AND NOT {REFUSED} AND ordinal >= ? AND ordinal < ?"
+COVER: Final = (
+    f"INSERT OR IGNORE INTO covered SELECT ordinal FROM outcomes WHERE {_MAY_BE_SENT}",  # noqa: S608
+    f"UPDATE outcomes SET state = 'unknown', applied = 'unknown' WHERE {_MAY_BE_SENT}",  # noqa: S608
+)
+"""Statements before the watermark advances from one ordinal to another."""
+
+UNCOVER: Final = (
+    """UPDATE outcomes SET state = 'skipped', applied = 'no'
+    WHERE state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)""",
+    "DELETE FROM covered",
+)
+"""Statements at the normal end of a run."""
+
+DISCARD_COVERED: Final = "DELETE FROM covered WHERE ordinal = ?"
+"""The statement for an account that is unknown because it was sent."""
+
+BEFORE_THE_RUN: Final = """(
+    SELECT ordinal, account_id, attempts, proxy,
+        CASE WHEN state = 'unknown' AND covered.ordinal NOT NULL THEN 'skipped' ELSE state END AS state
+    FROM outcomes LEFT JOIN covered USING (ordinal)
+)"""
+"""A subquery of the outcomes without the doubts that the present run itself has added."""
+
+REOPENED: Final = "CASE applied WHEN 'unknown' THEN 'unknown' ELSE 'skipped' END"
+"""SQL expression: the state of a failed account that is to be sent again."""
+
+_NEXT_GENERATION: Final = """
+INSERT OR REPLACE INTO generations
+SELECT ordinal, coalesce(generation, 0) + 1 FROM outcomes LEFT JOIN generations USING (ordinal) WHERE {}
+"""
+# Such an account keeps the key that the dead run used.
+_IN_DOUBT: Final = (
+    f"UPDATE outcomes SET state = 'unknown', applied = 'unknown', attempts = 0 WHERE {_MAY_BE_SENT}"  # noqa: S608
+)
+
+
+def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
+    """
+    Record that a run is under way, and how far it may send at once.
+
+    An earlier run that did not end normally may have sent rows without an outcome, but only rows below its
+    watermark.
+
+    Args:
+        connection: The journal's database.
+        retry_failed: Whether accounts that failed are sent again. They get a new idempotency key, because
+            the API would repeat its stored response for the old one. A failed account that an earlier run may
+            have changed stays in doubt. It has a custom proxy: one with a managed proxy is not `failed` while
+            in doubt.
+
+    Returns:
+        The ordinal below which rows without an outcome may have been sent.
+    """
+    with connection:
+        had_table = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'covered'").fetchone()
+        connection.execute("CREATE TABLE IF NOT EXISTS covered (ordinal INTEGER PRIMARY KEY)")
+        connection.execute("DELETE FROM covered")  # those of a run that died: they stay in doubt
+        watermark, in_doubt_below = read_watermark(connection), _number(connection, "doubtful", 0)
+        died = connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone() is not None
+        if died or watermark == math.inf:  # infinite: unknown, so every row without an outcome is in doubt
+            in_doubt_below = max(in_doubt_below, watermark)
+        # Written by a version that had no such table, or the latest commits of the journal are lost.
+        if died and (had_table is None or watermark == math.inf):
+            connection.execute(_IN_DOUBT, (0, in_doubt_below))
+        connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', ?)", (in_doubt_below,))
+        # A key that got a response is used up, because the API may have stored that response. The next key is
+        # on disk before the run sends anything, so an account in doubt after a crash has the new key.
+        connection.execute(_NEXT_GENERATION.format("state = 'skipped' AND attempts > 0"))
+        if retry_failed:
+            connection.execute(_NEXT_GENERATION.format("state = 'failed'"))
+            connection.execute(f"UPDATE outcomes SET state = {REOPENED} WHERE state = 'failed'")  # noqa: S608
+        connection.execute("INSERT OR REPLACE INTO run VALUES ('under way', 1)")
+        connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
+        for sql in COVER:
+            connection.execute(sql, (0, FIRST_WATERMARK))
+    return in_doubt_below
+
+
+def read_watermark(connection: sqlite3.Connection) -> float:
+    """The ordinal from which on the latest run has sent nothing; infinite if it is not known."""
+    return _number(connection, "reached", math.inf)
+
+
+def _number(connection: sqlite3.Connection, name: str, default: float) -> float:
+    row = connection.execute("SELECT value FROM run WHERE name = ?", (name,)).fetchone()
+    number = default if row is None else row[0]
+    if not isinstance(number, int | float):
+        raise ValueError(f"{name} is not a number")  # handled as damage
+    return number

@@ -1,0 +1,109 @@
+"""The journal's database: its schema, its connection, and the errors for a file that cannot be used."""
+
+import secrets
+import sqlite3
+from pathlib import Path
+from typing import Any, Final
+
+from postpress_async.errors import JournalError, JournalNotWritableError
+from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
+
+APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
+DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)
+"""What reading a damaged file raises: an error of SQLite, an invalid value, or a missing row."""
+
+_SCHEMA: Final = """
+CREATE TABLE run (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE TABLE outcomes (
+    ordinal INTEGER PRIMARY KEY,
+    line INTEGER,
+    account_id TEXT NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    status INTEGER,
+    error_type TEXT,
+    scope TEXT,
+    applied TEXT,
+    instance TEXT,
+    elapsed REAL NOT NULL,
+    settled_at REAL NOT NULL,
+    proxy TEXT
+);
+CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NULL);
+"""
+
+# Also created in journals of a version that had no pools.
+_PROXIES: Final = """
+CREATE TABLE IF NOT EXISTS proxies (
+    label TEXT PRIMARY KEY,
+    failures INTEGER NOT NULL,
+    quarantined_at REAL
+) WITHOUT ROWID
+"""
+
+_NOT_WRITABLE: Final = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
+
+
+def damage_error(path: Path, error: Exception) -> JournalError:
+    """The error to raise for one of `DAMAGE`: the file cannot be written, or it is damaged."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE:  # the low byte is the primary code
+        return JournalNotWritableError(
+            f"{path} cannot be written ({error}): fix that, or name another journal"
+        )
+    return JournalError(f"{path} is damaged ({error}): name another journal")
+
+
+def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """
+    Open the journal's database for writing; create the tables if it is empty.
+
+    Returns:
+        The connection, and whether the database was empty.
+    """
+    connection = sqlite3.connect(path, check_same_thread=False)
+    try:
+        if created := is_empty(path, connection):
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute("PRAGMA user_version = 1")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # only `checkpoint` writes the mark it needs
+        if created:
+            with connection:
+                connection.executescript(f"BEGIN; {_SCHEMA} {_PROXIES}")  # in one transaction
+                connection.execute("INSERT INTO run VALUES ('run', ?)", (secrets.token_hex(12),))
+                connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
+        connection.execute(_PROXIES)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, created
+
+
+def is_empty(path: Path, connection: sqlite3.Connection) -> bool:
+    """
+    Whether the database has no tables yet.
+
+    Raises:
+        JournalError: It is the database of another program, or of a newer version.
+    """
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        return True
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise JournalError(f"{path} is a database, but not a journal: name another journal")
+    if connection.execute("PRAGMA user_version").fetchone()[0] != 1:
+        raise JournalError(f"{path} is from a newer postpress-async: update it, or name another journal")
+    return False
+
+
+def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
+    """The names and values of the table ``run``."""
+    return dict(connection.execute("SELECT name, value FROM run"))
