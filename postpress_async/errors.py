@@ -32,31 +32,31 @@ refuses are `ValueError`s (`postpress_async.models.FieldError`), since they are 
 """
 
 # "as" says that these are handed on: a reader finds every error here.
-from postpress_async._failure import (
+from postpress_async._error_base import (
     BY_CODE as BY_CODE,
 )
-from postpress_async._failure import (
+from postpress_async._error_base import (
     BY_STATUS as BY_STATUS,
 )
-from postpress_async._failure import (
+from postpress_async._error_base import (
     BY_TYPE as BY_TYPE,
 )
-from postpress_async._failure import (
+from postpress_async._error_base import (
     RETRYABLE_STATUSES as RETRYABLE_STATUSES,
 )
-from postpress_async._failure import (
+from postpress_async._error_base import (
     ApiError as ApiError,
 )
-from postpress_async._failure import (
+from postpress_async._error_base import (
     Applied as Applied,
 )
-from postpress_async._failure import (
+from postpress_async._error_base import (
     PostPressError as PostPressError,
 )
-from postpress_async._failure import (
+from postpress_async._error_base import (
     Problem as Problem,
 )
-from postpress_async._failure import (
+from postpress_async._error_base import (
     Scope as Scope,
 )
 

@@ -12,29 +12,33 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 import aiohttp
 
 from postpress_async import events
-from postpress_async._call import Line, UpdateCall
-from postpress_async._guarded import Guarded
-from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey, check_key
-from postpress_async._lean_transport import make_lean
-from postpress_async._lifetime import Lifetime, Waits
-from postpress_async._network import Transport
+from postpress_async._call.context import CallContext, CallHooks
+from postpress_async._call.idempotency import FixedKey, FreshKeys, KeyGenerator, Keys, check_key
+from postpress_async._call.keyed_lock import KeyedLock
+from postpress_async._call.tracker import CallTracker, WaitGroup
+from postpress_async._call.update import UpdateCall
+from postpress_async._http.lean_transport import make_lean_transport
+from postpress_async._http.session_transport import AiohttpTransport
+from postpress_async._http.transport import Transport
+from postpress_async._safe_observer import SafeObserver
 from postpress_async._settings import make_tls, read_api_key, read_base_url, target_of
-from postpress_async._transport import AiohttpTransport
-from postpress_async._turns import Turns
 from postpress_async.errors import ConfigurationError
 from postpress_async.events import Observer
 from postpress_async.models import AccountPatched, ProxyChange
-from postpress_async.pace import Pace, Pacer
+from postpress_async.pace import Pace
+from postpress_async.pace._pacer import Pacer
 from postpress_async.retry import RetryPolicy
 from postpress_async.secret import Secret
 
 if TYPE_CHECKING:
     from postpress_async.rotation import Halt, ProxyPool, Rotation
-    from postpress_async.rotation._account_task import Errand
     from postpress_async.rotation._input import Changes
     from postpress_async.rotation.journal import OnFailed, OnUnknown
 
-_TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {"session": AiohttpTransport, "lean": make_lean}
+_TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {
+    "session": AiohttpTransport,
+    "lean": make_lean_transport,
+}
 _log = logging.getLogger("postpress_async.pace")
 
 
@@ -86,15 +90,15 @@ class PostPressSession:
         self._retry: Final = retry
         self._pace: Final = pace
         self._idempotency: Final = idempotency
-        self._key_maker: Final = KeyMaker()
-        self._lifetime: Final = Lifetime()
-        observer = None if on_event is None else Guarded(on_event)
-        self._line: Final = Line(
+        self._key_maker: Final = KeyGenerator()
+        self._tracker: Final = CallTracker()
+        observer = None if on_event is None else SafeObserver(on_event)
+        self._context: Final = CallContext(
             _TRANSPORTS[transport](url, key, tls=context, connector=connector),
             key,
             Pacer(pace, random=random.random, on_pause=_Pauses(observer).told),
-            Turns(),
-            self._lifetime,
+            KeyedLock(),
+            self._tracker,
             observer,
             url,
         )
@@ -102,12 +106,7 @@ class PostPressSession:
     @property
     def paused(self) -> bool:
         """Whether all calls pause now, but for probes: the service is out."""
-        return self._line.pacer.paused
-
-    @property
-    def pacer(self) -> Pacer:
-        """Not for callers: what lets its calls in. A cluster leases it its rate, and tells it of pauses."""
-        return self._line.pacer
+        return self._context.pacer.paused
 
     async def update_proxy(
         self,
@@ -139,11 +138,11 @@ class PostPressSession:
             ConfigurationError: The session is closed, or belongs to another event loop.
         """
         if idempotency_key is not None:
-            keys: Keys = OneKey(check_key(idempotency_key))
+            keys: Keys = FixedKey(check_key(idempotency_key))
         else:
-            keys = FreshKeys(self._key_maker) if self._idempotency else OneKey(None)
-        with self._lifetime:
-            return await UpdateCall(self._line, account_id, change, keys, retry or self._retry).run()
+            keys = FreshKeys(self._key_maker) if self._idempotency else FixedKey(None)
+        with self._tracker:
+            return await UpdateCall(self._context, account_id, change, keys, retry or self._retry).run()
 
     def rotate(
         self,
@@ -200,7 +199,7 @@ class PostPressSession:
             pool=pool,
         )
         return Rotation(
-            self.run_errand,
+            self._run_call,
             given.rows,
             in_flight=at_once,
             journal=opener,
@@ -209,30 +208,30 @@ class PostPressSession:
             halt=Halt.of(halt),
             pool=pool,
             limit=limit,
-            waits=self.part_of_waits(),
-            observer=self._line.observer,
+            waits=self._new_wait_group(),
+            observer=self._context.observer,
         )
 
-    async def run_errand(
-        self, account_id: str, change: ProxyChange, keys: Keys, errand: "Errand | None" = None, /
+    async def _run_call(
+        self, account_id: str, change: ProxyChange, keys: Keys, hooks: CallHooks | None = None, /
     ) -> AccountPatched:
-        """Not for callers: one call under keys of a rotation, on any machine, or of the command line."""
+        """Not for callers: one call under keys of a rotation, on any machine, or of the command context."""
         if not self._idempotency:
-            keys = OneKey(None, keys.in_doubt)
-        with self._lifetime:
+            keys = FixedKey(None, keys.in_doubt)
+        with self._tracker:
             call = UpdateCall(
-                self._line,
+                self._context,
                 account_id,
                 change,
                 keys,
                 self._retry,
-                errand,  # pyright: ignore[reportArgumentType] # it takes what is in slots for methods
+                hooks,  # pyright: ignore[reportArgumentType] # it takes what is in slots for methods
             )
             return await call.run()
 
-    def part_of_waits(self) -> Waits:
+    def _new_wait_group(self) -> WaitGroup:
         """Not for callers: where the calls of one rotation wait."""
-        return self._lifetime.part()
+        return self._tracker.child()
 
     async def aclose(self, timeout: float = 5.0) -> None:
         """
@@ -242,10 +241,10 @@ class PostPressSession:
         last error or `SessionClosedError`, and those in flight raise `ConnectionLostError`.
         """
         try:
-            await self._lifetime.close(timeout)
+            await self._tracker.close(timeout)
         finally:
-            self._lifetime.end()
-            await self._line.transport.aclose()
+            self._tracker.end()
+            await self._context.transport.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -257,16 +256,16 @@ class PostPressSession:
         await self.aclose(0.0 if kind is not None else 5.0)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a session cannot be pickled or copied: make a new one where it is needed")
+        raise TypeError("a session cannot be pickled or copied: create a new one where it is needed")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'closed' if self._lifetime.ended else 'open'}>"
+        return f"<{type(self).__name__} {'closed' if self._tracker.ended else 'open'}>"
 
 
 class _Pauses:
     """Tells of pauses. It does not know the session: with a cycle, one left open is not told of at once."""
 
-    def __init__(self, observer: Guarded[events.Event] | None) -> None:
+    def __init__(self, observer: SafeObserver[events.Event] | None) -> None:
         self._observer: Final = observer
         self._began = 0.0
 

@@ -194,11 +194,11 @@ class ShardRotation(Rotation):
         in_flight: int,
     ) -> None:
         super().__init__(
-            session.run_errand,
+            session._run_call,  # noqa: SLF001 - the same package
             iter(()),
             in_flight=in_flight,
             finite=True,
-            waits=session.part_of_waits(),
+            waits=session._new_wait_group(),  # noqa: SLF001
         )
         self._run = run
         self._taken: Final = _Rows(rows)
@@ -206,7 +206,13 @@ class ShardRotation(Rotation):
         self._journal = courier
         self._outlet.leave()  # nobody is here to listen
         self._settler = Settler(
-            session.run_errand, self._waits, self._rest, self._attempt_failed, pool, self._found, self._record
+            session._run_call,  # noqa: SLF001
+            self._waits,
+            self._rest,
+            self._attempt_failed,
+            pool,
+            self._found,
+            self._record,
         )
 
     @property

@@ -10,7 +10,7 @@ import math
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, Protocol
 
-from postpress_async._lifetime import Waits
+from postpress_async._call.tracker import WaitGroup
 from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
 from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation._outcome import Outcome
@@ -54,7 +54,7 @@ class Errand:
 
     Attributes:
         waits: Where its calls wait; they all end when the rotation is stopped.
-        rests: Told with True when a call begins to back off, and with False when it goes on.
+        on_backoff: Told with True when a call begins to back off, and with False when it goes on.
         failed: Told of each attempt that failed.
         proxy: The pool's proxy that was tried last; None where the row has its own change.
         trying: Whether it is still being tried.
@@ -73,8 +73,8 @@ class Errand:
         "failed",
         "in_doubt",
         "in_flight",
+        "on_backoff",
         "proxy",
-        "rests",
         "resumable",
         "trying",
         "waits",
@@ -82,13 +82,13 @@ class Errand:
 
     def __init__(
         self,
-        waits: Waits,
-        rests: Callable[[bool], object],
+        waits: WaitGroup,
+        on_backoff: Callable[[bool], object],
         failed: Callable[[PostPressError], object],
         pool: Proxies | None,
     ) -> None:
-        self.waits: Waits = waits
-        self.rests: Callable[[bool], object] = rests
+        self.waits: WaitGroup = waits
+        self.on_backoff: Callable[[bool], object] = on_backoff
         self.failed: Callable[[PostPressError], object] = failed
         self.proxy: PooledProxy | None = None
         self.resumable: PostPressError | None = None
@@ -100,21 +100,26 @@ class Errand:
         self._pool = pool
         self._strikes = 0
 
-    def begins(self, now: float) -> None:
-        """A call's first attempt begins at *now*, in seconds by the event loop's clock."""
+    def on_call_started(self) -> None:
+        """A call that reports its attempts has started; none is in flight."""
+        self.in_flight = False
+
+    def on_attempt_started(self, now: float) -> None:
+        """An attempt starts at *now*, in seconds by the event loop's clock."""
+        self.in_flight = True
         self._first_sent = min(self._first_sent, now)
 
     def elapsed(self, now: float) -> float:
         """Seconds from the start of the account's first attempt to *now*; 0 if there was no attempt."""
         return max(0.0, now - self._first_sent)
 
-    def attempt_failed(self, error: PostPressError) -> None:
+    def on_attempt_failed(self, error: PostPressError) -> None:
         """An attempt ended with *error*, whose `applied` is about this attempt alone."""
         self.in_flight = False
         self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
         self.failed(error)
 
-    def is_hopeless(self, error: PostPressError) -> bool:
+    def should_give_up(self, error: PostPressError) -> bool:
         """Whether the pool's proxy has had its chances, or was found out by other accounts meanwhile."""
         self.resumable = error
         if self.proxy is None or self._pool is None or error.scope is not Scope.PROXY:
@@ -163,7 +168,7 @@ class Settler:
     Args:
         update: A session's one function.
         waits: Where the calls wait.
-        rests: As `Errand` has it.
+        on_backoff: As `Errand` has it.
         failed: As `Errand` has it.
         pool: For the rows that name no change.
         found: Told of each failure of a pool's proxy, and whether it put the proxy into quarantine.
@@ -173,8 +178,8 @@ class Settler:
     def __init__(
         self,
         update: Update,
-        waits: Waits,
-        rests: Callable[[bool], object],
+        waits: WaitGroup,
+        on_backoff: Callable[[bool], object],
         failed: Callable[[PostPressError], object],
         pool: Proxies | None,
         found: Callable[[PooledProxy, bool], object],
@@ -182,7 +187,7 @@ class Settler:
     ) -> None:
         self._update: Final = update
         self._waits: Final = waits
-        self._rests: Final = rests
+        self._on_backoff: Final = on_backoff
         self._failed: Final = failed
         self._pool: Final = pool
         self._found: Final = found
@@ -196,7 +201,7 @@ class Settler:
             BaseException: It was cancelled, or a mistake of a strategy or a pool of the caller's ended it.
         """
         clock, inherited = asyncio.get_running_loop().time, keys.in_doubt
-        errand = Errand(self._waits, self._rests, self._failed, self._pool)
+        errand = Errand(self._waits, self._on_backoff, self._failed, self._pool)
         try:
             if row.change is None:
                 patched = await self._through_the_pool(row, keys, errand)

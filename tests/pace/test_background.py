@@ -1,6 +1,6 @@
 """429s that depend on the request rate are distinguished from those that come at any rate."""
 
-from postpress_async.pace.background import ALLOWANCE, Background
+from postpress_async.pace._background import ALLOWANCE, Background
 
 
 def see(background: Background, requests: int, share: float, served: int = 0, *, below: bool = False) -> int:

@@ -23,7 +23,7 @@ from postpress_async import (
     errors,
     events,
 )
-from postpress_async._lifetime import Waits
+from postpress_async._call.tracker import WaitGroup
 from postpress_async.rotation import Halt, RotationSummary, State
 from postpress_async.rotation._account_task import Settler
 from postpress_async.rotation._pending_rows import OpenRow, RowKeys
@@ -389,7 +389,7 @@ async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
     async def refuses(*_: object) -> Any:
         raise errors.ProxyError(502, errors.Problem("errors/proxy_error"))
 
-    settler = Settler(refuses, Waits(), bool, bool, Pool(), lambda *_: None, lost.append)  # type: ignore[arg-type]
+    settler = Settler(refuses, WaitGroup(), bool, bool, Pool(), lambda *_: None, lost.append)  # type: ignore[arg-type]
     row = Row(0, None, "acc_1", None)
     task = asyncio.create_task(settler.settle(row, RowKeys("run", OpenRow(row), None)))
     await asked.wait()

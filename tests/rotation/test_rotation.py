@@ -635,10 +635,10 @@ async def test_leaving_the_block_wakes_all_who_wait_to_tell(journal) -> None:
     """Accounts that back off make room for more workers than the queue of outcomes has places."""
 
     async def rests(account_id: str, change: ProxyChange, keys: RowKeys, errand: Errand, /) -> AccountPatched:
-        errand.rests(True)
+        errand.on_backoff(True)
         for _ in range(5):
             await asyncio.sleep(0)
-        errand.rests(False)
+        errand.on_backoff(False)
         return AccountPatched(account_id)
 
     many = rows([f"acc_{number}" for number in range(100)])

@@ -3,48 +3,48 @@
 import math
 from typing import Final
 
-from postpress_async.pace.background import Background
+from postpress_async.pace._background import Background
 
 BURST: Final = 0.01
 """Seconds that a request may go before its time. More would exceed the burst of a tier that is known by its
 rate alone; less would cost throughput, since timers fire some milliseconds late."""
 
-BACK: Final = 0.9
+DECREASE_FACTOR: Final = 0.9
 """What a 429 leaves of the rate."""
 
-RECOVERY: Final = 5.0
-"""Seconds until the rate is where it was; twice that until it is a tenth above. See `Rate`."""
+RECOVERY_TIME: Final = 5.0
+"""Seconds until the rate is where it was; twice that until it is a tenth above. See `RateLimiter`."""
 
-PER_RECOVERY: Final = 200
+MIN_REQUESTS_PER_RECOVERY: Final = 200
 """Requests in a recovery at least, up to a minute of them: each recovery costs a 429 or two."""
 
-PATIENCE: Final = 4
+RETRY_AFTER_FACTOR: Final = 4
 """A recovery takes so many times the Retry-After that all had to wait, at least."""
 
-SEARCH: Final = 0.6
+DOUBLING_TIME: Final = 0.6
 """Seconds in which the rate doubles while nothing is known of the tier but that it is higher."""
 
-SLOWEST: Final = 1.0
+MIN_RATE: Final = 1.0
 """Requests a second that 429s do not go below: a session that calls once an hour must not learn from its
 one 429 that its tier is one an hour."""
 
-GUESS: Final = 10.0
+MIN_FIRST_RATE: Final = 10.0
 """The same for the first 429, which may come before there was an answer."""
 
-BELOW: Final = 0.97
+BELOW_PLATEAU: Final = 0.97
 """Of the plateau: below that a tier that is still the same refuses nothing."""
 
-CALM: Final = 0.5
+MIN_DECREASE_INTERVAL: Final = 0.5
 """Seconds before another 429 slows: until then the rate after the last one is not known."""
 
-MARK: Final = 1.0
+MEASURING_WINDOW: Final = 1.0
 """Seconds over which the served rate is measured; at the first 429 a quarter of that has to do."""
 
-PER_MARK: Final = 20
+MIN_MEASURED: Final = 20
 """Answers over which it is measured, at least."""
 
 
-class Rate:
+class RateLimiter:
     """
     A token bucket whose rate is the lower of *ceiling* and what 429s taught.
 
@@ -73,7 +73,7 @@ class Rate:
         self._learned = math.inf
         self._plateau = 0.0
         self._searching = True
-        self._recovery = RECOVERY
+        self._recovery = RECOVERY_TIME
         self._grown = 0.0  # seconds along the cubic
         self._grew_at = 0.0
         self._blocked = False  # whether someone had to wait since
@@ -115,7 +115,7 @@ class Rate:
         self._marks = [*self._marks[-1:], (now, served)]
         if self._background.share:
             self._background.look(served)
-        return now + max(MARK, PER_MARK / self.value)
+        return now + max(MEASURING_WINDOW, MIN_MEASURED / self.value)
 
     def resume(self, served: int, now: float) -> None:
         """Go on after a pause, in which nothing can have been served."""
@@ -130,10 +130,10 @@ class Rate:
         Returns:
             Whether there are so many 429s that they speak for all requests of the key.
         """
-        below = self._learned < BELOW * self._plateau
+        below = self._learned < BELOW_PLATEAU * self._plateau
         background, before_cut = self._background, sent <= self._cut_at
         excess = background.saw(served, in_flight, before_cut=before_cut, below=below)
-        if before_cut or now - self._cut_at < CALM:
+        if before_cut or now - self._cut_at < MIN_DECREASE_INTERVAL:
             return excess
         # A tier that is known, and no background, make a single 429 enough.
         if not excess and (background.share or self._learned == math.inf):
@@ -156,18 +156,22 @@ class Rate:
         self.active = self.value < math.inf
 
     def _cut(self, served: int, now: float, retry_after: float) -> None:
-        when, before = self._marks[0] if self._marks else (now - MARK, 0)
-        if now - self._cut_at < MARK and served - self._served_at_cut >= PER_MARK / 2:
+        when, before = self._marks[0] if self._marks else (now - MEASURING_WINDOW, 0)
+        if now - self._cut_at < MEASURING_WINDOW and served - self._served_at_cut >= MIN_MEASURED / 2:
             # What was served before the last cut may have been another tier's.
             when, before = self._cut_at, self._served_at_cut
-        measured = (served - before) / max(now - when, MARK / 4)
+        measured = (served - before) / max(now - when, MEASURING_WINDOW / 4)
         old = self.value
         # Where the two agree, the rate of now is the better one: what was served lags behind it.
         plateau = old if measured > 0.9 * old else min(old, measured)
-        self._plateau = max(plateau, SLOWEST if self._learned < math.inf else GUESS)
-        self._searching = self._learned == math.inf or now - when < MARK / 2
-        self._recovery = max(RECOVERY, min(PER_RECOVERY / self._plateau, 60.0), PATIENCE * retry_after)
-        self._learned = max(self._plateau * BACK, SLOWEST)
+        self._plateau = max(plateau, MIN_RATE if self._learned < math.inf else MIN_FIRST_RATE)
+        self._searching = self._learned == math.inf or now - when < MEASURING_WINDOW / 2
+        self._recovery = max(
+            RECOVERY_TIME,
+            min(MIN_REQUESTS_PER_RECOVERY / self._plateau, 60.0),
+            RETRY_AFTER_FACTOR * retry_after,
+        )
+        self._learned = max(self._plateau * DECREASE_FACTOR, MIN_RATE)
         self._grown = 0.0
         self._cut_at = self._grew_at = now
         self._served_at_cut = served
@@ -183,12 +187,12 @@ class Rate:
             return
         self._blocked = False
         if self._searching:
-            self._learned *= 2 ** (since / SEARCH)
+            self._learned *= 2 ** (since / DOUBLING_TIME)
         else:
             self._grown += since
             reach = self._grown / self._recovery - 1
             if reach < 1:
-                self._learned = max(self._learned, self._plateau * (1 + (1 - BACK) * reach**3))
+                self._learned = max(self._learned, self._plateau * (1 + (1 - DECREASE_FACTOR) * reach**3))
             else:
                 self._learned *= 2 ** (since / self._recovery)
         self.value = min(self._learned, self.ceiling)

@@ -1,4 +1,4 @@
-"""A session's pace: limit, gate and rate joined, and the calls that wait for their turn."""
+"""A session's pace: limit, breaker and rate joined, and the calls that wait for their future."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,15 +6,16 @@ from heapq import heappop, heappush
 from typing import Final, TypeAlias
 
 from postpress_async._wait_queue import WaitQueue
+from postpress_async.pace._circuit_breaker import FAILURE_THRESHOLD, CircuitBreaker
+from postpress_async.pace._concurrency_limiter import ConcurrencyLimiter
+from postpress_async.pace._load_signal import LoadSignal
 from postpress_async.pace._pace import Pace
-from postpress_async.pace.gate import ROW, Gate
-from postpress_async.pace.limit import Limit
-from postpress_async.pace.rate import Rate
-from postpress_async.pace.ticket import Sign, Ticket
+from postpress_async.pace._permit import Permit
+from postpress_async.pace._rate_limiter import RateLimiter
 
-LONGEST_OWN: Final = 2.0
-"""Seconds of Retry-After that are the refused call's own affair. More of it shuts the gate for all if so many
-requests get it that it must be meant for all. Each call waits as long as it was told to in any case."""
+OWN_RETRY_AFTER: Final = 2.0
+"""Seconds of Retry-After that only concern the refused call. A longer one opens the breaker for all calls if
+so many requests get it that it must be meant for all. The refused call always waits as asked."""
 
 SHORTEST_TIMER: Final = 0.001
 """Seconds. A loop may fire a timer a clock's tick too early, and must not be kept busy by that."""
@@ -24,15 +25,15 @@ TURNS: Final = 8
 
 
 # A global is read in a third of the time of an attribute.
-_SUCCESS, _ALIVE, _OVERLOAD, _THROTTLED, _NONE = Sign
-Turn: TypeAlias = "asyncio.Future[Ticket | None]"
+_SUCCESS, _ALIVE, _OVERLOAD, _THROTTLED, _NONE = LoadSignal
+PermitFuture: TypeAlias = "asyncio.Future[Permit | None]"
 
 
 class Pacer:
     """
     Lets calls in, in the order in which they came, as fast as the service takes them.
 
-    Retries come before new calls, but for one turn in eight. It belongs to the event loop in which a call
+    Retries come before new calls, but for one future in eight. It belongs to the event loop in which a call
     first has to wait, and has no task of its own: one timer at most, and only while somebody waits.
 
     Args:
@@ -54,15 +55,15 @@ class Pacer:
         self._pace: Final = pace
         self._clock = clock or self._loop_clock
         self._on_pause: Final = on_pause
-        self._limit: Final = Limit(pace.in_flight, pace.start)
+        self._limiter: Final = ConcurrencyLimiter(pace.in_flight, pace.start)
         # Few in flight give few signs: 5 is more than the attempts of one call.
-        self._gate: Final = Gate(max(5, min(ROW, 2 * pace.in_flight)), random)
-        self._rate: Final = Rate(pace.rate)
+        self._breaker: Final = CircuitBreaker(max(5, min(FAILURE_THRESHOLD, 2 * pace.in_flight)), random)
+        self._rate_limiter: Final = RateLimiter(pace.rate)
         self._served = 0
         self._mark_at = -float("inf")
         self._taken = 0  # slots; those of refused requests among them, while they are held
         self._held: Final[list[float]] = []  # a heap of when they are freed
-        self._waiting: Final = (WaitQueue[Ticket | None](), WaitQueue[Ticket | None]())  # retries, new calls
+        self._waiting: Final = (WaitQueue[Permit | None](), WaitQueue[Permit | None]())  # retries, new calls
         self._turn = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -73,12 +74,12 @@ class Pacer:
     @property
     def paused(self) -> bool:
         """Whether all calls pause."""
-        return self._gate.shut
+        return self._breaker.is_open
 
     @property
     def limit(self) -> int:
         """How many requests may be in flight now."""
-        return int(self._limit.value) if self._pace.adaptive else self._pace.in_flight
+        return int(self._limiter.value) if self._pace.adaptive else self._pace.in_flight
 
     @property
     def in_flight(self) -> int:
@@ -87,64 +88,64 @@ class Pacer:
 
     @property
     def waiting(self) -> int:
-        """Calls in `enter`."""
+        """Calls in `acquire`."""
         return self._waiting[0].count + self._waiting[1].count
 
     @property
     def rate(self) -> float:
         """Requests a second that may go out now; infinite where nothing says otherwise."""
-        return self._rate.value
+        return self._rate_limiter.value
 
     def lease(self, rate: float) -> None:
         """From now on, so many requests a second at most: this session's share of a rate."""
-        self._rate.lease(rate, self._clock())
+        self._rate_limiter.lease(rate, self._clock())
         if self._waiting[0].count or self._waiting[1].count:
             self._admit()
 
     def pause(self) -> None:
         """Pause, on the word of another session of the same key: the service is out."""
-        if not self._pace.adaptive or self._gate.shut:
+        if not self._pace.adaptive or self._breaker.is_open:
             return
         now = self._clock()
-        self._gate.heard(now)
-        self._limit.pause(self._gate.began)
+        self._breaker.trip(now)
+        self._limiter.pause(self._breaker.began)
         self._look()
         if self._waiting[0].count or self._waiting[1].count:
             self._admit()
         if self._on_pause is not None:
             self._on_pause(True)
 
-    def try_enter(self) -> Ticket | None:
-        """A ticket if there is one at once; None where the call has to `enter`."""
+    def try_acquire(self) -> Permit | None:
+        """A permit if there is one at once; None where the call has to `acquire`."""
         if self._taken >= self._room:
             return None
         now = self._clock()
-        if self._rate.active and not self._rate.take(now):
+        if self._rate_limiter.active and not self._rate_limiter.take(now):
             return None
         self._taken += 1
-        return Ticket(now, self._gate.generation)
+        return Permit(now, self._breaker.generation)
 
-    async def enter(self, *, retry: bool = False) -> Ticket:
+    async def acquire(self, *, retry: bool = False) -> Permit:
         """
-        A ticket, when it is this call's turn.
+        A permit, when it is this call's future.
 
         Args:
             retry: Whether the call was sent before, and so comes before those that were not.
         """
-        if (ticket := self.try_enter()) is not None:
-            return ticket
-        turn = self.queue(retry=retry)
+        if (permit := self.try_acquire()) is not None:
+            return permit
+        future = self.enqueue(retry=retry)
         try:
-            ticket = await turn
+            permit = await future
         except BaseException:
-            self.withdraw(turn, retry=retry)
+            self.withdraw(future, retry=retry)
             raise
-        assert ticket is not None  # noqa: S101 - nobody else has the turn
-        return ticket
+        assert permit is not None  # noqa: S101 - nobody else has the future
+        return permit
 
-    def queue(self, *, retry: bool = False) -> Turn:
+    def enqueue(self, *, retry: bool = False) -> PermitFuture:
         """
-        The future of a ticket, for a call that has no coroutine to spare for its wait; see `enter`.
+        The future of a permit, for a call that has no coroutine to spare for its wait; see `acquire`.
 
         Whoever gives it up, or gives it the result None, has to `withdraw` it.
         """
@@ -153,29 +154,31 @@ class Pacer:
             if self._loop is not None:
                 raise RuntimeError("the pacer was first used in another event loop")
             self._loop = loop
-        turn: Turn = loop.create_future()
+        future: PermitFuture = loop.create_future()
         alone = not self.waiting
-        self._waiting[0 if retry else 1].append(turn)
-        if alone or self._rate.active:  # else the others are seen to already; a rate learns from who waits
+        self._waiting[0 if retry else 1].append(future)
+        if (
+            alone or self._rate_limiter.active
+        ):  # else the others are seen to already; a rate learns from who waits
             self._admit()
-        return turn
+        return future
 
-    def withdraw(self, turn: Turn, *, retry: bool = False) -> None:
-        """Give up a *turn*; if its ticket came at the same moment, the ticket is handed on."""
-        ticket = turn.result() if turn.done() and not turn.cancelled() else None
-        if ticket is not None:
-            self._rate.give_back()
-            self._return(ticket)
+    def withdraw(self, future: PermitFuture, *, retry: bool = False) -> None:
+        """Give up a *future*; if its permit came at the same moment, the permit is handed on."""
+        permit = future.result() if future.done() and not future.cancelled() else None
+        if permit is not None:
+            self._rate_limiter.give_back()
+            self._return(permit)
         else:
-            self._waiting[0 if retry else 1].discard(turn)
+            self._waiting[0 if retry else 1].discard(future)
             self._admit()
 
-    def leave(self, ticket: Ticket, sign: Sign, retry_after: float | None = None) -> bool:
+    def release(self, permit: Permit, sign: LoadSignal, retry_after: float | None = None) -> bool:
         """
         The attempt is over.
 
         Args:
-            ticket: What `enter` gave.
+            permit: What `acquire` gave.
             sign: What the attempt's end says.
             retry_after: Seconds that the answer asks to wait. The call itself has to wait so long;
                 beyond 2 s all do.
@@ -190,74 +193,74 @@ class Pacer:
                 self._admit()
             return True
         if sign is _NONE:
-            self._return(ticket)
+            self._return(permit)
             return True
         now = self._clock()
-        gate, counts = self._gate, True
-        was_shut = gate.shut
-        if ticket.generation == gate.generation and not gate.shut:
+        breaker, counts = self._breaker, True
+        was_shut = breaker.is_open
+        if permit.generation == breaker.generation and not breaker.is_open:
             if sign is _SUCCESS:
                 self._served += 1
                 if now >= self._mark_at:
-                    self._mark_at = self._rate.mark(self._served, now)
-                self._limit.answered(ticket.sent, self._taken, now, True)
-                gate.fine(now)
+                    self._mark_at = self._rate_limiter.mark(self._served, now)
+                self._limiter.answered(permit.sent, self._taken, now, True)
+                breaker.record_success(now)
             elif sign is _ALIVE:
-                self._limit.answered(ticket.sent, self._taken, now, False)
-                gate.fine(now)
+                self._limiter.answered(permit.sent, self._taken, now, False)
+                breaker.record_success(now)
             else:
-                counts = self._refused(ticket, sign, retry_after, now)
-        elif ticket.probe and ticket.generation == gate.generation:
+                counts = self._refused(permit, sign, retry_after, now)
+        elif permit.probe and permit.generation == breaker.generation:
             counts = self._probed(sign, retry_after, now)
         else:
             counts = sign is _SUCCESS or sign is _ALIVE  # sent before a pause
-        if (sign is _OVERLOAD or sign is _THROTTLED) and now < (until := ticket.sent + self._limit.latency):
+        if (sign is _OVERLOAD or sign is _THROTTLED) and now < (until := permit.sent + self._limiter.latency):
             heappush(self._held, until)
         else:
             self._taken -= 1
         if self._waiting[0].count or self._waiting[1].count:
             self._admit()
         else:
-            self._room = 0 if gate.shut else int(self._limit.value)
-        if gate.shut is not was_shut and self._on_pause is not None:
-            self._on_pause(gate.shut)
+            self._room = 0 if breaker.is_open else int(self._limiter.value)
+        if breaker.is_open is not was_shut and self._on_pause is not None:
+            self._on_pause(breaker.is_open)
         return counts
 
     def _loop_clock(self) -> float:
         self._clock = asyncio.get_running_loop().time
         return self._clock()
 
-    def _refused(self, ticket: Ticket, sign: Sign, retry_after: float | None, now: float) -> bool:
-        """A sign of overload at the open gate; whether it stays open."""
+    def _refused(self, permit: Permit, sign: LoadSignal, retry_after: float | None, now: float) -> bool:
+        """A sign of overload at the open breaker; whether it stays open."""
         key_wide = False
         if sign is _THROTTLED:
-            key_wide = self._rate.throttled(
-                ticket.sent, self._served, now, retry_after or 0.0, self.in_flight
+            key_wide = self._rate_limiter.throttled(
+                permit.sent, self._served, now, retry_after or 0.0, self.in_flight
             )
         else:
-            self._limit.refused(ticket.sent, now)
-        shuts = self._gate.sign(ticket.sent, self._limit.latency, now)
-        if retry_after is not None and retry_after > LONGEST_OWN and (key_wide or sign is not _THROTTLED):
-            shuts = self._gate.asked(retry_after, now, at_once=key_wide) or shuts
+            self._limiter.refused(permit.sent, now)
+        shuts = self._breaker.record_overload(permit.sent, self._limiter.latency, now)
+        if retry_after is not None and retry_after > OWN_RETRY_AFTER and (key_wide or sign is not _THROTTLED):
+            shuts = self._breaker.on_retry_after(retry_after, now, at_once=key_wide) or shuts
         if shuts:
-            self._limit.pause(self._gate.began)
+            self._limiter.pause(self._breaker.began)
         return not shuts
 
-    def _probed(self, sign: Sign, retry_after: float | None, now: float) -> bool:
+    def _probed(self, sign: LoadSignal, retry_after: float | None, now: float) -> bool:
         """The answer to a probe; whether it counts as an attempt."""
         fine = sign is _SUCCESS or sign is _ALIVE
-        if self._gate.probed(fine, now):
-            self._limit.resume(now)
-            self._rate.resume(self._served, now)
-        elif retry_after is not None and retry_after > LONGEST_OWN:
-            self._gate.asked(retry_after, now, at_once=True)
+        if self._breaker.probed(fine, now):
+            self._limiter.resume(now)
+            self._rate_limiter.resume(self._served, now)
+        elif retry_after is not None and retry_after > OWN_RETRY_AFTER:
+            self._breaker.on_retry_after(retry_after, now, at_once=True)
         return fine
 
-    def _return(self, ticket: Ticket) -> None:
-        """Take back a ticket with which nothing was learned."""
+    def _return(self, permit: Permit) -> None:
+        """Take back a permit with which nothing was learned."""
         self._taken -= 1
-        if ticket.probe and self._gate.shut and ticket.generation == self._gate.generation:
-            self._gate.probed(None, self._clock())
+        if permit.probe and self._breaker.is_open and permit.generation == self._breaker.generation:
+            self._breaker.probed(None, self._clock())
         self._admit()
 
     def _admit(self) -> None:
@@ -267,22 +270,22 @@ class Pacer:
             heappop(self._held)
             self._taken -= 1
         due = None
-        gate = self._gate
+        breaker = self._breaker
         while self._waiting[0].has_next() or self._waiting[1].has_next():
-            if gate.shut and not gate.may_probe(now + SHORTEST_TIMER):
-                due = gate.next_probe_at
+            if breaker.is_open and not breaker.may_probe(now + SHORTEST_TIMER):
+                due = breaker.next_probe_at
                 break
-            if self._taken >= (self._pace.in_flight if gate.shut else self.limit):
+            if self._taken >= (self._pace.in_flight if breaker.is_open else self.limit):
                 due = self._held[0] if self._held else None
                 break
-            if self._rate.active and not self._rate.take(now + SHORTEST_TIMER):
-                due = self._rate.ready_at
+            if self._rate_limiter.active and not self._rate_limiter.take(now + SHORTEST_TIMER):
+                due = self._rate_limiter.ready_at
                 break
-            turn = self._next()
+            future = self._next()
             self._taken += 1
-            if gate.shut:
-                gate.probe(now)
-            turn.set_result(Ticket(now, gate.generation, gate.shut))
+            if breaker.is_open:
+                breaker.probe(now)
+            future.set_result(Permit(now, breaker.generation, breaker.is_open))
         self._look()
         if due is not None:
             self._wake_at(due, now)
@@ -290,7 +293,7 @@ class Pacer:
             self._timer.cancel()
             self._timer = None
 
-    def _next(self) -> Turn:
+    def _next(self) -> PermitFuture:
         retries, new = self._waiting
         queue = retries if retries.has_next() else new
         if queue is retries and new.has_next():
@@ -313,7 +316,7 @@ class Pacer:
 
     def _look(self) -> None:
         """Is there anything to ask before a call comes in?"""
-        if self._gate.shut or self._waiting[0].count or self._waiting[1].count:
+        if self._breaker.is_open or self._waiting[0].count or self._waiting[1].count:
             self._room = 0
         else:
             self._room = self.limit

@@ -3,41 +3,41 @@
 import math
 from typing import Final
 
-CUT: Final = 0.7
+CUBIC_BETA: Final = 0.7
 """What a cut leaves. CUBIC's beta (RFC 9438, section 4.6)."""
 
-GROWTH: Final = 0.05
+CUBIC_C: Final = 0.05
 """Of the cubic: back at the old limit 1.8 s after a cut, at twice the limit 4.5 s after it."""
 
-TOLERATED: Final = 0.1
+TOLERATED_SHARE: Final = 0.1
 """Share of refusals that is no overload: services answer some requests with a 503 on any day."""
 
-TAUGHT: Final = 0.03
+LEARNED_TOLERATED_SHARE: Final = 0.03
 """The same, once a cut has made the refusals cease: they do come of the load."""
 
-DOUBT: Final = 2.5
+SIGNIFICANCE: Final = 2.5
 """Standard deviations above the tolerated share before it counts: by chance in 1 of 160 looks."""
 
-SLOW: Final = 2.0
+MAX_LATENCY_FACTOR: Final = 2.0
 """Times the best latency beyond which the service queues, and the limit does not grow."""
 
-MEMORY: Final = 30.0
+BASELINE_TTL: Final = 30.0
 """Seconds that the usual latency is believed. Then, if it is what holds the limit back, the limit is lowered
 for a window and the latency taken anew (as BBR does): a service that got slower for good is else never asked
 for more, and one that is merely believed to be slow drifts into its queue."""
 
-FIRST_MEMORY: Final = 3.0
+FIRST_BASELINE_TTL: Final = 3.0
 """The same for the first latencies: those of a heavy tail that come first are the fast ones."""
 
-FIRST: Final = 100
+MAX_INITIAL_LIMIT: Final = 100
 """In flight at most before there was an answer: a service that refuses the rest does so within 5 ms, far
 sooner than the first answers can tell anything."""
 
-UNKNOWN_LATENCY: Final = 0.1
+DEFAULT_LATENCY: Final = 0.1
 """Seconds an answer is believed to take while there was none."""
 
 
-class Limit:
+class ConcurrencyLimiter:
     """
     The adaptive limit, between 1 and *most*.
 
@@ -55,8 +55,8 @@ class Limit:
 
     def __init__(self, most: int, start: int) -> None:
         self.most: Final = most
-        self.value: float = float(min(start, most, FIRST))
-        self.latency: float = UNKNOWN_LATENCY
+        self.value: float = float(min(start, most, MAX_INITIAL_LIMIT))
+        self.latency: float = DEFAULT_LATENCY
         self._target = float(most)  # slow start ends here
         self._cap = 2 * self.value  # and goes no further before the window's end
         self._starting = True
@@ -87,7 +87,7 @@ class Limit:
         self._useless = 0  # cuts in a row that did not help
         self._undo = self.value
         self._before_cut = (self.value, self._target, True)
-        self._tolerated = TOLERATED
+        self._tolerated = TOLERATED_SHARE
         self._resize()
 
     def answered(self, sent: float, in_flight: int, now: float, timed: bool) -> None:
@@ -150,10 +150,10 @@ class Limit:
 
     def _look(self, now: float) -> None:
         """At a window's end: what do the latencies say, and how far may the limit go?"""
-        room = SLOW  # times the limit that is sure not to queue too long
+        room = MAX_LATENCY_FACTOR  # times the limit that is sure not to queue too long
         if self._timed * 2 >= self._answers:
             self.latency = math.exp(self._logs / self._timed)
-            room = SLOW * self._usual_latency(now) / self.latency
+            room = MAX_LATENCY_FACTOR * self._usual_latency(now) / self.latency
         used = max(self._peak, self._peak_before) >= 0.8 * math.floor(self.value)
         if not self._judged:
             self._judge()
@@ -166,12 +166,12 @@ class Limit:
         elif room < 1 or not used or not self._judged:
             self._since += now - self._looked  # time in which it could not grow does not count
         else:
-            reach = now - self._since - math.cbrt((1 - CUT) / GROWTH)
-            goal = self._top * (1 + GROWTH * reach**3)
+            reach = now - self._since - math.cbrt((1 - CUBIC_BETA) / CUBIC_C)
+            goal = self._top * (1 + CUBIC_C * reach**3)
             self.value = min(max(self.value, goal), self.value * min(room, 1.5), float(self.most))
         if self._count >= 5 * self._size:
-            if self._tolerated > TOLERATED and self._refusals < self._tolerated / 2 * self._count:
-                self._tolerated = TOLERATED
+            if self._tolerated > TOLERATED_SHARE and self._refusals < self._tolerated / 2 * self._count:
+                self._tolerated = TOLERATED_SHARE
             self._count /= 2
             self._refusals /= 2
         self._begin_window(now)
@@ -179,7 +179,7 @@ class Limit:
     def _usual_latency(self, now: float) -> float:
         latency = self.latency
         if self._usual is None:
-            self._usual, self._believed_until = latency, now + FIRST_MEMORY
+            self._usual, self._believed_until = latency, now + FIRST_BASELINE_TTL
         elif self._before_dip is not None:
             self._end_dip()
             if latency < 1.33 * self._usual:
@@ -194,10 +194,10 @@ class Limit:
         elif latency < self._usual:
             self._usual += 0.2 * (latency - self._usual)  # the least of many windows would be luck
         elif now > self._believed_until and not self._starting:
-            self._believed_until = now + MEMORY
+            self._believed_until = now + BASELINE_TTL
             if latency > 1.33 * self._usual:
                 self._before_dip, self._dip_at = self.value, now
-                self._room_before_dip = SLOW * self._usual / latency
+                self._room_before_dip = MAX_LATENCY_FACTOR * self._usual / latency
                 self.value = max(1.0, self.value * max(self._usual / latency, 0.125))
             else:
                 self._usual = latency
@@ -231,7 +231,7 @@ class Limit:
             self._before_cut = (self.value, self._target, self._starting)
             self._judged = self._helped = False
             self._leave_start(self.value, now)
-            self.value = max(1.0, self.value * CUT)
+            self.value = max(1.0, self.value * CUBIC_BETA)
             self._since = now
             self._cut_at = now
         self._share = share
@@ -242,7 +242,7 @@ class Limit:
     def _judge(self) -> None:
         """Did the last cut help?"""
         if self._count >= 20 and self._refusals < 0.02 * self._count:
-            self._tolerated = min(self._tolerated, TAUGHT)
+            self._tolerated = min(self._tolerated, LEARNED_TOLERATED_SHARE)
             self._judged = self._helped = True
         elif self._count >= 100 or self._refusals < self._tolerated * self._count:
             self._judged = self._refusals <= _significant(self._tolerated, self._count)
@@ -251,7 +251,7 @@ class Limit:
         """Be at the plateau of the cubic."""
         self._starting = False
         self.value = self._top = value
-        self._since = now - math.cbrt((1 - CUT) / GROWTH)
+        self._since = now - math.cbrt((1 - CUBIC_BETA) / CUBIC_C)
 
     def _forget_refusals(self) -> None:
         self._count = self._refusals = 0.0
@@ -268,4 +268,4 @@ class Limit:
 
 
 def _significant(tolerated: float, count: float) -> float:
-    return tolerated * count + DOUBT * math.sqrt(tolerated * (1 - tolerated) * count)
+    return tolerated * count + SIGNIFICANCE * math.sqrt(tolerated * (1 - tolerated) * count)
