@@ -1,40 +1,40 @@
-"""Which 429s depend on the request rate, and which come at any rate."""
+"""Tells 429s that depend on the request rate from those that come at any rate."""
 
 from typing import Final
 
 ALLOWANCE: Final = 0.02
-"""Share of 429s that is tolerated before anything is known. A limit that refuses so few need not be found."""
+"""Share of 429s that is tolerated before anything is known. It does not matter which limit causes so few."""
 
 MARGIN: Final = 1.5
-"""Times the background that is tolerated, on top of `ALLOWANCE`."""
+"""Factor of the background that is tolerated, in addition to `ALLOWANCE`."""
 
 EXCESS: Final = 7.0
-"""429s beyond the tolerated share before there are too many. A share of two thirds of the tolerated one, or
-less, gets there by chance once in some 10,000 429s."""
+"""429s above the tolerated share that are too many. A share of two thirds of the tolerated one, or less,
+exceeds this by chance once in about 10,000 429s."""
 
 UNMOVED: Final = 3
-"""Cuts of the rate in a row, without effect, after which the 429s are a background."""
+"""Decreases of the rate in a row without effect after which the 429s are a background."""
 
 LOWERED: Final = 0.6
-"""Of the share before: a cut that leaves less had an effect. A tier refuses nearly nothing below its rate."""
+"""A decrease that leaves less than this part of the previous share had an effect. Below its rate, a tier
+refuses nearly nothing."""
 
 TELLING: Final = 8.0
-"""429s, seen or expected, that a corrected background is based on."""
+"""Fewest 429s, seen or expected, from which the background is corrected."""
 
 
 class Background:
     """
-    The share of requests that is answered 429 whatever the request rate; limits per account do that.
+    The share of requests that get a 429 at any request rate, for example because of limits per account.
 
-    Two questions are asked of the 429s. Are there more than the background explains? A cumulative sum tells:
-    each 429 adds 1, each request subtracts the tolerated share, and the sum never falls below 0 (CUSUM:
-    E. S. Page, "Continuous Inspection Schemes", Biometrika 41, 1954). And does a lower rate lower their
-    share? A tier refuses nothing below its rate. So if each of three cuts in a row left the share as it was,
-    it is the background.
+    Are there more 429s than the background explains? A cumulative sum decides: each 429 adds 1, each request
+    subtracts the tolerated share, and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection
+    Schemes", Biometrika 41, 1954). Does a lower rate lower their share? A tier refuses nothing below its
+    rate. So if each of three decreases in a row left the share as it was, it is the background.
 
     Attributes:
         share: From 0 to 1.
-        cuts: Cuts in a row that did not lower the share of 429s.
+        cuts: Decreases in a row that did not lower the share of 429s.
     """
 
     def __init__(self) -> None:
@@ -43,19 +43,19 @@ class Background:
         self._sum = 0.0
         self._refused = self._requests = 0  # in all
         self._refused_at_cut = self._requests_at_cut = 0
-        self._share_at_cut = 0.0  # from the cut before to the last one, if that is known
-        self._refused_before = self._requests_before = 0  # when the present row of cuts began
-        self._refused_below = self._requests_below = 0  # since the last cut, below the plateau
-        self._refused_at_look = self._served_at_look = 0
+        self._share_at_cut = 0.0  # between the last two decreases, if known
+        self._refused_before = self._requests_before = 0  # when the current series of decreases began
+        self._refused_below = self._requests_below = 0  # since the last decrease, below the plateau
+        self._refused_at_update = self._served_at_update = 0
 
-    def saw(self, served: int, in_flight: int, *, before_cut: bool, below: bool) -> bool:
+    def record_throttled(self, served: int, in_flight: int, *, before_cut: bool, below: bool) -> bool:
         """
-        Count a 429; whether there are too many.
+        Record a 429. Returns whether there are too many.
 
         Args:
-            served: Requests that were served so far.
-            in_flight: Requests that are in flight.
-            before_cut: Whether the request was sent before the last cut.
+            served: Requests served so far.
+            in_flight: Requests in flight.
+            before_cut: Whether the request was sent before the last decrease.
             below: Whether the rate is below the one at which there were too many.
         """
         self._refused += 1
@@ -68,11 +68,11 @@ class Background:
         elif below:
             self._refused_below = self._refused - self._refused_at_cut
             self._requests_below = requests - self._requests_at_cut
-        # What is sent together may be refused together, before any of it is served.
+        # Requests sent together may be refused together, before any of them is served.
         return self._sum >= EXCESS + tolerated * in_flight
 
-    def judge(self, *, below: bool) -> bool:
-        """Whether the 429s, although too many, do not depend on the rate; otherwise the rate is to be cut."""
+    def is_independent(self, *, below: bool) -> bool:
+        """Whether the 429s, although too many, do not depend on the rate. Otherwise decrease the rate."""
         refused = self._refused - self._refused_at_cut
         since = _share(refused, self._requests - self._requests_at_cut)
         share = _share(self._refused - self._refused_before, self._requests - self._requests_before)
@@ -95,17 +95,17 @@ class Background:
         self.share = found
         return True
 
-    def look(self, served: int) -> None:
-        """Lower the share if so many were *served* with less than half of the 429s that it lets expect."""
-        refused = self._refused - self._refused_at_look
-        expected = self.share * (served - self._served_at_look + refused)
+    def update(self, served: int) -> None:
+        """Lower the share if there were less than half of the expected 429s; *served* is the total."""
+        refused = self._refused - self._refused_at_update
+        expected = self.share * (served - self._served_at_update + refused)
         if expected < TELLING:
             return
         if refused < expected / 2:
             self.share *= refused / expected
             if self.share < ALLOWANCE / 10:
                 self.share = 0.0
-        self._refused_at_look, self._served_at_look = self._refused, served
+        self._refused_at_update, self._served_at_update = self._refused, served
 
 
 def _share(refused: int, requests: int) -> float:

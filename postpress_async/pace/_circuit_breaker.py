@@ -1,102 +1,111 @@
-"""When all calls pause, and how the end of an outage is found."""
+"""The circuit breaker: calls wait while the service is down, and probes find the end of the outage."""
 
 import math
 from collections.abc import Callable
 from typing import Final
 
 FAILURE_THRESHOLD: Final = 20
-"""Signs of overload before the gate shuts, each answer that is none taking back `SUCCESS_CREDIT` of them."""
-
-MIN_DURATION_FACTOR: Final = 1.5
-"""Usual answer times that the signs must last: an overloaded service refuses many in a row too, but answers
-others meanwhile."""
+"""Signals of overload that open the breaker. Each success takes back `SUCCESS_CREDIT` of them."""
 
 SUCCESS_CREDIT: Final = 4
-"""So a service that answers fewer than one in five is out, and one that answers more is not."""
+"""So a service that answers fewer than one in five requests is down, and one that answers more is not."""
+
+MIN_DURATION_FACTOR: Final = 1.5
+"""The signals must last this many times the usual latency without a success. An overloaded service refuses
+many requests in a row too, but answers others meanwhile."""
 
 RECOVERY_THRESHOLD: Final = 50
-"""Good answers after which an outage is over; before, a service that lets a probe through now and then
-would get a burst of requests each time, after pauses as short as the first."""
+"""Successes after which an outage is over. A service that answers a probe now and then would otherwise get a
+burst of requests each time, after pauses as short as the first."""
 
 PROBE_INTERVAL_SHARE: Final = 1 / 24
-"""The pause, as a share of the outage so far; with the jitter a nineteenth at most. Doubling pauses resonate
-with a service that flaps. A sixteenth cost 4.3% of an outage of 20 s where the jitter was against it, and
-saved no more than 20 probes."""
+"""The time between probes, as a share of the outage so far; at most 1/19 with the jitter. Doubled intervals
+resonate with a service that flaps. With 1/16, unlucky jitter cost 4.3% of an outage of 20 s, and saved at
+most 20 probes."""
 
 MIN_PROBE_INTERVAL, MAX_PROBE_INTERVAL = 0.1, 5.0
-"""Edges of the pause between two probes, in seconds."""
+"""Limits of the time between two probes, in seconds."""
 
 MAX_PROBES: Final = 8
-"""Probes under way at most: one that hangs must not hide that the service is back."""
+"""Most probes in flight: one that hangs must not hide that the service is back."""
 
 MAX_RETRY_AFTER: Final = 120.0
-"""Seconds a Retry-After can is_open the gate."""
+"""Seconds for which a Retry-After can open the breaker."""
 
 
 class CircuitBreaker:
     """
-    Shut while the service is out; a probe that is answered opens it.
+    Opens when the service is down, and closes when a probe succeeds.
 
-    Every request belongs to the *generation* of the gate in which it was sent; an answer to one of
-    an earlier generation says nothing new and is not to be told.
+    A request belongs to the breaker's *generation* in which it was sent. Do not report responses to requests
+    of an earlier generation: they say nothing new.
 
     Args:
-        row: Signs of overload in a row before it shuts.
-        random: Gives numbers from 0 to 1, for the jitter: many clients must not come back at once.
+        threshold: Signals of overload that open it.
+        random: Returns numbers from 0 to 1 for the jitter, so that many clients do not come back at once.
 
     Attributes:
-        is_open: Whether only probes may go.
-        generation: Counts how often it is_open or opened.
-        began: When the outage began that it is_open for.
-        probe_at: When the next probe may go; infinite while it is open.
+        is_open: Whether only probes may be sent.
+        generation: Counts how often it opened or closed.
+        outage_started: Time at which the outage started for which it is, or was, open.
+        probe_at: Time of the next probe; infinite while it is closed.
     """
 
-    def __init__(self, row: int, random: Callable[[], float]) -> None:
+    def __init__(self, threshold: int, random: Callable[[], float]) -> None:
         self.is_open: bool = False
         self.generation: int = 0
         self.probe_at: float = math.inf
-        self._row: Final = row
+        self.outage_started: float = 0.0
+        self._threshold: Final = threshold
         self._random: Final = random
-        self._signs = 0
-        self._row_began = 0.0
-        self._fine_at = -math.inf
+        self._failures = 0
+        self._first_failure_sent = 0.0
+        self._last_success = -math.inf
         self._in_a_row = 0
-        self._fine = RECOVERY_THRESHOLD  # good answers since it opened
-        self.began: float = 0.0
-        self._opened_at = 0.0
-        self._unanswered = 0
+        self._successes = RECOVERY_THRESHOLD  # since it closed
+        self._closed_at = 0.0
+        self._probes = 0
 
     def record_success(self, now: float) -> None:
-        """An answer that is no record_overload of overload."""
-        self._fine_at = now
-        self._fine += 1
+        """Record a response that is not a signal of overload."""
+        self._last_success = now
+        self._successes += 1
         self._in_a_row = 0
-        if self._signs:
-            self._signs = max(0, self._signs - SUCCESS_CREDIT)
+        if self._failures:
+            self._failures = max(0, self._failures - SUCCESS_CREDIT)
 
     def record_overload(self, sent: float, latency: float, now: float) -> bool:
-        """A record_overload, for a request of *sent* where answers take *latency*; whether the gate shuts."""
-        if not self._signs:
-            self._row_began = sent
-            self._begin(now)
-        self._signs += 1
+        """
+        Record a signal of overload for a request sent at *sent*. *latency* is the usual one.
+
+        Returns:
+            Whether the breaker opens.
+        """
+        if not self._failures:
+            self._first_failure_sent = sent
+            self._start_outage(now)
+        self._failures += 1
         self._in_a_row += 1
-        silent = now - max(self._row_began, self._fine_at)
-        out = self._signs >= self._row and silent >= MIN_DURATION_FACTOR * latency
-        nearly_out = (
-            self._signs >= 2 * self._row and now - self._row_began >= 4 * MIN_DURATION_FACTOR * latency
-        )
-        if not out and not nearly_out:
+        silent = now - max(self._first_failure_sent, self._last_success)
+        down = self._failures >= self._threshold and silent >= MIN_DURATION_FACTOR * latency
+        lasting = now - self._first_failure_sent >= 4 * MIN_DURATION_FACTOR * latency
+        if not down and not (lasting and self._failures >= 2 * self._threshold):
             return False
-        self._open(now + self._pause(now))
+        self._open(now + self._probe_interval(now))
         return True
 
     def on_retry_after(self, seconds: float, now: float, *, at_once: bool) -> bool:
         """
-        A Retry-After came with a record_overload; whether the gate shuts on it, or stays is_open the longer.
+        Handle the Retry-After of a signal of overload; it may open the breaker, or keep it open for longer.
 
-        *at_once* where it speaks for the key (a 429). A 503 may speak for one request of many: it takes
-        three signs in a row to be believed.
+        Args:
+            seconds: The Retry-After.
+            now: The time.
+            at_once: Whether it is meant for all requests of the key (a 429). A 503 may concern a single
+                request, so three signals in a row are required.
+
+        Returns:
+            Whether the breaker opens.
         """
         until = now + min(seconds, MAX_RETRY_AFTER) * (1 + 0.05 * self._random())
         if self.is_open:
@@ -108,51 +117,57 @@ class CircuitBreaker:
         return True
 
     def trip(self, now: float) -> None:
-        """Another session of the same key found the service out: is_open, and probe soon."""
-        if not self._signs:
-            self._row_began = now
-            self._begin(now)
-        self._open(now + self._pause(now))
+        """Open, because another session of the same key found the service down, and probe soon."""
+        if not self._failures:
+            self._first_failure_sent = now
+            self._start_outage(now)
+        self._open(now + self._probe_interval(now))
 
     @property
     def next_probe_at(self) -> float | None:
-        """When the next probe may go; None where that depends on an answer."""
-        return self.probe_at if self.is_open and self._unanswered < MAX_PROBES else None
+        """The time of the next probe; None if it depends on a response."""
+        return self.probe_at if self.is_open and self._probes < MAX_PROBES else None
 
     def may_probe(self, now: float) -> bool:
-        """Whether a probe may go now."""
-        return self.is_open and now >= self.probe_at and self._unanswered < MAX_PROBES
+        """Whether a probe may be sent now."""
+        return self.is_open and now >= self.probe_at and self._probes < MAX_PROBES
 
-    def probe(self, now: float) -> None:
-        """A probe goes out."""
-        self._unanswered += 1
-        self.probe_at = now + self._pause(now)
+    def start_probe(self, now: float) -> None:
+        """Record that a probe is sent."""
+        self._probes += 1
+        self.probe_at = now + self._probe_interval(now)
 
-    def probed(self, record_success: bool | None, now: float) -> bool:
-        """A probe of this generation ended, None: without an answer; whether the gate opens on it."""
-        self._unanswered -= 1
-        if record_success is None:
-            self.probe_at = now  # the next one at once: nothing was learned
-        if not record_success:
+    def end_probe(self, success: bool | None, now: float) -> bool:
+        """
+        Record the result of a probe of this generation; None if it had none.
+
+        Returns:
+            Whether the breaker closes.
+        """
+        self._probes -= 1
+        if success is None:
+            self.probe_at = now  # nothing was learned, so probe again at once
+        if not success:
             return False
-        self._opened_at = now
+        self._closed_at = now
         self.is_open = False
         self.generation += 1
         self.probe_at = math.inf
-        self._signs = self._in_a_row = self._fine = self._unanswered = 0
+        self._failures = self._in_a_row = self._successes = self._probes = 0
         return True
 
-    def _begin(self, now: float) -> None:
-        """Take this for a new outage, unless the last one was hardly over."""
-        if self._fine >= RECOVERY_THRESHOLD or now - self._opened_at > self._opened_at - self.began:
-            self.began = now
+    def _start_outage(self, now: float) -> None:
+        """A new outage starts, unless the last one was hardly over."""
+        recovered = self._successes >= RECOVERY_THRESHOLD
+        if recovered or now - self._closed_at > self._closed_at - self.outage_started:
+            self.outage_started = now
 
     def _open(self, probe_at: float) -> None:
         self.is_open = True
         self.generation += 1
         self.probe_at = probe_at
-        self._unanswered = 0
+        self._probes = 0
 
-    def _pause(self, now: float) -> float:
-        pause = (now - self.began) * PROBE_INTERVAL_SHARE
-        return min(max(pause, MIN_PROBE_INTERVAL), MAX_PROBE_INTERVAL) * (0.75 + 0.5 * self._random())
+    def _probe_interval(self, now: float) -> float:
+        interval = (now - self.outage_started) * PROBE_INTERVAL_SHARE
+        return min(max(interval, MIN_PROBE_INTERVAL), MAX_PROBE_INTERVAL) * (0.75 + 0.5 * self._random())

@@ -1,105 +1,109 @@
-"""How many requests may be in flight: slow start, then cubic growth, and a cut on many refusals."""
+"""The adaptive concurrency limit: slow start, then CUBIC growth, and a decrease on many refusals."""
 
 import math
 from typing import Final
 
 CUBIC_BETA: Final = 0.7
-"""What a cut leaves. CUBIC's beta (RFC 9438, section 4.6)."""
+"""Factor of a decrease (RFC 9438, section 4.6)."""
 
 CUBIC_C: Final = 0.05
-"""Of the cubic: back at the old limit 1.8 s after a cut, at twice the limit 4.5 s after it."""
+"""Growth: back at the old limit 1.8 s after a decrease, at twice the limit 4.5 s after it."""
 
 TOLERATED_SHARE: Final = 0.1
-"""Share of refusals that is no overload: services answer some requests with a 503 on any day."""
+"""Share of refusals that is not overload: services always answer some requests with a 503."""
 
 LEARNED_TOLERATED_SHARE: Final = 0.03
-"""The same, once a cut has made the refusals cease: they do come of the load."""
+"""The same, once a decrease has ended the refusals, so that the load must be their cause."""
 
 SIGNIFICANCE: Final = 2.5
-"""Standard deviations above the tolerated share before it counts: by chance in 1 of 160 looks."""
+"""Standard deviations above the tolerated share that are significant: by chance in 1 of 160 checks."""
 
 MAX_LATENCY_FACTOR: Final = 2.0
-"""Times the best latency beyond which the service queues, and the limit does not grow."""
+"""Factor of the best latency above which the service is queueing, so that the limit does not grow."""
 
 BASELINE_TTL: Final = 30.0
-"""Seconds that the usual latency is believed. Then, if it is what holds the limit back, the limit is lowered
-for a window and the latency taken anew (as BBR does): a service that got slower for good is else never asked
-for more, and one that is merely believed to be slow drifts into its queue."""
+"""Seconds for which the baseline latency is valid. Then, if it keeps the limit from growing, the limit is
+lowered for a window and the latency measured again, as BBR does. Otherwise the limit would never grow again
+after the service became slower for good, or would drift into the queue of one that only seemed slow."""
 
 FIRST_BASELINE_TTL: Final = 3.0
-"""The same for the first latencies: those of a heavy tail that come first are the fast ones."""
+"""The same for the first latencies: with a heavy tail, the fast responses arrive first."""
 
 MAX_INITIAL_LIMIT: Final = 100
-"""In flight at most before there was an answer: a service that refuses the rest does so within 5 ms, far
-sooner than the first answers can tell anything."""
+"""Highest limit before the first response. A service that refuses requests does so within 5 ms, long before
+the first responses show anything."""
 
 DEFAULT_LATENCY: Final = 0.1
-"""Seconds an answer is believed to take while there was none."""
+"""Latency in seconds that is assumed before the first response."""
 
 
 class ConcurrencyLimiter:
     """
-    The adaptive limit, between 1 and *most*.
+    The adaptive concurrency limit, between 1 and *most*.
 
-    Tell it of each answer with `answered` or `refused`, in time's order.
+    Report each response with `record_response` or `record_overload`, in order of time.
 
     Args:
-        most: Where it ends.
-        start: Where it begins.
+        most: Highest limit.
+        start: First limit.
 
     Attributes:
-        value: How many may be in flight; a fraction counts for nothing.
-        latency: What an answer takes, in seconds: the geometric mean of the last window, since a few
-            answers of ten seconds must not look like a queue.
+        value: The limit; its fraction is ignored.
+        latency: Seconds of a response: the geometric mean of the last window, because a few responses of
+            ten seconds must not look like a queue.
     """
 
     def __init__(self, most: int, start: int) -> None:
         self.most: Final = most
         self.value: float = float(min(start, most, MAX_INITIAL_LIMIT))
         self.latency: float = DEFAULT_LATENCY
-        self._target = float(most)  # slow start ends here
-        self._cap = 2 * self.value  # and goes no further before the window's end
+        self._target = float(most)  # where slow start ends
+        self._cap = 2 * self.value  # the most that slow start reaches in this window
         self._starting = True
-        self._top = self.value  # the cubic's plateau
+        self._top = self.value  # plateau of the cubic
         self._since = 0.0  # when the cubic began
         # The window of latencies.
         self._logs = 0.0
         self._timed = 0
         self._answers = 0
-        self._peak = self._peak_before = 0  # in flight at most, in this window and the last one
+        self._peak = self._peak_before = 0  # most in flight in this window and the last one
         self._size = 0
-        self._looked = 0.0
-        # The latency without a queue.
-        self._usual: float | None = None
-        self._believed_until = math.inf
-        self._first_belief = True
-        self._dip_at = -math.inf
-        self._before_dip: float | None = None
-        self._room_before_dip = 1.0
+        self._window_ended = 0.0
+        # The baseline latency, without a queue.
+        self._baseline: float | None = None
+        self._baseline_expires = math.inf
+        self._first_baseline = True
+        self._probe_at = -math.inf
+        self._before_probe: float | None = None
+        self._room_before_probe = 1.0
         # The share of refusals.
         self._count = 0.0
         self._refusals = 0.0
-        self._cut_at = -math.inf
-        self._share = 0.0  # when last cut
-        self._count_since = self._refusals_since = 0.0  # since then
-        self._judged = True  # whether it is known what the last cut did
+        self._decreased_at = -math.inf
+        self._share = 0.0  # at the last decrease
+        self._count_since = self._refusals_since = 0.0  # since the last decrease
+        self._effect_known = True  # whether the effect of the last decrease is known
         self._helped = False
-        self._useless = 0  # cuts in a row that did not help
+        self._useless = 0  # decreases in a row without effect
         self._undo = self.value
-        self._before_cut = (self.value, self._target, True)
+        self._before_decrease = (self.value, self._target, True)
         self._tolerated = TOLERATED_SHARE
         self._resize()
 
-    def answered(self, sent: float, in_flight: int, now: float, timed: bool) -> None:
+    def record_response(self, sent: float, in_flight: int, now: float, timed: bool) -> None:
         """
-        An answer that is no sign of overload, to a request of *sent*, with *in_flight* before it came.
+        Record a response that is not a signal of overload, to a request sent at *sent*.
 
-        *timed* where it patched: the latency of a refusal may be another's than the service's.
+        Args:
+            sent: Time at which the request was sent.
+            in_flight: Requests in flight before the response arrived.
+            now: The time.
+            timed: Whether it was a success: another error may not have the latency of the service.
         """
-        if sent > self._cut_at:
+        if sent > self._decreased_at:
             self._count += 1.0
             self._count_since += 1.0
-        if sent <= self._dip_at:
+        if sent <= self._probe_at:
             return
         if timed:
             latency = now - sent
@@ -113,58 +117,58 @@ class ConcurrencyLimiter:
             if self.value >= self._target:
                 self._leave_start(self._target, now)
         if self._answers >= self._size:
-            self._look(now)
+            self._end_window(now)
 
-    def refused(self, sent: float, now: float) -> None:
-        """A sign of overload, for a request of *sent*."""
-        if sent <= self._cut_at:
-            return  # it speaks of the limit before the cut
+    def record_overload(self, sent: float, now: float) -> None:
+        """Record a signal of overload, for a request sent at *sent*."""
+        if sent <= self._decreased_at:
+            return  # it concerns the limit before the decrease
         latency = now - sent
         self._count += 1.0
         self._refusals += 1.0
         self._count_since += 1.0
         self._refusals_since += 1.0
-        if latency > self.latency:  # timed out: those that were served were the fast ones
+        if latency > self.latency:  # a timeout: only the fast requests were served
             self._logs += math.log(latency)
             self._timed += 1
-        if self._count < 20 or now - self._cut_at < max(0.5, 2 * self.latency):
+        if self._count < 20 or now - self._decreased_at < max(0.5, 2 * self.latency):
             return
         if self._refusals > _significant(self._tolerated, self._count):
-            self._cut(now)
+            self._decrease(now)
 
     def pause(self, since: float) -> None:
-        """An outage began at *since*: a cut after that was none of the load's."""
-        self._end_dip()
-        if self._cut_at >= since:
-            self.value, self._target, self._starting = self._before_cut
+        """The circuit breaker opened for an outage since *since*: undo a decrease after that."""
+        self._end_probe()
+        if self._decreased_at >= since:
+            self.value, self._target, self._starting = self._before_decrease
 
     def resume(self, now: float) -> None:
-        """Go on after a pause: from half, and in slow start back to where it was."""
+        """Continue after an outage with half the limit, and return to the old limit in slow start."""
         self._target = max(self._target if self._starting else self.value, 1.0)
         self.value = max(1.0, self.value / 2)
         self._starting = True
         self._cap = 2 * self.value
-        self._judged = True
+        self._effect_known = True
         self._forget_refusals()
         self._begin_window(now)
 
-    def _look(self, now: float) -> None:
-        """At a window's end: what do the latencies say, and how far may the limit go?"""
-        room = MAX_LATENCY_FACTOR  # times the limit that is sure not to queue too long
+    def _end_window(self, now: float) -> None:
+        """At the end of a window: adapt the limit to the latencies."""
+        room = MAX_LATENCY_FACTOR  # factor by which the limit may grow without queueing too long
         if self._timed * 2 >= self._answers:
             self.latency = math.exp(self._logs / self._timed)
-            room = MAX_LATENCY_FACTOR * self._usual_latency(now) / self.latency
+            room = MAX_LATENCY_FACTOR * self._update_baseline(now) / self.latency
         used = max(self._peak, self._peak_before) >= 0.8 * math.floor(self.value)
-        if not self._judged:
-            self._judge()
+        if not self._effect_known:
+            self._check_effect()
         if self._starting:
             if room < 1:
                 self._leave_start(self.value, now)
             self._cap = self.value * room
-        elif self._before_dip is not None:
-            self._since += now - self._looked
-        elif room < 1 or not used or not self._judged:
-            self._since += now - self._looked  # time in which it could not grow does not count
+        elif self._before_probe is not None:
+            self._since += now - self._window_ended
+        elif room < 1 or not used or not self._effect_known:
+            self._since += now - self._window_ended  # does not count: it could not grow
         else:
             reach = now - self._since - math.cbrt((1 - CUBIC_BETA) / CUBIC_C)
             goal = self._top * (1 + CUBIC_C * reach**3)
@@ -176,43 +180,45 @@ class ConcurrencyLimiter:
             self._refusals /= 2
         self._begin_window(now)
 
-    def _usual_latency(self, now: float) -> float:
+    def _update_baseline(self, now: float) -> float:
         latency = self.latency
-        if self._usual is None:
-            self._usual, self._believed_until = latency, now + FIRST_BASELINE_TTL
-        elif self._before_dip is not None:
-            self._end_dip()
-            if latency < 1.33 * self._usual:
-                # Fewer in flight are answered sooner: the rest had only been queueing.
-                self.value = max(1.0, self.value * min(max(self._room_before_dip, 0.25), 1.0))
+        if self._baseline is None:
+            self._baseline, self._baseline_expires = latency, now + FIRST_BASELINE_TTL
+        elif self._before_probe is not None:
+            self._end_probe()
+            if latency < 1.33 * self._baseline:
+                # With fewer in flight, responses are faster: the rest had only been queueing.
+                self.value = max(1.0, self.value * min(max(self._room_before_probe, 0.25), 1.0))
                 self._top = min(self._top, self.value)
-            elif self._first_belief and latency > 1.5 * self._usual:
-                # It was slow start's belief that ended it too early.
+            elif self._first_baseline and latency > 1.5 * self._baseline:
+                # A baseline that was too low ended slow start too early.
                 self._starting, self._target, self._cap = True, float(self.most), 2 * self.value
-            self._first_belief = False
-            self._usual = latency
-        elif latency < self._usual:
-            self._usual += 0.2 * (latency - self._usual)  # the least of many windows would be luck
-        elif now > self._believed_until and not self._starting:
-            self._believed_until = now + BASELINE_TTL
-            if latency > 1.33 * self._usual:
-                self._before_dip, self._dip_at = self.value, now
-                self._room_before_dip = MAX_LATENCY_FACTOR * self._usual / latency
-                self.value = max(1.0, self.value * max(self._usual / latency, 0.125))
+            self._first_baseline = False
+            self._baseline = latency
+        elif latency < self._baseline:
+            self._baseline += 0.2 * (
+                latency - self._baseline
+            )  # smoothed: the lowest of many windows would be chance
+        elif now > self._baseline_expires and not self._starting:
+            self._baseline_expires = now + BASELINE_TTL
+            if latency > 1.33 * self._baseline:
+                self._before_probe, self._probe_at = self.value, now
+                self._room_before_probe = MAX_LATENCY_FACTOR * self._baseline / latency
+                self.value = max(1.0, self.value * max(self._baseline / latency, 0.125))
             else:
-                self._usual = latency
-        return self._usual
+                self._baseline = latency
+        return self._baseline
 
-    def _end_dip(self) -> None:
-        if self._before_dip is not None:
-            self.value, self._before_dip = self._before_dip, None
+    def _end_probe(self) -> None:
+        if self._before_probe is not None:
+            self.value, self._before_probe = self._before_probe, None
 
-    def _cut(self, now: float) -> None:
-        self._end_dip()
+    def _decrease(self, now: float) -> None:
+        self._end_probe()
         share = self._refusals / self._count
         if self._helped:
             useless = False
-        elif self._judged:
+        elif self._effect_known:
             useless = self._refusals_since > 0.6 * self._share * self._count_since > 60 * self._share
         else:
             useless = 1 - share < 1.15 * (1 - self._share)
@@ -222,33 +228,33 @@ class ConcurrencyLimiter:
             self._useless = 0
             self._undo = self.value
         if self._useless >= 2:
-            # Two cuts to half the limit left the share of refusals as it was: it is not the load.
+            # Two decreases left the share of refusals as it was, so the load is not the cause.
             self._tolerated = min(0.9, share * 1.2)
             self._leave_start(self._undo, now)
             self._useless = 0
-            self._judged = True
+            self._effect_known = True
         else:
-            self._before_cut = (self.value, self._target, self._starting)
-            self._judged = self._helped = False
+            self._before_decrease = (self.value, self._target, self._starting)
+            self._effect_known = self._helped = False
             self._leave_start(self.value, now)
             self.value = max(1.0, self.value * CUBIC_BETA)
             self._since = now
-            self._cut_at = now
+            self._decreased_at = now
         self._share = share
         self._count_since = self._refusals_since = 0.0
         self._forget_refusals()
         self._begin_window(now)
 
-    def _judge(self) -> None:
-        """Did the last cut help?"""
+    def _check_effect(self) -> None:
+        """Find out whether the last decrease helped."""
         if self._count >= 20 and self._refusals < 0.02 * self._count:
             self._tolerated = min(self._tolerated, LEARNED_TOLERATED_SHARE)
-            self._judged = self._helped = True
+            self._effect_known = self._helped = True
         elif self._count >= 100 or self._refusals < self._tolerated * self._count:
-            self._judged = self._refusals <= _significant(self._tolerated, self._count)
+            self._effect_known = self._refusals <= _significant(self._tolerated, self._count)
 
     def _leave_start(self, value: float, now: float) -> None:
-        """Be at the plateau of the cubic."""
+        """Continue at the plateau of the cubic."""
         self._starting = False
         self.value = self._top = value
         self._since = now - math.cbrt((1 - CUBIC_BETA) / CUBIC_C)
@@ -257,13 +263,13 @@ class ConcurrencyLimiter:
         self._count = self._refusals = 0.0
 
     def _begin_window(self, now: float) -> None:
-        self._logs, self._timed, self._answers, self._looked = 0.0, 0, 0, now
+        self._logs, self._timed, self._answers, self._window_ended = 0.0, 0, 0, now
         self._peak_before, self._peak = self._peak, 0
         self._resize()
 
     def _resize(self) -> None:
-        # One round trip of all that is in flight; fewer than 20 latencies tell nothing, and more than
-        # 200 nothing that 200 do not.
+        # One round trip of all requests in flight. Fewer than 20 latencies say nothing, and more than 200
+        # no more than 200.
         self._size = max(20, min(int(self.value), 200))
 
 

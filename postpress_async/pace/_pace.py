@@ -1,4 +1,4 @@
-"""What a user says of the pace, as one value."""
+"""The settings of a session's pace."""
 
 import sys
 from typing import Any
@@ -8,12 +8,12 @@ from attrs import field, frozen
 
 def _count(_instance: object, attribute: Any, value: int) -> None:
     if type(value) is not int or value < 1:
-        raise ValueError(f"{attribute.name} is a whole number from 1, not {value!r}")
+        raise ValueError(f"{attribute.name} must be an integer from 1, got {value!r}")
 
 
 def _yes_or_no(_instance: object, attribute: Any, value: bool) -> None:
     if type(value) is not bool:
-        raise ValueError(f"{attribute.name} is True or False, not {value!r}")
+        raise ValueError(f"{attribute.name} must be True or False, got {value!r}")
 
 
 def _per_second(_instance: object, attribute: Any, value: float | None) -> None:
@@ -21,7 +21,7 @@ def _per_second(_instance: object, attribute: Any, value: float | None) -> None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= sys.float_info.max:
-        raise ValueError(f"{attribute.name} is None or a finite number above 0, not {value!r}")
+        raise ValueError(f"{attribute.name} must be None or a finite number above 0, got {value!r}")
 
 
 @frozen(kw_only=True)

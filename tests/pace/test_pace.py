@@ -68,7 +68,7 @@ class Clock:
 )
 def test_a_pace_that_cannot_be_names_its_field(said: dict[str, Any], field: str) -> None:
     """It is reported before anything is sent, with what to write instead."""
-    with pytest.raises(ValueError, match=f"^{field} is .*, not "):
+    with pytest.raises(ValueError, match=f"^{field} must be .*, got "):
         Pace(**said)
 
 
@@ -89,7 +89,7 @@ def grow(
     """*answers* that patched, as fast as the limit lets them."""
     for _ in range(answers):
         now += latency / limit.value
-        limit.answered(now - latency, int(limit.value) if in_flight is None else in_flight, now, True)
+        limit.record_response(now - latency, int(limit.value) if in_flight is None else in_flight, now, True)
     return now
 
 
@@ -137,9 +137,9 @@ def test_a_tenth_refused_is_no_overload_and_a_half_is() -> None:
         for _ in range(60):
             now += 0.001
             if chance.random() < share:
-                limit.refused(now - 0.05, now)
+                limit.record_overload(now - 0.05, now)
             else:
-                limit.answered(now - 0.05, 50, now, True)
+                limit.record_response(now - 0.05, 50, now, True)
 
     assert few.value == 50
     assert many.value == 50 * CUBIC_BETA
@@ -152,9 +152,9 @@ def test_refusals_that_no_cut_ends_do_not_end_the_limit() -> None:
     for _ in range(20_000):
         now += 0.05 / limit.value
         if chance.random() < 0.3:
-            limit.refused(now - 0.05, now)
+            limit.record_overload(now - 0.05, now)
         else:
-            limit.answered(now - 0.05, int(limit.value), now, True)
+            limit.record_response(now - 0.05, int(limit.value), now, True)
 
     assert limit.value > 35
 
@@ -188,11 +188,11 @@ def test_the_limit_never_leaves_its_bounds(
         for _ in range(7):
             match kind:
                 case "s":
-                    limit.answered(now - latency, int(limit.value), now, True)
+                    limit.record_response(now - latency, int(limit.value), now, True)
                 case "n":
-                    limit.answered(now - latency, int(limit.value), now, False)
+                    limit.record_response(now - latency, int(limit.value), now, False)
                 case "r":
-                    limit.refused(now - latency, now)
+                    limit.record_overload(now - latency, now)
                 case "p":
                     limit.pause(now - latency)
                 case "d":
@@ -251,8 +251,8 @@ def test_the_pause_is_a_share_of_the_outage() -> None:
     while now < 3600:
         pauses.append((now - 10, gate.probe_at - now))
         now = gate.probe_at
-        gate.probe(now)
-        gate.probed(False, now)
+        gate.start_probe(now)
+        gate.end_probe(False, now)
 
     for outage, pause in pauses:
         assert 0.75 * MIN_PROBE_INTERVAL <= pause <= 1.25 * MAX_PROBE_INTERVAL
@@ -265,10 +265,10 @@ def test_the_pause_is_a_share_of_the_outage() -> None:
 def test_a_probe_that_is_cancelled_lets_the_next_one_go() -> None:
     """Else the gate would stay shut for ever."""
     gate = shut_gate()
-    gate.probe(20.0)
+    gate.start_probe(20.0)
     assert not gate.may_probe(20.0)
 
-    assert not gate.probed(None, 20.1)
+    assert not gate.end_probe(None, 20.1)
     assert gate.may_probe(20.1)
 
 
@@ -278,20 +278,20 @@ def test_probes_that_hang_do_not_hold_up_the_next() -> None:
     while gate.next_probe_at is not None:
         now = max(now, gate.next_probe_at)
         assert gate.may_probe(now)
-        gate.probe(now)
+        gate.start_probe(now)
         sent += 1
 
     assert sent == MAX_PROBES
-    gate.probed(False, now)
+    gate.end_probe(False, now)
     assert gate.next_probe_at is not None
 
 
 def test_an_answered_probe_opens_the_gate() -> None:
     """The service is back, and nobody need wait any longer."""
     gate = shut_gate(10.0)
-    gate.probe(11.0)
+    gate.start_probe(11.0)
 
-    assert gate.probed(True, 12.5)
+    assert gate.end_probe(True, 12.5)
     assert not gate.is_open
     assert gate.probe_at == math.inf
 
@@ -324,7 +324,7 @@ def sends(rate: RateLimiter, now: float, until: float) -> list[float]:
     """When requests go that all wait for the rate alone."""
     times = []
     while now < until:
-        if rate.take(now):
+        if rate.try_acquire(now):
             times.append(now)
         else:
             now = rate.ready_at
@@ -337,7 +337,7 @@ def test_the_rate_is_never_exceeded(per_second: float, gaps: list[float]) -> Non
     rate, now, times = RateLimiter(per_second), 0.0, []
     for gap in gaps:
         now += gap
-        times += [now for _ in range(30) if rate.take(now)]
+        times += [now for _ in range(30) if rate.try_acquire(now)]
 
     for i, first in enumerate(times):
         for j in range(i, len(times), 7):
@@ -354,7 +354,7 @@ def test_a_late_timer_costs_nothing() -> None:
     rate, now, count = RateLimiter(100), 0.0, 0
     while now < 100:
         now = max(now, rate.ready_at) + 0.004
-        count += rate.take(now)
+        count += rate.try_acquire(now)
 
     assert count > 9_900
 
@@ -362,15 +362,15 @@ def test_a_late_timer_costs_nothing() -> None:
 def refuse(rate: RateLimiter, sent: float, served: int, now: float) -> None:
     """A burst of 429s, more than come by chance."""
     for _ in range(30):
-        rate.throttled(sent, served, now)
+        rate.record_throttled(sent, served, now)
 
 
 def test_429s_teach_the_rate() -> None:
     """From what was served, not from what was asked."""
     rate = RateLimiter(None)
     assert not rate.active
-    rate.mark(0, 10.0)
-    rate.mark(100, 11.0)
+    rate.record_served(0, 10.0)
+    rate.record_served(100, 11.0)
 
     refuse(rate, 11.9, 200, 12.0)
 
@@ -381,7 +381,7 @@ def test_429s_teach_the_rate() -> None:
 def test_the_429s_of_one_burst_slow_once() -> None:
     """They all speak of the same second."""
     rate = RateLimiter(None)
-    rate.mark(0, 10.0)
+    rate.record_served(0, 10.0)
     refuse(rate, 10.9, 100, 11.0)
 
     assert rate.value == pytest.approx(90)
@@ -390,13 +390,13 @@ def test_the_429s_of_one_burst_slow_once() -> None:
 def test_one_429_slows_only_where_a_tier_is_known() -> None:
     """Before that it may be one account's, and a tier refuses many at once."""
     rate = RateLimiter(None)
-    rate.mark(0, 10.0)
-    rate.throttled(10.9, 100, 11.0)
+    rate.record_served(0, 10.0)
+    rate.record_throttled(10.9, 100, 11.0)
     assert not rate.active
     refuse(rate, 10.9, 100, 11.0)
     assert rate.value == pytest.approx(90)
 
-    rate.throttled(12.9, 280, 13.0)
+    rate.record_throttled(12.9, 280, 13.0)
 
     assert rate.value == pytest.approx(81)
 
@@ -404,7 +404,7 @@ def test_one_429_slows_only_where_a_tier_is_known() -> None:
 def test_a_learned_rate_comes_back() -> None:
     """The first guess may be far too low: it doubles until the next 429."""
     rate = RateLimiter(None)
-    rate.mark(0, 10.0)
+    rate.record_served(0, 10.0)
     refuse(rate, 10.9, 100, 11.0)
 
     sends(rate, 11.0, 14.0)
@@ -415,10 +415,10 @@ def test_a_learned_rate_comes_back() -> None:
 def test_a_rate_that_nobody_waits_for_stays() -> None:
     """An idle hour tells nothing of the tier."""
     rate = RateLimiter(None)
-    rate.mark(0, 10.0)
+    rate.record_served(0, 10.0)
     refuse(rate, 10.9, 100, 11.0)
     for second in range(12, 3600):
-        assert rate.take(float(second))
+        assert rate.try_acquire(float(second))
 
     assert rate.value == pytest.approx(90)
 
@@ -436,16 +436,16 @@ def play(share: float, tier: float = math.inf) -> tuple[RateLimiter, list[int]]:
     for millisecond in range(60_000):
         now = millisecond / 1000
         tokens = min(20.0, tokens + tier / 1000)
-        if rate.active and not rate.take(now):
+        if rate.active and not rate.try_acquire(now):
             continue
         seconds[int(now)] += 1
         if chance.random() < share or tokens < 1:
-            rate.throttled(now, served, now + 0.001)
+            rate.record_throttled(now, served, now + 0.001)
             continue
         tokens -= 1
         served += 1
         if now >= marked:
-            marked = rate.mark(served, now)
+            marked = rate.record_served(served, now)
     return rate, seconds
 
 
@@ -612,7 +612,7 @@ def test_an_on_pause_that_raises_leaves_no_slot_taken(began: bool) -> None:
         return
 
     clock.now += 10
-    pace._breaker.probe(clock.now)
+    pace._breaker.start_probe(clock.now)
     pace._taken += 1
     with pytest.raises(KeyboardInterrupt):
         pace.release(Permit(clock.now, pace._breaker.generation, probe=True), LoadSignal.SUCCESS)
