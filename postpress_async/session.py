@@ -1,4 +1,4 @@
-"""The session: one object that gives accounts new proxies, from any number of tasks at once."""
+"""The session, which updates the proxies of accounts from any number of tasks."""
 
 import asyncio
 import logging
@@ -44,24 +44,25 @@ _log = logging.getLogger("postpress_async.pace")
 
 class PostPressSession:
     """
-    The PostPress API, as seen from asyncio.
+    A client of the PostPress API for asyncio.
 
-    It may be made outside the event loop, and belongs to the loop that first uses it. Close it with
-    ``async with`` or `aclose`; a closed session does not reopen.
+    It may be created outside the event loop, and belongs to the loop that first uses it. Close it with
+    ``async with`` or `aclose`; a closed session cannot be reopened.
 
     Args:
-        api_key: The key of the dashboard; else the environment's ``POSTPRESS_API_KEY``.
-        base_url: https, or http to this machine; else ``POSTPRESS_BASE_URL``, else PostPress's own.
-        retry: How each call is retried; `update_proxy` takes another one for a single call.
-        pace: How many requests are in flight at once, over all calls.
-        idempotency: Whether an ``Idempotency-Key`` goes with each request. Without it, a managed change
-            whose outcome is unknown is not sent a second time.
-        ssl: A context that checks certificates, or a PEM file of those to trust; else the system's.
-        connector: An aiohttp connector of your own, which stays yours to close and then has its own TLS.
-        transport: ``"session"``: through `aiohttp.ClientSession`, which can be mocked. ``"lean"``: over its
-            connections alone, for about half the CPU; where this aiohttp is not as that needs it, a warning
-            in the log says so, and it is ``"session"`` after all.
-        on_event: Called with each of `postpress_async.events`.
+        api_key: The API key of the dashboard; if None, the environment variable ``POSTPRESS_API_KEY``.
+        base_url: An https URL, or http to this machine; if None, the environment variable
+            ``POSTPRESS_BASE_URL``, or the URL of PostPress.
+        retry: When calls are retried; `update_proxy` accepts another policy for a single call.
+        pace: Limits of concurrency and rate, over all calls.
+        idempotency: Whether to send an ``Idempotency-Key`` with each request. Without it, a managed proxy
+            whose outcome is unknown is not requested again.
+        ssl: A context that checks certificates, or a PEM file of trusted certificates; if None, the system's.
+        connector: An aiohttp connector with its own TLS settings. The session does not close it.
+        transport: ``"session"`` uses `aiohttp.ClientSession`, which tests can mock. ``"lean"`` uses only its
+            connections, for about half the CPU time; if the installed aiohttp is incompatible with it, a
+            warning is logged and ``"session"`` is used.
+        on_event: Called with each event of `postpress_async.events`.
 
     Raises:
         ConfigurationError: The key, the base URL or the certificates cannot be used.
@@ -81,10 +82,10 @@ class PostPressSession:
         on_event: Observer | None = None,
     ) -> None:
         if transport not in _TRANSPORTS:
-            raise ConfigurationError(f'there is no transport {transport!r}: it is "session" or "lean"')
+            raise ConfigurationError(f'transport must be "session" or "lean", got {transport!r}')
         key = read_api_key(api_key)
         url = read_base_url(base_url)
-        # The system's certificates take 20 ms to load, and plain http to this machine needs none.
+        # Loading the system's certificates takes 20 ms, and http to this machine needs none.
         context = make_tls(ssl) if ssl is not None or url.scheme == "https" else None
         self._target: Final = target_of(url)
         self._retry: Final = retry
@@ -96,7 +97,7 @@ class PostPressSession:
         self._context: Final = CallContext(
             _TRANSPORTS[transport](url, key, tls=context, connector=connector),
             key,
-            Pacer(pace, random=random.random, on_pause=_Pauses(observer).told),
+            Pacer(pace, random=random.random, on_pause=_PauseReporter(observer).on_pause),
             KeyedLock(),
             self._tracker,
             observer,
@@ -105,7 +106,7 @@ class PostPressSession:
 
     @property
     def paused(self) -> bool:
-        """Whether all calls pause now, but for probes: the service is out."""
+        """Whether all calls wait, except for probes, because the service is down."""
         return self._context.pacer.paused
 
     async def update_proxy(
@@ -117,7 +118,7 @@ class PostPressSession:
         idempotency_key: str | None = None,
     ) -> AccountPatched:
         """
-        Give one account the proxy that *change* describes.
+        Set the proxy of one account to *change*.
 
         Updates of one account on one session run one after another, in the order of the calls. So the last
         call made is the last applied, unless an earlier one was cancelled or timed out: the API may still
@@ -126,14 +127,14 @@ class PostPressSession:
         Args:
             account_id: 1 to 256 of ``A-Z a-z 0-9 . _ ~ -``.
             change: A `CustomProxy` or a `ManagedProxy`.
-            retry: In place of the session's policy.
-            idempotency_key: Kept for every attempt, in place of the session's own keys; visible ASCII.
+            retry: Overrides the session's policy.
+            idempotency_key: Used for every attempt instead of generated keys; visible ASCII.
 
         Raises:
-            ValueError: The id or the key cannot be sent. Nothing was.
-            ApiError: The API refused; the class says what, `scope` whose fault it is.
-            TransportError: No answer came.
-            AnswerError: An answer came that cannot be believed.
+            ValueError: The id or the key is invalid. Nothing was sent.
+            ApiError: An error response; see its class and `scope`.
+            TransportError: There was no response.
+            AnswerError: The response is invalid.
             DeadlineError: The deadline passed before anything was sent.
             ConfigurationError: The session is closed, or belongs to another event loop.
         """
@@ -157,32 +158,32 @@ class PostPressSession:
         on_failed: "OnFailed" = "report",
     ) -> "Rotation":
         """
-        A rotation of many accounts: enter it with ``async with``, iterate over its outcomes.
+        Create a rotation of many accounts. Enter it with ``async with``, and iterate over its outcomes.
 
         Args:
-            changes: Pairs of account id and change, from any iterable (also asynchronous, also a
-                mapping), read as they are worked; or a `Fleet`; or a pandas or polars frame with a fleet's
-                columns, see `Fleet.of`. A wrong pair is an outcome, no exception. With a *pool*, an account
-                id alone will do.
-            journal: The SQLite file that remembers what is settled. A run that was stopped or killed goes
-                on where it was, with the same changes in the same order.
-            in_flight: Accounts worked on at once, from 1; else the pace's.
-            halt: When to stop by itself: ``"5%"`` of the latest 200 accounts failed, or 100 accounts did,
-                or ``"never"``; or a `Halt`, which may have a canary. ``"50%"`` where it is None.
-            pool: Where accounts that name no change get their proxy from, and the next one if it fails.
-            limit: Accounts that are taken in this run at most, from 1; None for all.
-            on_unknown: Whether accounts whose outcome is unknown after an earlier run are sent again under
-                the same key (``"retry"``), or left as they are (``"report"``); those that a killed run may
-                have sent included.
-            on_failed: Whether accounts that failed in an earlier run are left as they are (``"report"``), or
-                sent again under fresh keys (``"retry"``).
+            changes: Pairs of account id and change from an iterable, an async iterable or a mapping, read as
+                needed; or a `Fleet`; or a pandas or polars frame with the columns of a fleet, see `Fleet.of`.
+                An invalid pair becomes an outcome instead of an exception. With a *pool*, account ids alone
+                are enough.
+            journal: The SQLite file from which the rotation can be resumed after it was stopped or killed,
+                with the same changes in the same order.
+            in_flight: Accounts processed at once, from 1; if None, `Pace.in_flight`.
+            halt: When to abort: ``"5%"`` of the latest 200 accounts failed, ``100`` accounts failed, or
+                ``"never"``; or a `Halt`, which may have a canary stage. None means ``"50%"``.
+            pool: Assigns proxies to accounts without a change, and replaces those that fail.
+            limit: Most accounts to process in this run, from 1; None for all.
+            on_unknown: Whether accounts whose outcome is unknown after an earlier run, or that a killed run
+                may have sent, are sent again with the same key (``"retry"``) or left as they are
+                (``"report"``).
+            on_failed: Whether accounts that failed in an earlier run are left as they are (``"report"``) or
+                sent again with new keys (``"retry"``).
 
         Raises:
-            ValueError: An argument is not as said above; the fleet needs a pool and there is none; or no
-                account would use the *pool* (known for a fleet, a frame, and any collection of accounts).
+            ValueError: An argument is invalid; the fleet requires a pool; or no account would use the *pool*
+                (checked for a fleet, a frame, or any collection of accounts).
             JournalError: On entering it: the journal is in use, of another input, or cannot be written.
         """
-        # Here, since most programs that call one account at a time never come here: see `__init__`.
+        # Imported here, because programs that update single accounts do not need it.
         from postpress_async.rotation import Halt, Rotation
         from postpress_async.rotation._input import Given, check_count
 
@@ -215,7 +216,7 @@ class PostPressSession:
     async def _run_call(
         self, account_id: str, change: ProxyChange, keys: Keys, hooks: CallHooks | None = None, /
     ) -> AccountPatched:
-        """Not for callers: one call under keys of a rotation, on any machine, or of the command context."""
+        """Make one call with keys of a rotation or of the command line."""
         if not self._idempotency:
             keys = FixedKey(None, keys.in_doubt)
         with self._tracker:
@@ -230,15 +231,15 @@ class PostPressSession:
             return await call.run()
 
     def _new_wait_group(self) -> WaitGroup:
-        """Not for callers: where the calls of one rotation wait."""
+        """The wait group of one rotation's calls."""
         return self._tracker.child()
 
     async def aclose(self, timeout: float = 5.0) -> None:
         """
         Close the session for good. Closing it again does nothing.
 
-        Calls under way have *timeout* seconds to end; those that then still wait or retry raise their
-        last error or `SessionClosedError`, and those in flight raise `ConnectionLostError`.
+        Open calls have *timeout* seconds to end. Then those that still wait or retry raise their last error
+        or `SessionClosedError`, and those in flight raise `ConnectionLostError`.
         """
         try:
             await self._tracker.close(timeout)
@@ -252,7 +253,7 @@ class PostPressSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error nobody waits for what is still under way.
+        # After an error, do not wait for open calls.
         await self.aclose(0.0 if kind is not None else 5.0)
 
     def __reduce__(self) -> NoReturn:
@@ -262,24 +263,28 @@ class PostPressSession:
         return f"<{type(self).__name__} {'closed' if self._tracker.ended else 'open'}>"
 
 
-class _Pauses:
-    """Tells of pauses. It does not know the session: with a cycle, one left open is not told of at once."""
+class _PauseReporter:
+    """
+    Logs and reports when the circuit breaker opens and closes.
+
+    It has no reference to the session. With a cycle, Python would not warn at once about a session left open.
+    """
 
     def __init__(self, observer: SafeObserver[events.Event] | None) -> None:
         self._observer: Final = observer
         self._began = 0.0
 
-    def told(self, began: bool) -> None:
+    def on_pause(self, began: bool) -> None:
         """See `Pacer`."""
         now = asyncio.get_running_loop().time()
         if began:
             self._began = now
-            _log.warning("the service is out: all calls pause, but for probes", extra={"paused": True})
+            _log.warning("the service is down: all calls wait, except for probes", extra={"paused": True})
             event: events.Event = events.PauseBegan()
         else:
             elapsed = now - self._began
-            told = "the service is back after %.1f s: the calls go on"
-            _log.warning(told, elapsed, extra={"paused": False, "elapsed": elapsed})
+            message = "the service is up again after %.1f s: calls continue"
+            _log.warning(message, elapsed, extra={"paused": False, "elapsed": elapsed})
             event = events.PauseEnded(elapsed)
         if self._observer is not None:
             self._observer(event)

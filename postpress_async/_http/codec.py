@@ -232,7 +232,7 @@ def _written_forms(word: str) -> Iterator[str]:
 
 def _parse_json(body: bytes) -> tuple[object, str | None]:
     """
-    Return the value, or None and the reason why there is none.
+    Return the value, or None and the problem.
 
     It raises nothing, because the exceptions of `json` and of decoding hold the whole text, and would be on
     the chain of ours.

@@ -27,27 +27,28 @@ def _per_second(_instance: object, attribute: Any, value: float | None) -> None:
 @frozen(kw_only=True)
 class Pace:
     """
-    The pace of a session, shared by all its calls: it makes calls wait, and never fails one.
+    Limits of concurrency and rate, shared by all calls of a session. Calls wait for them, and never fail.
 
-    With *adaptive*, three things are learned from the answers. How many requests in flight the service
-    takes: slow start from *start*, then CUBIC (RFC 9438), shrinking on a significant share of refusals.
-    When to stop: after some 20 refusals and hardly an answer all calls pause, and single probes find the
-    end of the outage, within a nineteenth of its length, or some 6 s. And, from 429s, how many requests a
-    second the key's tier takes. 429s whose share a lower rate does not lower, such as those of a limit per
-    account, are not about the rate and do not lower it.
+    With *adaptive*, three limits are learned from the responses:
+
+    - An adaptive concurrency limit: slow start from *start*, then CUBIC (RFC 9438). It decreases on a
+      significant share of refusals.
+    - A circuit breaker: after about 20 refusals and hardly a success, all calls wait. Single probes find the
+      end of the outage within 1/19 of its length, or about 6 s.
+    - A rate limit, from 429s. 429s whose share does not fall at a lower rate, such as those of a limit per
+      account, do not lower it.
 
     Attributes:
-        in_flight: Requests sent and not yet answered, at most; from 1.
-        adaptive: Whether the above is learned. Without it exactly *in_flight* requests may be in flight,
-            and refusals neither slow nor pause anything; *rate* still holds.
-        rate: Requests a second, at most, for a tier that is known; None for no ceiling. What goes out at
-            once beyond it is at most 20 ms of the rate, or one request.
-        start: Requests in flight allowed at first, up to *in_flight*; from 1. Beyond 100 they are
-            let go only as the first answers come, since nothing is known before. Has no meaning
-            without *adaptive*.
+        in_flight: Most requests in flight; from 1.
+        adaptive: Whether these limits are learned. If False, exactly *in_flight* requests may be in flight,
+            and refusals neither slow nor pause calls; *rate* still applies.
+        rate: Most requests per second, if the tier is known; None for no limit. A burst is at most 20 ms of
+            the rate, or one request.
+        start: First concurrency limit; from 1, at most *in_flight*. More than 100 requests are only sent
+            after the first responses. Ignored without *adaptive*.
 
     Raises:
-        ValueError: It is not as said above.
+        ValueError: A value is out of its range or of the wrong type.
     """
 
     in_flight: int = field(default=100, validator=_count)
