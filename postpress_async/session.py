@@ -73,7 +73,7 @@ class PostPressSession:
         api_key: str | Secret | None = None,
         *,
         base_url: str | None = None,
-        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable, as is the pace
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable, like Pace
         pace: Pace = Pace(),  # noqa: B008
         idempotency: bool = True,
         ssl: tls.SSLContext | str | os.PathLike[str] | None = None,
@@ -226,7 +226,7 @@ class PostPressSession:
                 change,
                 keys,
                 self._retry,
-                hooks,  # pyright: ignore[reportArgumentType] # it takes what is in slots for methods
+                hooks,
             )
             return await call.run()
 
