@@ -1,6 +1,5 @@
 """What all calls of a session share, and how a call reports to its owner."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 from attrs import field, frozen
@@ -64,9 +63,8 @@ class CallHooks(Protocol):
         """An attempt ended with *error*, whose `applied` is about this attempt alone."""
         ...
 
-    @property
-    def on_backoff(self) -> Callable[[bool], object]:
-        """Called with True when a backoff begins, and with False when it is over."""
+    def on_backoff(self, backing_off: bool, /) -> object:
+        """A backoff begins (True) or is over (False)."""
         ...
 
     def should_give_up(self, error: PostPressError, /) -> bool:

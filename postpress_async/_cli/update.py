@@ -95,7 +95,7 @@ async def _update(
 ) -> int:
     async with open_session() as session:
         try:
-            result = await session._run_call(account_id, change, keys)  # noqa: SLF001 - the same package
+            result = await session._run_call(account_id, change, keys)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         except PostPressError as error:
             click.echo(f"postpress-async: {error}", err=True)
             # An earlier command with the caller's own key may have applied the change.

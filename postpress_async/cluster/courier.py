@@ -194,11 +194,11 @@ class ShardRotation(Rotation):
         in_flight: int,
     ) -> None:
         super().__init__(
-            session._run_call,  # noqa: SLF001 - the same package
+            session._run_call,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             iter(()),
             in_flight=in_flight,
             finite=True,
-            waits=session._new_wait_group(),  # noqa: SLF001
+            waits=session._new_wait_group(),  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         )
         self._run = run
         self._taken: Final = _Rows(rows)
@@ -206,7 +206,7 @@ class ShardRotation(Rotation):
         self._journal = courier
         self._outlet.leave()  # nobody is here to listen
         self._settler = Settler(
-            session._run_call,  # noqa: SLF001
+            session._run_call,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             self._waits,
             self._rest,
             self._attempt_failed,

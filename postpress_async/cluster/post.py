@@ -211,7 +211,7 @@ class Post:
     @property
     def _pacer(self) -> Pacer:
         assert self._session is not None  # noqa: S101 - it is opened
-        return self._session._context.pacer  # noqa: SLF001 - the same package
+        return self._session._context.pacer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
     def _heed_silence(self, seconds: float) -> None:
         if self._even is not None and seconds > FALLBACK and self._session is not None:

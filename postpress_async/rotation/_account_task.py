@@ -67,13 +67,13 @@ class Errand:
 
     __slots__ = (
         "_first_sent",
+        "_on_backoff",
         "_pool",
         "_strikes",
         "attempts",
         "failed",
         "in_doubt",
         "in_flight",
-        "on_backoff",
         "proxy",
         "resumable",
         "trying",
@@ -88,7 +88,7 @@ class Errand:
         pool: Proxies | None,
     ) -> None:
         self.waits: WaitGroup = waits
-        self.on_backoff: Callable[[bool], object] = on_backoff
+        self._on_backoff: Final = on_backoff
         self.failed: Callable[[PostPressError], object] = failed
         self.proxy: PooledProxy | None = None
         self.resumable: PostPressError | None = None
@@ -112,6 +112,10 @@ class Errand:
     def elapsed(self, now: float) -> float:
         """Seconds from the start of the account's first attempt to *now*; 0 if there was no attempt."""
         return max(0.0, now - self._first_sent)
+
+    def on_backoff(self, backing_off: bool) -> None:
+        """A backoff begins (True) or is over (False)."""
+        self._on_backoff(backing_off)
 
     def on_attempt_failed(self, error: PostPressError) -> None:
         """An attempt ended with *error*, whose `applied` is about this attempt alone."""
