@@ -26,10 +26,11 @@ from postpress_async import (
     RetryPolicy,
     errors,
 )
-from postpress_async._deadlines import Deadlines
-from postpress_async._wire import Answer, patch_account, read_patched
+from postpress_async._http.codec import Response, decode_response, encode_request
+from postpress_async._timeouts import TimeoutGroup
 from postpress_async.models import AccountPatched
-from postpress_async.pace import Pacer, Sign
+from postpress_async.pace._load_signal import LoadSignal
+from postpress_async.pace._pacer import Pacer
 from postpress_async.rotation import Journal
 from postpress_async.rotation._rows import rows_of
 from postpress_async.secret import Secret
@@ -39,7 +40,7 @@ T = TypeVar("T")
 KEY = Secret("pp_bench_0123456789abcdef0123456789abcdef")
 CUSTOM = CustomProxy(host="proxy.example.com", port=8080, protocol="socks5", username="u", password="p")
 MANAGED = ManagedProxy(country="US")
-REQUEST = patch_account("acc_00000001", CUSTOM)
+REQUEST = encode_request("acc_00000001", CUSTOM)
 PATCHED = b'{"object":"AccountPatched","account_id":"acc_00000001"}'
 REFUSED = b'{"type":"errors/proxy_error","title":"Bad gateway","detail":"It does not work.","status":502}'
 
@@ -69,13 +70,13 @@ def in_a_loop() -> Iterator[None]:
 @pytest.mark.parametrize("change", [CUSTOM, MANAGED], ids=["custom", "managed"])
 def test_encode_a_request(benchmark: Any, change: Any) -> None:
     """This includes validating the id."""
-    assert benchmark(patch_account, "acc_00000001", change).account_id == "acc_00000001"
+    assert benchmark(encode_request, "acc_00000001", change).account_id == "acc_00000001"
 
 
 @pytest.mark.parametrize("body", [PATCHED, PATCHED + b" "], ids=["expected bytes", "parsed as JSON"])
 def test_decode_a_success(benchmark: Any, body: bytes) -> None:
     """Nearly all responses have exactly the expected bytes, which are not parsed."""
-    assert benchmark(read_patched, Answer(200, body), REQUEST, KEY) == AccountPatched("acc_00000001")
+    assert benchmark(decode_response, Response(200, body), REQUEST, KEY) == AccountPatched("acc_00000001")
 
 
 def test_decode_an_error(benchmark: Any) -> None:
@@ -83,7 +84,7 @@ def test_decode_an_error(benchmark: Any) -> None:
 
     def read() -> errors.PostPressError | None:
         try:
-            read_patched(Answer(502, REFUSED), REQUEST, KEY)
+            decode_response(Response(502, REFUSED), REQUEST, KEY)
         except errors.PostPressError as error:
             return error
         return None
@@ -97,10 +98,10 @@ def test_decode_an_error(benchmark: Any) -> None:
 class Call:
     """A `retry.Call` that succeeds after a number of failures."""
 
-    patient, counted = False, True
+    counts_as_attempt = True
 
     def __init__(self, failures: int = 0) -> None:
-        self.began = time.monotonic()
+        self.started = time.monotonic()
         self.failures = failures
 
     async def __call__(self) -> int:
@@ -109,12 +110,15 @@ class Call:
             raise errors.ConnectError("no connection")
         return 200
 
-    def may_repeat(self, error: errors.PostPressError) -> bool:
+    def excluded(self, error: errors.PostPressError, backoff: float) -> float:
+        return 0.0
+
+    def may_retry(self, error: errors.PostPressError) -> bool:
         return True
 
     async def wait(self, seconds: float) -> None: ...
 
-    async def ask(self, strategy: Awaitable[T]) -> T:
+    async def wait_for(self, strategy: Awaitable[T]) -> T:
         return await strategy
 
 
@@ -159,16 +163,16 @@ def test_acquire_and_release_a_permit(benchmark: Any, pace: Pace) -> None:
     pacer = Pacer(pace, clock=lambda: next(ticks) * 1e-4, random=lambda: 0.5)
 
     def once() -> bool:
-        ticket = pacer.try_enter()
+        ticket = pacer.try_acquire()
         assert ticket is not None
-        return pacer.leave(ticket, Sign.SUCCESS)
+        return pacer.release(ticket, LoadSignal.SUCCESS)
 
     assert benchmark(once)
 
 
 def test_a_deadline_that_does_not_expire(benchmark: Any) -> None:
     """`asyncio.timeout` takes five times as long."""
-    deadlines = Deadlines()
+    deadlines = TimeoutGroup()
     with asyncio.Runner() as runner:
 
         async def measure() -> None:
@@ -189,14 +193,14 @@ def test_a_call_without_its_transport(benchmark: Any) -> None:
     """All layers of `update_proxy`, with a transport that answers at once."""
 
     class Stub:
-        async def send(self, *_: object) -> Answer:
-            return Answer(200, PATCHED)
+        async def send(self, *_: object) -> Response:
+            return Response(200, PATCHED)
 
         async def aclose(self) -> None: ...
 
     async def measure() -> None:
         async with PostPressSession(KEY, base_url="http://127.0.0.1:1/v1") as session:
-            session._line = evolve(session._line, transport=Stub())  # type: ignore[misc]
+            session._context = evolve(session._context, transport=Stub())  # type: ignore[misc]
             done = benchmark(lambda: result_of(session.update_proxy("acc_00000001", CUSTOM)))
             assert done.account_id == "acc_00000001"
 

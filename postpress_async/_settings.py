@@ -1,4 +1,4 @@
-"""What a session is given from outside: key, base URL, certificates. Checked once, before any call."""
+"""Reads and checks a session's API key, base URL and certificates."""
 
 import ipaddress
 import os
@@ -15,44 +15,44 @@ from postpress_async.secret import Secret
 
 BASE_URL: Final = "https://api.postpress.ai/v1"
 
-_PARTS = re.compile(r"(?P<place>[a-z]+://[^/?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
+_PARTS = re.compile(r"(?P<origin>[a-z]+://[^/?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _PORT = re.compile(r"port=[0-9]{1,5}")
 
 
-def read_api_key(given: str | Secret | None) -> Secret:
+def read_api_key(api_key: str | Secret | None) -> Secret:
     """
-    The key *given*, or the environment's ``POSTPRESS_API_KEY``.
+    Return *api_key*, or the environment variable ``POSTPRESS_API_KEY``.
 
     Raises:
-        ConfigurationError: There is none, or it cannot be a header: it has a space, a line break, or
-            anything else but visible ASCII. The message does not show it.
+        ConfigurationError: It is missing, or has characters other than visible ASCII. The message does not
+            show it.
     """
-    key = given if given is not None else os.environ.get("POSTPRESS_API_KEY")
+    key = api_key if api_key is not None else os.environ.get("POSTPRESS_API_KEY")
     if not isinstance(key, str | Secret | None):
-        raise ConfigurationError(f"an API key is text, not {type(key).__name__}")
+        raise ConfigurationError(f"api_key must be a string, got {type(key).__name__}")
     text = key.reveal() if isinstance(key, Secret) else key
     if not text:
         raise ConfigurationError("no API key: pass api_key, or set POSTPRESS_API_KEY")
     if not all("!" <= character <= "~" for character in text):
         raise ConfigurationError(
-            "the API key has a space, a line break or a character that is not ASCII: copy it once more"
+            "the API key has a space, a line break or a character that is not ASCII: copy it again"
         )
     return Secret(text)
 
 
-def read_base_url(given: str | None) -> URL:
+def read_base_url(base_url: str | None) -> URL:
     """
-    The base URL *given*, the environment's ``POSTPRESS_BASE_URL``, or `BASE_URL`; without a last slash.
+    Return *base_url*, the environment variable ``POSTPRESS_BASE_URL``, or `BASE_URL`, without a final slash.
 
     Raises:
-        ConfigurationError: It is not https (or http to this machine), or has a user name, a fragment, or a
-            query other than the quickstart's ``port=N``; or some of it would be sent other than as it is
+        ConfigurationError: It is not https (or http to this machine); it has a user name, a fragment, or a
+            query other than the quickstart's ``port=N``; or a part would be sent in another form than it is
             written. The message shows the accepted form.
     """
-    text = given if given is not None else os.environ.get("POSTPRESS_BASE_URL") or BASE_URL
+    text = base_url if base_url is not None else os.environ.get("POSTPRESS_BASE_URL") or BASE_URL
     try:
         url = URL(text)
-    except (ValueError, TypeError, IndexError):  # the last for brackets with nothing in them
+    except (ValueError, TypeError, IndexError):  # IndexError: empty brackets
         url = URL()
     if (fault := _fault(url)) is not None:
         raise ConfigurationError(f"the base URL {fault}")
@@ -70,10 +70,10 @@ def _fault(url: URL) -> str | None:
     if url.scheme not in {"https", "http"} or not url.raw_host or not _is_host(url.raw_host):
         return f"is not an https:// address; {_FORM}"
     if url.scheme == "http" and not _is_loopback(url.raw_host):
-        fact = "is http, and the key could be read on the network"
-        return f"{fact}; {_FORM} (http:// is accepted for this machine only)"
+        problem = "is http, so the key could be read on the network"
+        return f"{problem}; {_FORM} (http:// is accepted for this machine only)"
     if url.user is not None or url.password is not None:
-        return f"has a user name or password, which the API does not take; {_FORM}"
+        return f"has a user name or password, which the API does not accept; {_FORM}"
     if url.fragment:
         return f"has a fragment (#...), which is never sent; {_FORM}"
     if url.query_string and not (_PORT.fullmatch(url.query_string) and 1 <= int(url.query["port"]) <= 65535):
@@ -82,24 +82,24 @@ def _fault(url: URL) -> str | None:
 
 
 def target_of(base_url: URL) -> str:
-    """Where the requests to *base_url* go, as a journal knows it again."""
-    # All of this machine's ports are one: a sandbox has another one each time.
+    """The target of requests to *base_url*, as a journal stores it."""
+    # All ports of this machine are the same target: a sandbox has another port each time.
     return "this machine" if base_url.scheme == "http" else str(base_url)
 
 
 def _is_plain(text: str, url: URL) -> bool:
     """
-    Whether *url* is *text* as it was written.
+    Whether *url* equals *text* as it was written.
 
-    The case of its host, how IPv6 is written and a port that is the scheme's own make no difference.
+    The case of the host, the form of an IPv6 address and the default port of the scheme may differ.
     """
-    mine, theirs = (_PARTS.fullmatch(one) for one in (text, str(url)))
+    mine, theirs = (_PARTS.fullmatch(form) for form in (text, str(url)))
     if mine is None or theirs is None or mine["rest"] != theirs["rest"]:
         return False
     port = f":{url.port}"
-    if mine["place"].lower().removesuffix(port) == theirs["place"].removesuffix(port):
+    if mine["origin"].lower().removesuffix(port) == theirs["origin"].removesuffix(port):
         return True
-    return mine["place"].partition("://")[2].startswith("[")
+    return mine["origin"].partition("://")[2].startswith("[")
 
 
 def _is_host(text: str) -> bool:
@@ -117,27 +117,27 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def make_tls(given: "tls.SSLContext | str | os.PathLike[str] | None") -> tls.SSLContext:
+def make_tls(ssl: "tls.SSLContext | str | os.PathLike[str] | None") -> tls.SSLContext:
     """
-    *given*, or a context that trusts the system's certificates, or those in the PEM file given.
+    Return *ssl*, or a context that trusts the system's certificates or those in a PEM file.
 
     Raises:
         ConfigurationError: The file cannot be read, or the context does not check certificates.
     """
-    if isinstance(given, tls.SSLContext):
-        if given.verify_mode is not tls.CERT_REQUIRED or not given.check_hostname:
-            raise ConfigurationError("the ssl context does not check certificates: the key would be anyone's")
-        if given.minimum_version < tls.TLSVersion.TLSv1_2:
+    if isinstance(ssl, tls.SSLContext):
+        if ssl.verify_mode is not tls.CERT_REQUIRED or not ssl.check_hostname:
+            raise ConfigurationError("the ssl context does not check certificates: anyone could read the key")
+        if ssl.minimum_version < tls.TLSVersion.TLSv1_2:
             raise ConfigurationError("the ssl context allows TLS below 1.2: set its minimum_version")
-        return given
-    if not isinstance(given, str | os.PathLike | None):
-        raise ConfigurationError(f"ssl is a context, or a PEM file of certificates to trust; not {given!r}")
+        return ssl
+    if not isinstance(ssl, str | os.PathLike | None):
+        raise ConfigurationError(f"ssl must be a context or the path of a PEM file, got {ssl!r}")
     try:
-        context = tls.create_default_context(cafile=None if given is None else Path(given))
+        tls_context = tls.create_default_context(cafile=None if ssl is None else Path(ssl))
     except OSError as error:
-        fact = error.strerror or "no certificate in it"
+        reason = error.strerror or "no certificate in it"
         raise ConfigurationError(
-            f"the certificates in {os.fspath(given or '')} cannot be read: {fact}"
+            f"the certificates in {os.fspath(ssl or '')} cannot be read: {reason}"
         ) from error
-    context.minimum_version = tls.TLSVersion.TLSv1_2
-    return context
+    tls_context.minimum_version = tls.TLSVersion.TLSv1_2
+    return tls_context

@@ -1,3 +1,3 @@
-"""The version, said once: the build and the ``User-Agent`` read it here."""
+"""The version, which the build and the ``User-Agent`` read here."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""A first-in, first-out queue of futures, out of which any may leave at once."""
+"""A FIFO queue of futures that waiters can leave at any time."""
 
 import asyncio
 from collections import deque
@@ -7,16 +7,16 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 
 SLACK: Final = 64
-"""Futures that have left and may still be in the queue, beyond as many as still wait."""
+"""Discarded futures that may remain in the queue, in addition to one for each future that still waits."""
 
 
 class WaitQueue(Generic[T]):
     """
-    Futures of which the first is served first.
+    A FIFO queue of futures.
 
-    A future that was cancelled, or got its result from elsewhere, is passed over. It has to be discarded by
-    whoever waited for it. That takes constant time: its place in the queue is not searched for. And it takes
-    8 bytes a future, where an `OrderedDict` takes 110.
+    Futures that are done, such as cancelled ones, are skipped. Their waiters must `discard` them. That takes
+    constant time, because the future is not searched for. The queue takes 8 bytes per future; an
+    `OrderedDict` would take 110.
 
     Attributes:
         count: Futures in the queue that were not discarded.
@@ -29,19 +29,19 @@ class WaitQueue(Generic[T]):
         self._futures: deque[asyncio.Future[T]] = deque()
 
     def append(self, future: "asyncio.Future[T]") -> None:
-        """Put *future* at the end."""
+        """Add *future* at the end."""
         self._futures.append(future)
         self.count += 1
 
     def has_next(self) -> bool:
-        """Whether any future is there to be popped."""
+        """Whether there is a future to pop."""
         futures = self._futures
         while futures and futures[0].done():
             futures.popleft()
         return bool(futures)
 
     def pop(self) -> "asyncio.Future[T]":
-        """The first future, which is not done; only if the queue `has_next`."""
+        """Remove and return the first future that is not done. Requires `has_next`."""
         self.count -= 1
         return self._futures.popleft()
 

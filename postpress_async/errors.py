@@ -1,8 +1,8 @@
 """
-Every error, and what each one tells: whose fault it is, whether to retry, what was applied.
+All errors. Each has its scope, whether it is retried, and whether the change may have been applied.
 
     PostPressError
-    ├── ApiError                    the API answered, and refused
+    ├── ApiError                    an error response of the API
     │   ├── BadRequestError         400
     │   ├── UnauthorizedError       401
     │   ├── NotFoundError           404
@@ -11,70 +11,56 @@ Every error, and what each one tells: whose fault it is, whether to retry, what 
     │   ├── NotSupportedError       501
     │   ├── BadGatewayError         502
     │   ├── UnavailableError        503
-    │   └── GatewayTimeoutError     504    under each: a class for each type of the reference
-    ├── TransportError              no answer came
-    │   ├── ConnectError            and nothing was sent
+    │   └── GatewayTimeoutError     504    each with a subclass for each type of the reference
+    ├── TransportError              no response
+    │   ├── ConnectError            nothing was sent
     │   ├── ConnectionLostError
     │   ├── AttemptTimeoutError
     │   └── TlsError
-    ├── AnswerError                 an answer came that cannot be true, or cannot be read
-    ├── DeadlineError               the call's time was up before anything was sent
-    ├── ConfigurationError          the session cannot work as it was made
+    ├── AnswerError                 an invalid response
+    ├── DeadlineError               the deadline passed before anything was sent
+    ├── ConfigurationError          the session's arguments cannot be used
     │   └── SessionClosedError
-    └── RotationError               a rotation cannot begin, or cannot go on
-        ├── ClusterError            its cluster is gone, or no worker of it can work
+    └── RotationError               a rotation cannot start or continue
+        ├── ClusterError            its cluster is gone, or has no usable worker
         ├── FleetError              its input cannot be read
-        └── JournalError            its journal is none, or another rotation's
-            └── JournalNotWritableError    or cannot be written: at the beginning, or under way
+        └── JournalError            its journal is invalid or of another rotation
+            └── JournalNotWritableError    or cannot be written
 
-A class's name follows from its type: ``errors/proxy_error`` is `ProxyError`. The values that a model
-refuses are `ValueError`s (`postpress_async.models.FieldError`), since they are known before any call.
+The name of a class follows from its type: ``errors/proxy_error`` is `ProxyError`. A model raises
+`postpress_async.models.FieldError`, a `ValueError`, because it rejects values before any call.
 """
 
-# "as" says that these are handed on: a reader finds every error here.
-from postpress_async._failure import (
+# "as" re-exports these, so that all errors are found here.
+# isort: off
+from postpress_async._error_base import (
     BY_CODE as BY_CODE,
-)
-from postpress_async._failure import (
     BY_STATUS as BY_STATUS,
-)
-from postpress_async._failure import (
     BY_TYPE as BY_TYPE,
-)
-from postpress_async._failure import (
     RETRYABLE_STATUSES as RETRYABLE_STATUSES,
-)
-from postpress_async._failure import (
     ApiError as ApiError,
-)
-from postpress_async._failure import (
     Applied as Applied,
-)
-from postpress_async._failure import (
     PostPressError as PostPressError,
-)
-from postpress_async._failure import (
     Problem as Problem,
-)
-from postpress_async._failure import (
     Scope as Scope,
 )
+# isort: on
 
 
 class BadRequestError(ApiError, status=400, scope=Scope.REQUEST, applied=Applied.NO):
-    """400: the request payload is invalid or misses a required field."""
+    """400: the request body is invalid or lacks a required field."""
 
 
 class InvalidParametersError(BadRequestError, type="errors/invalid_parameters"):
-    """A parameter is invalid or missing. The detail says which; mend the change."""
+    """A parameter is invalid or missing. See the detail, and fix the change."""
 
 
 class MissingParametersError(BadRequestError, type="errors/missing_parameters"):
-    """A parameter is missing. The detail says which; mend the change."""
+    """A parameter is missing. See the detail, and fix the change."""
 
 
 class InvalidRequestError(BadRequestError, type="errors/invalid_request"):
-    """A parameter, or a combination of them, is invalid. Mend the change."""
+    """A parameter, or a combination of parameters, is invalid. Fix the change."""
 
 
 class MalformedRequestError(BadRequestError, type="errors/malformed_request"):
@@ -82,7 +68,7 @@ class MalformedRequestError(BadRequestError, type="errors/malformed_request"):
 
 
 class ContentTooLargeError(BadRequestError, type="errors/content_too_large"):
-    """The payload is too large for the provider. Shorten the user name or password."""
+    """The request body is too large for the provider. Shorten the user name or password."""
 
 
 class TooManyCharactersError(BadRequestError, type="errors/too_many_characters"):
@@ -90,19 +76,19 @@ class TooManyCharactersError(BadRequestError, type="errors/too_many_characters")
 
 
 class UnescapedCharactersError(BadRequestError, type="errors/unescaped_characters"):
-    """The path has unescaped characters. Ids that could cause it are refused before they are sent."""
+    """The path has unescaped characters. Ids that could cause this are rejected before they are sent."""
 
 
 class LimitTooHighError(BadRequestError, type="errors/limit_too_high"):
-    """A pagination limit is too high. Listed for every endpoint; this one has no pages."""
+    """A pagination limit is too high. It is listed for every endpoint, but this one has no pages."""
 
 
 class UnauthorizedError(ApiError, status=401, scope=Scope.ACCOUNT, applied=Applied.NO):
-    """401: credentials are missing, expired or invalid; mostly the account's own, not the API key."""
+    """401: credentials are missing, expired or invalid; mostly those of the account, not the API key."""
 
 
 class MissingCredentialsError(UnauthorizedError, type="errors/missing_credentials", scope=Scope.KEY):
-    """The request needs credentials it did not bring. Check the API key."""
+    """The request has no credentials. Check the API key."""
 
 
 class MultipleSessionsError(UnauthorizedError, type="errors/multiple_sessions"):
@@ -110,17 +96,17 @@ class MultipleSessionsError(UnauthorizedError, type="errors/multiple_sessions"):
 
 
 class InvalidCheckpointSolutionError(UnauthorizedError, type="errors/invalid_checkpoint_solution"):
-    """A checkpoint was not passed. Its "Retry" means a person's sign-in, not this call."""
+    """A checkpoint was not passed. "Retry" in its title means signing in again, not this call."""
 
 
 class InvalidProxyCredentialsError(
     UnauthorizedError, type="errors/invalid_proxy_credentials", scope=Scope.PROXY
 ):
-    """The proxy refuses its user name or password. Correct them, or take another proxy."""
+    """The proxy rejects its user name or password. Correct them, or use another proxy."""
 
 
 class CheckpointError(UnauthorizedError, type="errors/checkpoint_error"):
-    """The account waits at a checkpoint that cannot be resolved here. Reconnect the account."""
+    """The account has a checkpoint that cannot be resolved here. Reconnect the account."""
 
 
 class InvalidCredentialsError(UnauthorizedError, type="errors/invalid_credentials"):
@@ -132,7 +118,7 @@ class ExpiredCredentialsError(UnauthorizedError, type="errors/expired_credential
 
 
 class InsufficientPrivilegesError(UnauthorizedError, type="errors/insufficient_privileges", scope=Scope.KEY):
-    """The API key's scopes do not cover this. 401, not 403: so the reference files it."""
+    """The scopes of the API key do not include this. The reference lists it under 401, not 403."""
 
 
 class DisconnectedAccountError(UnauthorizedError, type="errors/disconnected_account"):
@@ -146,7 +132,7 @@ class DisconnectedFeatureError(UnauthorizedError, type="errors/disconnected_feat
 class InvalidCredentialsButValidAccountImapError(
     UnauthorizedError, type="errors/invalid_credentials_but_valid_account_imap"
 ):
-    """The account is valid and its mail credentials are not. Correct those."""
+    """The account is valid but its mail credentials are not. Correct them."""
 
 
 class ExpiredLinkError(UnauthorizedError, type="errors/expired_link"):
@@ -158,41 +144,41 @@ class WrongAccountError(UnauthorizedError, type="errors/wrong_account"):
 
 
 class KeyMissingError(UnauthorizedError, code="key_missing", scope=Scope.KEY):
-    """No API key arrived. Only the quickstart lists it; something on the way may drop the header."""
+    """No API key arrived; a proxy on the way may drop the header. Only the quickstart lists this type."""
 
 
 class NotFoundError(ApiError, status=404, scope=Scope.ACCOUNT, applied=Applied.NO):
-    """404: the id matches no account of this workspace."""
+    """404: no account of this workspace has the id."""
 
 
 class ResourceNotFoundError(NotFoundError, type="errors/resource_not_found"):
-    """There is no such account. Check the id, and that the key is of its workspace."""
+    """The account does not exist. Check the id, and whether the key belongs to its workspace."""
 
 
 class InvalidResourceIdentifierError(NotFoundError, type="errors/invalid_resource_identifier"):
-    """The id is not one that an account can have. Check the id."""
+    """The id is invalid. Check it."""
 
 
 class TooManyRequestsError(ApiError, status=429, retryable=True, applied=Applied.NO):
-    """429: over the rate of the key's tier. Not in the reference; the quickstart tells of the limit."""
+    """429: the rate limit of the key's tier was exceeded. Only the quickstart mentions it."""
 
 
 class InternalServerError(ApiError, status=500):
-    """500: something went wrong at PostPress or upstream; what was applied is unknown."""
+    """500: an error at PostPress or upstream; the outcome is unknown."""
 
 
 class UnexpectedError(InternalServerError, type="errors/unexpected_error"):
-    """Something went wrong. Look at the account before you send it again."""
+    """An unexpected error. Check the account before you send the change again."""
 
 
 class ProviderError(InternalServerError, type="errors/provider_error", retryable=True, applied=Applied.NO):
-    """The provider has operational problems. Often passes."""
+    """The provider has operational problems. Often temporary: retry."""
 
 
 class AuthenticationIntentError(
     InternalServerError, type="errors/authentication_intent_error", scope=Scope.ACCOUNT
 ):
-    """The account's sign-in was killed after a failure. Start it again from the beginning."""
+    """The sign-in of the account was stopped after a failure. Start it again."""
 
 
 class NotSupportedError(ApiError, status=501, scope=Scope.ACCOUNT, applied=Applied.NO):
@@ -200,7 +186,7 @@ class NotSupportedError(ApiError, status=501, scope=Scope.ACCOUNT, applied=Appli
 
 
 class FeatureNotImplementedError(NotSupportedError, type="errors/feature_not_implemented"):
-    """The provider of this account cannot do it yet. Leave the account out."""
+    """The provider of this account does not support it yet. Leave the account out."""
 
 
 class BadGatewayError(ApiError, status=502):
@@ -210,7 +196,7 @@ class BadGatewayError(ApiError, status=502):
 class ProxyError(
     BadGatewayError, type="errors/proxy_error", scope=Scope.PROXY, retryable=True, applied=Applied.NO
 ):
-    """The proxy in use does not work. Often passes; worth a retry, then another proxy."""
+    """The proxy is not working. Often temporary: retry, then use another proxy."""
 
 
 class UnavailableError(ApiError, status=503):
@@ -218,40 +204,40 @@ class UnavailableError(ApiError, status=503):
 
 
 class NoClientSessionError(UnavailableError, type="errors/no_client_session", applied=Applied.NO):
-    """No client session is running for the account. Try later, or reconnect it."""
+    """No client session is running for the account. Try again later, or reconnect the account."""
 
 
 class NoChannelError(UnavailableError, type="errors/no_channel", applied=Applied.NO):
-    """There is no channel to the client session. Try later, or reconnect the account."""
+    """There is no channel to the client session. Try again later, or reconnect the account."""
 
 
 class NoHandlerError(UnavailableError, type="errors/no_handler", applied=Applied.NO):
-    """Nothing handles this request. Report it with the instance."""
+    """No handler exists for this request. Report it with the instance."""
 
 
 class NetworkDownError(UnavailableError, type="errors/network_down", retryable=True, applied=Applied.NO):
-    """The network is down on the server's side. Passes."""
+    """The network of the server is down. Temporary: retry."""
 
 
 class ServiceUnavailableError(
     UnavailableError, type="errors/service_unavailable", retryable=True, applied=Applied.NO
 ):
-    """The service is unavailable for now. Passes."""
+    """The service is unavailable. Temporary: retry."""
 
 
 class GatewayTimeoutError(ApiError, status=504):
-    """504: the provider did not answer in time; what was applied is unknown."""
+    """504: the provider did not respond in time; the outcome is unknown."""
 
 
 class RequestTimeoutError(GatewayTimeoutError, type="errors/request_timeout", retryable=True):
     """The request timed out upstream. Retry; if it persists, report it with the instance."""
 
 
-# --- No answer, or none to believe ---------------------------------------------------------------
+# --- No response, or an invalid one --------------------------------------------------------------
 
 
 class TransportError(PostPressError):
-    """No answer came back."""
+    """There was no response."""
 
     retryable = True
 
@@ -260,29 +246,29 @@ class TransportError(PostPressError):
 
 
 class ConnectError(TransportError):
-    """No connection came about: nothing was sent. Check the base URL, DNS and firewall."""
+    """No connection could be opened, so nothing was sent. Check the base URL, DNS and firewall."""
 
 
 class ConnectionLostError(TransportError):
-    """The connection broke before the whole answer came. Its `applied` tells whether it had been sent."""
+    """The connection was lost before the response was complete. `applied` says if it was sent."""
 
 
 class AttemptTimeoutError(TransportError):
-    """The attempt's time was up without an answer. Its `applied` tells whether it had been sent."""
+    """No response within the attempt's timeout. `applied` says whether the request was sent."""
 
 
 class TlsError(TransportError):
-    """No secure connection: a certificate that cannot be trusted, or no common protocol. Not retried."""
+    """No secure connection: an untrusted certificate, or no common protocol. Not retried."""
 
     retryable = False
 
 
 class AnswerError(PostPressError):
     """
-    An answer that cannot be true or cannot be read: never taken for a success.
+    An invalid response, which is never taken for a success.
 
-    It is a redirect; or a success that names another account, is not JSON or is too large; or it is not
-    HTTP, and then `status` is None. Retried only if its status would be.
+    It is a redirect; a success that names another account, is not JSON or is too large; or not HTTP, in which
+    case `status` is None. It is retried only if its status is retryable.
     """
 
     applied: Applied = Applied.UNKNOWN
@@ -297,39 +283,39 @@ class AnswerError(PostPressError):
 
 
 class DeadlineError(PostPressError):
-    """The call's deadline passed while it waited for its turn: nothing was sent."""
+    """The deadline passed while the call waited, so nothing was sent."""
 
 
-# --- Not about one answer ------------------------------------------------------------------------
+# --- Not about one response ----------------------------------------------------------------------
 
 
 class ConfigurationError(PostPressError):
-    """The session cannot work as it was made: no key, a wrong base URL, another event loop."""
+    """The session cannot be used: no API key, a wrong base URL, another event loop."""
 
     scope = Scope.REQUEST
 
 
 class SessionClosedError(ConfigurationError):
-    """The session was closed, and does not reopen. Make a new one."""
+    """The session was closed and cannot be reopened. Create a new one."""
 
 
 class RotationError(PostPressError):
-    """A rotation cannot begin, or cannot go on."""
+    """A rotation cannot start or continue."""
 
     scope = Scope.REQUEST
 
 
 class ClusterError(RotationError):
-    """The cluster cannot be reached, went away, or has no worker that can work."""
+    """The cluster cannot be reached, was lost, or has no usable worker."""
 
 
 class FleetError(RotationError):
-    """The rotation's input cannot be read, or has rows that were refused."""
+    """The input of the rotation cannot be read, or has rejected rows."""
 
 
 class JournalError(RotationError):
-    """The journal is of another input or target, damaged, or not one of ours."""
+    """The file is not a journal, is damaged, or belongs to another input or target."""
 
 
 class JournalNotWritableError(JournalError):
-    """The journal cannot be written: in use, read-only, deleted under way, or the disk is full."""
+    """The journal cannot be written: it is in use, read-only or deleted, or the disk is full."""

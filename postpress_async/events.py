@@ -1,9 +1,9 @@
 """
-What can be watched, as small frozen values handed to ``PostPressSession(on_event=...)``.
+Events, which are passed to ``PostPressSession(on_event=...)``.
 
-An observer is called in the event loop, between two steps of the call that it watches: it should be
-quick, and must not block. One that raises disturbs no call: the log has its traceback at its first mistake,
-its tenth, its hundredth and so on. No event holds a secret.
+An observer is called in the event loop, during the call that it observes. It should be fast, and must not
+block. Exceptions that it raises do not affect calls: the first, tenth, hundredth ... is logged with its
+traceback. Events never contain secrets.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from postpress_async.errors import Applied, PostPressError, Scope
 @frozen
 class CallStarted:
     """
-    A call of `update_proxy`, or of a rotation, begins; it may have to wait before its first attempt.
+    A call of `update_proxy`, or of a rotation, starts. It may have to wait before its first attempt.
 
-    What is told until its `CallEnded` about it is told in its own task, `PauseBegan` and `PauseEnded` apart:
-    an observer can know it by `asyncio.current_task`.
+    All events of a call are sent in its task, so an observer can match them by `asyncio.current_task`.
+    `PauseBegan` and `PauseEnded` do not belong to a call.
 
     Attributes:
-        url: Where its requests go. The account's id is in it, and no secret.
+        url: The URL of its requests. It contains the account id, and no secret.
     """
 
     account_id: str
@@ -33,14 +33,14 @@ class CallStarted:
 @frozen
 class CallEnded:
     """
-    A call is over. This is always its last event.
+    A call ended. This is always its last event.
 
     Attributes:
-        attempts: Requests that it sent.
+        attempts: Number of requests sent.
         elapsed: Seconds from the start of its first attempt to its end. Retries and all waits before them are
             included, the wait before the first attempt is not; 0 if there was no attempt.
-        error: What it raised; None on success, and where it was given up.
-        given_up: Whether it was cancelled, or a mistake of a strategy ended it. An attempt that was under way
+        error: The error that it raised; None on success, and if it was given up.
+        given_up: Whether it was cancelled, or ended by an exception of a strategy. An attempt in flight
             then has no `AttemptEnded`.
     """
 
@@ -61,7 +61,7 @@ class AttemptStarted:
 
 @frozen
 class AttemptEnded:
-    """An attempt has its answer, or its error (None on success), after *elapsed* seconds."""
+    """An attempt ended after *elapsed* seconds, with *error* or (None) success."""
 
     account_id: str
     number: int
@@ -82,27 +82,27 @@ class RetryScheduled:
 
 @frozen
 class PauseBegan:
-    """The service is out: all calls of the session pause, but for probes."""
+    """The service is down: all calls of the session wait, except for probes (the circuit breaker opened)."""
 
 
 @frozen
 class PauseEnded:
-    """A probe was answered after *elapsed* seconds of pause: the calls go on."""
+    """A probe succeeded after *elapsed* seconds: calls continue (the circuit breaker closed)."""
 
     elapsed: float
 
 
 @frozen
 class ProxyQuarantined:
-    """A pool's proxy failed its accounts: no other gets it in this run. *proxy* is its label in the list."""
+    """A proxy of a pool failed too often and is not assigned again in this run. *proxy* is its label."""
 
     proxy: str
 
 
-@frozen(slots=False)  # as an `Outcome` is, and for the same reason
+@frozen(slots=False)  # like `Outcome`, for the same reason
 class AccountSettled:
     """
-    A rotation is done with an account: its *state* is patched, failed, unknown or skipped.
+    An account of a rotation is completed: its *state* is patched, failed, unknown or skipped.
 
     Attributes:
         elapsed: As in `Outcome`: seconds from the start of its first attempt to its end.

@@ -1,9 +1,9 @@
 """
-When to try again, and after how long.
+When an attempt is retried, and after how many seconds.
 
-The strategies are tenacity's, and so is the vocabulary. Its loop is not: it keeps the state of one call
-on an object that thousands of tasks share, and it costs on every success what only a failure needs.
-`Retrying` asks the same strategies and keeps nothing between calls.
+The strategies are tenacity's. Its loop is not used: it keeps the state of one call on an object that
+thousands of tasks share, and costs on every success what only a failure needs. `Retrying` asks the same
+strategies and keeps nothing between calls.
 """
 
 import asyncio
@@ -23,114 +23,116 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 LONGEST_RETRY_AFTER = 120.0
-"""Seconds of Retry-After beyond which a call gives up at once, and leaves them on the error."""
+"""Seconds. If the Retry-After is longer, the call gives up at once; `PostPressError.retry_after` has it."""
 
 
 class Call(Protocol[T_co]):
     """
-    What can be tried again: each time it is called is an attempt.
+    An operation that can be retried. Calling it makes one attempt.
 
     Attributes:
-        began: When its deadline began to count, by the event loop's clock.
-        patient: Whether the seconds of a Retry-After, and of a wait after an attempt that was not
-            *counted*, are no part of its deadline.
-        counted: Whether the attempt that failed last uses one up.
+        started: Time of the event loop from which the deadline counts.
+        counts_as_attempt: Whether the last attempt uses up one of the policy's.
     """
 
-    began: float
-    patient: bool
-    counted: bool
+    started: float
+    counts_as_attempt: bool
 
     async def __call__(self) -> T_co:
-        """One attempt; raise `PostPressError` where it failed."""
+        """Make one attempt. Raises `PostPressError` if it fails."""
         ...
 
-    def may_repeat(self, error: PostPressError) -> bool:
-        """Whether another attempt could do no harm; asked after the policy has said yes."""
+    def may_retry(self, error: PostPressError) -> bool:
+        """Whether another attempt does no harm. Asked after the policy allowed it."""
+        ...
+
+    def excluded(self, error: PostPressError, backoff: float) -> float:
+        """Seconds of a *backoff* after *error* that do not count against the deadline."""
         ...
 
     async def wait(self, seconds: float) -> None:
-        """Let that time pass."""
+        """Back off for *seconds*."""
         ...
 
-    async def ask(self, strategy: Awaitable[T]) -> T:
-        """Wait for an asynchronous strategy's answer, no longer than the call may go on."""
+    async def wait_for(self, strategy: Awaitable[T]) -> T:
+        """Await an asynchronous strategy, but not beyond the deadline."""
         ...
 
 
 class FullJitter(tenacity.wait.wait_base):
     """
-    A wait before attempt *n + 1* drawn from 0 to ``min(max_wait, first_wait * 2 ** (n - 1))`` seconds.
+    A backoff after attempt *n*, drawn from 0 to ``min(max_wait, first_wait * 2 ** (n - 1))`` seconds.
 
     Source: "full jitter" in M. Brooker, *Exponential Backoff and Jitter* (AWS Architecture Blog, 2015).
-    tenacity's `wait_random_exponential` draws the same, from the module `random`; this one takes its
-    *chance* from outside, so that a run can be repeated.
+    tenacity's `wait_random_exponential` draws from the same range, but always from the module `random`. This
+    class accepts a generator, *chance*, so that a run can be repeated.
     """
 
     def __init__(self, first_wait: float, max_wait: float, chance: random.Random | None = None) -> None:
         self.first_wait = first_wait
         self.max_wait = max_wait
-        self._random = (chance or random).random  # its quality is no matter of security
+        self._random = (chance or random).random  # not used for security
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-        # 2.0 ** 1024 is an OverflowError; a product that is too large is merely infinite.
-        edge = self.first_wait * 2.0 ** min(retry_state.attempt_number - 1, 1000)
-        return self._random() * min(self.max_wait, edge)
+        # 2.0 ** 1024 raises OverflowError; a product that is too large is infinite.
+        upper = self.first_wait * 2.0 ** min(retry_state.attempt_number - 1, 1000)
+        return self._random() * min(self.max_wait, upper)
 
 
 def _positive(_instance: object, attribute: Any, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{attribute.name} is a number of seconds above 0, not {value!r}")
+        raise ValueError(f"{attribute.name} must be a number of seconds above 0, got {value!r}")
 
 
 def _count(_instance: object, _attribute: Any, value: int) -> None:
     if type(value) is not int or value < 1:
-        raise ValueError(f"attempts is a whole number from 1, the first one included, not {value!r}")
+        raise ValueError(f"attempts must be an integer from 1, including the first attempt, got {value!r}")
 
 
 def _strategy(_instance: object, attribute: Any, value: object) -> None:
     if not callable(value) and (value is not None or attribute.name == "sleep"):
-        raise ValueError(f"{attribute.name} is called, as tenacity's strategies are; {value!r} cannot be")
+        raise ValueError(f"{attribute.name} must be callable, as tenacity's strategies are, got {value!r}")
 
 
 def _as_tuple(kinds: Iterable[type[PostPressError]]) -> tuple[type[PostPressError], ...]:
-    return kinds if isinstance(kinds, type) else tuple(kinds)  # type: ignore[return-value]  # pyright: ignore[reportReturnType] # told by `_kinds`
+    return kinds if isinstance(kinds, type) else tuple(kinds)  # type: ignore[return-value]  # pyright: ignore[reportReturnType] # rejected by `_kinds`
 
 
 def _kinds(_instance: object, attribute: Any, value: tuple[type, ...]) -> None:
     if isinstance(value, type):
         raise ValueError(
-            f"{attribute.name} takes classes of postpress_async.errors in a tuple: write ({value.__name__},)"
+            f"{attribute.name} must be a tuple of classes of postpress_async.errors: "
+            f"write ({value.__name__},)"
         )
     for kind in value:
         if not (isinstance(kind, type) and issubclass(kind, PostPressError)):
-            raise ValueError(f"{attribute.name} takes classes of postpress_async.errors, not {kind!r}")
+            raise ValueError(f"{attribute.name} must have classes of postpress_async.errors, got {kind!r}")
 
 
 @frozen(kw_only=True)
 class RetryPolicy:
     """
-    Full-jitter exponential backoff under three caps; one immutable value, shared by any number of calls.
+    Exponential backoff with full jitter, limited by attempts, a deadline and a longest wait.
 
-    The wait before attempt *n + 1* is drawn from 0 to ``min(max_wait, first_wait * 2 ** (n - 1))``
-    seconds; a Retry-After is a floor under it. A wait that would overrun *deadline* is not begun.
-    The last error is raised unchanged.
+    The wait after attempt *n* is drawn from 0 to ``min(max_wait, first_wait * 2 ** (n - 1))`` seconds, but is
+    at least the Retry-After. A wait that would exceed *deadline* does not begin. The last error is raised
+    unchanged. A policy is immutable and can be shared by any number of calls.
 
     Attributes:
-        attempts: Attempts in all, the first included; from 1.
-        attempt_timeout: Seconds for one attempt, from its connection to the last byte of its answer.
-        deadline: Seconds for all attempts and waits of a call together; `math.inf` for none.
-        first_wait: Upper edge of the first wait, in seconds.
-        max_wait: Upper edge of any wait, in seconds.
-        also_on: Classes of errors that are retried although they say they are not retryable.
-        never_on: Classes of errors that are not retried although they say they are; beats *also_on*.
+        attempts: Most attempts, including the first; from 1.
+        attempt_timeout: Seconds for one attempt, from connecting to the last byte of the response.
+        deadline: Seconds for all attempts and waits of a call together; `math.inf` for no deadline.
+        first_wait: Upper end of the first wait, in seconds.
+        max_wait: Upper end of all waits, in seconds.
+        also_on: Classes of errors to retry although their `retryable` is False.
+        never_on: Classes of errors not to retry although their `retryable` is True; overrides *also_on*.
         wait: A tenacity wait strategy in place of the full jitter.
-        stop: A tenacity stop strategy in place of *attempts*; the deadline holds all the same.
+        stop: A tenacity stop strategy in place of *attempts*; the deadline still applies.
         sleep: Called with the seconds of each backoff. A test may record them and return at once: they count
             against *deadline* as if they had been slept.
 
     Raises:
-        ValueError: A number is not as said above.
+        ValueError: A value is out of its range or of the wrong type.
     """
 
     attempts: int = field(default=4, validator=_count)
@@ -150,95 +152,92 @@ class RetryPolicy:
     _retrying: "Retrying" = field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        # Made once, after the numbers have been checked; a frozen value is set this one way.
+        # Made once, after validation. A frozen instance can only be set in this way.
         object.__setattr__(self, "_retrying", Retrying.of(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What was made of it is made again there: older tenacitys hold a lock in it, which cannot travel.
-        given = {each.name: getattr(self, each.name) for each in fields(RetryPolicy) if each.init}
-        return partial(type(self), **given), ()
+        # Rebuilt from its arguments: older versions of tenacity keep a lock in `_retrying`.
+        arguments = {a.name: getattr(self, a.name) for a in fields(RetryPolicy) if a.init}
+        return partial(type(self), **arguments), ()
 
     def retries(self, error: BaseException) -> bool:
-        """Whether *error* is worth another attempt, were there attempts and time left."""
+        """Whether *error* is retried, if attempts and time are left."""
         if not isinstance(error, PostPressError) or isinstance(error, self.never_on):
             return False
         return error.retryable or isinstance(error, self.also_on)
 
     def explain(self, error: BaseException) -> str:
-        """A sentence that says whether *error* is retried, and why; for a log, or for a person who asks."""
+        """A sentence that says whether and why *error* is retried, for logs and people."""
         name = error.code if isinstance(error, PostPressError) else type(error).__name__
         if not isinstance(error, PostPressError):
-            return f"{name} is not retried: it is no error of a call, but of the program."
+            return f"{name} is not retried: it is not an error of a call."
         if isinstance(error, self.never_on):
-            return f"{name} is not retried: never_on says so."
+            return f"{name} is not retried: never_on has its class."
         if not self.retries(error):
             return f"{name} is not retried: {_why_not(error)}"
-        if (asked := error.retry_after or 0.0) > LONGEST_RETRY_AFTER:
+        if (retry_after := error.retry_after or 0.0) > LONGEST_RETRY_AFTER:
             limit = f"more than {LONGEST_RETRY_AFTER:g} s"
-            return f"{name} is not retried now: the answer asks to wait {asked:g} s, {limit}."
-        why = "such errors often pass" if error.retryable else "also_on says so"
-        stop = (
-            f"up to {self.attempts} attempts" if self.stop is None else "until its stop strategy says enough"
-        )
+            return f"{name} is not retried now: the response asks to wait {retry_after:g} s, {limit}."
+        why = "it is often temporary" if error.retryable else "also_on has its class"
+        stop = f"up to {self.attempts} attempts" if self.stop is None else "until the stop strategy ends it"
         return f"{name} is retried: {why}; {stop}, within {self.deadline:g} s."
 
     def run(self, call: Call[T]) -> Coroutine[Any, Any, T]:
-        """The result of the first attempt that succeeds, or the error of the last that did not."""
+        """Run attempts until one succeeds. Returns its result, or raises the error of the last attempt."""
         return self._retrying(call)
 
 
 class Retrying(AsyncRetrying):
-    """tenacity's strategies, asked about one call without keeping anything of it."""
+    """Runs one call with tenacity's strategies, and keeps no state of it."""
 
     _before_deadline: Callable[[tenacity.RetryCallState], bool]
 
     @classmethod
     def of(cls, policy: RetryPolicy) -> "Retrying":
-        """The strategies that *policy* names."""
-        # `_answer` waits for those that are coroutine functions, which tenacity's types do not foresee.
+        """The strategies of *policy*."""
+        # `_resolve` awaits strategies that are coroutine functions; tenacity's types do not allow for them.
         stop: Any = policy.stop or tenacity.stop_after_attempt(policy.attempts)
         wait: Any = policy.wait or FullJitter(policy.first_wait, policy.max_wait)
-        made = cls(
+        retrying = cls(
             stop=stop,
             wait=wait,
             retry=tenacity.retry_if_exception(policy.retries),
         )
-        made._before_deadline = tenacity.stop_before_delay(policy.deadline)
-        return made
+        retrying._before_deadline = tenacity.stop_before_delay(policy.deadline)
+        return retrying
 
     async def __call__(self, fn: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Try *fn*, a `Call`; see `RetryPolicy.run`."""
+        """Run *fn*, a `Call`; see `RetryPolicy.run`."""
         try:
             return await fn(*args, **kwargs)
         except PostPressError as error:
             failure = error
         try:
-            return await self._again(failure, fn, args, kwargs)
+            return await self._retry(failure, fn, args, kwargs)
         finally:
-            del failure  # an exception that a frame of its own traceback names is a cycle
+            del failure  # an exception held by a frame of its own traceback is a reference cycle
 
-    async def _again(self, failure: PostPressError, call: Any, args: Any, kwargs: Any) -> Any:
+    async def _retry(self, failure: PostPressError, call: Any, args: Any, kwargs: Any) -> Any:
         clock = asyncio.get_running_loop().time
         state = tenacity.RetryCallState(self, call, args, kwargs)
         try:
             while True:
                 state.set_exception((type(failure), failure, failure.__traceback__))
-                # The loop's clock, not the system's that tenacity took: a test can bend it.
-                state.start_time, state.outcome_timestamp = call.began, clock()
-                if not call.counted:
+                # The loop's clock instead of tenacity's, so that tests can use virtual time.
+                state.start_time, state.outcome_timestamp = call.started, clock()
+                if not call.counts_as_attempt:
                     state.attempt_number -= 1
-                if not self.retry(state) or not call.may_repeat(failure):  # the policy's own, never a user's
+                if not self.retry(state) or not call.may_retry(failure):  # always the policy's own strategy
                     raise failure
-                asked, wait = failure.retry_after or 0.0, self.wait(state)
+                retry_after, wait = failure.retry_after or 0.0, self.wait(state)
                 if not isinstance(wait, _PLAIN):
-                    wait = await _answer(call, wait)
-                state.upcoming_sleep = max(asked, wait)
-                if call.patient:
-                    state.start_time += asked if call.counted else state.upcoming_sleep
+                    wait = await _resolve(call, wait)
+                state.upcoming_sleep = max(retry_after, wait)
+                state.start_time += call.excluded(failure, state.upcoming_sleep)
                 stop: Any = self.stop(state)
                 if not isinstance(stop, _PLAIN):
-                    stop = await _answer(call, stop)
-                if stop or asked > LONGEST_RETRY_AFTER or self._before_deadline(state):
+                    stop = await _resolve(call, stop)
+                if stop or retry_after > LONGEST_RETRY_AFTER or self._before_deadline(state):
                     raise failure
                 state.idle_for += state.upcoming_sleep
                 await call.wait(state.upcoming_sleep)
@@ -254,15 +253,15 @@ class Retrying(AsyncRetrying):
 
 def _why_not(error: PostPressError) -> str:
     if error.status in RETRYABLE_STATUSES:
-        return f"its type is none that passes, although its status, {error.status}, is one that may."
+        return f"its type is not temporary, although its status, {error.status}, may be."
     if error.applied is Applied.UNKNOWN:
-        return "the change may have been applied, and sending it again could not tell."
-    return f"sent again, it would get the same answer; it speaks against the {error.scope}."
+        return "the change may have been applied, and sending it again would not show whether it was."
+    return f"a retry would get the same response; the cause is the {error.scope}."
 
 
-_PLAIN = (int, float)  # of a strategy that answers at once; bool is an int
+_PLAIN = (int, float)  # results of synchronous strategies; bool is an int
 
 
-async def _answer(call: Any, given: Any) -> Any:
+async def _resolve(call: Any, result: Any) -> Any:
     # A user's strategy may be a coroutine function, as with tenacity itself.
-    return await call.ask(given) if inspect.isawaitable(given) else given
+    return await call.wait_for(result) if inspect.isawaitable(result) else result

@@ -1,4 +1,4 @@
-"""The session: one object that gives accounts new proxies, from any number of tasks at once."""
+"""The session, which updates the proxies of accounts from any number of tasks."""
 
 import asyncio
 import logging
@@ -12,52 +12,57 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 import aiohttp
 
 from postpress_async import events
-from postpress_async._call import Line, UpdateCall
-from postpress_async._guarded import Guarded
-from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey, check_key
-from postpress_async._lean_transport import make_lean
-from postpress_async._lifetime import Lifetime, Waits
-from postpress_async._network import Transport
+from postpress_async._call.context import CallContext, CallHooks
+from postpress_async._call.idempotency import FixedKey, FreshKeys, KeyGenerator, Keys, check_key
+from postpress_async._call.keyed_lock import KeyedLock
+from postpress_async._call.tracker import CallTracker, WaitGroup
+from postpress_async._call.update import UpdateCall
+from postpress_async._http.lean_transport import make_lean_transport
+from postpress_async._http.session_transport import AiohttpTransport
+from postpress_async._http.transport import Transport
+from postpress_async._safe_observer import SafeObserver
 from postpress_async._settings import make_tls, read_api_key, read_base_url, target_of
-from postpress_async._transport import AiohttpTransport
-from postpress_async._turns import Turns
 from postpress_async.errors import ConfigurationError
 from postpress_async.events import Observer
 from postpress_async.models import AccountPatched, ProxyChange
-from postpress_async.pace import Pace, Pacer
+from postpress_async.pace import Pace
+from postpress_async.pace._pacer import Pacer
 from postpress_async.retry import RetryPolicy
 from postpress_async.secret import Secret
 
 if TYPE_CHECKING:
     from postpress_async.rotation import Halt, ProxyPool, Rotation
-    from postpress_async.rotation._account_task import AccountTask
     from postpress_async.rotation._input import Changes
     from postpress_async.rotation.journal import OnFailed, OnUnknown
 
-_TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {"session": AiohttpTransport, "lean": make_lean}
+_TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {
+    "session": AiohttpTransport,
+    "lean": make_lean_transport,
+}
 _log = logging.getLogger("postpress_async.pace")
 
 
 class PostPressSession:
     """
-    The PostPress API, as seen from asyncio.
+    A client of the PostPress API for asyncio.
 
-    It may be made outside the event loop, and belongs to the loop that first uses it. Close it with
-    ``async with`` or `aclose`; a closed session does not reopen.
+    It may be created outside the event loop, and belongs to the loop that first uses it. Close it with
+    ``async with`` or `aclose`; a closed session cannot be reopened.
 
     Args:
-        api_key: The key of the dashboard; else the environment's ``POSTPRESS_API_KEY``.
-        base_url: https, or http to this machine; else ``POSTPRESS_BASE_URL``, else PostPress's own.
-        retry: How each call is retried; `update_proxy` takes another one for a single call.
-        pace: How many requests are in flight at once, over all calls.
-        idempotency: Whether an ``Idempotency-Key`` goes with each request. Without it, a managed change
-            whose outcome is unknown is not sent a second time.
-        ssl: A context that checks certificates, or a PEM file of those to trust; else the system's.
-        connector: An aiohttp connector of your own, which stays yours to close and then has its own TLS.
-        transport: ``"session"``: through `aiohttp.ClientSession`, which can be mocked. ``"lean"``: over its
-            connections alone, for about half the CPU; where this aiohttp is not as that needs it, a warning
-            in the log says so, and it is ``"session"`` after all.
-        on_event: Called with each of `postpress_async.events`.
+        api_key: The API key of the dashboard; if None, the environment variable ``POSTPRESS_API_KEY``.
+        base_url: An https URL, or http to this machine; if None, the environment variable
+            ``POSTPRESS_BASE_URL``, or the URL of PostPress.
+        retry: When calls are retried; `update_proxy` accepts another policy for a single call.
+        pace: Limits of concurrency and rate, over all calls.
+        idempotency: Whether to send an ``Idempotency-Key`` with each request. Without it, a managed proxy
+            whose outcome is unknown is not requested again.
+        ssl: A context that checks certificates, or a PEM file of trusted certificates; if None, the system's.
+        connector: An aiohttp connector with its own TLS settings. The session does not close it.
+        transport: ``"session"`` uses `aiohttp.ClientSession`, which tests can mock. ``"lean"`` uses only its
+            connections, for about half the CPU time; if the installed aiohttp is incompatible with it, a
+            warning is logged and ``"session"`` is used.
+        on_event: Called with each event of `postpress_async.events`.
 
     Raises:
         ConfigurationError: The key, the base URL or the certificates cannot be used.
@@ -68,7 +73,7 @@ class PostPressSession:
         api_key: str | Secret | None = None,
         *,
         base_url: str | None = None,
-        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable, as is the pace
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable, like Pace
         pace: Pace = Pace(),  # noqa: B008
         idempotency: bool = True,
         ssl: tls.SSLContext | str | os.PathLike[str] | None = None,
@@ -77,37 +82,32 @@ class PostPressSession:
         on_event: Observer | None = None,
     ) -> None:
         if transport not in _TRANSPORTS:
-            raise ConfigurationError(f'there is no transport {transport!r}: it is "session" or "lean"')
+            raise ConfigurationError(f'transport must be "session" or "lean", got {transport!r}')
         key = read_api_key(api_key)
         url = read_base_url(base_url)
-        # The system's certificates take 20 ms to load, and plain http to this machine needs none.
+        # Loading the system's certificates takes 20 ms, and http to this machine needs none.
         context = make_tls(ssl) if ssl is not None or url.scheme == "https" else None
         self._target: Final = target_of(url)
         self._retry: Final = retry
         self._pace: Final = pace
         self._idempotency: Final = idempotency
-        self._key_maker: Final = KeyMaker()
-        self._lifetime: Final = Lifetime()
-        observer = None if on_event is None else Guarded(on_event)
-        self._line: Final = Line(
+        self._key_maker: Final = KeyGenerator()
+        self._tracker: Final = CallTracker()
+        observer = None if on_event is None else SafeObserver(on_event)
+        self._context: Final = CallContext(
             _TRANSPORTS[transport](url, key, tls=context, connector=connector),
             key,
-            Pacer(pace, random=random.random, on_pause=_Pauses(observer).told),
-            Turns(),
-            self._lifetime,
+            Pacer(pace, random=random.random, on_pause=_PauseReporter(observer).on_pause),
+            KeyedLock(),
+            self._tracker,
             observer,
             url,
         )
 
     @property
     def paused(self) -> bool:
-        """Whether all calls pause now, but for probes: the service is out."""
-        return self._line.pacer.paused
-
-    @property
-    def pacer(self) -> Pacer:
-        """Not for callers: what lets its calls in. A cluster leases it its rate, and tells it of pauses."""
-        return self._line.pacer
+        """Whether all calls wait, except for probes, because the service is down."""
+        return self._context.pacer.paused
 
     async def update_proxy(
         self,
@@ -118,7 +118,7 @@ class PostPressSession:
         idempotency_key: str | None = None,
     ) -> AccountPatched:
         """
-        Give one account the proxy that *change* describes.
+        Set the proxy of one account to *change*.
 
         Updates of one account on one session run one after another, in the order of the calls. So the last
         call made is the last applied, unless an earlier one was cancelled or timed out: the API may still
@@ -127,23 +127,23 @@ class PostPressSession:
         Args:
             account_id: 1 to 256 of ``A-Z a-z 0-9 . _ ~ -``.
             change: A `CustomProxy` or a `ManagedProxy`.
-            retry: In place of the session's policy.
-            idempotency_key: Kept for every attempt, in place of the session's own keys; visible ASCII.
+            retry: Overrides the session's policy.
+            idempotency_key: Used for every attempt instead of generated keys; visible ASCII.
 
         Raises:
-            ValueError: The id or the key cannot be sent. Nothing was.
-            ApiError: The API refused; the class says what, `scope` whose fault it is.
-            TransportError: No answer came.
-            AnswerError: An answer came that cannot be believed.
+            ValueError: The id or the key is invalid. Nothing was sent.
+            ApiError: An error response; see its class and `scope`.
+            TransportError: There was no response.
+            AnswerError: The response is invalid.
             DeadlineError: The deadline passed before anything was sent.
             ConfigurationError: The session is closed, or belongs to another event loop.
         """
         if idempotency_key is not None:
-            keys: Keys = OneKey(check_key(idempotency_key))
+            keys: Keys = FixedKey(check_key(idempotency_key))
         else:
-            keys = FreshKeys(self._key_maker) if self._idempotency else OneKey(None)
-        with self._lifetime:
-            return await UpdateCall(self._line, account_id, change, keys, retry or self._retry).run()
+            keys = FreshKeys(self._key_maker) if self._idempotency else FixedKey(None)
+        with self._tracker:
+            return await UpdateCall(self._context, account_id, change, keys, retry or self._retry).run()
 
     def rotate(
         self,
@@ -158,32 +158,32 @@ class PostPressSession:
         on_failed: "OnFailed" = "report",
     ) -> "Rotation":
         """
-        A rotation of many accounts: enter it with ``async with``, iterate over its outcomes.
+        Create a rotation of many accounts. Enter it with ``async with``, and iterate over its outcomes.
 
         Args:
-            changes: Pairs of account id and change, from any iterable (also asynchronous, also a
-                mapping), read as they are worked; or a `Fleet`; or a pandas or polars frame with a fleet's
-                columns, see `Fleet.of`. A wrong pair is an outcome, no exception. With a *pool*, an account
-                id alone will do.
-            journal: The SQLite file that remembers what is settled. A run that was stopped or killed goes
-                on where it was, with the same changes in the same order.
-            in_flight: Accounts worked on at once, from 1; else the pace's.
-            halt: When to stop by itself: ``"5%"`` of the latest 200 accounts failed, or 100 accounts did,
-                or ``"never"``; or a `Halt`, which may have a canary. ``"50%"`` where it is None.
-            pool: Where accounts that name no change get their proxy from, and the next one if it fails.
-            limit: Accounts that are taken in this run at most, from 1; None for all.
-            on_unknown: Whether accounts whose outcome is unknown after an earlier run are sent again under
-                the same key (``"retry"``), or left as they are (``"report"``); those that a killed run may
-                have sent included.
-            on_failed: Whether accounts that failed in an earlier run are left as they are (``"report"``), or
-                sent again under fresh keys (``"retry"``).
+            changes: Pairs of account id and change from an iterable, an async iterable or a mapping, read as
+                needed; or a `Fleet`; or a pandas or polars frame with the columns of a fleet, see `Fleet.of`.
+                An invalid pair becomes an outcome instead of an exception. With a *pool*, account ids alone
+                are enough.
+            journal: The SQLite file from which the rotation can be resumed after it was stopped or killed,
+                with the same changes in the same order.
+            in_flight: Accounts processed at once, from 1; if None, `Pace.in_flight`.
+            halt: When to abort: ``"5%"`` of the latest 200 accounts failed, ``100`` accounts failed, or
+                ``"never"``; or a `Halt`, which may have a canary stage. None means ``"50%"``.
+            pool: Assigns proxies to accounts without a change, and replaces those that fail.
+            limit: Most accounts to process in this run, from 1; None for all.
+            on_unknown: Whether accounts whose outcome is unknown after an earlier run, or that a killed run
+                may have sent, are sent again with the same key (``"retry"``) or left as they are
+                (``"report"``).
+            on_failed: Whether accounts that failed in an earlier run are left as they are (``"report"``) or
+                sent again with new keys (``"retry"``).
 
         Raises:
-            ValueError: An argument is not as said above; the fleet needs a pool and there is none; or no
-                account would use the *pool* (known for a fleet, a frame, and any collection of accounts).
+            ValueError: An argument is invalid; the fleet requires a pool; or no account would use the *pool*
+                (checked for a fleet, a frame, or any collection of accounts).
             JournalError: On entering it: the journal is in use, of another input, or cannot be written.
         """
-        # Here, since most programs that call one account at a time never come here: see `__init__`.
+        # Imported here, because programs that update single accounts do not need it.
         from postpress_async.rotation import Halt, Rotation
         from postpress_async.rotation._input import RotationInput, check_count
 
@@ -200,7 +200,7 @@ class PostPressSession:
             pool=pool,
         )
         return Rotation(
-            self.run_errand,
+            self._run_call,
             given.rows,
             in_flight=at_once,
             journal=opener,
@@ -209,43 +209,43 @@ class PostPressSession:
             halt=Halt.of(halt),
             pool=pool,
             limit=limit,
-            waits=self.part_of_waits(),
-            observer=self._line.observer,
+            waits=self._new_wait_group(),
+            observer=self._context.observer,
         )
 
-    async def run_errand(
-        self, account_id: str, change: ProxyChange, keys: Keys, errand: "AccountTask | None" = None, /
+    async def _run_call(
+        self, account_id: str, change: ProxyChange, keys: Keys, hooks: CallHooks | None = None, /
     ) -> AccountPatched:
-        """Not for callers: one call under keys of a rotation, on any machine, or of the command line."""
+        """Make one call with keys of a rotation or of the command line."""
         if not self._idempotency:
-            keys = OneKey(None, keys.in_doubt)
-        with self._lifetime:
+            keys = FixedKey(None, keys.in_doubt)
+        with self._tracker:
             call = UpdateCall(
-                self._line,
+                self._context,
                 account_id,
                 change,
                 keys,
                 self._retry,
-                errand,
+                hooks,
             )
             return await call.run()
 
-    def part_of_waits(self) -> Waits:
-        """Not for callers: where the calls of one rotation wait."""
-        return self._lifetime.part()
+    def _new_wait_group(self) -> WaitGroup:
+        """The wait group of one rotation's calls."""
+        return self._tracker.child()
 
     async def aclose(self, timeout: float = 5.0) -> None:
         """
         Close the session for good. Closing it again does nothing.
 
-        Calls under way have *timeout* seconds to end; those that then still wait or retry raise their
-        last error or `SessionClosedError`, and those in flight raise `ConnectionLostError`.
+        Open calls have *timeout* seconds to end. Then those that still wait or retry raise their last error
+        or `SessionClosedError`, and those in flight raise `ConnectionLostError`.
         """
         try:
-            await self._lifetime.close(timeout)
+            await self._tracker.close(timeout)
         finally:
-            self._lifetime.end()
-            await self._line.transport.aclose()
+            self._tracker.end()
+            await self._context.transport.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -253,34 +253,38 @@ class PostPressSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error nobody waits for what is still under way.
+        # After an error, do not wait for open calls.
         await self.aclose(0.0 if kind is not None else 5.0)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a session cannot be pickled or copied: make a new one where it is needed")
+        raise TypeError("a session cannot be pickled or copied: create a new one where it is needed")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'closed' if self._lifetime.ended else 'open'}>"
+        return f"<{type(self).__name__} {'closed' if self._tracker.ended else 'open'}>"
 
 
-class _Pauses:
-    """Tells of pauses. It does not know the session: with a cycle, one left open is not told of at once."""
+class _PauseReporter:
+    """
+    Logs and reports when the circuit breaker opens and closes.
 
-    def __init__(self, observer: Guarded[events.Event] | None) -> None:
+    It has no reference to the session. With a cycle, Python would not warn at once about a session left open.
+    """
+
+    def __init__(self, observer: SafeObserver[events.Event] | None) -> None:
         self._observer: Final = observer
         self._began = 0.0
 
-    def told(self, began: bool) -> None:
+    def on_pause(self, began: bool) -> None:
         """See `Pacer`."""
         now = asyncio.get_running_loop().time()
         if began:
             self._began = now
-            _log.warning("the service is out: all calls pause, but for probes", extra={"paused": True})
+            _log.warning("the service is down: all calls wait, except for probes", extra={"paused": True})
             event: events.Event = events.PauseBegan()
         else:
             elapsed = now - self._began
-            told = "the service is back after %.1f s: the calls go on"
-            _log.warning(told, elapsed, extra={"paused": False, "elapsed": elapsed})
+            message = "the service is up again after %.1f s: calls continue"
+            _log.warning(message, elapsed, extra={"paused": False, "elapsed": elapsed})
             event = events.PauseEnded(elapsed)
         if self._observer is not None:
             self._observer(event)

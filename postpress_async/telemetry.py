@@ -34,7 +34,7 @@ from attrs import define
 from yarl import URL
 
 from postpress_async import errors, events
-from postpress_async._guarded import Guarded
+from postpress_async._safe_observer import SafeObserver
 from postpress_async._version import __version__
 from postpress_async.errors import ApiError, Applied, PostPressError
 
@@ -142,7 +142,7 @@ class Telemetry:
         self._quarantines: Final = meter.create_counter(
             "postpress.rotation.quarantines", unit="{proxy}", description="Quarantined proxies of pools."
         )
-        self._then: Final = None if then is None else Guarded(then)
+        self._then: Final = None if then is None else SafeObserver(then)
         self._active_calls: Final[dict[asyncio.Task[Any], _ActiveCall]] = {}
 
     def __call__(self, event: events.Event) -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from postpress_async import errors
-from postpress_async._wire import Answer, Request, read_patched
+from postpress_async._http.codec import Request, Response, decode_response
 from postpress_async.errors import Applied, Scope
 from postpress_async.models import Attempt
 from postpress_async.secret import Secret
@@ -57,7 +57,7 @@ def answered(status: int, type_: str) -> errors.ApiError:
 def refusal(status: int, body: str) -> errors.ApiError:
     """The error that an answer with this body becomes."""
     with pytest.raises(errors.ApiError) as caught:
-        read_patched(Answer(status, body.encode()), Request("acc_1", b"{}"), Secret("key"))
+        decode_response(Response(status, body.encode()), Request("acc_1", b"{}"), Secret("key"))
     return caught.value
 
 
@@ -131,7 +131,7 @@ def test_the_status_decides_where_the_type_does_not_fit(
 def test_an_answer_without_an_envelope_is_its_status_s_class(status: int) -> None:
     """A gateway's HTML page in front of the API: 502, 503, 504 and 429 pass, a 500 may have been applied."""
     with pytest.raises(errors.ApiError) as caught:
-        read_patched(Answer(status, b"<html>no</html>"), Request("acc_1", b"{}"), Secret("key"))
+        decode_response(Response(status, b"<html>no</html>"), Request("acc_1", b"{}"), Secret("key"))
 
     assert type(caught.value) is errors.BY_STATUS[status]
     assert caught.value.retryable is (status in {429, 502, 503, 504})

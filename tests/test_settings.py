@@ -98,7 +98,7 @@ def test_an_empty_key_is_not_replaced_by_the_environment_s(
 @pytest.mark.parametrize("kind", [str, Secret], ids=["text", "secret"])
 def test_a_key_that_cannot_be_a_header_is_refused(form: str, kind: Any) -> None:
     """A line break would begin another header; a space or a curly quote came along when it was copied."""
-    with pytest.raises(ConfigurationError, match="copy it once more") as caught:
+    with pytest.raises(ConfigurationError, match="copy it again") as caught:
         read_api_key(kind(form.format("hunter2")))
 
     assert "hunter2" not in repr(caught.value)
@@ -274,7 +274,7 @@ def test_a_base_url_that_cannot_work_is_refused(url: Any) -> None:
         ),
         pytest.param(
             "http://api.example.com/v1",
-            "the base URL is http, and the key could be read on the network; "
+            "the base URL is http, so the key could be read on the network; "
             "write https://HOST[:PORT][/PATH], such as https://api.postpress.ai/v1 "
             "(http:// is accepted for this machine only)",
             id="http",

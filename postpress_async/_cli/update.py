@@ -9,10 +9,10 @@ from typing import Final, Literal
 
 import click
 
+from postpress_async._call.idempotency import FixedKey, FreshKeys, KeyGenerator, Keys, check_key
 from postpress_async._cli import exit_codes, options
 from postpress_async._cli.command import Command, Option
 from postpress_async._cli.secret_input import EXPOSED_PROXY, read_key, read_secret_file
-from postpress_async._idempotency import FreshKeys, KeyMaker, Keys, OneKey, check_key
 from postpress_async.errors import Applied, PostPressError, Scope
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.session import PostPressSession
@@ -79,7 +79,7 @@ def update(
             raise click.UsageError("--idempotency-key cannot be combined with --no-idempotency")
         check_key(idempotency_key)
     has_own_key = idempotency_key is not None
-    keys: Keys = OneKey(idempotency_key) if has_own_key or no_idempotency else FreshKeys(KeyMaker())
+    keys: Keys = FixedKey(idempotency_key) if has_own_key or no_idempotency else FreshKeys(KeyGenerator())
     key = read_key(api_key_file)
     open_session = partial(PostPressSession, key, base_url=base_url, transport=transport)
     return asyncio.run(_update(open_session, account_id, change, keys, has_own_key=has_own_key))
@@ -95,7 +95,7 @@ async def _update(
 ) -> int:
     async with open_session() as session:
         try:
-            result = await session.run_errand(account_id, change, keys)
+            result = await session._run_call(account_id, change, keys)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         except PostPressError as error:
             click.echo(f"postpress-async: {error}", err=True)
             # An earlier command with the caller's own key may have applied the change.

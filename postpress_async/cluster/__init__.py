@@ -27,7 +27,7 @@ except ModuleNotFoundError as _error:
     ) from None
 
 from postpress_async import events
-from postpress_async._guarded import Guarded
+from postpress_async._safe_observer import SafeObserver
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.cluster.conductor import ClusterRotation
 from postpress_async.cluster.desk import Answer, Desk
@@ -116,7 +116,7 @@ class Cluster:
                 f"the retry policy cannot be sent to workers ({error}): its functions may only use values "
                 "that can be pickled"
             ) from None
-        self._observer: Final = None if on_event is None else Guarded(on_event)
+        self._observer: Final = None if on_event is None else SafeObserver(on_event)
         self._stack: Final = AsyncExitStack()
         self._client: Client | None = None
         self._desk: Desk | None = None

@@ -16,7 +16,7 @@ from attrs import evolve
 from distributed.protocol.pickle import dumps
 
 from postpress_async import events
-from postpress_async._guarded import Guarded
+from postpress_async._safe_observer import SafeObserver
 from postpress_async._version import __version__
 from postpress_async.cluster.crew import Hand, Shard
 from postpress_async.cluster.issuer import Issuer
@@ -57,7 +57,7 @@ class AttendedRotation(Rotation):
         *,
         halt: Halt,
         pool: ProxyPool | None,
-        observer: Guarded[events.Event] | None,
+        observer: SafeObserver[events.Event] | None,
         **options: Any,
     ) -> None:
         # The one worker of this engine is `_work`, which has others work.

@@ -180,11 +180,11 @@ class ShardRotation(Rotation):
         in_flight: int,
     ) -> None:
         super().__init__(
-            session.run_errand,
+            session._run_call,  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             iter(()),
             in_flight=in_flight,
             finite=True,
-            waits=session.part_of_waits(),
+            waits=session._new_wait_group(),  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         )
         self._run = run
         self._taken: Final = _Rows(rows)

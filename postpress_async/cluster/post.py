@@ -24,6 +24,7 @@ from postpress_async.cluster.issuer import BEAT, FALLBACK, Usage
 from postpress_async.cluster.orders import Orders
 from postpress_async.cluster.parcel import pooled_of, unpack
 from postpress_async.errors import ClusterError
+from postpress_async.pace._pacer import Pacer
 from postpress_async.rotation.pool import PooledProxy
 from postpress_async.session import PostPressSession
 
@@ -207,15 +208,19 @@ class Post:
             await asyncio.sleep(FALLBACK / 4)
             self._heed_silence(time.monotonic() - self._heard)
 
+    @property
+    def _pacer(self) -> Pacer:
+        assert self._session is not None  # noqa: S101 - it is opened
+        return self._session._context.pacer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
     def _heed_silence(self, seconds: float) -> None:
         if self._even is not None and seconds > FALLBACK and self._session is not None:
-            self._session.pacer.lease(self._even)
+            self._pacer.lease(self._even)
         if seconds > ABANDONED:
             self.over = True
 
     def _beat(self) -> dict[str, Any]:
-        assert self._session is not None  # noqa: S101 - it is opened
-        pacer = self._session.pacer
+        pacer = self._pacer
         self._pauses += pacer.paused and not self._paused
         self._paused = pacer.paused
         sent = self._attempts + sum(courier.attempts for courier in self._couriers.values())
@@ -268,7 +273,7 @@ class Post:
             return
         self._outbox.has(answer.get("count", 0))
         if (rate := answer.get("rate")) is not None and self._session is not None:
-            self._session.pacer.lease(rate)
+            self._pacer.lease(rate)
             self._even = answer["even"]
         for note in self._inbox.fresh(answer.get("first", 0), answer.get("notes", ())):
             self._take_note(*note)
@@ -290,7 +295,7 @@ class Post:
         elif kind == "out":
             self.quarantined.update(values)
         elif kind == "pause" and self._session is not None:
-            self._session.pacer.pause()
+            self._pacer.pause()
             self._paused = True  # not found out here, and so not to be told on
 
     async def _end(self) -> None:

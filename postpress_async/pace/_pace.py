@@ -1,4 +1,4 @@
-"""What a user says of the pace, as one value."""
+"""The settings of a session's pace."""
 
 import sys
 from typing import Any
@@ -8,12 +8,12 @@ from attrs import field, frozen
 
 def _count(_instance: object, attribute: Any, value: int) -> None:
     if type(value) is not int or value < 1:
-        raise ValueError(f"{attribute.name} is a whole number from 1, not {value!r}")
+        raise ValueError(f"{attribute.name} must be an integer from 1, got {value!r}")
 
 
 def _yes_or_no(_instance: object, attribute: Any, value: bool) -> None:
     if type(value) is not bool:
-        raise ValueError(f"{attribute.name} is True or False, not {value!r}")
+        raise ValueError(f"{attribute.name} must be True or False, got {value!r}")
 
 
 def _per_second(_instance: object, attribute: Any, value: float | None) -> None:
@@ -21,33 +21,34 @@ def _per_second(_instance: object, attribute: Any, value: float | None) -> None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= sys.float_info.max:
-        raise ValueError(f"{attribute.name} is None or a finite number above 0, not {value!r}")
+        raise ValueError(f"{attribute.name} must be None or a finite number above 0, got {value!r}")
 
 
 @frozen(kw_only=True)
 class Pace:
     """
-    The pace of a session, shared by all its calls: it makes calls wait, and never fails one.
+    Limits of concurrency and rate, shared by all calls of a session. Calls wait for them, and never fail.
 
-    With *adaptive*, three things are learned from the answers. How many requests in flight the service
-    takes: slow start from *start*, then CUBIC (RFC 9438), shrinking on a significant share of refusals.
-    When to stop: after some 20 refusals and hardly an answer all calls pause, and single probes find the
-    end of the outage, within a nineteenth of its length, or some 6 s. And, from 429s, how many requests a
-    second the key's tier takes. 429s whose share a lower rate does not lower, such as those of a limit per
-    account, are not about the rate and do not lower it.
+    With *adaptive*, three limits are learned from the responses:
+
+    - An adaptive concurrency limit: slow start from *start*, then CUBIC (RFC 9438). It decreases on a
+      significant share of refusals.
+    - A circuit breaker: after about 20 refusals and hardly a success, all calls wait. Single probes find the
+      end of the outage within 1/19 of its length, or about 6 s.
+    - A rate limit, from 429s. 429s whose share does not fall at a lower rate, such as those of a limit per
+      account, do not lower it.
 
     Attributes:
-        in_flight: Requests sent and not yet answered, at most; from 1.
-        adaptive: Whether the above is learned. Without it exactly *in_flight* requests may be in flight,
-            and refusals neither slow nor pause anything; *rate* still holds.
-        rate: Requests a second, at most, for a tier that is known; None for no ceiling. What goes out at
-            once beyond it is at most 20 ms of the rate, or one request.
-        start: Requests in flight allowed at first, up to *in_flight*; from 1. Beyond 100 they are
-            let go only as the first answers come, since nothing is known before. Has no meaning
-            without *adaptive*.
+        in_flight: Most requests in flight; from 1.
+        adaptive: Whether these limits are learned. If False, exactly *in_flight* requests may be in flight,
+            and refusals neither slow nor pause calls; *rate* still applies.
+        rate: Most requests per second, if the tier is known; None for no limit. A burst is at most 20 ms of
+            the rate, or one request.
+        start: First concurrency limit; from 1, at most *in_flight*. More than 100 requests are only sent
+            after the first responses. Ignored without *adaptive*.
 
     Raises:
-        ValueError: It is not as said above.
+        ValueError: A value is out of its range or of the wrong type.
     """
 
     in_flight: int = field(default=100, validator=_count)

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from attrs import define, frozen
 
-from postpress_async._lifetime import Waits
+from postpress_async._call.tracker import WaitGroup
 from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
 from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation._outcome import Outcome, State
@@ -92,25 +92,30 @@ class AccountTask:
     # --- Hooks ---
 
     @property
-    def waits(self) -> Waits:
+    def waits(self) -> WaitGroup:
         """Where the calls wait; the rotation ends all waits when it is stopped."""
         return self._runner.waits
 
-    def rests(self, backing_off: bool) -> None:
+    def on_backoff(self, backing_off: bool) -> None:
         """A call starts to back off (True), or continues (False)."""
         self._runner.on_backoff(backing_off)
 
-    def begins(self, now: float) -> None:
-        """The first attempt of a call starts at *now*, in seconds of the event loop's clock."""
+    def on_call_started(self) -> None:
+        """A call that reports its attempts has started; none is in flight."""
+        self.in_flight = False
+
+    def on_attempt_started(self, now: float) -> None:
+        """An attempt starts at *now*, in seconds of the event loop's clock."""
+        self.in_flight = True
         self._first_sent = min(self._first_sent, now)
 
-    def attempt_failed(self, error: PostPressError) -> None:
+    def on_attempt_failed(self, error: PostPressError) -> None:
         """An attempt ended with *error*, whose `applied` is about this attempt alone."""
         self.in_flight = False
         self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
         self._runner.on_attempt_failed(error)
 
-    def is_hopeless(self, error: PostPressError) -> bool:
+    def should_give_up(self, error: PostPressError) -> bool:
         """Whether the account should get another proxy instead of another attempt with this one."""
         self.resumable = error
         pool = self._runner.pool
@@ -171,7 +176,7 @@ class AccountRunner:
     """
 
     update: Update
-    waits: Waits
+    waits: WaitGroup
     pool: Proxies | None
     on_backoff: Callable[[bool], object]
     on_attempt_failed: Callable[[PostPressError], object]

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from postpress_async import events
-from postpress_async._guarded import Guarded
-from postpress_async._lifetime import Waits
+from postpress_async._call.tracker import WaitGroup
+from postpress_async._safe_observer import SafeObserver
 from postpress_async.errors import Applied, PostPressError, Scope, SessionClosedError
 from postpress_async.rotation._account_task import AccountRunner, Update
 from postpress_async.rotation._canary_gate import CanaryGate
@@ -71,8 +71,8 @@ class Rotation:
         halt: Halt | None = None,
         pool: ProxyPool | None = None,
         limit: int | None = None,
-        waits: Waits | None = None,
-        observer: Guarded[events.Event] | None = None,
+        waits: WaitGroup | None = None,
+        observer: SafeObserver[events.Event] | None = None,
     ) -> None:
         self.summary: Final = RotationSummary()
         self.total: Final = total
@@ -83,7 +83,7 @@ class Rotation:
         self._finite: Final = finite
         self._halt: Final = halt or Halt()
         self._pool: Final = pool
-        self._waits: Final = waits or Waits()
+        self._waits: Final = waits or WaitGroup()
         self._observer: Final = observer
         self._input: Final = rows
         self._runner = AccountRunner(

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from postpress_async._deadlines import Deadlines
+from postpress_async._timeouts import TimeoutGroup
 from tests.support.virtual_loop import VirtualLoop
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ def play(scene: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
         return runner.run(scene(loop))
 
 
-async def wait(deadlines: Deadlines, seconds: float, needed: float = 1e6) -> tuple[bool, float]:
+async def wait(deadlines: TimeoutGroup, seconds: float, needed: float = 1e6) -> tuple[bool, float]:
     """Whether *needed* seconds were to be had, and when that was known."""
     loop = asyncio.get_running_loop()
     try:
@@ -37,7 +37,7 @@ def test_a_wait_that_is_too_long_is_ended(seconds: float) -> None:
     """Also one whose time was up before it began: its first pause is its last."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines = Deadlines()
+        deadlines = TimeoutGroup()
         done, when = await wait(deadlines, seconds)
         assert not done
         assert when == pytest.approx(max(seconds, 0.0))
@@ -50,7 +50,7 @@ def test_what_is_done_in_time_is_left_alone() -> None:
     """And a deadline that passes after it disturbs nobody."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines = Deadlines()
+        deadlines = TimeoutGroup()
         assert await wait(deadlines, 5.0, 1.0) == (True, 1.0)
         await asyncio.sleep(10.0)
         assert len(deadlines) == 0
@@ -62,7 +62,7 @@ def test_a_thousand_waits_that_end_in_time_set_one_timer() -> None:
     """That is what this is for."""
 
     async def scene(loop: VirtualLoop) -> int:
-        deadlines, ready = Deadlines(), asyncio.sleep(0)
+        deadlines, ready = TimeoutGroup(), asyncio.sleep(0)
         await ready
         before = loop.timers
         for _ in range(1000):
@@ -77,7 +77,7 @@ def test_each_ends_at_its_own_time() -> None:
     """Regardless of their order, and of those that ended before them."""
 
     async def scene(loop: VirtualLoop) -> list[tuple[bool, float]]:
-        deadlines = Deadlines()
+        deadlines = TimeoutGroup()
         return await asyncio.gather(*(wait(deadlines, seconds) for seconds in (7.0, 3.0, 9.0, 3.0, 5.0)))
 
     ended = play(scene)
@@ -89,7 +89,7 @@ def test_many_that_end_one_after_the_other_are_not_looked_at_each_time() -> None
     """Ten thousand calls to a silent server end in a second; a look at all for each would take minutes."""
 
     async def scene(loop: VirtualLoop) -> tuple[int, float]:
-        deadlines = Deadlines()
+        deadlines = TimeoutGroup()
         waits = [asyncio.create_task(wait(deadlines, 1.0 + number * 1e-6)) for number in range(10_000)]
         await asyncio.sleep(0)
         before = loop.timers
@@ -106,11 +106,11 @@ def test_a_loop_whose_clock_ticks_early_ends_it_all_the_same() -> None:
     """A timer may fire a tick before its time; what it is for must not be put off and looked for again."""
 
     async def scene(loop: VirtualLoop) -> int:
-        deadlines = Deadlines()
+        deadlines = TimeoutGroup()
         waiting = asyncio.create_task(wait(deadlines, 5.0))
         await asyncio.sleep(1.0)
         before = loop.timers
-        deadlines._look()  # as if 5.0 had come by the timer's clock
+        deadlines._on_timer()  # as if 5.0 had come by the timer's clock
         assert (await waiting)[0] is False
         return loop.timers - before
 
@@ -121,7 +121,7 @@ def test_whoever_is_cancelled_meanwhile_is_cancelled() -> None:
     """A caller that gives up must not be told of a timeout, even in the very moment of one."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines = Deadlines()
+        deadlines = TimeoutGroup()
         before, together = (asyncio.create_task(wait(deadlines, 5.0)) for _ in range(2))
         await asyncio.sleep(1.0)
         before.cancel()
@@ -139,7 +139,7 @@ def test_a_wait_within_a_cancelled_task_still_has_its_end() -> None:
     """A task that is being cancelled may tidy up, and its tidying has a limit of its own."""
 
     async def scene(loop: VirtualLoop) -> tuple[bool, float]:
-        deadlines, found = Deadlines(), []
+        deadlines, found = TimeoutGroup(), []
 
         async def tidying() -> None:
             try:
@@ -161,7 +161,7 @@ def test_an_error_inside_passes_through() -> None:
     """It is not taken for the end of the time."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines = Deadlines()
+        deadlines = TimeoutGroup()
         with pytest.raises(KeyError), deadlines.within(5.0):
             raise KeyError
         assert len(deadlines) == 0
@@ -173,7 +173,7 @@ def test_one_that_catches_the_cancellation_of_its_time_goes_on() -> None:
     """Foreign code may; then nothing is owed, and the task is not cancelled once more."""
 
     async def scene(loop: VirtualLoop) -> int:
-        deadlines = Deadlines()
+        deadlines = TimeoutGroup()
         with deadlines.within(1.0) as limit:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(10.0)
@@ -190,7 +190,7 @@ def test_the_end_is_everybody_s() -> None:
     """Of those who wait, whatever their time, and of those who come after."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines = Deadlines()
+        deadlines = TimeoutGroup()
         waits = [asyncio.create_task(wait(deadlines, seconds)) for seconds in (5.0, 1000.0, float("inf"))]
         await asyncio.sleep(1.0)
         deadlines.end()
@@ -206,7 +206,7 @@ def test_the_end_is_everybody_s() -> None:
 
 def test_the_end_may_come_after_the_loop_s() -> None:
     """A session that is closed in a second loop has tasks of the first, which will never run again."""
-    deadlines = Deadlines()
+    deadlines = TimeoutGroup()
     loop = VirtualLoop()
     stuck: Any = loop.create_task(wait(deadlines, 5.0))
     loop.call_soon(loop.stop)
@@ -228,7 +228,7 @@ def test_a_future_is_woken_in_time() -> None:
     """With None, which says that what it waited for did not come."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines, future = Deadlines(), loop.create_future()
+        deadlines, future = TimeoutGroup(), loop.create_future()
         deadlines.wake(future, 5.0)
 
         assert await future is None
@@ -242,7 +242,7 @@ def test_a_future_that_has_its_result_keeps_it() -> None:
     """Its waiter may not have run yet when its time is up."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines, future = Deadlines(), loop.create_future()
+        deadlines, future = TimeoutGroup(), loop.create_future()
         deadlines.wake(future, 5.0)
         future.set_result("came")
         await asyncio.sleep(10.0)
@@ -256,9 +256,9 @@ def test_a_future_that_left_is_not_woken() -> None:
     """And its deadline keeps nothing of it."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines, future = Deadlines(), loop.create_future()
+        deadlines, future = TimeoutGroup(), loop.create_future()
         deadlines.wake(future, 5.0)
-        deadlines.leave(future)
+        deadlines.discard(future)
         await asyncio.sleep(10.0)
 
         assert not future.done()
@@ -271,7 +271,7 @@ def test_the_end_wakes_futures_too() -> None:
     """Those that wait, and those that come after it."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines, before, after = Deadlines(), loop.create_future(), loop.create_future()
+        deadlines, before, after = TimeoutGroup(), loop.create_future(), loop.create_future()
         deadlines.wake(before, float("inf"))
         deadlines.end()
         deadlines.wake(after, float("inf"))
@@ -284,7 +284,7 @@ def test_the_end_wakes_futures_too() -> None:
 
 def test_the_end_wakes_no_future_of_a_closed_loop() -> None:
     """A session may be closed in another event loop."""
-    deadlines = Deadlines()
+    deadlines = TimeoutGroup()
 
     async def scene(loop: VirtualLoop) -> "asyncio.Future[Any]":
         future = loop.create_future()

@@ -160,7 +160,7 @@ def test_a_key_goes_to_the_host_that_is_written_and_to_no_other(url: str) -> Non
     except ConfigurationError:
         return
 
-    read = session._line.transport._base_url  # type: ignore[attr-defined] # the one there is here
+    read = session._context.transport._base_url  # type: ignore[attr-defined] # the one there is here
     host, _, port = re.split("[/?]", url.partition("://")[2])[0].partition(":")
     if not host.startswith("["):
         assert read.raw_host == host.lower()

@@ -72,19 +72,19 @@ def test_a_forked_process_makes_keys_of_its_own() -> None:
     # In a process of its own: pytest may have threads, and Python warns of a fork where there are some.
     program = """
 import os
-from postpress_async._idempotency import KeyMaker
+from postpress_async._call.idempotency import KeyGenerator
 
-maker = KeyMaker()
-print(maker.make(), flush=True)
+maker = KeyGenerator()
+print(maker.generate(), flush=True)
 if (child := os.fork()) == 0:
-    print(maker.make(), flush=True)
+    print(maker.generate(), flush=True)
     if (grandchild := os.fork()) == 0:
-        print(maker.make(), flush=True)
+        print(maker.generate(), flush=True)
     else:
         os.waitpid(grandchild, 0)
 else:
     os.waitpid(child, 0)
-    print(maker.make(), flush=True)
+    print(maker.generate(), flush=True)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     keys = done.stdout.split()

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from postpress_async import ManagedProxy
-from postpress_async._guarded import Guarded
+from postpress_async._safe_observer import SafeObserver
 from postpress_async.sandbox import Sandbox
 
 
@@ -20,7 +20,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_an_observer_that_always_raises_is_told_of_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     """Five tracebacks an account, in a night of a million, are gigabytes; none at all is a riddle."""
-    observer = Guarded[int](broken)
+    observer = SafeObserver[int](broken)
     for number in range(1, 1_235):
         observer(number)
 
@@ -39,7 +39,7 @@ def test_what_ends_a_program_is_no_mistake() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Guarded(interrupted)(1)
+        SafeObserver(interrupted)(1)
 
 
 def test_a_cancellation_that_an_observer_raises_is_its_mistake(caplog: pytest.LogCaptureFixture) -> None:
@@ -48,7 +48,7 @@ def test_a_cancellation_that_an_observer_raises_is_its_mistake(caplog: pytest.Lo
     def cancelled(_event: object) -> None:
         raise asyncio.CancelledError
 
-    Guarded[int](cancelled)(1)
+    SafeObserver[int](cancelled)(1)
 
     assert said(caplog) == ["an observer of postpress_async raised on int; it raised 1 times so far"]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pytest
 
 from postpress_async import ManagedProxy, PostPressSession
-from postpress_async._lifetime import Lifetime
+from postpress_async._call.tracker import CallTracker
 from postpress_async.errors import ConfigurationError, SessionClosedError
 
 T = TypeVar("T")
@@ -46,16 +46,16 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def work(lifetime: Lifetime, seconds: float) -> None:
+async def work(lifetime: CallTracker, seconds: float) -> None:
     """A call that takes so long."""
     with lifetime:
         await asyncio.sleep(seconds)
 
 
-async def wait(lifetime: Lifetime, until: float) -> float:
+async def wait(lifetime: CallTracker, until: float) -> float:
     """Wait for what never comes; when it ended, by the loop's clock."""
     with pytest.raises(TimeoutError):
-        with lifetime.wait(until):
+        with lifetime.timeout_at(until):
             await asyncio.sleep(10_000.0)
     return now()
 
@@ -65,7 +65,7 @@ async def wait(lifetime: Lifetime, until: float) -> float:
 
 async def test_calls_may_overlap() -> None:
     """Any number of tasks use one session."""
-    lifetime = Lifetime()
+    lifetime = CallTracker()
     with lifetime, lifetime:
         pass
 
@@ -75,17 +75,17 @@ async def test_calls_may_overlap() -> None:
 
 async def test_a_closed_session_takes_no_call() -> None:
     """It says so, and does not reopen."""
-    lifetime = Lifetime()
+    lifetime = CallTracker()
     await lifetime.close(0)
 
     for _ in range(2):
-        with pytest.raises(SessionClosedError, match="make a new one"), lifetime:
+        with pytest.raises(SessionClosedError, match="create a new one"), lifetime:
             pass
 
 
 def test_a_session_belongs_to_the_loop_that_first_uses_it() -> None:
     """Its connections are of that loop, and would hang in another one."""
-    lifetime = Lifetime()
+    lifetime = CallTracker()
 
     async def use() -> None:
         with lifetime:
@@ -103,13 +103,13 @@ def test_where_no_event_loop_of_asyncio_runs_a_session_says_so() -> None:
         async with PostPressSession("pp_test") as session:
             await session.update_proxy("acc_1", ManagedProxy(country="US"))
 
-    with pytest.raises(ConfigurationError, match="runs under asyncio alone"):
+    with pytest.raises(ConfigurationError, match="requires a running asyncio event loop"):
         scene().send(None)
 
 
 def test_a_session_may_be_closed_in_another_loop() -> None:
     """A call that broke off with its loop will never end: closing does not wait for it."""
-    lifetime = Lifetime()
+    lifetime = CallTracker()
 
     async def break_off() -> None:
         lifetime.__enter__()  # never left
@@ -129,7 +129,7 @@ def test_closing_an_idle_session_takes_no_time() -> None:
     """Neither one that was never used, nor one whose calls have ended, nor one that is closed."""
 
     async def scene() -> float:
-        unused, used = Lifetime(), Lifetime()
+        unused, used = CallTracker(), CallTracker()
         await unused.close(100.0)
         await work(used, 0.0)
         await used.close(100.0)
@@ -151,7 +151,7 @@ def test_closing_waits_for_the_last_call_and_no_longer_than_told(patience: float
     """What is under way may settle; a call that hangs does not hang the program."""
 
     async def scene() -> float:
-        lifetime = Lifetime()
+        lifetime = CallTracker()
         async with asyncio.TaskGroup() as group:
             for seconds in (1.0, 3.0, 2.0):
                 group.create_task(work(lifetime, seconds))
@@ -166,7 +166,7 @@ def test_no_call_begins_while_a_session_closes() -> None:
     """Else a busy program would never come to its end."""
 
     async def scene() -> None:
-        lifetime = Lifetime()
+        lifetime = CallTracker()
         async with asyncio.TaskGroup() as group:
             group.create_task(work(lifetime, 3.0))
             await asyncio.sleep(0)
@@ -183,7 +183,7 @@ def test_two_may_close_at_once() -> None:
     """An ``async with`` that ends while somebody calls `aclose`: both wait, each as long as it said."""
 
     async def scene() -> list[float]:
-        lifetime = Lifetime()
+        lifetime = CallTracker()
 
         async def close(patience: float) -> float:
             await lifetime.close(patience)
@@ -202,7 +202,7 @@ def test_a_call_that_fails_is_over_too() -> None:
     """However it ends: by an error, or cancelled."""
 
     async def scene() -> float:
-        lifetime = Lifetime()
+        lifetime = CallTracker()
         with pytest.raises(KeyError), lifetime:
             raise KeyError
         task = asyncio.create_task(work(lifetime, 50.0))
@@ -218,7 +218,7 @@ def test_closing_may_be_cancelled_and_begun_again() -> None:
     """An impatient user's second Ctrl-C leaves a session that can still be closed in order."""
 
     async def scene() -> float:
-        lifetime = Lifetime()
+        lifetime = CallTracker()
         async with asyncio.TaskGroup() as group:
             group.create_task(work(lifetime, 3.0))
             await asyncio.sleep(0)
@@ -239,20 +239,20 @@ def test_closing_may_be_cancelled_and_begun_again() -> None:
 @pytest.mark.parametrize("until", [5.0, 0.0, -1.0], ids=["later", "now", "past"])
 def test_a_wait_ends_when_its_time_is_up(until: float) -> None:
     """By the loop's clock, and also where it is up already."""
-    assert play(wait(Lifetime(), until)) == pytest.approx(max(0.0, until))
+    assert play(wait(CallTracker(), until)) == pytest.approx(max(0.0, until))
 
 
 def test_a_wait_that_is_not_in_vain_ends_quietly() -> None:
     """And leaves nothing behind in a session that lives for months."""
 
-    async def scene() -> Lifetime:
-        lifetime = Lifetime()
+    async def scene() -> CallTracker:
+        lifetime = CallTracker()
         for until in (5.0, math.inf):
-            with lifetime.wait(until):
+            with lifetime.timeout_at(until):
                 await asyncio.sleep(1.0)
         return lifetime
 
-    assert len(play(scene())._waits) == 0
+    assert len(play(scene())._timeouts) == 0
 
 
 @pytest.mark.parametrize("until", [50.0, math.inf], ids=["deadline", "no deadline"])
@@ -260,7 +260,7 @@ def test_the_end_wakes_everyone_who_waits(until: float) -> None:
     """For a slot, for a turn, or to try again: nothing will come of it."""
 
     async def scene() -> list[float]:
-        lifetime = Lifetime()
+        lifetime = CallTracker()
         async with asyncio.TaskGroup() as group:
             waits = [group.create_task(wait(lifetime, until)) for _ in range(10)]
             await asyncio.sleep(3.0)
@@ -274,7 +274,7 @@ def test_after_the_end_nobody_begins_to_wait() -> None:
     """A call that comes to its wait a moment too late must not sit there for ever."""
 
     async def scene() -> float:
-        lifetime = Lifetime()
+        lifetime = CallTracker()
         lifetime.end()
         assert lifetime.ended
         return await wait(lifetime, math.inf)
@@ -286,7 +286,7 @@ def test_an_end_may_come_twice() -> None:
     """As when a session is closed again before its calls have noticed."""
 
     async def scene() -> float:
-        lifetime = Lifetime()
+        lifetime = CallTracker()
         waiting = asyncio.create_task(wait(lifetime, math.inf))
         await asyncio.sleep(1.0)
         lifetime.end()
@@ -300,7 +300,7 @@ def test_the_end_may_meet_a_wait_whose_time_is_up() -> None:
     """Two timers of one moment: what is expiring ends by itself, and the others are woken all the same."""
 
     async def scene() -> list[float]:
-        lifetime = Lifetime()
+        lifetime = CallTracker()
         waits = [asyncio.create_task(wait(lifetime, until)) for until in (1.0, 1.0, 100.0, 100.0, math.inf)]
         await asyncio.sleep(0)
         failures: list[BaseException] = []
@@ -322,8 +322,8 @@ def test_the_end_may_meet_a_wait_whose_time_is_up() -> None:
 def test_a_wait_that_is_cancelled_is_cancelled() -> None:
     """It is not turned into a timeout, and it is forgotten."""
 
-    async def scene() -> Lifetime:
-        lifetime = Lifetime()
+    async def scene() -> CallTracker:
+        lifetime = CallTracker()
         waiting = asyncio.create_task(wait(lifetime, 50.0))
         await asyncio.sleep(1.0)
         waiting.cancel()
@@ -331,7 +331,7 @@ def test_a_wait_that_is_cancelled_is_cancelled() -> None:
         assert waiting.cancelled()
         return lifetime
 
-    assert len(play(scene())._waits) == 0
+    assert len(play(scene())._timeouts) == 0
 
 
 def test_an_error_within_a_wait_passes_through() -> None:
@@ -340,7 +340,7 @@ def test_an_error_within_a_wait_passes_through() -> None:
     async def scene() -> float:
         for kind in (KeyError, TimeoutError):
             with pytest.raises(kind, match="inner"):
-                with Lifetime().wait(50.0):
+                with CallTracker().timeout_at(50.0):
                     raise kind("inner")
         return now()
 

@@ -55,9 +55,9 @@ class StubCall:
     answers: list[Any]
     takes: float = 0.0
     may: bool = True
-    began: float = BentLoop.now
-    patient: bool = False
-    counted: bool = True
+    started: float = BentLoop.now
+    excluded_share: float = 0.0  # of each backoff; see `Call.excluded`
+    counts_as_attempt: bool = True
     made: int = 0
     naps: list[float] = field(factory=list)
     ends: list[float] = field(factory=list)
@@ -72,18 +72,20 @@ class StubCall:
             return DONE
         raise answer()
 
-    async def ask(self, strategy: Any) -> Any:
+    async def wait_for(self, strategy: Any) -> Any:
         return await strategy
 
-    def may_repeat(self, error: PostPressError) -> bool:
+    def excluded(self, error: PostPressError, backoff: float) -> float:
+        return self.excluded_share * backoff
+
+    def may_retry(self, error: PostPressError) -> bool:
         self.asked.append(error.code)
         return self.may
 
     async def wait(self, seconds: float) -> None:
         self.naps.append(seconds)
         pass_(seconds)
-        if self.patient and not self.counted:
-            self.began += seconds  # no part of the deadline, as an `UpdateCall` has it
+        self.started += self.excluded_share * seconds
 
 
 def play(policy: RetryPolicy, call: StubCall) -> str:
@@ -213,7 +215,7 @@ def test_attempts_are_counted_with_the_first(attempts: int) -> None:
 
 def test_attempts_that_do_not_count_use_up_none() -> None:
     """What meets an outage that is known says nothing of its call."""
-    call = StubCall([BUSY] * 9 + [DONE], counted=False)
+    call = StubCall([BUSY] * 9 + [DONE], counts_as_attempt=False)
 
     assert play(RetryPolicy(attempts=2, wait=NO_WAIT), call) == DONE
     assert call.made == 10
@@ -221,12 +223,12 @@ def test_attempts_that_do_not_count_use_up_none() -> None:
 
 def test_the_waits_of_a_patient_call_are_part_of_its_deadline_if_its_attempts_count() -> None:
     """Where its attempts count; where they do not, an outage costs it time and no account."""
-    counted = StubCall([BUSY], patient=True)
-    not_counted = StubCall([BUSY] * 9 + [DONE], patient=True, counted=False)
+    counting = StubCall([BUSY])
+    not_counted = StubCall([BUSY] * 9 + [DONE], excluded_share=1.0, counts_as_attempt=False)
     policy = RetryPolicy(attempts=99, deadline=10.0, wait=tenacity.wait_fixed(11.0))
 
-    failed(policy, counted)
-    assert counted.made == 1
+    failed(policy, counting)
+    assert counting.made == 1
     assert play(policy, not_counted) == DONE
 
 
@@ -299,8 +301,8 @@ def test_a_wait_that_would_overrun_the_deadline_is_not_begun() -> None:
 
 
 def test_time_that_passed_before_the_first_attempt_counts() -> None:
-    """A call may have waited for its turn; its deadline began before."""
-    call = StubCall([BUSY], began=BentLoop.now - 8.0)
+    """A call may have waited for its turn; its deadline started before."""
+    call = StubCall([BUSY], started=BentLoop.now - 8.0)
 
     failed(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(5.0)), call)
     assert call.made == 1
@@ -314,7 +316,7 @@ def test_a_deadline_that_was_moved_is_kept_where_it_is_now() -> None:
         async def wait(self, seconds: float) -> None:
             await StubCall.wait(self, seconds)
             pass_(3600.0)
-            self.began += 3600.0
+            self.started += 3600.0
 
     call = Gated([BUSY, BUSY, DONE])
 
@@ -351,12 +353,12 @@ def test_no_wait_ends_after_the_deadline(
     call = StubCall(
         [answer(503, "errors/service_unavailable", floor) for floor in floors],
         takes,
-        began=BentLoop.now - late,
+        started=BentLoop.now - late,
     )
     failed(policy, call)
 
     for ended, nap in zip(call.ends, call.naps, strict=False):
-        assert ended + nap - call.began <= deadline
+        assert ended + nap - call.started <= deadline
     assert len(call.naps) == call.made - 1
     assert all(nap <= LONGEST_RETRY_AFTER or nap in waits for nap in call.naps)
 
@@ -412,13 +414,16 @@ def test_a_retry_after_over_the_deadline_is_given_up() -> None:
     assert (call.made, call.naps) == (1, [])
 
 
-@pytest.mark.parametrize("patient", [True, False], ids=["patient", "not"])
-def test_a_patient_call_waits_as_it_is_asked_whatever_its_deadline(patient: bool) -> None:
+@pytest.mark.parametrize("waits_out_outages", [True, False], ids=["patient", "not"])
+def test_a_patient_call_waits_as_it_is_asked_whatever_its_deadline(waits_out_outages: bool) -> None:
     """A rotation has the night; the caller of a single update does not."""
-    call = StubCall([answer(503, "errors/service_unavailable", retry_after=60.0), DONE], patient=patient)
+    call = StubCall(
+        [answer(503, "errors/service_unavailable", retry_after=60.0), DONE],
+        excluded_share=float(waits_out_outages),
+    )
     policy = RetryPolicy(deadline=10.0, wait=NO_WAIT)
 
-    if patient:
+    if waits_out_outages:
         assert play(policy, call) == DONE
         assert call.naps == [60.0]
     else:
@@ -730,14 +735,14 @@ def test_a_call_that_is_cancelled_in_its_wait_leaves_no_cycle() -> None:
 )
 def test_a_number_of_seconds_is_above_zero(name: str, value: Any) -> None:
     """A mistake in a policy is reported when it is created, not at the first failure of the night."""
-    with pytest.raises(ValueError, match=f"{name} is a number of seconds above 0"):
+    with pytest.raises(ValueError, match=f"{name} must be a number of seconds above 0"):
         RetryPolicy(**{name: value})
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, True, "4", None, math.inf], ids=str)
 def test_attempts_are_a_whole_number_from_1(value: Any) -> None:
     """None, and infinity, are what a *stop* is for."""
-    with pytest.raises(ValueError, match="attempts is a whole number from 1"):
+    with pytest.raises(ValueError, match="attempts must be an integer from 1"):
         RetryPolicy(attempts=value)
 
 
@@ -757,14 +762,14 @@ def test_attempts_are_a_whole_number_from_1(value: Any) -> None:
 )
 def test_classes_are_classes_of_errors(name: str, value: Any) -> None:
     """A type or a status by mistake would match nothing, and nobody would notice."""
-    with pytest.raises(ValueError, match=f"{name} takes classes of postpress_async.errors"):
+    with pytest.raises(ValueError, match=f"{name} must have classes of postpress_async.errors"):
         RetryPolicy(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["also_on", "never_on"])
 def test_a_class_alone_is_told_to_be_put_in_a_tuple(name: str) -> None:
     """The likeliest slip: without the comma it is no tuple."""
-    with pytest.raises(ValueError, match=f"{name} takes classes of postpress_async.errors"):
+    with pytest.raises(ValueError, match=f"{name} must be a tuple of classes"):
         RetryPolicy(**{name: errors.ProxyError})  # type: ignore[arg-type]
 
 
@@ -820,23 +825,23 @@ def test_a_policy_made_from_another_follows_its_own_numbers() -> None:
         pytest.param(
             RetryPolicy(),
             BUSY,
-            "is retried: such errors often pass; up to 4 attempts, within 120 s.",
+            "is retried: it is often temporary; up to 4 attempts, within 120 s.",
             id="retried",
         ),
         pytest.param(
             RetryPolicy(never_on=(errors.PostPressError,)),
             BUSY,
-            "is not retried: never_on says so.",
+            "is not retried: never_on has its class.",
             id="never_on",
         ),
         pytest.param(
             RetryPolicy(also_on=(errors.NoChannelError,), stop=tenacity.stop_never),
             answer(503, "errors/no_channel"),
-            "is retried: also_on says so; until its stop strategy says enough, within 120 s.",
+            "is retried: also_on has its class; until the stop strategy ends it, within 120 s.",
             id="also_on",
         ),
         pytest.param(
-            RetryPolicy(), answer(503, "errors/no_channel"), "its type is none that passes", id="a fatal 503"
+            RetryPolicy(), answer(503, "errors/no_channel"), "its type is not temporary", id="a fatal 503"
         ),
         pytest.param(
             RetryPolicy(),
@@ -847,7 +852,7 @@ def test_a_policy_made_from_another_follows_its_own_numbers() -> None:
         pytest.param(
             RetryPolicy(),
             answer(404, "errors/resource_not_found"),
-            "it speaks against the account",
+            "the cause is the account",
             id="fatal",
         ),
         pytest.param(
@@ -856,7 +861,7 @@ def test_a_policy_made_from_another_follows_its_own_numbers() -> None:
         pytest.param(
             RetryPolicy(),
             lambda: KeyError("x"),
-            "KeyError is not retried: it is no error of a call",
+            "KeyError is not retried: it is not an error of a call",
             id="a bug",
         ),
     ],

@@ -303,7 +303,7 @@ async def test_one_doubt_makes_the_whole_call_s_outcome_unknown(api, session) ->
 
 @pytest.mark.parametrize("key", ["", "a b", "ü", "x" * 256, "a\nb", 7])
 async def test_a_key_that_cannot_be_a_header_is_refused_before_a_byte_is_sent(api, session, key) -> None:
-    with pytest.raises(ValueError, match="idempotency_key is 1 to 255"):
+    with pytest.raises(ValueError, match="idempotency_key must be 1 to 255"):
         await session.update_proxy("acc_01", US, idempotency_key=key)
     assert not api.requests
 
@@ -426,7 +426,7 @@ async def test_a_call_that_waits_takes_little_memory() -> None:
     """A hundred thousand may wait at once. Each takes 1.9 KB; with the attempt's coroutines it was 3.9 KB."""
     calls = 5_000
     async with PostPressSession(KEY, pace=Pace(in_flight=1, adaptive=False)) as session:
-        assert session.pacer.try_enter()
+        assert session._context.pacer.try_acquire()
         warm = asyncio.create_task(session.update_proxy("acc_warm", US))
         await asyncio.sleep(0)
         gc.collect()
@@ -440,7 +440,7 @@ async def test_a_call_that_waits_takes_little_memory() -> None:
             after, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert session.pacer.waiting == calls + 1
+        assert session._context.pacer.waiting == calls + 1
         for task in (warm, *tasks):
             task.cancel()
         await asyncio.gather(warm, *tasks, return_exceptions=True)
@@ -454,7 +454,7 @@ async def test_a_closed_session_says_so_and_stays_closed(sandbox) -> None:
     await session.aclose()
     await session.aclose()
 
-    with pytest.raises(errors.SessionClosedError, match="make a new one"):
+    with pytest.raises(errors.SessionClosedError, match="create a new one"):
         await session.update_proxy("acc_1", US)
     assert repr(session) == "<PostPressSession closed>"
 
@@ -647,5 +647,5 @@ asyncio.run(main())
 @pytest.mark.parametrize("travel", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda each: each.__name__)
 def test_a_session_cannot_be_pickled_or_copied(travel) -> None:
     """It has connections and an event loop; the message says what to do instead."""
-    with pytest.raises(TypeError, match="a session cannot be pickled or copied: make a new one"):
+    with pytest.raises(TypeError, match="a session cannot be pickled or copied: create a new one"):
         travel(PostPressSession(KEY))

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postpress_async._turns import Turns
+from postpress_async._call.keyed_lock import KeyedLock
 
 
 class Updates:
     """Tasks that take the lock, keep it until they are released, and give it back."""
 
-    def __init__(self, turns: Turns, name: str = "acc_1") -> None:
+    def __init__(self, turns: KeyedLock, name: str = "acc_1") -> None:
         self.turns = turns
         self.name = name
         self.inside: list[int] = []
@@ -27,7 +27,7 @@ class Updates:
         self.tasks.append(asyncio.create_task(self._update(len(self.tasks))))
 
     async def _update(self, number: int) -> None:
-        await self.turns.take(self.name)
+        await self.turns.acquire(self.name)
         try:
             self.inside.append(number)
             self.most = max(self.most, len(self.inside))
@@ -35,7 +35,7 @@ class Updates:
             await self._ends[number].wait()
         finally:
             self.inside.remove(number)
-            self.turns.give(self.name)
+            self.turns.release(self.name)
 
     def end(self) -> None:
         """End the one that has the turn, if any."""
@@ -54,37 +54,37 @@ async def settle() -> None:
 
 
 @pytest.fixture
-def turns() -> Turns:
-    return Turns()
+def turns() -> KeyedLock:
+    return KeyedLock()
 
 
 @pytest.fixture
-async def updates(turns: Turns) -> Updates:
+async def updates(turns: KeyedLock) -> Updates:
     return Updates(turns)
 
 
-async def test_a_turn_that_is_free_is_taken_at_once(turns: Turns) -> None:
+async def test_a_turn_that_is_free_is_taken_at_once(turns: KeyedLock) -> None:
     """The usual case costs no trip through the event loop: another task would have run before the end."""
     ran = asyncio.create_task(asyncio.sleep(0))
 
-    await turns.take("acc_1")
+    await turns.acquire("acc_1")
     assert not ran.done()
     await ran
 
 
-def test_a_turn_is_had_by_one(turns: Turns) -> None:
+def test_a_turn_is_had_by_one(turns: KeyedLock) -> None:
     """Until it is given back."""
-    assert turns.take_at_once("acc_1")
-    assert not turns.take_at_once("acc_1")
+    assert turns.try_acquire("acc_1")
+    assert not turns.try_acquire("acc_1")
 
-    turns.give("acc_1")
-    assert turns.take_at_once("acc_1")
+    turns.release("acc_1")
+    assert turns.try_acquire("acc_1")
 
 
-def test_accounts_do_not_wait_for_each_other(turns: Turns) -> None:
+def test_accounts_do_not_wait_for_each_other(turns: KeyedLock) -> None:
     """A fleet of 50,000 accounts is 50,000 names."""
-    assert turns.take_at_once("acc_1")
-    assert turns.take_at_once("acc_2")
+    assert turns.try_acquire("acc_1")
+    assert turns.try_acquire("acc_2")
 
 
 async def test_who_waited_longest_goes_first(updates: Updates) -> None:
@@ -100,7 +100,7 @@ async def test_who_waited_longest_goes_first(updates: Updates) -> None:
     assert updates.most == 1
 
 
-async def test_nobody_takes_a_turn_that_was_given_to_another(updates: Updates, turns: Turns) -> None:
+async def test_nobody_takes_a_turn_that_was_given_to_another(updates: Updates, turns: KeyedLock) -> None:
     """Between the giving and the waking there is a moment in which the turn seems to be free."""
     updates.ask()
     await settle()
@@ -110,7 +110,7 @@ async def test_nobody_takes_a_turn_that_was_given_to_another(updates: Updates, t
     updates.end()
     await asyncio.sleep(0)  # the first is done; the second has not run yet
     assert updates.inside == []
-    assert not turns.take_at_once("acc_1")
+    assert not turns.try_acquire("acc_1")
 
     await settle()
     assert updates.inside == [1]
@@ -118,7 +118,7 @@ async def test_nobody_takes_a_turn_that_was_given_to_another(updates: Updates, t
     await asyncio.gather(*updates.tasks)
 
 
-async def test_who_stops_waiting_is_passed_over(updates: Updates, turns: Turns) -> None:
+async def test_who_stops_waiting_is_passed_over(updates: Updates, turns: KeyedLock) -> None:
     """A call whose deadline ends in the queue takes nothing with it."""
     for _ in range(3):
         updates.ask()
@@ -133,10 +133,10 @@ async def test_who_stops_waiting_is_passed_over(updates: Updates, turns: Turns) 
 
     assert updates.served == [0, 2]
     assert updates.tasks[1].cancelled()
-    assert turns.take_at_once("acc_1")
+    assert turns.try_acquire("acc_1")
 
 
-async def test_who_is_cancelled_with_the_turn_in_hand_hands_it_on(updates: Updates, turns: Turns) -> None:
+async def test_who_is_cancelled_with_the_turn_in_hand_hands_it_on(updates: Updates, turns: KeyedLock) -> None:
     """Given the turn and cancelled before it could run: else everyone behind would wait for ever."""
     for _ in range(3):
         updates.ask()
@@ -151,11 +151,11 @@ async def test_who_is_cancelled_with_the_turn_in_hand_hands_it_on(updates: Updat
     updates.end()
     await settle()
     assert updates.tasks[1].cancelled()
-    assert turns.take_at_once("acc_1")
+    assert turns.try_acquire("acc_1")
 
 
 async def test_who_is_cancelled_with_the_turn_in_hand_and_nobody_behind_frees_it(
-    updates: Updates, turns: Turns
+    updates: Updates, turns: KeyedLock
 ) -> None:
     """The same, for the last of the queue."""
     updates.ask()
@@ -168,10 +168,12 @@ async def test_who_is_cancelled_with_the_turn_in_hand_and_nobody_behind_frees_it
     await settle()
 
     assert updates.tasks[1].cancelled()
-    assert turns.take_at_once("acc_1")
+    assert turns.try_acquire("acc_1")
 
 
-async def test_who_stops_waiting_as_the_turn_is_given_is_passed_over(updates: Updates, turns: Turns) -> None:
+async def test_who_stops_waiting_as_the_turn_is_given_is_passed_over(
+    updates: Updates, turns: KeyedLock
+) -> None:
     """Cancelled, but not yet run, when the holder gives: the turn goes to the next one who still wants it."""
     for _ in range(3):
         updates.ask()
@@ -185,10 +187,10 @@ async def test_who_stops_waiting_as_the_turn_is_given_is_passed_over(updates: Up
     updates.end()
     await asyncio.gather(*updates.tasks, return_exceptions=True)
     assert [task.cancelled() for task in updates.tasks] == [False, True, False]
-    assert turns.take_at_once("acc_1")
+    assert turns.try_acquire("acc_1")
 
 
-async def test_everyone_may_stop_waiting_at_once(updates: Updates, turns: Turns) -> None:
+async def test_everyone_may_stop_waiting_at_once(updates: Updates, turns: KeyedLock) -> None:
     """A session that closes cancels a whole queue; what is under way still has its turn."""
     for _ in range(50):
         updates.ask()
@@ -198,11 +200,11 @@ async def test_everyone_may_stop_waiting_at_once(updates: Updates, turns: Turns)
         updates.cancel(number)
     await settle()
     assert updates.inside == [0]
-    assert not turns.take_at_once("acc_1")
+    assert not turns.try_acquire("acc_1")
 
     updates.end()
     await settle()
-    assert turns.take_at_once("acc_1")
+    assert turns.try_acquire("acc_1")
 
 
 class CountedFuture(asyncio.Future[None]):
@@ -218,7 +220,7 @@ class CountedFuture(asyncio.Future[None]):
 
 
 async def test_cancelling_a_waiter_does_not_search_the_queue(
-    updates: Updates, turns: Turns, monkeypatch: pytest.MonkeyPatch
+    updates: Updates, turns: KeyedLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelling n waiters of one account takes time in proportion to n, in whatever order they leave."""
     loop = asyncio.get_running_loop()
@@ -237,27 +239,27 @@ async def test_cancelling_a_waiter_does_not_search_the_queue(
     assert CountedFuture.comparisons <= 200
     updates.end()
     await settle()
-    assert turns.take_at_once("acc_1")
+    assert turns.try_acquire("acc_1")
 
 
-async def test_a_wait_under_a_deadline_leaves_the_queue(turns: Turns) -> None:
+async def test_a_wait_under_a_deadline_leaves_the_queue(turns: KeyedLock) -> None:
     """As the session waits: the timeout is a cancellation from inside."""
-    assert turns.take_at_once("acc_1")
+    assert turns.try_acquire("acc_1")
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
-            await turns.take("acc_1")
-    turns.give("acc_1")
+            await turns.acquire("acc_1")
+    turns.release("acc_1")
 
-    assert turns.take_at_once("acc_1")
+    assert turns.try_acquire("acc_1")
 
 
-async def test_a_wait_that_is_thrown_away_gives_no_turn_to_others(updates: Updates, turns: Turns) -> None:
+async def test_a_wait_that_is_thrown_away_gives_no_turn_to_others(updates: Updates, turns: KeyedLock) -> None:
     """A loop that ends with tasks pending closes their coroutines; the holder's turn stays the holder's."""
     updates.ask()
     updates.ask()
     await settle()
-    wait = turns.take("acc_1")
+    wait = turns.acquire("acc_1")
     wait.send(None)  # the third in the queue
 
     wait.close()
@@ -269,14 +271,14 @@ async def test_a_wait_that_is_thrown_away_gives_no_turn_to_others(updates: Updat
         await settle()
     await asyncio.gather(*updates.tasks)
     assert updates.most == 1
-    assert turns.take_at_once("acc_1")
+    assert turns.try_acquire("acc_1")
 
 
-async def test_a_name_that_nobody_has_takes_no_memory(updates: Updates, turns: Turns) -> None:
+async def test_a_name_that_nobody_has_takes_no_memory(updates: Updates, turns: KeyedLock) -> None:
     """A session may see millions of accounts."""
     for number in range(1000):
-        assert turns.take_at_once(f"acc_{number}")
-        turns.give(f"acc_{number}")
+        assert turns.try_acquire(f"acc_{number}")
+        turns.release(f"acc_{number}")
     for _ in range(3):
         updates.ask()
     for _ in range(3):
@@ -305,15 +307,15 @@ def test_no_order_of_events_loses_a_turn_or_lets_two_in(steps: list[tuple[str, i
     """However takes, gives and cancels meet: one inside, first come first served, and nobody forgotten."""
 
     async def play() -> None:
-        turns = Turns()
+        turns = KeyedLock()
         updates = Updates(turns)
         cancelled: set[int] = set()
         for step, number in steps:
             if step == "run":
                 await asyncio.sleep(0)
-            elif step == "look" and turns.take_at_once("acc_1"):
+            elif step == "look" and turns.try_acquire("acc_1"):
                 assert updates.inside == []
-                turns.give("acc_1")
+                turns.release("acc_1")
             elif step in STEPS:
                 STEPS[step](updates, number)
                 if step == "cancel" and updates.tasks:

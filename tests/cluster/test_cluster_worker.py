@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from postpress_async import Pace, RetryPolicy
-from postpress_async._lean_transport import LeanTransport
+from postpress_async._http.lean_transport import LeanTransport
 from postpress_async.cluster import post
 from postpress_async.cluster.issuer import BEAT, FALLBACK
 from postpress_async.cluster.orders import Orders
@@ -108,7 +108,7 @@ async def test_without_an_issuer_a_worker_falls_back_to_an_even_split_until_it_i
     """The others may have less to send, and it more; but nobody can say so any more."""
     made = await opened(line)
     assert made._session is not None
-    rate = made._session.pacer._rate
+    rate = made._session._context.pacer._rate_limiter
     line.says = {"count": 0, "rate": 900.0, "even": 500.0}
     await beat(made)
     assert rate.value == 900.0
@@ -145,7 +145,7 @@ async def test_a_worker_sends_by_the_transport_that_was_asked_for(line: Line) ->
     """``--transport lean`` halves the processor that a worker takes, where it is the bound."""
     made = await opened(line)
     assert made._session is not None
-    assert isinstance(made._session._line.transport, LeanTransport)
+    assert isinstance(made._session._context.transport, LeanTransport)
     await made._end()
 
 

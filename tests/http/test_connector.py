@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy
-from postpress_async._connector import Connector
+from postpress_async._http.connections import Connector
 from postpress_async.errors import Applied, ConnectError
 from postpress_async.sandbox import Server
 from tests.conftest import KEY

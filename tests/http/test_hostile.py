@@ -133,7 +133,7 @@ def run(main: Awaitable[T]) -> T:
 
 def wait_unread(session: PostPressSession) -> None:
     """Hold the loop up until something has arrived on the idle connection that it has not read."""
-    transport: Any = session._line.transport
+    transport: Any = session._context.transport
     connector = transport._session.connector if hasattr(transport, "_session") else transport._connector
     [[(protocol, _)]] = connector._conns.values()
     poll = select.poll()

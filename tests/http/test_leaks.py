@@ -383,8 +383,8 @@ def test_a_session_that_is_left_open_shows_no_secret(everything: Everything) -> 
     async def used(url: str) -> None:
         session = PostPressSession(KEY, base_url=url, retry=POLICY)
         await session.update_proxy("acc_1", OWN)
-        everything.tasks |= {repr(session), repr(vars(session)), repr(attrs.asdict(session._line))}
-        everything.tasks.add(repr(vars(session._line.transport)))
+        everything.tasks |= {repr(session), repr(vars(session)), repr(attrs.asdict(session._context))}
+        everything.tasks.add(repr(vars(session._context.transport)))
 
     async def main() -> None:
         with FaultServer() as server:

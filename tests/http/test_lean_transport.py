@@ -11,13 +11,14 @@ import pytest
 import trustme
 from aiohttp.client_proto import ResponseHandler
 
-from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy, _exchange, errors
-from postpress_async._exchange import fault
-from postpress_async._lean_transport import LeanTransport
+from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy, errors
+from postpress_async._http import exchange
+from postpress_async._http.codec import Request
+from postpress_async._http.exchange import find_incompatibility
+from postpress_async._http.lean_transport import LeanTransport
+from postpress_async._http.session_transport import AiohttpTransport
 from postpress_async._settings import read_base_url
-from postpress_async._transport import AiohttpTransport
 from postpress_async._version import __version__
-from postpress_async._wire import Request
 from postpress_async.secret import Secret
 from tests.conftest import KEY
 from tests.support.fault_server import FAULTS, FaultServer
@@ -71,12 +72,12 @@ async def test_without_idempotency_no_key_is_sent() -> None:
 )
 async def test_the_base_url_is_where_it_should_be(base_url: str, line: str, host: str) -> None:
     """Both ways to the API ask for the same thing of the same host."""
-    url, wire = read_base_url(base_url), _exchange._NoWire()
+    url, wire = read_base_url(base_url), exchange.NullTransport()
     protocol = ResponseHandler(asyncio.get_running_loop())
     protocol.connection_made(wire)
     transport = LeanTransport(url, Secret(KEY))
     await transport._open().close()
-    transport._head.write(protocol, Request("acc_1", b"{}"), None)
+    transport._template.write(protocol, Request("acc_1", b"{}"), None)
     through_session = AiohttpTransport(url, Secret(KEY))
     opened = through_session._open()
 
@@ -216,7 +217,7 @@ async def test_before_the_write_nothing_was_applied(
 
 def test_this_aiohttp_is_as_expected() -> None:
     """Else every session would go the other way, and nobody would notice that it costs twice as much."""
-    assert fault() is None
+    assert find_incompatibility() is None
 
 
 def _lacks_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,11 +261,11 @@ def _closes_after_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _writes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_exchange._NoWire, "write", lambda self, data: None)
+    monkeypatch.setattr(exchange.NullTransport, "write", lambda self, data: None)
 
 
 def _answers_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_exchange, "answer_of", lambda status, headers, body: body)
+    monkeypatch.setattr(exchange, "make_response", lambda status, headers, body: body)
 
 
 @pytest.mark.parametrize(
@@ -294,10 +295,10 @@ def test_another_aiohttp_is_noticed(
     with caplog.at_level(logging.WARNING, "postpress_async.transport"):
         session = lean("http://localhost:1/v1")
 
-    assert isinstance(session._line.transport, AiohttpTransport)
+    assert isinstance(session._context.transport, AiohttpTransport)
     [record] = caplog.records
     assert (record.name, record.levelname) == ("postpress_async.transport", "WARNING")
-    assert f"aiohttp {aiohttp.__version__} is not as the lean transport needs it (" in record.getMessage()
+    assert f"aiohttp {aiohttp.__version__} is incompatible with the lean transport (" in record.getMessage()
 
 
 def test_as_long_as_all_is_well_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -305,11 +306,11 @@ def test_as_long_as_all_is_well_nothing_is_logged(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.DEBUG):
         session = lean("http://localhost:1/v1")
 
-    assert isinstance(session._line.transport, LeanTransport)
+    assert isinstance(session._context.transport, LeanTransport)
     assert caplog.records == []
 
 
 def test_a_transport_that_is_none_is_refused() -> None:
     """With the names of those there are."""
-    with pytest.raises(errors.ConfigurationError, match='it is "session" or "lean"'):
+    with pytest.raises(errors.ConfigurationError, match='must be "session" or "lean"'):
         PostPressSession(KEY, transport="quick")  # type: ignore[arg-type]

@@ -15,19 +15,14 @@ from aioresponses import aioresponses
 from multidict import CIMultiDict
 from yarl import URL
 
-from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, _transport, errors
-from postpress_async._lean_transport import LeanTransport
-from postpress_async._network import (
-    NotHttpError,
-    SpoiltError,
-    end_with_its_connection,
-    failure_of,
-    has_news,
-    translated,
-)
+from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, errors
+from postpress_async._http.codec import Request
+from postpress_async._http.connections import UnusableConnectionError, has_unread_data
+from postpress_async._http.failures import failure_of, translate
+from postpress_async._http.lean_transport import LeanTransport
+from postpress_async._http.responses import NotHttpError, end_with_connection
+from postpress_async._http.session_transport import AiohttpTransport, _Body
 from postpress_async._settings import read_base_url
-from postpress_async._transport import AiohttpTransport, _Body
-from postpress_async._wire import Request
 from postpress_async.secret import Secret
 from tests.conftest import KEY
 from tests.support.fault_server import FAULTS, FaultServer
@@ -78,7 +73,7 @@ async def test_a_body_knows_whether_it_may_have_left(error: BaseException, sent:
 )
 def test_a_failure_of_aiohttp_is_one_of_ours(error: Any, kind: type[errors.PostPressError]) -> None:
     """Also those that only a connector of the caller's, with timeouts of its own, lets through."""
-    assert type(translated(error, HOST)) is kind
+    assert type(translate(error, HOST)) is kind
 
 
 def refused_connection(error: OSError) -> aiohttp.ClientConnectorError:
@@ -133,7 +128,7 @@ def refused_connection(error: OSError) -> aiohttp.ClientConnectorError:
             id="closed in the body",
         ),
         pytest.param(
-            SpoiltError(),
+            UnusableConnectionError(),
             "the connection to api.example.com was lost before it was used",
             id="lost while idle",
         ),
@@ -141,7 +136,7 @@ def refused_connection(error: OSError) -> aiohttp.ClientConnectorError:
 )
 def test_a_transport_error_names_the_host_and_the_reason(error: Any, fact: str) -> None:
     """Both are what an operator with a mistyped base URL has to see."""
-    assert str(translated(error, HOST)) == fact
+    assert str(translate(error, HOST)) == fact
 
 
 @pytest.mark.parametrize(
@@ -199,7 +194,7 @@ async def test_a_transport_may_be_closed_while_it_closes() -> None:
         first = asyncio.create_task(transport.aclose())
         await asyncio.sleep(0)  # it has told the call to end
         await asyncio.sleep(0)  # and the call is ending
-        assert transport._deadlines.ended
+        assert transport._timeouts.ended
         await transport.aclose()
         await first
 
@@ -209,8 +204,8 @@ async def test_a_transport_may_be_closed_while_it_closes() -> None:
 
 def test_a_transport_without_a_socket_has_no_news() -> None:
     """A double's, or one of another kind than TCP."""
-    assert not has_news(None)
-    assert not has_news(asyncio.BaseTransport())
+    assert not has_unread_data(None)
+    assert not has_unread_data(asyncio.BaseTransport())
 
 
 async def test_news_are_heard_where_there_is_no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +227,7 @@ async def test_a_body_ends_with_its_connection(cancelled: bool) -> None:
     """Whoever reads it would wait for the rest until the attempt's time is up."""
     closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     content = aiohttp.StreamReader(SimpleNamespace(), 64, loop=asyncio.get_running_loop())  # type: ignore[arg-type]
-    end_with_its_connection(content, SimpleNamespace(closed=closed))  # type: ignore[arg-type]
+    end_with_connection(content, SimpleNamespace(closed=closed))  # type: ignore[arg-type]
 
     closed.cancel() if cancelled else closed.set_exception(aiohttp.ClientConnectionError())
     await asyncio.sleep(0)
@@ -244,48 +239,11 @@ async def test_a_body_whose_connection_was_given_back_needs_no_watching() -> Non
     """aiohttp gives it back with the answer's last byte: nothing will end that has not."""
     content = aiohttp.StreamReader(SimpleNamespace(), 64, loop=asyncio.get_running_loop())  # type: ignore[arg-type]
 
-    end_with_its_connection(content, None)
-    end_with_its_connection(content, SimpleNamespace(closed=None))  # type: ignore[arg-type]
+    end_with_connection(content, None)
+    end_with_connection(content, SimpleNamespace(closed=None))  # type: ignore[arg-type]
 
     await asyncio.sleep(0)
     assert content.exception() is None
-
-
-def test_a_response_of_this_aiohttp_is_made_as_known() -> None:
-    """Else each request would have a task of its own again, and nobody would notice what that costs."""
-    assert _transport._AS_KNOWN
-
-
-@pytest.mark.parametrize(
-    ("name", "outcome", "applied"),
-    [
-        (None, None, None),
-        ("closed after the request", errors.ConnectionLostError, errors.Applied.UNKNOWN),
-        ("garbage after the body", errors.AnswerError, errors.Applied.UNKNOWN),
-        ("silence in the body", errors.AttemptTimeoutError, errors.Applied.UNKNOWN),
-    ],
-)
-async def test_where_a_response_is_made_otherwise_aiohttp_makes_it(
-    monkeypatch: pytest.MonkeyPatch,
-    name: str | None,
-    outcome: type[errors.PostPressError] | None,
-    applied: errors.Applied | None,
-) -> None:
-    """A version that is not written yet may want another argument; what is promised holds all the same."""
-    monkeypatch.setattr(_transport, "_AS_KNOWN", False)
-    brief = RetryPolicy(attempts=1, attempt_timeout=0.2)
-    with FaultServer() as server:
-        async with PostPressSession(KEY, base_url=server.url, retry=brief) as session:
-            if name is not None:
-                server.script("acc_1", [FAULTS[name]])
-            found: list[object] = [None, None]
-            try:
-                await session.update_proxy("acc_1", US)
-            except errors.PostPressError as error:
-                found = [type(error), error.applied]
-            await session.update_proxy("acc_2", US)
-
-    assert found == [outcome, applied]
 
 
 @pytest.mark.parametrize("kind", [AiohttpTransport, LeanTransport])

@@ -11,13 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postpress_async.pace import Pace, Pacer, Sign, Ticket, Turn
-from postpress_async.pace.gate import LONGEST, ROW, SHARE, SHORTEST, UNANSWERED, Gate
-from postpress_async.pace.limit import CUT, FIRST, Limit
-from postpress_async.pace.rate import BURST, Rate
+from postpress_async.pace import Pace
+from postpress_async.pace._circuit_breaker import (
+    FAILURE_THRESHOLD,
+    MAX_PROBE_INTERVAL,
+    MAX_PROBES,
+    MIN_PROBE_INTERVAL,
+    PROBE_INTERVAL_SHARE,
+    CircuitBreaker,
+)
+from postpress_async.pace._concurrency_limiter import CUBIC_BETA, MAX_INITIAL_LIMIT, ConcurrencyLimiter
+from postpress_async.pace._load_signal import LoadSignal
+from postpress_async.pace._pacer import Pacer, PermitFuture
+from postpress_async.pace._permit import Permit
+from postpress_async.pace._rate_limiter import BURST, RateLimiter
 from tests.support.virtual_loop import VirtualLoop, run
 
-SIGNS = list(Sign)
+SIGNS = list(LoadSignal)
 
 
 def half() -> float:
@@ -58,7 +68,7 @@ class Clock:
 )
 def test_a_pace_that_cannot_be_names_its_field(said: dict[str, Any], field: str) -> None:
     """It is reported before anything is sent, with what to write instead."""
-    with pytest.raises(ValueError, match=f"^{field} is .*, not "):
+    with pytest.raises(ValueError, match=f"^{field} must be .*, got "):
         Pace(**said)
 
 
@@ -74,18 +84,18 @@ def test_a_pace_is_a_value() -> None:
 
 
 def grow(
-    limit: Limit, now: float, answers: int, latency: float = 0.05, in_flight: int | None = None
+    limit: ConcurrencyLimiter, now: float, answers: int, latency: float = 0.05, in_flight: int | None = None
 ) -> float:
     """*answers* that patched, as fast as the limit lets them."""
     for _ in range(answers):
         now += latency / limit.value
-        limit.answered(now - latency, int(limit.value) if in_flight is None else in_flight, now, True)
+        limit.record_response(now - latency, int(limit.value) if in_flight is None else in_flight, now, True)
     return now
 
 
 def test_slow_start_doubles_until_the_most() -> None:
     """A thousand in flight are reached within six round trips."""
-    limit = Limit(1000, 20)
+    limit = ConcurrencyLimiter(1000, 20)
 
     now = grow(limit, 0.0, 1000)
 
@@ -95,12 +105,12 @@ def test_slow_start_doubles_until_the_most() -> None:
 
 def test_no_more_than_a_hundred_go_before_there_is_an_answer() -> None:
     """A service that takes 200 would refuse 800 of a thousand before it answers the first."""
-    assert Limit(1000, 1000).value == FIRST
+    assert ConcurrencyLimiter(1000, 1000).value == MAX_INITIAL_LIMIT
 
 
 def test_slow_start_ends_where_answers_take_twice_as_long() -> None:
     """Then more in flight only make the queue longer."""
-    limit = Limit(1000, 20)
+    limit = ConcurrencyLimiter(1000, 20)
     now = grow(limit, 0.0, 60)
     reached = limit.value
 
@@ -111,7 +121,7 @@ def test_slow_start_ends_where_answers_take_twice_as_long() -> None:
 
 def test_a_limit_that_is_not_used_does_not_grow() -> None:
     """Else an idle hour would allow a thousand at once to a service that was never asked for fifty."""
-    limit = Limit(1000, 20)
+    limit = ConcurrencyLimiter(1000, 20)
 
     grow(limit, 0.0, 10_000, in_flight=3)
 
@@ -120,38 +130,38 @@ def test_a_limit_that_is_not_used_does_not_grow() -> None:
 
 def test_a_tenth_refused_is_no_overload_and_a_half_is() -> None:
     """Any sign that cuts would make random 503s the end of the limit."""
-    few, many = Limit(50, 50), Limit(50, 50)
+    few, many = ConcurrencyLimiter(50, 50), ConcurrencyLimiter(50, 50)
     chance = random.Random(2)
     for limit, share in ((few, 0.05), (many, 0.5)):
         now = 10.0
         for _ in range(60):
             now += 0.001
             if chance.random() < share:
-                limit.refused(now - 0.05, now)
+                limit.record_overload(now - 0.05, now)
             else:
-                limit.answered(now - 0.05, 50, now, True)
+                limit.record_response(now - 0.05, 50, now, True)
 
     assert few.value == 50
-    assert many.value == 50 * CUT
+    assert many.value == 50 * CUBIC_BETA
 
 
 def test_refusals_that_no_cut_ends_do_not_end_the_limit() -> None:
     """A service that answers a third with 503 whatever the load would else be asked one at a time."""
-    limit = Limit(50, 50)
+    limit = ConcurrencyLimiter(50, 50)
     chance, now = random.Random(3), 10.0
     for _ in range(20_000):
         now += 0.05 / limit.value
         if chance.random() < 0.3:
-            limit.refused(now - 0.05, now)
+            limit.record_overload(now - 0.05, now)
         else:
-            limit.answered(now - 0.05, int(limit.value), now, True)
+            limit.record_response(now - 0.05, int(limit.value), now, True)
 
     assert limit.value > 35
 
 
 def test_a_latency_that_is_outdated_is_taken_anew() -> None:
     """A service that got five times slower for good is asked for more again within a minute or two."""
-    limit = Limit(1000, 20)
+    limit = ConcurrencyLimiter(1000, 20)
     now = grow(limit, 0.0, 100)
     now = grow(limit, now, 200, latency=0.25)
     stuck = limit.value
@@ -172,17 +182,17 @@ def test_the_limit_never_leaves_its_bounds(
     most: int, start: int, events: list[tuple[str, float, float]]
 ) -> None:
     """Whatever the answers and whenever they come: at least 1, at most what the user said."""
-    limit, now = Limit(most, start), 0.0
+    limit, now = ConcurrencyLimiter(most, start), 0.0
     for kind, wait, latency in events:
         now += wait
         for _ in range(7):
             match kind:
                 case "s":
-                    limit.answered(now - latency, int(limit.value), now, True)
+                    limit.record_response(now - latency, int(limit.value), now, True)
                 case "n":
-                    limit.answered(now - latency, int(limit.value), now, False)
+                    limit.record_response(now - latency, int(limit.value), now, False)
                 case "r":
-                    limit.refused(now - latency, now)
+                    limit.record_overload(now - latency, now)
                 case "p":
                     limit.pause(now - latency)
                 case "d":
@@ -194,43 +204,43 @@ def test_the_limit_never_leaves_its_bounds(
 # The gate
 
 
-def shut_gate(now: float = 10.0) -> Gate:
-    gate = Gate(ROW, half)
-    for _ in range(ROW):
-        gate.sign(now - 1, 0.05, now)
-    assert gate.shut
+def shut_gate(now: float = 10.0) -> CircuitBreaker:
+    gate = CircuitBreaker(FAILURE_THRESHOLD, half)
+    for _ in range(FAILURE_THRESHOLD):
+        gate.record_overload(now - 1, 0.05, now)
+    assert gate.is_open
     return gate
 
 
 def test_the_gate_shuts_on_twenty_signs_and_nothing_else_between() -> None:
     """Nineteen may be chance."""
-    gate = Gate(ROW, half)
+    gate = CircuitBreaker(FAILURE_THRESHOLD, half)
 
-    assert not any(gate.sign(9.0, 0.05, 10.0) for _ in range(ROW - 1))
-    assert gate.sign(9.0, 0.05, 10.0)
+    assert not any(gate.record_overload(9.0, 0.05, 10.0) for _ in range(FAILURE_THRESHOLD - 1))
+    assert gate.record_overload(9.0, 0.05, 10.0)
 
 
 def test_a_crowd_is_no_outage() -> None:
     """A full service refuses many in a row, and answers others all the time."""
-    gate = Gate(ROW, half)
+    gate = CircuitBreaker(FAILURE_THRESHOLD, half)
     for batch in range(20):
         now = 10 + batch * 0.05
         for _ in range(10):
-            gate.fine(now)
+            gate.record_success(now)
         for _ in range(30):
-            assert not gate.sign(now, 0.05, now + 0.005)
+            assert not gate.record_overload(now, 0.05, now + 0.005)
 
 
 def test_a_service_that_hardly_answers_is_out() -> None:
     """One answer in ten would use up the attempts of two accounts in three."""
-    gate, now = Gate(ROW, half), 10.0
+    gate, now = CircuitBreaker(FAILURE_THRESHOLD, half), 10.0
     for number in range(200):
         now += 0.01
         if number % 10:
-            gate.sign(now - 0.05, 0.05, now)
+            gate.record_overload(now - 0.05, 0.05, now)
         else:
-            gate.fine(now)
-        if gate.shut:
+            gate.record_success(now)
+        if gate.is_open:
             return
     pytest.fail("it stayed open")
 
@@ -241,22 +251,24 @@ def test_the_pause_is_a_share_of_the_outage() -> None:
     while now < 3600:
         pauses.append((now - 10, gate.probe_at - now))
         now = gate.probe_at
-        gate.probe(now)
-        gate.probed(False, now)
+        gate.start_probe(now)
+        gate.end_probe(False, now)
 
     for outage, pause in pauses:
-        assert 0.75 * SHORTEST <= pause <= 1.25 * LONGEST
-        assert pause == pytest.approx(min(max(outage * SHARE, SHORTEST), LONGEST), rel=0.3, abs=0.06)
+        assert 0.75 * MIN_PROBE_INTERVAL <= pause <= 1.25 * MAX_PROBE_INTERVAL
+        assert pause == pytest.approx(
+            min(max(outage * PROBE_INTERVAL_SHARE, MIN_PROBE_INTERVAL), MAX_PROBE_INTERVAL), rel=0.3, abs=0.06
+        )
     assert len(pauses) < 900
 
 
 def test_a_probe_that_is_cancelled_lets_the_next_one_go() -> None:
     """Else the gate would stay shut for ever."""
     gate = shut_gate()
-    gate.probe(20.0)
+    gate.start_probe(20.0)
     assert not gate.may_probe(20.0)
 
-    assert not gate.probed(None, 20.1)
+    assert not gate.end_probe(None, 20.1)
     assert gate.may_probe(20.1)
 
 
@@ -266,53 +278,53 @@ def test_probes_that_hang_do_not_hold_up_the_next() -> None:
     while gate.next_probe_at is not None:
         now = max(now, gate.next_probe_at)
         assert gate.may_probe(now)
-        gate.probe(now)
+        gate.start_probe(now)
         sent += 1
 
-    assert sent == UNANSWERED
-    gate.probed(False, now)
+    assert sent == MAX_PROBES
+    gate.end_probe(False, now)
     assert gate.next_probe_at is not None
 
 
 def test_an_answered_probe_opens_the_gate() -> None:
     """The service is back, and nobody need wait any longer."""
     gate = shut_gate(10.0)
-    gate.probe(11.0)
+    gate.start_probe(11.0)
 
-    assert gate.probed(True, 12.5)
-    assert not gate.shut
+    assert gate.end_probe(True, 12.5)
+    assert not gate.is_open
     assert gate.probe_at == math.inf
 
 
 def test_retry_after_shuts_the_gate_for_so_long() -> None:
     """At most two minutes: the header may be anybody's mistake."""
-    short, long = Gate(ROW, half), Gate(ROW, half)
+    short, long = CircuitBreaker(FAILURE_THRESHOLD, half), CircuitBreaker(FAILURE_THRESHOLD, half)
 
-    assert short.asked(30, 10.0, at_once=True)
-    assert long.asked(86400, 10.0, at_once=True)
+    assert short.on_retry_after(30, 10.0, at_once=True)
+    assert long.on_retry_after(86400, 10.0, at_once=True)
     assert 40 <= short.probe_at <= 42
     assert 130 <= long.probe_at <= 136
 
 
 def test_one_unwell_answer_of_many_does_not_shut_the_gate() -> None:
     """A 503 with a Retry-After on one in a hundred would else stop everyone all the time."""
-    gate = Gate(ROW, half)
-    gate.sign(9.95, 0.05, 10.0)
-    assert not gate.asked(30, 10.0, at_once=False)
+    gate = CircuitBreaker(FAILURE_THRESHOLD, half)
+    gate.record_overload(9.95, 0.05, 10.0)
+    assert not gate.on_retry_after(30, 10.0, at_once=False)
 
-    gate.sign(9.95, 0.05, 10.0)
-    gate.sign(9.95, 0.05, 10.0)
-    assert gate.asked(30, 10.0, at_once=False)
+    gate.record_overload(9.95, 0.05, 10.0)
+    gate.record_overload(9.95, 0.05, 10.0)
+    assert gate.on_retry_after(30, 10.0, at_once=False)
 
 
 # The rate
 
 
-def sends(rate: Rate, now: float, until: float) -> list[float]:
+def sends(rate: RateLimiter, now: float, until: float) -> list[float]:
     """When requests go that all wait for the rate alone."""
     times = []
     while now < until:
-        if rate.take(now):
+        if rate.try_acquire(now):
             times.append(now)
         else:
             now = rate.ready_at
@@ -322,10 +334,10 @@ def sends(rate: Rate, now: float, until: float) -> list[float]:
 @given(per_second=st.floats(0.1, 5000.0), gaps=st.lists(st.floats(0.0, 2.0), max_size=100))
 def test_the_rate_is_never_exceeded(per_second: float, gaps: list[float]) -> None:
     """In any span of time: the rate times the span, and the burst."""
-    rate, now, times = Rate(per_second), 0.0, []
+    rate, now, times = RateLimiter(per_second), 0.0, []
     for gap in gaps:
         now += gap
-        times += [now for _ in range(30) if rate.take(now)]
+        times += [now for _ in range(30) if rate.try_acquire(now)]
 
     for i, first in enumerate(times):
         for j in range(i, len(times), 7):
@@ -334,31 +346,31 @@ def test_the_rate_is_never_exceeded(per_second: float, gaps: list[float]) -> Non
 
 def test_a_known_rate_is_used_to_the_full() -> None:
     """A ceiling that cost a tenth of itself would be no ceiling but a lower rate."""
-    assert len(sends(Rate(100), 0.0, 100.0)) == pytest.approx(10_000, abs=3)
+    assert len(sends(RateLimiter(100), 0.0, 100.0)) == pytest.approx(10_000, abs=3)
 
 
 def test_a_late_timer_costs_nothing() -> None:
     """Timers fire a few milliseconds late, each of them."""
-    rate, now, count = Rate(100), 0.0, 0
+    rate, now, count = RateLimiter(100), 0.0, 0
     while now < 100:
         now = max(now, rate.ready_at) + 0.004
-        count += rate.take(now)
+        count += rate.try_acquire(now)
 
     assert count > 9_900
 
 
-def refuse(rate: Rate, sent: float, served: int, now: float) -> None:
+def refuse(rate: RateLimiter, sent: float, served: int, now: float) -> None:
     """A burst of 429s, more than come by chance."""
     for _ in range(30):
-        rate.throttled(sent, served, now)
+        rate.record_throttled(sent, served, now)
 
 
 def test_429s_teach_the_rate() -> None:
     """From what was served, not from what was asked."""
-    rate = Rate(None)
+    rate = RateLimiter(None)
     assert not rate.active
-    rate.mark(0, 10.0)
-    rate.mark(100, 11.0)
+    rate.record_served(0, 10.0)
+    rate.record_served(100, 11.0)
 
     refuse(rate, 11.9, 200, 12.0)
 
@@ -368,8 +380,8 @@ def test_429s_teach_the_rate() -> None:
 
 def test_the_429s_of_one_burst_slow_once() -> None:
     """They all speak of the same second."""
-    rate = Rate(None)
-    rate.mark(0, 10.0)
+    rate = RateLimiter(None)
+    rate.record_served(0, 10.0)
     refuse(rate, 10.9, 100, 11.0)
 
     assert rate.value == pytest.approx(90)
@@ -377,22 +389,22 @@ def test_the_429s_of_one_burst_slow_once() -> None:
 
 def test_one_429_slows_only_where_a_tier_is_known() -> None:
     """Before that it may be one account's, and a tier refuses many at once."""
-    rate = Rate(None)
-    rate.mark(0, 10.0)
-    rate.throttled(10.9, 100, 11.0)
+    rate = RateLimiter(None)
+    rate.record_served(0, 10.0)
+    rate.record_throttled(10.9, 100, 11.0)
     assert not rate.active
     refuse(rate, 10.9, 100, 11.0)
     assert rate.value == pytest.approx(90)
 
-    rate.throttled(12.9, 280, 13.0)
+    rate.record_throttled(12.9, 280, 13.0)
 
     assert rate.value == pytest.approx(81)
 
 
 def test_a_learned_rate_comes_back() -> None:
     """The first guess may be far too low: it doubles until the next 429."""
-    rate = Rate(None)
-    rate.mark(0, 10.0)
+    rate = RateLimiter(None)
+    rate.record_served(0, 10.0)
     refuse(rate, 10.9, 100, 11.0)
 
     sends(rate, 11.0, 14.0)
@@ -402,16 +414,16 @@ def test_a_learned_rate_comes_back() -> None:
 
 def test_a_rate_that_nobody_waits_for_stays() -> None:
     """An idle hour tells nothing of the tier."""
-    rate = Rate(None)
-    rate.mark(0, 10.0)
+    rate = RateLimiter(None)
+    rate.record_served(0, 10.0)
     refuse(rate, 10.9, 100, 11.0)
     for second in range(12, 3600):
-        assert rate.take(float(second))
+        assert rate.try_acquire(float(second))
 
     assert rate.value == pytest.approx(90)
 
 
-def play(share: float, tier: float = math.inf) -> tuple[Rate, list[int]]:
+def play(share: float, tier: float = math.inf) -> tuple[RateLimiter, list[int]]:
     """
     Offer 1,000 requests a second for 60 s. A *share* of them gets a 429 at random, and so does what is beyond
     a *tier* of so many a second.
@@ -419,21 +431,21 @@ def play(share: float, tier: float = math.inf) -> tuple[Rate, list[int]]:
     Returns:
         The rate, and the requests of each second.
     """
-    rate, chance, served, marked, seconds = Rate(None), random.Random(1), 0, 0.0, [0] * 60
+    rate, chance, served, marked, seconds = RateLimiter(None), random.Random(1), 0, 0.0, [0] * 60
     tokens = 20.0
     for millisecond in range(60_000):
         now = millisecond / 1000
         tokens = min(20.0, tokens + tier / 1000)
-        if rate.active and not rate.take(now):
+        if rate.active and not rate.try_acquire(now):
             continue
         seconds[int(now)] += 1
         if chance.random() < share or tokens < 1:
-            rate.throttled(now, served, now + 0.001)
+            rate.record_throttled(now, served, now + 0.001)
             continue
         tokens -= 1
         served += 1
         if now >= marked:
-            marked = rate.mark(served, now)
+            marked = rate.record_served(served, now)
     return rate, seconds
 
 
@@ -463,13 +475,13 @@ def test_a_call_enters_at_once_while_there_is_room() -> None:
     clock = Clock()
     pace = pacer(clock, in_flight=2)
 
-    tickets = [pace.try_enter(), pace.try_enter()]
+    tickets = [pace.try_acquire(), pace.try_acquire()]
     assert all(tickets)
-    assert pace.try_enter() is None
+    assert pace.try_acquire() is None
     assert pace.in_flight == 2
     assert tickets[0] is not None
-    pace.leave(tickets[0], Sign.SUCCESS)
-    assert pace.try_enter() is not None
+    pace.release(tickets[0], LoadSignal.SUCCESS)
+    assert pace.try_acquire() is not None
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -480,18 +492,18 @@ def test_who_waited_longest_goes_first(adaptive: bool) -> None:
         pace, order = pacer(in_flight=1, adaptive=adaptive), []
 
         async def call(name: str, retry: bool) -> None:
-            ticket = await pace.enter(retry=retry)
+            ticket = await pace.acquire(retry=retry)
             order.append(name)
             await asyncio.sleep(0.01)
-            pace.leave(ticket, Sign.SUCCESS)
+            pace.release(ticket, LoadSignal.SUCCESS)
 
-        ticket = await pace.enter()
+        ticket = await pace.acquire()
         async with asyncio.TaskGroup() as group:
             for number in range(10):
                 group.create_task(call(f"new {number}", False))
                 group.create_task(call(f"retry {number}", True))
             await asyncio.sleep(0)
-            pace.leave(ticket, Sign.SUCCESS)
+            pace.release(ticket, LoadSignal.SUCCESS)
         return order
 
     order = run(main())
@@ -507,14 +519,14 @@ def test_a_turn_that_comes_with_the_cancellation_is_handed_on() -> None:
 
     async def main() -> None:
         pace = pacer(in_flight=1)
-        ticket = await pace.enter()
-        first = asyncio.create_task(pace.enter())
-        second = asyncio.create_task(pace.enter())
+        ticket = await pace.acquire()
+        first = asyncio.create_task(pace.acquire())
+        second = asyncio.create_task(pace.acquire())
         await asyncio.sleep(0)
-        pace.leave(ticket, Sign.SUCCESS)
+        pace.release(ticket, LoadSignal.SUCCESS)
         first.cancel()
 
-        assert isinstance(await second, Ticket)
+        assert isinstance(await second, Permit)
         assert first.cancelled()
         assert pace.in_flight == 1
 
@@ -529,21 +541,21 @@ def test_a_cancelled_probe_does_not_keep_the_gate_shut(phase: str) -> None:
         loop = asyncio.get_running_loop()
         pace = pacer(in_flight=40)
         shut(pace)
-        first, second = asyncio.create_task(pace.enter()), asyncio.create_task(pace.enter())
+        first, second = asyncio.create_task(pace.acquire()), asyncio.create_task(pace.acquire())
         if phase == "while it was out":
             ticket = await first
             assert ticket.probe
-            pace.leave(ticket, Sign.NONE)
+            pace.release(ticket, LoadSignal.NONE)
         else:
             await asyncio.sleep(0.01)
-            pace._gate.probe_at = loop.time()
+            pace._breaker.probe_at = loop.time()
             pace._admit()
             assert pace.in_flight == 1
             first.cancel()
         began = loop.time()
         probe = await second
         assert loop.time() - began < 0.01
-        assert pace.leave(probe, Sign.SUCCESS)
+        assert pace.release(probe, LoadSignal.SUCCESS)
         assert not pace.paused
         assert pace.in_flight == 0
 
@@ -552,11 +564,11 @@ def test_a_cancelled_probe_does_not_keep_the_gate_shut(phase: str) -> None:
 
 def shut(pace: Pacer) -> None:
     """Twenty tickets, all refused."""
-    tickets = [pace.try_enter() for _ in range(20)]
+    tickets = [pace.try_acquire() for _ in range(20)]
     for ticket in tickets:
         assert ticket is not None
         ticket.sent -= 1.0  # long ago
-        pace.leave(ticket, Sign.OVERLOAD)
+        pace.release(ticket, LoadSignal.OVERLOAD)
     assert pace.paused
 
 
@@ -564,15 +576,15 @@ def test_signs_at_the_shut_gate_use_up_no_attempt() -> None:
     """An outage costs time, not accounts."""
     clock, told = Clock(), list[bool]()
     pace = Pacer(Pace(in_flight=50, start=50), clock=clock, random=half, on_pause=told.append)
-    tickets = [pace.try_enter() for _ in range(40)]
+    tickets = [pace.try_acquire() for _ in range(40)]
     clock.now += 1
 
-    counted = [pace.leave(ticket, Sign.OVERLOAD) for ticket in tickets if ticket]
+    counted = [pace.release(ticket, LoadSignal.OVERLOAD) for ticket in tickets if ticket]
 
     assert counted == [True] * 19 + [False] * 21
     assert pace.paused
     assert told == [True]
-    assert pace.try_enter() is None
+    assert pace.try_acquire() is None
 
 
 @pytest.mark.parametrize("began", [True, False], ids=["the pause begins", "the pause ends"])
@@ -585,13 +597,13 @@ def test_an_on_pause_that_raises_leaves_no_slot_taken(began: bool) -> None:
 
     clock = Clock()
     pace = Pacer(Pace(in_flight=50, start=50), clock=clock, random=half, on_pause=interrupted)
-    tickets = [pace.try_enter() for _ in range(20)]
+    tickets = [pace.try_acquire() for _ in range(20)]
     clock.now += 1
     raised = 0
     for ticket in tickets:
         assert ticket is not None
         try:
-            pace.leave(ticket, Sign.OVERLOAD)
+            pace.release(ticket, LoadSignal.OVERLOAD)
         except KeyboardInterrupt:
             raised += 1
     assert (pace.paused, raised) == (True, int(began))
@@ -600,10 +612,10 @@ def test_an_on_pause_that_raises_leaves_no_slot_taken(began: bool) -> None:
         return
 
     clock.now += 10
-    pace._gate.probe(clock.now)
+    pace._breaker.start_probe(clock.now)
     pace._taken += 1
     with pytest.raises(KeyboardInterrupt):
-        pace.leave(Ticket(clock.now, pace._gate.generation, probe=True), Sign.SUCCESS)
+        pace.release(Permit(clock.now, pace._breaker.generation, probe=True), LoadSignal.SUCCESS)
 
     assert not pace.paused
     assert pace.in_flight == 0
@@ -617,18 +629,18 @@ def test_who_waits_at_the_gate_goes_on_when_a_probe_is_answered() -> None:
         shut(pace)
         clock = asyncio.get_running_loop().time
         came = clock()
-        probe = await pace.enter()
-        others = [asyncio.create_task(pace.enter()) for _ in range(9)]
+        probe = await pace.acquire()
+        others = [asyncio.create_task(pace.acquire()) for _ in range(9)]
 
         assert probe.probe
         assert 0.05 <= clock() - came <= 0.2
         await asyncio.sleep(3.0)
         answered = clock()
-        pace.leave(probe, Sign.SUCCESS)
+        pace.release(probe, LoadSignal.SUCCESS)
         tickets = await asyncio.gather(*others)
         assert clock() == pytest.approx(answered, abs=0.01)
         patient = [ticket.sent for ticket in tickets if not ticket.probe]
-        assert patient == [pytest.approx(answered, abs=0.01)] * (9 + 1 - UNANSWERED)
+        assert patient == [pytest.approx(answered, abs=0.01)] * (9 + 1 - MAX_PROBES)
 
     run(main())
 
@@ -639,12 +651,12 @@ def test_a_refused_request_keeps_its_slot_for_the_time_of_an_answer() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         pace = pacer(in_flight=1)
-        ticket = await pace.enter()
+        ticket = await pace.acquire()
         await asyncio.sleep(0.005)
-        pace.leave(ticket, Sign.OVERLOAD)
+        pace.release(ticket, LoadSignal.OVERLOAD)
 
         assert pace.in_flight == 0
-        await pace.enter()
+        await pace.acquire()
         assert loop.time() == pytest.approx(0.1, abs=0.002)  # nothing is known yet: 100 ms
 
     run(main())
@@ -654,9 +666,9 @@ def test_without_adaptive_refusals_change_nothing() -> None:
     """Who says so wants exactly so many in flight."""
     pace = pacer(Clock(), in_flight=30, adaptive=False)
     for _ in range(100):
-        tickets = [pace.try_enter() for _ in range(30)]
-        assert pace.try_enter() is None
-        assert all(pace.leave(ticket, Sign.OVERLOAD, 60.0) for ticket in tickets if ticket)
+        tickets = [pace.try_acquire() for _ in range(30)]
+        assert pace.try_acquire() is None
+        assert all(pace.release(ticket, LoadSignal.OVERLOAD, 60.0) for ticket in tickets if ticket)
 
     assert pace.limit == 30
     assert not pace.paused
@@ -671,7 +683,7 @@ def test_waiters_share_one_timer() -> None:
         pace = pacer(in_flight=1000, start=1000, rate=100.0, adaptive=False)
 
         async def call() -> None:
-            pace.leave(await pace.enter(), Sign.SUCCESS)
+            pace.release(await pace.acquire(), LoadSignal.SUCCESS)
 
         before = loop.timers
         await asyncio.gather(*(call() for _ in range(1000)))
@@ -683,10 +695,10 @@ def test_waiters_share_one_timer() -> None:
 def test_a_pacer_belongs_to_one_loop() -> None:
     """A future of one loop, woken from another, never wakes."""
     pace = pacer(lambda: 0.0, in_flight=1)
-    pace.try_enter()
+    pace.try_acquire()
 
     async def wait() -> None:
-        await asyncio.wait_for(pace.enter(), 0.1)
+        await asyncio.wait_for(pace.acquire(), 0.1)
 
     with pytest.raises(TimeoutError):
         run(wait())
@@ -697,12 +709,12 @@ def test_a_pacer_belongs_to_one_loop() -> None:
 class Strict(Pacer):
     """Looks at the limit whenever a call is let in: later, others may have lowered it."""
 
-    def try_enter(self) -> Ticket | None:
-        ticket = super().try_enter()
+    def try_acquire(self) -> Permit | None:
+        ticket = super().try_acquire()
         assert ticket is None or (self._taken <= self.limit and not self.paused)
         return ticket
 
-    def _next(self) -> Turn:
+    def _next(self) -> PermitFuture:
         assert self._taken < (self._pace.in_flight if self.paused else self.limit)
         return super()._next()
 
@@ -734,20 +746,20 @@ def test_no_turn_is_lost(calls: list[Any], in_flight: int, adaptive: bool, rate:
         pace = Strict(Pace(in_flight=in_flight, adaptive=adaptive, rate=rate), random=random.Random(1).random)
         out = 0
 
-        async def call(come: float, sign: Sign, takes: float, retry: bool, asked: float | None) -> None:
+        async def call(come: float, sign: LoadSignal, takes: float, retry: bool, asked: float | None) -> None:
             nonlocal out
             await asyncio.sleep(come)
-            ticket = pace.try_enter() or await pace.enter(retry=retry)
+            ticket = pace.try_acquire() or await pace.acquire(retry=retry)
             out += 1
             assert out <= pace.in_flight <= in_flight  # some have their ticket, and have not woken yet
             try:
                 await asyncio.sleep(takes)
             except asyncio.CancelledError:
-                sign = Sign.NONE
+                sign = LoadSignal.NONE
                 raise
             finally:
                 out -= 1
-                pace.leave(ticket, sign, asked)
+                pace.release(ticket, sign, asked)
 
         loop, tasks = asyncio.get_running_loop(), []
         for come, sign, takes, cancelled, retry, asked in calls:
@@ -760,8 +772,8 @@ def test_no_turn_is_lost(calls: list[Any], in_flight: int, adaptive: bool, rate:
         assert not [end for end in done if end and not isinstance(end, asyncio.CancelledError)]
         assert pace.in_flight == pace.waiting == 0
         await asyncio.sleep(130)
-        ticket = await pace.enter()
-        pace.leave(ticket, Sign.SUCCESS)
+        ticket = await pace.acquire()
+        pace.release(ticket, LoadSignal.SUCCESS)
         assert not pace.paused
         await asyncio.sleep(1)
         assert pace._taken == 0 or pace._held

@@ -10,10 +10,8 @@ import postpress_async
 PACKAGE = Path(postpress_async.__file__).parent
 
 # Lowest first: a module may import only from layers before its own.
-LAYERS = ["_version _guarded _countries _deadlines _wait_queue secret", "_fields", "models"]
-LAYERS += ["_failure", "errors", "_retry_after"]
-LAYERS += ["_wire retry pace events _connector", "_network _turns _lifetime _idempotency _settings"]
-LAYERS += ["_transport _exchange", "_lean_transport _call"]
+LAYERS = ["_version _safe_observer _countries _timeouts _wait_queue secret", "_fields", "models"]
+LAYERS += ["_error_base", "errors", "retry pace events _settings", "_http", "_call"]
 LAYERS += ["rotation", "session", "sandbox telemetry cluster", "pytest_plugin", "_cli __init__", "__main__"]
 
 

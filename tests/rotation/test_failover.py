@@ -23,7 +23,7 @@ from postpress_async import (
     errors,
     events,
 )
-from postpress_async._lifetime import Waits
+from postpress_async._call.tracker import WaitGroup
 from postpress_async.rotation import Halt, RotationSummary, State
 from postpress_async.rotation._account_task import AccountRunner
 from postpress_async.rotation._pending_rows import PendingRow
@@ -392,7 +392,7 @@ async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
 
     runner = AccountRunner(
         update=refuses,
-        waits=Waits(),
+        waits=WaitGroup(),
         pool=Pool(),  # type: ignore[arg-type]
         on_backoff=bool,
         on_attempt_failed=bool,

@@ -641,10 +641,10 @@ async def test_leaving_the_block_wakes_all_who_wait_to_tell(journal) -> None:
     async def rests(
         account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
-        hooks.rests(True)
+        hooks.on_backoff(True)
         for _ in range(5):
             await asyncio.sleep(0)
-        hooks.rests(False)
+        hooks.on_backoff(False)
         return AccountPatched(account_id)
 
     many = rows([f"acc_{number}" for number in range(100)])

@@ -168,7 +168,7 @@ async def hold_up(sandbox: Sandbox, session: PostPressSession) -> asyncio.Task[A
 
 
 async def cancel_waiting(rotation: Rotation, session: PostPressSession, count: int) -> None:
-    await cancel(rotation, lambda: session.pacer.waiting == count)
+    await cancel(rotation, lambda: session._context.pacer.waiting == count)
 
 
 async def test_a_doubt_of_an_earlier_run_stays_one(journal) -> None:

@@ -98,7 +98,7 @@ def machine() -> Iterator[None]:
 def session_over(wire: Wire, **options: Any) -> PostPressSession:
     """A real session whose requests go over *wire*."""
     session = PostPressSession(API_KEY, base_url="http://127.0.0.1:9/v1", **options)
-    object.__setattr__(session._line, "transport", wire)
+    object.__setattr__(session._context, "transport", wire)
     return session
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from attrs import Factory, define, evolve, field, frozen
 
-from postpress_async.pace import Pace, Pacer, Sign
+from postpress_async.pace import Pace
+from postpress_async.pace._load_signal import LoadSignal
+from postpress_async.pace._pacer import Pacer
 from tests.support.simulated_service import ideal
 from tests.support.virtual_loop import VirtualLoop, run
 
@@ -67,12 +69,16 @@ class Behavior:
 
 @frozen
 class Reply:
-    sign: Sign
+    sign: LoadSignal
     retry_after: float | None = None
     dead: bool = False
 
 
-PATCHED, PASSING, DEAD = Reply(Sign.SUCCESS), Reply(Sign.ALIVE), Reply(Sign.ALIVE, dead=True)
+PATCHED, PASSING, DEAD = (
+    Reply(LoadSignal.SUCCESS),
+    Reply(LoadSignal.ALIVE),
+    Reply(LoadSignal.ALIVE, dead=True),
+)
 
 
 class Service:
@@ -86,7 +92,7 @@ class Service:
         self.peak = 0
         self.work = 0.0  # seconds that had to be worked, at the usual speed
         self.needed = 0  # answers that took work
-        self.signs: Counter[Sign] = Counter()
+        self.signs: Counter[LoadSignal] = Counter()
         self._open: set[asyncio.Future[Reply]] = set()
         self._busy = 0
         self._queue: deque[tuple[int, asyncio.Future[Reply]]] = deque()
@@ -103,7 +109,7 @@ class Service:
             async with asyncio.timeout(timeout):
                 reply = await answer
         except TimeoutError:
-            reply = Reply(Sign.OVERLOAD)
+            reply = Reply(LoadSignal.OVERLOAD)
         finally:
             self._open.discard(answer)
         self.signs[reply.sign] += 1
@@ -112,7 +118,7 @@ class Service:
     def abort(self) -> None:
         """All connections are lost."""
         for answer in self._open:
-            self._give(answer, Reply(Sign.OVERLOAD))
+            self._give(answer, Reply(LoadSignal.OVERLOAD))
 
     def _take(self, account: int, answer: asyncio.Future[Reply]) -> None:
         self.asked += 1
@@ -121,26 +127,26 @@ class Service:
             case "silent":
                 return None
             case "refused":
-                return self._later(0.005, answer, Reply(Sign.OVERLOAD))
+                return self._later(0.005, answer, Reply(LoadSignal.OVERLOAD))
             case "503":
-                return self._later(0.05, answer, Reply(Sign.OVERLOAD, behavior.unwell_after))
+                return self._later(0.05, answer, Reply(LoadSignal.OVERLOAD, behavior.unwell_after))
             case "504":
-                return self._later(1.0, answer, Reply(Sign.OVERLOAD))
+                return self._later(1.0, answer, Reply(LoadSignal.OVERLOAD))
         # Without such a share nothing is drawn, so that a seed means the same for all other scenarios.
         if (stray := behavior.stray(now)) and self.chance.random() < stray:
-            return self._later(behavior.refusal, answer, Reply(Sign.THROTTLED, behavior.retry_after))
+            return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED, behavior.retry_after))
         if (wait := self._throttle(now)) is not None:
             told = behavior.retry_after and max(behavior.retry_after, math.ceil(wait))
             if behavior.retry_after == 0:
                 told = float(max(1, math.ceil(wait)))
-            return self._later(behavior.refusal, answer, Reply(Sign.THROTTLED, told))
+            return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED, told))
         if self._busy >= behavior.concurrency:
-            return self._later(behavior.refusal, answer, Reply(Sign.THROTTLED))
+            return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED))
         if self._busy < behavior.capacity(now):
             return self._begin(account, answer)
         if len(self._queue) < behavior.queue:
             return self._queue.append((account, answer))
-        return self._later(behavior.refusal, answer, Reply(Sign.OVERLOAD, behavior.unwell_after))
+        return self._later(behavior.refusal, answer, Reply(LoadSignal.OVERLOAD, behavior.unwell_after))
 
     def _throttle(self, now: float) -> float | None:
         behavior, rate = self.behavior, self.behavior.tier(now)
@@ -167,7 +173,7 @@ class Service:
         elif self.chance.random() < behavior.passing:
             reply = PASSING
         elif self.chance.random() < behavior.unavailable(now):
-            reply = Reply(Sign.OVERLOAD, behavior.unwell_after)
+            reply = Reply(LoadSignal.OVERLOAD, behavior.unwell_after)
         else:
             reply = PATCHED
         seconds = behavior.latency(self.chance)
@@ -230,7 +236,7 @@ class Rotation:
                 while self._retrying >= self._most_retrying:
                     self._fewer.clear()
                     await self._fewer.wait()
-                ticket = self.pacer.try_enter() or await self.pacer.enter()
+                ticket = self.pacer.try_acquire() or await self.pacer.acquire()
                 group.create_task(self._settle(account, ticket))
         return self.tally
 
@@ -239,20 +245,20 @@ class Rotation:
         while True:
             if ticket is None:
                 began = self._open_for()
-                ticket = self.pacer.try_enter() or await self.pacer.enter(retry=True)
+                ticket = self.pacer.try_acquire() or await self.pacer.acquire(retry=True)
                 self.tally.turns.append(self._open_for() - began)
             if is_retry:
                 self._retrying -= 1
                 self._fewer.set()
             reply = await self.service.ask(account, self.timeout)
-            used += self.pacer.leave(ticket, reply.sign, reply.retry_after)
+            used += self.pacer.release(ticket, reply.sign, reply.retry_after)
             tries += 1
             ticket = None
-            if reply.sign is Sign.SUCCESS:
+            if reply.sign is LoadSignal.SUCCESS:
                 self.tally.patched += 1
                 return
             if used >= 4:
-                if reply.sign is Sign.ALIVE:
+                if reply.sign is LoadSignal.ALIVE:
                     self.tally.unlucky += 1
                 else:
                     self.tally.failed += 1
@@ -356,7 +362,7 @@ async def _play(scenario: Scenario, seed: int) -> Result:
         sum(tally.patched for tally in tallies),
         sum(tally.failed for tally in tallies),
         sum(tally.unlucky for tally in tallies),
-        service.signs[Sign.THROTTLED] / service.asked,
+        service.signs[LoadSignal.THROTTLED] / service.asked,
         service.peak,
         sum(turns) / len(turns),
         max(turns),

@@ -28,13 +28,13 @@ class World(NamedTuple):
 
     def left(self) -> dict[str, int]:
         """What of the calls is still there."""
-        line, pacer = self.session._line, self.session._line.pacer
+        line, pacer = self.session._context, self.session._context.pacer
         return {
             "in flight": pacer.in_flight,
             "waiting": pacer.waiting,
-            "turns": len(line.turns._waiting),
-            "calls": line.lifetime._calls,
-            "waits": len(line.lifetime._waits),
+            "turns": len(line.locks._waiting),
+            "calls": line.tracker._calls,
+            "waits": len(line.tracker._timeouts),
             "connections": len(self.connector._acquired),
         }
 
@@ -140,7 +140,7 @@ async def gate_shut(at: World) -> None:
     for number in range(30):
         at.call(f"acc_{number}", LONG)
     await asyncio.sleep(10)
-    assert at.session._line.pacer.paused
+    assert at.session._context.pacer.paused
 
 
 TWO, HUNDRED = Pace(in_flight=2), Pace()

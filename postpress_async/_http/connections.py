@@ -1,11 +1,12 @@
-"""aiohttp's connector with corrections of its sockets, read buffers and parsing of errors."""
+"""Connections: aiohttp's connector with corrections, and the check before a connection is reused."""
 
 import asyncio
+import select
 import socket
 import ssl
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -91,3 +92,61 @@ def _make_socket(address_info: tuple[Any, ...]) -> socket.socket:
     new_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _READ_SIZE)
     _NEW_SOCKETS.get().append(new_socket)
     return new_socket
+
+
+# --- Before a connection is reused ---------------------------------------------------------------
+
+
+class UnusableConnectionError(aiohttp.ClientConnectionError):
+    """The connection ended, or received data, before the request. No byte of the request was written."""
+
+
+def is_reusable(protocol: ResponseHandler | None) -> TypeGuard[ResponseHandler]:
+    """
+    Whether nothing has arrived on an idle connection since the last response, not even its end.
+
+    aiohttp takes bytes that arrived on an idle connection for the response to the next request. They may be
+    a late response to another account's request, or injected.
+    """
+    return (
+        protocol is not None
+        and (transport := protocol.transport) is not None
+        and not transport.is_closing()
+        and not protocol.should_close
+        and not has_unread_data(transport)
+    )
+
+
+async def check_idle(protocol: ResponseHandler | None) -> ResponseHandler:
+    """
+    Return *protocol*, which is not `is_reusable`, if the event loop finds nothing wrong when it reads.
+
+    With TLS this may be a session ticket, which is not part of a response.
+
+    Raises:
+        UnusableConnectionError: Data arrived, or the connection has ended.
+    """
+    if protocol is None or (_is_plain(protocol.transport) and has_unread_data(protocol.transport)):
+        raise UnusableConnectionError  # half a line would be taken for the start of the next response
+    # The loop reads in its next iteration, after the tasks that are due in it.
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    if protocol.should_close or not protocol.is_connected():
+        raise UnusableConnectionError
+    return protocol
+
+
+def _is_plain(transport: asyncio.BaseTransport | None) -> bool:
+    return transport is not None and transport.get_extra_info("ssl_object") is None
+
+
+def has_unread_data(transport: asyncio.BaseTransport | None) -> bool:
+    """Whether data, or the end of the connection, has arrived that the event loop has not read yet."""
+    sock = None if transport is None else transport.get_extra_info("socket")
+    if sock is None:
+        return False
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))

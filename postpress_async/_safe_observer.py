@@ -1,4 +1,4 @@
-"""Observers are the caller's, and so are their mistakes."""
+"""Keeps exceptions of observers, which are application code, away from the calls that they observe."""
 
 import asyncio
 import logging
@@ -10,29 +10,28 @@ _log = logging.getLogger("postpress_async.events")
 T = TypeVar("T")
 
 
-class Guarded(Generic[T]):
+class SafeObserver(Generic[T]):
     """
     Calls an observer, and logs the exceptions that it raises instead of passing them on.
 
     A `CancelledError` is logged too: an observer awaits nothing, so it cannot be the cancellation of its
     task. `KeyboardInterrupt`, `SystemExit` and the like are passed on.
 
-    Only the first, tenth, hundredth ... exception is logged, with its traceback: an observer that always
-    raises does so five times an account, and a night's log may be on the same disk as the journal.
+    Only the first, tenth, hundredth ... exception is logged, with its traceback. An observer that always
+    raises does so five times per account, and the log may be on the same disk as the journal.
     """
 
     def __init__(self, observer: Callable[[T], object]) -> None:
         self._observer: Final = observer
         self._raised = 0
-        self._next_told = 1
+        self._next_logged = 1
 
     def __call__(self, event: T) -> None:
-        """Hand *event* on."""
         try:
             self._observer(event)
         except (Exception, asyncio.CancelledError):
             self._raised += 1
-            if self._raised == self._next_told:
-                self._next_told *= 10
-                told = "an observer of postpress_async raised on %s; it raised %d times so far"
-                _log.exception(told, type(event).__name__, self._raised)
+            if self._raised == self._next_logged:
+                self._next_logged *= 10
+                message = "an observer of postpress_async raised on %s; it raised %d times so far"
+                _log.exception(message, type(event).__name__, self._raised)

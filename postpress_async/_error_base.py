@@ -1,7 +1,7 @@
 """
-What every error tells: whose fault it is, whether to retry, what was applied.
+The base class of all errors, and how an error response becomes an error.
 
-The catalogue that is built on it is `errors`.
+`errors` has the classes of the statuses and types.
 """
 
 from enum import StrEnum
@@ -13,18 +13,18 @@ from postpress_async.models import Attempt
 
 
 class Scope(StrEnum):
-    """What a failure speaks against, and so what a rotation does about it."""
+    """What a failure is about. A rotation decides by it what to do."""
 
     REQUEST = "request"
-    """This request is wrong. A rotation records it and goes on."""
+    """This request is wrong. A rotation records it and continues."""
     ACCOUNT = "account"
-    """This account cannot take it. A rotation records it and goes on."""
+    """This account cannot be updated. A rotation records it and continues."""
     PROXY = "proxy"
     """This proxy does not work. Another one may."""
     KEY = "key"
-    """This API key may not. Every other account would get the same answer."""
+    """This API key is rejected. Every other account would get the same response."""
     SERVICE = "service"
-    """The service, or the way to it, is unwell."""
+    """The service, or the network to it, has a problem."""
 
 
 class Applied(StrEnum):
@@ -36,7 +36,7 @@ class Applied(StrEnum):
 
 @frozen
 class Problem:
-    """The API's error envelope. Its text comes from outside and has been cleaned: see `_wire`."""
+    """The API's error envelope. `_http.codec` has cleaned its texts."""
 
     type: str = ""
     title: str = ""
@@ -46,16 +46,16 @@ class Problem:
 
 class PostPressError(Exception):
     """
-    The base of all of them.
+    The base class of all errors.
 
     Attributes:
-        scope: What the failure speaks against.
-        retryable: Whether the default policy sends the call again.
-        applied: Whether the change may have been applied; over all attempts of the call.
-        account_id: The account of the call, where there was one.
-        attempts: The history of the call, oldest first.
-        status: HTTP status of the answer; None where there was none.
-        retry_after: Seconds that the answer asked to wait; None where it did not.
+        scope: What the failure is about.
+        retryable: Whether the default policy retries it.
+        applied: Whether the change may have been applied, by any attempt of the call.
+        account_id: The account of the call; None if there was no call.
+        attempts: All attempts of the call, oldest first.
+        status: HTTP status of the response; None without a response.
+        retry_after: Seconds of the response's Retry-After; None without one.
     """
 
     scope: Scope = Scope.SERVICE
@@ -68,7 +68,7 @@ class PostPressError(Exception):
 
     @property
     def code(self) -> str:
-        """What a log or a journal calls it: the API's type where there is one, else the class's name."""
+        """The name in logs and journals: the API's type if there is one, otherwise the name of the class."""
         return type(self).__name__
 
     def __str__(self) -> str:
@@ -91,14 +91,14 @@ class PostPressError(Exception):
 
 class ApiError(PostPressError):
     """
-    An error answer. A status that has no class of its own is this one.
+    An error response. Statuses without a subclass raise this class.
 
     Attributes:
-        status: Its HTTP status; there always is one.
-        type: The API's type as it came, listed or not; empty if the answer had no envelope. `code` is the
+        status: The HTTP status, never None.
+        type: The API's type as received, listed or not; empty if the response had no envelope. `code` is the
             same for each spelling of a listed type.
-        title: Its short title.
-        detail: Its explanation, if any; compact JSON if it was not text.
+        title: The short title.
+        detail: The explanation, if any; compact JSON if it was not text.
         instance: The id of the request to quote to support, if any.
     """
 
@@ -136,7 +136,7 @@ class ApiError(PostPressError):
 
     def __init__(self, status: int, problem: Problem, retry_after: float | None = None) -> None:
         super().__init__(status, problem, retry_after)
-        # Narrower than the base has it: who catches an ApiError has a status to compare and to send on.
+        # Narrower than in the base class: an ApiError always has a status.
         self.status: int = status  # pyright: ignore[reportIncompatibleVariableOverride]
         self.retry_after: float | None = retry_after
         self.type: str = problem.type
@@ -146,19 +146,19 @@ class ApiError(PostPressError):
 
     @classmethod
     def of(cls, status: int, problem: Problem, retry_after: float | None = None) -> "ApiError":
-        """The most exact error: the type's class if it belongs to this HTTP status, else the status's."""
+        """The most specific error: of the type's class if that belongs to *status*, otherwise of *status*."""
         family = BY_STATUS.get(status, ApiError)
         name = listed_type(problem.type)
         listed = None if name is None else BY_TYPE.get(name) or BY_CODE[name]
         if listed is not None and issubclass(listed, family) and family is not ApiError:
             return listed(status, problem, retry_after)
         error = family(status, problem, retry_after)
-        # Where type and status disagree, or one is unlisted, both must allow a retry.
+        # If type and status disagree, or one of them is unlisted, both must allow a retry.
         error.retryable = status in RETRYABLE_STATUSES and (listed is None or listed.retryable)
         if family is ApiError and status < 500 and status not in {403, 408}:
             error.scope = Scope.REQUEST
         if status == 403 and listed is not None and listed.scope is Scope.KEY:
-            error.scope = Scope.KEY  # without such a type, a 403 may as well come from a gateway
+            error.scope = Scope.KEY  # without such a type, a 403 may come from a gateway
         if status in REFUSING_STATUSES and (listed is None or listed.applied is Applied.NO):
             error.applied = Applied.NO
         return error
@@ -170,25 +170,27 @@ class ApiError(PostPressError):
     def _fact(self) -> str:
         words = [f"{self.code if self.type else 'no error envelope'} (HTTP {self.status})"]
         words += [text.rstrip(".") for text in (self.title, self.detail) if text]
-        told = ": ".join(words) + "."
+        message = ": ".join(words) + "."
         if self.status == 401 and self.scope is not Scope.PROXY:
-            told += f" {'C' if self.scope is Scope.KEY else 'If every account gets it, c'}heck the API key."
-        return f"{told} Quote instance {self.instance} to support." if self.instance else told
+            message += (
+                f" {'C' if self.scope is Scope.KEY else 'If every account gets it, c'}heck the API key."
+            )
+        return f"{message} Quote instance {self.instance} to support." if self.instance else message
 
 
 BY_STATUS = ApiError.BY_STATUS
-"""The class of each status that has one."""
+"""The class of each status that has a class."""
 BY_TYPE = ApiError.BY_TYPE
-"""The class of each of the reference's types, by the type."""
+"""The class of each type of the reference."""
 BY_CODE = ApiError.BY_CODE
-"""The same for the types that only the quickstart's envelope has."""
+"""The class of each type that only the quickstart has."""
 
 
 def listed_type(text: str) -> str | None:
     """
-    The listed type that *text* names, as the reference writes it; None if it names none.
+    The listed type that *text* means, as the reference writes it; None if it is not listed.
 
-    Types are compared by their last path segment: problem types may also be written bare, or as a URL.
+    Only the last path segment is compared, because problem types may also be written bare or as a URL.
     """
     name = f"errors/{text.rstrip('/').rpartition('/')[2]}"
     return name if name in BY_TYPE or name in BY_CODE else None
@@ -196,11 +198,11 @@ def listed_type(text: str) -> str | None:
 
 REFUSING_STATUSES = frozenset({403, 405, 407, 409, 411, 413, 414, 415, 417, 422, 431})
 """
-Statuses without a class of their own that say, as 400 does, that nothing was applied.
+Statuses without a class which, as 400, mean that nothing was applied.
 
 RFC 9110, section 15.5, and RFC 6585, section 5: each refuses the request before the method is applied. 406,
-410 and 418 are not among them: a gateway may send those for what it has passed on.
+410 and 418 are not included: a gateway may send them for a request that it has forwarded.
 """
 
 RETRYABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
-"""Retried where the answer has no listed type: what every HTTP API's clients meet in front of it."""
+"""Retried if the response has no listed type: gateways in front of any HTTP API send them."""

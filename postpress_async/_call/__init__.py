@@ -1,0 +1,1 @@
+"""One update: its attempts, idempotency keys, per-account lock, and the tracking of open calls."""

@@ -1,0 +1,72 @@
+"""What all calls of a session share, and how a call reports to its owner."""
+
+from typing import Protocol
+
+from attrs import field, frozen
+from yarl import URL
+
+from postpress_async import events
+from postpress_async._call.keyed_lock import KeyedLock
+from postpress_async._call.tracker import CallTracker, WaitGroup
+from postpress_async._http.transport import Transport
+from postpress_async._safe_observer import SafeObserver
+from postpress_async.errors import PostPressError
+from postpress_async.pace._pacer import Pacer
+from postpress_async.secret import Secret
+
+
+@frozen
+class CallContext:
+    """The dependencies that all calls of a session share."""
+
+    transport: Transport
+    api_key: Secret
+    pacer: Pacer
+    locks: KeyedLock
+    tracker: CallTracker
+    observer: SafeObserver[events.Event] | None
+    base_url: URL
+    _url_parts: tuple[str, str] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        before = self.base_url.with_query(None).joinpath("accounts", "")
+        after = self.base_url.raw_query_string
+        object.__setattr__(self, "_url_parts", (str(before), after and f"?{after}"))
+
+    def url_of(self, account_id: str) -> str:
+        """The URL of an account's requests, for observers. An account id never needs escaping."""
+        before, after = self._url_parts
+        return f"{before}{account_id}{after}"
+
+
+class CallHooks(Protocol):
+    """
+    Callbacks of a call's owner, such as a rotation. The call runs them in its own task.
+
+    A call with hooks waits out outages: see `UpdateCall`.
+    """
+
+    @property
+    def waits(self) -> WaitGroup:
+        """The group in which the call waits, so that the owner can end all of its waits at once."""
+        ...
+
+    def on_call_started(self) -> object:
+        """The call has started. It reports each attempt, so nothing is in flight yet."""
+        ...
+
+    def on_attempt_started(self, now: float, /) -> object:
+        """An attempt starts at *now*, in seconds of the event loop's clock; it is in flight from now on."""
+        ...
+
+    def on_attempt_failed(self, error: PostPressError, /) -> object:
+        """An attempt ended with *error*, whose `applied` is about this attempt alone."""
+        ...
+
+    def on_backoff(self, backing_off: bool, /) -> object:
+        """A backoff begins (True) or is over (False)."""
+        ...
+
+    def should_give_up(self, error: PostPressError, /) -> bool:
+        """Whether the owner wants no further attempt, although the policy would make one."""
+        ...

@@ -1,0 +1,109 @@
+"""
+Where idempotency keys come from. `UpdateCall` decides which attempt gets which key.
+
+For a key that the API knows, it returns the stored response; for a new key, it makes the change.
+"""
+
+import itertools
+import os
+import secrets
+from typing import Any, Final, Protocol
+from weakref import WeakSet
+
+from attrs import define
+
+
+def check_key(key: Any) -> str:
+    """
+    Return *key*, which the caller chose.
+
+    Raises:
+        ValueError: It cannot be sent as a header.
+    """
+    if not isinstance(key, str) or not 1 <= len(key) <= 255 or not all("!" <= c <= "~" for c in key):
+        raise ValueError("idempotency_key must be 1 to 255 visible ASCII characters without spaces")
+    return key
+
+
+class Keys(Protocol):
+    """
+    The idempotency keys of one call.
+
+    Attributes:
+        in_doubt: Whether an earlier process may have sent the change under the current key.
+    """
+
+    @property
+    def in_doubt(self) -> bool: ...
+
+    @property
+    def current(self) -> str | None:
+        """The key of the next attempt; None sends no key."""
+        ...
+
+    async def renew(self) -> None:
+        """Replace `current` by a key that no attempt has used."""
+        ...
+
+
+class KeyGenerator:
+    """Generates keys that are unique across sessions and processes: a random prefix and a counter."""
+
+    def __init__(self) -> None:
+        self.restart()
+        _GENERATORS.add(self)
+
+    def restart(self) -> None:
+        """Choose a new prefix. A forked process has a copy of this generator with the same prefix."""
+        self._prefix = secrets.token_hex(12)
+        self._numbers = itertools.count(1)
+
+    def generate(self) -> str:
+        """A new key. A uuid4 for each would cost ten times as much."""
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+
+_GENERATORS: Final[WeakSet[KeyGenerator]] = WeakSet()
+
+
+def _restart_all() -> None:
+    for generator in _GENERATORS:
+        generator.restart()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    # Comparing the process id in each `generate` would double its cost.
+    os.register_at_fork(after_in_child=_restart_all)
+
+
+class FreshKeys:
+    """Generated keys for one call."""
+
+    __slots__ = ("_current", "_generator", "in_doubt")
+
+    def __init__(self, generator: KeyGenerator) -> None:
+        self._generator = generator
+        self._current: str | None = None
+        self.in_doubt = False
+
+    @property
+    def current(self) -> str:
+        """See `Keys.current`. It is generated on first use, so a call that still waits has no key."""
+        if self._current is None:
+            self._current = self._generator.generate()
+        return self._current
+
+    async def renew(self) -> None:
+        """See `Keys.renew`."""
+        self._current = self._generator.generate()
+
+
+@define
+class FixedKey:
+    """One key for all attempts, chosen by the caller; or None to send no key."""
+
+    current: str | None
+    in_doubt: bool = False
+
+    async def renew(self) -> None:
+        """Keep the key: the caller wants all attempts to count as the same request."""

@@ -1,0 +1,50 @@
+"""A lock for each key, with a FIFO queue of waiters."""
+
+import asyncio
+from typing import Final
+
+from postpress_async._wait_queue import WaitQueue
+
+
+class KeyedLock:
+    """
+    One FIFO lock per key. It keeps updates of one account from overlapping: the last call made is the last
+    applied.
+
+    A lock that was acquired must be released. A key that is not locked takes no memory.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: Final[dict[str, WaitQueue[None] | None]] = {}
+
+    def try_acquire(self, key: str) -> bool:
+        """Lock *key* if it is free. Returns whether it was."""
+        if key in self._waiting:
+            return False
+        self._waiting[key] = None  # nearly always nobody waits
+        return True
+
+    async def acquire(self, key: str) -> None:
+        """Wait for the lock of *key*, in FIFO order."""
+        if self.try_acquire(key):
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if (queue := self._waiting[key]) is None:
+            queue = self._waiting[key] = WaitQueue()
+        queue.append(waiter)
+        try:
+            await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled():
+                self.release(key)  # the lock was passed on to this waiter before it was cancelled
+            else:
+                queue.discard(waiter)
+            raise
+
+    def release(self, key: str) -> None:
+        """Release the lock of *key*, and pass it on to the next waiter."""
+        queue = self._waiting[key]
+        if queue is not None and queue.has_next():
+            queue.pop().set_result(None)
+        else:
+            del self._waiting[key]

@@ -1,0 +1,335 @@
+"""One update: its attempts, its idempotency keys, and what is known about its outcome."""
+
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, ParamSpec, TypeVar
+
+from attrs import evolve
+
+from postpress_async import events
+from postpress_async._call.context import CallContext, CallHooks
+from postpress_async._call.idempotency import Keys
+from postpress_async._call.tracker import WaitGroup
+from postpress_async._http import codec
+from postpress_async._safe_observer import SafeObserver
+from postpress_async.errors import (
+    AnswerError,
+    ApiError,
+    Applied,
+    DeadlineError,
+    PostPressError,
+    SessionClosedError,
+)
+from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
+from postpress_async.pace._load_signal import LoadSignal, load_signal_of
+from postpress_async.pace._pacer import PermitFuture
+from postpress_async.pace._permit import Permit
+from postpress_async.retry import RetryPolicy
+
+_log = logging.getLogger("postpress_async.calls")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+# A global is read in a tenth of the time of an enumeration's member.
+_SUCCESS, _NONE = LoadSignal.SUCCESS, LoadSignal.NONE
+
+MAX_OUTAGE: Final = 4 * 3600.0
+"""Seconds after its first attempt for which a call of a rotation waits out an outage."""
+
+
+class UpdateCall:
+    """
+    The update of one account, as a `retry.Call`.
+
+    It chooses the idempotency key of the next attempt. If no response came, it reuses the key. After a
+    response it uses a new key, because the API would replay the stored error for the old one. The exception
+    is a managed proxy whose outcome is unknown: a second key might assign, and bill, a second proxy.
+
+    The outcome is unknown ("in doubt") once an attempt, or an earlier run, may have applied the change. Only
+    a success resolves that. A refusal says nothing about an earlier attempt: it may come from a gateway or
+    from the check of the API key, which do not know what was stored for the key.
+
+    A call with *hooks* waits out outages: time spent waiting for a permit or as the service asked, attempts
+    that do not count, and the backoff after them do not count against the deadline.
+
+    Attributes:
+        started: Time of the event loop from which the deadline counts. Excluded time moves it forward.
+        counts_as_attempt: Whether the last attempt uses up one of the policy's; see `Pacer.release`.
+    """
+
+    # All attributes are set at once: one that is found on the class takes three times as long to read.
+    __slots__ = (
+        *("_attempts", "_clock", "_context", "_failure", "_first_sent", "_hooks", "_in_doubt", "_keys"),
+        *("_last_response", "_managed", "_needs_new_key", "_permit", "_policy", "_replayed", "_request"),
+        *("_waits", "counts_as_attempt", "started"),
+    )
+
+    def __init__(
+        self,
+        context: CallContext,
+        account_id: str,
+        change: ProxyChange,
+        keys: Keys,
+        policy: RetryPolicy,
+        hooks: CallHooks | None = None,
+    ) -> None:
+        self._request: Final = codec.encode_request(account_id, change)
+        self._clock: Final = context.tracker.clock
+        self.started = self._clock()
+        self._first_sent = math.inf
+        self._context: Final = context
+        self._keys: Final = keys
+        self._policy: Final = policy
+        self._hooks: Final = hooks
+        self._waits: Final[WaitGroup] = context.tracker if hooks is None else hooks.waits
+        self._managed: Final = isinstance(change, ManagedProxy)
+        self.counts_as_attempt = True
+        self._attempts: tuple[Attempt, ...] = ()
+        self._permit: Permit | None = None  # of the first attempt
+        self._failure: PostPressError | None = None
+        self._last_response: tuple[str | None, str] | None = None  # its idempotency key and instance
+        self._in_doubt = keys.in_doubt
+        self._replayed = False  # whether the last response was the one stored for its idempotency key
+        self._needs_new_key = False
+        if hooks is not None:
+            hooks.on_call_started()
+
+    def run(self) -> Coroutine[Any, Any, AccountPatched]:
+        """
+        Update the account, after earlier updates of the same account have ended.
+
+        Raises:
+            PostPressError: The error of the last attempt, with the history of all attempts; or the reason
+                why there was no attempt.
+        """
+        return self._run() if self._context.observer is None else self._run_observed(self._context.observer)
+
+    async def _run_observed(self, observer: SafeObserver[events.Event]) -> AccountPatched:
+        account_id = self._request.account_id
+        observer(events.CallStarted(account_id, self._context.url_of(account_id)))
+        error: PostPressError | None = None
+        attempts, given_up = 0, False
+        try:
+            patched = await self._run()
+            attempts = len(patched.attempts)
+            return patched
+        except PostPressError as failure:
+            error, attempts = failure, len(failure.attempts)
+            raise
+        except BaseException:
+            given_up, attempts = True, len(self._attempts)
+            raise
+        finally:
+            elapsed = max(0.0, self._clock() - self._first_sent)  # 0 if there was no attempt
+            observer(events.CallEnded(account_id, attempts, elapsed, error, given_up))
+            del error  # an exception held by a frame of its own traceback is a reference cycle
+
+    async def _run(self) -> AccountPatched:
+        if self._managed and self._in_doubt and self._keys.current is None:
+            raise self._cannot_resend()
+        locks, account_id = self._context.locks, self._request.account_id
+        if not locks.try_acquire(account_id):
+            await self._wait_for(locks.acquire, account_id)
+        try:
+            # Waiting for the first permit here, outside the attempt, keeps three coroutines alive instead of
+            # seven. As many as 100,000 calls may wait.
+            self._permit = self._context.pacer.try_acquire() or await self._wait_for_permit()
+            return await self._policy.run(self)
+        finally:
+            locks.release(account_id)
+            self._failure = None  # its traceback holds this frame
+
+    async def __call__(self) -> AccountPatched:
+        """Make one attempt as soon as the session's pace allows it."""
+        context, request = self._context, self._request
+        permit = self._permit or context.pacer.try_acquire() or await self._wait_for_permit()
+        self._permit = None
+        started, signal, retry_after, number = permit.sent, _NONE, None, 0
+        try:
+            left = self.started + self._policy.deadline - started
+            if left <= 0 or self._waits.ended:
+                raise self._out_of_time()
+            number, unix_time = self._start_attempt(started), time.time()
+            response = await context.transport.send(
+                request, self._keys.current, min(self._policy.attempt_timeout, left)
+            )
+            elapsed = self._clock() - started
+            attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, response.status))
+            patched = codec.decode_response(response, request, context.api_key, attempts)
+            signal = _SUCCESS
+            if context.observer is not None:
+                context.observer(events.AttemptEnded(request.account_id, number, elapsed, 200, None))
+            return patched
+        except PostPressError as error:
+            signal, retry_after = load_signal_of(error), error.retry_after
+            if number:
+                elapsed = self._clock() - started
+                self._record_failure(error, Attempt(number, unix_time, elapsed, error.code, error.status))
+            raise
+        finally:
+            self.counts_as_attempt = context.pacer.release(permit, signal, retry_after)
+            if not self.counts_as_attempt:
+                self._exclude(self._clock() - started)
+
+    async def _wait_for_permit(self) -> Permit:
+        pacer, queued_at, retry = self._context.pacer, self._clock(), bool(self._attempts)
+        future: PermitFuture = pacer.enqueue(retry=retry)
+        self._waits.wake(future, self._wait_until())
+        permit = None
+        try:
+            permit = await future
+        finally:
+            self._waits.discard(future)
+            if permit is None:
+                pacer.withdraw(future, retry=retry)
+        if permit is None:
+            raise self._out_of_time()
+        self._exclude(self._clock() - queued_at)
+        return permit
+
+    def _start_attempt(self, now: float) -> int:
+        """Report the attempt that starts now, and return its number."""
+        number = len(self._attempts) + 1
+        if number == 1:
+            self._first_sent = now
+        if self._hooks is not None:
+            self._hooks.on_attempt_started(now)
+        if self._context.observer is not None:
+            self._context.observer(events.AttemptStarted(self._request.account_id, number))
+        return number
+
+    def _record_failure(self, error: PostPressError, attempt: Attempt) -> None:
+        """Record on *error* what is known about the whole call, and decide about the next key."""
+        self._attempts = (*self._attempts, attempt)
+        error.account_id, error.attempts = self._request.account_id, self._attempts
+        if self._hooks is not None:
+            self._hooks.on_attempt_failed(error)
+        self._failure = error
+        unknown = error.applied is Applied.UNKNOWN
+        self._replayed = unknown and self._is_replay(getattr(error, "instance", None))
+        self._in_doubt = self._in_doubt or unknown
+        if self._in_doubt:
+            error.applied = Applied.UNKNOWN
+        has_response = isinstance(error, ApiError | AnswerError)
+        self._needs_new_key = has_response and not (self._managed and self._in_doubt)
+        if self._context.observer is not None:
+            ended = events.AttemptEnded(
+                self._request.account_id, attempt.number, attempt.elapsed, error.status, error
+            )
+            self._context.observer(ended)
+
+    def _is_replay(self, instance: str | None) -> bool:
+        before, self._last_response = self._last_response, None
+        if not instance or instance.startswith("/"):  # a path does not identify a single request
+            return False
+        self._last_response = (self._keys.current, instance)
+        return self._keys.current is not None and self._last_response == before
+
+    # --- What the retry policy asks --------------------------------------------------------------
+
+    def may_retry(self, error: PostPressError) -> bool:
+        """Whether another attempt is useful and cannot assign a second managed proxy."""
+        if self._hooks is not None:
+            if self._hooks.should_give_up(error):
+                return False
+            # An outage uses up neither attempts nor the deadline, so this limit ends the call if the last
+            # accounts only ever get responses that look like an outage.
+            if self._clock() - self._first_sent > MAX_OUTAGE:
+                return False
+        if self._waits.ended:
+            return False
+        if not self._managed or not self._in_doubt:
+            return True
+        return self._keys.current is not None and not self._replayed
+
+    def excluded(self, error: PostPressError, backoff: float) -> float:
+        """Seconds of a *backoff* after *error* that do not count against the deadline."""
+        if self._hooks is None:
+            return 0.0
+        return (error.retry_after or 0.0) if self.counts_as_attempt else backoff
+
+    async def wait(self, seconds: float) -> None:
+        """Back off for *seconds*. A new key for the next attempt is made, and journaled, before."""
+        assert self._failure is not None  # noqa: S101 - there is no backoff before the first failure
+        self._log_retry(self._failure, seconds)
+        if self._context.observer is not None:
+            number = len(self._attempts)
+            self._context.observer(
+                events.RetryScheduled(self._request.account_id, number, seconds, self._failure)
+            )
+        *before, last = self._attempts
+        self._attempts = (*before, evolve(last, wait=seconds))
+        if self._hooks is not None:
+            self._hooks.on_backoff(True)
+        try:
+            if self._needs_new_key:
+                await self._keys.renew()
+                self._needs_new_key = False
+            self._exclude(self.excluded(self._failure, seconds))
+            slept_from = self._clock()
+            await self._wait_for(self._policy.sleep, seconds)
+            # A sleep that a test records takes no time: the deadline counts what the policy asked for.
+            if (not_slept := seconds - (self._clock() - slept_from)) > 0:
+                self.started -= not_slept
+                self._first_sent -= not_slept
+        finally:
+            if self._hooks is not None:
+                self._hooks.on_backoff(False)
+
+    def _log_retry(self, error: PostPressError, seconds: float) -> None:
+        if _log.isEnabledFor(logging.INFO):
+            account_id, number = self._request.account_id, len(self._attempts)
+            extra = {"account_id": account_id, "attempt": number, "error_type": error.code}
+            extra |= {"status": error.status, "wait": seconds, "instance": getattr(error, "instance", None)}
+            message = "%s: attempt %d failed with %s; the next one follows in %.2f s"
+            _log.info(message, account_id, number, error.code, seconds, extra=extra)
+
+    async def wait_for(self, strategy: Awaitable[T]) -> T:
+        """Await an asynchronous strategy, but not beyond the deadline."""
+        return await self._wait_for(lambda: strategy)
+
+    # --- The deadline ----------------------------------------------------------------------------
+
+    def _exclude(self, seconds: float) -> None:
+        """Do not count *seconds* against the deadline, if the call waits out outages."""
+        if self._hooks is not None:
+            self.started += seconds
+
+    def _wait_until(self) -> float:
+        return math.inf if self._hooks is not None else self.started + self._policy.deadline
+
+    async def _wait_for(self, wait: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
+        try:
+            with self._waits.timeout_at(self._wait_until()):
+                return await wait(*args, **options)
+        except TimeoutError:
+            pass
+        raise self._out_of_time()
+
+    def _cannot_resend(self) -> PostPressError:
+        # Without a key, a second request might assign a second managed proxy.
+        error = DeadlineError(
+            "an earlier run may have sent this change; without idempotency keys it is not sent again"
+        )
+        error.account_id, error.applied = self._request.account_id, Applied.UNKNOWN
+        return error
+
+    def _out_of_time(self) -> PostPressError:
+        if self._failure is not None:
+            return self._failure
+        if self._context.tracker.ended:
+            error: PostPressError = SessionClosedError("the session was closed before the change was sent")
+        elif self._waits.ended:
+            error = DeadlineError("the rotation was stopped before the change was sent")
+        else:
+            error = DeadlineError(
+                f"the deadline of {self._policy.deadline:g} s passed before the change was sent"
+            )
+        error.account_id = self._request.account_id
+        if self._in_doubt:
+            error.applied = Applied.UNKNOWN
+        return error

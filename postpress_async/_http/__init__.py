@@ -1,0 +1,1 @@
+"""HTTP: encoding and decoding, the two transports, their connections and failures."""

@@ -1,0 +1,26 @@
+"""
+The header Retry-After: seconds or an HTTP date.
+
+Source: RFC 9110, section 10.2.3. `email.utils` reads more forms of dates than HTTP has. That is harmless,
+because a call gives up if it is asked to wait longer than `LONGEST_RETRY_AFTER`.
+"""
+
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+
+def read_retry_after(text: str, now: float) -> float | None:
+    """Seconds to wait from *now* (Unix time); 0.0 for a date in the past, None if *text* is neither form."""
+    if text.isascii() and text.isdecimal():
+        return float(text)  # infinite if it is too large: the call gives up
+    when = read_date(text)
+    return None if when is None else max(0.0, when - now)
+
+
+def read_date(text: str) -> float | None:
+    """The Unix time of a date; None if *text* is not a date."""
+    try:
+        when = parsedate_to_datetime(text)
+        return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None

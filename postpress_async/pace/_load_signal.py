@@ -1,0 +1,55 @@
+"""What the end of an attempt says about the load of the service."""
+
+from enum import Enum
+from typing import Final
+
+from postpress_async.errors import (
+    AnswerError,
+    ApiError,
+    BadGatewayError,
+    GatewayTimeoutError,
+    PostPressError,
+    ProxyError,
+    TlsError,
+    TooManyRequestsError,
+    TransportError,
+    UnavailableError,
+)
+
+
+class LoadSignal(Enum):
+    """What the end of an attempt says about the load of the service."""
+
+    SUCCESS = "success"
+    """The account was patched."""
+    ALIVE = "alive"
+    """The service answered and is not overloaded: an error of the request, the account or the proxy."""
+    OVERLOAD = "overload"
+    """A 503, a bare 502 or 504, a timeout, a connection refused or lost."""
+    THROTTLED = "throttled"
+    """A 429."""
+    NONE = "none"
+    """Nothing: the attempt was cancelled, or ended before it was sent."""
+
+
+_OVERLOADS: Final = (UnavailableError, BadGatewayError, GatewayTimeoutError, TransportError)
+
+
+def load_signal_of(error: PostPressError) -> LoadSignal:
+    """
+    The load signal of an attempt that ended with *error*.
+
+    Every 503, a bare 502 or 504, ``request_timeout``, a connection that was refused or lost, and a timeout
+    signal overload. An error of the proxy, the account or the provider comes from a service that works.
+    """
+    if isinstance(error, TooManyRequestsError):
+        return LoadSignal.THROTTLED
+    if isinstance(error, ProxyError):
+        return LoadSignal.ALIVE
+    if isinstance(error, TlsError):
+        return LoadSignal.NONE  # waiting does not make a certificate valid
+    if isinstance(error, _OVERLOADS):
+        return LoadSignal.OVERLOAD
+    if isinstance(error, AnswerError):
+        return LoadSignal.OVERLOAD if error.status in {502, 503, 504} else LoadSignal.ALIVE
+    return LoadSignal.ALIVE if isinstance(error, ApiError) else LoadSignal.NONE

@@ -1,0 +1,328 @@
+"""Grants permits by concurrency limit, rate limit and circuit breaker, and queues the calls that wait."""
+
+import asyncio
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Final, TypeAlias
+
+from postpress_async._wait_queue import WaitQueue
+from postpress_async.pace._circuit_breaker import FAILURE_THRESHOLD, CircuitBreaker
+from postpress_async.pace._concurrency_limiter import ConcurrencyLimiter
+from postpress_async.pace._load_signal import LoadSignal
+from postpress_async.pace._pace import Pace
+from postpress_async.pace._permit import Permit
+from postpress_async.pace._rate_limiter import RateLimiter
+
+OWN_RETRY_AFTER: Final = 2.0
+"""Seconds of Retry-After that only concern the refused call. A longer one opens the breaker for all calls if
+so many requests get it that it must be meant for all. The refused call always waits as asked."""
+
+SHORTEST_TIMER: Final = 0.001
+"""Seconds. A loop may fire a timer one tick of its clock too early, and must not be kept busy by that."""
+
+RETRY_SHARE: Final = 8
+"""If both wait, one of this many permits goes to a new call and the others to retries."""
+
+
+# A global is read in a third of the time of an attribute.
+_SUCCESS, _ALIVE, _OVERLOAD, _THROTTLED, _NONE = LoadSignal
+PermitFuture: TypeAlias = "asyncio.Future[Permit | None]"
+
+
+class Pacer:
+    """
+    Grants permits in FIFO order, as fast as the service can take the requests.
+
+    Retries come before new calls, except for one permit in eight. It belongs to the event loop in which a
+    call first has to wait. It has no task, and at most one timer, which is only set while calls wait.
+
+    Args:
+        pace: The user's settings.
+        clock: Returns the time in seconds; None for the clock of the running loop.
+        random: Returns numbers from 0 to 1.
+        on_pause: Called with True when the circuit breaker opens and with False when it closes. It is called
+            last, so that the state is complete if it raises.
+    """
+
+    def __init__(
+        self,
+        pace: Pace,
+        *,
+        clock: Callable[[], float] | None = None,
+        random: Callable[[], float],
+        on_pause: Callable[[bool], object] | None = None,
+    ) -> None:
+        self._pace: Final = pace
+        self._clock = clock or self._loop_clock
+        self._on_pause: Final = on_pause
+        self._limiter: Final = ConcurrencyLimiter(pace.in_flight, pace.start)
+        # With few requests in flight there are few signals. 5 is more than the attempts of one call.
+        self._breaker: Final = CircuitBreaker(max(5, min(FAILURE_THRESHOLD, 2 * pace.in_flight)), random)
+        self._rate_limiter: Final = RateLimiter(pace.rate)
+        self._served = 0
+        self._record_served_at = -float("inf")
+        self._taken = 0  # permits in use, and those of refused requests until their usual latency is over
+        self._held: Final[list[float]] = []  # a heap of the times when the latter are freed
+        self._waiting: Final = (WaitQueue[Permit | None](), WaitQueue[Permit | None]())  # retries, new calls
+        self._turn = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._fast_limit = 0  # `limit` if a permit is free without further checks, otherwise 0
+        self._update_fast_limit()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the circuit breaker is open."""
+        return self._breaker.is_open
+
+    @property
+    def limit(self) -> int:
+        """The current concurrency limit."""
+        return int(self._limiter.value) if self._pace.adaptive else self._pace.in_flight
+
+    @property
+    def in_flight(self) -> int:
+        """Requests without a response yet."""
+        return self._taken - len(self._held)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a permit."""
+        return self._waiting[0].count + self._waiting[1].count
+
+    @property
+    def rate(self) -> float:
+        """The current rate limit in requests per second; infinite without a limit."""
+        return self._rate_limiter.value
+
+    def lease(self, rate: float) -> None:
+        """Limit the rate to *rate* requests per second, this session's share of a cluster's rate."""
+        self._rate_limiter.set_ceiling(rate, self._clock())
+        if self._waiting[0].count or self._waiting[1].count:
+            self._admit()
+
+    def pause(self) -> None:
+        """Open the circuit breaker, because another session of the same key found the service down."""
+        if not self._pace.adaptive or self._breaker.is_open:
+            return
+        now = self._clock()
+        self._breaker.trip(now)
+        self._limiter.pause(self._breaker.outage_started)
+        self._update_fast_limit()
+        if self._waiting[0].count or self._waiting[1].count:
+            self._admit()
+        if self._on_pause is not None:
+            self._on_pause(True)
+
+    def try_acquire(self) -> Permit | None:
+        """Return a permit if one is free; otherwise None."""
+        if self._taken >= self._fast_limit:
+            return None
+        now = self._clock()
+        if self._rate_limiter.active and not self._rate_limiter.try_acquire(now):
+            return None
+        self._taken += 1
+        return Permit(now, self._breaker.generation)
+
+    async def acquire(self, *, retry: bool = False) -> Permit:
+        """
+        Wait for a permit.
+
+        Args:
+            retry: Whether the call has sent a request before; it then comes before those that have not.
+        """
+        if (permit := self.try_acquire()) is not None:
+            return permit
+        future = self.enqueue(retry=retry)
+        try:
+            permit = await future
+        except BaseException:
+            self.withdraw(future, retry=retry)
+            raise
+        assert permit is not None  # noqa: S101 - only this coroutine has the future
+        return permit
+
+    def enqueue(self, *, retry: bool = False) -> PermitFuture:
+        """
+        Return the future of a permit; see `acquire`.
+
+        A caller that stops waiting, or sets the result None, must `withdraw` it.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise RuntimeError("the pacer was first used in another event loop")
+            self._loop = loop
+        future: PermitFuture = loop.create_future()
+        alone = not self.waiting
+        self._waiting[0 if retry else 1].append(future)
+        # Otherwise the timer or a response admits the calls. The rate limiter must see each call that waits.
+        if alone or self._rate_limiter.active:
+            self._admit()
+        return future
+
+    def withdraw(self, future: PermitFuture, *, retry: bool = False) -> None:
+        """Stop waiting for *future*. If its permit was granted at the same moment, the next call gets it."""
+        permit = future.result() if future.done() and not future.cancelled() else None
+        if permit is not None:
+            self._rate_limiter.refund()
+            self._return(permit)
+        else:
+            self._waiting[0 if retry else 1].discard(future)
+            self._admit()
+
+    def release(self, permit: Permit, signal: LoadSignal, retry_after: float | None = None) -> bool:
+        """
+        Return a permit, because its attempt is over.
+
+        Args:
+            permit: The permit.
+            signal: What the end of the attempt says about the load.
+            retry_after: Seconds of the Retry-After. The call waits that long itself; if it is longer than
+                `OWN_RETRY_AFTER`, all calls may have to.
+
+        Returns:
+            Whether the attempt counts. A probe that fails, or an attempt that fails in an outage that is
+            already known, says nothing about its call.
+        """
+        if not self._pace.adaptive:
+            self._taken -= 1
+            if self._waiting[0].count or self._waiting[1].count:
+                self._admit()
+            return True
+        if signal is _NONE:
+            self._return(permit)
+            return True
+        now = self._clock()
+        breaker, counts = self._breaker, True
+        was_open = breaker.is_open
+        if permit.generation == breaker.generation and not breaker.is_open:
+            if signal is _SUCCESS:
+                self._served += 1
+                if now >= self._record_served_at:
+                    self._record_served_at = self._rate_limiter.record_served(self._served, now)
+                self._limiter.record_response(permit.sent, self._taken, now, True)
+                breaker.record_success(now)
+            elif signal is _ALIVE:
+                self._limiter.record_response(permit.sent, self._taken, now, False)
+                breaker.record_success(now)
+            else:
+                counts = self._record_overload(permit, signal, retry_after, now)
+        elif permit.probe and permit.generation == breaker.generation:
+            counts = self._end_probe(signal, retry_after, now)
+        else:
+            counts = signal is _SUCCESS or signal is _ALIVE  # sent before the breaker opened
+        if (signal is _OVERLOAD or signal is _THROTTLED) and now < (
+            until := permit.sent + self._limiter.latency
+        ):
+            heappush(self._held, until)
+        else:
+            self._taken -= 1
+        if self._waiting[0].count or self._waiting[1].count:
+            self._admit()
+        else:
+            self._fast_limit = 0 if breaker.is_open else int(self._limiter.value)
+        if breaker.is_open is not was_open and self._on_pause is not None:
+            self._on_pause(breaker.is_open)
+        return counts
+
+    def _loop_clock(self) -> float:
+        self._clock = asyncio.get_running_loop().time
+        return self._clock()
+
+    def _record_overload(
+        self, permit: Permit, signal: LoadSignal, retry_after: float | None, now: float
+    ) -> bool:
+        """Record a signal of overload while the breaker is closed. Returns whether it stays closed."""
+        key_wide = False
+        if signal is _THROTTLED:
+            key_wide = self._rate_limiter.record_throttled(
+                permit.sent, self._served, now, retry_after or 0.0, self.in_flight
+            )
+        else:
+            self._limiter.record_overload(permit.sent, now)
+        opens = self._breaker.record_overload(permit.sent, self._limiter.latency, now)
+        if (
+            retry_after is not None
+            and retry_after > OWN_RETRY_AFTER
+            and (key_wide or signal is not _THROTTLED)
+        ):
+            opens = self._breaker.on_retry_after(retry_after, now, at_once=key_wide) or opens
+        if opens:
+            self._limiter.pause(self._breaker.outage_started)
+        return not opens
+
+    def _end_probe(self, signal: LoadSignal, retry_after: float | None, now: float) -> bool:
+        """Record the result of a probe. Returns whether it counts as an attempt."""
+        success = signal is _SUCCESS or signal is _ALIVE
+        if self._breaker.end_probe(success, now):
+            self._limiter.resume(now)
+            self._rate_limiter.resume(self._served, now)
+        elif retry_after is not None and retry_after > OWN_RETRY_AFTER:
+            self._breaker.on_retry_after(retry_after, now, at_once=True)
+        return success
+
+    def _return(self, permit: Permit) -> None:
+        """Take back a permit from which nothing was learned."""
+        self._taken -= 1
+        if permit.probe and self._breaker.is_open and permit.generation == self._breaker.generation:
+            self._breaker.end_probe(None, self._clock())
+        self._admit()
+
+    def _admit(self) -> None:
+        """Grant the permits that are free, and set the timer for the next one."""
+        now = self._clock()
+        while self._held and self._held[0] <= now + SHORTEST_TIMER:
+            heappop(self._held)
+            self._taken -= 1
+        due = None
+        breaker = self._breaker
+        while self._waiting[0].has_next() or self._waiting[1].has_next():
+            if breaker.is_open and not breaker.may_probe(now + SHORTEST_TIMER):
+                due = breaker.next_probe_at
+                break
+            if self._taken >= (self._pace.in_flight if breaker.is_open else self.limit):
+                due = self._held[0] if self._held else None
+                break
+            if self._rate_limiter.active and not self._rate_limiter.try_acquire(now + SHORTEST_TIMER):
+                due = self._rate_limiter.ready_at
+                break
+            future = self._next()
+            self._taken += 1
+            if breaker.is_open:
+                breaker.start_probe(now)
+            future.set_result(Permit(now, breaker.generation, breaker.is_open))
+        self._update_fast_limit()
+        if due is not None:
+            self._wake_at(due, now)
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _next(self) -> PermitFuture:
+        retries, new = self._waiting
+        queue = retries if retries.has_next() else new
+        if queue is retries and new.has_next():
+            self._turn = (self._turn + 1) % RETRY_SHARE
+            queue = retries if self._turn else new
+        return queue.pop()
+
+    def _wake_at(self, due: float, now: float) -> None:
+        if self._timer is not None:
+            if self._timer_at <= due:
+                return  # if it fires too early, it is set again
+            self._timer.cancel()
+        assert self._loop is not None  # noqa: S101 - calls only wait in a loop
+        self._timer_at = due
+        self._timer = self._loop.call_later(max(due - now, SHORTEST_TIMER), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._admit()
+
+    def _update_fast_limit(self) -> None:
+        if self._breaker.is_open or self._waiting[0].count or self._waiting[1].count:
+            self._fast_limit = 0
+        else:
+            self._fast_limit = self.limit

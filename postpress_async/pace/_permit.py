@@ -1,0 +1,19 @@
+"""The permit to send one request."""
+
+
+class Permit:
+    """
+    The permit to send one request. Return it with `Pacer.release`, once.
+
+    Attributes:
+        sent: The pacer's time at which it was granted.
+        generation: The circuit breaker's generation at that time.
+        probe: Whether the request probes if the service is back while all other calls wait.
+    """
+
+    __slots__ = ("generation", "probe", "sent")
+
+    def __init__(self, sent: float, generation: int, probe: bool = False) -> None:
+        self.sent: float = sent
+        self.probe: bool = probe
+        self.generation: int = generation
