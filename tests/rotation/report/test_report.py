@@ -93,7 +93,7 @@ def test_the_page_has_the_journal_s_numbers(night) -> None:
     for told in ("80 patched", "15 failed", "1 unknown", "3 skipped", "1 not settled"):
         assert told in words
     assert "The last run was stopped before all accounts were sent." in words
-    assert "There is no such account." in words  # what an error means, from its class
+    assert "The account does not exist." in words  # what an error means, from its class
 
 
 def test_what_no_answer_said_has_its_meaning_too(path) -> None:
@@ -105,7 +105,7 @@ def test_what_no_answer_said_has_its_meaning_too(path) -> None:
     text = page(write(path, [*told, outcome(3, State.FAILED, **unlisted)], total=4))
     rows = re.findall(r'<td class="text">([^<]+)</td><td>\w*</td><td>([^<]*)</td>', text)
 
-    broken = "The connection broke before the whole answer came. Its applied tells whether it had been sent."
+    broken = "The connection was lost before the response was complete. applied says if it was sent."
     assert dict(rows) == {
         "ConnectionLostError": broken,
         "port out of range": "The row is invalid and was not sent.",
