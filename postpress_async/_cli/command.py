@@ -20,6 +20,13 @@ class Option(click.Option):
         super().__init__(*args, **{"show_envvar": True, **settings})
         self.group: Final = group
 
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Name the environment variable too if click derives its name. Called by click."""
+        hint = super().get_error_hint(ctx)
+        if ctx is None or self.envvar is not None or not self.resolve_envvar_value(ctx):
+            return hint
+        return f"{hint} (env var: '{ctx.auto_envvar_prefix}_{str(self.name).upper()}')"
+
 
 class Command(click.Command):
     """A command whose help lists its options by group."""

@@ -219,7 +219,7 @@ def test_report_is_written_while_the_run_goes_on(folder) -> None:
         done = run("report", NAME, "-o", "now.html")
 
     assert done.returncode == 0
-    assert "The run is still under way" in (folder / "now.html").read_text("utf-8")
+    assert "The run is still in progress" in (folder / "now.html").read_text("utf-8")
 
 
 # --- all three ---

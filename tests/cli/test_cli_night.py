@@ -132,7 +132,7 @@ def test_a_dry_run_checks_the_key_that_it_has_and_every_row(folder) -> None:
 @pytest.mark.parametrize(
     ("words", "fact"),
     [
-        pytest.param(["--halt", "five"], "a share such as", id="an invalid halt"),
+        pytest.param(["--halt", "five"], "a percentage such as", id="an invalid halt"),
         pytest.param(["--max-duration", "soon"], "for example, 90s, 15m, 6h", id="an invalid duration"),
         pytest.param(["--max-duration", "0s"], "for example, 90s, 15m, 6h", id="no time at all"),
         pytest.param(["--max-duration", "0"], "for example, 90s, 15m, 6h", id="nor without a unit"),
