@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from postpress_async.pace import Pace
     from postpress_async.retry import RetryPolicy
-    from postpress_async.rotation import Fleet, Outcome, ProxyPool, Rotation, RotationSummary
+    from postpress_async.rotation import Fleet, Outcome, ProxyPool, Results, Rotation, RotationSummary
     from postpress_async.secret import Secret
     from postpress_async.session import PostPressSession
 
@@ -38,6 +38,7 @@ __all__ = [
     "ProxyChange",
     "ProxyPool",
     "ProxyProtocol",
+    "Results",
     "RetryPolicy",
     "Rotation",
     "RotationSummary",
@@ -56,7 +57,7 @@ _HOMES: Final = {
         "models": "AccountPatched CustomProxy ManagedProxy ProxyChange ProxyProtocol",
         "pace": "Pace",
         "retry": "RetryPolicy",
-        "rotation": "Fleet Outcome ProxyPool Rotation RotationSummary",
+        "rotation": "Fleet Outcome ProxyPool Results Rotation RotationSummary",
         "secret": "Secret",
         "session": "PostPressSession",
     }.items()

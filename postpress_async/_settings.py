@@ -1,9 +1,11 @@
 """Reads and checks a session's API key, base URL and certificates."""
 
 import ipaddress
+import logging
 import os
 import re
 import ssl as tls
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,7 @@ from postpress_async.secret import Secret
 
 BASE_URL: Final = "https://api.postpress.ai/v1"
 
+_log = logging.getLogger("postpress_async.transport")
 _PARTS = re.compile(r"(?P<origin>[a-z]+://[^/?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _PORT = re.compile(r"port=[0-9]{1,5}")
 
@@ -40,12 +43,16 @@ def read_api_key(api_key: str | Secret | None) -> Secret:
     return Secret(text)
 
 
-def read_base_url(base_url: str | None) -> URL:
+def read_base_url(base_url: str | None, *, allow_http: Iterable[str] = ()) -> URL:
     """
     Return *base_url*, the environment variable ``POSTPRESS_BASE_URL``, or `BASE_URL`, without a final slash.
 
+    Args:
+        base_url: The URL.
+        allow_http: Host names to which http is allowed, besides this machine.
+
     Raises:
-        ConfigurationError: It is not https (or http to this machine); it has a user name, a fragment, or a
+        ConfigurationError: It is not https (or http to an allowed host); it has a user name, a fragment, or a
             query other than the quickstart's ``port=N``; or a part would be sent in another form than it is
             written. The message shows the accepted form.
     """
@@ -54,24 +61,30 @@ def read_base_url(base_url: str | None) -> URL:
         url = URL(text)
     except (ValueError, TypeError, IndexError):  # IndexError: empty brackets
         url = URL()
-    if (fault := _fault(url)) is not None:
+    if isinstance(allow_http, str):
+        raise ConfigurationError(f"allow_http must be a collection of host names: write ({allow_http!r},)")
+    http_hosts = {host.lower() for host in allow_http}
+    if (fault := _fault(url, http_hosts)) is not None:
         raise ConfigurationError(f"the base URL {fault}")
     if not _is_plain(text, url):
+        accepted = URL(text.strip())
         raise ConfigurationError(
-            f"the base URL is not written as it is sent; write {url} (PostPress's own is {BASE_URL})"
+            f"the base URL is not written as it is sent; write {accepted} (PostPress's own is {BASE_URL})"
         )
+    if url.scheme == "http" and not _is_loopback(url.raw_host or ""):
+        _log.warning("requests to %s are not encrypted: the API key can be read on the network", url.raw_host)
     return url.with_path(url.raw_path.rstrip("/"), encoded=True, keep_query=True)
 
 
 _FORM: Final = f"write https://HOST[:PORT][/PATH], such as {BASE_URL}"
 
 
-def _fault(url: URL) -> str | None:
+def _fault(url: URL, http_hosts: Collection[str]) -> str | None:
     if url.scheme not in {"https", "http"} or not url.raw_host or not _is_host(url.raw_host):
         return f"is not an https:// address; {_FORM}"
-    if url.scheme == "http" and not _is_loopback(url.raw_host):
+    if url.scheme == "http" and not _is_loopback(url.raw_host) and url.raw_host not in http_hosts:
         problem = "is http, so the key could be read on the network"
-        return f"{problem}; {_FORM} (http:// is accepted for this machine only)"
+        return f'{problem}; {_FORM}, or pass allow_http=("{url.raw_host}",) for a test server'
     if url.user is not None or url.password is not None:
         return f"has a user name or password, which the API does not accept; {_FORM}"
     if url.fragment:
@@ -84,7 +97,8 @@ def _fault(url: URL) -> str | None:
 def target_of(base_url: URL) -> str:
     """The target of requests to *base_url*, as a journal stores it."""
     # All ports of this machine are the same target: a sandbox has another port each time.
-    return "this machine" if base_url.scheme == "http" else str(base_url)
+    is_local = base_url.scheme == "http" and _is_loopback(base_url.raw_host or "")
+    return "this machine" if is_local else str(base_url)
 
 
 def _is_plain(text: str, url: URL) -> bool:

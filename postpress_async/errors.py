@@ -19,9 +19,11 @@ All errors. Each has its scope, whether it is retried, and whether the change ma
     │   └── TlsError
     ├── AnswerError                 an invalid response
     ├── DeadlineError               the deadline passed before anything was sent
+    ├── SupersededError             a newer update of the account was made before it was sent
     ├── ConfigurationError          the session's arguments cannot be used
     │   └── SessionClosedError
     └── RotationError               a rotation cannot start or continue
+        ├── NotSentError            it ended without sending the account
         ├── ClusterError            its cluster is gone, or has no usable worker
         ├── FleetError              its input cannot be read
         └── JournalError            its journal is invalid or of another rotation
@@ -286,6 +288,16 @@ class DeadlineError(PostPressError):
     """The deadline passed while the call waited, so nothing was sent."""
 
 
+class SupersededError(PostPressError):
+    """
+    A newer update of the account was made while this one waited, so it was not sent.
+
+    Only sessions with ``same_account="latest"`` raise it.
+    """
+
+    scope = Scope.ACCOUNT
+
+
 # --- Not about one response ----------------------------------------------------------------------
 
 
@@ -303,6 +315,14 @@ class RotationError(PostPressError):
     """A rotation cannot start or continue."""
 
     scope = Scope.REQUEST
+
+
+class NotSentError(RotationError):
+    """
+    The account was not sent: its row is invalid, no proxy was left, or the rotation ended first.
+
+    If `applied` is UNKNOWN, the account may have been sent earlier, without a response so far.
+    """
 
 
 class ClusterError(RotationError):

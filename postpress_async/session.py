@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import math
 import os
 import random
 import ssl as tls
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 
@@ -22,7 +25,7 @@ from postpress_async._http.session_transport import AiohttpTransport
 from postpress_async._http.transport import Transport
 from postpress_async._safe_observer import SafeObserver
 from postpress_async._settings import make_tls, read_api_key, read_base_url, target_of
-from postpress_async.errors import ConfigurationError
+from postpress_async.errors import ConfigurationError, SessionClosedError
 from postpress_async.events import Observer
 from postpress_async.models import AccountPatched, ProxyChange
 from postpress_async.pace import Pace
@@ -31,8 +34,9 @@ from postpress_async.retry import RetryPolicy
 from postpress_async.secret import Secret
 
 if TYPE_CHECKING:
-    from postpress_async.rotation import Halt, ProxyPool, Rotation
+    from postpress_async.rotation import Halt, ProxyPool, Results, Rotation
     from postpress_async.rotation._input import Changes
+    from postpress_async.rotation._rows import Change
     from postpress_async.rotation.journal import OnFailed, OnUnknown
 
 _TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {
@@ -57,6 +61,14 @@ class PostPressSession:
         pace: Limits of concurrency and rate, over all calls.
         idempotency: Whether to send an ``Idempotency-Key`` with each request. Without it, a managed proxy
             whose outcome is unknown is not requested again.
+        same_account: ``"queue"`` runs updates of one account one after another, in the order of the calls.
+            With ``"latest"``, a call that still waits for another update of its account raises
+            `SupersededError` as soon as a newer call is made, so that only the newest change is sent next.
+            A call that has started is not interrupted.
+        trust_env: Whether to use the proxy of the environment (``HTTPS_PROXY``, ``NO_PROXY``) and the
+            credentials of ``~/.netrc``, as aiohttp does. Requires ``transport="session"``.
+        allow_http: Host names to which http is allowed, besides this machine; for example a mock in a
+            container network. The API key can be read on the way, so a warning is logged.
         ssl: A context that checks certificates, or a PEM file of trusted certificates; if None, the system's.
         connector: An aiohttp connector with its own TLS settings. The session does not close it.
         transport: ``"session"`` uses `aiohttp.ClientSession`, which tests can mock. ``"lean"`` uses only its
@@ -76,6 +88,9 @@ class PostPressSession:
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable, like Pace
         pace: Pace = Pace(),  # noqa: B008
         idempotency: bool = True,
+        same_account: Literal["queue", "latest"] = "queue",
+        trust_env: bool = False,
+        allow_http: Iterable[str] = (),
         ssl: tls.SSLContext | str | os.PathLike[str] | None = None,
         connector: aiohttp.BaseConnector | None = None,
         transport: Literal["session", "lean"] = "session",
@@ -83,8 +98,12 @@ class PostPressSession:
     ) -> None:
         if transport not in _TRANSPORTS:
             raise ConfigurationError(f'transport must be "session" or "lean", got {transport!r}')
+        if trust_env and transport != "session":
+            raise ConfigurationError(f'trust_env requires transport="session", got {transport!r}')
+        if same_account not in {"queue", "latest"}:
+            raise ConfigurationError(f'same_account must be "queue" or "latest", got {same_account!r}')
         key = read_api_key(api_key)
-        url = read_base_url(base_url)
+        url = read_base_url(base_url, allow_http=allow_http)
         # Loading the system's certificates takes 20 ms, and http to this machine needs none.
         context = make_tls(ssl) if ssl is not None or url.scheme == "https" else None
         self._target: Final = target_of(url)
@@ -95,10 +114,10 @@ class PostPressSession:
         self._tracker: Final = CallTracker()
         observer = None if on_event is None else SafeObserver(on_event)
         self._context: Final = CallContext(
-            _TRANSPORTS[transport](url, key, tls=context, connector=connector),
+            _TRANSPORTS[transport](url, key, tls=context, connector=connector, trust_env=trust_env),
             key,
             Pacer(pace, random=random.random, on_pause=_PauseReporter(observer).on_pause),
-            KeyedLock(),
+            KeyedLock(latest=same_account == "latest"),
             self._tracker,
             observer,
             url,
@@ -120,9 +139,9 @@ class PostPressSession:
         """
         Set the proxy of one account to *change*.
 
-        Updates of one account on one session run one after another, in the order of the calls. So the last
-        call made is the last applied, unless an earlier one was cancelled or timed out: the API may still
-        apply that one later.
+        Updates of one account on one session run one after another, in the order of the calls; or only the
+        latest of those that wait, see *same_account* of the session. So the last call made is the last
+        applied, unless an earlier one was cancelled or timed out: the API may still apply that one later.
 
         Args:
             account_id: 1 to 256 of ``A-Z a-z 0-9 . _ ~ -``.
@@ -136,6 +155,7 @@ class PostPressSession:
             TransportError: There was no response.
             AnswerError: The response is invalid.
             DeadlineError: The deadline passed before anything was sent.
+            SupersededError: A newer update of the account was made before anything was sent.
             ConfigurationError: The session is closed, or belongs to another event loop.
         """
         if idempotency_key is not None:
@@ -144,6 +164,69 @@ class PostPressSession:
             keys = FreshKeys(self._key_maker) if self._idempotency else FixedKey(None)
         with self._tracker:
             return await UpdateCall(self._context, account_id, change, keys, retry or self._retry).run()
+
+    async def update_many(
+        self,
+        changes: "Mapping[str, ProxyChange | None] | Iterable[Change]",
+        *,
+        deadline: float | None = None,
+        retry: RetryPolicy | None = None,
+        in_flight: int | None = None,
+        pool: "ProxyPool | None" = None,
+    ) -> "Results":
+        """
+        Set the proxies of many accounts concurrently, and return the outcome of each.
+
+        The failure of an account raises nothing: see `Results.raise_for_failures`. For more accounts than fit
+        in memory, and to continue after a crash, use `rotate`.
+
+        Args:
+            changes: A mapping of account ids to changes, or pairs of both. With a *pool*, account ids alone
+                are enough.
+            deadline: Seconds after which it returns in any case, above 0. Accounts that were not sent are
+                then ``skipped``, and those in flight are ``unknown``. None means no limit but the policy's
+                deadline for each account.
+            retry: Overrides the session's policy.
+            in_flight: Accounts processed at once, from 1; if None, `Pace.in_flight`.
+            pool: Assigns proxies to accounts without a change, and replaces those that fail.
+
+        Raises:
+            ValueError: An argument or a change is invalid, or an account occurs twice with different changes.
+                Nothing was sent.
+            ConfigurationError: The session is closed, or belongs to another event loop.
+        """
+        from postpress_async.rotation import Halt, Outcome, Results, Rotation
+        from postpress_async.rotation._input import check_count
+        from postpress_async.rotation._rows import distinct_rows
+
+        check_count("in_flight", in_flight)
+        if deadline is not None and not deadline > 0:
+            raise ValueError(f"deadline must be a number of seconds above 0, got {deadline!r}")
+        rows = distinct_rows(changes, pooled=pool is not None)
+        with self._tracker:
+            ends_at = math.inf if deadline is None else self._tracker.clock() + deadline
+            rotation = Rotation(
+                partial(self._run_call, retry=retry),
+                iter(rows),
+                in_flight=min(in_flight or self._pace.in_flight, max(len(rows), 1)),
+                halt=Halt(failures="never"),
+                pool=pool,
+                drain=True,
+                waits=self._tracker.child(waits_out_outages=False, ends_at=ends_at),
+                observer=self._context.observer,
+            )
+            timer = None if deadline is None else asyncio.get_running_loop().call_at(ends_at, rotation.stop)
+            outcomes: dict[str, Outcome] = {}
+            try:
+                # If the session is closed meanwhile, the outcomes say so.
+                with suppress(SessionClosedError):
+                    async with rotation:
+                        async for outcome in rotation:
+                            outcomes[outcome.account_id] = outcome
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        return Results({row.account_id: outcomes[row.account_id] for row in rows})
 
     def rotate(
         self,
@@ -214,21 +297,22 @@ class PostPressSession:
         )
 
     async def _run_call(
-        self, account_id: str, change: ProxyChange, keys: Keys, hooks: CallHooks | None = None, /
+        self,
+        account_id: str,
+        change: ProxyChange,
+        keys: Keys,
+        hooks: CallHooks | None = None,
+        /,
+        *,
+        retry: RetryPolicy | None = None,
     ) -> AccountPatched:
         """Make one call with keys of a rotation or of the command line."""
         if not self._idempotency:
             keys = FixedKey(None, keys.in_doubt)
         with self._tracker:
-            call = UpdateCall(
-                self._context,
-                account_id,
-                change,
-                keys,
-                self._retry,
-                hooks,
-            )
-            return await call.run()
+            return await UpdateCall(
+                self._context, account_id, change, keys, retry or self._retry, hooks
+            ).run()
 
     def _new_wait_group(self) -> WaitGroup:
         """The wait group of one rotation's calls."""

@@ -275,8 +275,8 @@ def test_a_base_url_that_cannot_work_is_refused(url: Any) -> None:
         pytest.param(
             "http://api.example.com/v1",
             "the base URL is http, so the key could be read on the network; "
-            "write https://HOST[:PORT][/PATH], such as https://api.postpress.ai/v1 "
-            "(http:// is accepted for this machine only)",
+            "write https://HOST[:PORT][/PATH], such as https://api.postpress.ai/v1, "
+            'or pass allow_http=("api.example.com",) for a test server',
             id="http",
         ),
         pytest.param(

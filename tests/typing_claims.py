@@ -20,6 +20,7 @@ from postpress_async import (
     PostPressError,
     PostPressSession,
     ProxyChange,
+    Results,
     RetryPolicy,
     Rotation,
     RotationSummary,
@@ -45,6 +46,12 @@ async def what_users_write(session: PostPressSession, changes: dict[str, ProxyCh
         assert_type(await rotation.run(), RotationSummary)
     async with session.rotate(polars.DataFrame({"account_id": ["acc_1"], "country": ["US"]})) as rotation:
         assert_type(await rotation.run(), RotationSummary)
+    results = await session.update_many(changes, deadline=10.0)
+    assert_type(results, Results)
+    assert_type(results["acc_1"], Outcome)
+    assert_type(results.failed, tuple[Outcome, ...])
+    assert_type(await session.update_many([("acc_1", own)], in_flight=10), Results)
+    results["acc_1"] = results["acc_2"]  # type: ignore[index] # pyright: ignore[reportIndexIssue]
     RetryPolicy(attempts=2, also_on=(errors.NoChannelError,), never_on=[errors.ProxyError])
 
 

@@ -42,8 +42,6 @@ class CallContext:
 class CallHooks(Protocol):
     """
     Callbacks of a call's owner, such as a rotation. The call runs them in its own task.
-
-    A call with hooks waits out outages: see `UpdateCall`.
     """
 
     @property

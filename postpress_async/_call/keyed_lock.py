@@ -4,6 +4,7 @@ import asyncio
 from typing import Final
 
 from postpress_async._wait_queue import WaitQueue
+from postpress_async.errors import SupersededError
 
 
 class KeyedLock:
@@ -12,9 +13,13 @@ class KeyedLock:
     applied.
 
     A lock that was acquired must be released. A key that is not locked takes no memory.
+
+    Args:
+        latest: Whether only the latest waiter of a key keeps waiting; see `acquire`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, latest: bool = False) -> None:
+        self._latest: Final = latest
         self._waiting: Final[dict[str, WaitQueue[None] | None]] = {}
 
     def try_acquire(self, key: str) -> bool:
@@ -25,20 +30,27 @@ class KeyedLock:
         return True
 
     async def acquire(self, key: str) -> None:
-        """Wait for the lock of *key*, in FIFO order."""
+        """
+        Wait for the lock of *key*, in FIFO order.
+
+        Raises:
+            SupersededError: Only the latest waiter keeps waiting, and there is a newer one.
+        """
         if self.try_acquire(key):
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if (queue := self._waiting[key]) is None:
             queue = self._waiting[key] = WaitQueue()
+        while self._latest and queue.has_next():
+            queue.pop().set_exception(SupersededError("not sent: a newer update of the account was made"))
         queue.append(waiter)
         try:
             await waiter
         except BaseException:
-            if waiter.done() and not waiter.cancelled():
-                self.release(key)  # the lock was passed on to this waiter before it was cancelled
-            else:
+            if not waiter.done() or waiter.cancelled():
                 queue.discard(waiter)
+            elif waiter.exception() is None:
+                self.release(key)  # the lock was passed on to this waiter before it was cancelled
             raise
 
     def release(self, key: str) -> None:

@@ -1,6 +1,7 @@
 """The open calls of a session, the waits of its calls, and closing."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -16,18 +17,28 @@ class WaitGroup:
     """
     The waits of a group of calls, which can all be ended at once.
 
+    Args:
+        waits_out_outages: See below.
+        ends_at: See below.
+
     Attributes:
         ended: The calls may neither wait nor start an attempt any more.
+        waits_out_outages: Whether the time for which the calls wait for the service does not count against
+            their deadlines.
+        ends_at: Time of the event loop's clock at which the group's owner will end it. No attempt lasts
+            longer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, waits_out_outages: bool = False, ends_at: float = math.inf) -> None:
         self.ended: bool = False
+        self.waits_out_outages: Final = waits_out_outages
+        self.ends_at: Final = ends_at
         self._timeouts: Final = TimeoutGroup()
         self._children: Final[WeakSet[WaitGroup]] = WeakSet()
 
-    def child(self) -> "WaitGroup":
+    def child(self, *, waits_out_outages: bool = True, ends_at: float = math.inf) -> "WaitGroup":
         """A group for one rotation: it can be ended alone, and ends with this group at the latest."""
-        child = WaitGroup()
+        child = WaitGroup(waits_out_outages=waits_out_outages, ends_at=ends_at)
         if self.ended:
             child.end()
         self._children.add(child)

@@ -11,6 +11,7 @@ from attrs import evolve
 from postpress_async import events
 from postpress_async._call.context import CallContext, CallHooks
 from postpress_async._call.idempotency import Keys
+from postpress_async._call.keyed_lock import KeyedLock
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._http import codec
 from postpress_async._safe_observer import SafeObserver
@@ -21,6 +22,7 @@ from postpress_async.errors import (
     DeadlineError,
     PostPressError,
     SessionClosedError,
+    SupersededError,
 )
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
 from postpress_async.pace._load_signal import LoadSignal, load_signal_of
@@ -53,8 +55,8 @@ class UpdateCall:
     a success resolves that. A refusal says nothing about an earlier attempt: it may come from a gateway or
     from the check of the API key, which do not know what was stored for the key.
 
-    A call with *hooks* waits out outages: time spent waiting for a permit or as the service asked, attempts
-    that do not count, and the backoff after them do not count against the deadline.
+    A call may wait out outages (see `WaitGroup`): time spent waiting for a permit or as the service asked,
+    attempts that do not count, and the backoff after them do not count against the deadline.
 
     Attributes:
         started: Time of the event loop from which the deadline counts. Excluded time moves it forward.
@@ -133,7 +135,7 @@ class UpdateCall:
             raise self._cannot_resend()
         locks, account_id = self._context.locks, self._request.account_id
         if not locks.try_acquire(account_id):
-            await self._wait_for(locks.acquire, account_id)
+            await self._wait_for_lock(locks, account_id)
         try:
             # Waiting for the first permit here, outside the attempt, keeps three coroutines alive instead of
             # seven. As many as 100,000 calls may wait.
@@ -150,7 +152,7 @@ class UpdateCall:
         self._permit = None
         started, signal, retry_after, number = permit.sent, _NONE, None, 0
         try:
-            left = self.started + self._policy.deadline - started
+            left = min(self.started + self._policy.deadline, self._waits.ends_at) - started
             if left <= 0 or self._waits.ended:
                 raise self._out_of_time()
             number, unix_time = self._start_attempt(started), time.time()
@@ -174,6 +176,15 @@ class UpdateCall:
             self.counts_as_attempt = context.pacer.release(permit, signal, retry_after)
             if not self.counts_as_attempt:
                 self._exclude(self._clock() - started)
+
+    async def _wait_for_lock(self, locks: KeyedLock, account_id: str) -> None:
+        try:
+            await self._wait_for(locks.acquire, account_id)
+        except SupersededError as error:
+            error.account_id = account_id
+            if self._in_doubt:
+                error.applied = Applied.UNKNOWN
+            raise
 
     async def _wait_for_permit(self) -> Permit:
         pacer, queued_at, retry = self._context.pacer, self._clock(), bool(self._attempts)
@@ -233,14 +244,12 @@ class UpdateCall:
 
     def may_retry(self, error: PostPressError) -> bool:
         """Whether another attempt is useful and cannot assign a second managed proxy."""
-        if self._hooks is not None:
-            if self._hooks.should_give_up(error):
-                return False
-            # An outage uses up neither attempts nor the deadline, so this limit ends the call if the last
-            # accounts only ever get responses that look like an outage.
-            if self._clock() - self._first_sent > MAX_OUTAGE:
-                return False
-        if self._waits.ended:
+        if self._hooks is not None and self._hooks.should_give_up(error):
+            return False
+        # An outage uses up neither attempts nor the deadline, so this limit ends the call if the last
+        # accounts only ever get responses that look like an outage.
+        outage = self._clock() - self._first_sent if self._waits.waits_out_outages else 0.0
+        if self._waits.ended or outage > MAX_OUTAGE:
             return False
         if not self._managed or not self._in_doubt:
             return True
@@ -248,7 +257,7 @@ class UpdateCall:
 
     def excluded(self, error: PostPressError, backoff: float) -> float:
         """Seconds of a *backoff* after *error* that do not count against the deadline."""
-        if self._hooks is None:
+        if not self._waits.waits_out_outages:
             return 0.0
         return (error.retry_after or 0.0) if self.counts_as_attempt else backoff
 
@@ -296,11 +305,13 @@ class UpdateCall:
 
     def _exclude(self, seconds: float) -> None:
         """Do not count *seconds* against the deadline, if the call waits out outages."""
-        if self._hooks is not None:
+        if self._waits.waits_out_outages:
             self.started += seconds
 
     def _wait_until(self) -> float:
-        return math.inf if self._hooks is not None else self.started + self._policy.deadline
+        if self._waits.waits_out_outages:
+            return math.inf
+        return self.started + self._policy.deadline
 
     async def _wait_for(self, wait: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
         try:
@@ -323,6 +334,8 @@ class UpdateCall:
             return self._failure
         if self._context.tracker.ended:
             error: PostPressError = SessionClosedError("the session was closed before the change was sent")
+        elif self._waits.ends_at <= self._clock():
+            error = DeadlineError("the deadline passed before the change was sent")
         elif self._waits.ended:
             error = DeadlineError("the rotation was stopped before the change was sent")
         else:

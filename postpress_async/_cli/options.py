@@ -83,6 +83,12 @@ connection: Final = combine(
         "ClientSession, which takes about half the CPU time.",
     ),
     _connection_option(
+        "--trust-env",
+        is_flag=True,
+        envvar="POSTPRESS_TRUST_ENV",
+        help="Use the HTTP proxy of the environment (HTTPS_PROXY, NO_PROXY) and the credentials of ~/.netrc.",
+    ),
+    _connection_option(
         "--no-idempotency",
         is_flag=True,
         help="Do not send the Idempotency-Key header, by which the API recognizes a repeated request. An "

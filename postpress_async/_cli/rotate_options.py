@@ -257,6 +257,7 @@ class RotateOptions:
     api_key_file: str | None
     base_url: str | None
     transport: Literal["session", "lean"]
+    trust_env: bool
     no_idempotency: bool
 
     @classmethod

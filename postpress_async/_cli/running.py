@@ -53,6 +53,7 @@ async def run_job(job: Job, events: EventStream) -> int:
             "pace": Pace(in_flight=options.in_flight, rate=options.rate),
             "idempotency": not options.no_idempotency,
             "transport": options.transport,
+            "trust_env": options.trust_env,
             "on_event": events.observe if options.json or options.verbose else None,
         }
         sender: Cluster | PostPressSession

@@ -63,6 +63,7 @@ def update(
     api_key_file: str | None,
     base_url: str | None,
     transport: Literal["session", "lean"],
+    trust_env: bool,
     no_idempotency: bool,
 ) -> int:
     """
@@ -81,7 +82,7 @@ def update(
     has_own_key = idempotency_key is not None
     keys: Keys = FixedKey(idempotency_key) if has_own_key or no_idempotency else FreshKeys(KeyGenerator())
     key = read_key(api_key_file)
-    open_session = partial(PostPressSession, key, base_url=base_url, transport=transport)
+    open_session = partial(PostPressSession, key, base_url=base_url, transport=transport, trust_env=trust_env)
     return asyncio.run(_update(open_session, account_id, change, keys, has_own_key=has_own_key))
 
 

@@ -33,6 +33,7 @@ def make_lean_transport(
     *,
     tls: ssl.SSLContext | None = None,
     connector: aiohttp.BaseConnector | None = None,
+    trust_env: bool = False,
 ) -> Transport:
     """A `LeanTransport`; or an `AiohttpTransport`, with a warning in the log, if aiohttp is incompatible."""
     if (incompatibility := find_incompatibility()) is None:
@@ -42,7 +43,7 @@ def make_lean_transport(
         aiohttp.__version__,
         incompatibility,
     )
-    return AiohttpTransport(base_url, api_key, tls=tls, connector=connector)
+    return AiohttpTransport(base_url, api_key, tls=tls, connector=connector, trust_env=trust_env)
 
 
 class LeanTransport:

@@ -30,12 +30,14 @@ class AiohttpTransport:
         *,
         tls: ssl.SSLContext | None = None,
         connector: aiohttp.BaseConnector | None = None,
+        trust_env: bool = False,
     ) -> None:
         self._base_url: Final = base_url
         self._path: Final = (base_url / "accounts" / "").raw_path
         self._api_key: Final = api_key
         self._tls: Final = tls
         self._connector: Final = connector
+        self._trust_env: Final = trust_env
         self._session: aiohttp.ClientSession | None = None
         self._timeouts: Final = TimeoutGroup()
 
@@ -101,7 +103,7 @@ class AiohttpTransport:
             headers={"Host": self._base_url.host_port_subcomponent or "", **headers_over(connector)},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            trust_env=False,
+            trust_env=self._trust_env,
             timeout=NO_LIMITS,
             request_class=_Request,
         )

@@ -77,6 +77,7 @@ class Cluster:
         pace: Of each worker; but for its rate, which all of them share.
         idempotency: As `PostPressSession` has it.
         transport: As `PostPressSession` has it.
+        trust_env: As `PostPressSession` has it; each worker uses its own environment.
         on_event: Called with what all workers do, but for each single attempt.
 
     Raises:
@@ -95,6 +96,7 @@ class Cluster:
         pace: Pace = Pace(),  # noqa: B008
         idempotency: bool = True,
         transport: Literal["session", "lean"] = "session",
+        trust_env: bool = False,
         on_event: events.Observer | None = None,
     ) -> None:
         self._place: Final = Place.of(place)
@@ -108,7 +110,9 @@ class Cluster:
             )
         self._key: Final = read_api_key(api_key).reveal() if self._place.is_here else None
         watched = on_event is not None
-        self._orders: Final = Orders("", str(url), retry, pace, False, watched, transport, idempotency)
+        self._orders: Final = Orders(
+            "", str(url), retry, pace, False, watched, transport, idempotency, trust_env
+        )
         try:
             dumps(self._orders)
         except Exception as error:  # of whatever the caller's functions hold

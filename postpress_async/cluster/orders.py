@@ -22,6 +22,7 @@ class Orders:
         watched: Whether somebody wants to know of each retry.
         transport: As `PostPressSession` has it.
         idempotency: As `PostPressSession` has it.
+        trust_env: As `PostPressSession` has it.
     """
 
     run: str
@@ -32,3 +33,4 @@ class Orders:
     watched: bool
     transport: Literal["session", "lean"] = "session"
     idempotency: bool = True
+    trust_env: bool = False

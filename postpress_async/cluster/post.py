@@ -109,6 +109,7 @@ class Post:
             pace=orders.pace,
             idempotency=orders.idempotency,
             transport=orders.transport,
+            trust_env=orders.trust_env,
             on_event=self._observe if orders.watched else None,
         )
         self._take_answer(answer)

@@ -5,6 +5,7 @@ from postpress_async.rotation._engine import Rotation
 from postpress_async.rotation._faults import Fault, Faults
 from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import Outcome, RotationSummary, State
+from postpress_async.rotation._results import Results
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet import Fleet
 from postpress_async.rotation.journal import Journal
@@ -19,6 +20,7 @@ __all__ = [
     "Outcome",
     "ProxyPool",
     "Refusal",
+    "Results",
     "Rotation",
     "RotationSummary",
     "Row",

@@ -173,6 +173,8 @@ class AccountRunner:
         on_attempt_failed: Called with the error of each failed attempt.
         on_proxy_failed: Called with a proxy of the pool that failed, and whether this quarantined it.
         on_cancelled: Called with the outcome of an account for which `run` raises.
+        can_resume: Whether a later run may continue this one. Accounts that were refused, but would have been
+            retried, are then skipped instead of failed if the run ends.
     """
 
     update: Update
@@ -182,6 +184,7 @@ class AccountRunner:
     on_attempt_failed: Callable[[PostPressError], object]
     on_proxy_failed: Callable[[PooledProxy, bool], object]
     on_cancelled: Callable[[Outcome], object]
+    can_resume: bool = True
 
     async def run(self, row: Row, keys: RowKeys) -> Outcome:
         """
@@ -220,7 +223,7 @@ class AccountRunner:
                 task.elapsed(),
                 proxy=task.failed_label(row),
                 earlier=task.attempts,
-                cut_short=self.waits.ended and error is task.resumable,
+                cut_short=self.can_resume and self.waits.ended and error is task.resumable,
                 final=not own_doubt and not isinstance(row.change, ManagedProxy),
             )
         except BaseException:

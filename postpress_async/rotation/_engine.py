@@ -16,10 +16,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
+from attrs import evolve
+
 from postpress_async import events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
-from postpress_async.errors import Applied, PostPressError, Scope, SessionClosedError
+from postpress_async.errors import (
+    Applied,
+    DeadlineError,
+    NotSentError,
+    PostPressError,
+    Scope,
+    SessionClosedError,
+)
 from postpress_async.rotation._account_task import AccountRunner, Update
 from postpress_async.rotation._canary_gate import CanaryGate
 from postpress_async.rotation._failure_monitor import FailureMonitor
@@ -51,6 +60,9 @@ class Rotation:
     journaled. Leaving it by an exception, such as a cancellation, also cancels the requests in flight, whose
     outcome is then ``unknown``. The next run on the same journal continues from there.
 
+    Args:
+        drain: Whether every row gets an outcome even if the rotation is stopped or halts.
+
     Attributes:
         summary: The counts so far; final once the block is left.
         total: Number of accounts; None if not known beforehand.
@@ -71,6 +83,7 @@ class Rotation:
         halt: Halt | None = None,
         pool: ProxyPool | None = None,
         limit: int | None = None,
+        drain: bool = False,
         waits: WaitGroup | None = None,
         observer: SafeObserver[events.Event] | None = None,
     ) -> None:
@@ -81,6 +94,7 @@ class Rotation:
         self._in_flight: Final = in_flight
         self._open_journal: Final = journal
         self._finite: Final = finite
+        self._drain: Final = drain
         self._halt: Final = halt or Halt()
         self._pool: Final = pool
         self._waits: Final = waits or WaitGroup()
@@ -93,7 +107,8 @@ class Rotation:
             on_backoff=self._on_backoff,
             on_attempt_failed=self._on_attempt_failed,
             on_proxy_failed=self._on_proxy_failed,
-            on_cancelled=self._record,
+            on_cancelled=self._on_cancelled,
+            can_resume=not drain,
         )
         self._outcomes = OutcomeQueue(in_flight)
         self._group: Final = asyncio.TaskGroup()
@@ -165,7 +180,7 @@ class Rotation:
         try:
             if self._workers and kind is None:
                 self.stop()
-            self._outcomes.abandon()
+            self.summary.unconsumed += self._outcomes.abandon()
             try:
                 await self._group.__aexit__(kind, error, trace)
             except BaseExceptionGroup as group:
@@ -215,7 +230,8 @@ class Rotation:
     def _end_sending(self) -> None:
         self._stopping = True
         self._waits.end()
-        self._row_source.close()
+        if not self._drain:
+            self._row_source.close()
 
     def _abort(self, error: Exception) -> None:
         """Send nothing more, and raise *error* once the requests in flight are completed."""
@@ -269,7 +285,7 @@ class Rotation:
 
     async def _work(self) -> None:
         try:
-            while not self._stopping and self._workers - self._backing_off <= self._in_flight:
+            while self._goes_on and self._workers - self._backing_off <= self._in_flight:
                 if (pending := await self._next_row()) is None:
                     break
                 if (row := await self._prepare(pending)) is not None:
@@ -283,6 +299,10 @@ class Rotation:
             self._workers -= 1
             if not self._workers:
                 self._outcomes.end()
+
+    @property
+    def _goes_on(self) -> bool:
+        return self._drain or not self._stopping
 
     async def _next_row(self) -> PendingRow | None:
         try:
@@ -304,7 +324,7 @@ class Rotation:
                 scope=Scope.REQUEST,
                 applied=Applied.NO,
             )
-        elif pending.leave_in_doubt:
+        elif pending.leave_in_doubt or (self._drain and self._stopping):
             outcome = pending.unsent_outcome()
         else:
             if self._watermark is not None and row.ordinal >= self._watermark.safe_below:
@@ -321,8 +341,33 @@ class Rotation:
         self._check_halt(outcome)
         if isinstance(outcome.error, SessionClosedError):
             self._abort(outcome.error)  # all further calls would fail as well
-        self._outcomes.put(outcome)
+        self._publish(outcome)
         await self._outcomes.wait_for_room()
+
+    def _publish(self, outcome: Outcome) -> None:
+        """Give *outcome* to the code that iterates, with an error if the account was not patched."""
+        if outcome.error is None and outcome.state is not State.PATCHED:
+            outcome = evolve(outcome, error=self._reason_not_sent(outcome))
+        if not self._outcomes.put(outcome):
+            self.summary.unconsumed.append(outcome)
+
+    def _reason_not_sent(self, outcome: Outcome) -> PostPressError:
+        error: PostPressError
+        if outcome.error_type is not None:
+            error = NotSentError(f"not sent: {outcome.error_type}")
+        elif self.summary.halted is not None:
+            error = NotSentError(f"not sent, because the rotation was halted: {self.summary.halted}")
+        elif self._waits.ends_at <= asyncio.get_running_loop().time():
+            error = DeadlineError("the deadline passed before the change was sent")
+        elif outcome.attempts:
+            error = NotSentError("the rotation was cancelled before the response came")
+        elif self._stopping:
+            error = NotSentError("not sent, because the rotation was stopped")
+        else:
+            error = NotSentError('not sent: an earlier run may have sent it, and on_unknown is "report"')
+        error.account_id, error.scope = outcome.account_id, outcome.scope or error.scope
+        error.applied = outcome.applied or error.applied
+        return error
 
     def _check_halt(self, outcome: Outcome) -> None:
         tried, reason = self._monitor.tried, self._monitor.observe(outcome)
@@ -362,6 +407,10 @@ class Rotation:
             self._record(outcome)
 
     # --- Callbacks of the runner ---
+
+    def _on_cancelled(self, outcome: Outcome) -> None:
+        self._record(outcome)
+        self._publish(outcome)
 
     def _on_backoff(self, backing_off: bool) -> None:
         """A worker in backoff does not count against the limit: start another one."""

@@ -50,7 +50,7 @@ class Outcome:
         settled_at: Unix time in seconds at which the account was completed.
         proxy: Label of the pool's proxy that was used or tried last. If the row has a proxy of its own, the
             label of that proxy, and only if it failed.
-        error: The error; not stored in the journal.
+        error: Why it was not patched; None if it was, or if read from a journal, which does not store it.
     """
 
     ordinal: int
@@ -165,6 +165,8 @@ class RotationSummary:
         quarantined: Proxies of the pool that were quarantined in this run.
         without_proxy: Accounts of this run for which the pool had no proxy left.
         refused: Invalid rows in this run.
+        unconsumed: Outcomes of this run that the caller did not iterate over because it left the block early.
+            Rows that were not taken from the input have none.
     """
 
     states: Counter[State] = Factory(Counter)
@@ -178,6 +180,7 @@ class RotationSummary:
     quarantined: int = 0
     without_proxy: int = 0
     refused: int = 0
+    unconsumed: list[Outcome] = field(factory=list, repr=False)
 
     @property
     def total(self) -> int:

@@ -9,7 +9,7 @@ from postpress_async.rotation._outcome import Outcome
 
 class OutcomeQueue:
     """
-    A FIFO queue that can end, and that drops everything once its reader has left.
+    A FIFO queue that can end, and that accepts nothing once its reader has left.
 
     Unlike an `asyncio.Queue`, it accepts more than *size* outcomes: a producer first puts its outcome and
     then waits for room, so that no outcome is lost if the producer is cancelled.
@@ -31,11 +31,13 @@ class OutcomeQueue:
         """Whether producers should wait."""
         return len(self._outcomes) >= self._size
 
-    def put(self, outcome: Outcome) -> None:
-        """Append *outcome*, also if the queue is full; drop it if the reader has left."""
-        if not self._abandoned:
-            self._outcomes.append(outcome)
-            self._changed.set()
+    def put(self, outcome: Outcome) -> bool:
+        """Append *outcome*, also if the queue is full. Return False if the reader has left."""
+        if self._abandoned:
+            return False
+        self._outcomes.append(outcome)
+        self._changed.set()
+        return True
 
     async def wait_for_room(self) -> None:
         """Return once the queue is not full, or the reader has left."""
@@ -60,8 +62,10 @@ class OutcomeQueue:
         self._ended = True
         self._changed.set()
 
-    def abandon(self) -> None:
-        """The reader has left: drop all outcomes, now and from now on."""
+    def abandon(self) -> list[Outcome]:
+        """The reader has left: return what it did not get, and accept nothing more."""
         self._abandoned = True
+        unread = list(self._outcomes)
         self._outcomes.clear()
         self._has_room.set()
+        return unread

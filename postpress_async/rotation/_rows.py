@@ -5,8 +5,8 @@ Rows come from a `Fleet` or, here, from any iterable. An invalid row is a value 
 it does not stop the others.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from typing import Self, TypeAlias
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any, Self, TypeAlias
 
 from attrs import frozen
 
@@ -100,6 +100,24 @@ async def arows_of(changes: AsyncIterable[Change], *, pooled: bool = False) -> A
     async for pair in changes:
         yield _row_of(ordinal, pair, pooled)
         ordinal += 1
+
+
+def distinct_rows(changes: Mapping[str, ProxyChange | None] | Iterable[Change], *, pooled: bool) -> list[Row]:
+    """
+    Return one row per account.
+
+    Raises:
+        ValueError: A change is invalid, or an account occurs twice with different changes.
+    """
+    # A mapping is also an iterable of its keys, so type checkers cannot tell the two apart.
+    pairs: Any = changes.items() if isinstance(changes, Mapping) else changes
+    rows: dict[str, Row] = {}
+    for row in rows_of(pairs, pooled=pooled):
+        if isinstance(row, Refusal):
+            raise ValueError(str(row))
+        if rows.setdefault(row.account_id, row).change != row.change:
+            raise ValueError(f"{row.account_id} occurs twice with different changes: leave one of them out")
+    return list(rows.values())
 
 
 def _row_of(ordinal: int, pair: object, pooled: bool) -> Row | Refusal:

@@ -1,0 +1,97 @@
+"""Whether a session uses the proxy of the environment, and http to named hosts."""
+
+import asyncio
+import logging
+
+import pytest
+
+from postpress_async import ManagedProxy, PostPressSession, errors
+from postpress_async._settings import read_base_url, target_of
+
+US = ManagedProxy(country="US")
+
+
+class HttpProxy(asyncio.Protocol):
+    """An HTTP proxy that answers each request itself. It keeps the request lines."""
+
+    def __init__(self, lines: list[bytes]) -> None:
+        self.lines = lines
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.lines.append(data.split(b"\r\n", 1)[0])
+        body = b'{"object":"AccountPatched","account_id":"acc_1"}'
+        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+
+@pytest.mark.parametrize("trust_env", [True, False])
+async def test_the_proxy_of_the_environment_is_used_only_on_request(
+    trust_env: bool, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    lines: list[bytes] = []
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(lambda: HttpProxy(lines), "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        base_url = f"http://localhost:{unused_tcp_port}/v1"  # nothing listens there
+        async with PostPressSession("pp_key", base_url=base_url, trust_env=trust_env) as session:
+            results = await session.update_many({"acc_1": US}, deadline=0.5)
+
+    assert results.ok is trust_env
+    assert lines == ([f"PATCH {base_url}/accounts/acc_1 HTTP/1.1".encode()] if trust_env else [])
+
+
+def test_the_lean_transport_cannot_use_the_environment() -> None:
+    with pytest.raises(errors.ConfigurationError, match='trust_env requires transport="session"'):
+        PostPressSession("pp_key", transport="lean", trust_env=True)
+
+
+# --- http to named hosts ---
+
+
+def test_http_to_a_named_host_is_allowed_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """A mock in a container network has a name, and no certificate."""
+    with caplog.at_level(logging.WARNING, logger="postpress_async"):
+        url = read_base_url("http://Mock:8080/v1", allow_http=("mock",))
+
+    assert str(url) == "http://mock:8080/v1"
+    assert caplog.messages == ["requests to mock are not encrypted: the API key can be read on the network"]
+    assert target_of(url) == "http://mock:8080/v1"
+
+
+@pytest.mark.parametrize("host", ["mock2", "mock.example.com", "example.com"])
+def test_http_to_another_host_is_refused(host: str) -> None:
+    with pytest.raises(errors.ConfigurationError, match="is http, so the key could be read"):
+        read_base_url(f"http://{host}/v1", allow_http=("mock",))
+
+
+def test_allow_http_is_a_collection_and_not_a_name() -> None:
+    with pytest.raises(errors.ConfigurationError, match=r"write \('mock',\)"):
+        read_base_url("http://mock/v1", allow_http="mock")
+
+
+def test_https_and_this_machine_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    for url in ("https://api.example.com/v1", "http://127.0.0.1:8080/v1"):
+        read_base_url(url, allow_http=("mock",))
+
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("url", "accepted"),
+    [
+        pytest.param("https://host.example:443/v1", "https://host.example/v1", id="https with its port"),
+        pytest.param("http://localhost:80/v1", "http://localhost/v1", id="http with its port"),
+    ],
+)
+def test_an_explicit_default_port_is_accepted(url: str, accepted: str) -> None:
+    assert str(read_base_url(url)) == accepted
+
+
+def test_the_message_for_a_url_with_a_space_at_its_end_shows_it_without() -> None:
+    with pytest.raises(errors.ConfigurationError, match=r"write https://host\.example/v1 \(PostPress"):
+        read_base_url("https://host.example/v1 ")

@@ -1,0 +1,291 @@
+"""One call for many accounts: every account has an outcome, in the caller's order, within the deadline."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from postpress_async import (
+    CustomProxy,
+    ManagedProxy,
+    Pace,
+    PostPressSession,
+    ProxyPool,
+    Results,
+    RetryPolicy,
+    errors,
+)
+from postpress_async.errors import Applied
+from postpress_async.rotation import State
+from postpress_async.sandbox import Sandbox
+from tests.support.virtual_world import in_virtual_time, now, world
+
+US, DE = ManagedProxy(country="US"), ManagedProxy(country="DE")
+ACCOUNTS = [f"acc_{number}" for number in range(50)]
+
+
+# --- The typical service ---
+
+
+async def test_a_service_updates_fifty_accounts_in_three_lines() -> None:
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        results = await session.update_many(dict.fromkeys(ACCOUNTS, US))
+        assert results.ok
+        assert results["acc_7"].state == "patched"
+
+    assert list(results) == ACCOUNTS
+    assert sandbox.record.requests == 50
+
+
+@in_virtual_time
+async def test_a_disconnected_an_unknown_and_a_hanging_account_fail_alone() -> None:
+    """The three are classified, the other 47 are patched, and the call returns at its deadline."""
+    async with world() as (server, session, _, _):
+        server.faults.script("acc_3", "errors/disconnected_account")
+        server.faults.script("acc_4", "errors/resource_not_found")
+        server.faults.script("acc_5", *["hang"] * 9)
+
+        results = await session.update_many(dict.fromkeys(ACCOUNTS, US), deadline=2)
+
+        assert 2.0 <= now() < 2.1
+    assert list(results) == ACCOUNTS
+    assert len(results.patched) == 47
+    assert [(outcome.account_id, type(outcome.error)) for outcome in results.failed] == [
+        ("acc_3", errors.DisconnectedAccountError),
+        ("acc_4", errors.ResourceNotFoundError),
+    ]
+    [hanging] = results.unknown
+    assert (hanging.account_id, hanging.applied) == ("acc_5", Applied.UNKNOWN)
+    assert isinstance(hanging.error, errors.AttemptTimeoutError)
+    assert not results.ok
+    assert repr(results) == "<Results: 47 patched, 2 failed, 1 unknown>"
+
+
+@in_virtual_time
+async def test_what_was_not_sent_at_the_deadline_is_skipped() -> None:
+    """Two at once of 0.05 s each, and 0.12 s: four are patched, two in flight, the others never sent."""
+    async with world(Pace(adaptive=False)) as (server, session, _, _):
+        results = await session.update_many(dict.fromkeys(ACCOUNTS, US), deadline=0.12, in_flight=2)
+
+        assert now() == pytest.approx(0.12, abs=0.01)
+        assert server.record.requests == 6
+    assert len(results.patched) == 4
+    assert len(results.unknown) == 2
+    assert len(results.skipped) == 44
+    for outcome in results.skipped:
+        assert isinstance(outcome.error, errors.DeadlineError)
+        assert str(outcome.error) == f"{outcome.account_id}: the deadline passed before the change was sent"
+        assert outcome.applied is Applied.NO
+
+
+@in_virtual_time
+async def test_an_account_in_backoff_at_the_deadline_has_its_last_error() -> None:
+    """It is what `update_proxy` raises when its deadline passes during a backoff."""
+    policy = RetryPolicy(first_wait=30.0, max_wait=30.0, wait=lambda _: 30.0)
+    async with world(retry=policy) as (server, session, _, _):
+        server.faults.script("acc_1", "errors/proxy_error")
+
+        results = await session.update_many({"acc_1": US, "acc_2": US}, deadline=5)
+
+        assert now() < 5.1
+    assert results["acc_1"].state is State.FAILED
+    assert isinstance(results["acc_1"].error, errors.ProxyError)
+    assert results["acc_2"].state is State.PATCHED
+
+
+@in_virtual_time
+async def test_without_a_deadline_the_policy_s_deadline_limits_each_account() -> None:
+    """A rotation waits out an outage for hours; a service's call does not."""
+    policy = RetryPolicy(attempts=1000, deadline=60.0)
+    async with world(retry=policy) as (server, session, _, _):
+        server.faults.script("acc_1", *["errors/service_unavailable"] * 1000)
+
+        results = await session.update_many({"acc_1": US, "acc_2": US})
+
+        assert now() < 61
+    assert isinstance(results["acc_1"].error, errors.ServiceUnavailableError)
+    assert results["acc_2"].state is State.PATCHED
+
+
+async def test_the_retry_policy_of_the_call_overrides_the_session_s() -> None:
+    async with Sandbox() as sandbox, sandbox.session(retry=RetryPolicy(attempts=4)) as session:
+        sandbox.script("acc_1", *["errors/proxy_error"] * 4)
+
+        results = await session.update_many({"acc_1": US}, retry=RetryPolicy(attempts=1))
+
+    assert results["acc_1"].attempts == 1
+    assert sandbox.record.requests == 1
+
+
+async def test_a_pool_gives_accounts_their_proxies_and_replaces_dead_ones() -> None:
+    pool = ProxyPool([CustomProxy(host=f"p{number}.example.net", port=8080) for number in range(3)])
+    async with Sandbox(dead_proxies={"p0.example.net:8080"}) as sandbox:
+        policy = RetryPolicy(first_wait=0.001, max_wait=0.001)
+        async with sandbox.session(retry=policy) as session:
+            results = await session.update_many(["acc_1", "acc_2", ("acc_3", US)], pool=pool)
+
+    assert results.ok
+    assert sandbox.proxy_of("acc_3") == {"country": "US"}
+    for account in ("acc_1", "acc_2"):
+        assert (sandbox.proxy_of(account) or {})["proxy"]["host"] in {"p1.example.net", "p2.example.net"}
+
+
+# --- Errors ---
+
+
+async def test_failures_are_raised_as_one_group_on_request() -> None:
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        sandbox.script("acc_1", "errors/invalid_parameters")
+        sandbox.script("acc_2", "errors/resource_not_found")
+        results = await session.update_many(dict.fromkeys(ACCOUNTS, US))
+
+    with pytest.raises(ExceptionGroup, match="2 of 50 accounts were not patched") as caught:
+        results.raise_for_failures()
+    assert [type(error) for error in caught.value.exceptions] == [
+        errors.InvalidParametersError,
+        errors.ResourceNotFoundError,
+    ]
+    assert [str(error)[:6] for error in caught.value.exceptions] == ["acc_1:", "acc_2:"]
+
+
+async def test_nothing_is_raised_if_all_accounts_were_patched() -> None:
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        (await session.update_many({"acc_1": US})).raise_for_failures()
+
+
+async def test_a_refused_key_stops_the_call_and_every_account_has_an_error() -> None:
+    async with Sandbox() as sandbox:
+        async with PostPressSession("pp_wrong_key", base_url=sandbox.url) as session:
+            results = await session.update_many(dict.fromkeys(ACCOUNTS, US), in_flight=2)
+
+    assert list(results) == ACCOUNTS
+    assert not results.patched
+    assert all(outcome.error is not None for outcome in results.values())
+    assert sandbox.record.requests <= 21  # the first 20 responses prove it
+    assert "check the API key" in str(results["acc_49"].error)
+
+
+async def test_an_account_twice_with_the_same_change_is_sent_once() -> None:
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        results = await session.update_many([("acc_1", US), ("acc_2", US), ("acc_1", US)])
+
+    assert list(results) == ["acc_1", "acc_2"]
+    assert sandbox.record.requests == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "fact"),
+    [
+        pytest.param(
+            [("acc_0", US), ("acc_1", US), ("acc_1", DE)], {}, "acc_1 occurs twice with different", id="twice"
+        ),
+        pytest.param({"acc_1": "US"}, {}, "change", id="text instead of a change"),
+        pytest.param({"acc/1": US}, {}, "account_id", id="invalid account id"),
+        pytest.param({"acc_1": None}, {}, "change", id="no change and no pool"),
+        pytest.param({"acc_1": US}, {"deadline": 0}, "deadline must be a number of seconds", id="deadline 0"),
+        pytest.param({"acc_1": US}, {"deadline": float("nan")}, "deadline must be", id="deadline nan"),
+        pytest.param({"acc_1": US}, {"in_flight": 0}, "in_flight must be a whole number", id="in_flight 0"),
+    ],
+)
+async def test_invalid_input_is_refused_before_anything_is_sent(
+    changes: Any, options: dict[str, Any], fact: str
+) -> None:
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        with pytest.raises(ValueError, match=fact):
+            await session.update_many(changes, **options)
+
+    assert sandbox.record.requests == 0
+
+
+async def test_no_changes_give_no_results() -> None:
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        results = await session.update_many({})
+
+    assert (dict(results), results.ok) == ({}, True)
+
+
+# --- Cancellation and closing ---
+
+
+@in_virtual_time
+async def test_cancelling_the_call_leaves_nothing_behind() -> None:
+    async with world() as w:
+        w.server.faults.script("acc_1", *["hang"] * 9)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await w.session.update_many(dict.fromkeys(ACCOUNTS, US))
+        await asyncio.sleep(0)
+
+        assert not any(w.left().values())
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "rotation-worker"]
+
+
+async def test_a_closed_session_raises() -> None:
+    async with Sandbox() as sandbox:
+        session = sandbox.session()
+        await session.aclose()
+        with pytest.raises(errors.SessionClosedError):
+            await session.update_many({"acc_1": US})
+
+
+@in_virtual_time
+async def test_closing_the_session_ends_the_call_and_the_results_say_so() -> None:
+    async with world() as (server, session, _, _):
+        server.faults.script("acc_1", *["hang"] * 9)
+        call = asyncio.create_task(session.update_many(dict.fromkeys(ACCOUNTS, US), in_flight=1))
+        await asyncio.sleep(1)
+        await session.aclose(timeout=1)
+
+        results = await call
+
+    assert results["acc_0"].state is State.PATCHED
+    assert isinstance(results["acc_1"].error, errors.ConnectionLostError)
+    assert results["acc_1"].state is State.UNKNOWN
+    assert {outcome.state for outcome in list(results.values())[2:]} == {State.SKIPPED}
+    assert all(outcome.error is not None for outcome in list(results.values())[2:])
+
+
+# --- Outcomes that the caller did not iterate over ---
+
+
+@in_virtual_time
+async def test_a_rotation_under_a_timeout_keeps_the_outcomes_that_were_not_consumed() -> None:
+    async with world(Pace(adaptive=False)) as (server, session, _, _):
+        server.faults.script("acc_2", *["hang"] * 9)
+        changes = [(account, US) for account in ACCOUNTS[:6]]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1), session.rotate(changes, in_flight=3) as rotation:
+                first = await anext(rotation)
+                await asyncio.sleep(10)
+
+    assert first.account_id == "acc_0"
+    unconsumed = {outcome.account_id: outcome for outcome in rotation.summary.unconsumed}
+    assert unconsumed["acc_1"].state is State.PATCHED
+    assert unconsumed["acc_2"].state is State.UNKNOWN
+    assert unconsumed["acc_2"].error is not None
+    assert rotation.summary.total == 1 + len(unconsumed)
+
+
+async def test_every_outcome_of_a_rotation_that_is_not_patched_has_an_error() -> None:
+    """An invalid row, and an account for which no proxy is left, too."""
+    pool = ProxyPool([CustomProxy(host="p0.example.net", port=8080)], accounts_per_proxy=1)
+
+    def rows() -> Any:
+        yield from ["acc_1", "acc_2", "acc 3", ("acc_4", US)]
+
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        async with session.rotate(rows(), pool=pool) as rotation:
+            outcomes = {outcome.ordinal: outcome async for outcome in rotation}
+
+    assert [outcomes[n].state for n in range(4)] == ["patched", "skipped", "skipped", "patched"]
+    assert str(outcomes[1].error) == "acc_2: not sent: no proxy left"
+    assert isinstance(outcomes[2].error, errors.NotSentError)
+    assert outcomes[2].error.scope is errors.Scope.REQUEST
+
+
+def test_results_are_a_mapping_without_methods_that_change_it() -> None:
+    results = Results({})
+
+    assert not hasattr(results, "__setitem__")
+    assert repr(results) == "<Results: empty>"
