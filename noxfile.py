@@ -110,10 +110,10 @@ def package(session: nox.Session) -> None:
         return str(session.run(*words, external=True, silent=True, success_codes=codes))
 
     run(python, "-m", "pip", "install", wheel)
-    if said := run(python, "-W", "error", "-X", "dev", "-c", "import postpress_async"):
-        session.error(f"The import is not silent: {said}")
-    if "pip install 'postpress-async[cli]'" not in (said := run(command, "--version", codes=(1,))):
-        session.error(f"Without the extra `cli` the command does not say what to install: {said}")
+    if output := run(python, "-W", "error", "-X", "dev", "-c", "import postpress_async"):
+        session.error(f"The import is not silent: {output}")
+    if "pip install 'postpress-async[cli]'" not in (output := run(command, "--version", codes=(1,))):
+        session.error(f"Without the extra `cli` the command does not say what to install: {output}")
     run(python, "-m", "pip", "install", f"{wheel}[cli]", "pytest")
     session.run(command, "--version", external=True)
     run(command, "rotate", "--help")
@@ -183,8 +183,8 @@ def extras(session: nox.Session, extra: str) -> None:
     """Each extra installed with no other, and what it is for run; then all of them together."""
     session.install(f".[{','.join(EXTRAS) if extra == 'all' else extra}]")
     session.cd(session.create_tmp())  # here the package is what was installed, not the folder
-    for told in EXTRAS.values() if extra == "all" else [EXTRAS[extra]]:
-        session.run("python", "-W", "error", "-X", "dev", "-c", told, silent=True)
+    for program in EXTRAS.values() if extra == "all" else [EXTRAS[extra]]:
+        session.run("python", "-W", "error", "-X", "dev", "-c", program, silent=True)
 
 
 @nox.session
@@ -348,9 +348,9 @@ def lock(session: nox.Session) -> None:
     """Renews the versions that sessions install, in tests/constraints.txt: its diff is what came new."""
     session.install("uv")
     groups = [word for name in PYPROJECT["dependency-groups"] for word in ("--group", name)]
-    told = ["--custom-compile-command", "nox -s lock", "--no-annotate", "--quiet"]
+    options = ["--custom-compile-command", "nox -s lock", "--no-annotate", "--quiet"]
     wide = ["--universal", "--python-version", PYTHONS[0], "--all-extras", *groups, "--upgrade"]
-    session.run("uv", "pip", "compile", "pyproject.toml", *wide, *told, "--output-file", LOCK)
+    session.run("uv", "pip", "compile", "pyproject.toml", *wide, *options, "--output-file", LOCK)
 
 
 @nox.session

@@ -272,9 +272,9 @@ class PostPressSession:
 
         check_count("in_flight", in_flight)
         check_count("limit", limit)
-        given = RotationInput.of(changes, pooled=pool is not None)
+        rotation_input = RotationInput.of(changes, pooled=pool is not None)
         at_once = in_flight or self._pace.in_flight
-        opener = given.journal_opener(
+        opener = rotation_input.journal_opener(
             journal,
             target=self._target,
             on_unknown=on_unknown,
@@ -284,11 +284,11 @@ class PostPressSession:
         )
         return Rotation(
             self._run_call,
-            given.rows,
+            rotation_input.rows,
             in_flight=at_once,
             journal=opener,
-            finite=given.finite,
-            total=given.total,
+            finite=rotation_input.finite,
+            total=rotation_input.total,
             halt=Halt.of(halt),
             pool=pool,
             limit=limit,

@@ -260,7 +260,7 @@ def test_a_single_fact_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("type_", "told"),
+    ("type_", "advice"),
     [
         ("errors/invalid_credentials", "If every account gets it, check the API key."),
         ("errors/disconnected_account", "If every account gets it, check the API key."),
@@ -268,8 +268,8 @@ def test_a_single_fact_is_left_as_it_is() -> None:
         ("errors/missing_credentials", "Check the API key."),
     ],
 )
-def test_a_401_says_that_it_may_be_the_api_key(type_: str, told: str) -> None:
-    assert f"{type_} (HTTP 401): A title. {told} Quote" in str(answered(401, type_))
+def test_a_401_says_that_it_may_be_the_api_key(type_: str, advice: str) -> None:
+    assert f"{type_} (HTTP 401): A title. {advice} Quote" in str(answered(401, type_))
 
 
 def test_a_proxy_that_refuses_its_password_says_nothing_about_the_api_key() -> None:

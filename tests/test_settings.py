@@ -39,12 +39,12 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 # --- Keys ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", ["pp_live_1", Secret("pp_live_1")], ids=["text", "secret"])
-def test_a_key_that_is_given_is_used(given: str | Secret, environment: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("api_key", ["pp_live_1", Secret("pp_live_1")], ids=["text", "secret"])
+def test_a_key_that_is_given_is_used(api_key: str | Secret, environment: pytest.MonkeyPatch) -> None:
     """What the program says is nearer than what the environment says."""
     environment.setenv("POSTPRESS_API_KEY", "pp_live_2")
 
-    assert read_api_key(given) == Secret("pp_live_1")
+    assert read_api_key(api_key) == Secret("pp_live_1")
 
 
 def test_a_key_may_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
@@ -54,28 +54,28 @@ def test_a_key_may_come_from_the_environment(environment: pytest.MonkeyPatch) ->
     assert read_api_key(None) == Secret("pp_live_2")
 
 
-@pytest.mark.parametrize("given", [None, "", Secret("")], ids=["nothing", "empty", "empty secret"])
+@pytest.mark.parametrize("api_key", [None, "", Secret("")], ids=["nothing", "empty", "empty secret"])
 @pytest.mark.parametrize("set_", [None, ""], ids=["not set", "set and empty"])
 def test_no_key_is_told_before_any_call(
-    given: str | Secret | None, set_: str | None, environment: pytest.MonkeyPatch
+    api_key: str | Secret | None, set_: str | None, environment: pytest.MonkeyPatch
 ) -> None:
     """Rather than by 50,000 answers of 401."""
     if set_ is not None:
         environment.setenv("POSTPRESS_API_KEY", set_)
 
     with pytest.raises(ConfigurationError, match="POSTPRESS_API_KEY"):
-        read_api_key(given)
+        read_api_key(api_key)
 
 
-@pytest.mark.parametrize("given", ["", Secret("")], ids=["empty", "empty secret"])
+@pytest.mark.parametrize("api_key", ["", Secret("")], ids=["empty", "empty secret"])
 def test_an_empty_key_is_not_replaced_by_the_environment_s(
-    given: str | Secret, environment: pytest.MonkeyPatch
+    api_key: str | Secret, environment: pytest.MonkeyPatch
 ) -> None:
     """Whoever passed one meant another one: it may be of another workspace."""
     environment.setenv("POSTPRESS_API_KEY", "pp_live_2")
 
     with pytest.raises(ConfigurationError):
-        read_api_key(given)
+        read_api_key(api_key)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_base_url_may_come_from_the_environment(environment: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("given", "read"),
+    ("text", "read"),
     [
         pytest.param("https://example.com/v1", "https://example.com/v1", id="as it is"),
         pytest.param("https://example.com/v1/", "https://example.com/v1", id="slash at the end"),
@@ -159,9 +159,9 @@ def test_a_base_url_may_come_from_the_environment(environment: pytest.MonkeyPatc
         ),
     ],
 )
-def test_a_base_url_is_read_without_its_last_slash(given: str, read: str) -> None:
+def test_a_base_url_is_read_without_its_last_slash(text: str, read: str) -> None:
     """So that the path that is added stands after exactly one."""
-    assert str(read_base_url(given)) == read
+    assert str(read_base_url(text)) == read
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ ANY = ODD | PLAIN | st.tuples(PLAIN, ODD, PLAIN).map("".join)
 
 
 @frozen
-class Place:
+class Api:
     """The server, and a way to wait for a call."""
 
     server: FaultServer
@@ -50,14 +50,14 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
+def api() -> Iterator[Api]:
     with FaultServer() as server, asyncio.Runner() as runner:
 
         async def awaited(what: Awaitable[object]) -> object:
             return await what
 
         session = PostPressSession(KEY, base_url=server.url, retry=ONCE)
-        yield Place(server, lambda what: runner.run(awaited(what)), session)
+        yield Api(server, lambda what: runner.run(awaited(what)), session)
         runner.run(session.aclose())
 
 
@@ -65,15 +65,15 @@ def place() -> Iterator[Place]:
 @example(account_id="a/../../admin")
 @example(account_id="acc_1\r\nX-Evil: 1")
 @example(account_id="%2e%2e")
-def test_any_text_is_an_account_id_as_it_is_or_is_not_sent(place: Place, account_id: str) -> None:
+def test_any_text_is_an_account_id_as_it_is_or_is_not_sent(api: Api, account_id: str) -> None:
     """Another path would be another account's, or another endpoint."""
     try:
-        place.wait(place.session.update_proxy(account_id, US))
+        api.wait(api.session.update_proxy(account_id, US))
     except FieldError:
-        assert place.server.seen == []
+        assert api.server.seen == []
         return
 
-    line, *_ = place.new().head.split(b"\r\n")
+    line, *_ = api.new().head.split(b"\r\n")
     assert line == f"PATCH /v1/accounts/{account_id} HTTP/1.1".encode("ascii")
 
 
@@ -81,20 +81,20 @@ def test_any_text_is_an_account_id_as_it_is_or_is_not_sent(place: Place, account
 @example(key="k\r\nX-Evil: 1")
 @example(key=" k")
 @example(key="ké")
-def test_any_text_is_a_key_as_it_is_or_is_not_sent(place: Place, key: str) -> None:
+def test_any_text_is_a_key_as_it_is_or_is_not_sent(api: Api, key: str) -> None:
     """Both of them: the API's, and the one that makes a request the same as another."""
 
     async def ask(api_key: str, idempotency_key: str) -> None:
-        async with PostPressSession(api_key, base_url=place.target, retry=ONCE) as session:
+        async with PostPressSession(api_key, base_url=api.target, retry=ONCE) as session:
             await session.update_proxy("acc_1", US, idempotency_key=idempotency_key)
 
     for name, api_key, idempotency_key in (("X-API-KEY", key, "i"), ("Idempotency-Key", KEY, key)):
         try:
-            place.wait(ask(api_key, idempotency_key))
+            api.wait(ask(api_key, idempotency_key))
         except (ConfigurationError, ValueError):
-            assert place.server.seen == []
+            assert api.server.seen == []
             continue
-        lines = place.new().head.split(b"\r\n")[1:]
+        lines = api.new().head.split(b"\r\n")[1:]
         assert f"{name}: {key}".encode("ascii") in lines
         assert len(lines) == 8
 
@@ -106,17 +106,17 @@ def test_any_text_is_a_key_as_it_is_or_is_not_sent(place: Place, key: str) -> No
 )
 @example(host="proxy.example.com", username='"},"country":"US', password="\\")
 def test_any_text_is_a_part_of_a_proxy_as_it_is_or_is_not_sent(
-    place: Place, host: str, username: str | None, password: str | None
+    api: Api, host: str, username: str | None, password: str | None
 ) -> None:
     """A proxy that is not quite the one that was meant fails later, on an account that had one."""
     try:
         own = CustomProxy(host=host, port=1, username=username, password=password)
     except FieldError:
         return
-    place.wait(place.session.update_proxy("acc_1", own))
+    api.wait(api.session.update_proxy("acc_1", own))
 
     given_ = {"host": host, "port": 1, "username": username, "password": password}
-    assert json.loads(place.new().body) == {
+    assert json.loads(api.new().body) == {
         "proxy": {name: value for name, value in given_.items() if value is not None}
     }
 
@@ -130,24 +130,24 @@ def test_any_text_is_a_part_of_a_proxy_as_it_is_or_is_not_sent(
 @example(path="é b")
 @example(path="v1\r\n")
 @example(path="?")
-def test_any_text_is_a_base_url_s_path_as_it_is_or_is_not_sent(place: Place, path: str) -> None:
+def test_any_text_is_a_base_url_s_path_as_it_is_or_is_not_sent(api: Api, path: str) -> None:
     """What is written in a setting, and what a log of the other side shows, are to be the same."""
 
     async def ask() -> None:
-        async with PostPressSession(KEY, base_url=f"{place.target}/{path}", retry=ONCE) as session:
+        async with PostPressSession(KEY, base_url=f"{api.target}/{path}", retry=ONCE) as session:
             await session.update_proxy("acc_1", US)
 
     try:
-        place.wait(ask())
+        api.wait(ask())
     except ConfigurationError:
-        assert place.server.seen == []
+        assert api.server.seen == []
         return
 
     before, mark, query = path.partition("?")
     base = f"/{before}".rstrip("/")
-    line, *lines = place.new().head.split(b"\r\n")
+    line, *lines = api.new().head.split(b"\r\n")
     assert line == f"PATCH {base}/accounts/acc_1{mark}{query} HTTP/1.1".encode("ascii")
-    assert f"Host: 127.0.0.1:{place.server.port}".encode() in lines
+    assert f"Host: 127.0.0.1:{api.server.port}".encode() in lines
 
 
 @given(

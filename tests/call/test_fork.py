@@ -45,11 +45,11 @@ if __name__ == "__main__":
 async def run_workers(sandbox: Sandbox, folder: Path, *, start: str, work: str) -> int:
     """How many updates were patched, as the worker processes count them."""
     program = PROGRAM.replace("ACCOUNTS", str(ACCOUNTS)).replace("WORKERS", str(WORKERS))
-    place = folder / "program.py"
-    place.write_text(program.replace("WORK()", f"{work}()"), encoding="utf-8")
+    script = folder / "program.py"
+    script.write_text(program.replace("WORK()", f"{work}()"), encoding="utf-8")
     environment = os.environ | {"POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(place), start, env=environment, stdout=subprocess.PIPE
+        sys.executable, str(script), start, env=environment, stdout=subprocess.PIPE
     )
     written, _ = await process.communicate()
     assert process.returncode == 0

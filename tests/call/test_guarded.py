@@ -14,7 +14,7 @@ def broken(event: object) -> None:
     raise RuntimeError(f"a mistake about {event}")
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "postpress_async.events"]
 
 
@@ -24,7 +24,7 @@ def test_an_observer_that_always_raises_is_told_of_now_and_then(caplog: pytest.L
     for number in range(1, 1_235):
         observer(number)
 
-    assert said(caplog) == [
+    assert messages(caplog) == [
         f"an observer of postpress_async raised on int; it raised {count} times so far"
         for count in (1, 10, 100, 1000)
     ]
@@ -50,7 +50,7 @@ def test_a_cancellation_that_an_observer_raises_is_its_mistake(caplog: pytest.Lo
 
     SafeObserver[int](cancelled)(1)
 
-    assert said(caplog) == ["an observer of postpress_async raised on int; it raised 1 times so far"]
+    assert messages(caplog) == ["an observer of postpress_async raised on int; it raised 1 times so far"]
 
 
 async def test_a_rotation_with_a_broken_observer_says_so_a_few_times(
@@ -64,4 +64,4 @@ async def test_a_rotation_with_a_broken_observer_says_so_a_few_times(
             summary = await rotation.run()
 
     assert summary.patched == len(changes)
-    assert len(said(caplog)) == 3  # of 250: the first, the tenth, the hundredth
+    assert len(messages(caplog)) == 3  # of 250: the first, the tenth, the hundredth

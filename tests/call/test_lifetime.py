@@ -265,7 +265,7 @@ def test_the_end_wakes_everyone_who_waits(until: float) -> None:
             waits = [group.create_task(wait(lifetime, until)) for _ in range(10)]
             await asyncio.sleep(3.0)
             lifetime.end()
-        return [await one for one in waits]
+        return [await waiter for waiter in waits]
 
     assert play(scene()) == [3.0] * 10
 

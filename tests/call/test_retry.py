@@ -195,7 +195,7 @@ def test_the_last_error_is_raised_as_it_was() -> None:
     """The very object, with nothing on its chain: what the earlier ones told is in its history."""
     made = [errors.ConnectError("first"), errors.ConnectError("second"), errors.TlsError("last")]
 
-    error = failed(RetryPolicy(), StubCall([lambda one=one: one for one in made]))
+    error = failed(RetryPolicy(), StubCall([lambda cause=cause: cause for cause in made]))
     assert error is made[-1]
     assert (error.__cause__, error.__context__) == (None, None)
 
@@ -820,7 +820,7 @@ def test_a_policy_made_from_another_follows_its_own_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "error", "told"),
+    ("policy", "error", "explanation"),
     [
         pytest.param(
             RetryPolicy(),
@@ -866,9 +866,9 @@ def test_a_policy_made_from_another_follows_its_own_numbers() -> None:
         ),
     ],
 )
-def test_a_policy_can_explain_itself(policy: RetryPolicy, error: Any, told: str) -> None:
+def test_a_policy_can_explain_itself(policy: RetryPolicy, error: Any, explanation: str) -> None:
     """Why was this not retried? is what an operator asks of a log."""
-    assert told in policy.explain(error())
+    assert explanation in policy.explain(error())
 
 
 def test_a_policy_travels_as_what_it_was_made_of() -> None:

@@ -628,23 +628,25 @@ async def main():
             pass
         await session.update_proxy("acc_2", ManagedProxy(country="US"))
         del session
-        print(told[:1])
+        print(messages[:1])
 
-told = []
+messages = []
 gc.disable()
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 warnings.simplefilter("always", ResourceWarning)
-warnings.showwarning = lambda message, *place: told.append(str(message).split(" <")[0])
+warnings.showwarning = lambda message, *location: messages.append(str(message).split(" <")[0])
 asyncio.run(main())
 """
     words = [sys.executable, "-c", program, transport]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
 
-    told = {"session": "['Unclosed client session']", "lean": "['Unclosed connector']"}
-    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", told[transport])
+    warned = {"session": "['Unclosed client session']", "lean": "['Unclosed connector']"}
+    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", warned[transport])
 
 
-@pytest.mark.parametrize("travel", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    "travel", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda function: function.__name__
+)
 def test_a_session_cannot_be_pickled_or_copied(travel) -> None:
     """It has connections and an event loop; the message says what to do instead."""
     with pytest.raises(TypeError, match="a session cannot be pickled or copied: create a new one"):

@@ -61,14 +61,14 @@ def test_bad_rows_are_listed_with_line_column_and_reason_and_nothing_is_sent(fol
     done = run("rotate", DATA / "messy.csv", "--sandbox")
 
     assert done.returncode == 2
-    told = done.stderr.splitlines()
+    lines = done.stderr.splitlines()
     for line in expected:
         if not line["ok"]:
             column = f", {line['column']}" if line["column"] else ""
-            place = rf"messy\.csv: (line {line['line']}|\d lines \((\d+, )*{line['line']}(, \d+)*\))"
-            fault = place + re.escape(f"{column}: {line['because']}")
-            assert any(re.match(fault, text) for text in told), fault
-    assert told[-1].startswith("nothing was sent")
+            location = rf"messy\.csv: (line {line['line']}|\d lines \((\d+, )*{line['line']}(, \d+)*\))"
+            fault = location + re.escape(f"{column}: {line['because']}")
+            assert any(re.match(fault, text) for text in lines), fault
+    assert lines[-1].startswith("nothing was sent")
     assert not list(folder.glob("*.sqlite3"))
 
 
@@ -88,7 +88,7 @@ def test_options_of_the_sandbox_need_the_sandbox(folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--accounts-per-proxy", "2"], "--accounts-per-proxy requires --pool"),
         (["--assign", "round-robin"], "--assign requires --pool"),  # given, if only the default
@@ -96,12 +96,12 @@ def test_options_of_the_sandbox_need_the_sandbox(folder) -> None:
     ],
     ids=["one", "a default", "two"],
 )
-def test_options_of_a_pool_need_a_pool(folder, words, told) -> None:
+def test_options_of_a_pool_need_a_pool(folder, words, message) -> None:
     """Whoever asks for two accounts a proxy believes that the pool is in use, and it was forgotten."""
     done = run("rotate", "--sandbox", *words)
 
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert os.listdir(folder) == []
 
 
@@ -164,9 +164,9 @@ def test_an_input_that_cannot_be_read_is_told_in_one_sentence(folder, make, fact
     done = run("rotate", "fleet.csv", "--sandbox")
 
     assert done.returncode == 2
-    [told] = done.stderr.splitlines()
-    assert told.startswith("postpress-async: ")
-    assert fact in told
+    [message] = done.stderr.splitlines()
+    assert message.startswith("postpress-async: ")
+    assert fact in message
 
 
 def test_a_journal_of_another_input_is_refused(folder) -> None:
@@ -178,8 +178,8 @@ def test_a_journal_of_another_input_is_refused(folder) -> None:
     done = run("rotate", "fleet.csv", "--sandbox", "--journal", "run.sqlite3")
 
     assert done.returncode == 2
-    [told] = done.stderr.splitlines()
-    assert "belongs to another input" in told
+    [message] = done.stderr.splitlines()
+    assert "belongs to another input" in message
 
 
 def test_a_journal_in_use_is_refused(folder) -> None:
@@ -190,8 +190,8 @@ def test_a_journal_in_use_is_refused(folder) -> None:
 
     file.close()
     assert done.returncode == 3
-    [told] = done.stderr.splitlines()
-    assert "in use by another run" in told
+    [message] = done.stderr.splitlines()
+    assert "in use by another run" in message
 
 
 def test_no_key_is_told_before_anything_is_sent(folder) -> None:
@@ -248,7 +248,9 @@ async def test_a_wrong_key_and_a_few_accounts_is_the_key_too(folder, sandbox) ->
 async def test_a_key_that_is_revoked_under_way_has_the_same_exit_code(folder, sandbox, halt) -> None:
     """After half of the fleet was patched; no account is `failed` for it."""
     accounts = [f"acc_{number}" for number in range(1_000)]
-    (folder / "fleet.csv").write_text("account_id,country\n" + "".join(f"{each},US\n" for each in accounts))
+    (folder / "fleet.csv").write_text(
+        "account_id,country\n" + "".join(f"{account_id},US\n" for account_id in accounts)
+    )
     for account in accounts[500:]:
         sandbox.script(account, "errors/missing_credentials")
     environment = {"POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
@@ -315,11 +317,11 @@ async def _interrupted(sandbox: Sandbox, fleet: Path, number: int, *, twice: boo
 
 
 async def test_update_gives_one_account_its_proxy(sandbox, tmp_path) -> None:
-    place = tmp_path / "proxy"
-    place.write_text("socks5://user:p%40ss@h.example:1080\n")
+    path = tmp_path / "proxy"
+    path.write_text("socks5://user:p%40ss@h.example:1080\n")
     environment = {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
 
-    done = await asyncio.to_thread(run, "update", "acc_1", "--proxy-file", place, env=environment)
+    done = await asyncio.to_thread(run, "update", "acc_1", "--proxy-file", path, env=environment)
 
     assert (done.returncode, done.stdout) == (0, "acc_1 patched, in 1 attempt\n")
     assert sandbox.proxy_of("acc_1") == {
@@ -343,10 +345,10 @@ async def test_an_update_that_is_refused_says_why(sandbox) -> None:
     assert "acc_1: errors/disconnected_account (HTTP 401)" in done.stderr
 
 
-def key_to_repeat_with(told: str) -> str:
+def key_to_repeat_with(output: str) -> str:
     """The key that the message says to run the same command with."""
-    found = re.search(r"run the same command with: --idempotency-key (\S+)\n", told)
-    assert found is not None, told
+    found = re.search(r"run the same command with: --idempotency-key (\S+)\n", output)
+    assert found is not None, output
     return found[1]
 
 
@@ -375,8 +377,8 @@ async def test_an_update_that_is_interrupted_says_its_key(sandbox) -> None:
     while not sandbox.record.managed_handed_out:
         await asyncio.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, told = await process.communicate()
-    key = key_to_repeat_with(told.decode())
+    _, errors = await process.communicate()
+    key = key_to_repeat_with(errors.decode())
     again = await asyncio.to_thread(run, *command[3:], "--idempotency-key", key, env=environment)
 
     assert process.returncode == 130
@@ -444,10 +446,10 @@ def test_a_database_s_url_is_no_proxy_s(tmp_path: Path) -> None:
 
 def test_a_file_may_be_named_like_a_secret(tmp_path: Path) -> None:
     """What is there to be read is a file, whatever its name."""
-    place = tmp_path / "pp_live_key"
-    place.write_text("two lines\nof text\n")
+    path = tmp_path / "pp_live_key"
+    path.write_text("two lines\nof text\n")
 
-    done = run("update", "acc_1", "--country", "US", "--api-key-file", place.name, cwd=tmp_path)
+    done = run("update", "acc_1", "--country", "US", "--api-key-file", path.name, cwd=tmp_path)
 
     assert done.returncode == 2
     assert "should contain the API key in one line" in done.stderr

@@ -63,20 +63,20 @@ def test_status_of_a_run_that_settled_nothing_tells_no_time_of_it(folder) -> Non
     write(folder / NAME, (outcome(n, State.SKIPPED, **fault) for n in range(3)), total=3, began=NIGHT)
 
     done = run("status", NAME)
-    told = json.loads(run("status", NAME, "--json").stdout)
+    status = json.loads(run("status", NAME, "--json").stdout)
 
     assert "0 of 3 completed (0.0%)" in done.stdout
     assert "completed at" not in done.stdout
-    assert (told["first_settled_at"], told["last_settled_at"]) == (None, None)
+    assert (status["first_settled_at"], status["last_settled_at"]) == (None, None)
 
 
 def test_status_is_told_to_programs_too(journal) -> None:
     done = run("status", NAME, "--json")
 
-    told: dict[str, Any] = json.loads(done.stdout)
-    assert told.pop("errors")[0] == {"type": "errors/resource_not_found", "scope": "account", "accounts": 9}
-    assert told.pop("next").startswith("start the same rotation again")
-    assert told == {
+    status: dict[str, Any] = json.loads(done.stdout)
+    assert status.pop("errors")[0] == {"type": "errors/resource_not_found", "scope": "account", "accounts": 9}
+    assert status.pop("next").startswith("start the same rotation again")
+    assert status == {
         "journal": NAME,
         "run": "ended",
         "halted": None,
@@ -197,8 +197,8 @@ def test_a_full_disk_behind_standard_output_is_told(journal, words) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
 
     assert done.returncode == 2
-    told = "postpress-async: standard output cannot be written (No space left on device)\n"
-    assert done.stderr == told
+    message = "postpress-async: standard output cannot be written (No space left on device)\n"
+    assert done.stderr == message
 
 
 # --- report ---

@@ -90,10 +90,10 @@ async def test_a_fleet_that_is_rewritten_in_place_ends_the_run_and_no_new_row_is
         with fleet.open("r+b") as file:
             file.write(content.replace(b",US", b",DE"))
         os.utime(fleet, ns=(before.st_atime_ns, before.st_mtime_ns))
-        _, told = await process.communicate()
+        _, errors = await process.communicate()
 
     assert process.returncode == 3
-    assert b"fleet.csv has changed since it was opened" in told
+    assert b"fleet.csv has changed since it was opened" in errors
     sent = {str(sandbox.record.proxy_of(account)) for account in sandbox.record.patched_accounts}
     assert sent == {"{'country': 'US'}"}
 
@@ -188,10 +188,10 @@ def test_bad_lines_and_bad_rows_are_told_at_once(folder) -> None:
     done = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox")
 
     assert done.returncode == 2
-    told = done.stderr.splitlines()
-    assert any(line.startswith(f"{DATA / 'proxies.txt'}: line 21, port") for line in told)
-    assert any(line.startswith("fleet.csv: line 3, account_id") for line in told)
-    assert told[-1] == (
+    lines = done.stderr.splitlines()
+    assert any(line.startswith(f"{DATA / 'proxies.txt'}: line 21, port") for line in lines)
+    assert any(line.startswith("fleet.csv: line 3, account_id") for line in lines)
+    assert lines[-1] == (
         "nothing was sent: correct them, or use --skip-bad to send only what is valid: "
         "2 accounts and 500 proxies"
     )
@@ -247,7 +247,7 @@ def test_a_password_of_a_database_is_no_argument(folder) -> None:
     assert "POSTPRESS_DATABASE_URL" in done.stderr
     assert "hunter2" not in done.stdout + done.stderr
     (folder / "url").write_text(f"{make_database(folder)}\n")
-    told = run(
+    done = run(
         "rotate",
         "--from-file",
         "url",
@@ -255,7 +255,7 @@ def test_a_password_of_a_database_is_no_argument(folder) -> None:
         "SELECT id AS account_id, country FROM accounts",
         "--sandbox",
     )
-    assert told.returncode == 0, told.stderr
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -369,11 +369,11 @@ async def test_ctrl_c_in_an_outage_sends_no_retry(folder) -> None:
                 assert line
             in_flight, sent = sandbox.record.in_flight, sandbox.record.requests
             began = time.monotonic()
-            _, told = await process.communicate()
+            _, errors = await process.communicate()
             took = time.monotonic() - began
 
     assert process.returncode == 130
-    assert b"to continue, run the same command again" in told
+    assert b"to continue, run the same command again" in errors
     assert took < 5.0
     assert sandbox.record.requests <= sent + in_flight + 1
     assert states(folder / JOURNAL) == {"skipped": 200}
@@ -411,11 +411,11 @@ async def test_a_third_signal_breaks_nothing(folder) -> None:
                 await asyncio.sleep(0.001)
                 if (folder / JOURNAL).exists() and states(folder / JOURNAL):
                     break  # the handlers may be gone from here on
-            _, told = await process.communicate()
+            _, errors = await process.communicate()
 
     assert process.returncode == 130
-    assert b"Traceback" not in told
-    assert b"to continue, run the same command again" in told
+    assert b"Traceback" not in errors
+    assert b"to continue, run the same command again" in errors
 
 
 # --- A journal that cannot be kept ---
@@ -436,14 +436,14 @@ async def test_a_full_disk_stops_the_sending_and_says_what_is_not_recorded(folde
         async with started(
             sandbox, "rotate", "fleet.csv", "--in-flight", "20", preexec_fn=_no_more_than(400_000)
         ) as process:
-            _, told = await process.communicate()
+            _, errors = await process.communicate()
         sent = sandbox.record.requests
 
     assert process.returncode == 3
-    [line] = [line for line in told.decode().splitlines() if "could not be recorded" in line]
+    [line] = [line for line in errors.decode().splitlines() if "could not be recorded" in line]
     assert JOURNAL in line
     assert "run the same command again" in line
-    assert b"Traceback" not in told
+    assert b"Traceback" not in errors
     recorded = states(folder / JOURNAL)["patched"]
     lost = int(line.partition("the outcome of ")[2].split()[0].replace(",", ""))
     assert sent == recorded + lost < 20_000
@@ -456,12 +456,12 @@ async def test_a_journal_that_is_deleted_under_way_stops_the_sending(folder) -> 
         async with started(sandbox, "rotate", "fleet.csv", "--in-flight", "20") as process:
             await until(lambda: sandbox.record.requests >= 500, process)
             (folder / JOURNAL).unlink()
-            _, told = await process.communicate()
+            _, errors = await process.communicate()
 
     assert process.returncode == 3
-    assert b"the file was deleted or replaced under way, so the journal is lost" in told
-    assert b"could not be recorded (acc_" in told
-    assert b"run the same command again" not in told  # that would begin a new journal
+    assert b"the file was deleted or replaced under way, so the journal is lost" in errors
+    assert b"could not be recorded (acc_" in errors
+    assert b"run the same command again" not in errors  # that would begin a new journal
     assert sandbox.record.requests < 5_000
 
 
@@ -471,8 +471,8 @@ def test_a_journal_on_a_read_only_path_is_told_before_anything_is_sent(folder) -
     done = run("rotate", "fleet.csv", "--sandbox", "--journal", "/proc/run.sqlite3")
 
     assert done.returncode == 3
-    [told] = done.stderr.splitlines()
-    assert told.startswith("postpress-async: /proc/run.sqlite3 cannot be written")
+    [message] = done.stderr.splitlines()
+    assert message.startswith("postpress-async: /proc/run.sqlite3 cannot be written")
 
 
 # --- What is seen of it ---
@@ -563,7 +563,7 @@ def test_a_terminal_shows_a_bar_and_figures_and_logs_do_not_garble_it(folder) ->
             shown += piece
     os.close(leader)
     assert process.stdout is not None
-    told = process.stdout.read().decode()
+    output = process.stdout.read().decode()
     process.stdout.close()
     process.wait()
 
@@ -576,7 +576,7 @@ def test_a_terminal_shows_a_bar_and_figures_and_logs_do_not_garble_it(folder) ->
     assert retries
     for line in retries:
         assert re.fullmatch(r"\d\d:\d\d:\d\d acc_\d+: [\w/]+ in attempt \d; retry in \d\.\d s *", line)
-    assert "400 accounts" in told
+    assert "400 accounts" in output
 
 
 # --- What failed ---
@@ -712,9 +712,9 @@ async def test_either_transport_carries_a_rotation_and_an_update(folder, sandbox
     """What it costs is another matter: what comes of it is the same."""
     write_fleet(folder, 50)
     many = await arun(sandbox, "rotate", "fleet.csv", "--transport", transport)
-    one = await arun(sandbox, "update", "acc_1", "--country", "US", "--transport", transport)
+    single = await arun(sandbox, "update", "acc_1", "--country", "US", "--transport", transport)
 
-    assert (many.returncode, one.returncode) == (0, 0)
+    assert (many.returncode, single.returncode) == (0, 0)
     assert states(folder / JOURNAL) == {"patched": 50}
     assert sandbox.record.requests == 51
 
@@ -748,18 +748,18 @@ def test_a_shell_is_told_how_to_complete(shell) -> None:
 @pytest.mark.parametrize("command", ["rotate", "retry-failed"])
 def test_each_option_of_a_night_is_under_a_heading(command) -> None:
     """Three dozen in one list are not read; one that is under no heading comes last, among --help's like."""
-    told = run(command, "--help", env={"COLUMNS": "80"}).stdout
+    help_text = run(command, "--help", env={"COLUMNS": "80"}).stdout
 
-    assert re.findall(r"^  (\S+)", told.partition("\nOptions:\n")[2].partition("\n\n")[0], re.MULTILINE) == [
-        "-h,"
-    ]
+    assert re.findall(
+        r"^  (\S+)", help_text.partition("\nOptions:\n")[2].partition("\n\n")[0], re.MULTILINE
+    ) == ["-h,"]
 
 
 def test_what_each_command_is_for_is_told_whole() -> None:
     """The first thing that is read; a sentence that ends in three dots was not."""
-    told = run("--help", env={"COLUMNS": "80"}).stdout
+    help_text = run("--help", env={"COLUMNS": "80"}).stdout
 
-    assert "..." not in told.partition("Commands:\n")[2]
+    assert "..." not in help_text.partition("Commands:\n")[2]
 
 
 def test_every_command_has_an_example_in_its_help() -> None:

@@ -152,9 +152,9 @@ def test_a_fleet_of_many_unknown_columns_is_told_in_one_line(folder) -> None:
     done = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
 
     assert done.returncode == 0, done.stderr
-    [told] = done.stderr.splitlines()
-    assert told.startswith("fleet.csv: 100,000 columns are not used: 'c0', 'c1', ")
-    assert told.endswith(", 'c19' and 99,980 more")
+    [message] = done.stderr.splitlines()
+    assert message.startswith("fleet.csv: 100,000 columns are not used: 'c0', 'c1', ")
+    assert message.endswith(", 'c19' and 99,980 more")
 
 
 def test_a_dry_run_for_programs_is_one_event(folder) -> None:
@@ -167,12 +167,12 @@ def test_a_dry_run_for_programs_is_one_event(folder) -> None:
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-    [told] = events(done.stdout)
+    [event] = events(done.stdout)
     proxy = {"host": "p000.example.net", "port": 8080, "username": "user0", "password": "***"}
     first = {"method": "PATCH", "url": "http://127.0.0.1:1/v1/accounts/acc_000000", "body": {"proxy": proxy}}
-    assert told.pop("at") > 0
-    assert [len(told["requests"]), told.pop("requests")[0]] == [3, first]
-    assert told == {
+    assert event.pop("at") > 0
+    assert [len(event["requests"]), event.pop("requests")[0]] == [3, first]
+    assert event == {
         "event": "dry_run",
         "exit_code": 0,
         "accounts": 1000,
@@ -200,18 +200,20 @@ def test_rows_that_are_refused_are_events_for_programs(folder, words) -> None:
 
     done = run("rotate", "fleet.csv", "--pool", "list.txt", "--sandbox", "--json", *words)
 
-    told = events(done.stdout)
+    printed = events(done.stdout)
     assert done.returncode == 2
-    assert [(e["event"], e.get("source"), e.get("line"), e.get("account_id")) for e in told] == [
+    assert [(e["event"], e.get("source"), e.get("line"), e.get("account_id")) for e in printed] == [
         ("refused", "list.txt", 3, None),
         ("refused", "fleet.csv", 2, "acc_1"),
         ("refused", "fleet.csv", 4, "acc_2"),
         ("ended", None, None, None),
     ]
-    assert (told[1]["column"], told[1]["reason"]) == ("country", "country not assigned")
-    assert told[2]["message"] == "line 4, account_id: account already named on line 3: name each account once"
-    assert told[3]["exit_code"] == 2
-    assert told[3]["message"].startswith("nothing was sent: correct them, or use --skip-bad")
+    assert (printed[1]["column"], printed[1]["reason"]) == ("country", "country not assigned")
+    assert (
+        printed[2]["message"] == "line 4, account_id: account already named on line 3: name each account once"
+    )
+    assert printed[3]["exit_code"] == 2
+    assert printed[3]["message"].startswith("nothing was sent: correct them, or use --skip-bad")
     assert "hunter2" not in done.stdout + done.stderr
 
 
@@ -298,11 +300,11 @@ async def test_the_command_that_status_names_sends_again_what_failed(folder, san
     words = ["--pool=proxies.txt", "--on-unknown", "report", "--halt", "never", "-v", "--rate", "10000.5"]
     ended = await arun(sandbox, "rotate", "fleet.csv", *words)
 
-    told = run("status", JOURNAL).stdout
-    again = await asyncio.to_thread(pasted, told, env=environment(sandbox))
+    status = run("status", JOURNAL).stdout
+    again = await asyncio.to_thread(pasted, status, env=environment(sandbox))
 
     options = "--pool proxies.txt --on-unknown report --rate 10000.5"
-    assert f"`postpress-async retry-failed {JOURNAL} fleet.csv {options}`" in told
+    assert f"`postpress-async retry-failed {JOURNAL} fleet.csv {options}`" in status
     assert ended.stderr.endswith(f"retry-failed {JOURNAL} fleet.csv {options}\n")
     assert again.returncode == 0, again.stderr
     assert states(folder / JOURNAL) == {"patched": 30}

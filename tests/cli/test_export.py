@@ -140,13 +140,13 @@ def test_no_cell_begins_a_formula(text, cell) -> None:
 def test_however_a_spreadsheet_splits_it_no_cell_begins_a_formula(texts, comma) -> None:
     """In half of Europe the cells of a file end at semicolons; quotes are then not where they should be."""
     account_id, error_type, instance, proxy, _ = texts
-    told = outcome(0, account_id=account_id, error_type=error_type, instance=instance, proxy=proxy)
-    text = table([told]).decode("utf-8")
+    exported = outcome(0, account_id=account_id, error_type=error_type, instance=instance, proxy=proxy)
+    text = table([exported]).decode("utf-8")
 
     for line in text.splitlines():
         for cell in line.split(comma):
             assert not cell.strip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")), text
-    [row] = cells(table([told]))
+    [row] = cells(table([exported]))
     assert all(not value.startswith(tuple("=+-@")) for value in row.values())
 
 
@@ -161,10 +161,10 @@ def test_an_id_with_an_apostrophe_is_no_other_account_s() -> None:
 
 
 def test_json_and_parquet_keep_an_id_as_it_is() -> None:
-    told = [outcome(0, account_id="-acc")]
+    outcomes = [outcome(0, account_id="-acc")]
 
-    assert json.loads(table(told, write_jsonl))["account_id"] == "-acc"
-    assert parquet.read_table(io.BytesIO(table(told, write_parquet)))["account_id"][0].as_py() == "-acc"
+    assert json.loads(table(outcomes, write_jsonl))["account_id"] == "-acc"
+    assert parquet.read_table(io.BytesIO(table(outcomes, write_parquet)))["account_id"][0].as_py() == "-acc"
 
 
 # --- Whole files ---
@@ -172,15 +172,15 @@ def test_json_and_parquet_keep_an_id_as_it_is() -> None:
 
 def test_a_file_is_its_owner_s_alone(tmp_path) -> None:
     """Also where one that everybody could read lay there before."""
-    place = tmp_path / "out.csv"
-    place.write_text("before")
-    place.chmod(0o644)
+    path = tmp_path / "out.csv"
+    path.write_text("before")
+    path.chmod(0o644)
 
-    with atomic_write(place) as file:
+    with atomic_write(path) as file:
         file.write(b"after")
 
-    assert place.read_bytes() == b"after"
-    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    assert path.read_bytes() == b"after"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert os.listdir(tmp_path) == ["out.csv"]
 
 
@@ -188,36 +188,36 @@ def test_a_file_is_its_owner_s_alone(tmp_path) -> None:
     "failure", [KeyboardInterrupt, RotationError("damaged"), OSError(28, "No space left")]
 )
 def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path, failure) -> None:
-    place = tmp_path / "out.csv"
-    place.write_text("whole")
+    path = tmp_path / "out.csv"
+    path.write_text("whole")
 
     def write_half() -> None:
-        with atomic_write(place) as file:
+        with atomic_write(path) as file:
             file.write(b"ha")
             raise failure
 
     with pytest.raises((KeyboardInterrupt, RotationError)) as caught:
         write_half()
-    assert place.read_text() == "whole"
+    assert path.read_text() == "whole"
     assert os.listdir(tmp_path) == ["out.csv"]
     if isinstance(failure, OSError):
-        assert str(caught.value) == f"{place} cannot be written (No space left); name another file"
+        assert str(caught.value) == f"{path} cannot be written (No space left); name another file"
 
 
 @pytest.mark.parametrize(
     ("make", "fact"),
     [
-        pytest.param(lambda place: place.symlink_to("elsewhere"), "symbolic link", id="a symbolic link"),
-        pytest.param(lambda place: place.mkdir(), "not a regular file", id="a directory"),
+        pytest.param(lambda path: path.symlink_to("elsewhere"), "symbolic link", id="a symbolic link"),
+        pytest.param(lambda path: path.mkdir(), "not a regular file", id="a directory"),
         pytest.param(os.mkfifo, "not a regular file", id="a pipe"),
     ],
 )
 def test_nothing_but_a_file_is_written(tmp_path, make, fact) -> None:
     """A link may lead to what somebody else wants overwritten."""
-    place = tmp_path / "out.csv"
-    make(place)
+    path = tmp_path / "out.csv"
+    make(path)
 
-    with pytest.raises(RotationError, match=fact), atomic_write(place):
+    with pytest.raises(RotationError, match=fact), atomic_write(path):
         pytest.fail("it was opened")
     assert not (tmp_path / "elsewhere").exists()
     assert os.listdir(tmp_path) == ["out.csv"]

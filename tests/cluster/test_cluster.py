@@ -72,7 +72,7 @@ def test_a_place_is_local_or_a_scheduler() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("local:0", "from 1 to"),
         ("local:", "from 1 to"),
@@ -86,22 +86,22 @@ def test_a_place_is_local_or_a_scheduler() -> None:
         ("tcp://scheduler:8786", "does not use TLS"),
     ],
 )
-def test_any_other_place_is_refused(text: str, told: str) -> None:
+def test_any_other_place_is_refused(text: str, message: str) -> None:
     """A Dask port runs any code that is sent to it, and what we send has proxies' passwords."""
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=message):
         Place.of(text)
 
 
 def test_a_scheduler_elsewhere_needs_certificates(tmp_path: Path) -> None:
-    place = Place.of("tls://10.0.0.1:8786")
+    cluster = Place.of("tls://10.0.0.1:8786")
     with pytest.raises(ConfigurationError, match="cluster-certificates"):
-        place.security(None)
+        cluster.security(None)
     with pytest.raises(ConfigurationError, match="cannot be used"):
-        place.security(tmp_path)
+        cluster.security(tmp_path)
 
     write_certificates(tmp_path)
 
-    assert place.security(tmp_path) is not None
+    assert cluster.security(tmp_path) is not None
 
 
 def test_certificates_are_their_owner_s_alone_and_never_overwritten(tmp_path: Path) -> None:
@@ -117,18 +117,18 @@ def test_certificates_are_their_owner_s_alone_and_never_overwritten(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "said",
+    "response",
     [b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", bytes(range(256))],
     ids=["nothing", "as a web server", "noise"],
 )
 async def test_whoever_is_no_scheduler_is_told_of_in_one_sentence(
-    said: bytes, monkeypatch: pytest.MonkeyPatch
+    response: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dask makes anything of what it reads there, down to a MemoryError, and waits for ever on silence."""
     monkeypatch.setattr(cluster, "ANSWERS", 0.2)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(said)
+        writer.write(response)
         await reader.read()
         writer.close()
 
@@ -165,12 +165,12 @@ def test_notes_come_once_and_in_order_over_connections_that_break(
 ) -> None:
     """A question that is lost, or whose answer is, is asked again with the same notes and later ones."""
     outbox, inbox = Outbox(), Inbox()
-    put, came = 0, list[int]()
+    put, received = 0, list[int]()
 
     def send(*, arrives: bool, answered: bool) -> None:
         first, notes = outbox.first, outbox.parcel()
         if arrives:
-            came.extend(number for (number,) in inbox.fresh(first, notes))
+            received.extend(number for (number,) in inbox.fresh(first, notes))
             if answered:
                 outbox.has(inbox.count)
 
@@ -181,7 +181,7 @@ def test_notes_come_once_and_in_order_over_connections_that_break(
         send(arrives=arrives, answered=answered)
     send(arrives=True, answered=True)
 
-    assert came == list(range(put))
+    assert received == list(range(put))
     assert len(outbox) == 0
 
 
@@ -223,11 +223,11 @@ def test_what_workers_were_told_never_adds_up_to_more_than_the_rate(
     rate: float, story: list[tuple[int, float, bool, float]]
 ) -> None:
     """Workers join, fall silent, or want more: a share grows by what others have given up."""
-    issuer, told, now = Issuer(rate), dict[int, float](), 0.0
+    issuer, rates, now = Issuer(rate), dict[int, float](), 0.0
     for worker, used, wants, passed in story:
         now += passed
-        told[worker] = issuer.grant(str(worker), used, wants=wants, now=now)
-        assert sum(told.values()) <= rate * (1 + 1e-5)
+        rates[worker] = issuer.grant(str(worker), used, wants=wants, now=now)
+        assert sum(rates.values()) <= rate * (1 + 1e-5)
 
 
 def test_workers_that_want_all_share_evenly_and_one_that_does_not_leaves_the_rest() -> None:
@@ -538,18 +538,18 @@ async def test_a_pause_that_one_worker_finds_out_is_told_to_the_others() -> None
     carrier = StubCarrier("w1", "w2")
     async with rotation_of(carrier, {f"acc_{n}": US for n in range(100)}) as rotation:
         shards = dict([await carrier.carried.get(), await carrier.carried.get()])
-        one, two = HandMade(carrier, "w1"), HandMade(carrier, "w2", "p2")
-        for hand in (one, two):
+        first, second = HandMade(carrier, "w1"), HandMade(carrier, "w2", "p2")
+        for hand in (first, second):
             await hand.hello()
             await hand.shard(shards[hand.address])
-        await one.beat(paused=True, pauses=1)
-        told = (await two.beat())["notes"]
-        again = (await one.beat(paused=True, pauses=1))["notes"]
+        await first.beat(paused=True, pauses=1)
+        notes = (await second.beat())["notes"]
+        again = (await first.beat(paused=True, pauses=1))["notes"]
         rotation.stop()
-        for hand in (one, two):
+        for hand in (first, second):
             await hand.beat(("end", shards[hand.address]))
 
-    assert told == [("pause",)]
+    assert notes == [("pause",)]
     assert again == []
 
 
@@ -561,25 +561,25 @@ async def test_a_proxy_that_fails_two_accounts_anywhere_is_out_everywhere() -> N
     accounts = [f"acc_{n}" for n in range(100)]
     async with rotation_of(carrier, accounts, pool=ProxyPool(proxies)) as rotation:
         shards = dict([await carrier.carried.get(), await carrier.carried.get()])
-        one, two = HandMade(carrier, "w1"), HandMade(carrier, "w2", "p2")
-        given = {}
-        for hand in (one, two):
+        worker_1, worker_2 = HandMade(carrier, "w1"), HandMade(carrier, "w2", "p2")
+        assigned = {}
+        for hand in (worker_1, worker_2):
             await hand.hello()
-            given[hand] = await hand.shard(shards[hand.address])
-        first, second = given[one][0], given[two][0]
+            assigned[hand] = await hand.shard(shards[hand.address])
+        first, second = assigned[worker_1][0], assigned[worker_2][0]
         assert first.pooled is not None
         assert first.pooled.label == bad
-        await one.beat(("struck", shards["w1"], bad, first.account_id, False))
-        answer = await two.beat(
+        await worker_1.beat(("struck", shards["w1"], bad, first.account_id, False))
+        answer = await worker_2.beat(
             ("struck", shards["w2"], bad, second.account_id, False),
             ("wanted", shards["w2"], second.row.ordinal, [bad]),
         )
-        told = (await one.beat())["notes"]
+        notes = (await worker_1.beat())["notes"]
         rotation.stop()
-        for hand in (one, two):
+        for hand in (worker_1, worker_2):
             await hand.beat(("end", shards[hand.address]))
 
-    assert told == [("out", bad)]
+    assert notes == [("out", bad)]
     assert answer["notes"][0] == ("out", bad)
     kind, _, ordinal, (label, _) = answer["notes"][1]
     assert (kind, ordinal, label) == ("given", second.row.ordinal, good)
@@ -591,12 +591,12 @@ async def test_a_stop_is_told_and_rows_that_were_not_sent_are_skipped() -> None:
     carrier = StubCarrier("w1", "w2")
     async with rotation_of(carrier, {f"acc_{n}": US for n in range(100)}) as rotation:
         shards = dict([await carrier.carried.get(), await carrier.carried.get()])
-        one = HandMade(carrier, "w1")
-        await one.hello()
-        rows = await one.shard(shards["w1"])
+        worker = HandMade(carrier, "w1")
+        await worker.hello()
+        rows = await worker.shard(shards["w1"])
         rotation.stop()
-        answer = await one.beat(shards=[shards["w1"]])
-        await one.beat(
+        answer = await worker.beat(shards=[shards["w1"]])
+        await worker.beat(
             *(patched(shards["w1"], sent.row.ordinal) for sent in rows[:10]), ("end", shards["w1"])
         )
         carrier.there.clear()  # w2 never came
@@ -650,9 +650,9 @@ async def test_an_account_in_doubt_for_which_no_proxy_is_left_stays_unknown(tmp_
     full.give("acc_other")
 
     async with rotation_of(StubCarrier("w1"), ["acc_0"], journal=path, pool=full) as rotation:
-        [told] = [outcome async for outcome in rotation]
+        [outcome] = [outcome async for outcome in rotation]
 
-    assert (told.state, told.applied) == (State.UNKNOWN, Applied.UNKNOWN)
+    assert (outcome.state, outcome.applied) == (State.UNKNOWN, Applied.UNKNOWN)
 
 
 async def lose_a_shard(path: Path, *, on_unknown: OnUnknown, stop: bool) -> ClusterRotation:
@@ -698,13 +698,13 @@ async def test_a_host_that_no_worker_ever_reached_halts_the_rotation() -> None:
     carrier = StubCarrier("w1", "w2")
     async with rotation_of(carrier, {f"acc_{n}": US for n in range(100)}) as rotation:
         shards = dict([await carrier.carried.get(), await carrier.carried.get()])
-        one, two = HandMade(carrier, "w1"), HandMade(carrier, "w2")
-        for hand in (one, two):
+        worker_1, worker_2 = HandMade(carrier, "w1"), HandMade(carrier, "w2")
+        for hand in (worker_1, worker_2):
             await hand.hello()
             await hand.shard(shards[hand.address])
-        first = await one.beat(("unreachable", "no way"), shards=[shards["w1"]])
-        second = await two.beat(("unreachable", "none of 20 attempts"), shards=[shards["w2"]])
-        for hand in (one, two):
+        first = await worker_1.beat(("unreachable", "no way"), shards=[shards["w1"]])
+        second = await worker_2.beat(("unreachable", "none of 20 attempts"), shards=[shards["w2"]])
+        for hand in (worker_1, worker_2):
             rows = range(50) if shards[hand.address] == 1 else range(50, 100)
             number = shards[hand.address]
             await hand.beat(("unsent", number, list(rows)), ("end", number))
@@ -732,10 +732,10 @@ async def test_a_journal_that_cannot_be_written_ends_the_rotation_at_one_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A word holds thousands of notes: one of them for each beat would take minutes."""
-    told: list[str] = []
+    account_ids: list[str] = []
 
     def fail(_: Journal, outcome: Outcome) -> None:
-        told.append(outcome.account_id)
+        account_ids.append(outcome.account_id)
         raise JournalNotWritableError("the disk is full")
 
     monkeypatch.setattr(Journal, "record", fail)
@@ -755,7 +755,7 @@ async def test_a_journal_that_cannot_be_written_ends_the_rotation_at_one_word(
     with pytest.raises(JournalNotWritableError):
         await rotate()
 
-    assert told == [f"acc_{n}" for n in range(20)]
+    assert account_ids == [f"acc_{n}" for n in range(20)]
 
 
 async def test_rows_are_read_only_as_they_are_sent() -> None:

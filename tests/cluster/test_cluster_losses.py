@@ -80,8 +80,8 @@ def test_two_workers_leave_the_journal_and_the_exit_code_of_one_process(tmp_path
     assert ends[0] == ends[1]
     assert ends[0][0] == 1
     assert journals[0] == journals[1]
-    one, two = (evolve(report, command=None, retry_command=None) for report in reports)
-    assert one == two
+    alone, shared = (evolve(report, command=None, retry_command=None) for report in reports)
+    assert alone == shared
     assert reports[0].errors
     print(f"exit code {ends[0][0]}, {reports[0].states}, {reports[0].errors}: of both")
 
@@ -257,8 +257,8 @@ async def test_no_secret_is_in_what_dask_logs(tmp_path: Path, sandbox: Sandbox) 
 
     assert process.returncode == 1, errors
     assert b"postpress-" in logs  # they do tell of the shards
-    told = logs + output + errors + world.journal.read_bytes()
-    assert [secret for secret in [*secrets, sandbox.api_key] if secret.encode() in told] == []
+    written = logs + output + errors + world.journal.read_bytes()
+    assert [secret for secret in [*secrets, sandbox.api_key] if secret.encode() in written] == []
 
 
 # --- The rate ---
@@ -284,12 +284,12 @@ async def test_the_rate_is_one_for_all_workers(tmp_path: Path) -> None:
 
     began = arrivals[0] + 1.0
     edges = [bisect.bisect_left(arrivals, began + second) for second in range(int(arrivals[-1] - began) + 1)]
-    each = [after - before for before, after in pairwise(edges)]
-    print(rate, each)
-    assert max(each) <= rate * 1.01 + 2
-    assert sum(each) / len(each) >= rate * 0.8
+    rates = [after - before for before, after in pairwise(edges)]
+    print(rate, rates)
+    assert max(rates) <= rate * 1.01 + 2
+    assert sum(rates) / len(rates) >= rate * 0.8
     if LONG:
-        assert min(each) >= rate * 0.95
+        assert min(rates) >= rate * 0.95
 
 
 # --- A network that is cut ---

@@ -447,11 +447,11 @@ def test_a_refused_connection_was_never_sent_anything() -> None:
 @pytest.mark.parametrize("name", REDIRECTS)
 def test_a_redirect_is_never_followed(name: str) -> None:
     """Whoever is at the other end would get the key, and the proxy's password."""
-    status, place = REDIRECTS[name]
+    status, location = REDIRECTS[name]
 
     async def main() -> None:
         with FaultServer() as server, FaultServer() as trap:
-            where = place.format(trap=trap.port, home=server.port).encode()
+            where = location.format(trap=trap.port, home=server.port).encode()
             line = b"Refresh: 0; url=" + where if status == 200 else b"Location: " + where
             async with session_to(server) as session:
                 server.play(body_of(b"", status, line))
@@ -571,9 +571,9 @@ def authority() -> trustme.CA:
 @pytest.fixture(scope="module")
 def trusted(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The file that a session is given."""
-    place = tmp_path_factory.mktemp("ca") / "ca.pem"
-    authority.cert_pem.write_to_path(str(place))
-    return str(place)
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
 
 
 def serving(certificate: trustme.LeafCert, *, at_most: ssl.TLSVersion | None = None) -> ssl.SSLContext:

@@ -74,18 +74,24 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 def shown(error: BaseException) -> Iterator[str | bytes]:
     """Every text that is made of an error by what prints, keeps or sends it."""
-    for one in chain(error):
-        yield from (str(one), repr(one), repr(one.args), repr(vars(one)), format(one))
-        yield repr(getattr(one, "__notes__", None))
-        if isinstance(one, errors.PostPressError):
-            yield one.code
-            yield from (repr(attempt) for attempt in one.attempts)
-            yield json.dumps([attrs.asdict(attempt) for attempt in one.attempts])
-            yield repr(cattrs.unstructure(one.attempts))
-        if isinstance(one, errors.ApiError):
-            yield repr((one.type, one.title, one.detail, one.instance))
-            yield repr(attrs.asdict(one.args[1]))
-            yield json.dumps(cattrs.unstructure(one.args[1]))
+    for exception in chain(error):
+        yield from (
+            str(exception),
+            repr(exception),
+            repr(exception.args),
+            repr(vars(exception)),
+            format(exception),
+        )
+        yield repr(getattr(exception, "__notes__", None))
+        if isinstance(exception, errors.PostPressError):
+            yield exception.code
+            yield from (repr(attempt) for attempt in exception.attempts)
+            yield json.dumps([attrs.asdict(attempt) for attempt in exception.attempts])
+            yield repr(cattrs.unstructure(exception.attempts))
+        if isinstance(exception, errors.ApiError):
+            yield repr((exception.type, exception.title, exception.detail, exception.instance))
+            yield repr(attrs.asdict(exception.args[1]))
+            yield json.dumps(cattrs.unstructure(exception.args[1]))
     yield "".join(traceback.format_exception(error))
     yield "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
@@ -311,8 +317,8 @@ def test_a_call_that_is_cancelled_shows_no_secret(everything: Everything) -> Non
                 call.cancel()
                 with pytest.raises(asyncio.CancelledError) as caught:
                     await call
-                told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-                return [*traceback.format_exception(caught.value), *told.format()]
+                with_locals = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+                return [*traceback.format_exception(caught.value), *with_locals.format()]
 
     assert not leaks("".join(run(main)))
     assert [text for text in everything.texts() if leaks(text)] == []
@@ -343,8 +349,8 @@ def test_no_row_that_is_refused_shows_a_secret(name: str, tmp_path: Path) -> Non
     columns = ["account_id", "proxy", "host", "port", "protocol", "username", "password", "country", "ip"]
     right = {"account_id": "acc_1", "host": "h.example", "port": "80"}
     rows = [right | {column: PASSWORD} for column in columns] + [right | {column: KEY} for column in columns]
-    place = tmp_path / name
-    with place.open("w", encoding="utf-8", newline="") as file:
+    path = tmp_path / name
+    with path.open("w", encoding="utf-8", newline="") as file:
         if name.endswith(".csv"):
             table = csv.DictWriter(file, columns)
             table.writeheader()
@@ -352,12 +358,14 @@ def test_no_row_that_is_refused_shows_a_secret(name: str, tmp_path: Path) -> Non
         else:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-    with Fleet.open(place) as fleet:
-        told = [row for row in fleet.rows() if isinstance(row, Refusal)]
+    with Fleet.open(path) as fleet:
+        refusals = [row for row in fleet.rows() if isinstance(row, Refusal)]
 
-    assert len(told) >= 2 * len(columns) - 4  # a user name and a password may be anything
+    assert len(refusals) >= 2 * len(columns) - 4  # a user name and a password may be anything
     assert [
-        one for one in told if leaks(f"{one} {one!r} {attrs.asdict(one)} {cattrs.unstructure(one)}")
+        refusal
+        for refusal in refusals
+        if leaks(f"{refusal} {refusal!r} {attrs.asdict(refusal)} {cattrs.unstructure(refusal)}")
     ] == []
 
 
@@ -371,9 +379,9 @@ def test_no_change_that_is_refused_shows_a_secret() -> None:
             assert [
                 text for text in [*map(repr, chain(caught.value)), str(caught.value)] if leaks(text)
             ] == []
-    for told in (PASSWORD, f"http://u:{PASSWORD}", f"u:{PASSWORD}@h:80", f"http://u:{quote(PASSWORD)}@h:x"):
+    for url in (PASSWORD, f"http://u:{PASSWORD}", f"u:{PASSWORD}@h:80", f"http://u:{quote(PASSWORD)}@h:x"):
         with pytest.raises(FieldError) as caught:
-            CustomProxy.from_url(told)
+            CustomProxy.from_url(url)
         assert [text for text in [*map(repr, chain(caught.value)), str(caught.value)] if leaks(text)] == []
 
 
@@ -425,8 +433,8 @@ def test_a_key_that_is_refused_is_not_repeated(bad: Any) -> None:
     with pytest.raises(errors.ConfigurationError) as caught:
         PostPressSession(bad)
 
-    told = "".join(traceback.format_exception(caught.value))
-    assert not leaks(told.replace(repr(bad), ""))
+    printed = "".join(traceback.format_exception(caught.value))
+    assert not leaks(printed.replace(repr(bad), ""))
     assert not leaks(f"{caught.value!r} {caught.value.args} {vars(caught.value)}")
 
 

@@ -196,7 +196,7 @@ class Refusing(aiohttp.TCPConnector):
         (ConnectionResetError(), errors.ConnectionLostError),
         (TimeoutError(), errors.AttemptTimeoutError),
     ],
-    ids=lambda given: given.__name__ if isinstance(given, type) else type(given).__name__,
+    ids=lambda failure: failure.__name__ if isinstance(failure, type) else type(failure).__name__,
 )
 async def test_before_the_write_nothing_was_applied(
     error: BaseException, kind: type[errors.PostPressError]

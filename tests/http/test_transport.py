@@ -69,7 +69,7 @@ async def test_a_body_knows_whether_it_may_have_left(error: BaseException, sent:
         (aiohttp.ServerDisconnectedError(), errors.ConnectionLostError),
         (ConnectionResetError(), errors.ConnectionLostError),
     ],
-    ids=lambda given: given.__name__ if isinstance(given, type) else type(given).__name__,
+    ids=lambda failure: failure.__name__ if isinstance(failure, type) else type(failure).__name__,
 )
 def test_a_failure_of_aiohttp_is_one_of_ours(error: Any, kind: type[errors.PostPressError]) -> None:
     """Also those that only a connector of the caller's, with timeouts of its own, lets through."""
@@ -279,7 +279,7 @@ async def test_a_failure_leaves_no_garbage(kind: Any) -> None:
             await asyncio.sleep(0)
             gc.set_debug(gc.DEBUG_SAVEALL)
             gc.collect()
-            found = [one for one in gc.garbage if isinstance(one, errors.PostPressError)]
+            found = [item for item in gc.garbage if isinstance(item, errors.PostPressError)]
         finally:
             gc.set_debug(0)
             gc.garbage.clear()

@@ -697,9 +697,9 @@ def test_no_error_repeats_a_secret(form: Any, status: int, secret: Secret) -> No
     with pytest.raises(errors.PostPressError) as caught:
         read(status, json.dumps(form(text)).encode())
 
-    told = f"{caught.value} {caught.value!r} {caught.value.args} {vars(caught.value)} {caught.value.code}"
-    assert secret.reveal() not in told
-    assert quote(secret.reveal(), safe="") not in told
+    shown = f"{caught.value} {caught.value!r} {caught.value.args} {vars(caught.value)} {caught.value.code}"
+    assert secret.reveal() not in shown
+    assert quote(secret.reveal(), safe="") not in shown
 
 
 @pytest.mark.parametrize("password", ["proxy", "errors", "error", "_", "/", "errors/proxy_error"])

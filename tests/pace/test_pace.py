@@ -34,8 +34,8 @@ def half() -> float:
     return 0.5
 
 
-def pacer(clock: Callable[[], float] | None = None, **said: Any) -> Pacer:
-    return Pacer(Pace(**said), clock=clock, random=random.Random(1).random)
+def pacer(clock: Callable[[], float] | None = None, **options: Any) -> Pacer:
+    return Pacer(Pace(**options), clock=clock, random=random.Random(1).random)
 
 
 class Clock:
@@ -51,7 +51,7 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("said", "field"),
+    ("options", "field"),
     [
         pytest.param({"in_flight": 0}, "in_flight", id="none in flight"),
         pytest.param({"in_flight": True}, "in_flight", id="a truth is no number"),
@@ -66,10 +66,10 @@ class Clock:
         pytest.param({"adaptive": 1}, "adaptive", id="adaptive is yes or no"),
     ],
 )
-def test_a_pace_that_cannot_be_names_its_field(said: dict[str, Any], field: str) -> None:
+def test_a_pace_that_cannot_be_names_its_field(options: dict[str, Any], field: str) -> None:
     """It is reported before anything is sent, with what to write instead."""
     with pytest.raises(ValueError, match=f"^{field} must be .*, got "):
-        Pace(**said)
+        Pace(**options)
 
 
 def test_a_pace_is_a_value() -> None:
@@ -574,8 +574,8 @@ def shut(pace: Pacer) -> None:
 
 def test_signs_at_the_shut_gate_use_up_no_attempt() -> None:
     """An outage costs time, not accounts."""
-    clock, told = Clock(), list[bool]()
-    pace = Pacer(Pace(in_flight=50, start=50), clock=clock, random=half, on_pause=told.append)
+    clock, pauses = Clock(), list[bool]()
+    pace = Pacer(Pace(in_flight=50, start=50), clock=clock, random=half, on_pause=pauses.append)
     tickets = [pace.try_acquire() for _ in range(40)]
     clock.now += 1
 
@@ -583,7 +583,7 @@ def test_signs_at_the_shut_gate_use_up_no_attempt() -> None:
 
     assert counted == [True] * 19 + [False] * 21
     assert pace.paused
-    assert told == [True]
+    assert pauses == [True]
     assert pace.try_acquire() is None
 
 
@@ -628,12 +628,12 @@ def test_who_waits_at_the_gate_goes_on_when_a_probe_is_answered() -> None:
         pace = pacer(in_flight=40)
         shut(pace)
         clock = asyncio.get_running_loop().time
-        came = clock()
+        arrived = clock()
         probe = await pace.acquire()
         others = [asyncio.create_task(pace.acquire()) for _ in range(9)]
 
         assert probe.probe
-        assert 0.05 <= clock() - came <= 0.2
+        assert 0.05 <= clock() - arrived <= 0.2
         await asyncio.sleep(3.0)
         answered = clock()
         pace.release(probe, LoadSignal.SUCCESS)

@@ -273,11 +273,11 @@ async def test_an_observer_that_raises_leaves_nothing_taken(
 # --- Many calls ---
 
 
-def slot_waits(told: list[tuple[float, events.Event]], began: float) -> list[tuple[float, float, bool]]:
+def slot_waits(recorded: list[tuple[float, events.Event]], began: float) -> list[tuple[float, float, bool]]:
     """When each attempt was due, how long it then waited, and whether it is a retry; in the order of due."""
     due: dict[str, float] = {}
     waits = []
-    for when, event in told:
+    for when, event in recorded:
         if isinstance(event, events.RetryScheduled):
             due[event.account_id] = when + event.wait
         elif isinstance(event, events.AttemptStarted):
@@ -302,8 +302,8 @@ async def test_slots_are_given_fairly(adaptive: bool, share: int) -> None:
         waits = [wait for _, wait, is_retry in of_all if is_retry is retries]
         if not retries:
             waits.sort()  # all were due at once: neighbours are those that were let in beside it
-        for place, wait in enumerate(waits):
-            beside = waits[max(0, place - 25) : place + 26]
+        for index, wait in enumerate(waits):
+            beside = waits[max(0, index - 25) : index + 26]
             assert wait <= max(0.1, 4 * sum(beside) / len(beside))
     # And who came first goes first.
     started = [event for _, event in at.events if isinstance(event, events.AttemptStarted)]

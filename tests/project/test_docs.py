@@ -60,11 +60,11 @@ def test_every_page_has_its_place_and_its_parts() -> None:
 
 def test_no_section_of_the_readme_is_left_out() -> None:
     """Who reads the site needs no README beside it."""
-    told = "\n".join(hooks.expand(text) for text in TEXTS.values())
+    pages = "\n".join(hooks.expand(text) for text in TEXTS.values())
     missing = [
         line
         for line in README.partition("\n## ")[2].splitlines()
-        if len(line) > 40 and not line.startswith(("errors/", "type  ")) and hooks.expand(line) not in told
+        if len(line) > 40 and not line.startswith(("errors/", "type  ")) and hooks.expand(line) not in pages
     ]
 
     assert missing == []  # the table of errors is generated again, with links
@@ -97,7 +97,7 @@ def test_every_public_name_is_in_the_reference() -> None:
         name
         for name, value in PUBLIC.items()
         if {name, names.home(name, value)}.isdisjoint(listed)
-        and name.rpartition(".")[2] not in {told.rpartition(".")[2] for told in listed}
+        and name.rpartition(".")[2] not in {entry.rpartition(".")[2] for entry in listed}
     ]
 
     assert missing == []
@@ -109,8 +109,8 @@ def test_a_public_name_says_what_it_is(name: str) -> None:
     value = function_of(CALLED[name])
     if not (inspect.isclass(value) or inspect.isfunction(value)):
         return  # a type alias says what it is by itself
-    told = inspect.getdoc(value) if inspect.isfunction(value) else value.__doc__
-    assert told, name
+    text = inspect.getdoc(value) if inspect.isfunction(value) else value.__doc__
+    assert text, name
     if inspect.isclass(value):
         return
     node = ast.parse(inspect.cleandoc("\n" + inspect.getsource(value))).body[0]
@@ -118,7 +118,7 @@ def test_a_public_name_says_what_it_is(name: str) -> None:
     own = {error for error in raised if error.endswith("Error") and error != "AttributeError"}
     module = inspect.getdoc(inspect.getmodule(value)) or ""
     for error in own:
-        assert error in told or "Raises" in told or error in module, f"{name} raises {error}"
+        assert error in text or "Raises" in text or error in module, f"{name} raises {error}"
 
 
 def raised_by(node: ast.AST) -> str | None:
@@ -141,16 +141,16 @@ def test_a_number_that_is_no_count_has_its_unit(name: str) -> None:
     text = value.__doc__ or ""
     for field in notes:
         entry = re.search(rf"^ *{field}: .*(?:\n {{12}}.*)*", text, re.MULTILINE)
-        place = entry or re.search(rf"[^.]*\*{field}\*[^.]*", text)
-        assert place is not None, f"{name}.{field} is not told of"
-        assert UNIT.search(place[0]), f"{name}.{field} has no unit: {place[0]}"
+        description = entry or re.search(rf"[^.]*\*{field}\*[^.]*", text)
+        assert description is not None, f"{name}.{field} is not told of"
+        assert UNIT.search(description[0]), f"{name}.{field} has no unit: {description[0]}"
 
 
 def run_somewhere() -> str:
     """Every program that a test runs, and what it prints."""
-    told = "".join(f"{program}{output}" for program, output in PROGRAMS.values())
-    told += "".join(re.findall(r"^```(?:python|py|text)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
-    return told + "".join(file.read_text() for file in (hooks.ROOT / "tests/recipes").glob("*.py"))
+    programs = "".join(f"{program}{output}" for program, output in PROGRAMS.values())
+    programs += "".join(re.findall(r"^```(?:python|py|text)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
+    return programs + "".join(file.read_text() for file in (hooks.ROOT / "tests/recipes").glob("*.py"))
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -61,7 +61,7 @@ def test_the_sandbox_s_server_knows_nothing_of_the_client() -> None:
 
 def test_importing_the_package_is_silent_and_loads_no_extra() -> None:
     """A bot that embeds it pays for what it uses."""
-    told = (
+    program = (
         "import sys, postpress_async;"
         "extras = {'click', 'rich', 'uvloop', 'pyarrow', 'sqlalchemy', 'distributed', 'opentelemetry'};"
         "extras |= {'jinja2', 'vl_convert', 'dask'};"
@@ -70,7 +70,10 @@ def test_importing_the_package_is_silent_and_loads_no_extra() -> None:
         "print(sorted(extras & set(sys.modules)), 'aiohttp.web' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-X", "dev", "-c", told], capture_output=True, text=True, check=True
+        [sys.executable, "-W", "error", "-X", "dev", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     assert (done.stdout.strip(), done.stderr) == ("[] False", "")
@@ -78,27 +81,27 @@ def test_importing_the_package_is_silent_and_loads_no_extra() -> None:
 
 def test_a_program_that_updates_one_account_loads_no_fleet() -> None:
     """Fleets, SQLite and cattrs are a third of the import time, and load when one of their names is used."""
-    told = (
+    program = (
         "import sys, postpress_async as p;"
         "session = p.PostPressSession('k', base_url='http://localhost:1');"
         "print(sorted({'postpress_async.rotation', 'sqlite3', 'cattrs'} & set(sys.modules)));"
         "print({name for name in p.__all__ if not hasattr(p, name)}, hasattr(p, 'Fleets'));"
         "print('postpress_async.rotation' in sys.modules, p.Fleet is p.rotation.Fleet)"
     )
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines() == ["[]", "set() False", "True True"]
 
 
 def test_importing_the_package_loads_nothing_that_is_not_used() -> None:
     """pytest imports it at every start, and a user of models and errors alone does not need aiohttp."""
-    told = (
+    program = (
         "import sys, postpress_async;"
         "print({'aiohttp', 'cattrs', 'tenacity'} & set(sys.modules));"
         "from postpress_async import CustomProxy, errors;"
         "print({'aiohttp', 'cattrs', 'tenacity'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout == "set()\nset()\n"
 
@@ -108,14 +111,14 @@ def test_a_name_of_the_package_is_said_twice_and_means_one_thing() -> None:
     block = next(
         node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if type(node) is ast.If
     )
-    told = {
+    imports = {
         a.name: node.module for node in ast.walk(block) if type(node) is ast.ImportFrom for a in node.names
     }
 
     assert {name: f"postpress_async.{home}" for name, home in postpress_async._HOMES.items()} == {
-        name: home for name, home in told.items() if home != "postpress_async"
+        name: home for name, home in imports.items() if home != "postpress_async"
     }
-    assert set(postpress_async.__all__) == {*told, "__version__"}
+    assert set(postpress_async.__all__) == {*imports, "__version__"}
     assert all(hasattr(postpress_async, name) for name in dir(postpress_async))
     assert not hasattr(postpress_async, "Session")
 

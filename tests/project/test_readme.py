@@ -58,9 +58,9 @@ def shown(text: str) -> list[str]:
     return [_VARIES.sub("~", line).rstrip() for line in text.strip().splitlines()]
 
 
-def is_told(told: list[str], printed: list[str]) -> bool:
-    """Whether *printed* is what is *told*, where a line of ``...`` stands for any number of lines."""
-    pattern = "".join("(?:.*\n)*?" if line == "..." else re.escape(f"{line}\n") for line in told)
+def is_documented(documented: list[str], printed: list[str]) -> bool:
+    """Whether *printed* is what is *documented*, where a line of ``...`` stands for any number of lines."""
+    pattern = "".join("(?:.*\n)*?" if line == "..." else re.escape(f"{line}\n") for line in documented)
     return re.fullmatch(pattern, "".join(f"{line}\n" for line in printed)) is not None
 
 
@@ -80,7 +80,7 @@ def test_a_command_prints_what_the_readme_says(console: str, tmp_path: Path) -> 
             check=False,
             timeout=60,
         )
-        assert is_told(shown(output), shown(done.stdout)), f"$ {command}\n{done.stdout}"
+        assert is_documented(shown(output), shown(done.stdout)), f"$ {command}\n{done.stdout}"
 
 
 def test_every_session_that_is_named_is_there() -> None:
@@ -91,7 +91,7 @@ def test_every_session_that_is_named_is_there() -> None:
     )
     places = [root / "README.md", root / "CHANGELOG.md", root / "noxfile.py"]
     places += [path for path in (root / "tests").rglob("*") if path.suffix in {".py", ".md", ".yml"}]
-    named = {name for place in places for name in re.findall(r"`?nox -s (\w+)", place.read_text("utf-8"))}
+    named = {name for path in places for name in re.findall(r"`?nox -s (\w+)", path.read_text("utf-8"))}
 
     assert named - names - {"NAME"} == set()
     assert len(named) > 10

@@ -78,16 +78,16 @@ def made(folder: Path) -> set[str]:
     """What a run left, the date of the night written as ``DATE``."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = {dated(str(path)) for path in files}
-    given = {"fleet.csv", "proxies.txt", "api_key", "lock"}
-    return {name for name in names - given if not name.startswith("night.sqlite3-")}
+    inputs = {"fleet.csv", "proxies.txt", "api_key", "lock"}
+    return {name for name in names - inputs if not name.startswith("night.sqlite3-")}
 
 
 def settled(folder: Path) -> set[str]:
     """Accounts that the journal of the night has as done."""
     try:
         with closing(sqlite3.connect(folder / "night.sqlite3")) as connection:
-            told = "SELECT account_id FROM outcomes WHERE state IN ('patched', 'failed')"
-            return {account for (account,) in connection.execute(told)}
+            query = "SELECT account_id FROM outcomes WHERE state IN ('patched', 'failed')"
+            return {account for (account,) in connection.execute(query)}
     except sqlite3.OperationalError:  # it has no table yet
         return set()
 
@@ -100,17 +100,17 @@ async def test_a_night_that_is_killed_goes_on_and_is_done_once(folder: Path, sho
         while not (done := settled(folder)):
             await asyncio.sleep(0)
         os.killpg(process.pid, signal.SIGKILL)
-        told = [f"killed; it left {' '.join(sorted(made(folder)))}"]
+        report = [f"killed; it left {' '.join(sorted(made(folder)))}"]
         await ended(process)
         await let_go(folder)
         for start_ in ("started again", "and again"):
             code, output = await ended(await start(sandbox, folder))
-            told += [f"{start_}: exit code {code}; it left {' '.join(sorted(made(folder)))}"]
-            told += [f"  {line}" for line in output.splitlines()]
+            report += [f"{start_}: exit code {code}; it left {' '.join(sorted(made(folder)))}"]
+            report += [f"  {line}" for line in output.splitlines()]
 
     assert sandbox.record.patched_accounts.keys() == set(ACCOUNTS[:-2])
     assert {account for account in done if sandbox.record.sends(account) > 1} == set()
-    shows("nightly", [re.sub(VARIES, "N", dated(line)) for line in told])
+    shows("nightly", [re.sub(VARIES, "N", dated(line)) for line in report])
 
 
 async def test_a_signal_lets_what_is_in_flight_settle(folder: Path) -> None:
@@ -169,8 +169,8 @@ async def test_a_night_that_halts_says_why_and_can_go_on(
 ) -> None:
     """A person looks at it: the exit code is no success, and nothing is thrown away."""
     async with Sandbox() as sandbox:
-        for account, told in zip(ACCOUNTS, cycle(types), strict=False):
-            sandbox.script(account, then=f"errors/{told}")
+        for account, error_type in zip(ACCOUNTS, cycle(types), strict=False):
+            sandbox.script(account, then=f"errors/{error_type}")
         for _ in ("at two", "started again"):  # which tells no more than its own
             ends, output = await ended(await start(sandbox, folder))
             assert (ends, words in output) == (code, True), output
@@ -199,10 +199,10 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
 async def test_cron_finds_what_it_starts(folder: Path) -> None:
     """cron gives a job next to no environment: only what the table says."""
     lines = (HERE / "crontab").read_text().splitlines()
-    given = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
+    variables = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
     (command,) = (line.split(maxsplit=5)[5] for line in lines if line.startswith("*"))
     places = {"/opt/postpress/bin": str(Path(sys.executable).parent), "/usr/local/bin": str(HERE)}
-    path = os.pathsep.join(places.get(place, place) for place in given["PATH"].split(os.pathsep))
+    path = os.pathsep.join(places.get(entry, entry) for entry in variables["PATH"].split(os.pathsep))
     async with Sandbox() as sandbox:
         process = await asyncio.create_subprocess_shell(
             command.replace("/var/lib/postpress", str(folder)),

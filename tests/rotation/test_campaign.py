@@ -197,8 +197,8 @@ def cancelled_is_skipped(patch: pytest.MonkeyPatch) -> None:
 
 
 def failed_is_patched(patch: pytest.MonkeyPatch) -> None:
-    def patched(cls: type[Outcome], *place: Any, **_other: Any) -> Outcome:
-        ordinal, line, account_id = place[:3]
+    def patched(cls: type[Outcome], *fields: Any, **_other: Any) -> Outcome:
+        ordinal, line, account_id = fields[:3]
         return cls.patched(ordinal, line, account_id, 1, 0.1)
 
     patch.setattr(Outcome, "failed", classmethod(patched))
@@ -217,7 +217,7 @@ def no_halt(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_proxy_is_full(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ProxyPool, "_is_full", lambda self, place: False)
+    patch.setattr(ProxyPool, "_is_full", lambda self, index: False)
 
 
 def the_summary_counts_twice(patch: pytest.MonkeyPatch) -> None:

@@ -266,9 +266,9 @@ async def test_a_rotation_that_is_cancelled_in_an_outage_records_what_was_only_r
         rotation = at.session.rotate(dict.fromkeys((f"acc_{n}" for n in range(50)), US), in_flight=10)
         await cancel(rotation, lambda: at.session.paused and not at.server.record.in_flight)
 
-        told = settled(at).values()
-        assert {(event.state, event.applied) for event in told} == {(State.SKIPPED, errors.Applied.NO)}
-        refused = [event for event in told if event.attempts]
+        outcomes = settled(at).values()
+        assert {(event.state, event.applied) for event in outcomes} == {(State.SKIPPED, errors.Applied.NO)}
+        refused = [event for event in outcomes if event.attempts]
         assert {event.error_type for event in refused} == {"errors/service_unavailable"}
         assert len(refused) == len(at.server.record._sends)
 

@@ -42,7 +42,7 @@ def proxies(count: int) -> list[CustomProxy]:
     ]
 
 
-def place(number: int) -> str:
+def proxy_label(number: int) -> str:
     return f"p{number}.example.net:3128"
 
 
@@ -160,11 +160,11 @@ async def test_a_proxy_that_fails_once_is_tried_again() -> None:
 
 async def test_a_proxy_that_fails_twice_gives_way_to_the_next() -> None:
     """And each proxy is tried under a key of its own, or the store of keys would answer for the first."""
-    tries = Tries(place(0))
+    tries = Tries(proxy_label(0))
     async with Sandbox(dead_proxies=tries) as sandbox, sandbox.session(retry=QUICK) as session:
         outcomes, summary = await rotate(session, ["acc_1"], ProxyPool(proxies(2)))
 
-    assert tries.tried == {place(0): 2, place(1): 1}
+    assert tries.tried == {proxy_label(0): 2, proxy_label(1): 1}
     assert outcomes["acc_1"].state is State.PATCHED
     assert (outcomes["acc_1"].attempts, outcomes["acc_1"].proxy) == (3, "u@p1.example.net:3128")
     assert summary.attempts == 3
@@ -172,15 +172,15 @@ async def test_a_proxy_that_fails_twice_gives_way_to_the_next() -> None:
 
 async def test_refused_credentials_cost_one_try_and_the_proxy() -> None:
     """A password that is wrong stays wrong."""
-    told: list[events.Event] = []
-    async with Sandbox() as sandbox, sandbox.session(retry=QUICK, on_event=told.append) as session:
+    seen: list[events.Event] = []
+    async with Sandbox() as sandbox, sandbox.session(retry=QUICK, on_event=seen.append) as session:
         sandbox.script("acc_1", "errors/invalid_proxy_credentials")
         outcomes, summary = await rotate(session, ["acc_1", "acc_2"], ProxyPool(proxies(2)), in_flight=1)
 
     assert outcomes["acc_1"].attempts == 2
     assert host_of(sandbox, "acc_1") == host_of(sandbox, "acc_2") == "p1.example.net"
     assert summary.quarantined == 1
-    assert events.ProxyQuarantined("u@p0.example.net:3128") in told
+    assert events.ProxyQuarantined("u@p0.example.net:3128") in seen
 
 
 async def test_a_row_s_own_proxy_is_never_replaced() -> None:
@@ -199,7 +199,7 @@ async def test_a_row_s_own_proxy_is_never_replaced() -> None:
 
 async def test_an_account_gets_its_failovers_and_no_more() -> None:
     """Four dead proxies in a row say that something else is wrong with it."""
-    tries = Tries(*map(place, range(10)))
+    tries = Tries(*map(proxy_label, range(10)))
     async with Sandbox(dead_proxies=tries) as sandbox, sandbox.session(retry=QUICK) as session:
         outcomes, summary = await rotate(session, ["acc_1"], ProxyPool(proxies(10), failovers=3))
 
@@ -212,7 +212,7 @@ async def test_an_account_gets_its_failovers_and_no_more() -> None:
 
 async def test_a_pool_that_runs_dry_goes_on_with_what_can_be_done() -> None:
     """Rows with a change of their own are sent; the others are not, and say why."""
-    tries = Tries(*map(place, range(3)))
+    tries = Tries(*map(proxy_label, range(3)))
     accounts: list[Any] = [f"acc_{n}" for n in range(200)] + [("acc_own", ManagedProxy(country="US"))]
     async with Sandbox(dead_proxies=tries) as sandbox, sandbox.session(retry=QUICK) as session:
         outcomes, summary = await rotate(session, accounts, ProxyPool(proxies(3)), in_flight=2)
@@ -226,7 +226,7 @@ async def test_a_pool_that_runs_dry_goes_on_with_what_can_be_done() -> None:
 
 async def test_a_dead_proxy_is_found_out_by_few() -> None:
     """Of 2,000 accounts on 20 proxies, 2 of them dead: nobody stays on one, and not hundreds try it."""
-    tries = Tries(place(3), place(11))
+    tries = Tries(proxy_label(3), proxy_label(11))
     accounts = [f"acc_{n}" for n in range(2000)]
     async with Sandbox(dead_proxies=tries) as sandbox, sandbox.session(retry=QUICK) as session:
         outcomes, summary = await rotate(session, accounts, ProxyPool(proxies(20)), in_flight=50)
@@ -238,7 +238,7 @@ async def test_a_dead_proxy_is_found_out_by_few() -> None:
     for dead in tries.dead:
         assert tries.tried[dead] <= 2 * 50
     assert {outcome.proxy for outcome in outcomes.values()} == {
-        f"u@{place(n)}" for n in range(20) if n not in {3, 11}
+        f"u@{proxy_label(n)}" for n in range(20) if n not in {3, 11}
     }
 
 
@@ -290,7 +290,7 @@ async def test_stopped_between_two_proxies_is_not_failed(tmp_path) -> None:
             await rotation.run()
         assert rotation.summary.states == {State.SKIPPED: 1}
 
-    async with Sandbox(dead_proxies=[place(0)]) as sandbox, sandbox.session(retry=QUICK) as session:
+    async with Sandbox(dead_proxies=[proxy_label(0)]) as sandbox, sandbox.session(retry=QUICK) as session:
         sandbox.script("acc_1", Fault(latency=0.01), Fault(latency=0.01))
         await first(session)
         await rotate(session, ["acc_1"], ProxyPool(proxies(2)[1:]), journal=journal)
@@ -298,9 +298,9 @@ async def test_stopped_between_two_proxies_is_not_failed(tmp_path) -> None:
     assert host_of(sandbox, "acc_1") == "p1.example.net"
 
 
-def recorded(journal: Path, told: str) -> list[Any]:
+def recorded(journal: Path, query: str) -> list[Any]:
     connection = sqlite3.connect(journal)
-    found = connection.execute(told).fetchall()
+    found = connection.execute(query).fetchall()
     connection.close()
     return found
 
@@ -309,7 +309,7 @@ async def test_the_journal_tells_of_accounts_and_of_proxies(tmp_path) -> None:
     """Which list to complain of to the seller is read there the next morning."""
     journal = tmp_path / "run.sqlite3"
     accounts = [f"acc_{n}" for n in range(12)]
-    async with Sandbox(dead_proxies=[place(1)]) as sandbox, sandbox.session(retry=QUICK) as session:
+    async with Sandbox(dead_proxies=[proxy_label(1)]) as sandbox, sandbox.session(retry=QUICK) as session:
         await rotate(session, accounts, ProxyPool(proxies(3)), journal=journal, in_flight=1)
 
     accounts_by_proxy = dict(recorded(journal, "SELECT proxy, count(*) FROM outcomes GROUP BY proxy"))
@@ -446,7 +446,7 @@ async def test_one_that_is_sent_again_has_no_place_from_before(tmp_path, on_unkn
 async def test_a_journal_from_before_there_were_pools_takes_them(tmp_path) -> None:
     """The first proxy that failed an account ended each run, with requests sent and not recorded."""
     journal = tmp_path / "run.sqlite3"
-    async with Sandbox(dead_proxies=[place(0)]) as sandbox, sandbox.session(retry=QUICK) as session:
+    async with Sandbox(dead_proxies=[proxy_label(0)]) as sandbox, sandbox.session(retry=QUICK) as session:
         await rotate(session, ["acc_1", "acc_2"], ProxyPool(proxies(2)[1:]), journal=journal, limit=1)
         recorded(journal, "DROP TABLE proxies")
         outcomes, _ = await rotate(session, ["acc_1", "acc_2"], ProxyPool(proxies(2)), journal=journal)
@@ -523,7 +523,7 @@ def test_whatever_fails_each_account_ends_once_and_truly(dead, wrong, assign, fl
     accounts = [f"acc_{n}" for n in range(40)]
 
     async def main() -> None:
-        async with Sandbox(dead_proxies=[place(n) for n in dead]) as sandbox:
+        async with Sandbox(dead_proxies=[proxy_label(n) for n in dead]) as sandbox:
             for number in flaky:
                 sandbox.script(f"acc_{number}", "errors/service_unavailable", "errors/proxy_error")
             for number in wrong:

@@ -185,17 +185,17 @@ def test_rows_of_the_same_words_in_other_places_are_others() -> None:
 
 
 def test_a_digest_of_rows_knows_their_places() -> None:
-    def digest(*given: Row) -> bytes:
+    def digest(*rows: Row) -> bytes:
         made = RowsDigest()
-        for row in given:
+        for row in rows:
             made.add(row)
         return made.digest()
 
-    one, two = Row(0, 2, "acc_1", US), Row(1, 3, "acc_2", US)
+    first, second = Row(0, 2, "acc_1", US), Row(1, 3, "acc_2", US)
     moved = Row(2, 4, "acc_2", US)
 
-    assert digest(one, two) == digest(Row(0, None, "acc_1", US), two)
-    assert len({digest(), digest(one), digest(one, two), digest(one, moved)}) == 4
+    assert digest(first, second) == digest(Row(0, None, "acc_1", US), second)
+    assert len({digest(), digest(first), digest(first, second), digest(first, moved)}) == 4
 
 
 # --- The pool of a rotation that is complete ---
@@ -341,9 +341,9 @@ def changes(change: ProxyChange, count: int = 200) -> dict[str, ProxyChange]:
     return {f"acc_{number}": change for number in range(count)}
 
 
-async def killed_run(session: PostPressSession, given: Changes, journal: Path, settled: int) -> Path:
+async def killed_run(session: PostPressSession, input_: Changes, journal: Path, settled: int) -> Path:
     """The journal as a run leaves it that is killed after so many outcomes."""
-    async with session.rotate(given, journal=journal, in_flight=20) as dying:
+    async with session.rotate(input_, journal=journal, in_flight=20) as dying:
         for _ in range(settled):
             await anext(dying)
         return killed(journal)
@@ -439,15 +439,15 @@ async def test_a_mapping_is_compared_with_the_file_that_a_journal_was_begun_with
 
 async def test_a_row_that_was_taken_and_not_sent_has_no_hash_that_another_one_gets(tmp_path) -> None:
     """Hashes in blocks, with a gap: each is that of its own ordinal."""
-    given = list(rows_of(changes(US, 100).items()))
+    rows = list(rows_of(changes(US, 100).items()))
     journal = Journal.open(tmp_path / "j", by_row=True)
     compare = journal.row_hashes()
-    for row in (*given[:10], *given[11:20]):
+    for row in (*rows[:10], *rows[11:20]):
         compare.check(row)
     await compare.on_disk()
-    await journal.row_hashes().check_all(given)
+    await journal.row_hashes().check_all(rows)
     again = journal.row_hashes()
-    for row in given:
+    for row in rows:
         again.check(row)
     put = again._put
     await journal.aclose()
@@ -458,16 +458,16 @@ async def test_a_row_that_was_taken_and_not_sent_has_no_hash_that_another_one_ge
 def test_no_password_of_a_mapping_is_in_the_journal(tmp_path) -> None:
     """Nor is it in a hash that anyone could look up: each journal has a key of its own."""
 
-    async def rotate(place: Path) -> list[bytes]:
+    async def rotate(journal: Path) -> list[bytes]:
         change = CustomProxy(host="h.example", port=1, password="hunter2")
         async with Sandbox() as sandbox, sandbox.session() as session:
-            async with session.rotate({"acc_1": change}, journal=place) as rotation:
+            async with session.rotate({"acc_1": change}, journal=journal) as rotation:
                 await rotation.run()
-        with closing(sqlite3.connect(place)) as connection:
+        with closing(sqlite3.connect(journal)) as connection:
             return [hashes for (hashes,) in connection.execute("SELECT hashes FROM changes")]
 
-    one, other = (asyncio.run(rotate(tmp_path / name)) for name in ("a", "b"))
+    first, second = (asyncio.run(rotate(tmp_path / name)) for name in ("a", "b"))
 
     assert b"hunter2" not in (tmp_path / "a").read_bytes()
-    assert [len(hashes) for hashes in one] == [4]
-    assert one != other
+    assert [len(hashes) for hashes in first] == [4]
+    assert first != second

@@ -24,8 +24,8 @@ def settled(journal: Path) -> set[str]:
     """The accounts that the journal has as done."""
     connection = sqlite3.connect(journal)
     try:
-        told = "SELECT account_id FROM outcomes WHERE state IN ('patched', 'failed')"
-        return {account for (account,) in connection.execute(told)}
+        query = "SELECT account_id FROM outcomes WHERE state IN ('patched', 'failed')"
+        return {account for (account,) in connection.execute(query)}
     except sqlite3.OperationalError:  # killed before there was a table
         return set()
     finally:
@@ -122,7 +122,7 @@ async def test_kills_without_idempotency_never_order_a_second_managed_proxy(
             while record.in_flight:
                 await asyncio.sleep(0)
         process = await start(sandbox, fleet, journal, *options)
-        _, said = await process.communicate()
+        _, errors = await process.communicate()
 
     found = outcomes(journal)
     assert max(record.patched_accounts.values()) == 1
@@ -131,4 +131,4 @@ async def test_kills_without_idempotency_never_order_a_second_managed_proxy(
     unapplied = set(accounts) - record.patched_accounts.keys()
     assert [account for account in unapplied if found[account][0] == "patched"] == []
     assert process.returncode == 1
-    assert b"run without --on-unknown report" in said
+    assert b"run without --on-unknown report" in errors

@@ -28,9 +28,9 @@ DEAD = PROXIES // 20
 IN_FLIGHT = 100
 
 
-def rows(journal: Path, told: str) -> list[Any]:
+def rows(journal: Path, query: str) -> list[Any]:
     connection = sqlite3.connect(journal)
-    found = connection.execute(told).fetchall()
+    found = connection.execute(query).fetchall()
     connection.close()
     return found
 
@@ -45,9 +45,9 @@ async def test_after_a_night_every_account_that_could_be_patched_is(tmp_path: Pa
     tried: Counter[str] = Counter()
 
     def is_dead(proxy: Any) -> bool:
-        place = f"{proxy['host']}:{proxy['port']}"
-        tried[place] += 1
-        return place in dead
+        address = f"{proxy['host']}:{proxy['port']}"
+        tried[address] += 1
+        return address in dead
 
     fleet, pool, journal = (tmp_path / name for name in ("fleet.csv", "proxies.txt", "run.sqlite3"))
     fleet.write_text("account_id\n" + "".join(f"{account}\n" for account in accounts))
@@ -61,10 +61,10 @@ async def test_after_a_night_every_account_that_could_be_patched_is(tmp_path: Pa
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        said, told = await process.communicate()
+        output, errors = await process.communicate()
         record = sandbox.record
 
-    assert process.returncode == 1, told.decode()  # those that do not exist have failed
+    assert process.returncode == 1, errors.decode()  # those that do not exist have failed
     # The journal, to the account.
     states = dict(rows(journal, "SELECT account_id, state FROM outcomes"))
     assert states == {account: "failed" if account in absent else "patched" for account in accounts}
@@ -74,16 +74,16 @@ async def test_after_a_night_every_account_that_could_be_patched_is(tmp_path: Pa
     labels = dict(rows(journal, "SELECT account_id, proxy FROM outcomes WHERE state = 'patched'"))
     for account, body in last.items():
         assert body is not None
-        place = f"{body['proxy']['host']}:8080"
-        assert labels[account].endswith(f"@{place}")
-        assert place not in dead
+        address = f"{body['proxy']['host']}:8080"
+        assert labels[account].endswith(f"@{address}")
+        assert address not in dead
     # Each dead proxy was found out by few.
     assert len(dead) >= DEAD
-    assert max(tried[place] for place in dead) <= 2 * IN_FLIGHT
+    assert max(tried[address] for address in dead) <= 2 * IN_FLIGHT
     quarantined = rows(journal, "SELECT label FROM proxies WHERE quarantined_at NOT NULL")
     assert {label.partition("@")[2] for (label,) in quarantined} == dead
     # What was said while it ran.
-    events = [json.loads(line) for line in said.splitlines()]
+    events = [json.loads(line) for line in output.splitlines()]
     ended = events[-1]
     assert sum(event["event"] == "settled" for event in events) == ACCOUNTS
     assert ended["states"] == {"patched": ACCOUNTS - len(absent), "failed": len(absent)}

@@ -36,9 +36,9 @@ async def test_outcomes_come_in_their_order_and_then_the_end() -> None:
         queue.put(outcome(ordinal))
     queue.end()
 
-    told = [await queue.get() for _ in range(5)]
+    outcomes = [await queue.get() for _ in range(5)]
 
-    assert [None if one is None else one.ordinal for one in told] == [0, 1, 2, None, None]
+    assert [None if item is None else item.ordinal for item in outcomes] == [0, 1, 2, None, None]
 
 
 async def test_who_settles_is_held_back_until_somebody_has_asked() -> None:
@@ -110,9 +110,9 @@ async def test_one_who_asked_and_is_cancelled_takes_nothing_along(turns: int) ->
     await a_moment()
 
     assert first.cancelled()
-    told = await second
-    assert told is not None
-    assert told.ordinal == 7
+    received = await second
+    assert received is not None
+    assert received.ordinal == 7
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -120,7 +120,7 @@ async def test_each_outcome_is_told_once_whoever_asks_and_whoever_is_cancelled(s
     """Many workers, several readers of which some are cancelled over and over, and little room."""
     chance = random.Random(seed)
     print("seed", seed)
-    queue, numbers, told = OutcomeQueue(3), iter(range(200)), list[int]()
+    queue, numbers, received = OutcomeQueue(3), iter(range(200)), list[int]()
     highest = 0
 
     async def work() -> None:
@@ -134,8 +134,8 @@ async def test_each_outcome_is_told_once_whoever_asks_and_whoever_is_cancelled(s
                 await queue.wait_for_room()
 
     async def read() -> None:
-        while (one := await queue.get()) is not None:
-            told.append(one.ordinal)
+        while (item := await queue.get()) is not None:
+            received.append(item.ordinal)
             for _ in range(chance.randrange(4)):
                 await asyncio.sleep(0)
 
@@ -146,8 +146,8 @@ async def test_each_outcome_is_told_once_whoever_asks_and_whoever_is_cancelled(s
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-            if not task.cancelled() and (one := task.result()) is not None:
-                told.append(one.ordinal)
+            if not task.cancelled() and (item := task.result()) is not None:
+                received.append(item.ordinal)
 
     async with asyncio.timeout(10):
         readers = [asyncio.ensure_future(read()) for _ in range(2)]
@@ -155,5 +155,5 @@ async def test_each_outcome_is_told_once_whoever_asks_and_whoever_is_cancelled(s
         queue.end()
         await asyncio.gather(*readers)
 
-    assert sorted(told) == list(range(200))
+    assert sorted(received) == list(range(200))
     assert highest <= 3 + 5

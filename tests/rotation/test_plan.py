@@ -87,17 +87,17 @@ def test_a_refusal_from_python_says_its_place_as_an_index() -> None:
 
 def test_only_what_is_asked_for_is_taken() -> None:
     """An iterable may have no end, and a rotation reads it only as it works."""
-    taken = []
+    read = []
 
     def pairs() -> Iterator[tuple[str, ManagedProxy]]:
         for number in range(10):
-            taken.append(number)
+            read.append(number)
             yield f"acc_{number}", US
 
     rows = rows_of(pairs())
     next(rows)
 
-    assert taken == [0]
+    assert read == [0]
 
 
 def test_what_the_iterable_raises_is_let_through() -> None:

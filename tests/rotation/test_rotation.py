@@ -43,14 +43,14 @@ class Stub:
     """A session's one function: patches every account except those in *refused*."""
 
     def __init__(self, **refusals: BaseException) -> None:
-        self.taken: list[str] = []
+        self.account_ids: list[str] = []
         self.keys: list[str | None] = []
         self.refusals = refusals
 
     async def __call__(
         self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
-        self.taken.append(account_id)
+        self.account_ids.append(account_id)
         self.keys.append(keys.current)
         await asyncio.sleep(0)
         if account_id in self.refusals:
@@ -89,17 +89,17 @@ async def test_every_account_is_settled_once_and_told_as_it_settles(journal) -> 
     stub.refusals["acc_5"].applied = errors.Applied.UNKNOWN  # type: ignore[attr-defined]
 
     async with make(stub, journal) as rotation:
-        told = [outcome async for outcome in rotation]
+        outcomes = [outcome async for outcome in rotation]
 
-    assert sorted(stub.taken) == ACCOUNTS
-    assert sorted(outcome.account_id for outcome in told) == ACCOUNTS
+    assert sorted(stub.account_ids) == ACCOUNTS
+    assert sorted(outcome.account_id for outcome in outcomes) == ACCOUNTS
     assert rotation.summary.states == {State.PATCHED: 8, State.FAILED: 1, State.UNKNOWN: 1}
     assert Counter(recorded(journal).values()) == {"patched": 8, "failed": 1, "unknown": 1}
 
 
 async def test_a_failure_is_recorded_with_all_that_support_will_ask(journal) -> None:
     async with make(Stub(acc_3=refusal("proxy_error")), journal) as rotation:
-        told = {outcome.account_id: outcome async for outcome in rotation}
+        outcomes = {outcome.account_id: outcome async for outcome in rotation}
 
     connection = sqlite3.connect(journal)
     row = connection.execute(
@@ -107,7 +107,7 @@ async def test_a_failure_is_recorded_with_all_that_support_will_ask(journal) -> 
     ).fetchone()
     connection.close()
     assert row == (3, 502, "errors/proxy_error", "proxy", "no", "req_1")
-    assert isinstance(told["acc_3"].error, errors.ProxyError)
+    assert isinstance(outcomes["acc_3"].error, errors.ProxyError)
 
 
 async def test_no_more_accounts_are_worked_on_at_once_than_asked_for() -> None:
@@ -155,7 +155,7 @@ def test_a_stopped_rotation_goes_on_where_it_stopped(tmp_path_factory, stop, in_
     settled = {account for account, state in recorded(journal).items() if state == "patched"}
     asyncio.run(_run(make(second, journal, in_flight)))
 
-    assert set(second.taken) == set(ACCOUNTS) - settled
+    assert set(second.account_ids) == set(ACCOUNTS) - settled
     assert set(recorded(journal).values()) == {"patched"}
 
 
@@ -173,8 +173,8 @@ async def test_failures_are_settled_and_doubts_are_not(journal) -> None:
 
     await _run(make(second, journal))
 
-    assert second.taken == ["acc_2"]
-    assert second.keys[0] == first.keys[first.taken.index("acc_2")]
+    assert second.account_ids == ["acc_2"]
+    assert second.keys[0] == first.keys[first.account_ids.index("acc_2")]
     assert Counter(recorded(journal).values()) == {"patched": 9, "failed": 1}
 
 
@@ -196,10 +196,10 @@ async def test_a_managed_change_s_generation_outlives_the_process(journal) -> No
         return AccountPatched(account_id)
 
     opener = partial(Journal.open, journal)
-    one = [Row(0, None, "acc_1", US)]
+    rows = [Row(0, None, "acc_1", US)]
     with pytest.RaisesGroup(KeyError):
-        await _run(Rotation(dies, iter(one), in_flight=1, journal=opener))
-    await _run(Rotation(goes_on, iter(one), in_flight=1, journal=opener))
+        await _run(Rotation(dies, iter(rows), in_flight=1, journal=opener))
+    await _run(Rotation(goes_on, iter(rows), in_flight=1, journal=opener))
 
     assert used[0] == used[1]
 
@@ -210,11 +210,11 @@ async def test_leaving_the_block_early_sends_nothing_new_and_settles_what_is_in_
         async for _ in rotation:
             break
 
-    assert len(stub.taken) < 10
+    assert len(stub.account_ids) < 10
     assert rotation.summary.stopped
     states = recorded(journal)
-    assert {account for account in ACCOUNTS if states[account] == "patched"} == set(stub.taken)
-    assert Counter(states.values())["skipped"] == 10 - len(stub.taken)
+    assert {account for account in ACCOUNTS if states[account] == "patched"} == set(stub.account_ids)
+    assert Counter(states.values())["skipped"] == 10 - len(stub.account_ids)
 
 
 async def test_stopping_is_told_in_the_summary_and_resumed_in_full(journal) -> None:
@@ -226,7 +226,7 @@ async def test_stopping_is_told_in_the_summary_and_resumed_in_full(journal) -> N
 
     await _run(make(second, journal))
 
-    assert sorted(first.taken + second.taken) == ACCOUNTS
+    assert sorted(first.account_ids + second.account_ids) == ACCOUNTS
 
 
 async def test_cancelling_a_rotation_leaves_what_was_in_flight_unknown(journal) -> None:
@@ -256,7 +256,7 @@ async def test_a_refused_key_stops_the_rotation(type_, journal) -> None:
 
     rotation = await _run(make(stub, journal, in_flight=1))
 
-    assert stub.taken == ["acc_0"]
+    assert stub.account_ids == ["acc_0"]
     assert rotation.summary.key_refused
     assert type_ in (rotation.summary.halted or "")
     # Nothing was found out about the account that was tried: the right key sends it too.
@@ -279,13 +279,13 @@ async def test_a_key_that_is_revoked_under_way_stops_the_rotation_and_fails_no_a
 
     assert rotation.summary.key_refused
     assert type_ in (rotation.summary.halted or "")
-    assert len(first.taken) <= 200 + 2 * 20
+    assert len(first.account_ids) <= 200 + 2 * 20
     states = recorded(journal)
     assert Counter(states.values()) == {"patched": 200, "skipped": 100}
     assert rotation.summary.states == {State.PATCHED: 200, State.SKIPPED: 100}
     second = Stub()
     await _run(Rotation(second, rows(accounts), in_flight=20, journal=opener, finite=True))
-    assert sorted(second.taken) == sorted(accounts[200:])
+    assert sorted(second.account_ids) == sorted(accounts[200:])
 
 
 async def test_a_key_that_is_refused_after_another_halt_is_told_too(journal) -> None:
@@ -328,7 +328,7 @@ async def test_a_401_that_every_one_of_a_few_accounts_got_is_the_key_s(journal) 
     assert rotation.summary.states == Counter({State.SKIPPED: 10})
     assert set(recorded(journal).values()) == {"skipped"}
     await _run(make(again := Stub(), journal))
-    assert sorted(again.taken) == ACCOUNTS
+    assert sorted(again.account_ids) == ACCOUNTS
 
 
 async def test_one_401_for_each_of_the_first_twenty_tells_of_the_key() -> None:
@@ -338,7 +338,7 @@ async def test_one_401_for_each_of_the_first_twenty_tells_of_the_key() -> None:
 
     rotation = await _run(Rotation(stub, rows(accounts), in_flight=1))
 
-    assert len(stub.taken) == 20
+    assert len(stub.account_ids) == 20
     assert rotation.summary.key_refused
 
 
@@ -351,7 +351,7 @@ async def test_a_flake_does_not_hide_that_the_key_is_wrong() -> None:
 
     rotation = await _run(Rotation(stub, rows(accounts), in_flight=1))
 
-    assert len(stub.taken) == 22
+    assert len(stub.account_ids) == 22
     assert rotation.summary.key_refused
 
 
@@ -366,7 +366,7 @@ async def test_an_account_that_was_never_reached_is_sent_by_the_next_run(journal
     assert Counter(recorded(journal).values()) == {"patched": 8, "skipped": 2}
 
     await _run(make(second, journal))
-    assert sorted(second.taken) == ["acc_1", "acc_2"]
+    assert sorted(second.account_ids) == ["acc_1", "acc_2"]
 
 
 async def test_what_a_dead_run_may_have_sent_stays_in_doubt(sandbox, tmp_path, policy) -> None:
@@ -463,7 +463,7 @@ async def test_other_refusals_halt_nothing() -> None:
 
     rotation = await _run(Rotation(stub, rows(accounts), in_flight=1, halt=Halt(failures="never")))
 
-    assert len(stub.taken) == 100
+    assert len(stub.account_ids) == 100
     assert rotation.summary.halted is None
 
 
@@ -480,9 +480,9 @@ async def test_changes_come_from_any_iterable(wrap: Callable[[Any], Any], sandbo
     changes = [(account, US) for account in ACCOUNTS]
 
     async with sandbox.session() as session, session.rotate(wrap(changes)) as rotation:
-        told = [outcome.account_id async for outcome in rotation]
+        account_ids = [outcome.account_id async for outcome in rotation]
 
-    assert sorted(told) == sorted(sandbox.record.patched_accounts) == ACCOUNTS
+    assert sorted(account_ids) == sorted(sandbox.record.patched_accounts) == ACCOUNTS
 
 
 async def _each(pairs: list[Any]) -> AsyncIterator[Any]:
@@ -496,9 +496,9 @@ async def test_a_wrong_pair_is_an_outcome_and_the_others_go_on(sandbox) -> None:
     changes: list[Any] = [("acc_1", US), ("acc/../admin", US), ("acc_2", {"country": "US"}), ("acc_3", US)]
 
     async with sandbox.session() as session, session.rotate(changes) as rotation:
-        told: list[Outcome] = [outcome async for outcome in rotation]
+        outcomes: list[Outcome] = [outcome async for outcome in rotation]
 
-    assert Counter(outcome.state for outcome in told) == {State.PATCHED: 2, State.SKIPPED: 2}
+    assert Counter(outcome.state for outcome in outcomes) == {State.PATCHED: 2, State.SKIPPED: 2}
     assert sandbox.record.requests == 2
 
 
@@ -619,8 +619,8 @@ async def test_a_later_run_s_refusal_says_nothing_about_what_an_earlier_run_sent
         await _run(session.rotate({"acc_1": change}, journal=journal))
 
     with closing(sqlite3.connect(journal)) as connection:
-        told = connection.execute("SELECT state, applied FROM outcomes").fetchall()
-    assert told == [(state, "unknown")]
+        recorded = connection.execute("SELECT state, applied FROM outcomes").fetchall()
+    assert recorded == [(state, "unknown")]
 
 
 async def test_a_session_without_idempotency_rotates_without_it(sandbox, tmp_path, policy) -> None:
@@ -667,9 +667,9 @@ async def test_an_input_may_stop_its_own_rotation(journal) -> None:
 
     rotation = Rotation(Stub(), until_enough(), in_flight=1)
     async with rotation:
-        told = [outcome.state async for outcome in rotation]
+        states = [outcome.state async for outcome in rotation]
 
-    assert told == [State.PATCHED] * 5
+    assert states == [State.PATCHED] * 5
 
 
 async def test_an_input_that_stops_its_rotation_and_then_waits_keeps_nobody(journal) -> None:
@@ -691,9 +691,9 @@ async def test_an_input_that_stops_its_rotation_and_then_waits_keeps_nobody(jour
     opener = partial(Journal.open, journal)
     rotation = Rotation(update, until_enough(), in_flight=4, journal=opener)
     async with asyncio.timeout(5), rotation:
-        told = [outcome.account_id async for outcome in rotation]
+        account_ids = [outcome.account_id async for outcome in rotation]
 
-    assert sorted(told) == ACCOUNTS[:3]
+    assert sorted(account_ids) == ACCOUNTS[:3]
     assert recorded(journal) == dict.fromkeys(ACCOUNTS[:3], "patched")
     assert rotation.summary.stopped
 
@@ -715,4 +715,4 @@ async def test_an_input_that_is_cancelled_by_itself_is_no_end(asynchronous: bool
     with pytest.raises(RuntimeError, match="the input raised CancelledError"):
         await _run(Rotation(stub, abroken() if asynchronous else broken(), in_flight=2))
 
-    assert sorted(stub.taken) == ACCOUNTS[:3]
+    assert sorted(stub.account_ids) == ACCOUNTS[:3]

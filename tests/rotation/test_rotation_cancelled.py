@@ -67,9 +67,9 @@ def after(seconds: float) -> Callable[[], bool]:
 
 def settled(at: World) -> dict[int, events.AccountSettled]:
     """The observer's events for each row, by its ordinal."""
-    told = [event for _, event in at.events if isinstance(event, events.AccountSettled)]
-    assert len({event.ordinal for event in told}) == len(told)
-    return {event.ordinal: event for event in told}
+    outcomes = [event for _, event in at.events if isinstance(event, events.AccountSettled)]
+    assert len({event.ordinal for event in outcomes}) == len(outcomes)
+    return {event.ordinal: event for event in outcomes}
 
 
 def begun(at: World) -> set[str]:
@@ -89,15 +89,15 @@ def test_whenever_it_is_cancelled_what_was_applied_is_never_recorded_as_not_appl
             for number in range(0, 60, 3):
                 at.server.faults.script(f"acc_{number}", *FAULTS[shape])
             pool = None if shape in {"steady", "flaky"} else ProxyPool(PROXIES, failovers=2)
-            given: Any = changes(60) if pool is None else list(changes(60))
-            rotation = at.session.rotate(given, in_flight=30, pool=pool, halt="never")
+            input_: Any = changes(60) if pool is None else list(changes(60))
+            rotation = at.session.rotate(input_, in_flight=30, pool=pool, halt="never")
             await cancel(rotation, after(seconds))
 
             sent = begun(at)
-            told = {event.account_id: event for event in settled(at).values()}
+            outcomes = {event.account_id: event for event in settled(at).values()}
             assert {account for account in changes(60) if at.server.record.sends(account)} <= sent
-            assert sent <= told.keys()
-            for account, event in told.items():
+            assert sent <= outcomes.keys()
+            for account, event in outcomes.items():
                 if account in sent:
                     assert event.attempts > 0, account
                     if event.applied is errors.Applied.NO:
@@ -125,9 +125,9 @@ async def test_who_only_waited_was_not_sent() -> None:
         ]
         await cancel(at.session.rotate(pairs, in_flight=5), after(1.0))
 
-        told = {row: (event.state, event.attempts, event.applied) for row, event in settled(at).items()}
+        outcomes = {row: (event.state, event.attempts, event.applied) for row, event in settled(at).items()}
         doubt = ("unknown", 1, errors.Applied.UNKNOWN)
-        assert told == {0: doubt, 1: NOT_SENT, 2: doubt, 3: NOT_SENT, 4: NOT_SENT}
+        assert outcomes == {0: doubt, 1: NOT_SENT, 2: doubt, 3: NOT_SENT, 4: NOT_SENT}
         assert at.left() == dict.fromkeys(at.left(), 0)
 
 
@@ -140,9 +140,9 @@ async def test_an_account_that_backs_off_after_a_refusal_is_skipped_with_its_att
         rotation = at.session.rotate(changes(1))
         await cancel(rotation, lambda: bool(rotation.retrying))
 
-        told = settled(at)[0]
-        assert (told.state, told.attempts, told.applied) == (State.SKIPPED, 1, errors.Applied.NO)
-        assert told.error_type == "errors/provider_error"
+        outcome = settled(at)[0]
+        assert (outcome.state, outcome.attempts, outcome.applied) == (State.SKIPPED, 1, errors.Applied.NO)
+        assert outcome.error_type == "errors/provider_error"
 
 
 @in_virtual_time
@@ -235,6 +235,6 @@ async def test_of_an_update_that_does_not_say_when_it_sends_all_is_in_doubt(jour
     await cancel(make(never, journal, in_flight=1), began.is_set)
 
     connection = sqlite3.connect(journal)
-    [told] = connection.execute("SELECT state, attempts, applied FROM outcomes")
+    [recorded] = connection.execute("SELECT state, attempts, applied FROM outcomes")
     connection.close()
-    assert told == ("unknown", 1, "unknown")
+    assert recorded == ("unknown", 1, "unknown")

@@ -159,13 +159,13 @@ async def test_too_many_failures_halt_the_rotation(journal) -> None:
     assert rotation.summary.halted == (
         "3 accounts failed, all with errors/proxy_error, which is the threshold"
     )
-    assert 3 <= len(stub.taken) <= 4  # one more was in flight
+    assert 3 <= len(stub.account_ids) <= 4  # one more was in flight
     states = Counter(recorded(journal).values())
-    assert states["skipped"] == 10 - len(stub.taken)
+    assert states["skipped"] == 10 - len(stub.account_ids)
     with sqlite3.connect(journal) as connection:
-        [(told,)] = connection.execute("SELECT value FROM run WHERE name = 'halted'")
+        [(reason,)] = connection.execute("SELECT value FROM run WHERE name = 'halted'")
     connection.close()
-    assert told == rotation.summary.halted
+    assert reason == rotation.summary.halted
 
 
 async def test_the_next_run_forgets_the_halt(journal) -> None:
@@ -193,9 +193,9 @@ async def test_the_canary_goes_first_and_alone() -> None:
             await asyncio.sleep(0)
         assert begun == ["acc_0", "acc_1", "acc_2"]
         gate.set()
-        told = [outcome async for outcome in rotation]
+        outcomes = [outcome async for outcome in rotation]
 
-    assert len(told) == 10
+    assert len(outcomes) == 10
 
 
 async def test_a_canary_that_dies_sends_nobody_else(journal) -> None:
@@ -204,7 +204,7 @@ async def test_a_canary_that_dies_sends_nobody_else(journal) -> None:
     rotation = make(stub, journal, in_flight=5, halt=Halt(canary=4))
     await settle(rotation)
 
-    assert sorted(stub.taken) == ["acc_0", "acc_1", "acc_2", "acc_3"]
+    assert sorted(stub.account_ids) == ["acc_0", "acc_1", "acc_2", "acc_3"]
     assert "2 of the canary's 4 accounts failed" in (rotation.summary.halted or "")
 
 
@@ -217,9 +217,9 @@ async def test_a_canary_never_keeps_the_end_waiting(canary) -> None:
             yield Refusal(row.ordinal, None, None, None, "a reason", "an advice") if row.ordinal % 2 else row
 
     async with asyncio.timeout(5):
-        told = await settle(Rotation(Stub(), mixed(), in_flight=3, halt=Halt(canary=canary), finite=True))
+        outcomes = await settle(Rotation(Stub(), mixed(), in_flight=3, halt=Halt(canary=canary), finite=True))
 
-    assert len(told) == 10
+    assert len(outcomes) == 10
 
 
 async def test_a_canary_can_be_stopped() -> None:
@@ -244,12 +244,12 @@ async def test_a_limit_takes_so_many_and_skips_the_rest(journal) -> None:
     rotation = make(first, journal, in_flight=3, limit=4)
     await settle(rotation)
 
-    assert len(first.taken) == 4
+    assert len(first.account_ids) == 4
     assert not rotation.summary.stopped
     assert not rotation.summary.complete
     assert Counter(recorded(journal).values()) == {"patched": 4, "skipped": 6}
     await settle(make(second, journal))
-    assert sorted(second.taken) == sorted(set(recorded(journal)) - set(first.taken))
+    assert sorted(second.account_ids) == sorted(set(recorded(journal)) - set(first.account_ids))
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])
@@ -286,7 +286,7 @@ async def test_doubts_can_be_left_to_a_person(journal) -> None:
     )
     await settle(left)
 
-    assert again.taken == []
+    assert again.account_ids == []
     assert left.summary.states == {State.PATCHED: 9, State.UNKNOWN: 1}
     assert not left.summary.complete
 
@@ -306,7 +306,7 @@ async def test_what_a_dead_run_may_have_sent_is_left_where_doubts_are_only_repor
     last = Rotation(again, rows(), in_flight=3, journal=lambda: Journal.open(copy, on_unknown="report"))
     await settle(last)
 
-    assert again.taken == []
+    assert again.account_ids == []
     assert last.summary.states == {State.UNKNOWN: 10}
     assert set(recorded(copy).values()) == {"unknown"}
 
@@ -393,10 +393,10 @@ async def test_a_rotation_knows_how_many_there_are_where_that_can_be_known(
         await settle(session.rotate(changes(7), journal=journal))
 
     with sqlite3.connect(journal) as connection:
-        told = dict(connection.execute("SELECT name, value FROM run"))
+        recorded = dict(connection.execute("SELECT name, value FROM run"))
     connection.close()
-    assert told["total"] == 7
-    assert told["began"] > 1.7e9
+    assert recorded["total"] == 7
+    assert recorded["began"] > 1.7e9
 
 
 # --- What a run leaves as it found it ---

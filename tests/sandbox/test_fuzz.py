@@ -29,33 +29,38 @@ CASES = int(os.environ.get("POSTPRESS_TEST_FUZZ", "60"))
 
 
 async def fuzz(
-    server: Server, place: Path, *options: str, envelope: Envelope = "page"
+    server: Server, folder: Path, *options: str, envelope: Envelope = "page"
 ) -> tuple[int | None, str]:
-    """Exit code and text of a run against *server*; 0 where nothing was found. *place* is its scratch."""
-    schema = place / "openapi.json"
+    """Exit code and text of a run against *server*; 0 where nothing was found. *folder* is its scratch."""
+    schema = folder / "openapi.json"
     schema.write_text(json.dumps(document(envelope)), "utf-8")
-    told = [str(schema), f"--url={server.url}"]
-    told += ["--seed=1", f"--max-examples={CASES}", f"--header=X-API-KEY: {server.api_key}", "--no-color"]
-    told += ["--phases=examples,coverage,fuzzing", "--output-truncate=false", *options]
+    arguments = [str(schema), f"--url={server.url}"]
+    arguments += [
+        "--seed=1",
+        f"--max-examples={CASES}",
+        f"--header=X-API-KEY: {server.api_key}",
+        "--no-color",
+    ]
+    arguments += ["--phases=examples,coverage,fuzzing", "--output-truncate=false", *options]
     environment = os.environ | {
         "SCHEMATHESIS_HOOKS": "tests.support.fuzz_hooks",
         "PYTHONPATH": str(ROOT),
         "PYTHONUTF8": "1",
     }
     program = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "schemathesis.cli", "run", *told),
+        *(sys.executable, "-m", "schemathesis.cli", "run", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        cwd=place,
+        cwd=folder,
         env=environment,
     )
     try:
-        said, _ = await program.communicate()
+        output, _ = await program.communicate()
     finally:
         if program.returncode is None:
             program.kill()
             await program.wait()
-    return program.returncode, said.decode()
+    return program.returncode, output.decode()
 
 
 # --- The document ---------------------------------------------------------------------------------
@@ -79,10 +84,10 @@ def test_the_document_has_every_status_and_type_of_the_page() -> None:
 async def test_the_server_takes_what_its_document_allows_and_refuses_the_rest(tmp_path: Path) -> None:
     """No 500 that was not scripted, no status, type or header that is not in the document."""
     async with Server() as server:
-        code, said = await fuzz(server, tmp_path)
+        code, output = await fuzz(server, tmp_path)
         record = server.record
 
-    assert code == 0, said
+    assert code == 0, output
     assert {200, 400, 401, 405} <= set(record.by_status) <= {200, 400, 401, 404, 405}
     assert record.requests >= CASES
     assert record.unanswered == record.in_flight == 0
@@ -94,10 +99,10 @@ async def test_a_server_with_limits_keeps_to_its_document(tmp_path: Path) -> Non
         rate=1.0, burst=60, clock=lambda: 0.0, dead_proxies=lambda _: True, envelope="quickstart"
     ) as server:
         excluded = "--exclude-checks=not_a_server_error"
-        code, said = await fuzz(server, tmp_path, excluded, envelope="quickstart")
+        code, output = await fuzz(server, tmp_path, excluded, envelope="quickstart")
         record = server.record
 
-    assert code == 0, said
+    assert code == 0, output
     assert {401, 429, 502} <= set(record.by_status) <= {200, 400, 401, 404, 405, 429, 502}
 
 
@@ -118,10 +123,10 @@ CONFORMANCE = "status_code_conformance,content_type_conformance,response_schema_
 async def test_every_error_that_can_be_scripted_conforms_to_the_document(tmp_path: Path) -> None:
     """A client's author may generate types from it."""
     async with Server(faults=InTurn(*(Fault(type=type_) for type_ in [*TYPES, *UNLISTED]))) as server:
-        code, said = await fuzz(server, tmp_path, "--mode=positive", f"--checks={CONFORMANCE}")
+        code, output = await fuzz(server, tmp_path, "--mode=positive", f"--checks={CONFORMANCE}")
         record = server.record
 
-    assert code == 0, said
+    assert code == 0, output
     assert set(record.by_type) >= {*TYPES, "errors/too_many_requests"}
 
 
@@ -134,8 +139,8 @@ async def test_a_server_that_breaks_its_document_is_found_out(tmp_path: Path) ->
     )
     async with Server(faults=faults) as server:
         options = ("--max-examples=20", "--phases=fuzzing", "--mode=positive", "--continue-on-failure")
-        code, said = await fuzz(server, tmp_path, *options)
+        code, output = await fuzz(server, tmp_path, *options)
 
     assert code == 1
     for found in ("Server error", "Response violates schema", "Undocumented status code"):
-        assert found in said
+        assert found in output

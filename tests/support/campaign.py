@@ -323,11 +323,11 @@ def describe(player: Played, *, histories: int = 3) -> str:
         f"  {', '.join(f'{name}={getattr(sequence, name)!r}' for name in shared)}",
     ]
     for run in case.runs:
-        said = "" if run.summary is None else f"; {run.summary}"
+        summary = "" if run.summary is None else f"; {run.summary}"
         halted = (
             "" if run.summary is None or run.summary.halted is None else f"; halted: {run.summary.halted}"
         )
-        lines.append(f"  run {run.number} ended by {run.ended}{said}{halted}")
+        lines.append(f"  run {run.number} ended by {run.ended}{summary}{halted}")
         lines.append(f"    {_without_defaults(run.step)}")
     for kind, count in Counter(finding.kind for _, finding in player.findings).items():
         number, first = next((n, f) for n, f in player.findings if f.kind == kind)
@@ -346,7 +346,7 @@ def _without_defaults(value: Any) -> str:
     if not has(type(value)):
         return repr(value)
     default = type(value)() if isinstance(value, Step | Conditions) else None
-    parts = {each.name: getattr(value, each.name) for each in fields(type(value))}
+    parts = {field.name: getattr(value, field.name) for field in fields(type(value))}
     shown = [
         f"{name}={_without_defaults(part)}"
         for name, part in parts.items()

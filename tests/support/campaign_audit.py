@@ -207,9 +207,9 @@ def check_readers(case: Case) -> Iterator[Finding]:
     if wrong:
         yield Finding("rows of other accounts", wrong[0], f"{len(wrong)} rows are about other accounts")
     states = Counter(record.state for record in table)
-    told = Counter(reading.status["states"])
-    if +told != states:
-        yield Finding("readers disagree", None, f"the table has {dict(states)}, status {dict(+told)}")
+    counts = Counter(reading.status["states"])
+    if +counts != states:
+        yield Finding("readers disagree", None, f"the table has {dict(states)}, status {dict(+counts)}")
     # The total is committed with the first rows, so a run that dies before leaves none.
     is_new = reading.status["total"] is None and not table and case.run.died
     if reading.status["total"] != len(accounts) and not is_new:
@@ -264,9 +264,9 @@ def check_no_row(case: Case) -> Iterator[Finding]:
         elif has_last_word:
             yield Finding("no row after a run that ended well", account.account_id, f"{case.run.summary}")
     sent = sum(bool(case.sent(account)) for _, account in without)
-    told = case.reading.status.get("maybe_sent", 0)
-    if case.reading.error is None and told is not None and told < sent:
-        text = f"status says that {told} accounts without a row may have been sent, and {sent} were"
+    reported = case.reading.status.get("maybe_sent", 0)
+    if case.reading.error is None and reported is not None and reported < sent:
+        text = f"status says that {reported} accounts without a row may have been sent, and {sent} were"
         yield Finding("status hides what may have been sent", None, text)
 
 
@@ -303,14 +303,14 @@ def check_keys(case: Case) -> Iterator[Finding]:
 
 
 def _fresh_keys_in_doubt(account_id: str, requests: list[Request]) -> Iterator[Finding]:
-    for place, request in enumerate(requests):
-        for before, earlier in enumerate(requests[:place]):
+    for index, request in enumerate(requests):
+        for before, earlier in enumerate(requests[:index]):
             if earlier.key == request.key or earlier.is_refused:
                 continue
             # Only an answer from behind the store of keys, under the same key, can end the doubt.
-            between = requests[before + 1 : place]
-            told = any(r.key == earlier.key and r.from_behind and r.is_refused for r in between)
-            if earlier.may_be_applied or not told:
+            between = requests[before + 1 : index]
+            was_refused = any(r.key == earlier.key and r.from_behind and r.is_refused for r in between)
+            if earlier.may_be_applied or not was_refused:
                 text = f"while this one is in doubt: {earlier}; sent under another key: {request}"
                 yield Finding("fresh key while in doubt", account_id, text)
                 return

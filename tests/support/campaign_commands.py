@@ -157,11 +157,11 @@ class CommandPlayer:
 
         server.on_request = lambda number: loop.call_later(step.delay, end) if number == step.at else None
         try:
-            _, said = await asyncio.wait_for(process.communicate(), LONGEST)
+            _, errors = await asyncio.wait_for(process.communicate(), LONGEST)
         except TimeoutError:
             self._note([Finding("hangs", None, f"{self.commands[-1]} is not over after {LONGEST:g} s")])
             process.kill()
-            _, said = await process.communicate()
+            _, errors = await process.communicate()
         server.on_request = None
         await server.settle()
         code = process.returncode
@@ -172,7 +172,7 @@ class CommandPlayer:
         if not (self.journal.exists() or server.requests):
             return  # killed before there was anything to audit
         self._note(audit(self.case, self.journal))
-        self._note(self._check_exit(report, code, said.decode()))
+        self._note(self._check_exit(report, code, errors.decode()))
 
     async def _start(self, step: Step, url: str, key: str) -> asyncio.subprocess.Process:
         words = ["rotate", "fleet.csv", "--journal", self.journal.name]
@@ -198,9 +198,9 @@ class CommandPlayer:
             **options,
         )
 
-    def _check_exit(self, report: RunReport, code: int | None, said: str) -> list[Finding]:
-        if "Traceback" in said:
-            return [Finding("traceback", None, said)]
+    def _check_exit(self, report: RunReport, code: int | None, errors: str) -> list[Finding]:
+        if "Traceback" in errors:
+            return [Finding("traceback", None, errors)]
         refused = [r for r in self.case.server.sent_in(report.number) if r.by_key_check]
         if report.ended is End.KILL:
             right = -signal.SIGKILL
@@ -212,7 +212,7 @@ class CommandPlayer:
             right = exit_codes.INTERRUPTED
         else:
             return self._check_natural_exit(code)
-        return [] if code == right else [_wrong_exit(code, right, said)]
+        return [] if code == right else [_wrong_exit(code, right, errors)]
 
     def _check_natural_exit(self, code: int | None) -> list[Finding]:
         patched = all(record is not None and record.state == State.PATCHED for _, record in self.case.records)
@@ -252,8 +252,8 @@ def main() -> int:
     return int(bool(player.findings))
 
 
-def _wrong_exit(code: int | None, right: int, said: str) -> Finding:
-    return Finding("wrong exit code", None, f"{code}, not {right}: {said[-500:]}")
+def _wrong_exit(code: int | None, right: int, errors: str) -> Finding:
+    return Finding("wrong exit code", None, f"{code}, not {right}: {errors[-500:]}")
 
 
 def _no_file_over(size: int) -> Callable[[], None]:

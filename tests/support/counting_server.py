@@ -329,16 +329,16 @@ class CountingServer:
     async def _behind(self, request: Request, conditions: Conditions) -> Reply:
         if request.key is None or not self.traits.honours_keys:
             return await self._execute(request, conditions)
-        place = request.account_id, request.key
-        if (stored := self._stored.get(place)) is not None:
+        identity = request.account_id, request.key
+        if (stored := self._stored.get(identity)) is not None:
             self.replayed += 1
             return await asyncio.shield(stored)
-        future = self._stored[place] = asyncio.get_running_loop().create_future()
+        future = self._stored[identity] = asyncio.get_running_loop().create_future()
         reply = await self._execute(request, conditions)
         if reply.status != 200 and not self.traits.stores_errors:
             # What was applied is never applied again under this key, whatever the first answer said.
             if request.applied_at is None:
-                del self._stored[place]
+                del self._stored[identity]
             else:
                 future.set_result(_patched(request.account_id))
                 return reply

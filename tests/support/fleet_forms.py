@@ -83,15 +83,15 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def everything_said(error: BaseException | None) -> str:
+def all_text(error: BaseException | None) -> str:
     """All that an error and the errors behind it hold, their attributes included."""
-    said = ""
-    for one in chain(error):
-        held = vars(one) | {name: getattr(one, name, None) for name in ("args", "doc", "object")}
-        said += f"{one} {one!r} {held!r}"
-    return said
+    shown = ""
+    for exception in chain(error):
+        held = vars(exception) | {name: getattr(exception, name, None) for name in ("args", "doc", "object")}
+        shown += f"{exception} {exception!r} {held!r}"
+    return shown
 
 
-def told(rows: Sequence[Row | Refusal]) -> list[tuple[int | None, str | None, str]]:
+def refusals(rows: Sequence[Row | Refusal]) -> list[tuple[int | None, str | None, str]]:
     """Line, column and reason of what was refused."""
     return [(row.line, row.column, row.reason) for row in rows if isinstance(row, Refusal)]

@@ -46,13 +46,13 @@ def refused(ordinal: int) -> Outcome:
     return outcome(ordinal, State.SKIPPED, error_type="port out of range", scope=Scope.REQUEST)
 
 
-def write(path: Path, outcomes: Iterable[Outcome], **told: object) -> Path:
-    """The journal of a run that ended; *told* is what else its table ``run`` has."""
+def write(path: Path, outcomes: Iterable[Outcome], **entries: object) -> Path:
+    """The journal of a run that ended; *entries* is what else its table ``run`` has."""
     connection, _ = connect(path)
     with connection:
         connection.execute("PRAGMA synchronous = OFF")
         connection.executemany(OUTCOME.sql[1], map(row_of, outcomes))
-        connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", told.items())
+        connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", entries.items())
     connection.close()
     path.chmod(0o600)
     return path

@@ -45,11 +45,11 @@ def _outage(kind: str, within: float) -> Scenario:
 
 
 def _tier(
-    name: str, throttled: float = 0.006, ceiling: float | None = None, told: float | None = None
+    name: str, throttled: float = 0.006, ceiling: float | None = None, retry_after: float | None = None
 ) -> Scenario:
     return Scenario(
         name,
-        Behavior(tier=always(100.0), retry_after=told),
+        Behavior(tier=always(100.0), retry_after=retry_after),
         always(100.0),
         1.03,
         1.01,
@@ -83,7 +83,7 @@ TABLE = [
         between(1, 21, 800, 8000), 1.3, 1.03, in_flight=400, timeout=2.0,
     ),
     _tier("tier of 100/s"),
-    _tier("tier of 100/s, Retry-After", told=0),
+    _tier("tier of 100/s, Retry-After", retry_after=0),
     _tier("tier of 100/s, rate=100", throttled=0.0, ceiling=100),
     Scenario("5% provider_error, 10% dead", Behavior(passing=0.05, dead=0.1), THOUSAND, 1.12, 1.0),
     Scenario("5% 503, 10% dead", Behavior(unavailable=always(0.05), dead=0.1), THOUSAND, 1.17, 1.0),

@@ -136,10 +136,10 @@ class Service:
         if (stray := behavior.stray(now)) and self.chance.random() < stray:
             return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED, behavior.retry_after))
         if (wait := self._throttle(now)) is not None:
-            told = behavior.retry_after and max(behavior.retry_after, math.ceil(wait))
+            retry_after = behavior.retry_after and max(behavior.retry_after, math.ceil(wait))
             if behavior.retry_after == 0:
-                told = float(max(1, math.ceil(wait)))
-            return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED, told))
+                retry_after = float(max(1, math.ceil(wait)))
+            return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED, retry_after))
         if self._busy >= behavior.concurrency:
             return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED))
         if self._busy < behavior.capacity(now):

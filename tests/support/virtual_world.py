@@ -45,7 +45,7 @@ async def world(
     connector: type[Connector] = Connector,
     **options: Any,
 ) -> AsyncIterator[World]:
-    server, told = Server(keep_alive=1e9, latency=0.05), []
+    server, recorded = Server(keep_alive=1e9, latency=0.05), []
     made = connector()
     async with server, made:
         session = PostPressSession(
@@ -54,12 +54,12 @@ async def world(
             pace=pace,
             **{
                 "base_url": server.url,
-                "on_event": lambda event: told.append((now(), event)),
+                "on_event": lambda event: recorded.append((now(), event)),
                 **options,
             },
         )
         async with session:
-            yield World(server, session, made, told)
+            yield World(server, session, made, recorded)
 
 
 def now() -> float:

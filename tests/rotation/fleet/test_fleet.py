@@ -70,21 +70,6 @@ def body(change: ProxyChange) -> dict[str, Any]:
     return {"proxy": proxy | ({"password": change.password.reveal()} if change.password else {})}
 
 
-def told(rows: list[Row | Refusal]) -> list[tuple[int | None, str | None, str]]:
-    """Line, column and reason of what was refused."""
-    return [(row.line, row.column, row.reason) for row in rows if isinstance(row, Refusal)]
-
-
-def everything_said(error: BaseException | None) -> str:
-    """All that an error and the errors behind it hold, their attributes included."""
-    said = ""
-    while error is not None:
-        held = vars(error) | {name: getattr(error, name, None) for name in ("args", "doc", "object")}
-        said += f"{error} {error!r} {held!r}"
-        error = error.__cause__ or error.__context__
-    return said
-
-
 # --- The rows ------------------------------------------------------------------------------------
 
 
@@ -127,7 +112,7 @@ def test_rows_can_be_read_again_and_at_once() -> None:
         pairs = list(zip(fleet.rows(), fleet.rows(), strict=True))
 
     assert len(pairs) == len(MESSY)
-    assert all(one == other for one, other in pairs)
+    assert all(first == second for first, second in pairs)
 
 
 HEADERS = [
@@ -233,12 +218,12 @@ def test_a_row_that_names_nothing_but_an_account_takes_the_default(rows) -> None
 
     assert [row.change for row in rows(text, default=US)] == [US, ManagedProxy(country="DE")]
     assert [row.change for row in rows("id\nacc_1\nacc_2\n", default=US)] == [US, US]
-    assert told(rows(text)) == [(2, None, "no proxy and no country")]
+    assert refusals(rows(text)) == [(2, None, "no proxy and no country")]
 
 
 def test_a_default_does_not_mend_half_a_proxy(rows) -> None:
     """A forgotten host is a mistake, and must not send the account through another proxy."""
-    assert told(rows("account_id,host,port\nacc_1,,80\n", default=US)) == [(2, "host", "host missing")]
+    assert refusals(rows("account_id,host,port\nacc_1,,80\n", default=US)) == [(2, "host", "host missing")]
 
 
 HEADER = "account_id,proxy,host,port,protocol,username,password,country,ip"
@@ -268,7 +253,7 @@ def test_a_row_that_contradicts_itself_is_refused(rows, line, column, reason) ->
     """What cannot be meant is not guessed at: one column is named, and the next row goes on."""
     read = rows(f"{HEADER}\n{line}\nz,,,,,,,US,\n")
 
-    assert told(read) == [(2, column, reason)]
+    assert refusals(read) == [(2, column, reason)]
     assert read[1] == Row(1, 3, "z", US)
 
 
@@ -292,7 +277,7 @@ def test_an_account_counts_from_the_first_line_that_names_it(rows) -> None:
     """Right or wrong, that line asked for something: the fleet must say which one is meant."""
     text = "account_id,country\nacc_1,XX\nacc_2,US\nacc_1,US\nacc_2,\nacc_1,US\n"
 
-    assert told(rows(text)) == [
+    assert refusals(rows(text)) == [
         (2, "country", "country not assigned"),
         (4, "account_id", "account already named"),
         (5, "account_id", "account already named"),
@@ -436,7 +421,7 @@ def test_a_wrong_object_is_refused_and_the_next_goes_on(rows, text, column, reas
     """Whatever a line holds, it costs that line alone; and none of it is repeated."""
     read = rows(f'{text}\n{{"id":"z","country":"US"}}\n', "f.jsonl")
 
-    assert told(read) == [(1, column, reason)]
+    assert refusals(read) == [(1, column, reason)]
     assert read[1] == Row(1, 2, "z", US)
     assert "12345678" not in repr(read)
 
@@ -445,7 +430,7 @@ def test_a_wrong_object_still_claims_its_account(rows) -> None:
     """As in CSV: the first line that names an account is the one that counts."""
     text = '{"id":"a","host":"h","port":1.5}\n{"id":"a","country":"US"}\n'
 
-    assert told(rows(text, "f.jsonl")) == [
+    assert refusals(rows(text, "f.jsonl")) == [
         (1, "port", "port not an integer"),
         (2, "account_id", "account already named"),
     ]
@@ -567,12 +552,12 @@ def test_what_is_no_fleet_is_told_in_a_sentence(write, name, content, sentence) 
     with pytest.raises(FleetError) as caught:
         Fleet.open(path).survey()
 
-    said = str(caught.value)
+    message = str(caught.value)
     begin, _, end = sentence.rpartition("*")
-    assert begin in said
-    assert end in said
-    assert str(path) in said
-    assert "\n" not in said
+    assert begin in message
+    assert end in message
+    assert str(path) in message
+    assert "\n" not in message
 
 
 def test_a_missing_header_does_not_show_the_first_row(rows) -> None:
@@ -580,7 +565,7 @@ def test_a_missing_header_does_not_show_the_first_row(rows) -> None:
     with pytest.raises(FleetError) as caught:
         rows("acc_1,h.example,8080,https,user,hunter\n")
 
-    assert "hunter" not in everything_said(caught.value)
+    assert "hunter" not in all_text(caught.value)
 
 
 def test_a_file_that_does_not_exist_is_told(tmp_path) -> None:
@@ -706,7 +691,7 @@ def test_standard_input_can_be_read_twice(stdin) -> None:
         assert fleet.name == "<stdin>"
         assert list(fleet.rows()) == list(fleet.rows()) == list(file.rows())
         assert fleet.digest == file.digest
-        assert all(one == other for one, other in zip(fleet.rows(), fleet.rows(), strict=True))
+        assert all(first == second for first, second in zip(fleet.rows(), fleet.rows(), strict=True))
 
 
 def test_the_copy_of_standard_input_is_private_and_does_not_stay(stdin, tmp_path, monkeypatch) -> None:
@@ -804,20 +789,20 @@ def test_a_pipe_with_a_name_is_copied_like_standard_input(tmp_path) -> None:
 
 def test_the_digest_tells_files_and_defaults_apart(write) -> None:
     """A journal belongs to one input; a corrected password for all does not make it another."""
-    one, other = write("f.csv", "id\na\n"), write("g.csv", "id\nb\n")
+    first, second = write("f.csv", "id\na\n"), write("g.csv", "id\nb\n")
     defaults: list[ProxyChange] = [
         US,
         ManagedProxy(country="DE"),
         CustomProxy(host="h", port=1),
         CustomProxy(host="h", port=1, username="u", password="p"),
     ]
-    opened = [Fleet.open(one)] + [
-        Fleet.open(path, default=default) for path in (one, other) for default in defaults
+    opened = [Fleet.open(first)] + [
+        Fleet.open(path, default=default) for path in (first, second) for default in defaults
     ]
 
     assert len({fleet.digest for fleet in opened}) == len(opened)
     again = CustomProxy(host="h", port=1, username="u", password="q")
-    assert Fleet.open(one, default=again).digest == opened[4].digest
+    assert Fleet.open(first, default=again).digest == opened[4].digest
 
 
 def test_memory_does_not_grow_with_the_fleet(write) -> None:
@@ -1017,7 +1002,7 @@ def test_any_bytes_are_rows_refusals_or_one_error_and_none_shows_a_password(tmp_
         error = caught
 
     assert rows or error
-    assert SECRET not in everything_said(error)
+    assert SECRET not in all_text(error)
     assert all(SECRET not in f"{row}{row!r}" for row in rows)
     assert all(row.ordinal >= 0 and row.line is not None for row in rows)
 

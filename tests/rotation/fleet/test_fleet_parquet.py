@@ -25,7 +25,7 @@ from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet import _parquet
 from postpress_async.rotation.fleet._columns import BatchMaker
 from postpress_async.rotation.fleet._parquet_footer import read_row_groups
-from tests.support.fleet_forms import everything_said, told
+from tests.support.fleet_forms import all_text, refusals
 
 US = ManagedProxy(country="US")
 SECRET = "pa55!word"
@@ -126,7 +126,7 @@ def test_a_port_that_is_none_costs_its_row(rows, port, reason) -> None:
     """It is one cell of many, and the others are right."""
     read = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [port, 80.0]})
 
-    assert told(read) == [(1, "port", reason)]
+    assert refusals(read) == [(1, "port", reason)]
     assert read[1].change == CustomProxy(host="h", port=80)
 
 
@@ -137,7 +137,7 @@ def test_a_column_of_floats_without_a_value_is_an_empty_one(rows) -> None:
     read = rows(table)
 
     assert read[0] == Row(0, 1, "a", US)
-    assert told(read) == [(2, "ip", "ip not text")]
+    assert refusals(read) == [(2, "ip", "ip not text")]
 
 
 OWN = CustomProxy(host="h", port=80, protocol="socks5", username="u", password=" p ")
@@ -172,7 +172,7 @@ def test_a_struct_that_contradicts_its_row_is_refused(rows) -> None:
         "country": [None, None, "US", "US"],
     }
 
-    assert told(rows(table)) == [
+    assert refusals(rows(table)) == [
         (1, "host", "proxy given twice"),
         (2, "host", "host missing"),
         (3, "country", "custom and managed mixed"),
@@ -189,14 +189,14 @@ def test_text_that_is_not_utf8_costs_its_row_and_is_not_shown(rows) -> None:
 
     read = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [1, 1], "password": passwords})
 
-    assert told(read) == [(1, "password", "password not text")]
+    assert refusals(read) == [(1, "password", "password not text")]
     assert read[1].change.password.reveal() == "x"
     assert SECRET not in repr(read)
 
 
 def test_a_row_of_nulls_is_refused(rows) -> None:
     """Only our columns are read, so nothing says that it was meant to be blank."""
-    assert told(rows({"id": ["a", None], "country": ["US", None]})) == [
+    assert refusals(rows({"id": ["a", None], "country": ["US", None]})) == [
         (2, "account_id", "account_id missing")
     ]
 
@@ -209,7 +209,7 @@ def test_two_passes_do_not_move_each_other(write) -> None:
         pairs = list(zip(fleet.rows(), fleet.rows(), strict=True))
 
     assert [row.ordinal for row, _ in pairs] == list(range(5000))
-    assert all(one == other for one, other in pairs)
+    assert all(first == second for first, second in pairs)
 
 
 # --- Only what is needed -------------------------------------------------------------------------
@@ -270,8 +270,8 @@ def surveyed(path: Path) -> tuple[str, int]:
     done = subprocess.run(
         [sys.executable, "-c", _SURVEY, path], capture_output=True, text=True, check=True, timeout=60
     )
-    said, kibibytes = done.stdout.splitlines()
-    return said, int(kibibytes) // 1024
+    output, kibibytes = done.stdout.splitlines()
+    return output, int(kibibytes) // 1024
 
 
 @pytest.mark.slow
@@ -281,10 +281,10 @@ def test_one_huge_cell_is_refused_before_it_is_read(write) -> None:
     path = write({"id": ["a"], "country": ["x" * (65 * 2**20)]}, compression="zstd")
     assert path.stat().st_size < 20_000
 
-    said, memory = surveyed(path)
+    output, memory = surveyed(path)
 
     fact = f"{path} has 68,157,[0-9]{{3}} bytes in column country of row group 0 \\(of 1 rows\\), too many"
-    assert re.match(fact, said)
+    assert re.match(fact, output)
     assert memory < 150
 
 
@@ -295,9 +295,9 @@ def test_a_large_cell_that_repeats_takes_bounded_memory(write) -> None:
     country = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), ["x" * 2**20])
     path = write({"id": [f"a{n}" for n in range(1000)], "country": country}, compression="zstd")
 
-    said, memory = surveyed(path)
+    output, memory = surveyed(path)
 
-    assert said == "1000"
+    assert output == "1000"
     assert memory < 500
 
 
@@ -356,7 +356,7 @@ def test_it_may_come_through_standard_input(write, monkeypatch) -> None:
         assert fleet.survey().rows == size
         assert fleet.digest == file.digest
         pairs = list(zip(fleet.rows(), fleet.rows(), strict=True))
-    assert all(one == other for one, other in pairs)
+    assert all(first == second for first, second in pairs)
 
 
 def test_without_pyarrow_it_says_what_to_install(write, monkeypatch) -> None:
@@ -510,7 +510,7 @@ def test_a_file_with_wrong_bytes_is_rows_refusals_or_one_error(
     rows, error = outcome(path)
 
     assert rows or error
-    assert SECRET not in everything_said(error)
+    assert SECRET not in all_text(error)
     assert all(SECRET not in f"{row}{row!r}" for row in rows)
 
 
@@ -557,8 +557,8 @@ def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path, writer) -> None:
         (
             group.num_rows,
             [
-                (group.column(place).path_in_schema, group.column(place).total_uncompressed_size)
-                for place in range(group.num_columns)
+                (group.column(index).path_in_schema, group.column(index).total_uncompressed_size)
+                for index in range(group.num_columns)
             ],
         )
         for group in theirs

@@ -23,7 +23,7 @@ from postpress_async.rotation._rows import Row
 from postpress_async.rotation.fleet import Survey
 from postpress_async.rotation.fleet._database_url import check_argument
 from postpress_async.rotation.fleet._query import Query
-from tests.support.fleet_forms import everything_said, told
+from tests.support.fleet_forms import all_text, refusals
 
 US = ManagedProxy(country="US")
 SECRET = "pa55!word"
@@ -102,7 +102,7 @@ def test_values_are_read_by_their_types(database) -> None:
         CustomProxy(host="h", port=80),
         CustomProxy(host="h", port=81, password="p"),
     ]
-    assert told(rows) == [
+    assert refusals(rows) == [
         (3, "port", "port not an integer"),
         (5, "password", "password not text"),
         (6, "password", "password not text"),
@@ -149,7 +149,7 @@ def test_what_was_checked_is_what_is_sent(database) -> None:
         assert fleet.survey() == survey
         assert survey.rows == 1
         assert fleet.digest == digest
-        assert all(one == other for one, other in zip(fleet.rows(), fleet.rows(), strict=True))
+        assert all(first == second for first, second in zip(fleet.rows(), fleet.rows(), strict=True))
     with Fleet.open_query(url, ALL) as fleet:
         assert fleet.survey() == Survey(rows=2, managed=2)
         assert fleet.digest != digest
@@ -201,9 +201,9 @@ def copies(monkeypatch):
 
 def test_the_copy_is_private_and_does_not_stay(database, copies, tmp_path, monkeypatch) -> None:
     """It has passwords: nobody else may read it, and closing the fleet leaves nothing behind."""
-    place = tmp_path / "temporary"
-    place.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(place))
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
 
     with Fleet.open_query(database("id, country", ("a", "US")), ALL) as fleet:
         (copy,) = copies
@@ -213,7 +213,7 @@ def test_the_copy_is_private_and_does_not_stay(database, copies, tmp_path, monke
     fleet.close()
 
     assert copy.closed
-    assert list(place.iterdir()) == []
+    assert list(folder.iterdir()) == []
     with pytest.raises(FleetError, match="the query is closed: open the fleet again"):
         fleet.survey()
 
@@ -355,16 +355,16 @@ def test_a_uri_is_opened_read_only_too(database, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize("backend", ["postgresql", "mysql", "mariadb"])
 def test_other_databases_are_told_to_read_only(monkeypatch, backend) -> None:
     """Each in its own way, before the query; here SQLite plays them, and the words are what is looked at."""
-    said: list[Any] = []
+    executed: list[Any] = []
     monkeypatch.setattr(Hosted, "name", backend)
     option, execute = sqlalchemy.Connection.execution_options, sqlalchemy.Connection.exec_driver_sql
 
     def execution_options(self: sqlalchemy.Connection, **options: Any) -> Any:
-        said.append(options)
+        executed.append(options)
         return option(self, **options)
 
     def exec_driver_sql(self: sqlalchemy.Connection, statement: str, **options: Any) -> Any:
-        said.append(statement)
+        executed.append(statement)
         return execute(self, statement if statement.startswith("SELECT") else "SELECT 1", **options)
 
     monkeypatch.setattr(sqlalchemy.Connection, "execution_options", execution_options)
@@ -374,7 +374,7 @@ def test_other_databases_are_told_to_read_only(monkeypatch, backend) -> None:
     with Fleet.open_query("hosted://db.example/d", query) as fleet:
         assert list(fleet.rows()) == [Row(0, 1, "a", US)]
     first = {"postgresql_readonly": True} if backend == "postgresql" else "SET SESSION TRANSACTION READ ONLY"
-    assert said[:2] == [first, query]
+    assert executed[:2] == [first, query]
 
 
 def test_a_database_that_does_not_exist_is_not_made(tmp_path) -> None:
@@ -420,7 +420,7 @@ def test_what_is_wrong_with_a_query_is_told(database, query, sentence) -> None:
     assert sentence in str(caught.value)
     assert str(caught.value).startswith(("the sqlite database fleet.db ", "the query "))
     assert str(caught.value).isprintable()
-    assert SECRET not in everything_said(caught.value)
+    assert SECRET not in all_text(caught.value)
 
 
 URLS = [
@@ -440,7 +440,7 @@ def test_what_is_wrong_with_a_url_is_told(url, sentence) -> None:
         Fleet.open_query(url, "SELECT 1")
 
     assert str(caught.value).startswith(sentence)
-    assert SECRET not in everything_said(caught.value)
+    assert SECRET not in all_text(caught.value)
 
 
 def test_a_driver_that_lacks_a_part_of_itself_is_told(monkeypatch) -> None:
@@ -512,7 +512,7 @@ def test_a_database_is_quoted_only_where_it_cannot_quote_a_row(
         Fleet.open_query(database("id", ("a",)), ALL)
 
     assert str(caught.value).startswith(f"the sqlite database fleet.db refused the query: {sentence}")
-    assert SECRET not in everything_said(caught.value)
+    assert SECRET not in all_text(caught.value)
 
 
 def test_a_database_that_breaks_off_is_not_quoted(database, monkeypatch, copies) -> None:
@@ -525,7 +525,7 @@ def test_a_database_that_breaks_off_is_not_quoted(database, monkeypatch, copies)
 
     with pytest.raises(FleetError, match=r"fleet\.db broke off: RefusingError \(its message") as caught:
         Fleet.open_query(database("id", ("a",)), ALL)
-    assert SECRET not in everything_said(caught.value)
+    assert SECRET not in all_text(caught.value)
     assert copies[0].closed
 
 
@@ -541,12 +541,12 @@ def test_a_database_that_cannot_be_reached_does_not_get_its_password_shown(monke
     with pytest.raises(FleetError) as caught:
         Fleet.open_query("hosted://u:p%40s%2Fs%20w%25%C3%B6rd@db.example/d", "SELECT 1")
 
-    said = everything_said(caught.value)
+    shown = all_text(caught.value)
     assert str(caught.value) == (
         "the hosted database d on db.example cannot be reached: no route to db.example by u:***"
     )
-    assert "p@s/s" not in said
-    assert "%2Fs" not in said
+    assert "p@s/s" not in shown
+    assert "%2Fs" not in shown
 
 
 def test_no_row_is_logged(database, caplog) -> None:
@@ -587,9 +587,9 @@ def test_a_password_in_an_argument_is_refused(url) -> None:
     with pytest.raises(ConfigurationError) as caught:
         check_argument(url)
 
-    said = str(caught.value)
-    assert SECRET not in everything_said(caught.value)
-    assert all(place in said for place in ("POSTPRESS_DATABASE_URL", "--from-file", "PGPASSFILE"))
+    message = str(caught.value)
+    assert SECRET not in all_text(caught.value)
+    assert all(name in message for name in ("POSTPRESS_DATABASE_URL", "--from-file", "PGPASSFILE"))
 
 
 OPEN = [

@@ -18,7 +18,7 @@ from postpress_async.rotation import Fleet, State
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.fleet._frame import is_frame
 from postpress_async.sandbox import Sandbox
-from tests.support.fleet_forms import everything_said, told
+from tests.support.fleet_forms import all_text, refusals
 
 US = ManagedProxy(country="US")
 SECRET = "pa55!word"
@@ -68,7 +68,7 @@ def test_what_pandas_has_for_missing_is_not_given(countries: Any) -> None:
     """It has five words for it, by the type of the column."""
     read = rows(pandas.DataFrame({"id": ["a", "b"], "country": countries}))
 
-    assert told(read) == [(1, None, "no proxy and no country")]
+    assert refusals(read) == [(1, None, "no proxy and no country")]
     assert read[1] == Row(1, 2, "b", US)
 
 
@@ -131,7 +131,7 @@ def test_a_wrong_value_costs_its_row_and_is_not_shown(column: str, value: Any, r
 
     read = rows(pandas.DataFrame(right | {column: cells}))
 
-    assert told(read) == [(1, column, reason)]
+    assert refusals(read) == [(1, column, reason)]
     assert read[1] == Row(1, 2, "b", CustomProxy(host="h", port=80))
     assert all(secret not in f"{read}{read!r}" for secret in (SECRET, "12345678"))
 
@@ -175,7 +175,7 @@ def test_a_dict_that_is_no_proxy_costs_its_row() -> None:
         }
     )
 
-    assert told(rows(frame)) == [
+    assert refusals(rows(frame)) == [
         (1, "host", "host missing"),
         (2, "host", "host missing"),
         (3, "host", "duplicate key"),
@@ -192,7 +192,7 @@ def test_a_frame_may_be_longer_than_a_piece_of_it(frame: Made) -> None:
     read = rows(frame({"id": ids, "country": ["US"] * 2501}))
 
     assert [(row.ordinal, row.line) for row in read] == [(number, number + 1) for number in range(2501)]
-    assert told(read) == [(2501, "account_id", "account already named")]
+    assert refusals(read) == [(2501, "account_id", "account already named")]
 
 
 def test_two_passes_do_not_move_each_other() -> None:
@@ -202,7 +202,7 @@ def test_two_passes_do_not_move_each_other() -> None:
     with Fleet.of(frame, default=US) as fleet:
         pairs = list(zip(fleet.rows(), fleet.rows(), strict=True))
 
-    assert all(one == other for one, other in pairs)
+    assert all(first == second for first, second in pairs)
 
 
 @BOTH
@@ -240,7 +240,7 @@ def test_the_digest_is_over_what_the_rows_say() -> None:
 
     digests = [Fleet.of(other).digest for other in others]
 
-    assert {Fleet.of(one).digest for one in same} == {Fleet.of(frame).digest}
+    assert {Fleet.of(equal).digest for equal in same} == {Fleet.of(frame).digest}
     assert len({*digests, Fleet.of(frame).digest, Fleet.of(frame, default=US).digest}) == len(others) + 2
 
 
@@ -311,7 +311,7 @@ def test_no_name_of_a_column_breaks_a_line() -> None:
 
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 250
-    assert "x" * 41 not in everything_said(caught.value)
+    assert "x" * 41 not in all_text(caught.value)
 
 
 class Odd:

@@ -89,8 +89,8 @@ async def dead(path: Path, at: int, **options: object) -> tuple[Path, Api]:
 def table(path: Path) -> dict[int, tuple[str, str | None]]:
     """State and applied of each account, as the table itself has them."""
     with closing(sqlite3.connect(path)) as connection:
-        told = "SELECT ordinal, state, applied FROM outcomes"
-        return {ordinal: (state, applied) for ordinal, state, applied in connection.execute(told)}
+        query = "SELECT ordinal, state, applied FROM outcomes"
+        return {ordinal: (state, applied) for ordinal, state, applied in connection.execute(query)}
 
 
 UNSENT = ("skipped", "no")
@@ -125,10 +125,10 @@ async def test_each_reader_tells_of_the_accounts_that_a_dead_run_may_have_sent(p
         with (tmp_path / "export.jsonl").open("wb") as file:
             write_jsonl(view.outcomes(), file)
     exported = [json.loads(line) for line in (tmp_path / "export.jsonl").read_text().splitlines()]
-    told = json.loads((await asyncio.to_thread(run, "status", copy, "--json")).stdout)
+    status = json.loads((await asyncio.to_thread(run, "status", copy, "--json")).stdout)
 
     assert unknown
-    assert numbers.states[State.UNKNOWN] == told["states"]["unknown"] == len(unknown)
+    assert numbers.states[State.UNKNOWN] == status["states"]["unknown"] == len(unknown)
     assert {row["applied"] for row in exported if row["state"] == "unknown"} == {"unknown"}
     assert sum(row["state"] == "unknown" for row in exported) == len(unknown)
 
@@ -235,11 +235,11 @@ async def test_a_dead_first_run_says_how_many_accounts_it_may_have_sent(path: Pa
     patched = len(table(copy))
 
     text = (await asyncio.to_thread(run, "status", copy)).stdout
-    told = json.loads((await asyncio.to_thread(run, "status", copy, "--json")).stdout)
+    status = json.loads((await asyncio.to_thread(run, "status", copy, "--json")).stdout)
 
-    assert len(api.doubts) - patched <= told["maybe_sent"] < FLEET // 2
-    said = f"up to {told['maybe_sent']:,} more accounts may have been sent by a run that was killed"
-    assert said in text
+    assert len(api.doubts) - patched <= status["maybe_sent"] < FLEET // 2
+    sentence = f"up to {status['maybe_sent']:,} more accounts may have been sent by a run that was killed"
+    assert sentence in text
 
 
 async def test_what_a_dead_run_may_have_sent_is_told_until_it_is_settled(path: Path) -> None:

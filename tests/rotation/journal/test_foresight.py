@@ -150,9 +150,9 @@ def test_a_folder_that_nobody_may_write_is_told_beforehand(folder, run, monkeypa
     """There is no file yet, and there will be none."""
     monkeypatch.setattr("os.access", lambda _, mode: mode != os.W_OK)
 
-    code, _, told = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
+    code, _, message = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
 
-    assert (code, told) == (
+    assert (code, message) == (
         3,
         f"postpress-async: {JOURNAL} cannot be written (Permission denied): name another journal\n",
     )
@@ -163,10 +163,10 @@ def test_a_dry_run_after_a_run_writes_nothing_beside_the_journal(folder, run) ->
     run("rotate", "fleet.csv", "--sandbox", "--limit", "4")
     before = files(folder)
 
-    code, told, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
+    code, output, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
 
     assert code == 0
-    assert f"4 of them are completed in {JOURNAL}; 6 would be sent" in told
+    assert f"4 of them are completed in {JOURNAL}; 6 would be sent" in output
     assert files(folder) == before
 
 
@@ -194,8 +194,8 @@ def test_where_nothing_is_settled_a_dry_run_says_nothing_of_it(folder, run, make
     make()
     before = files(folder)
 
-    code, told, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
+    code, output, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
 
     assert code == 0
-    assert "settled" not in told
+    assert "settled" not in output
     assert files(folder) == before

@@ -99,8 +99,8 @@ async def test_attempts_of_an_account_add_up_over_the_runs(path) -> None:
     await journal.aclose()
 
     with closing(sqlite3.connect(path)) as connection:
-        told = "SELECT state, attempts, applied FROM outcomes"
-        assert connection.execute(told).fetchall() == [("patched", 5, None)]
+        query = "SELECT state, attempts, applied FROM outcomes"
+        assert connection.execute(query).fetchall() == [("patched", 5, None)]
 
 
 async def test_attempts_of_an_account_that_failed_are_counted_when_it_is_sent_again(path) -> None:
@@ -341,9 +341,9 @@ def test_a_damaged_journal_is_recovered_or_refused_in_a_sentence(tmp_path_factor
 
     asyncio.run(write())
     whole = path.read_bytes()
-    place = int(cut * (len(whole) - 1))
+    offset = int(cut * (len(whole) - 1))
     path.write_bytes(
-        whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :] if flip else whole[:place]
+        whole[:offset] + bytes([whole[offset] ^ 0xFF]) + whole[offset + 1 :] if flip else whole[:offset]
     )
     with suppress(JournalError):
         accounts = asyncio.run(read())
@@ -382,9 +382,9 @@ def test_what_a_killed_run_left_is_recovered_or_refused_in_a_sentence(
     path.with_name("run.sqlite3-wal").write_bytes(killed[1])
     file = path.with_name(f"run.sqlite3{where}")
     whole = file.read_bytes()
-    place = int(cut * (len(whole) - flip))
+    offset = int(cut * (len(whole) - flip))
     file.write_bytes(
-        whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :] if flip else whole[:place]
+        whole[:offset] + bytes([whole[offset] ^ 0xFF]) + whole[offset + 1 :] if flip else whole[:offset]
     )
 
     async def read() -> list[tuple[int, str, State]]:
@@ -395,17 +395,17 @@ def test_what_a_killed_run_left_is_recovered_or_refused_in_a_sentence(
         finally:
             await journal.aclose()
 
-    told = ""
+    message = ""
     entries: list[tuple[int, str, State]] = []
     try:
         entries = asyncio.run(read())
     except JournalError as error:
-        told = str(error)
+        message = str(error)
     if where == "-wal":  # which has a checksum on each page, as the file itself has not
-        assert len(entries) == 50 or place < len(whole)
-        assert told == ""
+        assert len(entries) == 50 or offset < len(whole)
+        assert message == ""
         assert entries == [(n, f"acc_{n}", State.PATCHED) for n in range(len(entries))]
-    assert not told or (str(path) in told and told.isprintable())
+    assert not message or (str(path) in message and message.isprintable())
 
 
 async def test_what_came_while_a_commit_failed_is_told_too(path, monkeypatch) -> None:

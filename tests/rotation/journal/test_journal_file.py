@@ -268,10 +268,10 @@ def test_whenever_a_run_is_killed_its_journal_is_accepted(path, tmp_path, copies
 
     for first in (0, 30):
         asyncio.run(run(first))
-    taken = list(copies)
+    finished = list(copies)
 
-    assert len(taken) > 100
-    for number, copy in enumerate(taken):
+    assert len(finished) > 100
+    for number, copy in enumerate(finished):
         killed = tmp_path / f"killed-{number}.sqlite3"
         for end, content in copy.items():
             Path(f"{killed}{end}").write_bytes(content)
@@ -311,10 +311,10 @@ async def test_lost_journal_is_not_followed_by_the_advice_to_run_again(path, rep
 
     with pytest.raises(JournalNotWritableError) as caught:
         await journal.aclose()
-    told = str(caught.value)
-    assert "so the journal is lost, with the outcomes of 12 accounts; the outcome of 1 account" in told
-    assert "Before the next run, put the file and its -wal back" in told
-    assert "run the same command again" not in told
+    message = str(caught.value)
+    assert "so the journal is lost, with the outcomes of 12 accounts; the outcome of 1 account" in message
+    assert "Before the next run, put the file and its -wal back" in message
+    assert "run the same command again" not in message
 
 
 async def test_journal_that_is_deleted_after_its_last_row_is_lost_too(path) -> None:
@@ -339,10 +339,10 @@ async def fail(journal: Journal, path: Path, count: int) -> str:
 
 async def test_accounts_that_could_not_be_recorded_are_all_listed_beside_the_journal(path) -> None:
     listed = path.with_name("run.sqlite3-unrecorded.txt")
-    told = await fail(Journal.open(path), path, 40)
+    message = await fail(Journal.open(path), path, 40)
 
-    assert "the outcome of 40 accounts could not be recorded (acc_000000, " in told
-    assert f"and 35 more); all of them are listed in {listed}" in told
+    assert "the outcome of 40 accounts could not be recorded (acc_000000, " in message
+    assert f"and 35 more); all of them are listed in {listed}" in message
     assert listed.read_text().split() == [f"acc_{number:06}" for number in range(40)]
     assert stat.S_IMODE(listed.stat().st_mode) == 0o600
 
@@ -353,10 +353,10 @@ async def test_accounts_are_named_in_the_message_if_they_cannot_be_listed(path, 
     target.write_text("kept")
     path.with_name("run.sqlite3-unrecorded.txt").symlink_to(target)
 
-    told = await fail(Journal.open(path), path, 40)
+    message = await fail(Journal.open(path), path, 40)
 
-    assert all(f"acc_{number:06}" in told for number in range(40))
-    assert "there is no list of them: " in told
+    assert all(f"acc_{number:06}" in message for number in range(40))
+    assert "there is no list of them: " in message
     assert target.read_text() == "kept"
 
 

@@ -27,7 +27,7 @@ def rows(count: int = FLEET) -> Iterator[Row]:
     return (Row(ordinal, None, f"acc_{ordinal}", US) for ordinal in range(count))
 
 
-def told(journal: Path, name: str) -> float:
+def run_value(journal: Path, name: str) -> float:
     with closing(sqlite3.connect(journal)) as connection:
         [(value,)] = connection.execute("SELECT value FROM run WHERE name = ?", (name,))
     return float(value)
@@ -46,7 +46,7 @@ class Api:
     ) -> AccountPatched:
         ordinal = int(account_id.removeprefix("acc_"))
         self.doubts[ordinal] = keys.in_doubt
-        if (reached := told(self.journal, "reached")) <= ordinal:
+        if (reached := run_value(self.journal, "reached")) <= ordinal:
             self.beyond.append((ordinal, reached))
         await asyncio.sleep(0)
         return AccountPatched(account_id, (Attempt(1, 0.0, 0.0, status=200),))
@@ -79,7 +79,7 @@ async def test_a_crash_leaves_in_doubt_what_was_in_reach(path: Path) -> None:
             if outcome.ordinal == 50:
                 copy = killed(path)
                 break
-    reached = told(copy, "reached")
+    reached = run_value(copy, "reached")
 
     second = Api(copy)
     async with rotation(second) as next_run:
@@ -106,12 +106,12 @@ async def test_a_crash_is_remembered_until_its_doubts_are_settled(path: Path) ->
         await stopped.run()
 
     settled = stopped.summary.patched
-    assert settled + stopped.summary.states[State.UNKNOWN] == told(copy, "doubtful")
-    assert stopped.summary.states[State.SKIPPED] == FLEET - told(copy, "doubtful")
+    assert settled + stopped.summary.states[State.UNKNOWN] == run_value(copy, "doubtful")
+    assert stopped.summary.states[State.SKIPPED] == FLEET - run_value(copy, "doubtful")
     last = Api(copy)
     async with rotation(last) as third:
         await third.run()
-    assert settled + sum(last.doubts.values()) == told(copy, "doubtful")
+    assert settled + sum(last.doubts.values()) == run_value(copy, "doubtful")
 
 
 async def test_a_run_that_ended_well_leaves_nothing_in_doubt(path: Path) -> None:

@@ -131,9 +131,9 @@ async def test_a_program_may_look_at_its_own_journal(path) -> None:
     await journal.keep_generation(0, 1)
 
     assert (await asyncio.to_thread(numbers, path)).stage is Stage.UNDER_WAY
-    told = f"from postpress_async.rotation import Journal; Journal.open({str(path)!r})"
+    program = f"from postpress_async.rotation import Journal; Journal.open({str(path)!r})"
     other = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", told], capture_output=True, text=True
+        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True
     )
     assert "in use by another run" in other.stderr
     await journal.aclose()
@@ -307,12 +307,12 @@ async def test_wherever_a_disk_was_full_when_a_journal_was_made_its_reader_is_to
             Journal.open(path)
 
     try:
-        told = advice(str(path), numbers(path))
+        message = advice(str(path), numbers(path))
     except JournalError as error:
-        told = str(error)
+        message = str(error)
 
-    assert re.search("the same (command|rotation) again", told)
-    assert "no such table" not in told
+    assert re.search("the same (command|rotation) again", message)
+    assert "no such table" not in message
     await Journal.open(path).aclose()  # and that command goes on
 
 
@@ -370,9 +370,9 @@ def test_a_damaged_journal_is_read_or_refused_in_a_sentence(tmp_path_factory, cu
     path = tmp_path_factory.mktemp("damaged") / "run.sqlite3"
     write(path, (outcome(n, FAILED if n % 5 else PATCHED) for n in range(60)))
     whole = path.read_bytes()
-    place = int(cut * (len(whole) - 1))
+    offset = int(cut * (len(whole) - 1))
     path.write_bytes(
-        whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :] if flip else whole[:place]
+        whole[:offset] + bytes([whole[offset] ^ 0xFF]) + whole[offset + 1 :] if flip else whole[:offset]
     )
 
     with suppress(JournalError):
@@ -412,7 +412,7 @@ def test_only_the_commonest_errors_are_told_apart(path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "told", "stage"),
+    ("outcomes", "run_entries", "stage"),
     [
         pytest.param([outcome(0)], {}, Stage.ENDED, id="all settled"),
         pytest.param([outcome(0)], {"total": 1}, Stage.ENDED, id="all of a known total"),
@@ -425,8 +425,8 @@ def test_only_the_commonest_errors_are_told_apart(path) -> None:
         pytest.param([], {}, Stage.STOPPED, id="it never began"),
     ],
 )
-def test_what_became_of_the_last_run(path, outcomes, told, stage) -> None:
-    write(path, outcomes, **told)
+def test_what_became_of_the_last_run(path, outcomes, run_entries, stage) -> None:
+    write(path, outcomes, **run_entries)
 
     assert numbers(path).stage is stage
 
@@ -476,7 +476,7 @@ RETRY = "postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv --poo
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "told", "words"),
+    ("outcomes", "run_entries", "words"),
     [
         pytest.param([outcome(0)], {}, "nothing; every account", id="all patched"),
         pytest.param([outcome(0, FAILED)], {}, f"run `{RETRY}`: it sends the failed", id="failed"),
@@ -489,10 +489,12 @@ RETRY = "postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv --poo
         pytest.param([], {"under way": 1}, f"(`{COMMAND}`): it goes on", id="killed"),
     ],
 )
-def test_what_to_do_next_is_told_with_the_command(tmp_path, monkeypatch, outcomes, told, words) -> None:
+def test_what_to_do_next_is_told_with_the_command(
+    tmp_path, monkeypatch, outcomes, run_entries, words
+) -> None:
     monkeypatch.chdir(tmp_path)
     notes = {"command": COMMAND, "retry command": RETRY, "folder": str(tmp_path)}
-    path = write(tmp_path / "fleet.csv.rotation.sqlite3", outcomes, **notes, **told)
+    path = write(tmp_path / "fleet.csv.rotation.sqlite3", outcomes, **notes, **run_entries)
 
     assert words in advice(path.name, numbers(path))
 
@@ -536,9 +538,9 @@ def test_a_copy_that_had_to_be_made_is_its_owner_s(path) -> None:
     path.with_name("run.sqlite3-shm").unlink()
 
     with JournalView(path) as view:
-        [(_, _, place)] = view.ask("PRAGMA database_list")
-        assert stat.S_IMODE(Path(place).parent.stat().st_mode) == 0o700
-    assert not Path(place).exists()
+        [(_, _, copy)] = view.ask("PRAGMA database_list")
+        assert stat.S_IMODE(Path(copy).parent.stat().st_mode) == 0o700
+    assert not Path(copy).exists()
 
 
 def test_patched_is_what_a_summary_says_too(path) -> None:

@@ -139,17 +139,17 @@ def test_a_sticky_account_gets_the_open_proxy_of_its_highest_score(
     pool = ProxyPool(proxies(count), assign="sticky", failovers=400)
     shut = data.draw(st.sets(st.integers(0, count - 1)))
     tried = data.draw(st.sets(st.integers(0, count - 1), max_size=3))
-    for place in shut:
-        quarantine(pool, pool._proxies[place].label)
+    for index in shut:
+        quarantine(pool, pool._proxies[index].label)
 
-    def score(place: int) -> int:
-        key = "\0".join(map(str, identity(pool._proxies[place].proxy)))
+    def score(index: int) -> int:
+        key = "\0".join(map(str, identity(pool._proxies[index].proxy)))
         return _odd_hash(account) * _odd_hash(key) % 2**32
 
-    candidates = [place for place in range(count) if place not in shut | tried]
+    candidates = [index for index in range(count) if index not in shut | tried]
     expected = pool._proxies[max(candidates, key=score)] if candidates else None
 
-    assert pool.give(account, but_not=[pool._proxies[place] for place in tried]) == expected
+    assert pool.give(account, but_not=[pool._proxies[index] for index in tried]) == expected
 
 
 def test_a_sticky_account_has_the_same_proxy_in_every_version() -> None:
@@ -189,9 +189,9 @@ def test_two_accounts_put_a_proxy_into_quarantine() -> None:
     bad = pool.give("acc_0")
     assert bad is not None
 
-    told = [pool.failed(bad, account) for account in ("acc_0", "acc_0", "acc_1", "acc_2")]
+    quarantined = [pool.failed(bad, account) for account in ("acc_0", "acc_0", "acc_1", "acc_2")]
 
-    assert told == [False, False, True, False]
+    assert quarantined == [False, False, True, False]
     assert pool.in_quarantine(bad)
     assert (len(pool), pool.quarantined, pool.available) == (2, 1, 1)
 
@@ -308,8 +308,8 @@ def test_no_proxy_ever_has_more_accounts_than_its_cap(
         now = Counter(pooled.label for pooled in holds.values())
         assert all(n + before[label] <= cap for label, n in now.items())
         open_ = sum(
-            not pool.in_quarantine(pooled) and pool._accounts[place] < cap
-            for place, pooled in enumerate(pool._proxies)
+            not pool.in_quarantine(pooled) and pool._accounts[index] < cap
+            for index, pooled in enumerate(pool._proxies)
         )
         assert pool.available == open_
 
@@ -592,7 +592,14 @@ def test_no_text_of_a_pool_has_a_password(tmp_path_factory: pytest.TempPathFacto
     with pytest.raises(FleetError) as caught:
         ProxyPool.read(path)
 
-    told = "".join(traceback.format_exception(caught.value))
-    texts = [repr(pool), repr(pooled), str(pooled), told, *map(repr, pool.refusals), *map(str, pool.refusals)]
+    printed = "".join(traceback.format_exception(caught.value))
+    texts = [
+        repr(pool),
+        repr(pooled),
+        str(pooled),
+        printed,
+        *map(repr, pool.refusals),
+        *map(str, pool.refusals),
+    ]
     assert not any(secret in text for text in texts)
     assert len(pool.refusals) == 4

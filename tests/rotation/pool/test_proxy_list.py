@@ -385,7 +385,7 @@ WITH_PROTOCOL = st.builds(
 )
 
 
-def place(proxy: CustomProxy) -> str:
+def address(proxy: CustomProxy) -> str:
     """Host and port as a line has them."""
     return f"[{proxy.host}]:{proxy.port}" if ":" in proxy.host else f"{proxy.host}:{proxy.port}"
 
@@ -399,14 +399,14 @@ def password(proxy: CustomProxy) -> str:
 @given(proxy=PROXIES)
 def test_any_proxy_written_by_place_is_read_back(proxy: CustomProxy) -> None:
     """host:port:user:password takes the password as it stands, to the end of the line."""
-    assert proxy_of(f"  {place(proxy)}:{proxy.username}:{password(proxy)}\r\n") == proxy
+    assert proxy_of(f"  {address(proxy)}:{proxy.username}:{password(proxy)}\r\n") == proxy
 
 
 @deterministic
 @given(proxy=PROXIES)
 def test_any_proxy_written_by_user_is_read_back(proxy: CustomProxy) -> None:
     """user:password@host:port takes it as it stands, to the last @."""
-    assert proxy_of(f"{proxy.username}:{password(proxy)}@{place(proxy)}\n") == proxy
+    assert proxy_of(f"{proxy.username}:{password(proxy)}@{address(proxy)}\n") == proxy
 
 
 @deterministic
@@ -416,7 +416,7 @@ def test_any_proxy_written_as_a_url_is_read_back(proxy: CustomProxy, upper: bool
     scheme = str(proxy.protocol).upper() if upper else str(proxy.protocol)
     credentials = f"{quote(proxy.username or '', safe='')}:{quote(password(proxy), safe='')}"
 
-    assert proxy_of(f"{scheme}://{credentials}@{place(proxy)}{slash}") == proxy
+    assert proxy_of(f"{scheme}://{credentials}@{address(proxy)}{slash}") == proxy
 
 
 @deterministic

@@ -73,12 +73,17 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def night(path: Path) -> Path:
     """A hundred accounts in which something of everything went wrong."""
-    told = [outcome(n, elapsed=0.1 + n / 100, proxy=f"line {n % 5}") for n in range(80)]
-    told += [outcome(n, State.FAILED, proxy="line 1") for n in range(80, 90)]
+    outcomes = [outcome(n, elapsed=0.1 + n / 100, proxy=f"line {n % 5}") for n in range(80)]
+    outcomes += [outcome(n, State.FAILED, proxy="line 1") for n in range(80, 90)]
     proxy = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502, "attempts": 8}
-    told += [outcome(n, State.FAILED, proxy="line 2", elapsed=60.0, **proxy) for n in range(90, 95)]
-    told += [outcome(95, State.UNKNOWN), refused(96), outcome(97, State.SKIPPED), outcome(98, State.SKIPPED)]
-    return write(path, told, total=100, began=NIGHT - 1)
+    outcomes += [outcome(n, State.FAILED, proxy="line 2", elapsed=60.0, **proxy) for n in range(90, 95)]
+    outcomes += [
+        outcome(95, State.UNKNOWN),
+        refused(96),
+        outcome(97, State.SKIPPED),
+        outcome(98, State.SKIPPED),
+    ]
+    return write(path, outcomes, total=100, began=NIGHT - 1)
 
 
 # --- What it tells ---
@@ -90,8 +95,8 @@ def test_the_page_has_the_journal_s_numbers(night) -> None:
     words = " ".join(text.split())
 
     assert "80 of 100 accounts patched" in words
-    for told in ("80 patched", "15 failed", "1 unknown", "3 skipped", "1 not settled"):
-        assert told in words
+    for count in ("80 patched", "15 failed", "1 unknown", "3 skipped", "1 not settled"):
+        assert count in words
     assert "The last run was stopped before all accounts were sent." in words
     assert "The account does not exist." in words  # what an error means, from its class
 
@@ -101,8 +106,8 @@ def test_what_no_answer_said_has_its_meaning_too(path) -> None:
     lost = {"error_type": "ConnectionLostError", "scope": Scope.SERVICE, "status": None}
     dry = {"error_type": "no proxy left", "scope": Scope.PROXY}
     unlisted = {"error_type": "errors/brand_new", "scope": Scope.REQUEST}
-    told = [outcome(0, State.UNKNOWN, **lost), refused(1), outcome(2, State.SKIPPED, **dry)]
-    text = page(write(path, [*told, outcome(3, State.FAILED, **unlisted)], total=4))
+    outcomes = [outcome(0, State.UNKNOWN, **lost), refused(1), outcome(2, State.SKIPPED, **dry)]
+    text = page(write(path, [*outcomes, outcome(3, State.FAILED, **unlisted)], total=4))
     rows = re.findall(r'<td class="text">([^<]+)</td><td>\w*</td><td>([^<]*)</td>', text)
 
     broken = "The connection was lost before the response was complete. applied says if it was sent."
@@ -238,8 +243,8 @@ def test_there_is_a_page_however_little_there_is_to_tell(path, outcomes) -> None
 @pytest.fixture
 def nasty(path: Path) -> Path:
     texts = {"account_id": NASTY, "error_type": NASTY, "instance": NASTY, "proxy": NASTY}
-    told = [outcome(n, State.FAILED, elapsed=9.0, **texts) for n in range(3)]
-    return write(path, told, halted=NASTY)
+    outcomes = [outcome(n, State.FAILED, elapsed=9.0, **texts) for n in range(3)]
+    return write(path, outcomes, halted=NASTY)
 
 
 def test_nothing_from_outside_is_markup(nasty, night_elements) -> None:
@@ -253,8 +258,8 @@ def test_nothing_from_outside_is_markup(nasty, night_elements) -> None:
 
 @pytest.fixture
 def night_elements(tmp_path: Path) -> list[tuple[str, dict[str, str | None]]]:
-    told = [outcome(n, State.FAILED, proxy="line 1") for n in range(3)]
-    return Elements(page(write(tmp_path / "plain.sqlite3", told, halted="too many"))).found
+    outcomes = [outcome(n, State.FAILED, proxy="line 1") for n in range(3)]
+    return Elements(page(write(tmp_path / "plain.sqlite3", outcomes, halted="too many"))).found
 
 
 def test_what_is_nasty_is_shown_as_it_is(nasty) -> None:
@@ -286,9 +291,9 @@ def test_the_page_asks_nothing_of_any_network(night) -> None:
 def test_a_long_text_is_cut(path) -> None:
     """A page of 5 MB cannot hold a text of 9."""
     texts = {"account_id": "a" * 90_000, "error_type": "b" * 90_000, "proxy": "c" * 90_000}
-    told = [outcome(n, State.FAILED, **texts) for n in range(200)]
+    outcomes = [outcome(n, State.FAILED, **texts) for n in range(200)]
 
-    assert len(page(write(path, told))) < 400_000
+    assert len(page(write(path, outcomes))) < 400_000
 
 
 # --- How large it gets ---
@@ -316,10 +321,10 @@ def test_a_hundred_thousand_failures_fit_and_the_page_says_what_is_left_out(path
 
 
 def test_a_listing_that_fits_is_whole() -> None:
-    told = [outcome(n, State.FAILED) for n in range(9_000)]
+    outcomes = [outcome(n, State.FAILED) for n in range(9_000)]
 
-    whole = pack(told, shown=10)
-    cut = pack(told, shown=10, budget=len(whole.packed) - 500)
+    whole = pack(outcomes, shown=10)
+    cut = pack(outcomes, shown=10, budget=len(whole.packed) - 500)
 
     assert (whole.rows, whole.complete, len(whole.first)) == (9_000, True, 10)
     assert (cut.rows, cut.complete, cut.first) == (8_000, False, whole.first)

@@ -63,7 +63,7 @@ class Browser:
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
-    def one(self, selector: str) -> WebElement:
+    def find_one(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def wait(self, selector: str) -> WebElement:
@@ -89,26 +89,26 @@ def browser(chromium: Browser) -> Iterator[Browser]:
     assert chromium.complaints() == []
 
 
-def written(folder: Path, outcomes: Any, **told: object) -> Path:
-    place = folder / "report.html"
-    with JournalView(write(folder / "run.sqlite3", outcomes, **told)) as view, place.open("wb") as file:
+def written(folder: Path, outcomes: Any, **run_entries: object) -> Path:
+    path = folder / "report.html"
+    with JournalView(write(folder / "run.sqlite3", outcomes, **run_entries)) as view, path.open("wb") as file:
         write_report(view, file, NIGHT + 3_600)
-    return place
+    return path
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     """1,000 accounts, of which 250 failed in two ways."""
-    told = []
+    outcomes = []
     for n in range(1_000):
         if n % 4:
-            told.append(outcome(n, elapsed=0.1 + n / 500, proxy=f"line {n % 20}"))
+            outcomes.append(outcome(n, elapsed=0.1 + n / 500, proxy=f"line {n % 20}"))
         elif n % 8:
-            told.append(outcome(n, State.FAILED, proxy="line 3"))
+            outcomes.append(outcome(n, State.FAILED, proxy="line 3"))
         else:
             dead = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "instance": None}
-            told.append(outcome(n, State.FAILED, elapsed=float(n), attempts=8, proxy="line 7", **dead))
-    return written(tmp_path, told, total=1_000)
+            outcomes.append(outcome(n, State.FAILED, elapsed=float(n), attempts=8, proxy="line 7", **dead))
+    return written(tmp_path, outcomes, total=1_000)
 
 
 def column(browser: Browser, number: int) -> list[str]:
@@ -127,7 +127,7 @@ def test_it_opens_without_a_complaint_and_asks_for_nothing(browser, page) -> Non
     """Whatever it would fetch is missing without a network."""
     browser.open(page)
 
-    assert browser.one("h1").text == "750 of 1,000 accounts patched"
+    assert browser.find_one("h1").text == "750 of 1,000 accounts patched"
     assert browser.run("return performance.getEntriesByType('resource').length") == 0
 
 
@@ -150,7 +150,7 @@ def test_the_charts_are_drawn(browser, page, width, drawn, other) -> None:
 def test_each_bar_says_what_it_stands_for(browser, page) -> None:
     """A height is a guess; the number is beside the pointer."""
     browser.open(page)
-    bar = browser.one(".chart.wide [aria-roledescription=bar]")
+    bar = browser.find_one(".chart.wide [aria-roledescription=bar]")
 
     browser.run("document.querySelector('.chart.wide').scrollIntoView()")
     webdriver.ActionChains(browser.driver).move_to_element(bar).perform()
@@ -170,12 +170,12 @@ def test_the_list_can_be_filtered(browser, page) -> None:
 
     assert set(column(browser, 4)) == {"errors/proxy_error"}
     assert column(browser, 2) == ["acc_000016"]
-    assert browser.one(".count").text == "1 of 250 match"
+    assert browser.find_one(".count").text == "1 of 250 match"
 
     search.clear()
     search.send_keys("no such thing")
     assert column(browser, 1) == []
-    assert browser.one(".count").text == "0 of 250 match"
+    assert browser.find_one(".count").text == "0 of 250 match"
 
 
 def test_the_list_can_be_narrowed_to_one_error(browser, page) -> None:
@@ -185,7 +185,7 @@ def test_the_list_can_be_narrowed_to_one_error(browser, page) -> None:
 
     error.select_by_visible_text("errors/proxy_error")
 
-    assert browser.one(".count").text == "125 of 250 match"
+    assert browser.find_one(".count").text == "125 of 250 match"
     assert [option.text for option in state.options] == ["every state", "failed"]
 
 
@@ -199,7 +199,7 @@ def test_the_list_can_be_sorted_by_every_column(browser, page) -> None:
     assert column(browser, 5) == ["1"] * 100
     attempts.click()
     assert column(browser, 5) == ["8"] * 100
-    assert browser.one(".list th:nth-child(5)").get_dom_attribute("aria-sort") == "descending"
+    assert browser.find_one(".list th:nth-child(5)").get_dom_attribute("aria-sort") == "descending"
 
     instance.click()
     up = [int(text.removeprefix("req_")) for text in column(browser, 7)]
@@ -221,7 +221,7 @@ def test_the_list_has_pages(browser, page) -> None:
     assert not back.is_enabled()
     on.click()
     on.click()
-    assert browser.one(".pages span").text == "page 3 of 3"
+    assert browser.find_one(".pages span").text == "page 3 of 3"
     assert len(column(browser, 1)) == 50
     assert not on.is_enabled()
 
@@ -238,7 +238,7 @@ def test_a_hundred_thousand_accounts_are_filtered_at_once(browser, tmp_path) -> 
         "return performance.now() - began"
     )
 
-    assert browser.one(".count").text == "10 of 100,000 match"
+    assert browser.find_one(".count").text == "10 of 100,000 match"
     assert took < 2_000  # some 50 ms; a busy machine is slower
 
 
@@ -260,7 +260,7 @@ def test_without_scripts_the_beginning_is_shown(browser, page) -> None:
     try:
         browser.open(page)
         assert len(browser.all(".list tbody tr")) == 100
-        assert browser.one("noscript").text == "Without scripts, the first 100 are shown."
+        assert browser.find_one("noscript").text == "Without scripts, the first 100 are shown."
     finally:
         browser.do("Emulation.setScriptExecutionDisabled", value=False)
 
@@ -290,20 +290,22 @@ def test_it_can_be_read_by_day_and_by_night(browser, page, scheme) -> None:
     browser.open(page, scheme=scheme)
     browser.wait(".tools")
 
-    paper = lightness(browser.one("body").value_of_css_property("background-color"))
+    paper = lightness(browser.find_one("body").value_of_css_property("background-color"))
     assert (paper > 0.9) if scheme == "light" else (paper < 0.2)
     for selector in ("body", "h1", ".note", ".list td", ".plain td"):
-        colour = browser.one(selector).value_of_css_property("color")
+        colour = browser.find_one(selector).value_of_css_property("color")
         assert abs(lightness(colour) - paper) > 0.4, selector
     for selector in (".chart.wide text", ".chart.wide [aria-roledescription=bar]"):
-        assert abs(lightness(browser.one(selector).value_of_css_property("fill")) - paper) > 0.2, selector
+        assert abs(lightness(browser.find_one(selector).value_of_css_property("fill")) - paper) > 0.2, (
+            selector
+        )
 
 
 def test_it_is_printed_on_white_without_what_only_a_screen_needs(browser, page) -> None:
     browser.open(page, scheme="dark", media="print")
 
-    assert lightness(browser.one("body").value_of_css_property("background-color")) == 1.0
-    assert not browser.one(".tools").is_displayed()
+    assert lightness(browser.find_one("body").value_of_css_property("background-color")) == 1.0
+    assert not browser.find_one(".tools").is_displayed()
     assert all(chart.is_displayed() for chart in browser.all(".chart.wide"))
     printed = base64.b64decode(browser.do("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"])
     assert printed.startswith(b"%PDF")
@@ -315,8 +317,8 @@ def test_it_is_printed_on_white_without_what_only_a_screen_needs(browser, page) 
 def test_what_is_nasty_is_text_and_nothing_else(browser, tmp_path) -> None:
     """In each column, in the charts, beside the pointer: shown as it is, and run nowhere."""
     texts = {"account_id": NASTY, "error_type": NASTY, "instance": NASTY, "proxy": NASTY}
-    told = [outcome(n, State.FAILED, elapsed=9.0, **texts) for n in range(3)]
-    browser.open(written(tmp_path, told, halted=NASTY))
+    outcomes = [outcome(n, State.FAILED, elapsed=9.0, **texts) for n in range(3)]
+    browser.open(written(tmp_path, outcomes, halted=NASTY))
     browser.wait(".tools")
 
     for number in (2, 4, 7, 8):
@@ -324,7 +326,7 @@ def test_what_is_nasty_is_text_and_nothing_else(browser, tmp_path) -> None:
     assert len(browser.all("script")) == 2
     assert browser.all("img") == []
     browser.run("document.querySelector('.chart.wide').scrollIntoView()")
-    bar = browser.one(".chart.wide [aria-roledescription=bar]")
+    bar = browser.find_one(".chart.wide [aria-roledescription=bar]")
     webdriver.ActionChains(browser.driver).move_to_element(bar).perform()
     assert browser.wait("#tip").text == f"{NASTY}: 3 accounts"
 
