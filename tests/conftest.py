@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,11 +15,10 @@ from hypothesis import settings
 
 from postpress_async import Pace, PostPressSession, RetryPolicy
 from postpress_async.sandbox import Sandbox
+from tests.support import KEY
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
-
-KEY = "pp_test_key_of_the_tests"
 
 if os.environ.get("POSTPRESS_TEST_LOOP") == "uvloop":
 
@@ -77,6 +77,13 @@ async def session(policy: RetryPolicy) -> AsyncIterator[PostPressSession]:
     # Its pace learns nothing: a pause of seconds would pass in real time.
     async with PostPressSession(KEY, retry=policy, pace=Pace(adaptive=False)) as made:
         yield made
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and the current one during the test."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

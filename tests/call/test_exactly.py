@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from postpress_async import CustomProxy, ManagedProxy, PostPressSession, RetryPolicy
 from postpress_async.errors import ConfigurationError
 from postpress_async.models import FieldError
-from tests.conftest import KEY
+from tests.support import KEY
 from tests.support.fault_server import FaultServer, Seen
 
 US = ManagedProxy(country="US")

@@ -28,7 +28,7 @@ from postpress_async import (
 from postpress_async.errors import Applied
 from postpress_async.pace import Pace
 from postpress_async.sandbox import Fault, Sandbox
-from tests.conftest import KEY
+from tests.support import KEY
 from tests.support.virtual_world import in_virtual_time, world
 
 BASE = "https://api.postpress.ai/v1"

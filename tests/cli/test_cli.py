@@ -14,15 +14,9 @@ import pytest
 from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.sandbox import Fault, Sandbox
 from tests.support import DATA
-from tests.support.command_line import KEY, run, states
+from tests.support.command_line import SANDBOX_KEY, run, states
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 # --- rotate ---
@@ -295,7 +289,7 @@ async def _interrupted(sandbox: Sandbox, fleet: Path, number: int, *, twice: boo
     before = sandbox.record.requests
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "postpress_async", "rotate", str(fleet), "--in-flight", "10"),
-        env={**os.environ, "POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url},
+        env={**os.environ, "POSTPRESS_API_KEY": SANDBOX_KEY, "POSTPRESS_BASE_URL": sandbox.url},
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -319,7 +313,7 @@ async def _interrupted(sandbox: Sandbox, fleet: Path, number: int, *, twice: boo
 async def test_update_gives_one_account_its_proxy(sandbox, tmp_path) -> None:
     path = tmp_path / "proxy"
     path.write_text("socks5://user:p%40ss@h.example:1080\n")
-    environment = {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+    environment = {"POSTPRESS_API_KEY": SANDBOX_KEY, "POSTPRESS_BASE_URL": sandbox.url}
 
     done = await asyncio.to_thread(run, "update", "acc_1", "--proxy-file", path, env=environment)
 
@@ -337,7 +331,7 @@ async def test_update_gives_one_account_its_proxy(sandbox, tmp_path) -> None:
 
 async def test_an_update_that_is_refused_says_why(sandbox) -> None:
     sandbox.script("acc_1", "errors/disconnected_account")
-    environment = {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+    environment = {"POSTPRESS_API_KEY": SANDBOX_KEY, "POSTPRESS_BASE_URL": sandbox.url}
 
     done = await asyncio.to_thread(run, "update", "acc_1", "--country", "US", env=environment)
 
@@ -355,7 +349,7 @@ def key_to_repeat_with(output: str) -> str:
 async def test_an_update_of_unknown_outcome_is_repeated_with_its_key_without_doubling(sandbox) -> None:
     """The message says how; without the key, a second managed proxy would be handed out, and billed."""
     sandbox.script("acc_1", Fault(type="errors/unexpected_error", executes=True))
-    environment = {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+    environment = {"POSTPRESS_API_KEY": SANDBOX_KEY, "POSTPRESS_BASE_URL": sandbox.url}
     command = ("update", "acc_1", "--country", "US")
 
     unknown = await asyncio.to_thread(run, *command, env=environment)
@@ -370,7 +364,7 @@ async def test_an_update_of_unknown_outcome_is_repeated_with_its_key_without_dou
 async def test_an_update_that_is_interrupted_says_its_key(sandbox) -> None:
     """Ctrl-C leaves the outcome unknown too."""
     sandbox.script("acc_1", Fault(ends="never", executes=True))
-    environment = os.environ | {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+    environment = os.environ | {"POSTPRESS_API_KEY": SANDBOX_KEY, "POSTPRESS_BASE_URL": sandbox.url}
     command = (sys.executable, "-m", "postpress_async", "update", "acc_1", "--country", "US")
 
     process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=subprocess.PIPE)
@@ -389,7 +383,7 @@ async def test_an_update_that_is_interrupted_says_its_key(sandbox) -> None:
 async def test_an_update_with_the_key_of_an_earlier_one_stays_in_doubt_when_it_is_refused(sandbox) -> None:
     """A refusal of this request says nothing of the earlier one."""
     sandbox.script("acc_1", "errors/disconnected_account")
-    environment = {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+    environment = {"POSTPRESS_API_KEY": SANDBOX_KEY, "POSTPRESS_BASE_URL": sandbox.url}
 
     done = await asyncio.to_thread(
         run, "update", "acc_1", "--country", "US", "--idempotency-key", "order-17", env=environment
@@ -402,7 +396,7 @@ async def test_an_update_with_the_key_of_an_earlier_one_stays_in_doubt_when_it_i
 async def test_an_update_that_applied_nothing_needs_no_key(sandbox) -> None:
     """A key that is not needed would hide the one that is."""
     sandbox.script("acc_1", "errors/disconnected_account")
-    environment = {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+    environment = {"POSTPRESS_API_KEY": SANDBOX_KEY, "POSTPRESS_BASE_URL": sandbox.url}
 
     done = await asyncio.to_thread(run, "update", "acc_1", "--country", "US", env=environment)
 
@@ -428,7 +422,7 @@ async def test_an_update_that_applied_nothing_needs_no_key(sandbox) -> None:
 )
 def test_a_secret_in_an_argument_is_refused(words, advice) -> None:
     """Everyone on the machine can read it there; the refusal does not repeat it."""
-    done = run("update", "acc_1", *words, env={"POSTPRESS_API_KEY": KEY})
+    done = run("update", "acc_1", *words, env={"POSTPRESS_API_KEY": SANDBOX_KEY})
 
     assert done.returncode == 2
     assert advice in done.stderr
@@ -438,7 +432,7 @@ def test_a_secret_in_an_argument_is_refused(words, advice) -> None:
 
 def test_a_database_s_url_is_no_proxy_s(tmp_path: Path) -> None:
     """What is said of one does not help with the other."""
-    done = run("rotate", "mysql://u@h:3306", cwd=tmp_path, env={"POSTPRESS_API_KEY": KEY})
+    done = run("rotate", "mysql://u@h:3306", cwd=tmp_path, env={"POSTPRESS_API_KEY": SANDBOX_KEY})
 
     assert done.returncode == 2
     assert "--proxy-file" not in done.stderr
@@ -467,7 +461,7 @@ def test_a_file_may_be_named_like_a_secret(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_update_is_refused_without_a_traceback(words) -> None:
-    done = run("update", "acc_1", *words, env={"POSTPRESS_API_KEY": KEY})
+    done = run("update", "acc_1", *words, env={"POSTPRESS_API_KEY": SANDBOX_KEY})
 
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -14,33 +14,28 @@ import pytest
 
 from postpress_async.rotation import State
 from tests.support import ROOT
-from tests.support.command_line import run
+from tests.support.command_line import JOURNAL, run
 from tests.support.journals import NIGHT, Run, outcome, write
 
 pytestmark = pytest.mark.slow
 
 README = ROOT / "README.md"
-NAME = "fleet.csv.rotation.sqlite3"
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
 def journal(folder: Path) -> Path:
     """A hundred accounts, of which nine failed and one is unknown."""
     states = [State.PATCHED] * 90 + [State.FAILED] * 9 + [State.UNKNOWN]
-    return write(folder / NAME, (outcome(n, state) for n, state in enumerate(states)), total=100, began=NIGHT)
+    return write(
+        folder / JOURNAL, (outcome(n, state) for n, state in enumerate(states)), total=100, began=NIGHT
+    )
 
 
 # --- status ---
 
 
 def test_status_tells_how_it_went_and_what_to_do(journal) -> None:
-    done = run("status", NAME, env={"TZ": "UTC"})
+    done = run("status", JOURNAL, env={"TZ": "UTC"})
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
@@ -60,10 +55,10 @@ def test_status_tells_how_it_went_and_what_to_do(journal) -> None:
 def test_status_of_a_run_that_settled_nothing_tells_no_time_of_it(folder) -> None:
     """Accounts that were refused a connection were tried, and none of them is settled."""
     fault = {"attempts": 1, "error_type": "ConnectError", "scope": "service"}
-    write(folder / NAME, (outcome(n, State.SKIPPED, **fault) for n in range(3)), total=3, began=NIGHT)
+    write(folder / JOURNAL, (outcome(n, State.SKIPPED, **fault) for n in range(3)), total=3, began=NIGHT)
 
-    done = run("status", NAME)
-    status = json.loads(run("status", NAME, "--json").stdout)
+    done = run("status", JOURNAL)
+    status = json.loads(run("status", JOURNAL, "--json").stdout)
 
     assert "0 of 3 completed (0.0%)" in done.stdout
     assert "completed at" not in done.stdout
@@ -71,13 +66,13 @@ def test_status_of_a_run_that_settled_nothing_tells_no_time_of_it(folder) -> Non
 
 
 def test_status_is_told_to_programs_too(journal) -> None:
-    done = run("status", NAME, "--json")
+    done = run("status", JOURNAL, "--json")
 
     status: dict[str, Any] = json.loads(done.stdout)
     assert status.pop("errors")[0] == {"type": "errors/resource_not_found", "scope": "account", "accounts": 9}
     assert status.pop("next").startswith("start the same rotation again")
     assert status == {
-        "journal": NAME,
+        "journal": JOURNAL,
         "run": "ended",
         "halted": None,
         "total": 100,
@@ -95,23 +90,23 @@ def test_status_is_told_to_programs_too(journal) -> None:
 
 def test_status_works_while_the_run_goes_on(folder) -> None:
     """From another terminal, at two in the morning."""
-    with Run(folder / NAME):
-        done = run("status", NAME)
-        assert f"{NAME}: a run is under way\n  20 completed\n  20 patched\n" in done.stdout
+    with Run(folder / JOURNAL):
+        done = run("status", JOURNAL)
+        assert f"{JOURNAL}: a run is under way\n  20 completed\n  20 patched\n" in done.stdout
         assert re.search(r"^  \d+\.\d accounts per second in the last minute$", done.stdout, re.MULTILINE)
-        assert done.stdout.endswith(f"next: nothing; look again with `postpress-async status {NAME}`\n")
+        assert done.stdout.endswith(f"next: nothing; look again with `postpress-async status {JOURNAL}`\n")
 
-    after = run("status", NAME)
-    assert f"{NAME}: the last run was killed, or its machine stopped\n" in after.stdout
+    after = run("status", JOURNAL)
+    assert f"{JOURNAL}: the last run was killed, or its machine stopped\n" in after.stdout
     assert after.returncode == 0
 
 
 def test_status_says_why_a_run_halted(folder) -> None:
-    write(folder / NAME, [outcome(0)], total=10, halted="6 of the last 10 accounts failed")
+    write(folder / JOURNAL, [outcome(0)], total=10, halted="6 of the last 10 accounts failed")
 
-    done = run("status", NAME)
+    done = run("status", JOURNAL)
 
-    assert f"{NAME}: the last run halted: 6 of the last 10 accounts failed\n" in done.stdout
+    assert f"{JOURNAL}: the last run halted: 6 of the last 10 accounts failed\n" in done.stdout
     assert "1 of 10 completed (10.0%)" in done.stdout
 
 
@@ -119,7 +114,7 @@ def test_status_says_why_a_run_halted(folder) -> None:
 
 
 def test_export_writes_what_failed_to_a_file_of_one_s_own(journal, folder) -> None:
-    done = run("export", NAME, "--state", "failed", "--state", "unknown", "-o", "failed.csv")
+    done = run("export", JOURNAL, "--state", "failed", "--state", "unknown", "-o", "failed.csv")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "written: failed.csv\n")
     with (folder / "failed.csv").open(newline="") as file:
@@ -128,7 +123,7 @@ def test_export_writes_what_failed_to_a_file_of_one_s_own(journal, folder) -> No
 
 
 def test_export_goes_to_standard_output_by_itself(journal) -> None:
-    done = run("export", NAME, "--format", "jsonl", "--state", "unknown")
+    done = run("export", JOURNAL, "--format", "jsonl", "--state", "unknown")
 
     assert json.loads(done.stdout)["account_id"] == "acc_000099"
     assert done.stderr == ""
@@ -145,14 +140,14 @@ def test_export_goes_to_standard_output_by_itself(journal) -> None:
     ],
 )
 def test_export_takes_the_format_from_the_file_s_name(journal, folder, name, begin) -> None:
-    assert run("export", NAME, "-o", name).returncode == 0
+    assert run("export", JOURNAL, "-o", name).returncode == 0
     assert (folder / name).read_bytes().startswith(begin)
 
 
 @pytest.mark.parametrize("name", ["a.html", "a.json", "a.xlsx", "a.csv.gz"])
 def test_export_writes_no_format_into_a_file_that_is_named_after_another(journal, folder, name) -> None:
     """A browser would show a page of commas that nobody can read."""
-    done = run("export", NAME, "-o", name)
+    done = run("export", JOURNAL, "-o", name)
 
     ending = Path(name).suffix
     assert (done.returncode, done.stdout) == (2, "")
@@ -163,12 +158,12 @@ def test_export_writes_no_format_into_a_file_that_is_named_after_another(journal
 
 def test_export_writes_the_format_that_is_asked_for_whatever_the_file_is_called(journal, folder) -> None:
     """Who says it in so many words has a reason."""
-    assert run("export", NAME, "--format", "csv", "-o", "a.txt").returncode == 0
+    assert run("export", JOURNAL, "--format", "csv", "-o", "a.txt").returncode == 0
     assert (folder / "a.txt").read_bytes().startswith(b'"line"')
 
 
 def test_parquet_on_a_terminal_is_refused(journal) -> None:
-    done = run("export", NAME, "--format", "parquet")
+    done = run("export", JOURNAL, "--format", "parquet")
 
     assert done.returncode == 2
     assert "requires -o FILE" in done.stderr
@@ -176,9 +171,9 @@ def test_parquet_on_a_terminal_is_refused(journal) -> None:
 
 def test_a_reader_that_hangs_up_is_no_traceback(folder) -> None:
     """`| head -1` closes the pipe."""
-    write(folder / NAME, (outcome(n) for n in range(20_000)))
+    write(folder / JOURNAL, (outcome(n) for n in range(20_000)))
     done = subprocess.run(
-        f"{sys.executable} -m postpress_async export {NAME} | head -1",
+        f"{sys.executable} -m postpress_async export {JOURNAL} | head -1",
         shell=True,
         capture_output=True,
         text=True,
@@ -190,7 +185,7 @@ def test_a_reader_that_hangs_up_is_no_traceback(folder) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
-@pytest.mark.parametrize("words", [["export", NAME], ["report", NAME, "-o", "-"]])
+@pytest.mark.parametrize("words", [["export", JOURNAL], ["report", JOURNAL, "-o", "-"]])
 def test_a_full_disk_behind_standard_output_is_told(journal, words) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "postpress_async", *words]
@@ -205,7 +200,7 @@ def test_a_full_disk_behind_standard_output_is_told(journal, words) -> None:
 
 
 def test_report_writes_one_page_beside_you(journal, folder) -> None:
-    done = run("report", NAME)
+    done = run("report", JOURNAL)
 
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == "written: fleet.csv.rotation.html\n"
@@ -215,8 +210,8 @@ def test_report_writes_one_page_beside_you(journal, folder) -> None:
 
 
 def test_report_is_written_while_the_run_goes_on(folder) -> None:
-    with Run(folder / NAME):
-        done = run("report", NAME, "-o", "now.html")
+    with Run(folder / JOURNAL):
+        done = run("report", JOURNAL, "-o", "now.html")
 
     assert done.returncode == 0
     assert "The run is still in progress" in (folder / "now.html").read_text("utf-8")
@@ -230,20 +225,20 @@ def test_report_is_written_while_the_run_goes_on(folder) -> None:
     "make",
     [
         pytest.param(lambda folder: None, id="no file"),
-        pytest.param(lambda folder: (folder / NAME).write_text("account_id\n"), id="a fleet"),
-        pytest.param(lambda folder: (folder / NAME).write_bytes(b"SQLite format 3\0" * 400), id="a wreck"),
-        pytest.param(lambda folder: (folder / NAME).mkdir(), id="a directory"),
+        pytest.param(lambda folder: (folder / JOURNAL).write_text("account_id\n"), id="a fleet"),
+        pytest.param(lambda folder: (folder / JOURNAL).write_bytes(b"SQLite format 3\0" * 400), id="a wreck"),
+        pytest.param(lambda folder: (folder / JOURNAL).mkdir(), id="a directory"),
     ],
 )
 def test_what_is_no_journal_is_one_sentence(folder, command, make) -> None:
     make(folder)
     before = sorted(os.listdir(folder))
 
-    done = run(command, NAME)
+    done = run(command, JOURNAL)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("postpress-async: ")
-    assert NAME in done.stderr
+    assert JOURNAL in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert sorted(os.listdir(folder)) == before
 
@@ -252,7 +247,7 @@ def test_what_is_no_journal_is_one_sentence(folder, command, make) -> None:
 def test_a_link_is_not_written_through(journal, folder, command) -> None:
     (folder / "out").symlink_to(folder / "elsewhere")
 
-    done = run(command, NAME, "-o", "out")
+    done = run(command, JOURNAL, "-o", "out")
 
     assert done.returncode == 2
     assert "symbolic link" in done.stderr

@@ -27,12 +27,6 @@ from tests.support.command_line import JOURNAL, arun, environment, run, states, 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @asynccontextmanager
 async def started(sandbox: Sandbox, *words: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(

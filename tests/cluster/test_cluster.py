@@ -40,7 +40,7 @@ from postpress_async.rotation._input import Changes, RotationInput
 from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation.journal import Journal, OnUnknown
 from postpress_async.rotation.pool import PooledProxy
-from tests.conftest import KEY
+from tests.support import KEY
 from tests.support.journals import outcome, write
 
 pytestmark = pytest.mark.slow

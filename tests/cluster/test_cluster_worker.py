@@ -12,7 +12,7 @@ from postpress_async.cluster import post
 from postpress_async.cluster.issuer import BEAT, FALLBACK
 from postpress_async.cluster.orders import Orders
 from postpress_async.cluster.post import ABANDONED, Post
-from tests.conftest import KEY
+from tests.support import KEY
 
 URL = "http://127.0.0.1:1/v1"
 

@@ -20,7 +20,7 @@ from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy
 from postpress_async._http.connections import Connector
 from postpress_async.errors import Applied, ConnectError
 from postpress_async.sandbox import Server
-from tests.conftest import KEY
+from tests.support import KEY
 from tests.support.fault_server import CONNECTIONS, FaultServer
 
 US = ManagedProxy(country="US")

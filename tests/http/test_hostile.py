@@ -37,7 +37,7 @@ from postpress_async import (
     events,
 )
 from postpress_async.pace import Pace
-from tests.conftest import KEY
+from tests.support import KEY
 from tests.support.fault_server import (
     CONNECTIONS,
     COOKIES,

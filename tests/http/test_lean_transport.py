@@ -20,7 +20,7 @@ from postpress_async._http.session_transport import AiohttpTransport
 from postpress_async._settings import read_base_url
 from postpress_async._version import __version__
 from postpress_async.secret import Secret
-from tests.conftest import KEY
+from tests.support import KEY
 from tests.support.fault_server import FAULTS, FaultServer
 
 US = ManagedProxy(country="US")

@@ -13,8 +13,8 @@ from postpress_async import CustomProxy, ManagedProxy, Pace, PostPressSession, P
 from postpress_async.rotation import Halt, Journal, Rotation, State
 from postpress_async.rotation.journal._recovery import FIRST_WATERMARK
 from postpress_async.sandbox import Fault, Sandbox
-from tests.conftest import KEY
 from tests.rotation.test_rotation_cancelled import cancel, settled
+from tests.support import KEY
 from tests.support.journals import killed
 from tests.support.virtual_world import World, in_virtual_time, world
 

@@ -18,21 +18,14 @@ from postpress_async.rotation._row_digest import RowsDigest, text_of
 from postpress_async.rotation._rows import Refusal, Row, rows_of
 from postpress_async.sandbox import Sandbox
 from postpress_async.session import PostPressSession
-from tests.support.command_line import run, states
+from tests.support.command_line import JOURNAL, run, states
 from tests.support.journals import killed
 
 pytestmark = pytest.mark.slow
 
 US, DE = ManagedProxy(country="US"), ManagedProxy(country="DE")
-JOURNAL = "fleet.csv.rotation.sqlite3"
 ROTATE = ("rotate", "fleet.csv", "--sandbox")
 COUNT = 40
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def lines(count: int = COUNT, country: str = "US") -> list[str]:

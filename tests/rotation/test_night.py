@@ -17,7 +17,7 @@ import pytest
 
 from postpress_async.sandbox import Sandbox
 from postpress_async.sandbox._faults import _chances
-from tests.support.command_line import KEY
+from tests.support.command_line import SANDBOX_KEY
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ async def test_after_a_night_every_account_that_could_be_patched_is(tmp_path: Pa
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "postpress_async", "rotate", str(fleet), "--pool", str(pool), "--json"),
             *("--journal", str(journal), "--in-flight", str(IN_FLIGHT)),
-            env={**os.environ, "POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url},
+            env={**os.environ, "POSTPRESS_API_KEY": SANDBOX_KEY, "POSTPRESS_BASE_URL": sandbox.url},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -14,7 +14,7 @@ from postpress_async.rotation import State
 from postpress_async.rotation._failure_monitor import UNREACHED, FailureMonitor
 from postpress_async.rotation._halt import Halt
 from postpress_async.sandbox import Sandbox
-from tests.conftest import KEY
+from tests.support import KEY
 from tests.support.command_line import run
 from tests.support.virtual_world import World, in_virtual_time, now, world
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from postpress_async.sandbox import Sandbox
 
-KEY = "pp_test_sandbox"
+SANDBOX_KEY = "pp_test_sandbox"
 JOURNAL = "fleet.csv.rotation.sqlite3"
 
 
@@ -44,7 +44,7 @@ def write_pool(folder: Path, count: int) -> Path:
 
 
 def environment(sandbox: Sandbox) -> dict[str, str]:
-    return {"POSTPRESS_API_KEY": KEY, "POSTPRESS_BASE_URL": sandbox.url}
+    return {"POSTPRESS_API_KEY": SANDBOX_KEY, "POSTPRESS_BASE_URL": sandbox.url}
 
 
 async def arun(sandbox: Sandbox, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,7 @@ from postpress_async.rotation.fleet import Fleet, Survey
 from postpress_async.rotation.fleet._file import FleetFile
 from postpress_async.rotation.fleet._first_lines import FirstLines
 from tests.support import DATA
+from tests.support.fleet_forms import all_text, refusals
 
 MESSY = json.loads((DATA / "messy-expected.json").read_text("utf-8"))
 US = ManagedProxy(country="US")

@@ -11,19 +11,17 @@ import pytest
 from postpress_async import _cli as cli
 from postpress_async.rotation.journal._checkpoint import LOG_NEEDED
 from postpress_async.rotation.journal._lock import JournalFile
-from tests.support.command_line import KEY
+from tests.support.command_line import JOURNAL, SANDBOX_KEY
 
-JOURNAL = "fleet.csv.rotation.sqlite3"
 SANDBOX = ["--sandbox"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of one's own, in which there is a fleet."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("POSTPRESS_API_KEY", KEY)
-    write_fleet(tmp_path, 10)
-    return tmp_path
+    monkeypatch.setenv("POSTPRESS_API_KEY", SANDBOX_KEY)
+    write_fleet(folder, 10)
+    return folder
 
 
 @pytest.fixture
