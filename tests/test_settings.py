@@ -56,7 +56,7 @@ def test_a_key_may_come_from_the_environment(environment: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("api_key", [None, "", Secret("")], ids=["nothing", "empty", "empty secret"])
 @pytest.mark.parametrize("set_", [None, ""], ids=["not set", "set and empty"])
-def test_no_key_is_told_before_any_call(
+def test_missing_api_key_is_reported_before_any_call(
     api_key: str | Secret | None, set_: str | None, environment: pytest.MonkeyPatch
 ) -> None:
     """Rather than by 50,000 answers of 401."""
@@ -390,9 +390,7 @@ def test_a_context_that_does_not_check_is_refused(make: Any) -> None:
         pytest.param("cut.pem", CERTIFICATE[:200].encode(), id="a certificate cut short"),
     ],
 )
-def test_certificates_that_cannot_be_read_are_told_by_name(
-    name: str, content: bytes | None, tmp_path: Path
-) -> None:
+def test_unreadable_certificates_are_named(name: str, content: bytes | None, tmp_path: Path) -> None:
     """When the session is made, not at its first call."""
     path = tmp_path / name
     if content is not None:

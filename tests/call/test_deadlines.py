@@ -117,7 +117,7 @@ def test_a_loop_whose_clock_ticks_early_ends_it_all_the_same() -> None:
     assert play(scene) == 0
 
 
-def test_whoever_is_cancelled_meanwhile_is_cancelled() -> None:
+def test_cancellation_during_the_timeout_stays_a_cancellation() -> None:
     """A caller that gives up must not be told of a timeout, even in the very moment of one."""
 
     async def scene(loop: VirtualLoop) -> None:

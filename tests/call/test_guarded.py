@@ -18,7 +18,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "postpress_async.events"]
 
 
-def test_an_observer_that_always_raises_is_told_of_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_errors_of_an_observer_are_logged_ever_more_rarely(caplog: pytest.LogCaptureFixture) -> None:
     """Five tracebacks an account, in a night of a million, are gigabytes; none at all is a riddle."""
     observer = SafeObserver[int](broken)
     for number in range(1, 1_235):

@@ -767,7 +767,7 @@ def test_classes_are_classes_of_errors(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["also_on", "never_on"])
-def test_a_class_alone_is_told_to_be_put_in_a_tuple(name: str) -> None:
+def test_a_single_error_class_must_be_in_a_tuple(name: str) -> None:
     """The likeliest slip: without the comma it is no tuple."""
     with pytest.raises(ValueError, match=f"{name} must be a tuple of classes"):
         RetryPolicy(**{name: errors.ProxyError})  # type: ignore[arg-type]

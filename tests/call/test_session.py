@@ -312,7 +312,7 @@ async def test_a_key_that_cannot_be_a_header_is_refused_before_a_byte_is_sent(ap
 
 
 @on_both_ways
-async def test_a_lost_answer_is_unknown_and_a_lost_request_is_told_again(sandbox, policy) -> None:
+async def test_lost_response_is_unknown_and_lost_request_is_retried(sandbox, policy) -> None:
     """`lost` carries the change out and drops the connection: the same key gets the stored success."""
     sandbox.script("acc_1", "lost")
 
@@ -539,7 +539,7 @@ async def test_a_call_that_still_connects_ends_with_the_session() -> None:
 
 
 @on_both_ways
-async def test_a_connector_that_the_caller_closed_is_told(sandbox) -> None:
+async def test_connector_closed_by_the_caller_is_reported(sandbox) -> None:
     connector = aiohttp.TCPConnector()
     async with sandbox.session(connector=connector) as session:
         await session.update_proxy("acc_1", US)
@@ -594,7 +594,7 @@ async def test_an_observer_sees_each_step_and_cannot_disturb_it(sandbox, policy)
     assert seen == ["CallStarted", *attempt, "RetryScheduled", *attempt, "CallEnded"]
 
 
-async def test_an_observer_is_told_where_a_call_goes(sandbox, policy) -> None:
+async def test_events_name_the_target_of_a_call(sandbox, policy) -> None:
     """The quickstart's base URL ends in a query, and that stands behind the account."""
     urls: list[str] = []
     port = sandbox.url.split(":")[2].split("/")[0]
@@ -611,7 +611,7 @@ async def test_an_observer_is_told_where_a_call_goes(sandbox, policy) -> None:
 
 
 @pytest.mark.parametrize("transport", ["session", "lean"])
-def test_a_session_that_was_forgotten_is_told_of_at_once(transport: str) -> None:
+def test_unclosed_session_warns_at_once(transport: str) -> None:
     """A cycle would put Python's warning off until a collection: into a later test, which did no wrong."""
     program = """
 import asyncio, gc, logging, sys, warnings

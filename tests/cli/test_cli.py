@@ -152,7 +152,7 @@ def make_missing_column(folder: Path) -> None:
         pytest.param(make_missing_column, "account_id", id="a missing column"),
     ],
 )
-def test_an_input_that_cannot_be_read_is_told_in_one_sentence(folder, make, fact) -> None:
+def test_unreadable_input_is_reported_in_one_sentence(folder, make, fact) -> None:
     make(folder)
 
     done = run("rotate", "fleet.csv", "--sandbox")
@@ -188,7 +188,7 @@ def test_a_journal_in_use_is_refused(folder) -> None:
     assert "in use by another run" in message
 
 
-def test_no_key_is_told_before_anything_is_sent(folder) -> None:
+def test_missing_api_key_is_reported_before_anything_is_sent(folder) -> None:
     done = run("rotate", DATA / "fleet.csv")
 
     assert done.returncode == 2

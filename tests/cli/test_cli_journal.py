@@ -65,7 +65,7 @@ def test_status_of_a_run_that_settled_nothing_tells_no_time_of_it(folder) -> Non
     assert (status["first_settled_at"], status["last_settled_at"]) == (None, None)
 
 
-def test_status_is_told_to_programs_too(journal) -> None:
+def test_status_as_json(journal) -> None:
     done = run("status", JOURNAL, "--json")
 
     status: dict[str, Any] = json.loads(done.stdout)
@@ -186,7 +186,7 @@ def test_a_reader_that_hangs_up_is_no_traceback(folder) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
 @pytest.mark.parametrize("words", [["export", JOURNAL], ["report", JOURNAL, "-o", "-"]])
-def test_a_full_disk_behind_standard_output_is_told(journal, words) -> None:
+def test_full_disk_behind_standard_output_is_reported(journal, words) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "postpress_async", *words]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)

@@ -72,9 +72,7 @@ async def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(folder, sand
     assert sorted(path.name for path in folder.iterdir()) == ["fleet.csv", "proxies.txt"]
 
 
-async def test_a_fleet_that_is_rewritten_in_place_ends_the_run_and_no_new_row_is_sent(
-    folder, sandbox
-) -> None:
+async def test_rewriting_the_fleet_file_ends_the_run(folder, sandbox) -> None:
     """With its size and its time as they were: only its bytes tell."""
     fleet = write_fleet(folder, 10_000)
     content, before = fleet.read_bytes(), fleet.stat()
@@ -160,7 +158,7 @@ def test_words_that_mean_nothing_are_refused_before_anything_is_sent(folder, wor
     assert not (folder / JOURNAL).exists()
 
 
-def test_bad_lines_of_a_pool_are_told_by_number(folder) -> None:
+def test_bad_lines_of_a_proxy_list_are_reported_by_number(folder) -> None:
     """A seller's list as they come: refused as it is, and usable without its bad lines."""
     write_fleet(folder, 20, "")
     refused = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox")
@@ -175,7 +173,7 @@ def test_bad_lines_of_a_pool_are_told_by_number(folder) -> None:
     assert left_out.returncode == 0
 
 
-def test_bad_lines_and_bad_rows_are_told_at_once(folder) -> None:
+def test_bad_lines_and_bad_rows_are_reported_together(folder) -> None:
     """Corrected one after the other, they cost two evenings."""
     (folder / "fleet.csv").write_text("account_id\nacc_1\nacc 2\nacc_3\n")
 
@@ -191,7 +189,7 @@ def test_bad_lines_and_bad_rows_are_told_at_once(folder) -> None:
     )
 
 
-def test_rows_that_name_an_account_alone_are_told_what_gives_them_a_proxy(folder) -> None:
+def test_message_for_rows_without_proxy_names_the_options_that_assign_one(folder) -> None:
     """The most likely first command of all: a column of accounts, and nothing else."""
     write_fleet(folder, 50, "")
 
@@ -459,7 +457,7 @@ async def test_a_journal_that_is_deleted_under_way_stops_the_sending(folder) -> 
     assert sandbox.record.requests < 5_000
 
 
-def test_a_journal_on_a_read_only_path_is_told_before_anything_is_sent(folder) -> None:
+def test_read_only_journal_path_is_reported_before_anything_is_sent(folder) -> None:
     """A folder in which nobody, not even root, makes a file."""
     write_fleet(folder, 3)
     done = run("rotate", "fleet.csv", "--sandbox", "--journal", "/proc/run.sqlite3")
@@ -472,7 +470,7 @@ def test_a_journal_on_a_read_only_path_is_told_before_anything_is_sent(folder) -
 # --- What is seen of it ---
 
 
-async def test_json_is_an_event_a_line_and_people_are_told_elsewhere(folder, sandbox) -> None:
+async def test_json_events_go_to_stdout_and_messages_to_stderr(folder, sandbox) -> None:
     """A program reads standard output to its end, and finds nothing else there."""
     write_fleet(folder, 5)
     sandbox.script("acc_000001", "errors/proxy_error")
@@ -731,7 +729,7 @@ def test_options_come_from_the_environment_too(folder) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_is_told_how_to_complete(shell) -> None:
+def test_shell_completion_script_is_printed(shell) -> None:
     done = run("completion", shell)
 
     assert done.returncode == 0, done.stderr
@@ -749,7 +747,7 @@ def test_each_option_of_a_night_is_under_a_heading(command) -> None:
     ) == ["-h,"]
 
 
-def test_what_each_command_is_for_is_told_whole() -> None:
+def test_help_shows_each_command_without_cutting_its_summary() -> None:
     """The first thing that is read; a sentence that ends in three dots was not."""
     help_text = run("--help", env={"COLUMNS": "80"}).stdout
 
@@ -775,7 +773,7 @@ def test_every_command_has_an_example_in_its_help() -> None:
     [(["rotate", "--sandbox"], 0), (["errors"], 2), (["--help"], 2)],
     ids=["rotate", "errors", "help"],
 )
-def test_a_full_disk_under_standard_output_is_told_in_a_sentence(folder, words, code) -> None:
+def test_full_disk_under_standard_output_is_reported_in_a_sentence(folder, words, code) -> None:
     """The exit code is that of the rotation, even if nobody reads the output."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -790,7 +788,7 @@ def test_a_full_disk_under_standard_output_is_told_in_a_sentence(folder, words, 
     assert "Traceback" not in done.stderr
 
 
-def test_a_closed_standard_output_is_told_in_a_sentence(folder) -> None:
+def test_closed_standard_output_is_reported_in_a_sentence(folder) -> None:
     """A table of nothing to nobody, as from a job without one."""
     run("rotate", "--sandbox")
     words = f"{sys.executable} -m postpress_async export sandbox.rotation.sqlite3 >&-"

@@ -59,7 +59,7 @@ def test_a_pool_that_no_row_would_use_is_refused(folder, fleet, why, words) -> N
     assert not (folder / JOURNAL).exists()
 
 
-def test_a_mixture_is_told_in_numbers_before_anything_is_sent(folder) -> None:
+def test_numbers_of_a_mixed_fleet_are_shown_before_anything_is_sent(folder) -> None:
     """A filled cell orders a managed proxy in place of one of the list."""
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\nacc_2,\nacc_3,\n")
     write_pool(folder, 3)
@@ -109,7 +109,7 @@ def test_standard_input_is_one_list_only(folder) -> None:
     assert "standard input can be FLEET or one --pool, not both" in done.stderr
 
 
-def test_columns_of_a_list_that_are_not_used_are_told(folder) -> None:
+def test_unused_columns_of_a_proxy_list_are_reported(folder) -> None:
     write_fleet(folder, 1, "")
     (folder / "list.csv").write_text("Type,IP,Port,Login,Pass,Country\nHTTP,192.0.2.1,80,u,hunter2,US\n")
 
@@ -138,7 +138,7 @@ def test_a_run_goes_on_in_the_list_where_the_last_one_left_off(folder) -> None:
 # --- Rows and columns that cannot be used ---
 
 
-def test_a_fleet_of_many_unknown_columns_is_told_in_one_line(folder) -> None:
+def test_many_unknown_columns_are_reported_in_one_line(folder) -> None:
     """120,000 of them were as many lines."""
     names = ",".join(f"c{n}" for n in range(100_000))
     (folder / "fleet.csv").write_text(f"account_id,country,{names}\nacc_1,US\n")

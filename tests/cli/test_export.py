@@ -223,7 +223,7 @@ def test_nothing_but_a_file_is_written(tmp_path, make, fact) -> None:
     assert os.listdir(tmp_path) == ["out.csv"]
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path) -> None:
+def test_missing_folder_is_reported(tmp_path) -> None:
     with (
         pytest.raises(RotationError, match="cannot be written"),
         atomic_write(Path(tmp_path, "no", "out.csv")),

@@ -121,7 +121,7 @@ def test_certificates_are_their_owner_s_alone_and_never_overwritten(tmp_path: Pa
     [b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", bytes(range(256))],
     ids=["nothing", "as a web server", "noise"],
 )
-async def test_whoever_is_no_scheduler_is_told_of_in_one_sentence(
+async def test_server_that_is_not_a_scheduler_is_reported_in_one_sentence(
     response: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dask makes anything of what it reads there, down to a MemoryError, and waits for ever on silence."""
@@ -219,7 +219,7 @@ def test_an_outcome_arrives_with_its_error_and_without_its_secrets() -> None:
     st.floats(0.5, 1e5),
     st.lists(st.tuples(st.integers(0, 3), st.floats(0, 2e5), st.booleans(), st.floats(0, 2)), max_size=80),
 )
-def test_what_workers_were_told_never_adds_up_to_more_than_the_rate(
+def test_granted_rates_never_add_up_to_more_than_the_rate(
     rate: float, story: list[tuple[int, float, bool, float]]
 ) -> None:
     """Workers join, fall silent, or want more: a share grows by what others have given up."""
@@ -442,7 +442,7 @@ async def test_a_shard_is_handed_over_once() -> None:
         await rotation.run()
 
 
-async def test_whoever_was_stopped_itself_does_not_blame_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stopped_coordinator_does_not_blame_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-Z and fg: what they settled meanwhile they tell now, and nobody is to send it a second time."""
     asleep = 0.0
     monkeypatch.setattr(conductor, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + asleep))
@@ -533,7 +533,7 @@ async def test_one_worker_that_cannot_work_leaves_the_rows_to_the_others() -> No
     assert worker == "w2"
 
 
-async def test_a_pause_that_one_worker_finds_out_is_told_to_the_others() -> None:
+async def test_pause_found_by_one_worker_reaches_the_others() -> None:
     """They would each run into the outage by themselves."""
     carrier = StubCarrier("w1", "w2")
     async with rotation_of(carrier, {f"acc_{n}": US for n in range(100)}) as rotation:
@@ -586,7 +586,7 @@ async def test_a_proxy_that_fails_two_accounts_anywhere_is_out_everywhere() -> N
     assert rotation.summary.quarantined == 1
 
 
-async def test_a_stop_is_told_and_rows_that_were_not_sent_are_skipped() -> None:
+async def test_stop_reaches_workers_and_unsent_rows_are_skipped() -> None:
     """What no worker came for was not sent; what one did come for and is silent about may have been."""
     carrier = StubCarrier("w1", "w2")
     async with rotation_of(carrier, {f"acc_{n}": US for n in range(100)}) as rotation:
@@ -809,7 +809,7 @@ async def test_a_worker_gets_few_rows_until_it_is_seen_how_they_fare() -> None:
     assert sizes == [conductor.SMALLEST, conductor.SMALLEST, conductor.SHARD]
 
 
-async def test_whoever_leaves_at_once_leaves_at_once() -> None:
+async def test_rotation_left_at_once_ends_at_once() -> None:
     """A second Ctrl-C: what workers have is in doubt, and the next run asks under the same keys."""
     carrier = StubCarrier("w1")
     made: list[ClusterRotation] = []

@@ -126,7 +126,7 @@ async def test_without_an_issuer_a_worker_falls_back_to_an_even_split_until_it_i
     await made._end()
 
 
-async def test_a_quarantine_and_a_pause_hold_here_as_soon_as_they_are_told(line: Line) -> None:
+async def test_quarantine_and_pause_hold_as_soon_as_they_arrive(line: Line) -> None:
     """A worker asks with every heartbeat, and learns what others found out: well within a second."""
     made = await opened(line)
     assert made._session is not None

@@ -310,7 +310,7 @@ def test_as_long_as_all_is_well_nothing_is_logged(caplog: pytest.LogCaptureFixtu
     assert caplog.records == []
 
 
-def test_a_transport_that_is_none_is_refused() -> None:
+def test_unknown_transport_is_refused() -> None:
     """With the names of those there are."""
     with pytest.raises(errors.ConfigurationError, match='must be "session" or "lean"'):
         PostPressSession(KEY, transport="quick")  # type: ignore[arg-type]

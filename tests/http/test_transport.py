@@ -171,7 +171,7 @@ async def test_the_quickstart_s_port_goes_with_each_request() -> None:
 
 
 @pytest.mark.parametrize("second", ["51", "9"], ids=["agree", "differ"])
-async def test_an_answer_of_two_lengths_is_none(
+async def test_response_with_two_lengths_is_rejected(
     api: aioresponses, session: PostPressSession, second: str
 ) -> None:
     """aiohttp's parser in Python takes the first one, and what stands between may take the other."""

@@ -159,7 +159,7 @@ def test_refusals_that_no_cut_ends_do_not_end_the_limit() -> None:
     assert limit.value > 35
 
 
-def test_a_latency_that_is_outdated_is_taken_anew() -> None:
+def test_outdated_latency_is_measured_again() -> None:
     """A service that got five times slower for good is asked for more again within a minute or two."""
     limit = ConcurrencyLimiter(1000, 20)
     now = grow(limit, 0.0, 100)
@@ -306,7 +306,7 @@ def test_retry_after_shuts_the_gate_for_so_long() -> None:
     assert 130 <= long.probe_at <= 136
 
 
-def test_one_unwell_answer_of_many_does_not_shut_the_gate() -> None:
+def test_one_overload_response_among_many_does_not_open_the_circuit() -> None:
     """A 503 with a Retry-After on one in a hundred would else stop everyone all the time."""
     gate = CircuitBreaker(FAILURE_THRESHOLD, half)
     gate.record_overload(9.95, 0.05, 10.0)
@@ -572,7 +572,7 @@ def shut(pace: Pacer) -> None:
     assert pace.paused
 
 
-def test_signs_at_the_shut_gate_use_up_no_attempt() -> None:
+def test_overload_signals_while_open_use_up_no_attempt() -> None:
     """An outage costs time, not accounts."""
     clock, pauses = Clock(), list[bool]()
     pace = Pacer(Pace(in_flight=50, start=50), clock=clock, random=half, on_pause=pauses.append)
@@ -621,7 +621,7 @@ def test_an_on_pause_that_raises_leaves_no_slot_taken(began: bool) -> None:
     assert pace.in_flight == 0
 
 
-def test_who_waits_at_the_gate_goes_on_when_a_probe_is_answered() -> None:
+def test_waiting_calls_proceed_when_a_probe_succeeds() -> None:
     """One call at a time finds out for all; the others neither ask nor wait longer than they must."""
 
     async def main() -> None:

@@ -43,7 +43,7 @@ SMALL = [scenario for scenario in ALL.values() if scenario.name not in FULL_LENG
 
 
 @pytest.mark.parametrize("scenario", SMALL, ids=lambda scenario: scenario.name)
-def test_a_service_is_unwell(scenario: Scenario) -> None:
+def test_overloaded_service(scenario: Scenario) -> None:
     """It costs no more seconds, requests and accounts than the table of the simulation claims."""
     result = measure(scenario, MORE_ACCOUNTS.get(scenario.name, ACCOUNTS))
     print(f"{HEAD}\n{line(scenario, result)}")

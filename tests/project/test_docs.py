@@ -104,7 +104,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 @pytest.mark.parametrize("name", CALLED)
-def test_a_public_name_says_what_it_is(name: str) -> None:
+def test_public_names_are_documented(name: str) -> None:
     """What it is, and each error that it raises itself."""
     value = function_of(CALLED[name])
     if not (inspect.isclass(value) or inspect.isfunction(value)):
@@ -130,7 +130,7 @@ UNIT = re.compile(r"[Ss]econd|Unix time|[Uu]pper edge of the first wait")
 
 
 @pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if inspect.isclass(value)])
-def test_a_number_that_is_no_count_has_its_unit(name: str) -> None:
+def test_numbers_that_are_not_counts_have_a_unit(name: str) -> None:
     """Seconds or milliseconds: a reader must not have to guess."""
     value = PUBLIC[name]
     notes = {

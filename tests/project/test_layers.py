@@ -106,7 +106,7 @@ def test_importing_the_package_loads_nothing_that_is_not_used() -> None:
     assert done.stdout == "set()\nset()\n"
 
 
-def test_a_name_of_the_package_is_said_twice_and_means_one_thing() -> None:
+def test_lazy_names_agree_with_those_for_type_checkers() -> None:
     """Once for type checkers and once for Python; an unknown name is an AttributeError."""
     block = next(
         node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if type(node) is ast.If

@@ -92,7 +92,7 @@ def settled(folder: Path) -> set[str]:
         return set()
 
 
-async def test_a_night_that_is_killed_goes_on_and_is_done_once(folder: Path, shows) -> None:
+async def test_killed_night_is_resumed_and_completed_once(folder: Path, shows) -> None:
     """By the next start: no account is left out, and no recorded one is sent again."""
     async with Sandbox(accounts=ACCOUNTS[:-2], latency=0.1) as sandbox:
         process = await start(sandbox, folder, RATE="100")  # so that it cannot be over before it is killed
@@ -164,7 +164,7 @@ async def test_what_its_time_was_too_short_for_is_first_in_the_next_night(folder
     ],
     ids=["the key is refused", "too many fail"],
 )
-async def test_a_night_that_halts_says_why_and_can_go_on(
+async def test_halted_night_says_why_and_can_be_resumed(
     folder: Path, types: list[str], code: int, words: str
 ) -> None:
     """A person looks at it: the exit code is no success, and nothing is thrown away."""

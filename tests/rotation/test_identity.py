@@ -414,7 +414,7 @@ async def test_rows_may_be_added_to_a_mapping(tmp_path, sandbox) -> None:
     assert sandbox.record.requests == 50
 
 
-async def test_a_mapping_is_compared_with_the_file_that_a_journal_was_begun_with(folder, sandbox) -> None:
+async def test_mapping_is_compared_with_the_file_that_started_the_journal(folder, sandbox) -> None:
     write_fleet(folder)
     async with sandbox.session() as session:
         with Fleet.open("fleet.csv") as fleet:

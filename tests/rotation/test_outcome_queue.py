@@ -87,7 +87,7 @@ async def test_when_nobody_listens_nobody_is_held_back() -> None:
     assert await queue.get() is None
 
 
-async def test_the_end_is_told_to_all_who_ask() -> None:
+async def test_all_waiting_readers_see_the_end() -> None:
     queue = OutcomeQueue(1)
     asking = [await waits(queue.get()) for _ in range(3)]
 
@@ -97,7 +97,7 @@ async def test_the_end_is_told_to_all_who_ask() -> None:
 
 
 @pytest.mark.parametrize("turns", [0, 1])
-async def test_one_who_asked_and_is_cancelled_takes_nothing_along(turns: int) -> None:
+async def test_cancelled_reader_loses_no_outcome(turns: int) -> None:
     """Neither before it was woken, nor when it was woken and has not looked yet."""
     queue = OutcomeQueue(5)
     first, second = await waits(queue.get()), await waits(queue.get())
@@ -116,7 +116,7 @@ async def test_one_who_asked_and_is_cancelled_takes_nothing_along(turns: int) ->
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_each_outcome_is_told_once_whoever_asks_and_whoever_is_cancelled(seed: int) -> None:
+async def test_each_outcome_is_delivered_once_despite_cancelled_readers(seed: int) -> None:
     """Many workers, several readers of which some are cancelled over and over, and little room."""
     chance = random.Random(seed)
     print("seed", seed)

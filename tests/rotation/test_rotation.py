@@ -84,7 +84,7 @@ def journal(tmp_path: Path) -> Path:
     return tmp_path / "run.sqlite3"
 
 
-async def test_every_account_is_settled_once_and_told_as_it_settles(journal) -> None:
+async def test_every_account_is_completed_once_and_its_outcome_yielded(journal) -> None:
     stub = Stub(acc_3=refusal("resource_not_found"), acc_5=refusal("unexpected_error"))
     stub.refusals["acc_5"].applied = errors.Applied.UNKNOWN  # type: ignore[attr-defined]
 
@@ -217,7 +217,7 @@ async def test_leaving_the_block_early_sends_nothing_new_and_settles_what_is_in_
     assert Counter(states.values())["skipped"] == 10 - len(stub.account_ids)
 
 
-async def test_stopping_is_told_in_the_summary_and_resumed_in_full(journal) -> None:
+async def test_stop_is_in_the_summary_and_the_next_run_completes_the_rest(journal) -> None:
     """The skipped ones have their row, and the next run sends exactly those."""
     first, second = Stub(), Stub()
     async with make(first, journal) as rotation:
@@ -288,7 +288,7 @@ async def test_a_key_that_is_revoked_under_way_stops_the_rotation_and_fails_no_a
     assert sorted(second.account_ids) == sorted(accounts[200:])
 
 
-async def test_a_key_that_is_refused_after_another_halt_is_told_too(journal) -> None:
+async def test_key_refused_after_another_halt_is_reported_too(journal) -> None:
     """The exit code says what to look at first."""
     stub = Stub(acc_0=refusal("proxy_error"), acc_1=refusal("missing_credentials"))
 

@@ -110,7 +110,7 @@ def test_whenever_it_is_cancelled_what_was_applied_is_never_recorded_as_not_appl
 
 
 @in_virtual_time
-async def test_who_only_waited_was_not_sent() -> None:
+async def test_accounts_that_only_waited_were_not_sent() -> None:
     """Behind the pace, or behind another change of its own account; what is in flight is in doubt."""
     at: World
     async with world(Pace(in_flight=2)) as at:

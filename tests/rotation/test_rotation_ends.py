@@ -325,7 +325,7 @@ async def test_what_failed_can_be_sent_again_under_fresh_keys(journal) -> None:
 
 
 @pytest.mark.parametrize("name", ["on_unknown", "on_failed"])
-async def test_a_word_that_is_none_is_refused(name, sandbox) -> None:
+async def test_unknown_choice_is_refused(name, sandbox) -> None:
     async with sandbox.session() as session:
         with pytest.raises(ValueError, match=f'{name} must be "retry" or "report"'):
             session.rotate({}, **{name: "ignore"})

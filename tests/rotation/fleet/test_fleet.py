@@ -222,7 +222,7 @@ def test_a_row_that_names_nothing_but_an_account_takes_the_default(rows) -> None
     assert refusals(rows(text)) == [(2, None, "no proxy and no country")]
 
 
-def test_a_default_does_not_mend_half_a_proxy(rows) -> None:
+def test_default_does_not_complete_half_a_proxy(rows) -> None:
     """A forgotten host is a mistake, and must not send the account through another proxy."""
     assert refusals(rows("account_id,host,port\nacc_1,,80\n", default=US)) == [(2, "host", "host missing")]
 
@@ -546,7 +546,7 @@ NO_FLEETS = [
 
 
 @pytest.mark.parametrize(("name", "content", "sentence"), NO_FLEETS)
-def test_what_is_no_fleet_is_told_in_a_sentence(write, name, content, sentence) -> None:
+def test_file_that_is_not_a_fleet_is_reported_in_a_sentence(write, name, content, sentence) -> None:
     """It names the file, the fact and the next step, and the command line prints it as it is."""
     path = write(name, content)
 
@@ -569,7 +569,7 @@ def test_a_missing_header_does_not_show_the_first_row(rows) -> None:
     assert "hunter" not in all_text(caught.value)
 
 
-def test_a_file_that_does_not_exist_is_told(tmp_path) -> None:
+def test_missing_file_is_reported(tmp_path) -> None:
     """With the path as it was given: it may be the folder that is wrong."""
     with pytest.raises(FleetError, match=r"gone\.csv does not exist: check the path") as caught:
         Fleet.open(tmp_path / "gone.csv")
@@ -578,13 +578,13 @@ def test_a_file_that_does_not_exist_is_told(tmp_path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there it is a matter of permission")
-def test_a_directory_is_told(tmp_path) -> None:
+def test_directory_is_reported(tmp_path) -> None:
     """A completed path often stops one word short."""
     with pytest.raises(FleetError, match=r"is a directory: give a file in it$"):
         Fleet.open(tmp_path)
 
 
-def test_a_file_one_may_not_read_is_told(write, monkeypatch) -> None:
+def test_unreadable_file_is_reported(write, monkeypatch) -> None:
     """The double stands for the system's refusal, which a test run by root never meets."""
 
     def refuse(path: str) -> io.FileIO:
@@ -599,7 +599,7 @@ def test_a_file_one_may_not_read_is_told(write, monkeypatch) -> None:
 @pytest.mark.parametrize(
     "path", ["", "a\0b.csv", "\ud800.csv", "x" * 5000], ids=["empty", "NUL", "surrogate", "long"]
 )
-def test_what_can_be_no_path_is_told(path) -> None:
+def test_impossible_path_is_reported(path) -> None:
     """It comes from a command line or a form, and says so printably."""
     with pytest.raises(FleetError) as caught:
         Fleet.open(path)
@@ -607,7 +607,7 @@ def test_what_can_be_no_path_is_told(path) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_a_disk_that_fails_is_told(write, monkeypatch) -> None:
+def test_read_error_is_reported(write, monkeypatch) -> None:
     """A fleet on a network drive ends so, in the middle."""
 
     class Failing(io.FileIO):
@@ -750,7 +750,7 @@ def test_what_is_wrong_with_standard_input_names_it(stdin, content) -> None:
 
 
 @pytest.mark.parametrize("stream", [None, io.StringIO("id\na\n")], ids=["none", "text alone"])
-def test_no_standard_input_is_told(monkeypatch, stream) -> None:
+def test_missing_standard_input_is_reported(monkeypatch, stream) -> None:
     """A service has none."""
     monkeypatch.setattr(sys, "stdin", stream)
 
@@ -758,7 +758,7 @@ def test_no_standard_input_is_told(monkeypatch, stream) -> None:
         Fleet.open("-")
 
 
-def test_a_full_disk_is_told(stdin, monkeypatch) -> None:
+def test_full_disk_is_reported(stdin, monkeypatch) -> None:
     """The temporary folder may be smaller than the fleet, and the half copy is deleted."""
 
     class Full(io.BytesIO):
@@ -788,7 +788,7 @@ def test_a_pipe_with_a_name_is_copied_like_standard_input(tmp_path) -> None:
         assert fleet.name == "fleet.csv"
 
 
-def test_the_digest_tells_files_and_defaults_apart(write) -> None:
+def test_digest_differs_between_files_and_between_defaults(write) -> None:
     """A journal belongs to one input; a corrected password for all does not make it another."""
     first, second = write("f.csv", "id\na\n"), write("g.csv", "id\nb\n")
     defaults: list[ProxyChange] = [

@@ -122,7 +122,7 @@ WRONG_PORTS = [
 
 
 @pytest.mark.parametrize(("port", "reason"), WRONG_PORTS)
-def test_a_port_that_is_none_costs_its_row(rows, port, reason) -> None:
+def test_invalid_port_refuses_its_row(rows, port, reason) -> None:
     """It is one cell of many, and the others are right."""
     read = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [port, 80.0]})
 
@@ -417,7 +417,7 @@ NO_COLUMNS = [
 
 
 @pytest.mark.parametrize(("table", "sentence"), NO_COLUMNS)
-def test_columns_that_are_no_fleets_are_told(write, table, sentence) -> None:
+def test_columns_that_no_fleet_has_are_reported(write, table, sentence) -> None:
     """A column has one type, so it is reported once and not a million times."""
     path = write(table)
 
@@ -449,7 +449,7 @@ def test_a_closed_fleet_says_so(write) -> None:
         fleet.survey()
 
 
-def test_a_disk_that_fails_is_told(write, monkeypatch) -> None:
+def test_read_error_is_reported(write, monkeypatch) -> None:
     """It is not the file that is damaged."""
 
     class Failing(io.FileIO):
@@ -565,7 +565,7 @@ def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path, writer) -> None:
     ]
 
 
-def test_a_damaged_entry_of_a_column_is_told_and_ends_no_process(write) -> None:
+def test_damaged_column_entry_is_reported_without_a_crash(write) -> None:
     """pyarrow's own view of it ends the process with many a wrong byte."""
     path = write({"id": [f"a{n}" for n in range(99)], "country": ["US"] * 99}, row_group_size=50)
     content = path.read_bytes()

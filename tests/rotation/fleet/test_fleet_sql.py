@@ -244,7 +244,7 @@ def test_a_query_that_is_broken_off_leaves_no_copy(database, copies, monkeypatch
     assert copies[0].closed
 
 
-def test_a_full_disk_is_told(database, monkeypatch) -> None:
+def test_full_disk_is_reported(database, monkeypatch) -> None:
     """The temporary folder may be smaller than the fleet."""
 
     class Full(io.BytesIO):
@@ -353,7 +353,7 @@ def test_a_uri_is_opened_read_only_too(database, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("backend", ["postgresql", "mysql", "mariadb"])
-def test_other_databases_are_told_to_read_only(monkeypatch, backend) -> None:
+def test_connections_to_other_databases_are_read_only(monkeypatch, backend) -> None:
     """Each in its own way, before the query; here SQLite plays them, and the words are what is looked at."""
     executed: list[Any] = []
     monkeypatch.setattr(Hosted, "name", backend)
@@ -410,7 +410,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("query", "sentence"), REFUSED)
-def test_what_is_wrong_with_a_query_is_told(database, query, sentence) -> None:
+def test_invalid_query_is_reported(database, query, sentence) -> None:
     """By the database's own words, where they cannot quote a row or a literal."""
     url = database("id, host, port, password", ("a", "h", 1, SECRET))
 
@@ -434,7 +434,7 @@ URLS = [
 
 
 @pytest.mark.parametrize(("url", "sentence"), URLS)
-def test_what_is_wrong_with_a_url_is_told(url, sentence) -> None:
+def test_invalid_database_url_is_reported(url, sentence) -> None:
     """It may have a password, and none of it is shown."""
     with pytest.raises(FleetError) as caught:
         Fleet.open_query(url, "SELECT 1")
@@ -443,7 +443,7 @@ def test_what_is_wrong_with_a_url_is_told(url, sentence) -> None:
     assert SECRET not in all_text(caught.value)
 
 
-def test_a_driver_that_lacks_a_part_of_itself_is_told(monkeypatch) -> None:
+def test_driver_without_its_dependency_is_reported(monkeypatch) -> None:
     """psycopg looks for its C library when it connects."""
 
     def refuse(*_: object, **__: object) -> None:

@@ -296,7 +296,7 @@ NO_FLEETS = [
 
 
 @pytest.mark.parametrize(("frame", "sentence"), NO_FLEETS)
-def test_a_frame_that_is_no_fleet_is_told(frame: Any, sentence: str) -> None:
+def test_frame_that_is_not_a_fleet_is_reported(frame: Any, sentence: str) -> None:
     """Before a row is read, and with what would be right."""
     with pytest.raises(FleetError) as caught:
         Fleet.of(frame)

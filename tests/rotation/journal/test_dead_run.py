@@ -115,7 +115,7 @@ async def test_no_account_that_a_dead_run_sent_reads_as_skipped(path: Path) -> N
     assert found[FLEET - 1] == UNSENT  # beyond the watermark
 
 
-async def test_each_reader_tells_of_the_accounts_that_a_dead_run_may_have_sent(path: Path, tmp_path) -> None:
+async def test_each_reader_reports_accounts_maybe_sent_by_a_dead_run(path: Path, tmp_path) -> None:
     await ended(path, limit=100)
     copy, _ = await dead(path, 60)
     unknown = {ordinal for ordinal, what in table(copy).items() if what == IN_DOUBT}
@@ -242,7 +242,7 @@ async def test_a_dead_first_run_says_how_many_accounts_it_may_have_sent(path: Pa
     assert sentence in text
 
 
-async def test_what_a_dead_run_may_have_sent_is_told_until_it_is_settled(path: Path) -> None:
+async def test_accounts_maybe_sent_by_a_dead_run_are_reported_until_completed(path: Path) -> None:
     """Also after a run that came to none of these accounts."""
     copy, _ = await dead(path, 60)
     await ended(copy, limit=1, finite=False)

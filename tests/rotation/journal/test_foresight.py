@@ -144,7 +144,7 @@ def test_a_dry_run_is_refused_a_journal_as_the_real_run_would_be(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders are protected otherwise there")
-def test_a_folder_that_nobody_may_write_is_told_beforehand(folder, run, monkeypatch) -> None:
+def test_read_only_folder_is_reported_by_the_dry_run(folder, run, monkeypatch) -> None:
     """There is no file yet, and there will be none."""
     monkeypatch.setattr("os.access", lambda _, mode: mode != os.W_OK)
 

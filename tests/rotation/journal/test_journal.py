@@ -209,7 +209,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path) -> None:
         Journal.open(tmp_path / "nowhere" / "run.sqlite3")
 
 
-async def test_what_came_in_during_a_commit_that_failed_is_told_too(path, monkeypatch) -> None:
+async def test_outcomes_queued_during_a_failed_commit_are_reported_too(path, monkeypatch) -> None:
     """It waits for a next commit that never comes: sent, not recorded, and not reported."""
     journal = Journal.open(path)
     begun, goes_on = threading.Event(), threading.Event()
@@ -228,7 +228,7 @@ async def test_what_came_in_during_a_commit_that_failed_is_told_too(path, monkey
         await journal.aclose()
 
 
-async def test_a_commit_that_fails_is_told_and_nothing_more_is_taken(path) -> None:
+async def test_failed_commit_is_reported_and_no_more_outcomes_are_accepted(path) -> None:
     """A full disk: the rotation must stop sending what it cannot record."""
     journal = Journal.open(path)
     breaker = sqlite3.connect(path)
@@ -246,7 +246,7 @@ async def test_a_commit_that_fails_is_told_and_nothing_more_is_taken(path) -> No
     assert "postpress-journal" not in {thread.name for thread in threading.enumerate()}
 
 
-async def test_a_full_disk_is_told_with_what_it_did_not_take_and_what_is_there_stays(path) -> None:
+async def test_full_disk_error_lists_unrecorded_outcomes_and_keeps_the_recorded(path) -> None:
     """SQLite's own word for it; who waits for a commit is woken, and the rows before it are whole."""
     journal = Journal.open(path)
     journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1))
@@ -408,7 +408,7 @@ def test_what_a_killed_run_left_is_recovered_or_refused_in_a_sentence(
     assert not message or (str(path) in message and message.isprintable())
 
 
-async def test_what_came_while_a_commit_failed_is_told_too(path, monkeypatch) -> None:
+async def test_outcomes_queued_while_a_commit_failed_are_reported_too(path, monkeypatch) -> None:
     """A disk that is full may take its time to say so, and the answers come in meanwhile."""
     journal = Journal.open(path)
     breaker = sqlite3.connect(path)

@@ -229,7 +229,7 @@ def test_a_run_that_begins_meanwhile_is_noticed(path) -> None:
             list(view.outcomes())
 
 
-def test_a_journal_that_is_deleted_meanwhile_is_told(path) -> None:
+def test_journal_deleted_while_read_is_reported(path) -> None:
     write(path, [outcome(0)])
     with JournalView(path) as view:
         path.unlink()
@@ -296,9 +296,7 @@ class FullDisk(sqlite3.Connection):
 
 
 @pytest.mark.parametrize("room", range(13))
-async def test_wherever_a_disk_was_full_when_a_journal_was_made_its_reader_is_told_what_to_do(
-    path, monkeypatch, room
-) -> None:
+async def test_reader_of_a_journal_cut_short_by_a_full_disk_gets_advice(path, monkeypatch, room) -> None:
     """There is a file, with our mark on it or without: "no such table" is SQLite's trouble, and no advice."""
     FullDisk.left = room
     with monkeypatch.context() as patched:
@@ -401,7 +399,7 @@ def test_each_account_is_counted_once(path) -> None:
     assert found.rate == pytest.approx(10 / 0.9)
 
 
-def test_only_the_commonest_errors_are_told_apart(path) -> None:
+def test_only_the_most_common_errors_are_listed_separately(path) -> None:
     """Types come from outside: a million different ones must not become a million lines."""
     write(path, (outcome(n, FAILED, error_type=f"errors/{n % 250}") for n in range(1_000)))
 
@@ -489,9 +487,7 @@ RETRY = "postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv --poo
         pytest.param([], {"under way": 1}, f"(`{COMMAND}`): it goes on", id="killed"),
     ],
 )
-def test_what_to_do_next_is_told_with_the_command(
-    tmp_path, monkeypatch, outcomes, run_entries, words
-) -> None:
+def test_next_step_includes_the_command(tmp_path, monkeypatch, outcomes, run_entries, words) -> None:
     monkeypatch.chdir(tmp_path)
     notes = {"command": COMMAND, "retry command": RETRY, "folder": str(tmp_path)}
     path = write(tmp_path / "fleet.csv.rotation.sqlite3", outcomes, **notes, **run_entries)
@@ -499,7 +495,7 @@ def test_what_to_do_next_is_told_with_the_command(
     assert words in advice(path.name, numbers(path))
 
 
-def test_a_command_of_another_folder_is_told_with_it(path, tmp_path) -> None:
+def test_next_step_names_the_folder_of_the_command(path, tmp_path) -> None:
     """The night runs in a folder of its own, and the paths of its command are relative."""
     folder = tmp_path / "my nights"
     found = numbers(write(path, [outcome(0, UNKNOWN)], command=COMMAND, folder=str(folder)))

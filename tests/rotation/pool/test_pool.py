@@ -419,7 +419,7 @@ def test_a_proxy_that_is_new_in_a_resumed_run_gets_no_flood() -> None:
 # --- Making one ---
 
 
-def test_a_list_with_bad_lines_is_refused_and_each_is_told() -> None:
+def test_list_with_bad_lines_is_refused_and_each_is_reported() -> None:
     """Nothing is sent by half of a list that somebody believes to be whole."""
     with pytest.raises(FleetError) as caught:
         ProxyPool.read(LIST)
@@ -509,7 +509,7 @@ def test_a_proxy_of_two_lists_is_in_the_pool_once(tmp_path: Path) -> None:
     assert [refusal.line for refusal in pool.refusals] == [2]
 
 
-def test_columns_of_a_list_that_are_not_used_are_told(tmp_path: Path) -> None:
+def test_unused_columns_of_a_proxy_list_are_reported(tmp_path: Path) -> None:
     """A seller's country and city say nothing to the API, and the operator may believe otherwise."""
     path = tmp_path / "list.csv"
     path.write_text("host,port,country,city\nh.example,80,US,Boston\n")

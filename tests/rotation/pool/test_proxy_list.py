@@ -170,7 +170,7 @@ def test_a_line_that_may_be_either_form_is_refused(line: str) -> None:
         ("192.0.2.1,8080,u,p", None, "columns not named"),
     ],
 )
-def test_a_bad_line_is_told_by_number_field_and_reason(line: str, field: str, reason: str) -> None:
+def test_bad_line_is_reported_with_number_field_and_reason(line: str, field: str, reason: str) -> None:
     """Whoever bought 500 lines must find the one that is wrong, and what is wrong with it."""
     refusal = refusal_of("# bought today", line)
 
@@ -191,7 +191,7 @@ def test_a_refusal_reads_as_a_sentence() -> None:
         ("u:p@h.example:80", "h.example:80:u:another"),
     ],
 )
-def test_a_proxy_that_comes_twice_is_told(first: str, again: str) -> None:
+def test_duplicate_proxy_is_reported(first: str, again: str) -> None:
     """It is one exit, not two: it would get twice the accounts, and be tried twice by those it fails."""
     refusal = refusal_of("", first, again)
 
@@ -293,7 +293,7 @@ def test_a_password_in_a_table_keeps_its_edges() -> None:
         ("proxy,port", "h.example", "port", "port missing"),
     ],
 )
-def test_a_bad_row_is_told_too(header: str, row: str, field: str, reason: str) -> None:
+def test_bad_row_is_reported(header: str, row: str, field: str, reason: str) -> None:
     """An open quote ends with its line, so it takes no other proxy with it."""
     refusal = refusal_of(header, row)
 

@@ -101,7 +101,7 @@ def test_the_page_has_the_journal_s_numbers(night) -> None:
     assert "The account does not exist." in words  # what an error means, from its class
 
 
-def test_what_no_answer_said_has_its_meaning_too(path) -> None:
+def test_outcomes_without_a_response_are_explained_too(path) -> None:
     """Of the names that an operator cannot look up in the API's own pages, least of all."""
     lost = {"error_type": "ConnectionLostError", "scope": Scope.SERVICE, "status": None}
     dry = {"error_type": "no proxy left", "scope": Scope.PROXY}
@@ -176,7 +176,7 @@ def test_proxies_that_failed_alike_stand_in_the_order_of_their_list(path) -> Non
     assert [found.proxy.split()[1] for found in findings(path).proxies] == ["30", "1", "2", "10", "20", "100"]
 
 
-def test_a_label_that_is_none_is_told_in_a_sentence(path) -> None:
+def test_invalid_label_is_reported_in_a_sentence(path) -> None:
     """Whatever a disk made of it: it is compared with the others before it is read."""
     write(path, [outcome(0), outcome(1)])
     change(path, "INSERT INTO proxies VALUES (x'ff', 2, 1.0), ('line 1', 2, 1.0)")
@@ -346,7 +346,7 @@ def test_without_the_extra_it_says_what_to_install(night, monkeypatch, name) -> 
     "damage",
     ["state = 'done'", "elapsed = 'long'", "elapsed = 9e999", "settled_at = 1e300", "settled_at = 'today'"],
 )
-def test_a_damaged_journal_is_told_in_a_sentence(night, damage) -> None:
+def test_damaged_journal_is_reported_in_a_sentence(night, damage) -> None:
     change(night, f"UPDATE outcomes SET {damage} WHERE ordinal = 0")
 
     with pytest.raises(JournalError, match="is damaged"):
