@@ -141,7 +141,7 @@ with Fleet.open('fleet.parquet') as fleet:
     "report": """
 import asyncio, tempfile, time
 from postpress_async import ManagedProxy
-from postpress_async.rotation.journal.reading import JournalView
+from postpress_async.rotation import JournalView
 from postpress_async.rotation.report import write_report
 from postpress_async.sandbox import Sandbox
 async def main(journal):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from postpress_async.sandbox.thread import SandboxThread
+    from postpress_async.sandbox import SandboxThread
 
 _MARKER = (
     "postpress(accounts=None, profile='steady', seed=0, latency=0.0, rate=None, dead_proxies=()): "
@@ -29,14 +29,13 @@ def postpress_sandbox(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> "Iterator[SandboxThread]":
     """
-    A local fake of the PostPress API for this test: `postpress_async.sandbox.thread.SandboxThread`.
+    A local fake of the PostPress API for this test: `postpress_async.sandbox.SandboxThread`.
 
     POSTPRESS_API_KEY and POSTPRESS_BASE_URL are set, so any `PostPressSession()` of the tested code uses it.
     ``@pytest.mark.postpress(profile="flaky")`` passes arguments to the `Sandbox`. The fixture runs in its own
     thread and is not asynchronous, so it works with every plugin for asynchronous tests.
     """
-    from postpress_async.sandbox import Sandbox
-    from postpress_async.sandbox.thread import SandboxThread
+    from postpress_async.sandbox import Sandbox, SandboxThread
 
     with SandboxThread(Sandbox(**_arguments(request.node, Sandbox))) as sandbox:
         monkeypatch.setenv("POSTPRESS_API_KEY", sandbox.api_key)

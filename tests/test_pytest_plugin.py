@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from postpress_async import CustomProxy, ManagedProxy, RetryPolicy, errors
-from postpress_async.sandbox import Fault, Sandbox
-from postpress_async.sandbox.thread import SandboxThread
+from postpress_async.sandbox import Fault, Sandbox, SandboxThread
 from tests.support import ROOT
 
 pytest_plugins = ["pytester"]

@@ -29,8 +29,7 @@ from postpress_async import (
 )
 from postpress_async.errors import Scope
 from postpress_async.rotation import Fleet, Halt, State
-from postpress_async.sandbox import Fault, Sandbox
-from postpress_async.sandbox.thread import SandboxThread
+from postpress_async.sandbox import Fault, Sandbox, SandboxThread
 
 
 async def what_users_write(session: PostPressSession, changes: dict[str, ProxyChange]) -> None:

@@ -13,7 +13,7 @@ import click
 from postpress_async import events
 from postpress_async._cli.output import tell
 from postpress_async.rotation import Outcome, Refusal, RotationSummary
-from postpress_async.rotation.pool._proxy_list import RefusedLine
+from postpress_async.rotation._pool._proxy_list import RefusedLine
 
 if TYPE_CHECKING:
     from postpress_async._cli.inputs import Job

@@ -9,7 +9,7 @@ from postpress_async._cli.command import Command, Option
 from postpress_async._cli.output import open_output
 from postpress_async.rotation import State
 from postpress_async.rotation._export import ENDINGS, FORMATS
-from postpress_async.rotation.journal.reading import JournalView
+from postpress_async.rotation.journal._reading import JournalView
 
 
 @click.command(cls=Command, short_help="Write the outcome of each account as CSV, JSON Lines or Parquet.")

@@ -17,12 +17,12 @@ from postpress_async._cli.secret_input import read_secret_file
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Faults, Fleet, ProxyPool
+from postpress_async.rotation._fleet import Survey
+from postpress_async.rotation._fleet._database_url import DATABASE_URL, check_argument
+from postpress_async.rotation._fleet._row import COLUMNS, NOTHING_ASKED, PARTS
 from postpress_async.rotation._input import Changes
-from postpress_async.rotation.fleet import Survey
-from postpress_async.rotation.fleet._database_url import DATABASE_URL, check_argument
-from postpress_async.rotation.fleet._row import COLUMNS, NOTHING_ASKED, PARTS
+from postpress_async.rotation._pool._proxy_list import RefusedLine
 from postpress_async.rotation.journal._preflight import known_row_count
-from postpress_async.rotation.pool._proxy_list import RefusedLine
 from postpress_async.sandbox import own_accounts
 
 _NAMED_COLUMNS: Final = 20  # unused columns whose names are shown; the others are only counted

@@ -17,10 +17,10 @@ from postpress_async._cli.secret_input import read_key
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Row
+from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._rows import rows_of
 from postpress_async.rotation.journal._input_check import NO_POOL
 from postpress_async.rotation.journal._preflight import count_done
-from postpress_async.rotation.pool import PooledProxy
 
 SHOWN: Final = 3
 """Number of requests to print."""

@@ -7,7 +7,7 @@ import click
 
 from postpress_async._cli.command import Command, Option
 from postpress_async._cli.output import open_output
-from postpress_async.rotation.journal.reading import JournalView
+from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.report import write_report
 
 

@@ -12,7 +12,8 @@ from postpress_async._cli import options
 from postpress_async._cli.command import Command, Option
 from postpress_async._cli.output import tell_file_limit_once
 from postpress_async.rotation import ProxyPool
-from postpress_async.sandbox import API_KEY, Profile, Sandbox
+from postpress_async.sandbox import Profile, Sandbox
+from postpress_async.sandbox._sandbox import API_KEY
 
 _option = partial(click.option, cls=Option)
 

@@ -11,9 +11,9 @@ from postpress_async._cli.command import Command, Option
 from postpress_async._cli.output import counted, moment
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._advice import advice
+from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._statistics import Stage, Statistics, collect_statistics, stage_of
 from postpress_async.rotation.journal._times import duration, instant
-from postpress_async.rotation.journal.reading import JournalView
 
 _LISTED: Final = 12  # error types on a terminal; --json and the report list more
 

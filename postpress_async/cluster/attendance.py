@@ -29,7 +29,7 @@ from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._pending_rows import InputRows
-from postpress_async.rotation.pool import ProxyPool
+from postpress_async.rotation._pool import ProxyPool
 
 UNREAD: Final = 2_000
 """Maximum number of outcomes that wait until the caller iterates over them."""

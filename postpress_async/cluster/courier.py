@@ -13,7 +13,7 @@ from postpress_async.rotation._account_task import Proxies
 from postpress_async.rotation._engine import Rotation
 from postpress_async.rotation._outcome import Outcome
 from postpress_async.rotation._pending_rows import PendingRow
-from postpress_async.rotation.pool import PooledProxy
+from postpress_async.rotation._pool import PooledProxy
 from postpress_async.session import PostPressSession
 
 

@@ -7,7 +7,7 @@ from attrs import define, evolve, field
 
 from postpress_async.cluster.channel import Inbox, Outbox
 from postpress_async.cluster.parcel import Sent
-from postpress_async.rotation.pool import PooledProxy
+from postpress_async.rotation._pool import PooledProxy
 
 LOST: Final = 8.0
 """Seconds without a word after which a worker that has rows is given up, and others get them."""

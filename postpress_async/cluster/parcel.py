@@ -10,8 +10,8 @@ from attrs import evolve, frozen
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._pending_rows import PendingRow
+from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._rows import Row
-from postpress_async.rotation.pool import PooledProxy
 from postpress_async.secret import Secret
 
 Plain = list[Any]

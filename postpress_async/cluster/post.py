@@ -25,7 +25,7 @@ from postpress_async.cluster.orders import Orders
 from postpress_async.cluster.parcel import pooled_of, unpack
 from postpress_async.errors import ClusterError
 from postpress_async.pace._pacer import Pacer
-from postpress_async.rotation.pool import PooledProxy
+from postpress_async.rotation._pool import PooledProxy
 from postpress_async.session import PostPressSession
 
 ROOM: Final = 500

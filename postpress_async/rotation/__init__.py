@@ -3,13 +3,14 @@
 from postpress_async.rotation._account_task import Update
 from postpress_async.rotation._engine import Rotation
 from postpress_async.rotation._faults import Fault, Faults
+from postpress_async.rotation._fleet import Fleet, Survey
 from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import Outcome, RotationSummary, State
+from postpress_async.rotation._pool import PooledProxy, ProxyPool
 from postpress_async.rotation._results import Results
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet import Fleet
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.pool import ProxyPool
+from postpress_async.rotation.journal._reading import JournalView
 
 __all__ = [
     "Fault",
@@ -17,7 +18,9 @@ __all__ = [
     "Fleet",
     "Halt",
     "Journal",
+    "JournalView",
     "Outcome",
+    "PooledProxy",
     "ProxyPool",
     "Refusal",
     "Results",
@@ -25,5 +28,6 @@ __all__ = [
     "RotationSummary",
     "Row",
     "State",
+    "Survey",
     "Update",
 ]

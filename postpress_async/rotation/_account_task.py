@@ -16,9 +16,9 @@ from postpress_async._call.tracker import WaitGroup
 from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
 from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
-from postpress_async.rotation.pool import PooledProxy
 
 STRIKES: Final = 2
 """Proxy errors in one call after which the account gets another proxy; a single one is often transient."""

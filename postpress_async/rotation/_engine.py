@@ -37,13 +37,13 @@ from postpress_async.rotation._outcome import Outcome, RotationSummary, State
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._outcome_sink import OutcomeSink
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
+from postpress_async.rotation._pool import PooledProxy, ProxyPool
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._row_hashes import RowHashes
 from postpress_async.rotation.journal._watermark import SendWatermark
-from postpress_async.rotation.pool import PooledProxy, ProxyPool
 
 _log = logging.getLogger("postpress_async.rotation")
 

@@ -18,15 +18,15 @@ from typing import Any, Final, Self, TypeAlias
 from attrs import frozen
 
 from postpress_async.models import ProxyChange
+from postpress_async.rotation._fleet import Fleet
+from postpress_async.rotation._fleet._frame import Frame, is_frame
 from postpress_async.rotation._pending_rows import InputRows
+from postpress_async.rotation._pool import ProxyPool
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import Change, Refusal, Row, arows_of, rows_of, uses_pool
-from postpress_async.rotation.fleet import Fleet
-from postpress_async.rotation.fleet._frame import Frame, is_frame
 from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
 from postpress_async.rotation.journal._input_check import NO_POOL
 from postpress_async.rotation.journal._preflight import known_row_count
-from postpress_async.rotation.pool import ProxyPool
 
 Changes: TypeAlias = (
     Iterable[Change]

@@ -38,8 +38,8 @@ from postpress_async.errors import (
 from postpress_async.rotation import Halt, Outcome, Row, State
 from postpress_async.rotation._input import Changes, RotationInput
 from postpress_async.rotation._pending_rows import PendingRow
+from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation.journal import Journal, OnUnknown
-from postpress_async.rotation.pool import PooledProxy
 from tests.support import KEY
 from tests.support.journals import outcome, write
 

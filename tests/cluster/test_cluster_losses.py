@@ -21,8 +21,8 @@ import trustme
 from attrs import evolve
 
 from postpress_async.cluster import crew
+from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._statistics import Statistics, collect_statistics, stage_of
-from postpress_async.rotation.journal.reading import JournalView
 from postpress_async.sandbox import Sandbox
 from tests.support.cluster_world import World, sent_times, settled, until, write_fleet
 

@@ -7,11 +7,7 @@ from types import ModuleType
 # All names of WHOLE without an underscore are public; of SOME only the listed ones are.
 WHOLE = ["", "errors", "events", "models", "rotation", "sandbox", "cluster"]
 SOME = {
-    "rotation.pool": ["PooledProxy"],
-    "rotation.fleet": ["Survey"],
     "rotation.report": ["write_report"],
-    "rotation.journal.reading": ["JournalView"],
-    "sandbox.thread": ["SandboxThread"],
     "telemetry": ["Telemetry"],
     "pytest_plugin": ["postpress_sandbox"],
 }

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from postpress_async import ManagedProxy
-from postpress_async.sandbox.thread import SandboxThread
+from postpress_async.sandbox import SandboxThread
 from tests.recipes.deadline import main, update_all
 
 CHANGES = {f"acc_{number}": ManagedProxy(country="US") for number in range(1, 7)}

@@ -8,8 +8,7 @@ pytest.importorskip("fastapi", reason="FastAPI is not installed: `nox -s recipes
 
 from fastapi.testclient import TestClient
 
-from postpress_async.sandbox import Fault
-from postpress_async.sandbox.thread import SandboxThread
+from postpress_async.sandbox import Fault, SandboxThread
 from tests.recipes.fastapi_service import app
 
 

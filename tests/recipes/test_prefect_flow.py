@@ -10,7 +10,7 @@ pytest.importorskip("prefect", reason="Prefect is not installed: `nox -s recipes
 
 from prefect.testing.utilities import prefect_test_harness
 
-from postpress_async.sandbox.thread import SandboxThread
+from postpress_async.sandbox import SandboxThread
 from tests.recipes.prefect_flow import nightly, rotate_fleet
 
 pytestmark = pytest.mark.filterwarnings("default")  # Prefect's own warnings must not fail the test

@@ -18,7 +18,7 @@ from aiogram.methods import GetMe, GetUpdates, SendMessage
 from aiogram.types import Chat, Message, Update, User
 
 from postpress_async import PostPressSession
-from postpress_async.sandbox.thread import SandboxThread
+from postpress_async.sandbox import SandboxThread
 from tests.recipes import telegram_bot
 
 ADMIN = 7

@@ -162,7 +162,7 @@ def test_a_falsified_journal_is_noticed(finished: Player, statement: str, kind: 
 
 def test_a_reader_that_disagrees_is_noticed(finished: Player, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export that leaves out a row."""
-    from postpress_async.rotation.journal.reading import JournalView
+    from postpress_async.rotation.journal._reading import JournalView
 
     outcomes = JournalView.outcomes
     monkeypatch.setattr(JournalView, "outcomes", lambda *words: list(outcomes(*words))[1:])

@@ -13,8 +13,8 @@ from attrs import evolve, field, frozen
 
 from postpress_async import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation import Halt
+from postpress_async.rotation._pool import Assign
 from postpress_async.rotation.journal import OnFailed, OnUnknown
-from postpress_async.rotation.pool import Assign
 from tests.support.counting_server import GENERIC_TYPE, KEY_TYPE, Conditions, Gateway, Traits
 
 COUNTRIES: Final = ("US", "DE", "GB", "JP")

@@ -10,8 +10,8 @@ from postpress_async.rotation.journal import OnFailed, OnUnknown, done_condition
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
 from postpress_async.rotation.journal._file import open_existing, refuse_shared
 from postpress_async.rotation.journal._input_check import check, is_input
+from postpress_async.rotation.journal._reading import connect_read_only
 from postpress_async.rotation.journal._schema import DAMAGE, damage_error, is_empty, read_run
-from postpress_async.rotation.journal.reading import connect_read_only
 
 
 def count_done(

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from postpress_async.errors import Scope
 from postpress_async.rotation._outcome import State
-from postpress_async.rotation.journal.reading import LATEST, JournalView, printable
+from postpress_async.rotation.journal._reading import LATEST, JournalView, printable
 
 LISTED: Final = 100
 """Number of error types to list, most frequent first: they come from the API, which may send any number."""

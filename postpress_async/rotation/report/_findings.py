@@ -8,8 +8,8 @@ from typing import Final
 from attrs import frozen
 
 from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation.journal._reading import JournalView, printable
 from postpress_async.rotation.journal._statistics import SENT, Stage, Statistics, collect_statistics
-from postpress_async.rotation.journal.reading import JournalView, printable
 
 BARS: Final = 96
 """Maximum number of bars over time."""

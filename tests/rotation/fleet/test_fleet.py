@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.rotation._fleet import Fleet, Survey
+from postpress_async.rotation._fleet._file import FleetFile
+from postpress_async.rotation._fleet._first_lines import FirstLines
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet import Fleet, Survey
-from postpress_async.rotation.fleet._file import FleetFile
-from postpress_async.rotation.fleet._first_lines import FirstLines
 from tests.support import DATA
 from tests.support.fleet_forms import all_text, refusals
 
@@ -590,7 +590,7 @@ def test_unreadable_file_is_reported(write, monkeypatch) -> None:
     def refuse(path: str) -> io.FileIO:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("postpress_async.rotation.fleet._file.io.FileIO", refuse)
+    monkeypatch.setattr("postpress_async.rotation._fleet._file.io.FileIO", refuse)
 
     with pytest.raises(FleetError, match=r"f\.csv is not readable: change its permissions"):
         Fleet.open(write("f.csv", "id\na\n"))
@@ -618,7 +618,7 @@ def test_read_error_is_reported(write, monkeypatch) -> None:
 
     path = write("f.csv", "id,country\na,US\n")
     with Fleet.open(path) as fleet:
-        monkeypatch.setattr("postpress_async.rotation.fleet._file.io.FileIO", Failing)
+        monkeypatch.setattr("postpress_async.rotation._fleet._file.io.FileIO", Failing)
 
         with pytest.raises(FleetError, match=r"f\.csv cannot be read: Input/output error"):
             fleet.survey()
@@ -834,7 +834,7 @@ def test_first_lines_are_those_a_dict_would_keep(numbers: list[int]) -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["Python's hash", "BLAKE2b"])
 def test_first_lines_are_kept_while_the_table_grows(monkeypatch, own) -> None:
     """Each growth moves all that is in it; on a machine of 32 bits, Python's own hash is too short."""
-    monkeypatch.setattr("postpress_async.rotation.fleet._first_lines._IS_SIPHASH_64", own)
+    monkeypatch.setattr("postpress_async.rotation._fleet._first_lines._IS_SIPHASH_64", own)
     table = FirstLines()
 
     assert all(table.claim(f"acc_{number}", number + 1) is None for number in range(20_000))

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation import Fleet
+from postpress_async.rotation._fleet import _parquet
+from postpress_async.rotation._fleet._columns import BatchMaker
+from postpress_async.rotation._fleet._parquet_footer import read_row_groups
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet import _parquet
-from postpress_async.rotation.fleet._columns import BatchMaker
-from postpress_async.rotation.fleet._parquet_footer import read_row_groups
 from tests.support.fleet_forms import all_text, refusals
 
 US = ManagedProxy(country="US")
@@ -459,7 +459,7 @@ def test_read_error_is_reported(write, monkeypatch) -> None:
             return super().read(size)
 
     path = write(WIDE)
-    monkeypatch.setattr("postpress_async.rotation.fleet._file.io.FileIO", Failing)
+    monkeypatch.setattr("postpress_async.rotation._fleet._file.io.FileIO", Failing)
 
     with pytest.raises(FleetError, match=r"fleet\.parquet cannot be read: Input/output error"):
         Fleet.open(path)

@@ -19,10 +19,10 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from postpress_async.errors import ConfigurationError, FleetError
 from postpress_async.models import CustomProxy, ManagedProxy
 from postpress_async.rotation import Fleet
+from postpress_async.rotation._fleet import Survey
+from postpress_async.rotation._fleet._database_url import check_argument
+from postpress_async.rotation._fleet._query import Query
 from postpress_async.rotation._rows import Row
-from postpress_async.rotation.fleet import Survey
-from postpress_async.rotation.fleet._database_url import check_argument
-from postpress_async.rotation.fleet._query import Query
 from tests.support.fleet_forms import all_text, refusals
 
 US = ManagedProxy(country="US")

@@ -15,8 +15,8 @@ import pytest
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ManagedProxy
 from postpress_async.rotation import Fleet, State
+from postpress_async.rotation._fleet._frame import is_frame
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet._frame import is_frame
 from postpress_async.sandbox import Sandbox
 from tests.support.fleet_forms import all_text, refusals
 

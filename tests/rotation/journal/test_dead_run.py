@@ -17,8 +17,8 @@ from postpress_async.rotation._export import write_jsonl
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import OnFailed, OnUnknown
+from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._statistics import collect_statistics, stage_of
-from postpress_async.rotation.journal.reading import JournalView
 from tests.support.command_line import run
 from tests.support.journals import NIGHT, killed, outcome, refused, write
 

@@ -21,7 +21,7 @@ from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt
 from postpress_async.rotation import Journal, Row, State
 from postpress_async.rotation.journal import _writer
-from postpress_async.rotation.journal.reading import JournalView
+from postpress_async.rotation.journal._reading import JournalView
 from tests.support.journals import Run, outcome
 
 US = ManagedProxy(country="US")

@@ -23,9 +23,9 @@ from postpress_async.errors import Applied, JournalError
 from postpress_async.rotation import Journal, State
 from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._lock import JournalFile
+from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._schema import APPLICATION_ID
 from postpress_async.rotation.journal._statistics import Stage, Statistics, collect_statistics, stage_of
-from postpress_async.rotation.journal.reading import JournalView
 from tests.support.journals import NIGHT, Run, change, outcome, refused, write
 
 PATCHED, FAILED, UNKNOWN, SKIPPED = State

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from postpress_async import CustomProxy, ProxyPool
 from postpress_async.errors import FleetError
-from postpress_async.rotation.pool import Assign, PooledProxy
-from postpress_async.rotation.pool._assign import _odd_hash
-from postpress_async.rotation.pool._proxy_list import identity
+from postpress_async.rotation._pool import Assign, PooledProxy
+from postpress_async.rotation._pool._assign import _odd_hash
+from postpress_async.rotation._pool._proxy_list import identity
 from tests.support import DATA
 
 LIST = DATA / "proxies.txt"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from postpress_async import CustomProxy
 from postpress_async.errors import FleetError
-from postpress_async.rotation.pool._proxy_list import ListedProxy, RefusedLine, read_lines, read_list
+from postpress_async.rotation._pool._proxy_list import ListedProxy, RefusedLine, read_lines, read_list
 from tests.support import DATA
 
 LIST = DATA / "proxies.txt"

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from postpress_async import Outcome
 from postpress_async.errors import JournalError, RotationError, Scope
 from postpress_async.rotation import State
+from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._statistics import stage_of
-from postpress_async.rotation.journal.reading import JournalView
 from postpress_async.rotation.report import _charts as charts
 from postpress_async.rotation.report import write_report
 from postpress_async.rotation.report._findings import Findings, _latency, _step, find

@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from postpress_async.errors import Scope
 from postpress_async.rotation import State
-from postpress_async.rotation.journal.reading import JournalView
+from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.report import write_report
 from tests.rotation.report.test_report import NASTY
 from tests.support.journals import NIGHT, outcome, write

@@ -7,8 +7,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from postpress_async.sandbox import Fault, Record, Sandbox, describe
-from postpress_async.sandbox._faults import read_script
+from postpress_async.sandbox._faults import Fault, read_script
+from postpress_async.sandbox._record import Record
+from postpress_async.sandbox._sandbox import Sandbox, describe
 from postpress_async.sandbox._server import Outage
 from postpress_async.session import PostPressSession
 

@@ -7,10 +7,10 @@ from itertools import chain
 from typing import Any, Final, cast
 
 from postpress_async.models import FieldError
+from postpress_async.rotation._fleet._file import FleetFile
+from postpress_async.rotation._fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader
+from postpress_async.rotation._fleet._values import KeyReader, cell_text
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet._file import FleetFile
-from postpress_async.rotation.fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader
-from postpress_async.rotation.fleet._values import KeyReader, cell_text
 
 
 class JsonLines:

@@ -14,9 +14,9 @@ from typing import Any, Final, SupportsInt, TypeAlias, cast
 from attrs import frozen
 
 from postpress_async.models import FieldError
+from postpress_async.rotation._fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader
+from postpress_async.rotation._fleet._values import KeyReader, cell_text, is_missing
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader
-from postpress_async.rotation.fleet._values import KeyReader, cell_text, is_missing
 
 BATCH: Final = 1024
 """Number of rows in memory at once."""

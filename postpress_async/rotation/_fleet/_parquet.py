@@ -7,17 +7,17 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet._columns import BATCH, Batch, BatchMaker, Values, read_batches
-from postpress_async.rotation.fleet._file import FleetFile
-from postpress_async.rotation.fleet._header import read_header
-from postpress_async.rotation.fleet._parquet_footer import (
+from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, Values, read_batches
+from postpress_async.rotation._fleet._file import FleetFile
+from postpress_async.rotation._fleet._header import read_header
+from postpress_async.rotation._fleet._parquet_footer import (
     DELTA_BYTE_ARRAY,
     DICTIONARIES,
     Chunk,
     read_row_groups,
 )
-from postpress_async.rotation.fleet._row import PARTS, RowReader, meaning, shown
+from postpress_async.rotation._fleet._row import PARTS, RowReader, meaning, shown
+from postpress_async.rotation._rows import Refusal, Row
 
 if TYPE_CHECKING:
     import pyarrow
@@ -73,7 +73,7 @@ class ParquetTable:
             else:
                 self._check(column, name, kind)
                 self._leaves.append(name)
-        self.ignored_columns = tuple(ignored)
+        self.ignored_columns: tuple[str, ...] = tuple(ignored)
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each row, or its refusal."""

@@ -22,8 +22,8 @@ from attrs import frozen
 from postpress_async._fields import check_host, read_port, split_host_port
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, FieldError
-from postpress_async.rotation.fleet._file import FleetFile
-from postpress_async.rotation.fleet._row import PARTS, meaning, plain_name, shown
+from postpress_async.rotation._fleet._file import FleetFile
+from postpress_async.rotation._fleet._row import PARTS, meaning, plain_name, shown
 from postpress_async.secret import Secret
 
 Source: TypeAlias = str | os.PathLike[str]

@@ -10,8 +10,8 @@ from typing import Final, TypeAlias
 
 from postpress_async._fields import check_account_id, read_port
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
+from postpress_async.rotation._fleet._first_lines import FirstLines
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet._first_lines import FirstLines
 
 COLUMNS: Final = ("account_id", "proxy", "host", "port", "protocol", "username", "password", "country", "ip")
 """The columns of a fleet, in the order of `Cells`; ``proxy`` is a URL."""

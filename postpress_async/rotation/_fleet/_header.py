@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from attrs import frozen
 
 from postpress_async.errors import FleetError
-from postpress_async.rotation.fleet._row import COLUMNS, meaning, shown
+from postpress_async.rotation._fleet._row import COLUMNS, meaning, shown
 
 KNOWN = ", ".join(COLUMNS)
 

@@ -16,8 +16,8 @@ from attrs import frozen
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy
 from postpress_async.rotation._faults import Faults
-from postpress_async.rotation.pool._assign import Assignment, RoundRobin, Sticky
-from postpress_async.rotation.pool._proxy_list import Known, RefusedLine, Source, identity, read_list
+from postpress_async.rotation._pool._assign import Assignment, RoundRobin, Sticky
+from postpress_async.rotation._pool._proxy_list import Known, RefusedLine, Source, identity, read_list
 
 Assign: TypeAlias = Literal["round-robin", "sticky"]
 

@@ -18,15 +18,15 @@ from attrs import Factory, define
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy, ProxyChange
 from postpress_async.rotation._faults import Faults
+from postpress_async.rotation._fleet._csv import CsvTable
+from postpress_async.rotation._fleet._file import PARQUET, FleetFile
+from postpress_async.rotation._fleet._frame import Frame, FrameTable
+from postpress_async.rotation._fleet._jsonl import JsonLines
+from postpress_async.rotation._fleet._parquet import ParquetTable
+from postpress_async.rotation._fleet._query import QueryTable
+from postpress_async.rotation._fleet._row import RowReader
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import Refusal, Row, uses_pool
-from postpress_async.rotation.fleet._csv import CsvTable
-from postpress_async.rotation.fleet._file import PARQUET, FleetFile
-from postpress_async.rotation.fleet._frame import Frame, FrameTable
-from postpress_async.rotation.fleet._jsonl import JsonLines
-from postpress_async.rotation.fleet._parquet import ParquetTable
-from postpress_async.rotation.fleet._query import QueryTable
-from postpress_async.rotation.fleet._row import RowReader
 
 _DELIMITED: Final = (".csv", ".tsv")
 _PARQUETS: Final = (".parquet", ".pq")
@@ -89,7 +89,7 @@ class Fleet:
         """Use `open`, `open_query` or `of` instead."""
         if pooled and default is not None:
             raise ValueError("rows with only an account get either the default, or a proxy of the pool")
-        self.name: Final = file.name
+        self.name: Final[str] = file.name
         self.pooled: Final = pooled
         self.counted: int | None = None
         self._file = file

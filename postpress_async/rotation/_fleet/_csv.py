@@ -10,10 +10,10 @@ from typing import Final, TypeAlias
 
 from attrs import evolve
 
+from postpress_async.rotation._fleet._file import FleetFile
+from postpress_async.rotation._fleet._header import KNOWN, Header, read_header
+from postpress_async.rotation._fleet._row import COLUMNS, Cells, RowReader, meaning
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet._file import FleetFile
-from postpress_async.rotation.fleet._header import KNOWN, Header, read_header
-from postpress_async.rotation.fleet._row import COLUMNS, Cells, RowReader, meaning
 
 # A record's first and last line, and its cells; None if its quotes are wrong.
 _Record: TypeAlias = tuple[int, int, list[str] | None]
@@ -36,7 +36,7 @@ class CsvTable:
         """Raise `FleetError` if the header cannot be read or has no account_id."""
         self._file = file
         with closing(file.lines()) as blocks:
-            self.ignored_columns = self._begin(blocks)[0].ignored
+            self.ignored_columns: tuple[str, ...] = self._begin(blocks)[0].ignored
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each row that is not blank, or its refusal."""

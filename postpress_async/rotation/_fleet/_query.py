@@ -27,11 +27,11 @@ from urllib.parse import quote, quote_plus
 
 from postpress_async.errors import FleetError
 from postpress_async.models import FieldError
+from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
+from postpress_async.rotation._fleet._file import FileView
+from postpress_async.rotation._fleet._header import read_header
+from postpress_async.rotation._fleet._row import RowReader
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet._columns import BATCH, Batch, BatchMaker, read_batches
-from postpress_async.rotation.fleet._file import FileView
-from postpress_async.rotation.fleet._header import read_header
-from postpress_async.rotation.fleet._row import RowReader
 from postpress_async.secret import MASK
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class QueryTable:
         self._spool: IO[bytes] = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
         try:
             with closing(Query(url, query)) as result:
-                self.ignored_columns = self._copy(result)
+                self.ignored_columns: tuple[str, ...] = self._copy(result)
         except BaseException:
             self._spool.close()
             raise

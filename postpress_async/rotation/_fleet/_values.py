@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any, Final
 
 from postpress_async.models import FieldError
-from postpress_async.rotation.fleet._row import meaning, shown
+from postpress_async.rotation._fleet._row import meaning, shown
 
 _MOST_IGNORED: Final = 20
 

@@ -70,8 +70,8 @@ class FleetFile:
     def __init__(self, source: str | os.PathLike[str]) -> None:
         """Raise `FleetError` if *source* cannot be read."""
         path = os.fspath(source)
-        self.name = "<stdin>" if path == STDIN else _printable(os.path.basename(path))
-        self.shown = "standard input" if path == STDIN else _printable(path) or "a file without a name"
+        self.name: str = "<stdin>" if path == STDIN else _printable(os.path.basename(path))
+        self.shown: str = "standard input" if path == STDIN else _printable(path) or "a file without a name"
         self._path = path
         self._spool: IO[bytes] | None = None
         self._hash: hashlib._Hash | None = None  # pyright: ignore[reportPrivateUsage]

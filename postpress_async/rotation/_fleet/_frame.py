@@ -6,10 +6,10 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from postpress_async.errors import FleetError
+from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
+from postpress_async.rotation._fleet._header import read_header
+from postpress_async.rotation._fleet._row import RowReader, meaning
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.fleet._columns import BATCH, Batch, BatchMaker, read_batches
-from postpress_async.rotation.fleet._header import read_header
-from postpress_async.rotation.fleet._row import RowReader, meaning
 
 if TYPE_CHECKING:  # type checkers have stubs of typing_extensions, so it need not be installed
     from typing_extensions import TypeIs

@@ -1,0 +1,143 @@
+"""The sandbox: the server with an API key, an account list and sessions of its own."""
+
+from collections.abc import Callable, Container, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+from postpress_async.sandbox._faults import Fault, Faults, Profile
+from postpress_async.sandbox._record import Record
+from postpress_async.sandbox._server import Outage, Server
+from postpress_async.session import PostPressSession
+
+API_KEY: Final = "pp_test_sandbox"
+"""The sandbox's API key. The real API does not accept it."""
+
+
+def own_accounts(count: int = 1_000) -> list[str]:
+    """The account ids of a sandbox fleet: the first *count* of ``acc_sandbox_000001`` and so on."""
+    return [f"acc_sandbox_{number:06}" for number in range(1, count + 1)]
+
+
+def describe(sandbox: "Sandbox") -> str:
+    """The URL and the number of requests, which pytest shows for a failed test."""
+    try:
+        url = sandbox.url
+    except RuntimeError:
+        return "not started"
+    requests = sandbox.record.requests
+    return f"{url}, {requests:,} {'request' if requests == 1 else 'requests'}"
+
+
+class Sandbox:
+    """
+    A local fake of the API that serves on loopback while its ``async with`` block runs.
+
+    Args:
+        accounts: The account ids that exist; None if every well-formed id exists.
+        profile: Random faults: ``steady`` (none), ``flaky``, ``overloaded``, ``outage`` or ``hostile``.
+            See `Faults` for their rates.
+        seed: Seed of the random faults. The same seed gives the same faults, in any order of requests.
+        latency: Seconds that an update takes.
+        rate: Maximum requests per second, above which the response is a 429; None for no limit.
+        dead_proxies: ``host:port`` of proxies that do not work, or a predicate over the proxy object.
+        port: 0 for any free port.
+
+    Raises:
+        ValueError: An argument is invalid; the message names it.
+        OSError: The port is in use. Raised when the block is entered.
+    """
+
+    def __init__(
+        self,
+        *,
+        accounts: Iterable[str] | None = None,
+        profile: Profile = "steady",
+        seed: int = 0,
+        latency: float = 0.0,
+        rate: float | None = None,
+        dead_proxies: Container[str] | Callable[[Mapping[str, Any]], bool] = (),
+        port: int = 0,
+    ) -> None:
+        self.server: Final = Server(
+            api_key=API_KEY,
+            accounts=accounts,
+            faults=Faults(profile, seed),
+            latency=latency,
+            rate=rate,
+            dead_proxies=dead_proxies,
+        )
+        self._port: Final = port
+
+    @property
+    def url(self) -> str:
+        """The base URL; raises RuntimeError before the sandbox is started."""
+        return self.server.url
+
+    @property
+    def api_key(self) -> str:
+        """The API key that the sandbox accepts."""
+        return self.server.api_key
+
+    @property
+    def record(self) -> Record:
+        """Counters of what the sandbox received and did."""
+        return self.server.record
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {describe(self)}>"
+
+    def session(self, **options: Any) -> PostPressSession:
+        """Create a session for this sandbox; *options* are those of `PostPressSession`."""
+        return PostPressSession(self.api_key, base_url=self.url, **options)
+
+    def script(
+        self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
+    ) -> None:
+        """
+        Set the answers to the account's next requests, one for each.
+
+        Args:
+            answers: Each is an error type such as ``"errors/proxy_error"``, 200 (handled normally),
+                ``"drop"`` (no response, change not applied), ``"lost"`` (no response, change applied),
+                ``"hang"`` (never answered) or a `Fault`.
+            then: The answer to all later requests. None keeps an earlier *then*; if there was none, the
+                profile decides again.
+
+        Raises:
+            ValueError: An answer or the account id is invalid. The script is unchanged.
+        """
+        self.server.faults.script(account_id, *answers, then=then)
+
+    def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
+        """The request body last applied to the account, password included; None if no change was applied."""
+        return self.record.proxy_of(account_id)
+
+    def sends(self, account_id: str) -> int:
+        """Number of requests received for the account."""
+        return self.record.sends(account_id)
+
+    async def outage(self, kind: Outage) -> None:
+        """
+        Simulate an outage until `recover`.
+
+        Args:
+            kind: ``refused`` (no connections), ``503``, ``503-html`` (an HTML page), ``504`` (after 1 s),
+                ``silent`` (no responses) or ``slow`` (ten times the latency).
+
+        Raises:
+            ValueError: There is no such kind.
+        """
+        await self.server.outage(kind)
+
+    async def recover(self) -> None:
+        """End the current outage, if any."""
+        await self.server.recover()
+
+    async def __aenter__(self) -> Self:
+        await self.server.start(port=self._port)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.server.aclose()
