@@ -1,140 +1,75 @@
 """
-Writes down the public API as text.
+The public API as text, read by griffe, and the options of each command.
 
 `python -m tests.project.public_api` renews `tests/data/public-api.txt`.
 """
 
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Iterator
-from enum import Enum
 
-import attrs
 import click
+import griffe
 
-import postpress_async
 from postpress_async._cli import cli
-from tests.support import DATA
+from tests.docs import names
+from tests.support import DATA, ROOT
 
 SNAPSHOT = DATA / "public-api.txt"
 
 
-class Told(str):
-    """A default as a signature shows it."""
-
-    __slots__ = ()
-    __repr__ = str.__str__
-
-
-def modules() -> list[str]:
-    """What users import from: neither what begins with an underscore nor the parts of a folder."""
-    found = [f"postpress_async.{m.name}" for m in pkgutil.iter_modules(postpress_async.__path__)]
-    return ["postpress_async", *sorted(n for n in found if "._" not in n and n != "postpress_async._cli")]
+def load() -> griffe.Module:
+    package = griffe.load("postpress_async", search_paths=[ROOT], resolve_aliases=True)
+    assert isinstance(package, griffe.Module)
+    return package
 
 
-def shape(call: object) -> str:
-    """Names, kinds and defaults: annotations are written differently by each Python."""
-    if inspect.isclass(call):
-        maker = next(cls for cls in call.__mro__ if "__init__" in vars(cls))
-        if maker is not object and not maker.__module__.startswith("postpress_async"):
-            return "(...)"  # another library's, or Python's, which each of their versions may change
-    try:
-        signature = inspect.signature(call)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return "(...)"
-    empty = inspect.Parameter.empty
-    parameters = [
-        p.replace(annotation=empty, default=empty if p.default is empty else Told(value_of(p.default)))
-        for p in signature.parameters.values()
-    ]
-    return str(inspect.Signature(parameters))
+def describe(name: str, found: griffe.Object | griffe.Alias) -> Iterator[str]:
+    """A class with its own public members, the signature of a function, or an attribute with its type and default."""
+    labels = sorted(found.labels & {"async", "classmethod", "property", "staticmethod"})
+    if isinstance(found, griffe.Class):
+        decorators = [f"@{decorator.value}" for decorator in found.decorators]
+        keywords = [f"{keyword}={value}" for keyword, value in found.keywords.items()]
+        bases = ", ".join([*map(str, found.bases), *keywords])
+        yield " ".join([*decorators, f"class {name}({bases})"])
+        for member_name, member in found.members.items():
+            is_public = member.is_public and not member_name.startswith("_")
+            if not member.is_alias and (is_public or member_name == "__init__"):
+                yield from (f"    {line}" for line in describe(member_name, member))
+    elif isinstance(found, griffe.Function):
+        yield " ".join([*labels, found.signature(name=name)])
+    elif isinstance(found, griffe.Attribute):
+        annotation = f": {found.annotation}" if found.annotation else ""
+        default = f" = {value}" if (value := default_of(found)) is not None else ""
+        yield " ".join([*labels, f"{name}{annotation}{default}"])
 
 
-def value_of(default: object) -> str:
-    """A default as text, without what changes from run to run."""
-    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-        return "made"
-    return repr(default) if isinstance(default, str | int | float | bool | None) else type(default).__name__
+def default_of(attribute: griffe.Attribute) -> object:
+    """The value of a class attribute or a constant; the default or factory of a field of attrs."""
+    value = attribute.value
+    if attribute.labels == {"instance-attribute"}:  # computed by the constructor
+        return None
+    if isinstance(value, griffe.ExprCall) and str(value.function) == "field":
+        keywords = {item.name: item.value for item in value.arguments if isinstance(item, griffe.ExprKeyword)}
+        return keywords.get("default", keywords.get("factory"))
+    return value
 
 
-def of_class(cls: type) -> Iterator[str]:
-    if issubclass(cls, Enum):
-        yield from (f"    {member.name} = {member.value!r}" for member in cls)
-        return
-    fields = attrs.fields(cls) if attrs.has(cls) else ()
-    names = {field.name for field in fields}
-    for field in fields:
-        if not field.name.startswith("_"):
-            told = "" if field.default is attrs.NOTHING else f" = {value_of(field.default)}"
-            yield f"    {field.name}{told}"
-    for name, member in sorted(vars(cls).items()):
-        if name.startswith("_") or name in names:
-            continue
-        if isinstance(member, staticmethod | classmethod):
-            member = member.__func__
-        if inspect.isfunction(member):
-            sort = "async " if inspect.iscoroutinefunction(member) else ""
-            yield f"    {sort}{name}{shape(member)}"
-        else:
-            yield f"    {name}"
-
-
-def of_module(name: str) -> Iterator[str]:
-    """A module's own public names; imported names are listed under their own module."""
-    module = importlib.import_module(name)
-    told = getattr(module, "__all__", None)
-    for word in sorted(told if told is not None else vars(module)):
-        thing = getattr(module, word)
-        home = getattr(thing, "__module__", name)
-        if inspect.ismodule(thing) or (told is None and (word.startswith("_") or home != name)):
-            continue
-        if inspect.isclass(thing):
-            public = home.startswith("postpress_async.") and "._" not in home
-            if public and (name == "postpress_async" or not f"{home}.".startswith(f"{name}.")):
-                yield f"{word} (of {'.'.join(home.split('.')[:2])})"
-                continue
-            yield f"class {word}{'' if issubclass(thing, Enum) else shape(thing)}"
-            yield from of_class(thing)
-        elif inspect.isfunction(thing):
-            sort = "async " if inspect.iscoroutinefunction(thing) else ""
-            yield f"{sort}{word}{shape(thing)}"
-        else:
-            yield word
-
-
-def of_command(command: click.Command, path: str) -> Iterator[str]:
-    """A command with its arguments and options, then those below it."""
+def describe_command(command: click.Command, path: str) -> Iterator[str]:
+    """A command with its arguments and options, then its subcommands."""
     yield path
     for option in command.params:
-        yield "    " + ", ".join(
-            [*option.opts, *option.secondary_opts] if isinstance(option, click.Option) else [str(option.name)]
-        )
+        yield f"    {', '.join([*option.opts, *option.secondary_opts])}"
     if isinstance(command, click.Group):
-        for name, below in sorted(command.commands.items()):
-            yield from of_command(below, f"{path} {name}")
+        for name, subcommand in sorted(command.commands.items()):
+            yield from describe_command(subcommand, f"{path} {name}")
 
 
-def public_api() -> str:
-    """All of it: a block for each module, then the command line's."""
-    blocks = [[f"# {name}", *of_module(name)] for name in modules()]
-    blocks.append(["# The command", *of_command(cli, "postpress-async")])
-    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
-
-
-def placed(text: str) -> list[str]:
-    """Its lines, each with the module and the class, or the command, that it is of."""
-    found, module, owner = [], "", ""
-    for line in text.splitlines():
-        if line.startswith("# "):
-            module = line.removeprefix("# ")
-        elif line.startswith("    "):
-            found.append(f"{module}, {owner}: {line.strip()}")
-        elif line:
-            owner = line.removeprefix("class ").partition("(")[0]
-            found.append(f"{module}: {line}")
-    return found
+def public_api(package: griffe.Module) -> str:
+    lines = []
+    for path in sorted(names.public()):
+        found = package[path.removeprefix("postpress_async.")]
+        lines += describe(path, found.final_target if isinstance(found, griffe.Alias) else found)
+    return "\n".join([*lines, *describe_command(cli, "postpress-async")]) + "\n"
 
 
 if __name__ == "__main__":
-    SNAPSHOT.write_text(public_api(), "utf-8")
+    SNAPSHOT.write_text(public_api(load()), "utf-8")
