@@ -58,21 +58,21 @@ class Fault:
                 "a custom type requires Fault(type=..., status=...)"
             )
 
-    @property
-    def is_none(self) -> bool:
-        """Whether the request is handled normally, though perhaps with more latency."""
-        return self.type is None and self.status is None and self.ends == "answered"
 
-    @property
-    def is_outcome(self) -> bool:
-        """
-        Whether the error is the outcome of the execution.
+def handles_normally(fault: Fault) -> bool:
+    """Whether the request is handled as without a fault, though perhaps with more latency."""
+    return fault.type is None and fault.status is None and fault.ends == "answered"
 
-        A 429 or 503 rejects the request before the execution, and raw responses come from a gateway.
-        """
-        if self.type is None or self.executes or self.ends != "answered":
-            return False
-        return (self.status or (TYPES.get(self.type) or UNLISTED[self.type]).status) not in (429, 503)
+
+def is_outcome(fault: Fault) -> bool:
+    """
+    Whether the error is the outcome of the execution.
+
+    A 429 or 503 rejects the request before the execution, and raw responses come from a gateway.
+    """
+    if fault.type is None or fault.executes or fault.ends != "answered":
+        return False
+    return (fault.status or (TYPES.get(fault.type) or UNLISTED[fault.type]).status) not in (429, 503)
 
 
 NONE: Final = Fault()

@@ -17,7 +17,7 @@ from aiohttp import web
 from attrs import evolve
 
 from postpress_async.sandbox._answers import Answer, Envelope, Errors, success, write
-from postpress_async.sandbox._faults import HANG, Fault, Faults
+from postpress_async.sandbox._faults import HANG, Fault, Faults, handles_normally, is_outcome
 from postpress_async.sandbox._idempotency import IdempotencyStore
 from postpress_async.sandbox._limits import ConcurrencyLimit, TokenBucket
 from postpress_async.sandbox._listener import Listener
@@ -242,7 +242,7 @@ class Server:
         elapsed = self._now() - self._first_request_at
         fault = self.faults.draw(account_id, nth, elapsed=elapsed, executing=self._executions.active)
         key = request.headers.get("Idempotency-Key")
-        if fault.is_none or fault.is_outcome:
+        if handles_normally(fault) or is_outcome(fault):
             return await self._execute_once(account_id, change, key, fault)
         if not fault.executes:
             return await self._inject(fault, request)
@@ -285,7 +285,7 @@ class Server:
         async with self._executions:
             if seconds := self.latency * self._slowdown + fault.latency:
                 await asyncio.sleep(seconds)
-            if fault.is_outcome:
+            if is_outcome(fault):
                 return self._errors.from_fault(fault)
             if "proxy" in change and self._is_dead(change["proxy"]):
                 return self._errors.make("errors/proxy_error")

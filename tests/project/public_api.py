@@ -23,7 +23,7 @@ def load() -> griffe.Module:
 
 
 def describe(name: str, found: griffe.Object | griffe.Alias) -> Iterator[str]:
-    """A class with its own public members, the signature of a function, or an attribute with its type and default."""
+    """A class with its public members, a function's signature, or an attribute's type and default."""
     labels = sorted(found.labels & {"async", "classmethod", "property", "staticmethod"})
     if isinstance(found, griffe.Class):
         decorators = [f"@{decorator.value}" for decorator in found.decorators]
@@ -64,7 +64,7 @@ def describe_command(command: click.Command, path: str) -> Iterator[str]:
 
 
 def public_api(package: griffe.Module) -> str:
-    lines = []
+    lines: list[str] = []
     for path in sorted(names.public()):
         found = package[path.removeprefix("postpress_async.")]
         lines += describe(path, found.final_target if isinstance(found, griffe.Alias) else found)
