@@ -71,7 +71,7 @@ def test_missing_api_key_is_reported_before_any_call(
 def test_an_empty_key_is_not_replaced_by_the_environment_s(
     api_key: str | Secret, environment: pytest.MonkeyPatch
 ) -> None:
-    """Whoever passed one meant another one: it may be of another workspace."""
+    """The caller meant another key than the one in the environment, perhaps of another workspace."""
     environment.setenv("POSTPRESS_API_KEY", "pp_live_2")
 
     with pytest.raises(ConfigurationError):
@@ -346,7 +346,7 @@ def test_a_file_of_certificates_is_trusted_and_no_other(kind: Any, pem: Path) ->
 
 
 def test_a_context_that_checks_is_used_as_it_is() -> None:
-    """Whoever made it may have set what we know nothing of."""
+    """Its creator may have set options that we do not know."""
     context = ssl.create_default_context()
 
     assert make_tls(context) is context

@@ -272,7 +272,7 @@ async def test_a_gateway_s_refusals_never_cost_a_second_managed_proxy(sandbox, p
 
 
 async def test_a_caller_s_own_key_is_kept_for_every_attempt(api, session) -> None:
-    """Whoever names the key has a reason, such as a job that may be started twice."""
+    """A caller that passes the key has a reason, such as a job that may be started twice."""
     api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502))
     api.patch(ENDPOINT, payload=PATCHED)
 

@@ -91,7 +91,7 @@ def test_options_of_the_sandbox_need_the_sandbox(folder) -> None:
     ids=["one", "a default", "two"],
 )
 def test_options_of_a_pool_need_a_pool(folder, words, message) -> None:
-    """Whoever asks for two accounts a proxy believes that the pool is in use, and it was forgotten."""
+    """Someone who limits the accounts per proxy expects a pool, and forgot to name it."""
     done = run("rotate", "--sandbox", *words)
 
     assert done.returncode == 2

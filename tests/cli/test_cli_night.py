@@ -101,7 +101,7 @@ async def test_a_dry_run_of_a_rotation_under_way_knows_what_is_left(folder, sand
 
 
 def test_a_dry_run_needs_no_key(folder) -> None:
-    """Whoever prepares the night may not be who holds the key."""
+    """The person who prepares the run may not have the API key."""
     write_fleet(folder, 10)
 
     done = run("rotate", "fleet.csv", "--dry-run")
@@ -392,7 +392,7 @@ async def test_two_signals_are_out_within_a_second(folder, number) -> None:
 
 
 async def test_a_third_signal_breaks_nothing(folder) -> None:
-    """Whoever holds Ctrl-C down sees how to go on too, and no traceback."""
+    """Holding Ctrl-C down also ends with the advice to continue, and without a traceback."""
     write_fleet(folder, 100)
     async with Sandbox(latency=3600.0) as sandbox:
         async with started(sandbox, "rotate", "fleet.csv", "--in-flight", "10") as process:

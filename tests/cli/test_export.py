@@ -130,7 +130,7 @@ def test_without_pyarrow_it_says_what_to_install(monkeypatch) -> None:
     ],
 )
 def test_no_cell_begins_a_formula(text, cell) -> None:
-    """Whoever names an account or a proxy must not run anything in the operator's spreadsheet (OWASP)."""
+    """The name of an account or a proxy must not run anything in the operator's spreadsheet (OWASP)."""
     [row] = cells(table([outcome(0, account_id=text)]))
 
     assert row["account_id"] == cell

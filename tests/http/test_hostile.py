@@ -446,7 +446,7 @@ def test_a_refused_connection_was_never_sent_anything() -> None:
 
 @pytest.mark.parametrize("name", REDIRECTS)
 def test_a_redirect_is_never_followed(name: str) -> None:
-    """Whoever is at the other end would get the key, and the proxy's password."""
+    """The redirect's target would get the API key and the proxy's password."""
     status, location = REDIRECTS[name]
 
     async def main() -> None:

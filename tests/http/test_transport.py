@@ -224,7 +224,7 @@ async def test_news_are_heard_where_there_is_no_poll(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("cancelled", [True, False], ids=["nobody waits for it any more", "it ended"])
 async def test_a_body_ends_with_its_connection(cancelled: bool) -> None:
-    """Whoever reads it would wait for the rest until the attempt's time is up."""
+    """Reading it would wait for the rest until the attempt times out."""
     closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     content = aiohttp.StreamReader(SimpleNamespace(), 64, loop=asyncio.get_running_loop())  # type: ignore[arg-type]
     end_with_connection(content, SimpleNamespace(closed=closed))  # type: ignore[arg-type]

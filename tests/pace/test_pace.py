@@ -129,7 +129,7 @@ def test_a_limit_that_is_not_used_does_not_grow() -> None:
 
 
 def test_a_tenth_refused_is_no_overload_and_a_half_is() -> None:
-    """Any sign that cuts would make random 503s the end of the limit."""
+    """If every overload signal reduced the limit, random 503s would push it to its minimum."""
     few, many = ConcurrencyLimiter(50, 50), ConcurrencyLimiter(50, 50)
     chance = random.Random(2)
     for limit, share in ((few, 0.05), (many, 0.5)):
@@ -201,58 +201,58 @@ def test_the_limit_never_leaves_its_bounds(
             assert 1 <= limit.value <= most
 
 
-# The gate
+# The breaker
 
 
-def shut_gate(now: float = 10.0) -> CircuitBreaker:
-    gate = CircuitBreaker(FAILURE_THRESHOLD, half)
+def open_breaker(now: float = 10.0) -> CircuitBreaker:
+    breaker = CircuitBreaker(FAILURE_THRESHOLD, half)
     for _ in range(FAILURE_THRESHOLD):
-        gate.record_overload(now - 1, 0.05, now)
-    assert gate.is_open
-    return gate
+        breaker.record_overload(now - 1, 0.05, now)
+    assert breaker.is_open
+    return breaker
 
 
-def test_the_gate_shuts_on_twenty_signs_and_nothing_else_between() -> None:
+def test_circuit_opens_on_twenty_overload_signals_in_a_row() -> None:
     """Nineteen may be chance."""
-    gate = CircuitBreaker(FAILURE_THRESHOLD, half)
+    breaker = CircuitBreaker(FAILURE_THRESHOLD, half)
 
-    assert not any(gate.record_overload(9.0, 0.05, 10.0) for _ in range(FAILURE_THRESHOLD - 1))
-    assert gate.record_overload(9.0, 0.05, 10.0)
+    assert not any(breaker.record_overload(9.0, 0.05, 10.0) for _ in range(FAILURE_THRESHOLD - 1))
+    assert breaker.record_overload(9.0, 0.05, 10.0)
 
 
 def test_a_crowd_is_no_outage() -> None:
     """A full service refuses many in a row, and answers others all the time."""
-    gate = CircuitBreaker(FAILURE_THRESHOLD, half)
+    breaker = CircuitBreaker(FAILURE_THRESHOLD, half)
     for batch in range(20):
         now = 10 + batch * 0.05
         for _ in range(10):
-            gate.record_success(now)
+            breaker.record_success(now)
         for _ in range(30):
-            assert not gate.record_overload(now, 0.05, now + 0.005)
+            assert not breaker.record_overload(now, 0.05, now + 0.005)
 
 
 def test_a_service_that_hardly_answers_is_out() -> None:
     """One answer in ten would use up the attempts of two accounts in three."""
-    gate, now = CircuitBreaker(FAILURE_THRESHOLD, half), 10.0
+    breaker, now = CircuitBreaker(FAILURE_THRESHOLD, half), 10.0
     for number in range(200):
         now += 0.01
         if number % 10:
-            gate.record_overload(now - 0.05, 0.05, now)
+            breaker.record_overload(now - 0.05, 0.05, now)
         else:
-            gate.record_success(now)
-        if gate.is_open:
+            breaker.record_success(now)
+        if breaker.is_open:
             return
     pytest.fail("it stayed open")
 
 
 def test_the_pause_is_a_share_of_the_outage() -> None:
     """The end of an outage is found within a twentieth of its length."""
-    gate, now, pauses = shut_gate(), 10.0, []
+    breaker, now, pauses = open_breaker(), 10.0, []
     while now < 3600:
-        pauses.append((now - 10, gate.probe_at - now))
-        now = gate.probe_at
-        gate.start_probe(now)
-        gate.end_probe(False, now)
+        pauses.append((now - 10, breaker.probe_at - now))
+        now = breaker.probe_at
+        breaker.start_probe(now)
+        breaker.end_probe(False, now)
 
     for outage, pause in pauses:
         assert 0.75 * MIN_PROBE_INTERVAL <= pause <= 1.25 * MAX_PROBE_INTERVAL
@@ -263,40 +263,40 @@ def test_the_pause_is_a_share_of_the_outage() -> None:
 
 
 def test_a_probe_that_is_cancelled_lets_the_next_one_go() -> None:
-    """Else the gate would stay shut for ever."""
-    gate = shut_gate()
-    gate.start_probe(20.0)
-    assert not gate.may_probe(20.0)
+    """Otherwise the circuit would stay open forever."""
+    breaker = open_breaker()
+    breaker.start_probe(20.0)
+    assert not breaker.may_probe(20.0)
 
-    assert not gate.end_probe(None, 20.1)
-    assert gate.may_probe(20.1)
+    assert not breaker.end_probe(None, 20.1)
+    assert breaker.may_probe(20.1)
 
 
 def test_probes_that_hang_do_not_hold_up_the_next() -> None:
     """With attempts of 30 s a single probe could miss the end of an outage by that."""
-    gate, now, sent = shut_gate(), 10.0, 0
-    while gate.next_probe_at is not None:
-        now = max(now, gate.next_probe_at)
-        assert gate.may_probe(now)
-        gate.start_probe(now)
+    breaker, now, sent = open_breaker(), 10.0, 0
+    while breaker.next_probe_at is not None:
+        now = max(now, breaker.next_probe_at)
+        assert breaker.may_probe(now)
+        breaker.start_probe(now)
         sent += 1
 
     assert sent == MAX_PROBES
-    gate.end_probe(False, now)
-    assert gate.next_probe_at is not None
+    breaker.end_probe(False, now)
+    assert breaker.next_probe_at is not None
 
 
 def test_an_answered_probe_opens_the_gate() -> None:
     """The service is back, and nobody need wait any longer."""
-    gate = shut_gate(10.0)
-    gate.start_probe(11.0)
+    breaker = open_breaker(10.0)
+    breaker.start_probe(11.0)
 
-    assert gate.end_probe(True, 12.5)
-    assert not gate.is_open
-    assert gate.probe_at == math.inf
+    assert breaker.end_probe(True, 12.5)
+    assert not breaker.is_open
+    assert breaker.probe_at == math.inf
 
 
-def test_retry_after_shuts_the_gate_for_so_long() -> None:
+def test_retry_after_keeps_the_circuit_open() -> None:
     """At most two minutes: the header may be anybody's mistake."""
     short, long = CircuitBreaker(FAILURE_THRESHOLD, half), CircuitBreaker(FAILURE_THRESHOLD, half)
 
@@ -308,13 +308,13 @@ def test_retry_after_shuts_the_gate_for_so_long() -> None:
 
 def test_one_overload_response_among_many_does_not_open_the_circuit() -> None:
     """A 503 with a Retry-After on one in a hundred would else stop everyone all the time."""
-    gate = CircuitBreaker(FAILURE_THRESHOLD, half)
-    gate.record_overload(9.95, 0.05, 10.0)
-    assert not gate.on_retry_after(30, 10.0, at_once=False)
+    breaker = CircuitBreaker(FAILURE_THRESHOLD, half)
+    breaker.record_overload(9.95, 0.05, 10.0)
+    assert not breaker.on_retry_after(30, 10.0, at_once=False)
 
-    gate.record_overload(9.95, 0.05, 10.0)
-    gate.record_overload(9.95, 0.05, 10.0)
-    assert gate.on_retry_after(30, 10.0, at_once=False)
+    breaker.record_overload(9.95, 0.05, 10.0)
+    breaker.record_overload(9.95, 0.05, 10.0)
+    assert breaker.on_retry_after(30, 10.0, at_once=False)
 
 
 # The rate
@@ -475,12 +475,12 @@ def test_a_call_enters_at_once_while_there_is_room() -> None:
     clock = Clock()
     pace = pacer(clock, in_flight=2)
 
-    tickets = [pace.try_acquire(), pace.try_acquire()]
-    assert all(tickets)
+    permits = [pace.try_acquire(), pace.try_acquire()]
+    assert all(permits)
     assert pace.try_acquire() is None
     assert pace.in_flight == 2
-    assert tickets[0] is not None
-    pace.release(tickets[0], LoadSignal.SUCCESS)
+    assert permits[0] is not None
+    pace.release(permits[0], LoadSignal.SUCCESS)
     assert pace.try_acquire() is not None
 
 
@@ -492,18 +492,18 @@ def test_who_waited_longest_goes_first(adaptive: bool) -> None:
         pace, order = pacer(in_flight=1, adaptive=adaptive), []
 
         async def call(name: str, retry: bool) -> None:
-            ticket = await pace.acquire(retry=retry)
+            permit = await pace.acquire(retry=retry)
             order.append(name)
             await asyncio.sleep(0.01)
-            pace.release(ticket, LoadSignal.SUCCESS)
+            pace.release(permit, LoadSignal.SUCCESS)
 
-        ticket = await pace.acquire()
+        permit = await pace.acquire()
         async with asyncio.TaskGroup() as group:
             for number in range(10):
                 group.create_task(call(f"new {number}", False))
                 group.create_task(call(f"retry {number}", True))
             await asyncio.sleep(0)
-            pace.release(ticket, LoadSignal.SUCCESS)
+            pace.release(permit, LoadSignal.SUCCESS)
         return order
 
     order = run(main())
@@ -515,15 +515,15 @@ def test_who_waited_longest_goes_first(adaptive: bool) -> None:
 
 
 def test_a_turn_that_comes_with_the_cancellation_is_handed_on() -> None:
-    """The future has its ticket, and the task is cancelled before it wakes: the slot must not be lost."""
+    """The future has its permit, and the task is cancelled before it wakes: the slot must not be lost."""
 
     async def main() -> None:
         pace = pacer(in_flight=1)
-        ticket = await pace.acquire()
+        permit = await pace.acquire()
         first = asyncio.create_task(pace.acquire())
         second = asyncio.create_task(pace.acquire())
         await asyncio.sleep(0)
-        pace.release(ticket, LoadSignal.SUCCESS)
+        pace.release(permit, LoadSignal.SUCCESS)
         first.cancel()
 
         assert isinstance(await second, Permit)
@@ -534,18 +534,18 @@ def test_a_turn_that_comes_with_the_cancellation_is_handed_on() -> None:
 
 
 @pytest.mark.parametrize("phase", ["before it was sent", "while it was out"])
-def test_a_cancelled_probe_does_not_keep_the_gate_shut(phase: str) -> None:
+def test_cancelled_probe_does_not_keep_the_circuit_open(phase: str) -> None:
     """The next one who waits is the probe."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         pace = pacer(in_flight=40)
-        shut(pace)
+        open_circuit(pace)
         first, second = asyncio.create_task(pace.acquire()), asyncio.create_task(pace.acquire())
         if phase == "while it was out":
-            ticket = await first
-            assert ticket.probe
-            pace.release(ticket, LoadSignal.NONE)
+            permit = await first
+            assert permit.probe
+            pace.release(permit, LoadSignal.NONE)
         else:
             await asyncio.sleep(0.01)
             pace._breaker.probe_at = loop.time()
@@ -562,13 +562,13 @@ def test_a_cancelled_probe_does_not_keep_the_gate_shut(phase: str) -> None:
     run(main())
 
 
-def shut(pace: Pacer) -> None:
-    """Twenty tickets, all refused."""
-    tickets = [pace.try_acquire() for _ in range(20)]
-    for ticket in tickets:
-        assert ticket is not None
-        ticket.sent -= 1.0  # long ago
-        pace.release(ticket, LoadSignal.OVERLOAD)
+def open_circuit(pace: Pacer) -> None:
+    """Open the circuit: twenty permits, all refused."""
+    permits = [pace.try_acquire() for _ in range(20)]
+    for permit in permits:
+        assert permit is not None
+        permit.sent -= 1.0  # long ago
+        pace.release(permit, LoadSignal.OVERLOAD)
     assert pace.paused
 
 
@@ -576,10 +576,10 @@ def test_overload_signals_while_open_use_up_no_attempt() -> None:
     """An outage costs time, not accounts."""
     clock, pauses = Clock(), list[bool]()
     pace = Pacer(Pace(in_flight=50, start=50), clock=clock, random=half, on_pause=pauses.append)
-    tickets = [pace.try_acquire() for _ in range(40)]
+    permits = [pace.try_acquire() for _ in range(40)]
     clock.now += 1
 
-    counted = [pace.release(ticket, LoadSignal.OVERLOAD) for ticket in tickets if ticket]
+    counted = [pace.release(permit, LoadSignal.OVERLOAD) for permit in permits if permit]
 
     assert counted == [True] * 19 + [False] * 21
     assert pace.paused
@@ -597,13 +597,13 @@ def test_an_on_pause_that_raises_leaves_no_slot_taken(began: bool) -> None:
 
     clock = Clock()
     pace = Pacer(Pace(in_flight=50, start=50), clock=clock, random=half, on_pause=interrupted)
-    tickets = [pace.try_acquire() for _ in range(20)]
+    permits = [pace.try_acquire() for _ in range(20)]
     clock.now += 1
     raised = 0
-    for ticket in tickets:
-        assert ticket is not None
+    for permit in permits:
+        assert permit is not None
         try:
-            pace.release(ticket, LoadSignal.OVERLOAD)
+            pace.release(permit, LoadSignal.OVERLOAD)
         except KeyboardInterrupt:
             raised += 1
     assert (pace.paused, raised) == (True, int(began))
@@ -626,7 +626,7 @@ def test_waiting_calls_proceed_when_a_probe_succeeds() -> None:
 
     async def main() -> None:
         pace = pacer(in_flight=40)
-        shut(pace)
+        open_circuit(pace)
         clock = asyncio.get_running_loop().time
         arrived = clock()
         probe = await pace.acquire()
@@ -637,9 +637,9 @@ def test_waiting_calls_proceed_when_a_probe_succeeds() -> None:
         await asyncio.sleep(3.0)
         answered = clock()
         pace.release(probe, LoadSignal.SUCCESS)
-        tickets = await asyncio.gather(*others)
+        permits = await asyncio.gather(*others)
         assert clock() == pytest.approx(answered, abs=0.01)
-        patient = [ticket.sent for ticket in tickets if not ticket.probe]
+        patient = [permit.sent for permit in permits if not permit.probe]
         assert patient == [pytest.approx(answered, abs=0.01)] * (9 + 1 - MAX_PROBES)
 
     run(main())
@@ -651,9 +651,9 @@ def test_a_refused_request_keeps_its_slot_for_the_time_of_an_answer() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         pace = pacer(in_flight=1)
-        ticket = await pace.acquire()
+        permit = await pace.acquire()
         await asyncio.sleep(0.005)
-        pace.release(ticket, LoadSignal.OVERLOAD)
+        pace.release(permit, LoadSignal.OVERLOAD)
 
         assert pace.in_flight == 0
         await pace.acquire()
@@ -666,9 +666,9 @@ def test_without_adaptive_refusals_change_nothing() -> None:
     """Who says so wants exactly so many in flight."""
     pace = pacer(Clock(), in_flight=30, adaptive=False)
     for _ in range(100):
-        tickets = [pace.try_acquire() for _ in range(30)]
+        permits = [pace.try_acquire() for _ in range(30)]
         assert pace.try_acquire() is None
-        assert all(pace.release(ticket, LoadSignal.OVERLOAD, 60.0) for ticket in tickets if ticket)
+        assert all(pace.release(permit, LoadSignal.OVERLOAD, 60.0) for permit in permits if permit)
 
     assert pace.limit == 30
     assert not pace.paused
@@ -710,9 +710,9 @@ class Strict(Pacer):
     """Looks at the limit whenever a call is let in: later, others may have lowered it."""
 
     def try_acquire(self) -> Permit | None:
-        ticket = super().try_acquire()
-        assert ticket is None or (self._taken <= self.limit and not self.paused)
-        return ticket
+        permit = super().try_acquire()
+        assert permit is None or (self._taken <= self.limit and not self.paused)
+        return permit
 
     def _next(self) -> PermitFuture:
         assert self._taken < (self._pace.in_flight if self.paused else self.limit)
@@ -740,30 +740,32 @@ Calls = st.lists(
     rate=st.one_of(st.none(), st.floats(5.0, 500.0)),
 )
 def test_no_turn_is_lost(calls: list[Any], in_flight: int, adaptive: bool, rate: float | None) -> None:
-    """Whoever comes, is refused or cancelled: all get in, never too many, and nothing stays taken."""
+    """With any refusals and cancellations, all calls get in, never too many at once, and no slot leaks."""
 
     async def main() -> None:
         pace = Strict(Pace(in_flight=in_flight, adaptive=adaptive, rate=rate), random=random.Random(1).random)
         out = 0
 
-        async def call(come: float, sign: LoadSignal, takes: float, retry: bool, asked: float | None) -> None:
+        async def call(
+            come: float, signal: LoadSignal, takes: float, retry: bool, asked: float | None
+        ) -> None:
             nonlocal out
             await asyncio.sleep(come)
-            ticket = pace.try_acquire() or await pace.acquire(retry=retry)
+            permit = pace.try_acquire() or await pace.acquire(retry=retry)
             out += 1
-            assert out <= pace.in_flight <= in_flight  # some have their ticket, and have not woken yet
+            assert out <= pace.in_flight <= in_flight  # some have their permit, and have not woken yet
             try:
                 await asyncio.sleep(takes)
             except asyncio.CancelledError:
-                sign = LoadSignal.NONE
+                signal = LoadSignal.NONE
                 raise
             finally:
                 out -= 1
-                pace.release(ticket, sign, asked)
+                pace.release(permit, signal, asked)
 
         loop, tasks = asyncio.get_running_loop(), []
-        for come, sign, takes, cancelled, retry, asked in calls:
-            task = asyncio.create_task(call(come, sign, takes, retry, asked))
+        for come, signal, takes, cancelled, retry, asked in calls:
+            task = asyncio.create_task(call(come, signal, takes, retry, asked))
             tasks.append(task)
             if cancelled is not None:
                 loop.call_later(cancelled, task.cancel)
@@ -772,8 +774,8 @@ def test_no_turn_is_lost(calls: list[Any], in_flight: int, adaptive: bool, rate:
         assert not [end for end in done if end and not isinstance(end, asyncio.CancelledError)]
         assert pace.in_flight == pace.waiting == 0
         await asyncio.sleep(130)
-        ticket = await pace.acquire()
-        pace.release(ticket, LoadSignal.SUCCESS)
+        permit = await pace.acquire()
+        pace.release(permit, LoadSignal.SUCCESS)
         assert not pace.paused
         await asyncio.sleep(1)
         assert pace._taken == 0 or pace._held

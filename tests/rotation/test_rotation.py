@@ -638,7 +638,7 @@ async def test_a_session_without_idempotency_rotates_without_it(sandbox, tmp_pat
 async def test_leaving_the_block_wakes_all_who_wait_to_tell(journal) -> None:
     """Accounts that back off make room for more workers than the queue of outcomes has places."""
 
-    async def rests(
+    async def backs_off(
         account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         hooks.on_backoff(True)
@@ -648,7 +648,7 @@ async def test_leaving_the_block_wakes_all_who_wait_to_tell(journal) -> None:
         return AccountPatched(account_id)
 
     many = rows([f"acc_{number}" for number in range(100)])
-    async with asyncio.timeout(5), Rotation(rests, many, in_flight=2) as rotation:
+    async with asyncio.timeout(5), Rotation(backs_off, many, in_flight=2) as rotation:
         for _ in range(200):
             await asyncio.sleep(0)  # nobody listens meanwhile
         async for _ in rotation:

@@ -19,7 +19,7 @@ from tests.support.virtual_world import World, in_virtual_time, now, world
 OWN = CustomProxy(host="proxy.example.com", port=8080)
 
 
-async def settle(rotation: Rotation) -> list[Outcome]:
+async def collect(rotation: Rotation) -> list[Outcome]:
     async with rotation:
         return [outcome async for outcome in rotation]
 
@@ -98,7 +98,7 @@ async def test_what_was_refused_for_now_is_sent_by_the_next_run_under_a_fresh_ke
                 rotation.stop()
         assert recorded(journal) == {"acc_1": "skipped"}
         async with sandbox.session(retry=RetryPolicy(attempts=1)) as session:
-            [outcome] = await settle(session.rotate({"acc_1": US}, journal=journal))
+            [outcome] = await collect(session.rotate({"acc_1": US}, journal=journal))
 
     assert outcome.state is State.PATCHED
     assert sandbox.record.replayed == 0
@@ -113,7 +113,7 @@ async def test_a_doubt_that_is_cut_short_stays_one(journal) -> None:
                 await asyncio.sleep(0)
             rotation.stop()
         assert recorded(journal) == {"acc_1": "unknown"}
-        await settle(session.rotate({"acc_1": US}, journal=journal))
+        await collect(session.rotate({"acc_1": US}, journal=journal))
 
     assert recorded(journal) == {"acc_1": "patched"}
     assert sandbox.record.managed_handed_out == 1
@@ -154,7 +154,7 @@ async def test_too_many_failures_halt_the_rotation(journal) -> None:
     stub = Stub(**{f"acc_{n}": refusal("proxy_error") for n in range(10)})
 
     rotation = make(stub, journal, in_flight=2, halt=Halt(failures=3))
-    await settle(rotation)
+    await collect(rotation)
 
     assert rotation.summary.halted == (
         "3 accounts failed, all with errors/proxy_error, which is the threshold"
@@ -170,9 +170,9 @@ async def test_too_many_failures_halt_the_rotation(journal) -> None:
 
 async def test_the_next_run_forgets_the_halt(journal) -> None:
     """Failures of the last night do not count in this one: if the cause remains, it halts again."""
-    await settle(make(Stub(acc_0=refusal("proxy_error")), journal, in_flight=1, halt=Halt(failures=1)))
+    await collect(make(Stub(acc_0=refusal("proxy_error")), journal, in_flight=1, halt=Halt(failures=1)))
     rotation = make(Stub(), journal, in_flight=1, halt=Halt(failures=1))
-    await settle(rotation)
+    await collect(rotation)
 
     assert rotation.summary.halted is None
     assert Counter(recorded(journal).values()) == {"failed": 1, "patched": 9}
@@ -202,7 +202,7 @@ async def test_a_canary_that_dies_sends_nobody_else(journal) -> None:
     stub = Stub(acc_0=refusal("proxy_error"), acc_1=refusal("proxy_error"))
 
     rotation = make(stub, journal, in_flight=5, halt=Halt(canary=4))
-    await settle(rotation)
+    await collect(rotation)
 
     assert sorted(stub.account_ids) == ["acc_0", "acc_1", "acc_2", "acc_3"]
     assert "2 of the canary's 4 accounts failed" in (rotation.summary.halted or "")
@@ -217,7 +217,9 @@ async def test_a_canary_never_keeps_the_end_waiting(canary) -> None:
             yield Refusal(row.ordinal, None, None, None, "a reason", "an advice") if row.ordinal % 2 else row
 
     async with asyncio.timeout(5):
-        outcomes = await settle(Rotation(Stub(), mixed(), in_flight=3, halt=Halt(canary=canary), finite=True))
+        outcomes = await collect(
+            Rotation(Stub(), mixed(), in_flight=3, halt=Halt(canary=canary), finite=True)
+        )
 
     assert len(outcomes) == 10
 
@@ -231,7 +233,7 @@ async def test_a_canary_can_be_stopped() -> None:
     rotation = make(never, in_flight=5, halt=Halt(canary=1))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await settle(rotation)
+            await collect(rotation)
     assert rotation.summary.states == {State.UNKNOWN: 1}
 
 
@@ -242,13 +244,13 @@ async def test_a_limit_takes_so_many_and_skips_the_rest(journal) -> None:
     """A first look at a fleet: the next run, without a limit, does the others."""
     first, second = Stub(), Stub()
     rotation = make(first, journal, in_flight=3, limit=4)
-    await settle(rotation)
+    await collect(rotation)
 
     assert len(first.account_ids) == 4
     assert not rotation.summary.stopped
     assert not rotation.summary.complete
     assert Counter(recorded(journal).values()) == {"patched": 4, "skipped": 6}
-    await settle(make(second, journal))
+    await collect(make(second, journal))
     assert sorted(second.account_ids) == sorted(set(recorded(journal)) - set(first.account_ids))
 
 
@@ -258,7 +260,7 @@ async def test_rows_that_are_refused_do_not_use_a_limit_up(journal, in_flight) -
     pairs: list[Any] = [("no id", US)] * 3 + list(changes(4).items())
     async with Sandbox() as sandbox, sandbox.session() as session:
         for _ in range(2):
-            await settle(session.rotate(pairs, journal=journal, limit=2, in_flight=in_flight))
+            await collect(session.rotate(pairs, journal=journal, limit=2, in_flight=in_flight))
 
     assert [sandbox.record.sends(account) for account in changes(4)] == [1] * 4
 
@@ -276,7 +278,7 @@ async def test_a_limit_is_a_number(limit, sandbox) -> None:
 async def test_doubts_can_be_left_to_a_person(journal) -> None:
     """`report`: who may have got a proxy is not sent again, whatever it costs."""
     doubt = refusal("request_timeout", applied=errors.Applied.UNKNOWN, attempts=(object(),))
-    await settle(make(Stub(acc_2=doubt), journal))
+    await collect(make(Stub(acc_2=doubt), journal))
     left = Rotation(
         again := Stub(),
         rows(),
@@ -284,7 +286,7 @@ async def test_doubts_can_be_left_to_a_person(journal) -> None:
         finite=True,
         journal=lambda: Journal.open(journal, on_unknown="report"),
     )
-    await settle(left)
+    await collect(left)
 
     assert again.account_ids == []
     assert left.summary.states == {State.PATCHED: 9, State.UNKNOWN: 1}
@@ -304,7 +306,7 @@ async def test_what_a_dead_run_may_have_sent_is_left_where_doubts_are_only_repor
 
     again = Stub()
     last = Rotation(again, rows(), in_flight=3, journal=lambda: Journal.open(copy, on_unknown="report"))
-    await settle(last)
+    await collect(last)
 
     assert again.account_ids == []
     assert last.summary.states == {State.UNKNOWN: 10}
@@ -315,9 +317,9 @@ async def test_what_failed_can_be_sent_again_under_fresh_keys(journal) -> None:
     """The account was reconnected meanwhile; the store of keys still knows the old refusal."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", "errors/disconnected_account")
-        await settle(session.rotate(changes(3), journal=journal))
+        await collect(session.rotate(changes(3), journal=journal))
         assert Counter(recorded(journal).values()) == {"patched": 2, "failed": 1}
-        [outcome] = await settle(session.rotate(changes(3), journal=journal, on_failed="retry"))
+        [outcome] = await collect(session.rotate(changes(3), journal=journal, on_failed="retry"))
 
     assert outcome.state is State.PATCHED
     assert sandbox.record.replayed == 0
@@ -346,7 +348,7 @@ async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal
     """A million settled rows are a million models that nobody looks at; and who is named twice stays so."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         with Fleet.open(fleet(tmp_path)) as opened:
-            first = await settle(session.rotate(opened, journal=journal, limit=12, in_flight=1))
+            first = await collect(session.rotate(opened, journal=journal, limit=12, in_flight=1))
         with Fleet.open(fleet(tmp_path)) as opened:
             read: list[int] = []
             original = opened.rows
@@ -357,7 +359,7 @@ async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal
                     yield row
 
             opened.rows = counted  # type: ignore[method-assign]
-            second = await settle(session.rotate(opened, journal=journal))
+            second = await collect(session.rotate(opened, journal=journal))
 
     assert len(first) == 13  # twelve, and the row that is refused
     assert read == [5, *range(13, 21)]  # it is so again
@@ -368,10 +370,10 @@ async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal
 async def test_a_journal_that_was_begun_without_the_file_checks_every_row(tmp_path, journal) -> None:
     """It knows no input by its bytes: what it has as number 3 may be another account of the file."""
     async with Sandbox() as sandbox, sandbox.session() as session:
-        await settle(session.rotate({"acc_other": US}, journal=journal))
+        await collect(session.rotate({"acc_other": US}, journal=journal))
         with Fleet.open(fleet(tmp_path)) as opened:
             with pytest.raises(errors.JournalError, match="the journal has acc_other at position 1"):
-                await settle(session.rotate(opened, journal=journal))
+                await collect(session.rotate(opened, journal=journal))
 
 
 async def test_a_rotation_knows_how_many_there_are_where_that_can_be_known(
@@ -390,7 +392,7 @@ async def test_a_rotation_knows_how_many_there_are_where_that_can_be_known(
             assert session.rotate(opened).total is None
             opened.survey()
             assert session.rotate(opened).total == 21
-        await settle(session.rotate(changes(7), journal=journal))
+        await collect(session.rotate(changes(7), journal=journal))
 
     with sqlite3.connect(journal) as connection:
         recorded = dict(connection.execute("SELECT name, value FROM run"))
@@ -415,10 +417,10 @@ def died(journal: Path) -> None:
 
 async def test_what_a_dead_run_may_have_sent_and_this_one_did_not_take_is_counted(journal) -> None:
     """Else a night of ten accounts and a limit of five ends as complete, with exit code 0."""
-    await settle(make(Stub(), journal, limit=2))
+    await collect(make(Stub(), journal, limit=2))
     died(journal)
     rotation = make(Stub(), journal, limit=3)
-    await settle(rotation)
+    await collect(rotation)
 
     assert rotation.summary.states == {State.PATCHED: 5, State.UNKNOWN: 5}
     assert not rotation.summary.complete
@@ -438,7 +440,7 @@ async def test_a_run_that_does_not_reach_an_account_does_not_forget_its_spent_ke
             await rotation.run()
         assert rotation.summary.states == {State.PATCHED: 1, State.SKIPPED: 1}
     third = Stub()
-    await settle(
+    await collect(
         Rotation(third, rows(["acc_0", "acc_1"]), in_flight=1, journal=lambda: Journal.open(journal))
     )
 

@@ -123,7 +123,7 @@ MORE = [
     Scenario("heavy tail, Pareto", Behavior(latency=_pareto(0.05, 2.2)), THOUSAND, 1.3, 1.0),
     Scenario("heavy tail, 50 at once", Behavior(latency=_lognormal(0.05, 1.5), capacity=always(50.0)), THOUSAND, 1.2, 1.03, in_flight=1000),
     Scenario("1% 503 for ever", Behavior(unavailable=always(0.01)), THOUSAND, 1.05, 1.0),
-    Scenario("1% 503 for ever, Retry-After: 10", Behavior(unavailable=always(0.01), unwell_after=10.0), THOUSAND, 2.0, 1.0),
+    Scenario("1% 503 for ever, Retry-After: 10", Behavior(unavailable=always(0.01), overload_retry_after=10.0), THOUSAND, 2.0, 1.0),
     Scenario("15% 503 for ever", Behavior(unavailable=always(0.15)), THOUSAND, 1.3, 1.0, failures=40),
     Scenario("30% 503 for ever", Behavior(unavailable=always(0.3)), THOUSAND, 1.3, 1.0, failures=300),
     Scenario("50% 503 for ever", Behavior(unavailable=always(0.5)), THOUSAND, 1.6, 1.0, failures=2000),

@@ -42,7 +42,7 @@ class Behavior:
         tier: Requests a second of the key; *burst* more at once; beyond it a 429.
         window: In place of the bucket, so many seconds with ``tier * window`` requests each.
         retry_after: Seconds told with a 429 (None: none, 0: the exact time rounded up).
-        unwell_after: Seconds told with a 503.
+        overload_retry_after: Retry-After of a 503, in seconds.
         passing: Share of answers that are a provider_error; passes.
         unavailable: Share of answers that are a 503; passes.
         stray: Share of requests that get a 429 whatever the rate, as of a limit per account; passes.
@@ -59,7 +59,7 @@ class Behavior:
     burst: float = 20.0
     window: float | None = None
     retry_after: float | None = None
-    unwell_after: float | None = None
+    overload_retry_after: float | None = None
     passing: float = 0.0
     unavailable: Curve = lambda _now: 0.0
     stray: Curve = lambda _now: 0.0
@@ -69,7 +69,7 @@ class Behavior:
 
 @frozen
 class Reply:
-    sign: LoadSignal
+    signal: LoadSignal
     retry_after: float | None = None
     dead: bool = False
 
@@ -92,7 +92,7 @@ class Service:
         self.peak = 0
         self.work = 0.0  # seconds that had to be worked, at the usual speed
         self.needed = 0  # answers that took work
-        self.signs: Counter[LoadSignal] = Counter()
+        self.signals: Counter[LoadSignal] = Counter()
         self._open: set[asyncio.Future[Reply]] = set()
         self._busy = 0
         self._queue: deque[tuple[int, asyncio.Future[Reply]]] = deque()
@@ -100,7 +100,7 @@ class Service:
         self._window = -1
 
     async def ask(self, account: int, timeout: float) -> Reply:
-        """One attempt; one that timed out is an overload's sign."""
+        """One attempt; a timeout counts as overload."""
         answer: asyncio.Future[Reply] = self.loop.create_future()
         self._take(account, answer)
         self._open.add(answer)
@@ -112,7 +112,7 @@ class Service:
             reply = Reply(LoadSignal.OVERLOAD)
         finally:
             self._open.discard(answer)
-        self.signs[reply.sign] += 1
+        self.signals[reply.signal] += 1
         return reply
 
     def abort(self) -> None:
@@ -129,7 +129,7 @@ class Service:
             case "refused":
                 return self._later(0.005, answer, Reply(LoadSignal.OVERLOAD))
             case "503":
-                return self._later(0.05, answer, Reply(LoadSignal.OVERLOAD, behavior.unwell_after))
+                return self._later(0.05, answer, Reply(LoadSignal.OVERLOAD, behavior.overload_retry_after))
             case "504":
                 return self._later(1.0, answer, Reply(LoadSignal.OVERLOAD))
         # Without such a share nothing is drawn, so that a seed means the same for all other scenarios.
@@ -146,7 +146,9 @@ class Service:
             return self._begin(account, answer)
         if len(self._queue) < behavior.queue:
             return self._queue.append((account, answer))
-        return self._later(behavior.refusal, answer, Reply(LoadSignal.OVERLOAD, behavior.unwell_after))
+        return self._later(
+            behavior.refusal, answer, Reply(LoadSignal.OVERLOAD, behavior.overload_retry_after)
+        )
 
     def _throttle(self, now: float) -> float | None:
         behavior, rate = self.behavior, self.behavior.tier(now)
@@ -173,7 +175,7 @@ class Service:
         elif self.chance.random() < behavior.passing:
             reply = PASSING
         elif self.chance.random() < behavior.unavailable(now):
-            reply = Reply(LoadSignal.OVERLOAD, behavior.unwell_after)
+            reply = Reply(LoadSignal.OVERLOAD, behavior.overload_retry_after)
         else:
             reply = PATCHED
         seconds = behavior.latency(self.chance)
@@ -201,9 +203,9 @@ class Tally:
     """What a rotation came to."""
 
     patched: int = 0
-    failed: int = 0  # attempts used up by signs of overload
-    unlucky: int = 0  # attempts used up, the last one by an error that is no sign
-    turns: list[float] = field(default=Factory(list))
+    failed: int = 0  # attempts used up by overload signals
+    unlucky: int = 0  # attempts used up, the last one by an error that is not a load signal
+    slot_waits: list[float] = field(default=Factory(list))
 
 
 class Rotation:
@@ -213,22 +215,22 @@ class Rotation:
         self.service, self.timeout = service, timeout
         self._clock = asyncio.get_running_loop().time
         dice = random.Random(seed + 100).random
-        self.pacer = Pacer(pace, clock=self._clock, random=dice, on_pause=self._told)
+        self.pacer = Pacer(pace, clock=self._clock, random=dice, on_pause=self._note_pause)
         self.tally = Tally()
         self._most_retrying = 10 * pace.in_flight
         self._retrying = 0
         self._fewer = asyncio.Event()
         self._chance = random.Random(seed + 200)
-        self._shut_for, self._shut_at = 0.0, math.inf
+        self._paused_for, self._paused_at = 0.0, math.inf
 
-    def _told(self, shut: bool) -> None:
-        if not shut:
-            self._shut_for += self._clock() - self._shut_at
-        self._shut_at = self._clock() if shut else math.inf
+    def _note_pause(self, paused: bool) -> None:
+        if not paused:
+            self._paused_for += self._clock() - self._paused_at
+        self._paused_at = self._clock() if paused else math.inf
 
     def _open_for(self) -> float:
         """Seconds in which calls were let in, so far."""
-        return self._clock() - self._shut_for - max(0.0, self._clock() - self._shut_at)
+        return self._clock() - self._paused_for - max(0.0, self._clock() - self._paused_at)
 
     async def run(self, accounts: range) -> Tally:
         async with asyncio.TaskGroup() as group:
@@ -236,29 +238,29 @@ class Rotation:
                 while self._retrying >= self._most_retrying:
                     self._fewer.clear()
                     await self._fewer.wait()
-                ticket = self.pacer.try_acquire() or await self.pacer.acquire()
-                group.create_task(self._settle(account, ticket))
+                permit = self.pacer.try_acquire() or await self.pacer.acquire()
+                group.create_task(self._update(account, permit))
         return self.tally
 
-    async def _settle(self, account: int, ticket: Any) -> None:
+    async def _update(self, account: int, permit: Any) -> None:
         used, tries, is_retry = 0, 0, False
         while True:
-            if ticket is None:
+            if permit is None:
                 began = self._open_for()
-                ticket = self.pacer.try_acquire() or await self.pacer.acquire(retry=True)
-                self.tally.turns.append(self._open_for() - began)
+                permit = self.pacer.try_acquire() or await self.pacer.acquire(retry=True)
+                self.tally.slot_waits.append(self._open_for() - began)
             if is_retry:
                 self._retrying -= 1
                 self._fewer.set()
             reply = await self.service.ask(account, self.timeout)
-            used += self.pacer.release(ticket, reply.sign, reply.retry_after)
+            used += self.pacer.release(permit, reply.signal, reply.retry_after)
             tries += 1
-            ticket = None
-            if reply.sign is LoadSignal.SUCCESS:
+            permit = None
+            if reply.signal is LoadSignal.SUCCESS:
                 self.tally.patched += 1
                 return
             if used >= 4:
-                if reply.sign is LoadSignal.ALIVE:
+                if reply.signal is LoadSignal.ALIVE:
                     self.tally.unlucky += 1
                 else:
                     self.tally.failed += 1
@@ -353,7 +355,7 @@ async def _play(scenario: Scenario, seed: int) -> Result:
         assert rotation.pacer.in_flight == 0
         assert rotation.pacer.waiting == 0
     tallies: Sequence[Tally] = [rotation.tally for rotation in rotations]
-    turns = [turn for tally in tallies for turn in tally.turns] or [0.0]
+    slot_waits = [wait for tally in tallies for wait in tally.slot_waits] or [0.0]
     return Result(
         scenario.name,
         makespan,
@@ -362,10 +364,10 @@ async def _play(scenario: Scenario, seed: int) -> Result:
         sum(tally.patched for tally in tallies),
         sum(tally.failed for tally in tallies),
         sum(tally.unlucky for tally in tallies),
-        service.signs[LoadSignal.THROTTLED] / service.asked,
+        service.signals[LoadSignal.THROTTLED] / service.asked,
         service.peak,
-        sum(turns) / len(turns),
-        max(turns),
+        sum(slot_waits) / len(slot_waits),
+        max(slot_waits),
         loop.timers,
     )
 

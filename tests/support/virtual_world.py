@@ -13,7 +13,7 @@ from postpress_async.sandbox._server import Server
 from tests.support.virtual_loop import Connector, run
 
 PROXY = CustomProxy(host="proxy.example.com", port=8080)
-UNWELL = "errors/service_unavailable"
+OVERLOADED = "errors/service_unavailable"
 LONG = RetryPolicy(deadline=1000.0, attempt_timeout=1000.0)
 
 
@@ -115,7 +115,7 @@ async def refuses_connections(at: World) -> None:
 
 
 async def long_retry_after(at: World) -> None:
-    at.server.faults.script("acc_x", *[Fault(type=UNWELL, retry_after=4)] * 99)
+    at.server.faults.script("acc_x", *[Fault(type=OVERLOADED, retry_after=4)] * 99)
 
 
 async def backs_off(at: World) -> None:

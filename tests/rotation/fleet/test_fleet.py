@@ -314,7 +314,7 @@ def test_rows_with_the_same_fault_are_one_sentence(write) -> None:
 
 
 def test_a_survey_hands_on_each_refused_row(write) -> None:
-    """Whoever wants all of them need not read the file a second time."""
+    """To get all of them, a caller need not read the file a second time."""
     seen: list[Refusal] = []
     with Fleet.open(write("f.csv", "account_id,country\nacc_1,X\nacc_2,US\nacc_1,US\n")) as fleet:
         survey = fleet.survey(seen.append)

@@ -435,7 +435,7 @@ def test_list_with_bad_lines_is_refused_and_each_is_reported() -> None:
 
 
 def test_bad_lines_can_be_skipped() -> None:
-    """Whoever says so knows, and can still read which."""
+    """The caller asked for it, and can still read which lines were skipped."""
     pool = ProxyPool.read(LIST, skip_bad=True, assign="sticky", accounts_per_proxy=2)
 
     assert (len(pool), pool.available) == (500, 500)

@@ -171,7 +171,7 @@ def test_a_line_that_may_be_either_form_is_refused(line: str) -> None:
     ],
 )
 def test_bad_line_is_reported_with_number_field_and_reason(line: str, field: str, reason: str) -> None:
-    """Whoever bought 500 lines must find the one that is wrong, and what is wrong with it."""
+    """A user who bought 500 lines must find the wrong one, and what is wrong with it."""
     refusal = refusal_of("# bought today", line)
 
     assert (refusal.line, refusal.column, refusal.reason) == (2, field, reason)

@@ -13,8 +13,8 @@ from postpress_async._call.keyed_lock import KeyedLock
 class Updates:
     """Tasks that take the lock, keep it until they are released, and give it back."""
 
-    def __init__(self, turns: KeyedLock, name: str = "acc_1") -> None:
-        self.turns = turns
+    def __init__(self, lock: KeyedLock, name: str = "acc_1") -> None:
+        self.lock = lock
         self.name = name
         self.inside: list[int] = []
         self.most = 0
@@ -27,7 +27,7 @@ class Updates:
         self.tasks.append(asyncio.create_task(self._update(len(self.tasks))))
 
     async def _update(self, number: int) -> None:
-        await self.turns.acquire(self.name)
+        await self.lock.acquire(self.name)
         try:
             self.inside.append(number)
             self.most = max(self.most, len(self.inside))
@@ -35,10 +35,10 @@ class Updates:
             await self._ends[number].wait()
         finally:
             self.inside.remove(number)
-            self.turns.release(self.name)
+            self.lock.release(self.name)
 
     def end(self) -> None:
-        """End the one that has the turn, if any."""
+        """End the update that holds the lock, if any."""
         for number in self.inside:
             self._ends[number].set()
 
@@ -47,44 +47,44 @@ class Updates:
             self.tasks[number % len(self.tasks)].cancel()
 
 
-async def settle() -> None:
-    """Let everything that can go on, go on."""
+async def run_ready_tasks() -> None:
+    """Let every task run that can."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 @pytest.fixture
-def turns() -> KeyedLock:
+def lock() -> KeyedLock:
     return KeyedLock()
 
 
 @pytest.fixture
-async def updates(turns: KeyedLock) -> Updates:
-    return Updates(turns)
+async def updates(lock: KeyedLock) -> Updates:
+    return Updates(lock)
 
 
-async def test_a_turn_that_is_free_is_taken_at_once(turns: KeyedLock) -> None:
+async def test_free_lock_is_acquired_at_once(lock: KeyedLock) -> None:
     """The usual case costs no trip through the event loop: another task would have run before the end."""
     ran = asyncio.create_task(asyncio.sleep(0))
 
-    await turns.acquire("acc_1")
+    await lock.acquire("acc_1")
     assert not ran.done()
     await ran
 
 
-def test_a_turn_is_had_by_one(turns: KeyedLock) -> None:
+def test_lock_is_held_by_one(lock: KeyedLock) -> None:
     """Until it is given back."""
-    assert turns.try_acquire("acc_1")
-    assert not turns.try_acquire("acc_1")
+    assert lock.try_acquire("acc_1")
+    assert not lock.try_acquire("acc_1")
 
-    turns.release("acc_1")
-    assert turns.try_acquire("acc_1")
+    lock.release("acc_1")
+    assert lock.try_acquire("acc_1")
 
 
-def test_accounts_do_not_wait_for_each_other(turns: KeyedLock) -> None:
+def test_accounts_do_not_wait_for_each_other(lock: KeyedLock) -> None:
     """A fleet of 50,000 accounts is 50,000 names."""
-    assert turns.try_acquire("acc_1")
-    assert turns.try_acquire("acc_2")
+    assert lock.try_acquire("acc_1")
+    assert lock.try_acquire("acc_2")
 
 
 async def test_who_waited_longest_goes_first(updates: Updates) -> None:
@@ -92,7 +92,7 @@ async def test_who_waited_longest_goes_first(updates: Updates) -> None:
     for _ in range(5):
         updates.ask()
     for _ in range(5):
-        await settle()
+        await run_ready_tasks()
         updates.end()
     await asyncio.gather(*updates.tasks)
 
@@ -100,111 +100,111 @@ async def test_who_waited_longest_goes_first(updates: Updates) -> None:
     assert updates.most == 1
 
 
-async def test_nobody_takes_a_turn_that_was_given_to_another(updates: Updates, turns: KeyedLock) -> None:
-    """Between the giving and the waking there is a moment in which the turn seems to be free."""
+async def test_lock_handed_to_a_waiter_cannot_be_taken_by_another(updates: Updates, lock: KeyedLock) -> None:
+    """Between the release and the wake-up there is a moment in which the lock seems to be free."""
     updates.ask()
-    await settle()
+    await run_ready_tasks()
     updates.ask()
-    await settle()
+    await run_ready_tasks()
 
     updates.end()
     await asyncio.sleep(0)  # the first is done; the second has not run yet
     assert updates.inside == []
-    assert not turns.try_acquire("acc_1")
+    assert not lock.try_acquire("acc_1")
 
-    await settle()
+    await run_ready_tasks()
     assert updates.inside == [1]
     updates.end()
     await asyncio.gather(*updates.tasks)
 
 
-async def test_who_stops_waiting_is_passed_over(updates: Updates, turns: KeyedLock) -> None:
+async def test_cancelled_waiter_is_skipped(updates: Updates, lock: KeyedLock) -> None:
     """A call whose deadline ends in the queue takes nothing with it."""
     for _ in range(3):
         updates.ask()
-    await settle()
+    await run_ready_tasks()
 
     updates.cancel(1)
-    await settle()
+    await run_ready_tasks()
     updates.end()
-    await settle()
+    await run_ready_tasks()
     updates.end()
     await asyncio.gather(*updates.tasks, return_exceptions=True)
 
     assert updates.served == [0, 2]
     assert updates.tasks[1].cancelled()
-    assert turns.try_acquire("acc_1")
+    assert lock.try_acquire("acc_1")
 
 
-async def test_who_is_cancelled_with_the_turn_in_hand_hands_it_on(updates: Updates, turns: KeyedLock) -> None:
-    """Given the turn and cancelled before it could run: else everyone behind would wait for ever."""
+async def test_cancelled_waiter_passes_the_lock_on(updates: Updates, lock: KeyedLock) -> None:
+    """Cancelled after it got the lock and before it ran; otherwise all behind it would wait forever."""
     for _ in range(3):
         updates.ask()
-    await settle()
+    await run_ready_tasks()
 
     updates.end()
-    await asyncio.sleep(0)  # the turn is the second's now, and it has not run
+    await asyncio.sleep(0)  # the second waiter holds the lock now, and has not run
     updates.cancel(1)
-    await settle()
+    await run_ready_tasks()
     assert updates.inside == [2]
 
     updates.end()
-    await settle()
+    await run_ready_tasks()
     assert updates.tasks[1].cancelled()
-    assert turns.try_acquire("acc_1")
+    assert lock.try_acquire("acc_1")
 
 
-async def test_who_is_cancelled_with_the_turn_in_hand_and_nobody_behind_frees_it(
-    updates: Updates, turns: KeyedLock
+async def test_last_waiter_frees_the_lock_if_cancelled_while_holding_it(
+    updates: Updates, lock: KeyedLock
 ) -> None:
     """The same, for the last of the queue."""
     updates.ask()
     updates.ask()
-    await settle()
+    await run_ready_tasks()
 
     updates.end()
     await asyncio.sleep(0)
     updates.cancel(1)
-    await settle()
+    await run_ready_tasks()
 
     assert updates.tasks[1].cancelled()
-    assert turns.try_acquire("acc_1")
+    assert lock.try_acquire("acc_1")
 
 
-async def test_who_stops_waiting_as_the_turn_is_given_is_passed_over(
-    updates: Updates, turns: KeyedLock
+async def test_waiter_cancelled_at_the_moment_of_release_is_skipped(
+    updates: Updates, lock: KeyedLock
 ) -> None:
-    """Cancelled, but not yet run, when the holder gives: the turn goes to the next one who still wants it."""
+    """Cancelled, but not yet run, when the holder releases: the lock goes to the next waiter."""
     for _ in range(3):
         updates.ask()
-    await settle()
+    await run_ready_tasks()
 
     updates.end()
     updates.cancel(1)
-    await settle()
+    await run_ready_tasks()
     assert updates.inside == [2]
 
     updates.end()
     await asyncio.gather(*updates.tasks, return_exceptions=True)
     assert [task.cancelled() for task in updates.tasks] == [False, True, False]
-    assert turns.try_acquire("acc_1")
+    assert lock.try_acquire("acc_1")
 
 
-async def test_everyone_may_stop_waiting_at_once(updates: Updates, turns: KeyedLock) -> None:
-    """A session that closes cancels a whole queue; what is under way still has its turn."""
+async def test_all_waiters_may_be_cancelled_together(updates: Updates, lock: KeyedLock) -> None:
+    """A session that closes cancels a whole queue; the current holder keeps the lock."""
     for _ in range(50):
         updates.ask()
-    await settle()
+    await run_ready_tasks()
 
     for number in range(1, 50):
         updates.cancel(number)
-    await settle()
+    await run_ready_tasks()
     assert updates.inside == [0]
-    assert not turns.try_acquire("acc_1")
+    assert not lock.try_acquire("acc_1")
 
     updates.end()
-    await settle()
-    assert turns.try_acquire("acc_1")
+    await run_ready_tasks()
+    assert lock.try_acquire("acc_1")
 
 
 class CountedFuture(asyncio.Future[None]):
@@ -220,14 +220,14 @@ class CountedFuture(asyncio.Future[None]):
 
 
 async def test_cancelling_a_waiter_does_not_search_the_queue(
-    updates: Updates, turns: KeyedLock, monkeypatch: pytest.MonkeyPatch
+    updates: Updates, lock: KeyedLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelling n waiters of one account takes time in proportion to n, in whatever order they leave."""
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "create_future", lambda: CountedFuture(loop=loop), raising=False)
     for _ in range(201):
         updates.ask()
-    await settle()
+    await run_ready_tasks()
     CountedFuture.comparisons = 0
 
     for number in range(200, 0, -1):
@@ -238,55 +238,55 @@ async def test_cancelling_a_waiter_does_not_search_the_queue(
     assert [task.cancelled() for task in updates.tasks] == [False, *[True] * 200]
     assert CountedFuture.comparisons <= 200
     updates.end()
-    await settle()
-    assert turns.try_acquire("acc_1")
+    await run_ready_tasks()
+    assert lock.try_acquire("acc_1")
 
 
-async def test_a_wait_under_a_deadline_leaves_the_queue(turns: KeyedLock) -> None:
+async def test_waiter_leaves_the_queue_at_its_deadline(lock: KeyedLock) -> None:
     """As the session waits: the timeout is a cancellation from inside."""
-    assert turns.try_acquire("acc_1")
+    assert lock.try_acquire("acc_1")
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
-            await turns.acquire("acc_1")
-    turns.release("acc_1")
+            await lock.acquire("acc_1")
+    lock.release("acc_1")
 
-    assert turns.try_acquire("acc_1")
+    assert lock.try_acquire("acc_1")
 
 
-async def test_a_wait_that_is_thrown_away_gives_no_turn_to_others(updates: Updates, turns: KeyedLock) -> None:
-    """A loop that ends with tasks pending closes their coroutines; the holder's turn stays the holder's."""
+async def test_closed_waiter_does_not_release_the_lock(updates: Updates, lock: KeyedLock) -> None:
+    """A loop that ends with tasks pending closes their coroutines; the holder keeps the lock."""
     updates.ask()
     updates.ask()
-    await settle()
-    wait = turns.acquire("acc_1")
+    await run_ready_tasks()
+    wait = lock.acquire("acc_1")
     wait.send(None)  # the third in the queue
 
     wait.close()
-    await settle()
+    await run_ready_tasks()
     assert updates.inside == [0]
 
     for _ in range(2):
         updates.end()
-        await settle()
+        await run_ready_tasks()
     await asyncio.gather(*updates.tasks)
     assert updates.most == 1
-    assert turns.try_acquire("acc_1")
+    assert lock.try_acquire("acc_1")
 
 
-async def test_a_name_that_nobody_has_takes_no_memory(updates: Updates, turns: KeyedLock) -> None:
+async def test_released_name_takes_no_memory(updates: Updates, lock: KeyedLock) -> None:
     """A session may see millions of accounts."""
     for number in range(1000):
-        assert turns.try_acquire(f"acc_{number}")
-        turns.release(f"acc_{number}")
+        assert lock.try_acquire(f"acc_{number}")
+        lock.release(f"acc_{number}")
     for _ in range(3):
         updates.ask()
     for _ in range(3):
-        await settle()
+        await run_ready_tasks()
         updates.end()
     await asyncio.gather(*updates.tasks)
 
-    assert turns._waiting == {}
+    assert lock._waiting == {}
 
 
 STEPS: dict[str, Callable[[Updates, int], None]] = {
@@ -303,27 +303,27 @@ STEPS: dict[str, Callable[[Updates, int], None]] = {
         max_size=60,
     )
 )
-def test_no_order_of_events_loses_a_turn_or_lets_two_in(steps: list[tuple[str, int]]) -> None:
+def test_no_order_of_events_loses_the_lock_or_lets_two_in(steps: list[tuple[str, int]]) -> None:
     """However takes, gives and cancels meet: one inside, first come first served, and nobody forgotten."""
 
     async def play() -> None:
-        turns = KeyedLock()
-        updates = Updates(turns)
+        lock = KeyedLock()
+        updates = Updates(lock)
         cancelled: set[int] = set()
         for step, number in steps:
             if step == "run":
                 await asyncio.sleep(0)
-            elif step == "look" and turns.try_acquire("acc_1"):
+            elif step == "look" and lock.try_acquire("acc_1"):
                 assert updates.inside == []
-                turns.release("acc_1")
+                lock.release("acc_1")
             elif step in STEPS:
                 STEPS[step](updates, number)
                 if step == "cancel" and updates.tasks:
                     cancelled.add(number % len(updates.tasks))
         for _ in updates.tasks:
-            await settle()
+            await run_ready_tasks()
             updates.end()
-        await settle()
+        await run_ready_tasks()
 
         assert all(task.done() for task in updates.tasks)
         outcomes = await asyncio.gather(*updates.tasks, return_exceptions=True)
@@ -331,7 +331,7 @@ def test_no_order_of_events_loses_a_turn_or_lets_two_in(steps: list[tuple[str, i
         assert updates.most <= 1
         assert updates.served == sorted(updates.served)
         assert set(range(len(updates.tasks))) - cancelled <= set(updates.served)
-        assert turns._waiting == {}
+        assert lock._waiting == {}
 
     with asyncio.Runner() as runner:
         runner.run(play())

@@ -21,11 +21,11 @@ def play(scene: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
         return runner.run(scene(loop))
 
 
-async def wait(deadlines: TimeoutGroup, seconds: float, needed: float = 1e6) -> tuple[bool, float]:
+async def wait(timeouts: TimeoutGroup, seconds: float, needed: float = 1e6) -> tuple[bool, float]:
     """Whether *needed* seconds were to be had, and when that was known."""
     loop = asyncio.get_running_loop()
     try:
-        with deadlines.within(seconds):
+        with timeouts.within(seconds):
             await asyncio.sleep(needed)
     except TimeoutError:
         return False, loop.time()
@@ -37,11 +37,11 @@ def test_a_wait_that_is_too_long_is_ended(seconds: float) -> None:
     """Also one whose time was up before it began: its first pause is its last."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines = TimeoutGroup()
-        done, when = await wait(deadlines, seconds)
+        timeouts = TimeoutGroup()
+        done, when = await wait(timeouts, seconds)
         assert not done
         assert when == pytest.approx(max(seconds, 0.0))
-        assert len(deadlines) == 0
+        assert len(timeouts) == 0
 
     play(scene)
 
@@ -50,10 +50,10 @@ def test_what_is_done_in_time_is_left_alone() -> None:
     """And a deadline that passes after it disturbs nobody."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines = TimeoutGroup()
-        assert await wait(deadlines, 5.0, 1.0) == (True, 1.0)
+        timeouts = TimeoutGroup()
+        assert await wait(timeouts, 5.0, 1.0) == (True, 1.0)
         await asyncio.sleep(10.0)
-        assert len(deadlines) == 0
+        assert len(timeouts) == 0
 
     play(scene)
 
@@ -62,11 +62,11 @@ def test_a_thousand_waits_that_end_in_time_set_one_timer() -> None:
     """That is what this is for."""
 
     async def scene(loop: VirtualLoop) -> int:
-        deadlines, ready = TimeoutGroup(), asyncio.sleep(0)
+        timeouts, ready = TimeoutGroup(), asyncio.sleep(0)
         await ready
         before = loop.timers
         for _ in range(1000):
-            with deadlines.within(30.0):
+            with timeouts.within(30.0):
                 await asyncio.sleep(0)
         return loop.timers - before
 
@@ -77,8 +77,8 @@ def test_each_ends_at_its_own_time() -> None:
     """Regardless of their order, and of those that ended before them."""
 
     async def scene(loop: VirtualLoop) -> list[tuple[bool, float]]:
-        deadlines = TimeoutGroup()
-        return await asyncio.gather(*(wait(deadlines, seconds) for seconds in (7.0, 3.0, 9.0, 3.0, 5.0)))
+        timeouts = TimeoutGroup()
+        return await asyncio.gather(*(wait(timeouts, seconds) for seconds in (7.0, 3.0, 9.0, 3.0, 5.0)))
 
     ended = play(scene)
     assert [done for done, _ in ended] == [False] * 5
@@ -89,8 +89,8 @@ def test_many_that_end_one_after_the_other_are_not_looked_at_each_time() -> None
     """Ten thousand calls to a silent server end in a second; a look at all for each would take minutes."""
 
     async def scene(loop: VirtualLoop) -> tuple[int, float]:
-        deadlines = TimeoutGroup()
-        waits = [asyncio.create_task(wait(deadlines, 1.0 + number * 1e-6)) for number in range(10_000)]
+        timeouts = TimeoutGroup()
+        waits = [asyncio.create_task(wait(timeouts, 1.0 + number * 1e-6)) for number in range(10_000)]
         await asyncio.sleep(0)
         before = loop.timers
         await asyncio.gather(*waits)
@@ -106,11 +106,11 @@ def test_a_loop_whose_clock_ticks_early_ends_it_all_the_same() -> None:
     """A timer may fire a tick before its time; what it is for must not be put off and looked for again."""
 
     async def scene(loop: VirtualLoop) -> int:
-        deadlines = TimeoutGroup()
-        waiting = asyncio.create_task(wait(deadlines, 5.0))
+        timeouts = TimeoutGroup()
+        waiting = asyncio.create_task(wait(timeouts, 5.0))
         await asyncio.sleep(1.0)
         before = loop.timers
-        deadlines._on_timer()  # as if 5.0 had come by the timer's clock
+        timeouts._on_timer()  # as if 5.0 had come by the timer's clock
         assert (await waiting)[0] is False
         return loop.timers - before
 
@@ -121,8 +121,8 @@ def test_cancellation_during_the_timeout_stays_a_cancellation() -> None:
     """A caller that gives up must not be told of a timeout, even in the very moment of one."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines = TimeoutGroup()
-        before, together = (asyncio.create_task(wait(deadlines, 5.0)) for _ in range(2))
+        timeouts = TimeoutGroup()
+        before, together = (asyncio.create_task(wait(timeouts, 5.0)) for _ in range(2))
         await asyncio.sleep(1.0)
         before.cancel()
         loop.call_at(5.0, together.cancel)
@@ -130,7 +130,7 @@ def test_cancellation_during_the_timeout_stays_a_cancellation() -> None:
 
         assert before.cancelled()
         assert together.cancelled()
-        assert len(deadlines) == 0
+        assert len(timeouts) == 0
 
     play(scene)
 
@@ -139,13 +139,13 @@ def test_a_wait_within_a_cancelled_task_still_has_its_end() -> None:
     """A task that is being cancelled may tidy up, and its tidying has a limit of its own."""
 
     async def scene(loop: VirtualLoop) -> tuple[bool, float]:
-        deadlines, found = TimeoutGroup(), []
+        timeouts, found = TimeoutGroup(), []
 
         async def tidying() -> None:
             try:
                 await asyncio.sleep(1000.0)
             finally:
-                found.append(await wait(deadlines, 2.0))
+                found.append(await wait(timeouts, 2.0))
 
         task = asyncio.create_task(tidying())
         await asyncio.sleep(1.0)
@@ -161,10 +161,10 @@ def test_an_error_inside_passes_through() -> None:
     """It is not taken for the end of the time."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines = TimeoutGroup()
-        with pytest.raises(KeyError), deadlines.within(5.0):
+        timeouts = TimeoutGroup()
+        with pytest.raises(KeyError), timeouts.within(5.0):
             raise KeyError
-        assert len(deadlines) == 0
+        assert len(timeouts) == 0
 
     play(scene)
 
@@ -173,8 +173,8 @@ def test_one_that_catches_the_cancellation_of_its_time_goes_on() -> None:
     """Foreign code may; then nothing is owed, and the task is not cancelled once more."""
 
     async def scene(loop: VirtualLoop) -> int:
-        deadlines = TimeoutGroup()
-        with deadlines.within(1.0) as limit:
+        timeouts = TimeoutGroup()
+        with timeouts.within(1.0) as limit:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(10.0)
         assert limit.expired
@@ -190,31 +190,31 @@ def test_the_end_is_everybody_s() -> None:
     """Of those who wait, whatever their time, and of those who come after."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines = TimeoutGroup()
-        waits = [asyncio.create_task(wait(deadlines, seconds)) for seconds in (5.0, 1000.0, float("inf"))]
+        timeouts = TimeoutGroup()
+        waits = [asyncio.create_task(wait(timeouts, seconds)) for seconds in (5.0, 1000.0, float("inf"))]
         await asyncio.sleep(1.0)
-        deadlines.end()
-        deadlines.end()
+        timeouts.end()
+        timeouts.end()
 
         assert await asyncio.gather(*waits) == [(False, 1.0)] * 3
-        assert await wait(deadlines, 5.0) == (False, 1.0)
-        assert deadlines.ended
-        assert len(deadlines) == 0
+        assert await wait(timeouts, 5.0) == (False, 1.0)
+        assert timeouts.ended
+        assert len(timeouts) == 0
 
     play(scene)
 
 
 def test_the_end_may_come_after_the_loop_s() -> None:
     """A session that is closed in a second loop has tasks of the first, which will never run again."""
-    deadlines = TimeoutGroup()
+    timeouts = TimeoutGroup()
     loop = VirtualLoop()
-    stuck: Any = loop.create_task(wait(deadlines, 5.0))
+    stuck: Any = loop.create_task(wait(timeouts, 5.0))
     loop.call_soon(loop.stop)
     loop.run_forever()
     loop.close()
-    assert len(deadlines) == 1
+    assert len(timeouts) == 1
 
-    deadlines.end()
+    timeouts.end()
 
     assert not stuck.done()
     stuck._log_destroy_pending = False  # that it never ends is the point
@@ -228,12 +228,12 @@ def test_a_future_is_woken_in_time() -> None:
     """With None, which says that what it waited for did not come."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines, future = TimeoutGroup(), loop.create_future()
-        deadlines.wake(future, 5.0)
+        timeouts, future = TimeoutGroup(), loop.create_future()
+        timeouts.wake(future, 5.0)
 
         assert await future is None
         assert loop.time() == pytest.approx(5.0)
-        assert len(deadlines) == 0
+        assert len(timeouts) == 0
 
     play(scene)
 
@@ -242,8 +242,8 @@ def test_a_future_that_has_its_result_keeps_it() -> None:
     """Its waiter may not have run yet when its time is up."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines, future = TimeoutGroup(), loop.create_future()
-        deadlines.wake(future, 5.0)
+        timeouts, future = TimeoutGroup(), loop.create_future()
+        timeouts.wake(future, 5.0)
         future.set_result("came")
         await asyncio.sleep(10.0)
 
@@ -256,13 +256,13 @@ def test_a_future_that_left_is_not_woken() -> None:
     """And its deadline keeps nothing of it."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines, future = TimeoutGroup(), loop.create_future()
-        deadlines.wake(future, 5.0)
-        deadlines.discard(future)
+        timeouts, future = TimeoutGroup(), loop.create_future()
+        timeouts.wake(future, 5.0)
+        timeouts.discard(future)
         await asyncio.sleep(10.0)
 
         assert not future.done()
-        assert len(deadlines) == 0
+        assert len(timeouts) == 0
 
     play(scene)
 
@@ -271,27 +271,27 @@ def test_the_end_wakes_futures_too() -> None:
     """Those that wait, and those that come after it."""
 
     async def scene(loop: VirtualLoop) -> None:
-        deadlines, before, after = TimeoutGroup(), loop.create_future(), loop.create_future()
-        deadlines.wake(before, float("inf"))
-        deadlines.end()
-        deadlines.wake(after, float("inf"))
+        timeouts, before, after = TimeoutGroup(), loop.create_future(), loop.create_future()
+        timeouts.wake(before, float("inf"))
+        timeouts.end()
+        timeouts.wake(after, float("inf"))
 
         assert (await before, await after) == (None, None)
-        assert len(deadlines) == 0
+        assert len(timeouts) == 0
 
     play(scene)
 
 
 def test_the_end_wakes_no_future_of_a_closed_loop() -> None:
     """A session may be closed in another event loop."""
-    deadlines = TimeoutGroup()
+    timeouts = TimeoutGroup()
 
     async def scene(loop: VirtualLoop) -> "asyncio.Future[Any]":
         future = loop.create_future()
-        deadlines.wake(future, float("inf"))
+        timeouts.wake(future, float("inf"))
         return future
 
     future = play(scene)
-    deadlines.end()
+    timeouts.end()
 
     assert not future.done()

@@ -46,16 +46,16 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def work(lifetime: CallTracker, seconds: float) -> None:
+async def work(tracker: CallTracker, seconds: float) -> None:
     """A call that takes so long."""
-    with lifetime:
+    with tracker:
         await asyncio.sleep(seconds)
 
 
-async def wait(lifetime: CallTracker, until: float) -> float:
+async def wait(tracker: CallTracker, until: float) -> float:
     """Wait for what never comes; when it ended, by the loop's clock."""
     with pytest.raises(TimeoutError):
-        with lifetime.timeout_at(until):
+        with tracker.timeout_at(until):
             await asyncio.sleep(10_000.0)
     return now()
 
@@ -65,30 +65,30 @@ async def wait(lifetime: CallTracker, until: float) -> float:
 
 async def test_calls_may_overlap() -> None:
     """Any number of tasks use one session."""
-    lifetime = CallTracker()
-    with lifetime, lifetime:
+    tracker = CallTracker()
+    with tracker, tracker:
         pass
 
-    with lifetime:
+    with tracker:
         pass
 
 
 async def test_a_closed_session_takes_no_call() -> None:
     """It says so, and does not reopen."""
-    lifetime = CallTracker()
-    await lifetime.close(0)
+    tracker = CallTracker()
+    await tracker.close(0)
 
     for _ in range(2):
-        with pytest.raises(SessionClosedError, match="create a new one"), lifetime:
+        with pytest.raises(SessionClosedError, match="create a new one"), tracker:
             pass
 
 
 def test_a_session_belongs_to_the_loop_that_first_uses_it() -> None:
     """Its connections are of that loop, and would hang in another one."""
-    lifetime = CallTracker()
+    tracker = CallTracker()
 
     async def use() -> None:
-        with lifetime:
+        with tracker:
             await asyncio.sleep(0)
 
     play(use())
@@ -109,13 +109,13 @@ def test_where_no_event_loop_of_asyncio_runs_a_session_says_so() -> None:
 
 def test_a_session_may_be_closed_in_another_loop() -> None:
     """A call that broke off with its loop will never end: closing does not wait for it."""
-    lifetime = CallTracker()
+    tracker = CallTracker()
 
     async def break_off() -> None:
-        lifetime.__enter__()  # never left
+        tracker.__enter__()  # never left
 
     async def close() -> float:
-        await lifetime.close(100.0)
+        await tracker.close(100.0)
         return now()
 
     play(break_off())
@@ -151,12 +151,12 @@ def test_closing_waits_for_the_last_call_and_no_longer_than_told(patience: float
     """What is under way may settle; a call that hangs does not hang the program."""
 
     async def scene() -> float:
-        lifetime = CallTracker()
+        tracker = CallTracker()
         async with asyncio.TaskGroup() as group:
             for seconds in (1.0, 3.0, 2.0):
-                group.create_task(work(lifetime, seconds))
+                group.create_task(work(tracker, seconds))
             await asyncio.sleep(0)
-            await lifetime.close(patience)
+            await tracker.close(patience)
             return now()
 
     assert play(scene()) == pytest.approx(closed)
@@ -166,14 +166,14 @@ def test_no_call_begins_while_a_session_closes() -> None:
     """Else a busy program would never come to its end."""
 
     async def scene() -> None:
-        lifetime = CallTracker()
+        tracker = CallTracker()
         async with asyncio.TaskGroup() as group:
-            group.create_task(work(lifetime, 3.0))
+            group.create_task(work(tracker, 3.0))
             await asyncio.sleep(0)
-            group.create_task(lifetime.close(5.0))
+            group.create_task(tracker.close(5.0))
             await asyncio.sleep(1.0)
 
-            with pytest.raises(SessionClosedError), lifetime:
+            with pytest.raises(SessionClosedError), tracker:
                 pass
 
     play(scene())
@@ -183,14 +183,14 @@ def test_two_may_close_at_once() -> None:
     """An ``async with`` that ends while somebody calls `aclose`: both wait, each as long as it said."""
 
     async def scene() -> list[float]:
-        lifetime = CallTracker()
+        tracker = CallTracker()
 
         async def close(patience: float) -> float:
-            await lifetime.close(patience)
+            await tracker.close(patience)
             return now()
 
         async with asyncio.TaskGroup() as group:
-            group.create_task(work(lifetime, 3.0))
+            group.create_task(work(tracker, 3.0))
             await asyncio.sleep(0)
             closings = [group.create_task(close(patience)) for patience in (1.0, 5.0, 10.0)]
         return [await closing for closing in closings]
@@ -202,13 +202,13 @@ def test_a_call_that_fails_is_over_too() -> None:
     """However it ends: by an error, or cancelled."""
 
     async def scene() -> float:
-        lifetime = CallTracker()
-        with pytest.raises(KeyError), lifetime:
+        tracker = CallTracker()
+        with pytest.raises(KeyError), tracker:
             raise KeyError
-        task = asyncio.create_task(work(lifetime, 50.0))
+        task = asyncio.create_task(work(tracker, 50.0))
         await asyncio.sleep(1.0)
         task.cancel()
-        await lifetime.close(100.0)
+        await tracker.close(100.0)
         return now()
 
     assert play(scene()) == 1.0
@@ -218,16 +218,16 @@ def test_closing_may_be_cancelled_and_begun_again() -> None:
     """An impatient user's second Ctrl-C leaves a session that can still be closed in order."""
 
     async def scene() -> float:
-        lifetime = CallTracker()
+        tracker = CallTracker()
         async with asyncio.TaskGroup() as group:
-            group.create_task(work(lifetime, 3.0))
+            group.create_task(work(tracker, 3.0))
             await asyncio.sleep(0)
-            closing = asyncio.create_task(lifetime.close(50.0))
+            closing = asyncio.create_task(tracker.close(50.0))
             await asyncio.sleep(1.0)
             closing.cancel()
             await asyncio.wait([closing])
             assert closing.cancelled()
-            await lifetime.close(50.0)
+            await tracker.close(50.0)
             return now()
 
     assert play(scene()) == pytest.approx(3.0)
@@ -246,11 +246,11 @@ def test_a_wait_that_is_not_in_vain_ends_quietly() -> None:
     """And leaves nothing behind in a session that lives for months."""
 
     async def scene() -> CallTracker:
-        lifetime = CallTracker()
+        tracker = CallTracker()
         for until in (5.0, math.inf):
-            with lifetime.timeout_at(until):
+            with tracker.timeout_at(until):
                 await asyncio.sleep(1.0)
-        return lifetime
+        return tracker
 
     assert len(play(scene())._timeouts) == 0
 
@@ -260,11 +260,11 @@ def test_the_end_wakes_everyone_who_waits(until: float) -> None:
     """For a slot, for a turn, or to try again: nothing will come of it."""
 
     async def scene() -> list[float]:
-        lifetime = CallTracker()
+        tracker = CallTracker()
         async with asyncio.TaskGroup() as group:
-            waits = [group.create_task(wait(lifetime, until)) for _ in range(10)]
+            waits = [group.create_task(wait(tracker, until)) for _ in range(10)]
             await asyncio.sleep(3.0)
-            lifetime.end()
+            tracker.end()
         return [await waiter for waiter in waits]
 
     assert play(scene()) == [3.0] * 10
@@ -274,10 +274,10 @@ def test_after_the_end_nobody_begins_to_wait() -> None:
     """A call that comes to its wait a moment too late must not sit there for ever."""
 
     async def scene() -> float:
-        lifetime = CallTracker()
-        lifetime.end()
-        assert lifetime.ended
-        return await wait(lifetime, math.inf)
+        tracker = CallTracker()
+        tracker.end()
+        assert tracker.ended
+        return await wait(tracker, math.inf)
 
     assert play(scene()) == 0.0
 
@@ -286,11 +286,11 @@ def test_an_end_may_come_twice() -> None:
     """As when a session is closed again before its calls have noticed."""
 
     async def scene() -> float:
-        lifetime = CallTracker()
-        waiting = asyncio.create_task(wait(lifetime, math.inf))
+        tracker = CallTracker()
+        waiting = asyncio.create_task(wait(tracker, math.inf))
         await asyncio.sleep(1.0)
-        lifetime.end()
-        lifetime.end()
+        tracker.end()
+        tracker.end()
         return await waiting
 
     assert play(scene()) == 1.0
@@ -300,14 +300,14 @@ def test_the_end_may_meet_a_wait_whose_time_is_up() -> None:
     """Two timers of one moment: what is expiring ends by itself, and the others are woken all the same."""
 
     async def scene() -> list[float]:
-        lifetime = CallTracker()
-        waits = [asyncio.create_task(wait(lifetime, until)) for until in (1.0, 1.0, 100.0, 100.0, math.inf)]
+        tracker = CallTracker()
+        waits = [asyncio.create_task(wait(tracker, until)) for until in (1.0, 1.0, 100.0, 100.0, math.inf)]
         await asyncio.sleep(0)
         failures: list[BaseException] = []
 
         def end() -> None:
             try:
-                lifetime.end()
+                tracker.end()
             except BaseException as error:
                 failures.append(error)
 
@@ -323,13 +323,13 @@ def test_a_wait_that_is_cancelled_is_cancelled() -> None:
     """It is not turned into a timeout, and it is forgotten."""
 
     async def scene() -> CallTracker:
-        lifetime = CallTracker()
-        waiting = asyncio.create_task(wait(lifetime, 50.0))
+        tracker = CallTracker()
+        waiting = asyncio.create_task(wait(tracker, 50.0))
         await asyncio.sleep(1.0)
         waiting.cancel()
         await asyncio.wait([waiting])
         assert waiting.cancelled()
-        return lifetime
+        return tracker
 
     assert len(play(scene())._timeouts) == 0
 
