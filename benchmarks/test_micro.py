@@ -163,27 +163,27 @@ def test_acquire_and_release_a_permit(benchmark: Any, pace: Pace) -> None:
     pacer = Pacer(pace, clock=lambda: next(ticks) * 1e-4, random=lambda: 0.5)
 
     def once() -> bool:
-        ticket = pacer.try_acquire()
-        assert ticket is not None
-        return pacer.release(ticket, LoadSignal.SUCCESS)
+        permit = pacer.try_acquire()
+        assert permit is not None
+        return pacer.release(permit, LoadSignal.SUCCESS)
 
     assert benchmark(once)
 
 
 def test_a_deadline_that_does_not_expire(benchmark: Any) -> None:
     """`asyncio.timeout` takes five times as long."""
-    deadlines = TimeoutGroup()
+    timeouts = TimeoutGroup()
     with asyncio.Runner() as runner:
 
         async def measure() -> None:
             def once() -> None:
-                with deadlines.within(30.0):
+                with timeouts.within(30.0):
                     pass
 
             benchmark(once)
 
         runner.run(measure())
-    assert len(deadlines) == 0
+    assert len(timeouts) == 0
 
 
 # --- A whole call, and the parts of a rotation ---------------------------------------------------

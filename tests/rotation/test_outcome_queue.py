@@ -96,12 +96,12 @@ async def test_all_waiting_readers_see_the_end() -> None:
     assert await asyncio.gather(*asking) == [None] * 3
 
 
-@pytest.mark.parametrize("turns", [0, 1])
-async def test_cancelled_reader_loses_no_outcome(turns: int) -> None:
+@pytest.mark.parametrize("is_woken", [False, True])
+async def test_cancelled_reader_loses_no_outcome(is_woken: bool) -> None:
     """Neither before it was woken, nor when it was woken and has not looked yet."""
     queue = OutcomeQueue(5)
     first, second = await waits(queue.get()), await waits(queue.get())
-    if turns:
+    if is_woken:
         queue.put(outcome(7))
         first.cancel()
     else:
