@@ -1,4 +1,4 @@
-"""What a reviewer would run: `nox` for all of it, `nox -l` for the list."""
+"""All checks: `nox` runs what a change must pass, `nox -l` lists every session."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 TYPES = [word for word in PYPROJECT["dependency-groups"]["types"] if "pyright" in word]
 EVERY = ("-m", "slow or not slow")  # pytest alone leaves out the slow tests
-LOCK = "tests/constraints.txt"  # what a session is said to lock is of these versions
-TESTED = ".[cli,parquet,report]"  # the package with what its tests use of its extras
+LOCK = "tests/constraints.txt"  # the versions that sessions install
+TESTED = ".[cli,parquet,report]"  # the package with the extras that the tests need
 
 
 def install(session: nox.Session, *groups: str, package: str = TESTED) -> None:
@@ -40,9 +40,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def public_types(session: nox.Session) -> None:
-    """What a user's type checker sees of the installed wheel: every public name has its type, by pyright."""
+    """Every public name of the installed wheel has a known type, by pyright; it lists the public modules."""
     session.install("-c", LOCK, f".[{','.join(EXTRAS)}]", "pytest", *TYPES)
-    session.cd(session.create_tmp())  # here the package is the folder, not what was installed
+    session.cd(session.create_tmp())  # so that the installed package is imported, not the folder
     session.run("pyright", "--ignoreexternal", "--verifytypes", "postpress_async")
 
 
@@ -80,18 +80,18 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def recipes(session: nox.Session) -> None:
-    """The recipes with the frameworks they are for (FastAPI, aiogram, Prefect); the suite runs the others."""
+    """The recipes that need FastAPI, aiogram or Prefect; the suite runs the others."""
     install(session, "test", "recipes")
     session.install("-c", LOCK, *(w for w in PYPROJECT["dependency-groups"]["types"] if "mypy" in w))
-    session.run("mypy", "tests/recipes")  # which here knows the frameworks' types
+    session.run("mypy", "tests/recipes")  # with the types of the frameworks
     session.run("pytest", "tests/recipes", *session.posargs)
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """The sdist and the wheel made from it: what they hold, and that the wheel alone does its work."""
+    """Build the sdist and the wheel, check their contents, and use the wheel in a fresh environment."""
     dist = Path(session.create_tmp(), "dist")
-    for old in [*dist.glob("*"), *dist.parent.glob("*.sqlite3*")]:  # a journal would be gone on with
+    for old in [*dist.glob("*"), *dist.parent.glob("*.sqlite3*")]:  # a journal would be resumed
         old.unlink()
     session.install("build", "check-sdist", "check-wheel-contents", "twine")
     session.run("check-sdist")
@@ -104,7 +104,7 @@ def package(session: nox.Session) -> None:
     session.run("python", "-m", "venv", "--clear", str(fresh))
     python, command = (str(fresh.absolute() / "bin" / name) for name in ("python", "postpress-async"))
     wheel = str(Path(files[0]).absolute())
-    session.cd(dist.parent)  # here the package is what was installed, not the folder
+    session.cd(dist.parent)  # so that the installed package is imported, not the folder
 
     def run(*words: str, codes: tuple[int, ...] = (0,)) -> str:
         return str(session.run(*words, external=True, silent=True, success_codes=codes))
@@ -122,7 +122,7 @@ def package(session: nox.Session) -> None:
         session.error("pytest does not find the fixture postpress_sandbox by the wheel's entry point.")
 
 
-EXTRAS = {  # what each is for, run with no other
+EXTRAS = {  # a program that uses the extra
     "cli": "from postpress_async.__main__ import main; import sys; sys.argv[1:] = ['errors']; main()",
     "distributed": """
 import tempfile
@@ -180,32 +180,32 @@ with Fleet.open_query('sqlite:///fleet.db', 'select account_id, country from fle
 @nox.session
 @nox.parametrize("extra", [*EXTRAS, "all"])
 def extras(session: nox.Session, extra: str) -> None:
-    """Each extra installed with no other, and what it is for run; then all of them together."""
+    """Each extra without the others, with a program that uses it; then all extras together."""
     session.install(f".[{','.join(EXTRAS) if extra == 'all' else extra}]")
-    session.cd(session.create_tmp())  # here the package is what was installed, not the folder
+    session.cd(session.create_tmp())  # so that the installed package is imported, not the folder
     for program in EXTRAS.values() if extra == "all" else [EXTRAS[extra]]:
         session.run("python", "-W", "error", "-X", "dev", "-c", program, silent=True)
 
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """The suite on the newest version of everything, as a user installs it today: nothing is locked."""
+    """The suite on the newest version of every dependency, as a user installs it today."""
     session.install("-e", TESTED, *nox.project.dependency_groups(PYPROJECT, "test"))
     session.run("pytest", *EVERY, *session.posargs)
 
 
 @nox.session(venv_backend="uv")
 def lowest(session: nox.Session) -> None:
-    """The suite on the lowest version of everything that pyproject.toml names, the extras' too; by uv."""
+    """The suite on the lowest version that pyproject.toml allows of each dependency and extra, by uv."""
     floors = ["--resolution", "lowest-direct", "-e", f".[{','.join(EXTRAS)}]"]
     session.install(*floors, *nox.project.dependency_groups(PYPROJECT, "test"))
-    session.install("--upgrade", *floors)  # what the test tools ask for had raised some of them
+    session.install("--upgrade", *floors)  # the test tools had raised some of them
     session.run("pytest", *EVERY, *session.posargs)
 
 
 @nox.session
 def loops(session: nox.Session) -> None:
-    """The suite on uvloop; every other session has asyncio's own loop."""
+    """The suite on uvloop; the other sessions use asyncio's event loop."""
     install(session, "test")
     session.run("pytest", *EVERY, *session.posargs, env={"POSTPRESS_TEST_LOOP": "uvloop"})
 
@@ -221,7 +221,7 @@ def debug(session: nox.Session) -> None:
 @nox.parametrize("parser", ["C", "Python"])
 @nox.parametrize("loop", ["asyncio", "uvloop"])
 def hostile(session: nox.Session, loop: str, parser: str) -> None:
-    """The hostile network on either event loop, with either of aiohttp's parsers."""
+    """The tests of a hostile network, on each event loop and with each of aiohttp's parsers."""
     install(session, "test")
     twin = {"POSTPRESS_TEST_LOOP": loop} | ({"AIOHTTP_NO_EXTENSIONS": "1"} if parser == "Python" else {})
     session.run("pytest", "tests/http/test_hostile.py", *EVERY, *session.posargs, env=twin)
@@ -229,9 +229,8 @@ def hostile(session: nox.Session, loop: str, parser: str) -> None:
 
 @nox.session
 def branches(session: nox.Session) -> None:
-    """Each branch that a request or an answer can take is run by a test: under 100% this fails."""
-    modules = "_wire _transport _lean_transport _exchange _network _connector _deadlines".split()
-    modules += "_failure errors retry _retry_after secret".split()
+    """Branch coverage of the code that sends requests and decides on retries; it fails below 100%."""
+    modules = "_http/* _timeouts _error_base errors retry secret".split()
     files = ["tests/http", "tests/call", "tests/test_errors.py", "tests/test_secret.py"]
     install(session, "test")
     session.run("coverage", "run", "-m", "pytest", "-n", "0", *EVERY, *files)
@@ -241,7 +240,7 @@ def branches(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """The sandbox against its own OpenAPI document, with 2,000 drawn requests a run; the suite does 60."""
+    """Fuzz the sandbox against its OpenAPI document with 2,000 requests a run; the suite sends 60."""
     install(session, "test")
     session.run(
         "pytest", "tests/sandbox/test_fuzz.py", *EVERY, *session.posargs, env={"POSTPRESS_TEST_FUZZ": "2000"}
@@ -250,7 +249,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def kill(session: nox.Session) -> None:
-    """A rotation killed at fifty moments; the suite does ten."""
+    """Kill a rotation at fifty moments; the suite does ten."""
     install(session, "test")
     session.run(
         "pytest", "tests/rotation/test_kill.py", *EVERY, *session.posargs, env={"POSTPRESS_TEST_KILLS": "50"}
@@ -267,7 +266,7 @@ def campaign(session: nox.Session) -> None:
 
 @nox.session
 def night(session: nox.Session) -> None:
-    """A night of 100,000 accounts on a bad service with 25 dead proxies; the suite plays 3,000."""
+    """A rotation of 100,000 accounts, an unreliable service and 25 dead proxies; the suite has 3,000."""
     install(session, "test")
     session.run(
         "pytest",
@@ -280,7 +279,7 @@ def night(session: nox.Session) -> None:
 
 @nox.session
 def cluster(session: nox.Session) -> None:
-    """Clusters under losses at full length, one of them over two hosts; then what workers add."""
+    """Clusters that lose workers, at full length, one over two hosts; then the throughput by workers."""
     install(session, "test")
     session.run(
         "pytest",
@@ -294,21 +293,21 @@ def cluster(session: nox.Session) -> None:
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """Retry and pace in virtual time: the real session and sandbox, 20,000 accounts a scenario, one table."""
+    """Retry and pace in virtual time: real session and sandbox, 20,000 accounts per scenario."""
     install(session, "test")
     session.run("python", "-m", "benchmarks.simulation", *session.posargs)
 
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """A call beside its peers: CPU time a request, requests a second; some five minutes."""
+    """Compare with other clients: CPU time per request and requests per second; about five minutes."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks.peers", *session.posargs)
 
 
 @nox.session
 def micro(session: nox.Session) -> None:
-    """Each part of a call by itself, in microseconds; `-- --benchmark-autosave` keeps them to compare."""
+    """Microseconds of each part of a call; `-- --benchmark-autosave` saves them for a comparison."""
     install(session, "bench")
     columns = "--benchmark-columns=median,iqr,min,max,rounds"
     session.run(
@@ -324,28 +323,28 @@ def micro(session: nox.Session) -> None:
 
 @nox.session
 def scale(session: nox.Session) -> None:
-    """A rotation of ten thousand accounts to a million: CPU, memory, journal, and going on; five minutes."""
+    """Rotations of 10,000 to a million accounts: CPU, memory, journal size, resuming; five minutes."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks.scale", *session.posargs)
 
 
 @nox.session
 def startup(session: nox.Session) -> None:
-    """What the import and the command's help take, beside the import of aiohttp."""
+    """Time of the import and of `--help`, compared with the import of aiohttp."""
     install(session)
     session.run("python", "-m", "benchmarks.startup", *session.posargs)
 
 
 @nox.session
 def inputs(session: nox.Session) -> None:
-    """How fast a fleet of a million rows is read in each form, and in how much memory: one table."""
+    """Speed and memory of reading a fleet of a million rows in each format."""
     install(session, "test")
     session.run("python", "-m", "benchmarks.inputs", *session.posargs)
 
 
 @nox.session
 def lock(session: nox.Session) -> None:
-    """Renews the versions that sessions install, in tests/constraints.txt: its diff is what came new."""
+    """Update tests/constraints.txt to the newest versions."""
     session.install("uv")
     groups = [word for name in PYPROJECT["dependency-groups"] for word in ("--group", name)]
     options = ["--custom-compile-command", "nox -s lock", "--no-annotate", "--quiet"]
@@ -355,10 +354,10 @@ def lock(session: nox.Session) -> None:
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Known vulnerabilities, by pip-audit: of what is locked, and of the lowest that users may have."""
+    """Known vulnerabilities in the locked and in the lowest allowed versions, by pip-audit."""
     session.install("pip-audit", "uv")
     floors = str(Path(session.create_tmp(), "lowest.txt").absolute())
     lowest = ["--all-extras", "--resolution", "lowest-direct", "--python-version", PYTHONS[0]]
     session.run("uv", "pip", "compile", "pyproject.toml", *lowest, "--quiet", "--output-file", floors)
-    for versions in (LOCK, floors):  # --strict: what cannot be looked up is no good news
+    for versions in (LOCK, floors):  # --strict: a failed look-up is an error
         session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", versions)
