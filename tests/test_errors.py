@@ -241,7 +241,7 @@ def test_an_error_says_what_an_operator_needs_at_three_in_the_morning() -> None:
     )
 
 
-def test_what_an_error_says_are_sentences() -> None:
+def test_error_messages_are_sentences() -> None:
     """A fact that ended without a full stop ran into the number of attempts."""
     error = errors.ConnectError("no connection to localhost: Connection refused")
     error.account_id = "acc_1"

@@ -32,7 +32,7 @@ def test_repeated_errors_of_an_observer_are_logged_ever_more_rarely(caplog: pyte
     assert [str(error) for error in errors] == [f"a mistake about {count}" for count in (1, 10, 100, 1000)]
 
 
-def test_what_ends_a_program_is_no_mistake() -> None:
+def test_observer_does_not_swallow_keyboard_interrupt() -> None:
     """Ctrl-C may come while an observer runs."""
 
     def interrupted(_event: object) -> None:

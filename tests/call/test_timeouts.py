@@ -46,7 +46,7 @@ def test_a_wait_that_is_too_long_is_ended(seconds: float) -> None:
     play(scene)
 
 
-def test_what_is_done_in_time_is_left_alone() -> None:
+def test_work_finished_in_time_is_not_cancelled() -> None:
     """And a deadline that passes after it disturbs nobody."""
 
     async def scene(loop: VirtualLoop) -> None:

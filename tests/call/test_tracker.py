@@ -96,7 +96,7 @@ def test_a_session_belongs_to_the_loop_that_first_uses_it() -> None:
         play(use())
 
 
-def test_where_no_event_loop_of_asyncio_runs_a_session_says_so() -> None:
+def test_session_without_a_running_event_loop_says_so() -> None:
     """anyio's pytest plugin runs each test under trio too, where that is there. To close takes no loop."""
 
     async def scene() -> None:

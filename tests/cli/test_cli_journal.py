@@ -230,7 +230,7 @@ def test_report_is_written_while_the_run_goes_on(folder) -> None:
         pytest.param(lambda folder: (folder / JOURNAL).mkdir(), id="a directory"),
     ],
 )
-def test_what_is_no_journal_is_one_sentence(folder, command, make) -> None:
+def test_file_that_is_not_a_journal_is_reported_in_one_sentence(folder, command, make) -> None:
     make(folder)
     before = sorted(os.listdir(folder))
 

@@ -517,7 +517,7 @@ def test_a_reader_that_hangs_up_is_no_traceback(folder, words) -> None:
     assert sum(states(folder / JOURNAL).values()) == 500
 
 
-def test_nobody_at_standard_error_is_no_end(folder) -> None:
+def test_closed_standard_error_does_not_end_the_run(folder) -> None:
     """A terminal that was closed: the night goes on."""
     write_fleet(folder, 500)
     command = f"{sys.executable} -m postpress_async rotate fleet.csv --sandbox 2>&1 >/dev/null | true"
@@ -574,7 +574,7 @@ def test_a_terminal_shows_a_bar_and_figures_and_logs_do_not_garble_it(folder) ->
 # --- What failed ---
 
 
-async def test_what_failed_is_sent_once_more(folder, sandbox) -> None:
+async def test_retry_failed_sends_the_failed_accounts_again(folder, sandbox) -> None:
     """The accounts were reconnected; the journal knows which, and the fleet what they get."""
     write_fleet(folder, 30)
     for number in (3, 4):

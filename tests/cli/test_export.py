@@ -137,7 +137,7 @@ def test_no_cell_begins_a_formula(text, cell) -> None:
 
 
 @given(texts=st.lists(st.text(max_size=12), min_size=5, max_size=5), comma=st.sampled_from(",;\t|"))
-def test_however_a_spreadsheet_splits_it_no_cell_begins_a_formula(texts, comma) -> None:
+def test_no_cell_starts_with_a_formula_however_a_spreadsheet_splits_it(texts, comma) -> None:
     """In half of Europe the cells of a file end at semicolons; quotes are then not where they should be."""
     account_id, error_type, instance, proxy, _ = texts
     exported = outcome(0, account_id=account_id, error_type=error_type, instance=instance, proxy=proxy)

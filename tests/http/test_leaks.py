@@ -419,7 +419,7 @@ def test_a_change_shows_no_password() -> None:
 
 @pytest.mark.parametrize("held", [OWN, Secret(KEY)], ids=["change", "secret"])
 @pytest.mark.parametrize("write", [pickle.dumps, json.dumps], ids=["pickle", "JSON"])
-def test_what_holds_a_secret_is_not_written_out(held: object, write: Callable[[object], object]) -> None:
+def test_objects_with_a_secret_cannot_be_pickled(held: object, write: Callable[[object], object]) -> None:
     """A file that nobody thinks of as holding keys is the one that is passed on."""
     with pytest.raises(TypeError) as caught:
         write(held)

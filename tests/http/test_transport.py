@@ -248,7 +248,7 @@ async def test_a_body_whose_connection_was_given_back_needs_no_watching() -> Non
 
 @pytest.mark.parametrize("kind", [AiohttpTransport, LeanTransport])
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
-async def test_what_is_closed_does_not_open_again(kind: Any, used: bool) -> None:
+async def test_closed_transport_does_not_reopen(kind: Any, used: bool) -> None:
     """A connection that is made after the end is closed by nobody."""
     with FaultServer() as server:
         transport = kind(read_base_url(server.url), Secret(KEY))

@@ -48,7 +48,7 @@ def test_a_background_is_tolerated_and_more_is_not() -> None:
     assert is_too_many(0.25, background)
 
 
-def test_what_is_refused_together_is_not_too_many() -> None:
+def test_refusals_at_one_moment_do_not_open_the_circuit() -> None:
     """Of 100 requests in flight 2 are refused in 5 ms, before any of the others is served."""
     background = Background()
     found = [

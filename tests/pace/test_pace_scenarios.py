@@ -47,7 +47,7 @@ def test_the_table_is_reached(scenario: Scenario) -> None:
 
 
 @pytest.mark.parametrize("scenario", [s for s in MORE if s.accounts <= LONG], ids=lambda s: s.name)
-def test_what_services_do_besides(scenario: Scenario) -> None:
+def test_more_scenarios(scenario: Scenario) -> None:
     """The table is not what the pace was made for: it must bear what the table lacks."""
     result = measure(scenario, seed=SEED)
     print(f"seed {SEED}\n{HEAD}\n{result}")

@@ -145,7 +145,7 @@ async def test_a_second_one_leaves_the_first_alone(folder: Path) -> None:
     assert sandbox.record.requests == len(ACCOUNTS)
 
 
-async def test_what_its_time_was_too_short_for_is_first_in_the_next_night(folder: Path) -> None:
+async def test_accounts_left_by_the_time_limit_come_first_in_the_next_night(folder: Path) -> None:
     """If each night started from the first row, the last rows would never be sent."""
     async with Sandbox(latency=0.05) as sandbox:
         code, output = await ended(await start(sandbox, folder, RATE="100", MAX_DURATION="1s"))

@@ -212,7 +212,7 @@ async def test_a_spent_key_is_not_used_again_after_a_run_that_was_killed_before_
 
 @pytest.mark.parametrize("idempotency", [True, False], ids=["with keys", "without keys"])
 @pytest.mark.parametrize("change", [US, OWN], ids=["managed", "custom"])
-async def test_what_a_dead_run_may_have_sent_is_left_to_the_operator_who_wants_to_decide(
+async def test_on_unknown_report_leaves_accounts_maybe_sent_by_a_dead_run(
     journal, change, idempotency
 ) -> None:
     """On a server that ignores keys, each of them would be handed out twice."""
@@ -241,7 +241,7 @@ async def test_accounts_left_to_the_operator_use_up_neither_a_limit_nor_a_canary
     assert [sandbox.sends(account) for account in ACCOUNTS] == [1] * len(ACCOUNTS)
 
 
-async def test_what_a_dead_run_may_have_sent_is_recorded_though_the_run_ends_before_it(journal) -> None:
+async def test_accounts_maybe_sent_by_a_dead_run_are_recorded_if_the_next_run_ends_early(journal) -> None:
     """Otherwise the table would not mention the account."""
     async with Sandbox() as sandbox:
         copy = await killed_in_flight(sandbox, journal)

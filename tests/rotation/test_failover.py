@@ -337,7 +337,7 @@ async def test_a_second_run_counts_who_has_a_proxy_already(tmp_path) -> None:
     }
 
 
-async def test_what_a_dead_run_sent_is_sent_again_with_whatever_proxy_is_due(tmp_path) -> None:
+async def test_account_of_a_dead_run_is_sent_again_with_the_next_proxy(tmp_path) -> None:
     """Under a fresh key: the old one stands for the old body, and another is refused under it."""
     journal, copy = tmp_path / "run.sqlite3", tmp_path / "killed.sqlite3"
     async with Sandbox() as sandbox, sandbox.session() as session:
@@ -518,7 +518,7 @@ def test_a_default_and_a_pool_are_one_too_many(tmp_path) -> None:
     flaky=st.sets(st.integers(0, 39), max_size=8),
     in_flight=st.integers(1, 9),
 )
-def test_whatever_fails_each_account_ends_once_and_truly(dead, wrong, assign, flaky, in_flight) -> None:
+def test_each_account_ends_once_with_its_true_outcome(dead, wrong, assign, flaky, in_flight) -> None:
     """The outcome's proxy is the sandbox's, and never a dead one; every account has its end."""
     accounts = [f"acc_{n}" for n in range(40)]
 

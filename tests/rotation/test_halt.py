@@ -136,7 +136,7 @@ def test_a_run_without_answers_says_nothing_about_the_key() -> None:
     assert monitor.at_end() is None
 
 
-def test_what_was_not_tried_is_no_failure() -> None:
+def test_skipped_accounts_are_not_failures() -> None:
     """A bad row, and an account for which the pool had nothing left, say nothing of the service."""
     monitor = FailureMonitor(Halt(failures=1))
 
@@ -208,7 +208,7 @@ def test_a_canary_is_a_number(canary: Any) -> None:
         Halt(canary=canary)
 
 
-def test_what_is_given_to_rotate_becomes_a_halt() -> None:
+def test_halt_argument_of_rotate_becomes_a_halt() -> None:
     own = Halt(failures=3, canary=1)
 
     assert Halt.of(None) == Halt(failures="50%")

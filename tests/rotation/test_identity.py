@@ -361,7 +361,7 @@ async def test_a_killed_run_is_not_resumed_with_another_change(tmp_path, sandbox
 
 
 @pytest.mark.parametrize("form", FORMS)
-async def test_what_was_in_flight_and_has_no_outcome_has_its_change_on_the_disk(tmp_path, form: Form) -> None:
+async def test_accounts_in_flight_have_their_row_hash_on_the_disk(tmp_path, form: Form) -> None:
     """It was sent, and killed before the first answer was recorded."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         arrived, over = asyncio.Event(), asyncio.Event()

@@ -41,7 +41,7 @@ async def test_outcomes_come_in_their_order_and_then_the_end() -> None:
     assert [None if item is None else item.ordinal for item in outcomes] == [0, 1, 2, None, None]
 
 
-async def test_who_settles_is_held_back_until_somebody_has_asked() -> None:
+async def test_full_queue_makes_workers_wait_for_a_reader() -> None:
     """Else a slow reader's memory would hold the fleet."""
     queue = OutcomeQueue(2)
     queue.put(outcome(0))

@@ -100,7 +100,7 @@ def test_only_what_is_asked_for_is_taken() -> None:
     assert read == [0]
 
 
-def test_what_the_iterable_raises_is_let_through() -> None:
+def test_error_of_the_iterable_is_raised() -> None:
     """It is the caller's own failure, and no row of ours."""
 
     def pairs() -> Iterator[tuple[str, ManagedProxy]]:

@@ -369,7 +369,7 @@ async def test_an_account_that_was_never_reached_is_sent_by_the_next_run(journal
     assert sorted(second.account_ids) == ["acc_1", "acc_2"]
 
 
-async def test_what_a_dead_run_may_have_sent_stays_in_doubt(sandbox, tmp_path, policy) -> None:
+async def test_accounts_maybe_sent_by_a_dead_run_stay_in_doubt(sandbox, tmp_path, policy) -> None:
     """Killed with a request in flight that was carried out: a 503 must not cost a second managed proxy."""
     journal = tmp_path / "run.sqlite3"
     sandbox.script(
@@ -553,7 +553,7 @@ def test_a_custom_change_s_row_shows_no_password() -> None:
 # --- What one run leaves to the next ---
 
 
-async def test_what_was_skipped_then_sent_by_a_run_that_died_is_in_doubt(sandbox, tmp_path, policy) -> None:
+async def test_skipped_accounts_sent_by_a_dead_run_are_in_doubt(sandbox, tmp_path, policy) -> None:
     """Skipped, sent by the next run, killed: the old word must not make a fresh key, and a second proxy."""
     journal = tmp_path / "run.sqlite3"
     async with sandbox.session(retry=policy) as session:

@@ -79,7 +79,7 @@ def begun(at: World) -> set[str]:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 0.049, 0.051, 0.12, 0.3, 0.6, 1.1])
 @pytest.mark.parametrize("shape", FAULTS)
-def test_whenever_it_is_cancelled_what_was_applied_is_never_recorded_as_not_applied(seconds, shape) -> None:
+def test_applied_change_is_never_recorded_as_not_applied_after_a_cancellation(seconds, shape) -> None:
     """And what was sent is recorded with its attempts, also if it was only refused."""
 
     @in_virtual_time
@@ -146,7 +146,7 @@ async def test_an_account_that_backs_off_after_a_refusal_is_skipped_with_its_att
 
 
 @in_virtual_time
-async def test_who_waits_for_the_pace_to_be_sent_again_is_in_doubt() -> None:
+async def test_account_that_waits_for_a_permit_to_retry_is_in_doubt() -> None:
     """The answer to its first request was lost; all slots are taken when it is to be sent once more."""
     at: World
     async with world(Pace(in_flight=1), retry=RetryPolicy(wait=lambda _: 0.5)) as at:
@@ -187,7 +187,7 @@ async def test_a_doubt_of_an_earlier_run_stays_one(journal) -> None:
     assert recorded(journal) == {"acc_0": "patched", "acc_1": "unknown"}
 
 
-async def test_what_was_not_sent_is_sent_by_the_next_run_under_a_key_of_its_own(journal) -> None:
+async def test_unsent_accounts_get_a_key_of_their_own_in_the_next_run(journal) -> None:
     """The key that an earlier run had an answer to is put aside before anything waits, and stays so."""
     retry = RetryPolicy(first_wait=60.0)
     async with Sandbox() as sandbox, sandbox.session(pace=Pace(in_flight=1), retry=retry) as session:
@@ -224,7 +224,7 @@ async def test_a_proxy_is_free_again_if_its_account_was_never_sent() -> None:
     assert pool.give("acc_another") is None
 
 
-async def test_of_an_update_that_does_not_say_when_it_sends_all_is_in_doubt(journal) -> None:
+async def test_update_that_does_not_report_its_sends_is_in_doubt(journal) -> None:
     """A stub, or a session of another kind: what it does not say cannot be known."""
     began = asyncio.Event()
 

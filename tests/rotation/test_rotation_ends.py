@@ -73,7 +73,7 @@ async def test_a_stop_in_an_outage_ends_at_once() -> None:
 
 
 @in_virtual_time
-async def test_who_only_waited_for_the_pace_has_no_error() -> None:
+async def test_accounts_that_only_waited_for_a_permit_have_no_error() -> None:
     """It was not sent, because a person said so: a fault of the service would be looked for in vain."""
     at: World
     async with world(Pace(rate=10.0)) as at:
@@ -87,7 +87,7 @@ async def test_who_only_waited_for_the_pace_has_no_error() -> None:
         assert all(outcome.error_type is None for outcome in left)
 
 
-async def test_what_was_refused_for_now_is_sent_by_the_next_run_under_a_fresh_key(journal) -> None:
+async def test_temporarily_refused_accounts_get_a_new_key_in_the_next_run(journal) -> None:
     """The store of keys would give it the refusal of last night."""
     async with Sandbox() as sandbox:
         sandbox.script("acc_1", "errors/provider_error")
@@ -293,7 +293,7 @@ async def test_doubts_can_be_left_to_a_person(journal) -> None:
     assert not left.summary.complete
 
 
-async def test_what_a_dead_run_may_have_sent_is_left_where_doubts_are_only_reported(journal) -> None:
+async def test_on_unknown_report_leaves_accounts_of_a_dead_run(journal) -> None:
     """Its old rows say "not sent", which the dead run may have made untrue."""
     stopped = make(Stub(), journal)
     async with stopped:
@@ -313,7 +313,7 @@ async def test_what_a_dead_run_may_have_sent_is_left_where_doubts_are_only_repor
     assert set(recorded(copy).values()) == {"unknown"}
 
 
-async def test_what_failed_can_be_sent_again_under_fresh_keys(journal) -> None:
+async def test_failed_accounts_can_be_sent_again_with_new_keys(journal) -> None:
     """The account was reconnected meanwhile; the store of keys still knows the old refusal."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", "errors/disconnected_account")
@@ -415,7 +415,7 @@ def died(journal: Path) -> None:
     connection.close()
 
 
-async def test_what_a_dead_run_may_have_sent_and_this_one_did_not_take_is_counted(journal) -> None:
+async def test_accounts_maybe_sent_by_a_dead_run_and_not_reached_by_this_one_are_counted(journal) -> None:
     """Else a night of ten accounts and a limit of five ends as complete, with exit code 0."""
     await collect(make(Stub(), journal, limit=2))
     died(journal)

@@ -741,7 +741,7 @@ def test_a_copy_that_is_broken_off_is_deleted(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 1_000_000, b"PK\x03\x04"], ids=["empty", "NULs", "zip"])
-def test_what_is_wrong_with_standard_input_names_it(stdin, content) -> None:
+def test_errors_of_standard_input_name_it(stdin, content) -> None:
     """There is no path to name. An endless stream of NULs, as of /dev/zero, is not copied for ever."""
     stdin(content)
 
@@ -886,7 +886,7 @@ def cells(account_id: str, change: ProxyChange) -> dict[str, Any]:
     end=st.sampled_from(["\n", "\r\n", "\r"]),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
 )
-def test_whatever_a_csv_writer_writes_is_read_back(
+def test_output_of_csv_writer_is_read_back(
     tmp_path, fleet, columns, style, delimiter, quoting, end, encoding
 ) -> None:
     """Ids, hosts and passwords come back to the letter, however the file is laid out."""
@@ -908,7 +908,7 @@ def test_whatever_a_csv_writer_writes_is_read_back(
 
 @thorough
 @given(fleet=FLEETS, ascii_only=st.booleans(), nested=st.booleans())
-def test_whatever_json_writes_is_read_back(tmp_path, fleet, ascii_only, nested) -> None:
+def test_output_of_json_dumps_is_read_back(tmp_path, fleet, ascii_only, nested) -> None:
     """The same law for JSON Lines, with the proxy's parts as keys or as an object."""
     path = tmp_path / "fleet.jsonl"
     with path.open("w", encoding="utf-8", newline="\n") as file:

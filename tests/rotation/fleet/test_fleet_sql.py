@@ -139,7 +139,7 @@ def test_a_row_that_names_nothing_but_an_account_takes_the_default(database) -> 
         assert list(fleet.rows()) == [Row(0, 1, "a", US)]
 
 
-def test_what_was_checked_is_what_is_sent(database) -> None:
+def test_rows_do_not_change_between_the_check_and_the_run(database) -> None:
     """It is asked once: between the two passes the database goes on."""
     url = database("id, country", ("a", "US"), ("b", "XX"))
     with Fleet.open_query(url, ALL) as fleet:
@@ -320,7 +320,7 @@ def test_a_pragma_cannot_make_the_database_writable(database) -> None:
     ],
     ids=["a virtual table", "full text", "a view", "a write-ahead log"],
 )
-def test_whatever_reads_is_not_refused(database, make, query) -> None:
+def test_reading_queries_are_allowed(database, make, query) -> None:
     """Virtual tables prepare changes to be read, and a log's readers share a file beside it."""
     url = database("id, country", ("a", "US"))
     execute(url, make)

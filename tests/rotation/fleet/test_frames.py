@@ -64,7 +64,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("countries", MISSING.values(), ids=MISSING)
-def test_what_pandas_has_for_missing_is_not_given(countries: Any) -> None:
+def test_missing_values_of_pandas_are_empty(countries: Any) -> None:
     """It has five words for it, by the type of the column."""
     read = rows(pandas.DataFrame({"id": ["a", "b"], "country": countries}))
 

@@ -205,7 +205,7 @@ async def test_the_next_run_is_in_doubt_about_what_a_dead_run_may_have_sent(path
     assert {what for what, _ in table(copy).values()} == {"patched"}
 
 
-async def test_what_a_dead_run_of_an_earlier_version_may_have_sent_is_in_doubt(path: Path) -> None:
+async def test_accounts_maybe_sent_by_a_dead_run_of_an_earlier_version_are_in_doubt(path: Path) -> None:
     """It left these accounts skipped, whatever it had sent."""
     write(path, [outcome(n, State.SKIPPED) for n in range(3)], **{"total": 3, "under way": 1, "reached": 2})
     with closing(sqlite3.connect(path)) as connection, connection:

@@ -30,7 +30,7 @@ def states(path: Path) -> dict[str, int]:
     return found
 
 
-async def test_what_was_recorded_is_on_the_disk_when_it_is_closed(path) -> None:
+async def test_closing_the_journal_writes_all_outcomes_to_the_disk(path) -> None:
     journal = Journal.open(path)
     for ordinal in range(500):
         journal.record(Outcome.patched(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
@@ -195,7 +195,7 @@ async def test_the_input_s_digest_is_not_in_it(path) -> None:
         ),
     ],
 )
-def test_what_is_no_journal_is_refused_in_a_sentence(path, make, fact) -> None:
+def test_file_that_is_not_a_journal_is_refused_in_a_sentence(path, make, fact) -> None:
     make(path)
 
     with pytest.raises(JournalError, match=fact) as caught:
@@ -275,7 +275,7 @@ async def test_full_disk_error_lists_unrecorded_outcomes_and_keeps_the_recorded(
     assert entries == [f"acc_{number}" for number in range(kept)]
 
 
-async def test_whatever_a_commit_raises_the_thread_lives_to_tell(path) -> None:
+async def test_writer_thread_survives_any_error_of_a_commit(path) -> None:
     """Half of a surrogate pair is a text that SQLite cannot have; nothing may look as if it were recorded."""
     journal = Journal.open(path)
     journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1, "a label\ud800"))
@@ -297,7 +297,7 @@ async def test_a_journal_that_is_deleted_under_way_is_noticed(path) -> None:
         await journal.aclose()
 
 
-def test_what_is_there_and_no_journal_is_left_as_it_is(path) -> None:
+def test_existing_file_that_is_not_a_journal_is_not_changed(path) -> None:
     """It may be the fleet itself, named by mistake."""
     path.write_bytes(b"a")
 
@@ -373,7 +373,7 @@ def killed(tmp_path_factory) -> tuple[bytes, bytes]:
 @given(cut=st.floats(0.0, 1.0), flip=st.booleans(), where=st.sampled_from(["", "-wal"]))
 @example(cut=1.0, flip=False, where="-wal")
 @example(cut=0.0, flip=False, where="-wal")
-def test_what_a_killed_run_left_is_recovered_or_refused_in_a_sentence(
+def test_journal_of_a_killed_run_is_recovered_or_refused_in_a_sentence(
     tmp_path_factory, killed, cut, flip, where
 ) -> None:
     """Most of a night may be in the -wal alone: what is whole of it counts, from the first row on."""

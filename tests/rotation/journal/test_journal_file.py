@@ -256,7 +256,7 @@ def copies(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[st
 
 
 @pytest.mark.slow
-def test_whenever_a_run_is_killed_its_journal_is_accepted(path, tmp_path, copies, monkeypatch) -> None:
+def test_journal_is_accepted_whenever_its_run_was_killed(path, tmp_path, copies, monkeypatch) -> None:
     """While it is made, opened again, folded in and closed: a refusal here would stop an honest night."""
     monkeypatch.setattr(_writer, "COMMITS", 2)
 
@@ -280,7 +280,7 @@ def test_whenever_a_run_is_killed_its_journal_is_accepted(path, tmp_path, copies
         asyncio.run(journal.aclose())
 
 
-async def test_what_was_recorded_is_folded_into_the_file_at_intervals(path, tmp_path, monkeypatch) -> None:
+async def test_log_is_checkpointed_at_intervals(path, tmp_path, monkeypatch) -> None:
     """The -wal stays small, and a lost one costs little."""
     monkeypatch.setattr(_writer, "COMMITS", 8)
     log, largest = path.with_name("run.sqlite3-wal"), 0

@@ -188,7 +188,7 @@ def test_a_dry_run_of_what_failed_knows_that_it_is_sent_again(folder, run) -> No
         pytest.param(lambda: change(f"PRAGMA application_id = {0x70705F6A}"), id="one that met a full disk"),
     ],
 )
-def test_where_nothing_is_settled_a_dry_run_says_nothing_of_it(folder, run, make) -> None:
+def test_dry_run_without_completed_accounts_does_not_mention_them(folder, run, make) -> None:
     make()
     before = files(folder)
 

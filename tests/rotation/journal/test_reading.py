@@ -140,7 +140,7 @@ async def test_a_program_may_look_at_its_own_journal(path) -> None:
     assert numbers(path).stage is Stage.ENDED
 
 
-def test_what_a_killed_run_had_settled_is_read_and_left_as_it_is(path, tmp_path) -> None:
+def test_outcomes_of_a_killed_run_are_read_without_changing_the_journal(path, tmp_path) -> None:
     """The next run corrects it; a reader that did so would race with it."""
     with Run(path) as run:
         run.kill()
@@ -266,7 +266,7 @@ def test_journal_deleted_while_read_is_reported(path) -> None:
         ),
     ],
 )
-def test_what_is_no_journal_is_refused_in_a_sentence(path, tmp_path, make, fact) -> None:
+def test_file_that_is_not_a_journal_is_refused_in_a_sentence(path, tmp_path, make, fact) -> None:
     make(path)
     before = sorted(os.listdir(tmp_path))
 
@@ -348,7 +348,7 @@ def test_a_value_that_cannot_be_is_refused_in_a_sentence(path, damage) -> None:
         numbers(path)
 
 
-def test_what_does_not_print_is_escaped(path) -> None:
+def test_unprintable_characters_are_escaped(path) -> None:
     """A journal may come from someone else, and end on a terminal."""
     write(path, [outcome(0, FAILED, account_id="\x1b[2Jacc", instance="a\nb", error_type="errors/\u202egpj")])
 
@@ -423,7 +423,7 @@ def test_only_the_most_common_errors_are_listed_separately(path) -> None:
         pytest.param([], {}, Stage.STOPPED, id="it never began"),
     ],
 )
-def test_what_became_of_the_last_run(path, outcomes, run_entries, stage) -> None:
+def test_stage_of_the_last_run(path, outcomes, run_entries, stage) -> None:
     write(path, outcomes, **run_entries)
 
     assert numbers(path).stage is stage
@@ -457,7 +457,7 @@ async def test_a_run_of_seconds_has_a_rate_too(path) -> None:
     await journal.aclose()
 
 
-async def test_what_a_dead_run_put_in_doubt_is_still_to_be_sent(path) -> None:
+async def test_accounts_in_doubt_after_a_dead_run_are_still_to_be_sent(path) -> None:
     """A later run marks as unknown what was left out before: that is not settled."""
     write(path, [outcome(0), outcome(1, UNKNOWN), outcome(2, SKIPPED)], total=3, **{"under way": 1})
     journal = Journal.open(path)
@@ -503,7 +503,7 @@ def test_next_step_names_the_folder_of_the_command(path, tmp_path) -> None:
     assert f"(`cd '{folder}' && {COMMAND}`)" in advice(str(path), found)
 
 
-def test_of_a_journal_without_a_command_none_is_made_up(path) -> None:
+def test_no_command_is_suggested_if_the_journal_has_none(path) -> None:
     """What a run in Python began, no command line continues."""
     found = numbers(write(path, [outcome(0, UNKNOWN)]))
 

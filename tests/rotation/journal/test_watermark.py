@@ -144,7 +144,7 @@ async def test_a_close_that_is_cancelled_leaves_nothing_in_doubt(path: Path) -> 
     await again.aclose()
 
 
-async def test_what_was_skipped_out_of_reach_stays_skipped(path: Path) -> None:
+async def test_accounts_skipped_beyond_the_watermark_stay_skipped(path: Path) -> None:
     """The run that died after it could not have sent it."""
     stopped = rotation(Api(path))
     async with stopped:
@@ -304,7 +304,7 @@ async def test_one_that_gives_up_waiting_leaves_the_others_to_it(path: Path) -> 
     assert gone.cancelled()
 
 
-async def test_who_comes_between_a_commit_and_its_news_does_not_spin(path: Path) -> None:
+async def test_waiter_that_arrives_between_a_commit_and_its_notification_does_not_spin(path: Path) -> None:
     """The promise is kept, its callback not yet called, and the loop must get a turn to call it."""
     disk = Disk()
     watermark = SendWatermark(disk, 0)  # type: ignore[arg-type]
@@ -317,7 +317,7 @@ async def test_who_comes_between_a_commit_and_its_news_does_not_spin(path: Path)
     assert watermark.safe_below > 0
 
 
-async def test_what_cannot_be_said_is_not_sent(path: Path) -> None:
+async def test_accounts_beyond_the_watermark_are_not_sent_if_it_cannot_be_written(path: Path) -> None:
     """The disk is full: accounts beyond the watermark wait, and so do later ones."""
     disk = Disk()
     watermark = SendWatermark(disk, 0)  # type: ignore[arg-type]

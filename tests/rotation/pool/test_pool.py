@@ -116,7 +116,7 @@ def test_an_account_keeps_its_proxy_when_another_is_taken_out(
 @given(
     count=st.integers(2, 12), ids=st.sets(st.from_regex(r"[A-Za-z0-9_]{1,12}", fullmatch=True), min_size=1)
 )
-def test_of_n_proxies_one_taken_out_leaves_n_minus_1_of_n_on_theirs(count: int, ids: set[str]) -> None:
+def test_sticky_accounts_keep_their_proxy_if_another_is_removed(count: int, ids: set[str]) -> None:
     """Over every proxy that could be the one, the share of accounts that stay is (n - 1) / n exactly."""
     listed = proxies(count)
     before = given_to(ProxyPool(listed, assign="sticky"), sorted(ids))

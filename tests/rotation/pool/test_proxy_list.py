@@ -69,7 +69,7 @@ def test_a_line_of_a_sellers_list_is_what_it_is(
         assert item.proxy == CustomProxy(**expected["proxy"])
 
 
-def test_what_is_not_expected_of_a_sellers_list_is_not_read(
+def test_comments_and_blank_lines_of_a_list_give_no_proxy(
     sellers_list: dict[int, ListedProxy | RefusedLine],
 ) -> None:
     """Comments and blank lines give nothing, and still count."""
@@ -128,7 +128,7 @@ def test_a_line_is_read_in_the_form_it_has(line: str, proxy: CustomProxy) -> Non
         ("p1.example:80:u:p@w.example:99999", "p1.example"),
     ],
 )
-def test_of_two_forms_at_once_the_one_with_a_whole_host_is_meant(line: str, host: str) -> None:
+def test_ambiguous_line_is_read_as_the_form_with_a_whole_host(line: str, host: str) -> None:
     """A dot or brackets show which end is the host; no user name or password has to be guessed at."""
     assert proxy_of(line).host == host
 

@@ -139,7 +139,7 @@ def test_each_account_that_was_not_patched_is_listed(night) -> None:
     assert rows[-1]["error"] == "port out of range"
 
 
-def test_what_was_found_is_what_is_in_the_journal(night) -> None:
+def test_findings_agree_with_the_journal(night) -> None:
     found = findings(night)
 
     assert sum(bar.accounts for bar in found.bars) == 96
@@ -185,7 +185,7 @@ def test_invalid_label_is_reported_in_a_sentence(path) -> None:
         findings(path)
 
 
-def test_where_nothing_was_patched_there_is_no_empty_chart_of_it(path) -> None:
+def test_no_empty_chart_if_nothing_was_patched(path) -> None:
     """Axes without a bar look as if the page were broken; and where something was, it stands first."""
     failures = [outcome(n, State.FAILED) for n in range(5)]
     drawn = charts.throughput(findings(write(path, failures)))
@@ -262,7 +262,7 @@ def night_elements(tmp_path: Path) -> list[tuple[str, dict[str, str | None]]]:
     return Elements(page(write(tmp_path / "plain.sqlite3", outcomes, halted="too many"))).found
 
 
-def test_what_is_nasty_is_shown_as_it_is(nasty) -> None:
+def test_hostile_text_is_escaped(nasty) -> None:
     """Escaped, not left out: it is what the API said."""
     text = page(nasty)
 

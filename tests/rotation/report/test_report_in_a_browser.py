@@ -314,7 +314,7 @@ def test_it_is_printed_on_white_without_what_only_a_screen_needs(browser, page) 
 # --- What comes from outside ---
 
 
-def test_what_is_nasty_is_text_and_nothing_else(browser, tmp_path) -> None:
+def test_hostile_text_stays_text(browser, tmp_path) -> None:
     """In each column, in the charts, beside the pointer: shown as it is, and run nowhere."""
     texts = {"account_id": NASTY, "error_type": NASTY, "instance": NASTY, "proxy": NASTY}
     outcomes = [outcome(n, State.FAILED, elapsed=9.0, **texts) for n in range(3)]
