@@ -76,7 +76,7 @@ async def run_job(job: Job, events: EventStream) -> int:
         )
         rotation.notes = {
             "command": options.command,
-            "retry command": options.retry_command(job.journal),
+            "retry_command": options.retry_command(job.journal),
             "folder": os.getcwd(),
         }
         stop = await _run(job, sender, rotation, events)

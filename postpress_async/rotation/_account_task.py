@@ -15,7 +15,7 @@ from attrs import define, frozen
 from postpress_async._call.tracker import WaitGroup
 from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
 from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
-from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._outcome import MANAGED, Outcome, State
 from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
@@ -148,16 +148,14 @@ class AccountTask:
         self.attempts += len(error.attempts)
         self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
 
-    @property
-    def proxy_label(self) -> str | None:
-        """The label of the pool's proxy."""
-        return None if self.proxy is None else self.proxy.label
-
-    def failed_label(self, row: Row) -> str | None:
-        """The label under which the journal records a proxy that failed, also one of the row itself."""
-        if self.proxy is None and isinstance(row.change, CustomProxy):
+    def assignment(self, row: Row) -> str:
+        """What was asked for: the label of a proxy, or a managed proxy."""
+        if self.proxy is not None:
+            return self.proxy.label
+        if isinstance(row.change, CustomProxy):
             return PooledProxy.of(row.change).label
-        return self.proxy_label
+        parts = () if row.change is None else (row.change.country, row.change.ip)
+        return MANAGED + " ".join(part for part in parts if part)
 
 
 @frozen(kw_only=True)
@@ -205,7 +203,7 @@ class AccountRunner:
                 task.in_flight = True
                 patched = await self.update(row.account_id, row.change, keys, task)
             attempts = task.attempts + len(patched.attempts)
-            return Outcome.patched(*row_fields, attempts, task.elapsed(), task.proxy_label)
+            return Outcome.patched(*row_fields, attempts, task.elapsed(), task.assignment(row))
         except _NoProxyLeftError:
             return Outcome.without_proxy(*row_fields, in_doubt=inherited_doubt)
         except PostPressError as error:
@@ -221,7 +219,7 @@ class AccountRunner:
                 *row_fields,
                 error,
                 task.elapsed(),
-                proxy=task.failed_label(row),
+                assignment=task.assignment(row),
                 earlier=task.attempts,
                 cut_short=self.can_resume and self.waits.ended and error is task.resumable,
                 final=not own_doubt and not isinstance(row.change, ManagedProxy),
@@ -236,9 +234,13 @@ class AccountRunner:
     def _cancelled(row: Row, task: AccountTask, *, inherited_doubt: bool) -> Outcome:
         row_fields = row.ordinal, row.line, row.account_id
         if inherited_doubt or not task.applied_nothing:
-            label = task.proxy_label if task.proxy_in_use else None
             return Outcome(
-                *row_fields, State.UNKNOWN, 1, applied=Applied.UNKNOWN, elapsed=task.elapsed(), proxy=label
+                *row_fields,
+                State.UNKNOWN,
+                1,
+                applied=Applied.UNKNOWN,
+                elapsed=task.elapsed(),
+                assignment=task.assignment(row) if task.proxy_in_use or row.change is not None else None,
             )
         if task.resumable is None:
             return Outcome(*row_fields, State.SKIPPED, task.attempts, applied=Applied.NO)
@@ -246,7 +248,7 @@ class AccountRunner:
             *row_fields,
             task.resumable,
             task.elapsed(),
-            proxy=task.failed_label(row),
+            assignment=task.assignment(row),
             earlier=task.attempts,
             cut_short=True,
         )

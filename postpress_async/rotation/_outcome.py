@@ -9,6 +9,9 @@ from attrs import Factory, define, field, frozen
 
 from postpress_async.errors import Applied, PostPressError, Scope
 
+MANAGED: Final = "managed "
+"""The beginning of an assignment that is a managed proxy."""
+
 NO_PROXY_LEFT: Final = "no proxy left"
 """The error type of an account for which the pool had no proxy left."""
 
@@ -48,8 +51,8 @@ class Outcome:
         elapsed: Seconds from the start of the first attempt in this run to the end, including backoff,
             retries and other proxies; 0 if there was no attempt.
         settled_at: Unix time in seconds at which the account was completed.
-        proxy: Label of the pool's proxy that was used or tried last. If the row has a proxy of its own, the
-            label of that proxy, and only if it failed.
+        assignment: What was asked for last: a proxy's label such as ``user@p1.example.net:3128``, or
+            ``managed US`` or ``managed 203.0.113.42``; None if nothing was sent.
         error: Why it was not patched; None if it was, or if read from a journal, which does not store it.
     """
 
@@ -65,8 +68,13 @@ class Outcome:
     instance: str | None = None
     elapsed: float = 0.0
     settled_at: float = field(factory=time.time)
-    proxy: str | None = None
+    assignment: str | None = None
     error: PostPressError | None = None
+
+    @property
+    def proxy(self) -> str | None:
+        """The label of the proxy that was used or tried last; None for a managed proxy."""
+        return None if (self.assignment or MANAGED).startswith(MANAGED) else self.assignment
 
     @property
     def is_refused(self) -> bool:
@@ -81,10 +89,12 @@ class Outcome:
         account_id: str,
         attempts: int,
         elapsed: float,
-        proxy: str | None = None,
+        assignment: str | None = None,
     ) -> Self:
         """The account has its new proxy."""
-        return cls(ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed, proxy=proxy)
+        return cls(
+            ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed, assignment=assignment
+        )
 
     @classmethod
     def failed(
@@ -95,7 +105,7 @@ class Outcome:
         error: PostPressError,
         elapsed: float,
         *,
-        proxy: str | None = None,
+        assignment: str | None = None,
         earlier: int = 0,
         cut_short: bool = False,
         final: bool = False,
@@ -104,7 +114,7 @@ class Outcome:
         The last call ended with *error*; its `applied` tells whether the change may have been applied.
 
         Args:
-            proxy: Label of the proxy that was tried last.
+            assignment: See `Outcome`.
             earlier: Requests of earlier calls, with other proxies.
             cut_short: Whether another attempt would have followed if the run had not ended.
             final: Whether a refusal makes the state `FAILED` even though an earlier run may have applied the
@@ -128,7 +138,7 @@ class Outcome:
             error.applied,
             getattr(error, "instance", None),
             elapsed,
-            proxy=proxy,
+            assignment=assignment,
             error=error,
         )
 

@@ -278,7 +278,7 @@ def test_dead_proxies_are_left_out_and_every_account_gets_one_that_works(folder)
     assert "300 accounts: 300 patched" in done.stdout
     assert "3 proxies of the pool did not work and got no further accounts" in done.stderr
     with sqlite3.connect(folder / JOURNAL) as connection:
-        used = {label for (label,) in connection.execute("SELECT DISTINCT proxy FROM outcomes")}
+        used = {label for (label,) in connection.execute("SELECT DISTINCT assignment FROM outcomes")}
     connection.close()
     assert used == {f"user{n}@p{n:03}.example.net:8080" for n in range(3, 20)}
 

@@ -84,7 +84,7 @@ def test_several_lists_are_one_pool(folder) -> None:
 
     assert done.returncode == 0, done.stderr
     connection = sqlite3.connect(folder / JOURNAL)
-    used = {label for (label,) in connection.execute("SELECT proxy FROM outcomes")}
+    used = {label for (label,) in connection.execute("SELECT assignment FROM outcomes")}
     connection.close()
     assert used == {"us1.example:80", "us2.example:80", "de1.example:80", "de2.example:80"}
 
@@ -130,7 +130,7 @@ def test_a_run_goes_on_in_the_list_where_the_last_one_left_off(folder) -> None:
         run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--limit", "4")
 
     connection = sqlite3.connect(folder / JOURNAL)
-    shares = dict(connection.execute("SELECT proxy, count(*) FROM outcomes GROUP BY proxy"))
+    shares = dict(connection.execute("SELECT assignment, count(*) FROM outcomes GROUP BY assignment"))
     connection.close()
     assert shares == {f"user{n}@p{n:03}.example.net:8080": 2 for n in range(6)}
 

@@ -23,7 +23,7 @@ from tests.support.journals import NIGHT, outcome, refused
 
 ROWS = [
     outcome(0),
-    outcome(1, State.FAILED, proxy="line 3: user@host:80"),
+    outcome(1, State.FAILED, assignment="line 3: user@host:80"),
     outcome(2, State.UNKNOWN),
     refused(3),
 ]
@@ -140,7 +140,7 @@ def test_no_cell_begins_a_formula(text, cell) -> None:
 def test_no_cell_starts_with_a_formula_however_a_spreadsheet_splits_it(texts, comma) -> None:
     """In half of Europe the cells of a file end at semicolons; quotes are then not where they should be."""
     account_id, error_type, instance, proxy, _ = texts
-    exported = outcome(0, account_id=account_id, error_type=error_type, instance=instance, proxy=proxy)
+    exported = outcome(0, account_id=account_id, error_type=error_type, instance=instance, assignment=proxy)
     text = table([exported]).decode("utf-8")
 
     for line in text.splitlines():

@@ -144,7 +144,7 @@ FALSE = {
         "UPDATE outcomes SET account_id = 'acc_999' WHERE account_id = 'acc_003'",
         "rows of other accounts",
     ),
-    "another total": ("UPDATE run SET value = 31 WHERE name = 'total'", "wrong total"),
+    "another total": ("UPDATE runs SET total = 31", "wrong total"),
     "an account that nobody got": (
         "UPDATE outcomes SET state = 'skipped', applied = 'unknown' WHERE account_id = 'acc_020'",
         "lost: skipped",

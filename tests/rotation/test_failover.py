@@ -86,7 +86,7 @@ async def test_accounts_that_name_nothing_get_a_proxy_of_the_pool() -> None:
     assert {account: outcome.proxy for account, outcome in outcomes.items()} == {
         "acc_1": "u@p0.example.net:3128",
         "acc_2": "u@p1.example.net:3128",
-        "acc_3": None,
+        "acc_3": "own.example.net:1",
         "acc_4": None,
     }
 
@@ -312,7 +312,8 @@ async def test_the_journal_tells_of_accounts_and_of_proxies(tmp_path) -> None:
     async with Sandbox(dead_proxies=[proxy_label(1)]) as sandbox, sandbox.session(retry=QUICK) as session:
         await rotate(session, accounts, ProxyPool(proxies(3)), journal=journal, in_flight=1)
 
-    accounts_by_proxy = dict(recorded(journal, "SELECT proxy, count(*) FROM outcomes GROUP BY proxy"))
+    by_proxy = "SELECT assignment, count(*) FROM outcomes GROUP BY assignment"
+    accounts_by_proxy = dict(recorded(journal, by_proxy))
     assert set(accounts_by_proxy) == {"u@p0.example.net:3128", "u@p2.example.net:3128"}
     assert sum(accounts_by_proxy.values()) == 12
     sql = "SELECT label, failures, quarantined_at NOT NULL FROM proxies"
@@ -421,7 +422,7 @@ async def test_one_that_was_given_up_may_have_its_proxy(tmp_path) -> None:
             await task
 
     with closing(sqlite3.connect(journal)) as connection:
-        [(state, proxy)] = connection.execute("SELECT state, proxy FROM outcomes")
+        [(state, proxy)] = connection.execute("SELECT state, assignment FROM outcomes")
     assert (state, proxy) == ("unknown", "u@p0.example.net:3128")
 
 

@@ -71,7 +71,7 @@ async def test_after_a_night_every_account_that_could_be_patched_is(tmp_path: Pa
     # The sandbox's own record.
     assert set(record.patched_accounts) == set(accounts) - absent
     last = {account: record.proxy_of(account) for account in record.patched_accounts}
-    labels = dict(rows(journal, "SELECT account_id, proxy FROM outcomes WHERE state = 'patched'"))
+    labels = dict(rows(journal, "SELECT account_id, assignment FROM outcomes WHERE state = 'patched'"))
     for account, body in last.items():
         assert body is not None
         address = f"{body['proxy']['host']}:8080"

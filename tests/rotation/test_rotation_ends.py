@@ -163,7 +163,7 @@ async def test_too_many_failures_halt_the_rotation(journal) -> None:
     states = Counter(recorded(journal).values())
     assert states["skipped"] == 10 - len(stub.account_ids)
     with sqlite3.connect(journal) as connection:
-        [(reason,)] = connection.execute("SELECT value FROM run WHERE name = 'halted'")
+        [(reason,)] = connection.execute("SELECT halted FROM runs")
     connection.close()
     assert reason == rotation.summary.halted
 
@@ -395,10 +395,10 @@ async def test_a_rotation_knows_how_many_there_are_where_that_can_be_known(
         await collect(session.rotate(changes(7), journal=journal))
 
     with sqlite3.connect(journal) as connection:
-        recorded = dict(connection.execute("SELECT name, value FROM run"))
+        [(total, began)] = connection.execute("SELECT total, began FROM runs")
     connection.close()
-    assert recorded["total"] == 7
-    assert recorded["began"] > 1.7e9
+    assert total == 7
+    assert began > 1.7e9
 
 
 # --- What a run leaves as it found it ---

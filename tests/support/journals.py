@@ -12,7 +12,7 @@ from postpress_async import Outcome
 from postpress_async.errors import Applied, Scope
 from postpress_async.rotation import State
 from postpress_async.rotation.journal import OUTCOME, row_of
-from postpress_async.rotation.journal._schema import connect
+from postpress_async.rotation.journal._schema import connect, set_fact
 
 NIGHT = 1_795_215_600.0
 """2026-11-20 23:00:00 UTC."""
@@ -46,13 +46,18 @@ def refused(ordinal: int) -> Outcome:
     return outcome(ordinal, State.SKIPPED, error_type="port out of range", scope=Scope.REQUEST)
 
 
-def write(path: Path, outcomes: Iterable[Outcome], **entries: object) -> Path:
-    """The journal of a run that ended; *entries* is what else its table ``run`` has."""
+def write(path: Path, outcomes: Iterable[Outcome], **facts: object) -> Path:
+    """The journal of a run that ended, with these *facts*: columns of ``runs``, or values of ``run``."""
     connection, _ = connect(path)
     with connection:
         connection.execute("PRAGMA synchronous = OFF")
-        connection.executemany(OUTCOME.sql[1], map(row_of, outcomes))
-        connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", entries.items())
+        connection.executemany(OUTCOME.sql[1], ((*row_of(outcome), 1) for outcome in outcomes))
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(runs)")}
+        for name, value in facts.items():
+            if name in columns:
+                connection.execute(set_fact(name), (value,))
+            else:
+                connection.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (name, value))
     connection.close()
     path.chmod(0o600)
     return path

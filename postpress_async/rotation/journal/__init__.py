@@ -8,7 +8,9 @@ watermark written ahead of sending bounds the rows in doubt.
 """
 
 import asyncio
+import getpass
 import os
+import socket
 import sqlite3
 import time
 from collections import Counter
@@ -19,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self, TypeAlias
 
+from postpress_async._version import __version__
 from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._row_digest import KnownInput
@@ -30,38 +33,38 @@ from postpress_async.rotation.journal._recovery import (
     BEFORE_THE_RUN,
     DISCARD_COVERED,
     FIRST_WATERMARK,
-    REOPENED,
+    REOPEN_FAILED,
     begin_run,
     read_watermark,
 )
 from postpress_async.rotation.journal._row_hashes import RowHashes, prepare
-from postpress_async.rotation.journal._schema import DAMAGE, connect, damage_error
+from postpress_async.rotation.journal._schema import DAMAGE, connect, damage_error, read_run, set_fact
+from postpress_async.rotation.journal._tables import CURRENT_RUN, OUTCOME_COLUMNS
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.rotation.journal._writer import Insert, Writer
 
-_COLUMNS: Final = (
-    "ordinal line account_id state attempts status error_type scope applied instance elapsed settled_at proxy"
-).split()
+_COLUMNS: Final = OUTCOME_COLUMNS.split()
 OUTCOME: Final = Insert(
-    f"INSERT INTO outcomes ({', '.join(_COLUMNS)})",
-    f"({', '.join('?' * len(_COLUMNS))})",
-    "ON CONFLICT (ordinal) DO UPDATE SET attempts = attempts + excluded.attempts, "
+    f"INSERT INTO outcomes ({', '.join(_COLUMNS)}, run)",
+    f"({', '.join('?' * len(_COLUMNS))}, ?)",
+    "ON CONFLICT (run, ordinal) DO UPDATE SET attempts = attempts + excluded.attempts, "
     + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name not in {"ordinal", "attempts"}),
 )
 """The latest outcome of an account replaces the one before; attempts are those of all runs."""
 row_of: Final["attrgetter[tuple[Any, ...]]"] = attrgetter(*_COLUMNS)
 """Returns the values of `OUTCOME` for an `Outcome`."""
 _GENERATION: Final = "INSERT OR REPLACE INTO generations VALUES (?, ?)"
-_REOPEN: Final = f"UPDATE outcomes SET state = {REOPENED} WHERE state = 'failed' AND error_type = ?"  # noqa: S608
+_REOPEN: Final = f"{REOPEN_FAILED} AND error_type = ?"
 _NOTE: Final = "INSERT OR REPLACE INTO run VALUES (?, ?)"
-_TOTAL: Final = """
-    INSERT INTO run VALUES ('total', ?) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)
-"""  # a shorter input that is refused only at its first row must not reduce it
+_TOTAL: Final = f"""
+    UPDATE runs SET total = max(coalesce(total, 0), ?) WHERE id = {CURRENT_RUN}
+"""
+_BEGAN: Final = f"UPDATE runs SET began = coalesce(began, ?) WHERE id = {CURRENT_RUN}"
 _PROXY: Final = """
 INSERT INTO proxies VALUES (?, 1, ?) ON CONFLICT (label)
 DO UPDATE SET failures = failures + 1, quarantined_at = coalesce(excluded.quarantined_at, quarantined_at)
 """
-_COMMAND_NOTES: Final = ("command", "retry command", "folder")
+_COMMAND_NOTES: Final = ("command", "retry_command", "folder")
 _CHUNK: Final = 4_096
 _BLOCKS: Final = 256  # of hashes, of up to 16 KiB each
 _MOST_ACCOUNTS: Final = 2**31  # a larger ordinal is damage
@@ -92,7 +95,8 @@ class Journal:
 
     Attributes:
         path: Path of the file.
-        run: The rotation's name, the same in every run on this journal.
+        run: The run's token, of which its idempotency keys are made.
+        number: The run's number, from 1.
         resumed: Whether an earlier run created the journal.
         same_input: Whether the journal has recorded the rows of this input.
         completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
@@ -131,7 +135,9 @@ class Journal:
         )
         # The writer thread uses the other connection.
         self._reader: Final = reader
-        self.run: Final[str] = reader.execute("SELECT value FROM run WHERE name = 'run'").fetchone()[0]
+        run = read_run(reader)
+        self.run: Final[str] = run["token"]
+        self.number: Final[int] = run["id"]
 
     @classmethod
     def open(
@@ -190,7 +196,10 @@ class Journal:
                     done=done_condition(on_unknown, on_failed),
                 )
                 with connection:
-                    connection.executemany(_NOTE, comparison.entries.items())
+                    for column, value in comparison.facts.items():
+                        connection.execute(set_fact(column), (value,))
+                    if comparison.salt is not None:
+                        connection.execute(_NOTE, ("salt", comparison.salt))
                 has_hashes = prepare(connection)
                 in_doubt_below = begin_run(connection, retry_failed=on_failed == "retry")
                 checkpoint(connection, "FULL")  # before anything is sent
@@ -213,7 +222,7 @@ class Journal:
 
     def counts(self) -> Counter[State]:
         """Number of committed accounts by state."""
-        return self._counted("outcomes")
+        return self._counted("latest")
 
     def done_counts(self) -> Counter[State]:
         """Number of accounts that this run leaves as they are, by state."""
@@ -245,7 +254,7 @@ class Journal:
         """
         condition = f"NOT {self._done} AND" if but_done else ""
         sql = (
-            f"SELECT ordinal, account_id, state, attempts > 0, {self._done} FROM {BEFORE_THE_RUN} "  # noqa: S608 - no text of others
+            f"SELECT ordinal, account_id, state, attempts > 0, {self._done} FROM {BEFORE_THE_RUN} "
             f"WHERE {condition} ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}"
         )
         for ordinal, account_id, state, sent, done in self._in_chunks(sql):
@@ -253,22 +262,25 @@ class Journal:
 
     def generations(self) -> Iterator[tuple[int, int]]:
         """Yield for each ordinal how many idempotency keys the account has used up."""
-        return self._in_chunks(f"SELECT * FROM generations WHERE ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}")  # noqa: S608
+        return self._in_chunks(f"SELECT * FROM generations WHERE ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}")
 
     def row_hashes(self) -> RowHashes:
         """An object that compares rows, from the first, with those that earlier runs took."""
         [(key,)] = self._read("SELECT value FROM run WHERE name = 'key'")
-        sql = f"SELECT * FROM changes WHERE first > ? ORDER BY first LIMIT {_BLOCKS}"  # noqa: S608
+        sql = f"SELECT * FROM changes WHERE first > ? ORDER BY first LIMIT {_BLOCKS}"
         return RowHashes(self.path, self._writer, key, self._in_chunks(sql))
 
     def proxies(self) -> dict[str, int]:
         """By label of a proxy: number of accounts that have it, or may have it, and are not sent again."""
         # An account that is sent again gets another proxy. Counted here too, it would find a full pool.
-        sql = f"SELECT proxy, count(*) FROM {BEFORE_THE_RUN} WHERE proxy NOT NULL AND {self._done} AND "  # noqa: S608
-        return dict(self._read(f"{sql} state IN ('patched', 'unknown') GROUP BY proxy"))
+        sql = (
+            f"SELECT assignment, count(*) FROM {BEFORE_THE_RUN} WHERE assignment NOT NULL AND {self._done} "
+            "AND state IN ('patched', 'unknown') GROUP BY assignment"
+        )
+        return dict(self._read(sql))
 
     def _counted(self, rows: str) -> Counter[State]:
-        sql = f"SELECT state, count(*) FROM {rows} GROUP BY state"  # noqa: S608
+        sql = f"SELECT state, count(*) FROM {rows} GROUP BY state"
         return Counter({self._state(state): count for state, count in self._read(sql)})
 
     def _state(self, name: str) -> State:
@@ -298,7 +310,7 @@ class Journal:
         Raises:
             JournalNotWritableError: An earlier commit failed: nothing more can be recorded.
         """
-        self._writer.put(OUTCOME, row_of(outcome))
+        self._writer.put(OUTCOME, (*row_of(outcome), self.number))
         if outcome.state is State.UNKNOWN:
             self._writer.put(DISCARD_COVERED, (outcome.ordinal,))
 
@@ -312,22 +324,28 @@ class Journal:
 
         Args:
             total: Number of accounts; None if not known.
-            notes: For a run from the command line: the ``command``, its ``folder``, and the ``retry command``
+            notes: For a run from the command line: the ``command``, its ``folder``, and the ``retry_command``
                 for accounts that fail. They must not contain secrets.
         """
-        self._writer.put("INSERT OR IGNORE INTO run VALUES ('began', ?)", (time.time(),))
+        self._writer.put(_BEGAN, (time.time(),))
         # A run from Python has no notes, and those of the run before would not repeat it.
-        for name in ("halted", *_COMMAND_NOTES):
-            self._writer.put("DELETE FROM run WHERE name = ?", (name,))
+        for name in _COMMAND_NOTES:
+            self._writer.put(set_fact(name), (notes.get(name),))
+        facts = {
+            "halted": None,
+            "on_unknown": "report" if self.leaves_doubts else "retry",
+            "operator": _operator(),
+            "host": socket.gethostname(),
+            "version": __version__,
+        }
+        for name, value in facts.items():
+            self._writer.put(set_fact(name), (value,))
         if total is not None:
             self._writer.put(_TOTAL, (total,))
-        self._writer.put(_NOTE, ("on unknown", "report" if self.leaves_doubts else "retry"))
-        for note in notes.items():
-            self._writer.put(_NOTE, note)
 
     def halted(self, reason: str) -> None:
         """Record why the run stopped by itself."""
-        self._writer.put(_NOTE, ("halted", reason))
+        self._writer.put(set_fact("halted"), (reason,))
 
     def reopen(self, error_type: str) -> None:
         """With the next commit, treat every account that failed with *error_type* as not sent."""
@@ -366,3 +384,10 @@ class Journal:
             self._reader.close()
             self._writer.close()
             self._lock.close()
+
+
+def _operator() -> str | None:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # the user has no name, as in some containers
+        return None

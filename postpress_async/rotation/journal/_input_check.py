@@ -26,12 +26,14 @@ class InputCheck:
     Attributes:
         same_input: Whether the journal has recorded the rows of this input.
         completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
-        entries: Names and values to write into the table ``run``.
+        facts: Columns of the run to write, with their values.
+        salt: The salt of the digests among them.
     """
 
     same_input: bool
     completed_at: float | None
-    entries: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    salt: bytes | None
 
 
 def check(
@@ -66,27 +68,28 @@ def check(
         )
     _check_rows(path, connection, run, digest, rows, by_row=by_row)
     counts = "count(*), max(settled_at), total(state = 'unknown')"
-    sql = f"SELECT {counts} FROM outcomes WHERE {done} OR {REFUSED}"  # noqa: S608
+    sql = f"SELECT {counts} FROM latest WHERE {done} OR {REFUSED}"
     [(count, last, unknown)] = connection.execute(sql)
     total = run.get("total") if total is None else total
     is_complete = isinstance(total, int) and 0 < total <= count
     salt = run.get("salt") or secrets.token_bytes(16)
-    entries: dict[str, Any] = {} if target is None else {"target": target}
+    facts: dict[str, Any] = {} if target is None else {"target": target}
     if digest is not None and "input" not in run:
-        entries |= {"salt": salt, "input": _stretch(digest, salt)}
+        facts["input"] = _stretch(digest, salt)
         if rows is not None:
-            entries["rows"] = _stretch(rows.rows_digest, salt)
+            facts["rows"] = _stretch(rows.rows_digest, salt)
             if (recorded := run.get("total", rows.counted)) is not None:
-                entries["total"] = recorded
+                facts["total"] = recorded
     if pool is not None:
-        entries |= {"salt": salt, "pool": pool and _stretch(pool, salt)}
+        facts["pool"] = pool and _stretch(pool, salt)
         # Accounts in doubt are left to the operator, who may need another pool for them.
-        if is_complete and not unknown and run.get("pool", entries["pool"]) != entries["pool"]:
+        if is_complete and not unknown and run.get("pool", facts["pool"]) != facts["pool"]:
             raise JournalError(
                 f"{path} is of a rotation that is complete, and that had another pool (or --country). "
                 "Nothing was sent. To rotate these accounts again, name another journal"
             )
-    return InputCheck("input" in run and digest is not None, float(last) if is_complete else None, entries)
+    same_input, completed_at = "input" in run and digest is not None, float(last) if is_complete else None
+    return InputCheck(same_input, completed_at, facts, salt if {"input", "pool"} & facts.keys() else None)
 
 
 def is_input(run: Mapping[str, Any], digest: bytes) -> bool:
@@ -126,7 +129,7 @@ def _check_rows(
 def _differences(connection: sqlite3.Connection, run: Mapping[str, Any], rows: KnownInput) -> list[str]:
     """What differs in the input, as far as the journal has recorded its rows."""
     facts, total = list[str](), 0
-    entries = connection.execute("SELECT ordinal, account_id FROM outcomes ORDER BY ordinal")
+    entries = connection.execute("SELECT ordinal, account_id FROM latest ORDER BY ordinal")
     entry = next(entries, None)
     for row in rows.rows():
         total += 1

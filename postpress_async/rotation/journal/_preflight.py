@@ -11,7 +11,7 @@ from postpress_async.rotation.journal._checkpoint import refuse_lost_log
 from postpress_async.rotation.journal._file import open_existing, refuse_shared
 from postpress_async.rotation.journal._input_check import check, is_input
 from postpress_async.rotation.journal._reading import connect_read_only
-from postpress_async.rotation.journal._schema import DAMAGE, damage_error, is_empty, read_run
+from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty, read_run
 
 
 def count_done(
@@ -45,6 +45,7 @@ def count_done(
             connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
             if is_empty(path, connection):
                 return 0
+            add_views(connection)
             refuse_lost_log(path)
             check(
                 path,
@@ -57,7 +58,7 @@ def count_done(
                 total=total,
                 done=done,
             )
-            [(count,)] = connection.execute(f"SELECT count(*) FROM outcomes WHERE {done}")  # noqa: S608
+            [(count,)] = connection.execute(f"SELECT count(*) FROM latest WHERE {done}")
         except DAMAGE as error:
             raise damage_error(path, error) from None
         except OSError as error:
@@ -73,6 +74,7 @@ def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
     """
     with suppress(*DAMAGE, OSError), ExitStack() as stack:
         connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
+        add_views(connection)
         run = read_run(connection)
         total = run.get("total")
         if type(total) is int and is_input(run, digest):

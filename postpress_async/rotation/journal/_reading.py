@@ -22,7 +22,7 @@ from postpress_async.errors import Applied, JournalError, Scope
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation.journal._checkpoint import lost_log, needs_log, refuse_lost_log
 from postpress_async.rotation.journal._lock import JournalFile
-from postpress_async.rotation.journal._schema import DAMAGE, is_empty
+from postpress_async.rotation.journal._schema import DAMAGE, add_views, is_empty, read_run
 
 LATEST: Final = 253_402_300_799.0
 """The last second of the year 9999 as Unix time: `datetime` has no later one."""
@@ -79,7 +79,6 @@ class JournalView:
         self._file = JournalFile.open(path, os.O_RDONLY)
         stack.callback(self._file.close)
         self._connection, self._stamp = connect_read_only(path, stack)
-        self._connection.execute("PRAGMA query_only = ON")
         if is_empty(path, self._connection):
             if self._file.is_locked():
                 raise JournalError(f"{path} is being created by a run: try again in a moment")
@@ -87,7 +86,9 @@ class JournalView:
                 f"{path} is not a whole journal, because it has no tables: if its disk was full when it was "
                 f"created, give the same command again; if it was copied, copy {path.name}-wal too"
             )
-        self._connection.execute("SELECT ordinal FROM outcomes LIMIT 1").fetchone()
+        add_views(self._connection)
+        self._connection.execute("PRAGMA query_only = ON")
+        self._connection.execute("SELECT ordinal FROM latest LIMIT 1").fetchone()
         refuse_lost_log(path)
         # A run that is under way has the mark for a moment at each checkpoint.
         if needs_log(self._connection) and not self._file.is_locked() and needs_log(self._connection):
@@ -147,6 +148,18 @@ class JournalView:
         except DAMAGE as error:
             raise self._damaged(error) from None
 
+    def run(self) -> dict[str, Any]:
+        """
+        What is recorded about the latest run; see `read_run`.
+
+        Raises:
+            JournalError: The file is damaged.
+        """
+        try:
+            return read_run(self._connection)
+        except DAMAGE as error:
+            raise self._damaged(error) from None
+
     def is_written(self) -> bool:
         """Whether a run has the journal open."""
         return self._file.is_locked()
@@ -169,7 +182,7 @@ class JournalView:
         """
         wanted = tuple(states)
         condition = f"AND state IN ({', '.join('?' * len(wanted))}) " if wanted else ""
-        sql = f"SELECT * FROM outcomes WHERE ordinal > ? {condition}ORDER BY ordinal LIMIT ?"  # noqa: S608
+        sql = f"SELECT * FROM latest WHERE ordinal > ? {condition}ORDER BY ordinal LIMIT ?"
         last = -1
         while rows := self.ask(sql, last, *wanted, _CHUNK):
             for row in rows:
@@ -180,7 +193,7 @@ class JournalView:
 
     def outcome(self, row: tuple[Any, ...]) -> Outcome:
         """
-        Return the `Outcome` of a whole row of the table ``outcomes``.
+        Return the `Outcome` of a whole row of the view ``latest``.
 
         Raises:
             JournalError: A value is invalid.

@@ -11,24 +11,29 @@ import math
 import sqlite3
 from typing import Final
 
+from postpress_async.rotation.journal._tables import CURRENT_RUN
+
 FIRST_WATERMARK: Final = 64
 """The watermark of a run before its first request."""
 
 SET_WATERMARK: Final = "INSERT OR REPLACE INTO run VALUES ('reached', ?)"
+
+UPDATE: Final = "UPDATE outcomes SET"
+_OF_THIS_RUN: Final = f"WHERE run = {CURRENT_RUN}"
 
 REFUSED: Final = "(state = 'skipped' AND attempts = 0 AND scope IS 'request' AND status IS NULL)"
 """SQL condition for rows that were refused. A request that the API refused has the status of its response."""
 
 _MAY_BE_SENT: Final = f"state = 'skipped' AND NOT {REFUSED} AND ordinal >= ? AND ordinal < ?"
 COVER: Final = (
-    f"INSERT OR IGNORE INTO covered SELECT ordinal FROM outcomes WHERE {_MAY_BE_SENT}",  # noqa: S608
-    f"UPDATE outcomes SET state = 'unknown', applied = 'unknown' WHERE {_MAY_BE_SENT}",  # noqa: S608
+    f"INSERT OR IGNORE INTO covered SELECT ordinal FROM latest WHERE {_MAY_BE_SENT}",
+    f"{UPDATE} state = 'unknown', applied = 'unknown' {_OF_THIS_RUN} AND {_MAY_BE_SENT}",
 )
 """Statements before the watermark advances from one ordinal to another."""
 
 UNCOVER: Final = (
-    """UPDATE outcomes SET state = 'skipped', applied = 'no'
-    WHERE state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)""",
+    f"""{UPDATE} state = 'skipped', applied = 'no'
+    {_OF_THIS_RUN} AND state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)""",
     "DELETE FROM covered",
 )
 """Statements at the normal end of a run."""
@@ -37,22 +42,24 @@ DISCARD_COVERED: Final = "DELETE FROM covered WHERE ordinal = ?"
 """The statement for an account that is unknown because it was sent."""
 
 BEFORE_THE_RUN: Final = """(
-    SELECT ordinal, account_id, attempts, proxy,
+    SELECT ordinal, account_id, attempts, assignment,
         CASE WHEN state = 'unknown' AND covered.ordinal NOT NULL THEN 'skipped' ELSE state END AS state
-    FROM outcomes LEFT JOIN covered USING (ordinal)
+    FROM latest LEFT JOIN covered USING (ordinal)
 )"""
 """A subquery of the outcomes without the doubts that the present run itself has added."""
 
 REOPENED: Final = "CASE applied WHEN 'unknown' THEN 'unknown' ELSE 'skipped' END"
 """SQL expression: the state of a failed account that is to be sent again."""
 
+REOPEN_FAILED: Final = f"{UPDATE} state = {REOPENED} {_OF_THIS_RUN} AND state = 'failed'"
+
 _NEXT_GENERATION: Final = """
 INSERT OR REPLACE INTO generations
-SELECT ordinal, coalesce(generation, 0) + 1 FROM outcomes LEFT JOIN generations USING (ordinal) WHERE {}
+SELECT ordinal, coalesce(generation, 0) + 1 FROM latest LEFT JOIN generations USING (ordinal) WHERE {}
 """
 # Such an account keeps the key that the dead run used.
 _IN_DOUBT: Final = (
-    f"UPDATE outcomes SET state = 'unknown', applied = 'unknown', attempts = 0 WHERE {_MAY_BE_SENT}"  # noqa: S608
+    f"{UPDATE} state = 'unknown', applied = 'unknown', attempts = 0 {_OF_THIS_RUN} AND {_MAY_BE_SENT}"
 )
 
 
@@ -90,7 +97,7 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
         connection.execute(_NEXT_GENERATION.format("state = 'skipped' AND attempts > 0"))
         if retry_failed:
             connection.execute(_NEXT_GENERATION.format("state = 'failed'"))
-            connection.execute(f"UPDATE outcomes SET state = {REOPENED} WHERE state = 'failed'")  # noqa: S608
+            connection.execute(REOPEN_FAILED)
         connection.execute("INSERT OR REPLACE INTO run VALUES ('under way', 1)")
         connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
         for sql in COVER:

@@ -2,44 +2,25 @@
 
 import secrets
 import sqlite3
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
+from postpress_async.rotation.journal._tables import (
+    CURRENT_RUN,
+    MIGRATION,
+    NEW_RUN,
+    PROXIES,
+    SCHEMA,
+    V1_VIEWS,
+    VERSION,
+)
 
 APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
 DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)
 """What reading a damaged file raises: an error of SQLite, an invalid value, or a missing row."""
-
-_SCHEMA: Final = """
-CREATE TABLE run (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-CREATE TABLE outcomes (
-    ordinal INTEGER PRIMARY KEY,
-    line INTEGER,
-    account_id TEXT NOT NULL,
-    state TEXT NOT NULL,
-    attempts INTEGER NOT NULL,
-    status INTEGER,
-    error_type TEXT,
-    scope TEXT,
-    applied TEXT,
-    instance TEXT,
-    elapsed REAL NOT NULL,
-    settled_at REAL NOT NULL,
-    proxy TEXT
-);
-CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NULL);
-"""
-
-# Also created in journals of a version that had no pools.
-_PROXIES: Final = """
-CREATE TABLE IF NOT EXISTS proxies (
-    label TEXT PRIMARY KEY,
-    failures INTEGER NOT NULL,
-    quarantined_at REAL
-) WITHOUT ROWID
-"""
 
 _NOT_WRITABLE: Final = {
     sqlite3.SQLITE_PERM,
@@ -72,16 +53,18 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
     try:
         if created := is_empty(path, connection):
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute("PRAGMA user_version = 1")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_autocheckpoint = 0")  # only `checkpoint` writes the mark it needs
         if created:
             with connection:
-                connection.executescript(f"BEGIN; {_SCHEMA} {_PROXIES}")  # in one transaction
-                connection.execute("INSERT INTO run VALUES ('run', ?)", (secrets.token_hex(12),))
+                connection.executescript(f"BEGIN; {SCHEMA} {PROXIES}")  # in one transaction
+                connection.execute(NEW_RUN, (secrets.token_hex(12),))
                 connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
-        connection.execute(_PROXIES)
+        elif _version(connection) < VERSION:
+            connection.executescript(MIGRATION)
+        connection.execute(PROXIES)
     except BaseException:
         connection.close()
         raise
@@ -99,11 +82,30 @@ def is_empty(path: Path, connection: sqlite3.Connection) -> bool:
         return True
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise JournalError(f"{path} is a database, but not a journal: name another journal")
-    if connection.execute("PRAGMA user_version").fetchone()[0] != 1:
+    if _version(connection) not in {1, VERSION}:
         raise JournalError(f"{path} is from a newer postpress-async: update it, or name another journal")
     return False
 
 
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def add_views(connection: sqlite3.Connection) -> None:
+    """Let a journal of version 1 be read like one of the present version. Nothing is written to it."""
+    if _version(connection) == 1:
+        connection.executescript(V1_VIEWS)
+
+
 def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
-    """The names and values of the table ``run``."""
-    return dict(connection.execute("SELECT name, value FROM run"))
+    """What is recorded about the latest run: the values of the table ``run``, and its columns in ``runs``."""
+    cursor = connection.execute(f"SELECT * FROM runs WHERE id = {CURRENT_RUN}")
+    names = [column[0] for column in cursor.description]
+    facts = {name: value for name, value in zip(names, cursor.fetchone(), strict=True) if value is not None}
+    return facts | dict(connection.execute("SELECT name, value FROM run"))
+
+
+@cache  # the writer recognizes a statement by its identity
+def set_fact(column: str) -> str:
+    """The SQL statement that sets a column of the latest run."""
+    return f"UPDATE runs SET {column} = ? WHERE id = {CURRENT_RUN}"

@@ -19,7 +19,7 @@ LISTED: Final = 100
 SENT: Final = "attempts > 0"
 """SQL condition for accounts that were sent. The others were refused, or the run had ended."""
 
-_STATES: Final = "SELECT state, count(*) FROM outcomes GROUP BY state"
+_STATES: Final = "SELECT state, count(*) FROM latest GROUP BY state"
 _SUMS: Final = f"""
     SELECT count(*) FILTER (WHERE {SENT}),
         count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND scope = 'request'),
@@ -27,18 +27,18 @@ _SUMS: Final = f"""
         count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND error_type IS NULL),
         min(settled_at) FILTER (WHERE {SENT} AND state != 'skipped'),
         max(settled_at) FILTER (WHERE {SENT} AND state != 'skipped')
-    FROM outcomes
-"""  # noqa: S608 - no text of others
+    FROM latest
+"""
 _ERRORS: Final = """
-    SELECT error_type, scope, count(*) AS accounts FROM outcomes WHERE error_type IS NOT NULL
+    SELECT error_type, scope, count(*) AS accounts FROM latest WHERE error_type IS NOT NULL
     GROUP BY error_type, scope ORDER BY accounts DESC, error_type, scope LIMIT ?
 """
 _RECENT: Final = f"""
     SELECT count(*) FILTER (WHERE settled_at > :now - 60),
         count(*) FILTER (WHERE settled_at <= :now - 60),
         min(settled_at) FILTER (WHERE settled_at > :now - 60)
-    FROM outcomes WHERE settled_at > :now - 120 AND {SENT}
-"""  # noqa: S608
+    FROM latest WHERE settled_at > :now - 120 AND {SENT}
+"""
 
 
 class Stage(StrEnum):
@@ -152,13 +152,13 @@ def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistic
     Raises:
         JournalError: The journal is damaged.
     """
-    run = dict(view.ask("SELECT name, value FROM run"))
+    run = view.run()
     total, began, halted = _number(run.get("total")), _number(run.get("began")), run.get("halted")
     folder = run.get("folder")
     states = view.read(lambda rows: Counter({State(state): n for state, n in rows}), _STATES)
     sent, refused, unsent, left_out, first, last = view.read(_sums, _SUMS)
     errors = view.read(_error_counts, _ERRORS, LISTED)
-    [(all_errors,)] = view.ask("SELECT count(*) FROM outcomes WHERE error_type IS NOT NULL")
+    [(all_errors,)] = view.ask("SELECT count(*) FROM latest WHERE error_type IS NOT NULL")
     if stage is Stage.ENDED and halted is not None:
         stage = Stage.HALTED
     # If the disk was full when the journal was created, no run has ever begun.
@@ -181,9 +181,9 @@ def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistic
         last=last,
         rate=_recent_rate(view, now) if stage is Stage.UNDER_WAY else _rate(sent, first, last),
         command=_command(run.get("command")),
-        retry_command=_command(run.get("retry command")),
+        retry_command=_command(run.get("retry_command")),
         folder=folder if isinstance(folder, str) and folder.isprintable() else None,
-        leaves_unknown=run.get("on unknown") == "report",
+        leaves_unknown=run.get("on_unknown") == "report",
     )
 
 
@@ -194,7 +194,7 @@ def _maybe_sent(view: JournalView, stage: Stage, run: Mapping[str, object], miss
         below = max(below, _ordinal(run.get("reached", math.inf)))
     if not below:
         return 0
-    [(known,)] = view.ask("SELECT count(*) FROM outcomes WHERE ordinal < ?", below)
+    [(known,)] = view.ask("SELECT count(*) FROM latest WHERE ordinal < ?", below)
     most = min(below - known, missing)  # a blank row has an ordinal, and never an outcome
     return None if most == math.inf else max(0, int(most))
 

@@ -172,7 +172,7 @@ class Writer:
     def _lose_file(self) -> None:
         # SQLite still has the deleted file open and can count its rows.
         with suppress(sqlite3.Error):
-            sql = "SELECT count(*) FROM outcomes WHERE attempts > 0"
+            sql = "SELECT count(*) FROM latest WHERE attempts > 0"
             self._recorded = _accounts(self._connection.execute(sql).fetchone()[0])
         self._is_gone = True
         self._failure = "the file was deleted or replaced under way"  # last: the event loop reads it

@@ -112,9 +112,9 @@ def find(view: JournalView, stage: Stage, now: float) -> Findings:
     first, last = view.read(_span, _SPAN)
     step = _step(first, last)
     proxies, more_proxies = _proxies(view)
-    slowest = view.ask(f"SELECT * FROM outcomes WHERE {SENT} ORDER BY elapsed DESC LIMIT ?", RANKED)  # noqa: S608
-    [(requests,)] = view.ask("SELECT coalesce(sum(attempts), 0) FROM outcomes")
-    [(not_patched,)] = view.ask(f"SELECT count(*) FROM outcomes WHERE {NOT_PATCHED}")  # noqa: S608
+    slowest = view.ask(f"SELECT * FROM latest WHERE {SENT} ORDER BY elapsed DESC LIMIT ?", RANKED)  # noqa: S608
+    [(requests,)] = view.ask("SELECT coalesce(sum(attempts), 0) FROM latest")
+    [(not_patched,)] = view.ask(f"SELECT count(*) FROM latest WHERE {NOT_PATCHED}")  # noqa: S608
     return Findings(
         numbers=numbers,
         requests=requests,
@@ -128,17 +128,17 @@ def find(view: JournalView, stage: Stage, now: float) -> Findings:
     )
 
 
-_ELAPSED: Final = f"SELECT elapsed FROM outcomes WHERE {SENT} AND elapsed < 1e9"  # noqa: S608
-_SPAN: Final = f"SELECT coalesce(min(settled_at), 0), coalesce(max(settled_at), 0) FROM outcomes WHERE {SENT}"  # noqa: S608
+_ELAPSED: Final = f"SELECT elapsed FROM latest WHERE {SENT} AND elapsed < 1e9"  # noqa: S608
+_SPAN: Final = f"SELECT coalesce(min(settled_at), 0), coalesce(max(settled_at), 0) FROM latest WHERE {SENT}"  # noqa: S608
 _BARS: Final = f"""
-    SELECT CAST((settled_at - :start) / :step AS INTEGER) AS bar, state, count(*) FROM outcomes
+    SELECT CAST((settled_at - :start) / :step AS INTEGER) AS bar, state, count(*) FROM latest
     WHERE {SENT} GROUP BY bar, state ORDER BY bar
 """  # noqa: S608
 _PROXIES: Final = f"""
     WITH ended AS (
-        SELECT proxy, count(*) AS accounts, count(*) FILTER (WHERE {NOT_PATCHED}) AS bad,
+        SELECT assignment AS proxy, count(*) AS accounts, count(*) FILTER (WHERE {NOT_PATCHED}) AS bad,
             count(*) FILTER (WHERE scope = 'proxy') AS own
-        FROM outcomes WHERE proxy IS NOT NULL GROUP BY proxy
+        FROM latest WHERE assignment IS NOT NULL GROUP BY assignment
     ), named AS (SELECT proxy FROM ended WHERE own > 0 UNION SELECT label FROM proxies)
     SELECT named.proxy, coalesce(accounts, 0), coalesce(bad, 0) AS bad, coalesce(failures, own, 0) AS failed,
         quarantined_at IS NOT NULL AS out, count(*) OVER () AS every

@@ -56,7 +56,7 @@ async def test_every_row_is_written_however_many_one_statement_takes(path, count
     await journal.aclose()
 
     connection = sqlite3.connect(path)
-    rows = connection.execute("SELECT * FROM outcomes ORDER BY ordinal").fetchall()
+    rows = connection.execute("SELECT * FROM latest ORDER BY ordinal").fetchall()
     connection.close()
     assert rows == list(map(row_of, written))
 
@@ -142,7 +142,7 @@ async def test_a_shorter_input_makes_no_journal_shorter(path) -> None:
         await journal.aclose()
 
     connection = sqlite3.connect(path)
-    assert connection.execute("SELECT value FROM run WHERE name = 'total'").fetchone() == (2000,)
+    assert connection.execute("SELECT total FROM runs").fetchone() == (2000,)
     connection.close()
 
 
@@ -437,7 +437,7 @@ async def test_a_journal_that_is_refused_is_let_go_of(path) -> None:
     """A user who names another one, or deletes this one, may do so while the program runs."""
     await Journal.open(path).aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("DELETE FROM run WHERE name = 'run'")
+        connection.execute("DELETE FROM runs")
 
     with pytest.raises(JournalError, match="is damaged") as refusal:
         Journal.open(path)

@@ -67,7 +67,7 @@ def of_another_input(folder: Path, run: Run) -> None:
 
 def of_the_future(folder: Path, run: Run) -> None:
     run("rotate", "fleet.csv", "--sandbox")
-    change("PRAGMA user_version = 2")
+    change("PRAGMA user_version = 3")
 
 
 def damaged(folder: Path, run: Run) -> None:

@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_an_outcome_is_read_as_it_was_written(path) -> None:
     """All thirteen columns: an outcome that is not shown cannot be corrected."""
-    written = [outcome(0), outcome(1, FAILED, proxy="line 3"), outcome(2, UNKNOWN), refused(3)]
+    written = [outcome(0), outcome(1, FAILED, assignment="line 3"), outcome(2, UNKNOWN), refused(3)]
     write(path, written)
 
     with JournalView(path) as view:
@@ -167,7 +167,7 @@ def test_a_journal_that_was_copied_without_its_index_is_read(path, tmp_path) -> 
 def test_a_journal_whose_log_is_gone_is_read_as_far_as_it_goes(path) -> None:
     write(path, [outcome(0)])
     writer = sqlite3.connect(path)
-    writer.execute("INSERT OR REPLACE INTO run VALUES ('total', 1)")
+    writer.execute("UPDATE runs SET total = 1")
     writer.commit()
     log = path.with_name("run.sqlite3-wal")
     kept = path.read_bytes()
@@ -257,7 +257,7 @@ def test_journal_deleted_while_read_is_reported(path) -> None:
             id="another database",
         ),
         pytest.param(
-            lambda path: change(write(path, []), "PRAGMA user_version = 2"),
+            lambda path: change(write(path, []), "PRAGMA user_version = 3"),
             "newer postpress-async",
             id="one from the future",
         ),
@@ -435,7 +435,7 @@ async def test_the_rate_and_the_time_left_are_of_the_last_minute(path) -> None:
     for n in range(1_200):
         journal.record(outcome(n))  # ten a second
     await journal.keep_generation(0, 1)
-    change(path, "INSERT INTO run VALUES ('total', 1800)")
+    change(path, "UPDATE runs SET total = 1800")
     last = NIGHT + 119.9
 
     found = numbers(path, now=last)
@@ -489,7 +489,7 @@ RETRY = "postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv --poo
 )
 def test_next_step_includes_the_command(tmp_path, monkeypatch, outcomes, run_entries, words) -> None:
     monkeypatch.chdir(tmp_path)
-    notes = {"command": COMMAND, "retry command": RETRY, "folder": str(tmp_path)}
+    notes = {"command": COMMAND, "retry_command": RETRY, "folder": str(tmp_path)}
     path = write(tmp_path / "fleet.csv.rotation.sqlite3", outcomes, **notes, **run_entries)
 
     assert words in advice(path.name, numbers(path))

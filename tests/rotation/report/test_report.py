@@ -73,10 +73,10 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def night(path: Path) -> Path:
     """A hundred accounts in which something of everything went wrong."""
-    outcomes = [outcome(n, elapsed=0.1 + n / 100, proxy=f"line {n % 5}") for n in range(80)]
-    outcomes += [outcome(n, State.FAILED, proxy="line 1") for n in range(80, 90)]
+    outcomes = [outcome(n, elapsed=0.1 + n / 100, assignment=f"line {n % 5}") for n in range(80)]
+    outcomes += [outcome(n, State.FAILED, assignment="line 1") for n in range(80, 90)]
     proxy = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502, "attempts": 8}
-    outcomes += [outcome(n, State.FAILED, proxy="line 2", elapsed=60.0, **proxy) for n in range(90, 95)]
+    outcomes += [outcome(n, State.FAILED, assignment="line 2", elapsed=60.0, **proxy) for n in range(90, 95)]
     outcomes += [
         outcome(95, State.UNKNOWN),
         refused(96),
@@ -170,7 +170,7 @@ def test_proxies_that_failed_alike_stand_in_the_order_of_their_list(path) -> Non
     """Line 10 comes after line 2, the order of the file."""
     proxy = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502}
     labels = [f"line {n} p{n}.example.net:80" for n in (10, 2, 100, 1, 20)]
-    write(path, [outcome(n, State.FAILED, proxy=label, **proxy) for n, label in enumerate(labels)])
+    write(path, [outcome(n, State.FAILED, assignment=label, **proxy) for n, label in enumerate(labels)])
     change(path, "INSERT INTO proxies VALUES ('line 30 p30.example.net:80', 2, 1.0)")
 
     assert [found.proxy.split()[1] for found in findings(path).proxies] == ["30", "1", "2", "10", "20", "100"]
@@ -242,7 +242,7 @@ def test_there_is_a_page_however_little_there_is_to_tell(path, outcomes) -> None
 
 @pytest.fixture
 def nasty(path: Path) -> Path:
-    texts = {"account_id": NASTY, "error_type": NASTY, "instance": NASTY, "proxy": NASTY}
+    texts = {"account_id": NASTY, "error_type": NASTY, "instance": NASTY, "assignment": NASTY}
     outcomes = [outcome(n, State.FAILED, elapsed=9.0, **texts) for n in range(3)]
     return write(path, outcomes, halted=NASTY)
 
@@ -258,7 +258,7 @@ def test_nothing_from_outside_is_markup(nasty, night_elements) -> None:
 
 @pytest.fixture
 def night_elements(tmp_path: Path) -> list[tuple[str, dict[str, str | None]]]:
-    outcomes = [outcome(n, State.FAILED, proxy="line 1") for n in range(3)]
+    outcomes = [outcome(n, State.FAILED, assignment="line 1") for n in range(3)]
     return Elements(page(write(tmp_path / "plain.sqlite3", outcomes, halted="too many"))).found
 
 
@@ -290,7 +290,7 @@ def test_the_page_asks_nothing_of_any_network(night) -> None:
 
 def test_a_long_text_is_cut(path) -> None:
     """A page of 5 MB cannot hold a text of 9."""
-    texts = {"account_id": "a" * 90_000, "error_type": "b" * 90_000, "proxy": "c" * 90_000}
+    texts = {"account_id": "a" * 90_000, "error_type": "b" * 90_000, "assignment": "c" * 90_000}
     outcomes = [outcome(n, State.FAILED, **texts) for n in range(200)]
 
     assert len(page(write(path, outcomes))) < 400_000
@@ -308,7 +308,10 @@ def test_a_hundred_thousand_failures_fit_and_the_page_says_what_is_left_out(path
     def failures() -> Iterator[Outcome]:
         for n in range(100_000):
             facts = {"account_id": "acc_" + "".join(chance.choices(letters, k=26))}
-            facts |= {"instance": f"req_{chance.getrandbits(128):032x}", "proxy": f"line {n % 500}: h:80"}
+            facts |= {
+                "instance": f"req_{chance.getrandbits(128):032x}",
+                "assignment": f"line {n % 500}: h:80",
+            }
             yield outcome(n, State.FAILED, elapsed=chance.random(), **facts)
 
     text = page(write(path, failures()))

@@ -102,12 +102,14 @@ def page(tmp_path: Path) -> Path:
     outcomes = []
     for n in range(1_000):
         if n % 4:
-            outcomes.append(outcome(n, elapsed=0.1 + n / 500, proxy=f"line {n % 20}"))
+            outcomes.append(outcome(n, elapsed=0.1 + n / 500, assignment=f"line {n % 20}"))
         elif n % 8:
-            outcomes.append(outcome(n, State.FAILED, proxy="line 3"))
+            outcomes.append(outcome(n, State.FAILED, assignment="line 3"))
         else:
             dead = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "instance": None}
-            outcomes.append(outcome(n, State.FAILED, elapsed=float(n), attempts=8, proxy="line 7", **dead))
+            outcomes.append(
+                outcome(n, State.FAILED, elapsed=float(n), attempts=8, assignment="line 7", **dead)
+            )
     return written(tmp_path, outcomes, total=1_000)
 
 
@@ -316,7 +318,7 @@ def test_it_is_printed_on_white_without_what_only_a_screen_needs(browser, page) 
 
 def test_hostile_text_stays_text(browser, tmp_path) -> None:
     """In each column, in the charts, beside the pointer: shown as it is, and run nowhere."""
-    texts = {"account_id": NASTY, "error_type": NASTY, "instance": NASTY, "proxy": NASTY}
+    texts = {"account_id": NASTY, "error_type": NASTY, "instance": NASTY, "assignment": NASTY}
     outcomes = [outcome(n, State.FAILED, elapsed=9.0, **texts) for n in range(3)]
     browser.open(written(tmp_path, outcomes, halted=NASTY))
     browser.wait(".tools")

@@ -1,0 +1,124 @@
+"""The tables of a journal's database, and how a journal of version 1 gets them."""
+
+from typing import Final
+
+VERSION: Final = 2
+
+CURRENT_RUN: Final = "(SELECT max(id) FROM runs)"
+"""SQL expression: the id of the latest run, which is the only one that is ever written."""
+
+OUTCOME_COLUMNS: Final = (
+    "ordinal line account_id state attempts status error_type scope applied instance elapsed settled_at "
+    "assignment"
+)
+
+_RUNS: Final = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
+    token TEXT NOT NULL,
+    began REAL,
+    ended REAL,
+    state TEXT NOT NULL,
+    halted TEXT,
+    target TEXT,
+    total INTEGER,
+    input BLOB,
+    rows BLOB,
+    pool BLOB,
+    on_unknown TEXT,
+    operator TEXT,
+    host TEXT,
+    version TEXT,
+    command TEXT,
+    retry_command TEXT,
+    folder TEXT
+);
+"""
+_OUTCOMES: Final = """
+CREATE TABLE outcomes (
+    run INTEGER NOT NULL,
+    ordinal INTEGER NOT NULL,
+    line INTEGER,
+    account_id TEXT NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    status INTEGER,
+    error_type TEXT,
+    scope TEXT,
+    applied TEXT,
+    instance TEXT,
+    elapsed REAL NOT NULL,
+    settled_at REAL NOT NULL,
+    assignment TEXT,
+    PRIMARY KEY (run, ordinal)
+) WITHOUT ROWID;
+"""
+_LATEST: Final = f"""
+CREATE VIEW latest AS SELECT {OUTCOME_COLUMNS.replace(" ", ", ")} FROM outcomes WHERE run = {CURRENT_RUN};
+"""
+SCHEMA: Final = f"""
+CREATE TABLE run (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NULL);
+{_RUNS} {_OUTCOMES} {_LATEST}
+"""
+"""
+``outcomes`` has one row per run and account. The tables ``run``, ``generations`` and ``covered`` are about
+the latest run only, and how it is resumed.
+"""
+
+# A journal of version 1 holds one rotation, whose facts are rows of the table ``run``.
+_FACTS: Final = {
+    "token": "run",
+    "began": "began",
+    "halted": "halted",
+    "target": "target",
+    "total": "total",
+    "input": "input",
+    "rows": "rows",
+    "pool": "pool",
+    "on_unknown": "on unknown",
+    "command": "command",
+    "retry_command": "retry command",
+    "folder": "folder",
+}
+_FIRST_RUN: Final = (
+    "SELECT 1 AS id, 'running' AS state, NULL AS ended, NULL AS operator, NULL AS host, NULL AS version, "
+    + ", ".join(
+        f"(SELECT value FROM run WHERE name = '{name}') AS {column}" for column, name in _FACTS.items()
+    )
+)
+_V1_OUTCOMES: Final = OUTCOME_COLUMNS.replace(" ", ", ").replace("assignment", "proxy AS assignment")
+MIGRATION: Final = f"""
+BEGIN;
+ALTER TABLE outcomes RENAME TO old;
+{_RUNS} {_OUTCOMES}
+INSERT INTO runs (id, state, ended, operator, host, version, {", ".join(_FACTS)}) {_FIRST_RUN};
+UPDATE runs SET state = CASE
+    WHEN EXISTS (SELECT 1 FROM run WHERE name = 'under way') THEN 'running'
+    WHEN halted NOT NULL THEN 'halted'
+    WHEN total <= (SELECT count(*) FROM old WHERE state != 'skipped' OR error_type NOT NULL) THEN 'complete'
+    ELSE 'interrupted' END,
+    ended = (SELECT max(settled_at) FROM old);
+INSERT INTO outcomes SELECT 1, {_V1_OUTCOMES} FROM old;
+DROP TABLE old;
+DELETE FROM run WHERE name IN ({", ".join(f"'{name}'" for name in _FACTS.values())});
+{_LATEST}
+PRAGMA user_version = {VERSION};
+COMMIT;
+"""
+V1_VIEWS: Final = f"""
+CREATE TEMP VIEW runs AS {_FIRST_RUN};
+CREATE TEMP VIEW latest AS SELECT {_V1_OUTCOMES} FROM outcomes;
+"""
+"""The same for a journal that is only read."""
+
+NEW_RUN: Final = "INSERT INTO runs (token, state) VALUES (?, 'running')"
+
+# Also created in journals of a version that had no pools.
+PROXIES: Final = """
+CREATE TABLE IF NOT EXISTS proxies (
+    label TEXT PRIMARY KEY,
+    failures INTEGER NOT NULL,
+    quarantined_at REAL
+) WITHOUT ROWID
+"""
