@@ -239,6 +239,8 @@ class PostPressSession:
         limit: int | None = None,
         on_unknown: "OnUnknown" = "retry",
         on_failed: "OnFailed" = "report",
+        every: float | None = None,
+        keep: int | None = None,
     ) -> "Rotation":
         """
         Create a rotation of many accounts. Enter it with ``async with``, and iterate over its outcomes.
@@ -260,6 +262,10 @@ class PostPressSession:
                 (``"report"``).
             on_failed: Whether accounts that failed in an earlier run are left as they are (``"report"``) or
                 sent again with new keys (``"retry"``).
+            every: Seconds, from the beginning of the journal's latest run, after which a new run of all
+                accounts starts, if that run is complete: 20 * 3600 for a nightly job, 0 for always. An
+                unfinished run is resumed in any case. None never starts a second run.
+            keep: Number of runs that the journal keeps, from 1; None for all.
 
         Raises:
             ValueError: An argument is invalid; the fleet requires a pool; or no account would use the *pool*
@@ -281,6 +287,8 @@ class PostPressSession:
             on_failed=on_failed,
             in_flight=at_once,
             pool=pool,
+            every=every,
+            keep=keep,
         )
         return Rotation(
             self._run_call,

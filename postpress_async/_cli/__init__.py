@@ -13,6 +13,7 @@ from postpress_async._cli.command import Commands
 from postpress_async._cli.completion import completion
 from postpress_async._cli.errors import errors
 from postpress_async._cli.export import export
+from postpress_async._cli.history import history
 from postpress_async._cli.output import TOO_MANY_FILES, is_file_limit
 from postpress_async._cli.report import report
 from postpress_async._cli.rotate import retry_failed, rotate
@@ -45,7 +46,7 @@ def cli() -> None:
 
 
 for _command in (
-    *(rotate, status, report, export, retry_failed),
+    *(rotate, status, report, export, history, retry_failed),
     *(update, sandbox, errors, cluster_certificates, completion),
 ):
     cli.add_command(_command)

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import click
 
+from postpress_async._cli import options
 from postpress_async._cli.command import Command, Option
 from postpress_async._cli.output import open_output
 from postpress_async.rotation import State
-from postpress_async.rotation._export import ENDINGS, FORMATS
+from postpress_async.rotation._export import ENDINGS, FORMATS, write_assignments
+from postpress_async.rotation.journal._history import assignments_of
 from postpress_async.rotation.journal._reading import JournalView
 
 
@@ -42,7 +44,22 @@ from postpress_async.rotation.journal._reading import JournalView
     show_default="standard output",
     help="File to write, which only you can read; - for standard output.",
 )
-def export(journal: str, kind: str | None, states: tuple[str, ...], output: str | None) -> None:
+@options.run_number
+@click.option(
+    "--assignments",
+    cls=Option,
+    is_flag=True,
+    help="Write the latest assignment of each account that any run in the journal has patched, or may have "
+    "patched, instead of the outcomes of one run. Formats csv and jsonl.",
+)
+def export(
+    journal: str,
+    kind: str | None,
+    states: tuple[str, ...],
+    output: str | None,
+    run: int | None,
+    assignments: bool,
+) -> None:
     """
     Write the outcome of each account, in the order of the fleet.
 
@@ -53,13 +70,19 @@ def export(journal: str, kind: str | None, states: tuple[str, ...], output: str 
     \b
       postpress-async export fleet.csv.rotation.sqlite3 --state failed -o failed.csv
       postpress-async export fleet.csv.rotation.sqlite3 --format jsonl | jq .error_type
+      postpress-async export fleet.csv.rotation.sqlite3 --assignments -o assignments.csv
     """
+    if assignments and (states or run is not None or kind == "parquet"):
+        raise click.UsageError("--assignments cannot be combined with --state, --run or --format parquet")
     to_file = output not in {None, "-"}
     kind = kind or _format_of(output if to_file and output else "")
     if kind == "parquet" and not to_file:
         raise click.UsageError("--format parquet requires -o FILE")
-    with JournalView(journal) as view, open_output(output) as file:
-        FORMATS[kind](view.outcomes([State(state) for state in states]), file)
+    with JournalView(journal, run=run) as view, open_output(output) as file:
+        if assignments:
+            write_assignments(assignments_of(view), file, kind)
+        else:
+            FORMATS[kind](view.outcomes([State(state) for state in states]), file)
     if to_file and sys.stderr is not None:
         click.echo(f"written: {output}", err=True)
 

@@ -31,6 +31,11 @@ def duration(text: str) -> float:
     raise click.BadParameter(f"{text!r} is not a duration. Write, for example, 90s, 15m, 6h or 1h30m")
 
 
+def duration_from_zero(text: str) -> float:
+    """The same for a duration that may be 0, written ``0s``."""
+    return 0.0 if str(text).strip() in {"0s", "0.0"} else duration(text)
+
+
 def _seconds(text: str) -> float:
     parts = _DURATION.fullmatch(text)
     numbers = [float(part or 0) for part in (parts.groups() if parts else ())]
@@ -55,6 +60,16 @@ def combine(*decorators: Decorator) -> Decorator:
 
     return add
 
+
+run_number: Final = click.option(
+    "--run",
+    cls=Option,
+    type=click.IntRange(1),
+    metavar="N",
+    show_default="the latest",
+    help="Number of the run, as the command history lists it.",
+)
+"""Adds the option that chooses a run of a journal."""
 
 _connection_option: Final = partial(click.option, cls=Option, group="Connection")
 

@@ -54,6 +54,7 @@ def preview(job: Job, events: EventStream) -> int:
         rows=job.changes if isinstance(job.changes, Fleet) else None,
         pool=NO_POOL if job.pool is None else job.pool.digest,
         total=job.total,
+        every=options.every,
     )
     survey = job.survey
     to_send = survey.rows - done

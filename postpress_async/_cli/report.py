@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from postpress_async._cli import options
 from postpress_async._cli.command import Command, Option
 from postpress_async._cli.output import open_output
 from postpress_async.rotation.journal._reading import JournalView
@@ -21,7 +22,8 @@ from postpress_async.rotation.report import write_report
     show_default="the name of JOURNAL with .html, in the current directory",
     help="HTML file to write, which only you can read; - for standard output.",
 )
-def report(journal: str, output: str | None) -> None:
+@options.run_number
+def report(journal: str, output: str | None, run: int | None) -> None:
     """
     Write a report of a rotation as a single HTML page, which requires no network.
 
@@ -33,7 +35,7 @@ def report(journal: str, output: str | None) -> None:
       postpress-async report fleet.csv.rotation.sqlite3 -o night.html
     """
     path = output or f"{Path(journal).name.removesuffix('.sqlite3')}.html"
-    with JournalView(journal) as view, open_output(path) as file:
+    with JournalView(journal, run=run) as view, open_output(path) as file:
         write_report(view, file, time.time())
     if path != "-":
         click.echo(f"written: {path}", err=True)

@@ -12,8 +12,9 @@ from postpress_async._cli.command import Command
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.inputs import open_job
 from postpress_async._cli.preview import preview
-from postpress_async._cli.rotate_options import RotateOptions, journal_option, rotation_options
+from postpress_async._cli.rotate_options import RotateOptions, journal_options, rotation_options
 from postpress_async._cli.running import run_job
+from postpress_async.rotation.journal._preflight import is_due, is_unfinished
 
 # Both commands read the same environment variables: --rate is POSTPRESS_RATE.
 _SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
@@ -27,7 +28,7 @@ _SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
 )
 @click.argument("fleet", required=False, type=options.FILE)
 @rotation_options
-@journal_option
+@journal_options
 def rotate(**values: Any) -> int:
     """
     Give each account of FLEET a new proxy.
@@ -95,8 +96,17 @@ def retry_failed(**values: Any) -> int:
 def _rotate(parsed: RotateOptions) -> int:
     events = EventStream(sys.stdout if parsed.json else None, verbose=parsed.verbose)
     with open_job(parsed, events) as job:
+        was_unfinished = is_unfinished(job.journal)
         if (reason := job.reason_not_to_start) is not None:
             click.echo(reason, err=True)
             events.not_begun(exit_codes.BAD_INPUT, reason, job.journal)
             return exit_codes.BAD_INPUT
-        return preview(job, events) if parsed.dry_run else asyncio.run(run_job(job, events))
+        code = preview(job, events) if parsed.dry_run else asyncio.run(run_job(job, events))
+    if parsed.every is None or parsed.dry_run or not was_unfinished:
+        return code
+    if parsed.fleet == "-" or code not in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}:
+        return code
+    if not is_due(job.journal, parsed.every):
+        return code
+    events.say("the run that was unfinished is complete: starting the new run that is due")
+    return _rotate(parsed)

@@ -22,14 +22,31 @@ _output: Final = partial(click.option, cls=Option, group="Output")
 _cluster: Final = partial(click.option, cls=Option, group="Cluster")
 _sandbox: Final = partial(click.option, cls=Option, group="Sandbox")
 
-journal_option: Final = _stopping(
-    "--journal",
-    type=options.FILE,
-    metavar="FILE",
-    show_default="FLEET.rotation.sqlite3 in the current directory",
-    help="SQLite file that records the outcome of each account (the journal). If it exists, the run resumes "
-    "from it and does not send completed accounts again. A journal belongs to one FLEET.",
+journal_options: Final = options.combine(
+    _stopping(
+        "--journal",
+        type=options.FILE,
+        metavar="FILE",
+        show_default="FLEET.rotation.sqlite3 in the current directory",
+        help="SQLite file that records the runs and the outcome of each account (the journal). If its latest "
+        "run is unfinished, it is resumed: completed accounts are not sent again.",
+    ),
+    _stopping(
+        "--every",
+        type=options.duration_from_zero,
+        metavar="DURATION",
+        help="Start a new run of all accounts if the latest run in the journal is complete and started at "
+        "least this long ago; for example, 20h for a nightly job, 0s for always. An unfinished run is "
+        "resumed first. Without this option, the accounts of a complete run are never sent again.",
+    ),
+    _stopping(
+        "--keep",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Number of runs that the journal keeps when --every starts a new one. All by default.",
+    ),
 )
+"""Adds the options of a journal and its runs."""
 
 rotation_options: Final = options.combine(
     _input(
@@ -207,7 +224,7 @@ rotation_options: Final = options.combine(
         help="Number of proxies at the start of --pool that do not work in the sandbox. Requires --sandbox.",
     ),
 )
-"""Adds all options but ``--journal``, which ``retry-failed`` takes as an argument."""
+"""Adds all options but those of a journal, which ``retry-failed`` takes as an argument."""
 
 _REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers")
 
@@ -247,6 +264,8 @@ class RotateOptions:
     canary: int
     on_unknown: OnUnknown
     on_failed: OnFailed = "report"
+    every: float | None = None
+    keep: int | None = None
     dry_run: bool
     json: bool
     verbose: bool

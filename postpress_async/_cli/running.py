@@ -73,6 +73,8 @@ async def run_job(job: Job, events: EventStream) -> int:
             limit=options.limit,
             on_unknown=options.on_unknown,
             on_failed=options.on_failed,
+            every=options.every,
+            keep=options.keep,
         )
         rotation.notes = {
             "command": options.command,
@@ -161,11 +163,14 @@ def _why_complete(job: Job, rotation: Rotation) -> str:
         pronoun = "it" if unknown == 1 else "them"
         return f"the {outcomes} unknown, and --on-unknown report leaves {pronoun} to you"
     when = moment(rotation.completed_at or 0)
+    if rotation.next_run_at is not None:
+        due = moment(rotation.next_run_at)
+        return f"the run in {job.journal} was completed at {when}, and the next is due at {due} (--every)"
     if job.options.on_failed == "retry":
         return f"no account in {job.journal} failed; its rotation was completed at {when}"
     return (
         f"the rotation in {job.journal} was completed at {when}. To send these accounts again, "
-        "use another --journal"
+        "add --every 0s (or --every 20h to a nightly job)"
     )
 
 

@@ -141,6 +141,8 @@ class Cluster:
         limit: int | None = None,
         on_unknown: OnUnknown = "retry",
         on_failed: OnFailed = "report",
+        every: float | None = None,
+        keep: int | None = None,
     ) -> ClusterRotation:
         """
         A rotation of many accounts on the workers; the arguments are those of `PostPressSession.rotate`.
@@ -150,7 +152,13 @@ class Cluster:
         check_count("limit", limit)
         given = RotationInput.of(changes, pooled=pool is not None)
         opener = given.journal_opener(
-            journal, target=self._target, on_unknown=on_unknown, on_failed=on_failed, pool=pool
+            journal,
+            target=self._target,
+            on_unknown=on_unknown,
+            on_failed=on_failed,
+            pool=pool,
+            every=every,
+            keep=keep,
         )
         self._rotation = ClusterRotation(
             self,

@@ -64,6 +64,9 @@ class Courier:
     def halted(self, reason: str) -> None:
         """Nothing: it is the coordinator that halts."""
 
+    def interrupted(self) -> None:
+        """Nothing, as above."""
+
     def reopen(self, error_type: str) -> None:
         """Nothing, as above."""
 

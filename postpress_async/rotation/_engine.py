@@ -68,6 +68,8 @@ class Rotation:
         total: Number of accounts; None if not known beforehand.
         completed_at: Unix time at which earlier runs completed the last account; None if they left accounts
             to send, if there is no journal, and before the block is entered.
+        next_run_at: Unix time from which the next run is due, if the latest one is complete and *every* was
+            given; otherwise None.
         notes: Internal. What `Journal.begin` stores about the command line.
     """
 
@@ -90,6 +92,7 @@ class Rotation:
         self.summary: Final = RotationSummary()
         self.total: Final = total
         self.completed_at: float | None = None
+        self.next_run_at: float | None = None
         self.notes: Mapping[str, str] = {}
         self._in_flight: Final = in_flight
         self._open_journal: Final = journal
@@ -195,6 +198,7 @@ class Rotation:
             self.summary.elapsed = time.monotonic() - self._started_at
             self._outcomes.end()
             if self._journal is not None:
+                self._record_end(failed=kind is not None)
                 await self._journal.aclose()
         if kind is None and self._error is not None:
             raise self._error
@@ -209,14 +213,16 @@ class Rotation:
             opened = self._open_journal()
             self._journal = journal = await opened if isinstance(opened, Awaitable) else opened
             self._resume(journal)
-        rows = PendingRows(self._input, journal)
+        # If the run is complete and the next is not due, the input may be another one, and is not read.
+        leaves_alone = journal is not None and journal.next_run_at is not None
+        rows = PendingRows(iter(()) if leaves_alone else self._input, journal)
         self._row_hashes = rows.hashes
         self._row_source.read = rows.next
 
     def _resume(self, journal: Journal) -> None:
         self._run, self._watermark = journal.run, journal.watermark
         self._leaves_doubts = journal.leaves_doubts
-        self.completed_at = journal.completed_at
+        self.completed_at, self.next_run_at = journal.completed_at, journal.next_run_at
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()
@@ -255,6 +261,12 @@ class Rotation:
             self._reopen(key_error)
         if self._journal is not None and self.summary.halted is not None:
             self._journal.halted(self.summary.halted)
+
+    def _record_end(self, *, failed: bool) -> None:
+        """Tell the journal whether the run was stopped before the last row of its input."""
+        is_done = self._row_source.exhausted and not self.summary.stopped and self._error is None
+        if self._journal is not None and (failed or not is_done):
+            self._journal.interrupted()
 
     def _reopen(self, error_type: str) -> None:
         """Have the next run send the accounts that failed only because of the API key."""

@@ -11,12 +11,15 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, BinaryIO, Final, TypeAlias
 
+import attrs
+
 from postpress_async.errors import RotationError
 from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation.journal._history import Assigned
 from postpress_async.rotation.journal._times import instant
 
 COLUMNS: Final = (
@@ -43,14 +46,16 @@ Write: TypeAlias = Callable[[Iterable[Outcome], BinaryIO], None]
 
 def write_csv(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
     """Write CSV: comma-separated, UTF-8 without a byte-order mark, all texts quoted."""
+    _write_csv(COLUMNS, (_cells(outcome, instant) for outcome in outcomes), file)
+
+
+def _write_csv(names: Sequence[str], rows: Iterable[Sequence[Any]], file: BinaryIO) -> None:
     text = io.TextIOWrapper(file, "utf-8", newline="")
     try:
         table = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
-        table.writerow(COLUMNS)
-        for outcome in outcomes:
-            table.writerow(
-                [_inert(cell) if isinstance(cell, str) else cell for cell in _cells(outcome, instant)]
-            )
+        table.writerow(names)
+        for row in rows:
+            table.writerow([_inert(cell) if isinstance(cell, str) else cell for cell in row])
     finally:
         text.detach()  # keep the caller's file open
 
@@ -60,6 +65,17 @@ def write_jsonl(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
     for outcome in outcomes:
         record = dict(zip(COLUMNS, _cells(outcome, instant), strict=True))
         file.write(json.dumps(record).encode("ascii") + b"\n")
+
+
+def write_assignments(assignments: Iterable[Assigned], file: BinaryIO, kind: str) -> None:
+    """Write the latest assignment of each account; *kind* is ``csv`` or ``jsonl``."""
+    names = [attribute.name for attribute in attrs.fields(Assigned)]
+    rows = ([*attrs.astuple(entry)[:-1], instant(entry.settled_at)] for entry in assignments)
+    if kind == "jsonl":
+        for values in rows:
+            file.write(json.dumps(dict(zip(names, values, strict=True))).encode("ascii") + b"\n")
+        return
+    _write_csv(names, rows, file)
 
 
 def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:

@@ -105,6 +105,8 @@ class RotationInput:
         on_failed: OnFailed,
         in_flight: int | None = None,
         pool: ProxyPool | None = None,
+        every: float | None = None,
+        keep: int | None = None,
     ) -> Callable[[], Awaitable[Journal]] | None:
         """
         Return a function that opens the journal at *path* for these rows; None without a path.
@@ -112,12 +114,18 @@ class RotationInput:
         *in_flight* is the concurrency limit, which determines the size of commits; None on a cluster.
 
         Raises:
-            ValueError: *on_unknown* or *on_failed* is neither "retry" nor "report".
+            ValueError: *on_unknown* or *on_failed* is neither "retry" nor "report", or *every* or *keep* is
+                out of range.
         """
         for name, choice in (("on_unknown", on_unknown), ("on_failed", on_failed)):
             if choice not in {"retry", "report"}:
                 raise ValueError(f'{name} must be "retry" or "report", got {choice!r}')
+        check_count("keep", keep)
+        if every is not None and not every >= 0:
+            raise ValueError(f"every must be a number of seconds from 0, got {every!r}")
         if path is None:
+            if every is not None or keep is not None:
+                raise ValueError("every and keep require a journal")
             return None
         digest = None if self.fleet is None else self.fleet.digest
         pairs = None if self.reread is None else _Pairs(self.reread, self.total)
@@ -132,6 +140,8 @@ class RotationInput:
             rows=self.fleet or pairs,
             by_row=self.fleet is None,
             pool=NO_POOL if pool is None else pool.digest,
+            every=every,
+            keep=keep,
         )
 
     async def _open(self, path: str | os.PathLike[str], **options: Any) -> Journal:

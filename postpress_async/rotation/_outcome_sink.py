@@ -20,6 +20,10 @@ class OutcomeSink(Protocol):
         """Record why the run stopped by itself."""
         ...
 
+    def interrupted(self) -> None:
+        """Record that the run was stopped before its last account."""
+        ...
+
     def reopen(self, error_type: str, /) -> None:
         """Mark all accounts that failed with *error_type* as not sent."""
         ...

@@ -36,6 +36,7 @@ from postpress_async.rotation.journal._recovery import (
     REOPEN_FAILED,
     begin_run,
     read_watermark,
+    start_run,
 )
 from postpress_async.rotation.journal._row_hashes import RowHashes, prepare
 from postpress_async.rotation.journal._schema import DAMAGE, connect, damage_error, read_run, set_fact
@@ -100,6 +101,8 @@ class Journal:
         resumed: Whether an earlier run created the journal.
         same_input: Whether the journal has recorded the rows of this input.
         completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
+        next_run_at: Unix time from which a new run is due, if the latest one is complete and is left alone;
+            otherwise None.
         by_row: Whether rows are to be compared one by one with those of earlier runs.
         in_doubt_below: The ordinal below which rows without an outcome may have been sent.
         watermark: How far this run may send.
@@ -124,6 +127,8 @@ class Journal:
         self.resumed: Final = resumed
         self.same_input: Final = comparison.same_input
         self.completed_at: Final = comparison.completed_at
+        self.next_run_at: Final = comparison.next_run_at
+        self._interrupted = False
         self.by_row: Final = by_row and not comparison.same_input
         self.in_doubt_below: Final = in_doubt_below
         self.leaves_doubts: Final = on_unknown == "report"
@@ -153,6 +158,8 @@ class Journal:
         by_row: bool = False,
         pool: bytes | None = None,
         total: int | None = None,
+        every: float | None = None,
+        keep: int | None = None,
     ) -> Self:
         """
         Open the journal at *path*, or create it, for one run.
@@ -169,6 +176,9 @@ class Journal:
             pool: Digest of the pool, empty without one. It must not differ once all accounts are done, unless
                 failed accounts are sent again. None compares nothing.
             total: Number of rows in the input; None if not known.
+            every: Seconds after which a new run starts, from the beginning of the latest one, if that is
+                complete; None for never.
+            keep: Number of runs to keep, from 1, if a new one starts; None for all.
 
         Raises:
             JournalNotWritableError: The file cannot be written, or another run has it open.
@@ -194,13 +204,16 @@ class Journal:
                     pool=pool if on_failed == "report" else None,
                     total=total,
                     done=done_condition(on_unknown, on_failed),
+                    every=every,
                 )
+                has_hashes = prepare(connection)
                 with connection:
+                    if comparison.starts_run:
+                        start_run(connection, keep)
                     for column, value in comparison.facts.items():
                         connection.execute(set_fact(column), (value,))
                     if comparison.salt is not None:
                         connection.execute(_NOTE, ("salt", comparison.salt))
-                has_hashes = prepare(connection)
                 in_doubt_below = begin_run(connection, retry_failed=on_failed == "retry")
                 checkpoint(connection, "FULL")  # before anything is sent
                 journal = cls(
@@ -209,8 +222,8 @@ class Journal:
                     stack.enter_context(closing(sqlite3.connect(path))),
                     file,
                     comparison,
-                    resumed=not created,
-                    by_row=by_row or has_hashes,
+                    resumed=not created and not comparison.starts_run,
+                    by_row=by_row or (has_hashes and not comparison.starts_run),
                     in_doubt_below=in_doubt_below,
                     on_unknown=on_unknown,
                     in_flight=in_flight,
@@ -347,6 +360,10 @@ class Journal:
         """Record why the run stopped by itself."""
         self._writer.put(set_fact("halted"), (reason,))
 
+    def interrupted(self) -> None:
+        """Record that the run was stopped before its last account."""
+        self._interrupted = True
+
     def reopen(self, error_type: str) -> None:
         """With the next commit, treat every account that failed with *error_type* as not sent."""
         self._writer.put(_REOPEN, (error_type,))
@@ -375,10 +392,10 @@ class Journal:
         """
         try:
             await self._writer.finish()
-            self._writer.end_run()
+            self._writer.end_run(interrupted=self._interrupted)
         except asyncio.CancelledError:
             if not self._writer.has_failed:
-                self._writer.end_run()  # the thread has ended after its last commit
+                self._writer.end_run(interrupted=True)  # the thread has ended after its last commit
             raise
         finally:
             self._reader.close()

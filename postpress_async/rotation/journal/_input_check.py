@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 import sqlite3
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,11 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation.journal._recovery import REFUSED
 from postpress_async.rotation.journal._schema import read_run
+
+COMPLETE: Final = "complete"
+"""The state of a run that was not stopped before its last account."""
+
+_HOW_TO_START: Final = "To rotate these accounts again, add --every 0s (in Python, every=0)"
 
 NO_POOL: Final = b""
 """The digest of no pool."""
@@ -26,12 +32,17 @@ class InputCheck:
     Attributes:
         same_input: Whether the journal has recorded the rows of this input.
         completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
+        starts_run: Whether a new run is due; otherwise the latest one is resumed.
+        next_run_at: Unix time from which a new run is due, if the latest one is complete and left alone;
+            otherwise None. Then nothing may be sent, because the input may be another.
         facts: Columns of the run to write, with their values.
         salt: The salt of the digests among them.
     """
 
     same_input: bool
     completed_at: float | None
+    starts_run: bool
+    next_run_at: float | None
     facts: Mapping[str, Any]
     salt: bytes | None
 
@@ -47,6 +58,7 @@ def check(
     pool: bytes | None,
     total: int | None,
     done: str,
+    every: float | None = None,
 ) -> InputCheck:
     """
     Compare a run with what the journal has recorded. Nothing is written.
@@ -56,22 +68,35 @@ def check(
         connection: Its database.
         digest: This and *target*, *rows*, *by_row*, *pool* and *total* are arguments of `Journal.open`.
         done: SQL condition for the accounts that the run leaves as they are.
+        every: Seconds from the beginning of a complete run after which a new one is due; None for never.
 
     Raises:
         JournalError: The target or the input differs, or nothing is left to send and the pool differs.
     """
     run = read_run(connection)
+    began = float(run.get("began") or 0)
+    is_complete_run, next_run_at = run["state"] == COMPLETE, began + (every or 0)
     if target is not None and run.get("target", target) != target:
         raise JournalError(
             f"{path} is of a rotation for {run['target']}, not for {target}: name another journal, or "
             "accounts that were settled there would be left out here"
         )
-    _check_rows(path, connection, run, digest, rows, by_row=by_row)
+    starts_run = every is not None and is_complete_run and next_run_at <= time.time()
+    if starts_run:
+        run = {"salt": run.get("salt")}
+    try:
+        _check_rows(path, connection, run, digest, rows, by_row=by_row)
+    except JournalError as error:
+        if not is_complete_run:
+            raise
+        if every is not None:
+            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, {}, None)
+        raise JournalError(f"{error}. {_HOW_TO_START}") from None
     counts = "count(*), max(settled_at), total(state = 'unknown')"
     sql = f"SELECT {counts} FROM latest WHERE {done} OR {REFUSED}"
     [(count, last, unknown)] = connection.execute(sql)
     total = run.get("total") if total is None else total
-    is_complete = isinstance(total, int) and 0 < total <= count
+    is_complete = not starts_run and isinstance(total, int) and 0 < total <= count
     salt = run.get("salt") or secrets.token_bytes(16)
     facts: dict[str, Any] = {} if target is None else {"target": target}
     if digest is not None and "input" not in run:
@@ -84,12 +109,20 @@ def check(
         facts["pool"] = pool and _stretch(pool, salt)
         # Accounts in doubt are left to the operator, who may need another pool for them.
         if is_complete and not unknown and run.get("pool", facts["pool"]) != facts["pool"]:
-            raise JournalError(
-                f"{path} is of a rotation that is complete, and that had another pool (or --country). "
-                "Nothing was sent. To rotate these accounts again, name another journal"
-            )
-    same_input, completed_at = "input" in run and digest is not None, float(last) if is_complete else None
-    return InputCheck(same_input, completed_at, facts, salt if {"input", "pool"} & facts.keys() else None)
+            if every is None:
+                raise JournalError(
+                    f"{path} is of a rotation that is complete, and that had another pool (or --country). "
+                    f"Nothing was sent. {_HOW_TO_START}"
+                )
+            return InputCheck(False, float(last), False, next_run_at, {}, None)
+    return InputCheck(
+        same_input="input" in run and digest is not None,
+        completed_at=float(last) if is_complete else None,
+        starts_run=starts_run,
+        next_run_at=next_run_at if is_complete and every is not None else None,
+        facts=facts,
+        salt=salt if {"input", "pool"} & facts.keys() else None,
+    )
 
 
 def is_input(run: Mapping[str, Any], digest: bytes) -> bool:

@@ -1,15 +1,17 @@
 """Checks a journal before a run opens it. Nothing is written to the file or beside it."""
 
 import os
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation.journal import OnFailed, OnUnknown, done_condition
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
 from postpress_async.rotation.journal._file import open_existing, refuse_shared
-from postpress_async.rotation.journal._input_check import check, is_input
+from postpress_async.rotation.journal._input_check import COMPLETE, check, is_input
 from postpress_async.rotation.journal._reading import connect_read_only
 from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty, read_run
 
@@ -24,6 +26,7 @@ def count_done(
     rows: KnownInput | None = None,
     pool: bytes | None = None,
     total: int | None = None,
+    every: float | None = None,
 ) -> int:
     """
     How many accounts a run would leave as they are; 0 without a journal. The arguments are `Journal.open`'s.
@@ -47,7 +50,7 @@ def count_done(
                 return 0
             add_views(connection)
             refuse_lost_log(path)
-            check(
+            comparison = check(
                 path,
                 connection,
                 digest=digest,
@@ -57,7 +60,10 @@ def count_done(
                 pool=pool if on_failed == "report" else None,
                 total=total,
                 done=done,
+                every=every,
             )
+            if comparison.starts_run:
+                return 0
             [(count,)] = connection.execute(f"SELECT count(*) FROM latest WHERE {done}")
         except DAMAGE as error:
             raise damage_error(path, error) from None
@@ -72,11 +78,29 @@ def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
 
     None if there is no such journal or it cannot be read: `Journal.open` then raises the error.
     """
-    with suppress(*DAMAGE, OSError), ExitStack() as stack:
-        connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
-        add_views(connection)
-        run = read_run(connection)
+    with suppress(*DAMAGE):
+        run = _latest_run(path) or {}
         total = run.get("total")
         if type(total) is int and is_input(run, digest):
             return total
+    return None
+
+
+def is_unfinished(path: str | os.PathLike[str]) -> bool:
+    """Whether the latest run of the journal at *path* was stopped, killed or halted before its end."""
+    run = _latest_run(path)
+    return run is not None and run["state"] != COMPLETE
+
+
+def is_due(path: str | os.PathLike[str], every: float) -> bool:
+    """Whether the latest run of the journal at *path* is complete, and began at least *every* seconds ago."""
+    run = _latest_run(path)
+    return run is not None and run["state"] == COMPLETE and run.get("began", 0.0) + every <= time.time()
+
+
+def _latest_run(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    with suppress(*DAMAGE, OSError), ExitStack() as stack:
+        connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
+        add_views(connection)
+        return read_run(connection)
     return None

@@ -43,13 +43,18 @@ class JournalView:
         path: The path as given.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, run: int | None = None) -> None:
         """
         Open the journal at *path*.
 
+        Args:
+            path: Path of the journal.
+            run: Number of the run to read; None for the latest.
+
         Raises:
-            JournalError: The file does not exist, is not a journal, or cannot be read.
+            JournalError: The file does not exist, is not a journal, has no such run, or cannot be read.
         """
+        self._run: Final = run
         self.path: Final = Path(path)
         # A run has its -wal beside the file that a link points to.
         self._real: Final = Path(os.path.realpath(self.path))
@@ -86,7 +91,9 @@ class JournalView:
                 f"{path} is not a whole journal, because it has no tables: if its disk was full when it was "
                 f"created, give the same command again; if it was copied, copy {path.name}-wal too"
             )
-        add_views(self._connection)
+        add_views(self._connection, self._run)
+        if self._run not in {None, read_run(self._connection)["id"]}:
+            raise JournalError(f"{path} has no run {self._run}: `postpress-async history {path}` lists them")
         self._connection.execute("PRAGMA query_only = ON")
         self._connection.execute("SELECT ordinal FROM latest LIMIT 1").fetchone()
         refuse_lost_log(path)
@@ -147,6 +154,11 @@ class JournalView:
             return convert(self.ask(sql, *values))
         except DAMAGE as error:
             raise self._damaged(error) from None
+
+    @staticmethod
+    def text(value: Any) -> Any:
+        """*value* as it is; text with its unprintable characters escaped."""
+        return printable(value) if isinstance(value, str) else value
 
     def run(self) -> dict[str, Any]:
         """

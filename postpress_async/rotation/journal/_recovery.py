@@ -8,10 +8,11 @@ the process dies, they stay unknown.
 """
 
 import math
+import secrets
 import sqlite3
 from typing import Final
 
-from postpress_async.rotation.journal._tables import CURRENT_RUN
+from postpress_async.rotation.journal._tables import CURRENT_RUN, NEW_RUN
 
 FIRST_WATERMARK: Final = 64
 """The watermark of a run before its first request."""
@@ -19,6 +20,7 @@ FIRST_WATERMARK: Final = 64
 SET_WATERMARK: Final = "INSERT OR REPLACE INTO run VALUES ('reached', ?)"
 
 UPDATE: Final = "UPDATE outcomes SET"
+_LATEST: Final = f"WHERE id = {CURRENT_RUN}"
 _OF_THIS_RUN: Final = f"WHERE run = {CURRENT_RUN}"
 
 REFUSED: Final = "(state = 'skipped' AND attempts = 0 AND scope IS 'request' AND status IS NULL)"
@@ -30,6 +32,15 @@ COVER: Final = (
     f"{UPDATE} state = 'unknown', applied = 'unknown' {_OF_THIS_RUN} AND {_MAY_BE_SENT}",
 )
 """Statements before the watermark advances from one ordinal to another."""
+
+END_RUN: Final = f"""
+    UPDATE runs SET ended = ?, state = CASE
+        WHEN halted NOT NULL THEN 'halted'
+        WHEN ? OR total > (SELECT count(*) FROM latest) THEN 'interrupted'
+        ELSE 'complete' END
+    WHERE id = {CURRENT_RUN}
+"""
+"""The statement for the end of a run; its values are the time, and whether the run was stopped."""
 
 UNCOVER: Final = (
     f"""{UPDATE} state = 'skipped', applied = 'no'
@@ -61,6 +72,26 @@ SELECT ordinal, coalesce(generation, 0) + 1 FROM latest LEFT JOIN generations US
 _IN_DOUBT: Final = (
     f"{UPDATE} state = 'unknown', applied = 'unknown', attempts = 0 {_OF_THIS_RUN} AND {_MAY_BE_SENT}"
 )
+
+
+def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
+    """
+    Start a new run, within the caller's transaction.
+
+    It has a token of its own, so its idempotency keys differ from those of all earlier runs. Of these, the
+    latest *keep* - 1 are kept; None keeps all.
+    """
+    connection.execute(NEW_RUN, (secrets.token_hex(12),))
+    connection.execute(
+        f"UPDATE runs SET target = (SELECT target FROM runs WHERE id = {CURRENT_RUN} - 1) {_LATEST}"
+    )
+    for table in ("generations", "covered", "changes", "proxies"):
+        connection.execute(f"DELETE FROM {table}")
+    connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', 0)")
+    connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
+    if keep is not None:
+        connection.execute(f"DELETE FROM outcomes WHERE run <= {CURRENT_RUN} - ?", (keep,))
+        connection.execute(f"DELETE FROM runs WHERE id <= {CURRENT_RUN} - ?", (keep,))
 
 
 def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:

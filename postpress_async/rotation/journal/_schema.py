@@ -16,6 +16,7 @@ from postpress_async.rotation.journal._tables import (
     SCHEMA,
     V1_VIEWS,
     VERSION,
+    views_of,
 )
 
 APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
@@ -91,10 +92,16 @@ def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def add_views(connection: sqlite3.Connection) -> None:
-    """Let a journal of version 1 be read like one of the present version. Nothing is written to it."""
+def add_views(connection: sqlite3.Connection, run: int | None = None) -> None:
+    """
+    Add temporary views, so that the queries for the latest run read run number *run*. Nothing is written.
+
+    A journal of version 1 is read like one of the present version, with one run.
+    """
     if _version(connection) == 1:
         connection.executescript(V1_VIEWS)
+    elif run is not None:
+        connection.executescript(views_of(run))
 
 
 def read_run(connection: sqlite3.Connection) -> dict[str, Any]:

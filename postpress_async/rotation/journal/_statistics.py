@@ -136,6 +136,8 @@ def stage_of(view: JournalView) -> Stage:
 
     Call it before the view's `at_one_moment`.
     """
+    if (state := view.run()["state"]) != "running":
+        return {"halted": Stage.HALTED, "interrupted": Stage.STOPPED}.get(state, Stage.ENDED)
     marked = "SELECT 1 FROM run WHERE name = 'under way'"
     if not view.ask(marked):
         return Stage.ENDED

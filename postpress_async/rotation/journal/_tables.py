@@ -112,6 +112,16 @@ CREATE TEMP VIEW latest AS SELECT {_V1_OUTCOMES} FROM outcomes;
 """
 """The same for a journal that is only read."""
 
+
+def views_of(run: int) -> str:
+    """SQL statements after which the queries for the latest run read run number *run*."""
+    return f"""
+CREATE TEMP VIEW runs AS SELECT * FROM main.runs WHERE id <= {run:d};
+CREATE TEMP VIEW proxies AS SELECT * FROM main.proxies WHERE {run:d} = (SELECT max(id) FROM main.runs);
+{_LATEST.replace("CREATE VIEW", "CREATE TEMP VIEW")}
+"""
+
+
 NEW_RUN: Final = "INSERT INTO runs (token, state) VALUES (?, 'running')"
 
 # Also created in journals of a version that had no pools.

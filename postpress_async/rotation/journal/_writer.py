@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport] # see `finish`
 import sqlite3
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from postpress_async.errors import JournalNotWritableError, RotationError
 from postpress_async.rotation._atomic_write import atomic_write
 from postpress_async.rotation.journal._checkpoint import checkpoint, delete_mark
-from postpress_async.rotation.journal._recovery import UNCOVER
+from postpress_async.rotation.journal._recovery import END_RUN, UNCOVER
 
 COMMIT_EVERY: Final = 0.05
 """Most seconds for which rows are gathered before they are committed: each commit flushes the disk."""
@@ -197,8 +198,13 @@ class Writer:
         if self._failure is not None:
             raise self._error(_listed(self._path, _account_ids(self._lost)))
 
-    def end_run(self) -> None:
-        """Record that every account that was sent has its outcome on disk."""
+    def end_run(self, *, interrupted: bool) -> None:
+        """
+        Record that every account that was sent has its outcome on disk.
+
+        Args:
+            interrupted: Whether the run was stopped before its last account.
+        """
         if _identity(self._path) != self._inode:
             self._lose_file()
             self.check()
@@ -207,6 +213,7 @@ class Writer:
             with self._connection:
                 for sql in UNCOVER:
                     self._connection.execute(sql)
+                self._connection.execute(END_RUN, (time.time(), interrupted))
                 self._connection.execute("DELETE FROM run WHERE name = 'under way'")
             # While the file is being read, closing this connection would not copy the -wal into it.
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

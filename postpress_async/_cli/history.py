@@ -1,0 +1,76 @@
+"""``postpress-async history``: the runs of a journal, and what they did to an account."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+import attrs
+import click
+
+from postpress_async._cli.command import Command, Option
+from postpress_async._cli.output import counted, moment
+from postpress_async.errors import JournalError
+from postpress_async.rotation import State
+from postpress_async.rotation.journal._history import AccountChange, Run, changes_of, runs_of
+from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._times import duration, instant
+
+_TIMES: Final = ("began", "ended", "settled_at")
+
+
+@click.command(cls=Command, short_help="List the runs of a journal, or the changes of an account.")
+@click.argument("journal")
+@click.argument("account", required=False)
+@click.option("--json", "as_json", cls=Option, is_flag=True, help="Print one JSON object per line.")
+def history(journal: str, account: str | None, as_json: bool) -> None:
+    """
+    List the runs of a rotation: when, by whom, from which machine, with which command and result.
+
+    JOURNAL is the file in which `postpress-async rotate` records the outcome of each account. With the id of
+    an ACCOUNT, list what each run assigned to it. The journal knows what was asked for and what the API
+    answered, not what is true at the provider. Examples:
+
+    \b
+      postpress-async history fleet.csv.rotation.sqlite3
+      postpress-async history fleet.csv.rotation.sqlite3 acc_01HXYZ
+    """
+    with JournalView(journal) as view:
+        entries: list[Any] = runs_of(view) if account is None else changes_of(view, account)
+    if account is not None and not entries:
+        raise JournalError(f"no run in {journal} has an account {account}: check the id")
+    if as_json:
+        for entry in entries:
+            click.echo(json.dumps(_as_dict(entry)))
+        return
+    for entry in entries:
+        for line in _run_lines(entry) if isinstance(entry, Run) else _change_lines(entry):
+            click.echo(line)
+
+
+def _run_lines(run: Run) -> Iterator[str]:
+    took = "" if run.ended is None else f", {duration(run.ended - run.began)}"
+    reason = f": {run.halted}" if run.halted else ""
+    yield f"run {run.number}: {moment(run.began)}{took}, {run.state}{reason}"
+    counts = [f"{run.states[state]:,} {state}" for state in State if run.states[state]]
+    total = "" if run.total is None else f" of {counted(run.total, 'account')}"
+    yield f"  {', '.join(counts) or 'no account'}{total}, {counted(run.requests, 'request')}"
+    by = f"{run.operator or 'an unknown user'} on {run.host or 'an unknown machine'}"
+    version = "" if run.version is None else f", version {run.version}"
+    yield f"  by {by}{version}"
+    if run.command is not None:
+        yield f"  {run.command}"
+
+
+def _change_lines(change: AccountChange) -> Iterator[str]:
+    error = "" if change.error_type is None else f": {change.error_type}"
+    assignment = "" if change.assignment is None else f", {change.assignment}"
+    attempts = counted(change.attempts, "request")
+    yield f"run {change.run}: {moment(change.settled_at)}, {change.state}{error}{assignment}, {attempts}"
+
+
+def _as_dict(entry: Run | AccountChange) -> dict[str, Any]:
+    fields = attrs.asdict(entry)
+    for name in _TIMES:
+        if fields.get(name) is not None:
+            fields[name] = instant(fields[name])
+    return fields

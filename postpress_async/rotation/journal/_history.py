@@ -1,0 +1,169 @@
+"""The runs of a journal, and what they changed."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
+
+from attrs import frozen
+
+from postpress_async.rotation._outcome import State
+from postpress_async.rotation.journal._reading import JournalView
+
+_RUNS: Final = """
+    SELECT id, began, ended, state, halted, total, operator, host, version, command FROM runs
+    WHERE began NOT NULL ORDER BY id
+"""
+_STATES: Final = "SELECT run, state, count(*), sum(attempts) FROM outcomes GROUP BY run, state"
+_CHANGES: Final = """
+    SELECT run, settled_at, state, assignment, attempts, error_type, applied FROM outcomes
+    WHERE account_id = ? ORDER BY run
+"""
+_ASSIGNED: Final = """
+    SELECT account_id, assignment, state, settled_at FROM outcomes
+    WHERE run = ? AND state IN ('patched', 'unknown') AND assignment NOT NULL ORDER BY ordinal
+"""
+
+
+@frozen(kw_only=True)
+class Run:
+    """
+    A run of a journal.
+
+    Attributes:
+        number: From 1.
+        began: Unix time at which it began.
+        ended: Unix time at which it ended; None if it is under way or was killed.
+        state: ``running``, ``complete``, ``halted``, ``interrupted``, or ``killed``.
+        halted: Why it stopped by itself; None if it did not.
+        total: Number of rows of its input; None if not known.
+        states: Accounts by state.
+        requests: Number of requests sent.
+        operator: Name of the user who started it; None if not known.
+        host: Name of the machine.
+        version: Version of postpress-async.
+        command: Command line, without secrets; None if it was started from Python.
+    """
+
+    number: int
+    began: float
+    ended: float | None
+    state: str
+    halted: str | None
+    total: int | None
+    states: Counter[State]
+    requests: int
+    operator: str | None
+    host: str | None
+    version: str | None
+    command: str | None
+
+
+@frozen(kw_only=True)
+class AccountChange:
+    """What a run did to an account. The attributes are those of `Outcome`; *run* is its number."""
+
+    run: int
+    settled_at: float
+    state: State
+    assignment: str | None
+    attempts: int
+    error_type: str | None
+    applied: str | None
+
+
+@frozen(kw_only=True)
+class Assigned:
+    """The latest assignment of an account; if *state* is unknown, it may not have been applied."""
+
+    account_id: str
+    assignment: str
+    state: State
+    run: int
+    settled_at: float
+
+
+def runs_of(view: JournalView) -> list[Run]:
+    """
+    All runs that the journal keeps, oldest first.
+
+    Raises:
+        JournalError: The journal is damaged.
+    """
+    states: dict[int, Counter[State]] = {}
+    requests: Counter[int] = Counter()
+
+    def count(rows: list[Any]) -> None:
+        for run, state, accounts, attempts in rows:
+            states.setdefault(run, Counter())[State(state)] = accounts
+            requests[run] += attempts
+
+    view.read(count, _STATES)
+    is_written = view.is_written()
+
+    def convert(rows: list[Any]) -> list[Run]:
+        runs = []
+        for number, began, ended, state, *facts in rows:
+            if state == "running" and not is_written:
+                state, ended = "killed", None
+            names = "halted total operator host version command".split()
+            known = dict(zip(names, (view.text(fact) for fact in facts), strict=True))
+            runs.append(
+                Run(
+                    number=int(number),
+                    began=float(began),
+                    ended=None if ended is None or state == "running" else float(ended),
+                    state=state,
+                    states=states.get(number, Counter()),
+                    requests=requests[number],
+                    **known,
+                )
+            )
+        return runs
+
+    return view.read(convert, _RUNS)
+
+
+def changes_of(view: JournalView, account_id: str) -> list[AccountChange]:
+    """
+    What each run did to the account, oldest first.
+
+    Raises:
+        JournalError: The journal is damaged.
+    """
+
+    def convert(rows: list[Any]) -> list[AccountChange]:
+        return [
+            AccountChange(
+                run=int(run),
+                settled_at=float(settled_at),
+                state=State(state),
+                assignment=view.text(assignment),
+                attempts=int(attempts),
+                error_type=view.text(error_type),
+                applied=view.text(applied),
+            )
+            for run, settled_at, state, assignment, attempts, error_type, applied in rows
+        ]
+
+    return view.read(convert, _CHANGES, account_id)
+
+
+def assignments_of(view: JournalView) -> Iterator[Assigned]:
+    """
+    Yield the latest assignment of each account, newest run first, each in the order of its input.
+
+    Raises:
+        JournalError: The journal is damaged.
+    """
+    seen: set[int] = set()  # hashes take half the memory of the ids
+    for (run,) in view.ask("SELECT id FROM runs ORDER BY id DESC"):
+        for account_id, assignment, state, settled_at in view.stream(_ASSIGNED, run):
+            if (key := hash(account_id)) not in seen:
+                seen.add(key)
+                yield Assigned(
+                    account_id=str(view.text(account_id)),
+                    assignment=str(view.text(assignment)),
+                    state=State(state),
+                    run=int(run),
+                    settled_at=float(settled_at),
+                )
