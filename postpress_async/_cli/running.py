@@ -83,7 +83,8 @@ async def run_job(job: Job, events: EventStream) -> int:
         }
         stop = await _run(job, sender, rotation, events)
         code = exit_codes.code_of(rotation.summary, interrupted=stop.interrupted)
-        _summarize(job, rotation.summary, stop, events)
+        if rotation.next_run_at is None:
+            _summarize(job, rotation.summary, stop, events)
         if sandbox is not None:
             requests, patched = sandbox.record.requests, len(sandbox.record.patched_accounts)
             events.say(f"the sandbox received {requests:,} requests and patched {patched:,} accounts")

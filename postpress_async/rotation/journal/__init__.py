@@ -214,7 +214,9 @@ class Journal:
                         connection.execute(set_fact(column), (value,))
                     if comparison.salt is not None:
                         connection.execute(_NOTE, ("salt", comparison.salt))
-                in_doubt_below = begin_run(connection, retry_failed=on_failed == "retry")
+                in_doubt_below = 0.0
+                if comparison.next_run_at is None:
+                    in_doubt_below = begin_run(connection, retry_failed=on_failed == "retry")
                 checkpoint(connection, "FULL")  # before anything is sent
                 journal = cls(
                     path,
@@ -340,6 +342,8 @@ class Journal:
             notes: For a run from the command line: the ``command``, its ``folder``, and the ``retry_command``
                 for accounts that fail. They must not contain secrets.
         """
+        if self.next_run_at is not None:
+            return
         self._writer.put(_BEGAN, (time.time(),))
         # A run from Python has no notes, and those of the run before would not repeat it.
         for name in _COMMAND_NOTES:
@@ -392,7 +396,8 @@ class Journal:
         """
         try:
             await self._writer.finish()
-            self._writer.end_run(interrupted=self._interrupted)
+            if self.next_run_at is None:
+                self._writer.end_run(interrupted=self._interrupted)
         except asyncio.CancelledError:
             if not self._writer.has_failed:
                 self._writer.end_run(interrupted=True)  # the thread has ended after its last commit

@@ -34,13 +34,16 @@ COVER: Final = (
 """Statements before the watermark advances from one ordinal to another."""
 
 END_RUN: Final = f"""
-    UPDATE runs SET ended = ?, state = CASE
+    UPDATE runs SET ended = (SELECT coalesce(max(settled_at), ?) FROM latest WHERE attempts > 0), state = CASE
         WHEN halted NOT NULL THEN 'halted'
         WHEN ? OR total > (SELECT count(*) FROM latest) THEN 'interrupted'
         ELSE 'complete' END
     WHERE id = {CURRENT_RUN}
 """
-"""The statement for the end of a run; its values are the time, and whether the run was stopped."""
+"""
+The statement for the end of a run. Its values are the time, for a run that sent nothing, and whether the run
+was stopped.
+"""
 
 UNCOVER: Final = (
     f"""{UPDATE} state = 'skipped', applied = 'no'
@@ -129,6 +132,7 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
         if retry_failed:
             connection.execute(_NEXT_GENERATION.format("state = 'failed'"))
             connection.execute(REOPEN_FAILED)
+        connection.execute(f"UPDATE runs SET state = 'running' {_LATEST}")
         connection.execute("INSERT OR REPLACE INTO run VALUES ('under way', 1)")
         connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
         for sql in COVER:
