@@ -210,7 +210,7 @@ def check_readers(case: Case) -> Iterator[Finding]:
     counts = Counter(reading.status["states"])
     if +counts != states:
         yield Finding("readers disagree", None, f"the table has {dict(states)}, status {dict(+counts)}")
-    # The total is committed with the first rows, so a run that dies before leaves none.
+    # The total is committed just after the tables, so a run that dies in between leaves none.
     is_new = reading.status["total"] is None and not table and case.run.died
     if reading.status["total"] != len(accounts) and not is_new:
         text = f"status says {reading.status['total']} of {len(accounts)} accounts"

@@ -214,6 +214,8 @@ class Journal:
                         connection.execute(set_fact(column), (value,))
                     if comparison.salt is not None:
                         connection.execute(_NOTE, ("salt", comparison.salt))
+                    if (created or comparison.starts_run) and total is not None:
+                        connection.execute(_TOTAL, (total,))
                 in_doubt_below = 0.0
                 if comparison.next_run_at is None:
                     in_doubt_below = begin_run(connection, retry_failed=on_failed == "retry")

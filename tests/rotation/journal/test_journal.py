@@ -146,6 +146,16 @@ async def test_a_shorter_input_makes_no_journal_shorter(path) -> None:
     connection.close()
 
 
+async def test_the_total_is_recorded_when_the_journal_is_created(path) -> None:
+    """A run that is cancelled before it begins leaves a journal whose status knows the number of accounts."""
+    await Journal.open(path, total=2000).aclose()
+    await Journal.open(path, total=3000).aclose()  # refused later, when its rows are compared
+
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT total FROM runs").fetchone() == (2000,)
+    connection.close()
+
+
 async def test_a_journal_in_use_is_refused(path) -> None:
     """Two runs on one journal would each believe the other's accounts to be theirs."""
     journal = Journal.open(path)
