@@ -1,27 +1,75 @@
 """The command line as a process, and the files that its tests give it."""
 
 import asyncio
+import multiprocessing
 import os
 import sqlite3
 import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from postpress_async.__main__ import main
 from postpress_async.sandbox import Sandbox
 
 SANDBOX_KEY = "pp_test_sandbox"
 JOURNAL = "fleet.csv.rotation.sqlite3"
 
+PRELOADED = [
+    *("aiohttp", "sqlite3", "rich.console", "postpress_async._cli", "postpress_async.sandbox"),
+    *("postpress_async.rotation.report", "tests.support.command_line"),
+]
+TIMEOUT = 60.0
+
 
 def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The command, as a user's shell runs it."""
+    """
+    The command in a process of its own.
+
+    The process is forked from one that has imported the package: a new interpreter would take most of a
+    test's time. With *options* other than the environment, such as an input, it is a new interpreter.
+    """
     environment = {name: text for name, text in os.environ.items() if not name.startswith("POSTPRESS_")}
     environment |= options.pop("env", {})
-    command = [sys.executable, "-W", "error", "-m", "postpress_async", *map(str, words)]
+    arguments = [str(word) for word in words]
+    if not options and "forkserver" in multiprocessing.get_all_start_methods():
+        return _run_forked(arguments, environment)
+    command = [sys.executable, "-W", "error", "-m", "postpress_async", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=60, check=False, **options
+        command, capture_output=True, text=True, env=environment, timeout=TIMEOUT, check=False, **options
     )
+
+
+def _run_forked(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with TemporaryDirectory() as folder:
+        outputs = [Path(folder, name) for name in ("stdout", "stderr")]
+        process = context.Process(target=_work, args=(arguments, environment, os.getcwd(), outputs))
+        process.start()
+        process.join(TIMEOUT)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(arguments, TIMEOUT)
+        stdout, stderr = (path.read_text("utf-8") for path in outputs)
+        return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
+
+
+def _work(arguments: list[str], environment: dict[str, str], folder: str, outputs: list[Path]) -> None:
+    """Become the command. Runs in the new process."""
+    for descriptor, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
+    warnings.simplefilter("error")
+    sys.argv = ["python -m postpress_async", *arguments]
+    main()
 
 
 def states(journal: Path) -> dict[str, int]:
