@@ -140,15 +140,15 @@ def test_a_run_goes_on_in_the_list_where_the_last_one_left_off(folder) -> None:
 
 def test_many_unknown_columns_are_reported_in_one_line(folder) -> None:
     """120,000 of them were as many lines."""
-    names = ",".join(f"c{n}" for n in range(100_000))
+    names = ",".join(f"c{n}" for n in range(10_000))
     (folder / "fleet.csv").write_text(f"account_id,country,{names}\nacc_1,US\n")
 
     done = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
 
     assert done.returncode == 0, done.stderr
     [message] = done.stderr.splitlines()
-    assert message.startswith("fleet.csv: 100,000 columns are not used: 'c0', 'c1', ")
-    assert message.endswith(", 'c19' and 99,980 more")
+    assert message.startswith("fleet.csv: 10,000 columns are not used: 'c0', 'c1', ")
+    assert message.endswith(", 'c19' and 9,980 more")
 
 
 def test_a_dry_run_for_programs_is_one_event(folder) -> None:
@@ -228,12 +228,12 @@ def test_the_check_of_many_bad_rows_takes_bounded_memory(folder, words) -> None:
     """Two million took 904 MiB: each was kept until all were read."""
 
     def peak(country: str) -> int:
-        write_fleet(folder, 100_000, country)
+        write_fleet(folder, 50_000, country)
         command = [sys.executable, "-c", _PEAK, "rotate", "fleet.csv", "--sandbox", "--dry-run", *words]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
         return int(done.stderr.splitlines()[-1])
 
-    assert peak("XX") < peak("US") + 12 * 1024  # of KiB; 100,000 refusals that are kept are 40 MiB
+    assert peak("XX") < peak("US") + 12 * 1024  # of KiB; 50,000 refusals that are kept are 20 MiB
 
 
 _PEAK = """

@@ -55,20 +55,22 @@ def test_more_scenarios(scenario: Scenario) -> None:
     assert check(scenario, result) == []
 
 
-@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("share", [0.01, 0.03])
-def test_429s_whatever_the_rate_cost_hardly_more_than_503s(share: float, seed: int) -> None:
+def test_429s_whatever_the_rate_cost_hardly_more_than_503s(share: float) -> None:
     """A small share of 429s that a lower rate does not lower must not slow a rotation down."""
     throttled = Scenario("429", Behavior(stray=always(share)), always(1000.0), 1.2, 1.1)
     unavailable = Scenario("503", Behavior(unavailable=always(share)), always(1000.0), 1.2, 1.1)
 
-    assert measure(throttled, seed=seed).makespan <= measure(unavailable, seed=seed).makespan / 0.9
+    assert measure(throttled, seed=SEED).makespan <= measure(unavailable, seed=SEED).makespan / 0.9
 
 
-@pytest.mark.parametrize("name", ["out for 20 s: 503", "heavy tail, 50 at once", "two sessions, 50 at once"])
-def test_a_scenario_repeats_exactly(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "accounts"),
+    [("out for 20 s: 503", 12_000), ("heavy tail, 50 at once", 3_000), ("two sessions, 50 at once", 3_000)],
+)
+def test_a_scenario_repeats_exactly(name: str, accounts: int) -> None:
     """A figure that cannot be had again cannot be argued about."""
-    short = evolve(ALL[name], accounts=12_000)
+    short = evolve(ALL[name], accounts=accounts)
 
     assert measure(short, seed=7) == measure(short, seed=7)
     assert measure(short, seed=7) != measure(short, seed=8)

@@ -41,8 +41,21 @@ FULL_LENGTH = {"two sessions, tier of 100/s"}
 
 SMALL = [scenario for scenario in ALL.values() if scenario.name not in FULL_LENGTH]
 
+NETWORK = {
+    *("calm", "out for 20 s: refused", "out for 20 s: 503-html", "out from the start for 20 s: 503"),
+    *("silent for 20 s, 2 s attempts", "flapping, 3 s and 3 s: refused", "bursts of HTML 502s, 1 s in 5"),
+    *("2% dropped, 2% lost, 2% torn", "a single call, out for an hour: silent"),
+    *("3% 429 whatever the rate", "Retry-After: 2 on 5% 503s"),
+}
+"""Scenarios that need something of the transport: each way to fail, each header that is read."""
 
-@pytest.mark.parametrize("scenario", SMALL, ids=lambda scenario: scenario.name)
+BY_TRANSPORT = [
+    *(pytest.param("session", scenario, id=f"session-{scenario.name}") for scenario in SMALL),
+    *(pytest.param("lean", ALL[name], id=f"lean-{name}") for name in sorted(NETWORK)),
+]
+
+
+@pytest.mark.parametrize(("each_transport", "scenario"), BY_TRANSPORT, indirect=["each_transport"])
 def test_overloaded_service(scenario: Scenario) -> None:
     """It costs no more seconds, requests and accounts than the table of the simulation claims."""
     result = measure(scenario, MORE_ACCOUNTS.get(scenario.name, ACCOUNTS))
