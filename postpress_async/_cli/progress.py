@@ -59,13 +59,14 @@ class ProgressStats:
             self._latencies.append(outcome.elapsed)
 
     def rate(self) -> float:
-        """Accounts completed per second, over the latest seconds."""
+        """Accounts completed per second, over the latest seconds; skipped ones do not count."""
         now = time.monotonic()
-        self._samples.append((now, self.completed))
+        completed = self.completed - self._rotation.summary.states[State.SKIPPED]
+        self._samples.append((now, completed))
         while len(self._samples) > 2 and now - self._samples[1][0] > _RATE_WINDOW:  # keep one older sample
             self._samples.popleft()
         since, before = self._samples[0]
-        return (self.completed - before) / (now - since) if now > since else 0.0
+        return (completed - before) / (now - since) if now > since else 0.0
 
     def counts(self) -> str:
         """Accounts by state, accounts being retried, and quarantined proxies."""

@@ -38,7 +38,7 @@ def damage_error(path: Path, error: Exception) -> JournalError:
     """The error to raise for one of `DAMAGE`: the file cannot be written, or it is damaged."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE:  # the low byte is the primary code
         return JournalNotWritableError(
-            f"{path} cannot be written ({error}): fix that, or name another journal"
+            f"{path} cannot be written ({error}): fix that, then run the same command again"
         )
     return JournalError(f"{path} is damaged ({error}): name another journal")
 

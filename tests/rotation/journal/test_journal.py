@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import threading
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,24 @@ async def test_a_shorter_input_makes_no_journal_shorter(path) -> None:
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT total FROM runs").fetchone() == (2000,)
     connection.close()
+
+
+async def test_a_journal_that_another_program_has_locked_is_not_replaced(path, monkeypatch) -> None:
+    """With another journal, the accounts that are recorded in this one would be sent again."""
+    journal = Journal.open(path)
+    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1))
+    await journal.aclose()
+    lock = sqlite3.connect(path, isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0))
+
+    with pytest.raises(JournalNotWritableError) as caught:
+        Journal.open(path)
+
+    assert str(caught.value) == (
+        f"{path} cannot be written (database is locked): fix that, then run the same command again"
+    )
+    lock.close()
 
 
 async def test_the_total_is_recorded_when_the_journal_is_created(path) -> None:
