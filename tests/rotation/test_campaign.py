@@ -120,7 +120,7 @@ FALSE = {
         "patched, but not applied",
     ),
     "another proxy of the pool": (
-        "UPDATE outcomes SET proxy = 'p9.example.net:8080' WHERE account_id = 'acc_024'",
+        "UPDATE outcomes SET assignment = 'p9.example.net:8080' WHERE account_id = 'acc_024'",
         "patched, but not applied",
     ),
     "failed that was applied": (

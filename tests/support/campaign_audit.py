@@ -163,6 +163,12 @@ def _record(row: dict[str, Any]) -> Record:
     return Record(*[row[name] for name in names])
 
 
+# The assignment of a row without a proxy of the pool is of another form, and the export has no label for it.
+_LATEST = """
+    SELECT *, CASE WHEN instr(assignment, ' ') THEN NULL ELSE assignment END AS proxy FROM latest
+"""
+
+
 def _table(journal: Path) -> Reading:
     with TemporaryDirectory() as folder:
         copy = Path(folder, "copy.sqlite3")
@@ -171,7 +177,7 @@ def _table(journal: Path) -> Reading:
             connection.row_factory = sqlite3.Row
             try:
                 notes = dict(tuple(row) for row in connection.execute("SELECT name, value FROM run"))
-                rows = [dict(row) for row in connection.execute("SELECT * FROM outcomes")]
+                rows = [dict(row) for row in connection.execute(_LATEST)]
             except sqlite3.OperationalError:  # its disk was full before there was a table
                 return Reading()
     may_be_sent = max(notes.get("doubtful", 0), notes["reached"] if "under way" in notes else 0)
