@@ -8,8 +8,7 @@ Only the journal uses the disk, and nothing uses the network. Comparing runs sho
 
 import asyncio
 import itertools
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,15 +54,6 @@ def result_of(coroutine: Awaitable[T]) -> T:
     raise AssertionError("the coroutine waits")
 
 
-@pytest.fixture
-def in_a_loop() -> Iterator[None]:
-    """Provides a running loop for code that only calls asyncio.get_running_loop."""
-    with asyncio.Runner() as runner:
-        asyncio._set_running_loop(runner.get_loop())
-        yield
-        asyncio._set_running_loop(None)
-
-
 # --- The wire -----------------------------------------------------------------------------------
 
 
@@ -90,65 +80,6 @@ def test_decode_an_error(benchmark: Any) -> None:
         return None
 
     assert type(benchmark(read)) is errors.ProxyError
-
-
-# --- Retry --------------------------------------------------------------------------------------
-
-
-class Call:
-    """A `retry.Call` that succeeds after a number of failures."""
-
-    counts_as_attempt = True
-
-    def __init__(self, failures: int = 0) -> None:
-        self.started = time.monotonic()
-        self.failures = failures
-
-    async def __call__(self) -> int:
-        if self.failures:
-            self.failures -= 1
-            raise errors.ConnectError("no connection")
-        return 200
-
-    def excluded(self, error: errors.PostPressError, backoff: float) -> float:
-        return 0.0
-
-    def may_retry(self, error: errors.PostPressError) -> bool:
-        return True
-
-    async def wait(self, seconds: float) -> None: ...
-
-    async def wait_for(self, strategy: Awaitable[T]) -> T:
-        return await strategy
-
-
-async def _awaited(call: Call) -> int:
-    return await call()
-
-
-@pytest.mark.parametrize("through", [_awaited, RetryPolicy().run], ids=["by itself", "through the policy"])
-@pytest.mark.benchmark(group="success at the first attempt")
-def test_success_at_the_first_attempt(benchmark: Any, through: Callable[[Call], Awaitable[int]]) -> None:
-    """The difference is the cost of the retry layer for nearly every call."""
-    call = Call()
-    assert benchmark(lambda: result_of(through(call))) == 200
-
-
-async def _by_hand(call: Call) -> int:
-    for _ in range(3):
-        try:
-            return await call()
-        except errors.ConnectError:
-            await call.wait(0.0)
-    return await call()
-
-
-@pytest.mark.parametrize("through", [_by_hand, RetryPolicy().run], ids=["by hand", "through the policy"])
-@pytest.mark.benchmark(group="success at the third attempt, without backoff")
-@pytest.mark.usefixtures("in_a_loop")
-def test_success_at_the_third_attempt(benchmark: Any, through: Callable[[Call], Awaitable[int]]) -> None:
-    """Compared with a retry loop written by hand."""
-    assert benchmark(lambda: result_of(through(Call(2)))) == 200
 
 
 # --- Pace and time ------------------------------------------------------------------------------
@@ -189,20 +120,32 @@ def test_a_deadline_that_does_not_expire(benchmark: Any) -> None:
 # --- A whole call, and the parts of a rotation ---------------------------------------------------
 
 
-def test_a_call_without_its_transport(benchmark: Any) -> None:
-    """All layers of `update_proxy`, with a transport that answers at once."""
+class StubTransport:
+    """Answers at once, each success after a number of failures."""
 
-    class Stub:
-        async def send(self, *_: object) -> Response:
+    def __init__(self, failures: int) -> None:
+        self._answers = itertools.cycle([False] * failures + [True])
+
+    async def send(self, *_: object) -> Response:
+        if next(self._answers):
             return Response(200, PATCHED)
+        raise errors.ConnectError("no connection")
 
-        async def aclose(self) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_a_call_without_its_transport(benchmark: Any, failures: int) -> None:
+    """All layers of `update_proxy`; a failure costs what tenacity's own loop does, and the log of the error."""
+
+    async def sleep(_seconds: float) -> None: ...
 
     async def measure() -> None:
-        async with PostPressSession(KEY, base_url="http://127.0.0.1:1/v1") as session:
-            session._context = evolve(session._context, transport=Stub())  # type: ignore[misc]
+        options = {"retry": RetryPolicy(sleep=sleep, deadline=1e9), "pace": Pace(adaptive=False)}
+        async with PostPressSession(KEY, base_url="http://127.0.0.1:1/v1", **options) as session:
+            session._context = evolve(session._context, transport=StubTransport(failures))  # type: ignore[misc]
             done = benchmark(lambda: result_of(session.update_proxy("acc_00000001", CUSTOM)))
-            assert done.account_id == "acc_00000001"
+            assert len(done.attempts) == failures + 1
 
     with asyncio.Runner() as runner:
         runner.run(measure())

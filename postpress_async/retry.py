@@ -1,82 +1,25 @@
-"""
-When an attempt is retried, and after how many seconds.
-
-The strategies are tenacity's. Its loop is not used: it keeps the state of one call on an object that
-thousands of tasks share, and costs on every success what only a failure needs. `Retrying` asks the same
-strategies and keeps nothing between calls.
-"""
+"""When a call is retried, and after how many seconds: the settings of a `tenacity.AsyncRetrying`."""
 
 import asyncio
 import inspect
-import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from operator import attrgetter
+from typing import Any, TypeAlias, TypeVar
 
 import tenacity
 from attrs import field, fields, frozen
-from tenacity.asyncio import AsyncRetrying
+from tenacity import RetryCallState
+from tenacity.asyncio import AsyncRetrying, retry_all, retry_any, retry_if_exception
 
 from postpress_async.errors import RETRYABLE_STATUSES, Applied, PostPressError
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
+Callback: TypeAlias = Callable[[RetryCallState], Any]
+Predicate: TypeAlias = Callable[[Any], bool | Awaitable[bool]]
 
 LONGEST_RETRY_AFTER = 120.0
 """Seconds. If the Retry-After is longer, the call gives up at once; `PostPressError.retry_after` has it."""
-
-
-class Call(Protocol[T_co]):
-    """
-    An operation that can be retried. Calling it makes one attempt.
-
-    Attributes:
-        started: Time of the event loop from which the deadline counts.
-        counts_as_attempt: Whether the last attempt uses up one of the policy's.
-    """
-
-    started: float
-    counts_as_attempt: bool
-
-    async def __call__(self) -> T_co:
-        """Make one attempt. Raises `PostPressError` if it fails."""
-        ...
-
-    def may_retry(self, error: PostPressError) -> bool:
-        """Whether another attempt does no harm. Asked after the policy allowed it."""
-        ...
-
-    def excluded(self, error: PostPressError, backoff: float) -> float:
-        """Seconds of a *backoff* after *error* that do not count against the deadline."""
-        ...
-
-    async def wait(self, seconds: float) -> None:
-        """Back off for *seconds*."""
-        ...
-
-    async def wait_for(self, strategy: Awaitable[T]) -> T:
-        """Await an asynchronous strategy, but not beyond the deadline."""
-        ...
-
-
-class FullJitter(tenacity.wait.wait_base):
-    """
-    A backoff after attempt *n*, drawn from 0 to ``min(max_wait, first_wait * 2 ** (n - 1))`` seconds.
-
-    Source: "full jitter" in M. Brooker, *Exponential Backoff and Jitter* (AWS Architecture Blog, 2015).
-    tenacity's `wait_random_exponential` draws from the same range, but always from the module `random`. This
-    class accepts a generator, *chance*, so that a run can be repeated.
-    """
-
-    def __init__(self, first_wait: float, max_wait: float, chance: random.Random | None = None) -> None:
-        self.first_wait = first_wait
-        self.max_wait = max_wait
-        self._random = (chance or random).random  # not used for security
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-        # 2.0 ** 1024 raises OverflowError; a product that is too large is infinite.
-        upper = self.first_wait * 2.0 ** min(retry_state.attempt_number - 1, 1000)
-        return self._random() * min(self.max_wait, upper)
 
 
 def _positive(_instance: object, attribute: Any, value: float) -> None:
@@ -90,6 +33,9 @@ def _count(_instance: object, _attribute: Any, value: int) -> None:
 
 
 def _strategy(_instance: object, attribute: Any, value: object) -> None:
+    if isinstance(value, type) and issubclass(value, BaseException):  # a class is callable, too
+        kind = value.__name__
+        raise ValueError(f"retry must be a strategy: write tenacity.retry_if_exception_type({kind})")
     if not callable(value) and (value is not None or attribute.name == "sleep"):
         raise ValueError(f"{attribute.name} must be callable, as tenacity's strategies are, got {value!r}")
 
@@ -114,9 +60,13 @@ class RetryPolicy:
     """
     Exponential backoff with full jitter, limited by attempts, a deadline and a longest wait.
 
-    The wait after attempt *n* is drawn from 0 to ``min(max_wait, first_wait * 2 ** (n - 1))`` seconds, but is
-    at least the Retry-After. A wait that would exceed *deadline* does not begin. The last error is raised
+    tenacity decides, from the first failure on. Its strategies and callbacks, coroutine functions included,
+    work as it documents them. Each call has an `AsyncRetrying` of its own: a callback finds its `statistics`
+    at ``retry_state.retry_object``, and the account id at ``retry_state.args[0]``. The last error is raised
     unchanged. A policy is immutable and can be shared by any number of calls.
+
+    Whatever the strategies say, a wait is at least the Retry-After, a wait that would exceed *deadline* does
+    not begin, and a managed proxy is not requested again if that might assign a second one.
 
     Attributes:
         attempts: Most attempts, including the first; from 1.
@@ -124,10 +74,15 @@ class RetryPolicy:
         deadline: Seconds for all attempts and waits of a call together; `math.inf` for no deadline.
         first_wait: Upper end of the first wait, in seconds.
         max_wait: Upper end of all waits, in seconds.
-        also_on: Classes of errors to retry although their `retryable` is False.
-        never_on: Classes of errors not to retry although their `retryable` is True; overrides *also_on*.
-        wait: A tenacity wait strategy in place of the full jitter.
+        also_on: Classes of errors to retry, whatever their `retryable` and *retry* say.
+        never_on: Classes of errors not to retry; overrides *also_on* and *retry*.
+        retry: A tenacity retry strategy, or a predicate of the error, in place of the error's `retryable`.
+        wait: A tenacity wait strategy in place of its `wait_random_exponential`, which draws the wait after
+            attempt *n* from 0 to ``min(max_wait, first_wait * 2 ** (n - 1))`` seconds.
         stop: A tenacity stop strategy in place of *attempts*; the deadline still applies.
+        before: Called before each attempt, such as `tenacity.before_log`.
+        after: Called after each attempt that is to be retried, such as `tenacity.after_log`.
+        before_sleep: Called before each backoff, such as `tenacity.before_sleep_log`.
         sleep: Called with the seconds of each backoff. A test may record them and return at once: they count
             against *deadline* as if they had been slept.
 
@@ -142,18 +97,38 @@ class RetryPolicy:
     max_wait: float = field(default=20.0, validator=_positive)
     also_on: tuple[type[PostPressError], ...] = field(default=(), converter=_as_tuple, validator=_kinds)
     never_on: tuple[type[PostPressError], ...] = field(default=(), converter=_as_tuple, validator=_kinds)
-    wait: Callable[[tenacity.RetryCallState], float | Awaitable[float]] | None = field(
+    retry: tenacity.retry_base | Predicate | None = field(default=None, validator=_strategy)
+    wait: Callable[[RetryCallState], float | Awaitable[float]] | None = field(
         default=None, validator=_strategy
     )
-    stop: Callable[[tenacity.RetryCallState], bool | Awaitable[bool]] | None = field(
-        default=None, validator=_strategy
-    )
+    stop: Callable[[RetryCallState], bool | Awaitable[bool]] | None = field(default=None, validator=_strategy)
+    before: Callback | None = field(default=None, validator=_strategy)
+    after: Callback | None = field(default=None, validator=_strategy)
+    before_sleep: Callback | None = field(default=None, validator=_strategy)
     sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, validator=_strategy)
-    _retrying: "Retrying" = field(init=False, eq=False, repr=False)
+    _retrying: AsyncRetrying = field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        retry = self.retry or attrgetter("retryable")
+        if not isinstance(retry, tenacity.retry_base):
+            retry = retry_if_exception(partial(_ask, retry))
+        retrying = AsyncRetrying(
+            retry=retry_all(
+                tenacity.retry_if_not_exception_type(self.never_on),
+                retry_any(tenacity.retry_if_exception_type(self.also_on), retry),
+            ),
+            wait=_at_least_retry_after(
+                self.wait or tenacity.wait_random_exponential(multiplier=self.first_wait, max=self.max_wait)
+            ),
+            stop=self.stop or tenacity.stop_after_attempt(self.attempts),  # type: ignore[arg-type]
+            before=self.before or tenacity.before_nothing,
+            after=self.after or tenacity.after_nothing,
+            before_sleep=self.before_sleep,
+            sleep=self.sleep,
+            retry_error_callback=_reraise,
+        )
         # Made once, after validation. A frozen instance can only be set in this way.
-        object.__setattr__(self, "_retrying", Retrying.of(self))
+        object.__setattr__(self, "_retrying", retrying)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Rebuilt from its arguments: older versions of tenacity keep a lock in `_retrying`.
@@ -161,10 +136,23 @@ class RetryPolicy:
         return partial(type(self), **arguments), ()
 
     def retries(self, error: BaseException) -> bool:
-        """Whether *error* is retried, if attempts and time are left."""
-        if not isinstance(error, PostPressError) or isinstance(error, self.never_on):
+        """
+        Whether *error* is retried, if attempts and time are left.
+
+        Raises:
+            TypeError: *retry* awaits something, which only a call can wait for.
+        """
+        if not isinstance(error, PostPressError):
             return False
-        return error.retryable or isinstance(error, self.also_on)
+        state = RetryCallState(self._retrying, None, (), {})
+        state.set_exception((type(error), error, error.__traceback__))
+        answer: Any = self._retrying.retry(state)
+        try:
+            answer.send(None)
+        except StopIteration as stop:
+            return bool(stop.value)
+        answer.close()
+        raise TypeError("the retry strategy waits for something: only a call can ask it")
 
     def explain(self, error: BaseException) -> str:
         """A sentence that says whether and why *error* is retried, for logs and people."""
@@ -173,82 +161,69 @@ class RetryPolicy:
             return f"{name} is not retried: it is not an error of a call."
         if isinstance(error, self.never_on):
             return f"{name} is not retried: never_on has its class."
-        if not self.retries(error):
+        also = isinstance(error, self.also_on)
+        if not also and self.retry is None and not error.retryable:
             return f"{name} is not retried: {_why_not(error)}"
         if (retry_after := error.retry_after or 0.0) > LONGEST_RETRY_AFTER:
             limit = f"more than {LONGEST_RETRY_AFTER:g} s"
             return f"{name} is not retried now: the response asks to wait {retry_after:g} s, {limit}."
-        why = "it is often temporary" if error.retryable else "also_on has its class"
+        why = ": also_on has its class" if also else ": it is often temporary"
+        if self.retry is not None and not also:
+            why = " if the retry strategy says so"
         stop = f"up to {self.attempts} attempts" if self.stop is None else "until the stop strategy ends it"
-        return f"{name} is retried: {why}; {stop}, within {self.deadline:g} s."
+        return f"{name} is retried{why}; {stop}, within {self.deadline:g} s."
 
-    def run(self, call: Call[T]) -> Coroutine[Any, Any, T]:
-        """Run attempts until one succeeds. Returns its result, or raises the error of the last attempt."""
-        return self._retrying(call)
+    def new_retrying(
+        self, may_retry: Callable[[Any], bool], stop: Callable[[RetryCallState], bool]
+    ) -> AsyncRetrying:
+        """
+        The `AsyncRetrying` of one call. Its `iter` raises the last error itself once the call ends.
 
-
-class Retrying(AsyncRetrying):
-    """Runs one call with tenacity's strategies, and keeps no state of it."""
-
-    _before_deadline: Callable[[tenacity.RetryCallState], bool]
-
-    @classmethod
-    def of(cls, policy: RetryPolicy) -> "Retrying":
-        """The strategies of *policy*."""
-        # `_resolve` awaits strategies that are coroutine functions; tenacity's types do not allow for them.
-        stop: Any = policy.stop or tenacity.stop_after_attempt(policy.attempts)
-        wait: Any = policy.wait or FullJitter(policy.first_wait, policy.max_wait)
-        retrying = cls(
-            stop=stop,
-            wait=wait,
-            retry=tenacity.retry_if_exception(policy.retries),
+        Args:
+            may_retry: Asked about each error that the policy would retry. Both must agree.
+            stop: Asked after the policy's own stop strategy. Either may end the call.
+        """
+        retry: Any = self._retrying.retry
+        return self._retrying.copy(
+            retry=retry_all(retry, tenacity.retry_if_exception(may_retry)),
+            stop=_stop_any(self._retrying.stop, stop),
         )
-        retrying._before_deadline = tenacity.stop_before_delay(policy.deadline)
-        return retrying
 
-    async def __call__(self, fn: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Run *fn*, a `Call`; see `RetryPolicy.run`."""
-        try:
-            return await fn(*args, **kwargs)
-        except PostPressError as error:
-            failure = error
-        try:
-            return await self._retry(failure, fn, args, kwargs)
-        finally:
-            del failure  # an exception held by a frame of its own traceback is a reference cycle
 
-    async def _retry(self, failure: PostPressError, call: Any, args: Any, kwargs: Any) -> Any:
-        clock = asyncio.get_running_loop().time
-        state = tenacity.RetryCallState(self, call, args, kwargs)
-        try:
-            while True:
-                state.set_exception((type(failure), failure, failure.__traceback__))
-                # The loop's clock instead of tenacity's, so that tests can use virtual time.
-                state.start_time, state.outcome_timestamp = call.started, clock()
-                if not call.counts_as_attempt:
-                    state.attempt_number -= 1
-                if not self.retry(state) or not call.may_retry(failure):  # always the policy's own strategy
-                    raise failure
-                retry_after, wait = failure.retry_after or 0.0, self.wait(state)
-                if not isinstance(wait, _PLAIN):
-                    wait = await _resolve(call, wait)
-                state.upcoming_sleep = max(retry_after, wait)
-                state.start_time += call.excluded(failure, state.upcoming_sleep)
-                stop: Any = self.stop(state)
-                if not isinstance(stop, _PLAIN):
-                    stop = await _resolve(call, stop)
-                if stop or retry_after > LONGEST_RETRY_AFTER or self._before_deadline(state):
-                    raise failure
-                state.idle_for += state.upcoming_sleep
-                await call.wait(state.upcoming_sleep)
-                state.prepare_for_next_attempt()
-                try:
-                    return await call(*args, **kwargs)
-                except PostPressError as error:
-                    failure = error
-        finally:
-            state.outcome = None
-            del failure
+async def _ask(strategy: Callable[[Any], T | Awaitable[T]], about: Any) -> T:
+    # A strategy may be a coroutine function.
+    answer = strategy(about)
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def _at_least_retry_after(wait: Callback) -> Callback:
+    async def at_least_retry_after(state: RetryCallState) -> float:
+        seconds: float = max(await _ask(wait, state), error_of(state).retry_after or 0.0)
+        return seconds
+
+    return at_least_retry_after
+
+
+def _stop_any(*stops: Callback) -> Callback:
+    # `tenacity.stop_any` does not await strategies.
+    async def stop_any(state: RetryCallState) -> bool:
+        for stop in stops:
+            if await _ask(stop, state):
+                return True
+        return False
+
+    return stop_any
+
+
+def error_of(state: RetryCallState) -> Any:
+    """The error of the latest attempt, a `PostPressError`."""
+    assert state.outcome is not None  # noqa: S101 - an attempt was made
+    return state.outcome.exception()
+
+
+def _reraise(state: RetryCallState) -> None:
+    # tenacity itself would make a `RetryError`, whose frames are a reference cycle.
+    raise error_of(state)
 
 
 def _why_not(error: PostPressError) -> str:
@@ -257,11 +232,3 @@ def _why_not(error: PostPressError) -> str:
     if error.applied is Applied.UNKNOWN:
         return "the change may have been applied, and sending it again would not show whether it was."
     return f"a retry would get the same response; the cause is the {error.scope}."
-
-
-_PLAIN = (int, float)  # results of synchronous strategies; bool is an int
-
-
-async def _resolve(call: Any, result: Any) -> Any:
-    # A user's strategy may be a coroutine function, as with tenacity itself.
-    return await call.wait_for(result) if inspect.isawaitable(result) else result

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
 from attrs import evolve
+from tenacity import DoSleep, RetryCallState
 
 from postpress_async import events
 from postpress_async._call.context import CallContext, CallHooks
@@ -28,7 +29,7 @@ from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyC
 from postpress_async.pace._load_signal import LoadSignal, load_signal_of
 from postpress_async.pace._pacer import PermitFuture
 from postpress_async.pace._permit import Permit
-from postpress_async.retry import RetryPolicy
+from postpress_async.retry import LONGEST_RETRY_AFTER, RetryPolicy, error_of
 
 _log = logging.getLogger("postpress_async.calls")
 
@@ -45,7 +46,7 @@ MAX_OUTAGE: Final = 4 * 3600.0
 
 class UpdateCall:
     """
-    The update of one account, as a `retry.Call`.
+    The update of one account: its attempts, and what must hold whatever its `RetryPolicy` says.
 
     It chooses the idempotency key of the next attempt. If no response came, it reuses the key. After a
     response it uses a new key, because the API would replay the stored error for the old one. The exception
@@ -55,19 +56,16 @@ class UpdateCall:
     a success resolves that. A refusal says nothing about an earlier attempt: it may come from a gateway or
     from the check of the API key, which do not know what was stored for the key.
 
-    A call may wait out outages (see `WaitGroup`): time spent waiting for a permit or as the service asked,
-    attempts that do not count, and the backoff after them do not count against the deadline.
-
-    Attributes:
-        started: Time of the event loop from which the deadline counts. Excluded time moves it forward.
-        counts_as_attempt: Whether the last attempt uses up one of the policy's; see `Pacer.release`.
+    The deadline counts from `_started`. If a call waits out outages (see `WaitGroup`), the time spent waiting
+    for a permit or as the service asked, attempts that do not count, and the backoff after them move
+    `_started` forward.
     """
 
     # All attributes are set at once: one that is found on the class takes three times as long to read.
     __slots__ = (
-        *("_attempts", "_clock", "_context", "_failure", "_first_sent", "_hooks", "_in_doubt", "_keys"),
-        *("_last_response", "_managed", "_needs_new_key", "_permit", "_policy", "_replayed", "_request"),
-        *("_waits", "counts_as_attempt", "started"),
+        *("_attempts", "_change", "_clock", "_context", "_counts", "_failure", "_first_sent", "_hooks"),
+        *("_in_doubt", "_keys", "_last_response", "_needs_new_key", "_policy", "_replayed", "_request"),
+        *("_started", "_waits"),
     )
 
     def __init__(
@@ -81,17 +79,16 @@ class UpdateCall:
     ) -> None:
         self._request: Final = codec.encode_request(account_id, change)
         self._clock: Final = context.tracker.clock
-        self.started = self._clock()
+        self._started = self._clock()
         self._first_sent = math.inf
         self._context: Final = context
+        self._change: Final = change
         self._keys: Final = keys
         self._policy: Final = policy
         self._hooks: Final = hooks
         self._waits: Final[WaitGroup] = context.tracker if hooks is None else hooks.waits
-        self._managed: Final = isinstance(change, ManagedProxy)
-        self.counts_as_attempt = True
+        self._counts = True  # whether the last attempt uses up one of the policy's; see `Pacer.release`
         self._attempts: tuple[Attempt, ...] = ()
-        self._permit: Permit | None = None  # of the first attempt
         self._failure: PostPressError | None = None
         self._last_response: tuple[str | None, str] | None = None  # its idempotency key and instance
         self._in_doubt = keys.in_doubt
@@ -131,28 +128,66 @@ class UpdateCall:
             del error  # an exception held by a frame of its own traceback is a reference cycle
 
     async def _run(self) -> AccountPatched:
-        if self._managed and self._in_doubt and self._keys.current is None:
+        if self._in_doubt and self._is_managed and self._keys.current is None:
             raise self._cannot_resend()
         locks, account_id = self._context.locks, self._request.account_id
         if not locks.try_acquire(account_id):
             await self._wait_for_lock(locks, account_id)
         try:
-            # Waiting for the first permit here, outside the attempt, keeps three coroutines alive instead of
-            # seven. As many as 100,000 calls may wait.
-            self._permit = self._context.pacer.try_acquire() or await self._wait_for_permit()
-            return await self._policy.run(self)
+            if self._policy.before is not None:
+                return await self._retry(None)
+            # Nearly every call succeeds at the first attempt, and does not need tenacity.
+            permit = self._context.pacer.try_acquire() or await self._wait_for_permit()
+            try:
+                return await self._attempt(permit)
+            except PostPressError as error:
+                failure = error
+            try:
+                return await self._retry(failure)
+            finally:
+                del failure  # an exception held by a frame of its own traceback is a reference cycle
         finally:
             locks.release(account_id)
             self._failure = None  # its traceback holds this frame
 
-    async def __call__(self) -> AccountPatched:
-        """Make one attempt as soon as the session's pace allows it."""
+    async def _retry(self, failure: PostPressError | None) -> AccountPatched:
+        """Make attempts for as long as tenacity says so, the first of which may have ended with *failure*."""
+        retrying = self._policy.new_retrying(self._may_retry, self._must_stop)
+        retrying.begin()
+        # By the loop's clock instead of tenacity's, so that tests can use virtual time.
+        retrying.statistics["start_time"] -= self._clock() - self._started
+        state = RetryCallState(retrying, self.run, (self._request.account_id, self._change), {})
+        try:
+            if failure is not None:
+                self._set_outcome(state, failure)
+            while True:
+                action = await self._wait_for(retrying.iter, state)
+                if isinstance(action, DoSleep):
+                    state.prepare_for_next_attempt()
+                    await self._back_off(action)
+                    continue
+                permit = self._context.pacer.try_acquire() or await self._wait_for_permit()
+                try:
+                    return await self._attempt(permit)
+                except PostPressError as error:
+                    self._set_outcome(state, error)
+        finally:
+            # Both would be part of a reference cycle.
+            retrying.iter_state.reset()
+            state.outcome = failure = None
+
+    def _set_outcome(self, state: RetryCallState, error: PostPressError) -> None:
+        state.set_exception((type(error), error, error.__traceback__))
+        state.start_time, state.outcome_timestamp = self._started, self._clock()
+        if not self._counts:
+            state.attempt_number -= 1
+
+    async def _attempt(self, permit: Permit) -> AccountPatched:
+        """Make one attempt, and return its permit."""
         context, request = self._context, self._request
-        permit = self._permit or context.pacer.try_acquire() or await self._wait_for_permit()
-        self._permit = None
         started, signal, retry_after, number = permit.sent, _NONE, None, 0
         try:
-            left = min(self.started + self._policy.deadline, self._waits.ends_at) - started
+            left = self._seconds_left(started)
             if left <= 0 or self._waits.ended:
                 raise self._out_of_time()
             number, unix_time = self._start_attempt(started), time.time()
@@ -173,8 +208,8 @@ class UpdateCall:
                 self._record_failure(error, Attempt(number, unix_time, elapsed, error.code, error.status))
             raise
         finally:
-            self.counts_as_attempt = context.pacer.release(permit, signal, retry_after)
-            if not self.counts_as_attempt:
+            self._counts = context.pacer.release(permit, signal, retry_after)
+            if not self._counts:
                 self._exclude(self._clock() - started)
 
     async def _wait_for_lock(self, locks: KeyedLock, account_id: str) -> None:
@@ -226,7 +261,7 @@ class UpdateCall:
         if self._in_doubt:
             error.applied = Applied.UNKNOWN
         has_response = isinstance(error, ApiError | AnswerError)
-        self._needs_new_key = has_response and not (self._managed and self._in_doubt)
+        self._needs_new_key = has_response and not (self._is_managed and self._in_doubt)
         if self._context.observer is not None:
             ended = events.AttemptEnded(
                 self._request.account_id, attempt.number, attempt.elapsed, error.status, error
@@ -240,10 +275,16 @@ class UpdateCall:
         self._last_response = (self._keys.current, instance)
         return self._keys.current is not None and self._last_response == before
 
-    # --- What the retry policy asks --------------------------------------------------------------
+    # --- What is decided on top of the policy ------------------------------------------------------
 
-    def may_retry(self, error: PostPressError) -> bool:
+    @property
+    def _is_managed(self) -> bool:
+        return isinstance(self._change, ManagedProxy)
+
+    def _may_retry(self, error: PostPressError) -> bool:
         """Whether another attempt is useful and cannot assign a second managed proxy."""
+        if self._failure is None:  # the time ended before there was an attempt
+            return False
         if self._hooks is not None and self._hooks.should_give_up(error):
             return False
         # An outage uses up neither attempts nor the deadline, so this limit ends the call if the last
@@ -251,18 +292,25 @@ class UpdateCall:
         outage = self._clock() - self._first_sent if self._waits.waits_out_outages else 0.0
         if self._waits.ended or outage > MAX_OUTAGE:
             return False
-        if not self._managed or not self._in_doubt:
+        if not self._is_managed or not self._in_doubt:
             return True
         return self._keys.current is not None and not self._replayed
 
-    def excluded(self, error: PostPressError, backoff: float) -> float:
+    def _must_stop(self, state: RetryCallState) -> bool:
+        """Whether the Retry-After is too long, or the backoff would exceed the deadline."""
+        error, backoff = error_of(state), state.upcoming_sleep
+        counted = backoff - self._excluded(error, backoff)
+        too_late = counted >= self._seconds_left(self._clock())
+        return too_late or (error.retry_after or 0.0) > LONGEST_RETRY_AFTER
+
+    def _excluded(self, error: PostPressError, backoff: float) -> float:
         """Seconds of a *backoff* after *error* that do not count against the deadline."""
         if not self._waits.waits_out_outages:
             return 0.0
-        return (error.retry_after or 0.0) if self.counts_as_attempt else backoff
+        return (error.retry_after or 0.0) if self._counts else backoff
 
-    async def wait(self, seconds: float) -> None:
-        """Back off for *seconds*. A new key for the next attempt is made, and journaled, before."""
+    async def _back_off(self, seconds: float) -> None:
+        """Wait for *seconds*. A new key for the next attempt is made, and journaled, before."""
         assert self._failure is not None  # noqa: S101 - there is no backoff before the first failure
         self._log_retry(self._failure, seconds)
         if self._context.observer is not None:
@@ -278,12 +326,12 @@ class UpdateCall:
             if self._needs_new_key:
                 await self._keys.renew()
                 self._needs_new_key = False
-            self._exclude(self.excluded(self._failure, seconds))
+            self._exclude(self._excluded(self._failure, seconds))
             slept_from = self._clock()
             await self._wait_for(self._policy.sleep, seconds)
             # A sleep that a test records takes no time: the deadline counts what the policy asked for.
             if (not_slept := seconds - (self._clock() - slept_from)) > 0:
-                self.started -= not_slept
+                self._started -= not_slept
                 self._first_sent -= not_slept
         finally:
             if self._hooks is not None:
@@ -297,21 +345,20 @@ class UpdateCall:
             message = "%s: attempt %d failed with %s; the next one follows in %.2f s"
             _log.info(message, account_id, number, error.code, seconds, extra=extra)
 
-    async def wait_for(self, strategy: Awaitable[T]) -> T:
-        """Await an asynchronous strategy, but not beyond the deadline."""
-        return await self._wait_for(lambda: strategy)
-
     # --- The deadline ----------------------------------------------------------------------------
 
     def _exclude(self, seconds: float) -> None:
         """Do not count *seconds* against the deadline, if the call waits out outages."""
         if self._waits.waits_out_outages:
-            self.started += seconds
+            self._started += seconds
+
+    def _seconds_left(self, now: float) -> float:
+        return min(self._started + self._policy.deadline, self._waits.ends_at) - now
 
     def _wait_until(self) -> float:
         if self._waits.waits_out_outages:
             return math.inf
-        return self.started + self._policy.deadline
+        return self._started + self._policy.deadline
 
     async def _wait_for(self, wait: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
         try:

@@ -1,0 +1,327 @@
+"""A tenacity user's own strategies and callbacks work in a `RetryPolicy` as tenacity documents them."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+import tenacity
+from attrs import evolve
+from tenacity import RetryCallState
+
+from postpress_async import RetryPolicy, errors
+from postpress_async._call.idempotency import FreshKeys, KeyGenerator
+from postpress_async._call.update import UpdateCall
+from postpress_async._http.codec import Request, Response
+from postpress_async.errors import PostPressError
+from tests.support.stubbed_call import (
+    BUSY,
+    DONE,
+    PROXY,
+    ManualLoop,
+    StubApi,
+    answer,
+    context_of,
+    failed,
+    play,
+)
+
+NO_WAIT = tenacity.wait_none()
+DEAD = answer(502, "errors/proxy_error")
+FATAL = answer(404, "errors/resource_not_found")
+LOG = logging.getLogger("tests.tenacity")
+
+
+async def is_busy(error: BaseException) -> bool:
+    await asyncio.sleep(0)
+    return isinstance(error, errors.ServiceUnavailableError)
+
+
+# --- retry ---
+
+
+@pytest.mark.parametrize(
+    "retry",
+    [
+        pytest.param(
+            tenacity.retry_if_exception(lambda error: "busy" in str(error)), id="retry_if_exception"
+        ),
+        pytest.param(
+            tenacity.retry_if_exception_type(errors.ServiceUnavailableError), id="retry_if_exception_type"
+        ),
+        pytest.param(
+            tenacity.retry_if_not_exception_type(errors.ProxyError), id="retry_if_not_exception_type"
+        ),
+        pytest.param(tenacity.retry_if_exception_message(match=".*busy"), id="retry_if_exception_message"),
+        pytest.param(
+            tenacity.retry_never | tenacity.retry_if_exception_type(errors.ServiceUnavailableError),
+            id="either of two",
+        ),
+        pytest.param(
+            tenacity.retry_always & tenacity.retry_if_exception_type(errors.ServiceUnavailableError),
+            id="both of two",
+        ),
+        pytest.param(tenacity.asyncio.retry_if_exception(is_busy), id="asynchronous"),
+        pytest.param(lambda error: error.status == 503, id="predicate"),
+        pytest.param(is_busy, id="coroutine function as predicate"),
+    ],
+)
+def test_retry_strategy_takes_the_place_of_retryable(retry: Any) -> None:
+    """By default both are retried."""
+
+    def busy() -> PostPressError:
+        return errors.ServiceUnavailableError(503, errors.Problem("errors/service_unavailable", "busy"), None)
+
+    api = StubApi([busy, busy, DEAD, DONE])
+
+    failed(RetryPolicy(retry=retry, wait=NO_WAIT), api, errors.ProxyError)
+    assert api.made == 3
+
+
+def test_retry_strategy_may_retry_a_fatal_error() -> None:
+    api = StubApi([FATAL, DONE])
+
+    assert play(RetryPolicy(retry=tenacity.retry_if_exception_type(errors.NotFoundError)), api) == DONE
+
+
+@pytest.mark.parametrize("retry", [tenacity.retry_always, lambda _error: True], ids=["strategy", "predicate"])
+def test_never_on_overrides_the_retry_strategy(retry: Any) -> None:
+    api = StubApi([DEAD])
+
+    failed(RetryPolicy(retry=retry, never_on=(errors.ProxyError,)), api)
+    assert api.made == 1
+
+
+@pytest.mark.parametrize("retry", [tenacity.retry_never, lambda _error: False], ids=["strategy", "predicate"])
+def test_also_on_overrides_the_retry_strategy(retry: Any) -> None:
+    api = StubApi([DEAD, DONE])
+
+    assert play(RetryPolicy(retry=retry, also_on=(errors.ProxyError,)), api) == DONE
+
+
+def test_class_of_errors_is_refused_as_a_strategy() -> None:
+    """It can be called with an error, and its instance is true: it would retry everything."""
+    with pytest.raises(ValueError, match=r"write tenacity\.retry_if_exception_type\(ProxyError\)"):
+        RetryPolicy(retry=errors.ProxyError)
+
+
+@pytest.mark.parametrize(
+    "retry",
+    [lambda error: error.status == 404, tenacity.retry_if_exception_type(errors.NotFoundError)],
+    ids=["predicate", "strategy"],
+)
+def test_policy_says_what_its_retry_strategy_retries(retry: Any) -> None:
+    policy = RetryPolicy(retry=retry)
+
+    assert policy.retries(FATAL())
+    assert not policy.retries(BUSY())
+    assert "is retried if the retry strategy says so; up to 4 attempts" in policy.explain(BUSY())
+
+
+def test_policy_cannot_say_what_a_strategy_that_waits_retries() -> None:
+    with pytest.raises(TypeError, match="only a call can ask it"):
+        RetryPolicy(retry=is_busy).retries(BUSY())
+
+
+# --- wait and stop ---
+
+
+def test_wait_chain() -> None:
+    api = StubApi([BUSY])
+    chain = tenacity.wait_chain(*[tenacity.wait_fixed(1)] * 2, tenacity.wait_fixed(5))
+
+    failed(RetryPolicy(attempts=5, wait=chain), api)
+    assert api.naps == [1.0, 1.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize(("attempts", "seconds", "made"), [(3, 100, 3), (9, 25, 4)])
+def test_stop_any(attempts: int, seconds: int, made: int) -> None:
+    api = StubApi([BUSY])
+    stop = tenacity.stop_any(tenacity.stop_after_attempt(attempts), tenacity.stop_after_delay(seconds))
+
+    failed(RetryPolicy(stop=stop, wait=tenacity.wait_fixed(10)), api)
+    assert api.made == made
+
+
+# --- Callbacks ---
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == LOG.name]
+
+
+def test_before_sleep_log(caplog: pytest.LogCaptureFixture) -> None:
+    """It has the seconds that follow, a Retry-After included."""
+    api = StubApi([answer(503, "errors/service_unavailable", 7.0), DEAD, DONE])
+    before_sleep = tenacity.before_sleep_log(LOG, logging.WARNING)
+
+    play(RetryPolicy(wait=tenacity.wait_fixed(2), before_sleep=before_sleep), api)
+    first, second = messages(caplog)
+    assert first.startswith("Retrying postpress_async.")
+    assert " in 7" in first
+    assert "as it raised ServiceUnavailableError" in first
+    assert " in 2" in second
+    assert "as it raised ProxyError" in second
+
+
+def test_after_log(caplog: pytest.LogCaptureFixture) -> None:
+    """As in tenacity, it is called after attempts that are to be retried."""
+    api = StubApi([BUSY, BUSY, FATAL], takes=1.0)
+    policy = RetryPolicy(wait=tenacity.wait_fixed(2), after=tenacity.after_log(LOG, logging.WARNING))
+
+    failed(policy, api, errors.NotFoundError)
+    first, second = messages(caplog)
+    assert "after 1" in first
+    assert "this was the 1st time calling it" in first
+    assert "after 4" in second
+    assert "this was the 2nd time calling it" in second
+
+
+def test_before_log(caplog: pytest.LogCaptureFixture) -> None:
+    """It is called before the first attempt, too."""
+    caplog.set_level(logging.INFO)
+    api = StubApi([BUSY, BUSY, DONE])
+
+    play(RetryPolicy(wait=NO_WAIT, before=tenacity.before_log(LOG, logging.INFO)), api)
+    assert [message.split("this is the ")[1] for message in messages(caplog)] == [
+        "1st time calling it.",
+        "2nd time calling it.",
+        "3rd time calling it.",
+    ]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["functions", "coroutine functions"])
+def test_callbacks_are_called_in_tenacity_s_order(asynchronous: bool) -> None:
+    calls: list[tuple[str, int]] = []
+
+    def recorder(name: str) -> Any:
+        def record(state: RetryCallState) -> None:
+            calls.append((name, state.attempt_number))
+
+        async def record_later(state: RetryCallState) -> None:
+            await asyncio.sleep(0)
+            record(state)
+
+        return record_later if asynchronous else record
+
+    names = ("before", "after", "before_sleep")
+    policy = RetryPolicy(wait=NO_WAIT, **{name: recorder(name) for name in names})
+
+    play(policy, StubApi([BUSY, DONE]))
+    assert calls == [("before", 1), ("after", 1), ("before_sleep", 1), ("before", 2)]
+
+
+def test_callback_sees_the_call_and_its_error() -> None:
+    seen: list[Any] = []
+
+    def see(state: RetryCallState) -> None:
+        assert state.outcome is not None
+        assert state.next_action is not None
+        error = state.outcome.exception()
+        seen.append((type(error), state.next_action.sleep, state.idle_for, state.seconds_since_start))
+        assert state.args == ("acc_1", PROXY)
+
+    play(RetryPolicy(wait=tenacity.wait_fixed(2), before_sleep=see), StubApi([BUSY, DEAD, DONE], takes=1.0))
+    assert seen == [(errors.ServiceUnavailableError, 2.0, 2.0, 1.0), (errors.ProxyError, 2.0, 4.0, 4.0)]
+
+
+def test_error_of_a_callback_is_raised() -> None:
+    """It is a mistake in the caller's code, which must show."""
+
+    def mistake(_state: RetryCallState) -> None:
+        raise KeyError("mistake")
+
+    api = StubApi([BUSY])
+    with pytest.raises(KeyError, match="mistake"):
+        play(RetryPolicy(before_sleep=mistake), api)
+    assert api.made == 1
+
+
+def test_statistics_are_those_of_the_call() -> None:
+    """A callback finds them at the state's `retry_object`."""
+    seen: list[dict[str, Any]] = []
+
+    def see(state: RetryCallState) -> None:
+        seen.append(dict(state.retry_object.statistics))
+
+    api = StubApi([BUSY, BUSY, DONE], takes=1.0)
+    play(RetryPolicy(wait=tenacity.wait_fixed(2), before_sleep=see), api)
+
+    started = [statistics.pop("start_time") for statistics in seen]
+    assert started[0] == started[1]
+    assert seen == [
+        {"attempt_number": 2, "idle_for": 2, "delay_since_first_attempt": 1.0},
+        {"attempt_number": 3, "idle_for": 4, "delay_since_first_attempt": 4.0},
+    ]
+
+
+def test_pieces_of_a_user_s_own_retrying_and_of_its_copy() -> None:
+    """The state's `retry_object` can be copied, too."""
+    own = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(errors.NotFoundError), wait=tenacity.wait_fixed(3)
+    ).copy(stop=tenacity.stop_after_attempt(3))
+    copies: list[Any] = []
+
+    def copy(state: RetryCallState) -> None:
+        copies.append(state.retry_object.copy(wait=NO_WAIT))
+
+    api = StubApi([FATAL])
+    policy = RetryPolicy(retry=own.retry, wait=own.wait, stop=own.stop, before_sleep=copy)
+
+    failed(policy, api, errors.NotFoundError)
+    assert (api.made, api.naps) == (3, [3.0, 3.0])
+    assert (copies[0].wait, copies[0].before_sleep, copies[0].statistics) == (NO_WAIT, copy, {})
+
+
+# --- Many calls at once ---
+
+
+def test_a_thousand_concurrent_calls_share_no_state() -> None:
+    """Each call of a policy has its own attempts, waits and statistics."""
+    made: dict[str, int] = {}
+    seen: dict[str, list[Any]] = {}
+
+    class Api:
+        async def send(self, request: Request, _key: str | None, _timeout: float) -> Response:
+            account_id = request.account_id
+            made[account_id] = made.get(account_id, 0) + 1
+            for _ in range(int(account_id) % 7):
+                await asyncio.sleep(0)
+            if int(account_id) % 3 == 0 and made[account_id] == 3:
+                return Response(200, b'{"object":"AccountPatched","account_id":"%s"}' % account_id.encode())
+            raise errors.ConnectError(f"{account_id}, attempt {made[account_id]}")
+
+        async def aclose(self) -> None: ...
+
+    def see(state: RetryCallState) -> None:
+        statistics = state.retry_object.statistics
+        seen.setdefault(state.args[0], []).append(
+            (state.attempt_number, state.idle_for, statistics["attempt_number"], statistics["idle_for"])
+        )
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(0)
+
+    policy = RetryPolicy(wait=lambda state: float(state.attempt_number), before_sleep=see, sleep=sleep)
+
+    async def scene() -> list[Any]:
+        context = context_of(Api())
+
+        async def call(account_id: str) -> Any:
+            with context.tracker:
+                keys = FreshKeys(KeyGenerator())
+                return await UpdateCall(context, account_id, PROXY, keys, policy).run()
+
+        return await asyncio.gather(*(call(str(number)) for number in range(1000)), return_exceptions=True)
+
+    with asyncio.Runner(loop_factory=ManualLoop) as runner:
+        outcomes = runner.run(scene())
+    for number, outcome in enumerate(outcomes):
+        states = [(1, 1.0, 2, 1.0), (2, 3.0, 3, 3.0), (3, 6.0, 4, 6.0)]
+        if number % 3 == 0:
+            assert outcome == evolve(DONE, account_id=str(number))
+            assert seen[str(number)] == states[:2]
+        else:
+            assert outcome.args == (f"{number}, attempt 4",)
+            assert seen[str(number)] == states
+    assert policy._retrying.statistics == {}

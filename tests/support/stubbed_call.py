@@ -1,0 +1,150 @@
+"""An `UpdateCall` whose transport answers from a list, on an event loop whose clock only a test advances."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from attrs import define, evolve, field
+from yarl import URL
+
+from postpress_async import CustomProxy, Pace, RetryPolicy
+from postpress_async._call.context import CallContext
+from postpress_async._call.idempotency import FreshKeys, KeyGenerator, Keys
+from postpress_async._call.keyed_lock import KeyedLock
+from postpress_async._call.tracker import CallTracker
+from postpress_async._call.update import UpdateCall
+from postpress_async._http.codec import Request, Response
+from postpress_async.errors import ApiError, PostPressError, Problem
+from postpress_async.models import AccountPatched, ProxyChange
+from postpress_async.pace._pacer import Pacer
+from postpress_async.secret import Secret
+from tests.conftest import KEY
+
+PROXY = CustomProxy(host="proxy.example.com", port=8080)
+DONE = AccountPatched("acc_1")
+START = 1000.0
+
+
+class ManualLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock moves only when a test says so."""
+
+    now = START
+
+    def time(self) -> float:
+        return self.now
+
+
+def advance(seconds: float) -> None:
+    """Advance the clock of the running `ManualLoop`."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, ManualLoop)
+    loop.now += seconds
+
+
+def answer(status: int, type_: str = "", retry_after: float | None = None) -> Callable[[], ApiError]:
+    """A function that makes such an error, a new one each time."""
+    return lambda: ApiError.of(status, Problem(type_), retry_after)
+
+
+BUSY = answer(503, "errors/service_unavailable")
+
+
+class UncountedPacer(Pacer):
+    """A pacer in a known outage: attempts do not count."""
+
+    def release(self, *args: Any) -> bool:
+        super().release(*args)
+        return False
+
+
+class PatientHooks:
+    """The hooks of a rotation, whose calls wait out outages."""
+
+    def __init__(self, tracker: CallTracker) -> None:
+        self.waits = tracker.child()
+
+    def on_call_started(self) -> None: ...
+    def on_attempt_started(self, now: float, /) -> None: ...
+    def on_attempt_failed(self, error: PostPressError, /) -> None: ...
+    def on_backoff(self, backing_off: bool, /) -> None: ...
+    def should_give_up(self, error: PostPressError, /) -> bool:
+        return False
+
+
+@define(eq=False)
+class StubApi:
+    """
+    A transport that gives one answer after the other, the last one for ever.
+
+    Attributes:
+        answers: `DONE`, or what makes an error.
+        takes: Seconds of each request.
+        late: Seconds that a call waits before its first attempt.
+        patient: Whether its calls wait out outages, as those of a rotation.
+        counted: Whether its calls' attempts count.
+        made: Requests so far.
+        naps: Backoffs so far, in seconds.
+        ends: Times at which the requests ended.
+    """
+
+    answers: list[Any]
+    takes: float = 0.0
+    late: float = 0.0
+    patient: bool = False
+    counted: bool = True
+    pacer: type[Pacer] = Pacer
+    change: ProxyChange = PROXY
+    keys: Keys = field(factory=lambda: FreshKeys(KeyGenerator()))
+    made: int = 0
+    naps: list[float] = field(factory=list)
+    ends: list[float] = field(factory=list)
+    context: CallContext = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.context = context_of(self, self.pacer if self.counted else UncountedPacer)
+
+    async def send(self, request: Request, _key: str | None, _timeout: float) -> Response:
+        reply = self.answers[min(self.made, len(self.answers) - 1)]
+        self.made += 1
+        advance(self.takes)
+        self.ends.append(asyncio.get_running_loop().time())
+        if reply is DONE:
+            return Response(
+                200, b'{"object":"AccountPatched","account_id":"%s"}' % request.account_id.encode()
+            )
+        raise reply()
+
+    async def aclose(self) -> None: ...
+
+    async def nap(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        advance(seconds)
+
+    async def call(self, policy: RetryPolicy) -> AccountPatched:
+        """Make a call to this API."""
+        with self.context.tracker:
+            hooks = PatientHooks(self.context.tracker) if self.patient else None
+            call = UpdateCall(self.context, "acc_1", self.change, self.keys, policy, hooks)
+            advance(self.late)
+            return await call.run()
+
+
+def context_of(transport: Any, pacer: type[Pacer] = Pacer) -> CallContext:
+    """What calls to *transport* share."""
+    made = pacer(Pace(adaptive=False), random=lambda: 0.5)
+    base = URL("http://127.0.0.1:1")
+    return CallContext(transport, Secret(KEY), made, KeyedLock(), CallTracker(), None, base)
+
+
+def play(policy: RetryPolicy, api: StubApi) -> AccountPatched:
+    """The result of one call to *api*, which records the backoffs of *policy*."""
+    with asyncio.Runner(loop_factory=ManualLoop) as runner:
+        return runner.run(api.call(evolve(policy, sleep=api.nap)))
+
+
+def failed(policy: RetryPolicy, api: StubApi, kind: type[PostPressError] = PostPressError) -> Any:
+    """The error of one call to *api*."""
+    with pytest.raises(kind) as caught:
+        play(policy, api)
+    return caught.value
