@@ -29,7 +29,7 @@ from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyC
 from postpress_async.pace._load_signal import LoadSignal, load_signal_of
 from postpress_async.pace._pacer import PermitFuture
 from postpress_async.pace._permit import Permit
-from postpress_async.retry import LONGEST_RETRY_AFTER, RetryPolicy, error_of
+from postpress_async.retry import LONGEST_RETRY_AFTER, RetryPolicy
 
 _log = logging.getLogger("postpress_async.calls")
 
@@ -298,7 +298,8 @@ class UpdateCall:
 
     def _must_stop(self, state: RetryCallState) -> bool:
         """Whether the Retry-After is too long, or the backoff would exceed the deadline."""
-        error, backoff = error_of(state), state.upcoming_sleep
+        error, backoff = self._failure, state.upcoming_sleep
+        assert error is not None  # noqa: S101 - see `_may_retry`
         counted = backoff - self._excluded(error, backoff)
         too_late = counted >= self._seconds_left(self._clock())
         return too_late or (error.retry_after or 0.0) > LONGEST_RETRY_AFTER

@@ -102,7 +102,7 @@ def test_also_on_overrides_the_retry_strategy(retry: Any) -> None:
 def test_class_of_errors_is_refused_as_a_strategy() -> None:
     """It can be called with an error, and its instance is true: it would retry everything."""
     with pytest.raises(ValueError, match=r"write tenacity\.retry_if_exception_type\(ProxyError\)"):
-        RetryPolicy(retry=errors.ProxyError)
+        RetryPolicy(retry=errors.ProxyError)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -112,25 +112,33 @@ async def test_a_call_ends_at_its_deadline_while_it_connects() -> None:
         assert caught.value.applied is errors.Applied.NO
 
 
-@pytest.mark.parametrize("strategy", ["wait", "stop"])
+@pytest.mark.parametrize("name", ["retry", "wait", "stop", "after", "before_sleep"])
 @in_virtual_time
-async def test_a_call_ends_at_its_deadline_though_a_strategy_takes_its_time(strategy: str) -> None:
+async def test_a_call_ends_at_its_deadline_though_a_strategy_takes_its_time(name: str) -> None:
     """A strategy of the caller's may be a coroutine function, and ask a service that is out itself."""
 
-    async def slow(_state: object) -> float:
-        await asyncio.sleep(100.0)
-        return 0.0
-
-    async def slow_to_stop(_state: object) -> bool:
+    async def slow(_state: object) -> bool:
         await asyncio.sleep(100.0)
         return False
 
-    waits, stops = RetryPolicy(deadline=10.0, wait=slow), RetryPolicy(deadline=10.0, stop=slow_to_stop)
-    slowly = waits if strategy == "wait" else stops
     async with world() as at:
         await at.server.outage("503")
         with pytest.raises(errors.ServiceUnavailableError):
-            await at.call(retry=slowly)
+            await at.call(retry=RetryPolicy(deadline=10.0, **{name: slow}))
+
+        assert 9.0 <= now() <= 10.1
+
+
+@in_virtual_time
+async def test_a_call_ends_at_its_deadline_before_its_first_attempt() -> None:
+    """Where the callback that comes before it takes its time."""
+
+    async def slow(_state: object) -> None:
+        await asyncio.sleep(100.0)
+
+    async with world() as at:
+        with pytest.raises(errors.DeadlineError):
+            await at.call(retry=RetryPolicy(deadline=10.0, before=slow, retry=lambda _error: True))
 
         assert 9.0 <= now() <= 10.1
 
