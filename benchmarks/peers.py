@@ -2,11 +2,14 @@
 How much CPU time does a call need, compared with other ways to make it?
 
 Each call is a PATCH that succeeds at once over a keep-alive connection on loopback. This session with both
-transports and its peers, each written as its users write it, send the same body to the same server, in turn
-in one run. The CPU time is that of this process, user and system; the server has its own process and core.
-The output has every figure with its range, and the ratios to the call written by hand::
+transports and its peers, each written as its users write it, send the same body to the same server: one that
+sends canned bytes, and nginx. Each peer has a process of its own, because a heap that another peer has filled
+changes the cost of aiohttp's reads; they take turns, so that whatever slows the machine slows all of them.
+The CPU time is that of the peer's process, user and system; the server has its own core. The output has every
+figure with its range, and the ratios to the call written by hand::
 
-    python -m benchmarks.peers [--in-flight 8 64 500] [--rounds 15] [--requests 800] [--loops asyncio uvloop]
+    python -m benchmarks.peers [--servers canned nginx] [--loops asyncio uvloop] [--in-flight 8 64 500]
+                               [--rounds 15] [--requests 800] [--peers session hand]
 """
 
 import argparse
@@ -17,26 +20,33 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from importlib.metadata import version
-from typing import Any, Final, TypeAlias
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
 
 import aiohttp
 import aiohttp_retry
-import openai
 import stamina
 import tenacity
 import uvloop
 from attrs import frozen
 from yarl import URL
 
+from benchmarks.nginx import nginx_server
 from postpress_async import CustomProxy, Pace, PostPressSession
+from postpress_async._http.codec import Request, encode_request
 from tests.support.canned_server import canned_server, two_cores
 
 Call: TypeAlias = Callable[[str], Awaitable[object]]
+Opener: TypeAlias = Callable[[str, int], AsyncIterator[Call]]
+Play: TypeAlias = Callable[[list[str]], Awaitable[object]]
+Transport: TypeAlias = Literal["session", "lean"]
 
 KEY: Final = "pp_bench_0123456789abcdef0123456789abcdef"
 PROXY: Final = {
@@ -52,22 +62,39 @@ CHANGE: Final = CustomProxy(**PROXY)  # type: ignore[arg-type] # validated at ru
 LIBRARIES: Final = (
     "postpress-async aiohttp yarl multidict attrs cattrs tenacity uvloop aiohttp-retry stamina openai httpx2"
 ).split()
+SERVERS: Final = {"canned": canned_server, "nginx": nginx_server}
+
+ROTATION_LENGTH: Final = 10
+"""A rotation has as many times the requests of a round: opening and closing its journal takes some ms."""
+
+PEERS: Final[dict[str, Callable[[str, int], AbstractAsyncContextManager[Play]]]] = {}
+"""The ways to make calls. Each gets the base URL and the concurrency, and yields what makes all of them."""
 
 
-@frozen
-class Peer:
-    """A way to make the call. *open* gets the base URL and the concurrency, and yields the call."""
+def peer(name: str) -> Callable[[Opener], Opener]:
+    """Register a peer that yields one call."""
 
-    name: str
-    open: Callable[[str, int], Any]
+    def register(open_peer: Opener) -> Opener:
+        opened = asynccontextmanager(open_peer)
 
+        @asynccontextmanager
+        async def workers(base: str, in_flight: int) -> AsyncIterator[Play]:
+            async with opened(base, in_flight) as call:
 
-PEERS: Final[dict[str, Peer]] = {}
+                async def work(account_ids: Iterator[str]) -> None:
+                    for account_id in account_ids:  # the workers share the iterator
+                        await call(account_id)
 
+                async def play(account_ids: list[str]) -> None:
+                    shared = iter(account_ids)
+                    async with asyncio.TaskGroup() as group:
+                        for _ in range(in_flight):
+                            group.create_task(work(shared))
 
-def peer(name: str) -> Callable[[Callable[[str, int], AsyncIterator[Call]]], None]:
-    def register(open_peer: Callable[[str, int], AsyncIterator[Call]]) -> None:
-        PEERS[name] = Peer(name, asynccontextmanager(open_peer))
+                yield play
+
+        PEERS[name] = workers
+        return open_peer
 
     return register
 
@@ -75,20 +102,45 @@ def peer(name: str) -> Callable[[Callable[[str, int], AsyncIterator[Call]]], Non
 # --- This session ---
 
 
-@peer("this session")
-async def ours(base: str, in_flight: int) -> AsyncIterator[Call]:
-    async with PostPressSession(KEY, base_url=base, pace=_pace(in_flight)) as session:
-        yield lambda account_id: session.update_proxy(account_id, CHANGE)
+def _session(base: str, in_flight: int, transport: Transport = "session") -> PostPressSession:
+    pace = Pace(in_flight=max(100, in_flight))  # everything else is the default
+    return PostPressSession(KEY, base_url=base, pace=pace, transport=transport)
 
 
-@peer("this session, lean")
-async def ours_lean(base: str, in_flight: int) -> AsyncIterator[Call]:
-    async with PostPressSession(KEY, base_url=base, pace=_pace(in_flight), transport="lean") as session:
-        yield lambda account_id: session.update_proxy(account_id, CHANGE)
+def _register_session(suffix: str, transport: Transport) -> None:
+    @peer(f"this session{suffix}")
+    async def update_proxy(base: str, in_flight: int) -> AsyncIterator[Call]:
+        async with _session(base, in_flight, transport) as session:
+            yield lambda account_id: session.update_proxy(account_id, CHANGE)
+
+    @peer(f"its transport alone{suffix}")
+    async def transport_alone(base: str, in_flight: int) -> AsyncIterator[Call]:
+        request = encode_request("acc_0", CHANGE)
+        async with _session(base, in_flight, transport) as session:
+            send = session._context.transport.send
+            yield lambda account_id: send(Request(account_id, request.body, request.secrets), "key-1", 30.0)
 
 
-def _pace(in_flight: int) -> Pace:
-    return Pace(in_flight=max(100, in_flight))  # everything else is the default
+_register_session("", "session")
+_register_session(", lean", "lean")
+
+
+@asynccontextmanager
+async def rotation(base: str, in_flight: int) -> AsyncIterator[Play]:
+    with tempfile.TemporaryDirectory() as folder:
+        async with _session(base, in_flight) as session:
+
+            async def play(account_ids: list[str]) -> None:
+                journal = Path(folder, f"{account_ids[0]}.sqlite3")
+                pairs = [(account_id, CHANGE) for account_id in account_ids]
+                async with session.rotate(pairs, journal=journal, in_flight=in_flight) as outcomes:
+                    async for outcome in outcomes:
+                        assert outcome.error is None
+
+            yield play
+
+
+PEERS["a rotation with its journal"] = rotation
 
 
 # --- aiohttp ---
@@ -105,6 +157,9 @@ async def by_hand(base: str, in_flight: int) -> AsyncIterator[Call]:
                 return await response.json()
 
         yield call
+
+
+_by_hand = asynccontextmanager(by_hand)
 
 
 @peer("aiohttp, leanest")
@@ -168,21 +223,21 @@ async def with_stamina(base: str, in_flight: int) -> AsyncIterator[Call]:
         yield call
 
 
-def _by_hand(base: str, in_flight: int) -> Any:
-    return PEERS["aiohttp by hand"].open(base, in_flight)
-
-
 # --- openai-python ---
 
 
-class Patched(openai.BaseModel):
-    object: str
-    account_id: str
+async def _with_openai(base: str, client_name: str) -> AsyncIterator[Call]:
+    import openai  # its heap is its own
 
+    class Patched(openai.BaseModel):
+        object: str
+        account_id: str
 
-async def _with_openai(base: str, http_client: Any) -> AsyncIterator[Call]:
     async with openai.AsyncOpenAI(
-        api_key=KEY, base_url=base, default_headers={"X-API-KEY": KEY}, http_client=http_client
+        api_key=KEY,
+        base_url=base,
+        default_headers={"X-API-KEY": KEY},
+        http_client=getattr(openai, client_name)(),
     ) as client:
 
         async def call(account_id: str) -> Patched:
@@ -193,13 +248,13 @@ async def _with_openai(base: str, http_client: Any) -> AsyncIterator[Call]:
 
 @peer("openai-python on aiohttp")
 async def openai_on_aiohttp(base: str, _in_flight: int) -> AsyncIterator[Call]:
-    async for call in _with_openai(base, openai.DefaultAioHttpClient()):
+    async for call in _with_openai(base, "DefaultAioHttpClient"):
         yield call
 
 
 @peer("openai-python on httpx")
 async def openai_on_httpx(base: str, _in_flight: int) -> AsyncIterator[Call]:
-    async for call in _with_openai(base, openai.DefaultAsyncHttpxClient()):
+    async for call in _with_openai(base, "DefaultAsyncHttpxClient"):
         yield call
 
 
@@ -253,47 +308,53 @@ class Cost:
     rate: float
 
 
-async def _play(call: Call, account_ids: Iterator[str], in_flight: int) -> None:
-    async def worker() -> None:
-        for account_id in account_ids:  # the workers share the iterator
-            await call(account_id)
+async def _run_peer(name: str, base: str, in_flight: int, requests: int) -> None:
+    """Measure a round for each line of standard input, and print its `Cost` as JSON."""
+    rotates = PEERS[name] is rotation
+    counts = (max(100, in_flight), requests * ROTATION_LENGTH if rotates else requests)
+    number = 0
+    gc.collect()
+    gc.freeze()  # keeps the libraries' own objects out of garbage collection during the rounds
+    async with PEERS[name](base, in_flight) as play:
+        while sys.stdin.readline():
+            for count in counts:  # the first reopens idle connections that were closed
+                account_ids = [f"acc_{n:08}" for n in range(number, number + count)]
+                number += count
+                gc.collect()
+                wall, cpu = time.perf_counter(), time.process_time()
+                await play(account_ids)
+                cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            print(json.dumps([cpu / count * 1e6, count / wall]), flush=True)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(in_flight):
-            group.create_task(worker())
 
-
-async def measure(
-    names: list[str], base: str, in_flight: int, rounds: int, requests: int
+def measure(
+    names: list[str], base: str, in_flight: int, loop: str, rounds: int, requests: int
 ) -> dict[str, list[Cost]]:
     """Measure all peers in turn, and return a `Cost` for each round."""
     costs: dict[str, list[Cost]] = {name: [] for name in names}
-    number = 0
-
-    def ids(count: int) -> Iterator[str]:
-        nonlocal number
-        number += count
-        return iter([f"acc_{n:08}" for n in range(number - count, number)])
-
-    async with AsyncExitStack() as stack:
-        calls = {name: await stack.enter_async_context(PEERS[name].open(base, in_flight)) for name in names}
+    with ExitStack() as stack:
+        processes = {}
+        for name in names:
+            words = [sys.executable, "-m", "benchmarks.peers", "--run", name, base]
+            words += ["--in-flight", str(in_flight), "--loops", loop, "--requests", str(requests)]
+            process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            processes[name] = stack.enter_context(process)
         for turn in range(rounds):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                pipe = processes[name]
+                assert pipe.stdin is not None
+                assert pipe.stdout is not None
                 if name not in costs:
                     continue
-                try:
-                    # Reopen idle connections that were closed, before measuring.
-                    await _play(calls[name], ids(max(100, in_flight)), in_flight)
-                    todo = ids(requests)
-                    gc.collect()
-                    wall, cpu = time.perf_counter(), time.process_time()
-                    await _play(calls[name], todo, in_flight)
-                    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-                except ExceptionGroup as group:  # a peer's timeout, if the machine is busy
+                pipe.stdin.write("round\n")
+                pipe.stdin.flush()
+                if line := pipe.stdout.readline():
+                    costs[name].append(Cost(*json.loads(line)))
+                else:  # its process has printed why, such as a timeout if the machine is busy
                     del costs[name]
-                    print(f"  {name:30} failed: {group.exceptions[0]!r}")
-                else:
-                    costs[name].append(Cost(cpu / requests * 1e6, requests / wall))
+                    print(f"  {name:30} failed")
+        for process in processes.values():
+            process.stdin.close()  # type: ignore[union-attr]
     return costs
 
 
@@ -301,50 +362,64 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.median(values):8.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
+def _compare(
+    costs: dict[str, list[Cost]], name: str, other: str, how: Callable[[float, float], float]
+) -> str:
+    # Compare rounds with the same number, since anything that slows the machine affects both.
+    if name not in costs or other not in costs:
+        return ""
+    pairs = zip(costs[name], costs[other], strict=True)
+    return _spread([how(one.cpu, another.cpu) for one, another in pairs], 2)
+
+
 def print_costs(costs: dict[str, list[Cost]]) -> None:
-    """Print a row for each peer, then the ratios to the two plain aiohttp peers."""
+    """Print a row for each peer, the ratios to the two plain aiohttp peers, and the cost of the layers."""
     for name, rounds in costs.items():
         cpu = _spread([cost.cpu for cost in rounds], 1)
         print(f"  {name:30} {cpu:32} {_spread([cost.rate for cost in rounds], 0)}")
-    bases = [name for name in ("aiohttp by hand", "aiohttp, leanest") if name in costs]
-    if bases:
-        print(f"\n  {'CPU, as a ratio to':30} " + " ".join(f"{name:>18}" for name in bases))
-        for name, rounds in costs.items():
-            # Compare rounds with the same number, since anything that slows the machine affects both.
-            ratios = [
-                statistics.median(a.cpu / b.cpu for a, b in zip(rounds, costs[other], strict=True))
-                for other in bases
-            ]
-            print(f"  {name:30} " + " ".join(f"{ratio:18.2f}" for ratio in ratios))
-    print(flush=True)
+    for base in ("aiohttp by hand", "aiohttp, leanest"):
+        if base in costs:
+            print(f"\n  CPU, as a ratio to {base}")
+            for name in costs:
+                print(f"  {name:30} {_compare(costs, name, base, lambda a, b: a / b)}")
+    print()
+    for suffix in ("", ", lean"):
+        layers = _compare(costs, f"this session{suffix}", f"its transport alone{suffix}", lambda a, b: a - b)
+        print(f"  {f'the layers alone{suffix}, us':30} {layers}")
+    ratio = _compare(costs, "a rotation with its journal", "this session", lambda a, b: a / b)
+    print(f"  {'rotation / update_proxy':30} {ratio}\n", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="See the module.")
-    parser.add_argument("--in-flight", type=int, nargs="+", default=[8, 64, 500])
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=[*SERVERS])
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[64])
     parser.add_argument("--loops", nargs="+", choices=["asyncio", "uvloop"], default=["asyncio", "uvloop"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--requests", type=int, default=800, help="Requests of each peer per round.")
     parser.add_argument("--peers", nargs="+", default=[""], help="Patterns of peers' names. Default: all.")
+    parser.add_argument("--run", nargs=2, metavar=("NAME", "URL"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    names = [name for name in PEERS if any(re.search(part, name) for part in options.peers)]
-
     started, cores = time.monotonic(), two_cores()
     if cores is not None:
         os.sched_setaffinity(0, {cores[0]})
-    gc.collect()
-    gc.freeze()  # keeps the libraries' own objects out of garbage collection during the rounds
-    with canned_server(None if cores is None else cores[1]) as base:
-        for loop in options.loops:
-            factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
-            for in_flight in options.in_flight:
-                print(
-                    f"{loop}, {in_flight} in flight: CPU us per request, requests per second; median (range)"
-                )
-                with asyncio.Runner(loop_factory=factory) as runner:
-                    costs = runner.run(measure(names, base, in_flight, options.rounds, options.requests))
-                print_costs(costs)
+    if options.run:
+        factory = uvloop.new_event_loop if options.loops == ["uvloop"] else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(_run_peer(*options.run, options.in_flight[0], options.requests))
+        return 0
+
+    names = [name for name in PEERS if any(re.search(part, name) for part in options.peers)]
+    for server in options.servers:
+        with SERVERS[server](None if cores is None else cores[1]) as base:
+            for loop in options.loops:
+                for in_flight in options.in_flight:
+                    print(
+                        f"{server}, {loop}, {in_flight} in flight: "
+                        "CPU us per request, requests per second; median (range)"
+                    )
+                    print_costs(measure(names, base, in_flight, loop, options.rounds, options.requests))
     seconds = time.monotonic() - started
     print(f"{options.rounds} rounds of {options.requests:,} requests, {seconds:.0f} s in all")
     print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in LIBRARIES)}")
