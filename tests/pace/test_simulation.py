@@ -1,6 +1,7 @@
 """The real session against the real sandbox, aiohttp on both sides, in virtual time."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
