@@ -407,7 +407,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.run:
         factory = uvloop.new_event_loop if options.loops == ["uvloop"] else asyncio.new_event_loop
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(_run_peer(*options.run, options.in_flight[0], options.requests))
+            name, base = options.run
+            runner.run(_run_peer(name, base, options.in_flight[0], options.requests))
         return 0
 
     names = [name for name in PEERS if any(re.search(part, name) for part in options.peers)]

@@ -79,23 +79,16 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 class FreshKeys:
     """Generated keys for one call."""
 
-    __slots__ = ("_current", "_generator", "in_doubt")
+    __slots__ = ("_generator", "current", "in_doubt")
 
     def __init__(self, generator: KeyGenerator) -> None:
         self._generator = generator
-        self._current: str | None = None
+        self.current = generator.generate()
         self.in_doubt = False
-
-    @property
-    def current(self) -> str:
-        """See `Keys.current`. It is generated on first use, so a call that still waits has no key."""
-        if self._current is None:
-            self._current = self._generator.generate()
-        return self._current
 
     async def renew(self) -> None:
         """See `Keys.renew`."""
-        self._current = self._generator.generate()
+        self.current = self._generator.generate()
 
 
 @define

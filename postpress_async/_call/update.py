@@ -190,7 +190,9 @@ class UpdateCall:
             left = self._seconds_left(started)
             if left <= 0 or self._waits.ended:
                 raise self._out_of_time()
-            number, unix_time = self._start_attempt(started), time.time()
+            number, unix_time = len(self._attempts) + 1, time.time()
+            if self._hooks is not None or context.observer is not None:
+                self._report_start(number, started)
             response = await context.transport.send(
                 request, self._keys.current, min(self._policy.attempt_timeout, left)
             )
@@ -237,16 +239,13 @@ class UpdateCall:
         self._exclude(self._clock() - queued_at)
         return permit
 
-    def _start_attempt(self, now: float) -> int:
-        """Report the attempt that starts now, and return its number."""
-        number = len(self._attempts) + 1
+    def _report_start(self, number: int, now: float) -> None:
         if number == 1:
             self._first_sent = now
         if self._hooks is not None:
             self._hooks.on_attempt_started(now)
         if self._context.observer is not None:
             self._context.observer(events.AttemptStarted(self._request.account_id, number))
-        return number
 
     def _record_failure(self, error: PostPressError, attempt: Attempt) -> None:
         """Record on *error* what is known about the whole call, and decide about the next key."""

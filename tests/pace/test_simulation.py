@@ -124,8 +124,8 @@ async def test_a_call_ends_at_its_deadline_though_a_strategy_takes_its_time(name
 
     async with world() as at:
         await at.server.outage("503")
+        options: dict[str, Any] = {name: slow}
         with pytest.raises(errors.ServiceUnavailableError):
-            options: dict[str, Any] = {name: slow}
             await at.call(retry=RetryPolicy(deadline=10.0, **options))
 
         assert 9.0 <= now() <= 10.1
