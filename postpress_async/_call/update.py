@@ -133,48 +133,39 @@ class UpdateCall:
         locks, account_id = self._context.locks, self._request.account_id
         if not locks.try_acquire(account_id):
             await self._wait_for_lock(locks, account_id)
+        state = None if self._policy.before is None else self._new_state()
         try:
-            if self._policy.before is not None:
-                return await self._retry(None)
-            # Nearly every call succeeds at the first attempt, and does not need tenacity.
-            permit = self._context.pacer.try_acquire() or await self._wait_for_permit()
-            try:
-                return await self._attempt(permit)
-            except PostPressError as error:
-                failure = error
-            try:
-                return await self._retry(failure)
-            finally:
-                del failure  # an exception held by a frame of its own traceback is a reference cycle
+            while True:
+                if state is not None:  # nearly every call succeeds at once, and does not need tenacity
+                    await self._wait_for_next_attempt(state)
+                permit = self._context.pacer.try_acquire() or await self._wait_for_permit()
+                timeout = self._timeout_of_attempt(permit)
+                try:
+                    return await self._attempt(permit, timeout)
+                except PostPressError as error:
+                    state = state or self._new_state()
+                    self._set_outcome(state, error)
         finally:
             locks.release(account_id)
-            self._failure = None  # its traceback holds this frame
+            # Each of these is part of a reference cycle: a traceback holds this frame.
+            self._failure = None
+            if state is not None:
+                state.outcome = None
+                state.retry_object.iter_state.reset()
 
-    async def _retry(self, failure: PostPressError | None) -> AccountPatched:
-        """Make attempts for as long as tenacity says so, the first of which may have ended with *failure*."""
+    def _new_state(self) -> RetryCallState:
         retrying = self._policy.new_retrying(self._may_retry, self._must_stop)
         retrying.begin()
         # By the loop's clock instead of tenacity's, so that tests can use virtual time.
         retrying.statistics["start_time"] -= self._clock() - self._started
-        state = RetryCallState(retrying, self.run, (self._request.account_id, self._change), {})
-        try:
-            if failure is not None:
-                self._set_outcome(state, failure)
-            while True:
-                action = await self._wait_for(retrying.iter, state)
-                if isinstance(action, DoSleep):
-                    state.prepare_for_next_attempt()
-                    await self._back_off(action)
-                    continue
-                permit = self._context.pacer.try_acquire() or await self._wait_for_permit()
-                try:
-                    return await self._attempt(permit)
-                except PostPressError as error:
-                    self._set_outcome(state, error)
-        finally:
-            # Both would be part of a reference cycle.
-            retrying.iter_state.reset()
-            state.outcome = failure = None
+        return RetryCallState(retrying, self.run, (self._request.account_id, self._change), {})
+
+    async def _wait_for_next_attempt(self, state: RetryCallState) -> None:
+        """Back off as tenacity decides; raise the last error if there is no next attempt."""
+        retrying: Any = state.retry_object
+        while isinstance(action := await self._wait_for(retrying.iter, state), DoSleep):
+            state.prepare_for_next_attempt()
+            await self._back_off(action)
 
     def _set_outcome(self, state: RetryCallState, error: PostPressError) -> None:
         state.set_exception((type(error), error, error.__traceback__))
@@ -182,20 +173,21 @@ class UpdateCall:
         if not self._counts:
             state.attempt_number -= 1
 
-    async def _attempt(self, permit: Permit) -> AccountPatched:
+    def _timeout_of_attempt(self, permit: Permit) -> float:
+        left = self._seconds_left(permit.sent)
+        if left <= 0 or self._waits.ended:
+            self._context.pacer.release(permit, _NONE)
+            raise self._out_of_time()
+        return min(self._policy.attempt_timeout, left)
+
+    async def _attempt(self, permit: Permit, timeout: float) -> AccountPatched:
         """Make one attempt, and return its permit."""
-        context, request = self._context, self._request
-        started, signal, retry_after, number = permit.sent, _NONE, None, 0
+        context, request, started = self._context, self._request, permit.sent
+        number, unix_time, signal, retry_after = len(self._attempts) + 1, time.time(), _NONE, None
         try:
-            left = self._seconds_left(started)
-            if left <= 0 or self._waits.ended:
-                raise self._out_of_time()
-            number, unix_time = len(self._attempts) + 1, time.time()
             if self._hooks is not None or context.observer is not None:
                 self._report_start(number, started)
-            response = await context.transport.send(
-                request, self._keys.current, min(self._policy.attempt_timeout, left)
-            )
+            response = await context.transport.send(request, self._keys.current, timeout)
             elapsed = self._clock() - started
             attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, response.status))
             patched = codec.decode_response(response, request, context.api_key, attempts)
@@ -205,9 +197,8 @@ class UpdateCall:
             return patched
         except PostPressError as error:
             signal, retry_after = load_signal_of(error), error.retry_after
-            if number:
-                elapsed = self._clock() - started
-                self._record_failure(error, Attempt(number, unix_time, elapsed, error.code, error.status))
+            elapsed = self._clock() - started
+            self._record_failure(error, Attempt(number, unix_time, elapsed, error.code, error.status))
             raise
         finally:
             self._counts = context.pacer.release(permit, signal, retry_after)
@@ -282,8 +273,6 @@ class UpdateCall:
 
     def _may_retry(self, error: PostPressError) -> bool:
         """Whether another attempt is useful and cannot assign a second managed proxy."""
-        if self._failure is None:  # the time ended before there was an attempt
-            return False
         if self._hooks is not None and self._hooks.should_give_up(error):
             return False
         # An outage uses up neither attempts nor the deadline, so this limit ends the call if the last
@@ -298,7 +287,7 @@ class UpdateCall:
     def _must_stop(self, state: RetryCallState) -> bool:
         """Whether the Retry-After is too long, or the backoff would exceed the deadline."""
         error, backoff = self._failure, state.upcoming_sleep
-        assert error is not None  # noqa: S101 - see `_may_retry`
+        assert error is not None  # noqa: S101 - there was an attempt
         counted = backoff - self._excluded(error, backoff)
         too_late = counted >= self._seconds_left(self._clock())
         return too_late or (error.retry_after or 0.0) > LONGEST_RETRY_AFTER
