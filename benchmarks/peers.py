@@ -4,7 +4,7 @@ How much CPU time does a call need, compared with other ways to make it?
 Each call is a PATCH that succeeds at once over a keep-alive connection on loopback. This session with both
 transports and its peers, each written as its users write it, send the same body to the same server: one that
 sends canned bytes, and nginx. Each peer has a process of its own, because a heap that another peer has filled
-changes the cost of aiohttp's reads; they take turns, so that whatever slows the machine slows all of them.
+changes the cost of aiohttp's reads; they take turns, so that anything that slows the machine slows all of them.
 The CPU time is that of the peer's process, user and system; the server has its own core. The output has every
 figure with its range, and the ratios to the call written by hand::
 
@@ -28,6 +28,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from shutil import which
 from typing import Any, Final, Literal, TypeAlias
 
 import aiohttp
@@ -393,7 +394,8 @@ def print_costs(costs: dict[str, list[Cost]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="See the module.")
-    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=[*SERVERS])
+    installed = [name for name in SERVERS if name != "nginx" or which("nginx")]
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=installed)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[64])
     parser.add_argument("--loops", nargs="+", choices=["asyncio", "uvloop"], default=["asyncio", "uvloop"])
     parser.add_argument("--rounds", type=int, default=15)
