@@ -4,9 +4,9 @@ How much CPU time does a call need, compared with other ways to make it?
 Each call is a PATCH that succeeds at once over a keep-alive connection on loopback. This session with both
 transports and its peers, each written as its users write it, send the same body to the same server: one that
 sends canned bytes, and nginx. Each peer has a process of its own, because a heap that another peer has filled
-changes the cost of aiohttp's reads; they take turns, so that anything that slows the machine slows all of them.
+changes the cost of aiohttp's reads. They take turns, so that anything that slows the machine slows them all.
 The CPU time is that of the peer's process, user and system; the server has its own core. The output has every
-figure with its range, and the ratios to the call written by hand::
+figure with its range, the ratios to the call written by hand, and the cost of the layers above a transport::
 
     python -m benchmarks.peers [--servers canned nginx] [--loops asyncio uvloop] [--in-flight 8 64 500]
                                [--rounds 15] [--requests 800] [--peers session hand]

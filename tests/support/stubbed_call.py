@@ -19,7 +19,7 @@ from postpress_async.errors import ApiError, PostPressError, Problem
 from postpress_async.models import AccountPatched, ProxyChange
 from postpress_async.pace._pacer import Pacer
 from postpress_async.secret import Secret
-from tests.conftest import KEY
+from tests.support import KEY
 
 PROXY = CustomProxy(host="proxy.example.com", port=8080)
 DONE = AccountPatched("acc_1")
