@@ -163,6 +163,9 @@ class UpdateCall:
     async def _wait_for_next_attempt(self, state: RetryCallState) -> None:
         """Back off as tenacity decides; raise the last error if there is no next attempt."""
         retrying: Any = state.retry_object
+        if self._waits.ended and state.outcome is not None:
+            # There is no time for it, but the owner must be asked, and so learn if it would have been retried.
+            await retrying.iter(state)
         while isinstance(action := await self._wait_for(retrying.iter, state), DoSleep):
             state.prepare_for_next_attempt()
             await self._back_off(action)
