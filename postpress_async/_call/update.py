@@ -164,7 +164,7 @@ class UpdateCall:
         """Back off as tenacity decides; raise the last error if there is no next attempt."""
         retrying: Any = state.retry_object
         if self._waits.ended and state.outcome is not None:
-            # There is no time for it, but the owner must be asked, and so learn if it would have been retried.
+            # There is no time for it, but the owner must learn whether it would have been retried.
             await retrying.iter(state)
         while isinstance(action := await self._wait_for(retrying.iter, state), DoSleep):
             state.prepare_for_next_attempt()
