@@ -300,7 +300,7 @@ def simulation(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Compare with other clients: CPU time per request and requests per second; about five minutes."""
+    """Compare a call with its peers: CPU time per request, requests per second; nginx too, if installed."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks.peers", *session.posargs)
 
