@@ -49,7 +49,8 @@ class PooledProxy:
         host = f"[{host}]" if ":" in host else host
         user = f"{user}@" if user else ""
         # A user name may contain control characters, such as one that reverses a terminal's text.
-        user = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in user)
+        if not user.isprintable():
+            user = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in user)
         return cls(proxy, f"{user}{host}:{port}")
 
 
