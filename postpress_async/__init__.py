@@ -8,12 +8,14 @@ from postpress_async._version import __version__
 
 if TYPE_CHECKING:
     from postpress_async import errors, events
+    from postpress_async._converter import converter
     from postpress_async.errors import ApiError, PostPressError, TransportError
     from postpress_async.models import (
         AccountPatched,
         CustomProxy,
         ManagedProxy,
         ProxyChange,
+        ProxyChangeLike,
         ProxyProtocol,
     )
     from postpress_async.pace import Pace
@@ -36,6 +38,7 @@ __all__ = [
     "PostPressError",
     "PostPressSession",
     "ProxyChange",
+    "ProxyChangeLike",
     "ProxyPool",
     "ProxyProtocol",
     "Results",
@@ -45,6 +48,7 @@ __all__ = [
     "Secret",
     "TransportError",
     "__version__",
+    "converter",
     "errors",
     "events",
 ]
@@ -53,8 +57,9 @@ _MODULES: Final = frozenset("errors events models pace retry rotation secret ses
 _HOMES: Final = {
     name: module
     for module, names in {
+        "_converter": "converter",
         "errors": "ApiError PostPressError TransportError",
-        "models": "AccountPatched CustomProxy ManagedProxy ProxyChange ProxyProtocol",
+        "models": "AccountPatched CustomProxy ManagedProxy ProxyChange ProxyChangeLike ProxyProtocol",
         "pace": "Pace",
         "retry": "RetryPolicy",
         "rotation": "Fleet Outcome ProxyPool Results Rotation RotationSummary",

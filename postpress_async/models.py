@@ -5,10 +5,11 @@ An invalid value cannot be built: the constructor raises `FieldError`, a `ValueE
 and the rule, and never shows a password.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 from attrs.converters import optional as or_none
 
 from postpress_async import _fields
@@ -50,7 +51,13 @@ def _to_secret(value: Secret | str | None) -> Secret | None:
     return Secret(value)
 
 
-@frozen(kw_only=True)
+def _leave_password_to_converter(_: type, attributes: "list[Attribute[Any]]") -> "list[Attribute[Any]]":
+    # cattrs passes a value without a type to the constructor as it is. It has no hook for `Secret`, so it
+    # would refuse every password, and a hook can only be registered by importing it.
+    return [one.evolve(type=None) if one.name == "password" else one for one in attributes]
+
+
+@frozen(kw_only=True, field_transformer=_leave_password_to_converter)
 class CustomProxy:
     """
     A proxy that you provide.
@@ -125,6 +132,13 @@ class ManagedProxy:
 
 
 ProxyChange: TypeAlias = CustomProxy | ManagedProxy
+"""A change."""
+
+ProxyChangeLike: TypeAlias = ProxyChange | Mapping[str, Any]
+"""
+A change, or plain data as in the API's reference: ``{"country": "US"}``, ``{"ip": "203.0.113.42"}`` or
+``{"proxy": {"host": "proxy.example.com", "port": 8080}}``, with the same fields and checks as the models.
+"""
 
 
 @frozen

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 import aiohttp
 
 from postpress_async import events
+from postpress_async._call.arguments import suggest_change
 from postpress_async._call.context import CallContext, CallHooks
 from postpress_async._call.idempotency import FixedKey, FreshKeys, KeyGenerator, Keys, check_key
 from postpress_async._call.keyed_lock import KeyedLock
 from postpress_async._call.tracker import CallTracker, WaitGroup
 from postpress_async._call.update import UpdateCall
+from postpress_async._converter import as_change
 from postpress_async._http.lean_transport import make_lean_transport
 from postpress_async._http.session_transport import AiohttpTransport
 from postpress_async._http.transport import Transport
@@ -27,7 +29,7 @@ from postpress_async._safe_observer import SafeObserver
 from postpress_async._settings import make_tls, read_api_key, read_base_url, target_of
 from postpress_async.errors import ConfigurationError, SessionClosedError
 from postpress_async.events import Observer
-from postpress_async.models import AccountPatched, ProxyChange
+from postpress_async.models import AccountPatched, ProxyChange, ProxyChangeLike
 from postpress_async.pace import Pace
 from postpress_async.pace._pacer import Pacer
 from postpress_async.retry import RetryPolicy
@@ -128,10 +130,11 @@ class PostPressSession:
         """Whether all calls wait, except for probes, because the service is down."""
         return self._context.pacer.paused
 
+    @suggest_change
     async def update_proxy(
         self,
         account_id: str,
-        change: ProxyChange,
+        change: ProxyChangeLike,
         *,
         retry: RetryPolicy | None = None,
         idempotency_key: str | None = None,
@@ -145,12 +148,13 @@ class PostPressSession:
 
         Args:
             account_id: 1 to 256 of ``A-Z a-z 0-9 . _ ~ -``.
-            change: A `CustomProxy` or a `ManagedProxy`.
+            change: A `CustomProxy` or a `ManagedProxy`, or plain data such as ``{"country": "US"}``; see
+                `ProxyChangeLike`.
             retry: Overrides the session's policy.
             idempotency_key: Used for every attempt instead of generated keys; visible ASCII.
 
         Raises:
-            ValueError: The id or the key is invalid. Nothing was sent.
+            ValueError: The id, the change or the key is invalid. Nothing was sent.
             ApiError: An error response; see its class and `scope`.
             TransportError: There was no response.
             AnswerError: The response is invalid.
@@ -163,11 +167,13 @@ class PostPressSession:
         else:
             keys = FreshKeys(self._key_maker) if self._idempotency else FixedKey(None)
         with self._tracker:
-            return await UpdateCall(self._context, account_id, change, keys, retry or self._retry).run()
+            return await UpdateCall(
+                self._context, account_id, as_change(change), keys, retry or self._retry
+            ).run()
 
     async def update_many(
         self,
-        changes: "Mapping[str, ProxyChange | None] | Iterable[Change]",
+        changes: "Mapping[str, ProxyChangeLike | None] | Iterable[Change]",
         *,
         deadline: float | None = None,
         retry: RetryPolicy | None = None,
@@ -248,8 +254,8 @@ class PostPressSession:
         Args:
             changes: Pairs of account id and change from an iterable, an async iterable or a mapping, read as
                 needed; or a `Fleet`; or a pandas or polars frame with the columns of a fleet, see `Fleet.of`.
-                An invalid pair becomes an outcome instead of an exception. With a *pool*, account ids alone
-                are enough.
+                An invalid pair of a stream, and an invalid account id, becomes an outcome instead of an
+                exception. With a *pool*, account ids alone are enough.
             journal: The SQLite file from which the rotation can be resumed after it was stopped or killed,
                 with the same changes in the same order.
             in_flight: Accounts processed at once, from 1; if None, `Pace.in_flight`.
@@ -268,8 +274,8 @@ class PostPressSession:
             keep: Number of runs that the journal keeps, from 1; None for all.
 
         Raises:
-            ValueError: An argument is invalid; the fleet requires a pool; or no account would use the *pool*
-                (checked for a fleet, a frame, or any collection of accounts).
+            ValueError: An argument is invalid; a change in a collection is wrong; the fleet requires a pool;
+                or no account would use the *pool* (checked for a fleet, a frame, or any collection).
             JournalError: On entering it: the journal is in use, of another input, or cannot be written.
         """
         # Imported here, because programs that update single accounts do not need it.

@@ -7,7 +7,7 @@ A needless ignore is itself an error: each one says that a mistake is caught.
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Protocol, assert_never, assert_type
+from typing import Any, Protocol, assert_never, assert_type
 
 import polars
 
@@ -20,10 +20,13 @@ from postpress_async import (
     PostPressError,
     PostPressSession,
     ProxyChange,
+    ProxyChangeLike,
     Results,
     RetryPolicy,
     Rotation,
     RotationSummary,
+    Secret,
+    converter,
     errors,
     events,
 )
@@ -66,7 +69,7 @@ class CountedSession(PostPressSession):
     async def update_proxy(
         self,
         account_id: str,
-        change: ProxyChange,
+        change: ProxyChangeLike,
         *,
         retry: RetryPolicy | None = None,
         idempotency_key: str | None = None,
@@ -157,8 +160,34 @@ async def what_users_rotate(session: PostPressSession) -> None:
         assert_type(await anext(rotation, None), Outcome | None)
 
 
+async def what_a_service_writes(session: PostPressSession, payload: dict[str, Any], ids: list[str]) -> None:
+    assert_type(await session.update_proxy("acc_1", {"country": "US"}), AccountPatched)
+    custom = {"proxy": {"host": "proxy.example.com", "port": 8080}}
+    assert_type(await session.update_proxy("acc_1", custom), AccountPatched)
+    assert_type(await session.update_proxy("acc_1", payload), AccountPatched)
+    assert_type(await session.update_many({"acc_1": {"country": "US"}, "acc_2": custom}), Results)
+    assert_type(await session.update_many({id_: {"country": "US"} for id_ in ids}), Results)
+    assert_type(await session.update_many((id_, {"country": "US"}) for id_ in ids), Results)
+    assert_type(
+        await session.update_many({"acc_1": {"ip": "203.0.113.42"}, "acc_2": ManagedProxy(country="US")}),
+        Results,
+    )
+    session.rotate({"acc_1": {"country": "US"}})
+    session.rotate([("acc_1", {"country": "US"}), ("acc_2", custom), ("acc_3", payload)])
+
+
+def what_cattrs_users_write(data: dict[str, Any], outcome: Outcome) -> None:
+    assert_type(converter.structure(data, CustomProxy), CustomProxy)
+    line: dict[str, Any] = converter.unstructure(outcome)
+    revealing = converter.copy()
+    revealing.register_unstructure_hook(Secret, Secret.reveal)
+    print(line, revealing.unstructure(data))
+
+
 async def what_users_mistake(session: PostPressSession) -> None:
-    await session.update_proxy("acc_1", {"country": "US"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await session.update_proxy("acc_1", "US")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await session.update_proxy("acc_1", country="US")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await session.update_many([("acc_1", 5)])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     await session.update_proxy("acc_1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await session.update_proxy("acc_1", ManagedProxy("US"))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     CustomProxy(host="h.example")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -327,6 +327,8 @@ class Rotation:
         """Declare in the journal that the row may be sent. If it must not be, complete it and return None."""
         row = pending.row
         if isinstance(row, Refusal):
+            error = NotSentError(f"not sent: {row}")
+            error.account_id = row.account_id
             outcome = Outcome(
                 row.ordinal,
                 row.line,
@@ -335,6 +337,7 @@ class Rotation:
                 error_type=row.reason,
                 scope=Scope.REQUEST,
                 applied=Applied.NO,
+                error=error,
             )
         elif pending.leave_in_doubt or (self._drain and self._stopping):
             outcome = pending.unsent_outcome()

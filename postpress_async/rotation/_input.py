@@ -17,13 +17,21 @@ from typing import Any, Final, Self, TypeAlias
 
 from attrs import frozen
 
-from postpress_async.models import ProxyChange
+from postpress_async.models import ProxyChangeLike
 from postpress_async.rotation._fleet import Fleet
 from postpress_async.rotation._fleet._frame import Frame, is_frame
 from postpress_async.rotation._pending_rows import InputRows
 from postpress_async.rotation._pool import ProxyPool
 from postpress_async.rotation._row_digest import RowsDigest
-from postpress_async.rotation._rows import Change, Refusal, Row, arows_of, rows_of, uses_pool
+from postpress_async.rotation._rows import (
+    Change,
+    Refusal,
+    Row,
+    arows_of,
+    check_changes,
+    rows_of,
+    uses_pool,
+)
 from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
 from postpress_async.rotation.journal._input_check import NO_POOL
 from postpress_async.rotation.journal._preflight import known_row_count
@@ -31,7 +39,7 @@ from postpress_async.rotation.journal._preflight import known_row_count
 Changes: TypeAlias = (
     Iterable[Change]
     | AsyncIterable[Change]
-    | Mapping[str, ProxyChange | None]
+    | Mapping[str, ProxyChangeLike | None]
     | Fleet
     | Frame  # of pandas or polars
 )
@@ -71,7 +79,7 @@ class RotationInput:
 
         Raises:
             ValueError: The fleet was opened for a pool, but *pooled* is False; or it is True and no account
-                would use it, as far as this can be known without consuming *changes*.
+                would use it; or a change is wrong; as far as this can be known without consuming *changes*.
             FleetError: The columns of a frame are not those of a fleet.
         """
         if is_frame(changes):
@@ -88,11 +96,13 @@ class RotationInput:
         pairs: Any = changes.items() if isinstance(changes, Mapping) else changes
         if isinstance(pairs, AsyncIterable):
             return cls(arows_of(pairs, pooled=pooled), finite=False, total=None)
-        # An iterator cannot be checked: this would consume it.
-        if pooled and isinstance(changes, Collection) and not uses_pool(rows_of(pairs, pooled=True)):
-            raise ValueError("no account would use the pool: each names a change of its own; leave pool out")
-        total = len(changes) if isinstance(changes, Sized) else None
         read = partial(rows_of, pairs, pooled=pooled)
+        if isinstance(changes, Collection):  # an iterator cannot be checked: this would consume it
+            check_changes(pairs, pooled=pooled)
+            if pooled and not uses_pool(read()):
+                message = "no account would use the pool: each names a change of its own; leave pool out"
+                raise ValueError(message)
+        total = len(changes) if isinstance(changes, Sized) else None
         rereadable = total is not None and not isinstance(pairs, Iterator)
         return cls(read(), finite=total is not None, total=total, reread=read if rereadable else None)
 

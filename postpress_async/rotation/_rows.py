@@ -10,10 +10,11 @@ from typing import Any, Self, TypeAlias
 
 from attrs import frozen
 
+from postpress_async._converter import as_change
 from postpress_async._fields import check_account_id
-from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
+from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange, ProxyChangeLike
 
-Change: TypeAlias = tuple[str, ProxyChange | None] | str
+Change: TypeAlias = tuple[str, ProxyChangeLike | None] | str
 """An account and its change, which may be None or left out if the rotation has a pool."""
 
 
@@ -39,7 +40,8 @@ class Row:
 @frozen
 class Refusal:
     """
-    An invalid row, which is not sent. Apart from a valid account id, it contains no text of the row.
+    An invalid row, which is not sent. It contains no text of the row but a valid account id, a country or the
+    name of an unknown field.
 
     Attributes:
         ordinal: See `Row`.
@@ -102,7 +104,20 @@ async def arows_of(changes: AsyncIterable[Change], *, pooled: bool = False) -> A
         ordinal += 1
 
 
-def distinct_rows(changes: Mapping[str, ProxyChange | None] | Iterable[Change], *, pooled: bool) -> list[Row]:
+def check_changes(pairs: Iterable[Change], *, pooled: bool) -> None:
+    """Raise `ValueError` if a pair or a change is wrong: a caller's mistake, unlike an id, which is data."""
+    for ordinal, pair in enumerate(pairs):
+        # The fast path: there may be a million.
+        if type(pair) is tuple and len(pair) == 2 and isinstance(pair[1], (CustomProxy, ManagedProxy)):
+            continue
+        row = _row_of(ordinal, pair, pooled)
+        if isinstance(row, Refusal) and row.column != "account_id":
+            raise ValueError(str(row))
+
+
+def distinct_rows(
+    changes: Mapping[str, ProxyChangeLike | None] | Iterable[Change], *, pooled: bool
+) -> list[Row]:
     """
     Return one row per account.
 
@@ -132,7 +147,7 @@ def _row_of(ordinal: int, pair: object, pooled: bool) -> Row | Refusal:
         check_account_id(account_id)
     except FieldError as error:
         return Refusal.of(error, ordinal, None)
-    if not isinstance(change, (CustomProxy, ManagedProxy)) and not (pooled and change is None):
-        advice = f"it is a CustomProxy or a ManagedProxy, not {type(change).__name__}"
-        return Refusal(ordinal, None, "change", account_id, "change not a proxy", advice)
-    return Row(ordinal, None, account_id, change)
+    try:
+        return Row(ordinal, None, account_id, None if pooled and change is None else as_change(change))
+    except FieldError as error:
+        return Refusal.of(error, ordinal, None, account_id)

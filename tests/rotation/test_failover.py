@@ -140,7 +140,9 @@ async def test_pairs_that_come_once_are_not_used_up_to_look_at_them(session) -> 
 async def test_without_a_pool_an_account_alone_is_refused() -> None:
     accounts: list[Any] = ["acc_1", ("acc_2", None)]
     async with Sandbox() as sandbox, sandbox.session() as session:
-        async with session.rotate(accounts) as rotation:
+        with pytest.raises(ValueError, match=r"changes\[0\]: row not a pair"):
+            session.rotate(accounts)
+        async with session.rotate(iter(accounts)) as rotation:
             outcomes = [outcome async for outcome in rotation]
 
     assert [outcome.state for outcome in outcomes] == [State.SKIPPED] * 2

@@ -25,7 +25,8 @@ WRONG = [
     pytest.param(("", US), "account_id", "account_id missing", id="an empty id"),
     pytest.param(("acc/../admin", US), "account_id", "account_id not allowed", id="an id that is a path"),
     pytest.param(("acc_1", None), "change", "change not a proxy", id="no change"),
-    pytest.param(("acc_1", {"country": "US"}), "change", "change not a proxy", id="a dict for a change"),
+    pytest.param(("acc_1", {"country": "UK"}), "country", "country not assigned", id="a wrong country"),
+    pytest.param(("acc_1", {"contry": "US"}), None, "unknown key", id="an unknown key"),
     pytest.param(("acc_1", ManagedProxy), "change", "change not a proxy", id="a class for a change"),
 ]
 

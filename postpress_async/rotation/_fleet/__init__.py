@@ -15,8 +15,9 @@ from typing import Final, Self, TypeAlias, TypeVar
 
 from attrs import Factory, define
 
+from postpress_async._converter import as_change
 from postpress_async.errors import FleetError
-from postpress_async.models import ManagedProxy, ProxyChange
+from postpress_async.models import ManagedProxy, ProxyChange, ProxyChangeLike
 from postpress_async.rotation._faults import Faults
 from postpress_async.rotation._fleet._csv import CsvTable
 from postpress_async.rotation._fleet._file import PARQUET, FleetFile
@@ -85,7 +86,9 @@ class Fleet:
         counted: Number of rows, including refused ones; None before a `survey`.
     """
 
-    def __init__(self, file: _Source, table: _Table, default: ProxyChange | None, *, pooled: bool) -> None:
+    def __init__(
+        self, file: _Source, table: _Table, default: ProxyChangeLike | None, *, pooled: bool
+    ) -> None:
         """Use `open`, `open_query` or `of` instead."""
         if pooled and default is not None:
             raise ValueError("rows with only an account get either the default, or a proxy of the pool")
@@ -94,14 +97,14 @@ class Fleet:
         self.counted: int | None = None
         self._file = file
         self._table = table
-        self._default = default
+        self._default = None if default is None else as_change(default)
         self._digest: bytes | None = None
         self._uses_pool: bool | None = None
         self._rows_digest: bytes | None = None
 
     @classmethod
     def open(
-        cls, source: str | os.PathLike[str], *, default: ProxyChange | None = None, pooled: bool = False
+        cls, source: str | os.PathLike[str], *, default: ProxyChangeLike | None = None, pooled: bool = False
     ) -> Self:
         """
         Open the fleet in a file.
@@ -116,7 +119,7 @@ class Fleet:
             pooled: Whether such a row gets its proxy from the pool of ``session.rotate``.
 
         Raises:
-            ValueError: Both *default* and *pooled* are given.
+            ValueError: Both *default* and *pooled* are given, or the default is wrong.
             FleetError: The file cannot be read, has another format, or has no rows.
         """
         file = FleetFile(source)
@@ -128,7 +131,7 @@ class Fleet:
 
     @classmethod
     def open_query(
-        cls, url: str, query: str, *, default: ProxyChange | None = None, pooled: bool = False
+        cls, url: str, query: str, *, default: ProxyChangeLike | None = None, pooled: bool = False
     ) -> Self:
         """
         Open the fleet that an SQL query returns: ``SELECT id AS account_id, country FROM ...``.
@@ -160,7 +163,7 @@ class Fleet:
             raise
 
     @classmethod
-    def of(cls, frame: Frame, *, default: ProxyChange | None = None, pooled: bool = False) -> Self:
+    def of(cls, frame: Frame, *, default: ProxyChangeLike | None = None, pooled: bool = False) -> Self:
         """
         Open the fleet in a pandas or polars *frame*, which may have no rows.
 

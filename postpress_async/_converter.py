@@ -1,0 +1,219 @@
+"""
+Plain data to and from the models, by cattrs.
+
+Plain data is what JSON holds: mappings, lists, strings, numbers, booleans and None.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+from operator import attrgetter
+from typing import Any, Final, TypeGuard
+
+from attrs import NOTHING, fields
+from cattrs import Converter
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+from postpress_async.errors import ApiError, PostPressError
+from postpress_async.models import (
+    AccountPatched,
+    Attempt,
+    CustomProxy,
+    FieldError,
+    ManagedProxy,
+    ProxyChange,
+)
+from postpress_async.secret import MASK, Secret
+
+WHAT_TO_WRITE: Final = 'write {"country": "US"} or {"proxy": {"host": "proxy.example.com", "port": 8080}}'
+CHANGE_FIELDS: Final = frozenset(
+    ("proxy", *(one.name for kind in (CustomProxy, ManagedProxy) for one in fields(kind)))
+)
+"""All names that occur in a change."""
+
+_ERROR: Final = ("code", "scope", "retryable", "applied", "account_id", "attempts", "status", "retry_after")
+_API_ERROR: Final = ("type", "title", "detail", "instance")
+
+converter: Final = Converter(detailed_validation=False)
+"""
+The cattrs converter of the models.
+
+It structures plain data with the checks of the constructors, which raise a `FieldError` that names the field
+and the rule. As a `ProxyChange`, it reads and writes what the API's reference shows: ``{"country": "US"}`` or
+``{"proxy": {"host": ..., "port": ...}}``. It also unstructures outcomes, events and errors.
+
+Secrets are unstructured as ``***``, which is refused if it is structured. To get them unmasked, use a copy::
+
+    revealing = converter.copy()
+    revealing.register_unstructure_hook(Secret, Secret.reveal)
+
+Register hooks of your own on a copy, too. Sessions and rotations do not use this object.
+"""
+
+
+def as_change(value: object) -> ProxyChange:
+    """
+    Return *value* if it is a model, otherwise the model that its plain data describes.
+
+    Raises:
+        FieldError: It is neither, or a field is invalid. The message says what to write.
+    """
+    if isinstance(value, (CustomProxy, ManagedProxy)):
+        return value
+    return _structure_change(value, ProxyChange)
+
+
+def _is_change(kind: object) -> TypeGuard[type[ProxyChange]]:
+    return isinstance(kind, type) and issubclass(kind, (CustomProxy, ManagedProxy))
+
+
+def _is_model(kind: object) -> bool:
+    return _is_change(kind) or kind is Attempt or kind is AccountPatched
+
+
+def _is_change_union(kind: object) -> bool:
+    return kind == ProxyChange
+
+
+# --- Structuring ---------------------------------------------------------------------------------
+
+
+@converter.register_structure_hook_factory(_is_model)
+def _make_structure(cls: type[Any], converter: Converter) -> Callable[[Any, Any], Any]:
+    known = {field.name: field for field in fields(cls)}
+    required = [name for name, field in known.items() if field.default is NOTHING]
+    # What the constructor checks is passed as it is: cattrs would turn the text "8080" into a number.
+    hooks: dict[str, Any] = {
+        name: override(struct_hook=_unmasked if name == "password" else _as_it_is)
+        for name, field in known.items()
+        if field.validator is not None or field.converter is not None
+    }
+    make: Any = make_dict_structure_fn(cls, converter, **hooks)
+
+    def structure(data: Any, _: Any) -> Any:
+        if isinstance(data, cls):
+            return data
+        if not isinstance(data, Mapping):
+            advice = f"must be a mapping with {' and '.join(required) or 'its fields'}, got {_kind(data)}"
+            raise FieldError(None, f"{cls.__name__} not a mapping", advice)
+        _refuse_unknown_keys(data, known)
+        for name in required:
+            if name not in data:
+                raise FieldError(name, f"{name} missing", f"{cls.__name__} requires {' and '.join(required)}")
+        return make(data, cls)
+
+    return structure
+
+
+@converter.register_structure_hook_factory(_is_change_union)
+def _make_structure_change(_: Any, converter: Converter) -> Callable[[Any, Any], ProxyChange]:
+    custom: Callable[[Any, Any], CustomProxy] = converter.get_structure_hook(CustomProxy)
+    managed: Callable[[Any, Any], ManagedProxy] = converter.get_structure_hook(ManagedProxy)
+
+    def structure(data: Any, _: Any) -> ProxyChange:
+        if isinstance(data, (CustomProxy, ManagedProxy)):
+            return data
+        if not isinstance(data, Mapping):
+            raise FieldError("change", "change not a proxy", _advice(data))
+        _refuse_unknown_keys(data, ("proxy", "country", "ip"), WHAT_TO_WRITE)
+        proxy, asked = data.get("proxy"), [name for name in ("country", "ip") if data.get(name) is not None]
+        if proxy is None:
+            if not asked:
+                raise FieldError(None, "no proxy and no country", WHAT_TO_WRITE)
+            return managed({name: data[name] for name in asked}, ManagedProxy)
+        if asked:
+            advice = "give either proxy, or country and ip, not both"
+            raise FieldError(asked[0], "custom and managed mixed", advice)
+        if not isinstance(proxy, (Mapping, CustomProxy)):
+            raise FieldError("proxy", "proxy not a mapping", _advice(proxy))
+        return custom(proxy, CustomProxy)
+
+    return structure
+
+
+@converter.register_structure_hook
+def _structure_secret(value: Any, _: Any) -> Secret:
+    return Secret(_unmasked(value, _))
+
+
+def _as_it_is(value: Any, _: Any) -> Any:
+    return value
+
+
+def _unmasked(value: Any, _: Any) -> Any:
+    if isinstance(value, str) and value == MASK:
+        raise FieldError("password", "password masked", f"{MASK} stands for it; unstructure it unmasked")
+    return value
+
+
+def _refuse_unknown_keys(data: Mapping[Any, Any], known: Iterable[str], advice: str | None = None) -> None:
+    for key in data:
+        if key not in known:
+            # Another text may be a value in the wrong place, such as a password.
+            shown = key if isinstance(key, str) and re.fullmatch(r"[\w-]{1,40}", key) else "one"
+            advice = advice or f"the fields are {', '.join(known)}"
+            raise FieldError(None, "unknown key", f"{shown} is not a field: {advice}")
+
+
+def _advice(value: object) -> str:
+    if isinstance(value, str) and "://" in value:
+        return "for a URL, write CustomProxy.from_url(url)"
+    return (
+        f'{WHAT_TO_WRITE}, ManagedProxy(country="US") or CustomProxy(host=..., port=...), not {_kind(value)}'
+    )
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+# --- Unstructuring -------------------------------------------------------------------------------
+
+converter.register_unstructure_hook(StrEnum, attrgetter("_value_"))
+
+
+@converter.register_unstructure_hook
+def _mask(_: Secret) -> str:
+    return MASK
+
+
+@converter.register_unstructure_hook_factory(_is_change)
+def _make_unstructure(
+    cls: type[ProxyChange], converter: Converter
+) -> Callable[[ProxyChange], dict[str, Any]]:
+    # The field has no type for cattrs; see `CustomProxy`. A hook known beforehand is faster than none.
+    secret = override(unstruct_hook=converter.get_unstructure_hook(Secret | None))
+    return make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True, password=secret)
+
+
+@converter.register_unstructure_hook_factory(_is_change_union)
+def _make_unstructure_change(_: Any, converter: Converter) -> Callable[[ProxyChange], dict[str, Any]]:
+    def unstructure(change: ProxyChange) -> dict[str, Any]:
+        data: dict[str, Any] = converter.unstructure(change)
+        return {"proxy": data} if isinstance(change, CustomProxy) else data
+
+    return unstructure
+
+
+def _is_error(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, PostPressError)
+
+
+@converter.register_unstructure_hook_factory(_is_error)
+def _make_unstructure_error(_: Any, converter: Converter) -> Callable[[PostPressError], dict[str, Any]]:
+    def unstructure(error: PostPressError) -> dict[str, Any]:
+        names = (*_ERROR, *_API_ERROR) if isinstance(error, ApiError) else _ERROR
+        return {"message": str(error)} | {name: converter.unstructure(getattr(error, name)) for name in names}
+
+    return unstructure
+
+
+# --- For the package itself ----------------------------------------------------------------------
+
+own_converter: Final = converter.copy(omit_if_default=True)
+"""The converter of requests, exports and the cluster. It does not mask secrets, and has no hooks of users."""
+own_converter.register_unstructure_hook(Secret, Secret.reveal)
+
+_structure_change: Final[Callable[[Any, Any], ProxyChange]] = own_converter.get_structure_hook(ProxyChange)
+body_of: Final[Callable[[ProxyChange], dict[str, Any]]] = own_converter.get_unstructure_hook(ProxyChange)
+"""The body of the request that makes a change, with its password. Fields with their default are left out."""

@@ -1,0 +1,302 @@
+"""Plain data becomes a model or an error that says what to write, and models become plain data."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import cattrs
+import pytest
+from attrs import frozen
+from hypothesis import given
+from hypothesis import strategies as st
+
+from postpress_async import (
+    CustomProxy,
+    ManagedProxy,
+    ProxyChange,
+    Secret,
+    converter,
+    errors,
+    events,
+)
+from postpress_async._http.codec import encode_request
+from postpress_async.errors import ApiError, Applied, Problem, Scope
+from postpress_async.models import AccountPatched, Attempt, FieldError, ProxyProtocol
+from postpress_async.rotation import Outcome, Results, RotationSummary, State
+
+US = ManagedProxy(country="US")
+PLAIN = CustomProxy(host="h", port=1)
+OWN = CustomProxy(host="proxy.example.com", port=8080, protocol="socks5", username="u", password="hunter2")
+
+CHANGE: Any = ProxyChange  # mypy has no type for a union as a value
+
+revealing = converter.copy()
+revealing.register_unstructure_hook(Secret, Secret.reveal)
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20)
+CUSTOM = st.builds(
+    CustomProxy,
+    host=st.sampled_from(["h", "proxy.example.com", "203.0.113.1", "2001:db8::1"]),
+    port=st.integers(1, 65535),
+    protocol=st.none() | st.sampled_from(ProxyProtocol),
+    username=st.none() | TEXT,
+    password=st.none() | TEXT.filter(lambda text: text != "***"),
+)
+ADDRESS = st.ip_addresses(v=4).map(str)
+COUNTRY = st.sampled_from(["US", "DE", "XK"])
+MANAGED = st.one_of(
+    st.builds(ManagedProxy, country=COUNTRY, ip=st.none() | ADDRESS), st.builds(ManagedProxy, ip=ADDRESS)
+)
+SECONDS = st.floats(0, 1e10)
+ATTEMPT = st.builds(
+    Attempt,
+    number=st.integers(1),
+    began=SECONDS,
+    elapsed=SECONDS,
+    error=st.none() | TEXT,
+    status=st.none() | st.integers(100, 599),
+    wait=SECONDS,
+)
+PATCHED = st.builds(AccountPatched, account_id=TEXT, attempts=st.lists(ATTEMPT, max_size=3).map(tuple))
+OUTCOME = st.builds(
+    Outcome,
+    ordinal=st.integers(0),
+    line=st.none() | st.integers(1),
+    account_id=TEXT,
+    state=st.sampled_from(State),
+    attempts=st.integers(0),
+    status=st.none() | st.integers(100, 599),
+    error_type=st.none() | TEXT,
+    scope=st.none() | st.sampled_from(Scope),
+    applied=st.none() | st.sampled_from(Applied),
+    instance=st.none() | TEXT,
+    elapsed=SECONDS,
+    settled_at=SECONDS,
+    assignment=st.none() | TEXT,
+)
+
+
+def through_json(value: object, kind: Any) -> Any:
+    return revealing.structure(json.loads(json.dumps(revealing.unstructure(value, kind))), kind)
+
+
+def error_of(make: Callable[[], object]) -> FieldError | None:
+    try:
+        make()
+    except FieldError as error:
+        return error
+    return None
+
+
+# --- There and back -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        pytest.param(CustomProxy, CUSTOM, id="CustomProxy"),
+        pytest.param(ManagedProxy, MANAGED, id="ManagedProxy"),
+        pytest.param(ProxyChange, CUSTOM | MANAGED, id="ProxyChange"),
+        pytest.param(Attempt, ATTEMPT, id="Attempt"),
+        pytest.param(AccountPatched, PATCHED, id="AccountPatched"),
+        pytest.param(Outcome, OUTCOME, id="Outcome"),
+        pytest.param(ProxyProtocol, st.sampled_from(ProxyProtocol), id="ProxyProtocol"),
+        pytest.param(Secret, TEXT.filter(lambda text: text != "***").map(Secret), id="Secret"),
+    ],
+)
+@given(data=st.data())
+def test_model_survives_a_round_trip_through_json(kind: Any, values: Any, data: st.DataObject) -> None:
+    value = data.draw(values)
+
+    again = through_json(value, kind)
+
+    assert again == value
+    assert getattr(again, "attempts", None) == getattr(value, "attempts", None)  # `==` ignores them
+
+
+def test_subclass_with_more_fields_survives_a_round_trip() -> None:
+    @frozen(kw_only=True)
+    class Sticky(CustomProxy):
+        minutes: int = 10
+        token: Secret | None = None
+
+    sticky = Sticky(host="h", port=1, password="hunter2", minutes=5, token=Secret("t0ken"))
+
+    assert through_json(sticky, Sticky) == sticky
+
+
+def test_change_is_written_as_the_reference_shows_it() -> None:
+    assert converter.unstructure(US, ProxyChange) == {"country": "US"}
+    assert revealing.unstructure(OWN, ProxyChange) == {
+        "proxy": {
+            "host": "proxy.example.com",
+            "port": 8080,
+            "protocol": "socks5",
+            "username": "u",
+            "password": "hunter2",
+        }
+    }
+
+
+# --- Secrets --------------------------------------------------------------------------------------
+
+
+def test_secrets_are_masked_unless_a_copy_reveals_them() -> None:
+    assert converter.unstructure(OWN)["password"] == "***"
+    assert converter.unstructure({"key": Secret("hunter2"), "proxies": [OWN]}) == {
+        "key": "***",
+        "proxies": [{**converter.unstructure(OWN), "password": "***"}],
+    }
+    assert revealing.unstructure(OWN)["password"] == "hunter2"
+
+
+@pytest.mark.parametrize("kind", [CustomProxy, ProxyChange])
+def test_masked_password_is_refused(kind: Any) -> None:
+    """It would be sent as the password, and the proxy would reject it."""
+    with pytest.raises(FieldError, match="password masked"):
+        converter.structure(converter.unstructure(OWN, kind), kind)
+
+
+# --- Refusals ---------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda children: st.lists(children, max_size=2) | st.dictionaries(TEXT, children, max_size=2),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "valid"),
+    [
+        pytest.param(CustomProxy, {"host": "h", "port": 1}, id="custom"),
+        pytest.param(ManagedProxy, {"country": "US"}, id="managed"),
+    ],
+)
+@given(data=st.data())
+def test_values_are_refused_exactly_as_by_the_constructor(
+    kind: Any, valid: dict[str, Any], data: st.DataObject
+) -> None:
+    """No value is converted on the way, such as the text "8080" to a number."""
+    names = st.sampled_from([field.name for field in attrs.fields(kind)])
+    values = JSON | st.sampled_from(["8080", "http", "SOCKS5", "us", "1.2.3.4", 8080.0, True])
+    fields = {**valid, **data.draw(st.dictionaries(names, values, min_size=1, max_size=2))}
+
+    by_hand = error_of(lambda: kind(**fields))
+    structured = error_of(lambda: converter.structure(fields, kind))
+
+    assert str(structured) == str(by_hand)
+    if by_hand is None:
+        assert converter.structure(fields, kind) == kind(**fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        (CustomProxy, {"host": "h"}, "port missing: CustomProxy requires host and port"),
+        (CustomProxy, {}, "host missing: CustomProxy requires host and port"),
+        (
+            CustomProxy,
+            {"host": "h", "port": 1, "pasword": "hunter2"},
+            "unknown key: pasword is not a field: the fields are host, port, protocol, username, password",
+        ),
+        (CustomProxy, "hunter2", "CustomProxy not a mapping: must be a mapping with host and port, got str"),
+        (ManagedProxy, {"contry": "US"}, "unknown key: contry is not a field: the fields are country, ip"),
+        (ManagedProxy, None, "ManagedProxy not a mapping: must be a mapping with its fields, got NoneType"),
+        (AccountPatched, {}, "account_id missing: AccountPatched requires account_id"),
+    ],
+)
+def test_wrong_keys_are_named_in_one_sentence(kind: Any, data: Any, message: str) -> None:
+    with pytest.raises(FieldError) as caught:
+        converter.structure(data, kind)
+
+    assert str(caught.value) == message
+
+
+# --- Errors, outcomes and events --------------------------------------------------------------------
+
+FAILED = ApiError.of(502, Problem("errors/proxy_error", "Bad gateway", "It does not work.", "req_1"), 2.0)
+FAILED.account_id = "acc_1"
+FAILED.attempts = (Attempt(1, 1.0, 0.5, "errors/proxy_error", 502),)
+PLAIN_ERROR = {
+    "message": str(FAILED),
+    "code": "errors/proxy_error",
+    "scope": "proxy",
+    "retryable": True,
+    "applied": "no",
+    "account_id": "acc_1",
+    "attempts": [
+        {"number": 1, "began": 1.0, "elapsed": 0.5, "error": "errors/proxy_error", "status": 502, "wait": 0.0}
+    ],
+    "status": 502,
+    "retry_after": 2.0,
+    "type": "errors/proxy_error",
+    "title": "Bad gateway",
+    "detail": "It does not work.",
+    "instance": "req_1",
+}
+
+
+def test_error_is_unstructured_with_all_its_attributes() -> None:
+    plain = json.loads(json.dumps(converter.unstructure(FAILED)))
+
+    assert plain == PLAIN_ERROR
+
+
+def test_error_without_a_response_has_no_envelope() -> None:
+    plain = converter.unstructure(errors.ConnectError("refused"))
+
+    assert plain["code"] == "ConnectError"
+    assert plain["status"] is None
+    assert "title" not in plain
+
+
+def test_outcomes_and_events_are_unstructured_with_their_errors() -> None:
+    outcome = Outcome.failed(0, None, "acc_1", FAILED, 0.5)
+    event = events.AttemptEnded("acc_1", 1, 0.5, 502, FAILED)
+
+    assert json.loads(json.dumps(converter.unstructure(outcome)))["error"] == PLAIN_ERROR
+    assert json.loads(json.dumps(converter.unstructure(event)))["error"] == PLAIN_ERROR
+
+
+def test_results_and_summary_are_unstructured_whole() -> None:
+    outcome = Outcome.patched(0, None, "acc_1", 1, 0.5)
+    summary = RotationSummary()
+    summary.count(outcome)
+
+    assert converter.unstructure(Results({"acc_1": outcome})) == {"acc_1": converter.unstructure(outcome)}
+    assert json.loads(json.dumps(converter.unstructure(summary)))["states"] == {"patched": 1}
+
+
+# --- The global converter, and ours -------------------------------------------------------------------
+
+
+def test_global_cattrs_converter_structures_a_proxy_with_a_password() -> None:
+    data = {
+        "host": "proxy.example.com",
+        "port": 8080,
+        "protocol": "socks5",
+        "username": "u",
+        "password": "hunter2",
+    }
+
+    assert cattrs.structure(data, CustomProxy) == OWN
+    assert cattrs.structure(data, CHANGE) == OWN
+    assert "hunter2" not in str(cattrs.unstructure(OWN))
+
+
+def test_hooks_of_a_user_do_not_change_requests() -> None:
+    """The public converter is an object that anyone may register hooks on."""
+    program = (
+        "from postpress_async import CustomProxy, Secret, converter;"
+        "from postpress_async._http.codec import encode_request;"
+        "converter.register_unstructure_hook(Secret, lambda secret: 'theirs');"
+        "converter.register_unstructure_hook(str, str.upper);"
+        "print(encode_request('acc_1', CustomProxy(host='h', port=1, password='p')).body)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == str(encode_request("a", CustomProxy(host="h", port=1, password="p")).body)
