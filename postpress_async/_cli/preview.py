@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
-import attrs
 import click
 
 from postpress_async._cli import exit_codes
@@ -14,8 +13,9 @@ from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.inputs import Job
 from postpress_async._cli.output import counted
 from postpress_async._cli.secret_input import read_key
+from postpress_async._converter import converter
 from postpress_async._settings import read_api_key, read_base_url, target_of
-from postpress_async.models import CustomProxy, ProxyChange
+from postpress_async.models import ProxyChange
 from postpress_async.rotation import Fleet, Row
 from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._rows import rows_of
@@ -123,14 +123,7 @@ def _change(job: Job, row: Row) -> ProxyChange | None:
 
 def _body(change: ProxyChange | None) -> dict[str, Any] | None:
     """The body of the request with its password masked; None if the pool is exhausted."""
-    if change is None:
-        return None
-    fields = {
-        name: value if isinstance(value, int) else str(value)  # the text of a `Secret` is ***
-        for name, value in attrs.asdict(change, recurse=False).items()
-        if value is not None
-    }
-    return {"proxy": fields} if isinstance(change, CustomProxy) else fields
+    return None if change is None else converter.unstructure(change, ProxyChange)
 
 
 def _duration(accounts: int, rate: float | None) -> str:

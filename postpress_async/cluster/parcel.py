@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from attrs import evolve, frozen
 
+from postpress_async._converter import own_converter
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._rows import Row
-from postpress_async.secret import Secret
 
 Plain = list[Any]
 
@@ -66,32 +66,26 @@ def _sent(
     ordinal: int,
     line: int | None,
     account_id: str,
-    change: Plain | None,
+    change: dict[str, Any] | None,
     maybe_sent: bool,
     recorded: bool,
     generation: int,
     pooled: Plain | None,
 ) -> Sent:
-    row = Row(ordinal, line, account_id, None if change is None else change_of(*change))
+    row = Row(ordinal, line, account_id, None if change is None else change_of(change))
     return Sent(PendingRow(row, maybe_sent, recorded, generation), pooled_of(pooled))
 
 
-def plain_change(change: ProxyChange) -> Plain:
+def plain_change(change: ProxyChange) -> dict[str, Any]:
     """*change* as plain values, its password among them."""
-    if isinstance(change, ManagedProxy):
-        return ["managed", change.country, change.ip]
-    password = None if change.password is None else change.password.reveal()
-    return ["custom", change.host, change.port, change.protocol, change.username, password]
+    kind = CustomProxy if isinstance(change, CustomProxy) else ManagedProxy
+    fields: dict[str, Any] = own_converter.unstructure(change, kind)
+    return fields
 
 
-def change_of(kind: str, *values: Any) -> ProxyChange:
+def change_of(fields: dict[str, Any]) -> ProxyChange:
     """The change of these plain values."""
-    if kind == "managed":
-        country, ip = values
-        return ManagedProxy(country=country, ip=ip)
-    host, port, protocol, username, password = values
-    secret = None if password is None else Secret(password)
-    return CustomProxy(host=host, port=port, protocol=protocol, username=username, password=secret)
+    return CustomProxy(**fields) if "host" in fields else ManagedProxy(**fields)
 
 
 def pooled_of(plain: Plain | None) -> PooledProxy | None:
@@ -99,7 +93,7 @@ def pooled_of(plain: Plain | None) -> PooledProxy | None:
     if plain is None:
         return None
     label, values = plain
-    proxy = change_of(*values)
+    proxy = change_of(values)
     assert isinstance(proxy, CustomProxy)  # noqa: S101 - a pool has no others
     return PooledProxy(proxy, label)
 

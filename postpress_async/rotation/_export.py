@@ -11,71 +11,89 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO, Final, TypeAlias
 
 import attrs
+from cattrs.gen import make_dict_unstructure_fn, override
 
+from postpress_async._converter import own_converter
 from postpress_async.errors import RotationError
-from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._outcome import Outcome, State, label_of
 from postpress_async.rotation.journal._history import Assigned
 from postpress_async.rotation.journal._times import instant
 
-COLUMNS: Final = (
-    "line",
-    "account_id",
-    "state",
-    "attempts",
-    "status",
-    "error_type",
-    "scope",
-    "applied",
-    "instance",
-    "elapsed",
-    "settled_at",
-    "proxy_label",  # not "proxy", which in a fleet is a column of URLs
-)
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@ -]*")
 _GROUP: Final = 65_536  # rows per row group, which is held in memory
 # Includes the full-width forms, which some spreadsheets treat like the others.
 _FORMULA: Final = re.compile("(^|[,;|\t\r\n])(\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20\t\r\n'])")
 
 Write: TypeAlias = Callable[[Iterable[Outcome], BinaryIO], None]
+Cells: TypeAlias = Mapping[str, Any]
+"""The cells of a row by column."""
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+def _cells_function(moment: Callable[[float], object]) -> Callable[[Outcome], Cells]:
+    """Make the function that returns an outcome's cells, its time as *moment* returns it."""
+    return make_dict_unstructure_fn(
+        Outcome,
+        own_converter,
+        ordinal=override(omit=True),
+        elapsed=override(unstruct_hook=partial(round, ndigits=6)),
+        settled_at=override(unstruct_hook=moment),
+        # Not named "proxy", which in a fleet is a column of URLs.
+        assignment=override(rename="proxy_label", unstruct_hook=label_of),
+        error=override(omit=True),
+    )
+
+
+_cells: Final = _cells_function(instant)
+_exact_cells: Final = _cells_function(_microseconds)
+_assignment_cells: Final = make_dict_unstructure_fn(
+    Assigned, own_converter, settled_at=override(unstruct_hook=instant)
+)
+COLUMNS: Final = tuple(_cells(Outcome(0, None, "", State.PATCHED)))
 
 
 def write_csv(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
     """Write CSV: comma-separated, UTF-8 without a byte-order mark, all texts quoted."""
-    _write_csv(COLUMNS, (_cells(outcome, instant) for outcome in outcomes), file)
+    _write_csv(COLUMNS, map(_cells, outcomes), file)
 
 
-def _write_csv(names: Sequence[str], rows: Iterable[Sequence[Any]], file: BinaryIO) -> None:
+def write_jsonl(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
+    """Write JSON Lines: one object per line with all columns; missing values are null."""
+    _write_jsonl(map(_cells, outcomes), file)
+
+
+def write_assignments(assignments: Iterable[Assigned], file: BinaryIO, kind: str) -> None:
+    """Write the latest assignment of each account; *kind* is ``csv`` or ``jsonl``."""
+    rows = map(_assignment_cells, assignments)
+    if kind == "jsonl":
+        _write_jsonl(rows, file)
+    else:
+        _write_csv([field.name for field in attrs.fields(Assigned)], rows, file)
+
+
+def _write_csv(names: Sequence[str], rows: Iterable[Cells], file: BinaryIO) -> None:
     text = io.TextIOWrapper(file, "utf-8", newline="")
     try:
         table = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
         table.writerow(names)
         for row in rows:
-            table.writerow([_inert(cell) if isinstance(cell, str) else cell for cell in row])
+            table.writerow([_inert(cell) if isinstance(cell, str) else cell for cell in row.values()])
     finally:
         text.detach()  # keep the caller's file open
 
 
-def write_jsonl(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
-    """Write JSON Lines: one object per line with all columns; missing values are null."""
-    for outcome in outcomes:
-        record = dict(zip(COLUMNS, _cells(outcome, instant), strict=True))
-        file.write(json.dumps(record).encode("ascii") + b"\n")
-
-
-def write_assignments(assignments: Iterable[Assigned], file: BinaryIO, kind: str) -> None:
-    """Write the latest assignment of each account; *kind* is ``csv`` or ``jsonl``."""
-    names = [attribute.name for attribute in attrs.fields(Assigned)]
-    rows = ([*attrs.astuple(entry)[:-1], instant(entry.settled_at)] for entry in assignments)
-    if kind == "jsonl":
-        for values in rows:
-            file.write(json.dumps(dict(zip(names, values, strict=True))).encode("ascii") + b"\n")
-        return
-    _write_csv(names, rows, file)
+def _write_jsonl(rows: Iterable[Cells], file: BinaryIO) -> None:
+    for row in rows:
+        file.write(json.dumps(row).encode("ascii") + b"\n")
 
 
 def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
@@ -94,7 +112,7 @@ def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
     kinds |= {"elapsed": arrow.float64(), "settled_at": arrow.timestamp("us", tz="UTC")}
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in COLUMNS])
     with parquet.ParquetWriter(file, schema) as writer:
-        for group in _groups(_cells(outcome, _microseconds) for outcome in outcomes):
+        for group in _groups(_exact_cells(outcome).values() for outcome in outcomes):
             columns = zip(schema.types, zip(*group, strict=True), strict=True)
             writer.write_table(arrow.table([arrow.array(cells, kind) for kind, cells in columns], schema))
 
@@ -111,32 +129,11 @@ ENDINGS: Final = {
 """Formats by the suffix of the file name in lower case; the suffixes of a fleet's formats are included."""
 
 
-def _cells(outcome: Outcome, moment: Callable[[float], object]) -> tuple[Any, ...]:
-    return (
-        outcome.line,
-        outcome.account_id,
-        outcome.state.value,
-        outcome.attempts,
-        outcome.status,
-        outcome.error_type,
-        outcome.scope and outcome.scope.value,
-        outcome.applied and outcome.applied.value,
-        outcome.instance,
-        round(outcome.elapsed, 6),
-        moment(outcome.settled_at),
-        outcome.proxy,
-    )
-
-
-def _microseconds(seconds: float) -> int:
-    return round(seconds * 1_000_000)
-
-
 def _inert(text: str) -> str:
     # The first pattern is faster, and matches most texts.
     return text if _PLAIN.fullmatch(text) else _FORMULA.sub(r"\1'\2", text)
 
 
-def _groups(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+def _groups(rows: Iterator[Iterable[Any]]) -> Iterator[list[Iterable[Any]]]:
     while group := list(islice(rows, _GROUP)):
         yield group

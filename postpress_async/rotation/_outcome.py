@@ -12,6 +12,12 @@ from postpress_async.errors import Applied, PostPressError, Scope
 MANAGED: Final = "managed "
 """The beginning of an assignment that is a managed proxy."""
 
+
+def label_of(assignment: str | None) -> str | None:
+    """The label of the proxy that an assignment names; None for a managed proxy or no assignment."""
+    return None if assignment is None or assignment.startswith(MANAGED) else assignment
+
+
 NO_PROXY_LEFT: Final = "no proxy left"
 """The error type of an account for which the pool had no proxy left."""
 
@@ -74,7 +80,7 @@ class Outcome:
     @property
     def proxy(self) -> str | None:
         """The label of the proxy that was used or tried last; None for a managed proxy."""
-        return None if (self.assignment or MANAGED).startswith(MANAGED) else self.assignment
+        return label_of(self.assignment)
 
     @property
     def is_refused(self) -> bool:
