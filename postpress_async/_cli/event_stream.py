@@ -92,9 +92,8 @@ class EventStream:
 
     def ended(self, summary: RotationSummary, code: int, journal: str, **fields: str) -> None:
         """Report that the rotation has ended."""
-        self._write(
-            "ended", exit_code=code, journal=journal, **fields, **attrs.asdict(summary, recurse=False)
-        )
+        counts = attrs.asdict(summary, filter=lambda field, _: field.name != "unconsumed", recurse=False)
+        self._write("ended", exit_code=code, journal=journal, **fields, **counts)
 
     def observe(self, event: events.Event) -> None:
         """Report an event of the session (see `postpress_async.events`)."""

@@ -1,0 +1,21 @@
+"""The events of `--json`."""
+
+import io
+import json
+
+from postpress_async._cli.event_stream import EventStream
+from postpress_async.rotation import Outcome, RotationSummary
+
+
+def test_last_event_of_a_stopped_run_has_counts_and_no_outcomes() -> None:
+    """Outcomes that nobody iterated over are no JSON, and each account has an event of its own."""
+    out, summary = io.StringIO(), RotationSummary(stopped=True)
+    outcome = Outcome.patched(0, None, "acc_1", 1, 0.5)
+    summary.count(outcome)
+    summary.unconsumed.append(outcome)
+
+    EventStream(out, verbose=False).ended(summary, 1, "run.sqlite3")
+
+    event = json.loads(out.getvalue())
+    assert event["states"] == {"patched": 1}
+    assert "unconsumed" not in event
