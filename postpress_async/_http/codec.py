@@ -6,9 +6,10 @@ escaped, secrets of the request are masked, and the length is limited.
 """
 
 import json
+import json.encoder
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -212,4 +213,18 @@ def _no_constant(name: str) -> None:
 
 
 _decode_json: Final = json.JSONDecoder(object_pairs_hook=_unique_names, parse_constant=_no_constant).decode
-_encode_json: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+def _make_json_encoder() -> Callable[[object], str]:
+    """Make a faster `json.JSONEncoder.encode`, which takes half its time to make its C function each time."""
+    encoder = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+    try:  # undocumented, so it may be missing or have other parameters
+        chunks: Any = vars(json.encoder)["c_make_encoder"](
+            None, encoder.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, True
+        )
+    except (KeyError, TypeError):
+        return encoder.encode
+    return lambda value: "".join(chunks(value, 0))
+
+
+_encode_json: Final = _make_json_encoder()
