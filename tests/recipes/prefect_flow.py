@@ -1,7 +1,7 @@
 """
-A nightly rotation as a Prefect flow: ``python prefect_flow.py`` serves it and runs it every night at two.
+A nightly rotation as a Prefect flow: ``python prefect_flow.py`` serves it and runs it at 2:00 every night.
 
-The journal records the completed accounts, so a retry by Prefect resumes the earlier run, however it ended.
+The journal records completed accounts, so a retry by Prefect resumes the run, however it ended.
 For Airflow, use the body of `rotate_fleet` in an ``@task``.
 """
 
@@ -14,6 +14,10 @@ from postpress_async import Fleet, Pace, PostPressSession, RetryPolicy
 from postpress_async.rotation import Halt, State
 
 
+HOURS_BETWEEN_RUNS = 20
+"""A new run starts if the latest one is complete and started at least this long ago."""
+
+
 class RotationIncompleteError(Exception):
     """The run ended before its last account. Run it again with the same journal."""
 
@@ -23,14 +27,15 @@ async def rotate_fleet(fleet: Path, journal: Path, rate: float | None = None) ->
     """
     Update the proxies of all accounts of *fleet*, and return the number of accounts by state.
 
-    If a worker is cancelled, its requests in flight have an unknown outcome. The journal records that, and
-    the next run sends them again with the same idempotency keys.
+    If the task is cancelled, its requests in flight have an unknown outcome. The journal records that, and the
+    next start sends them again with the same idempotency keys.
     """
     log = get_run_logger()
     halt = Halt(failures="20%", canary=20)
     with Fleet.open(fleet) as rows:
         async with PostPressSession(pace=Pace(rate=rate), retry=RetryPolicy(attempts=6)) as session:
-            async with session.rotate(rows, journal=journal, halt=halt) as rotation:
+            rotation = session.rotate(rows, journal=journal, halt=halt, every=HOURS_BETWEEN_RUNS * 3600)
+            async with rotation:
                 async for outcome in rotation:
                     if outcome.state is not State.PATCHED:
                         log.warning("%s: %s (%s)", outcome.account_id, outcome.error_type, outcome.state)
@@ -43,9 +48,9 @@ async def rotate_fleet(fleet: Path, journal: Path, rate: float | None = None) ->
 
 @flow
 async def nightly(folder: str, rate: float | None = None) -> dict[str, int]:
-    """Rotate ``fleet.csv`` of *folder*. The journal is in the same folder, so use a new folder each night."""
+    """Rotate ``fleet.csv`` in *folder*. The journal of all nights is in the same folder."""
     states: dict[str, int] = await rotate_fleet(
-        Path(folder, "fleet.csv"), Path(folder, "night.sqlite3"), rate
+        Path(folder, "fleet.csv"), Path(folder, "rotation.sqlite3"), rate
     )
     return states
 

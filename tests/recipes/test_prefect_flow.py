@@ -11,6 +11,7 @@ pytest.importorskip("prefect", reason="Prefect is not installed: `nox -s recipes
 from prefect.testing.utilities import prefect_test_harness
 
 from postpress_async.sandbox import SandboxThread
+from tests.recipes import prefect_flow
 from tests.recipes.prefect_flow import nightly, rotate_fleet
 
 pytestmark = pytest.mark.filterwarnings("default")  # Prefect's own warnings must not fail the test
@@ -48,3 +49,19 @@ async def test_a_halted_flow_is_retried_and_resumed(
     shows("prefect_flow", [*lines, str(states)])
     assert postpress_sandbox.record.patched_accounts.total() == 52
     assert max(postpress_sandbox.sends(f"acc_{number}") for number in range(60)) == 1
+
+
+async def test_each_night_sends_all_accounts_once(
+    postpress_sandbox: SandboxThread, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second start in the same night sends nothing; the next night uses the same journal."""
+    await nightly(str(folder))
+    await nightly(str(folder))
+
+    assert {postpress_sandbox.sends(f"acc_{number}") for number in range(60)} == {1}
+
+    monkeypatch.setattr(prefect_flow, "HOURS_BETWEEN_RUNS", 0)
+    states = await nightly(str(folder))
+
+    assert states["patched"] == 60
+    assert {postpress_sandbox.sends(f"acc_{number}") for number in range(60)} == {2}
