@@ -13,7 +13,6 @@ from prefect.logging import get_run_logger
 from postpress_async import Fleet, Pace, PostPressSession, RetryPolicy
 from postpress_async.rotation import Halt, State
 
-
 HOURS_BETWEEN_RUNS = 20
 """A new run starts if the latest one is complete and started at least this long ago."""
 
@@ -27,8 +26,8 @@ async def rotate_fleet(fleet: Path, journal: Path, rate: float | None = None) ->
     """
     Update the proxies of all accounts of *fleet*, and return the number of accounts by state.
 
-    If the task is cancelled, its requests in flight have an unknown outcome. The journal records that, and the
-    next start sends them again with the same idempotency keys.
+    If the task is cancelled, its requests in flight have an unknown outcome. The journal records that, and
+    the next start sends them again with the same idempotency keys.
     """
     log = get_run_logger()
     halt = Halt(failures="20%", canary=20)
