@@ -16,7 +16,7 @@ from postpress_async.rotation import Outcome, Refusal, RotationSummary
 from postpress_async.rotation._pool._proxy_list import RefusedLine
 
 if TYPE_CHECKING:
-    from postpress_async._cli.inputs import Job
+    from postpress_async._cli.job import Job
 
 
 class EventStream:

@@ -10,7 +10,7 @@ import click
 
 from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
-from postpress_async._cli.inputs import Job
+from postpress_async._cli.job import Job
 from postpress_async._cli.output import counted
 from postpress_async._cli.secret_input import read_key
 from postpress_async._converter import converter

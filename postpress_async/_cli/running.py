@@ -14,7 +14,7 @@ import click
 
 from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
-from postpress_async._cli.inputs import Job
+from postpress_async._cli.job import Job
 from postpress_async._cli.output import counted, moment, tell, tell_file_limit_once
 from postpress_async._cli.progress import Progress, Sender
 from postpress_async._cli.sandbox import first_addresses

@@ -1,0 +1,65 @@
+"""A rotation that is ready to start."""
+
+from attrs import frozen
+
+from postpress_async._cli.output import counted
+from postpress_async._cli.rotate_options import RotateOptions
+from postpress_async.rotation import ProxyPool, Survey
+from postpress_async.rotation._input import Changes
+
+
+@frozen
+class Job:
+    """
+    A rotation that is ready to start.
+
+    Attributes:
+        options: The options of the command.
+        changes: The accounts, as the argument of ``session.rotate``.
+        pool: Proxies for the accounts without a change.
+        journal: Path of the journal.
+        survey: Numbers of rows. If the journal knows the fleet, only their total.
+        is_checked: Whether the rows were read. A journal only knows a fleet whose rows were all valid.
+    """
+
+    options: RotateOptions
+    changes: Changes
+    pool: ProxyPool | None
+    journal: str
+    survey: Survey
+    is_checked: bool = True
+
+    @property
+    def total(self) -> int:
+        """Number of rows, including invalid ones."""
+        return self.survey.rows + self.survey.refused
+
+    @property
+    def reason_not_to_start(self) -> str | None:
+        """Why the rotation cannot start, and what to do; None if it can."""
+        invalid = self.survey.refused + (0 if self.pool is None else len(self.pool.refusals))
+        if invalid and not self.options.skip_bad:
+            correct = f"nothing was sent: correct {'it' if invalid == 1 else 'them'}"
+            if not self.survey.rows:
+                return correct
+            valid = counted(self.survey.rows, "account")
+            if self.pool is not None:
+                valid += f" and {counted(len(self.pool), 'proxy', 'proxies')}"
+            return f"{correct}, or use --skip-bad to send only what is valid: {valid}"
+        if self.pool is not None and self.is_checked and self.survey.rows and not self.survey.pooled:
+            reason = _why_unused(self.survey)
+            return f"nothing was sent: {reason}. Remove --pool, or empty those columns"
+        return None
+
+
+def _why_unused(survey: Survey) -> str:
+    own = survey.rows - survey.managed
+    rows = []
+    if survey.managed:
+        verb = "orders a managed proxy by its" if survey.managed == 1 else "order a managed proxy by their"
+        rows.append(f"{counted(survey.managed, 'row')} {verb} country or ip column")
+    if own:
+        rows.append(
+            f"{counted(own, 'row')} {'names a proxy of its' if own == 1 else 'name a proxy of their'} own"
+        )
+    return f"no row would use --pool, since {' and '.join(rows)}"
