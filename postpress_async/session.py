@@ -6,7 +6,7 @@ import math
 import os
 import random
 import ssl as tls
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from postpress_async.rotation import Halt, ProxyPool, Results, Rotation
     from postpress_async.rotation._input import Changes
     from postpress_async.rotation._rows import Change
+    from postpress_async.rotation._selection import Selection
     from postpress_async.rotation.journal import OnFailed, OnUnknown
 
 _TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {
@@ -247,6 +248,7 @@ class PostPressSession:
         on_failed: "OnFailed" = "report",
         every: float | None = None,
         keep: int | None = None,
+        on: "Collection[str] | Selection" = (),
     ) -> "Rotation":
         """
         Create a rotation of many accounts. Enter it with ``async with``, and iterate over its outcomes.
@@ -272,19 +274,25 @@ class PostPressSession:
                 accounts starts, if that run is complete: 20 * 3600 for a nightly job, 0 for always. An
                 unfinished run is resumed in any case. None never starts a second run.
             keep: Number of runs that the journal keeps, from 1; None for all.
+            on: Take only the accounts that have one of these proxies, or may have it, by their latest
+                assignment in the journal: any of ``HOST``, ``HOST:PORT``, ``USER@HOST``, and networks such
+                as ``10.1.1.0/24``. They are a run of their own: a new one, or the unfinished one of the same
+                accounts. The *pool* counts the other accounts of its proxies, too.
 
         Raises:
             ValueError: An argument is invalid; a change in a collection is wrong; the fleet requires a pool;
                 or no account would use the *pool* (checked for a fleet, a frame, or any collection).
-            JournalError: On entering it: the journal is in use, of another input, or cannot be written.
+            JournalError: On entering it: the journal is in use, of another input, or cannot be written; or it
+                has no account *on* these proxies, or an unfinished run of other accounts.
         """
         # Imported here, because programs that update single accounts do not need it.
         from postpress_async.rotation import Halt, Rotation
         from postpress_async.rotation._input import RotationInput, check_count
+        from postpress_async.rotation._selection import Selection
 
         check_count("in_flight", in_flight)
         check_count("limit", limit)
-        rotation_input = RotationInput.of(changes, pooled=pool is not None)
+        rotation_input = RotationInput.of(changes, pooled=pool is not None).only(Selection.of(on))
         at_once = in_flight or self._pace.in_flight
         opener = rotation_input.journal_opener(
             journal,

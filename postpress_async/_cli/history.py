@@ -52,6 +52,8 @@ def _run_lines(run: Run) -> Iterator[str]:
     reason = f": {run.halted}" if run.halted else ""
     yield f"run {run.number}: {moment(run.began)}{took}, {run.state}{reason}"
     counts = [f"{run.states[state]:,} {state}" for state in State if run.states[state]]
+    if run.selection is not None:
+        yield f"  {run.selection}"
     total = "" if run.total is None else f" of {counted(run.total, 'account')}"
     yield f"  {', '.join(counts) or 'no account'}{total}, {counted(run.requests, 'request')}"
     by = f"{run.operator or 'an unknown user'} on {run.host or 'an unknown machine'}"

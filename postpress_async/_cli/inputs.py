@@ -22,7 +22,10 @@ from postpress_async.rotation._fleet._database_url import DATABASE_URL, check_ar
 from postpress_async.rotation._fleet._row import COLUMNS, NOTHING_ASKED, PARTS
 from postpress_async.rotation._input import Changes
 from postpress_async.rotation._pool._proxy_list import RefusedLine
+from postpress_async.rotation._selection import Selection
+from postpress_async.rotation.journal._history import select
 from postpress_async.rotation.journal._preflight import known_row_count
+from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.sandbox import own_accounts
 
 _NAMED_COLUMNS: Final = 20  # unused columns whose names are shown; the others are only counted
@@ -43,27 +46,39 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
     pool = _open_pool(options, events) if options.pool else None
     default = None if options.country is None else ManagedProxy(country=options.country)
     if options.fleet is None and options.query is None:
-        accounts = own_accounts()
+        journal = options.journal or "sandbox.rotation.sqlite3"
+        selection = _select(options, journal)
+        accounts = [name for name in own_accounts() if selection is None or selection.takes(name)]
         changes: Changes = accounts
         survey = Survey(rows=len(accounts), pooled=len(accounts))
         if pool is None:
             changes = dict.fromkeys(accounts, default or ManagedProxy(country="US"))
             survey = Survey(rows=len(accounts), managed=len(accounts))
-        yield Job(options, changes, pool, options.journal or "sandbox.rotation.sqlite3", survey)
+        yield Job(options, changes, pool, journal, survey, selection=selection)
         return
     with _open_fleet(options, default, pooled=pool is not None) as fleet:
         _check_columns(fleet.name, fleet.ignored_columns, COLUMNS)
         journal = options.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
+        if (selection := _select(options, journal)) is not None:
+            fleet = fleet.only(selection)
         known_rows = None if options.dry_run else known_row_count(journal, fleet.digest)
         if known_rows is not None:  # all rows were checked when the journal was created, and none has changed
             fleet.counted = known_rows
-            yield Job(options, fleet, pool, journal, Survey(known_rows), is_checked=False)
+            yield Job(options, fleet, pool, journal, Survey(known_rows), False, selection)
             return
         survey = fleet.survey(lambda refusal: events.refused(fleet.name, refusal))
         _report_faults(fleet.name, survey.faults)
         if pool is not None and 0 < survey.pooled < survey.rows and not options.dry_run:
             click.echo(f"{counted(survey.rows, 'account')}: {survey.kinds}", err=True)
-        yield Job(options, fleet, pool, journal, survey)
+        yield Job(options, fleet, pool, journal, survey, selection=selection)
+
+
+def _select(options: RotateOptions, journal: str) -> Selection | None:
+    selection = Selection.of(options.on)
+    if selection is not None:
+        with JournalView(journal) as view:
+            select(selection, view)
+    return selection
 
 
 def _open_fleet(options: RotateOptions, default: ManagedProxy | None, *, pooled: bool) -> Fleet:

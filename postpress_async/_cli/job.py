@@ -6,6 +6,7 @@ from postpress_async._cli.output import counted
 from postpress_async._cli.rotate_options import RotateOptions
 from postpress_async.rotation import ProxyPool, Survey
 from postpress_async.rotation._input import Changes
+from postpress_async.rotation._selection import Selection
 
 
 @frozen
@@ -20,6 +21,7 @@ class Job:
         journal: Path of the journal.
         survey: Numbers of rows. If the journal knows the fleet, only their total.
         is_checked: Whether the rows were read. A journal only knows a fleet whose rows were all valid.
+        selection: The accounts of the run; None for all.
     """
 
     options: RotateOptions
@@ -28,6 +30,7 @@ class Job:
     journal: str
     survey: Survey
     is_checked: bool = True
+    selection: Selection | None = None
 
     @property
     def total(self) -> int:
@@ -46,6 +49,8 @@ class Job:
             if self.pool is not None:
                 valid += f" and {counted(len(self.pool), 'proxy', 'proxies')}"
             return f"{correct}, or use --skip-bad to send only what is valid: {valid}"
+        if self.selection is not None and not self.total:
+            return f"nothing was sent: the input has none of the {self.selection.text} in {self.journal}"
         if self.pool is not None and self.is_checked and self.survey.rows and not self.survey.pooled:
             reason = _why_unused(self.survey)
             return f"nothing was sent: {reason}. Remove --pool, or empty those columns"

@@ -54,8 +54,11 @@ def preview(job: Job, events: EventStream) -> int:
         rows=job.changes if isinstance(job.changes, Fleet) else None,
         pool=NO_POOL if job.pool is None else job.pool.digest,
         total=job.total,
-        every=options.every,
+        every=None if options.on else options.every,
+        selection=job.selection,
     )
+    if job.pool is not None and job.selection is not None:
+        job.pool.resume(job.selection.outside)
     survey = job.survey
     to_send = survey.rows - done
     if options.limit is not None:

@@ -49,6 +49,8 @@ def rotate(**values: Any) -> int:
       postpress-async rotate fleet.csv --pool proxies.txt --rate 50 --dry-run
     Send ten accounts first, and the others only if none of them fails:
       postpress-async rotate fleet.csv --pool proxies.txt --canary 10 --halt 5%
+    Give new proxies to the accounts that have one of a dead subnet, and to no others:
+      postpress-async rotate fleet.csv --pool proxies.txt --on 10.1.1.0/24
     Send 50 requests per second for at most six hours:
       postpress-async rotate fleet.csv --rate 50 --max-duration 6h
     Send from two processes, or from the workers of a Dask scheduler:
@@ -102,7 +104,7 @@ def _rotate(parsed: RotateOptions) -> int:
             events.not_begun(exit_codes.BAD_INPUT, reason, job.journal)
             return exit_codes.BAD_INPUT
         code = preview(job, events) if parsed.dry_run else asyncio.run(run_job(job, events))
-    if parsed.every is None or parsed.dry_run or not was_unfinished:
+    if parsed.every is None or parsed.on or parsed.dry_run or not was_unfinished:
         return code
     if parsed.fleet == "-" or code not in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}:
         return code

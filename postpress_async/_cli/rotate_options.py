@@ -45,6 +45,16 @@ journal_options: Final = options.combine(
         metavar="N",
         help="Number of runs that the journal keeps when --every starts a new one. All by default.",
     ),
+    _input(
+        "--on",
+        metavar="PROXY",
+        multiple=True,
+        allow_from_autoenv=False,
+        help="Send only the accounts whose latest proxy, according to the journal, is PROXY: HOST, "
+        "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. They are a run of their own: a new one, or "
+        "the unfinished one of the same accounts. Repeat the option for several proxies. Cannot be combined "
+        "with --every.",
+    ),
 )
 """Adds the options of a journal and its runs."""
 
@@ -266,6 +276,7 @@ class RotateOptions:
     on_failed: OnFailed = "report"
     every: float | None = None
     keep: int | None = None
+    on: tuple[str, ...] = ()
     dry_run: bool
     json: bool
     verbose: bool
@@ -309,9 +320,13 @@ class RotateOptions:
             raise click.UsageError("--from and --from-file require --query")
         if self.certificates is not None and self.cluster is None:
             raise click.UsageError("--certificates requires --cluster")
+        if self.on and "every" in self.arguments:
+            raise click.UsageError("--on cannot be combined with --every: it always starts a new run")
         if [self.fleet, *self.pool].count("-") > 1:
             raise click.UsageError("standard input can be FLEET or one --pool, not both")
 
     def retry_command(self, journal: str) -> str:
         """The command that retries the failed accounts of *journal*."""
+        if self.on:  # they still match
+            return self.command
         return retry_command(self.arguments, journal, self.fleet)

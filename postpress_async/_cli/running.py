@@ -73,8 +73,9 @@ async def run_job(job: Job, events: EventStream) -> int:
             limit=options.limit,
             on_unknown=options.on_unknown,
             on_failed=options.on_failed,
-            every=options.every,
+            every=None if options.on else options.every,
             keep=options.keep,
+            on=job.selection or (),
         )
         rotation.notes = {
             "command": options.command,

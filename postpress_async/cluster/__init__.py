@@ -7,6 +7,7 @@ The same rotation on many machines, by Dask distributed; it takes the extra ``di
 import asyncio
 import logging
 import os
+from collections.abc import Collection
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -39,6 +40,7 @@ from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Halt, ProxyPool
 from postpress_async.rotation._input import Changes, RotationInput, check_count
+from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import OnFailed, OnUnknown
 from postpress_async.secret import Secret
 
@@ -143,6 +145,7 @@ class Cluster:
         on_failed: OnFailed = "report",
         every: float | None = None,
         keep: int | None = None,
+        on: Collection[str] | Selection = (),
     ) -> ClusterRotation:
         """
         A rotation of many accounts on the workers; the arguments are those of `PostPressSession.rotate`.
@@ -150,7 +153,7 @@ class Cluster:
         A journal that one machine began can be gone on with here, and the other way round.
         """
         check_count("limit", limit)
-        given = RotationInput.of(changes, pooled=pool is not None)
+        given = RotationInput.of(changes, pooled=pool is not None).only(Selection.of(on))
         opener = given.journal_opener(
             journal,
             target=self._target,

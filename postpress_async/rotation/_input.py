@@ -15,8 +15,9 @@ from collections.abc import (
 from functools import partial
 from typing import Any, Final, Self, TypeAlias
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from postpress_async.errors import JournalError
 from postpress_async.models import ProxyChangeLike
 from postpress_async.rotation._fleet import Fleet
 from postpress_async.rotation._fleet._frame import Frame, is_frame
@@ -32,9 +33,12 @@ from postpress_async.rotation._rows import (
     rows_of,
     uses_pool,
 )
+from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
+from postpress_async.rotation.journal._history import select
 from postpress_async.rotation.journal._input_check import NO_POOL
 from postpress_async.rotation.journal._preflight import known_row_count
+from postpress_async.rotation.journal._reading import JournalView
 
 Changes: TypeAlias = (
     Iterable[Change]
@@ -60,6 +64,7 @@ class RotationInput:
         fleet: The input if it is a fleet, which a journal recognizes by a digest. A journal compares the rows
             of any other input one by one.
         reread: Returns all rows from the first; None if they can be read only once.
+        selection: The accounts of which these are the rows; None for all.
     """
 
     rows: InputRows
@@ -67,6 +72,7 @@ class RotationInput:
     total: int | None
     fleet: Fleet | None = None
     reread: Callable[[], Iterator[Row | Refusal]] | None = None
+    selection: Selection | None = None
 
     @classmethod
     def of(cls, changes: Changes, *, pooled: bool) -> Self:
@@ -106,6 +112,28 @@ class RotationInput:
         rereadable = total is not None and not isinstance(pairs, Iterator)
         return cls(read(), finite=total is not None, total=total, reread=read if rereadable else None)
 
+    def only(self, selection: Selection | None) -> "RotationInput":
+        """The rows of the accounts in *selection*, which may be filled later; None for all."""
+        if selection is None:
+            return self
+        if self.fleet is not None:
+            fleet = self.fleet.only(selection)
+            return evolve(self, rows=fleet.rows, total=fleet.counted, fleet=fleet, selection=selection)
+        if selection.accounts is None and selection.run is not None:  # it takes all rows of this input
+            return evolve(self, selection=selection)
+
+        def selected(rows: Iterable[Row | Refusal]) -> Iterator[Row | Refusal]:
+            return (row for row in rows if selection.takes(row.account_id))
+
+        rows: Any = self.rows
+        if isinstance(rows, AsyncIterable):
+            rows = (row async for row in rows if selection.takes(row.account_id))
+        else:
+            rows = selected(rows)
+        reread = self.reread
+        reread = None if reread is None else lambda read=reread: selected(read())
+        return evolve(self, rows=rows, total=None, reread=reread, selection=selection)
+
     def journal_opener(
         self,
         path: str | os.PathLike[str] | None,
@@ -134,15 +162,15 @@ class RotationInput:
         if every is not None and not every >= 0:
             raise ValueError(f"every must be a number of seconds from 0, got {every!r}")
         if path is None:
-            if every is not None or keep is not None:
-                raise ValueError("every and keep require a journal")
+            if every is not None or keep is not None or self.selection is not None:
+                raise ValueError("every, keep and on require a journal")
             return None
-        digest = None if self.fleet is None else self.fleet.digest
+        if every is not None and self.selection is not None:
+            raise ValueError("on cannot be combined with every: it starts a new run if none is unfinished")
         pairs = None if self.reread is None else _Pairs(self.reread, self.total)
         return partial(
             self._open,
             path,
-            digest=digest,
             target=target,
             on_unknown=on_unknown,
             on_failed=on_failed,
@@ -152,14 +180,21 @@ class RotationInput:
             pool=NO_POOL if pool is None else pool.digest,
             every=every,
             keep=keep,
+            selection=self.selection,
         )
 
     async def _open(self, path: str | os.PathLike[str], **options: Any) -> Journal:
-        total = self.total
+        total, digest = self.total, None
+        if self.selection is not None and self.selection.run is None:
+            await asyncio.to_thread(_select, self.selection, path)
         if self.fleet is not None:
             await asyncio.to_thread(_survey, self.fleet, path)
-            total = self.fleet.counted
-        journal = Journal.open(path, total=total, **options)
+            total, digest = self.fleet.counted, self.fleet.digest
+        elif self.selection is not None and self.reread is not None:
+            total = sum(1 for _ in self.reread())
+        if self.selection is not None and total == 0:
+            raise JournalError(f"nothing was sent: the input has none of the {self.selection.text} in {path}")
+        journal = Journal.open(path, total=total, digest=digest, **options)
         try:
             if self.reread is not None and journal.by_row:
                 await journal.row_hashes().check_all(self.reread())
@@ -183,6 +218,11 @@ class _Pairs:
         for row in self.rows():
             digest.add(row)
         return digest.digest()
+
+
+def _select(selection: Selection, path: str | os.PathLike[str]) -> None:
+    with JournalView(path) as view:
+        select(selection, view)
 
 
 def _survey(fleet: Fleet, path: str | os.PathLike[str]) -> None:

@@ -28,6 +28,7 @@ from postpress_async.rotation._fleet._query import QueryTable
 from postpress_async.rotation._fleet._row import RowReader
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import Refusal, Row, uses_pool
+from postpress_async.rotation._selection import Selection
 
 _DELIMITED: Final = (".csv", ".tsv")
 _PARQUETS: Final = (".parquet", ".pq")
@@ -84,6 +85,7 @@ class Fleet:
         name: The file's name without its folder; or ``<stdin>``, ``<query>`` or ``<frame>``.
         pooled: Whether rows with only an account are left to a rotation's pool.
         counted: Number of rows, including refused ones; None before a `survey`.
+        selection: The accounts whose rows it yields; None for all.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Fleet:
         self._digest: bytes | None = None
         self._uses_pool: bool | None = None
         self._rows_digest: bytes | None = None
+        self.selection: Selection | None = None
 
     @classmethod
     def open(
@@ -195,6 +198,8 @@ class Fleet:
                 digest.update(b"\0pool")
             if self._default is not None:
                 digest.update(b"\0" + json.dumps(_shape(self._default)).encode())
+            if self.selection is not None:
+                digest.update(f"\0{self.selection.run} {self.selection.text}".encode())
             self._digest = digest.digest()
         return self._digest
 
@@ -231,7 +236,19 @@ class Fleet:
         Raises:
             FleetError: The file changed, or cannot be read to its end.
         """
-        return self._table.rows(RowReader(self._default, pooled=self.pooled, done=done))
+        rows = self._table.rows(RowReader(self._default, pooled=self.pooled, done=done))
+        if self.selection is None:
+            return rows
+        takes = self.selection.takes
+        return (row for row in rows if takes(row.account_id))
+
+    def only(self, selection: Selection) -> Self:
+        """Return this fleet without the accounts that *selection* does not take. It shares the file."""
+        if self.selection is selection:
+            return self
+        fleet = type(self)(self._file, self._table, self._default, pooled=self.pooled)
+        fleet.selection = selection
+        return fleet
 
     def survey(self, on_refusal: Callable[[Refusal], object] | None = None) -> Survey:
         """

@@ -25,6 +25,7 @@ from postpress_async._version import __version__
 from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._row_digest import KnownInput
+from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint, refuse_lost_log
 from postpress_async.rotation.journal._file import lock, open_file
 from postpress_async.rotation.journal._input_check import InputCheck, check
@@ -122,8 +123,10 @@ class Journal:
         in_doubt_below: float,
         on_unknown: OnUnknown,
         in_flight: int | None,
+        outside: Mapping[str, int],
     ) -> None:
         self.path: Final = path
+        self._outside: Final = outside
         self.resumed: Final = resumed
         self.same_input: Final = comparison.same_input
         self.completed_at: Final = comparison.completed_at
@@ -160,6 +163,7 @@ class Journal:
         total: int | None = None,
         every: float | None = None,
         keep: int | None = None,
+        selection: Selection | None = None,
     ) -> Self:
         """
         Open the journal at *path*, or create it, for one run.
@@ -179,6 +183,7 @@ class Journal:
             every: Seconds after which a new run starts, from the beginning of the latest one, if that is
                 complete; None for never.
             keep: Number of runs to keep, from 1, if a new one starts; None for all.
+            selection: The accounts of the run, read from this journal; None for all.
 
         Raises:
             JournalNotWritableError: The file cannot be written, or another run has it open.
@@ -205,11 +210,13 @@ class Journal:
                     total=total,
                     done=done_condition(on_unknown, on_failed),
                     every=every,
+                    selection=selection,
                 )
                 has_hashes = prepare(connection)
                 with connection:
                     if comparison.starts_run:
-                        start_run(connection, keep)
+                        # Later runs may need what earlier ones assigned to the other accounts.
+                        start_run(connection, keep if selection is None else None)
                     for column, value in comparison.facts.items():
                         connection.execute(set_fact(column), (value,))
                     if comparison.salt is not None:
@@ -231,6 +238,7 @@ class Journal:
                     in_doubt_below=in_doubt_below,
                     on_unknown=on_unknown,
                     in_flight=in_flight,
+                    outside={} if selection is None else selection.outside,
                 )
             except DAMAGE as error:
                 raise damage_error(path, error) from None
@@ -288,13 +296,17 @@ class Journal:
         return RowHashes(self.path, self._writer, key, self._in_chunks(sql))
 
     def proxies(self) -> dict[str, int]:
-        """By label of a proxy: number of accounts that have it, or may have it, and are not sent again."""
+        """
+        By label of a proxy: number of accounts that have it, or may have it, and are not sent again.
+
+        This includes accounts that the run does not take.
+        """
         # An account that is sent again gets another proxy. Counted here too, it would find a full pool.
         sql = (
             f"SELECT assignment, count(*) FROM {BEFORE_THE_RUN} WHERE assignment NOT NULL AND {self._done} "
             "AND state IN ('patched', 'unknown') GROUP BY assignment"
         )
-        return dict(self._read(sql))
+        return Counter(dict(self._read(sql))) + Counter(self._outside)
 
     def _counted(self, rows: str) -> Counter[State]:
         sql = f"SELECT state, count(*) FROM {rows} GROUP BY state"

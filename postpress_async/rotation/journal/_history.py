@@ -6,11 +6,14 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import State
+from postpress_async.rotation._selection import Selection
+from postpress_async.rotation.journal._input_check import resumes
 from postpress_async.rotation.journal._reading import JournalView
 
 _RUNS: Final = """
-    SELECT id, began, ended, state, halted, total, operator, host, version, command FROM runs
+    SELECT id, began, ended, state, selection, halted, total, operator, host, version, command FROM runs
     WHERE began NOT NULL ORDER BY id
 """
 _STATES: Final = "SELECT run, state, count(*), sum(attempts) FROM outcomes GROUP BY run, state"
@@ -34,8 +37,9 @@ class Run:
         began: Unix time at which it began.
         ended: Unix time at which it ended; None if it is under way or was killed.
         state: ``running``, ``complete``, ``halted``, ``interrupted``, or ``killed``.
+        selection: The accounts that it took, in words; None if it took all.
         halted: Why it stopped by itself; None if it did not.
-        total: Number of rows of its input; None if not known.
+        total: Number of accounts that it took; None if not known.
         states: Accounts by state.
         requests: Number of requests sent.
         operator: Name of the user who started it; None if not known.
@@ -48,6 +52,7 @@ class Run:
     began: float
     ended: float | None
     state: str
+    selection: str | None
     halted: str | None
     total: int | None
     states: Counter[State]
@@ -105,7 +110,7 @@ def runs_of(view: JournalView) -> list[Run]:
         for number, began, ended, state, *facts in rows:
             if state == "running" and not is_written:
                 state, ended = "killed", None
-            names = "halted total operator host version command".split()
+            names = "selection halted total operator host version command".split()
             known = dict(zip(names, (view.text(fact) for fact in facts), strict=True))
             runs.append(
                 Run(
@@ -148,18 +153,27 @@ def changes_of(view: JournalView, account_id: str) -> list[AccountChange]:
     return view.read(convert, _CHANGES, account_id)
 
 
-def assignments_of(view: JournalView) -> Iterator[Assigned]:
+def assignments_of(
+    view: JournalView, *, before: int | None = None, possible: bool = False
+) -> Iterator[Assigned]:
     """
     Yield the latest assignment of each account, newest run first, each in the order of its input.
+
+    Args:
+        view: The journal.
+        before: Read only runs with a lower number; None for all.
+        possible: After an assignment that may not have been applied, yield also the next older one, which the
+            account may still have.
 
     Raises:
         JournalError: The journal is damaged.
     """
     seen: set[int] = set()  # hashes take half the memory of the ids
-    for (run,) in view.ask("SELECT id FROM runs ORDER BY id DESC"):
+    for (run,) in view.ask("SELECT id FROM runs WHERE id < coalesce(?, id + 1) ORDER BY id DESC", before):
         for account_id, assignment, state, settled_at in view.stream(_ASSIGNED, run):
             if (key := hash(account_id)) not in seen:
-                seen.add(key)
+                if not possible or state == State.PATCHED:
+                    seen.add(key)
                 yield Assigned(
                     account_id=str(view.text(account_id)),
                     assignment=str(view.text(assignment)),
@@ -167,3 +181,33 @@ def assignments_of(view: JournalView) -> Iterator[Assigned]:
                     run=int(run),
                     settled_at=float(settled_at),
                 )
+
+
+def select(selection: Selection, view: JournalView) -> None:
+    """
+    Find the accounts of *selection*, and count the others by assignment.
+
+    Raises:
+        JournalError: No account matches, or the journal is damaged.
+    """
+    run = view.run()
+    selection.run = run["id"] + (not resumes(view.ask, run, selection.text))
+    selected, in_doubt = set[str](), dict[str, str]()
+    for entry in assignments_of(view, before=selection.run, possible=True):
+        account_id = entry.account_id
+        if account_id in selected:
+            continue
+        latest = in_doubt.pop(account_id, entry.assignment)
+        if selection.matches(entry.assignment):
+            selected.add(account_id)
+        elif entry.state is State.PATCHED:
+            selection.outside[latest] += 1
+        else:
+            in_doubt[account_id] = latest
+    selection.outside.update(in_doubt.values())
+    selection.accounts = selected
+    if not selected:
+        raise JournalError(
+            f"nothing was sent: {view.path} has no {selection.text}. `postpress-async export {view.path} "
+            "--assignments` lists what each account has"
+        )

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from attrs import frozen
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
+from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._recovery import REFUSED
 from postpress_async.rotation.journal._schema import read_run
 
@@ -59,6 +60,7 @@ def check(
     total: int | None,
     done: str,
     every: float | None = None,
+    selection: Selection | None = None,
 ) -> InputCheck:
     """
     Compare a run with what the journal has recorded. Nothing is written.
@@ -69,9 +71,11 @@ def check(
         digest: This and *target*, *rows*, *by_row*, *pool* and *total* are arguments of `Journal.open`.
         done: SQL condition for the accounts that the run leaves as they are.
         every: Seconds from the beginning of a complete run after which a new one is due; None for never.
+        selection: The accounts of the run; None for all.
 
     Raises:
-        JournalError: The target or the input differs, or nothing is left to send and the pool differs.
+        JournalError: The target or the input differs, the latest run is an unfinished one of other accounts,
+            or nothing is left to send and the pool differs.
     """
     run = read_run(connection)
     began = float(run.get("began") or 0)
@@ -81,7 +85,19 @@ def check(
             f"{path} is of a rotation for {run['target']}, not for {target}: name another journal, or "
             "accounts that were settled there would be left out here"
         )
-    starts_run = every is not None and is_complete_run and next_run_at <= time.time()
+    _check_selection(path, run, selection, every)
+    if selection is not None:
+        starts_run = not resumes(connection.execute, run, selection.text)
+        if selection.run != run["id"] + starts_run:
+            raise JournalError(f"{path} was written meanwhile. Nothing was sent: run the same command again")
+    elif "selection" in run:
+        [(began,)] = connection.execute("SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL")
+        next_run_at = began + (every or 0)
+        if next_run_at > time.time():
+            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, {}, None)
+        starts_run = True
+    else:
+        starts_run = every is not None and is_complete_run and next_run_at <= time.time()
     if starts_run:
         run = {"salt": run.get("salt")}
     try:
@@ -99,6 +115,8 @@ def check(
     is_complete = not starts_run and isinstance(total, int) and 0 < total <= count
     salt = run.get("salt") or secrets.token_bytes(16)
     facts: dict[str, Any] = {} if target is None else {"target": target}
+    if selection is not None:
+        facts["selection"] = selection.text
     if digest is not None and "input" not in run:
         facts["input"] = _stretch(digest, salt)
         if rows is not None:
@@ -123,6 +141,42 @@ def check(
         facts=facts,
         salt=salt if {"input", "pool"} & facts.keys() else None,
     )
+
+
+def resumes(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], selection: str) -> bool:
+    """
+    Whether a run of *selection* resumes the latest run; otherwise it is a new run.
+
+    Args:
+        ask: Returns the rows of an SQL query.
+        run: What is recorded about the latest run.
+        selection: The text of the selection.
+    """
+    if run.get("selection") != selection:
+        return False
+    # A complete run may have left accounts that are in doubt, which must keep their keys, or got no proxy.
+    [(left,)] = ask(f"SELECT total(state IN ('unknown', 'skipped') AND NOT {REFUSED}) FROM latest")
+    return bool(run["state"] != COMPLETE or left)
+
+
+def _check_selection(
+    path: Path, run: Mapping[str, Any], selection: Selection | None, every: float | None
+) -> None:
+    recorded = run.get("selection")
+    if recorded == (None if selection is None else selection.text):
+        return
+    accounts = recorded or "all accounts"
+    again = f"`{run['command']}`" if "command" in run else "the rotation"
+    if run["state"] != COMPLETE:
+        raise JournalError(
+            f"{path} has an unfinished run ({accounts}). Nothing was sent. Finish that run first: start "
+            f"{again} again, and then this one"
+        )
+    if selection is None and every is None:
+        raise JournalError(
+            f"the latest run in {path} is complete, but took only some accounts ({accounts}). "
+            f"Nothing was sent. {_HOW_TO_START}. To send its failed accounts again, start {again} again"
+        )
 
 
 def is_input(run: Mapping[str, Any], digest: bytes) -> bool:

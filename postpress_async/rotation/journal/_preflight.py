@@ -8,6 +8,7 @@ from typing import Any
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
+from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import OnFailed, OnUnknown, done_condition
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
 from postpress_async.rotation.journal._file import open_existing, refuse_shared
@@ -27,6 +28,7 @@ def count_done(
     pool: bytes | None = None,
     total: int | None = None,
     every: float | None = None,
+    selection: Selection | None = None,
 ) -> int:
     """
     How many accounts a run would leave as they are; 0 without a journal. The arguments are `Journal.open`'s.
@@ -61,6 +63,7 @@ def count_done(
                 total=total,
                 done=done,
                 every=every,
+                selection=selection,
             )
             if comparison.starts_run:
                 return 0

@@ -88,7 +88,7 @@ def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
     connection.execute(
         f"UPDATE runs SET target = (SELECT target FROM runs WHERE id = {CURRENT_RUN} - 1) {_LATEST}"
     )
-    for table in ("generations", "covered", "changes", "proxies"):
+    for table in ("generations", "changes", "proxies"):
         connection.execute(f"DELETE FROM {table}")
     connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', 0)")
     connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))

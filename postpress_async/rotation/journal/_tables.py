@@ -19,6 +19,7 @@ CREATE TABLE runs (
     began REAL,
     ended REAL,
     state TEXT NOT NULL,
+    selection TEXT,
     halted TEXT,
     target TEXT,
     total INTEGER,
@@ -62,8 +63,8 @@ CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NU
 {_RUNS} {_OUTCOMES} {_LATEST}
 """
 """
-``outcomes`` has one row per run and account. The tables ``run``, ``generations`` and ``covered`` are about
-the latest run only, and how it is resumed.
+``outcomes`` has one row per run and account. ``runs.selection`` says which accounts a run takes; NULL is all.
+The tables ``run``, ``generations`` and ``covered`` are about the latest run only, and how it is resumed.
 """
 
 # A journal of version 1 holds one rotation, whose facts are rows of the table ``run``.
@@ -82,7 +83,8 @@ _FACTS: Final = {
     "folder": "folder",
 }
 _FIRST_RUN: Final = (
-    "SELECT 1 AS id, 'running' AS state, NULL AS ended, NULL AS operator, NULL AS host, NULL AS version, "
+    "SELECT 1 AS id, 'running' AS state, NULL AS selection, NULL AS ended, NULL AS operator, NULL AS host, "
+    "NULL AS version, "
     + ", ".join(
         f"(SELECT value FROM run WHERE name = '{name}') AS {column}" for column, name in _FACTS.items()
     )
@@ -92,7 +94,7 @@ MIGRATION: Final = f"""
 BEGIN;
 ALTER TABLE outcomes RENAME TO old;
 {_RUNS} {_OUTCOMES}
-INSERT INTO runs (id, state, ended, operator, host, version, {", ".join(_FACTS)}) {_FIRST_RUN};
+INSERT INTO runs (id, state, selection, ended, operator, host, version, {", ".join(_FACTS)}) {_FIRST_RUN};
 UPDATE runs SET state = CASE
     WHEN EXISTS (SELECT 1 FROM run WHERE name = 'under way') THEN 'running'
     WHEN halted NOT NULL THEN 'halted'
