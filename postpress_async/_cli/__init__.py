@@ -16,6 +16,7 @@ from postpress_async._cli.export import export
 from postpress_async._cli.history import history
 from postpress_async._cli.output import TOO_MANY_FILES, is_file_limit
 from postpress_async._cli.report import report
+from postpress_async._cli.rollback import rollback
 from postpress_async._cli.rotate import retry_failed, rotate
 from postpress_async._cli.sandbox import sandbox
 from postpress_async._cli.secret_input import refuse_secrets
@@ -46,7 +47,7 @@ def cli() -> None:
 
 
 for _command in (
-    *(rotate, status, report, export, history, retry_failed),
+    *(rotate, status, report, export, history, rollback, retry_failed),
     *(update, sandbox, errors, cluster_certificates, completion),
 ):
     cli.add_command(_command)

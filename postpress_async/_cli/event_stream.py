@@ -14,6 +14,7 @@ from postpress_async import events
 from postpress_async._cli.output import tell
 from postpress_async.rotation import Outcome, Refusal, RotationSummary
 from postpress_async.rotation._pool._proxy_list import RefusedLine
+from postpress_async.rotation.journal._rollback import LeftBehind
 
 if TYPE_CHECKING:
     from postpress_async._cli.job import Job
@@ -26,8 +27,9 @@ class EventStream:
     Each event has ``event`` and ``at`` (Unix time in seconds). Existing names of events and fields never
     change; new ones may be added. No event contains a secret.
 
-    - ``refused``: a row of the fleet or a line of a proxy list is invalid: ``source``, ``line``, ``column``,
-      ``account_id``, ``reason``, ``advice``, and ``message``, which contains all of these.
+    - ``refused``: a row of the fleet or a line of a proxy list is invalid, or an account cannot be rolled
+      back: ``source``, ``line``, ``column``, ``account_id``, ``reason``, ``advice``, and ``message``, which
+      contains all of these.
     - ``begun``: ``total``, ``resumed`` (accounts completed by earlier runs), ``journal``.
     - ``settled``: an account was completed; the fields are the columns of the journal's table.
     - ``retry``: ``account_id``, ``number`` of the attempt that failed, ``wait`` in seconds, ``error_type``.
@@ -58,8 +60,8 @@ class EventStream:
             if self._out is None:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail
 
-    def refused(self, source: str, refusal: Refusal | RefusedLine) -> None:
-        """Report an invalid row or line of the input *source*."""
+    def refused(self, source: str, refusal: Refusal | RefusedLine | LeftBehind) -> None:
+        """Report an invalid row or line of the input *source*, or an account that a rollback leaves."""
         if self._out is not None:
             self._write(
                 "refused",

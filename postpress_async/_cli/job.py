@@ -22,6 +22,7 @@ class Job:
         survey: Numbers of rows. If the journal knows the fleet, only their total.
         is_checked: Whether the rows were read. A journal only knows a fleet whose rows were all valid.
         selection: The accounts of the run; None for all.
+        left_behind: For a rollback, the number of accounts that cannot go back.
     """
 
     options: RotateOptions
@@ -31,6 +32,7 @@ class Job:
     survey: Survey
     is_checked: bool = True
     selection: Selection | None = None
+    left_behind: int = 0
 
     @property
     def total(self) -> int:
@@ -40,6 +42,9 @@ class Job:
     @property
     def reason_not_to_start(self) -> str | None:
         """Why the rotation cannot start, and what to do; None if it can."""
+        if self.left_behind and not self.options.skip_bad:
+            cannot = f"nothing was sent: {counted(self.left_behind, 'account')} cannot go back"
+            return f"{cannot}. Use --skip-bad to send only the others: {counted(self.survey.rows, 'account')}"
         invalid = self.survey.refused + (0 if self.pool is None else len(self.pool.refusals))
         if invalid and not self.options.skip_bad:
             correct = f"nothing was sent: correct {'it' if invalid == 1 else 'them'}"

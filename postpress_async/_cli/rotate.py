@@ -11,18 +11,19 @@ from postpress_async._cli import exit_codes, options
 from postpress_async._cli.command import Command
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.inputs import open_job
+from postpress_async._cli.job import Job
 from postpress_async._cli.preview import preview
 from postpress_async._cli.rotate_options import RotateOptions, journal_options, rotation_options
 from postpress_async._cli.running import run_job
 from postpress_async.rotation.journal._preflight import is_due, is_unfinished
 
-# Both commands read the same environment variables: --rate is POSTPRESS_RATE.
-_SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
+SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
+"""For commands that read the same environment variables: --rate is POSTPRESS_RATE."""
 
 
 @click.command(
     cls=Command,
-    context_settings=_SETTINGS,
+    context_settings=SETTINGS,
     short_help="Give each account of a fleet a new proxy.",
     epilog=exit_codes.HELP,
 )
@@ -66,7 +67,7 @@ def rotate(**values: Any) -> int:
 @click.command(
     "retry-failed",
     cls=Command,
-    context_settings=_SETTINGS,
+    context_settings=SETTINGS,
     short_help="Send the failed accounts of a rotation again.",
     epilog=exit_codes.HELP,
 )
@@ -95,15 +96,20 @@ def retry_failed(**values: Any) -> int:
     return _rotate(parsed)
 
 
+def start(job: Job, events: EventStream) -> int:
+    """Run or preview the rotation, unless it must not start. Return the exit code."""
+    if (reason := job.reason_not_to_start) is not None:
+        click.echo(reason, err=True)
+        events.not_begun(exit_codes.BAD_INPUT, reason, job.journal)
+        return exit_codes.BAD_INPUT
+    return preview(job, events) if job.options.dry_run else asyncio.run(run_job(job, events))
+
+
 def _rotate(parsed: RotateOptions) -> int:
     events = EventStream(sys.stdout if parsed.json else None, verbose=parsed.verbose)
     with open_job(parsed, events) as job:
         was_unfinished = is_unfinished(job.journal)
-        if (reason := job.reason_not_to_start) is not None:
-            click.echo(reason, err=True)
-            events.not_begun(exit_codes.BAD_INPUT, reason, job.journal)
-            return exit_codes.BAD_INPUT
-        code = preview(job, events) if parsed.dry_run else asyncio.run(run_job(job, events))
+        code = start(job, events)
     if parsed.every is None or parsed.on or parsed.dry_run or not was_unfinished:
         return code
     if parsed.fleet == "-" or code not in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}:

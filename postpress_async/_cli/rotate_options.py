@@ -1,4 +1,4 @@
-"""The options of a rotation, which ``rotate`` and ``retry-failed`` share."""
+"""The options of a rotation, which ``rotate``, ``retry-failed`` and ``rollback`` share."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -58,70 +58,7 @@ journal_options: Final = options.combine(
 )
 """Adds the options of a journal and its runs."""
 
-rotation_options: Final = options.combine(
-    _input(
-        "--query",
-        metavar="SQL",
-        help="Read the accounts from a database instead of FLEET, with this SQL query. Its columns are those "
-        "of a FLEET file. Requires --from, --from-file or the environment variable POSTPRESS_DATABASE_URL.",
-    ),
-    _input(
-        "--from",
-        "database",
-        metavar="URL",
-        allow_from_autoenv=False,
-        help="URL of the database for --query, such as postgresql+psycopg://me@host/db. A URL with a "
-        "password must come from --from-file or the environment variable POSTPRESS_DATABASE_URL.",
-    ),
-    _input(
-        "--from-file",
-        "database_file",
-        type=options.FILE,
-        metavar="FILE",
-        help="File that contains the URL of the database for --query; - is standard input.",
-    ),
-    _input(
-        "--skip-bad",
-        is_flag=True,
-        help="Send the valid accounts even if other rows of FLEET or lines of --pool are invalid. By "
-        "default, nothing is sent if anything is invalid.",
-    ),
-    _assignment(
-        "--pool",
-        type=options.FILE,
-        metavar="FILE",
-        multiple=True,
-        help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
-        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. - is "
-        "standard input. Repeat the option to combine several lists.",
-    ),
-    _assignment(
-        "--assign",
-        type=click.Choice(get_args(Assign)),
-        default="round-robin",
-        help="How accounts get a proxy from --pool. round-robin: take the proxies in the order of the list, "
-        "over and over. sticky: choose by account id, so that an account gets the same proxy in every "
-        "run.",
-    ),
-    _assignment(
-        "--accounts-per-proxy",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Maximum number of accounts that get the same proxy from --pool. No maximum by default.",
-    ),
-    _assignment(
-        "--failovers",
-        type=click.IntRange(0),
-        metavar="N",
-        default=3,
-        help="Maximum number of other proxies from --pool to try for an account whose proxy does not work.",
-    ),
-    _assignment(
-        "--country",
-        metavar="CC",
-        help="Order a managed proxy (one that PostPress provides) in this country, a two-letter code such as "
-        "US, for each account whose row names no proxy, country or ip. Cannot be combined with --pool.",
-    ),
+run_options: Final = options.combine(
     _limit(
         "--in-flight",
         type=click.IntRange(1),
@@ -234,6 +171,74 @@ rotation_options: Final = options.combine(
         help="Number of proxies at the start of --pool that do not work in the sandbox. Requires --sandbox.",
     ),
 )
+"""Adds the options of a run that do not depend on its input."""
+
+rotation_options: Final = options.combine(
+    _input(
+        "--query",
+        metavar="SQL",
+        help="Read the accounts from a database instead of FLEET, with this SQL query. Its columns are those "
+        "of a FLEET file. Requires --from, --from-file or the environment variable POSTPRESS_DATABASE_URL.",
+    ),
+    _input(
+        "--from",
+        "database",
+        metavar="URL",
+        allow_from_autoenv=False,
+        help="URL of the database for --query, such as postgresql+psycopg://me@host/db. A URL with a "
+        "password must come from --from-file or the environment variable POSTPRESS_DATABASE_URL.",
+    ),
+    _input(
+        "--from-file",
+        "database_file",
+        type=options.FILE,
+        metavar="FILE",
+        help="File that contains the URL of the database for --query; - is standard input.",
+    ),
+    _input(
+        "--skip-bad",
+        is_flag=True,
+        help="Send the valid accounts even if other rows of FLEET or lines of --pool are invalid. By "
+        "default, nothing is sent if anything is invalid.",
+    ),
+    _assignment(
+        "--pool",
+        type=options.FILE,
+        metavar="FILE",
+        multiple=True,
+        help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
+        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. - is "
+        "standard input. Repeat the option to combine several lists.",
+    ),
+    _assignment(
+        "--assign",
+        type=click.Choice(get_args(Assign)),
+        default="round-robin",
+        help="How accounts get a proxy from --pool. round-robin: take the proxies in the order of the list, "
+        "over and over. sticky: choose by account id, so that an account gets the same proxy in every "
+        "run.",
+    ),
+    _assignment(
+        "--accounts-per-proxy",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Maximum number of accounts that get the same proxy from --pool. No maximum by default.",
+    ),
+    _assignment(
+        "--failovers",
+        type=click.IntRange(0),
+        metavar="N",
+        default=3,
+        help="Maximum number of other proxies from --pool to try for an account whose proxy does not work.",
+    ),
+    _assignment(
+        "--country",
+        metavar="CC",
+        help="Order a managed proxy (one that PostPress provides) in this country, a two-letter code such as "
+        "US, for each account whose row names no proxy, country or ip. Cannot be combined with --pool.",
+    ),
+    run_options,
+)
 """Adds all options but those of a journal, which ``retry-failed`` takes as an argument."""
 
 _REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers")
@@ -252,16 +257,16 @@ class RotateOptions:
 
     command: str
     arguments: Mapping[str, list[str]]
-    fleet: str | None
-    database: str | None
-    database_file: str | None
-    query: str | None
+    fleet: str | None = None
+    database: str | None = None
+    database_file: str | None = None
+    query: str | None = None
     journal: str | None
     pool: tuple[str, ...]
-    assign: Assign
-    accounts_per_proxy: int | None
-    failovers: int
-    country: str | None
+    assign: Assign = "round-robin"
+    accounts_per_proxy: int | None = None
+    failovers: int = 3
+    country: str | None = None
     skip_bad: bool
     in_flight: int
     rate: float | None
@@ -277,6 +282,7 @@ class RotateOptions:
     every: float | None = None
     keep: int | None = None
     on: tuple[str, ...] = ()
+    to: int | None = None
     dry_run: bool
     json: bool
     verbose: bool
@@ -327,6 +333,6 @@ class RotateOptions:
 
     def retry_command(self, journal: str) -> str:
         """The command that retries the failed accounts of *journal*."""
-        if self.on:  # they still match
+        if self.on or self.to is not None:  # it takes them again, since they did not change
             return self.command
         return retry_command(self.arguments, journal, self.fleet)

@@ -1,5 +1,6 @@
 """The outcome of each account, and the counts of a rotation."""
 
+import re
 import time
 from collections import Counter
 from enum import StrEnum
@@ -11,6 +12,9 @@ from postpress_async.errors import Applied, PostPressError, Scope
 
 MANAGED: Final = "managed "
 """The beginning of an assignment that is a managed proxy."""
+
+LINE_PREFIX: Final = re.compile(r"line [0-9]+ ")
+"""The beginning of an assignment in journals of older versions, if it is a proxy of a pool."""
 
 
 def label_of(assignment: str | None) -> str | None:

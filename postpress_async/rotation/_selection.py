@@ -1,15 +1,13 @@
 """The accounts that a run takes, chosen by the proxies that earlier runs of its journal assigned to them."""
 
 import ipaddress
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Final
 
-from postpress_async.rotation._outcome import MANAGED
+from postpress_async.rotation._outcome import LINE_PREFIX, MANAGED
 
-_LINE_PREFIX: Final = re.compile(r"line [0-9]+ ")
 _FORMS: Final = "write HOST, HOST:PORT, USER@HOST or a network such as 10.1.1.0/24"
 
 
@@ -53,7 +51,7 @@ class Selection:
         """Whether *assignment* is one of the selected proxies."""
         if assignment.startswith(MANAGED):
             return False
-        address = _parsed(_LINE_PREFIX.sub("", assignment, count=1))
+        address = _parsed(LINE_PREFIX.sub("", assignment, count=1))
         return any(test(*address) for test in self._tests)
 
     def takes(self, account_id: str | None) -> bool:

@@ -7,7 +7,6 @@ changes only inside synchronous calls, so tasks can share it without a lock.
 
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final, Literal, Self, TypeAlias, TypedDict, Unpack
 
@@ -16,12 +15,11 @@ from attrs import frozen
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy
 from postpress_async.rotation._faults import Faults
+from postpress_async.rotation._outcome import LINE_PREFIX
 from postpress_async.rotation._pool._assign import Assignment, RoundRobin, Sticky
 from postpress_async.rotation._pool._proxy_list import Known, RefusedLine, Source, identity, read_list
 
 Assign: TypeAlias = Literal["round-robin", "sticky"]
-
-_LINE_PREFIX: Final = re.compile(r"line [0-9]+ ")  # of the labels in journals of older versions
 
 
 @frozen
@@ -276,7 +274,7 @@ class ProxyPool:
         """
         counts: dict[int, int] = {}
         for label, accounts in accounts_by_label.items():
-            index = self._indices.get(label, self._indices.get(_LINE_PREFIX.sub("", label, 1)))
+            index = self._indices.get(label, self._indices.get(LINE_PREFIX.sub("", label, 1)))
             if index is not None and index not in self._quarantine:
                 self._count(index, accounts)
                 counts[index] = counts.get(index, 0) + accounts

@@ -1,0 +1,106 @@
+"""The changes that give each account of a journal the assignment that it had after an earlier run."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from attrs import frozen
+
+from postpress_async.errors import JournalError
+from postpress_async.models import ManagedProxy, ProxyChange
+from postpress_async.rotation._outcome import LINE_PREFIX, MANAGED, State
+from postpress_async.rotation._pool import PooledProxy
+from postpress_async.rotation._selection import Selection
+from postpress_async.rotation.journal._history import assignments_of
+from postpress_async.rotation.journal._input_check import resumes
+from postpress_async.rotation.journal._reading import JournalView
+
+_CHANGED: Final = """
+    SELECT account_id, CASE state WHEN 'patched' THEN assignment END FROM outcomes
+    WHERE run > ? AND run < ? AND state IN ('patched', 'unknown') ORDER BY run DESC, ordinal
+"""
+
+
+@frozen
+class LeftBehind:
+    """An account that cannot go back. It has the fields of a `Refusal` that events need."""
+
+    account_id: str
+    reason: str
+    advice: str
+    line: None = None
+    column: None = None
+
+    def __str__(self) -> str:
+        return f"{self.account_id}: {self.reason}: {self.advice}"
+
+
+@frozen
+class RollbackPlan:
+    """
+    What a rollback does.
+
+    Attributes:
+        selection: Identifies its run.
+        changes: The change of each account, without those that still have the assignment.
+        left_behind: The accounts that cannot go back.
+    """
+
+    selection: Selection
+    changes: dict[str, ProxyChange]
+    left_behind: list[LeftBehind]
+
+
+def plan_rollback(view: JournalView, to: int, proxies: Iterable[PooledProxy]) -> RollbackPlan:
+    """
+    Plan how each account gets the assignment that it had after run number *to*.
+
+    A managed proxy is ordered again, for the same country or ip. If the latest run is an unfinished rollback
+    to the same run, the plan is the one that it began with.
+
+    Args:
+        view: The journal.
+        to: Number of a run.
+        proxies: Where proxies of your own are looked up by their labels.
+
+    Raises:
+        JournalError: The journal has no such run, or is damaged.
+    """
+    selection = Selection(f"rollback to run {to}")
+    run = view.run()
+    selection.run = number = run["id"] + (not resumes(view.ask, run, selection.text))
+    if not view.ask("SELECT 1 FROM runs WHERE id = ? AND id < ?", to, number):
+        raise JournalError(
+            f"{view.path} has no run {to} to go back to: `postpress-async history {view.path}` lists its runs"
+        )
+    present: dict[str, str | None] = {}  # None if the account is in doubt
+    for account_id, assignment in view.stream(_CHANGED, to, number):
+        present.setdefault(account_id, assignment)
+    earlier = {
+        entry.account_id: entry
+        for entry in assignments_of(view, before=to + 1)
+        if entry.account_id in present
+    }
+    by_label = {pooled.label: pooled.proxy for pooled in proxies}
+    changes: dict[str, ProxyChange] = {}
+    left_behind: list[LeftBehind] = []
+    for account_id, assignment in present.items():
+        entry = earlier.get(account_id)
+        if entry is None or entry.state is not State.PATCHED:
+            fact = "no known proxy" if entry is None else "an unknown outcome"
+            left_behind.append(LeftBehind(account_id, f"it had {fact} after run {to}", "rotate it instead"))
+        elif entry.assignment != assignment:
+            change = _change_of(entry.assignment, by_label)
+            if change is None:
+                reason = f"its proxy {entry.assignment} is in no list"
+                left_behind.append(LeftBehind(account_id, reason, "add a list that has it with --pool"))
+            else:
+                changes[account_id] = change
+    return RollbackPlan(selection, changes, left_behind)
+
+
+def _change_of(assignment: str, proxies: Mapping[str, ProxyChange]) -> ProxyChange | None:
+    if not assignment.startswith(MANAGED):
+        return proxies.get(LINE_PREFIX.sub("", assignment, 1))
+    words = assignment.removeprefix(MANAGED).split()
+    country, ip = (next((w for w in words if w.isalpha() is named), None) for named in (True, False))
+    return ManagedProxy(country=country, ip=ip)

@@ -1,0 +1,141 @@
+"""What a rollback gives to which account, and which accounts cannot go back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from postpress_async import CustomProxy, ManagedProxy, Outcome
+from postpress_async.errors import JournalError
+from postpress_async.rotation import State
+from postpress_async.rotation._pool import PooledProxy
+from postpress_async.rotation.journal import OUTCOME, row_of
+from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._rollback import RollbackPlan, plan_rollback
+from postpress_async.rotation.journal._schema import connect
+from tests.support.journals import outcome
+
+PROXIES = [CustomProxy(host=f"p{number}.example.net", port=8080, password="hunter2") for number in range(4)]
+P0, P1, P2, P3 = (PooledProxy.of(proxy).label for proxy in PROXIES)
+
+
+def write_runs(path: Path, *runs: Sequence[Outcome], selection: str | None = None) -> Path:
+    """A journal of complete runs, of which the latest has this *selection*."""
+    connection, _ = connect(path)
+    with connection:
+        connection.execute("DELETE FROM runs")
+        for number, outcomes in enumerate(runs, 1):
+            latest = selection if number == len(runs) else None
+            connection.execute(
+                "INSERT INTO runs (id, token, state, selection, began) VALUES (?, 't', 'complete', ?, 1.0)",
+                (number, latest),
+            )
+            connection.executemany(OUTCOME.sql[1], ((*row_of(outcome), number) for outcome in outcomes))
+    connection.close()
+    return path
+
+
+def patched(*assignments: str | None) -> list[Outcome]:
+    """An outcome for each account from the first; none for an account whose assignment is None."""
+    return [
+        outcome(number, assignment=assignment)
+        for number, assignment in enumerate(assignments)
+        if assignment is not None
+    ]
+
+
+def plan(path: Path, to: int, proxies: Sequence[CustomProxy] = PROXIES) -> RollbackPlan:
+    with JournalView(path) as view:
+        return plan_rollback(view, to, map(PooledProxy.of, proxies))
+
+
+def test_each_account_gets_what_it_had(tmp_path) -> None:
+    night = write_runs(tmp_path / "j", patched(P0, P1, "managed US"), patched(P2, P3, P2))
+
+    found = plan(night, 1)
+
+    assert found.changes == {
+        "acc_000000": PROXIES[0],
+        "acc_000001": PROXIES[1],
+        "acc_000002": ManagedProxy(country="US"),
+    }
+    assert found.left_behind == []
+    assert (found.selection.text, found.selection.run) == ("rollback to run 1", 3)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "change"),
+    [
+        ("managed DE", ManagedProxy(country="DE")),
+        ("managed 203.0.113.42", ManagedProxy(ip="203.0.113.42")),
+        ("managed DE 203.0.113.42", ManagedProxy(country="DE", ip="203.0.113.42")),
+        ("line 7 p0.example.net:8080", PROXIES[0]),
+    ],
+)
+def test_an_assignment_becomes_its_change(tmp_path, assignment, change) -> None:
+    night = write_runs(tmp_path / "j", patched(assignment), patched(P3))
+
+    assert plan(night, 1).changes == {"acc_000000": change}
+
+
+def test_what_an_account_had_may_come_from_an_older_run(tmp_path) -> None:
+    """Run 2 took only the first account."""
+    night = write_runs(tmp_path / "j", patched(P0, P1), patched(P2), patched(P3, P3))
+
+    assert plan(night, 2).changes == {"acc_000000": PROXIES[2], "acc_000001": PROXIES[1]}
+
+
+def test_an_account_that_has_the_same_again_is_not_sent(tmp_path) -> None:
+    night = write_runs(tmp_path / "j", patched(P0, P1), patched(P2, P2), patched(P0, None))
+
+    assert plan(night, 1).changes == {"acc_000001": PROXIES[1]}
+
+
+def test_an_account_that_failed_later_has_what_it_had(tmp_path) -> None:
+    failed = outcome(0, State.FAILED, assignment=P2)
+    night = write_runs(tmp_path / "j", patched(P0), [failed])
+
+    found = plan(night, 1)
+
+    assert (found.changes, found.left_behind) == ({}, [])
+
+
+def test_an_account_in_doubt_is_sent_even_if_it_may_have_the_same(tmp_path) -> None:
+    night = write_runs(tmp_path / "j", patched(P0), [outcome(0, State.UNKNOWN, assignment=P0)])
+
+    assert plan(night, 1).changes == {"acc_000000": PROXIES[0]}
+
+
+def test_accounts_that_cannot_go_back_are_listed_with_the_reason(tmp_path) -> None:
+    unknown = outcome(2, State.UNKNOWN, assignment=P0)
+    night = write_runs(tmp_path / "j", [*patched(P0), unknown], patched(P3, P3, P3))
+
+    found = plan(night, 1, PROXIES[1:])
+
+    assert found.changes == {}
+    assert [str(account) for account in found.left_behind] == [
+        "acc_000000: its proxy p0.example.net:8080 is in no list: add a list that has it with --pool",
+        "acc_000001: it had no known proxy after run 1: rotate it instead",
+        "acc_000002: it had an unknown outcome after run 1: rotate it instead",
+    ]
+
+
+@pytest.mark.parametrize("to", [3, 9])
+def test_a_run_that_is_not_there_is_refused(tmp_path, to) -> None:
+    night = write_runs(tmp_path / "j", patched(P0), patched(P3))
+
+    with pytest.raises(JournalError, match=f"has no run {to} to go back to"):
+        plan(night, to)
+
+
+def test_the_same_rollback_with_accounts_in_doubt_has_the_plan_that_it_began_with(tmp_path) -> None:
+    """So its rows are the same, and its accounts in doubt keep their keys."""
+    rollback = [outcome(0, assignment=P0), outcome(1, State.UNKNOWN, assignment=P1)]
+    night = write_runs(
+        tmp_path / "j", patched(P0, P1), patched(P2, P3), rollback, selection="rollback to run 1"
+    )
+
+    found = plan(night, 1)
+
+    assert found.selection.run == 3
+    assert found.changes == {"acc_000000": PROXIES[0], "acc_000001": PROXIES[1]}
