@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from postpress_async import (
 from postpress_async.errors import JournalError
 from postpress_async.rotation import State
 from postpress_async.rotation._selection import Selection
-from postpress_async.rotation.journal._history import assignments_of, runs_of
+from postpress_async.rotation.journal._history import assignments_of, runs_of, select
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.sandbox import Sandbox
 from tests.support.journals import outcome, write
@@ -147,6 +148,20 @@ async def test_a_mapping_is_restricted_too(tmp_path, sandbox) -> None:
 
     assert summary.patched == 1
     assert assignments(tmp_path / "j")["acc_1"] == "managed US"
+
+
+async def test_an_asynchronous_input_is_restricted_too(tmp_path, sandbox) -> None:
+    fleet = {f"acc_{number}": proxy for number, proxy in enumerate(proxies("10.1.1", 4))}
+    await rotate(sandbox, fleet, tmp_path / "j")
+
+    async def pairs() -> AsyncIterator[tuple[str, ManagedProxy]]:
+        for account_id in fleet:
+            yield account_id, ManagedProxy(country="US")
+
+    summary = await rotate(sandbox, pairs(), tmp_path / "j", on=["10.1.1.2", "10.1.1.4"])
+
+    assert summary.patched == 2
+    assert sandbox.record.patched_accounts == Counter(acc_0=1, acc_1=2, acc_2=1, acc_3=2)
 
 
 async def test_an_account_that_may_have_the_proxy_is_taken(tmp_path, sandbox) -> None:
@@ -276,12 +291,28 @@ async def test_the_next_night_counts_from_the_latest_run_of_all_accounts(tmp_pat
     assert rows(tmp_path / "j", "SELECT id, selection FROM runs ORDER BY id")[-1] == (3, None)
 
 
-async def test_the_same_input_after_a_run_of_some_accounts_is_refused(tmp_path, sandbox) -> None:
+@pytest.mark.parametrize("options", [{}, {"on_failed": "retry"}])
+async def test_the_same_input_after_a_run_of_some_accounts_is_refused(tmp_path, sandbox, options) -> None:
     new = await first_half(sandbox, tmp_path / "j")
     await rotate(sandbox, new, tmp_path / "j", on=["10.1.1.0/24"])
 
-    with pytest.raises(JournalError, match=r"took only some accounts .*add --every 0s"):
-        await rotate(sandbox, new, tmp_path / "j")
+    with pytest.raises(JournalError, match=r"took only some accounts .*add --every 0s.*failed accounts"):
+        await rotate(sandbox, new, tmp_path / "j", **options)
+
+
+async def test_a_selection_that_another_run_has_made_obsolete_is_refused(tmp_path, sandbox) -> None:
+    old = {"acc_1": proxies("10.1.1", 1)[0]}
+    await rotate(sandbox, old, tmp_path / "j")
+    selection = Selection.of(["10.1.1.1"])
+    assert selection is not None
+    with JournalView(tmp_path / "j") as view:
+        select(selection, view)
+    await rotate(sandbox, old, tmp_path / "j", every=0)
+
+    with pytest.raises(JournalError, match="was written meanwhile"):
+        await rotate(sandbox, old, tmp_path / "j", on=selection)
+
+    assert sandbox.record.requests == 2
 
 
 @pytest.mark.parametrize("options", [{"journal": None}, {"every": 0.0}])

@@ -85,7 +85,7 @@ class Fleet:
         name: The file's name without its folder; or ``<stdin>``, ``<query>`` or ``<frame>``.
         pooled: Whether rows with only an account are left to a rotation's pool.
         counted: Number of rows, including refused ones; None before a `survey`.
-        selection: The accounts whose rows it yields; None for all.
+        selection: Internal. The accounts whose rows it yields; None for all.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class Fleet:
         return (row for row in rows if takes(row.account_id))
 
     def only(self, selection: Selection) -> Self:
-        """Return this fleet without the accounts that *selection* does not take. It shares the file."""
+        """Internal. Return this fleet without the accounts that *selection* does not take."""
         if self.selection is selection:
             return self
         fleet = type(self)(self._file, self._table, self._default, pooled=self.pooled)

@@ -72,6 +72,7 @@ _FACTS: Final = {
     "token": "run",
     "began": "began",
     "halted": "halted",
+    "selection": "selection",  # never recorded: it took all accounts
     "target": "target",
     "total": "total",
     "input": "input",
@@ -83,8 +84,7 @@ _FACTS: Final = {
     "folder": "folder",
 }
 _FIRST_RUN: Final = (
-    "SELECT 1 AS id, 'running' AS state, NULL AS selection, NULL AS ended, NULL AS operator, NULL AS host, "
-    "NULL AS version, "
+    "SELECT 1 AS id, 'running' AS state, NULL AS ended, NULL AS operator, NULL AS host, NULL AS version, "
     + ", ".join(
         f"(SELECT value FROM run WHERE name = '{name}') AS {column}" for column, name in _FACTS.items()
     )
@@ -94,7 +94,7 @@ MIGRATION: Final = f"""
 BEGIN;
 ALTER TABLE outcomes RENAME TO old;
 {_RUNS} {_OUTCOMES}
-INSERT INTO runs (id, state, selection, ended, operator, host, version, {", ".join(_FACTS)}) {_FIRST_RUN};
+INSERT INTO runs (id, state, ended, operator, host, version, {", ".join(_FACTS)}) {_FIRST_RUN};
 UPDATE runs SET state = CASE
     WHEN EXISTS (SELECT 1 FROM run WHERE name = 'under way') THEN 'running'
     WHEN halted NOT NULL THEN 'halted'
