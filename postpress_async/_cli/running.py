@@ -136,6 +136,8 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
     try:
         with _interruptible(rotation, stop, job.options.max_duration):
             async with rotation:
+                if rotation.input_edit is not None:
+                    events.say(f"the input was edited since the last run: {rotation.input_edit}")
                 if rotation.completed_at is not None:
                     events.say(f"nothing was sent: {_why_complete(job, rotation)}")
                 events.begun(job, rotation.summary)

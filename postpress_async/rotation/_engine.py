@@ -70,6 +70,8 @@ class Rotation:
             to send, if there is no journal, and before the block is entered.
         next_run_at: Unix time from which the next run is due, if the latest one is complete and *every* was
             given; otherwise None.
+        input_edit: What is new in the input since an earlier run on the journal, such as ``3 rows more``;
+            None if nothing is, and before the block is entered.
         notes: Internal. What `Journal.begin` stores about the command line.
     """
 
@@ -93,6 +95,7 @@ class Rotation:
         self.total: Final = total
         self.completed_at: float | None = None
         self.next_run_at: float | None = None
+        self.input_edit: str | None = None
         self.notes: Mapping[str, str] = {}
         self._in_flight: Final = in_flight
         self._open_journal: Final = journal
@@ -223,6 +226,7 @@ class Rotation:
         self._run, self._watermark = journal.run, journal.watermark
         self._leaves_doubts = journal.leaves_doubts
         self.completed_at, self.next_run_at = journal.completed_at, journal.next_run_at
+        self.input_edit = journal.input_edit
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()

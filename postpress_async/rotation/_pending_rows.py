@@ -34,6 +34,7 @@ class PendingRow:
         maybe_sent: Whether this or an earlier run may have sent it, so that the change may be applied.
         recorded: Whether the journal has an outcome for it that stays true as long as it is not sent again.
         generation: Idempotency keys that it has used up.
+        key: The beginning of its idempotency keys, if the input was edited while it was in doubt.
         leave_in_doubt: Whether it is not sent: it is in doubt, and the operator wants to decide.
     """
 
@@ -42,6 +43,7 @@ class PendingRow:
     recorded: bool = False
     generation: int = 0
     leave_in_doubt: bool = False
+    key: str | None = None
 
     @property
     def is_sendable(self) -> bool:
@@ -102,7 +104,7 @@ class PendingRows:
         journal = self._journal
         if journal is None or not journal.resumed:
             return PendingRow(row)
-        generation = self._generations.at(row.ordinal) or 0
+        generation, key = self._generations.at(row.ordinal) or (0, None)
         if (entry := self._entries.at(row.ordinal)) is None:
             # A run that died may have sent rows up to `in_doubt_below` without recording them.
             in_doubt = row.ordinal < journal.in_doubt_below
@@ -117,7 +119,7 @@ class PendingRows:
         if done:
             return None
         in_doubt = state is not State.SKIPPED
-        return PendingRow(row, in_doubt, recorded=in_doubt or sent, generation=generation)
+        return PendingRow(row, in_doubt, recorded=in_doubt or sent, generation=generation, key=key)
 
 
 class _OrdinalLookup(Generic[T]):

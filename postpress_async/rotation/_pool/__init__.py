@@ -13,9 +13,9 @@ from typing import Final, Literal, Self, TypeAlias, TypedDict, Unpack
 from attrs import frozen
 
 from postpress_async.errors import FleetError
-from postpress_async.models import CustomProxy
+from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation._faults import Faults
-from postpress_async.rotation._outcome import LINE_PREFIX
+from postpress_async.rotation._outcome import LINE_PREFIX, MANAGED
 from postpress_async.rotation._pool._assign import Assignment, RoundRobin, Sticky
 from postpress_async.rotation._pool._proxy_list import Known, RefusedLine, Source, identity, read_list
 
@@ -50,6 +50,13 @@ class PooledProxy:
         if not user.isprintable():
             user = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in user)
         return cls(proxy, f"{user}{host}:{port}")
+
+
+def assignment_of(change: ProxyChange) -> str:
+    """The `Outcome.assignment` of an account that gets this change."""
+    if isinstance(change, CustomProxy):
+        return PooledProxy.of(change).label
+    return MANAGED + " ".join(part for part in (change.country, change.ip) if part)
 
 
 class PoolOptions(TypedDict, total=False):

@@ -27,8 +27,9 @@ from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint, refuse_lost_log
+from postpress_async.rotation.journal._edited_input import take
 from postpress_async.rotation.journal._file import lock, open_file
-from postpress_async.rotation.journal._input_check import InputCheck, check
+from postpress_async.rotation.journal._input_check import InputCheck, check, of_input
 from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._recovery import (
     BEFORE_THE_RUN,
@@ -55,7 +56,10 @@ OUTCOME: Final = Insert(
 """The latest outcome of an account replaces the one before; attempts are those of all runs."""
 row_of: Final["attrgetter[tuple[Any, ...]]"] = attrgetter(*_COLUMNS)
 """Returns the values of `OUTCOME` for an `Outcome`."""
-_GENERATION: Final = "INSERT OR REPLACE INTO generations VALUES (?, ?)"
+_GENERATION: Final = """
+INSERT INTO generations (ordinal, generation) VALUES (?, ?)
+ON CONFLICT (ordinal) DO UPDATE SET generation = excluded.generation
+"""
 _REOPEN: Final = f"{REOPEN_FAILED} AND error_type = ?"
 _NOTE: Final = "INSERT OR REPLACE INTO run VALUES (?, ?)"
 _TOTAL: Final = f"""
@@ -104,6 +108,7 @@ class Journal:
         completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
         next_run_at: Unix time from which a new run is due, if the latest one is complete and is left alone;
             otherwise None.
+        input_edit: What is new in the input since an earlier run, in words; None if nothing is.
         by_row: Whether rows are to be compared one by one with those of earlier runs.
         in_doubt_below: The ordinal below which rows without an outcome may have been sent.
         watermark: How far this run may send.
@@ -131,6 +136,7 @@ class Journal:
         self.same_input: Final = comparison.same_input
         self.completed_at: Final = comparison.completed_at
         self.next_run_at: Final = comparison.next_run_at
+        self.input_edit: Final = comparison.difference
         self._interrupted = False
         self.by_row: Final = by_row and not comparison.same_input
         self.in_doubt_below: Final = in_doubt_below
@@ -146,6 +152,7 @@ class Journal:
         run = read_run(reader)
         self.run: Final[str] = run["token"]
         self.number: Final[int] = run["id"]
+        self._of_input: Final = of_input(run)
 
     @classmethod
     def open(
@@ -214,6 +221,8 @@ class Journal:
                 )
                 has_hashes = prepare(connection)
                 with connection:
+                    if comparison.edit is not None:
+                        take(connection, comparison.edit, read_run(connection))
                     if comparison.starts_run:
                         # Later runs may need what earlier ones assigned to the other accounts.
                         start_run(connection, keep if selection is None else None)
@@ -250,8 +259,8 @@ class Journal:
         return self._counted("latest")
 
     def done_counts(self) -> Counter[State]:
-        """Number of accounts that this run leaves as they are, by state."""
-        return self._counted(f"{BEFORE_THE_RUN} WHERE {self._done}")
+        """Number of accounts of the input that this run leaves as they are, by state."""
+        return self._counted(f"{BEFORE_THE_RUN} WHERE {self._done} AND {self._of_input}")
 
     def done(self) -> bytes:
         """
@@ -285,9 +294,11 @@ class Journal:
         for ordinal, account_id, state, sent, done in self._in_chunks(sql):
             yield ordinal, (account_id, self._state(state), bool(sent), bool(done))
 
-    def generations(self) -> Iterator[tuple[int, int]]:
-        """Yield for each ordinal how many idempotency keys the account has used up."""
-        return self._in_chunks(f"SELECT * FROM generations WHERE ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}")
+    def generations(self) -> Iterator[tuple[int, tuple[int, str | None]]]:
+        """Yield for each ordinal how many idempotency keys the account has used up, and how they begin."""
+        sql = f"SELECT * FROM generations WHERE ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}"
+        for ordinal, generation, key in self._in_chunks(sql):
+            yield ordinal, (generation, key)
 
     def row_hashes(self) -> RowHashes:
         """An object that compares rows, from the first, with those that earlier runs took."""
