@@ -8,6 +8,7 @@ from attrs import define
 
 from postpress_async.errors import Applied, JournalError
 from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._pool import assignment_of
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
 
@@ -52,9 +53,13 @@ class PendingRow:
 
     def unsent_outcome(self) -> Outcome:
         """Its outcome if the run ends before it is sent."""
-        row = self.row
-        state, applied = (State.UNKNOWN, Applied.UNKNOWN) if self.maybe_sent else (State.SKIPPED, Applied.NO)
-        return Outcome(row.ordinal, row.line, row.account_id or "", state, applied=applied)
+        row, state, applied, assignment = self.row, State.SKIPPED, Applied.NO, None
+        if self.maybe_sent:
+            state, applied = State.UNKNOWN, Applied.UNKNOWN
+            if isinstance(row, Row) and row.change is not None:
+                assignment = assignment_of(row.change)
+        account_id = row.account_id or ""
+        return Outcome(row.ordinal, row.line, account_id, state, applied=applied, assignment=assignment)
 
 
 class PendingRows:
@@ -119,7 +124,7 @@ class PendingRows:
         if done:
             return None
         in_doubt = state is not State.SKIPPED
-        return PendingRow(row, in_doubt, recorded=in_doubt or sent, generation=generation, key=key)
+        return PendingRow(row, in_doubt, recorded=sent, generation=generation, key=key)
 
 
 class _OrdinalLookup(Generic[T]):
