@@ -70,8 +70,7 @@ class Rotation:
             to send, if there is no journal, and before the block is entered.
         next_run_at: Unix time from which the next run is due, if the latest one is complete and *every* was
             given; otherwise None.
-        input_edit: What is new in the input since an earlier run on the journal, such as ``3 rows more``;
-            None if nothing is, and before the block is entered.
+        input_edit: What is new in the input since an earlier run, such as ``3 rows more``; otherwise None.
         notes: Internal. What `Journal.begin` stores about the command line.
     """
 
@@ -122,8 +121,7 @@ class Rotation:
         self._row_hashes: RowHashes | None = None
         self._watermark: SendWatermark | None = None
         self._run = ""
-        self._workers = 0
-        self._backing_off = 0  # of the workers
+        self._workers = self._backing_off = 0  # workers, and how many of them back off
         self._stopping = False
         self._leaves_doubts = False  # whether rows in doubt are left to the operator
         self._error: Exception | None = None
