@@ -3,7 +3,7 @@
 import asyncio
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,6 +39,7 @@ class Nights:
     Attributes:
         rows: The input of the latest run.
         refused: Why the latest run refused its input; None if it did not.
+        edit: What the latest run said is new in it.
         patched: Number of requests for each account that a journal had as patched after an earlier run.
     """
 
@@ -137,12 +138,12 @@ class Nights:
 
 
 @pytest.fixture
-def nights(tmp_path: Path) -> Iterator[Callable[..., None]]:
+def nights(tmp_path: Path) -> Callable[..., None]:
     """Plays a coroutine function with `Nights` of twelve accounts in virtual time."""
 
-    def play(scenario: Any, rows: Rows | None = None) -> None:
+    def play(scenario: Any) -> None:
         with machine():
-            stepped_loop.run(scenario(Nights(tmp_path, rows or fleet(12))))
+            stepped_loop.run(scenario(Nights(tmp_path, fleet(12))))
 
     return play
 
@@ -276,20 +277,20 @@ def test_no_edit_between_runs_loses_or_doubles_an_account(changes: list[str], st
             await played.run(conditions=HEALTHY)
 
         assert played.refused is None
-        rows = {row.partition(",")[0]: row for row in played.rows if row != ",,"}
-        invalid = {account_id for account_id, row in rows.items() if row.endswith(",XX,")}
+        wanted = {row.partition(",")[0]: row for row in played.rows if row != ",,"}
+        invalid = {account_id for account_id, row in wanted.items() if row.endswith(",XX,")}
         places = {row.partition(",")[0]: line for line, row in enumerate(played.rows, 2) if row != ",,"}
         for account_id, state, line in played.outcomes():
             applied = [
                 request.change for request in played.server.by_account[account_id] if request.applied_at
             ]
-            if state == State.PATCHED and account_id in rows.keys() - invalid:
-                assert change_in(applied[-1]) in rows[account_id]
-            if account_id in rows:
+            if state == State.PATCHED and account_id in wanted.keys() - invalid:
+                assert change_in(applied[-1]) in wanted[account_id]
+            if account_id in wanted:
                 assert line == places.pop(account_id)
             else:
                 assert applied or state == State.UNKNOWN
-            assert state in {"patched", "failed"} or account_id in invalid or account_id not in rows
+            assert state in {"patched", "failed"} or account_id in invalid or account_id not in wanted
         assert not places
 
     random.seed(1)

@@ -452,6 +452,7 @@ async def test_rows_may_be_added_to_a_mapping(tmp_path, sandbox) -> None:
         for count in (30, 50):
             async with session.rotate(changes(US, count), journal=tmp_path / "j") as rotation:
                 await rotation.run()
+        assert rotation.input_edit == "20 rows more"
         with pytest.raises(JournalError, match="row 41 "):
             async with session.rotate(changes(US, 50) | {"acc_40": DE}, journal=tmp_path / "j"):
                 pass
