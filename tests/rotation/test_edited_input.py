@@ -117,7 +117,8 @@ class Nights:
         if not self.journal.exists():
             return False
         with closing(sqlite3.connect(self.journal)) as connection:
-            return connection.execute("SELECT state FROM runs").fetchone() == ("complete",)
+            [(state,)] = connection.execute("SELECT state FROM runs")
+        return bool(state == "complete")
 
     def _check(self) -> None:
         """No key has two bodies, none in doubt has two keys, and nothing is sent after it was patched."""

@@ -291,7 +291,7 @@ def test_a_complete_rotation_says_first_that_nothing_was_sent_and_when_it_was_co
     assert done.returncode == 0
     assert done.stdout.splitlines()[0] == (
         f"nothing was sent: the rotation in {JOURNAL} was completed at 2026-11-20 23:00:03 UTC. To send "
-        "these accounts again, use another --journal"
+        "these accounts again, add --every 0s (or --every 20h to a nightly job)"
     )
     assert "the sandbox received 0 requests" in done.stdout
 
