@@ -8,7 +8,7 @@ class Permit:
     Attributes:
         sent: The pacer's time at which it was granted.
         generation: The circuit breaker's generation at that time.
-        probe: Whether the request probes if the service is back while all other calls wait.
+        probe: Whether the request is a probe of the open circuit breaker.
     """
 
     __slots__ = ("generation", "probe", "sent")
