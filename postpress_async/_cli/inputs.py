@@ -19,7 +19,7 @@ from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Faults, Fleet, ProxyPool
 from postpress_async.rotation._fleet import Survey
 from postpress_async.rotation._fleet._database_url import DATABASE_URL, check_argument
-from postpress_async.rotation._fleet._row import COLUMNS, NOTHING_ASKED, PARTS
+from postpress_async.rotation._fleet._row import COLUMNS, NO_CHANGE, PARTS
 from postpress_async.rotation._input import Changes
 from postpress_async.rotation._pool._proxy_list import RefusedLine
 from postpress_async.rotation._selection import Selection
@@ -32,7 +32,7 @@ _NAMED_COLUMNS: Final = 20  # unused columns whose names are shown; the others a
 
 _COMPARED_COLUMNS: Final = 1_000  # unused columns that are compared with the known names
 
-_NOTHING_ASKED_ADVICE: Final = "use --pool FILE or --country CC, or give each row a proxy or a country"
+_NO_CHANGE_ADVICE: Final = "use --pool FILE or --country CC, or give each row a proxy or a country"
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def _check_columns(name: str, unused: Sequence[str], known: Sequence[str]) -> No
 
 def _report_faults(name: str, faults: Faults[Any]) -> None:
     for fault in faults:
-        advice = _NOTHING_ASKED_ADVICE if fault.first.reason == NOTHING_ASKED else None
+        advice = _NO_CHANGE_ADVICE if fault.first.reason == NO_CHANGE else None
         click.echo(f"{name}: {fault.sentence(advice)}", err=True)
     if faults.unlisted:
         click.echo(f"{name}: {faults.unlisted:,} more lines have other faults", err=True)

@@ -95,7 +95,7 @@ def test_the_page_has_the_journal_s_numbers(night) -> None:
     words = " ".join(text.split())
 
     assert "80 of 100 accounts patched" in words
-    for count in ("80 patched", "15 failed", "1 unknown", "3 skipped", "1 not settled"):
+    for count in ("80 patched", "15 failed", "1 unknown", "3 skipped", "1 not completed"):
         assert count in words
     assert "The last run was stopped before all accounts were sent." in words
     assert "The account does not exist." in words  # what an error means, from its class
