@@ -34,7 +34,7 @@ _SETTINGS: Final = {
 
 
 @click.group(cls=Commands, context_settings=_SETTINGS, epilog=exit_codes.HELP)
-@click.version_option(__version__, allow_from_autoenv=False)  # images often set POSTPRESS_VERSION
+@click.version_option(__version__, allow_from_autoenv=False)  # container images often set POSTPRESS_VERSION
 def cli() -> None:
     """
     Give PostPress accounts new proxies: one account, or a whole fleet.
@@ -54,7 +54,7 @@ for _command in (
 
 
 def run() -> None:
-    """Run the command line and exit. Expected errors are reported in one line on standard error."""
+    """Run the command line and exit. Report expected errors in one line on standard error."""
     try:
         refuse_secrets(sys.argv[1:])
         sys.exit(cli.main(standalone_mode=False) or exit_codes.ALL_PATCHED)

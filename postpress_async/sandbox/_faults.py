@@ -286,7 +286,7 @@ def _scripted(answer: object) -> Fault:
 
 
 def _suggestion(word: str) -> str:
-    """A hint at the error type or keyword that *word* resembles; empty if there is none."""
+    """A hint at the error type or keyword that *word* resembles, or an empty string."""
     similar = get_close_matches(word, [*TYPES, *UNLISTED, *_WORDS], n=1) or [
         type_ for type_ in TYPES if type_.endswith(f"/{word}")
     ]

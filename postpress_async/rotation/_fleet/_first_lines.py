@@ -30,7 +30,7 @@ class FirstLines:
         self._capacity = slots // 2  # lookups are slower in a fuller table
 
     def claim(self, account_id: str, line: int) -> int | None:
-        """Return the earlier line that has *account_id*. If there is none, store *line* and return None."""
+        """Return the earlier line that has *account_id*. Otherwise store *line* and return None."""
         digest = hash(account_id) if _IS_SIPHASH_64 else _blake2b(account_id)
         digests, lines, mask = self._digests, self._lines, self._mask
         slot = digest & mask

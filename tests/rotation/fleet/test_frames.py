@@ -276,7 +276,9 @@ async def test_a_frame_without_rows_is_done_at_once(frame: Made) -> None:
 
 NO_FLEETS = [
     pytest.param(
-        pandas.DataFrame({"name": ["a"], 5: ["h"]}), "has no column account_id, only name, 5: rename", id="none"
+        pandas.DataFrame({"name": ["a"], 5: ["h"]}),
+        "has no column account_id, only name, 5: rename",
+        id="none",
     ),
     pytest.param(
         pandas.DataFrame(), "has no column account_id, only columns without a name: rename", id="empty"
