@@ -142,6 +142,15 @@ def check_host(host: str) -> None:
         raise FieldError("host", "host not a host name", advice)
 
 
+def is_host(text: str) -> bool:
+    """Whether `check_host` accepts *text*."""
+    try:
+        check_host(text)
+    except FieldError:
+        return False
+    return True
+
+
 def _check_ipv6(host: str) -> None:
     if host.startswith("[") and host.endswith("]"):
         raise FieldError("host", "host has brackets", "write the IPv6 address without them: 2001:db8::1")

@@ -11,7 +11,7 @@ from typing import Final
 
 from yarl import URL
 
-from postpress_async._fields import FieldError, check_host
+from postpress_async._fields import is_host
 from postpress_async.errors import ConfigurationError
 from postpress_async.secret import Secret
 
@@ -80,7 +80,7 @@ _FORM: Final = f"write https://HOST[:PORT][/PATH], such as {BASE_URL}"
 
 
 def _fault(url: URL, http_hosts: Collection[str]) -> str | None:
-    if url.scheme not in {"https", "http"} or not url.raw_host or not _is_host(url.raw_host):
+    if url.scheme not in {"https", "http"} or not url.raw_host or not is_host(url.raw_host):
         return f"is not an https:// address; {_FORM}"
     if url.scheme == "http" and not _is_loopback(url.raw_host) and url.raw_host not in http_hosts:
         problem = "is http, so the key could be read on the network"
@@ -114,14 +114,6 @@ def _is_normalized(text: str, url: URL) -> bool:
     if written["origin"].lower().removesuffix(port) == parsed["origin"].removesuffix(port):
         return True
     return written["origin"].partition("://")[2].startswith("[")
-
-
-def _is_host(text: str) -> bool:
-    try:
-        check_host(text)
-    except FieldError:
-        return False
-    return True
 
 
 def _is_loopback(host: str) -> bool:

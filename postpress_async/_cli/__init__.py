@@ -1,7 +1,6 @@
 """The command ``postpress-async``."""
 
 import errno
-import os
 import sys
 from typing import Final, NoReturn
 
@@ -14,7 +13,7 @@ from postpress_async._cli.completion import completion
 from postpress_async._cli.errors import errors
 from postpress_async._cli.export import export
 from postpress_async._cli.history import history
-from postpress_async._cli.output import TOO_MANY_FILES, is_file_limit
+from postpress_async._cli.output import TOO_MANY_FILES, discard_stdout, is_file_limit
 from postpress_async._cli.report import report
 from postpress_async._cli.rollback import rollback
 from postpress_async._cli.rotate import retry_failed, rotate
@@ -66,14 +65,14 @@ def run() -> None:
     except (ConfigurationError, RotationError, ValueError) as error:
         _fail(error, exit_codes.BAD_INPUT)
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail again
+        discard_stdout()
         sys.exit(exit_codes.SOME_LEFT)
     except OSError as error:
         if is_file_limit(error):
             _fail(TOO_MANY_FILES, exit_codes.HALTED)
         if error.errno != errno.ENOSPC:
             raise
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail again
+        discard_stdout()
         _fail(f"standard output cannot be written ({error.strerror})", exit_codes.BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(exit_codes.INTERRUPTED)

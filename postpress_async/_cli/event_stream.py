@@ -1,8 +1,6 @@
 """Output of a running rotation: events as JSON for programs, messages for people."""
 
 import json
-import os
-import sys
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -11,7 +9,7 @@ import attrs
 import click
 
 from postpress_async import events
-from postpress_async._cli.output import write_stderr
+from postpress_async._cli.output import discard_stdout, write_stderr
 from postpress_async.rotation import Outcome, Refusal, RotationSummary
 from postpress_async.rotation._pool._proxy_list import RefusedLine
 from postpress_async.rotation.journal._rollback import LeftBehind
@@ -58,7 +56,7 @@ class EventStream:
             click.echo(text, err=self._out is not None)
         except OSError:
             if self._out is None:
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail
+                discard_stdout()
 
     def refused(self, source: str, refusal: Refusal | RefusedLine | LeftBehind) -> None:
         """Report an invalid row or line of the input *source*, or an account that a rollback leaves."""

@@ -32,6 +32,11 @@ def write_stderr(text: str) -> None:
             sys.stderr.flush()
 
 
+def discard_stdout() -> None:
+    """Redirect standard output to nowhere, so that the flush at exit does not fail again."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until exit
+
+
 TOO_MANY_FILES: Final = "too many open files: raise the limit (ulimit -n)"
 
 
@@ -75,5 +80,5 @@ def open_output(path: str | None) -> Iterator[BinaryIO]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail again
+        discard_stdout()
         raise RotationError(f"standard output cannot be written ({error.strerror})") from None

@@ -101,7 +101,8 @@ class Progress:
 
     def __init__(self, total: int, rotation: Rotation, sender: Sender) -> None:
         stats = ProgressStats(total, rotation, sender)
-        self._display: Final = _Bar(stats) if _is_terminal() else _Lines(stats)
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._display: Final = _Bar(stats) if is_terminal else _Lines(stats)
         self._timer: asyncio.TimerHandle | None = None
         self.update: Final = stats.add
         """Record a completed account, without redrawing."""
@@ -180,10 +181,6 @@ class _Lines:
 
     def stop(self) -> None:
         pass
-
-
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _seconds(seconds: float) -> str:

@@ -1,6 +1,9 @@
 """The permit to send one request."""
 
+from attrs import define
 
+
+@define(eq=False)
 class Permit:
     """
     The permit to send one request. Return it with `Pacer.release`, once.
@@ -11,9 +14,6 @@ class Permit:
         probe: Whether the request is a probe of the open circuit breaker.
     """
 
-    __slots__ = ("generation", "probe", "sent")
-
-    def __init__(self, sent: float, generation: int, probe: bool = False) -> None:
-        self.sent: float = sent
-        self.probe: bool = probe
-        self.generation: int = generation
+    sent: float
+    generation: int
+    probe: bool = False

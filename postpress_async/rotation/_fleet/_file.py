@@ -70,8 +70,8 @@ class FleetFile:
     def __init__(self, source: str | os.PathLike[str]) -> None:
         """Raise `FleetError` if *source* cannot be read."""
         path = os.fspath(source)
-        self.name: str = "<stdin>" if path == STDIN else _printable(os.path.basename(path))
-        self.shown: str = "standard input" if path == STDIN else _printable(path) or "a file without a name"
+        self.name: str = "<stdin>" if path == STDIN else printable(os.path.basename(path))
+        self.shown: str = "standard input" if path == STDIN else printable(path) or "a file without a name"
         self._path = path
         self._spool: IO[bytes] | None = None
         self._hash: hashlib._Hash | None = None  # pyright: ignore[reportPrivateUsage]
@@ -342,5 +342,6 @@ def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or "the path has an invalid character"
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def printable(text: str) -> str:
+    """Escape the characters of *text* that are not printable."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 from postpress_async._fields import check_account_id, read_port
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
+from postpress_async.rotation._fleet._file import printable
 from postpress_async.rotation._fleet._first_lines import FirstLines
 from postpress_async.rotation._rows import Refusal, Row
 
@@ -57,8 +58,7 @@ def plain_name(name: str) -> str:
 
 def printable_name(name: str) -> str:
     """*name* in a form that is safe to print: one line of at most 40 characters."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name.strip()[:40])
-    return text[:40]
+    return printable(name.strip()[:40])[:40]
 
 
 class RowReader:
@@ -137,7 +137,7 @@ def _read_change(cells: Cells) -> ProxyChange | None:
         if proxy:
             return _from_url(proxy)
         return CustomProxy(
-            host=_without_brackets(host),
+            host=without_brackets(host),
             port=read_port(port),
             protocol=protocol.lower() or None,
             username=username or None,
@@ -168,8 +168,9 @@ def _from_url(url: str) -> CustomProxy:
         raise FieldError("proxy", error.reason, error.advice) from None
 
 
-def _without_brackets(host: str) -> str:
-    return host[1:-1] if host[0] == "[" and host[-1] == "]" and ":" in host else host
+def without_brackets(host: str) -> str:
+    """Remove the brackets around an IPv6 address."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
 # The value is frozen, so all rows with the same country can share it.

@@ -15,6 +15,7 @@ from attrs import frozen
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation._faults import Faults
+from postpress_async.rotation._fleet._file import printable
 from postpress_async.rotation._outcome import LINE_PREFIX, MANAGED
 from postpress_async.rotation._pool._assign import Assignment, RoundRobin, Sticky
 from postpress_async.rotation._pool._proxy_list import Known, RefusedLine, Source, identity, read_list
@@ -45,9 +46,8 @@ class PooledProxy:
         """
         host, port, user = identity(proxy)
         host = f"[{host}]" if ":" in host else host
-        user = f"{user}@" if user else ""
-        if not user.isprintable():  # escape control characters, such as the one that reverses text in a terminal
-            user = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in user)
+        # A user name may contain control characters, such as the one that reverses text in a terminal.
+        user = f"{printable(user)}@" if user else ""
         return cls(proxy, f"{user}{host}:{port}")
 
 

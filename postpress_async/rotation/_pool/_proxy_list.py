@@ -18,11 +18,17 @@ from typing import Final, Self, TypeAlias
 
 from attrs import frozen
 
-from postpress_async._fields import check_host, read_port, split_host_port
+from postpress_async._fields import is_host, read_port, split_host_port
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, FieldError
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._row import PARTS, column_of, plain_name, printable_name
+from postpress_async.rotation._fleet._row import (
+    PARTS,
+    column_of,
+    plain_name,
+    printable_name,
+    without_brackets,
+)
 from postpress_async.secret import Secret
 
 Source: TypeAlias = str | os.PathLike[str]
@@ -204,7 +210,7 @@ def read_proxy(text: str) -> CustomProxy:
     text = text.strip()
     if _SCHEME.match(text):
         return CustomProxy.from_url(text)
-    if text.count(":") > 1 and (_is_host(text) or _is_host(text.rpartition(":")[0])):
+    if text.count(":") > 1 and (is_host(text) or is_host(text.rpartition(":")[0])):
         raise FieldError("host", "host not an IPv6 address", "put brackets around it: [2001:db8::1]:8080")
     credentials, at, address = text.rpartition("@")
     address = address.removesuffix("/")
@@ -213,7 +219,7 @@ def read_proxy(text: str) -> CustomProxy:
         four = None
     if four:
         host, port, username, password = four.groups()
-        return _custom(_unwrapped(host), read_port(port), username, password)
+        return _custom(without_brackets(host), read_port(port), username, password)
     if at:
         username, _, password = credentials.partition(":")
         return _custom(*split_host_port(address), username, password)
@@ -223,7 +229,7 @@ def read_proxy(text: str) -> CustomProxy:
 
 def _has_four_parts(host: str, address: str) -> bool:
     """Whether a line is ``host:port:user:password`` although it could be ``user:password@address``."""
-    if not _is_host(_unwrapped(host)):
+    if not is_host(without_brackets(host)):
         return False
     host_is_complete, address_is_complete = (bool(re.search(r"[.\[]", text)) for text in (host, address))
     if host_is_complete == address_is_complete:
@@ -255,24 +261,12 @@ def _custom(host: str, port: int, username: str, password: str, protocol: str = 
     )
 
 
-def _is_host(text: str) -> bool:
-    try:
-        check_host(text)
-    except FieldError:
-        return False
-    return True
-
-
 def _is_address(text: str) -> bool:
     try:
         _custom(*split_host_port(text), "", "")
     except FieldError:
         return False
     return True
-
-
-def _unwrapped(host: str) -> str:
-    return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
 # Other names that sellers use, the most likely first. A column with its usual name takes precedence.
@@ -337,7 +331,7 @@ class _Table:
         password = row.get("password", "")
         password = "" if password.isspace() else password
         if not proxy:
-            return _custom(_unwrapped(host), read_port(port), username, password, protocol)
+            return _custom(without_brackets(host), read_port(port), username, password, protocol)
         if host or port or protocol or username or password:
             advice = "use either the column proxy or host, port and the rest"
             raise FieldError(None, "proxy given twice", advice)

@@ -10,7 +10,7 @@ from typing import BinaryIO, Final
 from postpress_async import errors
 from postpress_async._version import __version__
 from postpress_async.errors import BY_CODE, BY_TYPE, PostPressError, RotationError, Scope
-from postpress_async.rotation._outcome import NO_PROXY_LEFT, Outcome, State
+from postpress_async.rotation._outcome import NO_PROXY_LEFT, State
 from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._statistics import ErrorCount, Stage, Statistics, stage_of
@@ -56,7 +56,10 @@ def _page(view: JournalView, now: float) -> str:
     stage = stage_of(view)
     with view.at_one_moment():
         findings = find(view, stage, now)
-        listing = pack(_not_patched(view), shown=SHOWN)
+        outcomes = view.outcomes([State.FAILED, State.UNKNOWN, State.SKIPPED])
+        # Accounts that were not sent before the run ended have no error type.
+        listed = (o for o in outcomes if o.state is not State.SKIPPED or o.error_type is not None)
+        listing = pack(listed, shown=SHOWN)
     style, script = _text("page.css"), _text("page.js")
     environment = jinja2.Environment(
         autoescape=True,
@@ -90,12 +93,6 @@ def _page(view: JournalView, now: float) -> str:
         columns=COLUMNS,
         shown=SHOWN,
     )
-
-
-def _not_patched(view: JournalView) -> Iterator[Outcome]:
-    for outcome in view.outcomes([State.FAILED, State.UNKNOWN, State.SKIPPED]):
-        if outcome.state is not State.SKIPPED or outcome.error_type is not None:
-            yield outcome
 
 
 def _status(numbers: Statistics) -> str:
