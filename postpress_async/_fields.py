@@ -103,9 +103,7 @@ def read_port(text: str) -> int:
         raise FieldError("port", "port missing", "give a whole number from 1 to 65535")
     if not (text.isascii() and text.isdecimal()):
         raise FieldError("port", "port not an integer", "must be a whole number from 1 to 65535")
-    return (
-        int(text) if len(text) <= 9 else 10**9
-    )  # int() rejects very long texts; any port above 65535 will do
+    return int(text) if len(text) <= 9 else 10**9  # int() rejects very long texts; any large number will do
 
 
 def upper_country(value: str) -> str:

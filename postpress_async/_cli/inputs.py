@@ -60,9 +60,7 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
         if (selection := _select(options, journal)) is not None:
             fleet = fleet.only(selection)
         known_rows = None if options.dry_run else known_row_count(journal, fleet.digest)
-        if (
-            known_rows is not None
-        ):  # the rows were validated when the journal was created, and have not changed
+        if known_rows is not None:  # the rows were validated for the journal, and have not changed
             fleet.counted = known_rows
             yield Job(options, fleet, pool, journal, Survey(known_rows), False, selection)
             return

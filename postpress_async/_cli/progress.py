@@ -12,7 +12,7 @@ import rich.progress
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from postpress_async._cli.output import write_stderr
+from postpress_async._cli.output import counted, write_stderr
 from postpress_async.rotation import Outcome, Rotation, State
 
 _REDRAW_INTERVAL: Final = 0.1  # seconds
@@ -63,9 +63,8 @@ class ProgressStats:
         now = time.monotonic()
         completed = self.completed - self._rotation.summary.states[State.SKIPPED]
         self._samples.append((now, completed))
-        while (
-            len(self._samples) > 2 and now - self._samples[1][0] > _RATE_WINDOW
-        ):  # keep one sample before the window
+        # Keep one sample from before the window.
+        while len(self._samples) > 2 and now - self._samples[1][0] > _RATE_WINDOW:
             self._samples.popleft()
         since, before = self._samples[0]
         return (completed - before) / (now - since) if now > since else 0.0
@@ -77,7 +76,7 @@ class ProgressStats:
         if rotation.retrying:
             words.append(f"{rotation.retrying:,} retrying")
         if summary.quarantined:
-            words.append(f"{summary.quarantined:,} quarantined")
+            words.append(f"{counted(summary.quarantined, 'proxy', 'proxies')} quarantined")
         return ", ".join(words)
 
     def pace(self) -> str:
