@@ -232,7 +232,7 @@ async def test_a_rotation_refuses_one_id_and_what_is_not_a_pool() -> None:
     """The characters of a text would be account ids."""
     session = PostPressSession("pp_key")
     with pytest.raises(ValueError, match="got str: put it into a list"):
-        session.rotate("acc_1", pool=ProxyPool([P0]))  # type: ignore[arg-type]
+        session.rotate("acc_1", pool=ProxyPool([P0]))
     with pytest.raises(ValueError, match="pool must be a ProxyPool, got list"):
         session.rotate(["acc_1"], pool=[P0])  # type: ignore[arg-type]
 
