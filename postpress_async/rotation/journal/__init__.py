@@ -26,7 +26,7 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
-from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint, refuse_lost_log
+from postpress_async.rotation.journal._checkpoint import checkpoint, refuse_lost_log
 from postpress_async.rotation.journal._file import lock, open_file
 from postpress_async.rotation.journal._input_check import InputCheck, check
 from postpress_async.rotation.journal._lock import JournalFile
@@ -198,7 +198,6 @@ class Journal:
                 refuse_lost_log(path)
                 connection, created = connect(path)
                 stack.callback(connection.close)
-                accept_log(connection)
                 comparison = check(
                     path,
                     connection,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from postpress_async.errors import JournalError, JournalNotWritableError
+from postpress_async.rotation.journal._checkpoint import accept_log
 from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._tables import (
     CURRENT_RUN,
@@ -63,8 +64,10 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
                 connection.executescript(f"BEGIN; {SCHEMA} {PROXIES}")  # in one transaction
                 connection.execute(NEW_RUN, (secrets.token_hex(12),))
                 connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
-        elif _version(connection) < VERSION:
-            connection.executescript(MIGRATION)
+        else:
+            accept_log(connection)  # before anything is written to the -wal
+            if _version(connection) < VERSION:
+                connection.executescript(MIGRATION)
         connection.execute(PROXIES)
     except BaseException:
         connection.close()

@@ -83,8 +83,19 @@ _FACTS: Final = {
     "retry_command": "retry command",
     "folder": "folder",
 }
+# It did not record whether it was stopped. A row that was skipped for no reason of its own shows it.
+_FIRST_STATE: Final = """
+    CASE WHEN EXISTS (SELECT 1 FROM run WHERE name = 'under way') THEN 'running'
+        WHEN EXISTS (SELECT 1 FROM run WHERE name = 'halted') THEN 'halted'
+        WHEN (SELECT value FROM run WHERE name = 'total') <= (
+            SELECT count(*) FROM main.outcomes
+            WHERE state != 'skipped' OR (attempts = 0 AND error_type NOT NULL)
+        ) THEN 'complete'
+        ELSE 'interrupted' END
+"""
 _FIRST_RUN: Final = (
-    "SELECT 1 AS id, 'running' AS state, NULL AS ended, NULL AS operator, NULL AS host, NULL AS version, "
+    f"SELECT 1 AS id, {_FIRST_STATE} AS state, (SELECT max(settled_at) FROM main.outcomes) AS ended, "
+    "NULL AS operator, NULL AS host, NULL AS version, "
     + ", ".join(
         f"(SELECT value FROM run WHERE name = '{name}') AS {column}" for column, name in _FACTS.items()
     )
@@ -92,15 +103,10 @@ _FIRST_RUN: Final = (
 _V1_OUTCOMES: Final = OUTCOME_COLUMNS.replace(" ", ", ").replace("assignment", "proxy AS assignment")
 MIGRATION: Final = f"""
 BEGIN;
-ALTER TABLE outcomes RENAME TO old;
-{_RUNS} {_OUTCOMES}
+{_RUNS}
 INSERT INTO runs (id, state, ended, operator, host, version, {", ".join(_FACTS)}) {_FIRST_RUN};
-UPDATE runs SET state = CASE
-    WHEN EXISTS (SELECT 1 FROM run WHERE name = 'under way') THEN 'running'
-    WHEN halted NOT NULL THEN 'halted'
-    WHEN total <= (SELECT count(*) FROM old WHERE state != 'skipped' OR error_type NOT NULL) THEN 'complete'
-    ELSE 'interrupted' END,
-    ended = (SELECT max(settled_at) FROM old);
+ALTER TABLE outcomes RENAME TO old;
+{_OUTCOMES}
 INSERT INTO outcomes SELECT 1, {_V1_OUTCOMES} FROM old;
 DROP TABLE old;
 DELETE FROM run WHERE name IN ({", ".join(f"'{name}'" for name in _FACTS.values())});
@@ -110,7 +116,8 @@ COMMIT;
 """
 V1_VIEWS: Final = f"""
 CREATE TEMP VIEW runs AS {_FIRST_RUN};
-CREATE TEMP VIEW latest AS SELECT {_V1_OUTCOMES} FROM outcomes;
+CREATE TEMP VIEW latest AS SELECT {_V1_OUTCOMES} FROM main.outcomes;
+CREATE TEMP VIEW outcomes AS SELECT 1 AS run, * FROM latest;
 """
 """The same for a journal that is only read."""
 
