@@ -9,6 +9,7 @@ watermark written ahead of sending bounds the rows in doubt.
 
 import asyncio
 import getpass
+import json
 import os
 import socket
 import sqlite3
@@ -40,7 +41,14 @@ from postpress_async.rotation.journal._recovery import (
     start_run,
 )
 from postpress_async.rotation.journal._row_hashes import RowHashes, prepare
-from postpress_async.rotation.journal._schema import DAMAGE, connect, damage_error, read_run, set_fact
+from postpress_async.rotation.journal._schema import (
+    DAMAGE,
+    connect,
+    damage_error,
+    read_run,
+    set_fact,
+    starts_of,
+)
 from postpress_async.rotation.journal._tables import CURRENT_RUN, OUTCOME_COLUMNS
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.rotation.journal._writer import Insert, Writer
@@ -146,6 +154,7 @@ class Journal:
         run = read_run(reader)
         self.run: Final[str] = run["token"]
         self.number: Final[int] = run["id"]
+        self._starts: Final = starts_of(run.get("starts"))
 
     @classmethod
     def open(
@@ -348,7 +357,7 @@ class Journal:
 
     def begin(self, total: int | None, notes: Mapping[str, str] = MappingProxyType({})) -> None:
         """
-        Record when the rotation first began, its number of accounts, and that this run has not halted.
+        Record who started or resumed the run, its number of accounts, and that it has not halted.
 
         Args:
             total: Number of accounts; None if not known.
@@ -357,16 +366,22 @@ class Journal:
         """
         if self.next_run_at is not None:
             return
-        self._writer.put(_BEGAN, (time.time(),))
+        began = time.time()
+        self._writer.put(_BEGAN, (began,))
         # A run from Python has no notes, and those of the run before would not repeat it.
         for name in _COMMAND_NOTES:
             self._writer.put(set_fact(name), (notes.get(name),))
-        facts = {
-            "halted": None,
-            "on_unknown": "report" if self.leaves_doubts else "retry",
+        start = {
+            "began": began,
             "operator": _operator(),
             "host": socket.gethostname(),
             "version": __version__,
+            "command": notes.get("command"),
+        }
+        facts = {
+            "halted": None,
+            "on_unknown": "report" if self.leaves_doubts else "retry",
+            "starts": json.dumps([*self._starts, start]),
         }
         for name, value in facts.items():
             self._writer.put(set_fact(name), (value,))

@@ -1,5 +1,6 @@
 """The journal's database: its schema, its connection, and the errors for a file that cannot be used."""
 
+import json
 import secrets
 import sqlite3
 from functools import cache
@@ -113,6 +114,19 @@ def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
     names = [column[0] for column in cursor.description]
     facts = {name: value for name, value in zip(names, cursor.fetchone(), strict=True) if value is not None}
     return facts | dict(connection.execute("SELECT name, value FROM run"))
+
+
+def starts_of(value: str | None) -> list[dict[str, Any]]:
+    """
+    Return the entries of the column ``starts`` of a run.
+
+    Raises:
+        ValueError: The journal is damaged.
+    """
+    starts = [] if value is None else json.loads(value)
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise ValueError("an invalid list of starts")
+    return starts
 
 
 @cache  # the writer recognizes a statement by its identity

@@ -27,9 +27,7 @@ CREATE TABLE runs (
     rows BLOB,
     pool BLOB,
     on_unknown TEXT,
-    operator TEXT,
-    host TEXT,
-    version TEXT,
+    starts TEXT,
     command TEXT,
     retry_command TEXT,
     folder TEXT
@@ -65,6 +63,7 @@ CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NU
 """
 ``outcomes`` has one row per run and account. ``runs.selection`` says which accounts a run takes; NULL is all.
 The tables ``run``, ``generations`` and ``covered`` are about the latest run only, and how it is resumed.
+``runs.starts`` is a JSON array: when, by whom, where and how the run was started and resumed.
 """
 
 # A journal of version 1 holds one rotation, whose facts are rows of the table ``run``.
@@ -95,7 +94,7 @@ _FIRST_STATE: Final = """
 """
 _FIRST_RUN: Final = (
     f"SELECT 1 AS id, {_FIRST_STATE} AS state, (SELECT max(settled_at) FROM main.outcomes) AS ended, "
-    "NULL AS operator, NULL AS host, NULL AS version, "
+    "NULL AS starts, "
     + ", ".join(
         f"(SELECT value FROM run WHERE name = '{name}') AS {column}" for column, name in _FACTS.items()
     )
@@ -104,7 +103,7 @@ _V1_OUTCOMES: Final = OUTCOME_COLUMNS.replace(" ", ", ").replace("assignment", "
 MIGRATION: Final = f"""
 BEGIN;
 {_RUNS}
-INSERT INTO runs (id, state, ended, operator, host, version, {", ".join(_FACTS)}) {_FIRST_RUN};
+INSERT INTO runs (id, state, ended, starts, {", ".join(_FACTS)}) {_FIRST_RUN};
 ALTER TABLE outcomes RENAME TO old;
 {_OUTCOMES}
 INSERT INTO outcomes SELECT 1, {_V1_OUTCOMES} FROM old;
