@@ -341,6 +341,11 @@ class Rotation:
             )
         elif pending.leave_in_doubt or (self._drain and self._stopping):
             outcome = pending.unsent_outcome()
+            if pending.recorded:  # the journal tells why and since when it is in doubt
+                self.summary.count(outcome)
+                self._publish(outcome)
+                await self._outcomes.wait_for_room()
+                return None
         else:
             if self._watermark is not None and row.ordinal >= self._watermark.safe_below:
                 await self._watermark.advance(row.ordinal)

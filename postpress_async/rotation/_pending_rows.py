@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from attrs import define
+from attrs import define, evolve
 
 from postpress_async.errors import Applied, JournalError
-from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.models import ManagedProxy
+from postpress_async.rotation._outcome import KEY_EXPIRED, Outcome, State
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
 
@@ -34,7 +35,9 @@ class PendingRow:
         maybe_sent: Whether this or an earlier run may have sent it, so that the change may be applied.
         recorded: Whether the journal has an outcome for it that stays true as long as it is not sent again.
         generation: Idempotency keys that it has used up.
-        leave_in_doubt: Whether it is not sent: it is in doubt, and the operator wants to decide.
+        leave_in_doubt: Whether it is not sent: it is in doubt, and the operator has to decide.
+        in_doubt_since: Unix time at which an earlier run may have sent it; None if none has.
+        key_expired: Whether the API may have forgotten the idempotency key of that request.
     """
 
     row: Row | Refusal
@@ -42,6 +45,8 @@ class PendingRow:
     recorded: bool = False
     generation: int = 0
     leave_in_doubt: bool = False
+    in_doubt_since: float | None = None
+    key_expired: bool = False
 
     @property
     def is_sendable(self) -> bool:
@@ -52,7 +57,11 @@ class PendingRow:
         """Its outcome if the run ends before it is sent."""
         row = self.row
         state, applied = (State.UNKNOWN, Applied.UNKNOWN) if self.maybe_sent else (State.SKIPPED, Applied.NO)
-        return Outcome(row.ordinal, row.line, row.account_id or "", state, applied=applied)
+        outcome = Outcome(row.ordinal, row.line, row.account_id or "", state, applied=applied)
+        if self.in_doubt_since is None:
+            return outcome
+        error_type = KEY_EXPIRED if self.key_expired else None
+        return evolve(outcome, error_type=error_type, settled_at=self.in_doubt_since)
 
 
 class PendingRows:
@@ -105,10 +114,9 @@ class PendingRows:
         generation = self._generations.at(row.ordinal) or 0
         if (entry := self._entries.at(row.ordinal)) is None:
             # A run that died may have sent rows up to `in_doubt_below` without recording them.
-            in_doubt = row.ordinal < journal.in_doubt_below
-            leave_in_doubt = in_doubt and journal.leaves_doubts
-            return PendingRow(row, in_doubt, generation=generation, leave_in_doubt=leave_in_doubt)
-        account_id, state, sent, done = entry
+            since = journal.in_doubt_since(row.ordinal) if row.ordinal < journal.in_doubt_below else None
+            return self._pending(journal, row, since, generation)
+        account_id, state, sent, done, settled_at = entry
         if account_id != (row.account_id or ""):
             raise JournalError(
                 f"the journal has {account_id} at position {row.ordinal + 1}, but the input has "
@@ -117,7 +125,25 @@ class PendingRows:
         if done:
             return None
         in_doubt = state is not State.SKIPPED
-        return PendingRow(row, in_doubt, recorded=in_doubt or sent, generation=generation)
+        return self._pending(
+            journal, row, settled_at if in_doubt else None, generation, recorded=in_doubt or sent
+        )
+
+    @staticmethod
+    def _pending(
+        journal: Journal, row: Row | Refusal, since: float | None, generation: int, *, recorded: bool = False
+    ) -> PendingRow:
+        managed = isinstance(row, Row) and isinstance(row.change, ManagedProxy)
+        expired = managed and since is not None and since < journal.keys_expired_before
+        return PendingRow(
+            row,
+            since is not None,
+            recorded=recorded,
+            generation=generation,
+            leave_in_doubt=expired or (since is not None and journal.leaves_doubts),
+            in_doubt_since=since,
+            key_expired=expired,
+        )
 
 
 class _OrdinalLookup(Generic[T]):

@@ -1,12 +1,15 @@
 """The journal's database: its schema, its connection, and the errors for a file that cannot be used."""
 
+import getpass
 import json
 import secrets
+import socket
 import sqlite3
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from postpress_async._version import __version__
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation.journal._checkpoint import accept_log
 from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
@@ -114,6 +117,16 @@ def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
     names = [column[0] for column in cursor.description]
     facts = {name: value for name, value in zip(names, cursor.fetchone(), strict=True) if value is not None}
     return facts | dict(connection.execute("SELECT name, value FROM run"))
+
+
+def start_entry(began: float, command: str | None) -> dict[str, Any]:
+    """An entry of the column ``starts``: this process starts or resumes the run at the Unix time *began*."""
+    try:
+        operator = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # the user has no name, as in some containers
+        operator = None
+    host = socket.gethostname()
+    return {"began": began, "operator": operator, "host": host, "version": __version__, "command": command}
 
 
 def starts_of(value: str | None) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ CREATE TABLE runs (
     input BLOB,
     rows BLOB,
     pool BLOB,
+    api_key BLOB,
     on_unknown TEXT,
     starts TEXT,
     command TEXT,
@@ -94,7 +95,7 @@ _FIRST_STATE: Final = """
 """
 _FIRST_RUN: Final = (
     f"SELECT 1 AS id, {_FIRST_STATE} AS state, (SELECT max(settled_at) FROM main.outcomes) AS ended, "
-    "NULL AS starts, "
+    "NULL AS starts, NULL AS api_key, "
     + ", ".join(
         f"(SELECT value FROM run WHERE name = '{name}') AS {column}" for column, name in _FACTS.items()
     )
@@ -103,7 +104,7 @@ _V1_OUTCOMES: Final = OUTCOME_COLUMNS.replace(" ", ", ").replace("assignment", "
 MIGRATION: Final = f"""
 BEGIN;
 {_RUNS}
-INSERT INTO runs (id, state, ended, starts, {", ".join(_FACTS)}) {_FIRST_RUN};
+INSERT INTO runs (id, state, ended, starts, api_key, {", ".join(_FACTS)}) {_FIRST_RUN};
 ALTER TABLE outcomes RENAME TO old;
 {_OUTCOMES}
 INSERT INTO outcomes SELECT 1, {_V1_OUTCOMES} FROM old;

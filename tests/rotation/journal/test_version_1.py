@@ -19,7 +19,6 @@ from postpress_async.rotation import Fleet, Halt, Journal, ProxyPool, Rotation, 
 from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._input import RotationInput
 from postpress_async.rotation._row_keys import RowKeys
-from postpress_async.rotation.journal import _schema
 from postpress_async.rotation.journal._schema import APPLICATION_ID
 from postpress_async.rotation.journal._tables import MIGRATION
 from tests.support import DATA
@@ -183,7 +182,7 @@ async def test_migration_that_was_cut_short_leaves_version_1(make, monkeypatch, 
     with monkeypatch.context() as patched:
         connect = sqlite3.connect
         patched.setattr(
-            _schema.sqlite3, "connect", lambda *names, **options: connect(*names, factory=Dying, **options)
+            sqlite3, "connect", lambda *names, **options: connect(*names, **options, factory=Dying)
         )
         with pytest.raises(Exception, match="disk is full"):
             Journal.open(path)
