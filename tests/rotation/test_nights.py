@@ -136,7 +136,9 @@ class Nights:
         assert process.wait() == -9
         while self.sandbox.record.in_flight:
             time.sleep(0.001)
-        exported = self.run(0.1, ["export", JOURNAL, "--format", "jsonl", "--state", "patched"])
+        exported = in_this_process(
+            self.at(0.1), ["export", JOURNAL, "--format", "jsonl", "--state", "patched"]
+        )
         self.recorded = {json.loads(line)["account_id"] for line in exported.stdout.splitlines()}
         assert len(self.recorded) > 100
 
@@ -179,7 +181,7 @@ class Nights:
     def check_accounts(self) -> None:
         """`history JOURNAL ACCOUNT` has what the API was last told in each night."""
         for account in self.fleet.accounts[:: len(self.fleet.accounts) // 4]:
-            output = self.run(1, ["history", JOURNAL, account, "--json"])
+            output = in_this_process(self.at(1), ["history", JOURNAL, account, "--json"])
             changes = [json.loads(line) for line in output.stdout.splitlines()]
             expected = {run: label for (run, name), label in self.assigned.items() if name == account}
             assert {change["run"]: change["assignment"] for change in changes} == {

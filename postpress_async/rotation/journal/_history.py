@@ -27,6 +27,10 @@ _ASSIGNED: Final = """
     WHERE run = ? AND state IN ('patched', 'unknown') AND assignment NOT NULL ORDER BY ordinal
 """
 
+_IN_DOUBT: Final = (
+    "SELECT account_id FROM outcomes WHERE run = ? AND state = 'unknown' AND assignment IS NULL"
+)
+
 
 @frozen(kw_only=True)
 class Start:
@@ -191,6 +195,7 @@ def assignments_of(
         JournalError: The journal is damaged.
     """
     seen: set[int] = set()  # hashes take half the memory of the ids
+    in_doubt: set[int] = set()  # of later runs, which may have changed them
     for (run,) in view.ask("SELECT id FROM runs WHERE id < coalesce(?, id + 1) ORDER BY id DESC", before):
         for account_id, assignment, state, settled_at in view.stream(_ASSIGNED, run):
             if (key := hash(account_id)) not in seen:
@@ -199,10 +204,11 @@ def assignments_of(
                 yield Assigned(
                     account_id=str(view.text(account_id)),
                     assignment=str(view.text(assignment)),
-                    state=State(state),
+                    state=State.UNKNOWN if key in in_doubt else State(state),
                     run=int(run),
                     settled_at=float(settled_at),
                 )
+        in_doubt.update(hash(account_id) for (account_id,) in view.stream(_IN_DOUBT, run))
 
 
 def select(selection: Selection, view: JournalView) -> None:

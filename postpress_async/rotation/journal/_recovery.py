@@ -28,6 +28,7 @@ _OF_THIS_RUN: Final = f"WHERE run = {CURRENT_RUN}"
 REFUSED: Final = "(state = 'skipped' AND attempts = 0 AND scope IS 'request' AND status IS NULL)"
 """SQL condition for rows that were refused. A request that the API refused has the status of its response."""
 
+_COVERED: Final = "CREATE TABLE IF NOT EXISTS covered (ordinal INTEGER PRIMARY KEY)"
 _MAY_BE_SENT: Final = f"state = 'skipped' AND NOT {REFUSED} AND ordinal >= ? AND ordinal < ?"
 COVER: Final = (
     f"INSERT OR IGNORE INTO covered SELECT ordinal FROM latest WHERE {_MAY_BE_SENT}",
@@ -134,7 +135,7 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
     """
     with connection:
         had_table = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'covered'").fetchone()
-        connection.execute("CREATE TABLE IF NOT EXISTS covered (ordinal INTEGER PRIMARY KEY)")
+        connection.execute(_COVERED)
         watermark, in_doubt_below = read_watermark(connection), _number(connection, "doubtful", 0)
         died = connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone() is not None
         if died or watermark == math.inf:  # infinite: unknown, so every row without an outcome is in doubt

@@ -126,6 +126,7 @@ def views_of(run: int) -> str:
     """SQL statements after which the queries for the latest run read run number *run*."""
     return f"""
 CREATE TEMP VIEW runs AS SELECT * FROM main.runs WHERE id <= {run:d};
+CREATE TEMP VIEW run AS SELECT * FROM main.run WHERE {run:d} = (SELECT max(id) FROM main.runs);
 CREATE TEMP VIEW proxies AS SELECT * FROM main.proxies WHERE {run:d} = (SELECT max(id) FROM main.runs);
 {_LATEST.replace("CREATE VIEW", "CREATE TEMP VIEW")}
 """
