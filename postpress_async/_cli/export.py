@@ -86,7 +86,7 @@ def export(
             FORMATS[kind](view.outcomes([State(state) for state in states]), file)
         unlisted = maybe_sent(view, stage_of(view))
     if unlisted != 0:
-        accounts = "More accounts" if unlisted is None else f"Up to {counted(unlisted, 'more account')}"
+        accounts = "more accounts" if unlisted is None else f"up to {counted(unlisted, 'more account')}"
         click.echo(
             f"{accounts} may have been sent by a run that was killed: resume it to list them", err=True
         )

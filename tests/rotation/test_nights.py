@@ -160,9 +160,8 @@ class Nights:
         assert len(twice) < 100
         assert changes - Counter(twice) == Counter(dict.fromkeys(self.fleet.accounts, runs))
         self.applied, self.recorded = applied, None
-        history = [
-            json.loads(line) for line in self.run(1, ["history", JOURNAL, "--json"]).stdout.splitlines()
-        ]
+        output = in_this_process(self.at(1), ["history", JOURNAL, "--json"]).stdout
+        history = [json.loads(line) for line in output.splitlines()]
         for run in history[-runs:]:
             assert (run["state"], run["states"]) == ("complete", {"patched": len(self.fleet.accounts)})
             assert run["total"] == len(self.fleet.accounts)

@@ -251,7 +251,7 @@ async def test_export_says_how_many_accounts_have_no_line_yet(path: Path) -> Non
 
     assert count
     note = (
-        f"Up to {count:,} more accounts may have been sent by a run that was killed: resume it to list them"
+        f"up to {count:,} more accounts may have been sent by a run that was killed: resume it to list them"
     )
     assert done.stderr == f"{note}\n"
     assert after.stderr == ""
