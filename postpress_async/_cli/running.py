@@ -87,8 +87,9 @@ async def run_job(job: Job, events: EventStream) -> int:
             "folder": os.getcwd(),
         }
         stop = await _run(job, sender, rotation, events)
-        code = exit_codes.code_of(rotation.summary, interrupted=stop.interrupted)
+        code = exit_codes.ALL_PATCHED
         if rotation.next_run_at is None:
+            code = exit_codes.code_of(rotation.summary, interrupted=stop.interrupted)
             _summarize(job, rotation.summary, stop, events)
         if sandbox is not None:
             requests, patched = sandbox.record.requests, len(sandbox.record.patched_accounts)

@@ -28,7 +28,7 @@ from click.testing import CliRunner
 from postpress_async._cli import cli
 from postpress_async.sandbox import Sandbox
 from postpress_async.sandbox._thread import SandboxThread
-from tests.support.command_line import JOURNAL
+from tests.support.command_line import BENT, JOURNAL
 
 DAY: Final = 86_400.0
 FIRST_NIGHT: Final = 1_795_226_400.0
@@ -37,13 +37,6 @@ COMMAND: Final = (
     "rotate fleet.csv --pool proxies.txt --every 20h --keep 7 --canary 5 --halt 10 --in-flight 40".split()
 )
 DISCONNECTED: Final = "errors/disconnected_account"
-_BENT: Final = """
-import sys, time
-clock, ahead = time.time, float(sys.argv.pop(1))
-time.time = lambda: clock() + ahead
-from postpress_async._cli import run
-run()
-"""
 
 
 @frozen
@@ -71,7 +64,7 @@ def in_this_process(ahead: float, words: list[str]) -> Ended:
 
 def in_a_process(ahead: float, words: list[str]) -> Ended:
     done = subprocess.run(
-        [sys.executable, "-c", _BENT, str(ahead), *words], capture_output=True, text=True, check=False
+        [sys.executable, "-c", BENT, str(ahead), *words], capture_output=True, text=True, check=False
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 
@@ -128,7 +121,7 @@ class Nights:
     def kill(self, requests: int) -> None:
         """Start, and kill the process after so many requests."""
         until = self.sandbox.record.requests + requests
-        words = [sys.executable, "-c", _BENT, str(self.at(0)), *COMMAND]
+        words = [sys.executable, "-c", BENT, str(self.at(0)), *COMMAND]
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while self.sandbox.record.requests < until and process.poll() is None:
             time.sleep(0.001)
