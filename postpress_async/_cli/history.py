@@ -77,5 +77,6 @@ def _as_dict(entry: Run | AccountChange) -> dict[str, Any]:
 
 
 def _serialize(_entry: object, attribute: "attrs.Attribute[Any] | None", value: Any) -> Any:
-    is_time = attribute is not None and attribute.name in _TIMES and value is not None
-    return instant(value) if is_time else value
+    if attribute is not None and attribute.name in _TIMES and value is not None:
+        return instant(value)
+    return value
