@@ -254,6 +254,8 @@ class PostPressSession:
         every: float | None = None,
         keep: int | None = None,
         on: "Collection[str] | Selection" = (),
+        accept_new_key: bool = False,
+        key_lifetime: float = 86_400.0,
     ) -> "Rotation":
         """
         Create a rotation of many accounts. Enter it with ``async with``, and iterate over its outcomes.
@@ -283,12 +285,16 @@ class PostPressSession:
                 assignment in the journal: any of ``HOST``, ``HOST:PORT``, ``USER@HOST``, and networks such
                 as ``10.1.1.0/24``. They are a run of their own: a new one, or the unfinished one of the same
                 accounts. The *pool* counts the other accounts of its proxies, too.
+            accept_new_key: Whether the journal may belong to another API key. Set it once if the key was
+                replaced by a new one of the same workspace.
+            key_lifetime: Seconds for which the API knows an idempotency key. A managed proxy whose outcome is
+                unknown for longer is not requested again, but reported as unknown.
 
         Raises:
             ValueError: An argument is invalid; a change in a collection is wrong; the fleet requires a pool;
                 or no account would use the *pool* (checked for a fleet, a frame, or any collection).
-            JournalError: On entering it: the journal is in use, of another input, or cannot be written; or it
-                has no account *on* these proxies, or an unfinished run of other accounts.
+            JournalError: On entering it: the journal is in use, of another input or API key, or cannot be
+                written; or it has no account *on* these proxies, or an unfinished run of other accounts.
         """
         # Imported here, because programs that update single accounts do not need it.
         from postpress_async.rotation import Halt, Rotation
@@ -309,6 +315,9 @@ class PostPressSession:
             pool=pool,
             every=every,
             keep=keep,
+            api_key=self._context.api_key,
+            accept_new_key=accept_new_key,
+            key_lifetime=key_lifetime,
         )
         return Rotation(
             self._run_call,

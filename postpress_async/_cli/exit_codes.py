@@ -13,7 +13,7 @@ INTERRUPTED: Final = 130
 
 HELP: Final = """\b
 Exit codes:
-  0    All accounts were patched.
+  0    All accounts were patched, or the next run is not due yet (--every).
   1    Some accounts failed, were skipped, or have an unknown outcome.
   2    The command line or an input is invalid, and nothing was sent.
   3    The run halted, or the journal cannot be written.

@@ -7,11 +7,12 @@ import click
 
 from postpress_async._cli import options
 from postpress_async._cli.command import Command, Option
-from postpress_async._cli.output import open_output
+from postpress_async._cli.output import counted, open_output
 from postpress_async.rotation import State
 from postpress_async.rotation._export import ENDINGS, FORMATS, write_assignments
 from postpress_async.rotation.journal._history import assignments_of
 from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._statistics import maybe_sent, stage_of
 
 
 @click.command(cls=Command, short_help="Write the outcome of each account as CSV, JSON Lines or Parquet.")
@@ -83,6 +84,12 @@ def export(
             write_assignments(assignments_of(view), file, kind)
         else:
             FORMATS[kind](view.outcomes([State(state) for state in states]), file)
+        unlisted = maybe_sent(view, stage_of(view))
+    if unlisted != 0:
+        accounts = "more accounts" if unlisted is None else f"up to {counted(unlisted, 'more account')}"
+        click.echo(
+            f"{accounts} may have been sent by a run that was killed: resume it to list them", err=True
+        )
     if to_file and sys.stderr is not None:
         click.echo(f"written: {output}", err=True)
 

@@ -56,11 +56,13 @@ def _run_lines(run: Run) -> Iterator[str]:
         yield f"  {run.selection}"
     total = "" if run.total is None else f" of {counted(run.total, 'account')}"
     yield f"  {', '.join(counts) or 'no account'}{total}, {counted(run.requests, 'request')}"
-    by = f"{run.operator or 'an unknown user'} on {run.host or 'an unknown machine'}"
-    version = "" if run.version is None else f", version {run.version}"
-    yield f"  by {by}{version}"
-    if run.command is not None:
-        yield f"  {run.command}"
+    for number, start in enumerate(run.starts):
+        resumed = f"resumed {moment(start.began)} " if number else ""
+        by = f"{start.operator or 'an unknown user'} on {start.host or 'an unknown machine'}"
+        version = "" if start.version is None else f", version {start.version}"
+        yield f"  {resumed}by {by}{version}"
+        if start.command is not None:
+            yield f"  {start.command}"
 
 
 def _change_lines(change: AccountChange) -> Iterator[str]:
@@ -71,8 +73,10 @@ def _change_lines(change: AccountChange) -> Iterator[str]:
 
 
 def _as_dict(entry: Run | AccountChange) -> dict[str, Any]:
-    fields = attrs.asdict(entry)
-    for name in _TIMES:
-        if fields.get(name) is not None:
-            fields[name] = instant(fields[name])
-    return fields
+    return attrs.asdict(entry, value_serializer=_serialize)
+
+
+def _serialize(_entry: object, attribute: "attrs.Attribute[Any] | None", value: Any) -> Any:
+    if attribute is not None and attribute.name in _TIMES and value is not None:
+        return instant(value)
+    return value

@@ -13,7 +13,7 @@ _PROGRAM: Final = "postpress-async"
 # Options of a single run. The others select accounts, proxies and the API, which the next run needs too.
 _ONE_RUN_ONLY: Final = frozenset(
     {"journal", "every", "keep", "limit", "canary", "halt", "max_duration", "dry_run", "json", "verbose"}
-    | {"on", "profile", "seed", "dead_proxies"}
+    | {"accept_new_key", "on", "profile", "seed", "dead_proxies"}
 )
 
 

@@ -38,11 +38,11 @@ def preview(job: Job, events: EventStream) -> int:
     """
     options = job.options
     url, target = "the sandbox", "this machine"
-    has_key = True
+    has_key, api_key = True, None
     if not options.sandbox:
         has_key = options.api_key_file is not None or bool(os.environ.get("POSTPRESS_API_KEY"))
         if has_key:
-            read_api_key(read_key(options.api_key_file))
+            api_key = read_api_key(read_key(options.api_key_file))
         base_url = read_base_url(options.base_url)
         url, target = str(base_url), target_of(base_url)
     done = count_done(
@@ -56,6 +56,8 @@ def preview(job: Job, events: EventStream) -> int:
         total=job.total,
         every=None if options.on else options.every,
         selection=job.selection,
+        api_key=api_key,
+        accept_new_key=options.accept_new_key,
     )
     if job.pool is not None and job.selection is not None:
         job.pool.resume(job.selection.outside)

@@ -123,6 +123,20 @@ run_options: Final = options.combine(
         "them, so that you can check them first; this includes the accounts that a killed run may have "
         "sent.",
     ),
+    _stopping(
+        "--key-lifetime",
+        type=options.duration,
+        metavar="DURATION",
+        default="24h",
+        help="Time for which the API is assumed to know an idempotency key. If it is unknown for longer "
+        "whether an account got a managed proxy, it is not sent again, because it could get a second one.",
+    ),
+    _stopping(
+        "--accept-new-key",
+        is_flag=True,
+        help="Accept an API key other than that of the journal's earlier runs. Use it once if the key was "
+        "replaced by a new one of the same workspace. By default, another key is refused.",
+    ),
     _output(
         "--dry-run",
         is_flag=True,
@@ -279,6 +293,8 @@ class RotateOptions:
     canary: int
     on_unknown: OnUnknown
     on_failed: OnFailed = "report"
+    key_lifetime: float
+    accept_new_key: bool
     every: float | None = None
     keep: int | None = None
     on: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -23,6 +24,7 @@ from postpress_async.errors import RotationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Halt, Rotation, RotationSummary, State
+from postpress_async.rotation._outcome import KEY_EXPIRED
 from postpress_async.sandbox import Sandbox
 from postpress_async.secret import Secret
 from postpress_async.session import PostPressSession
@@ -74,6 +76,8 @@ async def run_job(job: Job, events: EventStream) -> int:
             every=None if options.on else options.every,
             keep=options.keep,
             on=job.selection or (),
+            accept_new_key=options.accept_new_key,
+            key_lifetime=options.key_lifetime,
         )
         rotation.notes = {
             "command": options.command,
@@ -81,8 +85,9 @@ async def run_job(job: Job, events: EventStream) -> int:
             "folder": os.getcwd(),
         }
         stop = await _run(job, sender, rotation, events)
-        code = exit_codes.code_of(rotation.summary, interrupted=stop.interrupted)
+        code = exit_codes.ALL_PATCHED
         if rotation.next_run_at is None:
+            code = exit_codes.code_of(rotation.summary, interrupted=stop.interrupted)
             _summarize(job, rotation.summary, stop, events)
         if sandbox is not None:
             requests, patched = sandbox.record.requests, len(sandbox.record.patched_accounts)
@@ -240,6 +245,13 @@ def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream
             f"{counted(reported, 'account')} may have been changed and will not be sent again: check them, "
             "then run without --on-unknown report to send them"
         )
+    if expired := summary.errors[KEY_EXPIRED]:
+        yield (
+            f"{counted(expired, 'account')} may have got a managed proxy in an earlier run, longer ago than "
+            "--key-lifetime. They were not sent, because they could get a second one. Check them in the "
+            f"dashboard: `postpress-async export {shlex.quote(job.journal)} --state unknown` lists them. To "
+            "send them again, give a longer --key-lifetime"
+        )
     if summary.halted:
         yield f"halted: {summary.halted}"
         yield f"fix the cause, then run the same command again: {job.options.command}"
@@ -247,7 +259,7 @@ def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream
         stop.interrupted
         or stop.timed_out
         or events.is_closed
-        or unknown > reported
+        or unknown > reported + expired
         or summary.states[State.SKIPPED] > summary.refused
     ):
         yield "to continue, run the same command again"

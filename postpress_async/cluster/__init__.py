@@ -41,7 +41,7 @@ from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Halt, ProxyPool
 from postpress_async.rotation._input import Changes, RotationInput, check_count
 from postpress_async.rotation._selection import Selection
-from postpress_async.rotation.journal import OnFailed, OnUnknown
+from postpress_async.rotation.journal import KEY_LIFETIME, OnFailed, OnUnknown
 from postpress_async.secret import Secret
 
 __all__ = ["Cluster", "ClusterRotation", "read_certificates", "write_certificates"]
@@ -146,6 +146,8 @@ class Cluster:
         every: float | None = None,
         keep: int | None = None,
         on: Collection[str] | Selection = (),
+        accept_new_key: bool = False,
+        key_lifetime: float = KEY_LIFETIME,
     ) -> ClusterRotation:
         """
         A rotation of many accounts on the workers; the arguments are those of `PostPressSession.rotate`.
@@ -162,6 +164,9 @@ class Cluster:
             pool=pool,
             every=every,
             keep=keep,
+            api_key=None if self._key is None else Secret(self._key),  # workers elsewhere have their own
+            accept_new_key=accept_new_key,
+            key_lifetime=key_lifetime,
         )
         self._rotation = ClusterRotation(
             self,

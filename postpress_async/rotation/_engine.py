@@ -347,12 +347,13 @@ class Rotation:
             if self._watermark is not None and row.ordinal >= self._watermark.safe_below:
                 await self._watermark.advance(row.ordinal)
             return row
-        await self._complete(outcome)
+        # A recorded outcome says why and since when the account is in doubt: keep it.
+        await self._complete(outcome, recorded=pending.leave_in_doubt and pending.recorded)
         return None
 
-    async def _complete(self, outcome: Outcome) -> None:
-        """Record *outcome*, halt if necessary, and hand it to the code that iterates."""
-        self._record(outcome)
+    async def _complete(self, outcome: Outcome, *, recorded: bool = False) -> None:
+        """Record *outcome* unless it is, halt if necessary, and hand it to the code that iterates."""
+        self._record(outcome, recorded=recorded)
         if self._journal is not None:
             await self._journal.room()
         self._check_halt(outcome)
@@ -397,9 +398,9 @@ class Rotation:
             was_tried = self._monitor.tried > tried
             self._canary_gate.completed(tried=was_tried, passed=self._monitor.canary_passed)
 
-    def _record(self, outcome: Outcome) -> None:
+    def _record(self, outcome: Outcome, *, recorded: bool = False) -> None:
         self.summary.count(outcome)
-        if self._journal is not None:
+        if self._journal is not None and not recorded:
             self._journal.record(outcome)
         if outcome.state is State.FAILED:
             self._failed[outcome.error_type, outcome.applied] += 1

@@ -35,11 +35,12 @@ from postpress_async.rotation._rows import (
     rows_of,
 )
 from postpress_async.rotation._selection import Selection
-from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
+from postpress_async.rotation.journal import KEY_LIFETIME, Journal, OnFailed, OnUnknown
 from postpress_async.rotation.journal._history import select
 from postpress_async.rotation.journal._input_check import NO_POOL
 from postpress_async.rotation.journal._preflight import known_row_count
 from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.secret import Secret
 
 Changes: TypeAlias = (
     Iterable[Change]
@@ -144,6 +145,9 @@ class RotationInput:
         pool: ProxyPool | None = None,
         every: float | None = None,
         keep: int | None = None,
+        api_key: Secret | None = None,
+        accept_new_key: bool = False,
+        key_lifetime: float = KEY_LIFETIME,
     ) -> Callable[[], Awaitable[Journal]] | None:
         """
         Return a function that opens the journal at *path* for these rows; None without a path.
@@ -151,8 +155,8 @@ class RotationInput:
         *in_flight* is the concurrency limit, which determines the size of commits; None on a cluster.
 
         Raises:
-            ValueError: *on_unknown* or *on_failed* is neither "retry" nor "report", or *every* or *keep* is
-                out of range.
+            ValueError: *on_unknown* or *on_failed* is neither "retry" nor "report", or *every*, *keep* or
+                *key_lifetime* is out of range.
         """
         for name, choice in (("on_unknown", on_unknown), ("on_failed", on_failed)):
             if choice not in {"retry", "report"}:
@@ -160,6 +164,8 @@ class RotationInput:
         check_count("keep", keep)
         if every is not None and not every >= 0:
             raise ValueError(f"every must be a number of seconds from 0, got {every!r}")
+        if not key_lifetime > 0:
+            raise ValueError(f"key_lifetime must be a number of seconds above 0, got {key_lifetime!r}")
         if path is None:
             if every is not None or keep is not None or self.selection is not None:
                 raise ValueError("every, keep and on require a journal")
@@ -180,6 +186,9 @@ class RotationInput:
             every=every,
             keep=keep,
             selection=self.selection,
+            api_key=api_key,
+            accept_new_key=accept_new_key,
+            key_lifetime=key_lifetime,
         )
 
     async def _open(self, path: str | os.PathLike[str], **options: Any) -> Journal:

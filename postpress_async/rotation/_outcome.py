@@ -26,6 +26,10 @@ NO_PROXY_LEFT: Final = "no proxy left"
 """The error type of an account for which the pool had no proxy left."""
 
 
+KEY_EXPIRED: Final = "idempotency key expired"
+"""The error type of an account in doubt that is not sent again, because that could order a second proxy."""
+
+
 class State(StrEnum):
     """The result for one account."""
 

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from attrs import define
+from attrs import define, evolve
 
 from postpress_async.errors import Applied, JournalError
-from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.models import ManagedProxy
+from postpress_async.rotation._outcome import KEY_EXPIRED, Outcome, State
 from postpress_async.rotation._pool import assignment_of
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
@@ -36,7 +37,9 @@ class PendingRow:
         recorded: Whether the journal has an outcome for it that stays true as long as it is not sent again.
         generation: Idempotency keys that it has used up.
         key: The beginning of its idempotency keys, if the input was edited while it was in doubt.
-        leave_in_doubt: Whether it is not sent: it is in doubt, and the operator wants to decide.
+        leave_in_doubt: Whether it is not sent: it is in doubt, and the operator has to decide.
+        in_doubt_since: Unix time at which an earlier run may have sent it; None if none has.
+        key_expired: Whether the API may have forgotten the idempotency key of that request.
     """
 
     row: Row | Refusal
@@ -45,6 +48,8 @@ class PendingRow:
     generation: int = 0
     leave_in_doubt: bool = False
     key: str | None = None
+    in_doubt_since: float | None = None
+    key_expired: bool = False
 
     @property
     def is_sendable(self) -> bool:
@@ -59,7 +64,11 @@ class PendingRow:
             if isinstance(row, Row) and row.change is not None:
                 assignment = assignment_of(row.change)
         account_id = row.account_id or ""
-        return Outcome(row.ordinal, row.line, account_id, state, applied=applied, assignment=assignment)
+        outcome = Outcome(row.ordinal, row.line, account_id, state, applied=applied, assignment=assignment)
+        if self.in_doubt_since is None:
+            return outcome
+        error_type = KEY_EXPIRED if self.key_expired else None
+        return evolve(outcome, error_type=error_type, settled_at=self.in_doubt_since)
 
 
 class PendingRows:
@@ -112,10 +121,9 @@ class PendingRows:
         generation, key = self._generations.at(row.ordinal) or (0, None)
         if (entry := self._entries.at(row.ordinal)) is None:
             # A run that died may have sent rows up to `in_doubt_below` without recording them.
-            in_doubt = row.ordinal < journal.in_doubt_below
-            leave_in_doubt = in_doubt and journal.leaves_doubts
-            return PendingRow(row, in_doubt, generation=generation, leave_in_doubt=leave_in_doubt)
-        account_id, state, sent, done = entry
+            since = journal.in_doubt_since(row.ordinal) if row.ordinal < journal.in_doubt_below else None
+            return self._pending(journal, row, since, generation, key)
+        account_id, state, sent, done, settled_at = entry
         if account_id != (row.account_id or ""):
             raise JournalError(
                 f"the journal has {account_id} at position {row.ordinal + 1}, but the input has "
@@ -124,7 +132,31 @@ class PendingRows:
         if done:
             return None
         in_doubt = state is not State.SKIPPED
-        return PendingRow(row, in_doubt, recorded=sent, generation=generation, key=key)
+        since = settled_at if in_doubt else None
+        return self._pending(journal, row, since, generation, key, recorded=sent)
+
+    @staticmethod
+    def _pending(
+        journal: Journal,
+        row: Row | Refusal,
+        since: float | None,
+        generation: int,
+        key: str | None,
+        *,
+        recorded: bool = False,
+    ) -> PendingRow:
+        managed = isinstance(row, Row) and isinstance(row.change, ManagedProxy)
+        expired = managed and since is not None and since < journal.keys_expired_before
+        return PendingRow(
+            row,
+            since is not None,
+            recorded=recorded,
+            generation=generation,
+            leave_in_doubt=expired or (since is not None and journal.leaves_doubts),
+            key=key,
+            in_doubt_since=since,
+            key_expired=expired,
+        )
 
 
 class _OrdinalLookup(Generic[T]):

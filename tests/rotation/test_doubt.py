@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from postpress_async import CustomProxy, ManagedProxy, Pace, PostPressSession, ProxyPool, RetryPolicy, errors
 from postpress_async.rotation import Halt, Journal, Rotation, State
+from postpress_async.rotation._outcome import KEY_EXPIRED
 from postpress_async.rotation.journal._recovery import FIRST_WATERMARK
 from postpress_async.sandbox import Fault, Sandbox
 from tests.rotation.test_rotation_cancelled import cancel, settled
@@ -114,9 +116,9 @@ async def test_a_wrong_api_key_between_two_runs_costs_no_second_managed_proxy(jo
     async with Sandbox() as sandbox:
         copy = await killed_in_flight(sandbox, journal)
         async with PostPressSession(KEY, base_url=sandbox.url, retry=ONCE) as wrong:
-            await rotate(wrong, copy)
+            await rotate(wrong, copy, accept_new_key=True)
         async with sandbox.session(retry=ONCE) as session:
-            last = await rotate(session, copy)
+            last = await rotate(session, copy, accept_new_key=True)
 
     assert last.summary.patched == len(ACCOUNTS)
     assert sandbox.record.managed_handed_out == len(ACCOUNTS)
@@ -252,6 +254,103 @@ async def test_accounts_maybe_sent_by_a_dead_run_are_recorded_if_the_next_run_en
                 await rotation.run()
 
     assert rows_of(copy) == dict.fromkeys(ACCOUNTS, ("unknown", "unknown"))
+
+
+# --- The unknown that ages ---
+
+
+def later(monkeypatch: pytest.MonkeyPatch, hours: float) -> None:
+    """Set the clock ahead, from now on."""
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + hours * 3600)
+
+
+@pytest.mark.parametrize("hours", [23, 25])
+async def test_managed_change_of_a_killed_run_is_sent_again_within_a_day(journal, monkeypatch, hours) -> None:
+    """The API knows an idempotency key for a time; after it, a second proxy would be handed out."""
+    async with Sandbox() as sandbox:
+        copy = await killed_in_flight(sandbox, journal)
+        later(monkeypatch, hours)
+        if hours > 24:
+            sandbox.server._idempotency._executions.clear()
+        async with sandbox.session() as session:
+            last = await rotate(session, copy)
+
+    state, errors_ = (State.PATCHED, {}) if hours < 24 else (State.UNKNOWN, {KEY_EXPIRED: len(ACCOUNTS)})
+    assert (last.summary.states, last.summary.errors) == ({state: len(ACCOUNTS)}, errors_)
+    assert sandbox.record.managed_handed_out == len(ACCOUNTS)
+
+
+async def test_aged_unknown_change_is_reported_until_a_longer_lifetime_is_given(journal, monkeypatch) -> None:
+    """What is only reported does not become younger."""
+    async with Sandbox() as sandbox:
+        copy = await killed_in_flight(sandbox, journal)
+        async with sandbox.session() as session:
+            for _ in range(3):
+                later(monkeypatch, 25)
+                last = await rotate(session, copy)
+                assert last.summary.states == {State.UNKNOWN: len(ACCOUNTS)}
+                assert sandbox.record.requests == len(ACCOUNTS)
+            assert rows_of(copy) == dict.fromkeys(ACCOUNTS, ("unknown", "unknown"))
+            last = await rotate(session, copy, key_lifetime=100 * 3600.0)
+
+    assert last.summary.patched == len(ACCOUNTS)
+    assert sandbox.record.managed_handed_out == len(ACCOUNTS)  # the sandbox knows the keys for ever
+
+
+@pytest.mark.parametrize("change", [US, OWN], ids=["managed", "custom"])
+async def test_outcome_that_stays_unknown_keeps_its_record(journal, monkeypatch, change) -> None:
+    """A custom proxy is set again at any age."""
+    async with Sandbox() as sandbox, sandbox.session(retry=ONCE) as session:
+        for account in ACCOUNTS:
+            sandbox.script(account, "lost")
+        await rotate(session, journal, change)
+        with closing(sqlite3.connect(journal)) as connection:
+            before = connection.execute("SELECT * FROM outcomes").fetchall()
+        later(monkeypatch, 25)
+        last = await rotate(session, journal, change)
+        with closing(sqlite3.connect(journal)) as connection:
+            after = connection.execute("SELECT * FROM outcomes").fetchall()
+
+    if change is OWN:
+        assert last.summary.patched == len(ACCOUNTS)
+    else:
+        assert after == before
+        assert last.summary.errors == {KEY_EXPIRED: len(ACCOUNTS)}
+
+
+async def test_row_that_a_dead_run_sent_after_an_earlier_one_skipped_it_is_as_old_as_the_dead_run(
+    journal, monkeypatch
+) -> None:
+    """The time of the skipped outcome says nothing about the request."""
+    async with Sandbox() as sandbox:
+        async with sandbox.session() as session:
+            await rotate(session, journal, limit=1)
+        later(monkeypatch, 30)
+        for account in ACCOUNTS:
+            sandbox.script(account, then=Fault(executes=True, ends="never"))
+        async with sandbox.session() as session:
+            task = asyncio.create_task(rotate(session, journal))
+            while len(sandbox.record.patched_accounts) < len(ACCOUNTS):
+                await asyncio.sleep(0)
+            copy = killed(journal)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        for account in ACCOUNTS:
+            sandbox.script(account, then=200)
+        later(monkeypatch, 5)
+        async with sandbox.session() as session:
+            last = await rotate(session, copy)
+
+    assert last.summary.patched == len(ACCOUNTS)
+    assert sandbox.record.managed_handed_out == len(ACCOUNTS)
+
+
+async def test_lifetime_must_be_above_zero(sandbox, journal) -> None:
+    async with sandbox.session() as session:
+        with pytest.raises(ValueError, match="key_lifetime must be"):
+            session.rotate({"acc_1": US}, journal=journal, key_lifetime=0)
 
 
 # --- Cancelled ---

@@ -24,6 +24,15 @@ PRELOADED = [
 ]
 TIMEOUT = 60.0
 
+BENT = """
+import sys, time
+clock, ahead = time.time, float(sys.argv.pop(1))
+time.time = lambda: clock() + ahead
+from postpress_async._cli import run
+run()
+"""
+"""A program that is the command line, with a clock that is ahead by its first argument, in seconds."""
+
 
 def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """

@@ -8,9 +8,8 @@ watermark written ahead of sending bounds the rows in doubt.
 """
 
 import asyncio
-import getpass
+import json
 import os
-import socket
 import sqlite3
 import time
 from collections import Counter
@@ -21,12 +20,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self, TypeAlias
 
-from postpress_async._version import __version__
 from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
-from postpress_async.rotation.journal._checkpoint import accept_log, checkpoint, refuse_lost_log
+from postpress_async.rotation.journal._checkpoint import checkpoint, refuse_lost_log
 from postpress_async.rotation.journal._edited_input import take
 from postpress_async.rotation.journal._file import lock, open_file
 from postpress_async.rotation.journal._input_check import InputCheck, check, of_input
@@ -37,14 +35,24 @@ from postpress_async.rotation.journal._recovery import (
     FIRST_WATERMARK,
     REOPEN_FAILED,
     begin_run,
+    read_doubts,
     read_watermark,
     start_run,
 )
 from postpress_async.rotation.journal._row_hashes import RowHashes, prepare
-from postpress_async.rotation.journal._schema import DAMAGE, connect, damage_error, read_run, set_fact
+from postpress_async.rotation.journal._schema import (
+    DAMAGE,
+    connect,
+    damage_error,
+    read_run,
+    set_fact,
+    start_entry,
+    starts_of,
+)
 from postpress_async.rotation.journal._tables import CURRENT_RUN, OUTCOME_COLUMNS
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.rotation.journal._writer import Insert, Writer
+from postpress_async.secret import Secret
 
 _COLUMNS: Final = OUTCOME_COLUMNS.split()
 OUTCOME: Final = Insert(
@@ -75,6 +83,9 @@ _CHUNK: Final = 4_096
 _BLOCKS: Final = 256  # of hashes, of up to 16 KiB each
 _MOST_ACCOUNTS: Final = 2**31  # a larger ordinal is damage
 _STATES: Final = frozenset(State)
+
+KEY_LIFETIME: Final = 86_400.0
+"""Default seconds for which the API is assumed to know an idempotency key."""
 
 OnUnknown: TypeAlias = Literal["retry", "report"]
 OnFailed: TypeAlias = Literal["report", "retry"]
@@ -113,6 +124,8 @@ class Journal:
         in_doubt_below: The ordinal below which rows without an outcome may have been sent.
         watermark: How far this run may send.
         leaves_doubts: Whether accounts that may have been sent are not sent again, but reported.
+        keys_expired_before: Unix time of a request before which the API may have forgotten its idempotency
+            key.
     """
 
     def __init__(
@@ -129,6 +142,7 @@ class Journal:
         on_unknown: OnUnknown,
         in_flight: int | None,
         outside: Mapping[str, int],
+        key_lifetime: float,
     ) -> None:
         self.path: Final = path
         self._outside: Final = outside
@@ -141,6 +155,7 @@ class Journal:
         self.by_row: Final = by_row and not comparison.same_input
         self.in_doubt_below: Final = in_doubt_below
         self.leaves_doubts: Final = on_unknown == "report"
+        self.keys_expired_before: Final = time.time() - key_lifetime
         self._done: Final = _DONE[on_unknown]
         self._lock: Final = lock
         self._writer: Final = Writer(path, connection, lock.inode, in_flight)
@@ -153,6 +168,9 @@ class Journal:
         self.run: Final[str] = run["token"]
         self.number: Final[int] = run["id"]
         self._of_input: Final = of_input(run)
+        self._starts: Final = starts_of(run.get("starts"))
+        self._doubts: Final = read_doubts(reader)
+        self._began: Final = float(run.get("began") or 0)
 
     @classmethod
     def open(
@@ -171,6 +189,9 @@ class Journal:
         every: float | None = None,
         keep: int | None = None,
         selection: Selection | None = None,
+        api_key: Secret | None = None,
+        accept_new_key: bool = False,
+        key_lifetime: float = KEY_LIFETIME,
     ) -> Self:
         """
         Open the journal at *path*, or create it, for one run.
@@ -191,10 +212,13 @@ class Journal:
                 complete; None for never.
             keep: Number of runs to keep, from 1, if a new one starts; None for all.
             selection: The accounts of the run, read from this journal; None for all.
+            api_key: The API key, of which a slow hash is stored; None compares nothing.
+            accept_new_key: Whether the key may differ from that of earlier runs.
+            key_lifetime: Seconds for which the API knows an idempotency key.
 
         Raises:
             JournalNotWritableError: The file cannot be written, or another run has it open.
-            JournalError: The file is not a journal, has another input or target, or lacks its -wal.
+            JournalError: The file is not a journal, has another input, target or API key, or lacks its -wal.
         """
         path = Path(path)
         with ExitStack() as stack:
@@ -205,7 +229,6 @@ class Journal:
                 refuse_lost_log(path)
                 connection, created = connect(path)
                 stack.callback(connection.close)
-                accept_log(connection)
                 comparison = check(
                     path,
                     connection,
@@ -218,6 +241,8 @@ class Journal:
                     done=done_condition(on_unknown, on_failed),
                     every=every,
                     selection=selection,
+                    api_key=api_key,
+                    accept_new_key=accept_new_key,
                 )
                 has_hashes = prepare(connection)
                 with connection:
@@ -248,6 +273,7 @@ class Journal:
                     on_unknown=on_unknown,
                     in_flight=in_flight,
                     outside={} if selection is None else selection.outside,
+                    key_lifetime=key_lifetime,
                 )
             except DAMAGE as error:
                 raise damage_error(path, error) from None
@@ -280,19 +306,26 @@ class Journal:
             marks[ordinal] = 1
         return bytes(marks)
 
-    def entries(self, *, but_done: bool = False) -> Iterator[tuple[int, tuple[str, State, bool, bool]]]:
+    def in_doubt_since(self, ordinal: int) -> float:
+        """Unix time until which a killed run may have sent a row without an outcome."""
+        return min((last for below, last in self._doubts if ordinal < below), default=self._began)
+
+    def entries(
+        self, *, but_done: bool = False
+    ) -> Iterator[tuple[int, tuple[str, State, bool, bool, float]]]:
         """
-        Yield for each ordinal: the account, its state, whether it was sent, and whether this run leaves it.
+        Yield for each ordinal: the account, its state, whether it was sent, whether this run leaves it, and
+        the Unix time of its outcome.
 
         With *but_done*, without the accounts that this run leaves as they are. Read in chunks.
         """
         condition = f"NOT {self._done} AND" if but_done else ""
         sql = (
-            f"SELECT ordinal, account_id, state, attempts > 0, {self._done} FROM {BEFORE_THE_RUN} "
-            f"WHERE {condition} ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}"
+            f"SELECT ordinal, account_id, state, attempts > 0, {self._done}, settled_at "
+            f"FROM {BEFORE_THE_RUN} WHERE {condition} ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}"
         )
-        for ordinal, account_id, state, sent, done in self._in_chunks(sql):
-            yield ordinal, (account_id, self._state(state), bool(sent), bool(done))
+        for ordinal, account_id, state, sent, done, settled_at in self._in_chunks(sql):
+            yield ordinal, (account_id, self._state(state), bool(sent), bool(done), settled_at)
 
     def generations(self) -> Iterator[tuple[int, tuple[int, str | None]]]:
         """Yield for each ordinal how many idempotency keys the account has used up, and how they begin."""
@@ -360,7 +393,7 @@ class Journal:
 
     def begin(self, total: int | None, notes: Mapping[str, str] = MappingProxyType({})) -> None:
         """
-        Record when the rotation first began, its number of accounts, and that this run has not halted.
+        Record who started or resumed the run, its number of accounts, and that it has not halted.
 
         Args:
             total: Number of accounts; None if not known.
@@ -369,16 +402,15 @@ class Journal:
         """
         if self.next_run_at is not None:
             return
-        self._writer.put(_BEGAN, (time.time(),))
+        began = time.time()
+        self._writer.put(_BEGAN, (began,))
         # A run from Python has no notes, and those of the run before would not repeat it.
         for name in _COMMAND_NOTES:
             self._writer.put(set_fact(name), (notes.get(name),))
         facts = {
             "halted": None,
             "on_unknown": "report" if self.leaves_doubts else "retry",
-            "operator": _operator(),
-            "host": socket.gethostname(),
-            "version": __version__,
+            "starts": json.dumps([*self._starts, start_entry(began, notes.get("command"))]),
         }
         for name, value in facts.items():
             self._writer.put(set_fact(name), (value,))
@@ -431,10 +463,3 @@ class Journal:
             self._reader.close()
             self._writer.close()
             self._lock.close()
-
-
-def _operator() -> str | None:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # the user has no name, as in some containers
-        return None

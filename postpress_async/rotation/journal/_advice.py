@@ -36,7 +36,7 @@ def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
         )
     if states[State.UNKNOWN] or states[State.SKIPPED] > statistics.refused:
         left = " and ".join(state for state in (State.UNKNOWN, State.SKIPPED) if states[state])
-        return f"{again}: it sends what is {left}"
+        return f"{again}: it sends what is {left}{_but_expired(name, statistics.expired)}"
     if states[State.FAILED]:
         why = "" if seen else f"see which accounts failed and why with `postpress-async report {name}`; "
         retry = _with_folder(statistics.retry_command, statistics.folder)
@@ -46,6 +46,16 @@ def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
         listed = f"`postpress-async export {name} --state skipped`"
         return f"correct the rows that were refused ({listed} lists them), and rotate them as another fleet"
     return "nothing; every account was patched"
+
+
+def _but_expired(name: str, expired: int) -> str:
+    if not expired:
+        return ""
+    accounts = "1 account" if expired == 1 else f"{expired:,} accounts"
+    return (
+        f", except {accounts} that may have got a managed proxy more than 24 hours ago (see --key-lifetime): "
+        f"check them in the dashboard (`postpress-async export {name} --state unknown` lists them)"
+    )
 
 
 def _with_folder(command: str | None, folder: str | None) -> str | None:

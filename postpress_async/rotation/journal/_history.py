@@ -11,9 +11,10 @@ from postpress_async.rotation._outcome import State
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._input_check import resumes
 from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._schema import starts_of
 
 _RUNS: Final = """
-    SELECT id, began, ended, state, selection, halted, total, operator, host, version, command FROM runs
+    SELECT id, began, ended, state, selection, halted, total, starts, command FROM runs
     WHERE began NOT NULL ORDER BY id
 """
 _STATES: Final = "SELECT run, state, count(*), sum(attempts) FROM outcomes GROUP BY run, state"
@@ -25,6 +26,30 @@ _ASSIGNED: Final = """
     SELECT account_id, assignment, state, settled_at FROM outcomes
     WHERE run = ? AND state IN ('patched', 'unknown') AND assignment NOT NULL ORDER BY ordinal
 """
+
+_IN_DOUBT: Final = (
+    "SELECT account_id FROM outcomes WHERE run = ? AND state = 'unknown' AND assignment IS NULL"
+)
+
+
+@frozen(kw_only=True)
+class Start:
+    """
+    A start of a run. What is not known is None.
+
+    Attributes:
+        began: Unix time.
+        operator: Name of the user.
+        host: Name of the machine.
+        version: Version of postpress-async.
+        command: Command line, without secrets; None if it was started from Python.
+    """
+
+    began: float
+    operator: str | None
+    host: str | None
+    version: str | None
+    command: str | None
 
 
 @frozen(kw_only=True)
@@ -42,10 +67,7 @@ class Run:
         total: Number of accounts that it took; None if not known.
         states: Accounts by state.
         requests: Number of requests sent.
-        operator: Name of the user who started it; None if not known.
-        host: Name of the machine.
-        version: Version of postpress-async.
-        command: Command line, without secrets; None if it was started from Python.
+        starts: How it was started, and then how it was resumed, in this order.
     """
 
     number: int
@@ -57,10 +79,7 @@ class Run:
     total: int | None
     states: Counter[State]
     requests: int
-    operator: str | None
-    host: str | None
-    version: str | None
-    command: str | None
+    starts: tuple[Start, ...]
 
 
 @frozen(kw_only=True)
@@ -107,25 +126,32 @@ def runs_of(view: JournalView) -> list[Run]:
 
     def convert(rows: list[Any]) -> list[Run]:
         runs = []
-        for number, began, ended, state, *facts in rows:
+        for number, began, ended, state, selection, halted, total, starts, command in rows:
             if state == "running" and not is_written:
                 state, ended = "killed", None
-            names = "selection halted total operator host version command".split()
-            known = dict(zip(names, (view.text(fact) for fact in facts), strict=True))
+            entries = starts_of(starts) or [{"began": began, "command": command}]
             runs.append(
                 Run(
                     number=int(number),
                     began=float(began),
                     ended=None if ended is None or state == "running" else float(ended),
                     state=state,
+                    selection=view.text(selection),
+                    halted=view.text(halted),
+                    total=total,
                     states=states.get(number, Counter()),
                     requests=requests[number],
-                    **known,
+                    starts=tuple(_start(view, entry) for entry in entries),
                 )
             )
         return runs
 
     return view.read(convert, _RUNS)
+
+
+def _start(view: JournalView, entry: dict[str, Any]) -> Start:
+    names = ("operator", "host", "version", "command")
+    return Start(began=float(entry["began"]), **{name: view.text(entry.get(name)) for name in names})
 
 
 def changes_of(view: JournalView, account_id: str) -> list[AccountChange]:
@@ -169,6 +195,7 @@ def assignments_of(
         JournalError: The journal is damaged.
     """
     seen: set[int] = set()  # hashes take half the memory of the ids
+    in_doubt: set[int] = set()  # of later runs, which may have changed them
     for (run,) in view.ask("SELECT id FROM runs WHERE id < coalesce(?, id + 1) ORDER BY id DESC", before):
         for account_id, assignment, state, settled_at in view.stream(_ASSIGNED, run):
             if (key := hash(account_id)) not in seen:
@@ -177,10 +204,11 @@ def assignments_of(
                 yield Assigned(
                     account_id=str(view.text(account_id)),
                     assignment=str(view.text(assignment)),
-                    state=State(state),
+                    state=State.UNKNOWN if key in in_doubt else State(state),
                     run=int(run),
                     settled_at=float(settled_at),
                 )
+        in_doubt.update(hash(account_id) for (account_id,) in view.stream(_IN_DOUBT, run))
 
 
 def select(selection: Selection, view: JournalView) -> None:

@@ -1,4 +1,4 @@
-"""Compares the target, the input and the pool of a run with those that the journal has recorded."""
+"""Compares the target, API key, input and pool of a run with those that the journal has recorded."""
 
 import hashlib
 import secrets
@@ -6,6 +6,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, Edit, compare, number_of
 from postpress_async.rotation.journal._recovery import REFUSED
 from postpress_async.rotation.journal._schema import read_run
+from postpress_async.secret import Secret
 
 COMPLETE: Final = "complete"
 """The state of a run that was not stopped before its last account."""
@@ -69,6 +71,8 @@ def check(
     done: str,
     every: float | None = None,
     selection: Selection | None = None,
+    api_key: Secret | None = None,
+    accept_new_key: bool = False,
 ) -> InputCheck:
     """
     Compare a run with what the journal has recorded. Nothing is written.
@@ -76,14 +80,15 @@ def check(
     Args:
         path: The journal, for messages.
         connection: Its database.
-        digest: This and *target*, *rows*, *by_row*, *pool* and *total* are arguments of `Journal.open`.
+        digest: This and *target*, *rows*, *by_row*, *pool*, *total*, *api_key* and *accept_new_key* are
+            arguments of `Journal.open`.
         done: SQL condition for the accounts that the run leaves as they are.
         every: Seconds from the beginning of a complete run after which a new one is due; None for never.
         selection: The accounts of the run; None for all.
 
     Raises:
-        JournalError: The target or the input differs, the latest run is an unfinished one of other accounts,
-            or nothing is left to send and the pool differs.
+        JournalError: The target, API key or input differs, the latest run is an unfinished one of other
+            accounts, or nothing is left to send and the pool differs.
     """
     run = read_run(connection)
     began = float(run.get("began") or 0)
@@ -93,6 +98,16 @@ def check(
             f"{path} is of a rotation for {run['target']}, not for {target}: name another journal, or "
             "accounts that were settled there would be left out here"
         )
+    salt = run.get("salt") or secrets.token_bytes(16)
+    facts: dict[str, Any] = {} if target is None else {"target": target}
+    if api_key is not None:
+        facts["api_key"] = _stretch(hashlib.sha256(api_key.reveal().encode()).digest(), salt)
+        if run.get("api_key", facts["api_key"]) != facts["api_key"] and not accept_new_key:
+            raise JournalError(
+                f"{path} belongs to another API key, perhaps of another workspace. Nothing was sent. Use "
+                "that key, or name another journal. If the key was replaced by a new one of the same "
+                "workspace, add --accept-new-key once (in Python, accept_new_key=True)"
+            )
     _check_selection(path, run, selection, every)
     if selection is not None:
         starts_run = not resumes(connection.execute, run, selection.text)
@@ -102,7 +117,7 @@ def check(
         [(began,)] = connection.execute("SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL")
         next_run_at = began + (every or 0)
         if next_run_at > time.time():
-            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, {}, None)
+            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, facts, salt)
         starts_run = True
     else:
         starts_run = every is not None and is_complete_run and next_run_at <= time.time()
@@ -114,7 +129,7 @@ def check(
         if not is_complete_run:
             raise
         if every is not None:
-            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, {}, None)
+            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, facts, salt)
         raise JournalError(f"{error}. {_HOW_TO_START}") from None
     condition = IN_INPUT if edit is not None and edit.appended_at is None else of_input(run)
     counts = "count(*), max(settled_at), total(state = 'unknown')"
@@ -126,8 +141,6 @@ def check(
         difference = number_of(total - recorded, "row", "more")
     total = recorded if total is None else total
     is_complete = not starts_run and edit is None and isinstance(total, int) and 0 < total <= count
-    salt = run.get("salt") or secrets.token_bytes(16)
-    facts: dict[str, Any] = {} if target is None else {"target": target}
     if selection is not None:
         facts["selection"] = selection.text
     if digest is not None and ("input" not in run or edit is not None):
@@ -145,14 +158,15 @@ def check(
                     f"{path} is of a rotation that is complete, and that had another pool (or --country). "
                     f"Nothing was sent. {_HOW_TO_START}"
                 )
-            return InputCheck(False, float(last), False, next_run_at, {}, None)
+            facts.pop("pool")
+            return InputCheck(False, float(last), False, next_run_at, facts, salt)
     return InputCheck(
         same_input="input" in run and digest is not None,
         completed_at=float(last) if is_complete else None,
         starts_run=starts_run,
         next_run_at=next_run_at if is_complete and every is not None else None,
         facts=facts,
-        salt=salt if {"input", "pool"} & facts.keys() else None,
+        salt=salt if {"input", "pool", "api_key"} & facts.keys() else None,
         edit=edit,
         difference=difference,
         of_input=condition,
@@ -250,6 +264,8 @@ def _check_rows(
     )
 
 
+@lru_cache(16)  # a command computes some of them several times
 def _stretch(digest: bytes, salt: bytes) -> bytes:
-    # The input contains passwords, and a file of one row could be guessed. With this, each guess takes 50 ms.
+    # The input contains passwords, and a file of one row could be guessed. With this, each guess takes 50 ms,
+    # also one of an API key.
     return hashlib.scrypt(digest, salt=salt, n=2**14, r=8, p=1, dklen=32)

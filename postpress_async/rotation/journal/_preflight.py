@@ -16,6 +16,7 @@ from postpress_async.rotation.journal._file import open_existing, refuse_shared
 from postpress_async.rotation.journal._input_check import COMPLETE, check, is_input, recorded_rows
 from postpress_async.rotation.journal._reading import connect_read_only
 from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty, read_run
+from postpress_async.secret import Secret
 
 
 def count_done(
@@ -30,6 +31,8 @@ def count_done(
     total: int | None = None,
     every: float | None = None,
     selection: Selection | None = None,
+    api_key: Secret | None = None,
+    accept_new_key: bool = False,
 ) -> int:
     """
     How many accounts a run would leave as they are; 0 without a journal. The arguments are `Journal.open`'s.
@@ -65,6 +68,8 @@ def count_done(
                 done=done,
                 every=every,
                 selection=selection,
+                api_key=api_key,
+                accept_new_key=accept_new_key,
             )
             if comparison.starts_run:
                 return 0

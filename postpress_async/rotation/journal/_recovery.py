@@ -7,9 +7,11 @@ and lists them in ``covered``. A run that ends normally sets the ones that it di
 the process dies, they stay unknown.
 """
 
+import json
 import math
 import secrets
 import sqlite3
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -27,6 +29,7 @@ OF_THIS_RUN: Final = f"WHERE run = {CURRENT_RUN}"
 REFUSED: Final = "(state = 'skipped' AND attempts = 0 AND scope IS 'request' AND status IS NULL)"
 """SQL condition for rows that were refused. A request that the API refused has the status of its response."""
 
+_COVERED: Final = "CREATE TABLE IF NOT EXISTS covered (ordinal INTEGER PRIMARY KEY)"
 _MAY_BE_SENT: Final = f"state = 'skipped' AND NOT {REFUSED} AND ordinal >= ? AND ordinal < ?"
 COVER: Final = (
     f"INSERT OR IGNORE INTO covered SELECT ordinal FROM latest WHERE {_MAY_BE_SENT}",
@@ -57,7 +60,7 @@ DISCARD_COVERED: Final = "DELETE FROM covered WHERE ordinal = ?"
 """The statement for an account that is unknown because it was sent."""
 
 BEFORE_THE_RUN: Final = """(
-    SELECT ordinal, account_id, attempts, assignment,
+    SELECT ordinal, account_id, attempts, assignment, settled_at,
         CASE WHEN state = 'unknown' AND covered.ordinal NOT NULL THEN 'skipped' ELSE state END AS state
     FROM latest LEFT JOIN covered USING (ordinal)
 )"""
@@ -78,6 +81,20 @@ _IN_DOUBT: Final = (
 )
 
 
+# A run of version 1 did not record when it was resumed.
+_LAST_ACTIVE: Final = f"""
+    SELECT max(
+        (SELECT coalesce(max(settled_at), 0) FROM latest WHERE attempts > 0),
+        (SELECT value FROM run WHERE name = 'under way'),
+        (SELECT coalesce(began, 0) FROM runs WHERE id = {CURRENT_RUN})
+    )
+"""
+_DATE_COVERED: Final = f"""
+    {UPDATE} settled_at = ?
+    {OF_THIS_RUN} AND state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)
+"""
+
+
 def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
     """
     Start a new run, within the caller's transaction.
@@ -87,8 +104,10 @@ def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
     """
     connection.execute(NEW_RUN, (secrets.token_hex(12),))
     connection.execute(
-        f"UPDATE runs SET target = (SELECT target FROM runs WHERE id = {CURRENT_RUN} - 1) {_LATEST}"
+        "UPDATE runs SET (target, api_key) = "
+        f"(SELECT target, api_key FROM runs WHERE id = {CURRENT_RUN} - 1) {_LATEST}"
     )
+    connection.execute("DELETE FROM run WHERE name = 'doubts'")
     for table in ("generations", "changes", "proxies"):
         connection.execute(f"DELETE FROM {table}")
     connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', 0)")
@@ -118,12 +137,17 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
     """
     with connection:
         had_table = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'covered'").fetchone()
-        connection.execute("CREATE TABLE IF NOT EXISTS covered (ordinal INTEGER PRIMARY KEY)")
-        connection.execute("DELETE FROM covered")  # those of a run that died: they stay in doubt
+        connection.execute(_COVERED)
         watermark, in_doubt_below = read_watermark(connection), _number(connection, "doubtful", 0)
         died = connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone() is not None
         if died or watermark == math.inf:  # infinite: unknown, so every row without an outcome is in doubt
             in_doubt_below = max(in_doubt_below, watermark)
+        if died:
+            [(last,)] = connection.execute(_LAST_ACTIVE)
+            doubts = json.dumps([*read_doubts(connection), (watermark, last)])
+            connection.execute("INSERT OR REPLACE INTO run VALUES ('doubts', ?)", (doubts,))
+            connection.execute(_DATE_COVERED, (last,))
+        connection.execute("DELETE FROM covered")  # those of a run that died: they stay in doubt
         # Written by a version that had no such table, or the latest commits of the journal are lost.
         if died and (had_table is None or watermark == math.inf):
             connection.execute(_IN_DOUBT, (0, in_doubt_below))
@@ -135,7 +159,7 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
             connection.execute(_NEXT_GENERATION.format("state = 'failed'"))
             connection.execute(REOPEN_FAILED)
         connection.execute(f"UPDATE runs SET state = 'running' {_LATEST}")
-        connection.execute("INSERT OR REPLACE INTO run VALUES ('under way', 1)")
+        connection.execute("INSERT OR REPLACE INTO run VALUES ('under way', ?)", (time.time(),))
         connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
         for sql in COVER:
             connection.execute(sql, (0, FIRST_WATERMARK))
@@ -152,6 +176,12 @@ def dead_run_may_have_sent(connection: sqlite3.Connection, run: Mapping[str, Any
     sql = "SELECT count(*) FILTER (WHERE ordinal < ?), count(*) FROM latest"
     [(known, recorded)] = connection.execute(sql, (below,))
     return bool(min(below - known, run.get("total", math.inf) - recorded) > 0)
+
+
+def read_doubts(connection: sqlite3.Connection) -> list[tuple[float, float]]:
+    """For each time that the latest run died: its watermark, and when it was last active (Unix time)."""
+    row = connection.execute("SELECT value FROM run WHERE name = 'doubts'").fetchone()
+    return [] if row is None else [(float(below), float(last)) for below, last in json.loads(row[0])]
 
 
 def read_watermark(connection: sqlite3.Connection) -> float:

@@ -1,12 +1,17 @@
 """The journal's database: its schema, its connection, and the errors for a file that cannot be used."""
 
+import getpass
+import json
 import secrets
+import socket
 import sqlite3
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from postpress_async._version import __version__
 from postpress_async.errors import JournalError, JournalNotWritableError
+from postpress_async.rotation.journal._checkpoint import accept_log
 from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._tables import (
     CURRENT_RUN,
@@ -63,8 +68,10 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
                 connection.executescript(f"BEGIN; {SCHEMA} {PROXIES}")  # in one transaction
                 connection.execute(NEW_RUN, (secrets.token_hex(12),))
                 connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
-        elif _version(connection) < VERSION:
-            connection.executescript(MIGRATION)
+        else:
+            accept_log(connection)  # before anything is written to the -wal
+            if _version(connection) < VERSION:
+                connection.executescript(MIGRATION)
         connection.execute(PROXIES)
     except BaseException:
         connection.close()
@@ -110,6 +117,29 @@ def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
     names = [column[0] for column in cursor.description]
     facts = {name: value for name, value in zip(names, cursor.fetchone(), strict=True) if value is not None}
     return facts | dict(connection.execute("SELECT name, value FROM run"))
+
+
+def start_entry(began: float, command: str | None) -> dict[str, Any]:
+    """An entry of the column ``starts``: this process starts or resumes the run at the Unix time *began*."""
+    try:
+        operator = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # the user has no name, as in some containers
+        operator = None
+    host = socket.gethostname()
+    return {"began": began, "operator": operator, "host": host, "version": __version__, "command": command}
+
+
+def starts_of(value: str | None) -> list[dict[str, Any]]:
+    """
+    Return the entries of the column ``starts`` of a run.
+
+    Raises:
+        ValueError: The journal is damaged.
+    """
+    starts = [] if value is None else json.loads(value)
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise ValueError("an invalid list of starts")
+    return starts
 
 
 @cache  # the writer recognizes a statement by its identity

@@ -3,14 +3,14 @@
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
 from attrs import frozen
 
 from postpress_async.errors import Scope
-from postpress_async.rotation._outcome import State
+from postpress_async.rotation._outcome import KEY_EXPIRED, MANAGED, State
+from postpress_async.rotation.journal import KEY_LIFETIME
 from postpress_async.rotation.journal._reading import LATEST, JournalView, printable
 
 LISTED: Final = 100
@@ -25,6 +25,10 @@ _SUMS: Final = f"""
         count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND scope = 'request'),
         count(*) FILTER (WHERE state = 'unknown' AND NOT {SENT}),
         count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND error_type IS NULL),
+        count(*) FILTER (
+            WHERE state = 'unknown' AND settled_at < ?
+            AND (assignment LIKE '{MANAGED}%' OR error_type = '{KEY_EXPIRED}')
+        ),
         min(settled_at) FILTER (WHERE {SENT} AND state != 'skipped'),
         max(settled_at) FILTER (WHERE {SENT} AND state != 'skipped')
     FROM latest
@@ -77,6 +81,8 @@ class Statistics:
         sent: Accounts for which a request was sent.
         refused: Accounts whose rows are invalid.
         unsent: Accounts that are unknown only because a later run died, and that are sent again.
+        expired: Accounts that are unknown, and for which the API may have forgotten the idempotency key of a
+            managed proxy (by the default of ``--key-lifetime``).
         maybe_sent: Most accounts without an outcome that a run that was killed may have sent; None if not
             known.
         errors: The most frequent errors, in this order.
@@ -100,6 +106,7 @@ class Statistics:
     sent: int
     refused: int
     unsent: int
+    expired: int
     maybe_sent: int | None
     errors: tuple[ErrorCount, ...]
     more_errors: int
@@ -158,7 +165,7 @@ def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistic
     total, began, halted = _number(run.get("total")), _number(run.get("began")), run.get("halted")
     folder = run.get("folder")
     states = view.read(lambda rows: Counter({State(state): n for state, n in rows}), _STATES)
-    sent, refused, unsent, left_out, first, last = view.read(_sums, _SUMS)
+    sent, refused, unsent, left_out, expired, first, last = view.read(_sums, _SUMS, now - KEY_LIFETIME)
     errors = view.read(_error_counts, _ERRORS, LISTED)
     [(all_errors,)] = view.ask("SELECT count(*) FROM latest WHERE error_type IS NOT NULL")
     if stage is Stage.ENDED and halted is not None:
@@ -176,7 +183,8 @@ def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistic
         sent=sent,
         refused=refused,
         unsent=unsent,
-        maybe_sent=_maybe_sent(view, stage, run, math.inf if total is None else total - states.total()),
+        expired=expired,
+        maybe_sent=maybe_sent(view, stage),
         errors=errors,
         more_errors=all_errors - sum(error.accounts for error in errors),
         first=first,
@@ -189,15 +197,19 @@ def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistic
     )
 
 
-def _maybe_sent(view: JournalView, stage: Stage, run: Mapping[str, object], missing: float) -> int | None:
-    """Most ordinals without an outcome below the watermarks of runs that died, of *missing* in all."""
+def maybe_sent(view: JournalView, stage: Stage) -> int | None:
+    """Most accounts without an outcome that a run that was killed may have sent; None if not known."""
+    run = view.run()
+    total = _number(run.get("total"))
     below = _ordinal(run.get("doubtful", 0))
     if stage is Stage.DIED:
         below = max(below, _ordinal(run.get("reached", math.inf)))
     if not below:
         return 0
-    [(known,)] = view.ask("SELECT count(*) FROM latest WHERE ordinal < ?", below)
-    most = min(below - known, missing)  # a blank row has an ordinal, and never an outcome
+    [(known, recorded)] = view.ask("SELECT count(*) FILTER (WHERE ordinal < ?), count(*) FROM latest", below)
+    most = min(
+        below - known, math.inf if total is None else total - recorded
+    )  # a blank row has an ordinal, and never an outcome
     return None if most == math.inf else max(0, int(most))
 
 
@@ -205,12 +217,12 @@ def _ordinal(value: object) -> float:
     return value if isinstance(value, int | float) and value >= 0 else math.inf
 
 
-def _sums(rows: list[Any]) -> tuple[int, int, int, int, float | None, float | None]:
+def _sums(rows: list[Any]) -> tuple[int, int, int, int, int, float | None, float | None]:
     [(*counts, first, last)] = rows
     if not all(moment is None or _number(moment) is not None for moment in (first, last)):
         raise ValueError("an invalid time")
-    sent, refused, unsent, left_out = counts
-    return sent, refused, unsent, left_out, first, last
+    sent, refused, unsent, left_out, expired = counts
+    return sent, refused, unsent, left_out, expired, first, last
 
 
 def _error_counts(rows: list[tuple[str, str | None, int]]) -> tuple[ErrorCount, ...]:

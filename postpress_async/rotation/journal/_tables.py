@@ -26,10 +26,9 @@ CREATE TABLE runs (
     input BLOB,
     rows BLOB,
     pool BLOB,
+    api_key BLOB,
     on_unknown TEXT,
-    operator TEXT,
-    host TEXT,
-    version TEXT,
+    starts TEXT,
     command TEXT,
     retry_command TEXT,
     folder TEXT
@@ -65,6 +64,7 @@ CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NU
 """
 ``outcomes`` has one row per run and account. ``runs.selection`` says which accounts a run takes; NULL is all.
 The tables ``run``, ``generations`` and ``covered`` are about the latest run only, and how it is resumed.
+``runs.starts`` is a JSON array: when, by whom, where and how the run was started and resumed.
 """
 
 # A journal of version 1 holds one rotation, whose facts are rows of the table ``run``.
@@ -83,8 +83,19 @@ _FACTS: Final = {
     "retry_command": "retry command",
     "folder": "folder",
 }
+# It did not record whether it was stopped. A row that was skipped for no reason of its own shows it.
+_FIRST_STATE: Final = """
+    CASE WHEN EXISTS (SELECT 1 FROM run WHERE name = 'under way') THEN 'running'
+        WHEN EXISTS (SELECT 1 FROM run WHERE name = 'halted') THEN 'halted'
+        WHEN (SELECT value FROM run WHERE name = 'total') <= (
+            SELECT count(*) FROM main.outcomes
+            WHERE state != 'skipped' OR (attempts = 0 AND error_type NOT NULL)
+        ) THEN 'complete'
+        ELSE 'interrupted' END
+"""
 _FIRST_RUN: Final = (
-    "SELECT 1 AS id, 'running' AS state, NULL AS ended, NULL AS operator, NULL AS host, NULL AS version, "
+    f"SELECT 1 AS id, {_FIRST_STATE} AS state, (SELECT max(settled_at) FROM main.outcomes) AS ended, "
+    "NULL AS starts, NULL AS api_key, "
     + ", ".join(
         f"(SELECT value FROM run WHERE name = '{name}') AS {column}" for column, name in _FACTS.items()
     )
@@ -92,15 +103,10 @@ _FIRST_RUN: Final = (
 _V1_OUTCOMES: Final = OUTCOME_COLUMNS.replace(" ", ", ").replace("assignment", "proxy AS assignment")
 MIGRATION: Final = f"""
 BEGIN;
+{_RUNS}
+INSERT INTO runs (id, state, ended, starts, api_key, {", ".join(_FACTS)}) {_FIRST_RUN};
 ALTER TABLE outcomes RENAME TO old;
-{_RUNS} {_OUTCOMES}
-INSERT INTO runs (id, state, ended, operator, host, version, {", ".join(_FACTS)}) {_FIRST_RUN};
-UPDATE runs SET state = CASE
-    WHEN EXISTS (SELECT 1 FROM run WHERE name = 'under way') THEN 'running'
-    WHEN halted NOT NULL THEN 'halted'
-    WHEN total <= (SELECT count(*) FROM old WHERE state != 'skipped' OR error_type NOT NULL) THEN 'complete'
-    ELSE 'interrupted' END,
-    ended = (SELECT max(settled_at) FROM old);
+{_OUTCOMES}
 INSERT INTO outcomes SELECT 1, {_V1_OUTCOMES} FROM old;
 DROP TABLE old;
 ALTER TABLE generations ADD COLUMN key TEXT;
@@ -111,7 +117,8 @@ COMMIT;
 """
 V1_VIEWS: Final = f"""
 CREATE TEMP VIEW runs AS {_FIRST_RUN};
-CREATE TEMP VIEW latest AS SELECT {_V1_OUTCOMES} FROM outcomes;
+CREATE TEMP VIEW latest AS SELECT {_V1_OUTCOMES} FROM main.outcomes;
+CREATE TEMP VIEW outcomes AS SELECT 1 AS run, * FROM latest;
 """
 """The same for a journal that is only read."""
 
@@ -120,6 +127,7 @@ def views_of(run: int) -> str:
     """SQL statements after which the queries for the latest run read run number *run*."""
     return f"""
 CREATE TEMP VIEW runs AS SELECT * FROM main.runs WHERE id <= {run:d};
+CREATE TEMP VIEW run AS SELECT * FROM main.run WHERE {run:d} = (SELECT max(id) FROM main.runs);
 CREATE TEMP VIEW proxies AS SELECT * FROM main.proxies WHERE {run:d} = (SELECT max(id) FROM main.runs);
 {_LATEST.replace("CREATE VIEW", "CREATE TEMP VIEW")}
 """

@@ -8,8 +8,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from postpress_async import AccountPatched, ManagedProxy, Rotation
+from postpress_async._cli import cli
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Halt, Journal, Row, State
 from postpress_async.rotation._account_task import AccountTask
@@ -17,10 +19,12 @@ from postpress_async.rotation._export import write_jsonl
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import OnFailed, OnUnknown
+from postpress_async.rotation.journal._advice import advice
+from postpress_async.rotation.journal._history import assignments_of
 from postpress_async.rotation.journal._reading import JournalView
-from postpress_async.rotation.journal._statistics import collect_statistics, stage_of
+from postpress_async.rotation.journal._statistics import Stage, collect_statistics, stage_of
 from tests.support.command_line import run
-from tests.support.journals import NIGHT, killed, outcome, refused, write
+from tests.support.journals import NIGHT, change, killed, outcome, refused, write
 
 US = ManagedProxy(country="US")
 FLEET = 2_000
@@ -52,6 +56,7 @@ def rotation(
     limit: int | None = None,
     on_failed: OnFailed = "report",
     on_unknown: OnUnknown = "retry",
+    every: float | None = None,
 ) -> Rotation:
     return Rotation(
         api,
@@ -61,7 +66,7 @@ def rotation(
         total=FLEET,
         limit=limit,
         halt=Halt(failures="never"),
-        journal=lambda: Journal.open(path, on_failed=on_failed, on_unknown=on_unknown),
+        journal=lambda: Journal.open(path, on_failed=on_failed, on_unknown=on_unknown, every=every),
     )
 
 
@@ -90,6 +95,13 @@ def table(path: Path) -> dict[int, tuple[str, str | None]]:
     """State and applied of each account, as the table itself has them."""
     with closing(sqlite3.connect(path)) as connection:
         query = "SELECT ordinal, state, applied FROM outcomes"
+        return {ordinal: (state, applied) for ordinal, state, applied in connection.execute(query)}
+
+
+def latest_of(path: Path) -> dict[int, tuple[str, str | None]]:
+    """The same of the latest run only."""
+    with closing(sqlite3.connect(path)) as connection:
+        query = "SELECT ordinal, state, applied FROM latest"
         return {ordinal: (state, applied) for ordinal, state, applied in connection.execute(query)}
 
 
@@ -226,6 +238,70 @@ async def test_an_unknown_outcome_of_a_run_stays_unknown_when_it_ends(path: Path
     await journal.aclose()
 
     assert [what for what, _ in table(path).values()] == ["skipped", "unknown", "skipped"]
+
+
+async def test_export_says_how_many_accounts_have_no_line_yet(path: Path) -> None:
+    copy, _ = await dead(path, 60)
+    with JournalView(copy) as view:
+        count = collect_statistics(view, stage_of(view), NIGHT).maybe_sent
+
+    done = CliRunner().invoke(cli, ["export", str(copy)])
+    await ended(copy)
+    after = CliRunner().invoke(cli, ["export", str(copy)])
+
+    assert count
+    note = (
+        f"up to {count:,} more accounts may have been sent by a run that was killed: resume it to list them"
+    )
+    assert done.stderr == f"{note}\n"
+    assert after.stderr == ""
+
+
+async def test_doubts_of_a_dead_run_are_not_those_of_the_runs_before_it(path: Path) -> None:
+    """A report of an earlier run says nothing about accounts of a later one."""
+    await ended(path, limit=100, finite=False)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE runs SET state = 'complete', began = 1.0, total = NULL")
+    copy, _ = await dead(path, 60, every=0.0)
+
+    with JournalView(copy, run=1) as view:
+        first = collect_statistics(view, stage_of(view), NIGHT)
+    with JournalView(copy) as view:
+        latest = collect_statistics(view, stage_of(view), NIGHT)
+
+    assert (first.stage, first.maybe_sent) == (Stage.ENDED, 0)
+    assert latest.stage is Stage.DIED
+    assert latest.maybe_sent
+
+
+async def test_assignment_of_an_account_in_doubt_reads_as_unknown(path: Path) -> None:
+    """The latest known assignment is an earlier run's, and the dead run may have made another."""
+    write(path, [outcome(n, assignment="u@p1:80") for n in range(FLEET)], total=FLEET, began=1.0)
+    change(path, "UPDATE runs SET state = 'complete'")
+    await ended(path, limit=100, every=0.0)
+    copy, _ = await dead(path, 60)
+    in_doubt = {f"acc_{ordinal:06}" for ordinal, what in latest_of(copy).items() if what == IN_DOUBT}
+
+    with JournalView(copy) as view:
+        assigned = {entry.account_id: entry for entry in assignments_of(view)}
+
+    assert in_doubt
+    assert len(assigned) == FLEET
+    assert {name for name, entry in assigned.items() if entry.state is State.UNKNOWN} == in_doubt
+    assert {assigned[name].assignment for name in in_doubt} == {"u@p1:80"}
+
+
+async def test_status_names_managed_changes_that_are_too_old_to_send(path: Path) -> None:
+    outcomes = [outcome(n, State.UNKNOWN, assignment="managed US") for n in range(3)]
+    write(path, [*outcomes, outcome(3, State.UNKNOWN, assignment="u@p1:80")], total=4, began=NIGHT)
+
+    with JournalView(path) as view:
+        young = advice("j", collect_statistics(view, stage_of(view), NIGHT + 3_600))
+        old = advice("j", collect_statistics(view, stage_of(view), NIGHT + 90_000))
+
+    assert "except" not in young
+    assert "except 3 accounts that may have got a managed proxy more than 24 hours ago" in old
+    assert "`postpress-async export j --state unknown`" in old
 
 
 @pytest.mark.slow
