@@ -29,6 +29,9 @@ NO_PROXY_LEFT: Final = "no proxy left"
 KEY_EXPIRED: Final = "idempotency key expired"
 """The error type of an account in doubt that is not sent again, because that could order a second proxy."""
 
+KEY_LIFETIME: Final = 86_400.0
+"""Default seconds for which the API is assumed to know an idempotency key."""
+
 
 class State(StrEnum):
     """The result for one account."""

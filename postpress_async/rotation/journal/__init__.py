@@ -8,7 +8,6 @@ watermark written ahead of sending bounds the rows in doubt.
 """
 
 import asyncio
-import json
 import os
 import sqlite3
 import time
@@ -21,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._outcome import KEY_LIFETIME, Outcome, State
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._checkpoint import checkpoint, refuse_lost_log
@@ -41,12 +40,11 @@ from postpress_async.rotation.journal._recovery import (
 from postpress_async.rotation.journal._row_hashes import RowHashes, prepare
 from postpress_async.rotation.journal._schema import (
     DAMAGE,
+    add_start,
     connect,
     damage_error,
     read_run,
     set_fact,
-    start_entry,
-    starts_of,
 )
 from postpress_async.rotation.journal._tables import CURRENT_RUN, OUTCOME_COLUMNS
 from postpress_async.rotation.journal._watermark import SendWatermark
@@ -79,9 +77,6 @@ _CHUNK: Final = 4_096
 _BLOCKS: Final = 256  # of hashes, of up to 16 KiB each
 _MOST_ACCOUNTS: Final = 2**31  # a larger ordinal is damage
 _STATES: Final = frozenset(State)
-
-KEY_LIFETIME: Final = 86_400.0
-"""Default seconds for which the API is assumed to know an idempotency key."""
 
 OnUnknown: TypeAlias = Literal["retry", "report"]
 OnFailed: TypeAlias = Literal["report", "retry"]
@@ -161,7 +156,7 @@ class Journal:
         run = read_run(reader)
         self.run: Final[str] = run["token"]
         self.number: Final[int] = run["id"]
-        self._starts: Final = starts_of(run.get("starts"))
+        self._starts: Final[str | None] = run.get("starts")
         self._doubts: Final = read_doubts(reader)
         self._began: Final = float(run.get("began") or 0)
 
@@ -399,7 +394,7 @@ class Journal:
         facts = {
             "halted": None,
             "on_unknown": "report" if self.leaves_doubts else "retry",
-            "starts": json.dumps([*self._starts, start_entry(began, notes.get("command"))]),
+            "starts": add_start(self._starts, began, notes.get("command")),
         }
         for name, value in facts.items():
             self._writer.put(set_fact(name), (value,))
