@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from postpress_async.rotation._input import Changes
     from postpress_async.rotation._rows import Change
     from postpress_async.rotation._selection import Selection
-    from postpress_async.rotation.journal import OnFailed, OnUnknown
+    from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 
 _TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {
     "session": AiohttpTransport,

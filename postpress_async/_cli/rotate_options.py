@@ -11,7 +11,7 @@ from postpress_async._cli import options
 from postpress_async._cli.command import Option
 from postpress_async._cli.next_command import arguments_by_option, retry_command, same_command
 from postpress_async.rotation._pool import Assign
-from postpress_async.rotation.journal import OnFailed, OnUnknown
+from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.sandbox import Profile
 
 _input: Final = partial(click.option, cls=Option, group="Input")

@@ -40,8 +40,9 @@ from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Halt, ProxyPool
 from postpress_async.rotation._input import Changes, RotationInput, check_count
+from postpress_async.rotation._outcome import KEY_LIFETIME
 from postpress_async.rotation._selection import Selection
-from postpress_async.rotation.journal import KEY_LIFETIME, OnFailed, OnUnknown
+from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.secret import Secret
 
 __all__ = ["Cluster", "ClusterRotation", "read_certificates", "write_certificates"]

@@ -23,7 +23,6 @@ from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
 from postpress_async.errors import (
     Applied,
-    DeadlineError,
     NotSentError,
     PostPressError,
     Scope,
@@ -33,7 +32,7 @@ from postpress_async.rotation._account_task import AccountRunner, Update
 from postpress_async.rotation._canary_gate import CanaryGate
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import Outcome, RotationSummary, State
+from postpress_async.rotation._outcome import Outcome, RotationSummary, State, not_sent_error
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._outcome_sink import OutcomeSink
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
@@ -365,27 +364,12 @@ class Rotation:
     def _publish(self, outcome: Outcome) -> None:
         """Give *outcome* to the code that iterates, with an error if the account was not patched."""
         if outcome.error is None and outcome.state is not State.PATCHED:
-            outcome = evolve(outcome, error=self._reason_not_sent(outcome))
+            deadline_passed = self._waits.ends_at <= asyncio.get_running_loop().time()
+            halted, stopped = self.summary.halted, self._stopping
+            error = not_sent_error(outcome, halted, deadline_passed=deadline_passed, stopped=stopped)
+            outcome = evolve(outcome, error=error)
         if not self._outcomes.put(outcome):
             self.summary.unconsumed.append(outcome)
-
-    def _reason_not_sent(self, outcome: Outcome) -> PostPressError:
-        error: PostPressError
-        if outcome.error_type is not None:
-            error = NotSentError(f"not sent: {outcome.error_type}")
-        elif self.summary.halted is not None:
-            error = NotSentError(f"not sent, because the rotation was halted: {self.summary.halted}")
-        elif self._waits.ends_at <= asyncio.get_running_loop().time():
-            error = DeadlineError("the deadline passed before the change was sent")
-        elif outcome.attempts:
-            error = NotSentError("the rotation was cancelled before the response came")
-        elif self._stopping:
-            error = NotSentError("not sent, because the rotation was stopped")
-        else:
-            error = NotSentError('not sent: an earlier run may have sent it, and on_unknown is "report"')
-        error.account_id, error.scope = outcome.account_id, outcome.scope or error.scope
-        error.applied = outcome.applied or error.applied
-        return error
 
     def _check_halt(self, outcome: Outcome) -> None:
         tried, reason = self._monitor.tried, self._monitor.observe(outcome)

@@ -21,6 +21,7 @@ from postpress_async.errors import JournalError
 from postpress_async.models import ProxyChangeLike
 from postpress_async.rotation._fleet import Fleet
 from postpress_async.rotation._fleet._frame import Frame, is_frame
+from postpress_async.rotation._outcome import KEY_LIFETIME
 from postpress_async.rotation._pending_rows import InputRows
 from postpress_async.rotation._pool import ProxyPool
 from postpress_async.rotation._row_digest import RowsDigest
@@ -35,11 +36,12 @@ from postpress_async.rotation._rows import (
     rows_of,
 )
 from postpress_async.rotation._selection import Selection
-from postpress_async.rotation.journal import KEY_LIFETIME, Journal, OnFailed, OnUnknown
+from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._history import select
 from postpress_async.rotation.journal._input_check import NO_POOL
 from postpress_async.rotation.journal._preflight import known_row_count
 from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.secret import Secret
 
 Changes: TypeAlias = (

@@ -8,7 +8,7 @@ from typing import Final, Self
 
 from attrs import Factory, define, field, frozen
 
-from postpress_async.errors import Applied, PostPressError, Scope
+from postpress_async.errors import Applied, DeadlineError, NotSentError, PostPressError, Scope
 
 MANAGED: Final = "managed "
 """The beginning of an assignment that is a managed proxy."""
@@ -28,6 +28,9 @@ NO_PROXY_LEFT: Final = "no proxy left"
 
 KEY_EXPIRED: Final = "idempotency key expired"
 """The error type of an account in doubt that is not sent again, because that could order a second proxy."""
+
+KEY_LIFETIME: Final = 86_400.0
+"""Default seconds for which the API is assumed to know an idempotency key."""
 
 
 class State(StrEnum):
@@ -170,6 +173,36 @@ class Outcome:
             scope=Scope.PROXY,
             applied=Applied.UNKNOWN if in_doubt else Applied.NO,
         )
+
+
+def not_sent_error(
+    outcome: Outcome, halted: str | None, *, deadline_passed: bool, stopped: bool
+) -> PostPressError:
+    """
+    The error of an account that was not patched, and for which no call raised one.
+
+    Args:
+        outcome: Its outcome.
+        halted: Why the run stopped by itself; None if it did not.
+        deadline_passed: Whether the deadline of all accounts passed.
+        stopped: Whether the run was stopped.
+    """
+    error: PostPressError
+    if outcome.error_type is not None:
+        error = NotSentError(f"not sent: {outcome.error_type}")
+    elif halted is not None:
+        error = NotSentError(f"not sent, because the rotation was halted: {halted}")
+    elif deadline_passed:
+        error = DeadlineError("the deadline passed before the change was sent")
+    elif outcome.attempts:
+        error = NotSentError("the rotation was cancelled before the response came")
+    elif stopped:
+        error = NotSentError("not sent, because the rotation was stopped")
+    else:
+        error = NotSentError('not sent: an earlier run may have sent it, and on_unknown is "report"')
+    error.account_id, error.scope = outcome.account_id, outcome.scope or error.scope
+    error.applied = outcome.applied or error.applied
+    return error
 
 
 @define

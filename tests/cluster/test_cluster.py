@@ -39,7 +39,8 @@ from postpress_async.rotation import Halt, Outcome, Row, State
 from postpress_async.rotation._input import Changes, RotationInput
 from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._pool import PooledProxy
-from postpress_async.rotation.journal import Journal, OnUnknown
+from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.journal._recovery import OnUnknown
 from tests.support import KEY
 from tests.support.journals import outcome, write
 

@@ -16,11 +16,12 @@ from attrs import evolve
 
 from postpress_async import CustomProxy, ManagedProxy, Outcome, ProxyPool, RotationSummary
 from postpress_async.errors import Applied
-from postpress_async.rotation import Halt, Row, State, journal
+from postpress_async.rotation import Halt, Row, State
 from postpress_async.rotation._account_task import AccountRunner
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._row_keys import RowKeys
+from postpress_async.rotation.journal._recovery import DONE
 from tests.support import campaign_commands
 from tests.support.campaign import Player, describe, how_to_repeat, machine, play
 from tests.support.campaign_audit import audit
@@ -205,7 +206,7 @@ def failed_is_patched(patch: pytest.MonkeyPatch) -> None:
 
 
 def patched_is_sent_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(journal._DONE, "retry", "state = 'failed'")
+    patch.setitem(DONE, "retry", "state = 'failed'")
 
 
 def nobody_hears_of_the_end(patch: pytest.MonkeyPatch) -> None:

@@ -118,10 +118,10 @@ class Nights:
     def run(self, hour: float = 0.0, words: list[str] = COMMAND) -> Ended:
         return self.start(self.at(hour), words)
 
-    def kill(self, requests: int) -> None:
+    def kill(self, requests: int, hour: float = 0.0) -> None:
         """Start, and kill the process after so many requests."""
         until = self.sandbox.record.requests + requests
-        words = [sys.executable, "-c", BENT, str(self.at(0)), *COMMAND]
+        words = [sys.executable, "-c", BENT, str(self.at(hour)), *COMMAND]
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while self.sandbox.record.requests < until and process.poll() is None:
             time.sleep(0.001)
@@ -231,8 +231,10 @@ def play(
             _halted_night(nights, chance)
             continue
         if night == left_in:
-            nights.kill(size // 3)
-            nights.night += 1  # the next night's start resumes the run, and then starts the new one
+            # The next night's start resumes the run, within the lifetime of its idempotency keys, and then
+            # starts the new one.
+            nights.kill(size // 3, hour=0.75)
+            nights.night += 1
             fleet.save()
             ended = nights.run()
             assert ended.code == 0, ended

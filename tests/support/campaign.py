@@ -34,7 +34,7 @@ from attrs import define, field, fields, has
 from postpress_async import Fleet, Pace, PostPressSession, ProxyPool, RetryPolicy, Rotation
 from postpress_async.errors import JournalNotWritableError
 from postpress_async.rotation import State
-from postpress_async.rotation.journal import OnUnknown
+from postpress_async.rotation.journal._recovery import OnUnknown
 from tests.support import stepped_loop
 from tests.support.campaign_audit import Case, Finding, RunReport, audit, copy_journal
 from tests.support.campaign_plan import End, Sequence, Step, draw, healthy

@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from postpress_async import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation import Halt
 from postpress_async.rotation._pool import Assign
-from postpress_async.rotation.journal import OnFailed, OnUnknown
+from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from tests.support.counting_server import GENERIC_TYPE, KEY_TYPE, Conditions, Gateway, Traits
 
 COUNTRIES: Final = ("US", "DE", "GB", "JP")

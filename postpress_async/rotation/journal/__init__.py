@@ -8,7 +8,6 @@ watermark written ahead of sending bounds the rows in doubt.
 """
 
 import asyncio
-import json
 import os
 import sqlite3
 import time
@@ -18,10 +17,10 @@ from contextlib import ExitStack, closing
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Self
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._outcome import KEY_LIFETIME, Outcome, State
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._checkpoint import checkpoint, refuse_lost_log
@@ -32,9 +31,13 @@ from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._recovery import (
     BEFORE_THE_RUN,
     DISCARD_COVERED,
+    DONE,
     FIRST_WATERMARK,
     REOPEN_FAILED,
+    OnFailed,
+    OnUnknown,
     begin_run,
+    done_condition,
     read_doubts,
     read_watermark,
     start_run,
@@ -42,12 +45,11 @@ from postpress_async.rotation.journal._recovery import (
 from postpress_async.rotation.journal._row_hashes import RowHashes, prepare
 from postpress_async.rotation.journal._schema import (
     DAMAGE,
+    add_start,
     connect,
     damage_error,
     read_run,
     set_fact,
-    start_entry,
-    starts_of,
 )
 from postpress_async.rotation.journal._tables import CURRENT_RUN, OUTCOME_COLUMNS
 from postpress_async.rotation.journal._watermark import SendWatermark
@@ -83,27 +85,6 @@ _CHUNK: Final = 4_096
 _BLOCKS: Final = 256  # of hashes, of up to 16 KiB each
 _MOST_ACCOUNTS: Final = 2**31  # a larger ordinal is damage
 _STATES: Final = frozenset(State)
-
-KEY_LIFETIME: Final = 86_400.0
-"""Default seconds for which the API is assumed to know an idempotency key."""
-
-OnUnknown: TypeAlias = Literal["retry", "report"]
-OnFailed: TypeAlias = Literal["report", "retry"]
-
-# With "report", the operator decides about an account whose outcome is unknown.
-_DONE: Final[dict[OnUnknown, str]] = {
-    "retry": "state IN ('patched', 'failed')",
-    "report": "state IN ('patched', 'failed', 'unknown')",
-}
-
-
-def done_condition(on_unknown: OnUnknown, on_failed: OnFailed) -> str:
-    """SQL condition for the accounts that a run would leave as they are, before it has begun."""
-    if on_failed == "report":
-        return _DONE[on_unknown]
-    # With "report" for unknown outcomes, that includes failed accounts that may have been changed.
-    reopened = "state = 'failed'" if on_unknown == "retry" else "state = 'failed' AND applied = 'no'"
-    return f"{_DONE[on_unknown]} AND NOT ({reopened})"
 
 
 class Journal:
@@ -156,7 +137,7 @@ class Journal:
         self.in_doubt_below: Final = in_doubt_below
         self.leaves_doubts: Final = on_unknown == "report"
         self.keys_expired_before: Final = time.time() - key_lifetime
-        self._done: Final = _DONE[on_unknown]
+        self._done: Final = DONE[on_unknown]
         self._lock: Final = lock
         self._writer: Final = Writer(path, connection, lock.inode, in_flight)
         self.watermark: Final = SendWatermark(
@@ -168,7 +149,7 @@ class Journal:
         self.run: Final[str] = run["token"]
         self.number: Final[int] = run["id"]
         self._of_input: Final = of_input(run)
-        self._starts: Final = starts_of(run.get("starts"))
+        self._starts: Final[str | None] = run.get("starts")
         self._doubts: Final = read_doubts(reader)
         self._began: Final = float(run.get("began") or 0)
 
@@ -279,10 +260,6 @@ class Journal:
                 raise damage_error(path, error) from None
             stack.pop_all()
             return journal
-
-    def counts(self) -> Counter[State]:
-        """Number of committed accounts by state."""
-        return self._counted("latest")
 
     def done_counts(self) -> Counter[State]:
         """Number of accounts of the input that this run leaves as they are, by state."""
@@ -410,7 +387,7 @@ class Journal:
         facts = {
             "halted": None,
             "on_unknown": "report" if self.leaves_doubts else "retry",
-            "starts": json.dumps([*self._starts, start_entry(began, notes.get("command"))]),
+            "starts": add_start(self._starts, began, notes.get("command")),
         }
         for name, value in facts.items():
             self._writer.put(set_fact(name), (value,))

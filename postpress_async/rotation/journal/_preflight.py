@@ -10,11 +10,11 @@ from typing import Any
 from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
-from postpress_async.rotation.journal import OnFailed, OnUnknown, done_condition
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
 from postpress_async.rotation.journal._file import open_existing, refuse_shared
 from postpress_async.rotation.journal._input_check import COMPLETE, check, is_input, recorded_rows
 from postpress_async.rotation.journal._reading import connect_read_only
+from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown, done_condition
 from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty, read_run
 from postpress_async.secret import Secret
 

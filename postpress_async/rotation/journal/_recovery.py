@@ -13,7 +13,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from postpress_async.rotation.journal._tables import CURRENT_RUN, NEW_RUN
 
@@ -93,6 +93,25 @@ _DATE_COVERED: Final = f"""
     {UPDATE} settled_at = ?
     {OF_THIS_RUN} AND state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)
 """
+
+
+OnUnknown: TypeAlias = Literal["retry", "report"]
+OnFailed: TypeAlias = Literal["report", "retry"]
+
+# With "report", the operator decides about an account whose outcome is unknown.
+DONE: Final[dict[OnUnknown, str]] = {
+    "retry": "state IN ('patched', 'failed')",
+    "report": "state IN ('patched', 'failed', 'unknown')",
+}
+
+
+def done_condition(on_unknown: OnUnknown, on_failed: OnFailed) -> str:
+    """SQL condition for the accounts that a run would leave as they are, before it has begun."""
+    if on_failed == "report":
+        return DONE[on_unknown]
+    # With "report" for unknown outcomes, that includes failed accounts that may have been changed.
+    reopened = "state = 'failed'" if on_unknown == "retry" else "state = 'failed' AND applied = 'no'"
+    return f"{DONE[on_unknown]} AND NOT ({reopened})"
 
 
 def start_run(connection: sqlite3.Connection, keep: int | None) -> None:

@@ -119,14 +119,23 @@ def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
     return facts | dict(connection.execute("SELECT name, value FROM run"))
 
 
-def start_entry(began: float, command: str | None) -> dict[str, Any]:
-    """An entry of the column ``starts``: this process starts or resumes the run at the Unix time *began*."""
+def add_start(starts: str | None, began: float, command: str | None) -> str:
+    """
+    The column *starts* with an entry more: this process starts or resumes the run at the Unix time *began*.
+
+    Raises:
+        JournalError: The journal is damaged.
+    """
     try:
         operator = getpass.getuser()
     except (OSError, KeyError, ImportError):  # the user has no name, as in some containers
         operator = None
     host = socket.gethostname()
-    return {"began": began, "operator": operator, "host": host, "version": __version__, "command": command}
+    entry = {"began": began, "operator": operator, "host": host, "version": __version__, "command": command}
+    try:
+        return json.dumps([*starts_of(starts), entry])
+    except DAMAGE as error:
+        raise JournalError(f"the journal is damaged ({error}): name another journal") from None
 
 
 def starts_of(value: str | None) -> list[dict[str, Any]]:

@@ -9,8 +9,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from postpress_async.errors import Scope
-from postpress_async.rotation._outcome import KEY_EXPIRED, MANAGED, State
-from postpress_async.rotation.journal import KEY_LIFETIME
+from postpress_async.rotation._outcome import KEY_EXPIRED, KEY_LIFETIME, MANAGED, State
 from postpress_async.rotation.journal._reading import LATEST, JournalView, printable
 
 LISTED: Final = 100

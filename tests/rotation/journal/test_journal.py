@@ -131,7 +131,7 @@ async def test_it_remembers_run_entries_and_generations(path) -> None:
     assert [(n, entry[:4]) for n, entry in again.entries()] == [(3, done), (5, doubt)]
     assert [(n, entry[:4]) for n, entry in again.entries(but_done=True)] == [(5, doubt)]
     assert again.done() == b"\0\0\0\1"
-    assert again.counts() == {State.PATCHED: 1, State.UNKNOWN: 1}
+    assert again._counted("latest") == {State.PATCHED: 1, State.UNKNOWN: 1}
     await again.aclose()
 
 
@@ -297,7 +297,7 @@ async def test_full_disk_error_lists_unrecorded_outcomes_and_keeps_the_recorded(
     with pytest.raises(JournalNotWritableError, match=r"Free the disk .* run the same command again"):
         await journal.aclose()
     again = Journal.open(path)
-    kept = sum(again.counts().values())
+    kept = sum(again._counted("latest").values())
     entries = [account for _, (account, *_) in again.entries()]
     await again.aclose()
     assert 1 <= kept < 2_000
@@ -363,7 +363,7 @@ def test_a_damaged_journal_is_recovered_or_refused_in_a_sentence(tmp_path_factor
     async def read() -> list[str]:
         journal = Journal.open(path, digest=b"input")
         try:
-            journal.counts()
+            journal._counted("latest")
             return [account for _, (account, *_) in journal.entries()]
         finally:
             await journal.aclose()
@@ -419,7 +419,7 @@ def test_journal_of_a_killed_run_is_recovered_or_refused_in_a_sentence(
     async def read() -> list[tuple[int, str, State]]:
         journal = Journal.open(path, digest=b"input")
         try:
-            journal.counts()
+            journal._counted("latest")
             return [(ordinal, account, state) for ordinal, (account, state, *_) in journal.entries()]
         finally:
             await journal.aclose()

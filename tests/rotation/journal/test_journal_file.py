@@ -191,7 +191,7 @@ async def test_rows_that_were_skipped_before_a_lost_log_are_in_doubt_under_their
         JournalView(path)
     journal = Journal.open(path)
 
-    assert journal.counts() == {State.UNKNOWN: 100}
+    assert journal._counted("latest") == {State.UNKNOWN: 100}
     assert [(ordinal, used) for ordinal, (used, _) in journal.generations()] == keys_of_the_dead_run
     await journal.aclose()
 
@@ -205,7 +205,7 @@ async def test_killed_journal_that_another_program_folded_is_resumed(path) -> No
     assert not path.with_name("run.sqlite3-wal").exists()
 
     journal = Journal.open(path)
-    assert journal.counts() == {State.PATCHED: 20}
+    assert journal._counted("latest") == {State.PATCHED: 20}
     await journal.aclose()
 
 
@@ -218,7 +218,7 @@ async def test_killed_journal_that_was_refused_for_another_reason_is_resumed_lat
         Journal.open(path, digest=b"another")
 
     journal = Journal.open(path, digest=b"one input")
-    assert journal.counts() == {State.PATCHED: 20}
+    assert journal._counted("latest") == {State.PATCHED: 20}
     await journal.aclose()
 
 

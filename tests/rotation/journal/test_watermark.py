@@ -140,7 +140,7 @@ async def test_a_close_that_is_cancelled_leaves_nothing_in_doubt(path: Path) -> 
         await closing_
 
     again = Journal.open(path)
-    assert (again.in_doubt_below, again.counts()) == (0, {State.PATCHED: 1})
+    assert (again.in_doubt_below, again._counted("latest")) == (0, {State.PATCHED: 1})
     await again.aclose()
 
 
@@ -155,7 +155,7 @@ async def test_accounts_skipped_beyond_the_watermark_stay_skipped(path: Path) ->
     await held.aclose()
 
     journal = Journal.open(copy)
-    counts = journal.counts()
+    counts = journal._counted("latest")
     await journal.aclose()
     assert counts == {State.UNKNOWN: FIRST_WATERMARK, State.SKIPPED: FLEET - FIRST_WATERMARK}
 
