@@ -104,7 +104,7 @@ async def test_wrong_change_raises_before_anything_is_sent(data: Any, message: s
             assert str(rotation.value) == str(several.value)
 
     assert str(single.value) == message
-    assert str(several.value).startswith("changes[1]")
+    assert str(several.value).startswith("acc_2: changes[1]")
     assert str(several.value).endswith(message)
     assert sandbox.record.requests == 0
 
