@@ -63,7 +63,9 @@ def read_base_url(base_url: str | None, *, allow_http: Iterable[str] = ()) -> UR
         url = URL()
     if isinstance(allow_http, str):
         raise ConfigurationError(f"allow_http must be a collection of host names: write ({allow_http!r},)")
-    http_hosts = {host.lower() for host in allow_http}
+    http_hosts = {str(host).lower() for host in allow_http}
+    if wrong := [host for host in http_hosts if not is_host(host)]:
+        raise ConfigurationError(f"allow_http must be host names without scheme or port, got {wrong[0]!r}")
     if (fault := _fault(url, http_hosts)) is not None:
         raise ConfigurationError(f"the base URL {fault}")
     if not _is_normalized(text, url):

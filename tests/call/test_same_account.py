@@ -142,4 +142,4 @@ async def test_account_stays_usable_if_a_policy_cannot_begin(monkeypatch: pytest
 @pytest.mark.parametrize("name", ["retry", "pace"])
 def test_session_refuses_what_is_not_a_policy_or_a_pace(name: str) -> None:
     with pytest.raises(errors.ConfigurationError, match=f"{name} must be a .*, got 5"):
-        PostPressSession("pp_key", **{name: 5})  # type: ignore[arg-type]
+        PostPressSession("pp_key", **{name: 5})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

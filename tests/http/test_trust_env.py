@@ -69,6 +69,15 @@ def test_http_to_another_host_is_refused(host: str) -> None:
         read_base_url(f"http://{host}/v1", allow_http=("mock",))
 
 
+@pytest.mark.parametrize("host", ["mock:8080", "http://mock", "[::1]", "10.0.0.0/8", "*"])
+def test_allow_http_refuses_what_is_not_a_host_name(host: str) -> None:
+    """It could never match."""
+    with pytest.raises(
+        errors.ConfigurationError, match="allow_http must be host names without scheme or port, got"
+    ):
+        read_base_url("http://mock:8080/v1", allow_http=(host,))
+
+
 def test_allow_http_is_a_collection_and_not_a_name() -> None:
     with pytest.raises(errors.ConfigurationError, match=r"write \('mock',\)"):
         read_base_url("http://mock/v1", allow_http="mock")

@@ -225,7 +225,7 @@ async def test_a_stream_is_refused_because_all_results_are_kept_in_memory() -> N
 
     async with Sandbox() as sandbox, sandbox.session() as session:
         with pytest.raises(ValueError, match="got async_generator: use rotate for it"):
-            await session.update_many(stream())
+            await session.update_many(stream())  # pyright: ignore[reportArgumentType]
 
 
 async def test_a_rotation_refuses_one_id_and_what_is_not_a_pool() -> None:
@@ -234,7 +234,7 @@ async def test_a_rotation_refuses_one_id_and_what_is_not_a_pool() -> None:
     with pytest.raises(ValueError, match="got str: put it into a list"):
         session.rotate("acc_1", pool=ProxyPool([P0]))
     with pytest.raises(ValueError, match="pool must be a ProxyPool, got list"):
-        session.rotate(["acc_1"], pool=[P0])  # type: ignore[arg-type]
+        session.rotate(["acc_1"], pool=[P0])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # --- Cancellation and closing ---
