@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, TypeGuard, get_args
 
 from attrs import NOTHING, fields
 from cattrs import Converter
@@ -72,7 +72,7 @@ def _is_model(kind: object) -> bool:
 
 
 def _is_change_union(kind: object) -> bool:
-    return kind == ProxyChange
+    return {*get_args(kind)} - {type(None)} == {CustomProxy, ManagedProxy}  # also if it may be None
 
 
 # --- Structuring ---------------------------------------------------------------------------------
@@ -106,12 +106,13 @@ def _make_structure(cls: type[Any], converter: Converter) -> Callable[[Any, Any]
 
 
 @converter.register_structure_hook_factory(_is_change_union)
-def _make_structure_change(_: Any, converter: Converter) -> Callable[[Any, Any], ProxyChange]:
+def _make_structure_change(kind: Any, converter: Converter) -> Callable[[Any, Any], ProxyChange | None]:
+    may_be_none = type(None) in get_args(kind)
     custom: Callable[[Any, Any], CustomProxy] = converter.get_structure_hook(CustomProxy)
     managed: Callable[[Any, Any], ManagedProxy] = converter.get_structure_hook(ManagedProxy)
 
-    def structure(data: Any, _: Any) -> ProxyChange:
-        if isinstance(data, (CustomProxy, ManagedProxy)):
+    def structure(data: Any, _: Any) -> ProxyChange | None:
+        if isinstance(data, (CustomProxy, ManagedProxy)) or (data is None and may_be_none):
             return data
         if not isinstance(data, Mapping):
             raise FieldError("change", "change not a proxy", _advice(data))
@@ -189,7 +190,7 @@ def _make_unstructure(
 @converter.register_unstructure_hook_factory(_is_change_union)
 def _make_unstructure_change(_: Any, converter: Converter) -> Callable[[ProxyChange], dict[str, Any]]:
     def unstructure(change: ProxyChange) -> dict[str, Any]:
-        data: dict[str, Any] = converter.unstructure(change)
+        data: dict[str, Any] = converter.unstructure(change)  # None stays None
         return {"proxy": data} if isinstance(change, CustomProxy) else data
 
     return unstructure

@@ -1,7 +1,7 @@
 """
-The base class of all errors, and how an error response becomes an error.
+The base classes of all errors, and the classification of error responses.
 
-`errors` has the classes of the statuses and types.
+`errors` defines the classes of the statuses and types.
 """
 
 from enum import StrEnum
@@ -13,7 +13,7 @@ from postpress_async.models import Attempt
 
 
 class Scope(StrEnum):
-    """What a failure is about. A rotation decides by it what to do."""
+    """What a failure is about, which decides how a rotation continues."""
 
     REQUEST = "request"
     """This request is wrong. A rotation records it and continues."""
@@ -36,7 +36,7 @@ class Applied(StrEnum):
 
 @frozen
 class Problem:
-    """The API's error envelope. `_http.codec` has cleaned its texts."""
+    """The API's error envelope, with texts that `_http.codec` has sanitized."""
 
     type: str = ""
     title: str = ""
@@ -68,7 +68,7 @@ class PostPressError(Exception):
 
     @property
     def code(self) -> str:
-        """The name in logs and journals: the API's type if there is one, otherwise the name of the class."""
+        """The name in logs and journals: the API's type, or else the name of the class."""
         return type(self).__name__
 
     def __str__(self) -> str:
@@ -77,8 +77,8 @@ class PostPressError(Exception):
             words[0] = f"{self.account_id}: {words[0]}"
         if self.attempts:
             seconds = sum(attempt.elapsed + attempt.wait for attempt in self.attempts)
-            tries = "1 attempt" if len(self.attempts) == 1 else f"{len(self.attempts)} attempts"
-            words.append(f"{tries} in {seconds:.1f} s.")
+            attempts = "1 attempt" if len(self.attempts) == 1 else f"{len(self.attempts)} attempts"
+            words.append(f"{attempts} in {seconds:.1f} s.")
         if self.applied is Applied.UNKNOWN:
             words.append("The change may have been applied.")
         if len(words) > 1 and not words[0].endswith("."):
@@ -91,15 +91,15 @@ class PostPressError(Exception):
 
 class ApiError(PostPressError):
     """
-    An error response. Statuses without a subclass raise this class.
+    An error response. A status without a subclass raises this class itself.
 
     Attributes:
         status: The HTTP status, never None.
-        type: The API's type as received, listed or not; empty if the response had no envelope. `code` is the
-            same for each spelling of a listed type.
+        type: The API's type as received, listed or not; empty if the response had no envelope. `code` is its
+            normalized form.
         title: The short title.
-        detail: The explanation, if any; compact JSON if it was not text.
-        instance: The id of the request to quote to support, if any.
+        detail: The explanation, if any; compact JSON if it is not text.
+        instance: The request's id, to quote to support; None if there was none.
     """
 
     BY_STATUS: ClassVar[dict[int, type["ApiError"]]] = {}
@@ -146,14 +146,14 @@ class ApiError(PostPressError):
 
     @classmethod
     def of(cls, status: int, problem: Problem, retry_after: float | None = None) -> "ApiError":
-        """The most specific error: of the type's class if that belongs to *status*, otherwise of *status*."""
+        """Create an error of the type's class if it belongs to *status*, otherwise of the status's class."""
         family = BY_STATUS.get(status, ApiError)
         name = listed_type(problem.type)
         listed = None if name is None else BY_TYPE.get(name) or BY_CODE[name]
         if listed is not None and issubclass(listed, family) and family is not ApiError:
             return listed(status, problem, retry_after)
         error = family(status, problem, retry_after)
-        # If type and status disagree, or one of them is unlisted, both must allow a retry.
+        # If the type is unlisted or does not match the status, both must allow a retry.
         error.retryable = status in RETRYABLE_STATUSES and (listed is None or listed.retryable)
         if family is ApiError and status < 500 and status not in {403, 408}:
             error.scope = Scope.REQUEST
@@ -172,9 +172,8 @@ class ApiError(PostPressError):
         words += [text.rstrip(".") for text in (self.title, self.detail) if text]
         message = ": ".join(words) + "."
         if self.status == 401 and self.scope is not Scope.PROXY:
-            message += (
-                f" {'C' if self.scope is Scope.KEY else 'If every account gets it, c'}heck the API key."
-            )
+            is_key = self.scope is Scope.KEY
+            message += " Check the API key." if is_key else " If every account gets it, check the API key."
         return f"{message} Quote instance {self.instance} to support." if self.instance else message
 
 
@@ -183,14 +182,14 @@ BY_STATUS = ApiError.BY_STATUS
 BY_TYPE = ApiError.BY_TYPE
 """The class of each type of the reference."""
 BY_CODE = ApiError.BY_CODE
-"""The class of each type that only the quickstart has."""
+"""The class of each type that only the quickstart lists."""
 
 
 def listed_type(text: str) -> str | None:
     """
-    The listed type that *text* means, as the reference writes it; None if it is not listed.
+    The listed type that *text* stands for, as the reference writes it; None if it is not listed.
 
-    Only the last path segment is compared, because problem types may also be written bare or as a URL.
+    Only the last path segment is compared, because a problem type may also be a bare name or a URL.
     """
     name = f"errors/{text.rstrip('/').rpartition('/')[2]}"
     return name if name in BY_TYPE or name in BY_CODE else None
@@ -198,11 +197,11 @@ def listed_type(text: str) -> str | None:
 
 REFUSING_STATUSES = frozenset({403, 405, 407, 409, 411, 413, 414, 415, 417, 422, 431})
 """
-Statuses without a class which, as 400, mean that nothing was applied.
+Statuses without a class that, like 400, mean that nothing was applied.
 
-RFC 9110, section 15.5, and RFC 6585, section 5: each refuses the request before the method is applied. 406,
-410 and 418 are not included: a gateway may send them for a request that it has forwarded.
+They refuse the request before the method is applied (RFC 9110, section 15.5; RFC 6585, section 5). 406, 410
+and 418 are not included, because a gateway may send them for a request that it has forwarded.
 """
 
 RETRYABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
-"""Retried if the response has no listed type: gateways in front of any HTTP API send them."""
+"""Statuses that are retried if the response has no listed type. Gateways in front of any API send them."""

@@ -1,9 +1,9 @@
 """
 Validation of the API's fields.
 
-The API reference gives only types and lengths. The stricter rules here find a mistake in a fleet of a
-million rows before anything is sent. Every invalid value raises `FieldError`.
-The functions named after a field are the attrs validators that `models` uses.
+The API reference gives only types and lengths. The stricter rules here find mistakes in a large fleet before
+anything is sent. Every invalid value raises `FieldError`. The functions named after fields are the attrs
+validators of `models`.
 """
 
 import ipaddress
@@ -17,12 +17,12 @@ from postpress_async.secret import Secret
 if TYPE_CHECKING:
     from attrs import Attribute
 
-# The API reference says only "string". RFC 3986's unreserved characters need no escaping in a path.
+# The API reference says only "string". RFC 3986's unreserved characters are not escaped in a path.
 _ACCOUNT_ID = re.compile(r"[A-Za-z0-9._~-]{1,256}")
 LONGEST_CREDENTIAL = 16_384
-"""Maximum characters of a user name or password. The API gives no limit; no proxy accepts nearly as many."""
+"""Maximum characters of a user name or password. The API gives no limit; proxies accept far fewer."""
 
-# No proxy protocol can carry a control character; a lone surrogate cannot be encoded as UTF-8.
+# No proxy protocol can transmit control characters, and lone surrogates cannot be encoded as UTF-8.
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _PLAIN_HOST = re.compile(r"(?:[A-Za-z0-9]{1,63}\.)*[A-Za-z]{1,63}")
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
@@ -60,7 +60,7 @@ def check_account_id(account_id: str) -> str:
         advice = f"must be a string, got {type(account_id).__name__}"
         raise FieldError("account_id", "account_id not text", advice)
     if not account_id:
-        raise FieldError("account_id", "account_id missing", "give the id of the account to update")
+        raise FieldError("account_id", "account_id missing", "give the id of the account")
     if account_id in {".", ".."} or not _ACCOUNT_ID.fullmatch(account_id):
         advice = "must be 1 to 256 of the characters A-Z a-z 0-9 . _ ~ - and neither . nor .."
         raise FieldError("account_id", "account_id not allowed", advice)
@@ -72,7 +72,7 @@ def split_host_port(text: str) -> tuple[str, int]:
     Split ``host:port`` or ``[IPv6]:port`` into host and port.
 
     Raises:
-        FieldError: One of them is missing, or the port is not made of the digits 0 to 9.
+        FieldError: One of them is missing, or the port does not consist of the digits 0 to 9.
     """
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
@@ -87,8 +87,8 @@ def split_host_port(text: str) -> tuple[str, int]:
 
 
 def percent_decoded(text: str) -> str:
-    # Not errors="strict": its exception would hold the text, which may be a password.
-    # Bytes that are not UTF-8 become lone surrogates, which the field's validator rejects.
+    # Not errors="strict", whose exception would hold the text, which may be a password. Invalid UTF-8 becomes
+    # lone surrogates, which the field's validator rejects.
     return unquote(text, errors="surrogateescape")
 
 
@@ -97,13 +97,13 @@ def read_port(text: str) -> int:
     Convert the digits 0 to 9 in *text* to a number. `CustomProxy` checks its range.
 
     Raises:
-        FieldError: It is empty or has another character.
+        FieldError: *text* is empty or has another character.
     """
     if not text:
         raise FieldError("port", "port missing", "give a whole number from 1 to 65535")
     if not (text.isascii() and text.isdecimal()):
         raise FieldError("port", "port not an integer", "must be a whole number from 1 to 65535")
-    return int(text) if len(text) <= 9 else 10**9  # int() refuses very long texts; any large number will do
+    return int(text) if len(text) <= 9 else 10**9  # int() rejects very long texts; any large number will do
 
 
 def upper_country(value: str) -> str:
@@ -116,14 +116,14 @@ def upper_country(value: str) -> str:
 def check_host(host: str) -> None:
     """Raise `FieldError` unless *host* is a host name, an IPv4 address or an unbracketed IPv6 address."""
     if isinstance(host, str) and len(host) <= 253 and _PLAIN_HOST.fullmatch(host):
-        return  # the fast path: most hosts of a fleet of a million
+        return  # the fast path for most hosts
     if not isinstance(host, str):
         raise FieldError("host", "host not text", f"must be a string, got {type(host).__name__}")
     if not host:
         raise FieldError("host", "host missing", "give the proxy's host name or IP address")
     if "://" in host:
         raise FieldError(
-            "host", "host has a scheme", "put the scheme into protocol and only the host into host"
+            "host", "host has a scheme", "put the scheme into protocol, and only the host into host"
         )
     if any(character.isspace() for character in host):
         raise FieldError(
@@ -140,6 +140,15 @@ def check_host(host: str) -> None:
         raise FieldError("host", "host not a host name", advice)
 
 
+def is_host(text: str) -> bool:
+    """Whether `check_host` accepts *text*."""
+    try:
+        check_host(text)
+    except FieldError:
+        return False
+    return True
+
+
 def _check_ipv6(host: str) -> None:
     if host.startswith("[") and host.endswith("]"):
         raise FieldError("host", "host has brackets", "write the IPv6 address without them: 2001:db8::1")
@@ -151,8 +160,8 @@ def _check_ipv6(host: str) -> None:
         raise FieldError("host", "host has a port", "put it into port, and only the host into host")
 
 
-# These return a bool instead of raising: the text may be a pasted password, and the exceptions of
-# `ipaddress` quote it, so it would show up as the context of a `FieldError`.
+# These return a bool instead of raising: the text may be a pasted password, which `ipaddress` quotes in its
+# exceptions, and they would become the context of a `FieldError`.
 def _is_ipv4(text: str) -> bool:
     try:
         ipaddress.IPv4Address(text)

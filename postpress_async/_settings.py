@@ -1,4 +1,4 @@
-"""Reads and checks a session's API key, base URL and certificates."""
+"""Reads and validates a session's API key, base URL and certificates."""
 
 import ipaddress
 import logging
@@ -11,7 +11,7 @@ from typing import Final
 
 from yarl import URL
 
-from postpress_async._fields import FieldError, check_host
+from postpress_async._fields import is_host
 from postpress_async.errors import ConfigurationError
 from postpress_async.secret import Secret
 
@@ -27,8 +27,8 @@ def read_api_key(api_key: str | Secret | None) -> Secret:
     Return *api_key*, or the environment variable ``POSTPRESS_API_KEY``.
 
     Raises:
-        ConfigurationError: It is missing, or has characters other than visible ASCII. The message does not
-            show it.
+        ConfigurationError: The key is missing, or contains anything except visible ASCII characters. The
+            message does not show it.
     """
     key = api_key if api_key is not None else os.environ.get("POSTPRESS_API_KEY")
     if not isinstance(key, str | Secret | None):
@@ -49,12 +49,12 @@ def read_base_url(base_url: str | None, *, allow_http: Iterable[str] = ()) -> UR
 
     Args:
         base_url: The URL.
-        allow_http: Host names to which http is allowed, besides this machine.
+        allow_http: Hosts to which http is allowed, besides this machine.
 
     Raises:
-        ConfigurationError: It is not https (or http to an allowed host); it has a user name, a fragment, or a
-            query other than the quickstart's ``port=N``; or a part would be sent in another form than it is
-            written. The message shows the accepted form.
+        ConfigurationError: The URL is not https (or http to an allowed host); has a user name, a fragment, or
+            a query other than the quickstart's ``port=N``; or is not written in the form in which it is sent.
+            The message shows the accepted form.
     """
     text = base_url if base_url is not None else os.environ.get("POSTPRESS_BASE_URL") or BASE_URL
     try:
@@ -66,10 +66,10 @@ def read_base_url(base_url: str | None, *, allow_http: Iterable[str] = ()) -> UR
     http_hosts = {host.lower() for host in allow_http}
     if (fault := _fault(url, http_hosts)) is not None:
         raise ConfigurationError(f"the base URL {fault}")
-    if not _is_plain(text, url):
+    if not _is_normalized(text, url):
         accepted = URL(text.strip())
         raise ConfigurationError(
-            f"the base URL is not written as it is sent; write {accepted} (PostPress's own is {BASE_URL})"
+            f"the base URL is not in its normalized form; write {accepted} (the default is {BASE_URL})"
         )
     if url.scheme == "http" and not _is_loopback(url.raw_host or ""):
         _log.warning("requests to %s are not encrypted: the API key can be read on the network", url.raw_host)
@@ -80,7 +80,7 @@ _FORM: Final = f"write https://HOST[:PORT][/PATH], such as {BASE_URL}"
 
 
 def _fault(url: URL, http_hosts: Collection[str]) -> str | None:
-    if url.scheme not in {"https", "http"} or not url.raw_host or not _is_host(url.raw_host):
+    if url.scheme not in {"https", "http"} or not url.raw_host or not is_host(url.raw_host):
         return f"is not an https:// address; {_FORM}"
     if url.scheme == "http" and not _is_loopback(url.raw_host) and url.raw_host not in http_hosts:
         problem = "is http, so the key could be read on the network"
@@ -96,32 +96,24 @@ def _fault(url: URL, http_hosts: Collection[str]) -> str | None:
 
 def target_of(base_url: URL) -> str:
     """The target of requests to *base_url*, as a journal stores it."""
-    # All ports of this machine are the same target: a sandbox has another port each time.
+    # All ports of this machine are the same target, because each sandbox has another port.
     is_local = base_url.scheme == "http" and _is_loopback(base_url.raw_host or "")
     return "this machine" if is_local else str(base_url)
 
 
-def _is_plain(text: str, url: URL) -> bool:
+def _is_normalized(text: str, url: URL) -> bool:
     """
-    Whether *url* equals *text* as it was written.
+    Whether parsing *text* to *url* changed nothing that matters.
 
-    The case of the host, the form of an IPv6 address and the default port of the scheme may differ.
+    Case of the host, notation of an IPv6 address and default port of the scheme may differ.
     """
-    mine, theirs = (_PARTS.fullmatch(form) for form in (text, str(url)))
-    if mine is None or theirs is None or mine["rest"] != theirs["rest"]:
+    written, parsed = (_PARTS.fullmatch(form) for form in (text, str(url)))
+    if written is None or parsed is None or written["rest"] != parsed["rest"]:
         return False
     port = f":{url.port}"
-    if mine["origin"].lower().removesuffix(port) == theirs["origin"].removesuffix(port):
+    if written["origin"].lower().removesuffix(port) == parsed["origin"].removesuffix(port):
         return True
-    return mine["origin"].partition("://")[2].startswith("[")
-
-
-def _is_host(text: str) -> bool:
-    try:
-        check_host(text)
-    except FieldError:
-        return False
-    return True
+    return written["origin"].partition("://")[2].startswith("[")
 
 
 def _is_loopback(host: str) -> bool:

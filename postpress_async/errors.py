@@ -1,5 +1,5 @@
 """
-All errors. Each has its scope, whether it is retried, and whether the change may have been applied.
+All errors. Each has a scope, and says whether it is retried and whether the change may have been applied.
 
     PostPressError
     ├── ApiError                    an error response of the API
@@ -26,14 +26,14 @@ All errors. Each has its scope, whether it is retried, and whether the change ma
         ├── NotSentError            it ended without sending the account
         ├── ClusterError            its cluster is gone, or has no usable worker
         ├── FleetError              its input cannot be read
-        └── JournalError            its journal is invalid or of another rotation
-            └── JournalNotWritableError    or cannot be written
+        └── JournalError            its journal is invalid, or belongs to another rotation
+            └── JournalNotWritableError    its journal cannot be written
 
 The name of a class follows from its type: ``errors/proxy_error`` is `ProxyError`. A model raises
 `postpress_async.models.FieldError`, a `ValueError`, because it rejects values before any call.
 """
 
-# "as" re-exports these, so that all errors are found here.
+# "as" marks these as re-exports.
 # isort: off
 from postpress_async._error_base import (
     BY_CODE as BY_CODE,
@@ -78,15 +78,15 @@ class TooManyCharactersError(BadRequestError, type="errors/too_many_characters")
 
 
 class UnescapedCharactersError(BadRequestError, type="errors/unescaped_characters"):
-    """The path has unescaped characters. Ids that could cause this are rejected before they are sent."""
+    """The path has unescaped characters. Account ids that could cause this are rejected before sending."""
 
 
 class LimitTooHighError(BadRequestError, type="errors/limit_too_high"):
-    """A pagination limit is too high. It is listed for every endpoint, but this one has no pages."""
+    """A pagination limit is too high. The reference lists it for all endpoints, but this one has no pages."""
 
 
 class UnauthorizedError(ApiError, status=401, scope=Scope.ACCOUNT, applied=Applied.NO):
-    """401: credentials are missing, expired or invalid; mostly those of the account, not the API key."""
+    """401: credentials are missing, expired or invalid: usually those of the account, not the API key."""
 
 
 class MissingCredentialsError(UnauthorizedError, type="errors/missing_credentials", scope=Scope.KEY):
@@ -98,7 +98,7 @@ class MultipleSessionsError(UnauthorizedError, type="errors/multiple_sessions"):
 
 
 class InvalidCheckpointSolutionError(UnauthorizedError, type="errors/invalid_checkpoint_solution"):
-    """A checkpoint was not passed. "Retry" in its title means signing in again, not this call."""
+    """A checkpoint was not passed. "Retry" in its detail means to sign in again, not to repeat this call."""
 
 
 class InvalidProxyCredentialsError(
@@ -120,7 +120,7 @@ class ExpiredCredentialsError(UnauthorizedError, type="errors/expired_credential
 
 
 class InsufficientPrivilegesError(UnauthorizedError, type="errors/insufficient_privileges", scope=Scope.KEY):
-    """The scopes of the API key do not include this. The reference lists it under 401, not 403."""
+    """The scopes of the API key do not include this operation. It is a 401 in the reference, not a 403."""
 
 
 class DisconnectedAccountError(UnauthorizedError, type="errors/disconnected_account"):
@@ -146,11 +146,11 @@ class WrongAccountError(UnauthorizedError, type="errors/wrong_account"):
 
 
 class KeyMissingError(UnauthorizedError, code="key_missing", scope=Scope.KEY):
-    """No API key arrived; a proxy on the way may drop the header. Only the quickstart lists this type."""
+    """No API key arrived: a proxy on the way may drop the header. Only the quickstart lists this type."""
 
 
 class NotFoundError(ApiError, status=404, scope=Scope.ACCOUNT, applied=Applied.NO):
-    """404: no account of this workspace has the id."""
+    """404: no account of this workspace has this id."""
 
 
 class ResourceNotFoundError(NotFoundError, type="errors/resource_not_found"):
@@ -162,7 +162,7 @@ class InvalidResourceIdentifierError(NotFoundError, type="errors/invalid_resourc
 
 
 class TooManyRequestsError(ApiError, status=429, retryable=True, applied=Applied.NO):
-    """429: the rate limit of the key's tier was exceeded. Only the quickstart mentions it."""
+    """429: the rate limit of the API key's tier was exceeded. Only the quickstart mentions it."""
 
 
 class InternalServerError(ApiError, status=500):
@@ -188,7 +188,7 @@ class NotSupportedError(ApiError, status=501, scope=Scope.ACCOUNT, applied=Appli
 
 
 class FeatureNotImplementedError(NotSupportedError, type="errors/feature_not_implemented"):
-    """The provider of this account does not support it yet. Leave the account out."""
+    """The provider of this account does not support proxy updates yet. Leave the account out."""
 
 
 class BadGatewayError(ApiError, status=502):
@@ -252,7 +252,7 @@ class ConnectError(TransportError):
 
 
 class ConnectionLostError(TransportError):
-    """The connection was lost before the response was complete. `applied` says if it was sent."""
+    """The connection was lost before the response was complete. `applied` says whether it was sent."""
 
 
 class AttemptTimeoutError(TransportError):
@@ -267,7 +267,7 @@ class TlsError(TransportError):
 
 class AnswerError(PostPressError):
     """
-    An invalid response, which is never taken for a success.
+    An invalid response, which is never treated as a success.
 
     It is a redirect; a success that names another account, is not JSON or is too large; or not HTTP, in which
     case `status` is None. It is retried only if its status is retryable.
@@ -302,7 +302,7 @@ class SupersededError(PostPressError):
 
 
 class ConfigurationError(PostPressError):
-    """The session cannot be used: no API key, a wrong base URL, another event loop."""
+    """The session cannot be used: it has no API key, an invalid base URL, or another event loop."""
 
     scope = Scope.REQUEST
 
@@ -321,7 +321,7 @@ class NotSentError(RotationError):
     """
     The account was not sent: its row is invalid, no proxy was left, or the rotation ended first.
 
-    If `applied` is UNKNOWN, the account may have been sent earlier, without a response so far.
+    If `applied` is UNKNOWN, the account may have been sent earlier, without a recorded response.
     """
 
 

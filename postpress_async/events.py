@@ -1,9 +1,9 @@
 """
-Events, which are passed to ``PostPressSession(on_event=...)``.
+Events of a session, which are passed to the observer of ``PostPressSession(on_event=...)``.
 
-An observer is called in the event loop, during the call that it observes. It should be fast, and must not
-block. Exceptions that it raises do not affect calls: the first, tenth, hundredth ... is logged with its
-traceback. Events never contain secrets.
+The observer runs in the event loop, inside the call that it observes, so it must be fast and must not block.
+Its exceptions do not affect calls; the first, tenth, hundredth and so on is logged with its traceback. Events
+never contain secrets.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from postpress_async.errors import Applied, PostPressError, Scope
 @frozen
 class CallStarted:
     """
-    A call of `update_proxy`, or of a rotation, starts. It may have to wait before its first attempt.
+    A call of `update_proxy` or of a rotation started. It may wait before its first attempt.
 
-    All events of a call are sent in its task, so an observer can match them by `asyncio.current_task`.
+    All events of a call are emitted in its task, so an observer can match them by `asyncio.current_task`.
     `PauseBegan` and `PauseEnded` do not belong to a call.
 
     Attributes:
-        url: The URL of its requests. It contains the account id, and no secret.
+        url: The URL of its requests. Contains the account id but no secret.
     """
 
     account_id: str
@@ -37,11 +37,11 @@ class CallEnded:
 
     Attributes:
         attempts: Number of requests sent.
-        elapsed: Seconds from the start of its first attempt to its end. Retries and all waits before them are
-            included, the wait before the first attempt is not; 0 if there was no attempt.
-        error: The error that it raised; None on success, and if it was given up.
-        given_up: Whether it was cancelled, or ended by an exception of a strategy. An attempt in flight
-            then has no `AttemptEnded`.
+        elapsed: Seconds from the start of the first attempt to the end of the call, including backoff; 0 if
+            there was no attempt.
+        error: The error that it raised; None if it succeeded or was given up.
+        given_up: Whether it was cancelled, or ended by an exception that is not a `PostPressError`. An
+            attempt in flight then has no `AttemptEnded`.
     """
 
     account_id: str
@@ -61,7 +61,7 @@ class AttemptStarted:
 
 @frozen
 class AttemptEnded:
-    """An attempt ended after *elapsed* seconds, with *error* or (None) success."""
+    """An attempt ended after *elapsed* seconds, with *error*, or successfully if that is None."""
 
     account_id: str
     number: int
@@ -82,12 +82,12 @@ class RetryScheduled:
 
 @frozen
 class PauseBegan:
-    """The service is down: all calls of the session wait, except for probes (the circuit breaker opened)."""
+    """The circuit breaker opened: the service is down, and all calls of the session wait, except probes."""
 
 
 @frozen
 class PauseEnded:
-    """A probe succeeded after *elapsed* seconds: calls continue (the circuit breaker closed)."""
+    """The circuit breaker closed after *elapsed* seconds, because a probe succeeded: calls continue."""
 
     elapsed: float
 
@@ -99,13 +99,13 @@ class ProxyQuarantined:
     proxy: str
 
 
-@frozen(slots=False)  # like `Outcome`, for the same reason
+@frozen(slots=False)  # for the same reason as `Outcome`
 class AccountSettled:
     """
     An account of a rotation is completed: its *state* is patched, failed, unknown or skipped.
 
     Attributes:
-        elapsed: As in `Outcome`: seconds from the start of its first attempt to its end.
+        elapsed: Seconds from the start of its first attempt to its end.
     """
 
     account_id: str

@@ -1,7 +1,7 @@
 """
 The pytest fixture `postpress_sandbox`, available wherever this package is installed.
 
-pytest imports this module at every start, so it imports the sandbox only when a test uses the fixture.
+pytest imports this module at every start, so the sandbox is only imported when a test uses the fixture.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def postpress_sandbox(
     """
     A local fake of the PostPress API for this test: `postpress_async.sandbox.SandboxThread`.
 
-    POSTPRESS_API_KEY and POSTPRESS_BASE_URL are set, so any `PostPressSession()` of the tested code uses it.
+    POSTPRESS_API_KEY and POSTPRESS_BASE_URL are set, so `PostPressSession()` in the tested code uses it.
     ``@pytest.mark.postpress(profile="flaky")`` passes arguments to the `Sandbox`. The fixture runs in its own
     thread and is not asynchronous, so it works with every plugin for asynchronous tests.
     """

@@ -20,9 +20,21 @@ LONGEST_RETRY_AFTER = 120.0
 """Seconds. If the Retry-After is longer, the call gives up at once; `PostPressError.retry_after` has it."""
 
 
-def _positive(_instance: object, attribute: Any, value: float) -> None:
+def check_seconds(name: str, value: object) -> None:
+    """Raise `ValueError` unless *value* is a number of seconds above 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{attribute.name} must be a number of seconds above 0, got {value!r}")
+        raise ValueError(f"{name} must be a number of seconds above 0, got {value!r}")
+
+
+def check_policy(retry: object) -> "RetryPolicy":
+    """Return *retry*, or raise `ValueError` unless it is a policy."""
+    if not isinstance(retry, RetryPolicy):
+        raise ValueError(f"retry must be a RetryPolicy, such as RetryPolicy(attempts=3), got {retry!r}")
+    return retry
+
+
+def _positive(_instance: object, attribute: Any, value: float) -> None:
+    check_seconds(attribute.name, value)
 
 
 def _count(_instance: object, _attribute: Any, value: int) -> None:
@@ -30,12 +42,27 @@ def _count(_instance: object, _attribute: Any, value: int) -> None:
         raise ValueError(f"attempts must be an integer from 1, including the first attempt, got {value!r}")
 
 
+_EXAMPLES = {
+    "retry": ", such as tenacity.retry_if_exception_type(errors.ProxyError)",
+    "wait": ", such as tenacity.wait_fixed(5)",
+    "stop": ", such as tenacity.stop_after_attempt(3)",
+}
+
+
 def _strategy(_instance: object, attribute: Any, value: object) -> None:
     if isinstance(value, type) and issubclass(value, BaseException):  # a class is callable, too
         kind = value.__name__
         raise ValueError(f"retry must be a strategy: write tenacity.retry_if_exception_type({kind})")
+    if isinstance(value, tenacity.BaseRetrying):  # callable, too: it would call the error, and retry that
+        kind = type(value).__name__
+        raise ValueError(f"{attribute.name} must be one strategy, not {kind}: pass its retry, wait and stop")
+    if isinstance(value, type):
+        raise ValueError(f"{attribute.name} must be a strategy, not its class: write {value.__name__}(...)")
     if not callable(value) and (value is not None or attribute.name == "sleep"):
-        raise ValueError(f"{attribute.name} must be callable, as tenacity's strategies are, got {value!r}")
+        example = _EXAMPLES.get(attribute.name, "")
+        raise ValueError(
+            f"{attribute.name} must be callable, as tenacity's strategies are{example}, got {value!r}"
+        )
 
 
 def _as_tuple(kinds: Iterable[type[PostPressError]]) -> tuple[type[PostPressError], ...]:

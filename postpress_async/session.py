@@ -32,7 +32,7 @@ from postpress_async.events import Observer
 from postpress_async.models import AccountPatched, ProxyChange, ProxyChangeLike
 from postpress_async.pace import Pace
 from postpress_async.pace._pacer import Pacer
-from postpress_async.retry import RetryPolicy
+from postpress_async.retry import RetryPolicy, check_policy, check_seconds
 from postpress_async.secret import Secret
 
 if TYPE_CHECKING:
@@ -105,6 +105,9 @@ class PostPressSession:
             raise ConfigurationError(f'trust_env requires transport="session", got {transport!r}')
         if same_account not in {"queue", "latest"}:
             raise ConfigurationError(f'same_account must be "queue" or "latest", got {same_account!r}')
+        for name, value, kind in (("retry", retry, RetryPolicy), ("pace", pace, Pace)):
+            if not isinstance(value, kind):
+                raise ConfigurationError(f"{name} must be a {kind.__name__}, got {value!r}")
         key = read_api_key(api_key)
         url = read_base_url(base_url, allow_http=allow_http)
         # Loading the system's certificates takes 20 ms, and http to this machine needs none.
@@ -155,7 +158,7 @@ class PostPressSession:
             idempotency_key: Used for every attempt instead of generated keys; visible ASCII.
 
         Raises:
-            ValueError: The id, the change or the key is invalid. Nothing was sent.
+            ValueError: An argument is invalid. Nothing was sent.
             ApiError: An error response; see its class and `scope`.
             TransportError: There was no response.
             AnswerError: The response is invalid.
@@ -168,9 +171,8 @@ class PostPressSession:
         else:
             keys = FreshKeys(self._key_maker) if self._idempotency else FixedKey(None)
         with self._tracker:
-            return await UpdateCall(
-                self._context, account_id, as_change(change), keys, retry or self._retry
-            ).run()
+            policy = self._retry if retry is None else check_policy(retry)
+            return await UpdateCall(self._context, account_id, as_change(change), keys, policy).run()
 
     async def update_many(
         self,
@@ -198,17 +200,20 @@ class PostPressSession:
             pool: Assigns proxies to accounts without a change, and replaces those that fail.
 
         Raises:
-            ValueError: An argument or a change is invalid, or an account occurs twice with different changes.
-                Nothing was sent.
+            ValueError: An argument or a change is invalid, an account occurs twice with different changes, or
+                no account would use the *pool*. Nothing was sent.
             ConfigurationError: The session is closed, or belongs to another event loop.
         """
         from postpress_async.rotation import Halt, Outcome, Results, Rotation
-        from postpress_async.rotation._input import check_count
+        from postpress_async.rotation._input import check_count, check_pool
         from postpress_async.rotation._rows import distinct_rows
 
         check_count("in_flight", in_flight)
-        if deadline is not None and not deadline > 0:
-            raise ValueError(f"deadline must be a number of seconds above 0, got {deadline!r}")
+        check_pool(pool)
+        if deadline is not None:
+            check_seconds("deadline", deadline)
+        if retry is not None:
+            check_policy(retry)
         rows = distinct_rows(changes, pooled=pool is not None)
         with self._tracker:
             ends_at = math.inf if deadline is None else self._tracker.clock() + deadline
@@ -293,11 +298,12 @@ class PostPressSession:
         """
         # Imported here, because programs that update single accounts do not need it.
         from postpress_async.rotation import Halt, Rotation
-        from postpress_async.rotation._input import RotationInput, check_count
+        from postpress_async.rotation._input import RotationInput, check_count, check_pool
         from postpress_async.rotation._selection import Selection
 
         check_count("in_flight", in_flight)
         check_count("limit", limit)
+        check_pool(pool)
         rotation_input = RotationInput.of(changes, pooled=pool is not None).only(Selection.of(on))
         at_once = in_flight or self._pace.in_flight
         opener = rotation_input.journal_opener(

@@ -6,8 +6,8 @@ Names follow OpenTelemetry's semantic conventions for HTTP clients. Names that t
 application chooses the SDK and its exporters.
 
 Each call has a span, with a child span for each attempt. The call's span is a child of the current span, and
-is itself the current span during the call. OpenTelemetry's instrumentation of aiohttp adds a second span for
-each attempt. To avoid that, put PostPress's host into ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS``, or use
+is the current span during the call. OpenTelemetry's instrumentation of aiohttp adds a second span for each
+attempt. To avoid that, add PostPress's host to ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS``, or use
 ``transport="lean"``, which that instrumentation does not see.
 
 Spans and metrics of failures have ``error.type``: a type of the API, otherwise the HTTP status or the class
@@ -17,7 +17,7 @@ Metrics have no attributes with many values, such as account ids or proxies:
 
     http.client.request.duration    s    duration of attempts
     http.client.active_requests          requests in flight
-    postpress.client.call.duration  s    duration of calls from their first attempt, with backoff
+    postpress.client.call.duration  s    duration of calls from their first attempt, including backoff
     postpress.client.call.attempts       attempts per call
     postpress.client.retry.wait     s    backoff before a retry, by the type of the error
     postpress.client.pauses              pauses because the service was down
@@ -64,8 +64,10 @@ class _ActiveCall:
     Attributes:
         span: The call's span.
         token: Restores the span that was current before the call.
+        url: The URL of its requests.
+        template: The path of that URL, with a placeholder for the account id.
         server: Attributes that all spans and metrics of the call share.
-        outer: The call during which the same task made this one, if any.
+        outer: The call of the same task during which this one was made, if any.
         attempt: The span of the attempt in flight, if any.
         attempt_started: The loop's time at which that attempt started.
     """
@@ -87,7 +89,7 @@ class Telemetry:
     Args:
         tracers: Provider of the tracer; None for the global provider.
         meters: Provider of the meter; None for the global provider.
-        then: Another observer, which is called with every event too.
+        then: Another observer to call with every event.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class Telemetry:
         self._active_calls: Final[dict[asyncio.Task[Any], _ActiveCall]] = {}
 
     def __call__(self, event: events.Event) -> None:
-        """Record *event*. It must be called in the task of the call that the event is about."""
+        """Record *event*. Call this in the task of the call that the event belongs to."""
         try:
             self._record(event)
         finally:  # the application's span processors may raise
@@ -188,7 +190,7 @@ class Telemetry:
 
     def _attempt_started(self, event: events.AttemptStarted) -> None:
         call = self._active_calls.get(_current_task())
-        if call is None:  # starting its span failed
+        if call is None:  # its span could not be started
             return
         attributes: Attributes = {"url.full": call.url, "url.template": call.template, **call.server}
         if event.number > 1:
@@ -259,7 +261,7 @@ def _end_span(span: Span, attributes: Attributes, error: PostPressError | None) 
 
 
 def _error_type(error: PostPressError) -> str:
-    """A known type of the API, otherwise the HTTP status or the class, so that there are few values."""
+    """A known type of the API, otherwise the HTTP status or the class: few different values."""
     if not isinstance(error, ApiError):
         return error.code
     return error.code if _is_known(error.code) else str(error.status)

@@ -128,6 +128,23 @@ def test_subclass_with_more_fields_survives_a_round_trip() -> None:
     assert through_json(sticky, Sticky) == sticky
 
 
+@frozen
+class Job:
+    """A class of a service, whose change is optional."""
+
+    account_id: str
+    change: ProxyChange | None = None
+
+
+@pytest.mark.parametrize("change", [US, OWN, None])
+def test_optional_change_survives_a_round_trip(change: ProxyChange | None) -> None:
+    job = Job("acc_1", change)
+    plain = None if change is None else revealing.unstructure(change, CHANGE)
+
+    assert revealing.unstructure(job) == {"account_id": "acc_1", "change": plain}
+    assert through_json(job, Job) == job
+
+
 def test_change_is_written_as_the_reference_shows_it() -> None:
     assert converter.unstructure(US, ProxyChange) == {"country": "US"}
     assert revealing.unstructure(OWN, ProxyChange) == {

@@ -261,7 +261,7 @@ def test_the_error_of_an_invalid_answer_suggests_a_valid_one(
 @pytest.mark.parametrize("account_id", ["acc 1", "acc/1", "", "acc_ä", "%41"])
 def test_a_malformed_account_id_cannot_be_scripted(postpress_sandbox: SandboxThread, account_id: str) -> None:
     """No valid request has this id, so the script would never be used."""
-    with pytest.raises(ValueError, match="account_id must be made of"):
+    with pytest.raises(ValueError, match="account_id must consist of"):
         postpress_sandbox.script(account_id, "errors/proxy_error")
 
 

@@ -281,13 +281,13 @@ def test_a_base_url_that_cannot_work_is_refused(url: Any) -> None:
         ),
         pytest.param(
             "https://bücher.example/a b",
-            "the base URL is not written as it is sent; "
-            "write https://xn--bcher-kva.example/a%20b (PostPress's own is https://api.postpress.ai/v1)",
+            "the base URL is not in its normalized form; "
+            "write https://xn--bcher-kva.example/a%20b (the default is https://api.postpress.ai/v1)",
             id="what would be changed",
         ),
         pytest.param(
             "https://example.com:0443/v1",
-            "the base URL is not written as it is sent; write https://example.com/v1 (PostPress's own is "
+            "the base URL is not in its normalized form; write https://example.com/v1 (the default is "
             "https://api.postpress.ai/v1)",
             id="a port with a zero before it",
         ),

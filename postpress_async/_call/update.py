@@ -133,8 +133,10 @@ class UpdateCall:
         locks, account_id = self._context.locks, self._request.account_id
         if not locks.try_acquire(account_id):
             await self._wait_for_lock(locks, account_id)
-        state = None if self._policy.before is None else self._new_state()
+        state: RetryCallState | None = None
         try:
+            if self._policy.before is not None:
+                state = self._new_state()
             while True:
                 if state is not None:  # nearly every call succeeds at once, and does not need tenacity
                     await self._wait_for_next_attempt(state)

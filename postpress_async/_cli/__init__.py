@@ -1,7 +1,6 @@
 """The command ``postpress-async``."""
 
 import errno
-import os
 import sys
 from typing import Final, NoReturn
 
@@ -14,7 +13,7 @@ from postpress_async._cli.completion import completion
 from postpress_async._cli.errors import errors
 from postpress_async._cli.export import export
 from postpress_async._cli.history import history
-from postpress_async._cli.output import TOO_MANY_FILES, is_file_limit
+from postpress_async._cli.output import TOO_MANY_FILES, discard_stdout, is_file_limit
 from postpress_async._cli.report import report
 from postpress_async._cli.rollback import rollback
 from postpress_async._cli.rotate import retry_failed, rotate
@@ -34,7 +33,7 @@ _SETTINGS: Final = {
 
 
 @click.group(cls=Commands, context_settings=_SETTINGS, epilog=exit_codes.HELP)
-@click.version_option(__version__, allow_from_autoenv=False)  # images often set POSTPRESS_VERSION
+@click.version_option(__version__, allow_from_autoenv=False)  # container images often set POSTPRESS_VERSION
 def cli() -> None:
     """
     Give PostPress accounts new proxies: one account, or a whole fleet.
@@ -54,7 +53,7 @@ for _command in (
 
 
 def run() -> None:
-    """Run the command line and exit. Expected errors are reported in one line on standard error."""
+    """Run the command line and exit. Report expected errors in one line on standard error."""
     try:
         refuse_secrets(sys.argv[1:])
         sys.exit(cli.main(standalone_mode=False) or exit_codes.ALL_PATCHED)
@@ -66,14 +65,14 @@ def run() -> None:
     except (ConfigurationError, RotationError, ValueError) as error:
         _fail(error, exit_codes.BAD_INPUT)
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail again
+        discard_stdout()
         sys.exit(exit_codes.SOME_LEFT)
     except OSError as error:
         if is_file_limit(error):
             _fail(TOO_MANY_FILES, exit_codes.HALTED)
         if error.errno != errno.ENOSPC:
             raise
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail again
+        discard_stdout()
         _fail(f"standard output cannot be written ({error.strerror})", exit_codes.BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(exit_codes.INTERRUPTED)

@@ -1,4 +1,4 @@
-"""``postpress-async cluster-certificates``: create the certificate for a cluster's TLS connections."""
+"""``postpress-async cluster-certificates``: create a cluster's TLS certificate."""
 
 import click
 
@@ -14,7 +14,7 @@ def cluster_certificates(folder: str) -> int:
     Create a TLS certificate and its private key in DIR, for a cluster of several machines.
 
     Anyone with the key can run code on the cluster and read its traffic. Copy it only to the machines of the
-    cluster, readable only by the cluster's user. The certificate is valid for a year. Example:
+    cluster, and let only the cluster's user read it. The certificate is valid for a year. Example:
 
     \b
       postpress-async cluster-certificates certificates

@@ -1,4 +1,4 @@
-"""Click classes for this command line: options in groups, and commands in the order of use."""
+"""Click classes whose help groups the options, and lists the commands in the order of use."""
 
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ class Option(click.Option):
     An option whose help names its environment variable.
 
     Args:
-        group: Heading under which the command's help lists the option.
+        group: Heading of the option in the command's help.
     """
 
     def __init__(self, *args: Any, group: str = "Options", **settings: Any) -> None:
@@ -21,7 +21,7 @@ class Option(click.Option):
         self.group: Final = group
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
-        """Name the environment variable too if click derives its name. Called by click."""
+        """Name the environment variable even if click derives its name. Called by click."""
         hint = super().get_error_hint(ctx)
         if ctx is None or self.envvar is not None or not self.resolve_envvar_value(ctx):
             return hint
@@ -32,7 +32,7 @@ class Command(click.Command):
     """A command whose help lists its options by group."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep the arguments for messages that suggest a command."""
+        """Store the arguments for messages that suggest a command. Called by click."""
         ctx.meta[WORDS] = tuple(args)
         return super().parse_args(ctx, args)
 
@@ -40,7 +40,7 @@ class Command(click.Command):
         """Write the options under their headings. Called by click."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            # Some versions of click return a record for arguments too.
+            # Some versions of click also return a record for arguments.
             if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
                 groups.setdefault(getattr(param, "group", "Options"), []).append(record)
         for heading, records in groups.items():
@@ -52,5 +52,5 @@ class Commands(click.Group):
     """A group whose help lists its commands in the order in which they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The names of the commands. Called by click."""
+        """Return the names of the commands. Called by click."""
         return list(self.commands)

@@ -12,8 +12,8 @@ def errors() -> None:
     """
     Print a table of all error types of the API.
 
-    Its columns are the type, the HTTP status, the exception class, the scope (what is at fault), whether the
-    error is retried, and whether the change was applied. Example:
+    The columns are the type, the HTTP status, the exception class, the scope (what is at fault), whether the
+    error is retried, and whether the change may have been applied. Example:
 
       postpress-async errors | grep proxy
     """

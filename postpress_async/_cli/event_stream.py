@@ -1,8 +1,6 @@
-"""What a rotation reports while it runs: events as JSON for programs, messages for people."""
+"""Output of a running rotation: events as JSON for programs, messages for people."""
 
 import json
-import os
-import sys
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -11,7 +9,7 @@ import attrs
 import click
 
 from postpress_async import events
-from postpress_async._cli.output import tell
+from postpress_async._cli.output import discard_stdout, write_stderr
 from postpress_async.rotation import Outcome, Refusal, RotationSummary
 from postpress_async.rotation._pool._proxy_list import RefusedLine
 from postpress_async.rotation.journal._rollback import LeftBehind
@@ -24,24 +22,24 @@ class EventStream:
     """
     Writes events to *out* as JSON Lines, and messages to standard error.
 
-    Each event has ``event`` and ``at`` (Unix time in seconds). Existing names of events and fields never
-    change; new ones may be added. No event contains a secret.
+    Each event has ``event`` and ``at`` (Unix time in seconds). Events and fields may be added, but existing
+    ones never change. No event contains a secret.
 
     - ``refused``: a row of the fleet or a line of a proxy list is invalid, or an account cannot be rolled
       back: ``source``, ``line``, ``column``, ``account_id``, ``reason``, ``advice``, and ``message``, which
       contains all of these.
     - ``begun``: ``total``, ``resumed`` (accounts completed by earlier runs), ``journal``.
-    - ``settled``: an account was completed; the fields are the columns of the journal's table.
+    - ``settled``: an account was completed; the fields are the columns of the journal.
     - ``retry``: ``account_id``, ``number`` of the attempt that failed, ``wait`` in seconds, ``error_type``.
-    - ``pause_began``, ``pause_ended``: the service is down; it is available again.
+    - ``pause_began``, ``pause_ended``: the service is down, or available again.
     - ``proxy_quarantined``: ``proxy``, the label of a proxy that is no longer used.
     - ``ended``: ``exit_code``, ``states``, ``errors``, ``halted``, ``attempts``, ``elapsed``; and
       ``message`` if nothing was sent.
     - ``dry_run``, the last event of ``--dry-run``: ``exit_code`` and the results of `preview`.
 
     Args:
-        out: The stream for events. None writes none, and then the summary goes to standard output.
-        verbose: Whether to report retries, pauses and quarantined proxies on standard error.
+        out: The stream for events. If None, no events are written and the summary goes to standard output.
+        verbose: Whether to report retries, pauses and quarantined proxies in messages.
 
     Attributes:
         is_closed: Whether the reader of *out* has closed it.
@@ -53,12 +51,12 @@ class EventStream:
         self.is_closed: bool = False
 
     def say(self, text: str) -> None:
-        """Write a line of the summary. A failure to write it does not change the exit code."""
+        """Write a line of the summary. Failing to write it does not change the exit code."""
         try:
             click.echo(text, err=self._out is not None)
         except OSError:
             if self._out is None:
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail
+                discard_stdout()
 
     def refused(self, source: str, refusal: Refusal | RefusedLine | LeftBehind) -> None:
         """Report an invalid row or line of the input *source*, or an account that a rollback leaves."""
@@ -102,10 +100,10 @@ class EventStream:
         match event:
             case events.RetryScheduled(account_id, number, wait, error):
                 self._write("retry", account_id=account_id, number=number, wait=wait, error_type=error.code)
-                self._explain(f"{account_id}: {error.code} in attempt {number}; retry in {wait:.1f} s")
+                self._explain(f"{account_id}: {error.code} in attempt {number}; retrying in {wait:.1f} s")
             case events.PauseBegan():
                 self._write("pause_began")
-                self._explain("the service is down: all calls wait, except for probes")
+                self._explain("the service is down: all calls wait, except probes")
             case events.PauseEnded():
                 self._write("pause_ended")
                 self._explain("the service is available again: calls continue")
@@ -117,7 +115,7 @@ class EventStream:
 
     def _explain(self, text: str) -> None:
         if self._verbose:
-            tell(f"{datetime.now():%H:%M:%S} {text}")
+            write_stderr(f"{datetime.now():%H:%M:%S} {text}")
 
     def _write(self, name: str, **fields: Any) -> None:
         if self._out is None or self.is_closed:
@@ -125,5 +123,5 @@ class EventStream:
         at = fields.pop("settled_at", None) or time.time()
         try:
             print(json.dumps({"event": name, "at": at, **fields}), file=self._out, flush=True)
-        except (OSError, ValueError):  # ValueError if Python already knows that the pipe is closed
+        except (OSError, ValueError):  # ValueError: Python has already closed the stream
             self.is_closed = True

@@ -1,4 +1,4 @@
-"""Exit codes, which tell a script what to do next."""
+"""Exit codes, from which scripts know what to do next."""
 
 from typing import Final
 

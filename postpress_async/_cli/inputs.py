@@ -1,4 +1,4 @@
-"""The inputs of a rotation: opened, checked, and reported on before the first request."""
+"""Opens and validates the inputs of a rotation before the first request."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Faults, Fleet, ProxyPool
 from postpress_async.rotation._fleet import Survey
 from postpress_async.rotation._fleet._database_url import DATABASE_URL, check_argument
-from postpress_async.rotation._fleet._row import COLUMNS, NOTHING_ASKED, PARTS
+from postpress_async.rotation._fleet._row import COLUMNS, NO_CHANGE, PARTS
 from postpress_async.rotation._input import Changes
 from postpress_async.rotation._pool._proxy_list import RefusedLine
 from postpress_async.rotation._selection import Selection
@@ -29,16 +29,14 @@ from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.sandbox import own_accounts
 
 _NAMED_COLUMNS: Final = 20  # unused columns whose names are shown; the others are only counted
-
 _COMPARED_COLUMNS: Final = 1_000  # unused columns that are compared with the known names
-
-_NOTHING_ASKED_ADVICE: Final = "use --pool FILE or --country CC, or give each row a proxy or a country"
+_NO_CHANGE_ADVICE: Final = "use --pool FILE or --country CC, or give each row a proxy or a country"
 
 
 @contextmanager
 def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
     """
-    Open the inputs while the block runs, and report invalid rows and lines.
+    Open the inputs for the duration of the block, and report invalid rows and lines.
 
     Raises:
         FleetError: The fleet or the pool cannot be read.
@@ -62,7 +60,7 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
         if (selection := _select(options, journal)) is not None:
             fleet = fleet.only(selection)
         known_rows = None if options.dry_run else known_row_count(journal, fleet.digest)
-        if known_rows is not None:  # all rows were checked when the journal was created, and none has changed
+        if known_rows is not None:  # the rows were validated for the journal, and have not changed
             fleet.counted = known_rows
             yield Job(options, fleet, pool, journal, Survey(known_rows), False, selection)
             return
@@ -116,7 +114,7 @@ def _open_pool(options: RotateOptions, events: EventStream) -> ProxyPool:
 
 
 def _check_columns(name: str, unused: Sequence[str], known: Sequence[str]) -> None:
-    """Report unused columns; raise `FleetError` if the name of one resembles a known name."""
+    """Report unused columns; raise `FleetError` if one looks like a misspelled known column."""
     for column in unused[:_COMPARED_COLUMNS]:
         if similar := get_close_matches(column.strip().lower(), known, 1, 0.8):
             raise FleetError(f"{name} has an unknown column {column!r}. Did you mean {similar[0]}?")
@@ -129,7 +127,7 @@ def _check_columns(name: str, unused: Sequence[str], known: Sequence[str]) -> No
 
 def _report_faults(name: str, faults: Faults[Any]) -> None:
     for fault in faults:
-        advice = _NOTHING_ASKED_ADVICE if fault.first.reason == NOTHING_ASKED else None
+        advice = _NO_CHANGE_ADVICE if fault.first.reason == NO_CHANGE else None
         click.echo(f"{name}: {fault.sentence(advice)}", err=True)
     if faults.unlisted:
         click.echo(f"{name}: {faults.unlisted:,} more lines have other faults", err=True)

@@ -19,8 +19,8 @@ class Job:
         changes: The accounts, as the argument of ``session.rotate``.
         pool: Proxies for the accounts without a change.
         journal: Path of the journal.
-        survey: Numbers of rows. If the journal knows the fleet, only their total.
-        is_checked: Whether the rows were read. A journal only knows a fleet whose rows were all valid.
+        survey: Numbers of rows; only their total if the journal knows the fleet.
+        is_checked: Whether the rows were read. If the journal knows the fleet, all are known to be valid.
         selection: The accounts of the run; None for all.
         left_behind: For a rollback, the number of accounts that cannot go back.
     """

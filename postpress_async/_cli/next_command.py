@@ -1,4 +1,4 @@
-"""Complete commands that messages suggest: the command itself, and the one that retries failed accounts."""
+"""Commands that messages suggest: the current one, and the one that retries its failed accounts."""
 
 import shlex
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from postpress_async._cli.command import WORDS
 
 _PROGRAM: Final = "postpress-async"
 
-# These belong to a single run. The others select accounts, proxies and the API, so the next run needs them.
+# Options of a single run. The others select accounts, proxies and the API, which the next run needs too.
 _ONE_RUN_ONLY: Final = frozenset(
     {"journal", "every", "keep", "limit", "canary", "halt", "max_duration", "dry_run", "json", "verbose"}
     | {"accept_new_key", "on", "profile", "seed", "dead_proxies"}
@@ -18,7 +18,7 @@ _ONE_RUN_ONLY: Final = frozenset(
 
 
 def arguments_by_option(context: click.Context) -> dict[str, list[str]]:
-    """For each option that was an argument (rather than an environment variable): its words as typed."""
+    """By option: its words as typed. Options from environment variables are left out."""
     params = {param.name: param for param in context.command.params}
     values_by_name, _, _ = context.command.make_parser(context).parse_args(list(context.meta[WORDS]))
     arguments: dict[str, list[str]] = {}
@@ -34,7 +34,7 @@ def arguments_by_option(context: click.Context) -> dict[str, list[str]]:
 
 
 def same_command(context: click.Context) -> str:
-    """The current command. It contains no secret, since `refuse_secrets` has checked each argument."""
+    """The current command. It contains no secrets, because `refuse_secrets` has checked its arguments."""
     return shlex.join([_PROGRAM, str(context.info_name), *context.meta[WORDS]])
 
 

@@ -32,7 +32,7 @@ def duration(text: str) -> float:
 
 
 def duration_from_zero(text: str) -> float:
-    """The same for a duration that may be 0, written ``0s``."""
+    """Like `duration`, but also accept ``0s``."""
     return 0.0 if str(text).strip() in {"0s", "0.0"} else duration(text)
 
 
@@ -43,7 +43,7 @@ def _seconds(text: str) -> float:
 
 
 def halt(text: str | int) -> str | int:
-    """Check a failure threshold: a percentage, a number, or ``never``; raise `click.BadParameter`."""
+    """Validate a failure threshold: a percentage, a number, or ``never``; raise `click.BadParameter`."""
     try:
         return Halt(failures=text).failures
     except ValueError as error:
@@ -67,9 +67,9 @@ run_number: Final = click.option(
     type=click.IntRange(1),
     metavar="N",
     show_default="the latest",
-    help="Number of the run, as the command history lists it.",
+    help="Number of the run, as `postpress-async history` lists it.",
 )
-"""Adds the option that chooses a run of a journal."""
+"""Adds the option that selects a run of a journal."""
 
 _connection_option: Final = partial(click.option, cls=Option, group="Connection")
 
@@ -79,8 +79,8 @@ connection: Final = combine(
         type=FILE,
         metavar="FILE",
         envvar="POSTPRESS_API_KEY_FILE",
-        help="File that contains the API key; - is standard input. By default, the environment variable "
-        "POSTPRESS_API_KEY contains the key.",
+        help="File that contains the API key; - is standard input. By default, the key is read from the "
+        "environment variable POSTPRESS_API_KEY.",
     ),
     _connection_option(
         "--base-url",
@@ -107,11 +107,11 @@ connection: Final = combine(
         "--no-idempotency",
         is_flag=True,
         help="Do not send the Idempotency-Key header, by which the API recognizes a repeated request. An "
-        "order of a managed proxy is then not repeated if it may have been executed, because the API "
+        "order for a managed proxy is then not retried if it may have been executed, because the API "
         "could execute it twice.",
     ),
 )
-"""Adds the options that say how to reach the API."""
+"""Adds the options for the connection to the API."""
 
 
 def random_faults(required: str = "", **settings: Any) -> Decorator:
@@ -119,7 +119,7 @@ def random_faults(required: str = "", **settings: Any) -> Decorator:
     Add ``--profile`` and ``--seed``, the random faults of the sandbox.
 
     Args:
-        required: End of the help, with a leading space, such as a required option.
+        required: Text appended to the help, with a leading space, such as a required option.
         settings: Further arguments of `click.option`.
     """
     option = partial(click.option, cls=Option, **settings)

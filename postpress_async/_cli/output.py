@@ -14,16 +14,16 @@ from postpress_async.rotation._atomic_write import atomic_write
 
 
 def counted(count: int, singular: str, plural: str = "") -> str:
-    """*count* with the noun in the right number, such as ``1 account`` or ``1,000 accounts``."""
+    """*count* and the noun in singular or plural, such as ``1 account`` or ``1,000 accounts``."""
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
 def moment(seconds: float) -> str:
-    """A Unix time in the local time zone, which is named."""
+    """Format a Unix time in the local time zone, with the name of the zone."""
     return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
-def tell(text: str) -> None:
+def write_stderr(text: str) -> None:
     """Write a line to standard error, above the progress bar if there is one."""
     # click.echo would bypass rich's stream and write into the middle of the bar.
     if sys.stderr is not None:
@@ -32,24 +32,29 @@ def tell(text: str) -> None:
             sys.stderr.flush()
 
 
-TOO_MANY_FILES: Final = "too many open files: raise their limit (ulimit -n)"
+def discard_stdout() -> None:
+    """Redirect standard output to nowhere, so that the flush at exit does not fail again."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until exit
+
+
+TOO_MANY_FILES: Final = "too many open files: raise the limit (ulimit -n)"
 
 
 def is_file_limit(error: object) -> bool:
-    """Whether the process, or the system, may open no more files or connections."""
+    """Whether the process or the system has reached its limit of open files and connections."""
     return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
 
 
-def tell_file_limit_once(loop: asyncio.AbstractEventLoop) -> None:
-    """Report a lack of file descriptors in one sentence; asyncio would print many tracebacks."""
+def report_file_limit_once(loop: asyncio.AbstractEventLoop) -> None:
+    """Report a lack of file descriptors in one sentence, instead of asyncio's many tracebacks."""
     reported = False
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         nonlocal reported
         if is_file_limit(context.get("exception")) and not reported:
             reported = True
-            tell(f"postpress-async: {TOO_MANY_FILES}")
-        if not reported:  # further reports are consequences
+            write_stderr(f"postpress-async: {TOO_MANY_FILES}")
+        if not reported:  # later errors are consequences
             loop.default_exception_handler(context)
 
     loop.set_exception_handler(handle)
@@ -58,7 +63,7 @@ def tell_file_limit_once(loop: asyncio.AbstractEventLoop) -> None:
 @contextmanager
 def open_output(path: str | None) -> Iterator[BinaryIO]:
     """
-    Open *path* for atomic writing; None and ``-`` mean standard output.
+    Open *path* for an atomic write; None and ``-`` mean standard output.
 
     Raises:
         RotationError: It cannot be written.
@@ -75,5 +80,5 @@ def open_output(path: str | None) -> Iterator[BinaryIO]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that exiting does not flush and fail again
+        discard_stdout()
         raise RotationError(f"standard output cannot be written ({error.strerror})") from None

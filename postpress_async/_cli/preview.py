@@ -1,4 +1,4 @@
-"""``--dry-run``: what a rotation would do."""
+"""``--dry-run``: show what a rotation would do."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def preview(job: Job, events: EventStream) -> int:
     """
     Print what *job* would do and how long it would take.
 
-    The base URL, the journal, and the API key if there is one, are checked as in a real run.
+    The base URL, the journal and the API key (if there is one) are checked as in a real run.
 
     Raises:
         ConfigurationError: The API key or the base URL is invalid.
@@ -127,7 +127,7 @@ def _change(job: Job, row: Row) -> ProxyChange | None:
 
 
 def _body(change: ProxyChange | None) -> dict[str, Any] | None:
-    """The body of the request with its password masked; None if the pool is exhausted."""
+    """The request body with its password masked; None if the pool is exhausted."""
     return None if change is None else converter.unstructure(change, ProxyChange)
 
 

@@ -1,4 +1,4 @@
-"""Progress of a rotation on standard error: a bar on a terminal, a line from time to time otherwise."""
+"""Progress of a rotation on standard error: a bar on a terminal, otherwise a line from time to time."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ import rich.progress
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from postpress_async._cli.output import tell
+from postpress_async._cli.output import counted, write_stderr
 from postpress_async.rotation import Outcome, Rotation, State
 
 _REDRAW_INTERVAL: Final = 0.1  # seconds
@@ -23,7 +23,7 @@ _RATE_WINDOW: Final = 10.0  # seconds
 
 
 class Sender(Protocol):
-    """What the progress needs of a session or a cluster."""
+    """The part of a session or cluster that the progress display needs."""
 
     @property
     def paused(self) -> bool:
@@ -33,11 +33,11 @@ class Sender(Protocol):
 
 class ProgressStats:
     """
-    Statistics of a rotation that is running.
+    Statistics of a running rotation.
 
     Args:
         total: Number of accounts, including invalid rows.
-        rotation: The rotation whose summary is read.
+        rotation: The rotation.
         sender: Its session or cluster.
     """
 
@@ -59,11 +59,12 @@ class ProgressStats:
             self._latencies.append(outcome.elapsed)
 
     def rate(self) -> float:
-        """Accounts completed per second, over the latest seconds; skipped ones do not count."""
+        """Accounts completed per second over the last 10 s, without skipped ones."""
         now = time.monotonic()
         completed = self.completed - self._rotation.summary.states[State.SKIPPED]
         self._samples.append((now, completed))
-        while len(self._samples) > 2 and now - self._samples[1][0] > _RATE_WINDOW:  # keep one older sample
+        # Keep one sample from before the window.
+        while len(self._samples) > 2 and now - self._samples[1][0] > _RATE_WINDOW:
             self._samples.popleft()
         since, before = self._samples[0]
         return (completed - before) / (now - since) if now > since else 0.0
@@ -75,7 +76,7 @@ class ProgressStats:
         if rotation.retrying:
             words.append(f"{rotation.retrying:,} retrying")
         if summary.quarantined:
-            words.append(f"{summary.quarantined:,} proxies out")
+            words.append(f"{counted(summary.quarantined, 'proxy', 'proxies')} quarantined")
         return ", ".join(words)
 
     def pace(self) -> str:
@@ -95,21 +96,23 @@ class ProgressStats:
 
 
 class Progress:
-    """Shows the progress of *rotation*, which has *total* accounts, while the block runs."""
+    """Shows the progress of *rotation*, which has *total* accounts, during the block."""
 
     def __init__(self, total: int, rotation: Rotation, sender: Sender) -> None:
         stats = ProgressStats(total, rotation, sender)
-        self._display: Final = _Bar(stats) if _is_terminal() else _Lines(stats)
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._display: Final = _Bar(stats) if is_terminal else _Lines(stats)
         self._timer: asyncio.TimerHandle | None = None
         self.update: Final = stats.add
-        """Record a completed account. It does not draw, so that it is cheap."""
+        """Record a completed account, without redrawing."""
 
     def __enter__(self) -> Self:
         self._tick()
         return self
 
     def _tick(self) -> None:
-        # On a timer rather than in `update`: in an outage no account is completed, and the display says so.
+        # On a timer rather than in `update`, because it must also show an outage, in which no account is
+        # completed.
         self._display.show()
         self._timer = asyncio.get_running_loop().call_later(_REDRAW_INTERVAL, self._tick)
 
@@ -134,7 +137,7 @@ class _Bar:
             rich.progress.TimeElapsedColumn(),
             console=Console(stderr=True),
             expand=True,
-            auto_refresh=False,  # rich would refresh from a thread, while the statistics change
+            auto_refresh=False,  # rich would refresh in a thread, while the statistics change
         )
         self._task = self._progress.add_task("", total=stats.total)
 
@@ -160,7 +163,7 @@ class _ThreeLines(rich.progress.Progress):
 
 
 class _Lines:
-    """A line at each tenth of the accounts, and at least once a minute."""
+    """Writes a line after each tenth of the accounts, and at least once a minute."""
 
     def __init__(self, stats: ProgressStats) -> None:
         self._stats = stats
@@ -173,14 +176,10 @@ class _Lines:
         if tenths > self._tenths or now - self._written_at > 60:
             self._tenths, self._written_at = tenths, now
             details = ", ".join(filter(None, (self._stats.counts(), self._stats.pace())))
-            tell(f"{completed:,} of {total:,}: {details}")
+            write_stderr(f"{completed:,} of {total:,}: {details}")
 
     def stop(self) -> None:
         pass
-
-
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _seconds(seconds: float) -> str:

@@ -20,12 +20,12 @@ from postpress_async.rotation.report import write_report
     cls=Option,
     metavar="FILE",
     show_default="the name of JOURNAL with .html, in the current directory",
-    help="HTML file to write, which only you can read; - for standard output.",
+    help="HTML file to write, readable only by you; - is standard output.",
 )
 @options.run_number
 def report(journal: str, output: str | None, run: int | None) -> None:
     """
-    Write a report of a rotation as a single HTML page, which requires no network.
+    Write a report of a rotation as a single HTML page that works offline.
 
     JOURNAL is the file in which `postpress-async rotate` records the outcome of each account. The rotation
     may be running or have ended. The report shows totals, throughput, latency, errors by type and scope, the

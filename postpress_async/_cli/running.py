@@ -1,4 +1,4 @@
-"""Run a rotation: session or cluster, signals, progress, and the summary at the end."""
+"""Runs a rotation: session or cluster, signals, progress, and the final summary."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ import click
 from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.job import Job
-from postpress_async._cli.output import counted, moment, tell, tell_file_limit_once
+from postpress_async._cli.output import counted, moment, report_file_limit_once, write_stderr
 from postpress_async._cli.progress import Progress, Sender
 from postpress_async._cli.sandbox import first_addresses
 from postpress_async._cli.secret_input import read_key
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 async def run_job(job: Job, events: EventStream) -> int:
     """Run the rotation and return the exit code."""
-    tell_file_limit_once(asyncio.get_running_loop())
+    report_file_limit_once(asyncio.get_running_loop())
     options = job.options
     async with AsyncExitStack() as stack:
         sandbox = None
@@ -45,10 +45,8 @@ async def run_job(job: Job, events: EventStream) -> int:
             sandbox = Sandbox(profile=options.profile, seed=options.seed, dead_proxies=dead)
             await stack.enter_async_context(sandbox)
             key, url = Secret(sandbox.api_key), sandbox.url
-        elif (
-            options.cluster is None or options.api_key_file is not None
-        ):  # otherwise the workers have the key
-            key = read_key(options.api_key_file)
+        elif options.cluster is None or options.api_key_file is not None:
+            key = read_key(options.api_key_file)  # otherwise the workers of the cluster have the key
         settings: dict[str, Any] = {
             "base_url": url,
             "retry": RetryPolicy(attempts=options.attempts),
@@ -114,7 +112,7 @@ def import_cluster() -> ModuleType:
 
 
 def _silence_dask() -> None:
-    """Turn off Dask's log messages about lost workers. The cluster reports the losses that matter."""
+    """Turn off Dask's log messages about lost workers. The cluster reports those that matter."""
     for name in tuple(logging.root.manager.loggerDict):
         if name.partition(".")[0] == "distributed":
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -122,12 +120,12 @@ def _silence_dask() -> None:
 
 class _Stop:
     """
-    Why the run stopped before the last account.
+    Why the run stopped early.
 
     Attributes:
-        interrupted: A signal arrived.
-        immediate: A second signal arrived, which does not wait for the requests in flight.
-        timed_out: The maximum duration was over.
+        interrupted: Whether a signal arrived.
+        immediate: Whether a second signal arrived, after which requests in flight are cancelled.
+        timed_out: Whether the maximum duration passed.
     """
 
     def __init__(self) -> None:
@@ -141,6 +139,8 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
     try:
         with _interruptible(rotation, stop, job.options.max_duration):
             async with rotation:
+                if rotation.input_edit is not None:
+                    events.say(f"the input was edited since the last run: {rotation.input_edit}")
                 if rotation.completed_at is not None:
                     events.say(f"nothing was sent: {_why_complete(job, rotation)}")
                 events.begun(job, rotation.summary)
@@ -164,11 +164,11 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
 
 
 def _why_complete(job: Job, rotation: Rotation) -> str:
-    """Why there is nothing to send, and what to do next."""
+    """Why there is nothing to send, and what the user can do."""
     if unknown := rotation.summary.states[State.UNKNOWN]:
         outcomes = "outcome of 1 account is" if unknown == 1 else f"outcomes of {unknown:,} accounts are"
         pronoun = "it" if unknown == 1 else "them"
-        return f"the {outcomes} unknown, and --on-unknown report leaves {pronoun} to you"
+        return f"the {outcomes} unknown, and --on-unknown report does not send {pronoun} again"
     when = moment(rotation.completed_at or 0)
     if rotation.next_run_at is not None:
         due = moment(rotation.next_run_at)
@@ -193,19 +193,19 @@ def _interruptible(rotation: Rotation, stop: _Stop, seconds: float | None) -> It
 
     def interrupt() -> None:
         if stop.immediate:
-            return  # it is already ending; a second cancellation would prevent the summary
+            return  # already cancelled; another cancellation would prevent the summary
         if stop.interrupted:
             stop.immediate = True
             task.cancel()
             return
         stop.interrupted = True
         rotation.stop()
-        tell("stopping: waiting for the requests in flight. Press Ctrl-C again to stop at once")
+        write_stderr("stopping: waiting for the requests in flight. Press Ctrl-C again to stop at once")
 
     def time_out() -> None:
         stop.timed_out = True
         rotation.stop()
-        tell("stopping: --max-duration is over, waiting for the requests in flight")
+        write_stderr("stopping: --max-duration has passed; waiting for the requests in flight")
 
     timer = None if seconds is None else loop.call_later(seconds, time_out)
     signals: Final = (signal.SIGINT, signal.SIGTERM)
@@ -221,13 +221,13 @@ def _interruptible(rotation: Rotation, stop: _Stop, seconds: float | None) -> It
 
 
 def _summarize(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream) -> None:
-    """Write the results and what to do next."""
+    """Write the results, and what to do next."""
     events.say(str(summary))
     if (remaining := job.total - summary.total) > 0:
         events.say(f"{remaining:,} of {job.total:,} accounts are not completed yet")
     events.say(f"journal: {job.journal}")
     for advice in _advice(job, summary, stop, events):
-        tell(f"postpress-async: {advice}")
+        write_stderr(f"postpress-async: {advice}")
 
 
 def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream) -> Iterator[str]:
@@ -254,7 +254,7 @@ def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream
         )
     if summary.halted:
         yield f"halted: {summary.halted}"
-        yield f"correct the cause, then run the same command again: {job.options.command}"
+        yield f"fix the cause, then run the same command again: {job.options.command}"
     elif (
         stop.interrupted
         or stop.timed_out
@@ -265,6 +265,6 @@ def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream
         yield "to continue, run the same command again"
     elif summary.refused:
         rows = counted(summary.refused, "invalid row")
-        yield f"to send what was left out ({rows}), correct it and rotate it as a separate fleet"
+        yield f"to send what was left out ({rows}), fix it and rotate it as a separate fleet"
     if summary.states[State.FAILED] and not summary.halted:
         yield f"to retry the failed accounts: {job.options.retry_command(job.journal)}"

@@ -10,7 +10,7 @@ import click
 
 from postpress_async._cli import options
 from postpress_async._cli.command import Command, Option
-from postpress_async._cli.output import tell_file_limit_once
+from postpress_async._cli.output import report_file_limit_once
 from postpress_async.rotation import ProxyPool
 from postpress_async.sandbox import Profile, Sandbox
 from postpress_async.sandbox._sandbox import API_KEY
@@ -36,7 +36,7 @@ _option = partial(click.option, cls=Option)
 @_option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
-    help="Maximum number of requests per second; further ones get a 429 Too Many Requests. No maximum by "
+    help="Maximum number of requests per second; excess ones get a 429 Too Many Requests. No limit by "
     "default.",
 )
 @_option("--pool", type=options.FILE, metavar="FILE", help="List of proxies, for --dead-proxies.")
@@ -45,7 +45,7 @@ _option = partial(click.option, cls=Option)
     metavar="N",
     type=click.IntRange(0),
     default=0,
-    help="Let the first N proxies of --pool fail.",
+    help="Number of proxies, from the start of --pool, that fail.",
 )
 def sandbox(
     port: int,
@@ -59,8 +59,8 @@ def sandbox(
     """
     Run the sandbox, a local fake of the API, until Ctrl-C.
 
-    At the start it prints an `export` line that sets two environment variables: run it in another shell, and
-    all other commands and programs there use the sandbox. At the end it prints its counters as JSON. Example:
+    It first prints an `export` line that sets two environment variables: run it in another shell, so that
+    commands and programs there use the sandbox. At the end it prints its counters as JSON. Example:
 
       postpress-async sandbox --port 8400 --profile flaky
     """
@@ -81,7 +81,7 @@ def first_addresses(pool: ProxyPool, count: int) -> frozenset[str]:
 async def _serve(server: Sandbox, port: int) -> None:
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
-    tell_file_limit_once(loop)
+    report_file_limit_once(loop)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted.set)
     try:

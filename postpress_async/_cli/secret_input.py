@@ -1,4 +1,4 @@
-"""Where secrets come from: files and environment variables, never arguments, which other users can read."""
+"""Reads secrets from files and environment variables, never from arguments, which other users can read."""
 
 import os
 import re
@@ -10,8 +10,7 @@ from typing import Final
 from postpress_async.errors import ConfigurationError
 from postpress_async.secret import Secret
 
-_MAX_CHARACTERS: Final = 16_384  # read from a file that holds one secret
-
+_MAX_CHARACTERS: Final = 16_384  # read from a file that contains one secret
 _KEY: Final = re.compile(r"pp_(?:live|test)_.")
 _PROXY: Final = re.compile(
     r"""(?:https?|socks5h?):// [^/\s:@]* : .* @ .*      # a URL
@@ -28,10 +27,10 @@ EXPOSED_PROXY: Final = (
 
 def refuse_secrets(arguments: Iterable[str]) -> None:
     """
-    Raise `ConfigurationError` if an argument is or contains an API key or the password of a proxy.
+    Raise `ConfigurationError` if an argument contains an API key or the password of a proxy.
 
-    This must come before the arguments are parsed, since error messages repeat invalid arguments. Names of
-    existing files are allowed.
+    Call this before parsing the arguments, because parse errors repeat invalid ones. Names of existing files
+    are allowed.
     """
     for argument in arguments:
         value = argument.partition("=")[2] if argument.startswith("-") and "=" in argument else argument
@@ -55,7 +54,7 @@ def read_secret_file(path: str, content: str) -> Secret:
         content: What the file should contain, such as ``the API key``, for error messages.
 
     Raises:
-        ConfigurationError: The file cannot be read, or does not consist of one line.
+        ConfigurationError: The file cannot be read, or does not contain exactly one word.
     """
     name = "standard input" if path == "-" else path
     try:
@@ -81,7 +80,7 @@ def read_key(path: str | None) -> Secret | None:
     Read the API key from the file of ``--api-key-file``; return None if it is in POSTPRESS_API_KEY.
 
     Raises:
-        ConfigurationError: The file cannot be read, or there is neither a file nor POSTPRESS_API_KEY.
+        ConfigurationError: The file cannot be read, or *path* is None and POSTPRESS_API_KEY is not set.
     """
     if path is None and not os.environ.get("POSTPRESS_API_KEY"):
         raise ConfigurationError("there is no API key. Set POSTPRESS_API_KEY, or use --api-key-file FILE")

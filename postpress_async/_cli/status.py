@@ -18,7 +18,7 @@ from postpress_async.rotation.journal._times import duration, instant
 _LISTED: Final = 12  # error types on a terminal; --json and the report list more
 
 _DESCRIPTIONS: Final = {
-    Stage.UNDER_WAY: "a run is under way",
+    Stage.UNDER_WAY: "a run is in progress",
     Stage.DIED: "the last run was killed, or its machine stopped",
     Stage.HALTED: "the last run halted",
     Stage.STOPPED: "the last run was stopped before all accounts were sent",
@@ -80,7 +80,7 @@ def _progress(numbers: Statistics) -> str:
     if numbers.total is None:
         return f"{numbers.settled:,} completed"
     share = numbers.settled / numbers.accounts if numbers.accounts else 1.0
-    # Rounded down, so that 100% means all accounts.
+    # Rounded down, so that 100% means all.
     return f"{numbers.settled:,} of {numbers.accounts:,} completed ({int(share * 1000) / 10:.1f}%)"
 
 

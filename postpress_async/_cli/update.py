@@ -31,7 +31,7 @@ _assignment: Final = partial(click.option, cls=Option, group="Proxy assignment")
 @_assignment(
     "--proxy-file",
     metavar="FILE",
-    help="Use the proxy of your own whose URL this file contains; - is standard input.",
+    help="Use the proxy of your own whose URL is in this file; - is standard input.",
 )
 @_assignment(
     "--country",
@@ -49,9 +49,9 @@ _assignment: Final = partial(click.option, cls=Option, group="Proxy assignment")
     cls=Option,
     group="Connection",
     metavar="KEY",
-    allow_from_autoenv=False,  # a key belongs to one change, and an environment serves many
-    help="Idempotency-Key header of the requests. With the key of an earlier command, the same command gets "
-    "its outcome without applying the change a second time. By default each change has a new key.",
+    allow_from_autoenv=False,  # a key is for one change, but an environment variable would apply to many
+    help="Idempotency-Key header of the requests. Repeating a command with its earlier key returns its "
+    "outcome without applying the change again. Default: a new key for each change.",
 )
 def update(
     account_id: str,
@@ -99,7 +99,7 @@ async def _update(
             result = await session._run_call(account_id, change, keys)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         except PostPressError as error:
             click.echo(f"postpress-async: {error}", err=True)
-            # An earlier command with the caller's own key may have applied the change.
+            # An earlier command with the user's own key may have applied the change.
             if error.applied is Applied.UNKNOWN or has_own_key:
                 _suggest_key(keys)
             return exit_codes.KEY_REFUSED if error.scope is Scope.KEY else exit_codes.SOME_LEFT
@@ -115,7 +115,7 @@ async def _update(
 def _suggest_key(keys: Keys) -> None:
     if keys.current is None:
         return
-    advice = "To learn the outcome without applying the change twice, run the same command with:"
+    advice = "To get the outcome without applying the change twice, run the same command with:"
     click.echo(f"{advice} --idempotency-key {shlex.quote(keys.current)}", err=True)
 
 

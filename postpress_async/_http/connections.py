@@ -1,4 +1,4 @@
-"""Connections: aiohttp's connector with corrections, and the check before a connection is reused."""
+"""aiohttp's connector with fixes, and the check before a connection is reused."""
 
 import asyncio
 import select
@@ -22,9 +22,9 @@ _NEW_SOCKETS: ContextVar[list[socket.socket]] = ContextVar("_NEW_SOCKETS")
 
 class Connector(aiohttp.TCPConnector):
     """
-    A connector without a limit: the session's pace is the only limit of concurrent calls.
+    A connector without a limit of its own.
 
-    A second limit here would delay calls without the pace knowing.
+    The session's pace limits concurrency, and could not see the delays that a second limit causes.
     """
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
@@ -49,7 +49,7 @@ class Connector(aiohttp.TCPConnector):
             _limit_read_size(transport)
             return transport, protocol
         except BaseException:
-            # Sockets that uvloop never got are closed by now. Transports of asyncio close their own.
+            # Sockets that uvloop never received are closed by now. asyncio's transports close their own.
             if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
                 for new_socket in new_sockets:
                     new_socket.detach()
@@ -59,11 +59,11 @@ class Connector(aiohttp.TCPConnector):
 
 
 class _Protocol(ResponseHandler):
-    """A connection's protocol that parses the head of a response before its body."""
+    """Parses the head of a response before its body."""
 
     def data_received(self, data: bytes) -> None:
-        # If head and a malformed body arrive together, aiohttp discards the head too. Only responses other
-        # than a success are classified by their head, so a success is parsed at once.
+        # If the head arrives together with a malformed body, aiohttp discards both. Only error responses are
+        # classified by their head, so a success is parsed at once.
         if not data.startswith(b"HTTP/1.1 200") and (end := data.find(_END_OF_HEAD)) > 0:
             head, data = data[: end + len(_END_OF_HEAD)], data[end + len(_END_OF_HEAD) :]
             super().data_received(head)
@@ -76,8 +76,8 @@ def _limit_read_size(transport: asyncio.Transport) -> None:
     """
     Reduce the buffer that asyncio allocates for each read, which is 256 KiB by default.
 
-    For large buffers the C library may request memory from the system and return it: three system calls for
-    a response of a hundred bytes. uvloop allocates in another way.
+    For large buffers, the C library may request memory from the system and return it: three system calls for
+    a response of a hundred bytes. uvloop allocates differently.
     """
     tls_protocol: Any = getattr(transport, "_ssl_protocol", None)
     readers: tuple[Any, ...] = (transport, tls_protocol)
@@ -88,7 +88,7 @@ def _limit_read_size(transport: asyncio.Transport) -> None:
 
 def _make_socket(address_info: tuple[Any, ...]) -> socket.socket:
     new_socket = socket.socket(*address_info[:3])
-    # The kernel may choose another size.
+    # A hint: the kernel may choose another size.
     new_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _READ_SIZE)
     _NEW_SOCKETS.get().append(new_socket)
     return new_socket
@@ -98,15 +98,15 @@ def _make_socket(address_info: tuple[Any, ...]) -> socket.socket:
 
 
 class UnusableConnectionError(aiohttp.ClientConnectionError):
-    """The connection ended, or received data, before the request. No byte of the request was written."""
+    """The connection closed, or received data, before the request. No byte of the request was written."""
 
 
 def is_reusable(protocol: ResponseHandler | None) -> TypeGuard[ResponseHandler]:
     """
-    Whether nothing has arrived on an idle connection since the last response, not even its end.
+    Whether an idle connection is open and nothing has arrived on it since the last response.
 
-    aiohttp takes bytes that arrived on an idle connection for the response to the next request. They may be
-    a late response to another account's request, or injected.
+    aiohttp would treat such data as the response to the next request. It may be a late response to another
+    account's request, or injected.
     """
     return (
         protocol is not None
@@ -119,16 +119,16 @@ def is_reusable(protocol: ResponseHandler | None) -> TypeGuard[ResponseHandler]:
 
 async def check_idle(protocol: ResponseHandler | None) -> ResponseHandler:
     """
-    Return *protocol*, which is not `is_reusable`, if the event loop finds nothing wrong when it reads.
+    Let the event loop read from a connection that is not `is_reusable`, and return it if it is still usable.
 
-    With TLS this may be a session ticket, which is not part of a response.
+    With TLS, the unread data may be a session ticket, which is not part of a response.
 
     Raises:
-        UnusableConnectionError: Data arrived, or the connection has ended.
+        UnusableConnectionError: Data arrived, or the connection has closed.
     """
     if protocol is None or (_is_plain(protocol.transport) and has_unread_data(protocol.transport)):
-        raise UnusableConnectionError  # half a line would be taken for the start of the next response
-    # The loop reads in its next iteration, after the tasks that are due in it.
+        raise UnusableConnectionError  # the start of a line would become the start of the next response
+    # The loop reads in its next iteration, after the tasks that are due.
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     if protocol.should_close or not protocol.is_connected():
@@ -141,7 +141,7 @@ def _is_plain(transport: asyncio.BaseTransport | None) -> bool:
 
 
 def has_unread_data(transport: asyncio.BaseTransport | None) -> bool:
-    """Whether data, or the end of the connection, has arrived that the event loop has not read yet."""
+    """Whether data, or the end of the connection, has arrived but was not read by the event loop yet."""
     sock = None if transport is None else transport.get_extra_info("socket")
     if sock is None:
         return False

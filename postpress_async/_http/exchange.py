@@ -1,8 +1,8 @@
 """
-One request and its response over a connection of aiohttp, without its `ClientSession`.
+Sends a request and reads its response over a connection of aiohttp, without `ClientSession`.
 
-A request is a single write, made from a template; a response is read by aiohttp's parser. Both use parts of
-aiohttp that it does not document, so `find_incompatibility` tests whether they work as expected.
+A request is a single write, made from a template; aiohttp's parser reads the response. Both use undocumented
+parts of aiohttp, so `find_incompatibility` tests whether they work as expected.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from yarl import URL
 from postpress_async._http.codec import Request, Response
 from postpress_async._http.connections import is_reusable
 from postpress_async._http.responses import check_lengths, make_response, read_body
-from postpress_async._http.transport import NO_LIMITS
+from postpress_async._http.transport import NO_TIMEOUTS
 from postpress_async.secret import Secret
 
 
@@ -32,7 +32,7 @@ class RequestTemplate:
 
     @classmethod
     def of(cls, base_url: URL, host: str, api_key: Secret, headers: Mapping[str, str]) -> "RequestTemplate":
-        """The template of requests to *base_url* with the header ``Host: host`` and these *headers*."""
+        """Create the template for requests to *base_url* with ``Host: host`` and *headers*."""
         before = f"PATCH {(base_url / 'accounts' / '').raw_path}"
         query = f"?{base_url.raw_query_string}" if base_url.raw_query_string else ""
         all_headers = {"Host": host, "X-API-KEY": api_key.reveal(), **headers}
@@ -41,7 +41,7 @@ class RequestTemplate:
         return cls(before.encode("ascii"), after.encode("ascii"))
 
     def write(self, protocol: ResponseHandler, request: Request, idempotency_key: str | None) -> None:
-        """Write *request* to the connection, and prepare it for parsing the response."""
+        """Write *request*, and prepare *protocol* to parse the response."""
         key = b"" if idempotency_key is None else b"\r\nIdempotency-Key: " + idempotency_key.encode("ascii")
         body = request.body
         protocol.set_response_params(read_until_eof=True, auto_decompress=False)
@@ -54,10 +54,10 @@ class RequestTemplate:
 
 async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
     """
-    Read the head of the response. Returns it, and the stream of the body.
+    Read the head of the response, skipping 1xx responses. Returns it and the stream of the body.
 
     Raises:
-        BaseException: One of `FAILURES`; the connection must not be reused.
+        Exception: One of `FAILURES`; the connection must not be reused.
     """
     while True:
         head, content = await protocol.read()
@@ -73,20 +73,20 @@ async def read_response(
     return make_response(head.code, head.headers, await read_body(content, protocol, head.code))
 
 
-# --- Is aiohttp as expected? ---------------------------------------------------------------------
+# --- Self-test -----------------------------------------------------------------------------------
 
 
 def find_incompatibility() -> str | None:
-    """What does not work with the installed aiohttp, or None. It uses neither event loop nor network."""
+    """Return what does not work with the installed aiohttp, or None. Uses no event loop and no network."""
     try:
-        inspect.signature(aiohttp.BaseConnector.connect).bind(None, None, [], NO_LIMITS)
+        inspect.signature(aiohttp.BaseConnector.connect).bind(None, None, [], NO_TIMEOUTS)
         return self_test()
     except Exception as error:  # a future version of aiohttp may raise anything
         return f"{type(error).__name__} in the self-test"
 
 
 def self_test() -> str | None:
-    """Run one exchange over a `NullTransport`. Returns what went wrong."""
+    """Run one exchange over a `NullTransport`. Returns what went wrong, or None."""
     no_loop: Any = object()  # nothing waits, so the loop is not used
     protocol, transport = ResponseHandler(no_loop), NullTransport()
     protocol.connection_made(transport)
@@ -105,11 +105,11 @@ def self_test() -> str | None:
             return "a response is not read"
     else:
         reading.close()
-        return "a complete response is still waited for"
+        return "a complete response is not recognized"
     if not is_reusable(protocol):
         return "a connection cannot be reused"
     protocol.data_received(_TEST_RESPONSE)
-    return "an unexpected response is not noticed" if is_reusable(protocol) else None
+    return "an unexpected response is not detected" if is_reusable(protocol) else None
 
 
 async def _read_all(protocol: ResponseHandler) -> Response:
@@ -123,7 +123,7 @@ _TEST_RESPONSE: Final = (
 
 
 class NullTransport(asyncio.Transport):
-    """Keeps what is written, and sends nothing."""
+    """Stores what is written instead of sending it."""
 
     written = b""
 

@@ -1,7 +1,7 @@
 """
 Translates aiohttp's exceptions into errors of this package.
 
-No exception of aiohttp is kept as a cause: most of them hold the request's headers, and so the API key.
+aiohttp's exceptions are never kept as causes: most hold the request's headers, which contain the API key.
 """
 
 import os
@@ -19,21 +19,21 @@ from postpress_async._http.responses import TooLargeError
 from postpress_async.errors import Applied
 
 FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
-"""What aiohttp, its pure-Python parser and `_http` raise. A `TimeoutError` is an `OSError`."""
+"""What aiohttp, its pure-Python parser and `_http` raise; includes `TimeoutError`, which is an `OSError`."""
 
 
 def failure_of(
     error: Exception, host: str, *, sent: bool, closed: bool, timeout: float | None
 ) -> errors.PostPressError:
     """
-    Translate one of `FAILURES`. Raise the result outside the handler, so that *error* is not on its chain.
+    Translate one of `FAILURES`. Raise the result outside the handler, so that *error* is not its context.
 
     Args:
         error: The exception.
         host: Host and port of the base URL, for the message.
-        sent: Whether the API may have the request.
+        sent: Whether the API may have received the request.
         closed: Whether the session was closed before the response was complete.
-        timeout: Seconds of the attempt if they are over, otherwise None.
+        timeout: The attempt's timeout in seconds if it has expired, otherwise None.
     """
     if closed:
         failure: errors.PostPressError = errors.ConnectionLostError(
@@ -58,7 +58,7 @@ def translate(error: Exception, host: str) -> errors.PostPressError:
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch | ssl.SSLError):
         return errors.TlsError(f"no secure connection to {host}: {_tls_reason(error)}")
     if isinstance(error, aiohttp.InvalidURL | UnicodeError) and not isinstance(error, UnicodeDecodeError):
-        return errors.ConnectError(f"no connection to {host}: its name cannot be looked up")
+        return errors.ConnectError(f"no connection to {host}: its name cannot be resolved")
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return errors.ConnectError(f"no connection to {host} in time")
     if isinstance(error, TimeoutError):

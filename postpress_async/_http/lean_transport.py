@@ -1,7 +1,7 @@
 """
-A transport over aiohttp's connections without its `ClientSession`.
+A transport over aiohttp's connections, without `ClientSession`.
 
-It needs half the CPU time, but whatever mocks `ClientSession` does not see its requests.
+It takes half the CPU time, but tools that mock or instrument `ClientSession` do not see its requests.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from postpress_async._http.exchange import RequestTemplate, find_incompatibility
 from postpress_async._http.failures import FAILURES, failure_of
 from postpress_async._http.responses import error_response
 from postpress_async._http.session_transport import AiohttpTransport
-from postpress_async._http.transport import NO_LIMITS, Transport, headers_over
+from postpress_async._http.transport import NO_TIMEOUTS, Transport, headers_for
 from postpress_async._timeouts import TimeoutGroup
 from postpress_async.secret import Secret
 
@@ -35,7 +35,7 @@ def make_lean_transport(
     connector: aiohttp.BaseConnector | None = None,
     trust_env: bool = False,
 ) -> Transport:
-    """A `LeanTransport`; or an `AiohttpTransport`, with a warning in the log, if aiohttp is incompatible."""
+    """Create a `LeanTransport`; if aiohttp is incompatible, warn and create an `AiohttpTransport`."""
     if (incompatibility := find_incompatibility()) is None:
         return LeanTransport(base_url, api_key, tls=tls, connector=connector)
     _log.warning(
@@ -50,8 +50,8 @@ class LeanTransport:
     """
     Sends requests over the connections of an aiohttp connector, which is created on the first request.
 
-    It writes the bytes itself. So `applied` of an error is UNKNOWN if and only if the request was passed to
-    the socket.
+    It writes the bytes itself, so `applied` of an error is UNKNOWN only if the request was passed to the
+    socket.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class LeanTransport:
         limit = self._timeouts.within(timeout)
         try:
             with limit:
-                connection = await connector.connect(self._endpoint, [], NO_LIMITS)
+                connection = await connector.connect(self._endpoint, [], NO_TIMEOUTS)
                 protocol = connection.protocol
                 if not is_reusable(protocol):
                     protocol = await check_idle(protocol)
@@ -105,30 +105,30 @@ class LeanTransport:
         finally:
             if connection is not None:
                 connection.release() if response is not None else connection.close()
-        # Raised outside the handler, so that aiohttp's exception is not on its chain.
+        # Raised outside the handler, so that aiohttp's exception is not its context.
         try:
             raise failure
         finally:
-            del failure  # an exception held by a frame of its own traceback is a reference cycle
+            del failure  # a frame of the traceback would refer to the exception: a reference cycle
 
     def _open(self) -> aiohttp.BaseConnector:
         if self._timeouts.ended:
             raise errors.SessionClosedError("the session is closed and cannot be reopened: create a new one")
         self._endpoint = _Endpoint("PATCH", self._base_url, loop=asyncio.get_running_loop())
         self._connector = self._callers_connector or Connector(self._tls)
-        host, headers = self._endpoint.headers["Host"], headers_over(self._connector)
+        host, headers = self._endpoint.headers["Host"], headers_for(self._connector)
         self._template = RequestTemplate.of(self._base_url, host, self._api_key, headers)
         return self._connector
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        self._timeouts.end()  # also for requests that still connect, or use a connector of the caller's
+        self._timeouts.end()  # also ends requests that are connecting or use the caller's connector
         if self._connector is not None and self._callers_connector is None:
             await self._connector.close()
 
 
 class _Endpoint(aiohttp.ClientRequest):
-    """The request that a connector needs in order to connect. It holds no secret."""
+    """A request without secrets, from which the connector takes the address."""
 
     _key: ConnectionKey | None = None
 

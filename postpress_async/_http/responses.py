@@ -1,4 +1,4 @@
-"""Reading the body of a response, and the headers of it that matter."""
+"""Reads the body of a response and the headers that the package uses."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ class NotHttpError(ValueError):
 
 
 class TooLargeError(ValueError):
-    """The response is larger than `MAX_RESPONSE_SIZE`; *status* is its status."""
+    """The response is larger than `MAX_RESPONSE_SIZE`; *status* is its HTTP status."""
 
     def __init__(self, status: int) -> None:
         super().__init__()
@@ -27,12 +27,12 @@ async def read_body(content: aiohttp.StreamReader, protocol: ResponseHandler | N
     Read the whole body.
 
     Raises:
-        TooLargeError: It is larger than `MAX_RESPONSE_SIZE`. The rest is not read, so the connection must not
-            be reused.
+        TooLargeError: The body is too large. Its rest is not read, so do not reuse the connection.
+        NotHttpError: The body is malformed.
     """
     if content.is_eof() and content.total_bytes <= MAX_RESPONSE_SIZE:
         return content.read_nowait()
-    end_with_connection(content, protocol)
+    fail_when_closed(content, protocol)
     parts, size = [], 0
     try:
         async for part in content.iter_any():
@@ -48,23 +48,23 @@ async def read_body(content: aiohttp.StreamReader, protocol: ResponseHandler | N
 
 
 def check_lengths(headers: CIMultiDictProxy[str]) -> None:
-    """Raise `NotHttpError` if there are several Content-Length headers, of which aiohttp would use one."""
+    """Raise `NotHttpError` if there is more than one Content-Length header; aiohttp would use one of them."""
     if len(headers.getall("Content-Length", ())) > 1:
         raise NotHttpError
 
 
-def end_with_connection(content: aiohttp.StreamReader, protocol: ResponseHandler | None) -> None:
+def fail_when_closed(content: aiohttp.StreamReader, protocol: ResponseHandler | None) -> None:
     """
-    End the reading of *content* when its connection ends.
+    Make reads of *content* fail when its connection closes.
 
-    On a malformed chunk, aiohttp closes the connection but does not notify the reader of the body.
+    On a malformed chunk, aiohttp closes the connection without notifying the reader of the body.
     """
     if protocol is None or (closed := protocol.closed) is None:
-        return  # the response is complete, or the connection has ended and notified the reader
+        return  # the response is complete, or the connection has closed and notified the reader
 
     def on_closed(closed: asyncio.Future[None]) -> None:
         if not closed.cancelled():
-            closed.exception()  # retrieved, otherwise asyncio logs that it never was
+            closed.exception()  # retrieve it, or asyncio logs that it was never retrieved
         if not content.is_eof() and content.exception() is None:
             content.set_exception(NotHttpError())  # a lost connection would have set an exception
 
@@ -72,31 +72,31 @@ def end_with_connection(content: aiohttp.StreamReader, protocol: ResponseHandler
 
 
 def _is_parser_error(protocol: ResponseHandler | None, error: aiohttp.ClientPayloadError) -> bool:
-    """Whether aiohttp ended the connection because of what it read, and not the other side."""
+    """Whether aiohttp closed the connection because it read malformed data."""
     if protocol is not None and isinstance(protocol.exception(), HttpProcessingError):
         return True
     cause = error.__cause__
-    # If a body ends too early, aiohttp raises PayloadEncodingError.
+    # PayloadEncodingError means that the body is incomplete, not malformed.
     return isinstance(cause, HttpProcessingError) and not isinstance(cause, PayloadEncodingError)
 
 
 def error_response(status: int, headers: CIMultiDictProxy[str]) -> Response | None:
     """
-    The response without its body; None for a success, whose body must be read and checked.
+    Return an error response with an empty body; None for a success, whose body must be read and checked.
 
-    An error response is classified by its status, even if its body cannot be read.
+    If the body of an error response cannot be read, the status is enough to classify it.
     """
     return make_response(status, headers, b"") if status >= 300 else None
 
 
 def make_response(status: int, headers: CIMultiDictProxy[str], body: bytes) -> Response:
-    """The response, with the headers that say how long to wait."""
+    """Create the response; unless it is a 200, with Retry-After and the Date that it may refer to."""
     if status == 200:
         return Response(200, body)
     return Response(status, body, _single_value(headers, "Retry-After"), _single_value(headers, "Date"))
 
 
 def _single_value(headers: CIMultiDictProxy[str], name: str) -> str | None:
-    # Of two different values, neither is used: it is unknown which one is meant.
+    # If two values differ, it is unknown which one is right, so use neither.
     values = set(headers.getall(name, ()))
     return values.pop() if len(values) == 1 else None

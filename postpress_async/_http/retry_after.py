@@ -1,8 +1,8 @@
 """
-The header Retry-After: seconds or an HTTP date.
+Parses the header Retry-After: seconds or an HTTP date (RFC 9110, section 10.2.3).
 
-Source: RFC 9110, section 10.2.3. `email.utils` reads more forms of dates than HTTP has. That is harmless,
-because a call gives up if it is asked to wait longer than `LONGEST_RETRY_AFTER`.
+`email.utils` also accepts dates that are not HTTP dates. That is harmless, because a call gives up if it
+would have to wait longer than `postpress_async.retry.LONGEST_RETRY_AFTER`.
 """
 
 from datetime import UTC
@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 
 
 def read_retry_after(text: str, now: float) -> float | None:
-    """Seconds to wait from *now* (Unix time); 0.0 for a date in the past, None if *text* is neither form."""
+    """Seconds to wait from *now* (Unix time); 0.0 for a date in the past, None if *text* is invalid."""
     if text.isascii() and text.isdecimal():
         return float(text)  # infinite if it is too large: the call gives up
     when = read_date(text)

@@ -1,4 +1,4 @@
-"""The default transport, through aiohttp's `ClientSession`, which tests can mock."""
+"""The default transport. It uses aiohttp's `ClientSession`, which tests can mock."""
 
 import asyncio
 import ssl
@@ -15,7 +15,7 @@ from postpress_async._http.codec import Request, Response
 from postpress_async._http.connections import Connector, UnusableConnectionError, check_idle, is_reusable
 from postpress_async._http.failures import FAILURES, failure_of
 from postpress_async._http.responses import check_lengths, error_response, make_response, read_body
-from postpress_async._http.transport import NO_LIMITS, headers_over
+from postpress_async._http.transport import NO_TIMEOUTS, headers_for
 from postpress_async._timeouts import TimeoutGroup
 from postpress_async.secret import Secret
 
@@ -66,16 +66,16 @@ class AiohttpTransport:
             )
         except asyncio.CancelledError as error:
             raise error.with_traceback(None)  # noqa: B904 - a frame of the traceback holds the API key
-        # Raised outside the handler, so that aiohttp's exception is not on its chain.
+        # Raised outside the handler, so that aiohttp's exception is not its context.
         try:
             raise failure
         finally:
-            del failure  # an exception held by a frame of its own traceback is a reference cycle
+            del failure  # a frame of the traceback would refer to the exception: a reference cycle
 
     async def _exchange(
         self, session: aiohttp.ClientSession, account_id: str, idempotency_key: str | None, body: "_Body"
     ) -> Response:
-        # Not in `send`, whose frame is on the tracebacks of our errors: some tools print local variables.
+        # Not in `send`, whose frame is in the tracebacks of our errors: some tools print local variables.
         headers = {"X-API-KEY": self._api_key.reveal()}
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
@@ -87,7 +87,7 @@ class AiohttpTransport:
             protocol = None if response.connection is None else response.connection.protocol
             content = await read_body(response.content, protocol, response.status)
         except BaseException:
-            response.close()  # it was not read to its end, so the connection must not be reused
+            response.close()  # it was not read completely, so the connection must not be reused
             raise
         if not response.closed:
             response.release()
@@ -100,29 +100,29 @@ class AiohttpTransport:
         self._session = aiohttp.ClientSession(
             connector=connector,
             connector_owner=self._connector is None,
-            headers={"Host": self._base_url.host_port_subcomponent or "", **headers_over(connector)},
+            headers={"Host": self._base_url.host_port_subcomponent or "", **headers_for(connector)},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=self._trust_env,
-            timeout=NO_LIMITS,
+            timeout=NO_TIMEOUTS,
             request_class=_Request,
         )
         return self._session
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        self._timeouts.end()  # also for requests that still connect, or use a connector of the caller's
+        self._timeouts.end()  # also ends requests that are connecting or use the caller's connector
         if self._session is not None:
             await self._session.close()
 
 
 class _Request(aiohttp.ClientRequest):
-    """A request that is only sent over a connection on which nothing arrived before it."""
+    """A request that checks its connection before it is sent."""
 
-    # The `update_` methods do what aiohttp's do for complete headers and a `_Body`, and save 5 us each time.
+    # The `update_` methods replace aiohttp's for complete headers and a `_Body`, which saves 5 us each.
 
     def update_headers(self, headers: Any) -> None:
-        """Use the session's headers, which were made for this request, without copying them."""
+        """Use the headers without copying them: aiohttp made them for this request."""
         self.headers = headers
 
     def update_auto_headers(self, skip_auto_headers: object) -> None:
@@ -142,12 +142,12 @@ class _Request(aiohttp.ClientRequest):
 
 class _Body(BytesPayload):
     """
-    A body that knows whether it was passed to the socket. From then on the API may have it.
+    A body that records whether it was passed to the socket, from when on the API may have received it.
 
     Attributes:
-        sent: It was, or may have been.
-        refused: It certainly was not.
-        error_response: The response without its body, as soon as its head shows an error.
+        sent: Whether it was, or may have been, passed to the socket.
+        refused: Whether it certainly was not.
+        error_response: The response without its body, as soon as the head shows an error.
     """
 
     def __init__(self, body: bytes) -> None:

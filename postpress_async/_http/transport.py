@@ -1,4 +1,4 @@
-"""The interface of a transport, and what both transports send."""
+"""The interface of transports, and the headers that all of them send."""
 
 from typing import Final, Protocol
 
@@ -14,8 +14,8 @@ HEADERS: Final = {
     "User-Agent": f"postpress-async/{__version__}",
 }
 
-NO_LIMITS: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
-"""A transport has its own timer, one for all requests in flight."""
+NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
+"""No timeouts in aiohttp: a transport has one timer for all requests in flight."""
 
 
 class Transport(Protocol):
@@ -28,8 +28,9 @@ class Transport(Protocol):
         An error response is returned without its body if the body cannot be read: its status is enough.
 
         Raises:
-            TransportError: There was no response; `applied` says whether the request may have arrived.
+            TransportError: There was no response; `applied` says whether the change may have been applied.
             AnswerError: The body of a success is too large, or the response is not HTTP.
+            SessionClosedError: The transport or its connector is closed.
         """
         ...
 
@@ -38,7 +39,7 @@ class Transport(Protocol):
         ...
 
 
-def headers_over(connector: aiohttp.BaseConnector) -> dict[str, str]:
+def headers_for(connector: aiohttp.BaseConnector) -> dict[str, str]:
     """`HEADERS`, with ``Connection: close`` if *connector* never reuses a connection."""
-    # The server then closes it. The side that closes first keeps a port in TIME_WAIT, and we have few ports.
+    # The server then closes first, so TIME_WAIT does not use up the client's ports.
     return HEADERS | {"Connection": "close"} if connector.force_close else HEADERS

@@ -58,7 +58,7 @@ def _plain(sent: Sent) -> Plain:
     row = sent.row
     pooled = None if sent.pooled is None else [sent.pooled.label, plain_change(sent.pooled.proxy)]
     change = None if row.change is None else plain_change(row.change)
-    marks = taken.maybe_sent, taken.recorded, taken.generation
+    marks = taken.maybe_sent, taken.recorded, taken.generation, taken.key
     return [row.ordinal, row.line, row.account_id, change, *marks, pooled]
 
 
@@ -70,10 +70,11 @@ def _sent(
     maybe_sent: bool,
     recorded: bool,
     generation: int,
+    key: str | None,
     pooled: Plain | None,
 ) -> Sent:
     row = Row(ordinal, line, account_id, None if change is None else change_of(change))
-    return Sent(PendingRow(row, maybe_sent, recorded, generation), pooled_of(pooled))
+    return Sent(PendingRow(row, maybe_sent, recorded, generation, key=key), pooled_of(pooled))
 
 
 def plain_change(change: ProxyChange) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The pace of a session: how many requests are in flight, how many per second, and when all calls wait."""
+"""The pace of a session: its concurrency limit, rate limit and circuit breaker."""
 
 from postpress_async.pace._pace import Pace
 

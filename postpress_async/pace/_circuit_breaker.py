@@ -1,53 +1,53 @@
-"""The circuit breaker: calls wait while the service is down, and probes find the end of the outage."""
+"""The circuit breaker: calls wait while the service is down, and probes detect its recovery."""
 
 import math
 from collections.abc import Callable
 from typing import Final
 
 FAILURE_THRESHOLD: Final = 20
-"""Signals of overload that open the breaker. Each success takes back `SUCCESS_CREDIT` of them."""
+"""Overload signals that open the breaker. Each success cancels `SUCCESS_CREDIT` of them."""
 
 SUCCESS_CREDIT: Final = 4
-"""So a service that answers fewer than one in five requests is down, and one that answers more is not."""
+"""A service is therefore down if it answers fewer than one in five requests."""
 
 MIN_DURATION_FACTOR: Final = 1.5
-"""The signals must last this many times the usual latency without a success. An overloaded service refuses
-many requests in a row too, but answers others meanwhile."""
+"""The signals must continue for this many times the usual latency without a success. A service that is only
+overloaded also refuses many requests in a row, but answers others in between."""
 
 RECOVERY_THRESHOLD: Final = 50
-"""Successes after which an outage is over. A service that answers a probe now and then would otherwise get a
-burst of requests each time, after pauses as short as the first."""
+"""Successes after which the next failure starts a new outage. Otherwise a service that answers only an
+occasional probe would get a burst of requests each time, after a pause as short as the first."""
 
 PROBE_INTERVAL_SHARE: Final = 1 / 24
-"""The time between probes, as a share of the outage so far; at most 1/19 with the jitter. Doubled intervals
-resonate with a service that flaps. With 1/16, unlucky jitter cost 4.3% of an outage of 20 s, and saved at
-most 20 probes."""
+"""Time between probes as a share of the outage so far; with jitter, at most 1/19. Exponential backoff can
+fall into step with a flapping service. With 1/16, unlucky jitter prolonged an outage of 20 s by 4.3%, and
+saved at most 20 probes."""
 
 MIN_PROBE_INTERVAL, MAX_PROBE_INTERVAL = 0.1, 5.0
-"""Limits of the time between two probes, in seconds."""
+"""Shortest and longest time between two probes, in seconds, before jitter."""
 
 MAX_PROBES: Final = 8
-"""Most probes in flight: one that hangs must not hide that the service is back."""
+"""Maximum probes in flight. A single probe that hangs would hide that the service is back."""
 
 MAX_RETRY_AFTER: Final = 120.0
-"""Seconds for which a Retry-After can open the breaker."""
+"""Longest Retry-After in seconds that the breaker honours; longer ones are shortened to it."""
 
 
 class CircuitBreaker:
     """
     Opens when the service is down, and closes when a probe succeeds.
 
-    A request belongs to the breaker's *generation* in which it was sent. Do not report responses to requests
-    of an earlier generation: they say nothing new.
+    A request belongs to the *generation* in which it was sent. Do not report responses to requests of an
+    earlier generation: they are out of date.
 
     Args:
-        threshold: Signals of overload that open it.
-        random: Returns numbers from 0 to 1 for the jitter, so that many clients do not come back at once.
+        threshold: Overload signals that open it.
+        random: Returns numbers from 0 to 1 for the jitter, which keeps many clients from returning at once.
 
     Attributes:
         is_open: Whether only probes may be sent.
-        generation: Counts how often it opened or closed.
-        outage_started: Time at which the outage started for which it is, or was, open.
+        generation: Number of times that it has opened or closed.
+        outage_started: Start of the current or last outage.
         probe_at: Time of the next probe; infinite while it is closed.
     """
 
@@ -61,22 +61,22 @@ class CircuitBreaker:
         self._failures = 0
         self._first_failure_sent = 0.0
         self._last_success = -math.inf
-        self._in_a_row = 0
+        self._consecutive = 0
         self._successes = RECOVERY_THRESHOLD  # since it closed
         self._closed_at = 0.0
         self._probes = 0
 
     def record_success(self, now: float) -> None:
-        """Record a response that is not a signal of overload."""
+        """Record a response that is not an overload signal."""
         self._last_success = now
         self._successes += 1
-        self._in_a_row = 0
+        self._consecutive = 0
         if self._failures:
             self._failures = max(0, self._failures - SUCCESS_CREDIT)
 
     def record_overload(self, sent: float, latency: float, now: float) -> bool:
         """
-        Record a signal of overload for a request sent at *sent*. *latency* is the usual one.
+        Record an overload signal for a request sent at *sent*; *latency* is the usual latency.
 
         Returns:
             Whether the breaker opens.
@@ -85,24 +85,24 @@ class CircuitBreaker:
             self._first_failure_sent = sent
             self._start_outage(now)
         self._failures += 1
-        self._in_a_row += 1
-        silent = now - max(self._first_failure_sent, self._last_success)
-        down = self._failures >= self._threshold and silent >= MIN_DURATION_FACTOR * latency
+        self._consecutive += 1
+        silence = now - max(self._first_failure_sent, self._last_success)
+        down = self._failures >= self._threshold and silence >= MIN_DURATION_FACTOR * latency
         lasting = now - self._first_failure_sent >= 4 * MIN_DURATION_FACTOR * latency
         if not down and not (lasting and self._failures >= 2 * self._threshold):
             return False
         self._open(now + self._probe_interval(now))
         return True
 
-    def on_retry_after(self, seconds: float, now: float, *, at_once: bool) -> bool:
+    def on_retry_after(self, seconds: float, now: float, *, key_wide: bool) -> bool:
         """
-        Handle the Retry-After of a signal of overload; it may open the breaker, or keep it open for longer.
+        Handle the Retry-After of an overload signal: it may open the breaker, or keep it open longer.
 
         Args:
             seconds: The Retry-After.
             now: The time.
-            at_once: Whether it is meant for all requests of the key (a 429). A 503 may concern a single
-                request, so three signals in a row are required.
+            key_wide: Whether it applies to all requests with the key (a 429). A 503 may concern a single
+                request, so three consecutive signals are required.
 
         Returns:
             Whether the breaker opens.
@@ -111,13 +111,13 @@ class CircuitBreaker:
         if self.is_open:
             self.probe_at = max(self.probe_at, until)
             return False
-        if not at_once and self._in_a_row < 3:
+        if not key_wide and self._consecutive < 3:
             return False
         self._open(until)
         return True
 
     def trip(self, now: float) -> None:
-        """Open, because another session of the same key found the service down, and probe soon."""
+        """Open because another session with the same key found the service down, and probe soon."""
         if not self._failures:
             self._first_failure_sent = now
             self._start_outage(now)
@@ -125,7 +125,7 @@ class CircuitBreaker:
 
     @property
     def next_probe_at(self) -> float | None:
-        """The time of the next probe; None if it depends on a response."""
+        """The time of the next probe; None if closed, or if a probe in flight must end first."""
         return self.probe_at if self.is_open and self._probes < MAX_PROBES else None
 
     def may_probe(self, now: float) -> bool:
@@ -133,13 +133,13 @@ class CircuitBreaker:
         return self.is_open and now >= self.probe_at and self._probes < MAX_PROBES
 
     def start_probe(self, now: float) -> None:
-        """Record that a probe is sent."""
+        """Record that a probe was sent."""
         self._probes += 1
         self.probe_at = now + self._probe_interval(now)
 
     def end_probe(self, success: bool | None, now: float) -> bool:
         """
-        Record the result of a probe of this generation; None if it had none.
+        Record the result of a probe of this generation; None if it ended without one.
 
         Returns:
             Whether the breaker closes.
@@ -153,11 +153,11 @@ class CircuitBreaker:
         self.is_open = False
         self.generation += 1
         self.probe_at = math.inf
-        self._failures = self._in_a_row = self._successes = self._probes = 0
+        self._failures = self._consecutive = self._successes = self._probes = 0
         return True
 
     def _start_outage(self, now: float) -> None:
-        """A new outage starts, unless the last one was hardly over."""
+        """Start a new outage, unless the last one has only just ended."""
         recovered = self._successes >= RECOVERY_THRESHOLD
         if recovered or now - self._closed_at > self._closed_at - self.outage_started:
             self.outage_started = now

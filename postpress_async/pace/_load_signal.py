@@ -25,7 +25,7 @@ class LoadSignal(Enum):
     ALIVE = "alive"
     """The service answered and is not overloaded: an error of the request, the account or the proxy."""
     OVERLOAD = "overload"
-    """A 503, a bare 502 or 504, a timeout, a connection refused or lost."""
+    """A 503, a 502 or 504 from a gateway, ``request_timeout``, a timeout, or a connection refused or lost."""
     THROTTLED = "throttled"
     """A 429."""
     NONE = "none"
@@ -36,12 +36,7 @@ _OVERLOADS: Final = (UnavailableError, BadGatewayError, GatewayTimeoutError, Tra
 
 
 def load_signal_of(error: PostPressError) -> LoadSignal:
-    """
-    The load signal of an attempt that ended with *error*.
-
-    Every 503, a bare 502 or 504, ``request_timeout``, a connection that was refused or lost, and a timeout
-    signal overload. An error of the proxy, the account or the provider comes from a service that works.
-    """
+    """The load signal of an attempt that ended with *error*."""
     if isinstance(error, TooManyRequestsError):
         return LoadSignal.THROTTLED
     if isinstance(error, ProxyError):

@@ -6,17 +6,17 @@ from typing import Any
 from attrs import field, frozen
 
 
-def _count(_instance: object, attribute: Any, value: int) -> None:
+def _positive_integer(_instance: object, attribute: Any, value: int) -> None:
     if type(value) is not int or value < 1:
-        raise ValueError(f"{attribute.name} must be an integer from 1, got {value!r}")
+        raise ValueError(f"{attribute.name} must be an integer of at least 1, got {value!r}")
 
 
-def _yes_or_no(_instance: object, attribute: Any, value: bool) -> None:
+def _boolean(_instance: object, attribute: Any, value: bool) -> None:
     if type(value) is not bool:
         raise ValueError(f"{attribute.name} must be True or False, got {value!r}")
 
 
-def _per_second(_instance: object, attribute: Any, value: float | None) -> None:
+def _rate(_instance: object, attribute: Any, value: float | None) -> None:
     if value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -27,34 +27,34 @@ def _per_second(_instance: object, attribute: Any, value: float | None) -> None:
 @frozen(kw_only=True)
 class Pace:
     """
-    Limits of concurrency and rate, shared by all calls of a session. Calls wait for them, and never fail.
+    Limits of concurrency and rate, shared by all calls of a session. Calls wait rather than fail.
 
     With *adaptive*, three limits are learned from the responses:
 
-    - An adaptive concurrency limit: slow start from *start*, then CUBIC (RFC 9438). It decreases on a
-      significant share of refusals.
-    - A circuit breaker: after about 20 refusals and hardly a success, all calls wait. Single probes find the
-      end of the outage within 1/19 of its length, or about 6 s.
-    - A rate limit, from 429s. 429s whose share does not fall at a lower rate, such as those of a limit per
-      account, do not lower it.
+    - An adaptive concurrency limit: slow start from *start*, then CUBIC (RFC 9438). It decreases if a
+      significant share of requests is refused.
+    - A circuit breaker: after about 20 refusals and hardly a success, all calls wait. Single probes detect
+      the end of the outage within 1/19 of its length, or about 6 s.
+    - A rate limit, from 429s. It ignores 429s whose share does not fall at a lower rate, such as those of a
+      limit per account.
 
     Attributes:
-        in_flight: Most requests in flight; from 1.
+        in_flight: Maximum requests in flight; at least 1.
         adaptive: Whether these limits are learned. If False, exactly *in_flight* requests may be in flight,
             and refusals neither slow nor pause calls; *rate* still applies.
-        rate: Most requests per second, if the tier is known; None for no limit. A burst is at most 20 ms of
-            the rate, or one request.
-        start: First concurrency limit; from 1, at most *in_flight*. More than 100 requests are only sent
-            after the first responses. Ignored without *adaptive*.
+        rate: Maximum requests per second, such as that of your tier; None for no limit. A burst is at most
+            20 ms of the rate, or one request.
+        start: Initial concurrency limit, from 1 to *in_flight*. Before the first response it is at most 100.
+            Ignored without *adaptive*.
 
     Raises:
         ValueError: A value is out of its range or of the wrong type.
     """
 
-    in_flight: int = field(default=100, validator=_count)
-    adaptive: bool = field(default=True, validator=_yes_or_no)
-    rate: float | None = field(default=None, validator=_per_second)
-    start: int = field(default=20, validator=_count)
+    in_flight: int = field(default=100, validator=_positive_integer)
+    adaptive: bool = field(default=True, validator=_boolean)
+    rate: float | None = field(default=None, validator=_rate)
+    start: int = field(default=20, validator=_positive_integer)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "start", min(self.start, self.in_flight))

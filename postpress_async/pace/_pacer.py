@@ -1,4 +1,4 @@
-"""Grants permits by concurrency limit, rate limit and circuit breaker, and queues the calls that wait."""
+"""Grants permits within the concurrency limit, rate limit and circuit breaker, and queues waiting calls."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,34 +14,34 @@ from postpress_async.pace._permit import Permit
 from postpress_async.pace._rate_limiter import RateLimiter
 
 OWN_RETRY_AFTER: Final = 2.0
-"""Seconds of Retry-After that only concern the refused call. A longer one opens the breaker for all calls if
-so many requests get it that it must be meant for all. The refused call always waits as asked."""
+"""Longest Retry-After, in seconds, that delays only the refused call. A longer one also opens the breaker if
+enough requests get it. The refused call always waits for its full Retry-After."""
 
-SHORTEST_TIMER: Final = 0.001
-"""Seconds. A loop may fire a timer one tick of its clock too early, and must not be kept busy by that."""
+MIN_TIMER: Final = 0.001
+"""Shortest delay of a timer, in seconds. A loop may fire a timer one clock tick early; without a minimum, it
+would then spin."""
 
 RETRY_SHARE: Final = 8
-"""If both wait, one of this many permits goes to a new call and the others to retries."""
+"""If both are waiting, one in this many permits goes to a new call and the others to retries."""
 
-
-# A global is read in a third of the time of an attribute.
+# Reading a global takes a third of the time of reading an attribute.
 _SUCCESS, _ALIVE, _OVERLOAD, _THROTTLED, _NONE = LoadSignal
 PermitFuture: TypeAlias = "asyncio.Future[Permit | None]"
 
 
 class Pacer:
     """
-    Grants permits in FIFO order, as fast as the service can take the requests.
+    Grants permits in FIFO order, as fast as the service can handle the requests.
 
-    Retries come before new calls, except for one permit in eight. It belongs to the event loop in which a
-    call first has to wait. It has no task, and at most one timer, which is only set while calls wait.
+    Retries come before new calls, except for one permit in eight. A pacer belongs to the event loop in which
+    a call first waits. It has no task, and at most one timer, which is set only while calls wait.
 
     Args:
         pace: The user's settings.
         clock: Returns the time in seconds; None for the clock of the running loop.
         random: Returns numbers from 0 to 1.
         on_pause: Called with True when the circuit breaker opens and with False when it closes. It is called
-            last, so that the state is complete if it raises.
+            last, so the state is consistent even if it raises.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class Pacer:
         self._clock = clock or self._loop_clock
         self._on_pause: Final = on_pause
         self._limiter: Final = ConcurrencyLimiter(pace.in_flight, pace.start)
-        # With few requests in flight there are few signals. 5 is more than the attempts of one call.
+        # Few requests in flight give few signals. 5 is more than one call has attempts.
         self._breaker: Final = CircuitBreaker(max(5, min(FAILURE_THRESHOLD, 2 * pace.in_flight)), random)
         self._rate_limiter: Final = RateLimiter(pace.rate)
         self._served = 0
         self._record_served_at = -float("inf")
-        self._taken = 0  # permits in use, and those of refused requests until their usual latency is over
-        self._held: Final[list[float]] = []  # a heap of the times when the latter are freed
+        self._permits = 0  # permits in use, and those of refused requests until the usual latency has passed
+        self._held: Final[list[float]] = []  # a heap of the times at which the latter are released
         self._waiting: Final = (WaitQueue[Permit | None](), WaitQueue[Permit | None]())  # retries, new calls
-        self._turn = 0
+        self._retries_in_a_row = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,7 +84,7 @@ class Pacer:
     @property
     def in_flight(self) -> int:
         """Requests without a response yet."""
-        return self._taken - len(self._held)
+        return self._permits - len(self._held)
 
     @property
     def waiting(self) -> int:
@@ -97,13 +97,13 @@ class Pacer:
         return self._rate_limiter.value
 
     def lease(self, rate: float) -> None:
-        """Limit the rate to *rate* requests per second, this session's share of a cluster's rate."""
+        """Limit the rate to *rate* requests per second, this session's share of its cluster's rate."""
         self._rate_limiter.set_ceiling(rate, self._clock())
         if self._waiting[0].count or self._waiting[1].count:
             self._admit()
 
     def pause(self) -> None:
-        """Open the circuit breaker, because another session of the same key found the service down."""
+        """Open the circuit breaker because another session with the same key found the service down."""
         if not self._pace.adaptive or self._breaker.is_open:
             return
         now = self._clock()
@@ -117,12 +117,12 @@ class Pacer:
 
     def try_acquire(self) -> Permit | None:
         """Return a permit if one is free; otherwise None."""
-        if self._taken >= self._fast_limit:
+        if self._permits >= self._fast_limit:
             return None
         now = self._clock()
         if self._rate_limiter.active and not self._rate_limiter.try_acquire(now):
             return None
-        self._taken += 1
+        self._permits += 1
         return Permit(now, self._breaker.generation)
 
     async def acquire(self, *, retry: bool = False) -> Permit:
@@ -130,7 +130,7 @@ class Pacer:
         Wait for a permit.
 
         Args:
-            retry: Whether the call has sent a request before; it then comes before those that have not.
+            retry: Whether the call has already sent a request. Retries come before new calls.
         """
         if (permit := self.try_acquire()) is not None:
             return permit
@@ -179,15 +179,15 @@ class Pacer:
         Args:
             permit: The permit.
             signal: What the end of the attempt says about the load.
-            retry_after: Seconds of the Retry-After. The call waits that long itself; if it is longer than
-                `OWN_RETRY_AFTER`, all calls may have to.
+            retry_after: Seconds of the Retry-After. The caller waits for them; above `OWN_RETRY_AFTER`, all
+                calls may have to wait.
 
         Returns:
-            Whether the attempt counts. A probe that fails, or an attempt that fails in an outage that is
-            already known, says nothing about its call.
+            Whether the attempt counts. A failed probe, or an attempt that fails in a known outage, says
+            nothing about its call.
         """
         if not self._pace.adaptive:
-            self._taken -= 1
+            self._permits -= 1
             if self._waiting[0].count or self._waiting[1].count:
                 self._admit()
             return True
@@ -202,10 +202,10 @@ class Pacer:
                 self._served += 1
                 if now >= self._record_served_at:
                     self._record_served_at = self._rate_limiter.record_served(self._served, now)
-                self._limiter.record_response(permit.sent, self._taken, now, True)
+                self._limiter.record_response(permit.sent, self._permits, now, True)
                 breaker.record_success(now)
             elif signal is _ALIVE:
-                self._limiter.record_response(permit.sent, self._taken, now, False)
+                self._limiter.record_response(permit.sent, self._permits, now, False)
                 breaker.record_success(now)
             else:
                 counts = self._record_overload(permit, signal, retry_after, now)
@@ -218,7 +218,7 @@ class Pacer:
         ):
             heappush(self._held, until)
         else:
-            self._taken -= 1
+            self._permits -= 1
         if self._waiting[0].count or self._waiting[1].count:
             self._admit()
         else:
@@ -234,7 +234,7 @@ class Pacer:
     def _record_overload(
         self, permit: Permit, signal: LoadSignal, retry_after: float | None, now: float
     ) -> bool:
-        """Record a signal of overload while the breaker is closed. Returns whether it stays closed."""
+        """Record an overload signal while the breaker is closed. Returns whether it stays closed."""
         key_wide = False
         if signal is _THROTTLED:
             key_wide = self._rate_limiter.record_throttled(
@@ -248,7 +248,7 @@ class Pacer:
             and retry_after > OWN_RETRY_AFTER
             and (key_wide or signal is not _THROTTLED)
         ):
-            opens = self._breaker.on_retry_after(retry_after, now, at_once=key_wide) or opens
+            opens = self._breaker.on_retry_after(retry_after, now, key_wide=key_wide) or opens
         if opens:
             self._limiter.pause(self._breaker.outage_started)
         return not opens
@@ -260,12 +260,12 @@ class Pacer:
             self._limiter.resume(now)
             self._rate_limiter.resume(self._served, now)
         elif retry_after is not None and retry_after > OWN_RETRY_AFTER:
-            self._breaker.on_retry_after(retry_after, now, at_once=True)
+            self._breaker.on_retry_after(retry_after, now, key_wide=True)
         return success
 
     def _return(self, permit: Permit) -> None:
-        """Take back a permit from which nothing was learned."""
-        self._taken -= 1
+        """Return a permit whose attempt gave no load signal."""
+        self._permits -= 1
         if permit.probe and self._breaker.is_open and permit.generation == self._breaker.generation:
             self._breaker.end_probe(None, self._clock())
         self._admit()
@@ -273,23 +273,23 @@ class Pacer:
     def _admit(self) -> None:
         """Grant the permits that are free, and set the timer for the next one."""
         now = self._clock()
-        while self._held and self._held[0] <= now + SHORTEST_TIMER:
+        while self._held and self._held[0] <= now + MIN_TIMER:
             heappop(self._held)
-            self._taken -= 1
+            self._permits -= 1
         due = None
         breaker = self._breaker
         while self._waiting[0].has_next() or self._waiting[1].has_next():
-            if breaker.is_open and not breaker.may_probe(now + SHORTEST_TIMER):
+            if breaker.is_open and not breaker.may_probe(now + MIN_TIMER):
                 due = breaker.next_probe_at
                 break
-            if self._taken >= (self._pace.in_flight if breaker.is_open else self.limit):
+            if self._permits >= (self._pace.in_flight if breaker.is_open else self.limit):
                 due = self._held[0] if self._held else None
                 break
-            if self._rate_limiter.active and not self._rate_limiter.try_acquire(now + SHORTEST_TIMER):
+            if self._rate_limiter.active and not self._rate_limiter.try_acquire(now + MIN_TIMER):
                 due = self._rate_limiter.ready_at
                 break
             future = self._next()
-            self._taken += 1
+            self._permits += 1
             if breaker.is_open:
                 breaker.start_probe(now)
             future.set_result(Permit(now, breaker.generation, breaker.is_open))
@@ -304,18 +304,18 @@ class Pacer:
         retries, new = self._waiting
         queue = retries if retries.has_next() else new
         if queue is retries and new.has_next():
-            self._turn = (self._turn + 1) % RETRY_SHARE
-            queue = retries if self._turn else new
+            self._retries_in_a_row = (self._retries_in_a_row + 1) % RETRY_SHARE
+            queue = retries if self._retries_in_a_row else new
         return queue.pop()
 
     def _wake_at(self, due: float, now: float) -> None:
         if self._timer is not None:
             if self._timer_at <= due:
-                return  # if it fires too early, it is set again
+                return  # if it fires too early, `_admit` sets it again
             self._timer.cancel()
         assert self._loop is not None  # noqa: S101 - calls only wait in a loop
         self._timer_at = due
-        self._timer = self._loop.call_later(max(due - now, SHORTEST_TIMER), self._on_timer)
+        self._timer = self._loop.call_later(max(due - now, MIN_TIMER), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

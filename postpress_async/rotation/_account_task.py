@@ -14,9 +14,9 @@ from attrs import define, frozen
 
 from postpress_async._call.tracker import WaitGroup
 from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
-from postpress_async.models import AccountPatched, CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.models import AccountPatched, ManagedProxy, ProxyChange
 from postpress_async.rotation._outcome import MANAGED, Outcome, State
-from postpress_async.rotation._pool import PooledProxy
+from postpress_async.rotation._pool import PooledProxy, assignment_of
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 
@@ -152,10 +152,7 @@ class AccountTask:
         """What was asked for: the label of a proxy, or a managed proxy."""
         if self.proxy is not None:
             return self.proxy.label
-        if isinstance(row.change, CustomProxy):
-            return PooledProxy.of(row.change).label
-        parts = () if row.change is None else (row.change.country, row.change.ip)
-        return MANAGED + " ".join(part for part in parts if part)
+        return MANAGED if row.change is None else assignment_of(row.change)
 
 
 @frozen(kw_only=True)

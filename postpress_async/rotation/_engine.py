@@ -70,6 +70,7 @@ class Rotation:
             to send, if there is no journal, and before the block is entered.
         next_run_at: Unix time from which the next run is due, if the latest one is complete and *every* was
             given; otherwise None.
+        input_edit: What is new in the input since an earlier run, such as ``3 rows more``; otherwise None.
         notes: Internal. What `Journal.begin` stores about the command line.
     """
 
@@ -93,6 +94,7 @@ class Rotation:
         self.total: Final = total
         self.completed_at: float | None = None
         self.next_run_at: float | None = None
+        self.input_edit: str | None = None
         self.notes: Mapping[str, str] = {}
         self._in_flight: Final = in_flight
         self._open_journal: Final = journal
@@ -119,10 +121,8 @@ class Rotation:
         self._row_hashes: RowHashes | None = None
         self._watermark: SendWatermark | None = None
         self._run = ""
-        self._workers = 0
-        self._backing_off = 0  # of the workers
-        self._stopping = False
-        self._leaves_doubts = False  # whether rows in doubt are left to the operator
+        self._workers = self._backing_off = 0  # workers, and how many of them back off
+        self._stopping = self._leaves_doubts = False  # the latter: rows in doubt are left to the operator
         self._error: Exception | None = None
         self._failed: Final[Counter[tuple[str | None, Applied | None]]] = Counter()
         self._entered = False
@@ -223,6 +223,7 @@ class Rotation:
         self._run, self._watermark = journal.run, journal.watermark
         self._leaves_doubts = journal.leaves_doubts
         self.completed_at, self.next_run_at = journal.completed_at, journal.next_run_at
+        self.input_edit = journal.input_edit
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()
@@ -345,7 +346,7 @@ class Rotation:
             if self._watermark is not None and row.ordinal >= self._watermark.safe_below:
                 await self._watermark.advance(row.ordinal)
             return row
-        # A recorded outcome says why and since when the account is in doubt: keep it.
+        # A recorded outcome says since when the account is in doubt: keep it.
         await self._complete(outcome, recorded=pending.leave_in_doubt and pending.recorded)
         return None
 

@@ -31,8 +31,9 @@ from postpress_async.rotation._rows import (
     Row,
     arows_of,
     check_changes,
+    check_pool_is_used,
+    pairs_of,
     rows_of,
-    uses_pool,
 )
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import Journal, OnFailed, OnUnknown
@@ -100,16 +101,14 @@ class RotationInput:
             if pooled and not changes.uses_pool():
                 raise ValueError(f"{_UNUSED_POOL}: each row names a change of its own; leave pool out")
             return cls(changes.rows, finite=True, total=changes.counted, fleet=changes)
-        # A mapping is also an iterable of its keys, so type checkers cannot tell the two apart.
-        pairs: Any = changes.items() if isinstance(changes, Mapping) else changes
+        pairs = pairs_of(changes)
         if isinstance(pairs, AsyncIterable):
             return cls(arows_of(pairs, pooled=pooled), finite=False, total=None)
         read = partial(rows_of, pairs, pooled=pooled)
         if isinstance(changes, Collection):  # an iterator cannot be checked: this would consume it
             check_changes(pairs, pooled=pooled)
-            if pooled and not uses_pool(read()):
-                message = "no account would use the pool: each names a change of its own; leave pool out"
-                raise ValueError(message)
+            if pooled:
+                check_pool_is_used(read())
         total = len(changes) if isinstance(changes, Sized) else None
         rereadable = total is not None and not isinstance(pairs, Iterator)
         return cls(read(), finite=total is not None, total=total, reread=read if rereadable else None)
@@ -239,6 +238,12 @@ def _survey(fleet: Fleet, path: str | os.PathLike[str]) -> None:
     """Read all rows of *fleet* for their digest, if the journal needs it."""
     if not fleet.is_surveyed and known_row_count(path, fleet.digest) is None:
         fleet.survey()
+
+
+def check_pool(pool: object) -> None:
+    """Raise `ValueError` unless *pool* is None or a pool."""
+    if not isinstance(pool, ProxyPool | None):
+        raise ValueError(f"pool must be a ProxyPool, got {type(pool).__name__}: write ProxyPool(proxies)")
 
 
 def check_count(name: str, number: int | None) -> None:

@@ -9,6 +9,7 @@ from attrs import define, evolve
 from postpress_async.errors import Applied, JournalError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation._outcome import KEY_EXPIRED, Outcome, State
+from postpress_async.rotation._pool import assignment_of
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
 
@@ -35,6 +36,7 @@ class PendingRow:
         maybe_sent: Whether this or an earlier run may have sent it, so that the change may be applied.
         recorded: Whether the journal has an outcome for it that stays true as long as it is not sent again.
         generation: Idempotency keys that it has used up.
+        key: The beginning of its idempotency keys, if the input was edited while it was in doubt.
         leave_in_doubt: Whether it is not sent: it is in doubt, and the operator has to decide.
         in_doubt_since: Unix time at which an earlier run may have sent it; None if none has.
         key_expired: Whether the API may have forgotten the idempotency key of that request.
@@ -47,6 +49,7 @@ class PendingRow:
     leave_in_doubt: bool = False
     in_doubt_since: float | None = None
     key_expired: bool = False
+    key: str | None = None
 
     @property
     def is_sendable(self) -> bool:
@@ -55,9 +58,13 @@ class PendingRow:
 
     def unsent_outcome(self) -> Outcome:
         """Its outcome if the run ends before it is sent."""
-        row = self.row
-        state, applied = (State.UNKNOWN, Applied.UNKNOWN) if self.maybe_sent else (State.SKIPPED, Applied.NO)
-        outcome = Outcome(row.ordinal, row.line, row.account_id or "", state, applied=applied)
+        row, state, applied, assignment = self.row, State.SKIPPED, Applied.NO, None
+        if self.maybe_sent:
+            state, applied = State.UNKNOWN, Applied.UNKNOWN
+            if isinstance(row, Row) and row.change is not None:
+                assignment = assignment_of(row.change)
+        account_id = row.account_id or ""
+        outcome = Outcome(row.ordinal, row.line, account_id, state, applied=applied, assignment=assignment)
         if self.in_doubt_since is None:
             return outcome
         error_type = KEY_EXPIRED if self.key_expired else None
@@ -111,7 +118,7 @@ class PendingRows:
         journal = self._journal
         if journal is None or not journal.resumed:
             return PendingRow(row)
-        generation = self._generations.at(row.ordinal) or 0
+        generation, key = self._generations.at(row.ordinal) or (0, None)
         if (entry := self._entries.at(row.ordinal)) is None:
             # A run that died may have sent rows up to `in_doubt_below` without recording them.
             since = journal.in_doubt_since(row.ordinal) if row.ordinal < journal.in_doubt_below else None
@@ -125,13 +132,17 @@ class PendingRows:
         if done:
             return None
         in_doubt = state is not State.SKIPPED
-        return self._pending(
-            journal, row, settled_at if in_doubt else None, generation, recorded=in_doubt or sent
-        )
+        return self._pending(journal, row, settled_at if in_doubt else None, generation, key, recorded=sent)
 
     @staticmethod
     def _pending(
-        journal: Journal, row: Row | Refusal, since: float | None, generation: int, *, recorded: bool = False
+        journal: Journal,
+        row: Row | Refusal,
+        since: float | None,
+        generation: int,
+        key: str | None = None,
+        *,
+        recorded: bool = False,
     ) -> PendingRow:
         managed = isinstance(row, Row) and isinstance(row.change, ManagedProxy)
         expired = managed and since is not None and since < journal.keys_expired_before
@@ -143,6 +154,7 @@ class PendingRows:
             leave_in_doubt=expired or (since is not None and journal.leaves_doubts),
             in_doubt_since=since,
             key_expired=expired,
+            key=key,
         )
 
 

@@ -112,7 +112,7 @@ def check_changes(pairs: Iterable[Change], *, pooled: bool) -> None:
             continue
         row = _row_of(ordinal, pair, pooled)
         if isinstance(row, Refusal) and row.column != "account_id":
-            raise ValueError(str(row))
+            raise _error_of(row)
 
 
 def distinct_rows(
@@ -124,15 +124,41 @@ def distinct_rows(
     Raises:
         ValueError: A change is invalid, or an account occurs twice with different changes.
     """
-    # A mapping is also an iterable of its keys, so type checkers cannot tell the two apart.
-    pairs: Any = changes.items() if isinstance(changes, Mapping) else changes
+    if not isinstance(changes, Iterable):
+        kind = type(changes).__name__
+        raise ValueError(f"changes must be a mapping or an iterable of pairs, got {kind}: use rotate for it")
     rows: dict[str, Row] = {}
-    for row in rows_of(pairs, pooled=pooled):
+    for row in rows_of(pairs_of(changes), pooled=pooled):
         if isinstance(row, Refusal):
-            raise ValueError(str(row))
+            raise _error_of(row)
         if rows.setdefault(row.account_id, row).change != row.change:
             raise ValueError(f"{row.account_id} occurs twice with different changes: leave one of them out")
+    if pooled:
+        check_pool_is_used(rows.values())
     return list(rows.values())
+
+
+def pairs_of(changes: object) -> Any:
+    """
+    Return the pairs of *changes*: the items of a mapping, otherwise *changes* itself.
+
+    Raises:
+        ValueError: It is a text, whose characters would be account ids.
+    """
+    if isinstance(changes, str):
+        raise ValueError("changes must be a mapping or an iterable of pairs, got str: put it into a list")
+    # A mapping is also an iterable of its keys, so type checkers cannot tell the two apart.
+    return changes.items() if isinstance(changes, Mapping) else changes
+
+
+def check_pool_is_used(rows: Iterable[Row | Refusal]) -> None:
+    """Raise `ValueError` if none of *rows* needs a proxy from the pool."""
+    if not uses_pool(rows):
+        raise ValueError("no account would use the pool: each names a change of its own; leave pool out")
+
+
+def _error_of(refusal: Refusal) -> ValueError:
+    return ValueError(str(refusal) if refusal.account_id is None else f"{refusal.account_id}: {refusal}")
 
 
 def _row_of(ordinal: int, pair: object, pooled: bool) -> Row | Refusal:

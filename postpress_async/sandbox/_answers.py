@@ -17,7 +17,7 @@ _JSON: Final = {"Content-Type": "application/json"}
 
 
 class Answer(NamedTuple):
-    """A response before it is sent. *type* is its error type; *cut* sends only the first half of the body."""
+    """A response to send. *type* is its error type; with *cut*, only the first half of the body is sent."""
 
     status: int
     body: bytes
@@ -34,10 +34,10 @@ def success(account_id: str) -> Answer:
 
 class Errors:
     """
-    Makes error responses, each with a new ``instance``, from ``req_000000000001`` on.
+    Creates error responses. Their ``instance`` counts up from ``req_000000000001``.
 
     Args:
-        envelope: Whether errors have the envelope of the API reference or that of the quickstart.
+        envelope: ``page`` for the envelope of the API reference, or ``quickstart``.
     """
 
     def __init__(self, envelope: Envelope) -> None:
@@ -54,11 +54,11 @@ class Errors:
         cut: bool = False,
     ) -> Answer:
         """
-        Make an error in its envelope.
+        Create an error in its envelope.
 
         Args:
             detail: Overrides the type's detail.
-            status: Overrides the type's HTTP status; the envelope keeps that of a known type.
+            status: Overrides the HTTP status of the response; the envelope keeps that of a known type.
         """
         self._count += 1
         instance = f"req_{self._count:012d}"
@@ -79,7 +79,7 @@ class Errors:
         return Answer(status or entry.status, json.dumps(content).encode(), type_, all_headers, cut)
 
     def from_fault(self, fault: Fault) -> Answer:
-        """Make the response of a fault whose *ends* is ``answered``."""
+        """Create the response of a fault whose *ends* is ``answered``."""
         headers = dict(fault.headers)
         if fault.retry_after is not None:
             headers["Retry-After"] = str(fault.retry_after)
@@ -96,11 +96,11 @@ def _unknown(status: int) -> ErrorEntry:
 
 
 async def write(request: web.BaseRequest, answer: Answer | None) -> web.StreamResponse:
-    """Send the answer. None closes the connection without a response."""
+    """Send the answer; None closes the connection without a response."""
     if answer is None:
         if request.transport is not None:
             request.transport.abort()
-        return web.Response()  # aiohttp requires one, and ignores that it can no longer be sent
+        return web.Response()  # aiohttp requires a response, although it can no longer send it
     if not answer.cut:
         return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
     response = web.StreamResponse(status=answer.status, headers=answer.headers)

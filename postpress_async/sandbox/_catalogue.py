@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 
 class ErrorEntry(NamedTuple):
-    """An error type of the API reference, which gives titles only by status."""
+    """An error type. The API reference gives a detail for each type, but a title only for each status."""
 
     status: int
     title: str
@@ -81,4 +81,4 @@ UNLISTED: Final[Mapping[str, ErrorEntry]] = {
         429, "Too Many Requests", "The rate limit of this key is exceeded."
     ),
 }
-"""Errors that any API returns. The reference lists no types for them, so these two are the sandbox's."""
+"""Errors that any HTTP API returns. The reference lists no types for them, so these are the sandbox's."""

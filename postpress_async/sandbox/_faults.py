@@ -1,8 +1,8 @@
 """
 Fault injection: profiles with random faults, and scripts for single accounts.
 
-Random numbers depend only on the seed, the account and the number of its request, never on the order of
-requests from different accounts. A run can be repeated even if its requests interleave differently.
+Random numbers depend only on the seed, the account and the number of its request. So a run can be repeated
+even if the requests of different accounts interleave differently.
 """
 
 import json
@@ -23,12 +23,12 @@ Profile = Literal["steady", "flaky", "overloaded", "outage", "hostile"]
 @frozen(kw_only=True)
 class Fault:
     """
-    What happens to one request. `Fault()` handles it normally.
+    The treatment of one request. `Fault()` handles it normally.
 
     Attributes:
         type: Respond with an error of this type. A custom type requires *status*.
-        status: Respond with this HTTP status. Without *type*, *body* is sent as it is. With *type*, the
-            envelope keeps the type's status, so that the two may differ.
+        status: Respond with this HTTP status. Without *type*, *body* is sent unchanged. With *type*, the
+            envelope keeps the type's own status.
         headers: Response headers, added to the usual ones or replacing them.
         body: The raw response body; its Content-Type is JSON unless *headers* change it.
         cut: Send only the first half of the body, then close the connection.
@@ -60,15 +60,15 @@ class Fault:
 
 
 def handles_normally(fault: Fault) -> bool:
-    """Whether the request is handled as without a fault, though perhaps with more latency."""
+    """Whether the request is handled normally, possibly with added latency."""
     return fault.type is None and fault.status is None and fault.ends == "answered"
 
 
 def is_outcome(fault: Fault) -> bool:
     """
-    Whether the error is the outcome of the execution.
+    Whether the fault is an error of the execution itself.
 
-    A 429 or 503 rejects the request before the execution, and raw responses come from a gateway.
+    A 429 or 503 rejects the request before it is executed, and raw responses come from a gateway.
     """
     if fault.type is None or fault.executes or fault.ends != "answered":
         return False
@@ -102,13 +102,13 @@ def _chances(*names: object) -> tuple[float, float]:
 
 class _Draw(NamedTuple):
     """
-    What a profile decides by.
+    The inputs of a profile.
 
     Attributes:
-        chance: Random number in [0, 1), usually for whether there is a fault.
-        choice: Random number in [0, 1), usually for which fault.
-        elapsed: Seconds since the first request of all.
-        executing: Number of requests that are being executed.
+        chance: Random number in [0, 1), usually decides whether there is a fault.
+        choice: Random number in [0, 1), usually decides which fault.
+        elapsed: Seconds since the server's first request.
+        executing: Number of requests being executed.
     """
 
     seed: int
@@ -126,7 +126,7 @@ def _steady(_: _Draw) -> Fault:
 def _flaky(draw: _Draw) -> Fault:
     if _chances(draw.seed, draw.account_id)[0] < 0.01:
         return _NOT_FOUND
-    # Half of the timeouts come from a gateway that stopped waiting for a change that was applied later.
+    # Half of the timeouts come from a gateway that stopped waiting, and the change is applied later.
     for below, fault in (
         (0.02, _PROVIDER_ERROR),
         (0.03, _SERVICE_UNAVAILABLE),
@@ -141,8 +141,7 @@ def _flaky(draw: _Draw) -> Fault:
 
 
 def _overloaded(draw: _Draw) -> Fault:
-    # Errors must depend on the load, or a client would learn to send nothing. Latency grows with the
-    # concurrency, and no request is rejected while at most 30 are executing.
+    # Errors must depend on the load: otherwise an adaptive client would learn to send nothing.
     if draw.chance < (draw.executing - 30) / 70:
         return _TOO_MANY if draw.choice < 0.3 else _SERVICE_UNAVAILABLE
     return Fault(latency=0.05 * (1 + draw.executing / 30))
@@ -174,7 +173,7 @@ def _hostile(draw: _Draw) -> Fault:
         Fault(status=200, executes=True, body=valid[:-2] + b'\xff"}'),
         Fault(status=200, executes=True, body=valid, cut=True),
         Fault(status=200, executes=True, body=valid[:-1] + b" " * (300 * 1024) + b"}"),
-        # If a client follows the redirect, the record has a 404.
+        # A client that follows the redirect leaves a 404 in the record.
         Fault(status=307, headers={"Location": "/elsewhere"}),
         Fault(type="errors/brand_new", status=422),
         Fault(type="errors/service_unavailable", retry_after="soon"),
@@ -195,7 +194,7 @@ _PROFILES: Final[Mapping[str, Callable[[_Draw], Fault]]] = {
 
 class Faults:
     """
-    Chooses the fault of each request: from the account's script, and after its end from the profile.
+    Chooses the fault of each request: from the account's script, or from the profile after its end.
 
     - ``steady``: No faults.
     - ``flaky``: 2% provider_error, 1% service_unavailable, 1% request_timeout (half of them executed) and
@@ -212,7 +211,7 @@ class Faults:
         seed: Seed of the random numbers.
 
     Raises:
-        ValueError: There is no such profile.
+        ValueError: The profile is unknown.
     """
 
     def __init__(self, profile: Profile = "steady", seed: int = 0) -> None:
@@ -244,8 +243,8 @@ class Faults:
 
         Args:
             nth: Number of the account's request, from 1.
-            elapsed: Seconds since the first request of all.
-            executing: Number of requests that are being executed.
+            elapsed: Seconds since the server's first request.
+            executing: Number of requests being executed.
         """
         if script := self._scripts.get(account_id):
             return script.popleft()
@@ -267,7 +266,7 @@ def read_script(
         ValueError: An answer or the account id is invalid.
     """
     if not is_account_id(account_id):
-        raise ValueError(f"account_id must be made of A-Z a-z 0-9 . _ ~ -, got {account_id!r}")
+        raise ValueError(f"account_id must consist of A-Z a-z 0-9 . _ ~ -, got {account_id!r}")
     return [_scripted(answer) for answer in answers], None if then is None else _scripted(then)
 
 
@@ -287,7 +286,7 @@ def _scripted(answer: object) -> Fault:
 
 
 def _suggestion(word: str) -> str:
-    """A hint at the type or word that *word* resembles."""
+    """A hint at the error type or keyword that *word* resembles, or an empty string."""
     similar = get_close_matches(word, [*TYPES, *UNLISTED, *_WORDS], n=1) or [
         type_ for type_ in TYPES if type_.endswith(f"/{word}")
     ]

@@ -1,4 +1,4 @@
-"""Idempotency keys: each stands for one execution, whose response is replayed to later requests."""
+"""Idempotency keys: the response of a key's first request is replayed to its later requests."""
 
 import asyncio
 from collections import OrderedDict
@@ -19,7 +19,7 @@ class Execution:
         self._ended: asyncio.Event | None = asyncio.Event()
 
     def end(self, answer: Answer | None) -> None:
-        """Finish with *answer* and wake all waiters; None means that the execution failed unexpectedly."""
+        """Finish with *answer* and wake all waiters; None if the execution failed unexpectedly."""
         self._answer = answer
         if self._ended is not None:
             self._ended.set()
@@ -41,11 +41,11 @@ class Execution:
 
 class IdempotencyStore:
     """
-    Executions by account and Idempotency-Key.
+    Stores executions by account and Idempotency-Key.
 
     Args:
-        capacity: Maximum number of executions; the oldest is dropped when it is exceeded.
-        stores_errors: Whether executions that ended with an error are stored too.
+        capacity: Maximum number of executions; beyond it, the oldest is dropped.
+        stores_errors: Whether failed executions are stored too.
     """
 
     def __init__(self, capacity: int, *, stores_errors: bool) -> None:
@@ -67,7 +67,7 @@ class IdempotencyStore:
         return known
 
     async def run(self, account_id: str, key: str, change: Json, work: Awaitable[Answer]) -> Answer:
-        """Run *work* under a key for which `find` returned None, and store its answer."""
+        """Run *work* for a key that `find` does not know, and store its answer."""
         name = (account_id, key)
         execution = self._executions[name] = Execution(change)
         if len(self._executions) > self._capacity:

@@ -12,7 +12,7 @@ class TokenBucket:
     Args:
         rate: Tokens added per second, above 0.
         burst: Capacity in tokens, at least 1.
-        clock: Returns the time in seconds; first called by the first `take`.
+        clock: Returns the time in seconds; not called before the first `take`.
 
     Raises:
         ValueError: The rate or the burst is out of range.
@@ -43,9 +43,9 @@ class TokenBucket:
 
 class ConcurrencyLimit:
     """
-    ``async with limit:`` holds one of *capacity* slots and waits for it in FIFO order.
+    A semaphore with a bounded FIFO queue: ``async with limit:`` holds one of *capacity* slots.
 
-    Check `is_full` first, since entering never rejects.
+    Check `is_full` before entering, which waits even if the queue is full.
 
     Args:
         capacity: Maximum number of holders; None for no limit.

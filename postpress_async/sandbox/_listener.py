@@ -1,4 +1,4 @@
-"""The listening socket and its connections, which can be cut off and opened again on the same port."""
+"""A listening socket that can be closed with all its connections, and reopened on the same port."""
 
 import asyncio
 import socket
@@ -17,14 +17,15 @@ _BACKLOG: Final = 4096
 
 class Listener(web.Server):
     """
-    aiohttp's low-level server on one port. aiohttp's router is not used, because it unquotes the account id.
+    aiohttp's low-level server on one port, without aiohttp's router, which would unquote the account id.
 
     Args:
         keep_alive: Seconds after which an idle connection is closed.
     """
 
     def __init__(self, handle: Handle, host: str, port: int, keep_alive: float) -> None:
-        # Compressed bodies are not unpacked and so are rejected as JSON; aiohttp would log each corrupt one.
+        # Compressed bodies are not decompressed, so they are rejected as invalid JSON. Otherwise aiohttp
+        # would log each one that is corrupt.
         super().__init__(handle, access_log=None, keepalive_timeout=keep_alive, auto_decompress=False)
         self._runner = web.ServerRunner(self, handle_signals=False, shutdown_timeout=0.1)
         self._host = host
@@ -40,7 +41,7 @@ class Listener(web.Server):
         return f"http://{host}:{self._port}"
 
     async def open(self) -> None:
-        """Listen; after `cut_off`, on the same port as before."""
+        """Start to listen; after `cut_off`, on the same port."""
         if self._runner.server is None:
             await self._runner.setup()
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
@@ -50,12 +51,12 @@ class Listener(web.Server):
         await web.SockSite(self._runner, self._socket, backlog=_BACKLOG).start()
 
     async def cut_off(self) -> None:
-        """Abort all connections and accept none until `open`."""
+        """Abort all connections, and accept no new ones until `open`."""
         self._open = False
         # If the socket closes in the loop iteration after an accept, asyncio loses that connection: it is
         # neither served nor closed. So stop accepting, wait one iteration, and only then close the socket.
         if self._socket is not None:
-            with suppress(NotImplementedError):  # some loops have no readers
+            with suppress(NotImplementedError):  # some event loops do not support readers
                 asyncio.get_running_loop().remove_reader(self._socket)
             await asyncio.sleep(0)
             self._socket = None
@@ -71,7 +72,7 @@ class Listener(web.Server):
         await self._runner.cleanup()
 
     async def wait_disconnected(self, request: web.BaseRequest) -> None:
-        """Wait until the request's client has closed its connection."""
+        """Wait until the client closes its connection."""
         if request.transport is not None:
             disconnected = asyncio.get_running_loop().create_future()
             self._disconnects[request.protocol] = disconnected
@@ -80,7 +81,7 @@ class Listener(web.Server):
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """Called by aiohttp."""
         super().connection_made(handler, transport)
-        if not self._open:  # accepted in the same loop iteration in which `cut_off` was called
+        if not self._open:  # accepted in the loop iteration of `cut_off`
             transport.abort()
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:

@@ -16,7 +16,7 @@ class Record:
         by_type: Errors sent in an envelope, by error type.
         unanswered: Requests that were dropped or never answered.
         patched_accounts: Number of applied changes, by account.
-        managed_handed_out: Managed proxies assigned, one for each managed change that was executed.
+        managed_handed_out: Managed proxies assigned, one for each managed change executed.
         replayed: Responses that repeated the stored response of an Idempotency-Key.
         in_flight: Requests being handled now, including those whose client has disconnected.
         most_in_flight: Highest value that `in_flight` ever had.
@@ -49,7 +49,7 @@ class Record:
         return self._proxies.get(account_id)
 
     def as_dict(self) -> dict[str, Any]:
-        """The totals as values that JSON can hold. They contain neither account ids nor secrets."""
+        """The totals as JSON values, without account ids or secrets."""
         return {
             "requests": self.requests,
             "by_status": {str(status): count for status, count in sorted(self.by_status.items())},

@@ -1,4 +1,4 @@
-"""The API reference's rules for a request: its path, its account id and every field of its body."""
+"""The API reference's rules for the path, the account id and the body of a request."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def _check(fields: Json, rules: _Rules, where: str) -> None:
             raise Refusal("errors/invalid_parameters", f"{where}{name} is not a parameter.")
         holds, rule = rules[name]
         if not holds(value):
-            # The value is not shown, since it may be a password.
+            # Do not show the value, which may be a password.
             raise Refusal("errors/invalid_parameters", f"{where}{name} must be {rule}.")
 
 

@@ -19,7 +19,7 @@ def own_accounts(count: int = 1_000) -> list[str]:
 
 
 def describe(sandbox: "Sandbox") -> str:
-    """The URL and the number of requests, which pytest shows for a failed test."""
+    """The URL and the number of requests, for the repr, which pytest shows if a test fails."""
     try:
         url = sandbox.url
     except RuntimeError:
@@ -94,14 +94,14 @@ class Sandbox:
         self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
         """
-        Set the answers to the account's next requests, one for each.
+        Append answers for the account's next requests, one per request.
 
         Args:
             answers: Each is an error type such as ``"errors/proxy_error"``, 200 (handled normally),
                 ``"drop"`` (no response, change not applied), ``"lost"`` (no response, change applied),
                 ``"hang"`` (never answered) or a `Fault`.
-            then: The answer to all later requests. None keeps an earlier *then*; if there was none, the
-                profile decides again.
+            then: The answer to all later requests. None keeps an earlier *then*; without one, the profile
+                decides.
 
         Raises:
             ValueError: An answer or the account id is invalid. The script is unchanged.
@@ -125,7 +125,7 @@ class Sandbox:
                 ``silent`` (no responses) or ``slow`` (ten times the latency).
 
         Raises:
-            ValueError: There is no such kind.
+            ValueError: The kind is unknown.
         """
         await self.server.outage(kind)
 

@@ -47,13 +47,13 @@ class Server:
     """
     ``PATCH /v1/accounts/{id}`` on loopback; ``async with Server() as server:`` starts and closes it.
 
-    When a change was executed, its response is stored under the account and the Idempotency-Key, whether
-    the execution succeeded or failed. Responses of the earlier checks are not stored, nor is any 429 or 503.
-    A replay goes through the same checks and faults; if it passes them, it gets the stored response, byte for
-    byte. A request is executed even if its client disconnects.
+    The response of an executed change, success or error, is stored by account and Idempotency-Key. Responses
+    of the earlier checks are not stored, nor is any 429 or 503. A repeated request goes through the same
+    checks and faults, and then gets the stored response, byte for byte. A request is executed even if its
+    client disconnects.
 
     Args:
-        api_key: The only valid key, sent as ``X-API-KEY`` or, if that is absent, as Bearer token.
+        api_key: The only valid key, sent as ``X-API-KEY`` or, without that header, as a Bearer token.
         accounts: The account ids that exist; None if every well-formed id exists.
         faults: Chooses the fault of each request; None for no faults.
         latency: Seconds that an execution takes. Rejections are immediate.
@@ -61,14 +61,14 @@ class Server:
         burst: Capacity of the rate limit's token bucket.
         retry_after: Whether the 429s of the rate limit have Retry-After.
         capacity: Maximum number of concurrent executions; None for no limit.
-        queue: Maximum number of requests that wait for an execution; further ones get a 503 at once.
+        queue: Maximum number of requests that wait to be executed; further ones get a 503 at once.
         dead_proxies: Proxies that are answered with 502 and not applied: their ``host:port``, or a
             predicate that gets the proxy object of the body.
-        envelope: Form of errors: ``page`` for that of the API reference, or ``quickstart``.
+        envelope: Format of errors: ``page`` for that of the API reference, or ``quickstart``.
         stores_errors: Whether a failed execution is stored under its Idempotency-Key.
-        stored: Maximum number of stored responses; the oldest is dropped when it is exceeded.
+        stored: Maximum number of stored responses; beyond it, the oldest is dropped.
         keep_alive: Seconds after which an idle connection is closed.
-        clock: Returns the time in seconds for the rate limit and profiles; None for the loop's clock.
+        clock: Returns the time in seconds, for the rate limit and profiles; None for the loop's clock.
 
     Raises:
         ValueError: An argument is invalid; the message names it.
@@ -159,7 +159,7 @@ class Server:
 
     async def outage(self, kind: Outage, *, factor: float = 10.0) -> None:
         """
-        Simulate an outage until `recover`. It replaces a current outage of another kind.
+        Simulate an outage until `recover`. It replaces the current outage, if any.
 
         Requests that are already being executed continue, but ``refused`` loses their responses.
 
@@ -171,7 +171,7 @@ class Server:
 
         Raises:
             RuntimeError: The server was not started.
-            ValueError: There is no such kind.
+            ValueError: The kind is unknown.
         """
         listener = self._started()
         if kind not in get_args(Outage):
@@ -183,7 +183,7 @@ class Server:
             await listener.cut_off()
 
     async def recover(self) -> None:
-        """End the current outage, if any. After ``refused``, the server listens on its old port again."""
+        """End the current outage, if any. After ``refused``, the server listens on the same port again."""
         if self._outage == "refused":
             await self._started().open()
         self._outage = None
@@ -212,7 +212,7 @@ class Server:
         return await write(request, answer)
 
     async def _answer(self, request: web.BaseRequest) -> Answer | None:
-        """Return the answer, or None to drop the connection. Raise `Refusal` for an error of a check."""
+        """Return the answer, or None to drop the connection. Raise `Refusal` if a check fails."""
         segment = account_segment(request.raw_path)
         account_id, invalid_id = None, None
         if segment is not None:

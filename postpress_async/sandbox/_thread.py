@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 class SandboxThread:
     """
-    A `Sandbox` in its own thread, which serves while its ``with`` block runs.
+    A `Sandbox` that runs in its own thread during the ``with`` block.
 
-    Its methods need no ``await``, work from any thread, and take effect from the next request on.
+    Its methods are synchronous, can be called from any thread, and affect the next request.
 
     Args:
         sandbox: A sandbox that was not started yet; None for ``Sandbox()``.
@@ -60,7 +60,7 @@ class SandboxThread:
         self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
         """
-        Set the answers to the account's next requests, as `Sandbox.script` does.
+        Append answers for the account's next requests, as `Sandbox.script` does.
 
         Raises:
             ValueError: An answer or the account id is invalid. The script is unchanged.

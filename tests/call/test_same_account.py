@@ -1,12 +1,14 @@
 """Concurrent updates of one account: in the order of the calls, or only the newest of those that wait."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from postpress_async import CustomProxy, ManagedProxy, PostPressSession, RetryPolicy, errors
 from postpress_async._call.keyed_lock import KeyedLock
 from postpress_async.errors import Applied, Scope
+from postpress_async.sandbox import Sandbox
 from postpress_async.sandbox._server import Server
 from tests.support.virtual_world import in_virtual_time, now, world
 
@@ -114,3 +116,30 @@ async def test_a_superseded_waiter_that_is_cancelled_too_does_not_release_the_lo
 def test_other_values_are_refused() -> None:
     with pytest.raises(errors.ConfigurationError, match='same_account must be "queue" or "latest"'):
         PostPressSession("pp_key", same_account="newest")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("retry", [3, RetryPolicy], ids=["number", "class"])
+async def test_wrong_policy_is_refused_and_the_account_stays_usable(retry: Any) -> None:
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        with pytest.raises(ValueError, match="retry must be a RetryPolicy"):
+            await session.update_proxy("acc_1", change(1), retry=retry)
+        async with asyncio.timeout(5):
+            await session.update_proxy("acc_1", change(1))
+
+
+async def test_account_stays_usable_if_a_policy_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock of the account is released, whatever fails after it was acquired."""
+    policy = RetryPolicy(before=print)
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(RetryPolicy, "new_retrying", None)
+            with pytest.raises(TypeError):
+                await session.update_proxy("acc_1", change(1), retry=policy)
+        async with asyncio.timeout(5):
+            await session.update_proxy("acc_1", change(1))
+
+
+@pytest.mark.parametrize("name", ["retry", "pace"])
+def test_session_refuses_what_is_not_a_policy_or_a_pace(name: str) -> None:
+    with pytest.raises(errors.ConfigurationError, match=f"{name} must be a .*, got 5"):
+        PostPressSession("pp_key", **{name: 5})  # type: ignore[arg-type]

@@ -325,3 +325,24 @@ def test_a_thousand_concurrent_calls_share_no_state() -> None:
             assert outcome.args == (f"{number}, attempt 4",)
             assert seen[str(number)] == states
     assert policy._retrying.statistics == {}
+
+
+# --- Mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"retry": tenacity.AsyncRetrying()},
+            "retry must be one strategy, not AsyncRetrying: pass its retry,",
+        ),
+        ({"wait": tenacity.wait_fixed}, r"wait must be a strategy, not its class: write wait_fixed\(...\)"),
+        ({"wait": 5}, r"such as tenacity.wait_fixed\(5\), got 5"),
+        ({"stop": 3}, r"such as tenacity.stop_after_attempt\(3\), got 3"),
+    ],
+)
+def test_what_is_not_a_strategy_is_refused(options: dict[str, Any], message: str) -> None:
+    """An `AsyncRetrying` is callable: it would call the error, and retry that."""
+    with pytest.raises(ValueError, match=message):
+        RetryPolicy(**options)

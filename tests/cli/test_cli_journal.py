@@ -92,7 +92,7 @@ def test_status_works_while_the_run_goes_on(folder) -> None:
     """From another terminal, at two in the morning."""
     with Run(folder / JOURNAL):
         done = run("status", JOURNAL)
-        assert f"{JOURNAL}: a run is under way\n  20 completed\n  20 patched\n" in done.stdout
+        assert f"{JOURNAL}: a run is in progress\n  20 completed\n  20 patched\n" in done.stdout
         assert re.search(r"^  \d+\.\d accounts per second in the last minute$", done.stdout, re.MULTILINE)
         assert done.stdout.endswith(f"next: nothing; look again with `postpress-async status {JOURNAL}`\n")
 

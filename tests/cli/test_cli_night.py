@@ -343,7 +343,7 @@ async def test_a_time_that_is_up_ends_the_run_as_ctrl_c_does(folder) -> None:
         done = await arun(sandbox, "rotate", "fleet.csv", "--max-duration", "0.3s", "--in-flight", "2")
 
     assert done.returncode == 1
-    assert "--max-duration is over" in done.stderr
+    assert "--max-duration has passed" in done.stderr
     patched = len(sandbox.record.patched_accounts)
     assert states(folder / JOURNAL) == {"patched": patched, "skipped": 400 - patched}
 
@@ -612,7 +612,7 @@ def test_rows_that_were_refused_are_no_reason_to_run_it_again(folder) -> None:
         done = run("rotate", "fleet.csv", "--sandbox", "--skip-bad")
         assert done.returncode == 1
         assert (
-            "to send what was left out (1 invalid row), correct it and rotate it as a separate fleet"
+            "to send what was left out (1 invalid row), fix it and rotate it as a separate fleet"
             in done.stderr
         )
         assert "run the same command again" not in done.stderr
@@ -653,7 +653,8 @@ async def test_advice_about_accounts_in_doubt_orders_no_proxy_twice(folder, sand
     await arun(sandbox, "rotate", "fleet.csv")
 
     assert again.stdout.splitlines()[0] == (
-        "nothing was sent: the outcome of 1 account is unknown, and --on-unknown report leaves it to you"
+        "nothing was sent: the outcome of 1 account is unknown, and --on-unknown report "
+        "does not send it again"
     )
     assert "use another --journal" not in again.stdout + again.stderr
     assert f"`postpress-async export {JOURNAL} --state unknown` lists them" in status.stdout
@@ -682,7 +683,7 @@ async def test_a_halt_names_the_command_to_run_next(folder, sandbox) -> None:
 
     done = await arun(sandbox, "rotate", "fleet.csv", "--halt", "1")
 
-    assert "correct the cause, then run the same command again: postpress-async rotate" in done.stderr
+    assert "fix the cause, then run the same command again: postpress-async rotate" in done.stderr
 
 
 def test_retrying_a_rotation_in_which_nothing_failed_sends_nothing_and_exits_0(folder) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from postpress_async._cli.output import tell_file_limit_once
+from postpress_async._cli.output import report_file_limit_once
 from postpress_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.slow
 
-SENTENCE = "postpress-async: too many open files: raise their limit (ulimit -n)\n"
+SENTENCE = "postpress-async: too many open files: raise the limit (ulimit -n)\n"
 EMFILE = OSError(errno.EMFILE, "Too many open files")
 
 
@@ -62,7 +62,7 @@ def complaints(capsys: pytest.CaptureFixture[str], *exceptions: Exception) -> st
 
     async def report() -> None:
         loop = asyncio.get_running_loop()
-        tell_file_limit_once(loop)
+        report_file_limit_once(loop)
         for exception in exceptions:
             context: dict[str, Any] = {"message": "socket.accept() out of system resource"}
             loop.call_exception_handler({**context, "exception": exception})

@@ -20,7 +20,7 @@ from postpress_async._http.codec import Request
 from postpress_async._http.connections import UnusableConnectionError, has_unread_data
 from postpress_async._http.failures import failure_of, translate
 from postpress_async._http.lean_transport import LeanTransport
-from postpress_async._http.responses import NotHttpError, end_with_connection
+from postpress_async._http.responses import NotHttpError, fail_when_closed
 from postpress_async._http.session_transport import AiohttpTransport, _Body
 from postpress_async._settings import read_base_url
 from postpress_async.secret import Secret
@@ -107,7 +107,7 @@ def refused_connection(error: OSError) -> aiohttp.ClientConnectorError:
         ),
         pytest.param(
             aiohttp.InvalidURL("http://a..b"),
-            "no connection to api.example.com: its name cannot be looked up",
+            "no connection to api.example.com: its name cannot be resolved",
             id="a name that is not valid",
         ),
         pytest.param(ssl.SSLError(1, "x"), "no secure connection to api.example.com: SSLError", id="TLS"),
@@ -227,7 +227,7 @@ async def test_a_body_ends_with_its_connection(cancelled: bool) -> None:
     """Reading it would wait for the rest until the attempt times out."""
     closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     content = aiohttp.StreamReader(SimpleNamespace(), 64, loop=asyncio.get_running_loop())  # type: ignore[arg-type]
-    end_with_connection(content, SimpleNamespace(closed=closed))  # type: ignore[arg-type]
+    fail_when_closed(content, SimpleNamespace(closed=closed))  # type: ignore[arg-type]
 
     closed.cancel() if cancelled else closed.set_exception(aiohttp.ClientConnectionError())
     await asyncio.sleep(0)
@@ -239,8 +239,8 @@ async def test_a_body_whose_connection_was_given_back_needs_no_watching() -> Non
     """aiohttp gives it back with the answer's last byte: nothing will end that has not."""
     content = aiohttp.StreamReader(SimpleNamespace(), 64, loop=asyncio.get_running_loop())  # type: ignore[arg-type]
 
-    end_with_connection(content, None)
-    end_with_connection(content, SimpleNamespace(closed=None))  # type: ignore[arg-type]
+    fail_when_closed(content, None)
+    fail_when_closed(content, SimpleNamespace(closed=None))  # type: ignore[arg-type]
 
     await asyncio.sleep(0)
     assert content.exception() is None

@@ -93,5 +93,5 @@ def test_an_explicit_default_port_is_accepted(url: str, accepted: str) -> None:
 
 
 def test_the_message_for_a_url_with_a_space_at_its_end_shows_it_without() -> None:
-    with pytest.raises(errors.ConfigurationError, match=r"write https://host\.example/v1 \(PostPress"):
+    with pytest.raises(errors.ConfigurationError, match=r"write https://host\.example/v1 \(the default"):
         read_base_url("https://host.example/v1 ")

@@ -15,7 +15,7 @@ def see(background: Background, requests: int, share: float, served: int = 0, *,
         due += share
         if due >= 1:
             due -= 1
-            background.record_throttled(served, 0, before_cut=False, below=below)
+            background.record_throttled(served, 0, before_decrease=False, below=below)
         else:
             served += 1
     return served
@@ -27,7 +27,7 @@ def is_too_many(share: float, background: Background, requests: int = 2_000) -> 
         due += share
         if due >= 1:
             due -= 1
-            found = background.record_throttled(served, 0, before_cut=False, below=False) or found
+            found = background.record_throttled(served, 0, before_decrease=False, below=False) or found
         else:
             served += 1
     return found
@@ -52,7 +52,8 @@ def test_refusals_at_one_moment_do_not_open_the_circuit() -> None:
     """Of 100 requests in flight 2 are refused in 5 ms, before any of the others is served."""
     background = Background()
     found = [
-        background.record_throttled(100 * (n // 2), 100, before_cut=False, below=False) for n in range(200)
+        background.record_throttled(100 * (n // 2), 100, before_decrease=False, below=False)
+        for n in range(200)
     ]
 
     assert found == [False] * 200
@@ -72,7 +73,7 @@ def test_three_cuts_that_lower_nothing_find_the_background() -> None:
 
 
 def test_a_cut_that_lowers_the_share_shows_that_it_is_the_rate() -> None:
-    """A tier that fell takes two cuts to find, and refuses fewer after each."""
+    """A tier that fell takes two ineffective_decreases to find, and refuses fewer after each."""
     background = Background()
     served, verdicts = 0, []
     for share in (0.8, 0.8, 0.3, 0.1, 0.03):
@@ -102,7 +103,7 @@ def test_a_background_that_was_taken_for_too_small_is_corrected() -> None:
 
     assert background.is_independent(below=False)
     assert 0.13 <= background.share <= 0.15
-    assert background.cuts == 0
+    assert background.ineffective_decreases == 0
 
 
 def test_a_background_that_ends_is_forgotten() -> None:

@@ -300,8 +300,8 @@ def test_retry_after_keeps_the_circuit_open() -> None:
     """At most two minutes: the header may be anybody's mistake."""
     short, long = CircuitBreaker(FAILURE_THRESHOLD, half), CircuitBreaker(FAILURE_THRESHOLD, half)
 
-    assert short.on_retry_after(30, 10.0, at_once=True)
-    assert long.on_retry_after(86400, 10.0, at_once=True)
+    assert short.on_retry_after(30, 10.0, key_wide=True)
+    assert long.on_retry_after(86400, 10.0, key_wide=True)
     assert 40 <= short.probe_at <= 42
     assert 130 <= long.probe_at <= 136
 
@@ -310,11 +310,11 @@ def test_one_overload_response_among_many_does_not_open_the_circuit() -> None:
     """A 503 with a Retry-After on one in a hundred would else stop everyone all the time."""
     breaker = CircuitBreaker(FAILURE_THRESHOLD, half)
     breaker.record_overload(9.95, 0.05, 10.0)
-    assert not breaker.on_retry_after(30, 10.0, at_once=False)
+    assert not breaker.on_retry_after(30, 10.0, key_wide=False)
 
     breaker.record_overload(9.95, 0.05, 10.0)
     breaker.record_overload(9.95, 0.05, 10.0)
-    assert breaker.on_retry_after(30, 10.0, at_once=False)
+    assert breaker.on_retry_after(30, 10.0, key_wide=False)
 
 
 # The rate
@@ -613,7 +613,7 @@ def test_an_on_pause_that_raises_leaves_no_slot_taken(began: bool) -> None:
 
     clock.now += 10
     pace._breaker.start_probe(clock.now)
-    pace._taken += 1
+    pace._permits += 1
     with pytest.raises(KeyboardInterrupt):
         pace.release(Permit(clock.now, pace._breaker.generation, probe=True), LoadSignal.SUCCESS)
 
@@ -711,11 +711,11 @@ class Strict(Pacer):
 
     def try_acquire(self) -> Permit | None:
         permit = super().try_acquire()
-        assert permit is None or (self._taken <= self.limit and not self.paused)
+        assert permit is None or (self._permits <= self.limit and not self.paused)
         return permit
 
     def _next(self) -> PermitFuture:
-        assert self._taken < (self._pace.in_flight if self.paused else self.limit)
+        assert self._permits < (self._pace.in_flight if self.paused else self.limit)
         return super()._next()
 
 
@@ -778,7 +778,7 @@ def test_no_turn_is_lost(calls: list[Any], in_flight: int, adaptive: bool, rate:
         pace.release(permit, LoadSignal.SUCCESS)
         assert not pace.paused
         await asyncio.sleep(1)
-        assert pace._taken == 0 or pace._held
+        assert pace._permits == 0 or pace._held
         assert pace._timer is None
 
     run(main())

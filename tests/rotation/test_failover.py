@@ -509,7 +509,7 @@ async def test_a_fleet_file_leaves_its_empty_rows_to_the_pool(tmp_path) -> None:
 
 def test_a_default_and_a_pool_are_one_too_many(tmp_path) -> None:
     (tmp_path / "fleet.csv").write_text("account_id\nacc_1\n")
-    with pytest.raises(ValueError, match="either the default, or a proxy of the pool"):
+    with pytest.raises(ValueError, match="default and pooled cannot be combined"):
         Fleet.open(tmp_path / "fleet.csv", default=ManagedProxy(country="US"), pooled=True)
 
 

@@ -71,38 +71,82 @@ def test_a_file_that_a_spreadsheet_saved_again_is_resumed(folder, saved) -> None
     assert "the sandbox received 30 requests" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("change", "fact"),
-    [
-        pytest.param(
-            lambda old: [*old[:5], "acc_other,US", *old[6:]],
-            "row 5 is another account: acc_other instead of acc_4",
-            id="another account",
-        ),
-        pytest.param(lambda old: [*old, "acc_x,US", "acc_y,US"], "2 rows more", id="more"),
-        pytest.param(lambda old: old[:-1], "1 row fewer", id="fewer"),
-        pytest.param(lambda old: [*old[:5], "acc_4,DE", *old[6:]], "another change", id="another change"),
-        pytest.param(
-            lambda old: [old[0], *old[2:]],
-            "row 1 is another account: acc_1 instead of acc_0; 1 row fewer",
-            id="the first is gone",
-        ),
-        pytest.param(lambda old: [old[0], "", *old[1:]], "row 2 is another account", id="moved"),
-    ],
-)
-def test_another_input_is_refused_by_what_is_another(folder, change, fact) -> None:
-    """And nothing is sent."""
+EDITS: list[Any] = [
+    pytest.param(
+        lambda old: [*old[:5], "acc_x,US", *old[6:]],
+        "row 5 is another account: acc_x instead of acc_4; 1 account removed; 1 row more",
+        41,
+        id="another account",
+    ),
+    pytest.param(lambda old: [*old, "acc_x,US", "acc_y,US"], "2 rows more", 42, id="rows appended"),
+    pytest.param(lambda old: old[:-1], "row 40 is not acc_39; 1 account removed", 39, id="last row removed"),
+    pytest.param(
+        lambda old: [old[0], *old[2:]],
+        "row 1 is another account: acc_1 instead of acc_0; 1 account removed",
+        40,
+        id="first row removed",
+    ),
+    pytest.param(lambda old: [old[0], "", *old[1:]], "row 1 is not acc_0", 40, id="blank row"),
+    pytest.param(
+        lambda old: [old[0], *old[:0:-1]],
+        "row 1 is another account: acc_39 instead of acc_0",
+        40,
+        id="order reversed",
+    ),
+    pytest.param(
+        lambda old: [*old[:30], "acc_29,DE", *old[31:]], "a row has another change", 40, id="other change"
+    ),
+]
+
+
+@pytest.mark.parametrize(("edit", "fact", "patched"), EDITS)
+def test_edited_input_is_taken_into_an_unfinished_run(folder, edit, fact, patched) -> None:
+    """Each account is patched once, those that were removed after it included, and the edit is said once."""
     write_fleet(folder)
     run(*ROTATE, "--limit", "20")
-    write_fleet(folder, "\n".join(change(lines())) + "\n")
+    write_fleet(folder, "\n".join(edit(lines())) + "\n")
+
+    dry, done, again = run(*ROTATE, "--dry-run"), run(*ROTATE), run(*ROTATE)
+
+    assert (done.returncode, again.returncode) == (0, 0), done.stderr
+    assert f"the input was edited since the last run: {fact}" in done.stdout
+    assert "edited" not in again.stdout
+    assert states(folder / JOURNAL) == {"patched": patched}
+    assert f"the sandbox received {patched - 20} requests" in done.stdout
+    assert f"; {patched - 20} would be sent" in dry.stdout
+    with closing(sqlite3.connect(JOURNAL)) as connection:
+        found = connection.execute("SELECT count(DISTINCT account_id) FROM outcomes").fetchone()
+    assert found == (patched,)
+
+
+@pytest.mark.parametrize(("edit", "fact", "patched"), EDITS)
+def test_complete_run_refuses_an_edited_input(folder, edit, fact, patched) -> None:
+    """And nothing is sent: whether the accounts are to be rotated again is not known."""
+    write_fleet(folder)
+    run(*ROTATE)
+    write_fleet(folder, "\n".join(edit(lines())) + "\n")
 
     real, dry = run(*ROTATE), run(*ROTATE, "--dry-run")
 
     assert real.returncode == dry.returncode == 2
-    assert f"{JOURNAL} belongs to another input (" in real.stderr
-    assert fact in real.stderr
+    assert f"{JOURNAL} belongs to another input ({fact}" in real.stderr
+    assert "add --every 0s" in real.stderr
     assert real.stderr == dry.stderr
     assert "requests" not in real.stdout
+
+
+def test_another_change_of_a_patched_account_is_refused(folder) -> None:
+    """The journal knows what the account was given."""
+    write_fleet(folder)
+    run(*ROTATE, "--limit", "20")
+    write_fleet(folder, "\n".join([*lines()[:5], "acc_4,DE", *lines()[6:]]) + "\n")
+
+    done = run(*ROTATE)
+
+    assert done.returncode == 2
+    assert "another change" in done.stderr
+    assert "acc_4 asks for another change than the one that was" in done.stderr
+    assert "use its old row again to resume the run" in done.stderr
 
 
 def test_a_fleet_in_another_format_is_the_same_input(folder) -> None:
@@ -247,7 +291,7 @@ def test_a_complete_rotation_says_first_that_nothing_was_sent_and_when_it_was_co
     assert done.returncode == 0
     assert done.stdout.splitlines()[0] == (
         f"nothing was sent: the rotation in {JOURNAL} was completed at 2026-11-20 23:00:03 UTC. To send "
-        "these accounts again, use another --journal"
+        "these accounts again, add --every 0s (or --every 20h to a nightly job)"
     )
     assert "the sandbox received 0 requests" in done.stdout
 
@@ -408,6 +452,7 @@ async def test_rows_may_be_added_to_a_mapping(tmp_path, sandbox) -> None:
         for count in (30, 50):
             async with session.rotate(changes(US, count), journal=tmp_path / "j") as rotation:
                 await rotation.run()
+        assert rotation.input_edit == "20 rows more"
         with pytest.raises(JournalError, match="row 41 "):
             async with session.rotate(changes(US, 50) | {"acc_40": DE}, journal=tmp_path / "j"):
                 pass

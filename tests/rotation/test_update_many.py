@@ -22,6 +22,7 @@ from postpress_async.sandbox import Sandbox
 from tests.support.virtual_world import in_virtual_time, now, world
 
 US, DE = ManagedProxy(country="US"), ManagedProxy(country="DE")
+P0 = CustomProxy(host="p0.example.net", port=8080)
 ACCOUNTS = [f"acc_{number}" for number in range(50)]
 
 
@@ -186,6 +187,19 @@ async def test_an_account_twice_with_the_same_change_is_sent_once() -> None:
         pytest.param({"acc_1": US}, {"deadline": 0}, "deadline must be a number of seconds", id="deadline 0"),
         pytest.param({"acc_1": US}, {"deadline": float("nan")}, "deadline must be", id="deadline nan"),
         pytest.param({"acc_1": US}, {"in_flight": 0}, "in_flight must be a whole number", id="in_flight 0"),
+        pytest.param(
+            {"acc_1": US}, {"deadline": "5"}, "deadline must be a number of seconds", id="text deadline"
+        ),
+        pytest.param({"acc_1": US}, {"retry": 3}, "retry must be a RetryPolicy", id="number of retries"),
+        pytest.param(["acc_1"], {"pool": [P0]}, "pool must be a ProxyPool, got list", id="list as pool"),
+        pytest.param(
+            {"acc_1": US}, {"pool": ProxyPool([P0])}, "no account would use the pool", id="unused pool"
+        ),
+        pytest.param("acc_1", {"pool": ProxyPool([P0])}, "got str: put it into a list", id="one id"),
+        pytest.param(5, {}, "iterable of pairs, got int", id="number"),
+        pytest.param(
+            {"acc_0": US, "acc_1": "US"}, {}, r"acc_1: changes\[1\], change", id="names the account"
+        ),
     ],
 )
 async def test_invalid_input_is_refused_before_anything_is_sent(
@@ -203,6 +217,24 @@ async def test_no_changes_give_no_results() -> None:
         results = await session.update_many({})
 
     assert (dict(results), results.ok) == ({}, True)
+
+
+async def test_a_stream_is_refused_because_all_results_are_kept_in_memory() -> None:
+    async def stream() -> Any:
+        yield "acc_1", US
+
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        with pytest.raises(ValueError, match="got async_generator: use rotate for it"):
+            await session.update_many(stream())
+
+
+async def test_a_rotation_refuses_one_id_and_what_is_not_a_pool() -> None:
+    """The characters of a text would be account ids."""
+    session = PostPressSession("pp_key")
+    with pytest.raises(ValueError, match="got str: put it into a list"):
+        session.rotate("acc_1", pool=ProxyPool([P0]))
+    with pytest.raises(ValueError, match="pool must be a ProxyPool, got list"):
+        session.rotate(["acc_1"], pool=[P0])  # type: ignore[arg-type]
 
 
 # --- Cancellation and closing ---

@@ -1,9 +1,9 @@
 """
 The fleet: the accounts of a rotation, and the change for each.
 
-It is read from CSV, JSON Lines or Parquet, from an SQL query, or from a frame. Every row is checked as a
-model would be; a refusal has the line, the column and the reason. A fleet can be read several times, so that
-all rows are checked before a byte is sent.
+It is read from CSV, JSON Lines or Parquet, from an SQL query, or from a frame. Every row is validated; a
+refusal names the line, the column and the reason. A fleet can be read several times, so all rows can be
+validated before anything is sent.
 """
 
 import json
@@ -30,9 +30,9 @@ from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import Refusal, Row, uses_pool
 from postpress_async.rotation._selection import Selection
 
-_DELIMITED: Final = (".csv", ".tsv")
-_PARQUETS: Final = (".parquet", ".pq")
-_JSON_LINES: Final = (".jsonl", ".ndjson", ".json-lines", ".jsonlines")
+_CSV_EXTENSIONS: Final = (".csv", ".tsv")
+_PARQUET_EXTENSIONS: Final = (".parquet", ".pq")
+_JSON_LINES_EXTENSIONS: Final = (".jsonl", ".ndjson", ".json-lines", ".jsonlines")
 
 _Source: TypeAlias = FleetFile | QueryTable | FrameTable
 _Table: TypeAlias = CsvTable | JsonLines | ParquetTable | QueryTable | FrameTable
@@ -47,7 +47,7 @@ class Survey:
     Attributes:
         rows: Number of valid rows.
         managed: Number of valid rows that order a managed proxy.
-        pooled: Number of valid rows that get a proxy of the pool.
+        pooled: Number of valid rows that get a proxy from the pool.
         faults: The refused rows, by kind of fault.
     """
 
@@ -63,7 +63,7 @@ class Survey:
 
     @property
     def kinds(self) -> str:
-        """What the valid rows get, in words and numbers."""
+        """How many of the valid rows get which kind of proxy, in words."""
         kinds = (
             (self.rows - self.managed - self.pooled, "with a proxy of their own"),
             (self.managed, "with a managed proxy"),
@@ -77,13 +77,13 @@ class Fleet:
     A fleet: named columns, and a row for each account.
 
     The columns are ``account_id``; ``proxy`` (a URL) or ``host``, ``port``, ``protocol``, ``username`` and
-    ``password``; ``country`` and ``ip``. Names may have upper or lower case, ``_``, ``-`` or spaces, and
-    ``id``, ``account``, ``user``, ``pass``, ``proxy_host`` and the like are known, too. An empty cell is a
-    missing value. Spaces around a cell are removed, except for passwords.
+    ``password``; ``country`` and ``ip``. Case, ``_``, ``-`` and spaces in names are ignored, and common other
+    names such as ``id``, ``account``, ``user``, ``pass`` and ``proxy_host`` are recognized. An empty cell is
+    a missing value. Spaces around a cell are removed, except in passwords.
 
     Attributes:
         name: The file's name without its folder; or ``<stdin>``, ``<query>`` or ``<frame>``.
-        pooled: Whether rows with only an account are left to a rotation's pool.
+        pooled: Whether rows with only an account get a proxy from the rotation's pool.
         counted: Number of rows, including refused ones; None before a `survey`.
         selection: Internal. The accounts whose rows it yields; None for all.
     """
@@ -93,7 +93,7 @@ class Fleet:
     ) -> None:
         """Use `open`, `open_query` or `of` instead."""
         if pooled and default is not None:
-            raise ValueError("rows with only an account get either the default, or a proxy of the pool")
+            raise ValueError("default and pooled cannot be combined")
         self.name: Final[str] = file.name
         self.pooled: Final = pooled
         self.counted: int | None = None
@@ -112,14 +112,14 @@ class Fleet:
         """
         Open the fleet in a file.
 
-        Parquet is recognised by its first bytes, CSV and JSON Lines by the file's extension, or without one
-        by the first character. Standard input, and anything else that can be read only once, is copied to a
-        private temporary file.
+        Parquet is recognized by its first bytes, CSV and JSON Lines by the extension, or without one by the
+        first character. Standard input, and anything else that can be read only once, is copied to a private
+        temporary file.
 
         Args:
             source: A path, or ``-`` for standard input.
-            default: The change for rows with only an account; without it, such a row is refused.
-            pooled: Whether such a row gets its proxy from the pool of ``session.rotate``.
+            default: The change for rows with only an account; if None, such rows are refused.
+            pooled: Whether such rows get their proxies from the pool of ``session.rotate``.
 
         Raises:
             ValueError: Both *default* and *pooled* are given, or the default is wrong.
@@ -127,7 +127,7 @@ class Fleet:
         """
         file = FleetFile(source)
         try:
-            return _with_rows(cls(file, _table(file), default, pooled=pooled))
+            return _require_rows(cls(file, _table(file), default, pooled=pooled))
         except BaseException:
             file.close()
             raise
@@ -140,27 +140,27 @@ class Fleet:
         Open the fleet that an SQL query returns: ``SELECT id AS account_id, country FROM ...``.
 
         This requires the extra ``sql`` and the database's driver. The query runs once, and all rows are
-        copied to a private temporary file: in an event loop, use `asyncio.to_thread`. With ``ORDER BY`` a
-        second run recognises its input.
+        copied to a private temporary file; it blocks, so use `asyncio.to_thread` in an event loop. Use
+        ``ORDER BY``, so that a second run recognizes its input.
 
         SQLite is opened read-only, and the query cannot attach another file. PostgreSQL, MySQL and MariaDB
-        run the query in a read-only transaction, which changes no table; use an account that may only read
-        to prevent other effects, such as ``COPY ... TO`` and ``INTO OUTFILE``. Other databases run the query
-        as it is, and the transaction is rolled back.
+        run the query in a read-only transaction, which cannot change tables; use an account with read access
+        only to prevent other effects, such as ``COPY ... TO`` and ``INTO OUTFILE``. In other databases, the
+        transaction is rolled back.
 
         Args:
-            url: A URL of SQLAlchemy, such as ``postgresql+psycopg://user:password@host/name``.
-            query: SQL of the database, without parameters.
+            url: An SQLAlchemy URL, such as ``postgresql+psycopg://user:password@host/name``.
+            query: SQL in the database's dialect, without parameters.
             default: As for `open`.
             pooled: As for `open`.
 
         Raises:
             FleetError: The query fails, its columns are not a fleet's, or it returns no rows. The message
-                contains neither the password nor values of a row.
+                contains neither the password nor values of rows.
         """
         table = QueryTable(url, query)
         try:
-            return _with_rows(cls(table, table, default, pooled=pooled))
+            return _require_rows(cls(table, table, default, pooled=pooled))
         except BaseException:
             table.close()
             raise
@@ -170,8 +170,8 @@ class Fleet:
         """
         Open the fleet in a pandas or polars *frame*, which may have no rows.
 
-        The frame is not copied, but read for each pass, so it must not change. The line of a row is its
-        number from 1, whatever its index. A port may be a float without a fraction.
+        The frame is read again in each pass, so it must not change. The line of a row is its number from 1,
+        regardless of the index. A port may be a float without a fraction.
 
         Raises:
             FleetError: The frame is lazy, or its columns are not a fleet's.
@@ -181,7 +181,7 @@ class Fleet:
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:
-        """Unknown columns. For JSON Lines: at most twenty of those read so far."""
+        """Unknown columns. For JSON Lines: the first twenty of those read so far."""
         return self._table.ignored_columns
 
     @property
@@ -189,15 +189,15 @@ class Fleet:
         """
         SHA-256 over the file's bytes, or the values of a query or frame, and the default.
 
-        A journal that has recorded the same digest need not compare rows. The default's password is left out,
-        because it does not change which rows there are.
+        If a journal has the same digest, the rows need not be compared. The default's password is left out,
+        because changing it does not change the rows.
         """
         if self._digest is None:
             digest = self._file.sha256()
             if self.pooled:
                 digest.update(b"\0pool")
             if self._default is not None:
-                digest.update(b"\0" + json.dumps(_shape(self._default)).encode())
+                digest.update(b"\0" + json.dumps(_without_password(self._default)).encode())
             if self.selection is not None:
                 digest.update(f"\0{self.selection.run} {self.selection.text}".encode())
             self._digest = digest.digest()
@@ -213,7 +213,7 @@ class Fleet:
         """
         SHA-256 over the ordinal, the account and the change of each row; calls `survey` if necessary.
 
-        A journal recognises its input by it, in any format.
+        By it, a journal recognizes its input in any format.
         """
         if self._rows_digest is None:
             self.survey()
@@ -228,10 +228,10 @@ class Fleet:
         """
         Yield each row, or its refusal, from the first row on.
 
-        Memory does not grow with the file, except for some 40 bytes per account to find duplicates.
+        Memory use does not grow with the file, except for about 40 bytes per account to find duplicates.
 
         Args:
-            done: A byte for each ordinal: not 0 to leave the row out. See `Journal.done`.
+            done: One byte per ordinal; rows with a nonzero byte are skipped. See `Journal.done`.
 
         Raises:
             FleetError: The file changed, or cannot be read to its end.
@@ -254,11 +254,11 @@ class Fleet:
         """
         Read and check the whole fleet once.
 
-        A file must not change from now on: a later pass stops before the first block that differs.
+        A file must not change afterwards: a later pass fails at the first block that differs.
 
         Args:
-            on_refusal: Called with each refused row, in the file's order. The survey itself keeps only their
-                number and a few lines for each kind of fault.
+            on_refusal: Called with each refused row, in order. The survey keeps only their number and a few
+                lines of each kind of fault.
 
         Raises:
             FleetError: The file changed, or cannot be read to its end.
@@ -283,9 +283,9 @@ class Fleet:
 
     def uses_pool(self) -> bool:
         """
-        Whether a row gets a proxy of the pool, or no row is valid.
+        Whether any row gets a proxy from the pool, or no row is valid.
 
-        Before a `survey`, this reads rows up to the first that does.
+        Before a `survey`, this reads rows up to the first that gets one.
 
         Raises:
             FleetError: The file changed, or cannot be read.
@@ -296,7 +296,7 @@ class Fleet:
         return self._uses_pool
 
     def close(self) -> None:
-        """Delete the temporary copy, if there is one. The fleet cannot be read any more."""
+        """Delete the temporary copy, if there is one. The fleet cannot be read afterwards."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -308,8 +308,8 @@ class Fleet:
         self.close()
 
 
-def _with_rows(fleet: F) -> F:
-    """Return *fleet* if it has a row; most faults of a file show when the first one is read."""
+def _require_rows(fleet: F) -> F:
+    """Return *fleet*; raise `FleetError` if it has no rows, or if reading the first one fails."""
     with closing(fleet.rows()) as rows:
         if next(rows, None) is None:
             raise fleet.error("has no rows: it needs a line for each account")
@@ -317,9 +317,9 @@ def _with_rows(fleet: F) -> F:
 
 
 def _table(file: FleetFile) -> CsvTable | JsonLines | ParquetTable:
-    if file.begins(PARQUET):
+    if file.starts_with(PARQUET):
         return ParquetTable(file)
-    if file.name.lower().endswith(_PARQUETS):
+    if file.name.lower().endswith(_PARQUET_EXTENSIONS):
         file.refuse_other_formats()
         raise file.error("is not Parquet, although its name says so: write it again, or rename it")
     return JsonLines(file) if _is_json_lines(file) else CsvTable(file)
@@ -327,8 +327,8 @@ def _table(file: FleetFile) -> CsvTable | JsonLines | ParquetTable:
 
 def _is_json_lines(file: FleetFile) -> bool:
     name = file.name.lower()
-    if name.endswith(_DELIMITED + _JSON_LINES):
-        return name.endswith(_JSON_LINES)
+    if name.endswith(_CSV_EXTENSIONS + _JSON_LINES_EXTENSIONS):
+        return name.endswith(_JSON_LINES_EXTENSIONS)
     with closing(file.lines()) as blocks:
         first = next((text for lines in blocks for line in lines if (text := line.strip())), "")
     if first.startswith("["):
@@ -336,7 +336,7 @@ def _is_json_lines(file: FleetFile) -> bool:
     return first.startswith("{")
 
 
-def _shape(change: ProxyChange) -> list[str | int | None]:
+def _without_password(change: ProxyChange) -> list[str | int | None]:
     if isinstance(change, ManagedProxy):
         return ["managed", change.country, change.ip]
     return ["custom", change.host, change.port, change.protocol, change.username]

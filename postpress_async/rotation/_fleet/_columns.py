@@ -1,8 +1,8 @@
 """
-A fleet as columns of values: what Parquet, the rows of a query and a frame have in common.
+A fleet as columns of values, for Parquet, queries and frames.
 
-Each column is converted to text as a whole, because it has many values of one type. Then the rows are read
-like those of a text file.
+Each column is converted to text as a whole, because most of its values have the same type. Then the rows are
+read like those of a text file.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,10 +21,10 @@ from postpress_async.rotation._rows import Refusal, Row
 BATCH: Final = 1024
 """Number of rows in memory at once."""
 
-_PLAIN: Final = {str, type(None)}
+_TEXT_TYPES: Final = {str, type(None)}
 
 Values: TypeAlias = Mapping[str, Sequence[object]]
-"""The values of some rows by name of `COLUMNS`; None, NaN and the like are missing values."""
+"""The values of some rows, by the name of the column; None, NaN and the like are missing values."""
 
 
 @frozen
@@ -33,8 +33,8 @@ class Batch:
     The text of some rows, by column.
 
     Attributes:
-        columns: The cells of each of `COLUMNS`, empty strings for missing ones.
-        faults: For rows with a value that has no text, by index in the batch: what is wrong.
+        columns: The cells of each of `COLUMNS`; empty strings for missing values.
+        faults: The error of each row with an invalid value, by index in the batch.
     """
 
     columns: Sequence[Sequence[str]]
@@ -59,11 +59,11 @@ def read_batches(batches: Iterable[Batch], reader: RowReader) -> Generator[Row |
 
 class BatchMaker:
     """
-    Converts values to text, some rows at a time.
+    Converts values to text, a batch of rows at a time.
 
-    A port may be a number, also a float without a fraction: pandas makes floats of a column with gaps. A
-    proxy may be a mapping with host, port, protocol, username and password, as in JSON Lines. One with only
-    nulls is a missing value, because a struct column cannot leave its fields out.
+    A port may be a number, even a float without a fraction, because pandas converts integers to floats if
+    values are missing. A proxy may be a mapping with host, port, protocol, username and password, as in JSON
+    Lines. A mapping with only nulls is a missing value, because a struct column cannot omit its fields.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class BatchMaker:
     def make(self, values: Values, size: int) -> Batch:
         """Return the `Batch` of *size* rows with *values*."""
         faults: dict[int, FieldError] = {}
-        # The first fault of a row counts, and that of the account before all others.
+        # The first fault of a row is reported, and that of the account before all others.
         columns: list[Sequence[str]] = [_texts("account_id", values["account_id"], faults)]
         if any(isinstance(proxy, Mapping) for proxy in values.get("proxy", ())):
             values = self._spread(values, size, faults)
@@ -81,7 +81,7 @@ class BatchMaker:
         return Batch(columns, faults)
 
     def _spread(self, values: Values, size: int, faults: dict[int, FieldError]) -> Values:
-        """*values* with proxies that are mappings moved to the columns of `PARTS`."""
+        """Move the values of proxies that are mappings to the columns of `PARTS`."""
         proxies = list(values["proxy"])
         parts: dict[str, list[object]] = {
             name: list(values[name]) if name in values else [None] * size for name in PARTS
@@ -92,8 +92,8 @@ class BatchMaker:
             proxies[index] = None
             try:
                 found = self._parts(proxy)
-                if twice := next((n for n in PARTS if found and not is_missing(parts[n][index])), None):
-                    raise FieldError(twice, "proxy given twice", ONE_FORM)
+                if duplicate := next((n for n in PARTS if found and not is_missing(parts[n][index])), None):
+                    raise FieldError(duplicate, "proxy given twice", ONE_FORM)
             except FieldError as fault:
                 faults.setdefault(index, fault)
                 continue
@@ -104,7 +104,7 @@ class BatchMaker:
     def _parts(self, proxy: Mapping[Any, object]) -> dict[str, object]:
         found: dict[str, object] = {}
         self.keys.read(proxy, PARTS, found)
-        if "host" not in found and (found or not proxy):  # an empty mapping is a mistake
+        if "host" not in found and (found or not proxy):  # an empty mapping is an error
             raise FieldError("host", "host missing", "give the proxy's host name or address")
         return found
 
@@ -118,7 +118,7 @@ def _texts(column: str, values: Sequence[object], faults: dict[int, FieldError])
             return ""
 
     # A million rows have nine million values, nearly all of them text or None.
-    if set(map(type, values)) <= _PLAIN:
+    if set(map(type, values)) <= _TEXT_TYPES:
         return [value or "" for value in cast("Sequence[str | None]", values)]
     return ["" if value is None else convert(index, value) for index, value in enumerate(values)]
 

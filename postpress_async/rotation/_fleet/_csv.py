@@ -1,4 +1,4 @@
-"""A fleet as CSV: a header, and cells separated by commas, semicolons or tabs."""
+"""A fleet as CSV: a header, then rows of cells separated by commas, semicolons or tabs."""
 
 import csv
 import re
@@ -12,21 +12,21 @@ from attrs import evolve
 
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._fleet._header import KNOWN, Header, read_header
-from postpress_async.rotation._fleet._row import COLUMNS, Cells, RowReader, meaning
+from postpress_async.rotation._fleet._row import COLUMNS, Cells, RowReader, column_of
 from postpress_async.rotation._rows import Refusal, Row
 
-# A record's first and last line, and its cells; None if its quotes are wrong.
+# A record's first and last line, and its cells; None instead of the cells if its quotes are wrong.
 _Record: TypeAlias = tuple[int, int, list[str] | None]
 
 _DELIMITERS: Final = ",;\t"
 _QUOTES: Final = "write a quote inside quotes twice, and put nothing after the closing one"
-# A line of such words is a header and not a row, because a custom proxy has a port or a URL.
+# A line of such words is a header and not a row: a row with a proxy has a port or a URL.
 _WORDS: Final = re.compile(r"(?:[^\W\d]|[ _-])*")
 
 
 class CsvTable:
     """
-    The rows of a CSV file, as RFC 4180 defines them.
+    The rows of a CSV file (RFC 4180).
 
     Attributes:
         ignored_columns: Unknown names in the header.
@@ -42,15 +42,15 @@ class CsvTable:
         """Yield each row that is not blank, or its refusal."""
         with closing(self._file.lines()) as blocks:
             header, records = self._begin(blocks)
-            # A missing column is read from an empty cell after the last.
+            # `_read` appends an empty cell, which stands for every missing column.
             pick: Callable[[list[str]], Cells] = itemgetter(
-                *(header.places.get(name, header.width) for name in COLUMNS)
+                *(header.positions.get(name, header.width) for name in COLUMNS)
             )
             for ordinal, (first, last, cells) in enumerate(records):
                 row = _read(header.width, pick, reader, ordinal, first, cells)
                 if last > first and isinstance(row, Refusal):
-                    # Rows can be lost in this one if a quote was meant as a character.
-                    lines = f"lines {first} to {last} are one row, by their quotes"
+                    # If a quote was meant literally, this row has swallowed others.
+                    lines = f"lines {first} to {last} are one row because of their quotes"
                     row = evolve(row, advice=f"{row.advice}; {lines}")
                 if row is not None:
                     yield row
@@ -67,13 +67,15 @@ class CsvTable:
         names = next(records)[2]
         if names is None:
             raise self._file.error_in(skipped + 1, f"has wrong quotes: {_QUOTES}")
-        # A line that is not a header may be a row with a password, which no error may show.
-        if "account_id" not in map(meaning, names) and not all(map(_WORDS.fullmatch, names)):
-            raise self._file.error(f"has no header with an account_id: begin it with a line of {KNOWN}")
+        # Do not show a line that is not a header: it may be a row with a password.
+        if "account_id" not in map(column_of, names) and not all(map(_WORDS.fullmatch, names)):
+            raise self._file.error(
+                f"has no header with account_id: start it with a line of column names, from {KNOWN}"
+            )
         return read_header(names, self._file.error), records
 
     def _records(self, lines: Iterator[str], delimiter: str, skipped: int) -> Generator[_Record, None, None]:
-        # Without `strict`, a quote that is not closed would silently swallow the rest of the file.
+        # Without `strict`, an unclosed quote would silently swallow the rest of the file.
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         first = skipped + 1
         while True:
@@ -82,7 +84,7 @@ class CsvTable:
             except StopIteration:
                 return
             except csv.Error as error:
-                cells, fault = None, str(error)  # the module's own text, never of the file
+                cells, fault = None, str(error)  # the csv module's own text, never the file's
             if "limit" in fault:
                 size = csv.field_size_limit() // 1024
                 raise self._file.error_in(first, f"has a cell of over {size} KiB: is a quote never closed?")
@@ -94,14 +96,14 @@ class CsvTable:
 
 
 def _delimiter(header: str) -> str:
-    """The one of `_DELIMITERS` by which *header* has the most known columns, or otherwise the most names."""
+    """The delimiter that splits *header* into the most known columns, or on a tie into the most names."""
 
     def score(delimiter: str) -> tuple[int, int]:
         try:
             names = next(csv.reader([header], delimiter=delimiter))
         except csv.Error:
             return 0, 0
-        return sum(meaning(name) is not None for name in names), len(names)
+        return sum(column_of(name) is not None for name in names), len(names)
 
     return max(_DELIMITERS, key=score)
 
@@ -120,7 +122,7 @@ def _read(
     if len(cells) > width:
         if not any(map(str.strip, cells)):
             return None
-        # Without the account: the cells have moved, and a part of a password may be in its place.
+        # Without the account: the cells have shifted, so it may be part of a password.
         advice = f"it has {len(cells)} for {width} columns; put quotes around cells that contain a delimiter"
         return Refusal(ordinal, line, None, None, "more cells than the header", advice)
     cells.extend([""] * (width + 1 - len(cells)))

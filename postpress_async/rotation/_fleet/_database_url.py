@@ -1,4 +1,4 @@
-"""Finds a password in the URL of a database."""
+"""Finds passwords in the URL of a database."""
 
 import re
 from typing import Final
@@ -7,7 +7,7 @@ from urllib.parse import unquote
 from postpress_async.errors import ConfigurationError
 
 DATABASE_URL: Final = "POSTPRESS_DATABASE_URL"
-"""The environment variable for a URL with a password."""
+"""The environment variable for the URL, which may contain a password."""
 
 # As SQLAlchemy parses it: from the first colon to the first "@", including slashes.
 _CREDENTIALS: Final = re.compile(r"[a-zA-Z][\w+.-]*://[^:/]*:[^@]+@", re.DOTALL)
@@ -24,7 +24,7 @@ def has_password(url: str) -> bool:
 
 def check_argument(url: str) -> str:
     """
-    Return *url*, an argument of a command, which every user of the machine can read.
+    Return *url*, a command-line argument, which every user of the machine can read.
 
     Raises:
         ConfigurationError: It has a password, which the message does not show.

@@ -1,8 +1,8 @@
 """
 The bytes of a fleet as lines of text, which can be read several times.
 
-Anything but a regular file is first copied to a private temporary file. Errors never contain text of the
-file, because a fleet holds passwords; the exception of a decoder would contain some.
+Anything except a regular file is first copied to a private temporary file. Errors never contain text of the
+file, because a fleet holds passwords; that is why a decoder's exception is not chained.
 """
 
 import codecs
@@ -26,15 +26,15 @@ STDIN: Final = "-"
 """The source that is standard input."""
 
 LONGEST_LINE: Final = 1024 * 1024
-"""Bytes of the longest line, in UTF-8; a file with a longer one has another format, or never ends."""
+"""Maximum length of a line in bytes of UTF-8. A file with a longer one has another format, or never ends."""
 
 _BLOCK: Final = 64 * 1024
-_UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text" begins so
+_UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as in Excel's "Unicode text"
 
 PARQUET: Final = b"PAR1"
 """The first bytes of a Parquet file."""
 
-# Other formats by their first bytes: what the file is, and how to use it.
+# Other formats by their first bytes: what the file is, and how to convert it.
 _FORMATS: Final = {
     b"PK\x03\x04": "is a workbook or a zip archive: export it as CSV in UTF-8",
     b"\xd0\xcf\x11\xe0": "is an old Excel workbook: export it as CSV in UTF-8",
@@ -44,9 +44,9 @@ _FORMATS: Final = {
     b"ARROW1": "is an Arrow or Feather file: write it as Parquet or CSV",
     b"SQLite format 3\0": "is a SQLite database: name it as sqlite:///FILE, and give a query",
 }
-_LONGEST_MARK: Final = 16
+_LONGEST_MAGIC: Final = 16
 
-_UNOPENED: Final[dict[type[Exception], str]] = {
+_OPEN_ERRORS: Final[dict[type[Exception], str]] = {
     FileNotFoundError: "does not exist: check the path, or give - for standard input",
     IsADirectoryError: "is a directory: give a file in it",
     PermissionError: "is not readable: change its permissions, or pipe it in",
@@ -57,21 +57,21 @@ _Stamp: TypeAlias = tuple[int, int, int, int]
 
 class FleetFile:
     """
-    A file, or a copy of what came through a pipe.
+    A file, or a copy of what a pipe contained.
 
-    A file is opened for each pass. After `sha256`, each later pass compares every block with its digest
-    before a byte of the block is used: a file may be rewritten in place, with its time restored.
+    The file is opened for each pass. After `sha256`, each pass compares every block with its digest before
+    using it, because a file can be rewritten in place with its modification time restored.
 
     Attributes:
         name: The file's name without its folder, or ``<stdin>``.
-        shown: Its name in errors: the path as given.
+        shown: Its name in errors: the path, or ``standard input``.
     """
 
     def __init__(self, source: str | os.PathLike[str]) -> None:
         """Raise `FleetError` if *source* cannot be read."""
         path = os.fspath(source)
-        self.name: str = "<stdin>" if path == STDIN else _printable(os.path.basename(path))
-        self.shown: str = "standard input" if path == STDIN else _printable(path) or "a file without a name"
+        self.name: str = "<stdin>" if path == STDIN else printable(os.path.basename(path))
+        self.shown: str = "standard input" if path == STDIN else printable(path) or "a file without a name"
         self._path = path
         self._spool: IO[bytes] | None = None
         self._hash: hashlib._Hash | None = None  # pyright: ignore[reportPrivateUsage]
@@ -90,7 +90,7 @@ class FleetFile:
         return FleetError(f"{self.shown} {fact}")
 
     def error_in(self, line: int, fact: str) -> FleetError:
-        """Return an error about one line of the file."""
+        """Return an error about *line* of the file."""
         return FleetError(f"line {line} of {self.shown} {fact}")
 
     def close(self) -> None:
@@ -99,15 +99,15 @@ class FleetFile:
         if self._spool is not None:
             self._spool.close()
 
-    def begins(self, mark: bytes) -> bool:
-        """Whether the first bytes are *mark*."""
+    def starts_with(self, magic: bytes) -> bool:
+        """Whether the first bytes are *magic*."""
         with self.opened() as file:
-            return file.read(len(mark)) == mark
+            return file.read(len(magic)) == magic
 
     def refuse_other_formats(self) -> None:
-        """Raise `FleetError` if the first bytes are those of a known other format."""
+        """Raise `FleetError` if the first bytes are those of another known format."""
         with self.opened() as file:
-            self._refuse_format(file.read(_LONGEST_MARK) or b"")
+            self._refuse_format(file.read(_LONGEST_MAGIC) or b"")
 
     def _refuse_format(self, block: bytes) -> None:
         for first, fact in _FORMATS.items():
@@ -115,7 +115,7 @@ class FleetFile:
                 raise self.error(fact)
 
     def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
-        """Return a hash over all bytes, which can be updated. Later passes must find the same bytes."""
+        """Return an updatable hash of all bytes. Later passes must find the same bytes."""
         if self._hash is None:
             digest, blocks = hashlib.sha256(), list[bytes]()
             with self.opened() as file:
@@ -127,7 +127,7 @@ class FleetFile:
 
     def lines(self) -> Generator[list[str], None, None]:
         r"""
-        Yield all lines with their ends (``\n``, ``\r\n`` or ``\r``), a block at a time, in bounded memory.
+        Yield lists of lines with their ends (``\n``, ``\r\n`` or ``\r``), one list for each block.
 
         Raises:
             FleetError: The file changed, is not text, or has a line over `LONGEST_LINE`.
@@ -139,7 +139,7 @@ class FleetFile:
                 if b"\0" in block:
                     bad = number + len(text[: text.index(b"\0") + 1].splitlines())
                     raise self.error_in(bad, "has a NUL byte and is not text: save the file as UTF-8")
-                # As bytes: str.splitlines also splits at U+2028 and others, which a password may have.
+                # As bytes: str.splitlines also splits at U+2028 and others, which a password may contain.
                 lines = text.splitlines(keepends=True)
                 # The end of the last line may be in the next block, and "\r" may be half of it.
                 rest = b"" if text.endswith(b"\n") else lines.pop()
@@ -150,7 +150,7 @@ class FleetFile:
             yield self._decoded(rest.splitlines(keepends=True), number)
 
     def _decoded(self, lines: list[bytes], before: int) -> list[str]:
-        """*lines* as text; *before* is the number of lines before them."""
+        """Decode *lines*, which *before* lines precede."""
         texts: list[str] = []
         try:
             texts.extend(line.decode() for line in lines)
@@ -158,11 +158,11 @@ class FleetFile:
             pass
         else:
             return texts
-        # Outside of the except block: otherwise the error that holds the line would be chained.
+        # Outside the except block: otherwise the error, which holds the line, would be chained.
         raise self.error_in(before + len(texts) + 1, "is not UTF-8: save the file as UTF-8")
 
     def _utf8(self, file: io.RawIOBase) -> Iterator[bytes]:
-        """Yield the blocks of *file* in UTF-8 without a byte-order mark. UTF-16 with one is converted."""
+        """Yield the blocks of *file* in UTF-8, without byte-order mark. UTF-16 is converted."""
         block = file.read(_BLOCK) or b""
         self._refuse_format(block)
         if not block.startswith(_UTF16):
@@ -171,7 +171,7 @@ class FleetFile:
                 yield block
                 block = file.read(_BLOCK) or b""
             return
-        # Invalid UTF-16 becomes invalid UTF-8, so that it is found with its line.
+        # Invalid UTF-16 becomes invalid UTF-8, so that `lines` can report its line.
         decoder = codecs.getincrementaldecoder("utf-16")("surrogatepass")
         while block:
             if text := decoder.decode(block):
@@ -183,10 +183,10 @@ class FleetFile:
     @contextmanager
     def opened(self) -> Iterator[io.RawIOBase]:
         """
-        Open the file for one pass with a position of its own.
+        Open the file for one pass, with its own position.
 
         Raises:
-            FleetError: It is closed, it changed, or the block raised an `OSError`.
+            FleetError: The file is closed or has changed, or the block raised an `OSError`.
         """
         if self._closed:
             raise self.error("is closed: open the fleet again")
@@ -210,11 +210,11 @@ class FleetFile:
         try:
             return io.FileIO(self._path)
         except (OSError, ValueError) as error:  # ValueError: a NUL or half a surrogate pair in the path
-            fact = _UNOPENED.get(type(error)) or f"cannot be opened: {_reason(error)}"
+            fact = _OPEN_ERRORS.get(type(error)) or f"cannot be opened: {_reason(error)}"
             raise self.error(fact) from error
 
     def _copy(self, pipe: IO[bytes] | io.FileIO) -> None:
-        # On most systems it never has a name, so that a run that is killed leaves no passwords behind.
+        # On most systems it has no name, so a killed run leaves no passwords behind.
         self._spool = spool = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
         first = b""
         try:
@@ -222,7 +222,7 @@ class FleetFile:
                 spool.write(block)
                 first = first or block
                 if b"\0" in block and not first.startswith((*_UTF16, PARQUET)):
-                    break  # it will be refused when it is read, and /dev/zero has no end
+                    break  # reading it will fail, and /dev/zero has no end
         except OSError as error:
             spool.close()
             raise self.error(f"cannot be copied to a temporary file: {_reason(error)}") from error
@@ -232,7 +232,7 @@ class FleetFile:
 
 
 class _Reader(io.RawIOBase):
-    """A seekable file, read through a position of its own."""
+    """A seekable file with its own position."""
 
     _at = 0
 
@@ -276,7 +276,7 @@ class VerifiedFile(_Reader):
     A file whose blocks are compared with their digests before they are used.
 
     Args:
-        file: The file, which nothing else may read meanwhile.
+        file: The file, which nothing else may read at the same time.
         digests: The digests of its blocks.
         changed: Creates the error for a block that differs.
     """
@@ -295,7 +295,7 @@ class VerifiedFile(_Reader):
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         view, filled = memoryview(buffer).cast("B"), 0
-        # Fill the whole buffer: pyarrow takes a short read for the end of the file.
+        # Fill the whole buffer: pyarrow mistakes a short read for the end of the file.
         while filled < len(view) and (piece := self._rest_of_block()[: len(view) - filled]):
             view[filled : filled + len(piece)] = piece
             filled += len(piece)
@@ -342,5 +342,6 @@ def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or "the path has an invalid character"
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def printable(text: str) -> str:
+    """Escape the characters of *text* that are not printable."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

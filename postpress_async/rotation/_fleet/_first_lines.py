@@ -5,8 +5,8 @@ from array import array
 from hashlib import blake2b
 from typing import Final
 
-# Python's hash of a string is usually SipHash with 64 bits and a key of the process, and cached in the
-# string. Otherwise BLAKE2b replaces it.
+# Python's hash of a string is usually a 64-bit SipHash with a random key, cached in the string. Otherwise use
+# BLAKE2b.
 _IS_SIPHASH_64: Final = sys.hash_info.hash_bits == 64 and sys.hash_info.algorithm.startswith("siphash")
 
 
@@ -14,9 +14,9 @@ class FirstLines:
     """
     The first line of each account, in 32 to 64 bytes per account.
 
-    A hash table with open addressing in two arrays: 36 MB for a million accounts. A dict from a hash to a
-    line takes 122 MB, and a fleet can have ten million accounts. Accounts are compared by 64 bits of
-    SipHash, which confuses two of a million once in 37 million fleets.
+    A hash table with open addressing in two arrays: 36 MB for a million accounts, where a dict from hash to
+    line takes 122 MB; a fleet can have ten million accounts. Accounts are compared by a 64-bit hash, which
+    collides once in 37 million fleets of a million accounts.
     """
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class FirstLines:
         self._digests = array("q", bytes(8 * slots))
         self._lines = array("Q", bytes(8 * slots))  # 0 is a free slot, because the first line is 1
         self._mask = slots - 1
-        self._capacity = slots // 2  # searches are slower in a fuller table
+        self._capacity = slots // 2  # lookups are slower in a fuller table
 
     def claim(self, account_id: str, line: int) -> int | None:
-        """Return the line that named *account_id* before; None if this is the first, which is stored."""
+        """Return the earlier line that has *account_id*. Otherwise store *line* and return None."""
         digest = hash(account_id) if _IS_SIPHASH_64 else _blake2b(account_id)
         digests, lines, mask = self._digests, self._lines, self._mask
         slot = digest & mask

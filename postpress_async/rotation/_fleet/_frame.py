@@ -1,4 +1,4 @@
-"""A pandas or polars frame as a fleet, recognised by its attributes: neither library is imported."""
+"""A pandas or polars frame as a fleet. It is recognized by its attributes, without importing a library."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from postpress_async.errors import FleetError
 from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
 from postpress_async.rotation._fleet._header import read_header
-from postpress_async.rotation._fleet._row import RowReader, meaning
+from postpress_async.rotation._fleet._row import RowReader, column_of
 from postpress_async.rotation._rows import Refusal, Row
 
 if TYPE_CHECKING:  # type checkers have stubs of typing_extensions, so it need not be installed
@@ -30,7 +30,7 @@ class Frame(Protocol):
 
 def is_frame(value: object) -> "TypeIs[Frame]":
     """Whether *value* is a frame of pandas or polars, including a lazy one."""
-    # The type's attributes: an object's include its columns, and a lazy frame would be computed.
+    # Attributes of the type, because those of an object include its columns, and can compute a lazy frame.
     kind = type(value)
     has_columns = hasattr(kind, "columns") and hasattr(kind, "dtypes")
     return has_columns and any(hasattr(kind, name) for name in ("iloc", "to_series", "collect"))
@@ -38,13 +38,13 @@ def is_frame(value: object) -> "TypeIs[Frame]":
 
 class FrameTable:
     """
-    The rows of a frame, of which a batch at a time becomes Python objects.
+    The rows of a frame, converted to Python objects one batch at a time.
 
-    The line of a row is its number from 1, whatever its index: ``frame.iloc[line - 1]`` in pandas,
+    The line of a row is its number from 1, regardless of the index: ``frame.iloc[line - 1]`` in pandas,
     ``frame.row(line - 1)`` in polars.
 
     Attributes:
-        name: Replaces the name of a file.
+        name: Used in place of a file name.
     """
 
     name: str = "<frame>"
@@ -56,11 +56,11 @@ class FrameTable:
         self._rows = frame.shape[0]
         names = [str(name) for name in frame.columns]
         labels = [str(name) for name in getattr(getattr(frame, "index", None), "names", ())]
-        if "account_id" in map(meaning, labels) and "account_id" not in map(meaning, names):
+        if "account_id" in map(column_of, labels) and "account_id" not in map(column_of, names):
             raise self.error("has account_id as its index: pass frame.reset_index()")
         header = read_header(names, self.error)
         slices = _pandas_slices if hasattr(type(frame), "iloc") else _polars_slices
-        self._columns = {column: slices(frame, index) for column, index in header.places.items()}
+        self._columns = {column: slices(frame, index) for column, index in header.positions.items()}
         self._ignored = header.ignored
         self._maker = BatchMaker()
 
@@ -74,7 +74,7 @@ class FrameTable:
         return FleetError(f"the frame {fact}")
 
     def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
-        """Return a hash over the values of the known columns, which can be updated."""
+        """Return an updatable hash of the values of the known columns."""
         digest = hashlib.sha256()
         for batch in self._batches():
             faults = {index: str(fault) for index, fault in batch.faults.items()}
@@ -95,7 +95,7 @@ class FrameTable:
             yield self._maker.make(values, end - begin)
 
 
-# Returns the values of a column from one row up to another as Python objects.
+# Returns the values of a column, from a begin to an exclusive end, as Python objects.
 _Slices = Callable[[int, int], Sequence[object]]
 
 
@@ -103,7 +103,7 @@ def _pandas_slices(frame: Any, index: int) -> _Slices:
     series = frame.iloc[:, index]
 
     def values(begin: int, end: int) -> Sequence[object]:
-        # A missing value is None, NaN, NaT or NA, depending on the type of the column.
+        # A missing value may be None, NaN, NaT or NA, depending on the type of the column.
         return series.iloc[begin:end].to_numpy(dtype=object, na_value=None).tolist()  # type: ignore[no-any-return]
 
     return values

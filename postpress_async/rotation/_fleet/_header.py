@@ -1,11 +1,11 @@
-"""Finds the columns of a fleet by the names in a header."""
+"""Finds the columns of a fleet in a header."""
 
 from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
 from postpress_async.errors import FleetError
-from postpress_async.rotation._fleet._row import COLUMNS, meaning, shown
+from postpress_async.rotation._fleet._row import COLUMNS, column_of, printable_name
 
 KNOWN = ", ".join(COLUMNS)
 
@@ -16,13 +16,13 @@ class Header:
     The positions of the columns.
 
     Attributes:
-        width: Number of all columns.
-        places: The index of each of `COLUMNS` that is present.
+        width: Number of columns, including unknown ones.
+        positions: The index of each of `COLUMNS` that is present.
         ignored: Unknown names, safe to print.
     """
 
     width: int
-    places: dict[str, int]
+    positions: dict[str, int]
     ignored: tuple[str, ...]
 
 
@@ -33,19 +33,19 @@ def read_header(names: Sequence[str], error: Callable[[str], FleetError]) -> Hea
     Raises:
         FleetError: Two names mean the same column, or no name means account_id. *error* creates it.
     """
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     ignored: list[str] = []
     for index, name in enumerate(names):
-        column = meaning(name)
+        column = column_of(name)
         if column is None:
-            ignored.append(shown(name))
-        elif column in places:
-            both = f"{shown(names[places[column]])} and {shown(name)}"
+            ignored.append(printable_name(name))
+        elif column in positions:
+            both = f"{printable_name(names[positions[column]])} and {printable_name(name)}"
             raise error(f"has two columns for {column}, {both}: remove one of them")
         else:
-            places[column] = index
-    if "account_id" not in places:
-        found = ", ".join(filter(None, map(shown, names[:20]))) or "others without a name"
-        advice = f"give one of them that name; known are {KNOWN}"
+            positions[column] = index
+    if "account_id" not in positions:
+        found = ", ".join(filter(None, map(printable_name, names[:20]))) or "columns without a name"
+        advice = f"rename one of them; the known columns are {KNOWN}"
         raise error(f"has no column account_id, only {found}: {advice}")
-    return Header(len(names), places, tuple(filter(None, ignored)))
+    return Header(len(names), positions, tuple(filter(None, ignored)))

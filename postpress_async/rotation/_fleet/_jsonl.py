@@ -59,7 +59,7 @@ class JsonLines:
                     raise FieldError(name, "proxy given twice", ONE_FORM)
             del found["proxy"]
             self._keys.read(proxy, PARTS, found)
-            if "host" not in found:  # an empty object is a mistake, and does not ask for the default
+            if "host" not in found:  # an empty object is an error, not a missing value
                 raise FieldError("host", "host missing", "give the proxy's host name or address")
         cells = (
             value if type(value := found.get(name, "")) is str else cell_text(name, value) for name in COLUMNS
@@ -73,10 +73,10 @@ class _DuplicateKeyError(ValueError):
 
 def _read_object(text: str) -> dict[str, Any] | FieldError:
     """
-    Return the object that *text* is, or what is wrong with it.
+    Parse *text*, and return its object or what is wrong with it.
 
-    The error is not raised, because it would be chained to one of `json` that holds the whole text, which may
-    have a password.
+    The error is returned and not raised, because the `json` exception that would be chained to it holds the
+    whole text, which may contain a password.
     """
     try:
         text = text.strip(" \t\r\n")

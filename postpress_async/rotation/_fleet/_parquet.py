@@ -1,4 +1,4 @@
-"""A fleet as Parquet, read by pyarrow: only the known columns, some rows at a time."""
+"""A fleet as Parquet, read by pyarrow: only the known columns, one batch of rows at a time."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -16,22 +16,21 @@ from postpress_async.rotation._fleet._parquet_footer import (
     Chunk,
     read_row_groups,
 )
-from postpress_async.rotation._fleet._row import PARTS, RowReader, meaning, shown
+from postpress_async.rotation._fleet._row import PARTS, RowReader, column_of, printable_name
 from postpress_async.rotation._rows import Refusal, Row
 
 if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet
 
-# Bytes to read ahead: without a limit, pyarrow reads the whole column of a row group.
+# Bytes to read at once: by default, pyarrow reads the whole column of a row group.
 _BUFFER: Final = 64 * 1024
 
-AT_ONCE: Final = 64 * 1024 * 1024
-"""Bytes of one column that may be in memory at once, uncompressed, in addition to `EACH_ROW` for each row."""
+MAX_COLUMN_SIZE: Final = 64 * 1024 * 1024
+"""Maximum uncompressed bytes of one column of a row group, in addition to `MAX_MEAN_VALUE` for each row."""
 
-EACH_ROW: Final = 512
-"""Largest average size of a value in a row group over `AT_ONCE`: a fleet has no longer ones."""
-
+MAX_MEAN_VALUE: Final = 512
+"""Average size in bytes that a value may have in a large row group. A real fleet has shorter ones."""
 
 T = TypeVar("T")
 
@@ -42,14 +41,14 @@ class ParquetTable:
 
     Columns are strings, dictionary-encoded or not, and ``port`` may be a column of numbers. ``proxy`` may be
     a struct with the fields host, port, protocol, username and password. The line of a row is its number in
-    the file, from 1. A row with only nulls has no account, and is refused.
+    the file, from 1. A row with only nulls is refused, because it has no account.
 
     Attributes:
-        ignored_columns: Unknown names of columns, and of fields of the proxy.
+        ignored_columns: Unknown columns, and unknown fields of the proxy.
     """
 
     def __init__(self, file: FleetFile) -> None:
-        """Raise `FleetError` if pyarrow is not installed, or a column has another type."""
+        """Raise `FleetError` if pyarrow is not installed, or a column has an unsupported type."""
         try:
             import pyarrow
             import pyarrow.compute
@@ -60,13 +59,13 @@ class ParquetTable:
         self._file = file
         self._arrow = pyarrow
         with self._opened() as parquet:
-            schema = self._intact(lambda: parquet.schema_arrow)
+            schema = self._convert_errors(lambda: parquet.schema_arrow)
         header = read_header(schema.names, file.error)
-        self._names = {column: schema.names[index] for column, index in header.places.items()}
+        self._names = {column: schema.names[index] for column, index in header.positions.items()}
         self._leaves: list[str] = []
         self._batch_sizes: list[int] | None = None
         ignored = list(header.ignored)
-        for column, index in header.places.items():
+        for column, index in header.positions.items():
             name, kind = schema.names[index], schema.field(index).type
             if column == "proxy" and pyarrow.types.is_struct(kind):
                 ignored += self._check_struct(name, kind)
@@ -83,15 +82,15 @@ class ParquetTable:
         """Add the known fields of *struct* to the leaves; return the unknown ones, safe to print."""
         ignored = []
         for field in struct:
-            path, column = f"{name}.{field.name}", meaning(field.name)
+            path, column = f"{name}.{field.name}", column_of(field.name)
             if column in PARTS:
                 self._check(column, path, field.type)
                 self._leaves.append(path)
             else:
-                ignored.append(shown(field.name))
+                ignored.append(printable_name(field.name))
         if len(ignored) == struct.num_fields:
             raise self._file.error(
-                f"has a struct {shown(name)} without a host: see what its fields are called"
+                f"has a struct {printable_name(name)} without a host: see what its fields are called"
             )
         return ignored
 
@@ -100,12 +99,14 @@ class ParquetTable:
         if types.is_dictionary(kind):
             kind = kind.value_type
         texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-        # pandas writes a column without values as floats. A row with a value there is refused.
+        # pandas writes a column without values as floats. A row with a float value is refused.
         floats = (types.is_floating,)
         numbers = (types.is_integer, types.is_decimal) if column == "port" else ()
         if not any(fits(kind) for fits in texts + floats + numbers):
-            right = "text or whole numbers" if column == "port" else "text"
-            raise self._file.error(f"has {shown(name)} as {shown(str(kind))}: write that column as {right}")
+            expected = "text or whole numbers" if column == "port" else "text"
+            raise self._file.error(
+                f"has {printable_name(name)} as {printable_name(str(kind))}: write that column as {expected}"
+            )
 
     def _batches(self) -> Generator[Batch, None, None]:
         maker = BatchMaker()
@@ -114,26 +115,26 @@ class ParquetTable:
         with self._opened() as parquet:
             for size, groups in groupby(enumerate(self._batch_sizes), key=itemgetter(1)):
                 numbers = [number for number, _ in groups]
-                # Threads would read ahead.
+                # Threads would read ahead, which takes memory.
                 batches = parquet.iter_batches(
                     size, row_groups=numbers, columns=self._leaves, use_threads=False
                 )
-                while (batch := self._intact(partial(next, batches, None))) is not None:
-                    values = self._intact(partial(self._values, batch))
+                while (batch := self._convert_errors(partial(next, batches, None))) is not None:
+                    values = self._convert_errors(partial(self._values, batch))
                     yield maker.make(values, batch.num_rows)
 
     def _find_batch_sizes(self) -> list[int]:
         """
-        For each row group: how many of its rows may be in memory at once.
+        The number of rows of each row group that may be in memory at once.
 
-        The size of the file is no limit: long values can be compressed to a few bytes, or be repeated by a
-        dictionary.
+        The size of the file does not limit memory: long values can be compressed to a few bytes, or repeated
+        by a dictionary.
 
         Raises:
             FleetError: A column of a row group is too large.
         """
         with self._file.opened() as file:
-            row_groups = self._intact(partial(read_row_groups, file))
+            row_groups = self._convert_errors(partial(read_row_groups, file))
         sizes: list[int] = []
         with self._opened(read_dictionary=self._leaves) as dictionaries:
             for number, group in enumerate(row_groups):
@@ -141,25 +142,27 @@ class ParquetTable:
                 for chunk in group.chunks:
                     if chunk.path not in self._leaves:
                         continue
-                    if chunk.size > AT_ONCE + EACH_ROW * group.rows:
+                    if chunk.size > MAX_COLUMN_SIZE + MAX_MEAN_VALUE * group.rows:
                         raise self._file.error(
-                            f"has {chunk.size:,} bytes in column {shown(chunk.path)} of row group {number} "
-                            f"(of {group.rows:,} rows), too many for a fleet: correct long values, or write "
-                            "smaller row groups"
+                            f"has {chunk.size:,} bytes in column {printable_name(chunk.path)} of row group "
+                            f"{number} (of {group.rows:,} rows), too many for a fleet: correct long values, "
+                            "or write smaller row groups"
                         )
-                    if chunk.size * BATCH > AT_ONCE:
-                        longest = max(longest, self._longest(number, chunk, dictionaries))
-                sizes.append(min(BATCH, max(1, AT_ONCE // longest)))
+                    if chunk.size * BATCH > MAX_COLUMN_SIZE:
+                        longest = max(longest, self._longest_repeated(number, chunk, dictionaries))
+                sizes.append(min(BATCH, max(1, MAX_COLUMN_SIZE // longest)))
         return sizes
 
-    def _longest(self, number: int, chunk: Chunk, dictionaries: "pyarrow.parquet.ParquetFile") -> int:
-        """Largest size of a value that *chunk* has once and memory several times; 0 without any."""
+    def _longest_repeated(
+        self, number: int, chunk: Chunk, dictionaries: "pyarrow.parquet.ParquetFile"
+    ) -> int:
+        """Size of the largest value that *chunk* stores once but memory may hold repeatedly; 0 if none."""
         if DELTA_BYTE_ARRAY in chunk.encodings:
             return chunk.size
         if not DICTIONARIES & chunk.encodings:
             return 0
         batches = dictionaries.iter_batches(1, row_groups=[number], columns=[chunk.path], use_threads=False)
-        batch = self._intact(partial(next, batches, None))
+        batch = self._convert_errors(partial(next, batches, None))
         if batch is None:  # without rows
             return 0
         values = batch.column(0)
@@ -171,35 +174,35 @@ class ParquetTable:
         return int(compute.max(compute.binary_length(values.dictionary)).as_py() or 0)
 
     def _values(self, batch: "pyarrow.RecordBatch") -> Values:
-        return {column: _listed(batch.column(name)) for column, name in self._names.items()}
+        return {column: _to_list(batch.column(name)) for column, name in self._names.items()}
 
     @contextmanager
     def _opened(self, **options: Any) -> Iterator["pyarrow.parquet.ParquetFile"]:
         with self._file.opened() as file:
             options |= {"buffer_size": _BUFFER, "pre_buffer": False}
-            yield self._intact(partial(self._arrow.parquet.ParquetFile, file, **options))
+            yield self._convert_errors(partial(self._arrow.parquet.ParquetFile, file, **options))
 
-    def _intact(self, call: Callable[[], T]) -> T:
-        """Return the result of *call*; convert errors that pyarrow raises on damaged files."""
+    def _convert_errors(self, call: Callable[[], T]) -> T:
+        """Return the result of *call*; convert the errors that pyarrow raises for damaged files."""
         try:
             return call()
         except OSError as error:
-            if error.errno is not None:  # an error of the disk, which `FleetFile` handles
+            if error.errno is not None:  # a disk error, which `FleetFile` handles
                 raise
         except (self._arrow.ArrowException, ValueError, TypeError, KeyError, MemoryError):
             pass
-        # Outside of the except block: otherwise an error that may hold a value would be chained.
+        # Outside the except block: otherwise an error that may hold a value would be chained.
         raise self._file.error("is damaged, or a Parquet file that pyarrow cannot read: write it again")
 
 
-def _listed(values: "pyarrow.Array") -> list[Any]:
+def _to_list(values: "pyarrow.Array") -> list[Any]:
     try:
         return values.to_pylist()  # type: ignore[no-any-return]
     except UnicodeDecodeError:
-        return [_value(value) for value in values]
+        return [_to_value(value) for value in values]
 
 
-def _value(scalar: "pyarrow.Scalar") -> Any:
+def _to_value(scalar: "pyarrow.Scalar") -> Any:
     try:
         return scalar.as_py()
     except UnicodeDecodeError:

@@ -1,9 +1,9 @@
 """
 The sizes of the columns in the footer of a Parquet file.
 
-pyarrow has them too, but its `RowGroupMetaData.column` does not catch C++ exceptions: one wrong byte in the
-entry of a column ends the process. Its other ways to these sizes use the same function, or read the column's
-pages first. So the footer is read here, in Thrift's compact protocol.
+pyarrow's `RowGroupMetaData.column` has them too, but does not catch C++ exceptions: one wrong byte in the
+entry of a column ends the process. pyarrow's other functions for these sizes call it, or read the column's
+pages first. So this module parses the footer, which is in Thrift's compact protocol.
 """
 
 import io
@@ -12,10 +12,10 @@ from typing import Any, Final
 from attrs import frozen
 
 DICTIONARIES: Final = frozenset({2, 8})
-"""Encodings that write equal values once."""
+"""Encodings that store equal values once."""
 
 DELTA_BYTE_ARRAY: Final = 7
-"""The encoding that leaves out the beginning that a value shares with the one before."""
+"""The encoding that omits the prefix that a value shares with the previous one."""
 
 _TAIL: Final = 8  # bytes: the footer's length, and PAR1
 
@@ -32,9 +32,9 @@ class Chunk:
     One column of a row group.
 
     Attributes:
-        path: The column's name, after the name of its struct and a dot if it is in one.
+        path: The column's name; for a field of a struct, ``struct.field``.
         size: Number of bytes, uncompressed.
-        encodings: The encodings of its values, by Parquet's numbers.
+        encodings: Numbers of the encodings of its values, as Parquet defines them.
     """
 
     path: str
@@ -68,7 +68,7 @@ def read_row_groups(file: io.RawIOBase) -> list[RowGroup]:
         ]
     except (IndexError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise ValueError("a footer that is damaged")
+    raise ValueError("the footer is damaged")
 
 
 def _chunk(fields: dict[int, Any]) -> Chunk:
@@ -76,7 +76,7 @@ def _chunk(fields: dict[int, Any]) -> Chunk:
 
 
 class _Thrift:
-    """A reader of Thrift's compact protocol; it raises `IndexError` or `ValueError` if *data* is damaged."""
+    """A parser of Thrift's compact protocol; raises `IndexError` or `ValueError` if *data* is damaged."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

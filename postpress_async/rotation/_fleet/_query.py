@@ -1,13 +1,13 @@
 """
-A fleet as the rows of an SQL query, by SQLAlchemy and any driver that is installed.
+A fleet as the rows of an SQL query, read by SQLAlchemy and any installed driver.
 
-The rows are read through a server-side cursor and copied to a private temporary file: all of them are checked
-before a byte is sent, and the rows sent are those that were checked. An error of a database may quote a row,
-which has passwords, so only messages that cannot are repeated.
+The rows are read through a server-side cursor and copied to a private temporary file, so that the rows sent
+are those that were validated. A database's error message may quote a row with a password, so only messages
+that cannot do so are shown.
 
-A mistake in a query must not write. SQLite's file is opened read-only, and the query cannot attach or create
-another. PostgreSQL, MySQL and MariaDB run the query in a read-only transaction. It changes no table, but only
-the rights of the account prevent effects outside of tables (``COPY ... TO``, ``INTO OUTFILE``). For other
+A mistake in a query must not write. A SQLite file is opened read-only, and the query cannot attach or create
+another. PostgreSQL, MySQL and MariaDB run the query in a read-only transaction. It cannot change tables, but
+only the permissions of the account prevent other effects (``COPY ... TO``, ``INTO OUTFILE``). For other
 databases, the transaction is rolled back.
 """
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_WRITE_IT: Final = "write it as postgresql+psycopg://user@host/database"
-# SQLSTATE classes whose messages name tables, columns, users and servers, but no values of a row.
+_EXAMPLE: Final = "write it as postgresql+psycopg://user@host/database"
+# SQLSTATE classes whose messages name tables, columns, users and servers, but quote no values.
 _SAFE_CLASSES: Final = {"08", "25", "26", "28", "3D", "3F", "42", "53", "55", "57"}
-# Beginnings of such messages of SQLite.
+# Prefixes of such messages of SQLite.
 _SQLITE_MESSAGES: Final = tuple(
     "no such |near |ambiguous column name|unable to open|file is not a database|database is locked|"
     "incomplete input|unrecognized token|attempt to write|You can only execute one statement|"
@@ -58,7 +58,7 @@ class QueryTable:
     The rows of a query. The line of a row is its number in the result, from 1.
 
     Attributes:
-        name: Replaces the name of a file.
+        name: Used in place of a file name.
         ignored_columns: Unknown columns, and unknown keys of proxies.
     """
 
@@ -67,7 +67,7 @@ class QueryTable:
     def __init__(self, url: str, query: str) -> None:
         """Raise `FleetError` if the database refuses the query, or its columns are not a fleet's."""
         self._digest = hashlib.sha256()
-        # On most systems it never has a name, so that a run that is killed leaves no passwords behind.
+        # On most systems it has no name, so a killed run leaves no passwords behind.
         self._spool: IO[bytes] = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
         try:
             with closing(Query(url, query)) as result:
@@ -81,7 +81,7 @@ class QueryTable:
         return FleetError(f"the query {fact}")
 
     def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
-        """Return a hash over the values of the known columns, which can be updated."""
+        """Return an updatable hash of the values of the known columns."""
         return self._digest.copy()
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
@@ -97,14 +97,14 @@ class QueryTable:
         maker = BatchMaker()
         for rows in result.batches(BATCH):
             columns = list(zip(*rows, strict=True))
-            values = {column: columns[index] for column, index in header.places.items()}
+            values = {column: columns[index] for column, index in header.positions.items()}
             self._append(maker.make(values, len(rows)))
         return header.ignored + maker.keys.ignored
 
     def _append(self, batch: Batch) -> None:
         """Write *batch* as a line of JSON: its columns, null for an empty one, and its faults."""
         columns = [column if any(column) else None for column in batch.columns]
-        columns[0] = batch.columns[0]  # never null, because it has the number of rows
+        columns[0] = batch.columns[0]  # never null, because its length is the number of rows
         faults = [[index, *fault.args] for index, fault in batch.faults.items()]
         line = json.dumps([columns, faults], separators=(",", ":")).encode() + b"\n"
         self._digest.update(line)
@@ -151,13 +151,13 @@ class Query:
             raise FleetError("a query requires SQLAlchemy: pip install 'postpress-async[sql]'") from None
         self._alchemy = sqlalchemy
         self._engine = self._create_engine(url)
-        self._forms = _forms(self._engine.url.password)
+        self._password_forms = _password_forms(self._engine.url.password)
         try:
             _check_sqlite(self._url)
             self._connection = self._run("cannot be reached", self._engine.connect, connecting=True)
             self._result = self._run("refused the query", lambda: self._execute(query))
             if not self._result.returns_rows:
-                raise FleetError("the query gives no rows: write one that does, such as SELECT")
+                raise FleetError("the query returns no rows: write one that does, such as SELECT")
             self.names: Final[Sequence[str]] = list(self._result.keys())
         except BaseException:
             self.close()
@@ -170,12 +170,12 @@ class Query:
         Raises:
             FleetError: The database reported an error.
         """
-        while rows := self._run("broke off", lambda: self._result.fetchmany(size)):
+        while rows := self._run("failed while reading the rows", lambda: self._result.fetchmany(size)):
             yield rows
 
     def close(self) -> None:
         """Close the connection; the transaction is rolled back."""
-        with suppress(Exception):  # of a driver that has lost its connection
+        with suppress(Exception):  # from a driver that has lost its connection
             if (connection := getattr(self, "_connection", None)) is not None:
                 connection.close()
         with suppress(Exception):
@@ -193,17 +193,17 @@ class Query:
             engine: Engine = sqlalchemy.create_engine(target, poolclass=sqlalchemy.NullPool, **options)
         except exc.NoSuchModuleError:
             kind = self._url.drivername[:40]
-            fact = f"SQLAlchemy knows no database {kind!r}: {_WRITE_IT}"
+            fact = f"SQLAlchemy has no dialect {kind!r}: {_EXAMPLE}"
         except ImportError as error:
             driver = error.name or "of this database"
             fact = f"the driver {driver} is not installed: install it, or name yours, as in postgresql+psycopg://"
         except (exc.ArgumentError, ValueError, TypeError, AttributeError):
-            fact = f"the database's URL cannot be read: {_WRITE_IT}"
+            fact = f"the database's URL cannot be read: {_EXAMPLE}"
         else:
             if not engine.dialect.is_async:
                 return engine
             fact = f"{self._url.drivername} is asynchronous: name another driver, as in postgresql+psycopg://"
-        # Outside of the except block: otherwise an error that may hold the URL would be chained.
+        # Outside the except block: otherwise an error that may hold the URL would be chained.
         raise FleetError(fact)
 
     def _execute(self, query: str) -> "CursorResult[Any]":
@@ -221,27 +221,27 @@ class Query:
         return connection.exec_driver_sql(query, execution_options=options)
 
     def _run(self, fact: str, call: Callable[[], T], *, connecting: bool = False) -> T:
-        """Return the result of *call*, or raise `FleetError` with *fact* for any error of a driver."""
+        """Return the result of *call*; for any error of the driver, raise `FleetError` with *fact*."""
         try:
             return call()
         except ImportError as error:
             fact = f"requires the driver {error.name or 'of its own'}, which is not installed: install it"
         except Exception as error:  # SQLAlchemy does not wrap all errors of drivers
             fact = f"{fact}: {self._message(error, connecting)}"
-        # Outside of the except block for the same reason.
+        # Outside the except block, for the same reason.
         raise FleetError(f"{_shown(self._url)} {fact}")
 
     def _message(self, error: Exception, connecting: bool) -> str:
         """The first line of *error* if it cannot contain values of a row; otherwise its type."""
         error = getattr(error, "orig", None) or error
         state = str(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or "")
-        # MySQL's drivers have a number and a text.
+        # MySQL's drivers raise errors with a number and a text.
         full = error.args[1] if len(error.args) == 2 and isinstance(error.args[0], int) else error
         text = next(iter(str(full).strip().splitlines()), "")
         if connecting or state[:2] in _SAFE_CLASSES or text.startswith(_SQLITE_MESSAGES):
-            for form in self._forms:
+            for form in self._password_forms:
                 text = text.replace(form, MASK)
-            if not connecting:  # a literal in the query
+            if not connecting:  # it may be a literal of the query
                 text = re.sub(r"'[^']*'?", "'...'", text)
             text = "".join(c if c.isprintable() else " " for c in text)[:_LONGEST]
             return text + _ONLY_READS * text.startswith(("not authorized", "authorization denied"))
@@ -250,9 +250,9 @@ class Query:
 
 
 def _read_only(url: "URL") -> "URL":
-    """*url* with options that open a SQLite file read-only; unchanged for other databases."""
+    """Add the options that open a SQLite file read-only; leave the *url* of another database unchanged."""
     path = url.database
-    # Only this driver accepts a URI with options. A database in memory has no file.
+    # Only this driver accepts a URI with options. An in-memory database has no file.
     if url.drivername not in {"sqlite", "sqlite+pysqlite"} or not path or ":memory:" in path:
         return url
     if not path.startswith("file:"):
@@ -263,7 +263,7 @@ def _read_only(url: "URL") -> "URL":
 
 
 def _check_sqlite(url: "URL") -> None:
-    """Raise `FleetError` if a SQLite file does not exist: SQLite might create it."""
+    """Raise `FleetError` if the SQLite file does not exist, because SQLite might create it."""
     path = url.database
     if url.get_backend_name() != "sqlite" or not path or path == ":memory:" or path.startswith("file:"):
         return
@@ -273,14 +273,14 @@ def _check_sqlite(url: "URL") -> None:
 
 def _authorize(action: int, *_: object) -> int:
     """
-    Allow or deny a part of a query; SQLite calls this for each part while it prepares the query.
+    Allow or deny an action of a query; SQLite calls this for each action while it prepares the query.
 
     ATTACH creates a missing file, and VACUUM INTO attaches the file that it creates. Changes of tables are
-    not denied here: full-text and other virtual tables prepare them in order to be read, and no change is
-    possible in a file that was opened read-only.
+    not denied: reading a virtual table, such as a full-text index, prepares some, and none can be made in a
+    file that is open read-only.
     """
-    refused = action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}
-    return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
+    denied = action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}
+    return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK
 
 
 def _shown(url: "URL") -> str:
@@ -289,8 +289,8 @@ def _shown(url: "URL") -> str:
     return "".join(c for c in " ".join(filter(None, words)) if c.isprintable())[:_LONGEST]
 
 
-def _forms(password: object) -> list[str]:
-    """The forms of a *password* in messages of drivers, the longest first."""
+def _password_forms(password: object) -> list[str]:
+    """The forms of *password* that drivers may quote in messages, the longest first."""
     text = "" if password is None else str(password)
     forms = {text, quote(text), quote(text, safe=""), quote_plus(text), repr(text)[1:-1]}
     return sorted(filter(None, forms), key=len, reverse=True)

@@ -1,7 +1,7 @@
 """
-The names of a fleet's columns, and how the cells of a row become a change.
+The names of a fleet's columns, and the conversion of a row's cells to a change.
 
-All formats end here: the cells of CSV as they are, the values of other formats as the text of cells.
+All formats use it: CSV passes its cells unchanged, and other formats convert their values to text first.
 """
 
 import re
@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 from postpress_async._fields import check_account_id, read_port
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
+from postpress_async.rotation._fleet._file import printable
 from postpress_async.rotation._fleet._first_lines import FirstLines
 from postpress_async.rotation._rows import Refusal, Row
 
@@ -17,9 +18,9 @@ COLUMNS: Final = ("account_id", "proxy", "host", "port", "protocol", "username",
 """The columns of a fleet, in the order of `Cells`; ``proxy`` is a URL."""
 
 PARTS: Final = COLUMNS[2:7]
-"""The columns that together replace a ``proxy`` URL."""
+"""The columns that can be used instead of a ``proxy`` URL."""
 
-NOTHING_ASKED: Final = "no proxy and no country"
+NO_CHANGE: Final = "no proxy and no country"
 """The reason to refuse a row with only an account, if there is no default and no pool."""
 
 ONE_FORM: Final = "give either proxy, or host, port and the rest, not both"
@@ -27,7 +28,7 @@ ONE_FORM: Final = "give either proxy, or host, port and the rest, not both"
 Cells: TypeAlias = tuple[str, str, str, str, str, str, str, str, str]
 """The text of a row for each of `COLUMNS`, empty if the row has none."""
 
-# Names as `plain_name` returns them; the lower half has names that spreadsheets use.
+# By the form that `plain_name` returns; the last entries are names that spreadsheets use.
 _SEPARATORS: Final = re.compile(r"[\s_-]+")
 _MEANINGS: Final = {
     **{name: name for name in COLUMNS},
@@ -45,36 +46,35 @@ _MEANINGS: Final = {
 }
 
 
-def meaning(name: str) -> str | None:
-    """The one of `COLUMNS` that a *name* in a header means; None if unknown."""
+def column_of(name: str) -> str | None:
+    """The one of `COLUMNS` that *name* stands for; None if it is unknown."""
     return _MEANINGS.get(name) or _MEANINGS.get(plain_name(name))
 
 
 def plain_name(name: str) -> str:
-    """A *name* in lower case, without ``_``, ``-`` or spaces: the form in which names are compared."""
+    """*name* as names are compared: in lower case, without ``_``, ``-`` or spaces."""
     return _SEPARATORS.sub("", name).lower()
 
 
-def shown(name: str) -> str:
-    """A column's name that is safe to print: one line, at most 40 characters."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name.strip()[:40])
-    return text[:40]
+def printable_name(name: str) -> str:
+    """*name* in a form that is safe to print: one line of at most 40 characters."""
+    return printable(name.strip()[:40])[:40]
 
 
 class RowReader:
     """
-    Reads the rows of one pass over a fleet, each account once.
+    Reads the rows of one pass over a fleet, and refuses duplicate accounts.
 
-    The first line that names an account counts, even if the rest of that line is invalid. Otherwise fixing
-    that line would change which of the two is refused.
+    The first line of an account counts, even if that line is otherwise invalid: fixing it must not change
+    which of the two lines is refused as the duplicate.
     """
 
     def __init__(self, default: ProxyChange | None, *, pooled: bool = False, done: bytes = b"") -> None:
         """
         Args:
             default: The change for rows with only an account.
-            pooled: Whether such rows are left to a pool if there is no default.
-            done: A byte for each ordinal: not 0 if the row is settled and need not be read.
+            pooled: Whether such rows get their proxies from a pool.
+            done: One byte per ordinal; rows with a nonzero byte are completed and skipped.
         """
         self._default = default
         self._pooled = pooled
@@ -85,7 +85,7 @@ class RowReader:
         """Return the row, or its refusal; None if it is done."""
         account_id = cells[0].strip()
         if ordinal < len(self._done) and self._done[ordinal]:
-            self._first_lines.claim(account_id, line)  # refuse a later line that names it
+            self._first_lines.claim(account_id, line)  # so that a later line with the account is refused
             return None
         if (refusal := self._claim(ordinal, line, account_id)) is not None:
             return refusal
@@ -94,8 +94,8 @@ class RowReader:
         except FieldError as error:
             return Refusal.of(error, ordinal, line, account_id)
         if change is None and not self._pooled:
-            advice = "give it a proxy, a country or an ip, or all of them a default"
-            return Refusal(ordinal, line, None, account_id, NOTHING_ASKED, advice)
+            advice = "give it a proxy, a country or an ip, or set a default for all such rows"
+            return Refusal(ordinal, line, None, account_id, NO_CHANGE, advice)
         return Row(ordinal, line, account_id, change)
 
     def refuse(self, ordinal: int, line: int, account_id: str, error: FieldError) -> Refusal:
@@ -117,9 +117,9 @@ class RowReader:
 
 
 def _read_change(cells: Cells) -> ProxyChange | None:
-    """The change in the *cells* of a row; None if it has only an account."""
+    """The change in *cells*; None if they contain only an account."""
     _, proxy, host, port, protocol, username, password, country, ip = cells
-    # Most of a million rows' nine million cells are empty, and `and` is faster than a call.
+    # Most of the nine million cells of a million rows are empty, and `and` is faster than a call.
     host = host and host.strip()
     country = country and country.strip()
     ip = ip and ip.strip()
@@ -137,7 +137,7 @@ def _read_change(cells: Cells) -> ProxyChange | None:
         if proxy:
             return _from_url(proxy)
         return CustomProxy(
-            host=_without_brackets(host),
+            host=without_brackets(host),
             port=read_port(port),
             protocol=protocol.lower() or None,
             username=username or None,
@@ -157,7 +157,7 @@ _ONE_KIND: Final = "give a proxy of your own, or a country and an ip, not both"
 
 
 def _first(*cells: str) -> str:
-    """The name of the first of `PARTS` that is not empty."""
+    """The name of the first of `PARTS` whose cell is not empty."""
     return next(name for name, cell in zip(PARTS, cells, strict=True) if cell)
 
 
@@ -165,18 +165,15 @@ def _from_url(url: str) -> CustomProxy:
     try:
         return CustomProxy.from_url(url)
     except FieldError as error:
-        reason, advice = error.reason, error.advice
-    # In https://user:12345678, without a host, the port in the message would be the password.
-    if reason == "port out of range":
-        advice = "it is 1 to 65535"
-    raise FieldError("proxy", reason, advice)
+        raise FieldError("proxy", error.reason, error.advice) from None
 
 
-def _without_brackets(host: str) -> str:
-    return host[1:-1] if host[0] == "[" and host[-1] == "]" and ":" in host else host
+def without_brackets(host: str) -> str:
+    """Remove the brackets around an IPv6 address."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
-# The value is frozen, so all rows with this country can share it.
+# The value is frozen, so all rows with the same country can share it.
 @lru_cache(maxsize=1024)
 def _of_country(country: str) -> ManagedProxy:
     return ManagedProxy(country=country)

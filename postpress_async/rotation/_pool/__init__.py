@@ -1,8 +1,8 @@
 """
 A pool of proxies for the accounts of a rotation.
 
-A pool decides which account gets which proxy, and knows which proxies are full or quarantined. Its state
-changes only inside synchronous calls, so tasks can share it without a lock.
+A pool decides which account gets which proxy, and tracks which proxies are full or quarantined. Its state
+changes only in synchronous calls, so tasks can share it without a lock.
 """
 
 import hashlib
@@ -13,9 +13,10 @@ from typing import Final, Literal, Self, TypeAlias, TypedDict, Unpack
 from attrs import frozen
 
 from postpress_async.errors import FleetError
-from postpress_async.models import CustomProxy
+from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation._faults import Faults
-from postpress_async.rotation._outcome import LINE_PREFIX
+from postpress_async.rotation._fleet._file import printable
+from postpress_async.rotation._outcome import LINE_PREFIX, MANAGED
 from postpress_async.rotation._pool._assign import Assignment, RoundRobin, Sticky
 from postpress_async.rotation._pool._proxy_list import Known, RefusedLine, Source, identity, read_list
 
@@ -41,15 +42,20 @@ class PooledProxy:
         """
         Create the label of *proxy* from its `identity`.
 
-        The label therefore does not change if a list is sorted, shortened, or gets new passwords.
+        So the label does not change if a list is sorted or shortened, or gets new passwords.
         """
         host, port, user = identity(proxy)
         host = f"[{host}]" if ":" in host else host
-        user = f"{user}@" if user else ""
-        # A user name may contain control characters, such as one that reverses a terminal's text.
-        if not user.isprintable():
-            user = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in user)
+        # A user name may contain control characters, such as the one that reverses text in a terminal.
+        user = f"{printable(user)}@" if user else ""
         return cls(proxy, f"{user}{host}:{port}")
+
+
+def assignment_of(change: ProxyChange) -> str:
+    """The `Outcome.assignment` of an account that gets this change."""
+    if isinstance(change, CustomProxy):
+        return PooledProxy.of(change).label
+    return MANAGED + " ".join(part for part in (change.country, change.ip) if part)
 
 
 class PoolOptions(TypedDict, total=False):
@@ -68,24 +74,24 @@ class ProxyPool:
 
     - ``round-robin``: the accounts get the proxies in turn. A resumed run continues where the journal ends: a
       proxy with more accounts than the others is skipped until they have as many.
-    - ``sticky``: an account keeps its proxy from run to run, regardless of the order of proxies and accounts.
-      Each account ranks all proxies by a hash of its id and of their host, port and user name, and gets the
-      first one that is available. Removing a proxy moves only the accounts that had it. If a proxy is full,
-      the accounts that come first get it.
+    - ``sticky``: rendezvous hashing. An account keeps its proxy from run to run, in any order of proxies and
+      accounts: it gets the available proxy that ranks first by a hash of its id and of the proxy's host,
+      port and user name. Removing a proxy moves only its accounts. A proxy that fills up keeps the
+      accounts that came first.
 
     Args:
         proxies: At least one. Host, port and user name together must be unique.
         assign: The strategy.
         accounts_per_proxy: Maximum number of accounts per proxy; None for no limit.
-        failovers: Number of further proxies that an account can get after its first.
+        failovers: Maximum number of further proxies that an account can get after its first.
 
     Attributes:
         refusals: Invalid and duplicate lines of the lists.
-        ignored_columns: Unused columns by the name of the list, for lists that are tables.
+        ignored_columns: Unused columns of lists that are tables, by the name of the list.
         failovers: See above.
 
     Raises:
-        ValueError: There is no proxy, a proxy occurs twice, or an argument is out of range.
+        ValueError: There is no proxy, there are duplicates, or an argument is out of range.
     """
 
     def __init__(
@@ -108,8 +114,8 @@ class ProxyPool:
         self._indices: Final = {pooled.label: index for index, pooled in enumerate(self._proxies)}
         self._accounts: Final = [0] * len(self._proxies)
         self._quarantine: Final[set[int]] = set()
-        self._failed_first: Final[dict[int, str]] = {}  # the account for which a proxy has failed
-        self._released: Final[set[int]] = set()  # proxies that this account no longer counts for
+        self._failed_first: Final[dict[int, str]] = {}  # the account for which each proxy has failed
+        self._released: Final[set[int]] = set()  # proxies for which that account no longer counts
         self._assign: Final = assign
         self._assignment: Final = self._make_assignment(assign)
 
@@ -142,7 +148,7 @@ class ProxyPool:
         Args:
             source: Path of a list, or ``-`` for standard input.
             more: Further lists.
-            skip_bad: Leave out lines that are invalid, or repeat a proxy of any of the lists; see `refusals`.
+            skip_bad: Skip lines that are invalid, or repeat a proxy of any list; see `refusals`.
             options: See above.
 
         Raises:
@@ -180,7 +186,7 @@ class ProxyPool:
         """
         SHA-256 of everything that determines the assignment: the proxies and the options.
 
-        Passwords are part of it, so do not store it without hashing it again with a salt.
+        It depends on passwords, so do not store it without hashing it again with a salt.
         """
         rows = [
             [p.host, p.port, p.protocol, p.username, p.password and p.password.reveal()]
@@ -207,12 +213,12 @@ class ProxyPool:
 
         Args:
             account_id: The account.
-            but_not: The proxies it had before. It does not get them again, and no longer counts for those of
-                them that failed for it.
+            but_not: The proxies that it has had. It does not get them again, and those that failed for it no
+                longer count it as their account.
 
         Returns:
-            None if no proxy is left for this account: all are quarantined, full or in *but_not*, or the
-            account has used up its `failovers`.
+            The proxy; None if all are quarantined, full or in *but_not*, or the account has used up its
+            `failovers`.
         """
         tried = {self._index(pooled) for pooled in but_not}
         for index in tried:
@@ -227,12 +233,12 @@ class ProxyPool:
 
     def failed(self, proxy: PooledProxy, account_id: str, *, credentials: bool = False) -> bool:
         """
-        Record that *proxy* failed for the account that has it.
+        Record that *proxy* failed for its account.
 
         A proxy is quarantined if it fails for two different accounts without having `worked` in between, or
-        if its *credentials* are refused. Without the reset by a success, transient errors would quarantine
+        if its *credentials* are refused. If a success did not reset this, transient errors would quarantine
         good proxies: with one error in ten, 21 of 25 over 5,000 accounts instead of one. The account keeps
-        the proxy, and may try again, until it asks `give` for another.
+        the proxy, and may retry with it, until it gets another from `give`.
 
         Returns:
             Whether this call quarantined the proxy.
@@ -247,14 +253,14 @@ class ProxyPool:
         return True
 
     def worked(self, proxy: PooledProxy) -> None:
-        """Record that an account was patched with *proxy*, so that an earlier failure was transient."""
+        """Record that an account was patched with *proxy*, so an earlier failure was transient."""
         index = self._index(proxy)
         if index not in self._quarantine:
             self._failed_first.pop(index, None)
             self._released.discard(index)
 
     def take_back(self, proxy: PooledProxy) -> None:
-        """Release *proxy*: the account did not get it, for a reason that is not the proxy's."""
+        """Undo `give`: the account did not get *proxy*, for a reason unrelated to the proxy."""
         index = self._index(proxy)
         if index not in self._quarantine:
             self._count(index, -1)
@@ -267,7 +273,7 @@ class ProxyPool:
         """
         Count accounts that got their proxies in an earlier run.
 
-        They count towards *accounts_per_proxy*, and ``round-robin`` continues where that run ended.
+        They count towards `accounts_per_proxy`, and ``round-robin`` continues where that run ended.
 
         Args:
             accounts_by_label: Number of accounts by label. Labels that are not in the pool are ignored.
@@ -302,8 +308,8 @@ class ProxyPool:
             self._assignment.mark(index, is_open=was_full)
 
     def _release(self, index: int, account_id: str) -> None:
-        """No longer count the account for a proxy that failed for it; does nothing the second time."""
-        # A proxy that failed for two accounts is quarantined, so one account per proxy is enough.
+        """Stop counting the account for a proxy that failed for it; no effect the second time."""
+        # A proxy that fails for a second account is quarantined, so at most one account is released.
         if index in self._quarantine or index in self._released:
             return
         if self._failed_first.get(index) == account_id:

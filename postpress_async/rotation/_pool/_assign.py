@@ -1,7 +1,7 @@
 """
 The strategies that choose a proxy of a pool for an account.
 
-They work on indices into the pool's list. An index is closed while its proxy is quarantined or full.
+They work with indices into the pool's list. An index is closed while its proxy is quarantined or full.
 """
 
 from bisect import bisect_left, insort
@@ -14,7 +14,7 @@ class Assignment(Protocol):
     """A strategy. All indices are open at first."""
 
     def mark(self, index: int, *, is_open: bool) -> None:
-        """Open or close *index*. It may be so already."""
+        """Open or close *index*; no effect if it already is."""
         ...
 
     def choose(self, account_id: str, tried: Collection[int]) -> int | None:
@@ -26,14 +26,14 @@ class RoundRobin:
     """
     Each account gets the next index.
 
-    Accounts that come back from a failed proxy have a round of their own. In the common round they would
-    shift the other accounts, and without any round all accounts of a dead proxy would get its neighbour.
+    Failovers have a position of their own. With a common position, they would shift the other accounts; with
+    none, all accounts of a dead proxy would get the next proxy.
     """
 
     def __init__(self, count: int) -> None:
         self._count: Final = count
         self._open: Final = list(range(count))  # sorted
-        self._next = {False: 0, True: 0}  # by whether the account comes back
+        self._next = {False: 0, True: 0}  # by whether it is a failover
         self._surplus: dict[int, int] = {}
 
     def mark(self, index: int, *, is_open: bool) -> None:
@@ -48,21 +48,21 @@ class RoundRobin:
 
     def resume(self, counts: Mapping[int, int]) -> None:
         """
-        Continue after an earlier run that left *counts* accounts on the indices.
+        Continue after an earlier run, in which the indices got *counts* accounts.
 
-        What an index has beyond the number of complete rounds is its surplus, and it is passed over that
-        often. Rounds are derived from the mean and not from the minimum: otherwise a proxy that was added to
-        the list would get all accounts until it had as many as the others.
+        An index is skipped once for each account above the number of complete rounds. That is the mean rather
+        than the minimum of the counts: otherwise a proxy that was added to the list would get all accounts
+        until it had as many as the others.
         """
         rounds = sum(counts.values()) // self._count
         self._surplus = {index: count - rounds for index, count in counts.items() if count > rounds}
 
     def choose(self, account_id: str, tried: Collection[int]) -> int | None:  # noqa: ARG002
         """Return the next open index without a surplus."""
-        comes_back = len(tried) > 0
-        while (index := self._first_open(self._next[comes_back], tried)) is not None:
-            self._next[comes_back] = index + 1
-            surplus = 0 if comes_back else self._surplus.pop(index, 0)
+        is_failover = len(tried) > 0
+        while (index := self._first_open(self._next[is_failover], tried)) is not None:
+            self._next[is_failover] = index + 1
+            surplus = 0 if is_failover else self._surplus.pop(index, 0)
             if not surplus:
                 return index
             if surplus > 1:
@@ -70,7 +70,7 @@ class RoundRobin:
         return None
 
     def _first_open(self, start: int, tried: Collection[int]) -> int | None:
-        """Return the first open index from *start* on, cyclically, that is not in *tried*."""
+        """Return the first open index that is not in *tried*, from *start* on and cyclically."""
         position = bisect_left(self._open, start)
         for step in range(min(len(self._open), len(tried) + 1)):
             index = self._open[(position + step) % len(self._open)]
@@ -84,9 +84,9 @@ class Sticky:
     Rendezvous hashing: the account gets the open index with the highest score.
 
     The score of a pair is the product of their two hashes modulo ``2**32``. Both hashes are odd, so no score
-    is 0. All products of an account are computed by one multiplication of a long integer that has a lane of
-    64 bits per index; a closed index is a lane of zeros. For 500 proxies this takes 10 to 20 microseconds, a
-    quarter of a loop.
+    is 0. One multiplication computes all products of an account: a long integer has a 64-bit lane per index,
+    which is 0 if the index is closed. For 500 proxies this takes 10 to 20 microseconds, a quarter of the time
+    of a loop.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -109,7 +109,7 @@ class Sticky:
         if not lanes:
             return None
         products = (lanes * _odd_hash(account_id)).to_bytes(8 * len(self._hashes), "little")
-        # Compare the most significant bytes first; with many proxies, a high value is found at once.
+        # Compare the most significant bytes first. With many proxies, a high one is found at once.
         highest = products[3::8]
         byte = 255
         while (index := highest.find(byte)) < 0:
@@ -118,11 +118,11 @@ class Sticky:
         while (index := highest.find(byte, index + 1)) >= 0:
             if (other := _low_bytes(products, index)) > score:
                 best, score = index, other
-        return best  # open even if byte is 0: the score of a closed lane is 0, and no open one's is
+        return best  # open even if byte is 0, because only closed lanes have the score 0
 
 
 def _low_bytes(products: bytes, index: int) -> bytes:
-    """A score without its most significant byte, in big-endian order, which compares correctly."""
+    """The lower bytes of a score in big-endian order, in which bytes compare like numbers."""
     return products[8 * index : 8 * index + 3][::-1]
 
 

@@ -3,9 +3,8 @@ Reads lists of proxies in the formats that sellers use: lines of text, or CSV wi
 
 A line is ``host:port``, ``host:port:user:password``, ``user:password@host:port`` or a URL, with IPv6
 addresses in brackets. Only URLs are percent-decoded; in the other forms a password is used unchanged. The
-columns of a table have the names used in a fleet, or the usual names of sellers such as ``Type``, ``IP`` or
-``Login``. An invalid line is a value and not an exception. It contains no text of the line, which could be a
-password.
+columns of a table have the names used in a fleet, or names that sellers use, such as ``Type``, ``IP`` or
+``Login``. An invalid line is returned and not raised, without text of the line, which could be a password.
 """
 
 import csv
@@ -19,11 +18,17 @@ from typing import Final, Self, TypeAlias
 
 from attrs import frozen
 
-from postpress_async._fields import check_host, read_port, split_host_port
+from postpress_async._fields import is_host, read_port, split_host_port
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, FieldError
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._row import PARTS, meaning, plain_name, shown
+from postpress_async.rotation._fleet._row import (
+    PARTS,
+    column_of,
+    plain_name,
+    printable_name,
+    without_brackets,
+)
 from postpress_async.secret import Secret
 
 Source: TypeAlias = str | os.PathLike[str]
@@ -47,13 +52,13 @@ class ListedProxy:
 @frozen
 class RefusedLine:
     """
-    An invalid line, or one that repeats a proxy. It contains no text of the line.
+    An invalid line, or one that repeats a proxy. Contains no text of the line.
 
     Attributes:
         line: The line, from 1.
-        column: The invalid field, by its name in the API; None if the fault is not in a single field.
+        column: The API's name of the invalid field; None if the fault is not in a single field.
         reason: What is wrong, in a few words, such as ``port out of range``.
-        advice: How to correct it.
+        advice: How to fix it.
         first: For a repeated proxy, where it occurs first, such as ``line 2`` or ``line 2 of us.txt``;
             otherwise None.
         source: Name of the list; empty if it has none.
@@ -69,9 +74,7 @@ class RefusedLine:
     @classmethod
     def of(cls, error: FieldError, line: int, source: str = "") -> Self:
         """Create the refusal of a line with an invalid field."""
-        # The original advice shows the number, which in user:12345678 (host forgotten) is the password.
-        advice = "must be 1 to 65535" if error.reason == "port out of range" else error.advice
-        return cls(line, error.field, error.reason, advice, source=source)
+        return cls(line, error.field, error.reason, error.advice, source=source)
 
     def __str__(self) -> str:
         column = "" if self.column is None else f", {self.column}"
@@ -88,7 +91,7 @@ class ProxyList:
         name: Path of the list, or ``standard input``.
         proxies: The distinct proxies.
         refused: The invalid lines.
-        ignored_columns: Printable names of the columns that are not used.
+        ignored_columns: Printable names of the unused columns.
     """
 
     name: str
@@ -99,11 +102,11 @@ class ProxyList:
 
 def identity(proxy: CustomProxy) -> tuple[str, int, str]:
     """
-    Return the host, port and user name by which two proxies are the same.
+    Return the normalized host, port and user name; proxies with the same ones are the same proxy.
 
-    Host names are compared regardless of case, and IPv6 addresses regardless of their notation. Sellers
-    encode the exit of their network in the user name, so two user names on one host are two proxies. Lines
-    that differ only in the password are the same proxy, and one of the passwords is wrong or old.
+    Case and the notation of IPv6 addresses do not matter. Sellers encode the exit node in the user name, so
+    two user names on one host are two proxies. If lines differ only in the password, one of the passwords is
+    wrong or old.
     """
     host = proxy.host.lower().removesuffix(".")
     if ":" in host:
@@ -117,16 +120,16 @@ def read_list(source: Source, known: "Known | None" = None) -> ProxyList:
 
     Args:
         source: Path, or ``-`` for standard input.
-        known: Proxies of the lists read before, which are refused here. The proxies of this list are added.
+        known: Proxies of earlier lists, which are duplicates here. The proxies of this list are added.
 
     Raises:
-        FleetError: The list cannot be opened, is not UTF-8 text, or has a column twice.
+        FleetError: The list cannot be read, or has a column twice.
     """
     proxies: list[ListedProxy] = []
     refused: list[RefusedLine] = []
     name = os.fspath(source)
     if ("@" in name or name.count(":") > 1) and not os.path.exists(name):
-        # It is a proxy and not a file: an error that names the file would show the password.
+        # A proxy instead of a file: an error that names it would show its password.
         raise FleetError("the list of proxies cannot be read: pass the path of a file, not a proxy")
     with closing(FleetFile(source)) as file:
         ignored: list[str] = []
@@ -140,7 +143,7 @@ def read_list(source: Source, known: "Known | None" = None) -> ProxyList:
 
 
 Known: TypeAlias = dict[tuple[str, int, str], tuple[str, int, Secret | None]]
-"""For the `identity` of each proxy: the name of its list, its line and its password."""
+"""By the `identity` of a proxy: the name of its list, its line and its password."""
 
 
 def read_lines(
@@ -153,7 +156,7 @@ def read_lines(
         lines: The lines of the list.
         source: The name of the list.
         known: See `read_list`.
-        ignored: Gets the names of the columns that are not used.
+        ignored: Receives the names of the unused columns.
 
     Raises:
         FleetError: The header has a column twice.
@@ -163,7 +166,7 @@ def read_lines(
     at_start = True
     for number, line in enumerate(lines, 1):
         text = line.strip()
-        if not text.strip(",;\t") or text.startswith("#"):  # an empty row of a spreadsheet consists of commas
+        if not text.strip(",;\t") or text.startswith("#"):  # an empty row of a spreadsheet has only commas
             continue
         if at_start:
             at_start = False
@@ -172,7 +175,7 @@ def read_lines(
                     ignored.extend(table.ignored)
                 continue
         try:
-            # The row of a table is not stripped: a password may end in a space.
+            # Do not strip the row of a table, because a password may end in a space.
             proxy = table.read_row(line.rstrip("\r\n")) if table else read_proxy(text)
         except FieldError as error:
             yield RefusedLine.of(error, number, source)
@@ -190,7 +193,7 @@ def read_lines(
 
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_FOUR: Final = re.compile(r"(\[[^]]*\]|[^:@]+):([0-9]+):([^:]*):(.*)", re.DOTALL)
+_FOUR_PARTS: Final = re.compile(r"(\[[^]]*\]|[^:@]+):([0-9]+):([^:]*):(.*)", re.DOTALL)
 _FORMS: Final = "write host:port, host:port:user:password, user:password@host:port or a URL"
 
 
@@ -198,8 +201,8 @@ def read_proxy(text: str) -> CustomProxy:
     """
     Parse a line in any form except a row of CSV.
 
-    ``a:1:b@c:2`` matches two forms. The form whose host has a dot or is an IPv6 address is used. If that
-    holds for both or neither, the line is refused: otherwise a part of a password might be used as a host.
+    ``a:1:b@c:2`` matches two forms. The one whose host has a dot or is an IPv6 address is used. If that is
+    true of both or neither, the line is refused, because part of a password might be used as a host.
 
     Raises:
         FieldError: The line is not a proxy, or a field is invalid.
@@ -207,16 +210,16 @@ def read_proxy(text: str) -> CustomProxy:
     text = text.strip()
     if _SCHEME.match(text):
         return CustomProxy.from_url(text)
-    if text.count(":") > 1 and (_is_host(text) or _is_host(text.rpartition(":")[0])):
+    if text.count(":") > 1 and (is_host(text) or is_host(text.rpartition(":")[0])):
         raise FieldError("host", "host not an IPv6 address", "put brackets around it: [2001:db8::1]:8080")
     credentials, at, address = text.rpartition("@")
     address = address.removesuffix("/")
-    four = _FOUR.fullmatch(text)
+    four = _FOUR_PARTS.fullmatch(text)
     if four and at and _is_address(address) and not _has_four_parts(four[1], address):
         four = None
     if four:
         host, port, username, password = four.groups()
-        return _custom(_unwrapped(host), read_port(port), username, password)
+        return _custom(without_brackets(host), read_port(port), username, password)
     if at:
         username, _, password = credentials.partition(":")
         return _custom(*split_host_port(address), username, password)
@@ -226,7 +229,7 @@ def read_proxy(text: str) -> CustomProxy:
 
 def _has_four_parts(host: str, address: str) -> bool:
     """Whether a line is ``host:port:user:password`` although it could be ``user:password@address``."""
-    if not _is_host(_unwrapped(host)):
+    if not is_host(without_brackets(host)):
         return False
     host_is_complete, address_is_complete = (bool(re.search(r"[.\[]", text)) for text in (host, address))
     if host_is_complete == address_is_complete:
@@ -258,14 +261,6 @@ def _custom(host: str, port: int, username: str, password: str, protocol: str = 
     )
 
 
-def _is_host(text: str) -> bool:
-    try:
-        check_host(text)
-    except FieldError:
-        return False
-    return True
-
-
 def _is_address(text: str) -> bool:
     try:
         _custom(*split_host_port(text), "", "")
@@ -274,11 +269,7 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _unwrapped(host: str) -> str:
-    return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
-
-
-# Sellers' names of a column, the most likely first. A column with its usual name takes precedence.
+# Other names that sellers use, the most likely first. A column with its usual name takes precedence.
 _SELLERS_NAMES: Final = {
     "host": ("ip", "proxyip", "ipaddress", "proxyaddress", "hostname", "server", "address", "addr"),
     "port": ("portnumber",),
@@ -290,15 +281,15 @@ _SELLERS_NAMES: Final = {
 
 class _Table:
     """
-    The header of a CSV list, which parses the rows below it.
+    The header of a CSV list, and the parser of its rows.
 
     Attributes:
-        ignored: Printable names of the columns that are not used.
+        ignored: Printable names of the unused columns.
     """
 
     def __init__(self, names: list[str], columns: list[str | None], delimiter: str) -> None:
         self.ignored = [
-            shown(name)
+            printable_name(name)
             for name, column in zip(names, columns, strict=True)
             if name and column not in {"proxy", *PARTS}
         ]
@@ -310,7 +301,7 @@ class _Table:
         """Parse a header; None if *text* is not one."""
         delimiter = max(",;\t", key=text.count)
         names = [name.strip().strip('"') for name in text.split(delimiter)]
-        columns = [meaning(name) for name in names]
+        columns = [column_of(name) for name in names]
         if "proxy" not in columns:
             _take_sellers_names(names, columns)
         if not {"host", "proxy"} & set(columns) or any(re.search("[:@]", name) for name in names):
@@ -321,7 +312,7 @@ class _Table:
         return cls(names, columns, delimiter)
 
     def read_row(self, text: str) -> CustomProxy:
-        """Parse a row, which is always a single line: no field of a proxy can contain a line break."""
+        """Parse a row. It is always a single line, because no field of a proxy can contain a line break."""
         try:
             cells = next(csv.reader([text], delimiter=self._delimiter, strict=True))
         except csv.Error:
@@ -332,7 +323,7 @@ class _Table:
             )
         if any(cell.strip() for cell in cells[len(self._columns) :]):
             raise FieldError(None, "more cells than columns", "quote cells that contain a comma")
-        # Not strict: missing cells at the end of a row are empty.
+        # Not strict, because a row may omit empty cells at its end.
         row = {name: cell for name, cell in zip(self._columns, cells, strict=False) if name}
         proxy, host, port, protocol, username = (
             row.get(name, "").strip() for name in ("proxy", *PARTS) if name != "password"
@@ -340,7 +331,7 @@ class _Table:
         password = row.get("password", "")
         password = "" if password.isspace() else password
         if not proxy:
-            return _custom(_unwrapped(host), read_port(port), username, password, protocol)
+            return _custom(without_brackets(host), read_port(port), username, password, protocol)
         if host or port or protocol or username or password:
             advice = "use either the column proxy or host, port and the rest"
             raise FieldError(None, "proxy given twice", advice)
@@ -348,7 +339,7 @@ class _Table:
 
 
 def _take_sellers_names(names: list[str], columns: list[str | None]) -> None:
-    """Recognize the sellers' names of columns that the header does not have under their usual names."""
+    """Find columns by the names that sellers use, if the header does not have their usual names."""
     plain = [plain_name(name) for name in names]
     for column, others in _SELLERS_NAMES.items():
         if column not in columns and (name := next((name for name in others if name in plain), None)):

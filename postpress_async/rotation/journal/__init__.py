@@ -24,8 +24,9 @@ from postpress_async.rotation._outcome import KEY_LIFETIME, Outcome, State
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._checkpoint import checkpoint, refuse_lost_log
+from postpress_async.rotation.journal._edited_input import take
 from postpress_async.rotation.journal._file import lock, open_file
-from postpress_async.rotation.journal._input_check import InputCheck, check
+from postpress_async.rotation.journal._input_check import InputCheck, check, of_input
 from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._recovery import (
     BEFORE_THE_RUN,
@@ -59,14 +60,14 @@ OUTCOME: Final = Insert(
     + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name not in {"ordinal", "attempts"}),
 )
 """The latest outcome of an account replaces the one before; attempts are those of all runs."""
-row_of: Final["attrgetter[tuple[Any, ...]]"] = attrgetter(*_COLUMNS)
-"""Returns the values of `OUTCOME` for an `Outcome`."""
-_GENERATION: Final = "INSERT OR REPLACE INTO generations VALUES (?, ?)"
+row_of: Final["attrgetter[tuple[Any, ...]]"] = attrgetter(*_COLUMNS)  # the values of `OUTCOME`
+_GENERATION: Final = """
+INSERT INTO generations (ordinal, generation) VALUES (?, ?)
+ON CONFLICT (ordinal) DO UPDATE SET generation = excluded.generation
+"""
 _REOPEN: Final = f"{REOPEN_FAILED} AND error_type = ?"
 _NOTE: Final = "INSERT OR REPLACE INTO run VALUES (?, ?)"
-_TOTAL: Final = f"""
-    UPDATE runs SET total = max(coalesce(total, 0), ?) WHERE id = {CURRENT_RUN}
-"""
+_TOTAL: Final = f"UPDATE runs SET total = max(coalesce(total, 0), ?) WHERE id = {CURRENT_RUN}"
 _BEGAN: Final = f"UPDATE runs SET began = coalesce(began, ?) WHERE id = {CURRENT_RUN}"
 _PROXY: Final = """
 INSERT INTO proxies VALUES (?, 1, ?) ON CONFLICT (label)
@@ -78,6 +79,7 @@ _BLOCKS: Final = 256  # of hashes, of up to 16 KiB each
 _MOST_ACCOUNTS: Final = 2**31  # a larger ordinal is damage
 _STATES: Final = frozenset(State)
 
+Entry: TypeAlias = tuple[str, State, bool, bool, float]
 OnUnknown: TypeAlias = Literal["retry", "report"]
 OnFailed: TypeAlias = Literal["report", "retry"]
 
@@ -110,12 +112,12 @@ class Journal:
         completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
         next_run_at: Unix time from which a new run is due, if the latest one is complete and is left alone;
             otherwise None.
+        input_edit: What is new in the input since an earlier run, in words; None if nothing is.
         by_row: Whether rows are to be compared one by one with those of earlier runs.
         in_doubt_below: The ordinal below which rows without an outcome may have been sent.
         watermark: How far this run may send.
         leaves_doubts: Whether accounts that may have been sent are not sent again, but reported.
-        keys_expired_before: Unix time of a request before which the API may have forgotten its idempotency
-            key.
+        keys_expired_before: Unix time before which a request's idempotency key may be forgotten.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class Journal:
         self.same_input: Final = comparison.same_input
         self.completed_at: Final = comparison.completed_at
         self.next_run_at: Final = comparison.next_run_at
+        self.input_edit: Final = comparison.difference
         self._interrupted = False
         self.by_row: Final = by_row and not comparison.same_input
         self.in_doubt_below: Final = in_doubt_below
@@ -159,6 +162,7 @@ class Journal:
         self._starts: Final[str | None] = run.get("starts")
         self._doubts: Final = read_doubts(reader)
         self._began: Final = float(run.get("began") or 0)
+        self._of_input: Final = of_input(run)
 
     @classmethod
     def open(
@@ -234,6 +238,8 @@ class Journal:
                 )
                 has_hashes = prepare(connection)
                 with connection:
+                    if comparison.edit is not None:
+                        take(connection, comparison.edit, read_run(connection))
                     if comparison.starts_run:
                         # Later runs may need what earlier ones assigned to the other accounts.
                         start_run(connection, keep if selection is None else None)
@@ -271,8 +277,8 @@ class Journal:
         return self._counted("latest")
 
     def done_counts(self) -> Counter[State]:
-        """Number of accounts that this run leaves as they are, by state."""
-        return self._counted(f"{BEFORE_THE_RUN} WHERE {self._done}")
+        """Number of accounts of the input that this run leaves as they are, by state."""
+        return self._counted(f"{BEFORE_THE_RUN} WHERE {self._done} AND {self._of_input}")
 
     def done(self) -> bytes:
         """
@@ -296,12 +302,9 @@ class Journal:
         """Unix time until which a killed run may have sent a row without an outcome."""
         return min((last for below, last in self._doubts if ordinal < below), default=self._began)
 
-    def entries(
-        self, *, but_done: bool = False
-    ) -> Iterator[tuple[int, tuple[str, State, bool, bool, float]]]:
+    def entries(self, *, but_done: bool = False) -> Iterator[tuple[int, Entry]]:
         """
-        Yield for each ordinal: the account, its state, whether it was sent, whether this run leaves it, and
-        the Unix time of its outcome.
+        Yield for each ordinal: the account, its state, whether it was sent, whether it is left, and the time.
 
         With *but_done*, without the accounts that this run leaves as they are. Read in chunks.
         """
@@ -313,9 +316,11 @@ class Journal:
         for ordinal, account_id, state, sent, done, settled_at in self._in_chunks(sql):
             yield ordinal, (account_id, self._state(state), bool(sent), bool(done), settled_at)
 
-    def generations(self) -> Iterator[tuple[int, int]]:
-        """Yield for each ordinal how many idempotency keys the account has used up."""
-        return self._in_chunks(f"SELECT * FROM generations WHERE ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}")
+    def generations(self) -> Iterator[tuple[int, tuple[int, str | None]]]:
+        """Yield for each ordinal how many idempotency keys the account has used up, and how they begin."""
+        sql = f"SELECT * FROM generations WHERE ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}"
+        for ordinal, generation, key in self._in_chunks(sql):
+            yield ordinal, (generation, key)
 
     def row_hashes(self) -> RowHashes:
         """An object that compares rows, from the first, with those that earlier runs took."""
@@ -381,17 +386,13 @@ class Journal:
 
         Args:
             total: Number of accounts; None if not known.
-            notes: For a run from the command line: the ``command``, its ``folder``, and the ``retry_command``
-                for accounts that fail. They must not contain secrets.
+            notes: ``command``, ``folder`` and ``retry_command`` of the command line, without secrets.
         """
         if self.next_run_at is not None:
             return
-        began = time.time()
-        self._writer.put(_BEGAN, (began,))
+        self._writer.put(_BEGAN, (began := time.time(),))
         # A run from Python has no notes, and those of the run before would not repeat it.
-        for name in _COMMAND_NOTES:
-            self._writer.put(set_fact(name), (notes.get(name),))
-        facts = {
+        facts = {name: notes.get(name) for name in _COMMAND_NOTES} | {
             "halted": None,
             "on_unknown": "report" if self.leaves_doubts else "retry",
             "starts": add_start(self._starts, began, notes.get("command")),

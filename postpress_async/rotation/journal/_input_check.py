@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -14,6 +15,7 @@ from attrs import frozen
 from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
+from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, Edit, compare, number_of
 from postpress_async.rotation.journal._recovery import REFUSED
 from postpress_async.rotation.journal._schema import read_run
 from postpress_async.secret import Secret
@@ -40,6 +42,9 @@ class InputCheck:
             otherwise None. Then nothing may be sent, because the input may be another.
         facts: Columns of the run to write, with their values.
         salt: The salt of the digests among them.
+        edit: How the input differs from the one that the run has recorded; None if it does not.
+        difference: The same in words; for pairs, only how many were appended.
+        of_input: SQL condition for the outcomes whose accounts are in the input.
     """
 
     same_input: bool
@@ -48,6 +53,9 @@ class InputCheck:
     next_run_at: float | None
     facts: Mapping[str, Any]
     salt: bytes | None
+    edit: Edit | None = None
+    difference: str | None = None
+    of_input: str = "true"
 
 
 def check(
@@ -100,6 +108,7 @@ def check(
                 "that key, or name another journal. If the key was replaced by a new one of the same "
                 "workspace, add --accept-new-key once (in Python, accept_new_key=True)"
             )
+    key_facts = dict(facts)  # all that a run records if it leaves the journal alone
     _check_selection(path, run, selection, every)
     if selection is not None:
         starts_run = not resumes(connection.execute, run, selection.text)
@@ -109,33 +118,38 @@ def check(
         [(began,)] = connection.execute("SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL")
         next_run_at = began + (every or 0)
         if next_run_at > time.time():
-            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, facts, salt)
+            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, key_facts, salt)
         starts_run = True
     else:
         starts_run = every is not None and is_complete_run and next_run_at <= time.time()
     if starts_run:
         run = {"salt": run.get("salt")}
     try:
-        _check_rows(path, connection, run, digest, rows, by_row=by_row)
+        edit = _check_rows(path, connection, run, digest, rows, by_row=by_row)
     except JournalError as error:
         if not is_complete_run:
             raise
         if every is not None:
-            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, facts, salt)
+            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, key_facts, salt)
         raise JournalError(f"{error}. {_HOW_TO_START}") from None
+    condition = IN_INPUT if edit is not None and edit.appended_at is None else of_input(run)
     counts = "count(*), max(settled_at), total(state = 'unknown')"
-    sql = f"SELECT {counts} FROM latest WHERE {done} OR {REFUSED}"
+    sql = f"SELECT {counts} FROM latest WHERE ({done} OR {REFUSED}) AND {condition}"
     [(count, last, unknown)] = connection.execute(sql)
-    total = run.get("total") if total is None else total
-    is_complete = not starts_run and isinstance(total, int) and 0 < total <= count
+    recorded = recorded_rows(connection, run)
+    difference = None if edit is None else edit.facts
+    if by_row and total is not None and recorded is not None and total > recorded:
+        difference = number_of(total - recorded, "row", "more")
+    total = recorded if total is None else total
+    is_complete = not starts_run and edit is None and isinstance(total, int) and 0 < total <= count
     if selection is not None:
         facts["selection"] = selection.text
-    if digest is not None and "input" not in run:
+    if digest is not None and ("input" not in run or edit is not None):
         facts["input"] = _stretch(digest, salt)
         if rows is not None:
             facts["rows"] = _stretch(rows.rows_digest, salt)
-            if (recorded := run.get("total", rows.counted)) is not None:
-                facts["total"] = recorded
+            if edit is None and (counted := run.get("total", rows.counted)) is not None:
+                facts["total"] = counted
     if pool is not None:
         facts["pool"] = pool and _stretch(pool, salt)
         # Accounts in doubt are left to the operator, who may need another pool for them.
@@ -145,8 +159,7 @@ def check(
                     f"{path} is of a rotation that is complete, and that had another pool (or --country). "
                     f"Nothing was sent. {_HOW_TO_START}"
                 )
-            facts.pop("pool")
-            return InputCheck(False, float(last), False, next_run_at, facts, salt)
+            return InputCheck(False, float(last), False, next_run_at, key_facts, salt)
     return InputCheck(
         same_input="input" in run and digest is not None,
         completed_at=float(last) if is_complete else None,
@@ -154,6 +167,9 @@ def check(
         next_run_at=next_run_at if is_complete and every is not None else None,
         facts=facts,
         salt=salt if {"input", "pool", "api_key"} & facts.keys() else None,
+        edit=edit,
+        difference=difference,
+        of_input=condition,
     )
 
 
@@ -193,9 +209,22 @@ def _check_selection(
         )
 
 
-def is_input(run: Mapping[str, Any], digest: bytes) -> bool:
-    """Whether the journal with this table ``run`` has recorded the input with this *digest*."""
-    return "input" in run and bool(run["input"] == _stretch(digest, run["salt"]))
+def is_input(run: Mapping[str, Any], digest: bytes, fact: str = "input") -> bool:
+    """Whether the run has recorded the input with this *digest* of its bytes, or of its rows."""
+    return fact in run and bool(run[fact] == _stretch(digest, run["salt"]))
+
+
+def of_input(run: Mapping[str, Any]) -> str:
+    """SQL condition for the outcomes of the recorded input, without accounts that were removed from it."""
+    return f"ordinal < {run.get('removed', sys.maxsize):d}"
+
+
+def recorded_rows(connection: sqlite3.Connection, run: Mapping[str, Any]) -> int | None:
+    """Number of rows of the recorded input; None if not known."""
+    if type(total := run.get("total")) is not int:
+        return None
+    [(removed,)] = connection.execute(f"SELECT count(*) FROM latest WHERE NOT {of_input(run)}")
+    return total - int(removed)
 
 
 def _check_rows(
@@ -206,45 +235,33 @@ def _check_rows(
     rows: KnownInput | None,
     *,
     by_row: bool,
-) -> None:
+) -> Edit | None:
+    """How the input differs from the recorded one, if the run can continue with it; None if it does not."""
     if "input" not in run or (digest is not None and is_input(run, digest)):
-        return
+        return None
     if "rows" in run and rows is not None:
-        if run["rows"] == _stretch(rows.rows_digest, run["salt"]):
-            return
+        if is_input(run, rows.rows_digest, "rows"):
+            return None
     elif "rows" in run and by_row:
         raise JournalError(
             f"{path} belongs to a file, a query or a frame, and an iterable that can be read only once "
             "cannot be compared with it. Nothing was sent. Use that input again, or name another journal"
         )
     elif digest is None:
-        return
-    facts = [] if rows is None else _differences(connection, run, rows)
-    difference = f" ({'; '.join(facts)})" if facts else ""
+        return None
+    recorded = recorded_rows(connection, run)
+    edit, advice = None, USE_AGAIN
+    if rows is not None and recorded is not None:
+        edit = compare(connection, run, rows, recorded, lambda digest: is_input(run, digest, "rows"))
+        if digest is not None and "rows" in run and run["state"] != COMPLETE:
+            if edit.obstacle is None:
+                return edit
+            advice = edit.obstacle
+    difference = f" ({edit.facts})" if edit else ""
     raise JournalError(
-        f"{path} belongs to another input{difference}. Nothing was sent. Use that input again to resume "
-        "its run, or name another journal to start a new run"
+        f"{path} belongs to another input{difference}. Nothing was sent. {advice}, or name another journal "
+        "to start a new run"
     )
-
-
-def _differences(connection: sqlite3.Connection, run: Mapping[str, Any], rows: KnownInput) -> list[str]:
-    """What differs in the input, as far as the journal has recorded its rows."""
-    facts, total = list[str](), 0
-    entries = connection.execute("SELECT ordinal, account_id FROM latest ORDER BY ordinal")
-    entry = next(entries, None)
-    for row in rows.rows():
-        total += 1
-        while entry is not None and entry[0] < row.ordinal:
-            entry = next(entries, None)
-        if not facts and entry is not None and entry[0] == row.ordinal and entry[1] != (row.account_id or ""):
-            account = row.account_id or "one without a valid id"
-            facts.append(f"row {row.ordinal + 1} is another account: {account} instead of {entry[1]}")
-    recorded = run.get("total")
-    if type(recorded) is int and recorded != total:
-        number = abs(total - recorded)
-        noun, comparison = "row" if number == 1 else "rows", "more" if total > recorded else "fewer"
-        facts.append(f"{number:,} {noun} {comparison}")
-    return facts or ["a row has another change, or another account that no run has come to"]
 
 
 @lru_cache(16)  # a command computes some of them several times

@@ -1,6 +1,7 @@
 """Checks a journal before a run opens it. Nothing is written to the file or beside it."""
 
 import os
+import sqlite3
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import OnFailed, OnUnknown, done_condition
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
 from postpress_async.rotation.journal._file import open_existing, refuse_shared
-from postpress_async.rotation.journal._input_check import COMPLETE, check, is_input
+from postpress_async.rotation.journal._input_check import COMPLETE, check, is_input, recorded_rows
 from postpress_async.rotation.journal._reading import connect_read_only
 from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty, read_run
 from postpress_async.secret import Secret
@@ -72,7 +73,9 @@ def count_done(
             )
             if comparison.starts_run:
                 return 0
-            [(count,)] = connection.execute(f"SELECT count(*) FROM latest WHERE {done}")
+            [(count,)] = connection.execute(
+                f"SELECT count(*) FROM latest WHERE {done} AND {comparison.of_input}"
+            )
         except DAMAGE as error:
             raise damage_error(path, error) from None
         except OSError as error:
@@ -86,11 +89,10 @@ def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
 
     None if there is no such journal or it cannot be read: `Journal.open` then raises the error.
     """
-    with suppress(*DAMAGE):
-        run = _latest_run(path) or {}
-        total = run.get("total")
-        if type(total) is int and is_input(run, digest):
-            return total
+    with suppress(*DAMAGE, OSError), ExitStack() as stack:
+        connection = _connect(path, stack)
+        run = read_run(connection)
+        return recorded_rows(connection, run) if is_input(run, digest) else None
     return None
 
 
@@ -108,7 +110,11 @@ def is_due(path: str | os.PathLike[str], every: float) -> bool:
 
 def _latest_run(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     with suppress(*DAMAGE, OSError), ExitStack() as stack:
-        connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
-        add_views(connection)
-        return read_run(connection)
+        return read_run(_connect(path, stack))
     return None
+
+
+def _connect(path: str | os.PathLike[str], stack: ExitStack) -> sqlite3.Connection:
+    connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
+    add_views(connection)
+    return connection

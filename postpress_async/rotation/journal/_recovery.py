@@ -12,7 +12,8 @@ import math
 import secrets
 import sqlite3
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from postpress_async.rotation.journal._tables import CURRENT_RUN, NEW_RUN
 
@@ -23,7 +24,7 @@ SET_WATERMARK: Final = "INSERT OR REPLACE INTO run VALUES ('reached', ?)"
 
 UPDATE: Final = "UPDATE outcomes SET"
 _LATEST: Final = f"WHERE id = {CURRENT_RUN}"
-_OF_THIS_RUN: Final = f"WHERE run = {CURRENT_RUN}"
+OF_THIS_RUN: Final = f"WHERE run = {CURRENT_RUN}"
 
 REFUSED: Final = "(state = 'skipped' AND attempts = 0 AND scope IS 'request' AND status IS NULL)"
 """SQL condition for rows that were refused. A request that the API refused has the status of its response."""
@@ -32,7 +33,7 @@ _COVERED: Final = "CREATE TABLE IF NOT EXISTS covered (ordinal INTEGER PRIMARY K
 _MAY_BE_SENT: Final = f"state = 'skipped' AND NOT {REFUSED} AND ordinal >= ? AND ordinal < ?"
 COVER: Final = (
     f"INSERT OR IGNORE INTO covered SELECT ordinal FROM latest WHERE {_MAY_BE_SENT}",
-    f"{UPDATE} state = 'unknown', applied = 'unknown' {_OF_THIS_RUN} AND {_MAY_BE_SENT}",
+    f"{UPDATE} state = 'unknown', applied = 'unknown' {OF_THIS_RUN} AND {_MAY_BE_SENT}",
 )
 """Statements before the watermark advances from one ordinal to another."""
 
@@ -50,7 +51,7 @@ was stopped.
 
 UNCOVER: Final = (
     f"""{UPDATE} state = 'skipped', applied = 'no'
-    {_OF_THIS_RUN} AND state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)""",
+    {OF_THIS_RUN} AND state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)""",
     "DELETE FROM covered",
 )
 """Statements at the normal end of a run."""
@@ -68,15 +69,15 @@ BEFORE_THE_RUN: Final = """(
 REOPENED: Final = "CASE applied WHEN 'unknown' THEN 'unknown' ELSE 'skipped' END"
 """SQL expression: the state of a failed account that is to be sent again."""
 
-REOPEN_FAILED: Final = f"{UPDATE} state = {REOPENED} {_OF_THIS_RUN} AND state = 'failed'"
+REOPEN_FAILED: Final = f"{UPDATE} state = {REOPENED} {OF_THIS_RUN} AND state = 'failed'"
 
 _NEXT_GENERATION: Final = """
 INSERT OR REPLACE INTO generations
-SELECT ordinal, coalesce(generation, 0) + 1 FROM latest LEFT JOIN generations USING (ordinal) WHERE {}
+SELECT ordinal, coalesce(generation, 0) + 1, key FROM latest LEFT JOIN generations USING (ordinal) WHERE {}
 """
 # Such an account keeps the key that the dead run used.
 _IN_DOUBT: Final = (
-    f"{UPDATE} state = 'unknown', applied = 'unknown', attempts = 0 {_OF_THIS_RUN} AND {_MAY_BE_SENT}"
+    f"{UPDATE} state = 'unknown', applied = 'unknown', attempts = 0 {OF_THIS_RUN} AND {_MAY_BE_SENT}"
 )
 
 
@@ -90,7 +91,7 @@ _LAST_ACTIVE: Final = f"""
 """
 _DATE_COVERED: Final = f"""
     {UPDATE} settled_at = ?
-    {_OF_THIS_RUN} AND state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)
+    {OF_THIS_RUN} AND state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)
 """
 
 
@@ -110,6 +111,7 @@ def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
     for table in ("generations", "changes", "proxies"):
         connection.execute(f"DELETE FROM {table}")
     connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', 0)")
+    connection.execute("DELETE FROM run WHERE name = 'removed'")
     connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
     if keep is not None:
         connection.execute(f"DELETE FROM outcomes WHERE run <= {CURRENT_RUN} - ?", (keep,))
@@ -168,6 +170,18 @@ def read_doubts(connection: sqlite3.Connection) -> list[tuple[float, float]]:
     """For each time that the latest run died: its watermark, and when it was last active (Unix time)."""
     row = connection.execute("SELECT value FROM run WHERE name = 'doubts'").fetchone()
     return [] if row is None else [(float(below), float(last)) for below, last in json.loads(row[0])]
+
+
+def dead_run_may_have_sent(connection: sqlite3.Connection, run: Mapping[str, Any]) -> bool:
+    """Whether the run with these facts (see `read_run`) may have sent accounts that have no outcome."""
+    below, died = run.get("doubtful", 0), "under way" in run or "reached" not in run
+    if died:
+        below = max(below, run.get("reached", math.inf))
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'covered'").fetchone() is None:
+            return True
+    sql = "SELECT count(*) FILTER (WHERE ordinal < ?), count(*) FROM latest"
+    [(known, recorded)] = connection.execute(sql, (below,))
+    return bool(min(below - known, run.get("total", math.inf) - recorded) > 0)
 
 
 def read_watermark(connection: sqlite3.Connection) -> float:

@@ -58,7 +58,7 @@ CREATE VIEW latest AS SELECT {OUTCOME_COLUMNS.replace(" ", ", ")} FROM outcomes 
 """
 SCHEMA: Final = f"""
 CREATE TABLE run (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NULL);
+CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NULL, key TEXT);
 {_RUNS} {_OUTCOMES} {_LATEST}
 """
 """
@@ -109,6 +109,7 @@ ALTER TABLE outcomes RENAME TO old;
 {_OUTCOMES}
 INSERT INTO outcomes SELECT 1, {_V1_OUTCOMES} FROM old;
 DROP TABLE old;
+ALTER TABLE generations ADD COLUMN key TEXT;
 DELETE FROM run WHERE name IN ({", ".join(f"'{name}'" for name in _FACTS.values())});
 {_LATEST}
 PRAGMA user_version = {VERSION};

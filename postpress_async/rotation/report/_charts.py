@@ -1,9 +1,9 @@
 """
 The report's charts, rendered by Vega-Lite to SVG when the page is written.
 
-SVG needs no script in the page, prints sharply, and takes its colours from the page's style sheet, so one
-drawing serves light mode, dark mode and paper. Each chart is rendered for a wide and a narrow screen, where a
-scaled-down drawing could not be read.
+SVG needs no script, prints sharply, and takes its colours from the page's style sheet, so one drawing serves
+light mode, dark mode and paper. Each chart is rendered twice, for wide and narrow screens, because a
+scaled-down drawing would be illegible.
 """
 
 from collections.abc import Iterable
@@ -52,7 +52,7 @@ class Chart:
 
 
 def throughput(findings: Findings) -> Chart | None:
-    """Accounts per second over time, those not patched on a scale of their own; None without accounts."""
+    """Accounts per second over time, with a separate scale for those not patched; None without accounts."""
     if not findings.bars:
         return None
     peak = max(bar.accounts for bar in findings.bars) / findings.step
@@ -104,12 +104,12 @@ def _over_time(bars: Iterable[Bar], step: float, width: int) -> Spec:
     first, last = min(row["from"] for row in rows), max(row["to"] for row in rows)
     minutes, ticks = (last - first) / 60_000, max(3, width // 100)
     clock = "%H:%M:%S" if minutes < 10 else "%H:%M" if minutes < 2 * 1440 else "%d %b %H:%M"
-    if last - first < 1_000 * ticks:  # several ticks per second need different labels
+    if last - first < 1_000 * ticks:  # more than one tick per second
         clock = "%H:%M:%S.%L"
     time = {
         "field": "from",
         "type": "temporal",
-        # Both plots must have the same time axis.
+        # Both plots must share the time axis.
         "scale": {"type": "utc", "domain": [first, last], "nice": False},
         "axis": {"format": clock, "title": None, "grid": False, "tickCount": ticks},
     }
@@ -202,7 +202,7 @@ def _distribution(found: Latency, width: int) -> Spec:
 def _ranking(rows: list[Row], width: int) -> Spec:
     narrow = width == NARROW
     position = {"field": "error", "type": "nominal", "sort": None, "title": None}
-    # On a phone there is no room beside the bars, so the names are above them.
+    # On a phone there is no space beside the bars, so put the names above them.
     axis: Any = None if narrow else {"labelLimit": 300, "ticks": False, "domain": False}
     bar: Spec = {"type": "bar", "height": 10, "yOffset": 8} if narrow else {"type": "bar", "height": 14}
     length = {"field": "accounts", "type": "quantitative", "axis": None}
@@ -244,11 +244,11 @@ def _chart(description: str, spec: Any) -> Chart:
 
 
 def _draw(spec: Spec) -> Markup:
-    # Imported here because it is as large as a browser, and specs can be tested without it.
+    # Imported here because it contains a JavaScript engine, and the specs can be tested without it.
     import vl_convert
 
     whole = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "config": _CONFIG, **spec}
-    # Vega escapes all texts. If it ever failed to, the page's policy would still forbid scripts.
+    # Vega escapes all text. If that ever failed, the page's policy would still forbid scripts.
     return Markup(vl_convert.vegalite_to_svg(whole, allowed_base_urls=[]))  # noqa: S704
 
 
@@ -263,7 +263,7 @@ _AXIS: Final = {
 }
 _CONFIG: Final[Spec] = {
     "background": "transparent",
-    # The text may be wider in the browser than measured here.
+    # The text may be wider in the browser than vl-convert assumes.
     "padding": {"left": 14, "top": 2, "right": 2, "bottom": 2},
     "font": "sans-serif",
     "view": {"stroke": None},

@@ -1,4 +1,4 @@
-"""The data of a report, read from a journal at once; its size does not grow with the fleet."""
+"""The data of a report, read from a journal in one snapshot. Its size does not grow with the fleet."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from postpress_async.rotation.journal._reading import JournalView, printable
 from postpress_async.rotation.journal._statistics import SENT, Stage, Statistics, collect_statistics
 
 BARS: Final = 96
-"""Maximum number of bars over time."""
+"""Maximum number of bars in the chart over time."""
 RANKED: Final = 15
 """Maximum number of listed proxies, and of listed slow accounts."""
 NOT_PATCHED: Final = "(state IN ('failed', 'unknown') OR state = 'skipped' AND error_type IS NOT NULL)"
@@ -57,10 +57,10 @@ class ProxyCount:
     The counts of one proxy.
 
     Attributes:
-        proxy: Its label.
-        accounts: Accounts whose last proxy it was.
-        not_patched: Those of them that were not patched, for any reason.
-        failures: Accounts for which it failed; most of them then got another proxy of the pool.
+        proxy: Label of the proxy.
+        accounts: Accounts that had it as their last proxy.
+        not_patched: Accounts among these that were not patched, for any reason.
+        failures: Accounts for which it failed; most of them then got another proxy from the pool.
         quarantined: Whether the pool quarantined it.
     """
 
@@ -78,14 +78,14 @@ class Findings:
 
     Attributes:
         numbers: The counts of the journal.
-        requests: Requests of all runs, without those that a killed run did not record.
+        requests: Requests of all runs, except those that a killed run did not record.
         bars: Accounts over time.
         step: Width of a bar in seconds.
         latency: None if nothing was sent.
         proxies: Proxies by descending number of failures.
         more_proxies: Number of further proxies with failures.
         slowest: Accounts by descending duration.
-        not_patched: Number of accounts to list; the page may be too small for all of them.
+        not_patched: Number of accounts to list; the page may not have space for all of them.
     """
 
     numbers: Statistics
@@ -101,7 +101,7 @@ class Findings:
 
 def find(view: JournalView, stage: Stage, now: float) -> Findings:
     """
-    Read the journal at the Unix time *now*. Its *stage* comes from `stage_of`.
+    Read the journal at Unix time *now*; *stage* is the result of `stage_of`.
 
     Call it within `JournalView.at_one_moment`, so that the counts are consistent.
 
@@ -164,13 +164,13 @@ def _bars(view: JournalView, start: float, step: float) -> tuple[Bar, ...]:
     def read(rows: list[tuple[int, str, int]]) -> tuple[Bar, ...]:
         return tuple(Bar(start + number * step, State(state), accounts) for number, state, accounts in rows)
 
-    # Start at full minutes or hours.
+    # Align the bars with full minutes or hours.
     start = start // step * step
     return view.read(read, _BARS, {"start": start, "step": step})
 
 
 def _latency(seconds: Iterable[float]) -> Latency | None:
-    # Rounding to three digits bounds the number of different values to a few thousand.
+    # Rounding to three digits limits the number of distinct values to a few thousand.
     counted = Counter(_three_digits(elapsed) for elapsed in seconds)
     if not counted:
         return None

@@ -1,5 +1,5 @@
 """
-The accounts that were not patched, compressed to be embedded in the page.
+The accounts that were not patched, compressed and embedded in the page.
 
 They are stored by column in blocks of a few thousand rows, because similar values compress better together.
 """
@@ -28,10 +28,11 @@ COLUMNS: Final = (
     "settled",
 )
 """In the order of the page."""
+
 BUDGET: Final = 4_550_000
 """Maximum size of the packed listing in bytes; keeps the page below 5 MB."""
 _BLOCK: Final = 4_000
-_LONGEST: Final = 300  # characters of a cell; the journal may not be trustworthy
+_LONGEST: Final = 300  # characters of a cell; do not trust the journal
 
 
 @frozen
@@ -42,8 +43,8 @@ class Listing:
     Attributes:
         packed: A JSON list of blocks, each with a list per column of `COLUMNS`; gzipped and base64-encoded.
         rows: Number of accounts.
-        first: The first accounts, which are shown without scripts.
-        complete: Whether all accounts fitted in.
+        first: The first accounts, which are shown even without scripts.
+        complete: Whether all accounts fit.
     """
 
     packed: str
@@ -55,8 +56,8 @@ class Listing:
 def pack(outcomes: Iterable[Outcome], *, shown: int, budget: int = BUDGET) -> Listing:
     """Pack as many *outcomes* as fit into *budget* bytes, and keep the first *shown* of them."""
     remaining = iter(outcomes)
-    # 31 means a gzip header, for browsers. Z_FILTERED makes the result 5% smaller, as most of the content
-    # are random ids without repetitions.
+    # 31 means a gzip header, for browsers. Z_FILTERED makes the result 5% smaller, because most of the
+    # content is random ids.
     compressor = zlib.compressobj(9, zlib.DEFLATED, 31, strategy=zlib.Z_FILTERED)
     parts = [compressor.compress(b"[")]
     first: list[tuple[Any, ...]] = []
@@ -65,7 +66,7 @@ def pack(outcomes: Iterable[Outcome], *, shown: int, budget: int = BUDGET) -> Li
         text = ("," if rows else "") + json.dumps(list(zip(*block, strict=True)), separators=(",", ":"))
         trial = compressor.copy()
         part = trial.compress(text.encode("ascii")) + trial.flush(zlib.Z_SYNC_FLUSH)
-        # Base64 makes four bytes of three; 64 bytes are reserved for the end.
+        # Base64 encodes three bytes as four; 64 bytes are reserved for the end.
         if (size + len(part) + 64) * 4 > budget * 3:
             complete = False
             break

@@ -10,7 +10,7 @@ from typing import BinaryIO, Final
 from postpress_async import errors
 from postpress_async._version import __version__
 from postpress_async.errors import BY_CODE, BY_TYPE, PostPressError, RotationError, Scope
-from postpress_async.rotation._outcome import NO_PROXY_LEFT, Outcome, State
+from postpress_async.rotation._outcome import NO_PROXY_LEFT, State
 from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._statistics import ErrorCount, Stage, Statistics, stage_of
@@ -19,7 +19,7 @@ from postpress_async.rotation.report._findings import Findings, find
 from postpress_async.rotation.report._listing import COLUMNS, pack
 
 SHOWN: Final = 100
-"""Accounts per page of the list, and accounts shown without scripts."""
+"""Accounts per page of the list, and the number shown without scripts."""
 _STATUS: Final = {
     Stage.UNDER_WAY: "The run is still in progress; this page shows its state when it was written.",
     Stage.DIED: "The last run was killed, or its machine stopped.",
@@ -31,7 +31,7 @@ _STATUS: Final = {
 
 def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
     """
-    Write the report of a journal to *file*, at most 5 MB. *now* is the current Unix time.
+    Write the report of a journal to *file*, in at most 5 MB. *now* is the current Unix time.
 
     Raises:
         JournalError: The journal is damaged.
@@ -44,7 +44,7 @@ def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
         if name not in {"jinja2", "markupsafe", "vl_convert"}:
             raise
         raise RotationError(f"a report requires {name}: pip install 'postpress-async[report]'") from None
-    # Cannot fail: lone surrogates were escaped when the journal was read.
+    # Cannot fail: reading the journal has escaped lone surrogates.
     file.write(page.encode("utf-8"))
 
 
@@ -56,7 +56,10 @@ def _page(view: JournalView, now: float) -> str:
     stage = stage_of(view)
     with view.at_one_moment():
         findings = find(view, stage, now)
-        listing = pack(_not_patched(view), shown=SHOWN)
+        outcomes = view.outcomes([State.FAILED, State.UNKNOWN, State.SKIPPED])
+        # Accounts that were not sent before the run ended have no error type.
+        listed = (o for o in outcomes if o.state is not State.SKIPPED or o.error_type is not None)
+        listing = pack(listed, shown=SHOWN)
     style, script = _text("page.css"), _text("page.js")
     environment = jinja2.Environment(
         autoescape=True,
@@ -92,18 +95,12 @@ def _page(view: JournalView, now: float) -> str:
     )
 
 
-def _not_patched(view: JournalView) -> Iterator[Outcome]:
-    for outcome in view.outcomes([State.FAILED, State.UNKNOWN, State.SKIPPED]):
-        if outcome.state is not State.SKIPPED or outcome.error_type is not None:
-            yield outcome
-
-
 def _status(numbers: Statistics) -> str:
     return f"{_STATUS[numbers.stage]}: {numbers.halted[:500]}." if numbers.halted else _STATUS[numbers.stage]
 
 
 def _colour(numbers: Statistics) -> str:
-    """The colour of the header, by the name of a state."""
+    """The colour of the header, as the name of a state."""
     if numbers.stage is Stage.HALTED or numbers.states[State.FAILED] > numbers.states[State.PATCHED]:
         return "failed"
     if numbers.accounts and numbers.states[State.PATCHED] == numbers.accounts:
@@ -112,9 +109,9 @@ def _colour(numbers: Statistics) -> str:
 
 
 def _shares(numbers: Statistics) -> list[tuple[str, int, float, float]]:
-    """By state, and for accounts not in the journal: name, accounts, start and width of a bar in percent."""
+    """For each state, and for accounts without one: name, accounts, start and width of the bar in percent."""
     parts = [(state.value, numbers.states[state]) for state in State]
-    parts.append(("not settled", numbers.accounts - numbers.states.total()))
+    parts.append(("not completed", numbers.accounts - numbers.states.total()))
     rows, start = [], 0.0
     for name, accounts in parts:
         width = 100 * accounts / max(1, numbers.accounts)
@@ -150,7 +147,7 @@ def _meaning(error: ErrorCount) -> str:
         kind = getattr(errors, error.error_type, None) if error.error_type.isidentifier() else None
     if isinstance(kind, type) and issubclass(kind, PostPressError):
         return " ".join((kind.__doc__ or "").split("\n\n")[0].replace("`", "").split())
-    # The reason of a refused row has several words; the type of a response has none with a space.
+    # The reason of a refused row consists of several words; the type of a response contains no space.
     is_reason = error.scope is Scope.REQUEST and " " in error.error_type
     return "The row is invalid and was not sent." if is_reason else ""
 

@@ -114,6 +114,6 @@ const packed = document.getElementById("packed");
 if (packed) {
   unpack(packed.textContent).then(
     (rows) => table(rows, packed),
-    () => { document.querySelector("#listing .count").textContent = "This browser is too old to unpack the whole list: the first accounts are shown."; },
+    () => { document.querySelector("#listing .count").textContent = "This browser is too old to show the whole list. These are the first accounts."; },
   );
 }

@@ -180,7 +180,7 @@ def test_a_refused_row_of_several_lines_says_which(rows) -> None:
     refusal, row = rows(text)
 
     assert (refusal.line, refusal.column) == (2, "password")
-    assert refusal.advice.endswith("; lines 2 to 3 are one row, by their quotes")
+    assert refusal.advice.endswith("; lines 2 to 3 are one row because of their quotes")
     assert row.account_id == "acc_3"
 
 
@@ -536,11 +536,11 @@ NO_FLEETS = [
     pytest.param(
         "f.csv",
         b"Kontonummer,host,proxy port\na,b,c",
-        "has no column account_id, only Kontonummer, host, proxy port: give one of them that name; known are",
+        "has no column account_id, only Kontonummer, host, proxy port: rename one of them; the known",
         id="no account_id",
     ),
     pytest.param(
-        "f.csv", b"acc_1,h,80,user,hunter\n", "has no header with an account_id: begin it", id="no header"
+        "f.csv", b"acc_1,h,80,user,hunter\n", "has no header with account_id: start it", id="no header"
     ),
 ]
 

@@ -316,7 +316,7 @@ def test_a_large_cell_that_repeats_takes_bounded_memory(write) -> None:
 )
 def test_few_rows_are_read_at_once_if_their_values_share(write, monkeypatch, options, repeats, most) -> None:
     """As many as fit into the memory of one column; what shares nothing is no larger than the file says."""
-    monkeypatch.setattr(_parquet, "AT_ONCE", 2**18)
+    monkeypatch.setattr(_parquet, "MAX_COLUMN_SIZE", 2**18)
     sizes: list[int] = []
     make = BatchMaker.make
 
@@ -409,7 +409,7 @@ NO_COLUMNS = [
     ),
     pytest.param(
         {"Kontonummer": ["a"], "host": ["h"]},
-        "has no column account_id, only Kontonummer, host: give",
+        "has no column account_id, only Kontonummer, host: rename",
         id="none",
     ),
     pytest.param({"id": pyarrow.array([], pyarrow.string())}, "has no rows: it needs", id="no rows"),

@@ -400,11 +400,14 @@ REFUSED = [
         "SELECT json(password) AS id FROM fleet",
         "refused the query: OperationalError (its message may quote a row)",
     ),
-    ("SELECT cast(x'70613535216b6579ff' AS TEXT) AS id", "broke off: OperationalError (its message may"),
-    ("", "gives no rows: write one that does, such as SELECT"),
-    ("PRAGMA foreign_keys = ON", "gives no rows: write one that does, such as SELECT"),
+    (
+        "SELECT cast(x'70613535216b6579ff' AS TEXT) AS id",
+        "failed while reading the rows: OperationalError (its message may",
+    ),
+    ("", "returns no rows: write one that does, such as SELECT"),
+    ("PRAGMA foreign_keys = ON", "returns no rows: write one that does, such as SELECT"),
     ("SELECT id, password FROM fleet WHERE 0", "has no rows: it needs a line for each account"),
-    ("SELECT host FROM fleet", "has no column account_id, only host: give one of them that name; known are"),
+    ("SELECT host FROM fleet", "has no column account_id, only host: rename one of them; the known"),
     ("SELECT id, id AS account FROM fleet", "has two columns for account_id, id and account: remove one"),
 ]
 
@@ -427,7 +430,7 @@ URLS = [
     (f"{SECRET}", "the database's URL cannot be read: write it as postgresql+psycopg://user@host/database"),
     ("", "the database's URL cannot be read: write it as "),
     (f"postgresql://u:{SECRET}@h:port/d", "the database's URL cannot be read: write it as "),
-    (f"postgres://u:{SECRET}@h/d", "SQLAlchemy knows no database 'postgres': write it as postgresql+"),
+    (f"postgres://u:{SECRET}@h/d", "SQLAlchemy has no dialect 'postgres': write it as postgresql+"),
     (f"mysql+mysqldb://u:{SECRET}@h/d", "the driver MySQLdb is not installed: install it, or name yours"),
     (f"sqlite+pysqlcipher://:{SECRET}@/d", "the driver "),
 ]
@@ -523,7 +526,9 @@ def test_a_database_that_breaks_off_is_not_quoted(database, monkeypatch, copies)
 
     monkeypatch.setattr(sqlalchemy.CursorResult, "fetchmany", refuse)
 
-    with pytest.raises(FleetError, match=r"fleet\.db broke off: RefusingError \(its message") as caught:
+    with pytest.raises(
+        FleetError, match=r"fleet\.db failed while reading the rows: RefusingError \(its message"
+    ) as caught:
         Fleet.open_query(database("id", ("a",)), ALL)
     assert SECRET not in all_text(caught.value)
     assert copies[0].closed

@@ -276,10 +276,12 @@ async def test_a_frame_without_rows_is_done_at_once(frame: Made) -> None:
 
 NO_FLEETS = [
     pytest.param(
-        pandas.DataFrame({"name": ["a"], 5: ["h"]}), "has no column account_id, only name, 5: give", id="none"
+        pandas.DataFrame({"name": ["a"], 5: ["h"]}),
+        "has no column account_id, only name, 5: rename",
+        id="none",
     ),
     pytest.param(
-        pandas.DataFrame(), "has no column account_id, only others without a name: give", id="empty"
+        pandas.DataFrame(), "has no column account_id, only columns without a name: rename", id="empty"
     ),
     pytest.param(
         pandas.DataFrame([["a", "b"]], columns=["id", "id"]),

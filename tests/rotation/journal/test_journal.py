@@ -126,7 +126,7 @@ async def test_it_remembers_run_entries_and_generations(path) -> None:
 
     again = Journal.open(path)
     assert again.run == journal.run
-    assert list(again.generations()) == [(5, 2)]
+    assert list(again.generations()) == [(5, (2, None))]
     done, doubt = ("acc_3", State.PATCHED, True, True), ("acc_5", State.UNKNOWN, True, False)
     assert [(n, entry[:4]) for n, entry in again.entries()] == [(3, done), (5, doubt)]
     assert [(n, entry[:4]) for n, entry in again.entries(but_done=True)] == [(5, doubt)]

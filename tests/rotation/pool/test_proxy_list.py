@@ -180,7 +180,10 @@ def test_bad_line_is_reported_with_number_field_and_reason(line: str, field: str
 
 def test_a_refusal_reads_as_a_sentence() -> None:
     """It is printed as it is."""
-    assert str(refusal_of("", "h:99999")) == "line 2, port: port out of range: must be 1 to 65535"
+    assert (
+        str(refusal_of("", "h:99999"))
+        == "line 2, port: port out of range: must be a whole number from 1 to 65535"
+    )
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_the_page_has_the_journal_s_numbers(night) -> None:
     words = " ".join(text.split())
 
     assert "80 of 100 accounts patched" in words
-    for count in ("80 patched", "15 failed", "1 unknown", "3 skipped", "1 not settled"):
+    for count in ("80 patched", "15 failed", "1 unknown", "3 skipped", "1 not completed"):
         assert count in words
     assert "The last run was stopped before all accounts were sent." in words
     assert "The account does not exist." in words  # what an error means, from its class
@@ -110,7 +110,7 @@ def test_outcomes_without_a_response_are_explained_too(path) -> None:
     text = page(write(path, [*outcomes, outcome(3, State.FAILED, **unlisted)], total=4))
     rows = re.findall(r'<td class="text">([^<]+)</td><td>\w*</td><td>([^<]*)</td>', text)
 
-    broken = "The connection was lost before the response was complete. applied says if it was sent."
+    broken = "The connection was lost before the response was complete. applied says whether it was sent."
     assert dict(rows) == {
         "ConnectionLostError": broken,
         "port out of range": "The row is invalid and was not sent.",
