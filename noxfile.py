@@ -266,14 +266,15 @@ def campaign(session: nox.Session) -> None:
 
 @nox.session
 def night(session: nox.Session) -> None:
-    """A rotation of 100,000 accounts, an unreliable service and 25 dead proxies; the suite has 3,000."""
+    """A rotation of 100,000 accounts with 25 dead proxies, and thirty nights of a fleet in real processes."""
     install(session, "test")
     session.run(
         "pytest",
         "tests/rotation/test_night.py",
+        "tests/rotation/test_nights.py",
         *EVERY,
         *session.posargs,
-        env={"POSTPRESS_TEST_NIGHT": "100000"},
+        env={"POSTPRESS_TEST_NIGHT": "100000", "POSTPRESS_TEST_NIGHTS": "30"},
     )
 
 

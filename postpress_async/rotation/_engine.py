@@ -121,8 +121,7 @@ class Rotation:
         self._watermark: SendWatermark | None = None
         self._run = ""
         self._workers = self._backing_off = 0  # workers, and how many of them back off
-        self._stopping = False
-        self._leaves_doubts = False  # whether rows in doubt are left to the operator
+        self._stopping = self._leaves_doubts = False  # the latter: rows in doubt are left to the operator
         self._error: Exception | None = None
         self._failed: Final[Counter[tuple[str | None, Applied | None]]] = Counter()
         self._entered = False
@@ -346,7 +345,7 @@ class Rotation:
             if self._watermark is not None and row.ordinal >= self._watermark.safe_below:
                 await self._watermark.advance(row.ordinal)
             return row
-        # A recorded outcome says why and since when the account is in doubt: keep it.
+        # A recorded outcome says since when the account is in doubt: keep it.
         await self._complete(outcome, recorded=pending.leave_in_doubt and pending.recorded)
         return None
 

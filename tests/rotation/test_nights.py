@@ -277,6 +277,9 @@ def test_each_account_is_patched_once_a_night(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "POSTPRESS_TEST_NIGHTS" not in os.environ, reason="takes minutes: `nox -s night` plays it"
+)
 def test_thirty_nights_of_a_fleet(tmp_path, monkeypatch) -> None:
     size = []
 

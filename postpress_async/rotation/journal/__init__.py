@@ -64,17 +64,14 @@ OUTCOME: Final = Insert(
     + ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS if name not in {"ordinal", "attempts"}),
 )
 """The latest outcome of an account replaces the one before; attempts are those of all runs."""
-row_of: Final["attrgetter[tuple[Any, ...]]"] = attrgetter(*_COLUMNS)
-"""Returns the values of `OUTCOME` for an `Outcome`."""
+row_of: Final["attrgetter[tuple[Any, ...]]"] = attrgetter(*_COLUMNS)  # the values of `OUTCOME`
 _GENERATION: Final = """
 INSERT INTO generations (ordinal, generation) VALUES (?, ?)
 ON CONFLICT (ordinal) DO UPDATE SET generation = excluded.generation
 """
 _REOPEN: Final = f"{REOPEN_FAILED} AND error_type = ?"
 _NOTE: Final = "INSERT OR REPLACE INTO run VALUES (?, ?)"
-_TOTAL: Final = f"""
-    UPDATE runs SET total = max(coalesce(total, 0), ?) WHERE id = {CURRENT_RUN}
-"""
+_TOTAL: Final = f"UPDATE runs SET total = max(coalesce(total, 0), ?) WHERE id = {CURRENT_RUN}"
 _BEGAN: Final = f"UPDATE runs SET began = coalesce(began, ?) WHERE id = {CURRENT_RUN}"
 _PROXY: Final = """
 INSERT INTO proxies VALUES (?, 1, ?) ON CONFLICT (label)
@@ -105,8 +102,7 @@ class Journal:
         in_doubt_below: The ordinal below which rows without an outcome may have been sent.
         watermark: How far this run may send.
         leaves_doubts: Whether accounts that may have been sent are not sent again, but reported.
-        keys_expired_before: Unix time of a request before which the API may have forgotten its idempotency
-            key.
+        keys_expired_before: Unix time before which a request's idempotency key may be forgotten.
     """
 
     def __init__(
@@ -291,8 +287,7 @@ class Journal:
         self, *, but_done: bool = False
     ) -> Iterator[tuple[int, tuple[str, State, bool, bool, float]]]:
         """
-        Yield for each ordinal: the account, its state, whether it was sent, whether this run leaves it, and
-        the Unix time of its outcome.
+        Yield for each ordinal: the account, its state, whether it was sent, whether it is left, and the time.
 
         With *but_done*, without the accounts that this run leaves as they are. Read in chunks.
         """
@@ -374,17 +369,13 @@ class Journal:
 
         Args:
             total: Number of accounts; None if not known.
-            notes: For a run from the command line: the ``command``, its ``folder``, and the ``retry_command``
-                for accounts that fail. They must not contain secrets.
+            notes: ``command``, ``folder`` and ``retry_command`` of the command line, without secrets.
         """
         if self.next_run_at is not None:
             return
-        began = time.time()
-        self._writer.put(_BEGAN, (began,))
+        self._writer.put(_BEGAN, (began := time.time(),))
         # A run from Python has no notes, and those of the run before would not repeat it.
-        for name in _COMMAND_NOTES:
-            self._writer.put(set_fact(name), (notes.get(name),))
-        facts = {
+        facts = {name: notes.get(name) for name in _COMMAND_NOTES} | {
             "halted": None,
             "on_unknown": "report" if self.leaves_doubts else "retry",
             "starts": add_start(self._starts, began, notes.get("command")),

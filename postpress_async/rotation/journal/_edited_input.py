@@ -181,6 +181,7 @@ def take(connection: sqlite3.Connection, edit: Edit, run: Mapping[str, Any]) -> 
         # Every account that was, or may have been, sent has an outcome.
         connection.execute("DELETE FROM run WHERE name = 'under way'")
         connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', 0)")
+        connection.execute("DELETE FROM run WHERE name = 'doubts'")
         connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
     for sql in _MOVE:
         connection.execute(sql)

@@ -108,6 +108,7 @@ def check(
                 "that key, or name another journal. If the key was replaced by a new one of the same "
                 "workspace, add --accept-new-key once (in Python, accept_new_key=True)"
             )
+    key_facts = dict(facts)  # all that a run records if it leaves the journal alone
     _check_selection(path, run, selection, every)
     if selection is not None:
         starts_run = not resumes(connection.execute, run, selection.text)
@@ -117,7 +118,7 @@ def check(
         [(began,)] = connection.execute("SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL")
         next_run_at = began + (every or 0)
         if next_run_at > time.time():
-            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, facts, salt)
+            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, key_facts, salt)
         starts_run = True
     else:
         starts_run = every is not None and is_complete_run and next_run_at <= time.time()
@@ -129,7 +130,7 @@ def check(
         if not is_complete_run:
             raise
         if every is not None:
-            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, facts, salt)
+            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, key_facts, salt)
         raise JournalError(f"{error}. {_HOW_TO_START}") from None
     condition = IN_INPUT if edit is not None and edit.appended_at is None else of_input(run)
     counts = "count(*), max(settled_at), total(state = 'unknown')"
@@ -158,8 +159,7 @@ def check(
                     f"{path} is of a rotation that is complete, and that had another pool (or --country). "
                     f"Nothing was sent. {_HOW_TO_START}"
                 )
-            facts.pop("pool")
-            return InputCheck(False, float(last), False, next_run_at, facts, salt)
+            return InputCheck(False, float(last), False, next_run_at, key_facts, salt)
     return InputCheck(
         same_input="input" in run and digest is not None,
         completed_at=float(last) if is_complete else None,
