@@ -37,6 +37,8 @@ COVER: Final = (
 )
 """Statements before the watermark advances from one ordinal to another."""
 
+COUNTS: Final = "SELECT state, count(*), sum(attempts) FROM latest GROUP BY state"
+
 END_RUN: Final = f"""
     UPDATE runs SET ended = (SELECT coalesce(max(settled_at), ?) FROM latest WHERE attempts > 0), state = CASE
         WHEN halted NOT NULL THEN 'halted'
@@ -177,7 +179,7 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
         if retry_failed:
             connection.execute(_NEXT_GENERATION.format("state = 'failed'"))
             connection.execute(REOPEN_FAILED)
-        connection.execute(f"UPDATE runs SET state = 'running' {_LATEST}")
+        connection.execute(f"UPDATE runs SET state = 'running', counts = NULL {_LATEST}")
         connection.execute("INSERT OR REPLACE INTO run VALUES ('under way', ?)", (time.time(),))
         connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
         for sql in COVER:

@@ -29,6 +29,7 @@ CREATE TABLE runs (
     api_key BLOB,
     on_unknown TEXT,
     starts TEXT,
+    counts TEXT,
     command TEXT,
     retry_command TEXT,
     folder TEXT
@@ -64,7 +65,8 @@ CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NU
 """
 ``outcomes`` has one row per run and account. ``runs.selection`` says which accounts a run takes; NULL is all.
 The tables ``run``, ``generations`` and ``covered`` are about the latest run only, and how it is resumed.
-``runs.starts`` is a JSON array: when, by whom, where and how the run was started and resumed.
+``runs.starts`` is a JSON array: when, by whom, where and how the run was started and resumed. ``runs.counts``
+is one too: accounts and requests by state, once the run has ended.
 """
 
 # A journal of version 1 holds one rotation, whose facts are rows of the table ``run``.
@@ -95,7 +97,7 @@ _FIRST_STATE: Final = """
 """
 _FIRST_RUN: Final = (
     f"SELECT 1 AS id, {_FIRST_STATE} AS state, (SELECT max(settled_at) FROM main.outcomes) AS ended, "
-    "NULL AS starts, NULL AS api_key, "
+    "NULL AS starts, NULL AS counts, NULL AS api_key, "
     + ", ".join(
         f"(SELECT value FROM run WHERE name = '{name}') AS {column}" for column, name in _FACTS.items()
     )
@@ -104,7 +106,7 @@ _V1_OUTCOMES: Final = OUTCOME_COLUMNS.replace(" ", ", ").replace("assignment", "
 MIGRATION: Final = f"""
 BEGIN;
 {_RUNS}
-INSERT INTO runs (id, state, ended, starts, api_key, {", ".join(_FACTS)}) {_FIRST_RUN};
+INSERT INTO runs (id, state, ended, starts, counts, api_key, {", ".join(_FACTS)}) {_FIRST_RUN};
 ALTER TABLE outcomes RENAME TO old;
 {_OUTCOMES}
 INSERT INTO outcomes SELECT 1, {_V1_OUTCOMES} FROM old;

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport] # see `finish`
+import json
 import sqlite3
 import threading
 import time
@@ -12,7 +13,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 from postpress_async.errors import JournalNotWritableError, RotationError
 from postpress_async.rotation._atomic_write import atomic_write
 from postpress_async.rotation.journal._checkpoint import checkpoint, delete_mark
-from postpress_async.rotation.journal._recovery import END_RUN, UNCOVER
+from postpress_async.rotation.journal._recovery import COUNTS, END_RUN, UNCOVER
+from postpress_async.rotation.journal._schema import set_fact
 
 COMMIT_EVERY: Final = 0.05
 """Most seconds for which rows are gathered before they are committed: each commit flushes the disk."""
@@ -214,6 +216,8 @@ class Writer:
                 for sql in UNCOVER:
                     self._connection.execute(sql)
                 self._connection.execute(END_RUN, (time.time(), interrupted))
+                counts = json.dumps(self._connection.execute(COUNTS).fetchall())
+                self._connection.execute(set_fact("counts"), (counts,))
                 self._connection.execute("DELETE FROM run WHERE name = 'under way'")
             # While the file is being read, closing this connection would not copy the -wal into it.
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

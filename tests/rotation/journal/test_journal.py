@@ -477,3 +477,22 @@ async def test_a_journal_that_is_refused_is_let_go_of(path) -> None:
             held.add(os.readlink(f"/proc/self/fd/{handle}"))
     assert held.isdisjoint({str(path), f"{path}-wal"})
     del refusal
+
+
+async def test_counts_of_a_run_are_recorded_when_it_ends_and_removed_when_it_resumes(path) -> None:
+    """`history` of a hundred runs of a million accounts must not read them all."""
+
+    def counts() -> str | None:
+        with closing(sqlite3.connect(path)) as connection:
+            [(recorded,)] = connection.execute("SELECT counts FROM runs")
+        return None if recorded is None else str(recorded)
+
+    journal = Journal.open(path, total=2)
+    journal.record(Outcome.patched(0, 2, "acc_0", 3, 0.1))
+    await journal.aclose()
+    assert counts() == '[["patched", 1, 3]]'
+
+    again = Journal.open(path, total=2)
+    assert counts() is None
+    await again.aclose()
+    assert counts() == '[["patched", 1, 3]]'
