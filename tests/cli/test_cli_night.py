@@ -500,7 +500,7 @@ async def test_verbose_tells_each_step_to_people(folder, sandbox) -> None:
 
     done = await arun(sandbox, "rotate", "fleet.csv", "-v")
 
-    assert "acc_000000: errors/provider_error in attempt 1; retry in " in done.stderr
+    assert "acc_000000: errors/provider_error in attempt 1; retrying in " in done.stderr
 
 
 @pytest.mark.parametrize("words", ["", "--json"])
@@ -564,10 +564,10 @@ def test_a_terminal_shows_a_bar_and_figures_and_logs_do_not_garble_it(folder) ->
     assert "patched" in text
     assert "/s" in text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n")
-    retries = [line for line in plain.split("\n") if "retry in" in line]
+    retries = [line for line in plain.split("\n") if "retrying in" in line]
     assert retries
     for line in retries:
-        assert re.fullmatch(r"\d\d:\d\d:\d\d acc_\d+: [\w/]+ in attempt \d; retry in \d\.\d s *", line)
+        assert re.fullmatch(r"\d\d:\d\d:\d\d acc_\d+: [\w/]+ in attempt \d; retrying in \d\.\d s *", line)
     assert "400 accounts" in output
 
 

@@ -48,7 +48,7 @@ async def test_a_night_is_put_back_account_by_account(before, sandbox) -> None:
         json.loads(line) for line in (await arun(sandbox, "history", JOURNAL, "--json")).stdout.splitlines()
     ]
     assert (runs[-1]["number"], runs[-1]["selection"]) == (3, "rollback to run 1")
-    assert runs[-1]["command"] == f"postpress-async {' '.join(ROLLBACK)}"
+    assert runs[-1]["starts"][-1]["command"] == f"postpress-async {' '.join(ROLLBACK)}"
     again = await arun(sandbox, *ROLLBACK)
     assert again.stdout == "nothing was sent: each account has the assignment that it had after run 1\n"
     assert sandbox.record.requests == 3 * COUNT

@@ -37,7 +37,7 @@ IN_FLIGHT = 40
 BATCH = 100
 """Outcomes of a worker that it may not have told yet when it is killed: of a quarter of a second."""
 
-SAME = "ordinal, line, account_id, state, attempts, status, error_type, scope, applied, proxy"
+SAME = "ordinal, line, account_id, state, attempts, status, error_type, scope, applied, assignment"
 """What of an outcome is the same on every run: all but times, and the sandbox's own numbers."""
 
 

@@ -210,6 +210,8 @@ class CommandPlayer:
             right = exit_codes.KEY_REFUSED
         elif report.ended is End.STOP:
             right = exit_codes.INTERRUPTED
+        elif "another API key" in errors and not self.case.server.sent_in(report.number):
+            right = exit_codes.BAD_INPUT
         else:
             return self._check_natural_exit(code)
         return [] if code == right else [_wrong_exit(code, right, errors)]

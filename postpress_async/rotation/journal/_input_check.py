@@ -102,7 +102,10 @@ def check(
     facts: dict[str, Any] = {} if target is None else {"target": target}
     if api_key is not None:
         facts["api_key"] = _stretch(hashlib.sha256(api_key.reveal().encode()).digest(), salt)
-        if run.get("api_key", facts["api_key"]) != facts["api_key"] and not accept_new_key:
+        is_other = run.get("api_key", facts["api_key"]) != facts["api_key"]
+        # A key with which nothing was patched may have been a wrong one.
+        works = "SELECT 1 FROM outcomes WHERE state = 'patched' LIMIT 1"
+        if is_other and not accept_new_key and connection.execute(works).fetchone():
             raise JournalError(
                 f"{path} belongs to another API key, perhaps of another workspace. Nothing was sent. Use "
                 "that key, or name another journal. If the key was replaced by a new one of the same "

@@ -116,6 +116,8 @@ def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
     cursor = connection.execute(f"SELECT * FROM runs WHERE id = {CURRENT_RUN}")
     names = [column[0] for column in cursor.description]
     facts = {name: value for name, value in zip(names, cursor.fetchone(), strict=True) if value is not None}
+    if not {"id", "token", "state"} <= facts.keys():
+        raise ValueError("the latest run is not whole")  # handled as damage
     return facts | dict(connection.execute("SELECT name, value FROM run"))
 
 

@@ -53,6 +53,16 @@ async def test_a_replaced_key_is_accepted_once(sandbox, journal) -> None:
         await rotate(sandbox, journal, "pp_old", every=0.0)
 
 
+async def test_right_key_after_a_wrong_one_needs_no_option(sandbox, journal) -> None:
+    """With a wrong key nothing is patched, so the journal does not belong to it."""
+    async with PostPressSession("pp_wrong", base_url=sandbox.url) as session:
+        async with session.rotate(CHANGES, journal=journal) as rotation:
+            await rotation.run()
+    assert rotation.summary.key_refused
+
+    assert await rotate(sandbox, journal, "pp_right") == len(CHANGES)
+
+
 async def test_journal_without_a_key_accepts_the_next_one(sandbox, journal) -> None:
     """It was written by an earlier version, or by a cluster whose workers had the key."""
     await rotate(sandbox, journal, "pp_one")
