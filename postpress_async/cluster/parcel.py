@@ -111,15 +111,15 @@ def note_of(number: int, outcome: Outcome) -> tuple[Any, ...]:
     holds no secret.
     """
     if outcome.state is State.PATCHED:
-        fields = outcome.attempts, outcome.elapsed, outcome.settled_at, outcome.proxy
+        fields = outcome.attempts, outcome.elapsed, outcome.settled_at, outcome.assignment
         return (PATCHED, number, outcome.ordinal, *fields)
     # The cause and the traceback of the error stay: neither is pickled.
     return (ENDED, number, outcome.ordinal, pickle.dumps(outcome))
 
 
-def patched_of(row: Row, attempts: int, elapsed: float, settled_at: float, proxy: str | None) -> Outcome:
+def patched_of(row: Row, attempts: int, elapsed: float, settled_at: float, assignment: str | None) -> Outcome:
     """The outcome of an account that a worker says was patched."""
-    outcome = Outcome.patched(row.ordinal, row.line, row.account_id, attempts, elapsed, proxy)
+    outcome = Outcome.patched(row.ordinal, row.line, row.account_id, attempts, elapsed, assignment)
     return evolve(outcome, settled_at=settled_at)
 
 
