@@ -108,9 +108,9 @@ def start(job: Job, events: EventStream) -> int:
 def _rotate(parsed: RotateOptions) -> int:
     events = EventStream(sys.stdout if parsed.json else None, verbose=parsed.verbose)
     with open_job(parsed, events) as job:
-        was_unfinished = is_unfinished(job.journal)
+        was_unfinished = parsed.every is not None and is_unfinished(job.journal)
         code = start(job, events)
-    if parsed.every is None or parsed.on or parsed.dry_run or not was_unfinished:
+    if parsed.every is None or not was_unfinished or parsed.on or parsed.dry_run:
         return code
     if parsed.fleet == "-" or code not in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}:
         return code
