@@ -127,7 +127,7 @@ class RateLimiter:
         Record a 429 for a request sent at *sent*; *served* is the total so far.
 
         Returns:
-            Whether there are so many 429s that they apply to all requests with the key.
+            Whether the number of 429s shows that they apply to all requests with the key.
         """
         below = self._learned < BELOW_PLATEAU * self._plateau
         background, before_decrease = self._background, sent <= self._decreased_at

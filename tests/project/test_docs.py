@@ -142,7 +142,7 @@ def test_numbers_that_are_not_counts_have_a_unit(name: str) -> None:
     for field in notes:
         entry = re.search(rf"^ *{field}: .*(?:\n {{12}}.*)*", text, re.MULTILINE)
         description = entry or re.search(rf"[^.]*\*{field}\*[^.]*", text)
-        assert description is not None, f"{name}.{field} is not told of"
+        assert description is not None, f"{name}.{field} is not described"
         assert UNIT.search(description[0]), f"{name}.{field} has no unit: {description[0]}"
 
 

@@ -119,7 +119,7 @@ class Nights:
         return self.start(self.at(hour), words)
 
     def kill(self, requests: int, hour: float = 0.0) -> None:
-        """Start, and kill the process after so many requests."""
+        """Start, and kill the process after a number of requests."""
         until = self.sandbox.record.requests + requests
         words = [sys.executable, "-c", BENT, str(self.at(hour)), *COMMAND]
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -171,7 +171,7 @@ class Nights:
         self.night += 1
 
     def check_accounts(self) -> None:
-        """`history JOURNAL ACCOUNT` has what the API was last told in each night."""
+        """`history JOURNAL ACCOUNT` has the last change that the API received in each night."""
         for account in self.fleet.accounts[:: len(self.fleet.accounts) // 4]:
             output = in_this_process(self.at(1), ["history", JOURNAL, account, "--json"])
             changes = [json.loads(line) for line in output.stdout.splitlines()]
