@@ -227,3 +227,8 @@ def ip(_instance: object, _attribute: "Attribute[str | None]", value: str | None
     if value is not None and not (isinstance(value, str) and _is_ipv4(value)):
         advice = "must be four numbers from 0 to 255, such as 203.0.113.42"
         raise FieldError("ip", "ip not an IPv4 address", advice)
+
+
+def printable(text: str) -> str:
+    """Escape the characters of *text* that are not printable, such as those that control a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -17,7 +17,7 @@ from attrs import define, field
 
 from postpress_async._converter import body_of
 from postpress_async._error_base import listed_type
-from postpress_async._fields import check_account_id
+from postpress_async._fields import check_account_id, printable
 from postpress_async._http.retry_after import read_date, read_retry_after
 from postpress_async.errors import AnswerError, ApiError, PostPressError, Problem
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
@@ -165,7 +165,7 @@ def clean(text: str, secrets: tuple[Secret, ...]) -> str:
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, MASK)
     # Cut before escaping too: an escape has up to ten characters.
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: MAX_TEXT + 1])
+    shown = printable(text[: MAX_TEXT + 1])
     return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
 
 

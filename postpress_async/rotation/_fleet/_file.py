@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
+from postpress_async._fields import printable
 from postpress_async.errors import FleetError
 
 if TYPE_CHECKING:
@@ -340,8 +341,3 @@ def _stdin() -> IO[bytes]:
 
 def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or "the path has an invalid character"
-
-
-def printable(text: str) -> str:
-    """Escape the characters of *text* that are not printable."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -8,9 +8,8 @@ import re
 from functools import lru_cache
 from typing import Final, TypeAlias
 
-from postpress_async._fields import check_account_id, read_port
+from postpress_async._fields import check_account_id, printable, read_port
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
-from postpress_async.rotation._fleet._file import printable
 from postpress_async.rotation._fleet._first_lines import FirstLines
 from postpress_async.rotation._rows import Refusal, Row
 

@@ -12,10 +12,10 @@ from typing import Final, Literal, Self, TypeAlias, TypedDict, Unpack
 
 from attrs import frozen
 
+from postpress_async._fields import printable
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation._faults import Faults
-from postpress_async.rotation._fleet._file import printable
 from postpress_async.rotation._outcome import LINE_PREFIX, MANAGED
 from postpress_async.rotation._pool._assign import Assignment, RoundRobin, Sticky
 from postpress_async.rotation._pool._proxy_list import Known, RefusedLine, Source, identity, read_list

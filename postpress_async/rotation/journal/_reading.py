@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
+from postpress_async import _fields
 from postpress_async.errors import Applied, JournalError, Scope
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation.journal._checkpoint import lost_log, needs_log, refuse_lost_log
@@ -256,7 +257,7 @@ def printable(text: str) -> str:
     """
     if not isinstance(text, str):
         raise TypeError("bytes or a number instead of text")
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return _fields.printable(text)
 
 
 def _as_counted(text: str | bytes | float | None) -> str | bytes | float | None:
