@@ -67,15 +67,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation into build/docs, strict: a broken link, anchor or name fails; `-- serve` shows it."""
+    """The documentation into build/docs, by Sphinx; a broken link or an unknown name fails the build."""
     install(session, "docs", package=".[cli,distributed,otel]")
-    where = ["-f", "tests/docs/mkdocs.yml"]
-    quiet = {"NO_MKDOCS_2_WARNING": "1"}
-    if "serve" in session.posargs:
-        session.run("python", "-m", "mkdocs", "serve", *where, env=quiet)
-        return
-    site = str(Path("build", "docs").absolute())
-    session.run("python", "-m", "mkdocs", "build", "--site-dir", site, *where, env=quiet)
+    session.run(
+        "sphinx-build", "-W", "--keep-going", "-q", "-c", "tests/docs", "tests/docs/pages", "build/docs"
+    )
 
 
 @nox.session

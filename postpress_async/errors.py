@@ -1,5 +1,5 @@
 """
-All errors. Each has a scope, and says whether it is retried and whether the change may have been applied.
+All errors. Each has a scope, and says whether it is retried and whether the change may have been applied::
 
     PostPressError
     ├── ApiError                    an error response of the API

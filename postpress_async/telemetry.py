@@ -13,7 +13,7 @@ attempt. To avoid that, add PostPress's host to ``OTEL_PYTHON_AIOHTTP_CLIENT_EXC
 Spans and metrics of failures have ``error.type``: a type of the API, otherwise the HTTP status or the class
 of the error, or ``given_up`` if the caller's deadline or a cancellation ended the call.
 
-Metrics have no attributes with many values, such as account ids or proxies:
+Metrics have no attributes with many values, such as account ids or proxies::
 
     http.client.request.duration    s    duration of attempts
     http.client.active_requests          requests in flight

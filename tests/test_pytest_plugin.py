@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import re
 import threading
 from typing import Any
 
@@ -10,12 +9,11 @@ import pytest
 
 from postpress_async import CustomProxy, ManagedProxy, RetryPolicy, errors
 from postpress_async.sandbox import Fault, Sandbox, SandboxThread
-from tests.support import ROOT
+from tests.support.documents import README, TEXTS, blocks
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.slow
 
-README = (ROOT / "README.md").read_text("utf-8")
 US = ManagedProxy(country="US")
 
 BOT = """
@@ -32,7 +30,7 @@ async def new_proxy(account_id, country):
 
 TEST = """
 from bot import new_proxy
-from tests.support import ROOT
+from tests.support.documents import README, TEXTS, blocks
 
 async def test_a_bot(postpress_sandbox):
     postpress_sandbox.script("acc_1", "errors/proxy_error", then=200)
@@ -92,15 +90,14 @@ def test_a_test_without_any_plugin(folder: pytest.Pytester) -> None:
     done.assert_outcomes(passed=1)
 
 
-def test_the_readme_s_tests_pass(folder: pytest.Pytester) -> None:
+def test_the_documented_tests_pass(folder: pytest.Pytester) -> None:
     """Its code blocks can be copied as they are."""
-    section = README.split("### Testing your own code")[1].split("\n## ")[0]
-    blocks = re.findall(r"^```py\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
-    folder.makepyfile(bot=blocks[0], test_bot=blocks[1], test_mocked=blocks[2])
+    bot, test_bot, test_mocked = blocks(TEXTS["guides/testing.md"], "py")
+    [test_readme] = blocks(README, "py")
+    folder.makepyfile(bot=bot, test_bot=test_bot, test_mocked=test_mocked, test_readme=test_readme)
 
     done = folder.runpytest_subprocess("--asyncio-mode=auto")
-    done.assert_outcomes(passed=2)
+    done.assert_outcomes(passed=3)
 
 
 def test_the_plugin_imports_nothing_unless_the_fixture_is_used(folder: pytest.Pytester) -> None:

@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 
 from postpress_async.sandbox._thread import SandboxThread
-from tests.docs import hooks
 from tests.support.command_line import BENT, JOURNAL, run, write_fleet, write_pool
+from tests.support.documents import TEXTS
 
-PAGE = Path(hooks.__file__).parent / "pages" / "fleet.md"
 pytestmark = pytest.mark.slow
 
-COMMANDS = re.findall(r"\| `postpress-async (.+?)` \|", PAGE.read_text("utf-8"))
+COMMANDS = re.findall(r"\| `postpress-async (.+?)` \|", TEXTS["guides/audit.md"])
 MARCH = 1_772_416_800.0
 """2026-03-02 02:00:00 UTC."""
 DAY = 86_400.0

@@ -1,7 +1,6 @@
 """
 The sources of the documentation.
 
-They are below `tests` because `tests/project/test_docs.py` runs their examples.
-
-The wheel does not contain them. `nox -s docs` builds the site.
+They are below `tests` because `tests/project/test_docs.py` runs their examples. The wheel does not contain
+them. `nox -s docs` builds the site.
 """

@@ -52,20 +52,6 @@ def home(name: str, value: object) -> str:
     return name
 
 
-def homes() -> dict[str, str]:
-    """Paths by the names that docstrings use: ``Outcome``, ``Outcome.applied``, ``errors.ProxyError``."""
-    paths: dict[str, str] = {}
-    for name, value in public().items():
-        path = home(name, value)
-        for short in (name, name.removeprefix("postpress_async."), name.rpartition(".")[2]):
-            paths.setdefault(short, path)
-            for member in members(value):
-                paths.setdefault(f"{short}.{member}", f"{path}.{member}")
-                if short == "PostPressSession":  # docstrings name its members alone, such as `update_proxy`
-                    paths |= {member: f"{path}.{member}", f"session.{member}": f"{path}.{member}"}
-    return paths
-
-
 def members(value: object) -> list[str]:
     """The public methods and properties that a class itself defines."""
     if not inspect.isclass(value):

@@ -1,4 +1,4 @@
-"""The documentation: its programs are run, its names are all there, and the README is all there."""
+"""The documentation: its programs and commands are run, and it has every public name, option and column."""
 
 import ast
 import contextlib
@@ -11,29 +11,33 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs import hooks, names
+from postpress_async._cli import cli, exit_codes
+from postpress_async.rotation.journal._tables import OUTCOME_COLUMNS
+from tests.docs import names
+from tests.support import ROOT
+from tests.support.documents import PAGES, README, TEXTS, blocks, programs, run_console
 
-PAGES = Path(hooks.__file__).parent / "pages"
-PROGRAM = re.compile(r"^```python\n(.*?)^```\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILES = sorted(PAGES.rglob("*.md"))
-TEXTS = {str(file.relative_to(PAGES)): file.read_text("utf-8") for file in FILES}
 PROGRAMS = {
-    f"{page}-{number}": (program, output)
+    f"{page}-{number}": program
     for page, text in TEXTS.items()
-    for number, (program, output) in enumerate(PROGRAM.findall(text), 1)
+    for number, program in enumerate(programs(text), 1)
 }
-README = (hooks.ROOT / "README.md").read_text("utf-8")
+CONSOLES = {
+    f"{page}-{number}": console
+    for page, text in TEXTS.items()
+    for number, console in enumerate(blocks(text, "console"), 1)
+}
 PUBLIC = names.public()
 
 
-def test_every_program_says_what_it_prints() -> None:
+def test_every_program_has_its_output() -> None:
     """A program without its output would not be run below."""
     assert len(PROGRAMS) == sum(text.count("```python") for text in TEXTS.values()) > 0
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
-    """In this process, since a new one takes longer than most of them; but for one that others import."""
+    """In this process, because a new one takes longer; except for programs that worker processes import."""
     program, output = PROGRAMS[name]
     file = tmp_path / "program.py"
     file.write_text(program)
@@ -49,30 +53,64 @@ def test_a_program_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
     assert printed.rstrip("\n") == output.rstrip("\n")
 
 
-def test_every_page_has_its_place_and_its_parts() -> None:
-    """A page that is not in the contents is not found; and what it takes from elsewhere is there."""
-    listed = set(re.findall(r"[\w/]+\.md", (PAGES.parent / "mkdocs.yml").read_text()))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONSOLES)
+def test_a_command_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
+    run_console(CONSOLES[name], tmp_path)
+
+
+def test_every_page_is_in_the_contents() -> None:
+    """Otherwise nobody finds it."""
+    listed = {"index.md"}
+    for page, text in TEXTS.items():
+        for tree in blocks(text, "{toctree}"):
+            entries = [line for line in tree.splitlines() if line and not line.startswith(":")]
+            listed |= {str((Path(page).parent / entry).with_suffix(".md")) for entry in entries}
 
     assert listed == TEXTS.keys()
-    for text in TEXTS.values():
-        assert hooks.expand(text)
 
 
-def test_no_section_of_the_readme_is_left_out() -> None:
-    """Who reads the site needs no README beside it."""
-    pages = "\n".join(hooks.expand(text) for text in TEXTS.values())
-    missing = [
-        line
-        for line in README.partition("\n## ")[2].splitlines()
-        if len(line) > 40 and not line.startswith(("errors/", "type  ")) and hooks.expand(line) not in pages
+def test_links_lead_to_pages_and_files() -> None:
+    broken = [
+        f"{page}: {target}"
+        for page, text in TEXTS.items()
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+        + re.findall(r"^```{(?:literal)?include} (.+)$", text, re.MULTILINE)
+        if not (PAGES / page).parent.joinpath(target).is_file()
     ]
 
-    assert missing == []  # the table of errors is generated again, with links
+    assert broken == []
+
+
+def test_the_page_on_exit_codes_has_those_of_the_help() -> None:
+    documented = re.findall(r"^\| (\d+) \| ([^|]+) \|", TEXTS["reference/exit-codes.md"], re.MULTILINE)
+
+    assert documented == re.findall(r"^  (\d+) +(.+)$", exit_codes.HELP, re.MULTILINE)
+
+
+def test_the_page_on_the_journal_has_the_columns_of_an_outcome() -> None:
+    table = TEXTS["reference/journal.md"].partition("## Table `outcomes`")[2].partition("## Files")[0]
+
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == ["run", *OUTCOME_COLUMNS.split()]
+
+
+def test_variables_that_the_environment_page_names_belong_to_options() -> None:
+    named = set(re.findall(r"`(POSTPRESS_[A-Z_]+?)(?:=\w+)?`", TEXTS["reference/environment.md"]))
+    prefixes = {"": ["rotate", "update"], "SANDBOX_": ["sandbox"]}
+    options = {
+        f"POSTPRESS_{prefix}{option.name}".upper()
+        for prefix, commands in prefixes.items()
+        for command in commands
+        for option in cli.commands[command].params
+    }
+
+    outside = {"POSTPRESS_API_KEY", "POSTPRESS_DATABASE_URL", "POSTPRESS_", "POSTPRESS_SANDBOX_"}
+    assert named - outside <= options
 
 
 # --- Every public name ----------------------------------------------------------------------------
 
-REFERENCE = "\n".join(hooks.expand(text) for page, text in TEXTS.items() if page.startswith("reference/"))
+REFERENCE = "\n".join(text for page, text in TEXTS.items() if page.startswith("reference/"))
 CALLED = {
     f"{name}.{member}" if member else name: made
     for name, value in PUBLIC.items()
@@ -91,12 +129,12 @@ def function_of(value: object) -> object:
 
 def test_every_public_name_is_in_the_reference() -> None:
     """By the name under which it is imported, or where it is defined."""
-    listed = set(re.findall(r"^::: (\S+)$", REFERENCE, re.MULTILINE))
-    # `postpress_async.Scope` is not said: one that is under two names stands there under one.
+    listed = set(re.findall(r"^\.\. auto\w+:: (\S+)$", REFERENCE, re.MULTILINE))
+    # An object with two names, such as `postpress_async.Scope`, is listed under one of them.
     missing = [
         name
         for name, value in PUBLIC.items()
-        if {name, names.home(name, value)}.isdisjoint(listed)
+        if {name, names.home(name, value), getattr(value, "__module__", None)}.isdisjoint(listed)
         and name.rpartition(".")[2] not in {entry.rpartition(".")[2] for entry in listed}
     ]
 
@@ -148,9 +186,9 @@ def test_numbers_that_are_not_counts_have_a_unit(name: str) -> None:
 
 def run_somewhere() -> str:
     """Every program that a test runs, and what it prints."""
-    programs = "".join(f"{program}{output}" for program, output in PROGRAMS.values())
-    programs += "".join(re.findall(r"^```(?:python|py|text)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
-    return programs + "".join(file.read_text() for file in (hooks.ROOT / "tests/recipes").glob("*.py"))
+    texts = [*TEXTS.values(), README]
+    code = "".join(block for text in texts for block in blocks(text, "(?:python|py|text)"))
+    return code + "".join(file.read_text() for file in (ROOT / "tests/recipes").glob("*.py"))
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -16,7 +16,7 @@ def requirements() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     extras, groups = project["project"]["optional-dependencies"], project["dependency-groups"]
     texts = list(project["project"]["dependencies"])
-    texts += [text for extra in extras.values() for text in extra]
+    texts += [text for name, extra in extras.items() if name != "all" for text in extra]
     texts += [text for group in groups.values() for text in group if isinstance(text, str)]
     return [Requirement(text) for text in texts]
 
