@@ -29,7 +29,7 @@ myst_heading_anchors = 3
 default_role = "py:obj"  # docstrings name objects in single backticks
 smartquotes = False  # "--sandbox" is not a dash
 
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_class_signature = "mixed"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
