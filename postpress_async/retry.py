@@ -230,7 +230,10 @@ async def _ask(strategy: Callback, about: Any) -> Any:
 
 
 async def _at_least_retry_after(wait: Callback, state: RetryCallState) -> float:
-    return max(float(await _ask(wait, state)), _error_of(state).retry_after or 0.0)
+    seconds = float(await _ask(wait, state))
+    if not seconds >= 0:  # also if it is NaN
+        raise ValueError(f"the wait strategy must return a number of seconds from 0, got {seconds}")
+    return max(seconds, _error_of(state).retry_after or 0.0)
 
 
 def _error_of(state: RetryCallState) -> Any:

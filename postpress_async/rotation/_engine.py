@@ -305,7 +305,8 @@ class Rotation:
                         await self._row_hashes.on_disk()
                     keys = RowKeys(self._run, pending, self._journal)
                     await self._complete(await self._runner.run(row, keys))
-        except PostPressError as error:  # from the journal; errors of accounts are outcomes
+        # From the journal, the caller's retry strategy or their pool. Errors of accounts are outcomes.
+        except Exception as error:
             self._abort(error)
         finally:
             self._workers -= 1

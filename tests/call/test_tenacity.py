@@ -237,6 +237,16 @@ def test_error_of_a_callback_is_raised() -> None:
     assert api.made == 1
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), -1.0])
+def test_wait_that_is_no_number_of_seconds_is_refused(seconds: float) -> None:
+    """A sleep of NaN seconds would never end."""
+    api = StubApi([BUSY])
+
+    with pytest.raises(ValueError, match=f"wait strategy must return a number of seconds from 0, got {seconds}"):
+        play(RetryPolicy(wait=lambda _state: seconds), api)
+    assert (api.made, api.naps) == (1, [])
+
+
 def test_statistics_are_those_of_the_call() -> None:
     """A callback finds them at the state's `retry_object`."""
     seen: list[dict[str, Any]] = []
