@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 
 import aiohttp
+from yarl import URL
 
 from postpress_async import events
 from postpress_async._call.arguments import suggest_change
@@ -76,7 +77,8 @@ class PostPressSession:
         connector: An aiohttp connector with its own TLS settings. The session does not close it.
         transport: ``"session"`` uses `aiohttp.ClientSession`, which tests can mock. ``"lean"`` uses only its
             connections, for about half the CPU time; if the installed aiohttp is incompatible with it, a
-            warning is logged and ``"session"`` is used.
+            warning is logged and ``"session"`` is used. Or a `Transport` of your own, without *trust_env*,
+            *ssl* and *connector*; the session closes it.
         on_event: Called with each event of `postpress_async.events`.
 
     Raises:
@@ -96,13 +98,9 @@ class PostPressSession:
         allow_http: Iterable[str] = (),
         ssl: tls.SSLContext | str | os.PathLike[str] | None = None,
         connector: aiohttp.BaseConnector | None = None,
-        transport: Literal["session", "lean"] = "session",
+        transport: Literal["session", "lean"] | Transport = "session",
         on_event: Observer | None = None,
     ) -> None:
-        if transport not in _TRANSPORTS:
-            raise ConfigurationError(f'transport must be "session" or "lean", got {transport!r}')
-        if trust_env and transport != "session":
-            raise ConfigurationError(f'trust_env requires transport="session", got {transport!r}')
         if same_account not in {"queue", "latest"}:
             raise ConfigurationError(f'same_account must be "queue" or "latest", got {same_account!r}')
         for name, value, kind in (("retry", retry, RetryPolicy), ("pace", pace, Pace)):
@@ -110,8 +108,6 @@ class PostPressSession:
                 raise ConfigurationError(f"{name} must be a {kind.__name__}, got {value!r}")
         key = read_api_key(api_key)
         url = read_base_url(base_url, allow_http=allow_http)
-        # Loading the system's certificates takes 20 ms, and http to this machine needs none.
-        context = make_tls(ssl) if ssl is not None or url.scheme == "https" else None
         self._target: Final = target_of(url)
         self._retry: Final = retry
         self._pace: Final = pace
@@ -120,7 +116,7 @@ class PostPressSession:
         self._tracker: Final = CallTracker()
         observer = None if on_event is None else SafeObserver(on_event)
         self._context: Final = CallContext(
-            _TRANSPORTS[transport](url, key, tls=context, connector=connector, trust_env=trust_env),
+            _make_transport(transport, url, key, ssl=ssl, connector=connector, trust_env=trust_env),
             key,
             Pacer(pace, random=random.random, on_pause=_PauseReporter(observer).on_pause),
             KeyedLock(latest=same_account == "latest"),
@@ -382,6 +378,30 @@ class PostPressSession:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self._tracker.ended else 'open'}>"
+
+
+def _make_transport(
+    transport: str | Transport,
+    url: URL,
+    key: Secret,
+    *,
+    ssl: tls.SSLContext | str | os.PathLike[str] | None,
+    connector: aiohttp.BaseConnector | None,
+    trust_env: bool,
+) -> Transport:
+    if trust_env and transport != "session":
+        raise ConfigurationError(f'trust_env requires transport="session", got {transport!r}')
+    if isinstance(transport, str) and transport in _TRANSPORTS:
+        # Loading the system's certificates takes 20 ms, and http to this machine needs none.
+        context = make_tls(ssl) if ssl is not None or url.scheme == "https" else None
+        return _TRANSPORTS[transport](url, key, tls=context, connector=connector, trust_env=trust_env)
+    if isinstance(transport, str | type) or not isinstance(transport, Transport):
+        choices = '"session", "lean" or an object with the methods send and aclose'
+        raise ConfigurationError(f"transport must be {choices}, got {transport!r}")
+    for name, value in (("ssl", ssl), ("connector", connector)):
+        if value is not None:
+            raise ConfigurationError(f'{name} requires transport="session" or "lean", got {transport!r}')
+    return transport
 
 
 class _PauseReporter:

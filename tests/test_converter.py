@@ -22,10 +22,10 @@ from postpress_async import (
     errors,
     events,
 )
-from postpress_async._http.codec import encode_request
 from postpress_async.errors import ApiError, Applied, Problem, Scope
 from postpress_async.models import AccountPatched, Attempt, FieldError, ProxyProtocol
 from postpress_async.rotation import Outcome, Results, RotationSummary, State
+from tests.support.wire import encoded
 
 US = ManagedProxy(country="US")
 PLAIN = CustomProxy(host="h", port=1)
@@ -309,11 +309,11 @@ def test_hooks_of_a_user_do_not_change_requests() -> None:
     """The public converter is an object that anyone may register hooks on."""
     program = (
         "from postpress_async import CustomProxy, Secret, converter;"
-        "from postpress_async._http.codec import encode_request;"
+        "from tests.support.wire import encoded;"
         "converter.register_unstructure_hook(Secret, lambda secret: 'theirs');"
         "converter.register_unstructure_hook(str, str.upper);"
-        "print(encode_request('acc_1', CustomProxy(host='h', port=1, password='p')).body)"
+        "print(encoded(CustomProxy(host='h', port=1, password='p')).body)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
-    assert done.stdout.strip() == str(encode_request("a", CustomProxy(host="h", port=1, password="p")).body)
+    assert done.stdout.strip() == str(encoded(CustomProxy(host="h", port=1, password="p")).body)

@@ -77,7 +77,7 @@ class UpdateCall:
         policy: RetryPolicy,
         hooks: CallHooks | None = None,
     ) -> None:
-        self._request: Final = codec.encode_request(account_id, change)
+        self._request: Final = context.encode_request(account_id, change)
         self._clock: Final = context.tracker.clock
         self._started = self._clock()
         self._first_sent = math.inf
@@ -109,7 +109,7 @@ class UpdateCall:
 
     async def _run_observed(self, observer: SafeObserver[events.Event]) -> AccountPatched:
         account_id = self._request.account_id
-        observer(events.CallStarted(account_id, self._context.url_of(account_id)))
+        observer(events.CallStarted(account_id, self._request.url))
         error: PostPressError | None = None
         attempts, given_up = 0, False
         try:
@@ -195,7 +195,7 @@ class UpdateCall:
             response = await context.transport.send(request, self._keys.current, timeout)
             elapsed = self._clock() - started
             attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, response.status))
-            patched = codec.decode_response(response, request, context.api_key, attempts)
+            patched = codec.decode_response(response, request, attempts)
             signal = _SUCCESS
             if context.observer is not None:
                 context.observer(events.AttemptEnded(request.account_id, number, elapsed, 200, None))

@@ -7,7 +7,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError, PayloadEncodingError
 from multidict import CIMultiDictProxy
 
-from postpress_async._http.codec import MAX_RESPONSE_SIZE, Response
+from postpress_async._http.codec import MAX_RESPONSE_SIZE
+from postpress_async._http.transport import Response
 
 
 class NotHttpError(ValueError):

@@ -97,9 +97,7 @@ def machine() -> Iterator[None]:
 
 def session_over(wire: Wire, **options: Any) -> PostPressSession:
     """A real session whose requests go over *wire*."""
-    session = PostPressSession(API_KEY, base_url="http://127.0.0.1:9/v1", **options)
-    object.__setattr__(session._context, "transport", wire)
-    return session
+    return PostPressSession(API_KEY, base_url="http://127.0.0.1:9/v1", transport=wire, **options)
 
 
 # --- One sequence --------------------------------------------------------------------------------
