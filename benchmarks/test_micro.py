@@ -18,7 +18,6 @@ from postpress_async import (
     CustomProxy,
     Fleet,
     ManagedProxy,
-    Outcome,
     Pace,
     PostPressSession,
     RetryPolicy,
@@ -31,6 +30,7 @@ from postpress_async.models import AccountPatched
 from postpress_async.pace._load_signal import LoadSignal
 from postpress_async.pace._pacer import Pacer
 from postpress_async.rotation import Journal
+from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._rows import rows_of
 from postpress_async.secret import Secret
 
@@ -181,7 +181,7 @@ def test_record_an_outcome_in_the_journal(benchmark: Any, tmp_path: Path) -> Non
         try:
 
             def once() -> None:
-                journal.record(Outcome.patched(next(ordinals), None, "acc_00000001", 1, 0.1))
+                journal.record(patched_outcome(next(ordinals), None, "acc_00000001", 1, 0.1))
 
             benchmark.pedantic(once, rounds=100, iterations=1000, warmup_rounds=1)
         finally:

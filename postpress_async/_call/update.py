@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
 from attrs import evolve
-from tenacity import DoSleep, RetryCallState
+from tenacity import RetryCallState
 
 from postpress_async import events
 from postpress_async._call.context import CallContext, CallHooks
@@ -29,7 +29,7 @@ from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyC
 from postpress_async.pace._load_signal import LoadSignal, load_signal_of
 from postpress_async.pace._pacer import PermitFuture
 from postpress_async.pace._permit import Permit
-from postpress_async.retry import LONGEST_RETRY_AFTER, RetryPolicy
+from postpress_async.retry import LONGEST_RETRY_AFTER, RetryPolicy, new_retrying
 
 _log = logging.getLogger("postpress_async.calls")
 
@@ -156,7 +156,7 @@ class UpdateCall:
                 state.retry_object.iter_state.reset()
 
     def _new_state(self) -> RetryCallState:
-        retrying = self._policy.new_retrying(self._may_retry, self._must_stop)
+        retrying = new_retrying(self._policy, self._may_retry, self._must_stop)
         retrying.begin()
         # By the loop's clock instead of tenacity's, so that tests can use virtual time.
         retrying.statistics["start_time"] -= self._clock() - self._started
@@ -168,9 +168,15 @@ class UpdateCall:
         if self._waits.ended and state.outcome is not None:
             # There is no time for it, but the owner must learn whether it would have been retried.
             await retrying.iter(state)
-        while isinstance(action := await self._wait_for(retrying.iter, state), DoSleep):
+        await self._wait_for(self._back_off_or_raise, retrying, state)
+
+    async def _back_off_or_raise(self, retrying: Any, state: RetryCallState) -> None:
+        if state.outcome is not None:
+            seconds: float = await retrying.iter(state)
             state.prepare_for_next_attempt()
-            await self._back_off(action)
+            await self._back_off(seconds)
+        if self._policy.before is not None:
+            await retrying.iter(state)
 
     def _set_outcome(self, state: RetryCallState, error: PostPressError) -> None:
         state.set_exception((type(error), error, error.__traceback__))
@@ -322,7 +328,7 @@ class UpdateCall:
                 self._needs_new_key = False
             self._exclude(self._excluded(self._failure, seconds))
             slept_from = self._clock()
-            await self._wait_for(self._policy.sleep, seconds)
+            await self._policy.sleep(seconds)
             # A sleep that a test records takes no time: the deadline counts what the policy asked for.
             if (not_slept := seconds - (self._clock() - slept_from)) > 0:
                 self._started -= not_slept

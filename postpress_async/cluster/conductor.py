@@ -18,7 +18,7 @@ from postpress_async.cluster.desk import Answer
 from postpress_async.cluster.orders import Orders
 from postpress_async.cluster.parcel import Sent
 from postpress_async.errors import ClusterError, PostPressError
-from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._outcome import outcome_without_proxy
 from postpress_async.rotation._pending_rows import InputRows, PendingRow
 
 SHARD: Final = 2_000
@@ -162,7 +162,7 @@ class ClusterRotation(AttendedRotation):
             if pooled is None:
                 in_doubt = taken.maybe_sent
                 place = row.ordinal, row.line, row.account_id
-                await self._complete(Outcome.without_proxy(*place, in_doubt=in_doubt))
+                await self._complete(outcome_without_proxy(*place, in_doubt=in_doubt))
                 return
         self._buffer.append(Sent(taken, pooled))
 

@@ -9,7 +9,7 @@ from attrs import evolve, frozen
 
 from postpress_async._converter import own_converter
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
-from postpress_async.rotation._outcome import Outcome, State
+from postpress_async.rotation._outcome import Outcome, State, patched_outcome
 from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._rows import Row
@@ -119,7 +119,7 @@ def note_of(number: int, outcome: Outcome) -> tuple[Any, ...]:
 
 def patched_of(row: Row, attempts: int, elapsed: float, settled_at: float, assignment: str | None) -> Outcome:
     """The outcome of an account that a worker says was patched."""
-    outcome = Outcome.patched(row.ordinal, row.line, row.account_id, attempts, elapsed, assignment)
+    outcome = patched_outcome(row.ordinal, row.line, row.account_id, attempts, elapsed, assignment)
     return evolve(outcome, settled_at=settled_at)
 
 

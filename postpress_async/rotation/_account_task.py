@@ -15,7 +15,14 @@ from attrs import define, frozen
 from postpress_async._call.tracker import WaitGroup
 from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
 from postpress_async.models import AccountPatched, ManagedProxy, ProxyChange
-from postpress_async.rotation._outcome import MANAGED, Outcome, State
+from postpress_async.rotation._outcome import (
+    MANAGED,
+    Outcome,
+    State,
+    failed_outcome,
+    outcome_without_proxy,
+    patched_outcome,
+)
 from postpress_async.rotation._pool import PooledProxy, assignment_of
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
@@ -200,9 +207,9 @@ class AccountRunner:
                 task.in_flight = True
                 patched = await self.update(row.account_id, row.change, keys, task)
             attempts = task.attempts + len(patched.attempts)
-            return Outcome.patched(*row_fields, attempts, task.elapsed(), task.assignment(row))
+            return patched_outcome(*row_fields, attempts, task.elapsed(), task.assignment(row))
         except _NoProxyLeftError:
-            return Outcome.without_proxy(*row_fields, in_doubt=inherited_doubt)
+            return outcome_without_proxy(*row_fields, in_doubt=inherited_doubt)
         except PostPressError as error:
             sent = task.attempts or inherited_doubt
             if isinstance(error, DeadlineError) and self.waits.ended and not sent:
@@ -212,7 +219,7 @@ class AccountRunner:
             own_doubt = task.in_doubt or (error.applied is Applied.UNKNOWN and not inherited_doubt)
             if inherited_doubt or task.in_doubt:
                 error.applied = Applied.UNKNOWN  # a refusal says nothing about earlier requests
-            return Outcome.failed(
+            return failed_outcome(
                 *row_fields,
                 error,
                 task.elapsed(),
@@ -241,7 +248,7 @@ class AccountRunner:
             )
         if task.resumable is None:
             return Outcome(*row_fields, State.SKIPPED, task.attempts, applied=Applied.NO)
-        return Outcome.failed(
+        return failed_outcome(
             *row_fields,
             task.resumable,
             task.elapsed(),

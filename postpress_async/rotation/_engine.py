@@ -32,7 +32,7 @@ from postpress_async.rotation._account_task import AccountRunner, Update
 from postpress_async.rotation._canary_gate import CanaryGate
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import Outcome, RotationSummary, State, not_sent_error
+from postpress_async.rotation._outcome import Outcome, RotationSummary, State, count_outcome, not_sent_error
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._outcome_sink import OutcomeSink
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
@@ -383,7 +383,7 @@ class Rotation:
             self._canary_gate.completed(tried=was_tried, passed=self._monitor.canary_passed)
 
     def _record(self, outcome: Outcome, *, recorded: bool = False) -> None:
-        self.summary.count(outcome)
+        count_outcome(self.summary, outcome)
         if self._journal is not None and not recorded:
             self._journal.record(outcome)
         if outcome.state is State.FAILED:

@@ -8,7 +8,7 @@ from postpress_async.sandbox._rules import Json
 
 class Record:
     """
-    Counters for tests and reports. Only the server updates them.
+    Counters for tests and reports.
 
     Attributes:
         requests: Requests received.
@@ -61,6 +61,10 @@ class Record:
             "replayed": self.replayed,
             "most_in_flight": self.most_in_flight,
         }
+
+
+class Recorder(Record):
+    """The server's own `Record`, which it updates."""
 
     def note_arrival(self) -> None:
         """Count a received request. `note_end` must follow."""

@@ -21,7 +21,7 @@ from postpress_async.sandbox._faults import HANG, Fault, Faults, handles_normall
 from postpress_async.sandbox._idempotency import IdempotencyStore
 from postpress_async.sandbox._limits import ConcurrencyLimit, TokenBucket
 from postpress_async.sandbox._listener import Listener
-from postpress_async.sandbox._record import Record
+from postpress_async.sandbox._record import Record, Recorder
 from postpress_async.sandbox._rules import (
     LARGEST_BODY,
     Json,
@@ -97,7 +97,8 @@ class Server:
         self.api_key = api_key
         self.faults: Faults = faults or Faults()
         self.latency = latency
-        self.record: Record = Record()
+        self._recorder: Final = Recorder()
+        self.record: Record = self._recorder
         self._accounts = None if accounts is None else frozenset(accounts)
         self._rate_limit = None if rate is None else TokenBucket(rate, burst, self._now)
         self._retry_after = retry_after
@@ -199,7 +200,7 @@ class Server:
         task = asyncio.current_task()
         if task is not None:
             self._tasks.add(task)
-        self.record.note_arrival()
+        self._recorder.note_arrival()
         try:
             answer = await self._answer(request)
         except Refusal as refusal:
@@ -208,7 +209,7 @@ class Server:
             pass  # the client disconnected before it had sent the whole body
         finally:
             self._tasks.discard(task)
-            self.record.note_end(*((None, None) if answer is None else (answer.status, answer.type)))
+            self._recorder.note_end(*((None, None) if answer is None else (answer.status, answer.type)))
         return await write(request, answer)
 
     async def _answer(self, request: web.BaseRequest) -> Answer | None:
@@ -218,7 +219,7 @@ class Server:
         if segment is not None:
             try:
                 account_id = read_account_id(segment)
-                self.record.note_send(account_id)
+                self._recorder.note_send(account_id)
             except Refusal as refusal:
                 invalid_id = refusal  # raised below, after the checks that come first
         if self._first_request_at is None:
@@ -274,7 +275,7 @@ class Server:
         """Execute the change, or wait for the earlier execution with this key and return its answer."""
         earlier = self._idempotency.find(account_id, key, change) if key else None
         if earlier is not None:
-            self.record.replayed += 1
+            self._recorder.replayed += 1
             return await earlier.result()
         if self._executions.is_full:
             raise Refusal("errors/service_unavailable")
@@ -289,7 +290,7 @@ class Server:
                 return self._errors.from_fault(fault)
             if "proxy" in change and self._is_dead(change["proxy"]):
                 return self._errors.make("errors/proxy_error")
-            self.record.note_change(account_id, change)
+            self._recorder.note_change(account_id, change)
         return success(account_id)
 
     def _is_dead(self, proxy: Mapping[str, Any]) -> bool:

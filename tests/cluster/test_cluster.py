@@ -37,6 +37,7 @@ from postpress_async.errors import (
 )
 from postpress_async.rotation import Halt, Outcome, Row, State
 from postpress_async.rotation._input import Changes, RotationInput
+from postpress_async.rotation._outcome import failed_outcome
 from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation.journal import Journal
@@ -204,7 +205,7 @@ def test_a_row_arrives_as_it_was_sent() -> None:
 def test_an_outcome_arrives_with_its_error_and_without_its_secrets() -> None:
     problem = Problem(type="errors/resource_not_found", title="no", detail=None, instance="req_1")
     error = ResourceNotFoundError.of(404, problem)
-    outcome = Outcome.failed(3, 4, "acc_3", error, 0.5)
+    outcome = failed_outcome(3, 4, "acc_3", error, 0.5)
 
     kind, number, ordinal, pickled = note_of(7, outcome)
 

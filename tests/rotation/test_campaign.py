@@ -16,9 +16,10 @@ from attrs import evolve
 
 from postpress_async import CustomProxy, ManagedProxy, Outcome, ProxyPool, RotationSummary
 from postpress_async.errors import Applied
-from postpress_async.rotation import Halt, Row, State
+from postpress_async.rotation import Halt, Row, State, _account_task, _engine
 from postpress_async.rotation._account_task import AccountRunner
 from postpress_async.rotation._failure_monitor import FailureMonitor
+from postpress_async.rotation._outcome import count_outcome, patched_outcome
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal._recovery import DONE
@@ -198,11 +199,10 @@ def cancelled_is_skipped(patch: pytest.MonkeyPatch) -> None:
 
 
 def failed_is_patched(patch: pytest.MonkeyPatch) -> None:
-    def patched(cls: type[Outcome], *fields: Any, **_other: Any) -> Outcome:
-        ordinal, line, account_id = fields[:3]
-        return cls.patched(ordinal, line, account_id, 1, 0.1)
+    def patched(ordinal: int, line: int | None, account_id: str, *_fields: Any, **_other: Any) -> Outcome:
+        return patched_outcome(ordinal, line, account_id, 1, 0.1)
 
-    patch.setattr(Outcome, "failed", classmethod(patched))
+    patch.setattr(_account_task, "failed_outcome", patched)
 
 
 def patched_is_sent_again(patch: pytest.MonkeyPatch) -> None:
@@ -222,8 +222,11 @@ def no_proxy_is_full(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_summary_counts_twice(patch: pytest.MonkeyPatch) -> None:
-    count = RotationSummary.count
-    patch.setattr(RotationSummary, "count", lambda *words: (count(*words), count(*words)))
+    def twice(summary: RotationSummary, outcome: Outcome) -> None:
+        count_outcome(summary, outcome)
+        count_outcome(summary, outcome)
+
+    patch.setattr(_engine, "count_outcome", twice)
 
 
 REFUSING = Step(conditions=Conditions(away=frozenset(f"acc_{number:03}" for number in range(10))))

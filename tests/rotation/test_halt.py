@@ -8,16 +8,16 @@ import pytest
 from postpress_async import Outcome, errors
 from postpress_async.rotation._failure_monitor import WINDOW, FailureMonitor
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import State
+from postpress_async.rotation._outcome import State, failed_outcome, outcome_without_proxy, patched_outcome
 
 
 def patched(account: str = "acc_1") -> Outcome:
-    return Outcome.patched(0, None, account, 1, 0.1)
+    return patched_outcome(0, None, account, 1, 0.1)
 
 
 def failed(type_: str = "errors/provider_error", status: int = 500) -> Outcome:
     error = errors.ApiError.of(status, errors.Problem(type_))
-    return Outcome.failed(0, None, "acc_1", error, 0.1)
+    return failed_outcome(0, None, "acc_1", error, 0.1)
 
 
 def settled(good: int, bad: int) -> Iterator[Outcome]:
@@ -142,7 +142,7 @@ def test_skipped_accounts_are_not_failures() -> None:
 
     refused = Outcome(0, 1, "", State.SKIPPED, error_type="port out of range", scope=errors.Scope.REQUEST)
     assert monitor.observe(refused) is None
-    assert monitor.observe(Outcome.without_proxy(0, 1, "acc_1")) is None
+    assert monitor.observe(outcome_without_proxy(0, 1, "acc_1")) is None
     assert monitor.observe(Outcome(0, 1, "acc_1", State.SKIPPED, applied=errors.Applied.NO)) is None
     assert monitor.tried == 0
 
@@ -150,7 +150,7 @@ def test_skipped_accounts_are_not_failures() -> None:
 def test_an_account_that_was_never_reached_is_a_failure() -> None:
     """A name that does not resolve looks like an outage to the operator."""
     monitor = FailureMonitor(Halt(failures=2))
-    lost = Outcome.failed(0, None, "acc_1", errors.ConnectError("no connection"), 0.1)
+    lost = failed_outcome(0, None, "acc_1", errors.ConnectError("no connection"), 0.1)
 
     assert monitor.observe(lost) is None
     assert monitor.observe(lost) is not None

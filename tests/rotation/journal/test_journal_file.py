@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from postpress_async import AccountPatched, ManagedProxy, Outcome, Rotation
+from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt
 from postpress_async.rotation import Journal, Row, State
+from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import _writer
 from postpress_async.rotation.journal._reading import JournalView
 from tests.support.journals import Run, outcome
@@ -419,7 +420,7 @@ async def test_commit_begins_when_half_of_what_is_in_flight_waits_for_it(
 async def test_commit_begins_at_once_if_it_is_waited_for(path, monkeypatch) -> None:
     monkeypatch.setattr(_writer, "COMMIT_EVERY", 3_600.0)
     journal = Journal.open(path)
-    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1))
+    journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
 
     await asyncio.wait_for(journal.keep_generation(0, 1), 10)
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from postpress_async import Outcome
 from postpress_async.errors import Applied, JournalError
 from postpress_async.rotation import Journal, State
+from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._reading import JournalView
@@ -542,7 +543,7 @@ def test_a_copy_that_had_to_be_made_is_its_owner_s(path) -> None:
 def test_patched_is_what_a_summary_says_too(path) -> None:
     """One word for one thing: the journal's counts are the rotation's."""
     written = [
-        Outcome.patched(0, 2, "acc_0", 1, 0.1),
+        patched_outcome(0, 2, "acc_0", 1, 0.1),
         Outcome(1, 3, "acc_1", State.SKIPPED, applied=Applied.NO),
     ]
     write(path, written)
