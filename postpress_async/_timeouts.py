@@ -31,14 +31,9 @@ class TimeoutGroup:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
-    def __len__(self) -> int:
-        """The number of open waits."""
-        return len(self._open)
-
     def within(self, seconds: float) -> "Timeout":
         """A timeout for its ``with`` block, which expires *seconds* from now."""
-        loop = self._loop or self._get_loop()
-        return Timeout(self, loop.time() + seconds)
+        return Timeout(self, (self._loop or self._get_loop()).time() + seconds)
 
     def until(self, when: float) -> "Timeout":
         """The same, which expires at *when* by the loop's clock; with `math.inf` only `end` expires it."""

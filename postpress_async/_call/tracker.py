@@ -3,26 +3,18 @@
 import asyncio
 import math
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Final
 from weakref import WeakSet
 
-from postpress_async._timeouts import Timeout, TimeoutGroup
+from postpress_async._timeouts import TimeoutGroup
 from postpress_async.errors import ConfigurationError, SessionClosedError
 
-T = TypeVar("T")
 
-
-class WaitGroup:
+class WaitGroup(TimeoutGroup):
     """
-    The waits of a group of calls, which can all be ended at once.
-
-    Args:
-        waits_out_outages: See below.
-        ends_at: See below.
+    The waits of a group of calls. When it has ended, they may neither wait nor start an attempt any more.
 
     Attributes:
-        ended: The calls may neither wait nor start an attempt any more.
         waits_out_outages: Whether the time for which the calls wait for the service does not count against
             their deadlines.
         ends_at: Time of the event loop's clock at which the group's owner will end it. No attempt lasts
@@ -30,10 +22,9 @@ class WaitGroup:
     """
 
     def __init__(self, *, waits_out_outages: bool = False, ends_at: float = math.inf) -> None:
-        self.ended: bool = False
+        super().__init__()
         self.waits_out_outages: Final = waits_out_outages
         self.ends_at: Final = ends_at
-        self._timeouts: Final = TimeoutGroup()
         self._children: Final[WeakSet[WaitGroup]] = WeakSet()
 
     def child(self, *, waits_out_outages: bool = True, ends_at: float = math.inf) -> "WaitGroup":
@@ -44,22 +35,9 @@ class WaitGroup:
         self._children.add(child)
         return child
 
-    def timeout_at(self, when: float) -> Timeout:
-        """A ``with`` block that raises `TimeoutError` at *when* (loop's clock), or when the group ends."""
-        return self._timeouts.until(when)
-
-    def wake(self, future: "asyncio.Future[T | None]", when: float) -> None:
-        """Give *future* the result None at *when*, or when the group ends; see `TimeoutGroup.wake`."""
-        self._timeouts.wake(future, when)
-
-    def discard(self, future: "asyncio.Future[Any]") -> None:
-        """Forget *future*: no call waits for it any more."""
-        self._timeouts.discard(future)
-
     def end(self) -> None:
         """End all waits of this group and its children, and those that start later."""
-        self.ended = True
-        self._timeouts.end()
+        super().end()
         for child in self._children:
             child.end()
 
@@ -68,8 +46,7 @@ class CallTracker(WaitGroup):
     """
     Counts the open calls of a session, and ends their waits when it is closed.
 
-    Each call runs inside ``with tracker``. The tracker keeps nothing for a single call, so no object is
-    needed for each.
+    Each call runs inside ``with tracker``, which needs no object of its own.
 
     Attributes:
         clock: The event loop's clock, in seconds. Not set before the first call.
@@ -80,7 +57,6 @@ class CallTracker(WaitGroup):
     def __init__(self) -> None:
         super().__init__()
         self._closing = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._calls = 0
         self._idle: asyncio.Future[None] | None = None
 
@@ -106,9 +82,7 @@ class CallTracker(WaitGroup):
             self._loop, self.clock = loop, loop.time
         self._calls += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._calls -= 1
         if not self._calls and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)

@@ -362,7 +362,7 @@ class UpdateCall:
 
     async def _wait_for(self, wait: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
         try:
-            with self._waits.timeout_at(self._wait_until()):
+            with self._waits.until(self._wait_until()):
                 return await wait(*args, **options)
         except TimeoutError:
             pass

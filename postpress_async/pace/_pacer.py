@@ -125,27 +125,9 @@ class Pacer:
         self._permits += 1
         return Permit(now, self._breaker.generation)
 
-    async def acquire(self, *, retry: bool = False) -> Permit:
-        """
-        Wait for a permit.
-
-        Args:
-            retry: Whether the call has already sent a request. Retries come before new calls.
-        """
-        if (permit := self.try_acquire()) is not None:
-            return permit
-        future = self.enqueue(retry=retry)
-        try:
-            permit = await future
-        except BaseException:
-            self.withdraw(future, retry=retry)
-            raise
-        assert permit is not None  # noqa: S101 - only this coroutine has the future
-        return permit
-
     def enqueue(self, *, retry: bool = False) -> PermitFuture:
         """
-        Return the future of a permit; see `acquire`.
+        Return the future of a permit. *retry* says whether the call has already sent a request.
 
         A caller that stops waiting, or sets the result None, must `withdraw` it.
         """

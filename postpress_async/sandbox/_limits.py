@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from types import TracebackType
 
 
 class TokenBucket:
@@ -13,9 +12,6 @@ class TokenBucket:
         rate: Tokens added per second, above 0.
         burst: Capacity in tokens, at least 1.
         clock: Returns the time in seconds; not called before the first `take`.
-
-    Raises:
-        ValueError: The rate or the burst is out of range.
     """
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float]) -> None:
@@ -75,9 +71,7 @@ class ConcurrencyLimit:
                 self._waiting -= 1
         self.active += 1
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.active -= 1
         if self._slots is not None:
             self._slots.release()

@@ -10,7 +10,6 @@ import asyncio
 import re
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from math import ceil
-from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
 
 from aiohttp import web
@@ -122,11 +121,7 @@ class Server:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """
-        Start listening. A server can be started only once.
-
-        Args:
-            host: An IP address; resolving a name would need a thread.
-            port: 0 for any free port.
+        Start listening, on an IP address and a port; port 0 means any free one.
 
         Raises:
             RuntimeError: The server was started before.
@@ -140,22 +135,18 @@ class Server:
 
     async def aclose(self) -> None:
         """Stop at once: abort all connections and cancel all executions. Further calls have no effect."""
-        if self._listener is None:
-            return
-        await self._listener.cut_off()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._listener.aclose()
+        if self._listener is not None:
+            await self._listener.cut_off()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._listener.aclose()
 
     async def __aenter__(self) -> Self:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def outage(self, kind: Outage, *, factor: float = 10.0) -> None:
@@ -178,8 +169,7 @@ class Server:
         if kind not in get_args(Outage):
             raise ValueError(f"kind must be one of {', '.join(get_args(Outage))}, got {kind!r}")
         await self.recover()
-        self._outage = kind
-        self._slowdown = factor if kind == "slow" else 1.0
+        self._outage, self._slowdown = kind, factor if kind == "slow" else 1.0
         if kind == "refused":
             await listener.cut_off()
 
@@ -187,8 +177,7 @@ class Server:
         """End the current outage, if any. After ``refused``, the server listens on the same port again."""
         if self._outage == "refused":
             await self._started().open()
-        self._outage = None
-        self._slowdown = 1.0
+        self._outage, self._slowdown = None, 1.0
 
     def _started(self) -> Listener:
         if self._listener is None:
@@ -198,8 +187,8 @@ class Server:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         answer = None
         task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
+        assert task is not None  # noqa: S101 - aiohttp handles requests in tasks
+        self._tasks.add(task)
         self._recorder.note_arrival()
         try:
             answer = await self._answer(request)
@@ -273,10 +262,9 @@ class Server:
 
     async def _execute_once(self, account_id: str, change: Json, key: str | None, fault: Fault) -> Answer:
         """Execute the change, or wait for the earlier execution with this key and return its answer."""
-        earlier = self._idempotency.find(account_id, key, change) if key else None
-        if earlier is not None:
+        if key and (earlier := await self._idempotency.find(account_id, key, change)) is not None:
             self._recorder.replayed += 1
-            return await earlier.result()
+            return earlier
         if self._executions.is_full:
             raise Refusal("errors/service_unavailable")
         work = self._execute(account_id, change, fault)
