@@ -7,7 +7,7 @@ from typing import Any, Final
 import attrs
 import click
 
-from postpress_async._cli.command import Command, Option
+from postpress_async._cli.command import Command, option
 from postpress_async._cli.output import counted, moment
 from postpress_async.errors import JournalError
 from postpress_async.rotation import State
@@ -21,7 +21,7 @@ _TIMES: Final = ("began", "ended", "settled_at")
 @click.command(cls=Command, short_help="List the runs of a journal, or the changes of an account.")
 @click.argument("journal")
 @click.argument("account", required=False)
-@click.option("--json", "as_json", cls=Option, is_flag=True, help="Print one JSON object per line.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def history(journal: str, account: str | None, as_json: bool) -> None:
     """
     List the runs of a rotation: when, by whom, from which machine, with which command and result.

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias, get_args
 
 import click
 
-from postpress_async._cli.command import Option
+from postpress_async._cli.command import option
 from postpress_async._settings import BASE_URL
 from postpress_async.rotation import Halt
 from postpress_async.sandbox import Profile
@@ -61,9 +61,8 @@ def combine(*decorators: Decorator) -> Decorator:
     return add
 
 
-run_number: Final = click.option(
+run_number: Final = option(
     "--run",
-    cls=Option,
     type=click.IntRange(1),
     metavar="N",
     show_default="the latest",
@@ -71,7 +70,7 @@ run_number: Final = click.option(
 )
 """Adds the option that selects a run of a journal."""
 
-_connection_option: Final = partial(click.option, cls=Option, group="Connection")
+_connection_option: Final = partial(option, group="Connection")
 
 connection: Final = combine(
     _connection_option(
@@ -122,10 +121,10 @@ def random_faults(required: str = "", **settings: Any) -> Decorator:
         required: Text appended to the help, with a leading space, such as a required option.
         settings: Further arguments of `click.option`.
     """
-    option = partial(click.option, cls=Option, **settings)
     return combine(
         option(
             "--profile",
+            **settings,
             type=click.Choice(get_args(Profile)),
             default="steady",
             help="Random faults of the sandbox. steady: none. flaky: a few errors and dropped connections. "
@@ -134,6 +133,7 @@ def random_faults(required: str = "", **settings: Any) -> Decorator:
         ),
         option(
             "--seed",
+            **settings,
             type=int,
             metavar="N",
             default=0,

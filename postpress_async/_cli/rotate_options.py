@@ -8,19 +8,19 @@ import click
 from attrs import frozen
 
 from postpress_async._cli import options
-from postpress_async._cli.command import Option
+from postpress_async._cli.command import option
 from postpress_async._cli.next_command import arguments_by_option, retry_command, same_command
 from postpress_async.rotation._pool import Assign
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.sandbox import Profile
 
-_input: Final = partial(click.option, cls=Option, group="Input")
-_assignment: Final = partial(click.option, cls=Option, group="Proxy assignment")
-_limit: Final = partial(click.option, cls=Option, group="Limits")
-_stopping: Final = partial(click.option, cls=Option, group="Stopping and resuming")
-_output: Final = partial(click.option, cls=Option, group="Output")
-_cluster: Final = partial(click.option, cls=Option, group="Cluster")
-_sandbox: Final = partial(click.option, cls=Option, group="Sandbox")
+_input: Final = partial(option, group="Input")
+_assignment: Final = partial(option, group="Proxy assignment")
+_limit: Final = partial(option, group="Limits")
+_stopping: Final = partial(option, group="Stopping and resuming")
+_output: Final = partial(option, group="Output")
+_cluster: Final = partial(option, group="Cluster")
+_sandbox: Final = partial(option, group="Sandbox")
 
 journal_options: Final = options.combine(
     _stopping(
