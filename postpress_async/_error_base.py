@@ -125,18 +125,15 @@ class ApiError(PostPressError):
     ) -> None:
         super().__init_subclass__(**more)
         if status is not None:
-            cls.status = status
             BY_STATUS[status] = cls
         if type is not None:
             BY_TYPE[type] = cls
         if code is not None:
             BY_CODE[f"errors/{code}"] = cls
-        if scope is not None:
-            cls.scope = scope
-        if retryable is not None:
-            cls.retryable = retryable
-        if applied is not None:
-            cls.applied = applied
+        facts = {"status": status, "scope": scope, "retryable": retryable, "applied": applied}
+        for name, value in facts.items():
+            if value is not None:  # otherwise inherited
+                setattr(cls, name, value)
 
     def __init__(self, status: int, problem: Problem, retry_after: float | None = None) -> None:
         super().__init__(status, problem, retry_after)

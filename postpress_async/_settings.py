@@ -26,9 +26,7 @@ def read_api_key(api_key: str | Secret | None) -> Secret:
     """
     Return *api_key*, or the environment variable ``POSTPRESS_API_KEY``.
 
-    Raises:
-        ConfigurationError: The key is missing, or contains anything except visible ASCII characters. The
-            message does not show it.
+    Raises `ConfigurationError` if it is missing or is not visible ASCII. The message does not show it.
     """
     key = api_key if api_key is not None else os.environ.get("POSTPRESS_API_KEY")
     if not isinstance(key, str | Secret | None):
@@ -104,11 +102,7 @@ def target_of(base_url: URL) -> str:
 
 
 def _is_normalized(text: str, url: URL) -> bool:
-    """
-    Whether parsing *text* to *url* changed nothing that matters.
-
-    Case of the host, notation of an IPv6 address and default port of the scheme may differ.
-    """
+    """Whether parsing changed no more than the host's case or notation, or a default port."""
     written, parsed = (_PARTS.fullmatch(form) for form in (text, str(url)))
     if written is None or parsed is None or written["rest"] != parsed["rest"]:
         return False
@@ -129,8 +123,7 @@ def make_tls(ssl: "tls.SSLContext | str | os.PathLike[str] | None") -> tls.SSLCo
     """
     Return *ssl*, or a context that trusts the system's certificates or those in a PEM file.
 
-    Raises:
-        ConfigurationError: The file cannot be read, or the context does not check certificates.
+    Raises `ConfigurationError` if the file cannot be read, or the context does not check certificates.
     """
     if isinstance(ssl, tls.SSLContext):
         if ssl.verify_mode is not tls.CERT_REQUIRED or not ssl.check_hostname:

@@ -50,12 +50,7 @@ class TimeoutGroup:
         self._open.clear()
 
     def enter(self, timeout: "Timeout") -> "asyncio.Task[object]":
-        """
-        Add *timeout* to the open ones. Returns the current task.
-
-        Raises:
-            TimeoutError: The group was ended.
-        """
+        """Add *timeout* and return the current task; raise `TimeoutError` if the group has ended."""
         if self.ended:
             raise TimeoutError
         task = asyncio.current_task(self._loop or self._get_loop())

@@ -214,12 +214,9 @@ def new_retrying(
     policy: RetryPolicy, may_retry: Callable[[Any], bool], stop: Callable[[RetryCallState], bool]
 ) -> AsyncRetrying:
     """
-    The `AsyncRetrying` of one call. Its `iter` raises the last error itself once the call ends.
+    The `AsyncRetrying` of one call, whose `iter` raises the last error itself once the call ends.
 
-    Args:
-        policy: The policy of the call.
-        may_retry: Asked about each error that the policy would retry. Both must agree.
-        stop: Asked after the policy's own stop strategy. Either may end the call.
+    The policy and *may_retry* must both want a retry. The policy's stop strategy or *stop* may end the call.
     """
 
     async def should_retry(state: RetryCallState) -> bool:

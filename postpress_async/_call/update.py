@@ -98,13 +98,7 @@ class UpdateCall:
             hooks.on_call_started()
 
     def run(self) -> Coroutine[Any, Any, AccountPatched]:
-        """
-        Update the account, after earlier updates of the same account have ended.
-
-        Raises:
-            PostPressError: The error of the last attempt, with the history of all attempts; or the reason
-                why there was no attempt.
-        """
+        """Update the account after earlier updates of it. Raises the error of the last attempt."""
         return self._run() if self._context.observer is None else self._run_observed(self._context.observer)
 
     async def _run_observed(self, observer: SafeObserver[events.Event]) -> AccountPatched:

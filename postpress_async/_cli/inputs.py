@@ -35,12 +35,7 @@ _NO_CHANGE_ADVICE: Final = "use --pool FILE or --country CC, or give each row a 
 
 @contextmanager
 def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
-    """
-    Open the inputs for the duration of the block, and report invalid rows and lines.
-
-    Raises:
-        FleetError: The fleet or the pool cannot be read.
-    """
+    """Open the inputs for the duration of the block, and report invalid rows and lines."""
     pool = _open_pool(options, events) if options.pool else None
     default = None if options.country is None else ManagedProxy(country=options.country)
     if options.fleet is None and options.query is None:

@@ -114,13 +114,7 @@ connection: Final = combine(
 
 
 def random_faults(required: str = "", **settings: Any) -> Decorator:
-    """
-    Add ``--profile`` and ``--seed``, the random faults of the sandbox.
-
-    Args:
-        required: Text appended to the help, with a leading space, such as a required option.
-        settings: Further arguments of `click.option`.
-    """
+    """Add ``--profile`` and ``--seed`` of the sandbox, with *required* appended to their help."""
     return combine(
         option(
             "--profile",

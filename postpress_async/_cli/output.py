@@ -62,12 +62,7 @@ def report_file_limit_once(loop: asyncio.AbstractEventLoop) -> None:
 
 @contextmanager
 def open_output(path: str | None) -> Iterator[BinaryIO]:
-    """
-    Open *path* for an atomic write; None and ``-`` mean standard output.
-
-    Raises:
-        RotationError: It cannot be written.
-    """
+    """Open *path* for an atomic write; None and ``-`` mean standard output. Raises `RotationError`."""
     if path is not None and path != "-":
         with atomic_write(path) as file:
             yield file

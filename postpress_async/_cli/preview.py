@@ -27,15 +27,7 @@ SHOWN: Final = 3
 
 
 def preview(job: Job, events: EventStream) -> int:
-    """
-    Print what *job* would do and how long it would take.
-
-    The base URL, the journal and the API key (if there is one) are checked as in a real run.
-
-    Raises:
-        ConfigurationError: The API key or the base URL is invalid.
-        JournalError: The journal cannot be used, or belongs to another fleet or API.
-    """
+    """Print what *job* would do and how long it would take, after the checks of a real run."""
     options = job.options
     url, target = "the sandbox", "this machine"
     has_key, api_key = True, None

@@ -314,12 +314,7 @@ class RotateOptions:
 
     @classmethod
     def parse(cls, **values: Any) -> Self:
-        """
-        Create from the current command's parameters.
-
-        Raises:
-            click.UsageError: Options cannot be combined, or one requires another.
-        """
+        """Create from the current command's parameters, or raise `click.UsageError`."""
         context = click.get_current_context()
         parsed = cls(**values, command=same_command(context), arguments=arguments_by_option(context))
         parsed._check()

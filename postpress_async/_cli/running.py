@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from attrs import define
 
 from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
@@ -97,12 +98,7 @@ async def run_job(job: Job, events: EventStream) -> int:
 
 
 def import_cluster() -> ModuleType:
-    """
-    Import `postpress_async.cluster`, which requires an extra.
-
-    Raises:
-        click.UsageError: The extra is not installed.
-    """
+    """Import `postpress_async.cluster`; raise `click.UsageError` if its extra is not installed."""
     try:
         return import_module("postpress_async.cluster")
     except ImportError as error:
@@ -118,20 +114,13 @@ def _silence_dask() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+@define
 class _Stop:
-    """
-    Why the run stopped early.
+    """Why the run stopped early."""
 
-    Attributes:
-        interrupted: Whether a signal arrived.
-        immediate: Whether a second signal arrived, after which requests in flight are cancelled.
-        timed_out: Whether the maximum duration passed.
-    """
-
-    def __init__(self) -> None:
-        self.interrupted = False
-        self.immediate = False
-        self.timed_out = False
+    interrupted: bool = False  # by a signal
+    immediate: bool = False  # by a second signal, which cancels the requests in flight
+    timed_out: bool = False
 
 
 async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream) -> _Stop:

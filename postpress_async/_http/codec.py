@@ -38,12 +38,7 @@ _ESCAPE: Final = re.compile(r"%[0-9A-F]{2}|\\u[0-9a-f]{4}")
 
 
 def encode_request(account_id: str, change: ProxyChange, url: str, api_key: Secret) -> Request:
-    """
-    Encode the request that applies *change* to *account_id*. Fields that are None are omitted.
-
-    Raises:
-        FieldError: The id cannot be part of a URL.
-    """
+    """Encode the request that sets *change*; raise `FieldError` if the id cannot be part of a URL."""
     check_account_id(account_id)
     password = None if isinstance(change, ManagedProxy) else change.password
     return Request(account_id, url, _encode_json(body_of(change)).encode("ascii"), api_key, password)
@@ -166,12 +161,7 @@ def _written_forms(word: str) -> Iterator[str]:
 
 
 def _parse_json(body: bytes) -> tuple[object, str | None]:
-    """
-    Return the value, or None and the problem.
-
-    It raises nothing, because the exceptions of `json` and of decoding hold the whole text, and would be on
-    the chain of ours.
-    """
+    """Return the value, or None and the problem. An exception would hold the text, and its secrets."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:

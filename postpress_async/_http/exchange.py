@@ -52,12 +52,7 @@ class RequestTemplate:
 
 
 async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
-    """
-    Read the head of the response, skipping 1xx responses. Returns it and the stream of the body.
-
-    Raises:
-        Exception: One of `FAILURES`; the connection must not be reused.
-    """
+    """Read the head of the response, skipping 1xx ones, and return it with the stream of the body."""
     while True:
         head, content = await protocol.read()
         if not 100 <= head.code < 200 or head.code == 101:

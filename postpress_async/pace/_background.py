@@ -50,13 +50,9 @@ class Background:
 
     def record_throttled(self, served: int, in_flight: int, *, before_decrease: bool, below: bool) -> bool:
         """
-        Record a 429. Returns whether there are more than the background explains.
+        Record a 429, with the requests served so far. Returns whether the background does not explain it.
 
-        Args:
-            served: Requests served so far.
-            in_flight: Requests in flight.
-            before_decrease: Whether the request was sent before the last decrease.
-            below: Whether the rate is below the plateau, the rate at which there were too many 429s.
+        *below* says whether the rate is below the plateau, at which there were too many 429s.
         """
         self._refused += 1
         requests = served + in_flight + self._refused

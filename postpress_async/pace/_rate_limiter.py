@@ -123,12 +123,7 @@ class RateLimiter:
     def record_throttled(
         self, sent: float, served: int, now: float, retry_after: float = 0.0, in_flight: int = 0
     ) -> bool:
-        """
-        Record a 429 for a request sent at *sent*; *served* is the total so far.
-
-        Returns:
-            Whether the number of 429s shows that they apply to all requests with the key.
-        """
+        """Record a 429; *served* is the total so far. Returns whether it concerns all requests with the key."""
         below = self._learned < BELOW_PLATEAU * self._plateau
         background, before_decrease = self._background, sent <= self._decreased_at
         excess = background.record_throttled(served, in_flight, before_decrease=before_decrease, below=below)

@@ -216,14 +216,7 @@ class Faults:
         self._scripts.setdefault(account_id, deque()).extend(faults)
 
     def draw(self, account_id: str, nth: int, *, elapsed: float = 0.0, executing: int = 0) -> Fault:
-        """
-        Choose the fault of the account's *nth* request, and remove it from the account's script, if any.
-
-        Args:
-            nth: Number of the account's request, from 1.
-            elapsed: Seconds since the server's first request.
-            executing: Number of requests being executed.
-        """
+        """Choose the fault of the account's *nth* request, and remove it from the account's script."""
         if script := self._scripts.get(account_id):
             return script.popleft()
         if (default := self._then.get(account_id)) is not None:

@@ -32,10 +32,10 @@ class IdempotencyStore:
 
     async def find(self, account_id: str, key: str, change: Json) -> Answer | None:
         """
-        The answer of the earlier execution with this key, once it has ended; None if the key is new.
+        Wait for the answer of the earlier execution with this key; None if the key is new.
 
         Raises:
-            Refusal: The earlier execution had another body, or failed unexpectedly.
+            Refusal: It had another body, or failed unexpectedly.
         """
         execution = self._executions.get((account_id, key))
         if execution is None:
