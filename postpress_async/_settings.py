@@ -45,14 +45,8 @@ def read_base_url(base_url: str | None, *, allow_http: Iterable[str] = ()) -> UR
     """
     Return *base_url*, the environment variable ``POSTPRESS_BASE_URL``, or `BASE_URL`, without a final slash.
 
-    Args:
-        base_url: The URL.
-        allow_http: Hosts to which http is allowed, besides this machine.
-
-    Raises:
-        ConfigurationError: The URL is not https (or http to an allowed host); has a user name, a fragment, or
-            a query other than the quickstart's ``port=N``; or is not written in the form in which it is sent.
-            The message shows the accepted form.
+    Raises `ConfigurationError` if it is not https (or http to this machine or *allow_http*); has a user name,
+    a fragment, or a query other than the quickstart's ``port=N``; or is not in the form in which it is sent.
     """
     text = base_url if base_url is not None else os.environ.get("POSTPRESS_BASE_URL") or BASE_URL
     try:

@@ -9,13 +9,10 @@ from postpress_async.errors import SupersededError
 
 class KeyedLock:
     """
-    One FIFO lock per key. It keeps updates of one account from overlapping: the last call made is the last
-    applied.
+    One FIFO lock per key. Updates of one account do not overlap: the last call made is the last applied.
 
-    A lock that was acquired must be released. A key that is not locked takes no memory.
-
-    Args:
-        latest: Whether only the latest waiter of a key keeps waiting; the others raise an error.
+    A lock that was acquired must be released. A key that is not locked takes no memory. With *latest*, only
+    the latest waiter of a key keeps waiting; the others raise `SupersededError`.
     """
 
     def __init__(self, *, latest: bool = False) -> None:

@@ -15,10 +15,8 @@ class WaitGroup(TimeoutGroup):
     The waits of a group of calls. When it has ended, they may neither wait nor start an attempt any more.
 
     Attributes:
-        waits_out_outages: Whether the time for which the calls wait for the service does not count against
-            their deadlines.
-        ends_at: Time of the event loop's clock at which the group's owner will end it. No attempt lasts
-            longer.
+        waits_out_outages: Whether waiting for the service does not count against the calls' deadlines.
+        ends_at: The loop's time at which the owner will end the group. No attempt lasts longer.
     """
 
     def __init__(self, *, waits_out_outages: bool = False, ends_at: float = math.inf) -> None:
@@ -46,10 +44,8 @@ class CallTracker(WaitGroup):
     """
     Counts the open calls of a session, and ends their waits when it is closed.
 
-    Each call runs inside ``with tracker``, which needs no object of its own.
-
-    Attributes:
-        clock: The event loop's clock, in seconds. Not set before the first call.
+    Each call runs inside ``with tracker``, which needs no object of its own. *clock* is the event loop's
+    clock in seconds, not set before the first call.
     """
 
     clock: Callable[[], float]
@@ -61,13 +57,7 @@ class CallTracker(WaitGroup):
         self._idle: asyncio.Future[None] | None = None
 
     def __enter__(self) -> None:
-        """
-        Open a call.
-
-        Raises:
-            SessionClosedError: The session is closed or closing.
-            ConfigurationError: The session was first used in another event loop, or this is not asyncio.
-        """
+        """Open a call; raise `ConfigurationError` if the session is closing or belongs to another loop."""
         if self._closing:
             raise SessionClosedError("the session is closed and cannot be reopened: create a new one")
         try:

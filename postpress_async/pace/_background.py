@@ -31,10 +31,6 @@ class Background:
     the tolerated share, and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection Schemes",
     Biometrika 41, 1954). If three consecutive decreases of the rate do not lower the share of 429s, that
     share is the background, because a tier refuses nothing below its rate limit.
-
-    Attributes:
-        share: From 0 to 1.
-        ineffective_decreases: Consecutive decreases that did not lower the share of 429s.
     """
 
     def __init__(self) -> None:

@@ -40,10 +40,6 @@ class CircuitBreaker:
     A request belongs to the *generation* in which it was sent. Do not report responses to requests of an
     earlier generation: they are out of date.
 
-    Args:
-        threshold: Overload signals that open it.
-        random: Returns numbers from 0 to 1 for the jitter, which keeps many clients from returning at once.
-
     Attributes:
         is_open: Whether only probes may be sent.
         generation: Number of times that it has opened or closed.

@@ -43,10 +43,6 @@ class ConcurrencyLimiter:
 
     Record each response with `record_response` or `record_overload`, in chronological order.
 
-    Args:
-        maximum: Highest limit.
-        initial: First limit.
-
     Attributes:
         value: The limit; round it down.
         latency: Latency in seconds: the geometric mean of the last window, because a few responses of ten

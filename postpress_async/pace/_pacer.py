@@ -156,17 +156,10 @@ class Pacer:
 
     def release(self, permit: Permit, signal: LoadSignal, retry_after: float | None = None) -> bool:
         """
-        Return a permit, because its attempt is over.
+        Return a permit, because its attempt is over, with its load signal and Retry-After in seconds.
 
-        Args:
-            permit: The permit.
-            signal: What the end of the attempt says about the load.
-            retry_after: Seconds of the Retry-After. The caller waits for them; above `OWN_RETRY_AFTER`, all
-                calls may have to wait.
-
-        Returns:
-            Whether the attempt counts. A failed probe, or an attempt that fails in a known outage, says
-            nothing about its call.
+        Returns whether the attempt counts: a failed probe, or an attempt that fails in a known outage, says
+        nothing about its call. The caller waits for the Retry-After; above `OWN_RETRY_AFTER`, all calls may.
         """
         if not self._pace.adaptive:
             self._permits -= 1

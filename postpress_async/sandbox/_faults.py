@@ -188,13 +188,6 @@ class Faults:
       (a quarter of them as HTML) or a dropped connection.
     - ``hostile``: A fifth of the responses are malformed, contradictory or missing. Most of these requests
       are executed.
-
-    Args:
-        profile: One of the above.
-        seed: Seed of the random numbers.
-
-    Raises:
-        ValueError: The profile is unknown.
     """
 
     def __init__(self, profile: Profile = "steady", seed: int = 0) -> None:

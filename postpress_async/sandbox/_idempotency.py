@@ -18,11 +18,9 @@ class _Execution:
 
 class IdempotencyStore:
     """
-    Stores executions by account and Idempotency-Key.
+    Stores executions by account and Idempotency-Key; the oldest is dropped if there are more than *capacity*.
 
-    Args:
-        capacity: Maximum number of executions; beyond it, the oldest is dropped.
-        stores_errors: Whether failed executions are stored too.
+    *stores_errors* says whether failed executions are stored too.
     """
 
     def __init__(self, capacity: int, *, stores_errors: bool) -> None:
