@@ -118,7 +118,7 @@ class PostPressSession:
         self._context: Final = CallContext(
             _make_transport(transport, url, key, ssl=ssl, connector=connector, trust_env=trust_env),
             key,
-            Pacer(pace, random=random.random, on_pause=_PauseReporter(observer).on_pause),
+            Pacer(pace, random=random.random, on_pause=_report_pauses(observer)),
             KeyedLock(latest=same_account == "latest"),
             self._tracker,
             observer,
@@ -404,28 +404,27 @@ def _make_transport(
     return transport
 
 
-class _PauseReporter:
+def _report_pauses(observer: SafeObserver[events.Event] | None) -> Callable[[bool], None]:
     """
-    Logs and reports when the circuit breaker opens and closes.
+    Return a function that logs and reports when the circuit breaker opens (True) and closes (False).
 
     It has no reference to the session. With a cycle, Python would not warn at once about a session left open.
     """
+    began = 0.0
 
-    def __init__(self, observer: SafeObserver[events.Event] | None) -> None:
-        self._observer: Final = observer
-        self._began = 0.0
-
-    def on_pause(self, began: bool) -> None:
-        """See `Pacer`."""
+    def on_pause(paused: bool) -> None:
+        nonlocal began
         now = asyncio.get_running_loop().time()
-        if began:
-            self._began = now
+        if paused:
+            began = now
             _log.warning("the service is down: all calls wait, except for probes", extra={"paused": True})
             event: events.Event = events.PauseBegan()
         else:
-            elapsed = now - self._began
+            elapsed = now - began
             message = "the service is up again after %.1f s: calls continue"
             _log.warning(message, elapsed, extra={"paused": False, "elapsed": elapsed})
             event = events.PauseEnded(elapsed)
-        if self._observer is not None:
-            self._observer(event)
+        if observer is not None:
+            observer(event)
+
+    return on_pause

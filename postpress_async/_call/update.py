@@ -27,8 +27,7 @@ from postpress_async.errors import (
 )
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
 from postpress_async.pace._load_signal import LoadSignal, load_signal_of
-from postpress_async.pace._pacer import PermitFuture
-from postpress_async.pace._permit import Permit
+from postpress_async.pace._pacer import Permit, PermitFuture
 from postpress_async.retry import LONGEST_RETRY_AFTER, RetryPolicy, new_retrying
 
 _log = logging.getLogger("postpress_async.calls")
@@ -190,8 +189,12 @@ class UpdateCall:
         context, request, started = self._context, self._request, permit.sent
         number, unix_time, signal, retry_after = len(self._attempts) + 1, time.time(), _NONE, None
         try:
-            if self._hooks is not None or context.observer is not None:
-                self._report_start(number, started)
+            if number == 1:
+                self._first_sent = started
+            if self._hooks is not None:
+                self._hooks.on_attempt_started(started)
+            if context.observer is not None:
+                context.observer(events.AttemptStarted(request.account_id, number))
             response = await context.transport.send(request, self._keys.current, timeout)
             elapsed = self._clock() - started
             attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, response.status))
@@ -234,14 +237,6 @@ class UpdateCall:
             raise self._out_of_time()
         self._exclude(self._clock() - queued_at)
         return permit
-
-    def _report_start(self, number: int, now: float) -> None:
-        if number == 1:
-            self._first_sent = now
-        if self._hooks is not None:
-            self._hooks.on_attempt_started(now)
-        if self._context.observer is not None:
-            self._context.observer(events.AttemptStarted(self._request.account_id, number))
 
     def _record_failure(self, error: PostPressError, attempt: Attempt) -> None:
         """Record on *error* what is known about the whole call, and decide about the next key."""

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final, TypeAlias
 
+from attrs import define
+
 from postpress_async._wait_queue import WaitQueue
 from postpress_async.pace._circuit_breaker import FAILURE_THRESHOLD, CircuitBreaker
 from postpress_async.pace._concurrency_limiter import ConcurrencyLimiter
 from postpress_async.pace._load_signal import LoadSignal
 from postpress_async.pace._pace import Pace
-from postpress_async.pace._permit import Permit
 from postpress_async.pace._rate_limiter import RateLimiter
 
 OWN_RETRY_AFTER: Final = 2.0
@@ -23,6 +24,23 @@ would then spin."""
 
 RETRY_SHARE: Final = 8
 """If both are waiting, one in this many permits goes to a new call and the others to retries."""
+
+
+@define(eq=False)
+class Permit:
+    """
+    The permit to send one request. Return it with `Pacer.release`, once.
+
+    Attributes:
+        sent: The pacer's time at which it was granted.
+        generation: The circuit breaker's generation at that time.
+        probe: Whether the request is a probe of the open circuit breaker.
+    """
+
+    sent: float
+    generation: int
+    probe: bool = False
+
 
 # Reading a global takes a third of the time of reading an attribute.
 _SUCCESS, _ALIVE, _OVERLOAD, _THROTTLED, _NONE = LoadSignal

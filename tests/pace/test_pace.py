@@ -22,8 +22,7 @@ from postpress_async.pace._circuit_breaker import (
 )
 from postpress_async.pace._concurrency_limiter import CUBIC_BETA, MAX_INITIAL_LIMIT, ConcurrencyLimiter
 from postpress_async.pace._load_signal import LoadSignal
-from postpress_async.pace._pacer import Pacer, PermitFuture
-from postpress_async.pace._permit import Permit
+from postpress_async.pace._pacer import Pacer, Permit, PermitFuture
 from postpress_async.pace._rate_limiter import BURST, RateLimiter
 from tests.support.virtual_loop import VirtualLoop, run
 
