@@ -24,6 +24,7 @@ from postpress_async.pace._concurrency_limiter import CUBIC_BETA, MAX_INITIAL_LI
 from postpress_async.pace._load_signal import LoadSignal
 from postpress_async.pace._pacer import Pacer, Permit, PermitFuture
 from postpress_async.pace._rate_limiter import BURST, RateLimiter
+from tests.support.pace_world import acquire
 from tests.support.virtual_loop import VirtualLoop, run
 
 SIGNS = list(LoadSignal)
@@ -35,20 +36,6 @@ def half() -> float:
 
 def pacer(clock: Callable[[], float] | None = None, **options: Any) -> Pacer:
     return Pacer(Pace(**options), clock=clock, random=random.Random(1).random)
-
-
-async def acquire(pace: Pacer, *, retry: bool = False) -> Permit:
-    """Wait for a permit, as a call does."""
-    if (permit := pace.try_acquire()) is not None:
-        return permit
-    future = pace.enqueue(retry=retry)
-    try:
-        permit = await future
-    except BaseException:
-        pace.withdraw(future, retry=retry)
-        raise
-    assert permit is not None
-    return permit
 
 
 class Clock:
