@@ -329,8 +329,8 @@ def _is_json_lines(file: FleetFile) -> bool:
     name = file.name.lower()
     if name.endswith(_CSV_EXTENSIONS + _JSON_LINES_EXTENSIONS):
         return name.endswith(_JSON_LINES_EXTENSIONS)
-    with closing(file.lines()) as blocks:
-        first = next((text for lines in blocks for line in lines if (text := line.strip())), "")
+    with closing(file.lines()) as lines:
+        first = next(filter(None, map(str.strip, lines)), "")
     if first.startswith("["):
         raise file.error("is one JSON array: write one object per line, as jq -c '.[]' does")
     return first.startswith("{")

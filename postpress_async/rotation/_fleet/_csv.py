@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import chain
 from operator import itemgetter
-from typing import Final, TypeAlias
+from typing import Final
 
 from attrs import evolve
 
@@ -15,10 +15,6 @@ from postpress_async.rotation._fleet._header import KNOWN, Header, read_header
 from postpress_async.rotation._fleet._row import COLUMNS, Cells, RowReader, column_of
 from postpress_async.rotation._rows import Refusal, Row
 
-# A record's first and last line, and its cells; None instead of the cells if its quotes are wrong.
-_Record: TypeAlias = tuple[int, int, list[str] | None]
-
-_DELIMITERS: Final = ",;\t"
 _QUOTES: Final = "write a quote inside quotes twice, and put nothing after the closing one"
 # A line of such words is a header and not a row: a row with a proxy has a port or a URL.
 _WORDS: Final = re.compile(r"(?:[^\W\d]|[ _-])*")
@@ -35,13 +31,13 @@ class CsvTable:
     def __init__(self, file: FleetFile) -> None:
         """Raise `FleetError` if the header cannot be read or has no account_id."""
         self._file = file
-        with closing(file.lines()) as blocks:
-            self.ignored_columns: tuple[str, ...] = self._begin(blocks)[0].ignored
+        with closing(file.lines()) as lines:
+            self.ignored_columns: tuple[str, ...] = self._begin(lines)[0].ignored
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each row that is not blank, or its refusal."""
-        with closing(self._file.lines()) as blocks:
-            header, records = self._begin(blocks)
+        with closing(self._file.lines()) as lines:
+            header, records = self._begin(lines)
             # `_read` appends an empty cell, which stands for every missing column.
             pick: Callable[[list[str]], Cells] = itemgetter(
                 *(header.positions.get(name, header.width) for name in COLUMNS)
@@ -50,23 +46,22 @@ class CsvTable:
                 row = _read(header.width, pick, reader, ordinal, first, cells)
                 if last > first and isinstance(row, Refusal):
                     # If a quote was meant literally, this row has swallowed others.
-                    lines = f"lines {first} to {last} are one row because of their quotes"
-                    row = evolve(row, advice=f"{row.advice}; {lines}")
+                    together = f"lines {first} to {last} are one row because of their quotes"
+                    row = evolve(row, advice=f"{row.advice}; {together}")
                 if row is not None:
                     yield row
 
-    def _begin(self, blocks: Iterator[list[str]]) -> tuple[Header, Iterator[_Record]]:
-        lines, skipped = chain.from_iterable(blocks), 0
-        for line in lines:
+    def _begin(self, lines: Iterator[str]) -> tuple[Header, Iterator[tuple[int, int, list[str] | None]]]:
+        """Read the header; return it and an iterator of the other records."""
+        for number, line in enumerate(lines, start=1):
             if line.strip(" \t\r\n,;"):
                 break
-            skipped += 1
         else:
             raise self._file.error("has no rows: it needs a header, and a line for each account")
-        records = self._records(chain((line,), lines), _delimiter(line), skipped)
+        records = self._records(chain((line,), lines), _delimiter(line), number)
         names = next(records)[2]
         if names is None:
-            raise self._file.error_in(skipped + 1, f"has wrong quotes: {_QUOTES}")
+            raise self._file.error_in(number, f"has wrong quotes: {_QUOTES}")
         # Do not show a line that is not a header: it may be a row with a password.
         if "account_id" not in map(column_of, names) and not all(map(_WORDS.fullmatch, names)):
             raise self._file.error(
@@ -74,23 +69,32 @@ class CsvTable:
             )
         return read_header(names, self._file.error), records
 
-    def _records(self, lines: Iterator[str], delimiter: str, skipped: int) -> Generator[_Record, None, None]:
+    def _records(
+        self, lines: Iterator[str], delimiter: str, number: int
+    ) -> Generator[tuple[int, int, list[str] | None], None, None]:
+        """
+        Yield the first and the last line of each record, and its cells, or None if its quotes are wrong.
+
+        *number* is the number of the first of *lines*.
+        """
         # Without `strict`, an unclosed quote would silently swallow the rest of the file.
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        first = skipped + 1
+        before = number - 1
+        first = number
         while True:
+            cells, fault = None, ""
             try:
-                cells, fault = next(reader), ""
+                cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                cells, fault = None, str(error)  # the csv module's own text, never the file's
+                fault = str(error)  # the csv module's own text, never the file's
             if "limit" in fault:
                 size = csv.field_size_limit() // 1024
                 raise self._file.error_in(first, f"has a cell of over {size} KiB: is a quote never closed?")
             if "end of data" in fault:
                 raise self._file.error_in(first, f"opens a quote that is never closed: {_QUOTES}")
-            last = skipped + reader.line_num
+            last = before + reader.line_num
             yield first, last, cells
             first = last + 1
 
@@ -105,7 +109,7 @@ def _delimiter(header: str) -> str:
             return 0, 0
         return sum(column_of(name) is not None for name in names), len(names)
 
-    return max(_DELIMITERS, key=score)
+    return max(",;\t", key=score)
 
 
 def _read(

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Generator
 from contextlib import closing
-from itertools import chain
 from typing import Any, Final, cast
 
 from postpress_async.models import FieldError
@@ -31,8 +30,8 @@ class JsonLines:
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each line that is not blank as a row, or its refusal."""
-        with closing(self._file.lines()) as blocks:
-            for ordinal, text in enumerate(chain.from_iterable(blocks)):
+        with closing(self._file.lines()) as lines:
+            for ordinal, text in enumerate(lines):
                 if not text.isspace() and (row := self._read(reader, ordinal, text)) is not None:
                     yield row
 
