@@ -53,10 +53,10 @@ class CsvTable:
 
     def _begin(self, lines: Iterator[str]) -> tuple[Header, Iterator[tuple[int, int, list[str] | None]]]:
         """Read the header; return it and an iterator of the other records."""
-        for number, line in enumerate(lines, start=1):
-            if line.strip(" \t\r\n,;"):
-                break
-        else:
+        number, line = next(
+            ((n, line) for n, line in enumerate(lines, start=1) if line.strip(" \t\r\n,;")), (0, "")
+        )
+        if not number:
             raise self._file.error("has no rows: it needs a header, and a line for each account")
         records = self._records(chain((line,), lines), _delimiter(line), number)
         names = next(records)[2]

@@ -86,7 +86,8 @@ class FrameTable:
         size = self._frame.shape[0]
         for begin in range(0, size, BATCH):
             rows = slice(begin, min(begin + BATCH, size))
-            values = {name: _values(self._frame, rows, index) for name, index in self._header.positions.items()}
+            columns = self._header.positions.items()
+            values = {column: _values(self._frame, rows, index) for column, index in columns}
             yield self._maker.make(values, rows.stop - begin)
 
 

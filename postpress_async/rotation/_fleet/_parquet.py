@@ -93,14 +93,13 @@ class ParquetTable:
 
     def _check(self, column: str, path: str, kind: "pyarrow.DataType") -> None:
         """Add *path* to the leaves to read; raise `FleetError` if they have an unsupported type."""
-        types = self._arrow.types
-        if types.is_dictionary(kind):
+        if self._arrow.types.is_dictionary(kind):
             kind = kind.value_type
         # pandas writes a column without values as floats. A row with a float value is refused.
-        fits = [types.is_string, types.is_large_string, types.is_string_view, types.is_null, types.is_floating]
+        allowed = ["string", "large_string", "string_view", "null", "floating"]
         if column == "port":
-            fits += [types.is_integer, types.is_decimal]
-        if not any(is_kind(kind) for is_kind in fits):
+            allowed += ["integer", "decimal"]
+        if not any(getattr(self._arrow.types, f"is_{name}")(kind) for name in allowed):
             expected = "text or whole numbers" if column == "port" else "text"
             raise self._file.error(
                 f"has {printable_name(path)} as {printable_name(str(kind))}: write that column as {expected}"

@@ -209,7 +209,7 @@ class Query:
 
 
 def _create_engine(url: str) -> "tuple[Engine, str]":
-    """Return an engine that reads only, as far as a URL can say so, and the name of the database in errors."""
+    """Return an engine that reads only, as far as a URL allows, and the name of the database in errors."""
     try:
         import sqlalchemy
     except ImportError:
