@@ -55,13 +55,13 @@ class FrameTable:
         if "account_id" in map(column_of, labels) and "account_id" not in map(column_of, names):
             raise self.error("has account_id as its index: pass frame.reset_index()")
         self._frame = frame
-        self._header = read_header(names, self.error)
+        self._positions, self._ignored = read_header(names, self.error)
         self._maker = BatchMaker()
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:
         """Unknown columns, and unknown keys of the proxies read so far."""
-        return self._header.ignored + self._maker.keys.ignored
+        return self._ignored + self._maker.keys.ignored
 
     def error(self, fact: str) -> FleetError:
         """Return an error about the frame."""
@@ -86,8 +86,7 @@ class FrameTable:
         size = self._frame.shape[0]
         for begin in range(0, size, BATCH):
             rows = slice(begin, min(begin + BATCH, size))
-            columns = self._header.positions.items()
-            values = {column: _values(self._frame, rows, index) for column, index in columns}
+            values = {name: _values(self._frame, rows, index) for name, index in self._positions.items()}
             yield self._maker.make(values, rows.stop - begin)
 
 

@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._fleet._header import read_header
-from postpress_async.rotation._fleet._parquet_footer import (
-    DELTA_BYTE_ARRAY,
-    DICTIONARIES,
-    Chunk,
-    read_row_groups,
-)
+from postpress_async.rotation._fleet._parquet_footer import DELTA_BYTE_ARRAY, DICTIONARIES, read_row_groups
 from postpress_async.rotation._fleet._row import PARTS, RowReader, column_of, printable_name
 from postpress_async.rotation._rows import Refusal, Row
 
@@ -59,39 +54,34 @@ class ParquetTable:
         self._arrow = pyarrow
         with self._opened() as parquet:
             schema = self._convert_errors(lambda: parquet.schema_arrow)
-        header = read_header(schema.names, file.error)
-        self._names = {column: schema.names[index] for column, index in header.positions.items()}
+        positions, ignored = read_header(schema.names, file.error)
+        self._names = {column: schema.names[index] for column, index in positions.items()}
         self._leaves: list[str] = []
         self._batch_sizes: list[int] | None = None
-        ignored = list(header.ignored)
-        for column, index in header.positions.items():
+        for column, index in positions.items():
             name, kind = schema.names[index], schema.field(index).type
             if column == "proxy" and pyarrow.types.is_struct(kind):
                 ignored += self._check_struct(name, kind)
             else:
                 self._check(column, name, kind)
-        self.ignored_columns: tuple[str, ...] = tuple(ignored)
+        self.ignored_columns: tuple[str, ...] = ignored
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each row, or its refusal."""
         yield from read_batches(self._batches(), reader)
 
-    def _check_struct(self, name: str, struct: "pyarrow.StructType") -> list[str]:
+    def _check_struct(self, name: str, struct: "pyarrow.StructType") -> tuple[str, ...]:
         """Check the known fields of *struct*; return the unknown ones, safe to print."""
-        ignored = []
-        for field in struct:
-            column = column_of(field.name)
-            if column in PARTS:
-                self._check(column, f"{name}.{field.name}", field.type)
-            else:
-                ignored.append(printable_name(field.name))
-        if len(ignored) == struct.num_fields:
+        known = [field for field in struct if column_of(field.name) in PARTS]
+        if not known:
             raise self._file.error(
                 f"has a struct {printable_name(name)} without a host: see what its fields are called"
             )
-        return ignored
+        for field in known:
+            self._check(column_of(field.name), f"{name}.{field.name}", field.type)
+        return tuple(printable_name(field.name) for field in struct if field not in known)
 
-    def _check(self, column: str, path: str, kind: "pyarrow.DataType") -> None:
+    def _check(self, column: str | None, path: str, kind: "pyarrow.DataType") -> None:
         """Add *path* to the leaves to read; raise `FleetError` if they have an unsupported type."""
         if self._arrow.types.is_dictionary(kind):
             kind = kind.value_type
@@ -140,29 +130,30 @@ class ParquetTable:
         with self._opened(read_dictionary=self._leaves) as dictionaries:
             for number, (rows, chunks) in enumerate(row_groups):
                 longest = 1
-                for chunk in chunks:
-                    if chunk.path not in self._leaves:
+                for path, size, encodings in chunks:
+                    if path not in self._leaves:
                         continue
-                    if chunk.size > MAX_COLUMN_SIZE + MAX_MEAN_VALUE * rows:
+                    if size > MAX_COLUMN_SIZE + MAX_MEAN_VALUE * rows:
                         raise self._file.error(
-                            f"has {chunk.size:,} bytes in column {printable_name(chunk.path)} of row group "
-                            f"{number} (of {rows:,} rows), too many for a fleet: correct long values, "
-                            "or write smaller row groups"
+                            f"has {size:,} bytes in column {printable_name(path)} of row group {number} "
+                            f"(of {rows:,} rows), too many for a fleet: correct long values, or write smaller "
+                            "row groups"
                         )
-                    if chunk.size * BATCH > MAX_COLUMN_SIZE:
-                        longest = max(longest, self._longest_repeated(number, chunk, dictionaries))
+                    # Only values that are stored once and repeated can take more memory than *size*.
+                    if size * BATCH <= MAX_COLUMN_SIZE:
+                        continue
+                    if DELTA_BYTE_ARRAY in encodings:
+                        longest = max(longest, size)
+                    elif DICTIONARIES & encodings:
+                        longest = max(longest, self._longest_in_dictionary(dictionaries, number, path))
                 sizes.append(min(BATCH, max(1, MAX_COLUMN_SIZE // longest)))
         return sizes
 
-    def _longest_repeated(
-        self, number: int, chunk: Chunk, dictionaries: "pyarrow.parquet.ParquetFile"
+    def _longest_in_dictionary(
+        self, parquet: "pyarrow.parquet.ParquetFile", row_group: int, path: str
     ) -> int:
-        """Size of the largest value that *chunk* stores once but memory may hold repeatedly; 0 if none."""
-        if DELTA_BYTE_ARRAY in chunk.encodings:
-            return chunk.size
-        if not DICTIONARIES & chunk.encodings:
-            return 0
-        batch = next(self._read(dictionaries, 1, [number], [chunk.path]), None)
+        """Size in bytes of the longest text in a dictionary; 0 if it has none."""
+        batch = next(self._read(parquet, 1, [row_group], [path]), None)
         if batch is None:  # without rows
             return 0
         values = batch.column(0)

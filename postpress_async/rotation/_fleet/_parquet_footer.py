@@ -7,7 +7,7 @@ pages first. So this module parses the footer, which is in Thrift's compact prot
 """
 
 import io
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 DICTIONARIES: Final = frozenset({2, 8})
 """Encodings that store equal values once."""
@@ -16,19 +16,11 @@ DELTA_BYTE_ARRAY: Final = 7
 """The encoding that omits the prefix that a value shares with the previous one."""
 
 
-class Chunk(NamedTuple):
-    """
-    One column of a row group.
-
-    Attributes:
-        path: The column's name; for a field of a struct, ``struct.field``.
-        size: Number of bytes, uncompressed.
-        encodings: Numbers of the encodings of its values, as Parquet defines them.
-    """
-
-    path: str
-    size: int
-    encodings: frozenset[int]
+Chunk: TypeAlias = tuple[str, int, frozenset[int]]
+"""
+One column of a row group: its path, such as ``struct.field``; its size in bytes, uncompressed; and the numbers
+of its encodings, as Parquet defines them.
+"""
 
 
 def read_row_groups(file: io.BufferedIOBase) -> list[tuple[int, list[Chunk]]]:
@@ -53,7 +45,7 @@ def read_row_groups(file: io.BufferedIOBase) -> list[tuple[int, list[Chunk]]]:
 
 
 def _chunk(fields: dict[int, Any]) -> Chunk:
-    return Chunk(b".".join(fields[3]).decode(), int(fields[6]), frozenset(fields[2]))
+    return (b".".join(fields[3]).decode(), int(fields[6]), frozenset(fields[2]))
 
 
 def _read_struct(data: io.BytesIO) -> dict[int, Any]:

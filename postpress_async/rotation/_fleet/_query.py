@@ -89,11 +89,11 @@ class QueryTable:
 
     def _copy(self, result: "Query") -> tuple[str, ...]:
         """Write each batch as a line of JSON: its columns, null for an empty one, and its faults."""
-        header = read_header(result.names, self.error)
+        positions, ignored = read_header(result.names, self.error)
         maker = BatchMaker()
         for rows in result.batches(BATCH):
             values = list(zip(*rows, strict=True))
-            batch = maker.make({name: values[index] for name, index in header.positions.items()}, len(rows))
+            batch = maker.make({name: values[index] for name, index in positions.items()}, len(rows))
             columns = [column if any(column) else None for column in batch.columns]
             columns[0] = batch.columns[0]  # never null, because its length is the number of rows
             faults = [[index, *fault.args] for index, fault in batch.faults.items()]
@@ -105,7 +105,7 @@ class QueryTable:
             except OSError as error:
                 reason = os.strerror(error.errno or 0)
                 raise self.error(f"cannot be copied to a temporary file: {reason}") from error
-        return header.ignored + maker.keys.ignored
+        return ignored + maker.keys.ignored
 
     def _batches(self) -> Generator[Batch, None, None]:
         if self._spool.closed:

@@ -553,7 +553,7 @@ def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path, writer) -> None:
     with path.open("rb") as file:
         groups = read_row_groups(file)
 
-    assert [(rows, [(chunk.path, chunk.size) for chunk in chunks]) for rows, chunks in groups] == [
+    assert [(rows, [(path, size) for path, size, _ in chunks]) for rows, chunks in groups] == [
         (
             group.num_rows,
             [
