@@ -191,11 +191,10 @@ class FleetFile:
                 first = first or block
                 if b"\0" in block and not first.startswith((*_UTF16, PARQUET)):
                     break  # reading it will fail, and /dev/zero has no end
-        except OSError as error:
+        except BaseException as error:
             spool.close()
-            raise self.error(f"cannot be copied to a temporary file: {_reason(error)}") from error
-        except BaseException:
-            spool.close()
+            if isinstance(error, OSError):
+                raise self.error(f"cannot be copied to a temporary file: {_reason(error)}") from error
             raise
 
 

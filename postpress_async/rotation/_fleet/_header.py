@@ -30,7 +30,6 @@ def read_header(
             positions[column] = index
     if "account_id" not in positions:
         found = ", ".join(filter(None, map(printable_name, names[:20]))) or "columns without a name"
-        raise error(
-            f"has no column account_id, only {found}: rename one of them; the known columns are {KNOWN}"
-        )
+        advice = f"rename one of them; the known columns are {KNOWN}"
+        raise error(f"has no column account_id, only {found}: {advice}")
     return positions, tuple(filter(None, ignored))

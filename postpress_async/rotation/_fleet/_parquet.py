@@ -136,8 +136,8 @@ class ParquetTable:
                     if size > MAX_COLUMN_SIZE + MAX_MEAN_VALUE * rows:
                         raise self._file.error(
                             f"has {size:,} bytes in column {printable_name(path)} of row group {number} "
-                            f"(of {rows:,} rows), too many for a fleet: correct long values, or write smaller "
-                            "row groups"
+                            f"(of {rows:,} rows), too many for a fleet: correct long values, "
+                            "or write smaller row groups"
                         )
                     # Only values that are stored once and repeated can take more memory than *size*.
                     if size * BATCH <= MAX_COLUMN_SIZE:

@@ -17,10 +17,7 @@ DELTA_BYTE_ARRAY: Final = 7
 
 
 Chunk: TypeAlias = tuple[str, int, frozenset[int]]
-"""
-One column of a row group: its path, such as ``struct.field``; its size in bytes, uncompressed; and the numbers
-of its encodings, as Parquet defines them.
-"""
+"""A column of a row group: path, such as ``struct.field``; uncompressed bytes; numbers of its encodings."""
 
 
 def read_row_groups(file: io.BufferedIOBase) -> list[tuple[int, list[Chunk]]]:

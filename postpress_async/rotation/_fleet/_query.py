@@ -211,7 +211,7 @@ class Query:
 def _create_engine(url: str) -> "tuple[Engine, str]":
     """Return an engine that reads only, as far as a URL allows, and the name of the database in errors."""
     try:
-        import sqlalchemy
+        import sqlalchemy.exc
     except ImportError:
         raise FleetError("a query requires SQLAlchemy: pip install 'postpress-async[sql]'") from None
     # At level DEBUG SQLAlchemy would log every row.

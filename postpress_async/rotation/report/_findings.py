@@ -38,13 +38,7 @@ class Latency:
     """
     The distribution of the seconds per account, from the first attempt to the end, including backoff.
 
-    All of them are rounded to three digits.
-
-    Attributes:
-        p50: Median.
-        p95: 95th percentile.
-        longest: Maximum.
-        buckets: Lower edge, upper edge and number of accounts.
+    All values are rounded to three digits. A bucket has a lower edge, an upper edge and a number of accounts.
     """
 
     p50: float
@@ -59,11 +53,9 @@ class ProxyCount:
     The counts of one proxy.
 
     Attributes:
-        proxy: Label of the proxy.
         accounts: Accounts that had it as their last proxy.
         not_patched: Accounts among these that were not patched, for any reason.
         failures: Accounts for which it failed; most of them then got another proxy from the pool.
-        quarantined: Whether the pool quarantined it.
     """
 
     proxy: str
