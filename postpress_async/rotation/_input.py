@@ -2,16 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import (
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sized,
-)
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from typing import Any, Final, Self, TypeAlias
 
@@ -81,11 +72,7 @@ class RotationInput:
     @classmethod
     def of(cls, changes: Changes, *, pooled: bool) -> Self:
         """
-        Convert any input.
-
-        Args:
-            changes: The input.
-            pooled: Whether the rotation has a pool.
+        Convert any input; *pooled* is whether the rotation has a pool.
 
         Raises:
             ValueError: The fleet was opened for a pool, but *pooled* is False; or it is True and no account
@@ -174,44 +161,46 @@ class RotationInput:
             return None
         if every is not None and self.selection is not None:
             raise ValueError("on cannot be combined with every: it starts a new run if none is unfinished")
-        pairs = None if self.reread is None else _Pairs(self.reread, self.total)
-        return partial(
-            self._open,
-            path,
-            target=target,
-            on_unknown=on_unknown,
-            on_failed=on_failed,
-            in_flight=in_flight,
-            rows=self.fleet or pairs,
-            by_row=self.fleet is None,
-            pool=NO_POOL if pool is None else pool.digest,
-            every=every,
-            keep=keep,
-            selection=self.selection,
-            api_key=api_key,
-            accept_new_key=accept_new_key,
-            key_lifetime=key_lifetime,
-        )
+        fleet, reread, selection = self.fleet, self.reread, self.selection
 
-    async def _open(self, path: str | os.PathLike[str], **options: Any) -> Journal:
-        total, digest = self.total, None
-        if self.selection is not None and self.selection.run is None:
-            await asyncio.to_thread(_select, self.selection, path)
-        if self.fleet is not None:
-            await asyncio.to_thread(_survey, self.fleet, path)
-            total, digest = self.fleet.counted, self.fleet.digest
-        elif self.selection is not None and self.reread is not None:
-            total = sum(1 for _ in self.reread())
-        if self.selection is not None and total == 0:
-            raise JournalError(f"nothing was sent: the input has none of the {self.selection.text} in {path}")
-        journal = Journal.open(path, total=total, digest=digest, **options)
-        try:
-            if self.reread is not None and journal.by_row:
-                await journal.row_hashes().check_all(self.reread())
-        except BaseException:
-            await journal.aclose()
-            raise
-        return journal
+        async def open_journal() -> Journal:
+            total, digest = self.total, None
+            if selection is not None and selection.run is None:
+                await asyncio.to_thread(_select, selection, path)
+            if fleet is not None:
+                await asyncio.to_thread(_survey, fleet, path)
+                total, digest = fleet.counted, fleet.digest
+            elif selection is not None and reread is not None:
+                total = sum(1 for _ in reread())
+            if selection is not None and total == 0:
+                raise JournalError(f"nothing was sent: the input has none of the {selection.text} in {path}")
+            journal = Journal.open(
+                path,
+                total=total,
+                digest=digest,
+                rows=fleet or (None if reread is None else _Pairs(reread, self.total)),
+                by_row=fleet is None,
+                target=target,
+                on_unknown=on_unknown,
+                on_failed=on_failed,
+                in_flight=in_flight,
+                pool=NO_POOL if pool is None else pool.digest,
+                every=every,
+                keep=keep,
+                selection=selection,
+                api_key=api_key,
+                accept_new_key=accept_new_key,
+                key_lifetime=key_lifetime,
+            )
+            try:
+                if reread is not None and journal.by_row:
+                    await journal.row_hashes().check_all(reread())
+            except BaseException:
+                await journal.aclose()
+                raise
+            return journal
+
+        return open_journal
 
 
 @frozen

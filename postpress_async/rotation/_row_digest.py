@@ -7,8 +7,6 @@ from typing import Final, Protocol
 from postpress_async.models import CustomProxy
 from postpress_async.rotation._rows import Refusal, Row
 
-_BATCH: Final = 1024  # rows per call of the hash
-
 
 class KnownInput(Protocol):
     """An input that can be read any number of times, such as a `Fleet`."""
@@ -54,20 +52,12 @@ class RowsDigest:
 
     def __init__(self) -> None:
         self._hash: Final = hashlib.sha256()
-        self._pieces: list[bytes] = []
 
     def add(self, row: Row | Refusal) -> None:
         """Add the next row."""
         text = text_of(row)
-        self._pieces.append(b"%d %d %b" % (row.ordinal, len(text), text))
-        if len(self._pieces) >= _BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._hash.update(b"".join(self._pieces))
-        self._pieces.clear()
+        self._hash.update(b"%d %d %b" % (row.ordinal, len(text), text))
 
     def digest(self) -> bytes:
         """Return the digest of all rows added so far."""
-        self._flush()
         return self._hash.digest()

@@ -8,14 +8,10 @@ class RowKeys:
     """
     The idempotency keys of one row, derived from the run, the row's ordinal and a generation.
 
-    If the input of a run is edited, accounts in doubt keep the token and the ordinal that they had.
-
-    A resumed run therefore uses the same keys for requests that were in flight, and the API does not execute
+    If the input of a run is edited, accounts in doubt keep the token and the ordinal that they had. A resumed
+    run therefore uses the same keys for requests that were in flight, and the API does not execute
     them twice. A new generation is stored on disk before its key is used. Otherwise a resumed run would reuse
     an older key: a managed change could be executed twice, and a custom one could get an old stored error.
-
-    Attributes:
-        in_doubt: See `Keys`.
     """
 
     __slots__ = ("_generation", "_journal", "_ordinal", "_prefix", "in_doubt")

@@ -6,6 +6,7 @@ it does not stop the others.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any, Self, TypeAlias
 
 from attrs import frozen
@@ -76,13 +77,9 @@ class Refusal:
 
 def uses_pool(rows: Iterable[Row | Refusal]) -> bool:
     """Whether any of *rows* needs a proxy from the pool; also True if none of them is valid."""
-    any_valid = False
-    for row in rows:
-        if isinstance(row, Row):
-            if row.change is None:
-                return True
-            any_valid = True
-    return not any_valid
+    valid = (row for row in rows if isinstance(row, Row))
+    first = next(valid, None)
+    return first is None or first.change is None or any(row.change is None for row in valid)
 
 
 def rows_of(changes: Iterable[Change], *, pooled: bool = False) -> Iterator[Row | Refusal]:
@@ -98,10 +95,9 @@ def rows_of(changes: Iterable[Change], *, pooled: bool = False) -> Iterator[Row 
 
 async def arows_of(changes: AsyncIterable[Change], *, pooled: bool = False) -> AsyncIterator[Row | Refusal]:
     """`rows_of` for an asynchronous iterable."""
-    ordinal = 0
+    ordinals = count()
     async for pair in changes:
-        yield _row_of(ordinal, pair, pooled)
-        ordinal += 1
+        yield _row_of(next(ordinals), pair, pooled)
 
 
 def check_changes(pairs: Iterable[Change], *, pooled: bool) -> None:

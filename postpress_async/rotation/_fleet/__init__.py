@@ -10,8 +10,8 @@ import json
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing
-from types import TracebackType
-from typing import Final, Self, TypeAlias, TypeVar
+from functools import cached_property
+from typing import Final, Self, TypeAlias
 
 from attrs import Factory, define
 
@@ -30,13 +30,8 @@ from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import Refusal, Row, uses_pool
 from postpress_async.rotation._selection import Selection
 
-_CSV_EXTENSIONS: Final = (".csv", ".tsv")
-_PARQUET_EXTENSIONS: Final = (".parquet", ".pq")
-_JSON_LINES_EXTENSIONS: Final = (".jsonl", ".ndjson", ".json-lines", ".jsonlines")
-
 _Source: TypeAlias = FleetFile | QueryTable | FrameTable
 _Table: TypeAlias = CsvTable | JsonLines | ParquetTable | QueryTable | FrameTable
-F = TypeVar("F", bound="Fleet")
 
 
 @define
@@ -100,7 +95,6 @@ class Fleet:
         self._file = file
         self._table = table
         self._default = None if default is None else as_change(default)
-        self._digest: bytes | None = None
         self._uses_pool: bool | None = None
         self._rows_digest: bytes | None = None
         self.selection: Selection | None = None
@@ -127,7 +121,9 @@ class Fleet:
         """
         file = FleetFile(source)
         try:
-            return _require_rows(cls(file, _table(file), default, pooled=pooled))
+            fleet = cls(file, _table(file), default, pooled=pooled)
+            _require_rows(fleet)
+            return fleet
         except BaseException:
             file.close()
             raise
@@ -160,7 +156,9 @@ class Fleet:
         """
         table = QueryTable(url, query)
         try:
-            return _require_rows(cls(table, table, default, pooled=pooled))
+            fleet = cls(table, table, default, pooled=pooled)
+            _require_rows(fleet)
+            return fleet
         except BaseException:
             table.close()
             raise
@@ -184,7 +182,7 @@ class Fleet:
         """Unknown columns. For JSON Lines: the first twenty of those read so far."""
         return self._table.ignored_columns
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """
         SHA-256 over the file's bytes, or the values of a query or frame, and the default.
@@ -192,16 +190,14 @@ class Fleet:
         If a journal has the same digest, the rows need not be compared. The default's password is left out,
         because changing it does not change the rows.
         """
-        if self._digest is None:
-            digest = self._file.sha256()
-            if self.pooled:
-                digest.update(b"\0pool")
-            if self._default is not None:
-                digest.update(b"\0" + json.dumps(_without_password(self._default)).encode())
-            if self.selection is not None:
-                digest.update(f"\0{self.selection.run} {self.selection.text}".encode())
-            self._digest = digest.digest()
-        return self._digest
+        digest = self._file.sha256()
+        if self.pooled:
+            digest.update(b"\0pool")
+        if self._default is not None:
+            digest.update(b"\0" + json.dumps(_without_password(self._default)).encode())
+        if self.selection is not None:
+            digest.update(f"\0{self.selection.run} {self.selection.text}".encode())
+        return digest.digest()
 
     @property
     def is_surveyed(self) -> bool:
@@ -302,38 +298,33 @@ class Fleet:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _require_rows(fleet: F) -> F:
-    """Return *fleet*; raise `FleetError` if it has no rows, or if reading the first one fails."""
+def _require_rows(fleet: Fleet) -> None:
+    """Raise `FleetError` if *fleet* has no rows, or if reading the first one fails."""
     with closing(fleet.rows()) as rows:
         if next(rows, None) is None:
             raise fleet.error("has no rows: it needs a line for each account")
-    return fleet
 
 
 def _table(file: FleetFile) -> CsvTable | JsonLines | ParquetTable:
+    name = file.name.lower()
     if file.starts_with(PARQUET):
         return ParquetTable(file)
-    if file.name.lower().endswith(_PARQUET_EXTENSIONS):
+    if name.endswith((".parquet", ".pq")):
         file.refuse_other_formats()
         raise file.error("is not Parquet, although its name says so: write it again, or rename it")
-    return JsonLines(file) if _is_json_lines(file) else CsvTable(file)
-
-
-def _is_json_lines(file: FleetFile) -> bool:
-    name = file.name.lower()
-    if name.endswith(_CSV_EXTENSIONS + _JSON_LINES_EXTENSIONS):
-        return name.endswith(_JSON_LINES_EXTENSIONS)
-    with closing(file.lines()) as blocks:
-        first = next((text for lines in blocks for line in lines if (text := line.strip())), "")
+    if name.endswith((".csv", ".tsv")):
+        return CsvTable(file)
+    if name.endswith((".jsonl", ".ndjson", ".json-lines", ".jsonlines")):
+        return JsonLines(file)
+    with closing(file.lines()) as lines:
+        first = next(filter(None, map(str.strip, lines)), "")
     if first.startswith("["):
         raise file.error("is one JSON array: write one object per line, as jq -c '.[]' does")
-    return first.startswith("{")
+    return JsonLines(file) if first.startswith("{") else CsvTable(file)
 
 
 def _without_password(change: ProxyChange) -> list[str | int | None]:

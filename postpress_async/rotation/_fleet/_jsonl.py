@@ -3,7 +3,6 @@
 import json
 from collections.abc import Generator
 from contextlib import closing
-from itertools import chain
 from typing import Any, Final, cast
 
 from postpress_async.models import FieldError
@@ -31,8 +30,8 @@ class JsonLines:
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each line that is not blank as a row, or its refusal."""
-        with closing(self._file.lines()) as blocks:
-            for ordinal, text in enumerate(chain.from_iterable(blocks)):
+        with closing(self._file.lines()) as lines:
+            for ordinal, text in enumerate(lines):
                 if not text.isspace() and (row := self._read(reader, ordinal, text)) is not None:
                     yield row
 
@@ -67,10 +66,6 @@ class JsonLines:
         return cast(Cells, tuple(cells))
 
 
-class _DuplicateKeyError(ValueError):
-    pass
-
-
 def _read_object(text: str) -> dict[str, Any] | FieldError:
     """
     Parse *text*, and return its object or what is wrong with it.
@@ -81,23 +76,20 @@ def _read_object(text: str) -> dict[str, Any] | FieldError:
     try:
         text = text.strip(" \t\r\n")
         value, end = _DECODER.raw_decode(text)
-        if end != len(text):
-            value = None
-    except _DuplicateKeyError:
+    except KeyError:
         return FieldError(None, "duplicate key", "remove one of them")
     except (ValueError, RecursionError):  # malformed, NaN, an integer of 5,000 digits, 5,000 brackets
-        value = None
-    if isinstance(value, dict):
+        value, end = None, 0
+    if isinstance(value, dict) and end == len(text):
         return value
-    return FieldError(
-        None, "not a JSON object", 'write one per line, such as {"account_id": "acc_1", "country": "US"}'
-    )
+    example = '{"account_id": "acc_1", "country": "US"}'
+    return FieldError(None, "not a JSON object", f"write one per line, such as {example}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise _DuplicateKeyError
+        raise KeyError("duplicate key")
     return values
 
 

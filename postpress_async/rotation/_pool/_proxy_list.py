@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import chain
 from typing import Final, Self, TypeAlias
 
 from attrs import frozen
@@ -133,8 +132,7 @@ def read_list(source: Source, known: "Known | None" = None) -> ProxyList:
         raise FleetError("the list of proxies cannot be read: pass the path of a file, not a proxy")
     with closing(FleetFile(source)) as file:
         ignored: list[str] = []
-        lines = chain.from_iterable(file.lines())
-        for item in read_lines(lines, source=file.shown, known=known, ignored=ignored):
+        for item in read_lines(file.lines(), source=file.shown, known=known, ignored=ignored):
             if isinstance(item, ListedProxy):
                 proxies.append(item)
             else:

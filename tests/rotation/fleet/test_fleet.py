@@ -611,10 +611,10 @@ def test_read_error_is_reported(write, monkeypatch) -> None:
     """A fleet on a network drive ends so, in the middle."""
 
     class Failing(io.FileIO):
-        def read(self, size: int | None = -1, /) -> bytes:
+        def readinto(self, buffer: Any, /) -> int | None:
             if self.tell():
                 raise OSError(5, "Input/output error")
-            return super().read(size)
+            return super().readinto(buffer)
 
     path = write("f.csv", "id,country\na,US\n")
     with Fleet.open(path) as fleet:
