@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from attrs import frozen
 
@@ -24,16 +24,11 @@ _CHANGES: Final = """
     WHERE account_id = ? ORDER BY run
 """
 _ASSIGNED: Final = """
-    SELECT account_id, assignment, state, settled_at FROM outcomes AS older
-    WHERE run = :run AND state IN ('patched', 'unknown') AND assignment NOT NULL AND NOT EXISTS (
-        SELECT 1 FROM outcomes WHERE run = :newest AND run > older.run AND ordinal = older.ordinal
-        AND account_id = older.account_id AND state = 'patched' AND assignment NOT NULL
-    ) ORDER BY ordinal
+    SELECT ordinal, line, account_id, assignment, state, settled_at FROM outcomes
+    WHERE run = ? AND (state = 'patched' AND assignment NOT NULL OR state = 'unknown') {} ORDER BY ordinal
 """
-
-_IN_DOUBT: Final = (
-    "SELECT account_id FROM outcomes WHERE run = ? AND state = 'unknown' AND assignment IS NULL"
-)
+_LEFT: Final = "AND ordinal IN (SELECT value FROM json_each(?))"
+_MOST_MARKS: Final = 100_000_000  # a larger total is damage
 
 
 @frozen(kw_only=True)
@@ -99,8 +94,7 @@ class AccountChange:
     applied: str | None
 
 
-@frozen(kw_only=True)
-class Assigned:
+class Assigned(NamedTuple):  # made 1,000,000 times in a large fleet, three times as fast as a class of attrs
     """The latest assignment of an account; if *state* is unknown, it may not have been applied."""
 
     account_id: str
@@ -192,22 +186,40 @@ def assignments_of(
     """
     seen: set[int] = set()  # hashes take half the memory of the ids
     in_doubt: set[int] = set()  # of later runs, which may have changed them
-    runs = view.ask("SELECT id FROM runs WHERE id < coalesce(?, id + 1) ORDER BY id DESC", before)
-    for (run,) in runs:
-        # The query leaves out most accounts that the newest run has patched, and does so faster than `seen`.
-        newest = {"run": run, "newest": runs[0][0]}
-        for account_id, assignment, state, settled_at in view.stream(_ASSIGNED, newest):
-            if (key := hash(account_id)) not in seen:
-                if not possible or state == State.PATCHED:
+    patched: dict[bytes, bytearray] = {}  # by the digest of an input: its rows that a later run has patched
+    runs = "SELECT id, rows, total FROM runs WHERE id < coalesce(?, id + 1) ORDER BY id DESC"
+    for run, digest, total in view.ask(runs, before):
+        marks = bytearray()
+        if digest is not None and type(total) is int and 0 < total < _MOST_MARKS:
+            marks = patched.setdefault(digest, bytearray(total))
+        for ordinal, line, account_id, assignment, state, settled_at in _not_marked(view, run, marks):
+            key = hash(account_id)
+            if assignment is None:
+                in_doubt.add(key)
+                continue
+            is_patched = state == "patched"
+            # An account that was removed from the input has no line: another may have its ordinal.
+            if is_patched and line is not None and 0 <= ordinal < len(marks):
+                marks[ordinal] = True
+            if key not in seen:
+                if is_patched or not possible:
                     seen.add(key)
                 yield Assigned(
-                    account_id=str(view.text(account_id)),
-                    assignment=str(view.text(assignment)),
-                    state=State.UNKNOWN if key in in_doubt else State(state),
-                    run=int(run),
-                    settled_at=float(settled_at),
+                    view.text(account_id),
+                    view.text(assignment),
+                    State.PATCHED if is_patched and key not in in_doubt else State.UNKNOWN,
+                    run,
+                    settled_at,
                 )
-        in_doubt.update(hash(account_id) for (account_id,) in view.stream(_IN_DOUBT, run))
+
+
+def _not_marked(view: JournalView, run: int, marks: bytearray) -> Iterator[Any]:
+    """The rows of `_ASSIGNED`, without most of those whose ordinals are marked."""
+    [(last,)] = view.ask("SELECT max(ordinal) FROM outcomes WHERE run = ?", run)
+    if last is None or last > len(marks) or marks.count(False) > len(marks) // 8:
+        return view.stream(_ASSIGNED.format(""), run)  # then reading all of them is faster
+    left = [ordinal for ordinal, is_marked in enumerate(marks) if not is_marked]
+    return view.stream(_ASSIGNED.format(_LEFT), run, json.dumps([*left, len(marks)]))
 
 
 def select(selection: Selection, view: JournalView) -> None:
