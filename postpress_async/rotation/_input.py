@@ -207,7 +207,10 @@ class RotationInput:
         journal = Journal.open(path, total=total, digest=digest, **options)
         try:
             if self.reread is not None and journal.by_row:
-                await journal.row_hashes().check_all(self.reread())
+                hashes = journal.row_hashes()
+                await hashes.check_all(self.reread())
+                journal.take(total)  # is on disk with the hashes of appended rows, before any is sent
+                await hashes.on_disk()
         except BaseException:
             await journal.aclose()
             raise

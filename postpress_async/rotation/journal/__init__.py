@@ -71,7 +71,11 @@ ON CONFLICT (ordinal) DO UPDATE SET generation = excluded.generation
 """
 _REOPEN: Final = f"{REOPEN_FAILED} AND error_type = ?"
 _NOTE: Final = "INSERT OR REPLACE INTO run VALUES (?, ?)"
-_TOTAL: Final = f"UPDATE runs SET total = max(coalesce(total, 0), ?) WHERE id = {CURRENT_RUN}"
+# Another input may follow one of which nothing was sent.
+_TOTAL: Final = f"""
+    UPDATE runs SET total = max(iif(EXISTS (SELECT 1 FROM latest), coalesce(total, 0), 0), ?)
+    WHERE id = {CURRENT_RUN}
+"""
 _BEGAN: Final = f"UPDATE runs SET began = coalesce(began, ?) WHERE id = {CURRENT_RUN}"
 _PROXY: Final = """
 INSERT INTO proxies VALUES (?, 1, ?) ON CONFLICT (label)
@@ -94,6 +98,7 @@ class Journal:
         number: The run's number, from 1.
         resumed: Whether an earlier run created the journal.
         same_input: Whether the journal has recorded the rows of this input.
+        same_key: Whether earlier runs had the same API key, as far as it is known.
         completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
         next_run_at: Unix time from which a new run is due, if the latest one is complete and is left alone;
             otherwise None.
@@ -125,6 +130,7 @@ class Journal:
         self._outside: Final = outside
         self.resumed: Final = resumed
         self.same_input: Final = comparison.same_input
+        self.same_key: Final = comparison.same_key
         self.completed_at: Final = comparison.completed_at
         self.next_run_at: Final = comparison.next_run_at
         self.input_edit: Final = comparison.difference
@@ -382,6 +388,10 @@ class Journal:
         }
         for name, value in facts.items():
             self._writer.put(set_fact(name), (value,))
+        self.take(total)
+
+    def take(self, total: int | None) -> None:
+        """Record the number of accounts; None if it is not known."""
         if total is not None:
             self._writer.put(_TOTAL, (total,))
 

@@ -29,17 +29,18 @@ NO_POOL: Final = b""
 """The digest of no pool."""
 
 
-@frozen
+@frozen(kw_only=True)
 class InputCheck:
     """
     The result of `check`.
 
     Attributes:
-        same_input: Whether the journal has recorded the rows of this input.
-        completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
         starts_run: Whether a new run is due; otherwise the latest one is resumed.
         next_run_at: Unix time from which a new run is due, if the latest one is complete and left alone;
             otherwise None. Then nothing may be sent, because the input may be another.
+        completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
+        same_input: Whether the journal has recorded the rows of this input.
+        same_key: Whether earlier runs had this API key, as far as it is known.
         facts: Columns of the run to write, with their values.
         salt: The salt of the digests among them.
         edit: How the input differs from the one that the run has recorded; None if it does not.
@@ -47,12 +48,13 @@ class InputCheck:
         of_input: SQL condition for the outcomes whose accounts are in the input.
     """
 
-    same_input: bool
-    completed_at: float | None
-    starts_run: bool
-    next_run_at: float | None
+    starts_run: bool = False
+    next_run_at: float | None = None
+    completed_at: float | None = None
+    same_input: bool = False
+    same_key: bool = True
     facts: Mapping[str, Any]
-    salt: bytes | None
+    salt: bytes | None = None
     edit: Edit | None = None
     difference: str | None = None
     of_input: str = "true"
@@ -91,62 +93,46 @@ def check(
             accounts, or nothing is left to send and the pool differs.
     """
     run = read_run(connection)
-    began = float(run.get("began") or 0)
-    is_complete_run, next_run_at = run["state"] == COMPLETE, began + (every or 0)
-    if target is not None and run.get("target", target) != target:
-        raise JournalError(
-            f"{path} is of a rotation for {run['target']}, not for {target}: name another journal, or "
-            "accounts that were settled there would be left out here"
-        )
     salt = run.get("salt") or secrets.token_bytes(16)
-    facts: dict[str, Any] = {} if target is None else {"target": target}
-    if api_key is not None:
-        facts["api_key"] = _stretch(hashlib.sha256(api_key.reveal().encode()).digest(), salt)
-        is_other = run.get("api_key", facts["api_key"]) != facts["api_key"]
-        # A key with which nothing was patched may have been a wrong one.
-        works = "SELECT 1 FROM outcomes WHERE state = 'patched' LIMIT 1"
-        if is_other and not accept_new_key and connection.execute(works).fetchone():
-            raise JournalError(
-                f"{path} belongs to another API key, perhaps of another workspace. Nothing was sent. Use "
-                "that key, or name another journal. If the key was replaced by a new one of the same "
-                "workspace, add --accept-new-key once (in Python, accept_new_key=True)"
-            )
-    key_facts = dict(facts)  # all that a run records if it leaves the journal alone
+    facts, same_key = _check_sender(path, connection, run, salt, target, api_key, accept_new_key)
     _check_selection(path, run, selection, every)
+    left, last = _left(connection, run, done)
+    is_complete = run["state"] == COMPLETE or left == 0
+    sql = "SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL"
+    [(began,)] = connection.execute(sql)
+    next_run_at = began + (every or 0)
+    is_due = every is not None and next_run_at <= time.time()
+    leave_alone = InputCheck(
+        next_run_at=next_run_at,
+        completed_at=float(last or run.get("ended") or began),
+        facts=dict(facts),
+        salt=salt,
+    )
     if selection is not None:
         starts_run = not resumes(connection.execute, run, selection.text)
         if selection.run != run["id"] + starts_run:
             raise JournalError(f"{path} was written meanwhile. Nothing was sent: run the same command again")
-    elif "selection" in run:
-        [(began,)] = connection.execute("SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL")
-        next_run_at = began + (every or 0)
-        if next_run_at > time.time():
-            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, key_facts, salt)
-        starts_run = True
+        facts["selection"] = selection.text
     else:
-        starts_run = every is not None and is_complete_run and next_run_at <= time.time()
+        starts_run = is_due and is_complete
+        # After a run of some accounts that is complete, only a new one of all accounts can follow.
+        if every is not None and not starts_run and (left == 0 or "selection" in run):
+            return leave_alone
     if starts_run:
-        run = {"salt": run.get("salt")}
+        run, left = {"salt": run.get("salt")}, None
     try:
         edit = _check_rows(path, connection, run, digest, rows, by_row=by_row)
     except JournalError as error:
-        if not is_complete_run:
+        if not is_complete:
             raise
         if every is not None:
-            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, key_facts, salt)
+            return leave_alone
         raise JournalError(f"{error}. {_HOW_TO_START}") from None
-    condition = IN_INPUT if edit is not None and edit.appended_at is None else of_input(run)
-    counts = "count(*), max(settled_at), total(state = 'unknown')"
-    sql = f"SELECT {counts} FROM latest WHERE ({done} OR {REFUSED}) AND {condition}"
-    [(count, last, unknown)] = connection.execute(sql)
     recorded = recorded_rows(connection, run)
     difference = None if edit is None else edit.facts
     if by_row and total is not None and recorded is not None and total > recorded:
         difference = number_of(total - recorded, "row", "more")
-    total = recorded if total is None else total
-    is_complete = not starts_run and edit is None and isinstance(total, int) and 0 < total <= count
-    if selection is not None:
-        facts["selection"] = selection.text
+    is_done = left == 0 and difference is None
     if digest is not None and ("input" not in run or edit is not None):
         facts["input"] = _stretch(digest, salt)
         if rows is not None:
@@ -155,25 +141,68 @@ def check(
                 facts["total"] = counted
     if pool is not None:
         facts["pool"] = pool and _stretch(pool, salt)
-        # Accounts in doubt are left to the operator, who may need another pool for them.
-        if is_complete and not unknown and run.get("pool", facts["pool"]) != facts["pool"]:
-            if every is None:
-                raise JournalError(
-                    f"{path} is of a rotation that is complete, and that had another pool (or --country). "
-                    f"Nothing was sent. {_HOW_TO_START}"
-                )
-            return InputCheck(False, float(last), False, next_run_at, key_facts, salt)
+        if is_done and run.get("pool", facts["pool"]) != facts["pool"] and not _has_unknown(connection):
+            raise JournalError(
+                f"{path} is of a rotation that is complete, and that had another pool (or --country). "
+                f"Nothing was sent. {_HOW_TO_START}"
+            )
     return InputCheck(
         same_input="input" in run and digest is not None,
-        completed_at=float(last) if is_complete else None,
+        completed_at=float(last) if is_done else None,
         starts_run=starts_run,
-        next_run_at=next_run_at if is_complete and every is not None else None,
+        same_key=same_key,
         facts=facts,
         salt=salt if {"input", "pool", "api_key"} & facts.keys() else None,
         edit=edit,
         difference=difference,
-        of_input=condition,
+        of_input=IN_INPUT if edit is not None and edit.appended_at is None else of_input(run),
     )
+
+
+def _check_sender(
+    path: Path,
+    connection: sqlite3.Connection,
+    run: Mapping[str, Any],
+    salt: bytes,
+    target: str | None,
+    api_key: Secret | None,
+    accept_new_key: bool,
+) -> tuple[dict[str, Any], bool]:
+    """The facts of the run about its target and its API key, and whether earlier runs had that key."""
+    if target is not None and run.get("target", target) != target:
+        raise JournalError(
+            f"{path} is of a rotation for {run['target']}, not for {target}: name another journal, or "
+            "accounts that were settled there would be left out here"
+        )
+    facts: dict[str, Any] = {} if target is None else {"target": target}
+    if api_key is None:
+        return facts, True
+    facts["api_key"] = _stretch(hashlib.sha256(api_key.reveal().encode()).digest(), salt)
+    is_other = run.get("api_key", facts["api_key"]) != facts["api_key"]
+    # A key with which nothing was patched may have been a wrong one.
+    works = "SELECT 1 FROM outcomes WHERE state = 'patched' LIMIT 1"
+    if is_other and not accept_new_key and connection.execute(works).fetchone():
+        raise JournalError(
+            f"{path} belongs to another API key, perhaps of another workspace. Nothing was sent. Use "
+            "that key, or name another journal. If the key was replaced by a new one of the same "
+            "workspace, add --accept-new-key once (in Python, accept_new_key=True)"
+        )
+    return facts, run.get("api_key") == facts["api_key"]
+
+
+def _left(
+    connection: sqlite3.Connection, run: Mapping[str, Any], done: str
+) -> tuple[int | None, float | None]:
+    """Number of accounts that the latest run has left to send, if known, and the time of its last outcome."""
+    sql = f"SELECT count(*), max(settled_at) FROM latest WHERE ({done} OR {REFUSED}) AND {of_input(run)}"
+    [(count, last)] = connection.execute(sql)
+    recorded = recorded_rows(connection, run)
+    return (max(recorded - count, 0) if recorded else None), last
+
+
+def _has_unknown(connection: sqlite3.Connection) -> bool:
+    # Accounts in doubt are left to the operator, who may need another pool for them.
+    return connection.execute("SELECT 1 FROM latest WHERE state = 'unknown' LIMIT 1").fetchone() is not None
 
 
 def resumes(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], selection: str) -> bool:

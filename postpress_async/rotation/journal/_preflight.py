@@ -96,16 +96,17 @@ def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
     return None
 
 
-def is_unfinished(path: str | os.PathLike[str]) -> bool:
-    """Whether the latest run of the journal at *path* was stopped, killed or halted before its end."""
+def unfinished_run(path: str | os.PathLike[str]) -> int | None:
+    """Number of the latest run of the journal at *path* if it is not complete; otherwise None."""
     run = _latest_run(path)
-    return run is not None and run["state"] != COMPLETE
+    return None if run is None or run["state"] == COMPLETE else int(run["id"])
 
 
-def is_due(path: str | os.PathLike[str], every: float) -> bool:
-    """Whether the latest run of the journal at *path* is complete, and began at least *every* seconds ago."""
-    run = _latest_run(path)
-    return run is not None and run["state"] == COMPLETE and run.get("began", 0.0) + every <= time.time()
+def is_due(path: str | os.PathLike[str], every: float, run: int) -> bool:
+    """Whether number *run* is the latest run of the journal, complete, and began *every* seconds ago."""
+    latest = _latest_run(path) or {}
+    is_complete = latest.get("id") == run and latest.get("state") == COMPLETE
+    return is_complete and latest.get("began", 0.0) + every <= time.time()
 
 
 def _latest_run(path: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -77,7 +77,7 @@ class RowHashes:
 
     async def check_all(self, rows: Iterable[Row | Refusal]) -> None:
         """
-        Check all rows of an input before the first is sent, and return when their hashes are on disk.
+        Check all rows of an input. Before the first is sent, await `on_disk`.
 
         Raises:
             JournalError: A row has another account or another change.
@@ -99,7 +99,6 @@ class RowHashes:
             if count % _PER_TURN == 0:
                 await asyncio.sleep(0)
         keep()
-        await self.on_disk()
 
     def _keep(self, first: int, hashes: bytes) -> None:
         self._writer.put(_INSERT, (first, hashes))
