@@ -59,7 +59,11 @@ COLUMNS: Final = tuple(_cells(Outcome(0, None, "", State.PATCHED)))
 
 def write_csv(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
     """Write CSV: comma-separated, UTF-8 without a byte-order mark, all texts quoted."""
-    _write_csv(COLUMNS, (_cells(outcome).values() for outcome in outcomes), file)
+    rows = (
+        [_inert(cell) if isinstance(cell, str) else cell for cell in _cells(outcome).values()]
+        for outcome in outcomes
+    )
+    _write_csv_rows(COLUMNS, rows, file)
 
 
 def write_jsonl(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
@@ -69,19 +73,24 @@ def write_jsonl(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
 
 def write_assignments(assignments: Iterable[Assigned], file: BinaryIO, kind: str) -> None:
     """Write the latest assignment of each account; *kind* is ``csv`` or ``jsonl``."""
-    rows = ((*assigned[:-1], instant(assigned.settled_at)) for assigned in assignments)
     if kind == "jsonl":
-        _write_jsonl((dict(zip(Assigned._fields, row, strict=True)) for row in rows), file)
-    else:
-        _write_csv(Assigned._fields, rows, file)
+        _write_jsonl(
+            ({**each._asdict(), "settled_at": instant(each.settled_at)} for each in assignments), file
+        )
+        return
+    rows = (
+        (_inert(account_id), _inert(assignment), state, run, instant(settled_at))
+        for account_id, assignment, state, run, settled_at in assignments
+    )
+    _write_csv_rows(Assigned._fields, rows, file)
 
 
-def _write_csv(names: Sequence[str], rows: Iterable[Iterable[Any]], file: BinaryIO) -> None:
+def _write_csv_rows(names: Sequence[str], rows: Iterable[Iterable[Any]], file: BinaryIO) -> None:
     text = io.TextIOWrapper(file, "utf-8", newline="")
     try:
         table = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
         table.writerow(names)
-        table.writerows([_inert(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+        table.writerows(rows)
     finally:
         text.detach()  # keep the caller's file open
 

@@ -206,7 +206,7 @@ class RotationInput:
             raise JournalError(f"nothing was sent: the input has none of the {self.selection.text} in {path}")
         journal = Journal.open(path, total=total, digest=digest, **options)
         try:
-            if self.reread is not None and journal.by_row:
+            if self.reread is not None and journal.by_row and journal.next_run_at is None:
                 hashes = journal.row_hashes()
                 await hashes.check_all(self.reread())
                 journal.take(total)  # is on disk with the hashes of appended rows, before any is sent

@@ -23,9 +23,10 @@ from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal._recovery import DONE
 from tests.support import campaign_commands
-from tests.support.campaign import Player, describe, how_to_repeat, machine, play
+from tests.support.campaign import Player, describe, how_to_repeat, play
 from tests.support.campaign_audit import audit
 from tests.support.campaign_commands import describe_commands
+from tests.support.campaign_machine import machine
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw
 from tests.support.counting_server import Conditions, Traits
 from tests.support.journals import change

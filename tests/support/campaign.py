@@ -16,10 +16,8 @@ Play 300 of them, and count what they find by kind:
 import argparse
 import asyncio
 import csv
-import hashlib
 import io
 import random
-import sqlite3
 import sys
 import time
 from collections import Counter, defaultdict
@@ -38,77 +36,17 @@ from postpress_async.rotation import Journal, State
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._recovery import OnUnknown
 from tests.support import stepped_loop
-from tests.support.campaign_audit import Case, Finding, RunReport, copy_journal
+from tests.support.campaign_audit import Case, Finding, RunReport
+from tests.support.campaign_machine import Disk, machine, session_over
 from tests.support.campaign_nights import SAVED, audit, draw_nights, intent_of
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw, healthy
+from tests.support.campaign_reading import copy_journal
 from tests.support.counting_server import API_KEY, Conditions, CountingServer, Wire
 
 LONGEST: Final = 8 * 3600.0
 """Virtual seconds that a run may take. An outage is waited out for up to four hours."""
 RETRIES: Final = 3
 """Healthy runs with `on_failed="retry"` at the end of a sequence, at most."""
-
-
-# --- The machine around a run --------------------------------------------------------------------
-
-
-class Disk:
-    """The disk under all journals: once it is full, every statement that would write fails as SQLite's do."""
-
-    is_full = False
-
-    @classmethod
-    def check(cls, sql: str) -> None:
-        first = sql.split(None, 1)[0].upper().rstrip(";")
-        writes = first not in {"SELECT", "PRAGMA"} or "checkpoint" in sql
-        if cls.is_full and writes and "EXCLUSIVE" not in sql:
-            error = sqlite3.OperationalError("database or disk is full")
-            error.sqlite_errorcode = sqlite3.SQLITE_FULL
-            raise error
-
-
-class _Connection(sqlite3.Connection):
-    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-        Disk.check(sql)
-        return super().execute(sql, *parameters)
-
-    def executemany(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-        Disk.check(sql)
-        return super().executemany(sql, *parameters)
-
-    def executescript(self, sql: str) -> sqlite3.Cursor:
-        Disk.check(sql)
-        return super().executescript(sql)
-
-
-@contextmanager
-def machine() -> Iterator[None]:
-    """What all sequences run on: a disk that can be full, a cheap hash of inputs, and a virtual clock."""
-    connect, scrypt, began = sqlite3.connect, hashlib.scrypt, time.time()
-
-    def cheap(*words: Any, **options: Any) -> bytes:
-        return scrypt(*words, **{**options, "n": 2})
-
-    def connected(*words: Any, **options: Any) -> sqlite3.Connection:
-        connection: sqlite3.Connection = connect(*words, **{"factory": _Connection, **options})
-        return connection
-
-    def clock() -> float:
-        return began + stepped_loop.now()
-
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(sqlite3, "connect", connected))
-        stack.enter_context(patch.object(hashlib, "scrypt", cheap))
-        stack.enter_context(patch.object(time, "time", clock))
-        Disk.is_full = False
-        yield
-
-
-def session_over(wire: Wire, **options: Any) -> PostPressSession:
-    """A real session whose requests go over *wire*."""
-    session = PostPressSession(API_KEY, base_url="http://127.0.0.1:9/v1", **options)
-    object.__setattr__(session._context, "transport", wire)
-    return session
 
 
 # --- One sequence --------------------------------------------------------------------------------

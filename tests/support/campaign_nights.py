@@ -23,8 +23,9 @@ from postpress_async.rotation.journal._history import select
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._rollback import plan_rollback
 from tests.support import campaign_audit
-from tests.support.campaign_audit import Case, Check, Finding, Intent, Reading
-from tests.support.campaign_plan import COUNTRIES, Account, End, Sequence, Step, draw
+from tests.support.campaign_audit import Case, Check, Finding, Intent
+from tests.support.campaign_plan import COUNTRIES, Account, Sequence, Step, draw
+from tests.support.campaign_reading import Reading
 from tests.support.counting_server import Request
 
 HOUR: Final = 3_600.0
@@ -54,15 +55,19 @@ def draw_nights(seed: int, accounts: int | None = None) -> Sequence:
         drawn = evolve(drawn, accounts_per_proxy=2 * drawn.accounts_per_proxy)  # rows are appended
     steps: list[Step] = []
     fleet, pool, unused = list(drawn.accounts), drawn.pool, iter(range(1_000))
+    # Nights on which nothing is left, so that more of them are followed by others.
+    is_calm = dice.random() < 0.5
     for number in range(dice.randint(3, 8)):
         # The troubles and the end of one of the other campaign's runs; most nights have few.
         step = dice.choice(draw(dice.randrange(10**9), len(fleet)).steps)
         if dice.random() < 0.6:
             step = Step(end=step.end, at=step.at, delay=step.delay, in_flight=step.in_flight)
-        if dice.random() < 0.2:
-            step = evolve(step, end=End.NATURAL)
+        if dice.random() < (0.8 if is_calm else 0.2):
+            step = Step(in_flight=step.in_flight)
         if number and dice.random() < 0.5:
             fleet = _edited(dice, fleet, unused)
+        if number and dice.random() < 0.4:
+            fleet = [_on_next_port(account) for account in fleet]
         if pool and dice.random() < 0.6:
             pool = tuple(dice.sample(pool, len(pool)))
         step = evolve(
@@ -86,9 +91,15 @@ def _command(
         if proxies := [*pool, *pool, *own[:3]]:
             return {"on": tuple({proxy.host for proxy in dice.choices(proxies, k=2)})}
     if number and chance < 0.5:
-        return {"back": dice.random()}
-    keep = dice.choice([None, 1, 2, 5])
+        return {"back": dice.choice([0.0, dice.random()])}
+    keep = dice.choice([None, None, None, 1, 2, 5])
     return {"every": None if chance > 0.9 else dice.choice([0.0, EVERY, EVERY]), "keep": keep}
+
+
+def _on_next_port(account: Account) -> Account:
+    change = account.change
+    is_custom = isinstance(change, CustomProxy)
+    return evolve(account, change=evolve(change, port=change.port + 1)) if is_custom else account
 
 
 def _edited(dice: random.Random, fleet: list[Account], unused: Iterator[int]) -> list[Account]:
@@ -107,10 +118,10 @@ def _edited(dice: random.Random, fleet: list[Account], unused: Iterator[int]) ->
             for account in new:
                 fleet.insert(dice.randrange(len(fleet)), account)
         case "change":
-            index = dice.randrange(len(fleet))
-            if isinstance(fleet[index].change, ManagedProxy):
-                change = ManagedProxy(country=dice.choice(COUNTRIES))
-                fleet[index] = Account(fleet[index].account_id, change)
+            for index in dice.sample(range(len(fleet)), min(len(fleet), 5)):
+                if isinstance(fleet[index].change, ManagedProxy):
+                    change = ManagedProxy(country=dice.choice(COUNTRIES))
+                    fleet[index] = Account(fleet[index].account_id, change)
     return fleet
 
 

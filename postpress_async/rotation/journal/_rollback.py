@@ -85,7 +85,7 @@ def plan_rollback(view: JournalView, to: int, proxies: Iterable[PooledProxy]) ->
     left_behind: list[LeftBehind] = []
     for account_id, assignment in present.items():
         entry = earlier.get(account_id)
-        if entry is None or entry.state is not State.PATCHED:
+        if entry is None or entry.state != State.PATCHED:
             fact = "no known proxy" if entry is None else "an unknown outcome"
             left_behind.append(LeftBehind(account_id, f"it had {fact} after run {to}", "rotate it instead"))
         elif entry.assignment != assignment:

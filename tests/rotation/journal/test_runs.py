@@ -77,3 +77,12 @@ async def test_another_list_after_a_run_that_sent_nothing_has_its_own_total(sand
     await rotate(sandbox, again)
 
     assert facts(again) == [("complete", 5)]
+
+
+async def test_other_pairs_do_not_change_a_run_that_is_left_alone(sandbox, journal) -> None:
+    """Counted with rows that it never had, the run would not be complete, and the next one not due."""
+    await rotate(sandbox, journal, CHANGES[:3])
+
+    assert await rotate(sandbox, journal, every=20 * 3600.0) == 0
+    assert await rotate(sandbox, journal, CHANGES[::-1], every=20 * 3600.0) == 0
+    assert facts(journal) == [("complete", 3)]
