@@ -45,7 +45,7 @@ def preview(job: Job, events: EventStream) -> int:
             api_key = read_api_key(read_key(options.api_key_file))
         base_url = read_base_url(options.base_url)
         url, target = str(base_url), target_of(base_url)
-    done = count_done(
+    done, input_edit = count_done(
         job.journal,
         digest=job.changes.digest if isinstance(job.changes, Fleet) else None,
         target=target,
@@ -79,6 +79,7 @@ def preview(job: Job, events: EventStream) -> int:
             proxies=0 if job.pool is None else len(job.pool),
             assign=None if job.pool is None else options.assign,
             settled=done,
+            input_edit=input_edit,
             to_send=to_send,
             requests=[{"method": "PATCH", "url": url, "body": body} for url, body in requests],
             seconds=None if options.rate is None else to_send / options.rate,
@@ -91,6 +92,8 @@ def preview(job: Job, events: EventStream) -> int:
         lists, accounts = " and ".join(options.pool), counted(survey.pooled, "account")
         proxies = counted(len(job.pool), "proxy", "proxies")
         click.echo(f"{proxies} in {lists}, assigned {options.assign} to {accounts}")
+    if input_edit is not None:
+        click.echo(f"the input was edited since the last run: {input_edit}")
     if done:
         click.echo(f"{done:,} of them are completed in {job.journal}; {to_send:,} would be sent")
     click.echo("nothing was sent; the first requests would be:")

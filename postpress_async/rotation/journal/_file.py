@@ -91,4 +91,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _not_writable(path: Path, reason: str | None) -> JournalNotWritableError:
-    return JournalNotWritableError(f"{path} cannot be written ({reason}): name another journal")
+    advice = "name another journal, in a folder that you may write to"
+    if path.is_file():  # another journal would send all accounts again
+        advice = "correct its permissions or its disk, then run the same command again"
+    return JournalNotWritableError(f"{path} cannot be written ({reason}): {advice}")

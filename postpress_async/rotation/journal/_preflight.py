@@ -33,9 +33,11 @@ def count_done(
     selection: Selection | None = None,
     api_key: Secret | None = None,
     accept_new_key: bool = False,
-) -> int:
+) -> tuple[int, str | None]:
     """
-    How many accounts a run would leave as they are; 0 without a journal. The arguments are `Journal.open`'s.
+    How many accounts a run would leave as they are, and how the input differs from the recorded one, if it does.
+
+    Without a journal, none. The arguments are `Journal.open`'s.
 
     Raises:
         JournalError: What `Journal.open` would raise, as far as it can be known without writing.
@@ -44,16 +46,16 @@ def count_done(
     with ExitStack() as stack:
         file = open_existing(path)
         if file is None:
-            return 0
+            return 0, None
         stack.callback(file.close)
         refuse_shared(path, file, in_use=file.is_locked())
         if not path.stat().st_size:
-            return 0
+            return 0, None
         done = done_condition(on_unknown, on_failed)
         try:
             connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
             if is_empty(path, connection):
-                return 0
+                return 0, None
             add_views(connection)
             refuse_lost_log(path)
             comparison = check(
@@ -72,7 +74,7 @@ def count_done(
                 accept_new_key=accept_new_key,
             )
             if comparison.starts_run:
-                return 0
+                return 0, None
             [(count,)] = connection.execute(
                 f"SELECT count(*) FROM latest WHERE {done} AND {comparison.of_input}"
             )
@@ -80,7 +82,7 @@ def count_done(
             raise damage_error(path, error) from None
         except OSError as error:
             raise JournalError(f"{path} cannot be read ({error.strerror}): name another journal") from None
-        return int(count)
+        return int(count), comparison.difference
 
 
 def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
