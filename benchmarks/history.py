@@ -24,7 +24,8 @@ from typing import Final
 
 from attrs import evolve
 
-from postpress_async.rotation import Fleet, Outcome
+from postpress_async.errors import Applied
+from postpress_async.rotation import Fleet, Outcome, State
 from postpress_async.rotation.journal import Journal, row_of
 from postpress_async.rotation.journal._tables import OUTCOME_COLUMNS
 
@@ -55,9 +56,9 @@ def outcomes(accounts: int, run: int) -> Iterator[Outcome]:
             assignment=label,
         )
         if number % 100 == run:
-            outcome = evolve(outcome, state="failed", status=404, error_type="errors/resource_not_found")
+            outcome = evolve(outcome, state=State.FAILED, status=404, error_type="errors/resource_not_found")
         elif number % 1_000 == 50 + run:
-            outcome = evolve(outcome, state="unknown", applied="unknown", status=504)
+            outcome = evolve(outcome, state=State.UNKNOWN, applied=Applied.UNKNOWN, status=504)
         yield outcome
 
 

@@ -221,6 +221,17 @@ async def test_an_unfinished_run_of_the_same_accounts_is_resumed(tmp_path, sandb
     ]
 
 
+async def test_a_run_that_was_stopped_after_its_last_account_blocks_no_other(tmp_path, sandbox) -> None:
+    new = await first_half(sandbox, tmp_path / "j")
+    await rotate(sandbox, new, tmp_path / "j", on=["10.1.1.0/24"])
+    with closing(sqlite3.connect(tmp_path / "j")) as connection, connection:
+        connection.execute("UPDATE runs SET state = 'interrupted' WHERE id = 2")
+
+    summary = await rotate(sandbox, new, tmp_path / "j", on=["10.2.2.0/24"])
+
+    assert (summary.patched, summary.resumed) == (4, 0)
+
+
 async def test_an_unfinished_run_goes_on_with_an_edited_input(tmp_path, sandbox) -> None:
     """Rows were removed, moved and appended, among those that it takes and among the others."""
     journal = write_night(tmp_path / "j", 100, dead=8)

@@ -21,6 +21,7 @@ from postpress_async.rotation import State
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import select
 from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._recovery import OnUnknown
 from postpress_async.rotation.journal._rollback import plan_rollback
 from tests.support import campaign_audit
 from tests.support.campaign_audit import Case, Check, Finding, Intent
@@ -98,8 +99,9 @@ def _command(
 
 def _on_next_port(account: Account) -> Account:
     change = account.change
-    is_custom = isinstance(change, CustomProxy)
-    return evolve(account, change=evolve(change, port=change.port + 1)) if is_custom else account
+    if not isinstance(change, CustomProxy):
+        return account
+    return evolve(account, change=evolve(change, port=change.port + 1))
 
 
 def _edited(dice: random.Random, fleet: list[Account], unused: Iterator[int]) -> list[Account]:
@@ -137,7 +139,7 @@ def intent_of(case: Case, journal: Path, step: Step, now: float) -> tuple[Intent
     reading = case.reading
     accounts = step.accounts or case.accounts
     if not step.takes_some or not reading.latest:
-        return Intent(accounts, expected=expected_run(reading, step, None, now)), None, None
+        return Intent(accounts, expected=expected_run(case, step, None, now)), None, None
     with JournalView(journal) as view:
         if step.back is None:
             selection = Selection.of(step.on)
@@ -145,7 +147,7 @@ def intent_of(case: Case, journal: Path, step: Step, now: float) -> tuple[Intent
             with suppress(JournalError):  # no account matches: the command says so
                 select(selection, view)
             taken = frozenset(selection.accounts or ())
-            intent = Intent(accounts, taken, expected_run(reading, step, None, now))
+            intent = Intent(accounts, taken, expected_run(case, step, None, now))
             return intent, None, selection
         to = _back_to(case, step)
         proxies = {proxy: None for fleet in (case.sequence.accounts, accounts) for proxy in _proxies(fleet)}
@@ -153,7 +155,7 @@ def intent_of(case: Case, journal: Path, step: Step, now: float) -> tuple[Intent
         plan = plan_rollback(view, to, ProxyPool(lists) if lists else ())
     behind = frozenset(account.account_id for account in plan.left_behind)
     rows = tuple(Account(account_id, change) for account_id, change in plan.changes.items())
-    expected = expected_run(reading, step, to, now)
+    expected = expected_run(case, step, to, now)
     return Intent(rows, None, expected, to, behind), plan.changes, plan.selection
 
 
@@ -172,12 +174,13 @@ def selection_of(step: Step, to: int | None) -> str | None:
     return None if to is None else f"rollback to run {to}"
 
 
-def expected_run(reading: Reading, step: Step, to: int | None, now: float) -> int:
+def expected_run(case: Case, step: Step, to: int | None, now: float) -> int:
     """The number of the run that *step* starts or resumes, or `NO_RUN` if the command must be refused."""
+    reading, on_unknown = case.reading, step.on_unknown or case.sequence.on_unknown
     number, selection = reading.latest, selection_of(step, to)
     if not number:
         return 1 if selection is None else NO_RUN
-    latest, is_complete = reading.runs[number], is_over(reading, step)
+    latest, is_complete = reading.runs[number], is_over(reading, step, on_unknown)
     if selection is not None:
         # What is left of a run of some accounts is sent under the keys that it began with.
         is_left = any(record.state in {State.UNKNOWN, State.SKIPPED} for record in reading.table.values())
@@ -192,17 +195,19 @@ def expected_run(reading: Reading, step: Step, to: int | None, now: float) -> in
     return number + (began + step.every <= now)
 
 
-def is_over(reading: Reading, step: Step) -> bool:
+def is_over(reading: Reading, step: Step, on_unknown: OnUnknown) -> bool:
     """Whether the latest run is complete, or has nothing left that *step* would send."""
-    done = {State.PATCHED} | ({State.FAILED} if step.on_failed == "report" else set())
+    done = {State.PATCHED, State.FAILED, State.UNKNOWN}
+    done -= {State.FAILED} if step.on_failed == "retry" else set()
+    done -= {State.UNKNOWN} if on_unknown == "retry" else set()
     left = reading.status["total"] - sum(record.state in done for record in reading.table.values())
-    return reading.runs[reading.latest]["state"] == "complete" or left <= 0
+    return bool(reading.runs[reading.latest]["state"] == "complete" or left <= 0)
 
 
 def may_refuse(case: Case, step: Step, message: str) -> bool:
     """Whether a command may be refused with this *message* although its run could be started or resumed."""
     reading, accounts = case.before, case.intent.accounts
-    is_complete = bool(reading.latest) and is_over(reading, step)
+    is_complete = bool(reading.latest) and is_over(reading, step, step.on_unknown or case.sequence.on_unknown)
     if step.on and ("has no accounts on" in message or "the input has none of" in message):
         return True  # `check_selection` knows whether an account is on it
     if "had another pool" in message:
@@ -264,7 +269,10 @@ def check_nothing_happened(case: Case) -> Iterator[Finding]:
     is_ready = run.step.on_failed == "retry" and not case.sequence.from_file
     if not is_ready and (before.outcomes, before.assignments) != (after.outcomes, after.assignments):
         yield Finding("refused, but the journal has changed", None, str(run.error))
-    if run.left_alone and (expected != before.latest or not is_over(before, run.step)):
+    if run.left_alone and (
+        expected != before.latest
+        or not is_over(before, run.step, run.step.on_unknown or case.sequence.on_unknown)
+    ):
         yield Finding("a run that is due was left alone", None, str(run.step))
     if run.was_refused and expected != NO_RUN and not may_refuse(case, run.step, str(run.error)):
         yield Finding("refused without a cause", None, f"{run.error}: {run.step}")
@@ -370,7 +378,11 @@ def check_caps_outside(case: Case) -> Iterator[Finding]:
 
 def check_rollback(case: Case) -> Iterator[Finding]:
     """After a rollback, each account has what it had, unless the plan says that it cannot go back."""
-    if case.intent.back_to is None or case.reading.runs[case.reading.latest]["state"] != "complete":
+    if (
+        case.intent.back_to is None
+        or not case.run.opened
+        or case.reading.runs[case.reading.latest]["state"] != "complete"
+    ):
         return
     until = case.first_of.get(case.intent.back_to + 1, case.first)
     for account_id in case.server.by_account:

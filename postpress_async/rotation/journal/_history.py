@@ -95,7 +95,7 @@ class AccountChange:
 
 
 class Assigned(NamedTuple):  # made three times as fast as a class of attrs
-    """The latest assignment of an account. Its *state* is "patched", or "unknown" if it may not be applied."""
+    """The latest assignment of an account; its state is "patched", or "unknown" if it may not be applied."""
 
     account_id: str
     assignment: str

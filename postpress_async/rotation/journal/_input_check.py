@@ -1,6 +1,7 @@
 """Compares the target, API key, input and pool of a run with those that the journal has recorded."""
 
 import hashlib
+import math
 import secrets
 import sqlite3
 import sys
@@ -95,16 +96,16 @@ def check(
     run = read_run(connection)
     salt = run.get("salt") or secrets.token_bytes(16)
     facts, same_key = _check_sender(path, connection, run, salt, target, api_key, accept_new_key)
-    _check_selection(path, run, selection, every)
     left, last = _left(connection, run, done)
     is_complete = run["state"] == COMPLETE or left == 0
+    _check_selection(path, run, selection, every, is_complete=is_complete)
     sql = "SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL"
     [(began,)] = connection.execute(sql)
     next_run_at = began + (every or 0)
     is_due = every is not None and next_run_at <= time.time()
     leave_alone = InputCheck(
         next_run_at=next_run_at,
-        completed_at=float(last or run.get("ended") or began),
+        completed_at=last or run.get("ended", began),
         facts=dict(facts),
         salt=salt,
     )
@@ -148,7 +149,7 @@ def check(
             )
     return InputCheck(
         same_input="input" in run and digest is not None,
-        completed_at=float(last) if is_done else None,
+        completed_at=last if is_done else None,
         starts_run=starts_run,
         same_key=same_key,
         facts=facts,
@@ -217,19 +218,20 @@ def resumes(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], selecti
     if run.get("selection") != selection:
         return False
     # A complete run may have left accounts that are in doubt, which must keep their keys, or got no proxy.
-    [(left,)] = ask(f"SELECT total(state IN ('unknown', 'skipped') AND NOT {REFUSED}) FROM latest")
-    return bool(run["state"] != COMPLETE or left)
+    sql = f"SELECT count(*), total(state IN ('unknown', 'skipped') AND NOT {REFUSED}) FROM latest"
+    [(recorded, left)] = ask(sql)
+    return bool(left or (run["state"] != COMPLETE and recorded < run.get("total", math.inf)))
 
 
 def _check_selection(
-    path: Path, run: Mapping[str, Any], selection: Selection | None, every: float | None
+    path: Path, run: Mapping[str, Any], selection: Selection | None, every: float | None, *, is_complete: bool
 ) -> None:
     recorded = run.get("selection")
     if recorded == (None if selection is None else selection.text):
         return
     accounts = recorded or "all accounts"
     again = f"`{run['command']}`" if "command" in run else "the rotation"
-    if run["state"] != COMPLETE:
+    if not is_complete:
         raise JournalError(
             f"{path} has an unfinished run ({accounts}). Nothing was sent. Finish that run first: start "
             f"{again} again, and then this one"

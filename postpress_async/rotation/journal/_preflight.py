@@ -35,9 +35,9 @@ def count_done(
     accept_new_key: bool = False,
 ) -> tuple[int, str | None]:
     """
-    How many accounts a run would leave as they are, and how the input differs from the recorded one, if it does.
+    How many accounts a run would leave as they are, and what is new in its input (None if nothing is).
 
-    Without a journal, none. The arguments are `Journal.open`'s.
+    The arguments are `Journal.open`'s.
 
     Raises:
         JournalError: What `Journal.open` would raise, as far as it can be known without writing.
