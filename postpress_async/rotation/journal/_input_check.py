@@ -17,7 +17,7 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, Edit, compare, number_of
-from postpress_async.rotation.journal._recovery import REFUSED
+from postpress_async.rotation.journal._recovery import REFUSED, OnFailed, OnUnknown, done_condition
 from postpress_async.rotation.journal._schema import read_run
 from postpress_async.secret import Secret
 
@@ -28,6 +28,44 @@ _HOW_TO_START: Final = "To rotate these accounts again, add --every 0s (in Pytho
 
 NO_POOL: Final = b""
 """The digest of no pool."""
+
+
+@frozen(kw_only=True)
+class RunRequest:
+    """
+    What a run asks of its journal.
+
+    Attributes:
+        digest: Digest of the input's bytes; None if it has none.
+        rows: The input, if it can be read again: then its rows are compared if its bytes differ.
+        by_row: Whether the caller compares rows one by one, with `RowHashes`.
+        total: Number of rows in the input; None if not known.
+        target: Where requests are sent; None compares nothing.
+        api_key: The API key, of which a slow hash is stored; None compares nothing.
+        accept_new_key: Whether the key may differ from that of earlier runs.
+        pool: Digest of the pool, empty without one. It must not differ once all accounts are done, unless
+            failed accounts are sent again. None compares nothing.
+        selection: The accounts of the run, read from this journal; None for all.
+        every: Seconds after which a new run starts, from the beginning of the latest one, if that is
+            complete; None for never.
+        keep: Number of runs to keep, from 1, if a new one starts; None for all.
+        on_unknown: Whether accounts with an unknown outcome are sent again, or only reported.
+        on_failed: Whether accounts that failed are only reported, or sent again under new keys.
+    """
+
+    digest: bytes | None = None
+    rows: KnownInput | None = None
+    by_row: bool = False
+    total: int | None = None
+    target: str | None = None
+    api_key: Secret | None = None
+    accept_new_key: bool = False
+    pool: bytes | None = None
+    selection: Selection | None = None
+    every: float | None = None
+    keep: int | None = None
+    on_unknown: OnUnknown = "retry"
+    on_failed: OnFailed = "report"
 
 
 @frozen(kw_only=True)
@@ -61,33 +99,9 @@ class InputCheck:
     of_input: str = "true"
 
 
-def check(
-    path: Path,
-    connection: sqlite3.Connection,
-    *,
-    digest: bytes | None,
-    target: str | None,
-    rows: KnownInput | None,
-    by_row: bool,
-    pool: bytes | None,
-    total: int | None,
-    done: str,
-    every: float | None = None,
-    selection: Selection | None = None,
-    api_key: Secret | None = None,
-    accept_new_key: bool = False,
-) -> InputCheck:
+def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> InputCheck:
     """
-    Compare a run with what the journal has recorded. Nothing is written.
-
-    Args:
-        path: The journal, for messages.
-        connection: Its database.
-        digest: This and *target*, *rows*, *by_row*, *pool*, *total*, *api_key* and *accept_new_key* are
-            arguments of `Journal.open`.
-        done: SQL condition for the accounts that the run leaves as they are.
-        every: Seconds from the beginning of a complete run after which a new one is due; None for never.
-        selection: The accounts of the run; None for all.
+    Compare a run with what the journal at *path* has recorded. Nothing is written.
 
     Raises:
         JournalError: The target, API key or input differs, the latest run is an unfinished one of other
@@ -95,8 +109,9 @@ def check(
     """
     run = read_run(connection)
     salt = run.get("salt") or secrets.token_bytes(16)
-    facts, same_key = _check_sender(path, connection, run, salt, target, api_key, accept_new_key)
-    left, last = _left(connection, run, done)
+    facts, same_key = _check_sender(path, connection, run, salt, request)
+    selection, every, total = request.selection, request.every, request.total
+    left, last = _left(connection, run, done_condition(request.on_unknown, request.on_failed))
     is_complete = run["state"] == COMPLETE or left == 0
     _check_selection(path, run, selection, every, is_complete=is_complete)
     sql = "SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL"
@@ -122,7 +137,7 @@ def check(
     if starts_run:
         run, left = {"salt": run.get("salt")}, None
     try:
-        edit = _check_rows(path, connection, run, digest, rows, by_row=by_row)
+        edit = _check_rows(path, connection, run, request)
     except JournalError as error:
         if not is_complete:
             raise
@@ -131,24 +146,24 @@ def check(
         raise JournalError(f"{error}. {_HOW_TO_START}") from None
     recorded = recorded_rows(connection, run)
     difference = None if edit is None else edit.facts
-    if by_row and total is not None and recorded is not None and total > recorded:
+    if request.by_row and total is not None and recorded is not None and total > recorded:
         difference = number_of(total - recorded, "row", "more")
     is_done = left == 0 and difference is None
-    if digest is not None and ("input" not in run or edit is not None):
-        facts["input"] = _stretch(digest, salt)
-        if rows is not None:
-            facts["rows"] = _stretch(rows.rows_digest, salt)
-            if edit is None and (counted := run.get("total", rows.counted)) is not None:
+    if request.digest is not None and ("input" not in run or edit is not None):
+        facts["input"] = _stretch(request.digest, salt)
+        if request.rows is not None:
+            facts["rows"] = _stretch(request.rows.rows_digest, salt)
+            if edit is None and (counted := run.get("total", request.rows.counted)) is not None:
                 facts["total"] = counted
-    if pool is not None:
-        facts["pool"] = pool and _stretch(pool, salt)
+    if request.pool is not None and request.on_failed == "report":
+        facts["pool"] = request.pool and _stretch(request.pool, salt)
         if is_done and run.get("pool", facts["pool"]) != facts["pool"] and not _has_unknown(connection):
             raise JournalError(
                 f"{path} is of a rotation that is complete, and that had another pool (or --country). "
                 f"Nothing was sent. {_HOW_TO_START}"
             )
     return InputCheck(
-        same_input="input" in run and digest is not None,
+        same_input="input" in run and request.digest is not None,
         completed_at=last if is_done else None,
         starts_run=starts_run,
         same_key=same_key,
@@ -161,28 +176,23 @@ def check(
 
 
 def _check_sender(
-    path: Path,
-    connection: sqlite3.Connection,
-    run: Mapping[str, Any],
-    salt: bytes,
-    target: str | None,
-    api_key: Secret | None,
-    accept_new_key: bool,
+    path: Path, connection: sqlite3.Connection, run: Mapping[str, Any], salt: bytes, request: RunRequest
 ) -> tuple[dict[str, Any], bool]:
     """The facts of the run about its target and its API key, and whether earlier runs had that key."""
+    target = request.target
     if target is not None and run.get("target", target) != target:
         raise JournalError(
             f"{path} is of a rotation for {run['target']}, not for {target}: name another journal, or "
             "accounts that were settled there would be left out here"
         )
     facts: dict[str, Any] = {} if target is None else {"target": target}
-    if api_key is None:
+    if request.api_key is None:
         return facts, True
-    facts["api_key"] = _stretch(hashlib.sha256(api_key.reveal().encode()).digest(), salt)
+    facts["api_key"] = _stretch(hashlib.sha256(request.api_key.reveal().encode()).digest(), salt)
     is_other = run.get("api_key", facts["api_key"]) != facts["api_key"]
     # A key with which nothing was patched may have been a wrong one.
     works = "SELECT 1 FROM outcomes WHERE state = 'patched' LIMIT 1"
-    if is_other and not accept_new_key and connection.execute(works).fetchone():
+    if is_other and not request.accept_new_key and connection.execute(works).fetchone():
         raise JournalError(
             f"{path} belongs to another API key, perhaps of another workspace. Nothing was sent. Use "
             "that key, or name another journal. If the key was replaced by a new one of the same "
@@ -262,21 +272,16 @@ def recorded_rows(connection: sqlite3.Connection, run: Mapping[str, Any]) -> int
 
 
 def _check_rows(
-    path: Path,
-    connection: sqlite3.Connection,
-    run: Mapping[str, Any],
-    digest: bytes | None,
-    rows: KnownInput | None,
-    *,
-    by_row: bool,
+    path: Path, connection: sqlite3.Connection, run: Mapping[str, Any], request: RunRequest
 ) -> Edit | None:
     """How the input differs from the recorded one, if the run can continue with it; None if it does not."""
+    digest, rows = request.digest, request.rows
     if "input" not in run or (digest is not None and is_input(run, digest)):
         return None
     if "rows" in run and rows is not None:
         if is_input(run, rows.rows_digest, "rows"):
             return None
-    elif "rows" in run and by_row:
+    elif "rows" in run and request.by_row:
         raise JournalError(
             f"{path} belongs to a file, a query or a frame, and an iterable that can be read only once "
             "cannot be compared with it. Nothing was sent. Use that input again, or name another journal"

@@ -8,36 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation._row_digest import KnownInput
-from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
 from postpress_async.rotation.journal._file import open_existing, refuse_shared
-from postpress_async.rotation.journal._input_check import COMPLETE, check, is_input, recorded_rows
+from postpress_async.rotation.journal._input_check import COMPLETE, RunRequest, check, is_input, recorded_rows
 from postpress_async.rotation.journal._reading import connect_read_only
-from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown, done_condition
+from postpress_async.rotation.journal._recovery import done_condition
 from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty, read_run
-from postpress_async.secret import Secret
 
 
-def count_done(
-    path: str | os.PathLike[str],
-    *,
-    digest: bytes | None,
-    target: str,
-    on_unknown: OnUnknown,
-    on_failed: OnFailed,
-    rows: KnownInput | None = None,
-    pool: bytes | None = None,
-    total: int | None = None,
-    every: float | None = None,
-    selection: Selection | None = None,
-    api_key: Secret | None = None,
-    accept_new_key: bool = False,
-) -> tuple[int, str | None]:
+def count_done(path: str | os.PathLike[str], request: RunRequest) -> tuple[int, str | None]:
     """
     How many accounts a run would leave as they are, and what is new in its input (None if nothing is).
-
-    The arguments are `Journal.open`'s.
 
     Raises:
         JournalError: What `Journal.open` would raise, as far as it can be known without writing.
@@ -51,33 +32,18 @@ def count_done(
         refuse_shared(path, file, in_use=file.is_locked())
         if not path.stat().st_size:
             return 0, None
-        done = done_condition(on_unknown, on_failed)
         try:
             connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
             if is_empty(path, connection):
                 return 0, None
             add_views(connection)
             refuse_lost_log(path)
-            comparison = check(
-                path,
-                connection,
-                digest=digest,
-                target=target,
-                rows=rows,
-                by_row=False,
-                pool=pool if on_failed == "report" else None,
-                total=total,
-                done=done,
-                every=every,
-                selection=selection,
-                api_key=api_key,
-                accept_new_key=accept_new_key,
-            )
+            comparison = check(path, connection, request)
             if comparison.starts_run:
                 return 0, None
-            [(count,)] = connection.execute(
-                f"SELECT count(*) FROM latest WHERE {done} AND {comparison.of_input}"
-            )
+            done = done_condition(request.on_unknown, request.on_failed)
+            sql = f"SELECT count(*) FROM latest WHERE {done} AND {comparison.of_input}"
+            [(count,)] = connection.execute(sql)
         except DAMAGE as error:
             raise damage_error(path, error) from None
         except OSError as error:
