@@ -44,6 +44,7 @@ from postpress_async.rotation.journal._schema import (
     damage_error,
     read_run,
     set_fact,
+    starts_of,
 )
 from postpress_async.rotation.journal._tables import CURRENT_RUN, OUTCOME_COLUMNS
 from postpress_async.rotation.journal._watermark import SendWatermark
@@ -114,9 +115,11 @@ class Journal:
         self._outside: Final = {} if request.selection is None else request.selection.outside
         self._interrupted = False
         with ExitStack() as stack:
-            self._lock: Final = open_file(path)
-            stack.callback(self._lock.close)
-            lock(path, self._lock)
+            file = open_file(path)
+            assert file is not None  # noqa: S101 - it is created
+            self._lock: Final = file
+            stack.callback(file.close)
+            lock(path, file)
             try:
                 refuse_lost_log(path)
                 connection, created = connect(path)
@@ -132,6 +135,7 @@ class Journal:
                 # The writer thread uses the other connection.
                 self._reader: Final = stack.enter_context(closing(sqlite3.connect(path)))
                 run = read_run(connection)
+                self._starts: Final = starts_of(run.get("starts"))
                 self._doubts: Final = read_doubts(connection)
                 self.watermark: Final = SendWatermark(
                     Writer(path, connection, self._lock.inode, in_flight),
@@ -155,7 +159,6 @@ class Journal:
         self.run: Final[str] = run["token"]
         self.number: Final[int] = run["id"]
         self._of_input: Final = of_input(run)
-        self._starts: Final[str | None] = run.get("starts")
         self._began: Final = float(run.get("began") or 0)
 
     @classmethod

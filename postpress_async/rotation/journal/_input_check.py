@@ -144,7 +144,7 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
         if every is not None:
             return leave_alone
         raise JournalError(f"{error}. {_HOW_TO_START}") from None
-    recorded = recorded_rows(connection, run)
+    recorded = recorded_rows(connection.execute, run)
     difference = None if edit is None else edit.facts
     if request.by_row and total is not None and recorded is not None and total > recorded:
         difference = number_of(total - recorded, "row", "more")
@@ -207,7 +207,7 @@ def _left(
     """Number of accounts that the latest run has left to send, if known, and the time of its last outcome."""
     sql = f"SELECT count(*), max(settled_at) FROM latest WHERE ({done} OR {REFUSED}) AND {of_input(run)}"
     [(count, last)] = connection.execute(sql)
-    recorded = recorded_rows(connection, run)
+    recorded = recorded_rows(connection.execute, run)
     return (max(recorded - count, 0) if recorded else None), last
 
 
@@ -263,11 +263,11 @@ def of_input(run: Mapping[str, Any]) -> str:
     return f"ordinal < {run.get('removed', sys.maxsize):d}"
 
 
-def recorded_rows(connection: sqlite3.Connection, run: Mapping[str, Any]) -> int | None:
+def recorded_rows(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any]) -> int | None:
     """Number of rows of the recorded input; None if not known."""
     if type(total := run.get("total")) is not int:
         return None
-    [(removed,)] = connection.execute(f"SELECT count(*) FROM latest WHERE NOT {of_input(run)}")
+    [(removed,)] = ask(f"SELECT count(*) FROM latest WHERE NOT {of_input(run)}")
     return total - int(removed)
 
 
@@ -288,7 +288,7 @@ def _check_rows(
         )
     elif digest is None:
         return None
-    recorded = recorded_rows(connection, run)
+    recorded = recorded_rows(connection.execute, run)
     edit, advice = None, USE_AGAIN
     if rows is not None and recorded is not None:
         edit = compare(connection, run, rows, recorded, lambda digest: is_input(run, digest, "rows"))

@@ -1,7 +1,6 @@
 """Checks a journal before a run opens it. Nothing is written to the file or beside it."""
 
 import os
-import sqlite3
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
-from postpress_async.rotation.journal._file import open_existing, refuse_shared
+from postpress_async.rotation.journal._file import open_file, refuse_shared
 from postpress_async.rotation.journal._input_check import COMPLETE, RunRequest, check, is_input, recorded_rows
-from postpress_async.rotation.journal._reading import connect_read_only
+from postpress_async.rotation.journal._reading import JournalView, connect_read_only
 from postpress_async.rotation.journal._recovery import done_condition
-from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty, read_run
+from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty
 
 
 def count_done(path: str | os.PathLike[str], request: RunRequest) -> tuple[int, str | None]:
@@ -25,13 +24,11 @@ def count_done(path: str | os.PathLike[str], request: RunRequest) -> tuple[int, 
     """
     path = Path(path)
     with ExitStack() as stack:
-        file = open_existing(path)
+        file = open_file(path, create=False)
         if file is None:
             return 0, None
         stack.callback(file.close)
         refuse_shared(path, file, in_use=file.is_locked())
-        if not path.stat().st_size:
-            return 0, None
         try:
             connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
             if is_empty(path, connection):
@@ -57,10 +54,9 @@ def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
 
     None if there is no such journal or it cannot be read: `Journal.open` then raises the error.
     """
-    with suppress(*DAMAGE, OSError), ExitStack() as stack:
-        connection = _connect(path, stack)
-        run = read_run(connection)
-        return recorded_rows(connection, run) if is_input(run, digest) else None
+    with suppress(JournalError), JournalView(path) as view:
+        run = view.run()
+        return recorded_rows(view.ask, run) if is_input(run, digest) else None
     return None
 
 
@@ -78,12 +74,6 @@ def is_due(path: str | os.PathLike[str], every: float, run: int) -> bool:
 
 
 def _latest_run(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    with suppress(*DAMAGE, OSError), ExitStack() as stack:
-        return read_run(_connect(path, stack))
+    with suppress(JournalError), JournalView(path) as view:
+        return view.run()
     return None
-
-
-def _connect(path: str | os.PathLike[str], stack: ExitStack) -> sqlite3.Connection:
-    connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
-    add_views(connection)
-    return connection

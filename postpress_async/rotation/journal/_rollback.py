@@ -36,18 +36,11 @@ class LeftBehind:
 
 @frozen
 class RollbackPlan:
-    """
-    What a rollback does.
-
-    Attributes:
-        selection: Identifies its run.
-        changes: The change of each account, without those that still have the assignment.
-        left_behind: The accounts that cannot go back.
-    """
+    """What a rollback does; its selection identifies its run."""
 
     selection: Selection
-    changes: dict[str, ProxyChange]
-    left_behind: list[LeftBehind]
+    changes: dict[str, ProxyChange]  # without accounts that still have the assignment
+    left_behind: list[LeftBehind]  # accounts that cannot go back
 
 
 def plan_rollback(view: JournalView, to: int, proxies: Iterable[PooledProxy]) -> RollbackPlan:

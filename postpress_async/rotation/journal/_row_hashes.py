@@ -40,17 +40,10 @@ def prepare(connection: sqlite3.Connection) -> bool:
 
 
 class RowHashes:
-    """
-    Compares rows, in their order, with the hashes in the journal.
-
-    Args:
-        path: The journal, for messages.
-        writer: The journal's.
-        key: Key of the hashes.
-        stored: Blocks of the journal's hashes: the ordinal of the first one, and their bytes.
-    """
+    """Compares rows, in their order, with the hashes in the journal."""
 
     def __init__(self, path: Path, writer: Writer, key: bytes, stored: Iterable[tuple[int, bytes]]) -> None:
+        """*stored* has blocks of the journal's hashes: the ordinal of the first one, and their bytes."""
         self._path: Final = path
         self._writer: Final = writer
         self._key: Final = key

@@ -121,23 +121,15 @@ def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
     return facts | dict(connection.execute("SELECT name, value FROM run"))
 
 
-def add_start(starts: str | None, began: float, command: str | None) -> str:
-    """
-    The column *starts* with an entry more: this process starts or resumes the run at the Unix time *began*.
-
-    Raises:
-        JournalError: The journal is damaged.
-    """
+def add_start(starts: list[dict[str, Any]], began: float, command: str | None) -> str:
+    """The column ``starts`` with an entry more: this process starts or resumes the run at Unix time *began*."""
     try:
         operator = getpass.getuser()
     except (OSError, KeyError, ImportError):  # the user has no name, as in some containers
         operator = None
     host = socket.gethostname()
     entry = {"began": began, "operator": operator, "host": host, "version": __version__, "command": command}
-    try:
-        return json.dumps([*starts_of(starts), entry])
-    except DAMAGE as error:
-        raise JournalError(f"the journal is damaged ({error}): name another journal") from None
+    return json.dumps([*starts, entry])
 
 
 def starts_of(value: str | None) -> list[dict[str, Any]]:

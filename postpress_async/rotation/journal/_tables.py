@@ -136,7 +136,6 @@ CREATE TEMP VIEW proxies AS SELECT * FROM main.proxies WHERE {run:d} = (SELECT m
 
 
 NEW_RUN: Final = "INSERT INTO runs (token, state) VALUES (?, 'running')"
-
 # Also created in journals of a version that had no pools.
 PROXIES: Final = """
 CREATE TABLE IF NOT EXISTS proxies (

@@ -6,11 +6,8 @@ from typing import Final
 from postpress_async.rotation.journal._recovery import COVER, FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._writer import Writer
 
-_LONGEST_STEP: Final = 8_192
-"""Rows of the longest step: half of it lasts for several commits at tens of thousands of rows per second."""
-
-_CALM: Final = 64
-"""Number of consecutive steps that were on disk in time, after which the next step is half as long."""
+_LONGEST_STEP: Final = 8_192  # half of it lasts for several commits at tens of thousands of rows per second
+_CALM: Final = 64  # consecutive steps that were on disk in time, after which the next one is half as long
 
 
 class SendWatermark:
@@ -22,17 +19,13 @@ class SendWatermark:
     wait for a commit. If a row waits, the step was too short and doubles; after `_CALM` steps that were in
     time it halves.
 
-    Args:
-        writer: The journal's.
-        durable: The ordinal on disk.
-        shortest: Rows of the shortest step.
-
     Attributes:
         writer: The journal's.
         safe_below: Rows below this ordinal may be sent at once; for others, call `advance` first.
     """
 
     def __init__(self, writer: Writer, durable: float, shortest: int = FIRST_WATERMARK) -> None:
+        """Rows below *durable*, which is on disk, may be sent; *shortest* is the shortest step."""
         self.writer: Final = writer
         self._durable = durable
         self._written = durable
