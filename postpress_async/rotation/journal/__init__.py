@@ -36,7 +36,7 @@ from postpress_async.rotation.journal._recovery import (
     read_watermark,
     start_run,
 )
-from postpress_async.rotation.journal._row_hashes import RowHashes, prepare
+from postpress_async.rotation.journal._row_hashes import RowHashes
 from postpress_async.rotation.journal._schema import (
     DAMAGE,
     add_start,
@@ -64,7 +64,6 @@ INSERT INTO generations (ordinal, generation) VALUES (?, ?)
 ON CONFLICT (ordinal) DO UPDATE SET generation = excluded.generation
 """
 _REOPEN: Final = f"{REOPEN_FAILED} AND error_type = ?"
-_NOTE: Final = "INSERT OR REPLACE INTO run VALUES (?, ?)"
 # Another input may follow one of which nothing was sent.
 _TOTAL: Final = f"""
     UPDATE runs SET total = max(iif(EXISTS (SELECT 1 FROM latest), coalesce(total, 0), 0), ?)
@@ -125,7 +124,6 @@ class Journal:
                 connection, created = connect(path)
                 stack.callback(connection.close)
                 comparison = check(path, connection, request)
-                has_hashes = prepare(connection)
                 _start(connection, request, comparison, created=created)
                 # Nothing is sent if the run is left alone.
                 is_sent, in_doubt_below = comparison.next_run_at is None, 0.0
@@ -135,6 +133,7 @@ class Journal:
                 # The writer thread uses the other connection.
                 self._reader: Final = stack.enter_context(closing(sqlite3.connect(path)))
                 run = read_run(connection)
+                has_hashes = connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone() is not None
                 self._starts: Final = starts_of(run.get("starts"))
                 self._doubts: Final = read_doubts(connection)
                 self.watermark: Final = SendWatermark(
@@ -377,7 +376,5 @@ def _start(
             start_run(connection, request.keep if request.selection is None else None)
         for column, value in comparison.facts.items():
             connection.execute(set_fact(column), (value,))
-        if comparison.salt is not None:
-            connection.execute(_NOTE, ("salt", comparison.salt))
         if (created or comparison.starts_run) and request.total is not None:
             connection.execute(_TOTAL, (request.total,))

@@ -44,32 +44,18 @@ class Start:
 
 @frozen(kw_only=True)
 class Run:
-    """
-    A run of a journal.
+    """A run of a journal. Times are Unix times; what is not known is None."""
 
-    Attributes:
-        number: From 1.
-        began: Unix time at which it began.
-        ended: Unix time at which it ended; None if it is under way or was killed.
-        state: ``running``, ``complete``, ``halted``, ``interrupted``, or ``killed``.
-        selection: The accounts that it took, in words; None if it took all.
-        halted: Why it stopped by itself; None if it did not.
-        total: Number of accounts that it took; None if not known.
-        states: Accounts by state.
-        requests: Number of requests sent.
-        starts: How it was started, and then how it was resumed, in this order.
-    """
-
-    number: int
+    number: int  # from 1
     began: float
-    ended: float | None
-    state: str
-    selection: str | None
-    halted: str | None
-    total: int | None
-    states: Counter[State]
-    requests: int
-    starts: tuple[Start, ...]
+    ended: float | None  # None if it is under way or was killed
+    state: str  # running, complete, halted, interrupted or killed
+    selection: str | None  # the accounts that it took, in words; None if it took all
+    halted: str | None  # why it stopped by itself
+    total: int | None  # accounts that it took
+    states: Counter[State]  # accounts by state
+    requests: int  # requests sent
+    starts: tuple[Start, ...]  # how it was started, and then how it was resumed
 
 
 class AccountChange(NamedTuple):
@@ -95,12 +81,7 @@ class Assigned(NamedTuple):  # made three times as fast as a class of attrs
 
 
 def runs_of(view: JournalView) -> list[Run]:
-    """
-    All runs that the journal keeps, oldest first.
-
-    Raises:
-        JournalError: The journal is damaged.
-    """
+    """All runs that the journal keeps, oldest first."""
     is_written = view.is_written()
 
     def convert(rows: list[Any]) -> list[Run]:
@@ -135,12 +116,7 @@ def _start(view: JournalView, entry: dict[str, Any]) -> Start:
 
 
 def changes_of(view: JournalView, account_id: str) -> list[AccountChange]:
-    """
-    What each run did to the account, oldest first.
-
-    Raises:
-        JournalError: The journal is damaged.
-    """
+    """What each run did to the account, oldest first."""
 
     def convert(rows: list[Any]) -> list[AccountChange]:
         return [
@@ -164,9 +140,6 @@ def assignments_of(
         before: Read only runs with a lower number; None for all.
         possible: After an assignment that may not have been applied, yield also the next older one, which the
             account may still have.
-
-    Raises:
-        JournalError: The journal is damaged.
     """
     seen: set[int] = set()  # hashes take half the memory of the ids
     in_doubt: set[int] = set()  # of later runs, which may have changed them

@@ -32,71 +32,42 @@ NO_POOL: Final = b""
 
 @frozen(kw_only=True)
 class RunRequest:
-    """
-    What a run asks of its journal.
+    """What a run asks of its journal. None compares nothing if not said otherwise."""
 
-    Attributes:
-        digest: Digest of the input's bytes; None if it has none.
-        rows: The input, if it can be read again: then its rows are compared if its bytes differ.
-        by_row: Whether the caller compares rows one by one, with `RowHashes`.
-        total: Number of rows in the input; None if not known.
-        target: Where requests are sent; None compares nothing.
-        api_key: The API key, of which a slow hash is stored; None compares nothing.
-        accept_new_key: Whether the key may differ from that of earlier runs.
-        pool: Digest of the pool, empty without one. It must not differ once all accounts are done, unless
-            failed accounts are sent again. None compares nothing.
-        selection: The accounts of the run, read from this journal; None for all.
-        every: Seconds after which a new run starts, from the beginning of the latest one, if that is
-            complete; None for never.
-        keep: Number of runs to keep, from 1, if a new one starts; None for all.
-        on_unknown: Whether accounts with an unknown outcome are sent again, or only reported.
-        on_failed: Whether accounts that failed are only reported, or sent again under new keys.
-    """
-
-    digest: bytes | None = None
-    rows: KnownInput | None = None
-    by_row: bool = False
-    total: int | None = None
-    target: str | None = None
-    api_key: Secret | None = None
-    accept_new_key: bool = False
+    digest: bytes | None = None  # of the input's bytes, if it has one
+    rows: KnownInput | None = None  # if it can be read again: its rows are compared if its bytes differ
+    by_row: bool = False  # whether the caller compares rows one by one, with `RowHashes`
+    total: int | None = None  # rows in the input, if known
+    target: str | None = None  # where requests are sent
+    api_key: Secret | None = None  # a slow hash of it is stored
+    accept_new_key: bool = False  # whether the key may differ from that of earlier runs
     pool: bytes | None = None
-    selection: Selection | None = None
+    """Digest of the pool, empty without one. It must not differ once all accounts are done, unless failed
+    accounts are sent again."""
+    selection: Selection | None = None  # accounts of the run, read from this journal; None for all
     every: float | None = None
-    keep: int | None = None
-    on_unknown: OnUnknown = "retry"
-    on_failed: OnFailed = "report"
+    """Seconds after which a new run starts, from the beginning of the latest one, if that is complete; None
+    for never."""
+    keep: int | None = None  # runs to keep, from 1, if a new one starts; None for all
+    on_unknown: OnUnknown = "retry"  # whether accounts in doubt are sent again, or only reported
+    on_failed: OnFailed = "report"  # whether failed accounts are only reported, or sent again under new keys
 
 
 @frozen(kw_only=True)
 class InputCheck:
-    """
-    The result of `check`.
+    """The result of `check`."""
 
-    Attributes:
-        starts_run: Whether a new run is due; otherwise the latest one is resumed.
-        next_run_at: Unix time from which a new run is due, if the latest one is complete and left alone;
-            otherwise None. Then nothing may be sent, because the input may be another.
-        completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
-        same_input: Whether the journal has recorded the rows of this input.
-        same_key: Whether earlier runs had this API key, as far as it is known.
-        facts: Columns of the run to write, with their values.
-        salt: The salt of the digests among them.
-        edit: How the input differs from the one that the run has recorded; None if it does not.
-        difference: The same in words; for pairs, only how many were appended.
-        of_input: SQL condition for the outcomes whose accounts are in the input.
-    """
-
-    starts_run: bool = False
+    starts_run: bool = False  # whether a new run is due; otherwise the latest one is resumed
     next_run_at: float | None = None
-    completed_at: float | None = None
-    same_input: bool = False
-    same_key: bool = True
-    facts: Mapping[str, Any]
-    salt: bytes | None = None
-    edit: Edit | None = None
-    difference: str | None = None
-    of_input: str = "true"
+    """Unix time from which a new run is due, if the latest one is complete and left alone; otherwise None.
+    Then nothing may be sent, because the input may be another."""
+    completed_at: float | None = None  # Unix time of the last outcome if nothing is left to send
+    same_input: bool = False  # whether the journal has recorded the rows of this input
+    same_key: bool = True  # whether earlier runs had this API key, as far as it is known
+    facts: Mapping[str, Any]  # columns of the run to write
+    edit: Edit | None = None  # how the input differs from the one that the run has recorded
+    difference: str | None = None  # the same in words; for pairs, only how many were appended
+    of_input: str = "true"  # SQL condition for the outcomes whose accounts are in the input
 
 
 def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> InputCheck:
@@ -108,7 +79,7 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
             accounts, or nothing is left to send and the pool differs.
     """
     run = read_run(connection)
-    salt = run.get("salt") or secrets.token_bytes(16)
+    salt = run.get("salt") or secrets.token_bytes(16)  # None in an old journal that is only read
     facts, same_key = _check_sender(path, connection, run, salt, request)
     selection, every, total = request.selection, request.every, request.total
     left, last = _left(connection, run, done_condition(request.on_unknown, request.on_failed))
@@ -122,7 +93,6 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
         next_run_at=next_run_at,
         completed_at=last or run.get("ended", began),
         facts=dict(facts),
-        salt=salt,
     )
     if selection is not None:
         starts_run = not resumes(connection.execute, run, selection.text)
@@ -168,7 +138,6 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
         starts_run=starts_run,
         same_key=same_key,
         facts=facts,
-        salt=salt if {"input", "pool", "api_key"} & facts.keys() else None,
         edit=edit,
         difference=difference,
         of_input=IN_INPUT if edit is not None and edit.appended_at is None else of_input(run),

@@ -1,8 +1,8 @@
 """
 A journal opened for reading, by `status`, `export` and `report`.
 
-It can be read while a run writes it, after a run died, and from a read-only folder. Nothing is written, and a
-damaged or foreign file is refused with a `JournalError`. Memory does not grow with the fleet.
+It can be read while a run writes it, after a run died, and from a read-only folder. Nothing is written. All
+that reads a damaged or foreign file raises `JournalError`. Memory does not grow with the fleet.
 """
 
 import math
@@ -116,12 +116,7 @@ class JournalView:
         return list(self.stream(sql, *values))
 
     def stream(self, sql: str, *values: object) -> Iterator[Any]:
-        """
-        Yield the rows of an SQL query. A run's -wal grows until the last row is read.
-
-        Raises:
-            JournalError: As `ask` does.
-        """
+        """Yield the rows of an SQL query. A run's -wal grows until the last row is read."""
         parameters = values[0] if values and isinstance(values[0], Mapping) else values
         try:
             cursor = self._connection.execute(sql, parameters)
@@ -153,12 +148,7 @@ class JournalView:
         return printable(value) if isinstance(value, str) else value
 
     def run(self) -> dict[str, Any]:
-        """
-        What is recorded about the latest run; see `read_run`.
-
-        Raises:
-            JournalError: The file is damaged.
-        """
+        """What is recorded about the latest run; see `read_run`."""
         try:
             return read_run(self._connection)
         except DAMAGE as error:
@@ -196,12 +186,7 @@ class JournalView:
             last = rows[-1][0]
 
     def outcome(self, row: tuple[Any, ...]) -> Outcome:
-        """
-        Return the `Outcome` of a whole row of the view ``latest``.
-
-        Raises:
-            JournalError: A value is invalid.
-        """
+        """Return the `Outcome` of a whole row of the view ``latest``."""
         try:
             return Outcome(*(convert(value) for convert, value in zip(_CONVERTERS, row, strict=True)))
         except DAMAGE as error:

@@ -7,8 +7,6 @@ the same idempotency key, and the API might return its response to the old one.
 """
 
 import asyncio
-import secrets
-import sqlite3
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -25,18 +23,9 @@ Bytes of a row's hash: one changed row in four billion is missed. Longer hashes 
 practice, and would let anyone who can read the journal confirm a guess of a password.
 """
 
-_TABLE: Final = "CREATE TABLE IF NOT EXISTS changes (first INTEGER PRIMARY KEY, hashes BLOB NOT NULL)"
 _INSERT: Final = "INSERT OR REPLACE INTO changes VALUES (?, ?)"
 _BLOCK: Final = 4_096  # most hashes in one row of the table
 _PER_TURN: Final = 500  # rows to compare before the event loop runs other tasks
-
-
-def prepare(connection: sqlite3.Connection) -> bool:
-    """Create what `RowHashes` needs, also in older journals; return whether the journal has any hashes."""
-    with connection:
-        connection.execute(_TABLE)
-        connection.execute("INSERT OR IGNORE INTO run VALUES ('key', ?)", (secrets.token_bytes(16),))
-    return connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone() is not None
 
 
 class RowHashes:

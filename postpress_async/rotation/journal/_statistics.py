@@ -66,52 +66,29 @@ class ErrorCount:
 
 @frozen(kw_only=True)
 class Statistics:
-    """
-    Statistics of a journal.
-
-    Attributes:
-        stage: How the last run ended.
-        halted: Why it stopped by itself; None if it did not.
-        total: Number of rows in the input; None if not recorded.
-        began: Unix time at which the first run began; None if not recorded.
-        states: Accounts by state.
-        refused: Accounts whose rows are invalid.
-        unsent: Accounts that are unknown only because a later run died, and that are sent again.
-        expired: Accounts that are unknown, and for which the API may have forgotten the idempotency key of a
-            managed proxy (by the default of ``--key-lifetime``).
-        maybe_sent: Most accounts without an outcome that a run that was killed may have sent; None if not
-            known.
-        errors: The most frequent errors, in this order.
-        more_errors: Accounts with an error that is not listed.
-        first: Unix time at which the first account was settled, other than skipped; None if there is no such
-            account.
-        last: Unix time of the last one.
-        rate: Accounts settled per second: in the last minute of a run that is under way, otherwise over the
-            whole time. None without any.
-        command: Command line of the last run; None if it was started from Python.
-        retry_command: Command line that sends its failed accounts again.
-        folder: Working directory of both.
-        leaves_unknown: Whether the last run did not send accounts whose outcome was unknown.
-    """
+    """Statistics of a journal. Times are Unix times; what is not known is None."""
 
     stage: Stage
-    halted: str | None
-    total: int | None
-    began: float | None
-    states: Counter[State]
-    refused: int
-    unsent: int
+    halted: str | None  # why it stopped by itself
+    total: int | None  # rows in the input
+    began: float | None  # when the first run began
+    states: Counter[State]  # accounts by state
+    refused: int  # accounts whose rows are invalid
+    unsent: int  # accounts that are unknown only because a later run died, and that are sent again
     expired: int
-    maybe_sent: int | None
-    errors: tuple[ErrorCount, ...]
-    more_errors: int
-    first: float | None
-    last: float | None
+    """Accounts that are unknown, and for which the API may have forgotten the idempotency key of a managed
+    proxy, by the default of ``--key-lifetime``."""
+    maybe_sent: int | None  # most accounts without an outcome that a run that was killed may have sent
+    errors: tuple[ErrorCount, ...]  # the most frequent ones, in this order
+    more_errors: int  # accounts with an error that is not listed
+    first: float | None  # when the first account was settled, other than skipped
+    last: float | None  # when the last one was
     rate: float | None
-    command: str | None
-    retry_command: str | None
-    folder: str | None
-    leaves_unknown: bool
+    """Accounts settled per second: in the last minute of a run under way, otherwise over all of it."""
+    command: str | None  # command line of the last run, if it was not started from Python
+    retry_command: str | None  # the one that sends its failed accounts again
+    folder: str | None  # working directory of both
+    leaves_unknown: bool  # whether the last run did not send accounts whose outcome was unknown
 
     @property
     def accounts(self) -> int:
@@ -150,12 +127,7 @@ def stage_of(view: JournalView) -> Stage:
 
 
 def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistics:
-    """
-    The journal's statistics at the Unix time *now*, with the *stage* that `stage_of` returned.
-
-    Raises:
-        JournalError: The journal is damaged.
-    """
+    """The journal's statistics at the Unix time *now*, with the *stage* that `stage_of` returned."""
     run = view.run()
     total, began, halted = _number(run.get("total")), _number(run.get("began")), run.get("halted")
     folder = run.get("folder")
