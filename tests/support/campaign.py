@@ -115,7 +115,7 @@ class Player:
 
     def _same(self, step: Step) -> Step:
         """*step*, for the accounts of the journal's latest run."""
-        opening = self.case.runs[self.case.first - 1].step
+        opening = self.case.runs[self.case.first - 1].step if self.case.runs else Step()
         return evolve(step, on=opening.on, back=opening.back, accounts=self._fleet, pool=opening.pool)
 
     async def _play_run(self, step: Step) -> None:

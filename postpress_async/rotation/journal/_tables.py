@@ -23,7 +23,8 @@ _OUTCOMES: Final = """
 CREATE TABLE outcomes (
     run INTEGER NOT NULL, ordinal INTEGER NOT NULL, line INTEGER, account_id TEXT NOT NULL,
     state TEXT NOT NULL, attempts INTEGER NOT NULL, status INTEGER, error_type TEXT, scope TEXT,
-    applied TEXT, instance TEXT, elapsed REAL NOT NULL, settled_at REAL NOT NULL, assignment TEXT, PRIMARY KEY (run, ordinal)
+    applied TEXT, instance TEXT, elapsed REAL NOT NULL, settled_at REAL NOT NULL, assignment TEXT,
+    PRIMARY KEY (run, ordinal)
 ) WITHOUT ROWID;
 """
 _LATEST: Final = f"""
