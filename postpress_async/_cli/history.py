@@ -15,7 +15,7 @@ from postpress_async.rotation.journal._history import AccountChange, Run, change
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._times import duration, instant
 
-_TIMES: Final = ("began", "ended", "settled_at")
+_TIMES: Final = ("began", "ended")
 
 
 @click.command(cls=Command, short_help="List the runs of a journal, or the changes of an account.")
@@ -73,6 +73,8 @@ def _change_lines(change: AccountChange) -> Iterator[str]:
 
 
 def _as_dict(entry: Run | AccountChange) -> dict[str, Any]:
+    if isinstance(entry, AccountChange):
+        return {**entry._asdict(), "settled_at": instant(entry.settled_at)}
     return attrs.asdict(entry, value_serializer=_serialize)
 
 

@@ -19,7 +19,7 @@ from postpress_async.models import ProxyChange
 from postpress_async.rotation import Fleet, Row
 from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._rows import rows_of
-from postpress_async.rotation.journal._input_check import NO_POOL
+from postpress_async.rotation.journal._input_check import NO_POOL, RunRequest
 from postpress_async.rotation.journal._preflight import count_done
 
 SHOWN: Final = 3
@@ -37,20 +37,21 @@ def preview(job: Job, events: EventStream) -> int:
             api_key = read_api_key(read_key(options.api_key_file))
         base_url = read_base_url(options.base_url)
         url, target = str(base_url), target_of(base_url)
-    done = count_done(
-        job.journal,
-        digest=job.changes.digest if isinstance(job.changes, Fleet) else None,
-        target=target,
-        on_unknown=options.on_unknown,
-        on_failed=options.on_failed,
-        rows=job.changes if isinstance(job.changes, Fleet) else None,
-        pool=NO_POOL if job.pool is None else job.pool.digest,
+    fleet = job.changes if isinstance(job.changes, Fleet) else None
+    request = RunRequest(
+        digest=None if fleet is None else fleet.digest,
+        rows=fleet,
         total=job.total,
-        every=None if options.on else options.every,
-        selection=job.selection,
+        target=target,
         api_key=api_key,
         accept_new_key=options.accept_new_key,
+        pool=NO_POOL if job.pool is None else job.pool.digest,
+        selection=job.selection,
+        every=None if options.on else options.every,
+        on_unknown=options.on_unknown,
+        on_failed=options.on_failed,
     )
+    done, input_edit = count_done(job.journal, request)
     if job.pool is not None and job.selection is not None:
         job.pool.resume(job.selection.outside)
     survey = job.survey
@@ -71,6 +72,7 @@ def preview(job: Job, events: EventStream) -> int:
             proxies=0 if job.pool is None else len(job.pool),
             assign=None if job.pool is None else options.assign,
             settled=done,
+            input_edit=input_edit,
             to_send=to_send,
             requests=[{"method": "PATCH", "url": url, "body": body} for url, body in requests],
             seconds=None if options.rate is None else to_send / options.rate,
@@ -83,6 +85,8 @@ def preview(job: Job, events: EventStream) -> int:
         lists, accounts = " and ".join(options.pool), counted(survey.pooled, "account")
         proxies = counted(len(job.pool), "proxy", "proxies")
         click.echo(f"{proxies} in {lists}, assigned {options.assign} to {accounts}")
+    if input_edit is not None:
+        click.echo(f"the input was edited since the last run: {input_edit}")
     if done:
         click.echo(f"{done:,} of them are completed in {job.journal}; {to_send:,} would be sent")
     click.echo("nothing was sent; the first requests would be:")

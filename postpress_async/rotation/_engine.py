@@ -226,8 +226,8 @@ class Rotation:
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()
-        key_works = done[State.PATCHED] > 0
-        connected = key_works or done[State.FAILED] > 0
+        key_works = done[State.PATCHED] > 0 and journal.same_key
+        connected = done[State.PATCHED] + done[State.FAILED] > 0
         self._monitor = FailureMonitor(self._halt, key_works=key_works, connected=connected)
         if self._pool is not None:
             self._pool.resume(journal.proxies())

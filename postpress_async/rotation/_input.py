@@ -193,8 +193,11 @@ class RotationInput:
                 key_lifetime=key_lifetime,
             )
             try:
-                if reread is not None and journal.by_row:
-                    await journal.row_hashes().check_all(reread())
+                if reread is not None and journal.by_row and journal.next_run_at is None:
+                    hashes = journal.row_hashes()
+                    await hashes.check_all(reread())
+                    journal.take(total)  # is on disk with the hashes of appended rows, before any is sent
+                    await hashes.on_disk()
             except BaseException:
                 await journal.aclose()
                 raise

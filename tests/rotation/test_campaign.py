@@ -24,9 +24,11 @@ from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal._recovery import DONE
 from tests.support import campaign_commands
-from tests.support.campaign import Player, describe, how_to_repeat, machine, play
+from tests.support.campaign import Player, describe, how_to_repeat, play
 from tests.support.campaign_audit import audit
 from tests.support.campaign_commands import describe_commands
+from tests.support.campaign_machine import machine
+from tests.support.campaign_nights import draw_nights
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw
 from tests.support.counting_server import Conditions, Traits
 from tests.support.journals import change
@@ -34,6 +36,7 @@ from tests.support.journals import change
 pytestmark = pytest.mark.slow
 
 SEQUENCES = int(os.environ.get("POSTPRESS_TEST_CAMPAIGN", "40"))
+NIGHTS = int(os.environ.get("POSTPRESS_TEST_CAMPAIGN_NIGHTS", "15"))
 COMMANDS = int(os.environ.get("POSTPRESS_TEST_CAMPAIGN_COMMANDS", "3"))
 
 
@@ -44,6 +47,16 @@ def test_no_sequence_leaves_a_false_record_a_double_or_a_loss(seed: int) -> None
 
     if player.findings:
         pytest.fail(f"{describe(player)}\nrepeat: {how_to_repeat(seed, player.findings)}", pytrace=False)
+
+
+@pytest.mark.parametrize("seed", range(1, NIGHTS + 1))
+def test_no_sequence_of_nights_does_either(seed: int) -> None:
+    """Several runs on one journal, with ``--every``, ``--keep``, ``--on``, edited inputs and rollbacks."""
+    player = play(draw_nights(seed))
+
+    if player.findings:
+        repeat = f"python -m tests.support.campaign --nights --seed {seed}"
+        pytest.fail(f"{describe(player)}\nrepeat: {repeat}", pytrace=False)
 
 
 async def test_no_sequence_of_commands_does_either(tmp_path: Path) -> None:

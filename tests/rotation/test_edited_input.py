@@ -18,8 +18,8 @@ from postpress_async import Fleet, Pace, RetryPolicy, Rotation
 from postpress_async.errors import JournalError
 from postpress_async.rotation import State
 from tests.support import stepped_loop
-from tests.support.campaign import machine, session_over
-from tests.support.campaign_audit import copy_journal
+from tests.support.campaign_machine import machine, session_over
+from tests.support.campaign_reading import copy_journal
 from tests.support.counting_server import API_KEY, Conditions, CountingServer, Traits, Wire, change_of
 
 US, DE = ",US,", ",DE,"

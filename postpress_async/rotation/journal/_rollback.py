@@ -36,18 +36,11 @@ class LeftBehind:
 
 @frozen
 class RollbackPlan:
-    """
-    What a rollback does.
-
-    Attributes:
-        selection: Identifies its run.
-        changes: The change of each account, without those that still have the assignment.
-        left_behind: The accounts that cannot go back.
-    """
+    """What a rollback does; its selection identifies its run."""
 
     selection: Selection
-    changes: dict[str, ProxyChange]
-    left_behind: list[LeftBehind]
+    changes: dict[str, ProxyChange]  # without accounts that still have the assignment
+    left_behind: list[LeftBehind]  # accounts that cannot go back
 
 
 def plan_rollback(view: JournalView, to: int, proxies: Iterable[PooledProxy]) -> RollbackPlan:
@@ -85,7 +78,7 @@ def plan_rollback(view: JournalView, to: int, proxies: Iterable[PooledProxy]) ->
     left_behind: list[LeftBehind] = []
     for account_id, assignment in present.items():
         entry = earlier.get(account_id)
-        if entry is None or entry.state is not State.PATCHED:
+        if entry is None or entry.state != State.PATCHED:
             fact = "no known proxy" if entry is None else "an unknown outcome"
             left_behind.append(LeftBehind(account_id, f"it had {fact} after run {to}", "rotate it instead"))
         elif entry.assignment != assignment:
