@@ -112,7 +112,7 @@ def check(
     if echo_url is not None and (echo_url.scheme not in {"http", "https"} or not echo_url.host):
         raise click.UsageError("--echo-url must be an http:// or https:// URL")
     target = echo_url or read_base_url(None)
-    checker = _make_checker(
+    checker = make_checker(
         target=target, echo=echo_url is not None, deadline=deadline, protocol=ProxyProtocol(protocol)
     )
     pool = ProxyPool.read(*lists, skip_bad=True)
@@ -141,7 +141,8 @@ def check(
     return exit_codes.SOME_LEFT if is_bad else exit_codes.ALL_PATCHED
 
 
-def _make_checker(**settings: Any) -> "ProxyChecker":
+def make_checker(**settings: Any) -> "ProxyChecker":
+    """Create a checker, which requires an extra. Raises `ConfigurationError` if it is not installed."""
     try:
         from postpress_async.rotation._pool._check import ProxyChecker
     except ImportError as error:
@@ -203,12 +204,13 @@ def _write_list(path: str, pool: ProxyPool, results: "list[CheckedProxy]") -> No
     if not kept:
         write_stderr(f"no proxy works, so {path} was not written")
         return
-    with atomic_write(path) as file, io.TextIOWrapper(file, "utf-8", newline="", write_through=True) as text:
-        # A table, because lines without a protocol cannot express each user name and password.
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["host", "port", "protocol", "username", "password"])
-        for proxy in (pooled.proxy for pooled in pool if pooled.label in kept):
-            password = proxy.password and proxy.password.reveal()
-            rows.writerow([proxy.host, proxy.port, proxy.protocol, proxy.username, password])
-        text.detach()
+    text = io.StringIO()
+    # A table, because lines without a protocol cannot express each user name and password.
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["host", "port", "protocol", "username", "password"])
+    for proxy in (pooled.proxy for pooled in pool if pooled.label in kept):
+        password = proxy.password and proxy.password.reveal()
+        table.writerow([proxy.host, proxy.port, proxy.protocol, proxy.username, password])
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
     write_stderr(f"written: {path} ({counted(len(kept), 'proxy', 'proxies')} with their passwords)")

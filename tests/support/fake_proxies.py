@@ -16,18 +16,27 @@ Credentials: TypeAlias = Collection[tuple[str, str]]
 
 @asynccontextmanager
 async def serve(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """Serve connections with *handler*, and yield the port."""
+    """Serve connections with *handler*, and yield the port. Connections end with the block."""
+    tasks: set[asyncio.Task[object] | None] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 await handler(reader, writer)
         finally:
+            tasks.discard(asyncio.current_task())
             writer.close()
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls, backlog=1_000)
-    async with server:
+    try:
         yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        open_tasks = [task for task in tasks if task is not None]
+        for task in open_tasks:
+            task.cancel()
+        await asyncio.gather(*open_tasks, return_exceptions=True)
 
 
 def closed_port() -> int:

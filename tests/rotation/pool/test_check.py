@@ -4,12 +4,15 @@ import asyncio
 import errno
 import socket
 import ssl
+import sys
 
 import aiohappyeyeballs
 import pytest
 import trustme
 from yarl import URL
 
+from postpress_async._cli.proxies import make_checker
+from postpress_async.errors import ConfigurationError
 from postpress_async.models import CustomProxy, ProxyProtocol
 from postpress_async.rotation import PooledProxy
 from postpress_async.rotation._pool._check import CheckedProxy, CheckResult, ProxyChecker
@@ -66,6 +69,15 @@ def finding(checked: CheckedProxy) -> tuple[CheckResult, str]:
     assert SECRET not in repr(checked)
     assert "aHVudGVyMg" not in repr(checked)  # in base64
     return checked.result, checked.detail
+
+
+def test_missing_extra_is_reported(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "python_socks", None)
+    monkeypatch.delitem(sys.modules, "postpress_async.rotation._pool._check")
+
+    with pytest.raises(ConfigurationError) as caught:
+        make_checker(target=URL("http://127.0.0.1:1"))
+    assert str(caught.value) == "checking proxies requires python_socks: pip install 'postpress-async[check]'"
 
 
 # --- Proxies that work ---
@@ -219,7 +231,7 @@ async def test_lack_of_file_descriptors_is_no_result(monkeypatch, limit) -> None
     checker = ProxyChecker(target=URL("http://127.0.0.1:1"))
 
     with pytest.raises(OSError, match=rf"\[Errno {limit}\]"):
-        await checker.check_all([pooled(80), pooled(81)], 2, pytest.fail)
+        await checker.check_all([pooled(80), pooled(81)], 2, lambda checked: pytest.fail(f"{checked}"))
 
 
 async def test_stage_that_takes_too_long_is_named() -> None:
