@@ -9,12 +9,14 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import rich.progress
+from attrs import asdict
 from rich.console import Console
 from yarl import URL
 
@@ -121,22 +123,21 @@ def check(
     started = time.monotonic()
     is_interrupted = asyncio.run(_check(checker, pool, in_flight, results))
     results.sort(key=lambda checked: (checked.is_failure, checked.result))  # a terminal shows the end
-    for line in map(json.dumps, map(_as_dict, results)) if as_json else _table(results):
+    for line in (json.dumps(asdict(checked)) for checked in results) if as_json else _table(results):
         click.echo(line)
-    counts = ", ".join(f"{count:,} {result}" for result, count in Counter(c.result for c in results).items())
-    elapsed = time.monotonic() - started
-    write_stderr(
-        f"{counted(len(results), 'proxy', 'proxies')} checked in {elapsed:.1f} s: {counts or 'none'}"
-    )
+    counts = Counter(str(checked.result) for checked in results)
+    found = ", ".join(f"{count:,} {result}" for result, count in counts.items()) or "none"
+    total = counted(len(results), "proxy", "proxies")
+    write_stderr(f"{total} checked in {time.monotonic() - started:.1f} s: {found}")
     write_stderr("this is what this machine sees: PostPress connects to proxies from its own network")
-    if any(checked.pooled.proxy.protocol is None for checked in results):
+    if any(pooled.proxy.protocol is None for pooled in pool):
         write_stderr(f"proxies whose line names no protocol were checked as {protocol} (--protocol)")
     if is_interrupted:
         left = counted(len(pool) - len(results), "proxy was", "proxies were")
         write_stderr(f"interrupted: {left} not checked{f', and {write} was not written' if write else ''}")
         return exit_codes.INTERRUPTED
     if write is not None:
-        _write_list(write, pool, results)
+        _write_list(write, pool, {checked.proxy for checked in results if not checked.is_failure})
     is_bad = pool.refusals or any(checked.is_failure for checked in results)
     return exit_codes.SOME_LEFT if is_bad else exit_codes.ALL_PATCHED
 
@@ -181,36 +182,25 @@ async def _check(
     return False
 
 
-def _as_dict(checked: "CheckedProxy") -> dict[str, Any]:
-    return {
-        "proxy": checked.pooled.label,
-        "result": checked.result,
-        "detail": checked.detail,
-        "elapsed": round(checked.elapsed, 3),
-        "exit_address": checked.exit_address,
-    }
-
-
-def _table(results: "list[CheckedProxy]") -> Any:
+def _table(results: "list[CheckedProxy]") -> Iterator[str]:
     rows = [("proxy", "result", "seconds", "detail")]
     for checked in results:
         detail = f"exit address {checked.exit_address}" if checked.exit_address else checked.detail
-        rows.append((checked.pooled.label, checked.result, f"{checked.elapsed:.2f}", detail))
+        rows.append((checked.proxy, checked.result, f"{checked.elapsed:.2f}", detail))
     return aligned(rows)
 
 
-def _write_list(path: str, pool: ProxyPool, results: "list[CheckedProxy]") -> None:
-    kept = {checked.pooled.label for checked in results if not checked.is_failure}
-    if not kept:
+def _write_list(path: str, pool: ProxyPool, labels: set[str]) -> None:
+    if not labels:
         write_stderr(f"no proxy works, so {path} was not written")
         return
     text = io.StringIO()
     # A table, because lines without a protocol cannot express each user name and password.
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["host", "port", "protocol", "username", "password"])
-    for proxy in (pooled.proxy for pooled in pool if pooled.label in kept):
+    for proxy in (pooled.proxy for pooled in pool if pooled.label in labels):
         password = proxy.password and proxy.password.reveal()
         table.writerow([proxy.host, proxy.port, proxy.protocol, proxy.username, password])
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
-    write_stderr(f"written: {path} ({counted(len(kept), 'proxy', 'proxies')} with their passwords)")
+    write_stderr(f"written: {path} ({counted(len(labels), 'proxy', 'proxies')} with their passwords)")

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 Handler: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Credentials: TypeAlias = Collection[tuple[str, str]]
-"""Accepted pairs of user name and password. If there are none, none are required."""
+"""Accepted pairs of user name and password. Without any, no credentials are required."""
 
 
 @asynccontextmanager

@@ -59,17 +59,17 @@ _Finding: TypeAlias = tuple[CheckResult, str]
 @frozen
 class CheckedProxy:
     """
-    The result of one check.
+    The result of one check, without a secret.
 
     Attributes:
-        pooled: The proxy.
+        proxy: The label of the proxy.
         result: What was found.
-        detail: The reason; empty if the proxy works. Contains no secret.
+        detail: The reason; empty if the proxy works.
         elapsed: Duration of the check in seconds.
         exit_address: The address from which the proxy connects, according to the echo URL.
     """
 
-    pooled: PooledProxy
+    proxy: str
     result: CheckResult
     detail: str = ""
     elapsed: float = 0.0
@@ -134,16 +134,15 @@ class ProxyChecker:
 
     async def check(self, pooled: PooledProxy) -> CheckedProxy:
         """Check a proxy. Raises `OSError` if the process has too many open files."""
-        proxy = pooled.proxy
-        protocol = proxy.protocol or self.protocol
-        if _TEMPLATE.search(proxy.username or ""):
+        protocol = pooled.proxy.protocol or self.protocol
+        if _TEMPLATE.search(pooled.proxy.username or ""):
             detail = "the user name is a template, which depends on the account"
-            return CheckedProxy(pooled, CheckResult.NOT_CHECKED, detail)
+            return CheckedProxy(pooled.label, CheckResult.NOT_CHECKED, detail)
         started, connection = time.monotonic(), _Connection()
         result, detail, exit_address = CheckResult.WORKS, "", None
         try:
             async with asyncio.timeout(self.deadline):
-                await self._connect(connection, proxy, protocol)
+                await self._connect(connection, pooled.proxy, protocol)
                 exit_address = await self._read_exit_address(connection) if self.echo else None
         except (OSError, EOFError, ValueError, ProxyError) as error:
             if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
@@ -151,7 +150,8 @@ class ProxyChecker:
             result, detail = self._classify(error, connection, protocol)
         finally:
             connection.abort()
-        return CheckedProxy(pooled, result, detail, time.monotonic() - started, exit_address)
+        elapsed = round(time.monotonic() - started, 3)
+        return CheckedProxy(pooled.label, result, detail, elapsed, exit_address)
 
     async def _connect(self, connection: "_Connection", proxy: CustomProxy, protocol: ProxyProtocol) -> None:
         await connection.open(proxy.host, proxy.port)
@@ -165,13 +165,13 @@ class ProxyChecker:
             username, password = (text.encode().decode("latin-1") for text in (username, password))
         kind, forward = ProxyType.SOCKS5 if is_socks else ProxyType.HTTP, cast("Any", connection)
         client = Proxy(kind, proxy.host, proxy.port, username, password, rdns=True, forward=forward)
-        await client.connect(str(self.target.host), self.target.port or 443, timeout=self.deadline + 1)
+        await client.connect(str(self.target.raw_host), self.target.port or 443, timeout=self.deadline + 1)
 
     async def _read_exit_address(self, connection: "_Connection") -> str:
         connection.stage = _Stage.ECHO
         if self.target.scheme == "https":
-            await connection.start_tls(self.tls, str(self.target.host))
-        request = f"GET {self.target.raw_path_qs} HTTP/1.1\r\nHost: {self.target.raw_authority}\r\n"
+            await connection.start_tls(self.tls, str(self.target.raw_host))
+        request = f"GET {self.target.raw_path_qs} HTTP/1.1\r\nHost: {self.target.host_port_subcomponent}\r\n"
         await connection.write(f"{request}Accept: */*\r\nConnection: close\r\n\r\n".encode("ascii"))
         head, _, body = (await connection.read_all()).partition(b"\r\n\r\n")
         if not re.match(rb"HTTP/1\.[01] 200\b", head):
@@ -220,7 +220,7 @@ class ProxyChecker:
             status = f" (HTTP {code})" if code else ""
             kind = "a SOCKS5" if is_socks else "an HTTP"
             return CheckResult.NOT_A_PROXY, f"the server does not answer as {kind} proxy does{status}"
-        return CheckResult.TARGET_REFUSED, f"no connection to {self.target.host}: {detail}"
+        return CheckResult.TARGET_REFUSED, f"no connection to {self.target.raw_host}: {detail}"
 
 
 class _Connection:

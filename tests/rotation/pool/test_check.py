@@ -396,5 +396,5 @@ async def test_checks_run_at_the_same_time_up_to_the_limit() -> None:
         await checker.check_all(proxies, 3, results.append)
 
     assert most == 3
-    assert {checked.pooled.label for checked in results} == {proxy.label for proxy in proxies}
+    assert {checked.proxy for checked in results} == {proxy.label for proxy in proxies}
     assert {checked.result for checked in results} == {"works"}
