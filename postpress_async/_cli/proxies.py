@@ -40,6 +40,8 @@ Exit codes:
   2    The command line or a list is invalid, and nothing was checked.
   130  The check was interrupted by Ctrl-C or SIGTERM."""
 
+_MAX_THREADS: Final = 256  # in which host names are resolved
+
 _option: Final = partial(click.option, cls=Option)
 
 
@@ -159,7 +161,7 @@ async def _check(
     """Check all proxies and add the results. Return whether a signal interrupted it."""
     loop = asyncio.get_running_loop()
     # With asyncio's few threads, proxies would wait behind others whose names are resolved slowly.
-    loop.set_default_executor(ThreadPoolExecutor(in_flight))
+    loop.set_default_executor(ThreadPoolExecutor(min(in_flight, _MAX_THREADS)))
     signals: Final = (signal.SIGINT, signal.SIGTERM)
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     with rich.progress.Progress(console=Console(stderr=True), disable=not is_terminal) as progress:

@@ -9,6 +9,8 @@ import sys
 import aiohappyeyeballs
 import pytest
 import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 from yarl import URL
 
 from postpress_async._cli.proxies import make_checker
@@ -285,6 +287,26 @@ async def test_template_is_not_checked() -> None:
     checked = await ProxyChecker(target=URL("http://127.0.0.1:1")).check(proxy)
 
     assert (checked.result, checked.is_failure) == ("not-checked", False)
+
+
+REPLIES = st.lists(
+    st.one_of(
+        st.binary(max_size=12),
+        st.sampled_from([b"HTTP/1.1 ", b"HTTP/1.1 200 ", b"HTTP/1.1 407\r\n\r\n", b"\r\n\r\n", b"\x05\x02"]),
+        st.sampled_from([b"\x05\x00", b"\x05\x00\x00\x03\x02\xff\xff\x00\x50", b"\x01\x00"]),
+    ),
+    max_size=4,
+)
+
+
+@given(replies=REPLIES, protocol=st.sampled_from(["http", "socks5"]))
+def test_any_response_has_a_result_without_the_password(replies, protocol) -> None:
+    async def main() -> None:
+        result, detail = finding(await check(answer(b"".join(replies)), protocol))
+
+        assert (result == "works") == (detail == "")
+
+    asyncio.run(main())
 
 
 # --- The exit address ---
