@@ -96,16 +96,21 @@ def _open_pool(options: RotateOptions, events: EventStream) -> ProxyPool:
         accounts_per_proxy=options.accounts_per_proxy,
         failovers=options.failovers,
     )
+    for refusal in pool.refusals:
+        events.refused(refusal.source, refusal)
+    report_pool(pool)
+    return pool
+
+
+def report_pool(pool: ProxyPool) -> None:
+    """Report unused columns and invalid lines; raise `FleetError` if a column's name is misspelled."""
     for name, columns in pool.ignored_columns.items():
         _check_columns(name, columns, ("proxy", *PARTS))
-    for name in pool.ignored_columns:
         faults = Faults[RefusedLine]()
         for refusal in pool.refusals:
             if refusal.source == name:
                 faults.add(refusal)
-                events.refused(name, refusal)
         _report_faults(name, faults)
-    return pool
 
 
 def _check_columns(name: str, unused: Sequence[str], known: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from postpress_async._cli import cli, exit_codes
+from postpress_async.rotation._pool._check import CheckResult
 from postpress_async.rotation.journal._tables import OUTCOME_COLUMNS
 from tests.docs import names
 from tests.support import ROOT
@@ -94,6 +95,12 @@ def test_the_page_on_the_journal_has_the_columns_of_an_outcome() -> None:
     assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == ["run", *OUTCOME_COLUMNS.split()]
 
 
+def test_the_page_on_json_has_all_results_of_a_check() -> None:
+    table = TEXTS["reference/json.md"].partition("## `proxies check --json`")[2]
+
+    assert re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE) == [result.value for result in CheckResult]
+
+
 def test_variables_that_the_environment_page_names_belong_to_options() -> None:
     named = set(re.findall(r"`(POSTPRESS_[A-Z_]+?)(?:=\w+)?`", TEXTS["reference/environment.md"]))
     prefixes = {"": ["rotate", "update"], "SANDBOX_": ["sandbox"]}
@@ -105,6 +112,7 @@ def test_variables_that_the_environment_page_names_belong_to_options() -> None:
     }
 
     outside = {"POSTPRESS_API_KEY", "POSTPRESS_DATABASE_URL", "POSTPRESS_", "POSTPRESS_SANDBOX_"}
+    outside |= {"POSTPRESS_PROXIES_CHECK_"}
     assert named - outside <= options
 
 

@@ -38,7 +38,7 @@ def test_import_is_silent_and_loads_no_extra() -> None:
     program = (
         "import sys, postpress_async;"
         "extras = {'click', 'rich', 'uvloop', 'pyarrow', 'sqlalchemy', 'distributed', 'opentelemetry'};"
-        "extras |= {'jinja2', 'vl_convert', 'dask'};"
+        "extras |= {'jinja2', 'vl_convert', 'dask', 'python_socks'};"
         "extras |= {'pandas', 'polars', 'numpy', 'pytest'};"
         "[getattr(postpress_async, name) for name in dir(postpress_async)];"
         "print(sorted(extras & set(sys.modules)), 'aiohttp.web' in sys.modules)"
