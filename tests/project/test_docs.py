@@ -35,7 +35,13 @@ def test_every_program_has_its_output() -> None:
     assert len(PROGRAMS) == sum(text.count("```python") for text in TEXTS.values()) > 0
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if '__name__ == "__main__"' in program else [])
+        for name, (program, _) in PROGRAMS.items()
+    ],
+)
 def test_a_program_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
     """In this process, because a new one takes longer; except for programs that worker processes import."""
     program, output = PROGRAMS[name]
