@@ -297,7 +297,7 @@ def cluster(session: nox.Session) -> None:
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """Retry and pace in virtual time, all scenarios at full length; arguments go to `benchmarks.simulation`."""
+    """Retry and pace in virtual time at full length; arguments go to `benchmarks.simulation`."""
     install(session, "test")
     if not session.posargs:
         environment = {"POSTPRESS_TEST_PACE": "1"}

@@ -29,6 +29,11 @@ if os.environ.get("POSTPRESS_TEST_LOOP") == "uvloop":
         return {"uvloop": importlib.import_module("uvloop").new_event_loop}
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process for each core; two if slow tests take part, since they wait more than they compute."""
+    return (os.cpu_count() or 1) * (1 if config.option.markexpr == "not slow" else 2)
+
+
 def pytest_collection_finish() -> None:
     """Spare each garbage collection of the tests the objects that collecting them has made."""
     gc.freeze()
