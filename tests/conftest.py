@@ -1,6 +1,7 @@
 """The doubles, by distance: a stub transport, aioresponses, the sandbox over a real socket."""
 
 import asyncio
+import gc
 import importlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -17,7 +18,8 @@ from postpress_async import Pace, PostPressSession, RetryPolicy
 from postpress_async.sandbox import Sandbox
 from tests.support import KEY
 
-settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=1_000)  # random: `nox -s properties`
 settings.load_profile("repeatable")
 
 if os.environ.get("POSTPRESS_TEST_LOOP") == "uvloop":
@@ -25,6 +27,16 @@ if os.environ.get("POSTPRESS_TEST_LOOP") == "uvloop":
     def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
         """Every asynchronous test runs on uvloop: `nox -s loops`."""
         return {"uvloop": importlib.import_module("uvloop").new_event_loop}
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process for each core; two if slow tests take part, since they wait more than they compute."""
+    return (os.cpu_count() or 1) * (1 if config.option.markexpr == "not slow" else 2)
+
+
+def pytest_collection_finish() -> None:
+    """Spare each garbage collection of the tests the objects that collecting them has made."""
+    gc.freeze()
 
 
 class _Response(ClientResponse):

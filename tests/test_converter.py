@@ -306,6 +306,7 @@ def test_global_cattrs_converter_structures_a_proxy_with_a_password() -> None:
     assert "hunter2" not in str(cattrs.unstructure(OWN))
 
 
+@pytest.mark.slow
 def test_hooks_of_a_user_do_not_change_requests() -> None:
     """The public converter is an object that anyone may register hooks on."""
     program = (

@@ -342,6 +342,7 @@ def test_names_without_prefix_are_in_the_semantic_conventions() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_providers_may_be_set_after_telemetry_is_created() -> None:
     """A module may create its session at import, before the application configures OpenTelemetry."""
     program = """
@@ -472,6 +473,7 @@ async def test_metrics_contain_no_account_and_spans_no_secret(watch: Watch) -> N
     assert "acc_secret_1" in spans
 
 
+@pytest.mark.slow
 def test_without_opentelemetry_the_error_names_the_extra() -> None:
     """A module's name alone would not say what to install."""
     program = "import sys; sys.modules['opentelemetry'] = None; import postpress_async.telemetry"
@@ -569,6 +571,7 @@ async def test_begin_and_end_of_a_pause_are_warnings(caplog: pytest.LogCaptureFi
     assert ended.__dict__["elapsed"] == pytest.approx(60, rel=0.1)
 
 
+@pytest.mark.slow
 def test_without_logging_configuration_nothing_is_printed() -> None:
     """Not even Python's handler of last resort prints the library's warnings."""
     program = """

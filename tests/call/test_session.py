@@ -606,6 +606,7 @@ async def test_events_name_the_target_of_a_call(sandbox, policy) -> None:
     assert urls == [f"{sandbox.url}/accounts/acc_1?port={port}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["session", "lean"])
 def test_unclosed_session_warns_at_once(transport: str) -> None:
     """A cycle would put Python's warning off until a collection: into a later test, which did no wrong."""

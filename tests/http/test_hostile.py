@@ -148,7 +148,6 @@ def memory(transport: str) -> Iterator[None]:
     gc.collect()
     gc.freeze()  # what other tests left is not looked at on the loop's time
     yield
-    gc.unfreeze()
     assert max(Watch.resident) - Watch.resident[0] < 32 << 20
 
 

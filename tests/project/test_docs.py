@@ -36,7 +36,13 @@ def test_every_program_has_its_output() -> None:
     assert len(PROGRAMS) == sum(text.count("```python") for text in TEXTS.values()) > 0
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if '__name__ == "__main__"' in program else [])
+        for name, (program, _) in PROGRAMS.items()
+    ],
+)
 def test_a_program_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
     """In this process, because a new one takes longer; except for programs that worker processes import."""
     program, output = PROGRAMS[name]
@@ -149,22 +155,22 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("name", CALLED)
-def test_public_names_are_documented(name: str) -> None:
+def test_public_names_are_documented() -> None:
     """What it is, and each error that it raises itself."""
-    value = function_of(CALLED[name])
-    if not (inspect.isclass(value) or inspect.isfunction(value)):
-        return  # a type alias says what it is by itself
-    text = inspect.getdoc(value) if inspect.isfunction(value) else value.__doc__
-    assert text, name
-    if inspect.isclass(value):
-        return
-    node = ast.parse(inspect.cleandoc("\n" + inspect.getsource(value))).body[0]
-    raised = set(filter(None, map(raised_by, ast.walk(node))))
-    own = {error for error in raised if error.endswith("Error") and error != "AttributeError"}
-    module = inspect.getdoc(inspect.getmodule(value)) or ""
-    for error in own:
-        assert error in text or "Raises" in text or error in module, f"{name} raises {error}"
+    for name, called in CALLED.items():
+        value = function_of(called)
+        if not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue  # a type alias says what it is by itself
+        text = inspect.getdoc(value) if inspect.isfunction(value) else value.__doc__
+        assert text, name
+        if inspect.isclass(value):
+            continue
+        node = ast.parse(inspect.cleandoc("\n" + inspect.getsource(value))).body[0]
+        raised = set(filter(None, map(raised_by, ast.walk(node))))
+        own = {error for error in raised if error.endswith("Error") and error != "AttributeError"}
+        module = inspect.getdoc(inspect.getmodule(value)) or ""
+        for error in own:
+            assert error in text or "Raises" in text or error in module, f"{name} raises {error}"
 
 
 def raised_by(node: ast.AST) -> str | None:
@@ -175,17 +181,17 @@ def raised_by(node: ast.AST) -> str | None:
 UNIT = re.compile(r"[Ss]econd|Unix time|[Uu]pper edge of the first wait")
 
 
-@pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if inspect.isclass(value)])
-def test_numbers_that_are_not_counts_have_a_unit(name: str) -> None:
+def test_numbers_that_are_not_counts_have_a_unit() -> None:
     """Seconds or milliseconds: a reader must not have to guess."""
-    value = PUBLIC[name]
-    notes = {
-        field: kind
+    fields = [
+        (name, value.__doc__ or "", field)
+        for name, value in PUBLIC.items()
+        if inspect.isclass(value)
         for field, kind in getattr(value, "__annotations__", {}).items()
         if not field.startswith("_") and "float" in str(kind) and "Callable" not in str(kind)
-    }
-    text = value.__doc__ or ""
-    for field in notes:
+    ]
+    assert len(fields) > 10
+    for name, text, field in fields:
         entry = re.search(rf"^ *{field}: .*(?:\n {{12}}.*)*", text, re.MULTILINE)
         description = entry or re.search(rf"[^.]*\*{field}\*[^.]*", text)
         assert description is not None, f"{name}.{field} is not described"
@@ -199,12 +205,8 @@ def run_somewhere() -> str:
     return code + "".join(file.read_text() for file in (ROOT / "tests/recipes").glob("*.py"))
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_name_has_an_example_that_is_run(name: str, ran: str) -> None:
+def test_public_names_have_an_example_that_is_run() -> None:
     """In a page, in the README or in a recipe; or an example prints it, as the one of all errors does."""
-    assert re.search(rf"\b{name.rpartition('.')[2]}\b", ran)
+    words = {*re.findall(r"\w+", run_somewhere())}
 
-
-@pytest.fixture(scope="module")
-def ran() -> str:
-    return run_somewhere()
+    assert [name for name in PUBLIC if name.rpartition(".")[2] not in words] == []

@@ -30,6 +30,7 @@ from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 from postpress_async.sandbox import Fault, Sandbox
+from tests.support.journals import killed
 
 QUICK = RetryPolicy(first_wait=0.001, max_wait=0.01)
 NEVER = Halt(failures="never")
@@ -342,13 +343,16 @@ async def test_a_second_run_counts_who_has_a_proxy_already(tmp_path) -> None:
 
 async def test_account_of_a_dead_run_is_sent_again_with_the_next_proxy(tmp_path) -> None:
     """Under a fresh key: the old one stands for the old body, and another is refused under it."""
-    journal, copy = tmp_path / "run.sqlite3", tmp_path / "killed.sqlite3"
+    journal = tmp_path / "run.sqlite3"
     async with Sandbox() as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", Fault(executes=True, ends="never"))
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=journal)
-        copy.write_bytes(journal.read_bytes())
+        first = asyncio.create_task(rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=journal))
+        while not sandbox.record.patched_accounts:
+            await asyncio.sleep(0)
+        copy = killed(journal)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
         outcomes, _ = await rotate(session, ["acc_1"], ProxyPool(proxies(2)[1:]), journal=copy)
 
     assert outcomes["acc_1"].state is State.PATCHED

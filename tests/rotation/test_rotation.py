@@ -375,17 +375,24 @@ async def test_accounts_maybe_sent_by_a_dead_run_stay_in_doubt(sandbox, tmp_path
     sandbox.script(
         "acc_1", Fault(executes=True, ends="never"), "errors/service_unavailable", "errors/no_channel"
     )
-    async with sandbox.session(retry=policy) as session:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1), session.rotate({"acc_1": US}, journal=journal) as rotation:
-                await rotation.run()
-        async with session.rotate({"acc_1": US}, journal=journal) as rotation:
-            await rotation.run()
-        assert recorded(journal) == {"acc_1": "unknown"}  # no_channel is fatal, and leaves the doubt
+
+    async def run(session: PostPressSession, journal: Path) -> None:
         async with session.rotate({"acc_1": US}, journal=journal) as rotation:
             await rotation.run()
 
-    assert recorded(journal) == {"acc_1": "patched"}
+    async with sandbox.session(retry=policy) as session:
+        first = asyncio.create_task(run(session, journal))
+        while not sandbox.record.patched_accounts:
+            await asyncio.sleep(0)
+        copy = killed(journal)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await run(session, copy)
+        assert recorded(copy) == {"acc_1": "unknown"}  # no_channel is fatal, and leaves the doubt
+        await run(session, copy)
+
+    assert recorded(copy) == {"acc_1": "patched"}
     assert sandbox.record.managed_handed_out == 1
 
 

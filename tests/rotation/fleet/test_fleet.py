@@ -29,12 +29,7 @@ US = ManagedProxy(country="US")
 SECRET = "pa55!word"  # no valid id: it is not mistaken for one where the columns have moved
 
 # One directory for all examples: each overwrites the file.
-thorough = settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=100,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+one_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -820,7 +815,7 @@ def test_memory_does_not_grow_with_the_fleet(write) -> None:
     assert peak < 2_000_000  # two and a half million bytes of ids went by
 
 
-@thorough
+@one_directory
 @given(st.lists(st.integers(0, 3000), max_size=4000))
 def test_first_lines_are_those_a_dict_would_keep(numbers: list[int]) -> None:
     """The table is our own, and a wrong answer would refuse or repeat an account."""
@@ -876,7 +871,7 @@ def cells(account_id: str, change: ProxyChange) -> dict[str, Any]:
     return {"account_id": account_id} | proxy | parts
 
 
-@thorough
+@one_directory
 @given(
     fleet=FLEETS,
     columns=st.permutations(COLUMNS),
@@ -906,7 +901,7 @@ def test_output_of_csv_writer_is_read_back(
     assert [row.ordinal for row in rows] == list(range(len(fleet)))
 
 
-@thorough
+@one_directory
 @given(fleet=FLEETS, ascii_only=st.booleans(), nested=st.booleans())
 def test_output_of_json_dumps_is_read_back(tmp_path, fleet, ascii_only, nested) -> None:
     """The same law for JSON Lines, with the proxy's parts as keys or as an object."""
@@ -983,7 +978,7 @@ CONTENTS = st.one_of(
 )
 
 
-@settings(thorough, max_examples=500)
+@settings(one_directory, max_examples=500)
 @given(content=CONTENTS, name=st.sampled_from(["f.csv", "f.jsonl", "f"]))
 @example(content=f"a,{SECRET}\n".encode() + b"\xff", name="f.csv")
 @example(content=f'account_id,password\na,"{SECRET}\n'.encode(), name="f.csv")

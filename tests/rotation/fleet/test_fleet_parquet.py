@@ -368,6 +368,7 @@ def test_without_pyarrow_it_says_what_to_install(write, monkeypatch) -> None:
         Fleet.open(path)
 
 
+@pytest.mark.slow
 def test_a_csv_file_does_not_load_pyarrow(tmp_path) -> None:
     """It takes a fifth of a second, and 60 MB."""
     path = tmp_path / "f.csv"
@@ -565,6 +566,7 @@ def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path, writer) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_damaged_column_entry_is_reported_without_a_crash(write) -> None:
     """pyarrow's own view of it ends the process with many a wrong byte."""
     path = write({"id": [f"a{n}" for n in range(99)], "country": ["US"] * 99}, row_group_size=50)

@@ -115,6 +115,7 @@ def test_nothing_is_written_to_or_beside_a_journal(path, tmp_path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["run.sqlite3"]
 
 
+@pytest.mark.slow
 def test_a_run_is_seen_while_it_goes_on(path) -> None:
     """From another terminal; the run's lock is its own afterwards, too."""
     with Run(path):
@@ -125,6 +126,7 @@ def test_a_run_is_seen_while_it_goes_on(path) -> None:
             Journal.open(path)
 
 
+@pytest.mark.slow
 async def test_a_program_may_look_at_its_own_journal(path) -> None:
     """A file that is closed lets go of the locks its process has on it: the view must not."""
     journal = Journal.open(path)
@@ -141,6 +143,7 @@ async def test_a_program_may_look_at_its_own_journal(path) -> None:
     assert numbers(path).stage is Stage.ENDED
 
 
+@pytest.mark.slow
 def test_outcomes_of_a_killed_run_are_read_without_changing_the_journal(path, tmp_path) -> None:
     """The next run corrects it; a reader that did so would race with it."""
     with Run(path) as run:
@@ -153,6 +156,7 @@ def test_outcomes_of_a_killed_run_are_read_without_changing_the_journal(path, tm
     assert path.with_name("run.sqlite3-wal").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_journal_that_was_copied_without_its_index_is_read(path, tmp_path) -> None:
     """`cp run.sqlite3*` of a killed run may lack the -shm, and SQLite would make one."""
     with Run(path) as run:
@@ -190,6 +194,7 @@ def read_only_folder() -> Iterator[Path]:
         folder.chmod(0o700)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions are other ones there")
 @pytest.mark.parametrize("killed", [False, True], ids=["of a run that ended", "of one that was killed"])
 def test_a_journal_in_a_read_only_folder_is_read(read_only_folder, killed) -> None:
@@ -212,6 +217,7 @@ def test_a_journal_in_a_read_only_folder_is_read(read_only_folder, killed) -> No
     assert numbers(path).stage is (Stage.DIED if killed else Stage.ENDED)
 
 
+@pytest.mark.slow
 def test_a_link_to_a_journal_is_followed_to_its_lock(path, tmp_path) -> None:
     link = tmp_path / "latest"
     link.symlink_to(path)
@@ -528,6 +534,7 @@ def test_a_command_that_no_run_noted_is_not_told(path, text) -> None:
     assert found.command is None
 
 
+@pytest.mark.slow
 def test_a_copy_that_had_to_be_made_is_its_owner_s(path) -> None:
     """A journal names accounts; on a shared machine, the folder for temporary files is everybody's."""
     with Run(path) as run:

@@ -54,19 +54,17 @@ def sellers_list() -> dict[int, ListedProxy | RefusedLine]:
     return {item.line: item for item in items}
 
 
-@pytest.mark.parametrize("expected", EXPECTED, ids=lambda expected: f"line {expected['line']}")
-def test_a_line_of_a_sellers_list_is_what_it_is(
-    sellers_list: dict[int, ListedProxy | RefusedLine], expected: dict[str, Any]
+def test_each_line_of_a_sellers_list_is_what_it_is(
+    sellers_list: dict[int, ListedProxy | RefusedLine],
 ) -> None:
     """Each line of a real list, in any of its forms, is the proxy meant or is refused in these words."""
-    item = sellers_list[expected["line"]]
+    for expected in EXPECTED:
+        item, proxy = sellers_list[expected["line"]], expected["proxy"]
 
-    if reason := expected["proxy"].get("bad"):
-        assert isinstance(item, RefusedLine)
-        assert item.reason == reason
-    else:
-        assert isinstance(item, ListedProxy)
-        assert item.proxy == CustomProxy(**expected["proxy"])
+        if isinstance(item, RefusedLine):
+            assert (item.line, item.reason) == (expected["line"], proxy.get("bad"))
+        else:
+            assert (item.line, item.proxy) == (expected["line"], CustomProxy(**proxy))
 
 
 def test_comments_and_blank_lines_of_a_list_give_no_proxy(
