@@ -218,14 +218,15 @@ def new_retrying(
 
     The policy and *may_retry* must both want a retry. The policy's stop strategy or *stop* may end the call.
     """
+    retrying = policy._retrying  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
     async def should_retry(state: RetryCallState) -> bool:
-        return await policy._wants_retry(state) and may_retry(_error_of(state))  # noqa: SLF001
+        return await _ask(retrying.retry, state) and may_retry(_error_of(state))
 
     async def should_stop(state: RetryCallState) -> bool:
-        return bool(await _ask(policy._retrying.stop, state)) or stop(state)  # noqa: SLF001
+        return bool(await _ask(retrying.stop, state)) or stop(state)
 
-    return policy._retrying.copy(retry=should_retry, stop=should_stop)  # noqa: SLF001
+    return retrying.copy(retry=should_retry, stop=should_stop)
 
 
 async def _ask(strategy: Callback, about: Any) -> Any:

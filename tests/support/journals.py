@@ -73,8 +73,8 @@ def change(path: Path, statement: str, *values: object) -> None:
 
 _DIES = """
 import asyncio, os, sys
-from postpress_async import Outcome
 from postpress_async.rotation import Journal
+from postpress_async.rotation._outcome import patched_outcome
 
 async def main():
     journal = Journal.open(sys.argv[1])
