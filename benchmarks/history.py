@@ -26,6 +26,7 @@ from attrs import evolve
 
 from postpress_async.errors import Applied
 from postpress_async.rotation import Fleet, Outcome, State
+from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, row_of
 from postpress_async.rotation.journal._tables import OUTCOME_COLUMNS
 
@@ -43,7 +44,7 @@ def account_id(number: int) -> str:
 
 def outcomes(accounts: int, run: int) -> Iterator[Outcome]:
     """One in a hundred failed, and one in a thousand is in doubt."""
-    patched = Outcome.patched(0, 2, "", 1, 0.25)
+    patched = patched_outcome(0, 2, "", 1, 0.25)
     for number in range(accounts):
         now = BEGAN + run * DAY + number / 1_000
         label = f"user{number % 500}@p{(number + run) % 500}.example.net:8080"

@@ -140,7 +140,7 @@ async def test_a_shorter_input_makes_no_journal_shorter(path) -> None:
     """A wrong one is refused at its first row, and the journal still tells how many accounts it is of."""
     for total in (2000, 1000):
         journal = Journal.open(path)
-        journal.record(Outcome.patched(0, 2, "acc_0", 1, 0.1))
+        journal.record(patched_outcome(0, 2, "acc_0", 1, 0.1))
         journal.begin(total)
         await journal.aclose()
 
