@@ -36,19 +36,24 @@ def test_every_program_has_its_output() -> None:
     assert len(PROGRAMS) == sum(text.count("```python") for text in TEXTS.values()) > 0
 
 
+def needs_process(program: str) -> bool:
+    """Workers of a cluster import the program, and an exporter keeps the standard output of its import."""
+    return '__name__ == "__main__"' in program or "ConsoleSpanExporter" in program
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if '__name__ == "__main__"' in program else [])
+        pytest.param(name, marks=[pytest.mark.slow] if needs_process(program) else [])
         for name, (program, _) in PROGRAMS.items()
     ],
 )
 def test_a_program_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
-    """In this process, because a new one takes longer; except for programs that worker processes import."""
+    """In this process if possible, because a new one takes longer."""
     program, output = PROGRAMS[name]
     file = tmp_path / "program.py"
     file.write_text(program)
-    if '__name__ == "__main__"' in program:
+    if needs_process(program):
         command = [sys.executable, "-W", "error", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         printed = done.stdout + done.stderr

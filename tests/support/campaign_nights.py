@@ -366,8 +366,8 @@ def check_caps_outside(case: Case) -> Iterator[Finding]:
     if cap is None or not case.run.step.on:
         return
     held = Counter(_held(case, account.account_id) for account in case.accounts)
-    given = {record.proxy for _, record in case.records if record is not None and record.proxy}
-    for label in given & {proxy.host + f":{proxy.port}" for proxy in case.sequence.pool}:
+    assigned = {record.proxy for _, record in case.records if record is not None and record.proxy}
+    for label in assigned & {proxy.host + f":{proxy.port}" for proxy in case.sequence.pool}:
         if held[label] > cap:
             yield Finding("proxy over its cap", None, f"{label} has {held[label]} accounts, {cap} allowed")
 

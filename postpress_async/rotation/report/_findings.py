@@ -10,7 +10,7 @@ from typing import Final
 from attrs import frozen
 
 from postpress_async.rotation._outcome import Outcome, State
-from postpress_async.rotation.journal._reading import JournalView, printable
+from postpress_async.rotation.journal._reading import LATEST, JournalView, printable
 from postpress_async.rotation.journal._statistics import SENT, Stage, Statistics, collect_statistics
 
 BARS: Final = 96
@@ -146,6 +146,8 @@ def find(view: JournalView, stage: Stage, now: float) -> Findings:
 def _axis(rows: list[tuple[float, float]]) -> tuple[float, float]:
     """The start and the width of the first bar."""
     [(first, last)] = rows
+    if not 0 <= first <= last <= LATEST:
+        raise ValueError("an invalid time")
     step = _step(first, last)
     return first // step * step, step  # aligned with full minutes or hours
 
