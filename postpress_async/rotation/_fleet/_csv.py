@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from operator import itemgetter
@@ -12,7 +12,7 @@ from attrs import evolve
 
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._fleet._header import KNOWN, Header, read_header
-from postpress_async.rotation._fleet._row import COLUMNS, Cells, RowReader, column_of
+from postpress_async.rotation._fleet._row import Cells, RowReader, column_of
 from postpress_async.rotation._rows import Refusal, Row
 
 # A record's first and last line, and its cells; None instead of the cells if its quotes are wrong.
@@ -32,9 +32,10 @@ class CsvTable:
         ignored_columns: Unknown names in the header.
     """
 
-    def __init__(self, file: FleetFile) -> None:
+    def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the header cannot be read or has no account_id."""
         self._file = file
+        self._columns = columns
         with closing(file.lines()) as blocks:
             self.ignored_columns: tuple[str, ...] = self._begin(blocks)[0].ignored
 
@@ -44,7 +45,7 @@ class CsvTable:
             header, records = self._begin(blocks)
             # `_read` appends an empty cell, which stands for every missing column.
             pick: Callable[[list[str]], Cells] = itemgetter(
-                *(header.positions.get(name, header.width) for name in COLUMNS)
+                *(header.positions.get(name, header.width) for name in self._columns)
             )
             for ordinal, (first, last, cells) in enumerate(records):
                 row = _read(header.width, pick, reader, ordinal, first, cells)
@@ -72,7 +73,7 @@ class CsvTable:
             raise self._file.error(
                 f"has no header with account_id: start it with a line of column names, from {KNOWN}"
             )
-        return read_header(names, self._file.error), records
+        return read_header(names, self._file.error, self._columns), records
 
     def _records(self, lines: Iterator[str], delimiter: str, skipped: int) -> Generator[_Record, None, None]:
         # Without `strict`, an unclosed quote would silently swallow the rest of the file.

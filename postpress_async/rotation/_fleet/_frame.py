@@ -49,7 +49,7 @@ class FrameTable:
 
     name: str = "<frame>"
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the frame is lazy, or its columns are not a fleet's."""
         if hasattr(type(frame), "collect"):
             raise self.error("is lazy, and would be computed for every pass: pass frame.collect()")
@@ -58,11 +58,11 @@ class FrameTable:
         labels = [str(name) for name in getattr(getattr(frame, "index", None), "names", ())]
         if "account_id" in map(column_of, labels) and "account_id" not in map(column_of, names):
             raise self.error("has account_id as its index: pass frame.reset_index()")
-        header = read_header(names, self.error)
+        header = read_header(names, self.error, columns)
         slices = _pandas_slices if hasattr(type(frame), "iloc") else _polars_slices
         self._columns = {column: slices(frame, index) for column, index in header.positions.items()}
         self._ignored = header.ignored
-        self._maker = BatchMaker()
+        self._maker = BatchMaker(columns)
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """A fleet as Parquet, read by pyarrow: only the known columns, one batch of rows at a time."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -16,7 +16,7 @@ from postpress_async.rotation._fleet._parquet_footer import (
     Chunk,
     read_row_groups,
 )
-from postpress_async.rotation._fleet._row import PARTS, RowReader, column_of, printable_name
+from postpress_async.rotation._fleet._row import PARTS, RowReader, column_of, may_be_number, printable_name
 from postpress_async.rotation._rows import Refusal, Row
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class ParquetTable:
         ignored_columns: Unknown columns, and unknown fields of the proxy.
     """
 
-    def __init__(self, file: FleetFile) -> None:
+    def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
         """Raise `FleetError` if pyarrow is not installed, or a column has an unsupported type."""
         try:
             import pyarrow
@@ -57,10 +57,11 @@ class ParquetTable:
             advice = "pip install 'postpress-async[parquet]', or export it as CSV"
             raise file.error(f"is Parquet, which requires pyarrow: {advice}") from None
         self._file = file
+        self._columns = columns
         self._arrow = pyarrow
         with self._opened() as parquet:
             schema = self._convert_errors(lambda: parquet.schema_arrow)
-        header = read_header(schema.names, file.error)
+        header = read_header(schema.names, file.error, columns)
         self._names = {column: schema.names[index] for column, index in header.positions.items()}
         self._leaves: list[str] = []
         self._batch_sizes: list[int] | None = None
@@ -101,15 +102,15 @@ class ParquetTable:
         texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
         # pandas writes a column without values as floats. A row with a float value is refused.
         floats = (types.is_floating,)
-        numbers = (types.is_integer, types.is_decimal) if column == "port" else ()
+        numbers = (types.is_integer, types.is_decimal) if may_be_number(column) else ()
         if not any(fits(kind) for fits in texts + floats + numbers):
-            expected = "text or whole numbers" if column == "port" else "text"
+            expected = "text or whole numbers" if may_be_number(column) else "text"
             raise self._file.error(
                 f"has {printable_name(name)} as {printable_name(str(kind))}: write that column as {expected}"
             )
 
     def _batches(self) -> Generator[Batch, None, None]:
-        maker = BatchMaker()
+        maker = BatchMaker(self._columns)
         if self._batch_sizes is None:
             self._batch_sizes = self._find_batch_sizes()
         with self._opened() as parquet:

@@ -64,14 +64,14 @@ class QueryTable:
 
     name: str = "<query>"
 
-    def __init__(self, url: str, query: str) -> None:
+    def __init__(self, url: str, query: str, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the database refuses the query, or its columns are not a fleet's."""
         self._digest = hashlib.sha256()
         # On most systems it has no name, so a killed run leaves no passwords behind.
         self._spool: IO[bytes] = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
         try:
             with closing(Query(url, query)) as result:
-                self.ignored_columns: tuple[str, ...] = self._copy(result)
+                self.ignored_columns: tuple[str, ...] = self._copy(result, columns)
         except BaseException:
             self._spool.close()
             raise
@@ -92,12 +92,12 @@ class QueryTable:
         """Delete the copy."""
         self._spool.close()
 
-    def _copy(self, result: "Query") -> tuple[str, ...]:
-        header = read_header(result.names, self.error)
-        maker = BatchMaker()
+    def _copy(self, result: "Query", columns: Sequence[str]) -> tuple[str, ...]:
+        header = read_header(result.names, self.error, columns)
+        maker = BatchMaker(columns)
         for rows in result.batches(BATCH):
-            columns = list(zip(*rows, strict=True))
-            values = {column: columns[index] for column, index in header.positions.items()}
+            values_by_index = list(zip(*rows, strict=True))
+            values = {column: values_by_index[index] for column, index in header.positions.items()}
             self._append(maker.make(values, len(rows)))
         return header.ignored + maker.keys.ignored
 

@@ -238,7 +238,7 @@ REFUSED = [
     ("a,,,,http,,,,192.0.2.1", "protocol", "protocol without a proxy"),
     ("a,,,,,u,,US,", "username", "username without a proxy"),
     ("a,,,,,,p,,", "host", "host missing"),
-    ("a,h:80,,,,,,,", "proxy", "protocol missing"),
+    ("a,u:p,,,,,,,", "proxy", "protocol missing"),
     ("a,https://h,,,,,,,", "proxy", "port missing"),
     ("a,https://h:99999,,,,,,,", "proxy", "port out of range"),
     ("a,ftp://h:80,,,,,,,", "proxy", "protocol unknown"),
