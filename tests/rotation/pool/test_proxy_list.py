@@ -178,6 +178,26 @@ def test_bad_line_is_reported_with_number_field_and_reason(line: str, field: str
     assert refusal.advice
 
 
+@pytest.mark.parametrize(
+    ("line", "form"),
+    [
+        ("http://gw.example:8000:user:pw", "SCHEME://user:password@host:port, or host:port:user:password"),
+        ("socks5://[2001:db8::1]:8000:user:p@ss", "SCHEME://user:password@host:port"),
+        ("http://gw:8000:user:pw", "SCHEME://user:password@host:port"),
+        ("user:pw:gw.example:8000", "write user:password@host:port"),
+        ("gw.example:8000@user:pw", "write user:password@host:port"),
+        ("gw.example 8000 user pw", "put colons between the parts: host:port:user:password"),
+        ("192.0.2.1;8000;user;pw", "put colons between the parts"),
+        ("192.0.2.1:8000 user:pw", "write host:port:user:password"),
+    ],
+)
+def test_wrong_line_names_the_form_that_was_probably_meant(line: str, form: str) -> None:
+    refusal = refusal_of(line)
+
+    assert (refusal.column, refusal.reason) == (None, "form unknown")
+    assert form in refusal.advice
+
+
 def test_a_refusal_reads_as_a_sentence() -> None:
     """It is printed as it is."""
     assert (
@@ -237,6 +257,8 @@ def test_a_table_is_read_by_its_header(lines: list[str]) -> None:
         "proxy_type;proxy_ip;proxy_port;proxy_login;proxy_pass",
         "Protocol,Hostname,Port Number,User,pwd",
         "protocol,server,port,user name,passwd",
+        "Protocols,Endpoint,Proxy Port,usr,psw",
+        "proxy type,gateway,port,auth user,auth password",
     ],
 )
 def test_a_table_is_read_by_the_names_that_sellers_use(header: str) -> None:
