@@ -172,7 +172,8 @@ def test_rows_whose_tag_has_no_pool_are_reported_in_one_line(folder, words) -> N
     assert done.stderr == (
         "fleet.csv: 2,999 lines (3, 4, 5, 6, 7 and 2,994 more), pool: no pool for DE: add a pool for it, or "
         "correct it; the pools are US\n"
-        "nothing was sent: correct them, or use --skip-bad to send only what is valid: 1 account and 1 proxy\n"
+        "nothing was sent: correct them, or use --skip-bad to send only what is valid: "
+        "1 account and 1 proxy\n"
     )
 
 
