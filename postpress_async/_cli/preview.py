@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import ip_address
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 import click
@@ -133,23 +133,21 @@ def _change(job: Job, row: Row) -> ProxyChange | None:
 
 def _warn_of_private_addresses(job: Job) -> None:
     """Report proxies that PostPress, which is on another machine, can probably not reach."""
-    changes = ((row.account_id, row.change) for row in _rows(job) if isinstance(row, Row))
-    pooled = ((proxy.label, proxy.proxy) for proxy in job.proxies)
-    for kind, named in (("row", changes), ("proxy of --pool", pooled)):
-        names, count = list[str](), 0
-        for name, change in named:
-            host = change.host if isinstance(change, CustomProxy) else change and change.ip
-            if host is not None and _is_private(host):
-                count += 1
-                names += [f"{name} ({host})" if change else name] * (count <= SHOWN)
-        if count:
-            kinds = "proxies of --pool" if kind.startswith("proxy") else "rows"
-            more = f" and {count - SHOWN:,} more" if count > SHOWN else ""
-            click.echo(
-                f"{counted(count, kind, kinds)} with localhost, or with an address that is private or not "
-                f"routable, which PostPress can probably not reach: {', '.join(names)}{more}",
-                err=True,
-            )
+    changes = ((row.account_id, row.change) for row in _rows(job) if isinstance(row, Row) and row.change)
+    proxies = ((pooled.label, pooled.proxy) for pooled in job.proxies)
+    hosts = (
+        (name, change.host if isinstance(change, CustomProxy) else change.ip)
+        for name, change in chain[tuple[str, ProxyChange]](changes, proxies)
+    )
+    private = (f"{name} ({host})" for name, host in hosts if host is not None and _is_private(host))
+    if first := list(islice(private, SHOWN)):
+        count = sum(1 for _ in private)
+        more = f" and {count:,} more" if count else ""
+        click.echo(
+            f"{counted(len(first) + count, 'proxy', 'proxies')} with localhost, or with an address that is "
+            f"private or not routable, which PostPress can probably not reach: {', '.join(first)}{more}",
+            err=True,
+        )
 
 
 @lru_cache(maxsize=1024)

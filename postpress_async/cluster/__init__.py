@@ -154,6 +154,9 @@ class Cluster:
         A rotation of many accounts on the workers; the arguments are those of `PostPressSession.rotate`.
 
         A journal that one machine began can be gone on with here, and the other way round.
+
+        Raises:
+            ValueError: As for `PostPressSession.rotate`; or there are several pools, or templates.
         """
         check_count("limit", limit)
         if pool and (not isinstance(pool, ProxyPool) or any(pooled.is_template for pooled in pool)):

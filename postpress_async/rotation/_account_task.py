@@ -165,7 +165,7 @@ class AccountRunner:
     Attributes:
         update: The session's function.
         waits: Where the calls wait.
-        pools: Provide proxies for rows without a change, by the tag of the row; empty if there are none.
+        pools: Provide proxies for rows without a change, by the tag of the row.
         on_backoff: Called with True when a call starts to back off, and with False when it continues.
         on_attempt_failed: Called with the error of each failed attempt.
         on_proxy_failed: Called with a proxy of the pool that failed, and whether this quarantined it.

@@ -89,9 +89,8 @@ class RotationInput:
             pooled: The pool of the rotation, or pools by tag; False without one.
 
         Raises:
-            ValueError: The fleet was opened for another pool, or for one although there is none; or no
-                account would use the pool; or there is none for a tag; or a change is wrong; as far as this
-                can be known without consuming *changes*.
+            ValueError: The fleet was opened for another pool; or no account would use the pool; or a tag has
+                no pool; or a change is wrong; as far as this can be known without consuming *changes*.
             FleetError: The columns of a frame are not those of a fleet.
         """
         if is_frame(changes):

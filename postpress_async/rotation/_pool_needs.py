@@ -42,7 +42,7 @@ class PoolNeeds:
         if pooled is False or isinstance(pooled, PoolNeeds):
             return pooled or None
         if isinstance(pooled, Mapping):
-            return cls({as_tag(name): pool.columns for name, pool in pooled.items()}, by)
+            return cls(dict(sorted((as_tag(name), pool.columns) for name, pool in pooled.items())), by)
         return cls({None: () if pooled is True else pooled.columns})
 
     @property
@@ -50,11 +50,6 @@ class PoolNeeds:
         """All columns that are needed. They choose the proxy, and do not order a managed one."""
         names = {self.by} if self.by else set[str]()
         return tuple(sorted(names.union(*self.columns.values())))
-
-    @property
-    def digest(self) -> bytes:
-        """Bytes that differ if other rows may be refused; empty for one pool without templates."""
-        return repr((self.by, sorted(self.columns.items(), key=repr))).encode() if self.names else b""
 
     def tag_of(self, fields: Mapping[str, str]) -> Tag:
         """

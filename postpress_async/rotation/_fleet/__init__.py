@@ -80,10 +80,11 @@ class Fleet:
     """
     A fleet: named columns, and a row for each account.
 
-    The columns are ``account_id``; ``proxy`` (a URL) or ``host``, ``port``, ``protocol``, ``username`` and
-    ``password``; ``country`` and ``ip``. Case, ``_``, ``-`` and spaces in names are ignored, and common other
-    names such as ``id``, ``account``, ``user``, ``pass`` and ``proxy_host`` are recognized. An empty cell is
-    a missing value. Spaces around a cell are removed, except in passwords.
+    The columns are ``account_id``; ``proxy`` (in any form that a list of proxies can have), or ``host``,
+    ``port``, ``protocol``, ``username`` and ``password``; ``country`` and ``ip``. Case, ``_``, ``-`` and
+    spaces in names are ignored, and common other names such as ``id``, ``account``, ``user``, ``pass`` and
+    ``proxy_host`` are recognized. An empty cell is a missing value. Spaces around a cell are removed, except
+    in passwords.
 
     Attributes:
         name: The file's name without its folder; or ``<stdin>``, ``<query>`` or ``<frame>``.
@@ -224,7 +225,7 @@ class Fleet:
         if self._digest is None:
             digest = self._file.sha256()
             if self.needs is not None:
-                digest.update(b"\0pool" + self.needs.digest)
+                digest.update(b"\0pool" + (repr(self.needs).encode() if self.needs.names else b""))
             if self._default is not None:
                 digest.update(b"\0" + json.dumps(_without_password(self._default)).encode())
             if self.selection is not None:

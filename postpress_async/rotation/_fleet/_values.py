@@ -30,8 +30,8 @@ class KeyReader:
             FieldError: Two keys stand for the same column, or *found* already has it.
         """
         for key, value in values.items():
-            column = field_of(key) if isinstance(key, str) else None
-            if column is None or column not in columns:
+            column = field_of(key) if isinstance(key, str) else ""
+            if column not in columns:
                 if len(self._ignored) < _MOST_IGNORED:
                     self._ignored.setdefault(str(key), printable_name(str(key)))
             elif column in found:

@@ -135,20 +135,12 @@ def read_lists(
             # A proxy instead of a file: an error that names it would show its password.
             raise FleetError("the list of proxies cannot be read: pass the path of a file, not a proxy")
         with closing(FleetFile(source)) as file:
-            count, refused, ignored = len(lists.proxies), list[RefusedLine](), list[str]()
-            lines = chain.from_iterable(file.lines())
-            column = None if tag else by
-            for item in read_lines(
-                lines, source=file.shown, known=known, ignored=ignored, tag=tag, by=column
-            ):
-                if isinstance(item, ListedProxy):
-                    lists.proxies.append(item)
-                else:
-                    refused.append(item)
-        name = f"the list of proxies in {file.shown}"
-        if len(lists.proxies) == count and not refused:
-            raise FleetError(f"{name} is empty: list one proxy per line")
-        lists.refused.extend(refused)
+            lines, ignored = chain.from_iterable(file.lines()), list[str]()
+            items = list(read_lines(lines, file.shown, known, ignored, tag, None if tag else by))
+        if not items:
+            raise FleetError(f"the list of proxies in {file.shown} is empty: list one proxy per line")
+        lists.proxies.extend(item for item in items if isinstance(item, ListedProxy))
+        lists.refused.extend(item for item in items if isinstance(item, RefusedLine))
         lists.ignored_columns[file.shown] = tuple(ignored)
     if lists.refused and not (skip_bad and lists.proxies):
         raise FleetError("\n".join(_describe(lists.refused)))
@@ -173,7 +165,6 @@ Known: TypeAlias = dict[tuple[str, int, str], tuple[str, int, Secret | None, Tag
 
 def read_lines(
     lines: Iterable[str],
-    *,
     source: str = "",
     known: Known | None = None,
     ignored: list[str] | None = None,
