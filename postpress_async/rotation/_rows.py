@@ -48,8 +48,8 @@ class Row:
 @frozen
 class Refusal:
     """
-    An invalid row, which is not sent. It contains no text of the row but a valid account id, a country or the
-    name of an unknown field.
+    An invalid row, which is not sent. It contains no text of the row but a valid account id, a country, the
+    tag of a pool or the name of an unknown field.
 
     Attributes:
         ordinal: See `Row`.
