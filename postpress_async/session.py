@@ -172,12 +172,12 @@ class PostPressSession:
 
     async def update_many(
         self,
-        changes: "Mapping[str, ProxyChangeLike | None] | Iterable[Change]",
+        changes: "Mapping[str, ProxyChangeLike | str | None] | Iterable[Change]",
         *,
         deadline: float | None = None,
         retry: RetryPolicy | None = None,
         in_flight: int | None = None,
-        pool: "ProxyPool | None" = None,
+        pool: "ProxyPool | Mapping[str, ProxyPool] | None" = None,
     ) -> "Results":
         """
         Set the proxies of many accounts concurrently, and return the outcome of each.
@@ -193,7 +193,8 @@ class PostPressSession:
                 deadline for each account.
             retry: Overrides the session's policy.
             in_flight: Accounts processed at once, from 1; if None, `Pace.in_flight`.
-            pool: Assigns proxies to accounts without a change, and replaces those that fail.
+            pool: Assigns proxies to accounts without a change, and replaces those that fail. As for `rotate`,
+                it may be several pools by tag.
 
         Raises:
             ValueError: An argument or a change is invalid, an account occurs twice with different changes, or
@@ -201,16 +202,17 @@ class PostPressSession:
             ConfigurationError: The session is closed, or belongs to another event loop.
         """
         from postpress_async.rotation import Halt, Outcome, Results, Rotation
-        from postpress_async.rotation._input import check_count, check_pool
+        from postpress_async.rotation._input import check_count
+        from postpress_async.rotation._pool._tags import pools_of
         from postpress_async.rotation._rows import distinct_rows
 
         check_count("in_flight", in_flight)
-        check_pool(pool)
+        pools_of(pool)  # raises if it is wrong
         if deadline is not None:
             check_seconds("deadline", deadline)
         if retry is not None:
             check_policy(retry)
-        rows = distinct_rows(changes, pooled=pool is not None)
+        rows = distinct_rows(changes, pooled=pool or False)
         with self._tracker:
             ends_at = math.inf if deadline is None else self._tracker.clock() + deadline
             rotation = Rotation(
@@ -243,7 +245,7 @@ class PostPressSession:
         journal: str | os.PathLike[str] | None = None,
         in_flight: int | None = None,
         halt: "str | int | Halt | None" = None,
-        pool: "ProxyPool | None" = None,
+        pool: "ProxyPool | Mapping[str, ProxyPool] | None" = None,
         limit: int | None = None,
         on_unknown: "OnUnknown" = "retry",
         on_failed: "OnFailed" = "report",
@@ -266,7 +268,10 @@ class PostPressSession:
             in_flight: Accounts processed at once, from 1; if None, `Pace.in_flight`.
             halt: When to abort: ``"5%"`` of the latest 200 accounts failed, ``100`` accounts failed, or
                 ``"never"``; or a `Halt`, which may have a canary stage. None means ``"50%"``.
-            pool: Assigns proxies to accounts without a change, and replaces those that fail.
+            pool: Assigns proxies to accounts without a change, and replaces those that fail. If it is several
+                pools by tag, such as ``{"US": pool, "DE": pool}``, an account gets proxies of one of them:
+                the tag takes the place of its change, as in ``("acc_1", "US")``, or is in a column of the
+                `Fleet`, which must be opened with the same ``pooled=``.
             limit: Most accounts to process in this run, from 1; None for all.
             on_unknown: Whether accounts whose outcome is unknown after an earlier run, or that a killed run
                 may have sent, are sent again with the same key (``"retry"``) or left as they are
@@ -294,13 +299,14 @@ class PostPressSession:
         """
         # Imported here, because programs that update single accounts do not need it.
         from postpress_async.rotation import Halt, Rotation
-        from postpress_async.rotation._input import RotationInput, check_count, check_pool
+        from postpress_async.rotation._input import RotationInput, check_count
+        from postpress_async.rotation._pool._tags import pools_of
         from postpress_async.rotation._selection import Selection
 
         check_count("in_flight", in_flight)
         check_count("limit", limit)
-        check_pool(pool)
-        rotation_input = RotationInput.of(changes, pooled=pool is not None).only(Selection.of(on))
+        pools_of(pool)  # raises if it is wrong
+        rotation_input = RotationInput.of(changes, pooled=pool or False).only(Selection.of(on))
         at_once = in_flight or self._pace.in_flight
         opener = rotation_input.journal_opener(
             journal,

@@ -22,13 +22,14 @@ from yarl import URL
 
 from postpress_async._cli import exit_codes, options
 from postpress_async._cli.command import Command, Commands, Option
-from postpress_async._cli.inputs import report_pool
+from postpress_async._cli.inputs import report_lists
 from postpress_async._cli.output import aligned, counted, write_stderr
 from postpress_async._settings import read_base_url
 from postpress_async.errors import ConfigurationError
 from postpress_async.models import ProxyProtocol
-from postpress_async.rotation import ProxyPool
+from postpress_async.rotation import PooledProxy
 from postpress_async.rotation._atomic_write import atomic_write
+from postpress_async.rotation._pool._proxy_list import read_lists
 
 if TYPE_CHECKING:
     from postpress_async.rotation._pool._check import CheckedProxy, ProxyChecker
@@ -119,8 +120,9 @@ def check(
     checker = make_checker(
         target=target, echo=echo_url is not None, deadline=deadline, protocol=ProxyProtocol(protocol)
     )
-    pool = ProxyPool.read(*lists, skip_bad=True)
-    report_pool(pool)
+    listed = read_lists([(None, path) for path in lists], skip_bad=True)
+    report_lists(listed)
+    pool = [PooledProxy.of(entry.proxy) for entry in listed.proxies]
     results: list[CheckedProxy] = []
     started = time.monotonic()
     is_interrupted = asyncio.run(_check(checker, pool, in_flight, results))
@@ -140,7 +142,7 @@ def check(
         return exit_codes.INTERRUPTED
     if write is not None:
         _write_list(write, pool, {checked.proxy for checked in results if not checked.is_failure})
-    is_bad = pool.refusals or any(checked.is_failure for checked in results)
+    is_bad = listed.refused or any(checked.is_failure for checked in results)
     return exit_codes.SOME_LEFT if is_bad else exit_codes.ALL_PATCHED
 
 
@@ -156,7 +158,7 @@ def make_checker(**settings: Any) -> "ProxyChecker":
 
 
 async def _check(
-    checker: "ProxyChecker", pool: ProxyPool, in_flight: int, results: "list[CheckedProxy]"
+    checker: "ProxyChecker", pool: list[PooledProxy], in_flight: int, results: "list[CheckedProxy]"
 ) -> bool:
     """Check all proxies and add the results. Return whether a signal interrupted it."""
     loop = asyncio.get_running_loop()
@@ -192,7 +194,7 @@ def _table(results: "list[CheckedProxy]") -> Iterator[str]:
     return aligned(rows)
 
 
-def _write_list(path: str, pool: ProxyPool, labels: set[str]) -> None:
+def _write_list(path: str, pool: list[PooledProxy], labels: set[str]) -> None:
     if not labels:
         write_stderr(f"no proxy works, so {path} was not written")
         return

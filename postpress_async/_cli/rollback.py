@@ -89,7 +89,7 @@ def rollback(**values: Any) -> int:
     job = Job(
         parsed,
         plan.changes,
-        None,
+        {},
         journal,
         survey,
         selection=plan.selection,

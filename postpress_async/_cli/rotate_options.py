@@ -1,5 +1,6 @@
 """The options of a rotation, which ``rotate``, ``retry-failed`` and ``rollback`` share."""
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, Literal, Self, get_args
@@ -11,6 +12,7 @@ from postpress_async._cli import options
 from postpress_async._cli.command import option
 from postpress_async._cli.next_command import arguments_by_option, retry_command, same_command
 from postpress_async.rotation._pool import Assign
+from postpress_async.rotation._pool_needs import as_tag
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.sandbox import Profile
 
@@ -218,11 +220,21 @@ rotation_options: Final = options.combine(
     _assignment(
         "--pool",
         type=options.FILE,
-        metavar="FILE",
+        metavar="[TAG=]FILE",
         multiple=True,
         help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
-        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. - is "
-        "standard input. Repeat the option to combine several lists.",
+        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. A user name "
+        "with {account_id}, {try} (the number of failovers) or other columns of FLEET makes the line a "
+        "template, as gateways need it. - is standard input. Repeat the option to combine several lists. "
+        "With a TAG, such as US=us.txt, the list is only for accounts with that tag in the column pool, or "
+        "in the column of --pool-by.",
+    ),
+    _assignment(
+        "--pool-by",
+        metavar="COLUMN",
+        help="Column of FLEET with the tag of each account, which names the --pool to use, such as country. "
+        "It then orders no managed proxy. A list of --pool without a TAG must be CSV with this column, too. "
+        "By default, the column pool if any --pool has a TAG.",
     ),
     _assignment(
         "--assign",
@@ -255,7 +267,7 @@ rotation_options: Final = options.combine(
 )
 """Adds all options but those of a journal, which ``retry-failed`` takes as an argument."""
 
-_REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers")
+_REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers", "pool_by")
 
 
 @frozen(kw_only=True)
@@ -277,6 +289,7 @@ class RotateOptions:
     query: str | None = None
     journal: str | None
     pool: tuple[str, ...]
+    pool_by: str | None = None
     assign: Assign = "round-robin"
     accounts_per_proxy: int | None = None
     failovers: int = 3
@@ -339,8 +352,18 @@ class RotateOptions:
             raise click.UsageError("--certificates requires --cluster")
         if self.on and "every" in self.arguments:
             raise click.UsageError("--on cannot be combined with --every: it always starts a new run")
-        if [self.fleet, *self.pool].count("-") > 1:
+        if [self.fleet, *(path for _, path in self.lists)].count("-") > 1:
             raise click.UsageError("standard input can be FLEET or one --pool, not both")
+
+    @property
+    def lists(self) -> list[tuple[str | None, str]]:
+        """The tag, or None, and the path of each list of proxies."""
+        lists: list[tuple[str | None, str]] = []
+        for word in self.pool:
+            tag, equals, path = word.partition("=")
+            is_path = not equals or not as_tag(tag) or "/" in tag or os.path.exists(word)
+            lists.append((None, word) if is_path else (as_tag(tag), path))
+        return lists
 
     def retry_command(self, journal: str) -> str:
         """The command that retries the failed accounts of *journal*."""

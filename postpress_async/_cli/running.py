@@ -26,6 +26,7 @@ from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Halt, Rotation, RotationSummary, State
 from postpress_async.rotation._outcome import KEY_EXPIRED
+from postpress_async.rotation._pool._tags import argument_of
 from postpress_async.sandbox import Sandbox
 from postpress_async.secret import Secret
 from postpress_async.session import PostPressSession
@@ -42,7 +43,7 @@ async def run_job(job: Job, events: EventStream) -> int:
         sandbox = None
         key, url = None, options.base_url
         if options.sandbox:
-            dead = frozenset[str]() if job.pool is None else first_addresses(job.pool, options.dead_proxies)
+            dead = first_addresses(job.proxies, options.dead_proxies)
             sandbox = Sandbox(profile=options.profile, seed=options.seed, dead_proxies=dead)
             await stack.enter_async_context(sandbox)
             key, url = Secret(sandbox.api_key), sandbox.url
@@ -70,7 +71,7 @@ async def run_job(job: Job, events: EventStream) -> int:
             job.changes,
             journal=job.journal,
             halt=Halt(failures=options.halt, canary=options.canary),
-            pool=job.pool,
+            pool=argument_of(job.pools),
             limit=options.limit,
             on_unknown=options.on_unknown,
             on_failed=options.on_failed,

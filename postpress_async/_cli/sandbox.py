@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+from collections.abc import Iterable
 from itertools import islice
 
 import click
@@ -10,7 +11,7 @@ import click
 from postpress_async._cli import options
 from postpress_async._cli.command import Command, option
 from postpress_async._cli.output import report_file_limit_once
-from postpress_async.rotation import ProxyPool
+from postpress_async.rotation import PooledProxy, ProxyPool
 from postpress_async.sandbox import Profile, Sandbox
 from postpress_async.sandbox._sandbox import API_KEY
 
@@ -70,7 +71,7 @@ def sandbox(
     asyncio.run(_serve(server, port))
 
 
-def first_addresses(pool: ProxyPool, count: int) -> frozenset[str]:
+def first_addresses(pool: Iterable[PooledProxy], count: int) -> frozenset[str]:
     """``host:port`` of the first *count* proxies, for the sandbox's *dead_proxies*."""
     return frozenset(f"{pooled.proxy.host}:{pooled.proxy.port}" for pooled in islice(pool, count))
 

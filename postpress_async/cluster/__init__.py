@@ -7,7 +7,7 @@ The same rotation on many machines, by Dask distributed; it takes the extra ``di
 import asyncio
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -140,7 +140,7 @@ class Cluster:
         *,
         journal: str | os.PathLike[str] | None = None,
         halt: str | int | Halt | None = None,
-        pool: ProxyPool | None = None,
+        pool: ProxyPool | Mapping[str, ProxyPool] | None = None,
         limit: int | None = None,
         on_unknown: OnUnknown = "retry",
         on_failed: OnFailed = "report",
@@ -154,8 +154,13 @@ class Cluster:
         A rotation of many accounts on the workers; the arguments are those of `PostPressSession.rotate`.
 
         A journal that one machine began can be gone on with here, and the other way round.
+
+        Raises:
+            ValueError: As for `PostPressSession.rotate`; or there are several pools, or templates.
         """
         check_count("limit", limit)
+        if pool and (not isinstance(pool, ProxyPool) or any(pooled.is_template for pooled in pool)):
+            raise ValueError("a cluster takes one pool without templates: for others, use one machine")
         given = RotationInput.of(changes, pooled=pool is not None).only(Selection.of(on))
         opener = given.journal_opener(
             journal,

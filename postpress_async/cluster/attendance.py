@@ -69,6 +69,7 @@ class AttendedRotation(Rotation):
         self._buffer: Final[deque[Sent]] = deque()
         self._news: Final = asyncio.Event()
         self._helpers: Final[set[asyncio.Task[None]]] = set()
+        self._pool: Final = pool
         self._labels: Final = {} if pool is None else {pooled.label: pooled for pooled in pool}
         self._out: Final[list[str]] = []  # labels in quarantine
         self._paused_at = 0.0

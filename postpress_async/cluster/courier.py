@@ -194,7 +194,7 @@ class ShardRotation(Rotation):
         self._courier: Final = courier
         self._journal = courier
         self._outcomes.abandon()  # nobody is here to listen
-        self._runner = evolve(self._runner, pool=pool)
+        self._runner = evolve(self._runner, pools={} if pool is None else {None: pool})
 
     @property
     def last_taken(self) -> asyncio.Event:

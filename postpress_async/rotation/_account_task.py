@@ -7,7 +7,7 @@ that proxy fails, the account gets the next one. Each proxy is a call of its own
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, Protocol
 
 from attrs import define, frozen
@@ -24,6 +24,7 @@ from postpress_async.rotation._outcome import (
     patched_outcome,
 )
 from postpress_async.rotation._pool import PooledProxy, assignment_of
+from postpress_async.rotation._pool_needs import Tag
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 
@@ -81,6 +82,7 @@ class AccountTask:
             attempts.
         proxy: The pool's proxy of the latest call; None if the row has a change of its own.
         proxy_in_use: Whether the call with `proxy` has not ended.
+        pool: The pool of `proxy`.
         resumable: The last error of the current call if another attempt would have followed.
         attempts: Requests of earlier calls.
         in_doubt: Whether a request of this run may have been applied.
@@ -90,6 +92,7 @@ class AccountTask:
     in_flight: bool = False
     proxy: PooledProxy | None = None
     proxy_in_use: bool = False
+    pool: "Proxies | None" = None
     resumable: PostPressError | None = None
     attempts: int = 0
     in_doubt: bool = False
@@ -125,11 +128,10 @@ class AccountTask:
     def should_give_up(self, error: PostPressError) -> bool:
         """Whether the account should get another proxy instead of another attempt with this one."""
         self.resumable = error
-        pool = self._runner.pool
-        if self.proxy is None or pool is None or error.scope is not Scope.PROXY:
+        if self.proxy is None or self.pool is None or error.scope is not Scope.PROXY:
             return False
         self._strikes += 1
-        return self._strikes >= STRIKES or pool.in_quarantine(self.proxy)
+        return self._strikes >= STRIKES or self.pool.in_quarantine(self.proxy)
 
     # --- For the runner ---
 
@@ -170,7 +172,7 @@ class AccountRunner:
     Attributes:
         update: The session's function.
         waits: Where the calls wait.
-        pool: Provides proxies for rows without a change; None if there are no such rows.
+        pools: Provide proxies for rows without a change, by the tag of the row.
         on_backoff: Called with True when a call starts to back off, and with False when it continues.
         on_attempt_failed: Called with the error of each failed attempt.
         on_proxy_failed: Called with a proxy of the pool that failed, and whether this quarantined it.
@@ -181,7 +183,7 @@ class AccountRunner:
 
     update: Update
     waits: WaitGroup
-    pool: Proxies | None
+    pools: Mapping[Tag, Proxies]
     on_backoff: Callable[[bool], object]
     on_attempt_failed: Callable[[PostPressError], object]
     on_proxy_failed: Callable[[PooledProxy, bool], object]
@@ -258,8 +260,8 @@ class AccountRunner:
         )
 
     async def _try_proxies(self, row: Row, keys: RowKeys, task: AccountTask) -> AccountPatched:
-        pool, tried = self.pool, list[PooledProxy]()
-        assert pool is not None  # noqa: S101 - without a pool, rows without a change are refused
+        pool = task.pool = self.pools[row.tag]  # rows without a pool are refused
+        tried = list[PooledProxy]()
         error: PostPressError | None = None
         try:
             if keys.in_doubt:
@@ -269,7 +271,8 @@ class AccountRunner:
                     await keys.renew()
                 task.start_call(proxy)
                 try:
-                    patched = await self.update(row.account_id, proxy.proxy, keys, task)
+                    change = proxy.change_for(row.account_id, row.fields, len(tried))
+                    patched = await self.update(row.account_id, change, keys, task)
                     pool.worked(proxy)
                     return patched
                 except PostPressError as failure:

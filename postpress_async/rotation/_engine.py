@@ -37,6 +37,7 @@ from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._outcome_sink import OutcomeSink
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
 from postpress_async.rotation._pool import PooledProxy, ProxyPool
+from postpress_async.rotation._pool._tags import pools_of
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation._rows import Refusal, Row
@@ -83,7 +84,7 @@ class Rotation:
         finite: bool = False,
         total: int | None = None,
         halt: Halt | None = None,
-        pool: ProxyPool | None = None,
+        pool: ProxyPool | Mapping[str, ProxyPool] | None = None,
         limit: int | None = None,
         drain: bool = False,
         waits: WaitGroup | None = None,
@@ -100,14 +101,14 @@ class Rotation:
         self._finite: Final = finite
         self._drain: Final = drain
         self._halt: Final = halt or Halt()
-        self._pool: Final = pool
+        self._pools: Final = pools_of(pool)
         self._waits: Final = waits or WaitGroup()
         self._observer: Final = observer
         self._input: Final = rows
         self._runner = AccountRunner(
             update=update,
             waits=self._waits,
-            pool=pool,
+            pools=self._pools,
             on_backoff=self._on_backoff,
             on_attempt_failed=self._on_attempt_failed,
             on_proxy_failed=self._on_proxy_failed,
@@ -229,8 +230,10 @@ class Rotation:
         key_works = done[State.PATCHED] > 0 and journal.same_key
         connected = done[State.PATCHED] + done[State.FAILED] > 0
         self._monitor = FailureMonitor(self._halt, key_works=key_works, connected=connected)
-        if self._pool is not None:
-            self._pool.resume(journal.proxies())
+        if self._pools:
+            accounts = journal.proxies()
+            for pool in self._pools.values():
+                pool.resume(accounts)
         journal.begin(self.total, self.notes)
 
     def _end_sending(self) -> None:

@@ -15,6 +15,8 @@ from postpress_async.rotation._fleet._frame import Frame, is_frame
 from postpress_async.rotation._outcome import KEY_LIFETIME
 from postpress_async.rotation._pending_rows import InputRows
 from postpress_async.rotation._pool import ProxyPool
+from postpress_async.rotation._pool._tags import digest_of, pools_of
+from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import (
     Change,
@@ -29,7 +31,6 @@ from postpress_async.rotation._rows import (
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._history import select
-from postpress_async.rotation.journal._input_check import NO_POOL
 from postpress_async.rotation.journal._preflight import known_row_count
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
@@ -38,7 +39,7 @@ from postpress_async.secret import Secret
 Changes: TypeAlias = (
     Iterable[Change]
     | AsyncIterable[Change]
-    | Mapping[str, ProxyChangeLike | None]
+    | Mapping[str, ProxyChangeLike | str | None]
     | Fleet
     | Frame  # of pandas or polars
 )
@@ -70,24 +71,27 @@ class RotationInput:
     selection: Selection | None = None
 
     @classmethod
-    def of(cls, changes: Changes, *, pooled: bool) -> Self:
+    def of(cls, changes: Changes, *, pooled: Pooled) -> Self:
         """
-        Convert any input; *pooled* is whether the rotation has a pool.
+        Convert any input.
+
+        Args:
+            changes: The input.
+            pooled: The pool of the rotation, or pools by tag; False without one.
 
         Raises:
-            ValueError: The fleet was opened for a pool, but *pooled* is False; or it is True and no account
-                would use it; or a change is wrong; as far as this can be known without consuming *changes*.
+            ValueError: The fleet was opened for another pool; or no account would use the pool; or a tag has
+                no pool; or a change is wrong; as far as this can be known without consuming *changes*.
             FleetError: The columns of a frame are not those of a fleet.
         """
         if is_frame(changes):
             changes = Fleet.of(changes, pooled=pooled)
+        needs = PoolNeeds.of(pooled)
         if isinstance(changes, Fleet):
-            if changes.pooled and not pooled:
+            if changes.pooled and needs is None:
                 raise ValueError("the fleet was opened for a pool: pass pool, or give it a default change")
-            if pooled and not changes.pooled:
-                raise ValueError(f"{_UNUSED_POOL}: open it with pooled=True, or leave pool out")
-            if pooled and not changes.uses_pool():
-                raise ValueError(f"{_UNUSED_POOL}: each row names a change of its own; leave pool out")
+            if needs is not None:
+                _check_pooled(changes, needs)
             return cls(changes.rows, finite=True, total=changes.counted, fleet=changes)
         pairs = pairs_of(changes)
         if isinstance(pairs, AsyncIterable):
@@ -95,7 +99,7 @@ class RotationInput:
         read = partial(rows_of, pairs, pooled=pooled)
         if isinstance(changes, Collection):  # an iterator cannot be checked: this would consume it
             check_changes(pairs, pooled=pooled)
-            if pooled:
+            if needs is not None:
                 check_pool_is_used(read())
         total = len(changes) if isinstance(changes, Sized) else None
         rereadable = total is not None and not isinstance(pairs, Iterator)
@@ -131,7 +135,7 @@ class RotationInput:
         on_unknown: OnUnknown,
         on_failed: OnFailed,
         in_flight: int | None = None,
-        pool: ProxyPool | None = None,
+        pool: ProxyPool | Mapping[str, ProxyPool] | None = None,
         every: float | None = None,
         keep: int | None = None,
         api_key: Secret | None = None,
@@ -184,7 +188,7 @@ class RotationInput:
                 on_unknown=on_unknown,
                 on_failed=on_failed,
                 in_flight=in_flight,
-                pool=NO_POOL if pool is None else pool.digest,
+                pool=digest_of(pools_of(pool)),
                 every=every,
                 keep=keep,
                 selection=selection,
@@ -204,6 +208,22 @@ class RotationInput:
             return journal
 
         return open_journal
+
+
+def _check_pooled(fleet: Fleet, needs: PoolNeeds) -> None:
+    """Raise `ValueError` unless the pool of the rotation can serve the rows of *fleet*."""
+    if fleet.needs is None:
+        raise ValueError(f"{_UNUSED_POOL}: open it with pooled=True, or leave pool out")
+    if fleet.needs.columns != needs.columns:
+        raise ValueError(
+            "the fleet was opened for another pool: open it with pooled=pool, and pass the same pool"
+        )
+    if needs.names and fleet.counted is None:
+        faults = [fault for fault in fleet.survey().faults if fault.first.column in fleet.needs.names]
+        if faults:
+            raise ValueError(f"{fleet.name}: {'; '.join(fault.sentence() for fault in faults)}")
+    if not fleet.uses_pool():
+        raise ValueError(f"{_UNUSED_POOL}: each row names a change of its own; leave pool out")
 
 
 @frozen
@@ -231,12 +251,6 @@ def _survey(fleet: Fleet, path: str | os.PathLike[str]) -> None:
     """Read all rows of *fleet* for their digest, if the journal needs it."""
     if not fleet.is_surveyed and known_row_count(path, fleet.digest) is None:
         fleet.survey()
-
-
-def check_pool(pool: object) -> None:
-    """Raise `ValueError` unless *pool* is None or a pool."""
-    if not isinstance(pool, ProxyPool | None):
-        raise ValueError(f"pool must be a ProxyPool, got {type(pool).__name__}: write ProxyPool(proxies)")
 
 
 def check_count(name: str, number: int | None) -> None:

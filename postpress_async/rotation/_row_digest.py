@@ -1,6 +1,7 @@
 """The digest by which a later run recognizes the same input: ordinals, accounts and changes."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import Final, Protocol
 
@@ -35,7 +36,7 @@ def text_of(row: Row | Refusal) -> bytes:
     if isinstance(row, Refusal):
         text = f"{row.account_id or ''}\0refused"
     elif row.change is None:
-        text = f"{row.account_id}\0pool"
+        text = f"{row.account_id}\0pool" + (f"\0{json.dumps([row.tag, row.fields])}" if row.fields else "")
     elif isinstance(change := row.change, CustomProxy):
         # Hosts and numbers cannot contain a NUL; user names and passwords can contain anything.
         username = "" if change.username is None else f"{len(change.username)} {change.username}"

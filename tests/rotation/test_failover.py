@@ -400,7 +400,7 @@ async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
     runner = AccountRunner(
         update=refuses,
         waits=WaitGroup(),
-        pool=Pool(),  # type: ignore[arg-type]
+        pools={None: Pool()},  # type: ignore[dict-item]
         on_backoff=bool,
         on_attempt_failed=bool,
         on_proxy_failed=lambda *_: None,

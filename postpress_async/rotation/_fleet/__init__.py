@@ -8,6 +8,7 @@ validated before anything is sent.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import cached_property
@@ -25,7 +26,8 @@ from postpress_async.rotation._fleet._frame import Frame, FrameTable
 from postpress_async.rotation._fleet._jsonl import JsonLines
 from postpress_async.rotation._fleet._parquet import ParquetTable
 from postpress_async.rotation._fleet._query import QueryTable
-from postpress_async.rotation._fleet._row import RowReader
+from postpress_async.rotation._fleet._row import RowReader, cell_columns, field_of
+from postpress_async.rotation._pool_needs import TAG, Pooled, PoolNeeds
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import Refusal, Row, uses_pool
 from postpress_async.rotation._selection import Selection
@@ -43,12 +45,14 @@ class Survey:
         rows: Number of valid rows.
         managed: Number of valid rows that order a managed proxy.
         pooled: Number of valid rows that get a proxy from the pool.
+        tags: Number of these rows by the tag of their pool, which is None if there is only one.
         faults: The refused rows, by kind of fault.
     """
 
     rows: int = 0
     managed: int = 0
     pooled: int = 0
+    tags: Counter[str | None] = Factory(Counter)
     faults: Faults[Refusal] = Factory(Faults[Refusal])
 
     @property
@@ -71,26 +75,27 @@ class Fleet:
     """
     A fleet: named columns, and a row for each account.
 
-    The columns are ``account_id``; ``proxy`` (a URL) or ``host``, ``port``, ``protocol``, ``username`` and
-    ``password``; ``country`` and ``ip``. Case, ``_``, ``-`` and spaces in names are ignored, and common other
-    names such as ``id``, ``account``, ``user``, ``pass`` and ``proxy_host`` are recognized. An empty cell is
-    a missing value. Spaces around a cell are removed, except in passwords.
+    The columns are ``account_id``; ``proxy`` (in any form that a list of proxies can have), or ``host``,
+    ``port``, ``protocol``, ``username`` and ``password``; ``country`` and ``ip``. Case, ``_``, ``-`` and
+    spaces in names are ignored, and common other names such as ``id``, ``account``, ``user``, ``pass`` and
+    ``proxy_host`` are recognized. An empty cell is a missing value. Spaces around a cell are removed, except
+    in passwords.
 
     Attributes:
         name: The file's name without its folder; or ``<stdin>``, ``<query>`` or ``<frame>``.
         pooled: Whether rows with only an account get a proxy from the rotation's pool.
+        needs: Internal. What that pool needs from them.
         counted: Number of rows, including refused ones; None before a `survey`.
         selection: Internal. The accounts whose rows it yields; None for all.
     """
 
     def __init__(
-        self, file: _Source, table: _Table, default: ProxyChangeLike | None, *, pooled: bool
+        self, file: _Source, table: _Table, default: ProxyChangeLike | None, *, needs: PoolNeeds | None
     ) -> None:
         """Use `open`, `open_query` or `of` instead."""
-        if pooled and default is not None:
-            raise ValueError("default and pooled cannot be combined")
         self.name: Final[str] = file.name
-        self.pooled: Final = pooled
+        self.needs: Final = needs
+        self.pooled: Final = needs is not None
         self.counted: int | None = None
         self._file = file
         self._table = table
@@ -101,7 +106,12 @@ class Fleet:
 
     @classmethod
     def open(
-        cls, source: str | os.PathLike[str], *, default: ProxyChangeLike | None = None, pooled: bool = False
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        default: ProxyChangeLike | None = None,
+        pooled: Pooled = False,
+        pool_by: str = TAG,
     ) -> Self:
         """
         Open the fleet in a file.
@@ -113,15 +123,19 @@ class Fleet:
         Args:
             source: A path, or ``-`` for standard input.
             default: The change for rows with only an account; if None, such rows are refused.
-            pooled: Whether such rows get their proxies from the pool of ``session.rotate``.
+            pooled: Whether such rows get their proxies from the pool of ``session.rotate``. If it has
+                templates, or there are several pools by tag, pass the pool or the mapping here as well. The
+                columns that they need order no managed proxy.
+            pool_by: The column with the tag of a row's pool, if there are several.
 
         Raises:
             ValueError: Both *default* and *pooled* are given, or the default is wrong.
             FleetError: The file cannot be read, has another format, or has no rows.
         """
+        needs, columns = _needs(default, pooled, pool_by)
         file = FleetFile(source)
         try:
-            fleet = cls(file, _table(file), default, pooled=pooled)
+            fleet = cls(file, _table(file, columns), default, needs=needs)
             _require_rows(fleet)
             return fleet
         except BaseException:
@@ -130,7 +144,13 @@ class Fleet:
 
     @classmethod
     def open_query(
-        cls, url: str, query: str, *, default: ProxyChangeLike | None = None, pooled: bool = False
+        cls,
+        url: str,
+        query: str,
+        *,
+        default: ProxyChangeLike | None = None,
+        pooled: Pooled = False,
+        pool_by: str = TAG,
     ) -> Self:
         """
         Open the fleet that an SQL query returns: ``SELECT id AS account_id, country FROM ...``.
@@ -149,14 +169,16 @@ class Fleet:
             query: SQL in the database's dialect, without parameters.
             default: As for `open`.
             pooled: As for `open`.
+            pool_by: As for `open`.
 
         Raises:
             FleetError: The query fails, its columns are not a fleet's, or it returns no rows. The message
                 contains neither the password nor values of rows.
         """
-        table = QueryTable(url, query)
+        needs, columns = _needs(default, pooled, pool_by)
+        table = QueryTable(url, query, columns)
         try:
-            fleet = cls(table, table, default, pooled=pooled)
+            fleet = cls(table, table, default, needs=needs)
             _require_rows(fleet)
             return fleet
         except BaseException:
@@ -164,7 +186,14 @@ class Fleet:
             raise
 
     @classmethod
-    def of(cls, frame: Frame, *, default: ProxyChangeLike | None = None, pooled: bool = False) -> Self:
+    def of(
+        cls,
+        frame: Frame,
+        *,
+        default: ProxyChangeLike | None = None,
+        pooled: Pooled = False,
+        pool_by: str = TAG,
+    ) -> Self:
         """
         Open the fleet in a pandas or polars *frame*, which may have no rows.
 
@@ -174,8 +203,9 @@ class Fleet:
         Raises:
             FleetError: The frame is lazy, or its columns are not a fleet's.
         """
-        table = FrameTable(frame)
-        return cls(table, table, default, pooled=pooled)
+        needs, columns = _needs(default, pooled, pool_by)
+        table = FrameTable(frame, columns)
+        return cls(table, table, default, needs=needs)
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:
@@ -191,8 +221,8 @@ class Fleet:
         because changing it does not change the rows.
         """
         digest = self._file.sha256()
-        if self.pooled:
-            digest.update(b"\0pool")
+        if self.needs is not None:
+            digest.update(b"\0pool" + (repr(self.needs).encode() if self.needs.names else b""))
         if self._default is not None:
             digest.update(b"\0" + json.dumps(_without_password(self._default)).encode())
         if self.selection is not None:
@@ -232,7 +262,7 @@ class Fleet:
         Raises:
             FleetError: The file changed, or cannot be read to its end.
         """
-        rows = self._table.rows(RowReader(self._default, pooled=self.pooled, done=done))
+        rows = self._table.rows(RowReader(self._default, pooled=self.needs or False, done=done))
         if self.selection is None:
             return rows
         takes = self.selection.takes
@@ -242,7 +272,7 @@ class Fleet:
         """Internal. Return this fleet without the accounts that *selection* does not take."""
         if self.selection is selection:
             return self
-        fleet = type(self)(self._file, self._table, self._default, pooled=self.pooled)
+        fleet = type(self)(self._file, self._table, self._default, needs=self.needs)
         fleet.selection = selection
         return fleet
 
@@ -267,7 +297,9 @@ class Fleet:
             if isinstance(row, Row):
                 survey.rows += 1
                 survey.managed += isinstance(row.change, ManagedProxy)
-                survey.pooled += row.change is None
+                if row.change is None:
+                    survey.pooled += 1
+                    survey.tags[row.tag] += 1
             else:
                 survey.faults.add(row)
                 if on_refusal is not None:
@@ -309,22 +341,32 @@ def _require_rows(fleet: Fleet) -> None:
             raise fleet.error("has no rows: it needs a line for each account")
 
 
-def _table(file: FleetFile) -> CsvTable | JsonLines | ParquetTable:
+def _needs(
+    default: ProxyChangeLike | None, pooled: Pooled, pool_by: str
+) -> tuple[PoolNeeds | None, tuple[str, ...]]:
+    """What the pool needs from the rows, and the columns of their cells."""
+    if pooled is not False and default is not None:
+        raise ValueError("default and pooled cannot be combined")
+    needs = PoolNeeds.of(pooled, field_of(pool_by))
+    return needs, cell_columns(() if needs is None else needs.names)
+
+
+def _table(file: FleetFile, columns: tuple[str, ...]) -> CsvTable | JsonLines | ParquetTable:
     name = file.name.lower()
     if file.starts_with(PARQUET):
-        return ParquetTable(file)
+        return ParquetTable(file, columns)
     if name.endswith((".parquet", ".pq")):
         file.refuse_other_formats()
         raise file.error("is not Parquet, although its name says so: write it again, or rename it")
     if name.endswith((".csv", ".tsv")):
-        return CsvTable(file)
+        return CsvTable(file, columns)
     if name.endswith((".jsonl", ".ndjson", ".json-lines", ".jsonlines")):
-        return JsonLines(file)
+        return JsonLines(file, columns)
     with closing(file.lines()) as lines:
         first = next(filter(None, map(str.strip, lines)), "")
     if first.startswith("["):
         raise file.error("is one JSON array: write one object per line, as jq -c '.[]' does")
-    return JsonLines(file) if first.startswith("{") else CsvTable(file)
+    return JsonLines(file, columns) if first.startswith("{") else CsvTable(file, columns)
 
 
 def _without_password(change: ProxyChange) -> list[str | int | None]:

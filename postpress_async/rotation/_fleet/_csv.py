@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from operator import itemgetter
@@ -12,7 +12,7 @@ from attrs import evolve
 
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._fleet._header import KNOWN, read_header
-from postpress_async.rotation._fleet._row import COLUMNS, Cells, RowReader, column_of
+from postpress_async.rotation._fleet._row import Cells, RowReader, column_of
 from postpress_async.rotation._rows import Refusal, Row
 
 _QUOTES: Final = "write a quote inside quotes twice, and put nothing after the closing one"
@@ -32,16 +32,16 @@ class CsvTable:
         ignored_columns: Unknown names in the header.
     """
 
-    def __init__(self, file: FleetFile) -> None:
+    def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the header cannot be read or has no account_id."""
         self._file = file
         with closing(file.lines()) as lines:
             names, _ = self._begin(lines)
-        positions, self.ignored_columns = read_header(names, file.error)
+        positions, self.ignored_columns = read_header(names, file.error, columns)
         self._width = len(names)
         # `_read` appends an empty cell, which stands for every missing column.
         self._pick: Callable[[list[str]], Cells] = itemgetter(
-            *(positions.get(name, self._width) for name in COLUMNS)
+            *(positions.get(name, self._width) for name in columns)
         )
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:

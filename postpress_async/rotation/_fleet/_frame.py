@@ -46,7 +46,7 @@ class FrameTable:
 
     name: str = "<frame>"
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the frame is lazy, or its columns are not a fleet's."""
         if hasattr(type(frame), "collect"):
             raise self.error("is lazy, and would be computed for every pass: pass frame.collect()")
@@ -55,8 +55,8 @@ class FrameTable:
         if "account_id" in map(column_of, labels) and "account_id" not in map(column_of, names):
             raise self.error("has account_id as its index: pass frame.reset_index()")
         self._frame = frame
-        self._positions, self._ignored = read_header(names, self.error)
-        self._maker = BatchMaker()
+        self._positions, self._ignored = read_header(names, self.error, columns)
+        self._maker = BatchMaker(columns)
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:

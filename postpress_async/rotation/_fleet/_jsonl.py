@@ -3,11 +3,11 @@
 import json
 from collections.abc import Generator
 from contextlib import closing
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from postpress_async.models import FieldError
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader
+from postpress_async.rotation._fleet._row import ONE_FORM, PARTS, Cells, RowReader
 from postpress_async.rotation._fleet._values import KeyReader, cell_text
 from postpress_async.rotation._rows import Refusal, Row
 
@@ -19,8 +19,9 @@ class JsonLines:
     ``proxy`` may also be an object with the keys host, port, protocol, username and password.
     """
 
-    def __init__(self, file: FleetFile) -> None:
+    def __init__(self, file: FleetFile, columns: tuple[str, ...]) -> None:
         self._file = file
+        self._columns = columns
         self._keys = KeyReader()
 
     @property
@@ -42,7 +43,7 @@ class JsonLines:
             return Refusal.of(values, ordinal, line)
         found: dict[str, object] = {}
         try:
-            self._keys.read(values, COLUMNS, found)
+            self._keys.read(values, self._columns, found)
             cells = self._cells(found)
         except FieldError as error:
             account_id = found.get("account_id", "")
@@ -60,10 +61,10 @@ class JsonLines:
             self._keys.read(proxy, PARTS, found)
             if "host" not in found:  # an empty object is an error, not a missing value
                 raise FieldError("host", "host missing", "give the proxy's host name or address")
-        cells = (
-            value if type(value := found.get(name, "")) is str else cell_text(name, value) for name in COLUMNS
+        return tuple(
+            value if type(value := found.get(name, "")) is str else cell_text(name, value)
+            for name in self._columns
         )
-        return cast(Cells, tuple(cells))
 
 
 def _read_object(text: str) -> dict[str, Any] | FieldError:

@@ -1,6 +1,6 @@
 """A fleet as Parquet, read by pyarrow: only the known columns, one batch of rows at a time."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -10,7 +10,14 @@ from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, r
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._fleet._header import read_header
 from postpress_async.rotation._fleet._parquet_footer import DELTA_BYTE_ARRAY, DICTIONARIES, read_row_groups
-from postpress_async.rotation._fleet._row import PARTS, RowReader, column_of, printable_name
+from postpress_async.rotation._fleet._row import (
+    PARTS,
+    RowReader,
+    column_of,
+    field_of,
+    may_be_number,
+    printable_name,
+)
 from postpress_async.rotation._rows import Refusal, Row
 
 if TYPE_CHECKING:
@@ -41,7 +48,7 @@ class ParquetTable:
         ignored_columns: Unknown columns, and unknown fields of the proxy.
     """
 
-    def __init__(self, file: FleetFile) -> None:
+    def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
         """Raise `FleetError` if pyarrow is not installed, or a column has an unsupported type."""
         try:
             import pyarrow
@@ -51,10 +58,11 @@ class ParquetTable:
             advice = "pip install 'postpress-async[parquet]', or export it as CSV"
             raise file.error(f"is Parquet, which requires pyarrow: {advice}") from None
         self._file = file
+        self._columns = columns
         self._arrow = pyarrow
         with self._opened() as parquet:
             schema = self._convert_errors(lambda: parquet.schema_arrow)
-        positions, ignored = read_header(schema.names, file.error)
+        positions, ignored = read_header(schema.names, file.error, columns)
         self._names = {column: schema.names[index] for column, index in positions.items()}
         self._leaves: list[str] = []
         self._batch_sizes: list[int] | None = None
@@ -78,26 +86,26 @@ class ParquetTable:
                 f"has a struct {printable_name(name)} without a host: see what its fields are called"
             )
         for field in known:
-            self._check(column_of(field.name), f"{name}.{field.name}", field.type)
+            self._check(field_of(field.name), f"{name}.{field.name}", field.type)
         return tuple(printable_name(field.name) for field in struct if field not in known)
 
-    def _check(self, column: str | None, path: str, kind: "pyarrow.DataType") -> None:
+    def _check(self, column: str, path: str, kind: "pyarrow.DataType") -> None:
         """Add *path* to the leaves to read; raise `FleetError` if they have an unsupported type."""
         if self._arrow.types.is_dictionary(kind):
             kind = kind.value_type
         # pandas writes a column without values as floats. A row with a float value is refused.
         allowed = ["string", "large_string", "string_view", "null", "floating"]
-        if column == "port":
+        if may_be_number(column):
             allowed += ["integer", "decimal"]
         if not any(getattr(self._arrow.types, f"is_{name}")(kind) for name in allowed):
-            expected = "text or whole numbers" if column == "port" else "text"
+            expected = "text or whole numbers" if may_be_number(column) else "text"
             raise self._file.error(
                 f"has {printable_name(path)} as {printable_name(str(kind))}: write that column as {expected}"
             )
         self._leaves.append(path)
 
     def _batches(self) -> Generator[Batch, None, None]:
-        maker = BatchMaker()
+        maker = BatchMaker(self._columns)
         if self._batch_sizes is None:
             self._batch_sizes = self._find_batch_sizes()
         with self._opened() as parquet:

@@ -59,14 +59,14 @@ class QueryTable:
 
     name: str = "<query>"
 
-    def __init__(self, url: str, query: str) -> None:
+    def __init__(self, url: str, query: str, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the database refuses the query, or its columns are not a fleet's."""
         self._digest = hashlib.sha256()
         # On most systems it has no name, so a killed run leaves no passwords behind.
         self._spool: IO[bytes] = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
         try:
             with closing(Query(url, query)) as result:
-                self.ignored_columns: tuple[str, ...] = self._copy(result)
+                self.ignored_columns: tuple[str, ...] = self._copy(result, columns)
         except BaseException:
             self._spool.close()
             raise
@@ -87,17 +87,17 @@ class QueryTable:
         """Delete the copy."""
         self._spool.close()
 
-    def _copy(self, result: "Query") -> tuple[str, ...]:
+    def _copy(self, result: "Query", columns: Sequence[str]) -> tuple[str, ...]:
         """Write each batch as a line of JSON: its columns, null for an empty one, and its faults."""
-        positions, ignored = read_header(result.names, self.error)
-        maker = BatchMaker()
+        positions, ignored = read_header(result.names, self.error, columns)
+        maker = BatchMaker(columns)
         for rows in result.batches(BATCH):
             values = list(zip(*rows, strict=True))
             batch = maker.make({name: values[index] for name, index in positions.items()}, len(rows))
-            columns = [column if any(column) else None for column in batch.columns]
-            columns[0] = batch.columns[0]  # never null, because its length is the number of rows
+            texts = [column if any(column) else None for column in batch.columns]
+            texts[0] = batch.columns[0]  # never null, because its length is the number of rows
             faults = [[index, *fault.args] for index, fault in batch.faults.items()]
-            line = json.dumps([columns, faults], separators=(",", ":")).encode() + b"\n"
+            line = json.dumps([texts, faults], separators=(",", ":")).encode() + b"\n"
             self._digest.update(line)
             try:
                 self._spool.write(line)

@@ -13,12 +13,11 @@ from typing import Final, Literal, Self, TypeAlias, TypedDict, Unpack
 from attrs import frozen
 
 from postpress_async._fields import printable
-from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ProxyChange
-from postpress_async.rotation._faults import Faults
 from postpress_async.rotation._outcome import LINE_PREFIX, MANAGED
 from postpress_async.rotation._pool._assign import Assignment, RoundRobin, Sticky
-from postpress_async.rotation._pool._proxy_list import Known, RefusedLine, Source, identity, read_list
+from postpress_async.rotation._pool._proxy_list import RefusedLine, Source, identity, read_lists
+from postpress_async.rotation._pool._template import TRY, fill_in, placeholders
 
 Assign: TypeAlias = Literal["round-robin", "sticky"]
 
@@ -32,10 +31,26 @@ class PooledProxy:
         proxy: The change for the account.
         label: Its name in logs, journals and reports, such as ``user3@p003.example.net:3128``: user name,
             host and port, which are unique in a pool. Never contains the password.
+        placeholders: The names in a template, such as ``account_id``; empty for any other proxy.
     """
 
     proxy: CustomProxy
     label: str
+    placeholders: frozenset[str] = frozenset()
+
+    @property
+    def is_template(self) -> bool:
+        """Whether each account gets a session of its own, which says nothing about those of others."""
+        return bool(self.placeholders)
+
+    def change_for(
+        self, account_id: str, fields: Mapping[str, str] | None = None, failovers: int = 0
+    ) -> CustomProxy:
+        """Return the proxy for the account, whose row has these *fields*, after so many *failovers*."""
+        if not self.placeholders:
+            return self.proxy
+        values = {**(fields or {}), "account_id": account_id, TRY: str(failovers)}
+        return fill_in(self.proxy, values)
 
     @classmethod
     def of(cls, proxy: CustomProxy) -> Self:
@@ -48,7 +63,7 @@ class PooledProxy:
         host = f"[{host}]" if ":" in host else host
         # A user name may contain control characters, such as the one that reverses text in a terminal.
         user = f"{printable(user)}@" if user else ""
-        return cls(proxy, f"{user}{host}:{port}")
+        return cls(proxy, f"{user}{host}:{port}", placeholders(proxy))
 
 
 def assignment_of(change: ProxyChange) -> str:
@@ -80,9 +95,12 @@ class ProxyPool:
       accounts that came first.
 
     Args:
-        proxies: At least one. Host, port and user name together must be unique.
+        proxies: At least one. Host, port and user name together must be unique. A user name with
+            placeholders, such as ``customer-{account_id}-cc-{country}-s{try}``, makes a template: each
+            account gets a proxy with its id, the columns of its row, and its number of failovers. A template
+            is never full or quarantined, because the session of one account says nothing about the others.
         assign: The strategy.
-        accounts_per_proxy: Maximum number of accounts per proxy; None for no limit.
+        accounts_per_proxy: Maximum number of accounts per proxy that is not a template; None for no limit.
         failovers: Maximum number of further proxies that an account can get after its first.
 
     Attributes:
@@ -155,24 +173,9 @@ class ProxyPool:
             FleetError: A list cannot be read, is empty, or has invalid lines.
             ValueError: An option is out of range.
         """
-        known: Known = {}
-        lists = [read_list(name, known) for name in (source, *more)]
-        for listed in lists:
-            name = f"the list of proxies in {listed.name}"
-            if listed.refused and not (skip_bad and known):
-                faults = Faults[RefusedLine]()
-                for refusal in listed.refused:
-                    faults.add(refusal)
-                details = [f"\n  {fault.sentence()}" for fault in faults]
-                if faults.unlisted:
-                    details.append(f"\n  {faults.unlisted:,} more lines have other faults")
-                lines = "1 line" if faults.count == 1 else f"{faults.count:,} lines"
-                raise FleetError(f"{name} has {lines} that cannot be used:{''.join(details)}")
-            if not listed.proxies and not listed.refused:
-                raise FleetError(f"{name} is empty: list one proxy per line")
-        pool = cls([PooledProxy.of(entry.proxy) for listed in lists for entry in listed.proxies], **options)
-        pool.refusals = tuple(refusal for listed in lists for refusal in listed.refused)
-        pool.ignored_columns = {listed.name: listed.ignored_columns for listed in lists}
+        lists = read_lists([(None, name) for name in (source, *more)], skip_bad=skip_bad)
+        pool = cls([PooledProxy.of(entry.proxy) for entry in lists.proxies], **options)
+        pool.refusals, pool.ignored_columns = tuple(lists.refused), lists.ignored_columns
         return pool
 
     def __len__(self) -> int:
@@ -198,6 +201,12 @@ class ProxyPool:
         return hashlib.sha256(json.dumps([self._assign, None, self._cap, rows]).encode()).digest()
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a row that its templates contain."""
+        names = frozenset[str]().union(*(pooled.placeholders for pooled in self._proxies))
+        return tuple(sorted(names - {"account_id", TRY}))
+
+    @property
     def quarantined(self) -> int:
         """Number of proxies that are quarantined for the rest of the run."""
         return len(self._quarantine)
@@ -213,8 +222,9 @@ class ProxyPool:
 
         Args:
             account_id: The account.
-            but_not: The proxies that it has had. It does not get them again, and those that failed for it no
-                longer count it as their account.
+            but_not: The proxies that it has had, in order. It does not get them again, and those that failed
+                for it no longer count it as their account. If there is no other one, it gets a template with
+                ``{try}`` again.
 
         Returns:
             The proxy; None if all are quarantined, full or in *but_not*, or the account has used up its
@@ -223,11 +233,12 @@ class ProxyPool:
         tried = {self._index(pooled) for pooled in but_not}
         for index in tried:
             self._release(index, account_id)
-        if len(tried) > self.failovers:
+        if len(but_not) > self.failovers:
             return None
         chosen = self._assignment.choose(account_id, tried)
         if chosen is None:
-            return None
+            templates = [pooled for pooled in but_not if TRY in pooled.placeholders]
+            return min(templates, key=templates.count, default=None)
         self._count(chosen, 1)
         return self._proxies[chosen]
 
@@ -244,7 +255,7 @@ class ProxyPool:
             Whether this call quarantined the proxy.
         """
         index = self._index(proxy)
-        if index in self._quarantine:
+        if index in self._quarantine or proxy.is_template:
             return False
         if self._failed_first.setdefault(index, account_id) == account_id and not credentials:
             return False
@@ -298,7 +309,9 @@ class ProxyPool:
         return index
 
     def _is_full(self, index: int) -> bool:
-        return self._cap is not None and self._accounts[index] >= self._cap
+        if self._cap is None or self._proxies[index].is_template:
+            return False
+        return self._accounts[index] >= self._cap
 
     def _count(self, index: int, accounts: int) -> None:
         """Add *accounts*, which may be negative, to the count of a proxy that is not quarantined."""

@@ -27,7 +27,6 @@ from postpress_async.models import CustomProxy, ProxyProtocol
 from postpress_async.rotation._pool import PooledProxy
 
 _MAX_RESPONSE: Final = 65_536  # bytes
-_TEMPLATE: Final = re.compile(r"\{\w+\}")
 _PAGE: Final = re.compile(
     rb"HTTP/1\.[01] 200\b.*^(content-length: *[1-9]|transfer-encoding:)", re.DOTALL | re.MULTILINE | re.I
 )
@@ -135,8 +134,8 @@ class ProxyChecker:
     async def check(self, pooled: PooledProxy) -> CheckedProxy:
         """Check a proxy. Raises `OSError` if the process has too many open files."""
         protocol = pooled.proxy.protocol or self.protocol
-        if _TEMPLATE.search(pooled.proxy.username or ""):
-            detail = "the user name is a template, which depends on the account"
+        if pooled.is_template:
+            detail = "it is a template, which depends on the account"
             return CheckedProxy(pooled.label, CheckResult.NOT_CHECKED, detail)
         started, connection = time.monotonic(), _Connection()
         result, detail, exit_address = CheckResult.WORKS, "", None

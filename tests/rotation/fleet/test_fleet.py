@@ -233,7 +233,7 @@ REFUSED = [
     ("a,,,,http,,,,192.0.2.1", "protocol", "protocol without a proxy"),
     ("a,,,,,u,,US,", "username", "username without a proxy"),
     ("a,,,,,,p,,", "host", "host missing"),
-    ("a,h:80,,,,,,,", "proxy", "protocol missing"),
+    ("a,u:p,,,,,,,", "proxy", "port not an integer"),
     ("a,https://h,,,,,,,", "proxy", "port missing"),
     ("a,https://h:99999,,,,,,,", "proxy", "port out of range"),
     ("a,ftp://h:80,,,,,,,", "proxy", "protocol unknown"),
@@ -242,6 +242,17 @@ REFUSED = [
     ("a,,h,80,,,p,w,,", None, "more cells than the header"),
     ('a,,h,80,,,"p"w,,', None, "quotes not doubled"),
 ]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["h.example:80:u:p", "u:p@h.example:80", "http://u:p@h.example:80"],
+)
+def test_proxy_cell_takes_every_form_of_a_list_line(rows, cell) -> None:
+    [row] = rows(f"account_id,proxy\na,{cell}\n")
+
+    assert (row.change.host, row.change.port, row.change.username) == ("h.example", 80, "u")
+    assert row.change.password.reveal() == "p"
 
 
 @pytest.mark.parametrize(("line", "column", "reason"), REFUSED)
