@@ -36,8 +36,8 @@ PARQUET: Final = b"PAR1"
 _BLOCK: Final = 64 * 1024
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as in Excel's "Unicode text"
 
-# In place of invalid bytes, so that `lines` can report the line. No valid text has a lone surrogate; because of
-# the NUL, one test of each line is enough.
+# In place of invalid bytes, so that `lines` can report the line. No valid text has a lone surrogate, and the
+# NUL makes one test of each line enough.
 _INVALID: Final = "\0\udcff"
 _MARK_INVALID: Final = "postpress_async.mark_invalid"
 codecs.register_error(_MARK_INVALID, lambda error: (_INVALID, getattr(error, "end")))  # noqa: B009 - a UnicodeError has it
