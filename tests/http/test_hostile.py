@@ -356,7 +356,7 @@ EXPECTED = (
 )
 
 
-@pytest.fixture(name="session_to")
+@pytest.fixture(name="session_to", scope="module")
 def session_to_server(transport: Any) -> Callable[..., PostPressSession]:
     """A function that makes a session to a server, with each transport in turn."""
 

@@ -112,7 +112,7 @@ class CommandPlayer:
 
     def __attrs_post_init__(self) -> None:
         server = CountingServer(self.sequence.seed, self.sequence.traits, latency=0.01)
-        self.case = Case(self.sequence, server)
+        self.case = Case(self.sequence, server, accounts=self.sequence.accounts)
 
     @property
     def journal(self) -> Path:

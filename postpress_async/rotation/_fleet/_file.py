@@ -36,8 +36,9 @@ PARQUET: Final = b"PAR1"
 _BLOCK: Final = 64 * 1024
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as in Excel's "Unicode text"
 
-# A lone surrogate in place of invalid bytes. No valid text has one, so `lines` can report the line.
-_INVALID: Final = "\udcff"
+# In place of invalid bytes, so that `lines` can report the line. No valid text has a lone surrogate, and the
+# NUL makes one test of each line enough.
+_INVALID: Final = "\0\udcff"
 _MARK_INVALID: Final = "postpress_async.mark_invalid"
 codecs.register_error(_MARK_INVALID, lambda error: (_INVALID, getattr(error, "end")))  # noqa: B009 - a UnicodeError has it
 
@@ -139,12 +140,8 @@ class FleetFile:
             text = io.TextIOWrapper(file, encoding, _MARK_INVALID, newline="")
             lines = iter(partial(text.readline, LONGEST_LINE + 1), "")
             for number, line in enumerate(lines, start=1):
-                if "\0" in line:
-                    raise self.error_in(number, "has a NUL byte and is not text: save the file as UTF-8")
-                if len(line) > LONGEST_LINE:
-                    raise self.error_in(number, "is over 1 MiB long: give each account its own line")
-                if _INVALID in line:
-                    raise self.error_in(number, "is not UTF-8: save the file as UTF-8")
+                if "\0" in line or len(line) > LONGEST_LINE:
+                    raise self.error_in(number, _fault(line))
                 yield line
 
     @contextmanager
@@ -245,6 +242,14 @@ class FilePass(io.RawIOBase):
         if number < len(self._digests) and _block_digest(block) != self._digests[number]:
             raise OSError(errno.ESTALE, "the file has changed")
         return block
+
+
+def _fault(line: str) -> str:
+    if _INVALID in line:
+        return "is not UTF-8: save the file as UTF-8"
+    if "\0" in line:
+        return "has a NUL byte and is not text: save the file as UTF-8"
+    return "is over 1 MiB long: give each account its own line"
 
 
 def _block_digest(block: bytes) -> bytes:
