@@ -17,7 +17,7 @@ from postpress_async._converter import converter
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.models import ProxyChange
 from postpress_async.rotation import Fleet, Row
-from postpress_async.rotation._pool import PooledProxy
+from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._rows import rows_of
 from postpress_async.rotation.journal._input_check import NO_POOL
 from postpress_async.rotation.journal._preflight import count_done
@@ -59,14 +59,15 @@ def preview(job: Job, events: EventStream) -> int:
         api_key=api_key,
         accept_new_key=options.accept_new_key,
     )
-    if job.pool is not None and job.selection is not None:
-        job.pool.resume(job.selection.outside)
+    allocator = None if job.pool is None else ProxyAllocator(job.pool)
+    if allocator is not None and job.selection is not None:
+        allocator.resume(job.selection.outside)
     survey = job.survey
     to_send = survey.rows - done
     if options.limit is not None:
         to_send = min(to_send, options.limit)
     first = islice((row for row in _rows(job) if isinstance(row, Row)), SHOWN)
-    requests = [(f"{url}/accounts/{row.account_id}", _body(_change(job, row))) for row in first]
+    requests = [(f"{url}/accounts/{row.account_id}", _body(_change(allocator, row))) for row in first]
     if options.json:
         events.dry_run(
             exit_code=exit_codes.ALL_PATCHED,
@@ -118,11 +119,11 @@ def _rows(job: Job) -> Iterator[Any]:
     return rows_of(changes, pooled=job.pool is not None)
 
 
-def _change(job: Job, row: Row) -> ProxyChange | None:
+def _change(allocator: ProxyAllocator | None, row: Row) -> ProxyChange | None:
     """The change of the account; None if the pool is exhausted."""
-    if row.change is not None or job.pool is None:
+    if row.change is not None or allocator is None:
         return row.change
-    pooled: PooledProxy | None = job.pool.give(row.account_id)
+    pooled = allocator.give(row.account_id)
     return None if pooled is None else pooled.proxy
 
 

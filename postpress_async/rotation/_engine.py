@@ -37,6 +37,7 @@ from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._outcome_sink import OutcomeSink
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
 from postpress_async.rotation._pool import PooledProxy, ProxyPool
+from postpress_async.rotation._pool._allocator import ProxyAllocator, Quarantine
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation._rows import Refusal, Row
@@ -107,15 +108,15 @@ class Rotation:
         self._runner = AccountRunner(
             update=update,
             waits=self._waits,
-            pool=pool,
+            pool=None,
             on_backoff=self._on_backoff,
             on_attempt_failed=self._on_attempt_failed,
-            on_proxy_failed=self._on_proxy_failed,
             on_cancelled=self._on_cancelled,
             can_resume=not drain,
         )
         self._outcomes = OutcomeQueue(in_flight)
         self._group: Final = asyncio.TaskGroup()
+        self._allocator: ProxyAllocator | None = None
         self._journal: OutcomeSink | None = None
         self._row_hashes: RowHashes | None = None
         self._watermark: SendWatermark | None = None
@@ -136,6 +137,11 @@ class Rotation:
     def retrying(self) -> int:
         """Accounts that are backing off now."""
         return self._backing_off
+
+    @property
+    def proxies_failing(self) -> bool:
+        """Whether accounts wait because most proxies of the pool fail at the same time."""
+        return self._allocator is not None and self._allocator.paused
 
     def stop(self) -> None:
         """Send nothing more, not even retries. Iteration ends once the requests in flight are completed."""
@@ -207,6 +213,17 @@ class Rotation:
     async def _open(self) -> None:
         """Open the journal, if any, and the input."""
         self._run = secrets.token_hex(12)  # not in __init__: forked processes must not share it
+        if self._pool is not None:
+            loop = asyncio.get_running_loop()
+            since = time.time() - loop.time()  # by the loop's clock, time never jumps
+            self._allocator = ProxyAllocator(
+                self._pool,
+                may_wait=self._waits.waits_out_outages,
+                on_proxy=self._on_proxy,
+                observer=self._observer,
+                clock=lambda: since + loop.time(),
+            )
+            self._runner = evolve(self._runner, pool=self._allocator)
         journal = None
         if self._open_journal is not None:
             opened = self._open_journal()
@@ -229,8 +246,9 @@ class Rotation:
         key_works = done[State.PATCHED] > 0
         connected = key_works or done[State.FAILED] > 0
         self._monitor = FailureMonitor(self._halt, key_works=key_works, connected=connected)
-        if self._pool is not None:
-            self._pool.resume(journal.proxies())
+        if self._allocator is not None:
+            self._allocator.resume(journal.proxies(), journal.quarantines())
+            self.summary.quarantined = self._allocator.quarantined
         journal.begin(self.total, self.notes)
 
     def _end_sending(self) -> None:
@@ -424,11 +442,8 @@ class Rotation:
         if not self._stopping and (reason := self._monitor.attempt_failed(error)) is not None:
             self._halt_for(reason)
 
-    def _on_proxy_failed(self, proxy: PooledProxy, quarantined: bool) -> None:
-        self.summary.quarantined += quarantined
+    def _on_proxy(self, proxy: PooledProxy, quarantine: Quarantine | None, /, *, failed: bool) -> None:
+        if self._allocator is not None:
+            self.summary.quarantined = self._allocator.quarantined
         if self._journal is not None:
-            self._journal.proxy_failed(proxy.label, quarantined=quarantined)
-        if quarantined:
-            _log.warning("proxy %s quarantined for this run", proxy.label, extra={"proxy": proxy.label})
-            if self._observer is not None:
-                self._observer(events.ProxyQuarantined(proxy.label))
+            self._journal.record_proxy(proxy.label, quarantine, failed=failed)

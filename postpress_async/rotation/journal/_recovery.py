@@ -129,8 +129,9 @@ def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
         f"(SELECT target, api_key FROM runs WHERE id = {CURRENT_RUN} - 1) {_LATEST}"
     )
     connection.execute("DELETE FROM run WHERE name = 'doubts'")
-    for table in ("generations", "changes", "proxies"):
-        connection.execute(f"DELETE FROM {table}")
+    for rows in ("generations", "changes", "proxies WHERE quarantined_at IS NULL"):
+        connection.execute(f"DELETE FROM {rows}")
+    connection.execute("UPDATE proxies SET failures = 0")
     connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', 0)")
     connection.execute("DELETE FROM run WHERE name = 'removed'")
     connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
