@@ -100,6 +100,7 @@ def _open_pool(options: RotateOptions, events: EventStream) -> ProxyPool:
         assign=options.assign,
         accounts_per_proxy=options.accounts_per_proxy,
         failovers=options.failovers,
+        cool_down=options.cool_down,
     )
     for name, columns in pool.ignored_columns.items():
         _check_columns(name, columns, ("proxy", *PARTS))

@@ -7,6 +7,7 @@ Its state changes only in synchronous calls, so tasks can share it without a loc
 import asyncio
 import logging
 import math
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -128,6 +129,7 @@ class ProxyAllocator:
         self._failures: Final[dict[int, dict[str, bool]]] = {}
         self._failing: Final[deque[tuple[int, str]]] = deque(maxlen=10 * MASS_FAILURE)
         self._known_bad: Final[set[int]] = set()  # failing when a pause ended, and not working since
+        self._random: Final = random.Random(0)  # noqa: S311 - no secret
         self._paused_at: float | None = None
         self._probe_at = 0.0
         self._waiting: Final[dict[asyncio.Future[None], None]] = {}
@@ -153,13 +155,9 @@ class ProxyAllocator:
                 return None
             interval = (now - self._paused_at) / 8
             self._probe_at = now + min(max(interval, SHORTEST_PROBE_INTERVAL), LONGEST_PROBE_INTERVAL)
-            tried = set()
         elif sum(not self._was_probe(index, account_id) for index in tried) > self._pool.failovers:
             return None
-        chosen = None
-        if tried and (due := [index for index, entry in self._quarantine.items() if entry.is_due]):
-            chosen = self._assignment.choose(account_id, tried.union(due))  # one probe per account is enough
-        if chosen is None and (chosen := self._assignment.choose(account_id, tried)) is None:
+        if (chosen := self._choose(account_id, tried)) is None:
             return None
         if (entry := self._quarantine.get(chosen)) is not None:
             entry.is_due, entry.is_probing, entry.prober = False, True, account_id
@@ -323,6 +321,17 @@ class ProxyAllocator:
             elif not entry.is_probing:
                 entry.is_due = True
                 self._mark(index)
+
+    def _choose(self, account_id: str, tried: set[int]) -> int | None:
+        if self.paused:
+            # At random: a part of the list may be dead.
+            usable = [n for n, is_open in enumerate(self._is_open) if is_open and n not in self._quarantine]
+            hopeful = [n for n in usable if n not in self._failures and n not in self._known_bad]
+            return self._random.choice(hopeful or usable) if usable else None
+        chosen = None
+        if tried and (due := [index for index, entry in self._quarantine.items() if entry.is_due]):
+            chosen = self._assignment.choose(account_id, tried.union(due))  # one probe is enough
+        return self._assignment.choose(account_id, tried) if chosen is None else chosen
 
     def _was_probe(self, index: int, account_id: str) -> bool:
         entry = self._quarantine.get(index)

@@ -1,0 +1,316 @@
+"""Nights with bad proxies: few requests are wasted on dead ones, and good ones stay in use."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postpress_async import AccountPatched, CustomProxy, ProxyPool, errors, events
+from postpress_async._call.tracker import WaitGroup
+from postpress_async._safe_observer import SafeObserver
+from postpress_async.models import Attempt
+from postpress_async.rotation import Halt, Rotation, State
+from postpress_async.rotation._rows import rows_of
+from postpress_async.rotation.journal import Journal
+from tests.support.virtual_loop import run
+
+NEVER = Halt(failures="never")
+DEAD, CREDENTIALS = "errors/proxy_error", "errors/invalid_proxy_credentials"
+
+Fault = Callable[[str, str, float], str | None]
+
+
+class Api:
+    """
+    The API of a session, with its retries: each request takes *latency* seconds.
+
+    Args:
+        fault: Returns the error's type for a proxy's host, an account, and the loop's time; None for none.
+
+    Attributes:
+        requests: Number of requests by host.
+        first: Time of the first success by host.
+    """
+
+    def __init__(self, fault: Fault, latency: float = 0.05) -> None:
+        self._fault = fault
+        self._latency = latency
+        self._random = random.Random(1)
+        self.requests: Counter[str] = Counter()
+        self.first: dict[str, float] = {}
+
+    async def update(self, account_id: str, change: Any, _keys: Any, hooks: Any, /) -> AccountPatched:
+        attempts: tuple[Attempt, ...] = ()
+        hooks.on_call_started()
+        clock = asyncio.get_running_loop().time
+        for number in range(1, 7):
+            hooks.on_attempt_started(clock())
+            await asyncio.sleep(self._latency)
+            self.requests[change.host] += 1
+            kind = self._fault(change.host, account_id, clock())
+            if kind is None:
+                self.first.setdefault(change.host, clock())
+                return AccountPatched(account_id)
+            error = errors.ApiError.of(502 if kind == DEAD else 401, errors.Problem(kind), None)
+            attempts = (*attempts, Attempt(number, 0.0, self._latency, kind, error.status))
+            error.attempts = attempts
+            hooks.on_attempt_failed(error)
+            if hooks.should_give_up(error) or not error.retryable:
+                break
+            hooks.on_backoff(True)
+            await asyncio.sleep(self._random.random() * 0.5 * 2 ** (number - 1))
+            hooks.on_backoff(False)
+        raise error
+
+
+def pool_of(count: int, **options: Any) -> ProxyPool:
+    return ProxyPool([CustomProxy(host=f"p{n}", port=3128) for n in range(count)], **options)
+
+
+def night(
+    api: Api, accounts: int, pool: ProxyPool, *, in_flight: int = 100, seen: list[Any] | None = None
+) -> Rotation:
+    """Rotate so many accounts in virtual time."""
+
+    async def rotate() -> Rotation:
+        rotation = Rotation(
+            api.update,
+            rows_of((f"acc_{n}" for n in range(accounts)), pooled=True),
+            in_flight=in_flight,
+            pool=pool,
+            halt=NEVER,
+            waits=WaitGroup(waits_out_outages=True),
+            observer=None if seen is None else SafeObserver(seen.append),
+        )
+        async with rotation:
+            await rotation.run()
+        return rotation
+
+    return run(rotate())
+
+
+@pytest.mark.parametrize(
+    ("accounts", "proxies", "began"),
+    [
+        pytest.param(4_000, 500, 0.0, id="from the beginning"),
+        pytest.param(4_000, 20, 1.0, id="20 proxies"),
+        pytest.param(20_000, 500, 2.0, marks=pytest.mark.slow, id="20,000 accounts"),
+    ],
+)
+def test_short_fault_of_all_proxies_is_waited_out(accounts: int, proxies: int, began: float) -> None:
+    """All fail for 3 s: no account fails, no proxy is quarantined, and few requests are wasted."""
+    seen: list[Any] = []
+    api = Api(lambda _host, _account, now: DEAD if began <= now < began + 3 else None)
+
+    rotation = night(api, accounts, pool_of(proxies), seen=seen)
+
+    assert rotation.summary.complete
+    assert not any(isinstance(event, events.ProxyQuarantined) for event in seen)
+    [pause] = [event.elapsed for event in seen if isinstance(event, events.PauseEnded)]
+    assert pause < 3.5
+    assert api.requests.total() - accounts < 2_500
+
+
+def test_short_fault_of_the_only_proxy_is_waited_out() -> None:
+    """The first account fails: whether the proxy or the account is at fault, only a second one shows."""
+    api = Api(lambda _host, _account, now: DEAD if 1 <= now < 4 else None)
+
+    rotation = night(api, 4_000, pool_of(1))
+
+    assert rotation.summary.states == {State.PATCHED: 3_999, State.FAILED: 1}
+
+
+@pytest.mark.parametrize(
+    ("accounts", "assign"),
+    [
+        pytest.param(5_000, "round-robin", id="round-robin"),
+        pytest.param(5_000, "sticky", id="sticky"),
+        pytest.param(20_000, "round-robin", marks=pytest.mark.slow, id="20,000 accounts"),
+    ],
+)
+def test_flapping_of_all_proxies_is_waited_out(accounts: int, assign: Any) -> None:
+    """Every 5 s, all fail for 5 s."""
+    api = Api(lambda _host, _account, now: DEAD if (now + 4) % 10 >= 5 else None)
+
+    rotation = night(api, accounts, pool_of(500, assign=assign))
+
+    assert rotation.summary.complete
+    assert rotation.summary.quarantined == 0
+
+
+def test_fault_that_outlasts_the_cool_down_ends_the_use_of_the_pool() -> None:
+    """Without a busy loop: the longer it lasts, the fewer requests."""
+    api = Api(lambda _host, _account, now: DEAD)
+
+    rotation = night(api, 500, pool_of(500, cool_down=1800))
+
+    assert rotation.summary.patched == 0
+    assert rotation.summary.without_proxy > 0
+    assert api.requests.total() < 2_500
+
+
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.9])
+def test_pool_with_mostly_dead_proxies_is_used_nevertheless(share: float) -> None:
+    api = Api(lambda host, _account, _now: DEAD if int(host[1:]) < 500 * share else None)
+
+    rotation = night(api, 5_000, pool_of(500))
+
+    assert rotation.summary.patched > 4_500
+    assert rotation.summary.quarantined > 450 * share
+
+
+def test_accounts_whose_credentials_are_refused_quarantine_no_proxy() -> None:
+    """1% of the accounts; it is not the proxies' fault, because no other proxy suits them either."""
+    seen: list[Any] = []
+    api = Api(lambda _host, account, _now: CREDENTIALS if account.endswith("00") else None)
+
+    rotation = night(api, 10_000, pool_of(20), seen=seen)
+
+    assert rotation.summary.states == {State.PATCHED: 9_901, State.FAILED: 99}
+    assert not any(isinstance(event, events.ProxyQuarantined) for event in seen)
+
+
+def test_accounts_whose_credentials_are_refused_at_random_quarantine_no_proxy() -> None:
+    dice = random.Random(5)
+    bad = {f"acc_{n}" for n in range(10_000) if dice.random() < 0.01}
+    seen: list[Any] = []
+    api = Api(lambda _host, account, _now: CREDENTIALS if account in bad else None)
+
+    night(api, 10_000, pool_of(20), seen=seen)
+
+    assert not any(isinstance(event, events.ProxyQuarantined) for event in seen)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("in_flight", [5, 100])
+def test_errors_at_random_quarantine_no_proxy(seed: int, in_flight: int) -> None:
+    """One request in ten fails."""
+    dice = random.Random(seed)
+    seen: list[Any] = []
+    api = Api(lambda *_: DEAD if dice.random() < 0.1 else None)
+
+    rotation = night(api, 5_000, pool_of(25), seen=seen, in_flight=in_flight)
+
+    assert rotation.summary.complete
+    assert sum(isinstance(event, events.ProxyQuarantined) for event in seen) <= 1
+
+
+def test_proxy_that_returns_is_used_again_after_its_cool_down() -> None:
+    """20 of 40 dead proxies return after 10 minutes; each is probed 30 minutes after it was quarantined."""
+    back = 600.0
+    api = Api(
+        lambda host, _, now: DEAD if int(host[1:]) < 20 or (int(host[1:]) < 40 and now < back) else None,
+        latency=20.0,
+    )
+
+    rotation = night(api, 12_500, pool_of(500, cool_down=1800))
+
+    assert rotation.summary.complete
+    assert rotation.summary.quarantined == 20
+    assert all(1800 < api.first[f"p{n}"] < back + 1800 for n in range(20, 40))
+    assert all(api.requests[f"p{n}"] < 20 for n in range(20))
+
+
+def test_probe_costs_an_account_one_request_and_no_failover(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even without failovers, it gets another proxy."""
+    api = Api(lambda host, _account, _now: DEAD if host == "p0" else None)
+    monkeypatch.setattr(time, "time", lambda: 1e6)
+    probes: list[Any] = []
+
+    async def rotate() -> Rotation:
+        rotation = Rotation(
+            api.update,
+            rows_of(["acc_1"], pooled=True),
+            in_flight=1,
+            pool=pool_of(2, failovers=0),
+            journal=lambda: _Remembers(probes),  # type: ignore[arg-type,return-value]
+            waits=WaitGroup(waits_out_outages=True),
+        )
+        async with rotation:
+            await rotation.run()
+        return rotation
+
+    rotation = run(rotate())
+
+    assert rotation.summary.complete
+    assert api.requests == {"p0": 1, "p1": 1}
+    [(label, quarantine, failed)] = probes
+    assert (label, failed) == ("p0:3128", True)
+    assert quarantine.probe_at - quarantine.began == 7200  # it was 3600
+
+
+class _Remembers:
+    """A journal in which an earlier run has quarantined the first proxy for an hour."""
+
+    run, watermark, leaves_doubts, by_row, resumed = "run", None, False, False, False
+    completed_at = next_run_at = input_edit = None
+
+    def __init__(self, probes: list[Any]) -> None:
+        self._probes = probes
+
+    def done_counts(self) -> Counter[State]:
+        return Counter()
+
+    def proxies(self) -> dict[str, int]:
+        return {}
+
+    def quarantines(self) -> dict[str, tuple[float, float]]:
+        return {"p0:3128": (1e6 - 3601, 1e6 - 1)}
+
+    def record_proxy(self, label: str, quarantine: Any, /, *, failed: bool) -> None:
+        self._probes.append((label, quarantine, failed))
+
+    def entries(self, **_: Any) -> tuple[()]:
+        return ()
+
+    def generations(self) -> tuple[()]:
+        return ()
+
+    def begin(self, *_: Any) -> None: ...
+    def record(self, *_: Any) -> None: ...
+    async def room(self) -> None: ...
+    async def keep_generation(self, *_: Any) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+async def test_three_nights_waste_few_requests_on_dead_proxies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 of 500 are dead in the first night, and 20 of these are back in the second."""
+    dead = {f"p{n}" for n in range(40)}
+    now, shift = time.time, 0.0
+    monkeypatch.setattr(time, "time", lambda: now() + shift)
+    wasted: list[int] = []
+    for number in range(3):
+        shift = number * 86_400.0
+        if number == 1:
+            dead = {f"p{n}" for n in range(20)}
+        api = Api(lambda host, *_: DEAD if host in dead else None, latency=0.001)  # noqa: B023
+        rows = rows_of((f"acc_{n}" for n in range(5_000)), pooled=True)
+
+        def open_journal() -> Journal:
+            return Journal.open(tmp_path / "j", every=0.0, by_row=True, in_flight=100)
+
+        rotation = Rotation(
+            api.update,
+            rows,
+            in_flight=100,
+            pool=pool_of(500),
+            journal=open_journal,
+            waits=WaitGroup(waits_out_outages=True),
+        )
+        async with rotation:
+            await rotation.run()
+
+        assert rotation.summary.complete
+        assert rotation.summary.quarantined == len(dead)
+        assert all((f"p{n}" in api.first) == (f"p{n}" not in dead) for n in range(500))
+        wasted.append(sum(api.requests[host] for host in dead))
+
+    assert wasted[1] <= 1.5 * 20
+    assert wasted[2] <= 1.5 * 20
