@@ -29,6 +29,7 @@ from postpress_async.errors import (
     SessionClosedError,
 )
 from postpress_async.rotation._account_task import AccountRunner, Update
+from postpress_async.rotation._canary import draw_canary
 from postpress_async.rotation._canary_gate import CanaryGate
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
@@ -37,7 +38,7 @@ from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._outcome_sink import OutcomeSink
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
 from postpress_async.rotation._pool import PooledProxy, ProxyPool
-from postpress_async.rotation._pool._allocator import ProxyAllocator, Quarantine
+from postpress_async.rotation._pool._allocator import ProxyAllocator, Quarantine, unix_clock
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation._rows import Refusal, Row
@@ -214,14 +215,12 @@ class Rotation:
         """Open the journal, if any, and the input."""
         self._run = secrets.token_hex(12)  # not in __init__: forked processes must not share it
         if self._pool is not None:
-            loop = asyncio.get_running_loop()
-            since = time.time() - loop.time()  # by the loop's clock, time never jumps
             self._allocator = ProxyAllocator(
                 self._pool,
                 may_wait=self._waits.waits_out_outages,
                 on_proxy=self._on_proxy,
                 observer=self._observer,
-                clock=lambda: since + loop.time(),
+                clock=unix_clock(),
             )
             self._runner = evolve(self._runner, pool=self._allocator)
         journal = None
@@ -231,7 +230,9 @@ class Rotation:
             self._resume(journal)
         # If the run is complete and the next is not due, the input may be another one, and is not read.
         leaves_alone = journal is not None and journal.next_run_at is not None
-        rows = PendingRows(iter(()) if leaves_alone else self._input, journal)
+        source: InputRows = iter(()) if leaves_alone else self._input
+        source, canary = await draw_canary(source, journal, self._halt.canary, self.total, self._run)
+        rows = PendingRows(source, journal, canary)
         self._row_hashes = rows.hashes
         self._row_source.read = rows.next
 
@@ -397,7 +398,10 @@ class Rotation:
             self._halt_for(reason)
         elif not self._canary_gate.is_open:
             was_tried = self._monitor.tried > tried
-            self._canary_gate.completed(tried=was_tried, passed=self._monitor.canary_passed)
+            self.summary.canary_passed = passed = self._monitor.canary_passed
+            self._canary_gate.completed(tried=was_tried, passed=passed)
+            if passed:
+                _log.info("the canary passed: the other accounts follow", extra={"canary": "passed"})
 
     def _record(self, outcome: Outcome, *, recorded: bool = False) -> None:
         self.summary.count(outcome)
@@ -406,17 +410,7 @@ class Rotation:
         if outcome.state is State.FAILED:
             self._failed[outcome.error_type, outcome.applied] += 1
         if self._observer is not None:
-            event = events.AccountSettled(
-                outcome.account_id,
-                outcome.ordinal,
-                outcome.state,
-                outcome.attempts,
-                outcome.elapsed,
-                outcome.error_type,
-                outcome.scope,
-                outcome.applied,
-            )
-            self._observer(event)
+            self._observer(outcome.settled_event())
 
     def _record_unsent(self, pending: PendingRow) -> None:
         outcome = pending.unsent_outcome()

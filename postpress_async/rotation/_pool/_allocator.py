@@ -81,6 +81,13 @@ def _ignore(*_: object, **__: object) -> None:
     """The default for callbacks."""
 
 
+def unix_clock() -> Callable[[], float]:
+    """Return a function for the Unix time that goes by the running loop's clock, and so never jumps."""
+    loop = asyncio.get_running_loop()
+    since = time.time() - loop.time()
+    return lambda: since + loop.time()
+
+
 class ProxyAllocator:
     """
     The state of a `ProxyPool` in one rotation. Accounts and failures of other rotations do not count.

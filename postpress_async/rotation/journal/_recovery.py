@@ -37,6 +37,13 @@ COVER: Final = (
 )
 """Statements before the watermark advances from one ordinal to another."""
 
+INSERT_SKIPPED: Final = f"""
+    INSERT OR IGNORE INTO outcomes
+        (run, ordinal, line, account_id, settled_at, state, attempts, applied, elapsed)
+    VALUES ({CURRENT_RUN}, ?, ?, ?, ?, 'skipped', 0, 'no', 0)
+"""
+"""The statement for a row that has no outcome, before `COVER`."""
+
 COUNTS: Final = "SELECT state, count(*), sum(attempts) FROM latest GROUP BY state"
 
 END_RUN: Final = f"""
