@@ -67,6 +67,8 @@ class FailureMonitor:
         if (reason := self._key.observe(outcome)) is not None:
             self.key_refused = True
             return reason
+        if outcome.is_refused:
+            return None  # its row is invalid, and nothing was sent
         failed = outcome.error is not None
         if not failed and outcome.state is not State.PATCHED:
             return None
