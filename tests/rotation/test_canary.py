@@ -1,6 +1,7 @@
 """The canary: which accounts go first, and what the journal says about them if the run ends meanwhile."""
 
 import asyncio
+import shutil
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -116,7 +117,7 @@ async def test_only_the_canary_is_in_doubt_if_the_run_is_killed_meanwhile(
         while sandbox.record.requests < 20:
             await asyncio.sleep(0.01)
         for end in ("", "-wal"):
-            Path(f"{copy}{end}").write_bytes(Path(f"{journal}{end}").read_bytes())
+            shutil.copyfile(f"{journal}{end}", f"{copy}{end}")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -181,9 +181,15 @@ def test_a_canary_that_failed_too_often_halts_all_others(failures: Any, bad: int
 
 def refused_row() -> Outcome:
     error = errors.NotSentError("not sent: line 3: port missing")
-    scope, no = errors.Scope.REQUEST, errors.Applied.NO
     return Outcome(
-        0, 3, "acc_1", State.SKIPPED, error_type="port missing", scope=scope, applied=no, error=error
+        0,
+        3,
+        "acc_1",
+        State.SKIPPED,
+        error_type="port missing",
+        scope=errors.Scope.REQUEST,
+        applied=errors.Applied.NO,
+        error=error,
     )
 
 
@@ -210,19 +216,21 @@ def test_failures_of_other_scopes_do_not_halt(failures: Any) -> None:
 @pytest.mark.parametrize(
     ("failures", "reason"),
     [
-        (
+        pytest.param(
             "proxy=5%",
             "10 of the latest 110 accounts failed because of the proxy, all with errors/proxy_error; "
             "the threshold is 5% of 200",
+            id="a percentage",
         ),
-        (
+        pytest.param(
             " account=100%, proxy=10",
             "10 accounts failed because of the proxy, all with errors/proxy_error, which is the threshold",
+            id="a number",
         ),
     ],
 )
 def test_failures_of_one_scope_halt_at_its_threshold(failures: Any, reason: str) -> None:
-    monitor = FailureMonitor(Halt(failures=failures))
+    monitor = FailureMonitor(Halt(failures=failures), key_works=True)
     outcomes = [failed(*DISCONNECTED)] * 100 + [failed(*PROXY)] * 10
 
     assert first_reason(monitor, iter(outcomes)) == (110, reason)
