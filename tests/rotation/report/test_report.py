@@ -153,7 +153,7 @@ def test_findings_agree_with_the_journal(night) -> None:
 
 def test_a_proxy_whose_accounts_all_went_on_to_another_is_ranked_too(night) -> None:
     """The dead ones of the list are what the seller is to hear of, and no account ended on them."""
-    change(night, "INSERT INTO proxies VALUES ('line 9', 7, 1.0), ('line 2', 6, NULL)")
+    change(night, "INSERT INTO proxies VALUES ('line 9', 7, 1.0, 2.0), ('line 2', 6, NULL, NULL)")
 
     found = findings(night)
 
