@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -466,6 +467,51 @@ async def test_a_journal_from_before_there_were_pools_takes_them(tmp_path) -> No
 
     assert outcomes["acc_2"].state is State.PATCHED
     assert recorded(journal, "SELECT label, failures FROM proxies") == [("u@p0.example.net:3128", 1)]
+
+
+async def quarantine_first(session: PostPressSession, journal: Path) -> None:
+    """Make a journal in which the first of two proxies is quarantined."""
+    accounts = [f"acc_{number}" for number in range(4)]
+    _, summary = await rotate(session, accounts, ProxyPool(proxies(2)), journal=journal, in_flight=1)
+    assert summary.quarantined == 1
+
+
+@pytest.mark.parametrize("probe_at", [True, False], ids=["this version", "a version that forgot quarantines"])
+async def test_quarantine_lasts_until_the_next_run(tmp_path, probe_at) -> None:
+    journal, tries = tmp_path / "run.sqlite3", Tries(proxy_label(0))
+    async with Sandbox(dead_proxies=tries) as sandbox, sandbox.session(retry=QUICK) as session:
+        await quarantine_first(session, journal)
+        if not probe_at:
+            recorded(journal, "ALTER TABLE proxies DROP COLUMN probe_at")
+        before = tries.tried[proxy_label(0)]
+        _, summary = await rotate(session, ["acc_8"], ProxyPool(proxies(2)), journal=journal, every=0)
+
+        assert tries.tried[proxy_label(0)] == before
+        assert summary.quarantined == 1
+
+        tries.dead.clear()
+        [(began,)] = recorded(journal, "SELECT quarantined_at FROM proxies")
+        with sqlite3.connect(journal) as connection:
+            connection.execute("UPDATE proxies SET probe_at = ?", (began + 1e-6,))
+        connection.close()
+        _, summary = await rotate(session, ["acc_9"], ProxyPool(proxies(2)), journal=journal, every=0)
+
+    assert host_of(sandbox, "acc_9") == "p0.example.net"
+    assert summary.quarantined == 0
+    assert recorded(journal, "SELECT quarantined_at, probe_at FROM proxies") == [(None, None)]
+
+
+async def test_edited_list_is_probed_at_once(tmp_path) -> None:
+    """Its passwords may have been corrected, and labels do not have them."""
+    journal, tries = tmp_path / "run.sqlite3", Tries(proxy_label(0))
+    async with Sandbox(dead_proxies=tries) as sandbox, sandbox.session(retry=QUICK) as session:
+        await quarantine_first(session, journal)
+        tries.dead.clear()
+        edited = ProxyPool([evolve(proxy, password="corrected") for proxy in proxies(2)])
+        _, summary = await rotate(session, ["acc_9"], edited, journal=journal, every=0)
+
+    assert host_of(sandbox, "acc_9") == "p0.example.net"
+    assert summary.quarantined == 0
 
 
 async def test_a_refusal_after_a_run_that_died_is_not_asked_for_every_night(tmp_path) -> None:

@@ -65,8 +65,8 @@ class ProxyPool:
     """
     Distinct proxies for the accounts of a rotation.
 
-    A pool does not change. Each rotation that uses it counts accounts and failures anew; with a journal,
-    quarantines last from run to run.
+    A pool does not change. Each rotation that uses it counts accounts and failures for itself; with a
+    journal, quarantines last from run to run.
 
     The strategies, both of which skip proxies that are quarantined or full:
 

@@ -152,7 +152,7 @@ class ProxyAllocator:
             but_not: The proxies that have failed it. It does not get them again.
 
         Returns:
-            The proxy; None if there is none for the account, or it has used up its failovers.
+            The proxy; None if no proxy is left for the account, or it has used up its failovers.
         """
         tried = {self._index(pooled) for pooled in but_not}
         self._open_due()
