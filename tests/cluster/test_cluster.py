@@ -571,9 +571,13 @@ async def test_a_proxy_that_fails_two_accounts_anywhere_is_out_everywhere() -> N
         first, second = assigned[worker_1][0], assigned[worker_2][0]
         assert first.pooled is not None
         assert first.pooled.label == bad
-        await worker_1.beat(("struck", shards["w1"], bad, first.account_id, False))
+        await worker_1.beat(
+            ("struck", shards["w1"], bad, first.account_id),
+            ("worked", shards["w1"], good, first.account_id),
+        )
         answer = await worker_2.beat(
-            ("struck", shards["w2"], bad, second.account_id, False),
+            ("struck", shards["w2"], bad, second.account_id),
+            ("worked", shards["w2"], good, second.account_id),
             ("wanted", shards["w2"], second.row.ordinal, [bad]),
         )
         notes = (await worker_1.beat())["notes"]
