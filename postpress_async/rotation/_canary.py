@@ -13,10 +13,12 @@ _BLOCK: Final = 4_096
 
 
 async def draw_canary(
-    source: InputRows, journal: Journal | None, count: int, total: int | None, seed: str
+    source: InputRows, journal: Journal | None, count: int, total: int | None
 ) -> tuple[InputRows, list[PendingRow]]:
     """
     Draw *count* rows from the *total* rows of *source*, and declare in the journal that they may be sent.
+
+    The seed is the number of the run: each night has other rows, and the draw can be repeated.
 
     Returns:
         The source without these rows, and these rows: none if the input can only be read in its order.
@@ -28,7 +30,7 @@ async def draw_canary(
         if not journal.same_input:
             return source, []  # its rows have to be compared in their order
         done = journal.done()
-    ordinals = draw(count, total, done, seed)
+    ordinals = draw(count, total, done, 0 if journal is None else journal.number)
 
     def others(done: bytes) -> Iterator[Row | Refusal]:
         return rows_but(_marked(done.ljust(total, b"\0"), ordinals, 1))
@@ -47,7 +49,7 @@ async def draw_canary(
     return others, canary
 
 
-def draw(count: int, total: int, done: bytes, seed: str) -> list[int]:
+def draw(count: int, total: int, done: bytes, seed: int) -> list[int]:
     """Up to *count* of the ordinals below *total* whose byte in *done* is 0 or missing, in their order."""
     left = done[:total].ljust(total, b"\0")
     candidates = left.count(0)

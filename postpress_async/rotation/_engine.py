@@ -231,7 +231,7 @@ class Rotation:
         # If the run is complete and the next is not due, the input may be another one, and is not read.
         leaves_alone = journal is not None and journal.next_run_at is not None
         source: InputRows = iter(()) if leaves_alone else self._input
-        source, canary = await draw_canary(source, journal, self._halt.canary, self.total, self._run)
+        source, canary = await draw_canary(source, journal, self._halt.canary, self.total)
         rows = PendingRows(source, journal, canary)
         self._row_hashes = rows.hashes
         self._row_source.read = rows.next

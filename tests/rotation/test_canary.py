@@ -45,9 +45,9 @@ def states(journal: Path) -> Counter[str]:
     count=st.integers(0, 30),
     done=st.lists(st.sampled_from([0, 1]), max_size=60).map(bytes),
     more=st.integers(0, 10),
-    seed=st.text(max_size=3),
+    seed=st.integers(0, 3),
 )
-def test_drawn_rows_are_distinct_and_not_done(count: int, done: bytes, more: int, seed: str) -> None:
+def test_drawn_rows_are_distinct_and_not_done(count: int, done: bytes, more: int, seed: int) -> None:
     total = len(done) + more
     left = [n for n in range(total) if n >= len(done) or not done[n]]
 
@@ -62,7 +62,7 @@ def test_rows_are_drawn_evenly() -> None:
     """Also from the few that are left of a large fleet."""
     done = bytes(0 if n % 100 == 7 else 1 for n in range(1_000_000))
 
-    drawn = draw(1_000, 1_000_000, done, "seed")
+    drawn = draw(1_000, 1_000_000, done, 1)
 
     assert all(n % 100 == 7 for n in drawn)
     tenths = Counter(n // 100_000 for n in drawn)
@@ -81,7 +81,7 @@ async def test_canary_is_drawn_from_the_whole_fleet(fleet: Path, tmp_path: Path)
 
     first, others = started[:50], started[50:]
     assert {n // 250 for n in first} == {0, 1, 2, 3}
-    assert others == sorted(set(range(ROWS)) - set(first))
+    assert sorted(others) == sorted(set(range(ROWS)) - set(first))
     assert rotation.summary.complete
     assert rotation.summary.canary_passed
     assert states(tmp_path / "j") == {"patched": ROWS}
