@@ -299,8 +299,8 @@ class AttendedRotation(Rotation):
             plain = None if given is None else [given.label, plain_change(given.proxy)]
             hand.outbox.put("given", number, ordinal, plain)
 
-    def _on_proxy(self, proxy: PooledProxy, quarantine: Quarantine | None, /, *, failed: bool) -> None:
-        super()._on_proxy(proxy, quarantine, failed=failed)
+    def _on_proxy(self, proxy: PooledProxy, quarantine: Quarantine | None, failed: bool) -> None:
+        super()._on_proxy(proxy, quarantine, failed)
         if failed:
             return
         label, note = proxy.label, "in" if quarantine is None else "out"

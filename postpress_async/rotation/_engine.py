@@ -436,7 +436,7 @@ class Rotation:
         if not self._stopping and (reason := self._monitor.attempt_failed(error)) is not None:
             self._halt_for(reason)
 
-    def _on_proxy(self, proxy: PooledProxy, quarantine: Quarantine | None, /, *, failed: bool) -> None:
+    def _on_proxy(self, proxy: PooledProxy, quarantine: Quarantine | None, failed: bool) -> None:
         if self._allocator is not None:
             self.summary.quarantined = self._allocator.quarantined
         if self._journal is not None:

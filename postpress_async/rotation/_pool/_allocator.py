@@ -11,7 +11,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from typing import Final, Protocol
+from typing import Final, TypeAlias
 
 from attrs import define
 
@@ -62,23 +62,11 @@ class Quarantine:
     prober: str | None = None
 
 
-class OnProxy(Protocol):
-    """Called after each change of a proxy's health."""
-
-    def __call__(self, proxy: PooledProxy, quarantine: Quarantine | None, /, *, failed: bool) -> object:
-        """
-        Report the change.
-
-        Args:
-            proxy: The proxy.
-            quarantine: Its quarantine from now on; None if it has none.
-            failed: Whether it has failed an account. Otherwise its quarantine has just begun, or ended.
-        """
-        ...
-
-
-def _ignore(*_: object, **__: object) -> None:
-    """The default for callbacks."""
+OnProxy: TypeAlias = Callable[[PooledProxy, Quarantine | None, bool], object]
+"""
+Called after each change of a proxy's health with the proxy, its quarantine, and whether it has failed an
+account. Otherwise its quarantine has just begun, or ended.
+"""
 
 
 def unix_clock() -> Callable[[], float]:
@@ -115,7 +103,7 @@ class ProxyAllocator:
         pool: ProxyPool,
         *,
         may_wait: bool = True,
-        on_proxy: OnProxy = _ignore,
+        on_proxy: OnProxy = lambda *_: None,
         observer: Callable[[events.Event], object] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -240,7 +228,7 @@ class ProxyAllocator:
             longest = max(self._pool.cool_down, LONGEST_COOL_DOWN)
             cool_down = min(factor * (entry.probe_at - entry.began), longest)
             self._close(index, now, now + cool_down, prober=account_id)
-        self._on_proxy(proxy, self._quarantine.get(index), failed=True)
+        self._on_proxy(proxy, self._quarantine.get(index), True)
         if entry is None and not self.paused and len(self._failures[index]) >= UNCONFIRMED:
             self._quarantine_now(index)
         self._wake()
@@ -253,7 +241,7 @@ class ProxyAllocator:
         if self._quarantine.pop(index, None) is not None:
             self._mark(index)
             _log.warning("proxy %s works again", proxy.label, extra={"proxy": proxy.label})
-            self._on_proxy(proxy, None, failed=False)
+            self._on_proxy(proxy, None, False)
             self._wake()
         if self._paused_at is not None:
             seconds, self._paused_at = self._clock() - self._paused_at, None
@@ -349,7 +337,7 @@ class ProxyAllocator:
         self._close(index, now, now + self._pool.cool_down)
         label = self._proxies[index].label
         _log.warning("proxy %s quarantined", label, extra={"proxy": label})
-        self._on_proxy(self._proxies[index], self._quarantine[index], failed=False)
+        self._on_proxy(self._proxies[index], self._quarantine[index], False)
         self._report(events.ProxyQuarantined(label))
 
     def _close(self, index: int, began: float, probe_at: float, prober: str | None = None) -> None:
