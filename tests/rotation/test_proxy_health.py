@@ -5,7 +5,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from postpress_async._safe_observer import SafeObserver
 from postpress_async.models import Attempt
 from postpress_async.rotation import Halt, Rotation, State
 from postpress_async.rotation._rows import rows_of
-from postpress_async.rotation.journal import Journal
 from tests.support.virtual_loop import run
 
 NEVER = Halt(failures="never")
@@ -68,12 +66,62 @@ class Api:
         raise error
 
 
+class Memory:
+    """
+    A journal that keeps only quarantines, because the thread of a real one does not run in virtual time.
+
+    Attributes:
+        quarantined: By label: when the quarantine began, and when the proxy is probed.
+        changes: The arguments of each call of `record_proxy`.
+    """
+
+    run, watermark, leaves_doubts, by_row, resumed = "run", None, False, False, False
+    completed_at = next_run_at = input_edit = None
+
+    def __init__(self) -> None:
+        self.quarantined: dict[str, tuple[float, float]] = {}
+        self.changes: list[tuple[str, Any, bool]] = []
+
+    def quarantines(self) -> dict[str, tuple[float, float]]:
+        return dict(self.quarantined)
+
+    def record_proxy(self, label: str, quarantine: Any, /, *, failed: bool) -> None:
+        self.changes.append((label, quarantine, failed))
+        self.quarantined.pop(label, None)
+        if quarantine is not None:
+            self.quarantined[label] = quarantine.began, quarantine.probe_at
+
+    def done_counts(self) -> Counter[State]:
+        return Counter()
+
+    def proxies(self) -> dict[str, int]:
+        return {}
+
+    def entries(self, **_: Any) -> tuple[()]:
+        return ()
+
+    def generations(self) -> tuple[()]:
+        return ()
+
+    def begin(self, *_: Any) -> None: ...
+    def record(self, *_: Any) -> None: ...
+    async def room(self) -> None: ...
+    async def keep_generation(self, *_: Any) -> None: ...
+    async def aclose(self) -> None: ...
+
+
 def pool_of(count: int, **options: Any) -> ProxyPool:
     return ProxyPool([CustomProxy(host=f"p{n}", port=3128) for n in range(count)], **options)
 
 
 def night(
-    api: Api, accounts: int, pool: ProxyPool, *, in_flight: int = 100, seen: list[Any] | None = None
+    api: Api,
+    accounts: int,
+    pool: ProxyPool,
+    *,
+    in_flight: int = 100,
+    seen: list[Any] | None = None,
+    memory: Memory | None = None,
 ) -> Rotation:
     """Rotate so many accounts in virtual time."""
 
@@ -83,6 +131,7 @@ def night(
             rows_of((f"acc_{n}" for n in range(accounts)), pooled=True),
             in_flight=in_flight,
             pool=pool,
+            journal=None if memory is None else lambda: memory,  # type: ignore[arg-type,return-value]
             halt=NEVER,
             waits=WaitGroup(waits_out_outages=True),
             observer=None if seen is None else SafeObserver(seen.append),
@@ -218,99 +267,35 @@ def test_proxy_that_returns_is_used_again_after_its_cool_down() -> None:
 
 def test_probe_costs_an_account_one_request_and_no_failover(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even without failovers, it gets another proxy."""
-    api = Api(lambda host, _account, _now: DEAD if host == "p0" else None)
+    api, memory = Api(lambda host, *_: DEAD if host == "p0" else None), Memory()
     monkeypatch.setattr(time, "time", lambda: 1e6)
-    probes: list[Any] = []
+    memory.quarantined["p0:3128"] = 1e6 - 3601, 1e6 - 1  # for an hour, which is over
 
-    async def rotate() -> Rotation:
-        rotation = Rotation(
-            api.update,
-            rows_of(["acc_1"], pooled=True),
-            in_flight=1,
-            pool=pool_of(2, failovers=0),
-            journal=lambda: _Remembers(probes),  # type: ignore[arg-type,return-value]
-            waits=WaitGroup(waits_out_outages=True),
-        )
-        async with rotation:
-            await rotation.run()
-        return rotation
-
-    rotation = run(rotate())
+    rotation = night(api, 1, pool_of(2, failovers=0), memory=memory)
 
     assert rotation.summary.complete
     assert api.requests == {"p0": 1, "p1": 1}
-    [(label, quarantine, failed)] = probes
+    [(label, quarantine, failed)] = memory.changes
     assert (label, failed) == ("p0:3128", True)
-    assert quarantine.probe_at - quarantine.began == 7200  # it was 3600
+    assert quarantine.probe_at - quarantine.began == 7200
 
 
-class _Remembers:
-    """A journal in which an earlier run has quarantined the first proxy for an hour."""
-
-    run, watermark, leaves_doubts, by_row, resumed = "run", None, False, False, False
-    completed_at = next_run_at = input_edit = None
-
-    def __init__(self, probes: list[Any]) -> None:
-        self._probes = probes
-
-    def done_counts(self) -> Counter[State]:
-        return Counter()
-
-    def proxies(self) -> dict[str, int]:
-        return {}
-
-    def quarantines(self) -> dict[str, tuple[float, float]]:
-        return {"p0:3128": (1e6 - 3601, 1e6 - 1)}
-
-    def record_proxy(self, label: str, quarantine: Any, /, *, failed: bool) -> None:
-        self._probes.append((label, quarantine, failed))
-
-    def entries(self, **_: Any) -> tuple[()]:
-        return ()
-
-    def generations(self) -> tuple[()]:
-        return ()
-
-    def begin(self, *_: Any) -> None: ...
-    def record(self, *_: Any) -> None: ...
-    async def room(self) -> None: ...
-    async def keep_generation(self, *_: Any) -> None: ...
-    async def aclose(self) -> None: ...
-
-
-async def test_three_nights_waste_few_requests_on_dead_proxies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("spread", [1, 12], ids=["at the beginning of the list", "all over the list"])
+def test_three_nights_waste_few_requests_on_dead_proxies(
+    spread: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """40 of 500 are dead in the first night, and 20 of these are back in the second."""
-    dead = {f"p{n}" for n in range(40)}
-    now, shift = time.time, 0.0
-    monkeypatch.setattr(time, "time", lambda: now() + shift)
-    wasted: list[int] = []
-    for number in range(3):
-        shift = number * 86_400.0
-        if number == 1:
-            dead = {f"p{n}" for n in range(20)}
-        api = Api(lambda host, *_: DEAD if host in dead else None, latency=0.001)  # noqa: B023
-        rows = rows_of((f"acc_{n}" for n in range(5_000)), pooled=True)
+    memory, wasted = Memory(), list[int]()
+    for number, count in enumerate((40, 20, 20)):
+        monkeypatch.setattr(time, "time", lambda: 1e6 + number * 86_400)  # noqa: B023
+        dead = {f"p{n * spread}" for n in range(count)}
+        api = Api(lambda host, *_: DEAD if host in dead else None)  # noqa: B023
 
-        def open_journal() -> Journal:
-            return Journal.open(tmp_path / "j", every=0.0, by_row=True, in_flight=100)
-
-        rotation = Rotation(
-            api.update,
-            rows,
-            in_flight=100,
-            pool=pool_of(500),
-            journal=open_journal,
-            waits=WaitGroup(waits_out_outages=True),
-        )
-        async with rotation:
-            await rotation.run()
+        rotation = night(api, 6_000, pool_of(500), memory=memory)
 
         assert rotation.summary.complete
-        assert rotation.summary.quarantined == len(dead)
-        assert all((f"p{n}" in api.first) == (f"p{n}" not in dead) for n in range(500))
+        assert memory.quarantined.keys() == {f"{host}:3128" for host in dead}
+        assert api.first.keys() == {f"p{n}" for n in range(500)} - dead
         wasted.append(sum(api.requests[host] for host in dead))
 
-    assert wasted[1] <= 1.5 * 20
-    assert wasted[2] <= 1.5 * 20
+    assert wasted[1:] == [20, 20]  # one probe of each
