@@ -124,6 +124,7 @@ def night(
     memory: Memory | None = None,
 ) -> Rotation:
     """Rotate so many accounts in virtual time."""
+    opener: Any = None if memory is None else lambda: memory
 
     async def rotate() -> Rotation:
         rotation = Rotation(
@@ -131,7 +132,7 @@ def night(
             rows_of((f"acc_{n}" for n in range(accounts)), pooled=True),
             in_flight=in_flight,
             pool=pool,
-            journal=None if memory is None else lambda: memory,  # type: ignore[arg-type,return-value]
+            journal=opener,
             halt=NEVER,
             waits=WaitGroup(waits_out_outages=True),
             observer=None if seen is None else SafeObserver(seen.append),
