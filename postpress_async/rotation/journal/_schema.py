@@ -14,6 +14,7 @@ from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation.journal._checkpoint import accept_log
 from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._tables import (
+    ADD_PROBE_AT,
     CURRENT_RUN,
     MIGRATION,
     NEW_RUN,
@@ -73,6 +74,8 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
             if _version(connection) < VERSION:
                 connection.executescript(MIGRATION)
         connection.execute(PROXIES)
+        if "probe_at" not in [column for _, column, *_ in connection.execute("PRAGMA table_info(proxies)")]:
+            connection.execute(ADD_PROBE_AT)
     except BaseException:
         connection.close()
         raise

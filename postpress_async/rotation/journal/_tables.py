@@ -142,6 +142,9 @@ PROXIES: Final = """
 CREATE TABLE IF NOT EXISTS proxies (
     label TEXT PRIMARY KEY,
     failures INTEGER NOT NULL,
-    quarantined_at REAL
+    quarantined_at REAL,
+    probe_at REAL
 ) WITHOUT ROWID
 """
+# In journals of a version that forgot quarantines.
+ADD_PROBE_AT: Final = "ALTER TABLE proxies ADD COLUMN probe_at REAL"
