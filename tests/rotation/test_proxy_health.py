@@ -229,7 +229,7 @@ def test_quarantine_of_one_tags_proxy_costs_no_account_of_another_a_request() ->
 
     assert rotation.summary.complete
     assert rotation.summary.quarantined == 1
-    assert [event.proxy for event in seen if isinstance(event, events.ProxyQuarantined)] == ["US0:3128"]
+    assert [event.proxy for event in seen if isinstance(event, events.ProxyQuarantined)] == ["us0:3128"]
     assert [api.requests[f"DE{n}"] for n in range(4)] == [250] * 4
 
 
