@@ -111,6 +111,7 @@ def _open_pools(options: RotateOptions, events: EventStream) -> tuple[Pools, int
         assign=options.assign,
         accounts_per_proxy=options.accounts_per_proxy,
         failovers=options.failovers,
+        cool_down=options.cool_down,
     )
     return pools, len(lists.refused)
 

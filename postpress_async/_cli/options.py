@@ -1,7 +1,7 @@
 """Types of option values, and the options that several commands share."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeAlias, get_args
 
@@ -42,8 +42,8 @@ def _seconds(text: str) -> float:
     return sum(number * unit for number, unit in zip(numbers, (3600, 60, 1), strict=False))
 
 
-def halt(text: str | int) -> str | int:
-    """Validate a failure threshold: a percentage, a number, or ``never``; raise `click.BadParameter`."""
+def halt(text: str | int) -> str | int | Mapping[str, str | int]:
+    """Convert a failure threshold as `Halt` does; raise `click.BadParameter`."""
     try:
         return Halt(failures=text).failures
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import chain, islice
@@ -19,7 +19,9 @@ from postpress_async._converter import converter
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Row
+from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._pool._tags import argument_of, digest_of
+from postpress_async.rotation._pool_needs import Tag
 from postpress_async.rotation._rows import rows_of
 from postpress_async.rotation.journal._input_check import RunRequest
 from postpress_async.rotation.journal._preflight import count_done
@@ -54,15 +56,16 @@ def preview(job: Job, events: EventStream) -> int:
         on_failed=options.on_failed,
     )
     done, input_edit = count_done(job.journal, request)
+    allocators = {tag: ProxyAllocator(pool) for tag, pool in job.pools.items()}
     if job.selection is not None:
-        for pool in job.pools.values():
-            pool.resume(job.selection.outside)
+        for allocator in allocators.values():
+            allocator.resume(job.selection.outside)
     survey = job.survey
     to_send = survey.rows - done
     if options.limit is not None:
         to_send = min(to_send, options.limit)
     first = islice((row for row in _rows(job) if isinstance(row, Row)), SHOWN)
-    requests = [(f"{url}/accounts/{row.account_id}", _body(_change(job, row))) for row in first]
+    requests = [(f"{url}/accounts/{row.account_id}", _body(_change(allocators, row))) for row in first]
     if not options.sandbox:
         _warn_of_private_addresses(job)
     if options.json:
@@ -120,11 +123,11 @@ def _rows(job: Job) -> Iterator[Any]:
     return rows_of(changes, pooled=argument_of(job.pools) or False)
 
 
-def _change(job: Job, row: Row) -> ProxyChange | None:
+def _change(allocators: Mapping[Tag, ProxyAllocator], row: Row) -> ProxyChange | None:
     """The change of the account; None if the pool is exhausted."""
     if row.change is not None:
         return row.change
-    pooled = job.pools[row.tag].give(row.account_id)
+    pooled = allocators[row.tag].give(row.account_id)
     return None if pooled is None else pooled.change_for(row.account_id, row.fields)
 
 

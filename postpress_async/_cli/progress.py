@@ -84,6 +84,8 @@ class ProgressStats:
             words.append(f"{_clock((self.total - self.completed) / rate)} left")
         if self._sender.paused:
             words.append("PAUSED: the service is down")
+        if self._rotation.proxies_failing:
+            words.append("PAUSED: most proxies fail")
         return ", ".join(words)
 
 

@@ -103,10 +103,12 @@ run_options: Final = options.combine(
     _stopping(
         "--halt",
         type=options.halt,
-        metavar="5%|100|never",
+        metavar="5%|100|SCOPE=5%,...|never",
         default="50%",
         help="Stop the run when this many accounts have failed: a percentage of the latest 200 accounts, a "
-        "number of accounts in the whole run, or never. A refused API key always stops the run.",
+        "number of accounts in the whole run, or never. With scopes, such as proxy=5%,service=20%, only "
+        "failures of these scopes stop it: request, account, proxy or service, as the command errors lists "
+        "them. A refused API key always stops the run.",
     ),
     _stopping(
         "--canary",
@@ -258,6 +260,16 @@ rotation_options: Final = options.combine(
         help="Maximum number of other proxies from --pool to try for an account whose proxy does not work.",
     ),
     _assignment(
+        "--cool-down",
+        type=options.duration,
+        metavar="DURATION",
+        default="30m",
+        help="Time for which a proxy from --pool gets no account after it failed two accounts that other "
+        "proxies then served. After that, one account tries it with one request; each further failure "
+        "doubles the time, up to 24h. The journal keeps it for the next run. If most proxies fail at the "
+        "same time, all accounts wait until one of them works again, at most for this time.",
+    ),
+    _assignment(
         "--country",
         metavar="CC",
         help="Order a managed proxy (one that PostPress provides) in this country, a two-letter code such as "
@@ -267,7 +279,7 @@ rotation_options: Final = options.combine(
 )
 """Adds all options but those of a journal, which ``retry-failed`` takes as an argument."""
 
-_REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers", "pool_by")
+_REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers", "cool_down", "pool_by")
 
 
 @frozen(kw_only=True)
@@ -293,6 +305,7 @@ class RotateOptions:
     assign: Assign = "round-robin"
     accounts_per_proxy: int | None = None
     failovers: int = 3
+    cool_down: float = 1800.0
     country: str | None = None
     skip_bad: bool
     in_flight: int
@@ -302,7 +315,7 @@ class RotateOptions:
     max_duration: float | None
     cluster: str | None
     certificates: str | None
-    halt: str | int
+    halt: str | int | Mapping[str, str | int]
     canary: int
     on_unknown: OnUnknown
     on_failed: OnFailed = "report"

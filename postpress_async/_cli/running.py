@@ -135,9 +135,13 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
                     events.say(f"nothing was sent: {_why_complete(job, rotation)}")
                 events.begun(job, rotation.summary)
                 with Progress(job.total, rotation, sender) as progress:
+                    canary_passed = False
                     async for outcome in rotation:
                         progress.update(outcome)
                         events.settled(outcome)
+                        if rotation.summary.canary_passed and not canary_passed:
+                            canary_passed = True
+                            events.canary_passed(job.options.canary)
                         if events.is_closed and not rotation.summary.stopped:
                             rotation.stop()
     except RotationError as error:
@@ -228,7 +232,7 @@ def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream
         yield f"the pool is exhausted: {accounts} got no proxy; add proxies to {lists}"
     elif summary.quarantined:
         proxies = counted(summary.quarantined, "proxy", "proxies")
-        yield f"{proxies} of the pool did not work and got no further accounts"
+        yield f"{proxies} of the pool did not work and got no further accounts (see --cool-down)"
     reported = unknown if job.options.on_unknown == "report" else 0
     if reported:
         yield (

@@ -29,7 +29,8 @@ from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._pending_rows import InputRows
-from postpress_async.rotation._pool import ProxyPool
+from postpress_async.rotation._pool import PooledProxy, ProxyPool
+from postpress_async.rotation._pool._allocator import ProxyAllocator, Quarantine
 
 UNREAD: Final = 2_000
 """Maximum number of outcomes that wait until the caller iterates over them."""
@@ -69,9 +70,8 @@ class AttendedRotation(Rotation):
         self._buffer: Final[deque[Sent]] = deque()
         self._news: Final = asyncio.Event()
         self._helpers: Final[set[asyncio.Task[None]]] = set()
-        self._pool: Final = pool
         self._labels: Final = {} if pool is None else {pooled.label: pooled for pooled in pool}
-        self._out: Final[list[str]] = []  # labels in quarantine
+        self._out: Final[set[str]] = set()  # labels in quarantine
         self._paused_at = 0.0
         self._issuer: Final = None if orders.pace.rate is None else Issuer(orders.pace.rate)
 
@@ -278,23 +278,16 @@ class AttendedRotation(Rotation):
             account_id, number, wait, error = values
             event = events.RetryScheduled(account_id, number, wait, pickle.loads(error))  # noqa: S301
             self._observer(event)
-        elif self._pool is not None:
-            self._ask_the_pool(self._pool, hand, kind, values)
+        elif (pool := self._allocators.get(None)) is not None:
+            self._ask_the_pool(pool, hand, kind, values)
 
-    def _ask_the_pool(self, pool: ProxyPool, hand: Hand, kind: str, values: list[Any]) -> None:
+    def _ask_the_pool(self, pool: ProxyAllocator, hand: Hand, kind: str, values: list[Any]) -> None:
         if kind == "struck":
-            _, label, account_id, credentials = values
-            proxy = self._labels[label]
-            quarantined = pool.failed(proxy, account_id, credentials=credentials)
-            self._on_proxy_failed(proxy, quarantined)
-            if quarantined:
-                self._out.append(label)
-                for other in self._hands.values():
-                    other.outbox.put("out", label)
+            pool.failed(self._labels[values[1]], values[2])
         elif kind == "worked":
-            pool.worked(self._labels[values[1]])
+            pool.worked(self._labels[values[1]], values[2])
         elif kind == "back":
-            pool.take_back(self._labels[values[1]])
+            pool.take_back(self._labels[values[1]], may_have_it=values[2])
         elif kind == "wanted":
             number, ordinal, tried = values
             shard = hand.shards.get(number)
@@ -305,3 +298,12 @@ class AttendedRotation(Rotation):
                 shard.keep_proxy(ordinal, given)
             plain = None if given is None else [given.label, plain_change(given.proxy)]
             hand.outbox.put("given", number, ordinal, plain)
+
+    def _on_proxy(self, proxy: PooledProxy, quarantine: Quarantine | None, failed: bool) -> None:
+        super()._on_proxy(proxy, quarantine, failed)
+        if failed:
+            return
+        label, note = proxy.label, "in" if quarantine is None else "out"
+        self._out.discard(label) if quarantine is None else self._out.add(label)
+        for hand in self._hands.values():
+            hand.outbox.put(note, label)

@@ -157,8 +157,8 @@ class ClusterRotation(AttendedRotation):
         if (row := await self._prepare(taken)) is None:
             return
         pooled = None
-        if row.change is None and self._pool is not None:
-            pooled = self._pool.give(row.account_id)
+        if row.change is None:
+            pooled = self._allocators[row.tag].give(row.account_id)
             if pooled is None:
                 in_doubt = taken.maybe_sent
                 place = row.ordinal, row.line, row.account_id

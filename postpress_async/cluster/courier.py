@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 from attrs import evolve
 
+from postpress_async._call.tracker import WaitGroup
 from postpress_async.cluster.parcel import Sent, note_of
 from postpress_async.errors import PostPressError
 from postpress_async.rotation._account_task import Proxies
@@ -14,6 +15,7 @@ from postpress_async.rotation._engine import Rotation
 from postpress_async.rotation._outcome import Outcome
 from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._pool import PooledProxy
+from postpress_async.rotation._pool._allocator import Quarantine
 from postpress_async.session import PostPressSession
 
 
@@ -58,7 +60,7 @@ class Courier:
         self.attempts += outcome.attempts
         self._post.put(*note_of(self._number, outcome))
 
-    def proxy_failed(self, label: str, *, quarantined: bool) -> None:
+    def record_proxy(self, label: str, quarantine: Quarantine | None, *, failed: bool) -> None:
         """Nothing: the coordinator's pool sees it before us, by `DistantPool.failed`."""
 
     def halted(self, reason: str) -> None:
@@ -118,28 +120,38 @@ class DistantPool:
         if not but_not:
             sent = self._first[account_id].popleft()
             self._ordinals[account_id] = sent.open.row.ordinal
-            if sent.pooled is not None and not self.in_quarantine(sent.pooled):
+            if sent.pooled is not None and self.may_retry(sent.pooled):
                 return sent.pooled
+            if sent.pooled is not None:
+                self.take_back(sent.pooled)
         ordinal = self._ordinals[account_id]
         self._post.put("wanted", self._number, ordinal, [proxy.label for proxy in but_not])
         return self._post.given(self._number, ordinal)
 
-    def failed(self, proxy: PooledProxy, account_id: str, *, credentials: bool = False) -> bool:
-        """See `Proxies`. Never True: whether it is quarantined, the coordinator decides and tells."""
-        self._post.put("struck", self._number, proxy.label, account_id, credentials)
+    @property
+    def must_wait(self) -> bool:
+        """See `Proxies`. Never True: the coordinator answers when it has a proxy."""
         return False
 
-    def worked(self, proxy: PooledProxy) -> None:
+    async def wait(self, _waits: WaitGroup, /) -> bool:
         """See `Proxies`."""
-        self._post.put("worked", self._number, proxy.label)
+        return False
 
-    def take_back(self, proxy: PooledProxy) -> None:
+    def failed(self, proxy: PooledProxy, account_id: str) -> None:
         """See `Proxies`."""
-        self._post.put("back", self._number, proxy.label)
+        self._post.put("struck", self._number, proxy.label, account_id)
 
-    def in_quarantine(self, proxy: PooledProxy) -> bool:
+    def worked(self, proxy: PooledProxy, account_id: str) -> None:
         """See `Proxies`."""
-        return proxy.label in self._post.quarantined
+        self._post.put("worked", self._number, proxy.label, account_id)
+
+    def take_back(self, proxy: PooledProxy, *, may_have_it: bool = False) -> None:
+        """See `Proxies`."""
+        self._post.put("back", self._number, proxy.label, may_have_it)
+
+    def may_retry(self, proxy: PooledProxy) -> bool:
+        """See `Proxies`."""
+        return proxy.label not in self._post.quarantined
 
 
 class _Rows:

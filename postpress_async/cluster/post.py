@@ -295,6 +295,8 @@ class Post:
             _set(self._given.pop((number, ordinal), None), pooled_of(proxy))
         elif kind == "out":
             self.quarantined.update(values)
+        elif kind == "in":
+            self.quarantined.difference_update(values)
         elif kind == "pause" and self._session is not None:
             self._pacer.pause()
             self._paused = True  # not found out here, and so not to be told on

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from attrs import define, frozen
 
 from postpress_async._call.tracker import WaitGroup
-from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
+from postpress_async.errors import Applied, DeadlineError, PostPressError, Scope
 from postpress_async.models import AccountPatched, ManagedProxy, ProxyChange
 from postpress_async.rotation._outcome import (
     MANAGED,
@@ -33,7 +33,16 @@ STRIKES: Final = 2
 
 
 class Proxies(Protocol):
-    """A `ProxyPool`, or on a worker of a cluster the link to the coordinator's pool, which answers later."""
+    """A `ProxyAllocator`, or on a worker of a cluster the link to the coordinator's, which answers later."""
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether to call `wait` before `give`."""
+        ...
+
+    async def wait(self, waits: WaitGroup, /) -> bool:
+        """Wait for a proxy. Return whether what has failed the account so far does not count."""
+        ...
 
     def give(
         self, account_id: str, /, *, but_not: Collection[PooledProxy]
@@ -41,20 +50,20 @@ class Proxies(Protocol):
         """Assign a proxy to the account."""
         ...
 
-    def failed(self, proxy: PooledProxy, account_id: str, /, *, credentials: bool) -> bool:
-        """Record that *proxy* failed for the account. Return whether this quarantined the proxy."""
+    def failed(self, proxy: PooledProxy, account_id: str, /) -> None:
+        """Record that *proxy* failed for the account."""
         ...
 
-    def worked(self, proxy: PooledProxy, /) -> None:
-        """Record that an account was patched with *proxy*."""
+    def worked(self, proxy: PooledProxy, account_id: str, /) -> None:
+        """Record that the account was patched with *proxy*."""
         ...
 
-    def take_back(self, proxy: PooledProxy, /) -> None:
-        """Release *proxy*: the account did not get it."""
+    def take_back(self, proxy: PooledProxy, /, *, may_have_it: bool) -> None:
+        """Record that the account's call with *proxy* ended without success."""
         ...
 
-    def in_quarantine(self, proxy: PooledProxy, /) -> bool:
-        """Whether *proxy* is quarantined for the rest of the run."""
+    def may_retry(self, proxy: PooledProxy, /) -> bool:
+        """Whether another request through *proxy* is useful after a failed one."""
         ...
 
 
@@ -131,7 +140,7 @@ class AccountTask:
         if self.proxy is None or self.pool is None or error.scope is not Scope.PROXY:
             return False
         self._strikes += 1
-        return self._strikes >= STRIKES or self.pool.in_quarantine(self.proxy)
+        return self._strikes >= STRIKES or not self.pool.may_retry(self.proxy)
 
     # --- For the runner ---
 
@@ -175,7 +184,6 @@ class AccountRunner:
         pools: Provide proxies for rows without a change, by the tag of the row.
         on_backoff: Called with True when a call starts to back off, and with False when it continues.
         on_attempt_failed: Called with the error of each failed attempt.
-        on_proxy_failed: Called with a proxy of the pool that failed, and whether this quarantined it.
         on_cancelled: Called with the outcome of an account for which `run` raises.
         can_resume: Whether a later run may continue this one. Accounts that were refused, but would have been
             retried, are then skipped instead of failed if the run ends.
@@ -186,7 +194,6 @@ class AccountRunner:
     pools: Mapping[Tag, Proxies]
     on_backoff: Callable[[bool], object]
     on_attempt_failed: Callable[[PostPressError], object]
-    on_proxy_failed: Callable[[PooledProxy, bool], object]
     on_cancelled: Callable[[Outcome], object]
     can_resume: bool = True
 
@@ -263,34 +270,38 @@ class AccountRunner:
         pool = task.pool = self.pools[row.tag]  # rows without a pool are refused
         tried = list[PooledProxy]()
         error: PostPressError | None = None
+        failovers = 0  # more than those tried if failures during an outage are forgotten
         try:
             if keys.in_doubt:
                 await keys.renew()  # the request under the old key may have named another proxy
-            while (proxy := await _assigned(pool, row, tried)) is not None:
-                if tried:
+            while True:
+                if pool.must_wait and await self._wait_for(pool):
+                    tried.clear()
+                if error is not None and self.waits.ended:
+                    task.resumable = error  # another proxy might have followed
+                    break
+                if (proxy := await _assigned(pool, row, tried)) is None:
+                    break
+                if error is not None:
                     await keys.renew()
                 task.start_call(proxy)
                 try:
-                    change = proxy.change_for(row.account_id, row.fields, len(tried))
+                    change = proxy.change_for(row.account_id, row.fields, failovers)
                     patched = await self.update(row.account_id, change, keys, task)
-                    pool.worked(proxy)
+                    pool.worked(proxy, row.account_id)
                     return patched
                 except PostPressError as failure:
                     error = failure
                 except BaseException:
-                    if task.applied_nothing:
-                        pool.take_back(proxy)
+                    pool.take_back(proxy, may_have_it=not task.applied_nothing)
                     raise
+                if error.scope is Scope.PROXY:
+                    pool.failed(proxy, row.account_id)
+                pool.take_back(proxy, may_have_it=error.applied is not Applied.NO)
                 if error.scope is not Scope.PROXY:
-                    if error.applied is Applied.NO:
-                        pool.take_back(proxy)
-                    raise error
-                refused = isinstance(error, InvalidProxyCredentialsError)
-                self.on_proxy_failed(proxy, pool.failed(proxy, row.account_id, credentials=refused))
-                if self.waits.ended:
-                    task.resumable = error  # another proxy might have followed
                     raise error
                 tried.append(proxy)
+                failovers += 1
                 task.end_call(error)
             if error is None:
                 raise _NoProxyLeftError
@@ -298,6 +309,13 @@ class AccountRunner:
             raise error
         finally:
             del error  # its traceback refers to this frame: a reference cycle
+
+    async def _wait_for(self, pool: Proxies) -> bool:
+        self.on_backoff(True)
+        try:
+            return await pool.wait(self.waits)
+        finally:
+            self.on_backoff(False)
 
 
 async def _assigned(pool: Proxies, row: Row, tried: list[PooledProxy]) -> PooledProxy | None:

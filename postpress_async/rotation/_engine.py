@@ -29,6 +29,7 @@ from postpress_async.errors import (
     SessionClosedError,
 )
 from postpress_async.rotation._account_task import AccountRunner, Update
+from postpress_async.rotation._canary import draw_canary
 from postpress_async.rotation._canary_gate import CanaryGate
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
@@ -37,7 +38,9 @@ from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._outcome_sink import OutcomeSink
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
 from postpress_async.rotation._pool import PooledProxy, ProxyPool
+from postpress_async.rotation._pool._allocator import ProxyAllocator, Quarantine, unix_clock
 from postpress_async.rotation._pool._tags import pools_of
+from postpress_async.rotation._pool_needs import Tag
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation._rows import Refusal, Row
@@ -105,13 +108,13 @@ class Rotation:
         self._waits: Final = waits or WaitGroup()
         self._observer: Final = observer
         self._input: Final = rows
+        self._allocators: Final[dict[Tag, ProxyAllocator]] = {}
         self._runner = AccountRunner(
             update=update,
             waits=self._waits,
-            pools=self._pools,
+            pools=self._allocators,
             on_backoff=self._on_backoff,
             on_attempt_failed=self._on_attempt_failed,
-            on_proxy_failed=self._on_proxy_failed,
             on_cancelled=self._on_cancelled,
             can_resume=not drain,
         )
@@ -137,6 +140,11 @@ class Rotation:
     def retrying(self) -> int:
         """Accounts that are backing off now."""
         return self._backing_off
+
+    @property
+    def proxies_failing(self) -> bool:
+        """Whether accounts wait because most proxies of a pool fail at the same time."""
+        return any(allocator.paused for allocator in self._allocators.values())
 
     def stop(self) -> None:
         """Send nothing more, not even retries. Iteration ends once the requests in flight are completed."""
@@ -208,6 +216,15 @@ class Rotation:
     async def _open(self) -> None:
         """Open the journal, if any, and the input."""
         self._run = secrets.token_hex(12)  # not in __init__: forked processes must not share it
+        clock = unix_clock()
+        for tag, pool in self._pools.items():
+            self._allocators[tag] = ProxyAllocator(
+                pool,
+                may_wait=self._waits.waits_out_outages,
+                on_proxy=self._on_proxy,
+                observer=self._observer,
+                clock=clock,
+            )
         journal = None
         if self._open_journal is not None:
             opened = self._open_journal()
@@ -215,7 +232,9 @@ class Rotation:
             self._resume(journal)
         # If the run is complete and the next is not due, the input may be another one, and is not read.
         leaves_alone = journal is not None and journal.next_run_at is not None
-        rows = PendingRows(iter(()) if leaves_alone else self._input, journal)
+        source: InputRows = iter(()) if leaves_alone else self._input
+        source, canary = await draw_canary(source, journal, self._halt.canary, self.total)
+        rows = PendingRows(source, journal, canary)
         self._row_hashes = rows.hashes
         self._row_source.read = rows.next
 
@@ -230,10 +249,11 @@ class Rotation:
         key_works = done[State.PATCHED] > 0 and journal.same_key
         connected = done[State.PATCHED] + done[State.FAILED] > 0
         self._monitor = FailureMonitor(self._halt, key_works=key_works, connected=connected)
-        if self._pools:
-            accounts = journal.proxies()
-            for pool in self._pools.values():
-                pool.resume(accounts)
+        if self._allocators:
+            accounts, quarantines = journal.proxies(), journal.quarantines()
+            for allocator in self._allocators.values():
+                allocator.resume(accounts, quarantines)
+            self._count_quarantined()
         journal.begin(self.total, self.notes)
 
     def _end_sending(self) -> None:
@@ -383,7 +403,10 @@ class Rotation:
             self._halt_for(reason)
         elif not self._canary_gate.is_open:
             was_tried = self._monitor.tried > tried
-            self._canary_gate.completed(tried=was_tried, passed=self._monitor.canary_passed)
+            self.summary.canary_passed = passed = self._monitor.canary_passed
+            self._canary_gate.completed(tried=was_tried, passed=passed)
+            if passed:
+                _log.info("the canary passed: the other accounts follow", extra={"canary": "passed"})
 
     def _record(self, outcome: Outcome, *, recorded: bool = False) -> None:
         count_outcome(self.summary, outcome)
@@ -392,17 +415,7 @@ class Rotation:
         if outcome.state is State.FAILED:
             self._failed[outcome.error_type, outcome.applied] += 1
         if self._observer is not None:
-            event = events.AccountSettled(
-                outcome.account_id,
-                outcome.ordinal,
-                outcome.state,
-                outcome.attempts,
-                outcome.elapsed,
-                outcome.error_type,
-                outcome.scope,
-                outcome.applied,
-            )
-            self._observer(event)
+            self._observer(outcome.settled_event())
 
     def _record_unsent(self, pending: PendingRow) -> None:
         outcome = pending.unsent_outcome()
@@ -428,11 +441,10 @@ class Rotation:
         if not self._stopping and (reason := self._monitor.attempt_failed(error)) is not None:
             self._halt_for(reason)
 
-    def _on_proxy_failed(self, proxy: PooledProxy, quarantined: bool) -> None:
-        self.summary.quarantined += quarantined
+    def _on_proxy(self, proxy: PooledProxy, quarantine: Quarantine | None, failed: bool) -> None:
+        self._count_quarantined()
         if self._journal is not None:
-            self._journal.proxy_failed(proxy.label, quarantined=quarantined)
-        if quarantined:
-            _log.warning("proxy %s quarantined for this run", proxy.label, extra={"proxy": proxy.label})
-            if self._observer is not None:
-                self._observer(events.ProxyQuarantined(proxy.label))
+            self._journal.record_proxy(proxy.label, quarantine, failed=failed)
+
+    def _count_quarantined(self) -> None:
+        self.summary.quarantined = sum(allocator.quarantined for allocator in self._allocators.values())

@@ -8,6 +8,7 @@ from typing import Final
 
 from attrs import Factory, define, field, frozen
 
+from postpress_async import events
 from postpress_async.errors import Applied, DeadlineError, NotSentError, PostPressError, Scope
 
 MANAGED: Final = "managed "
@@ -97,6 +98,19 @@ class Outcome:
     def is_refused(self) -> bool:
         """Whether its row is invalid, so that no run sends it."""
         return self.state is State.SKIPPED and not self.attempts and self.scope is Scope.REQUEST
+
+    def settled_event(self) -> events.AccountSettled:
+        """The event that reports this outcome."""
+        return events.AccountSettled(
+            self.account_id,
+            self.ordinal,
+            self.state,
+            self.attempts,
+            self.elapsed,
+            self.error_type,
+            self.scope,
+            self.applied,
+        )
 
 
 def patched_outcome(
@@ -217,9 +231,10 @@ class RotationSummary:
         halted: Why the run stopped by itself, as a sentence; None if it did not.
         key_refused: Whether it stopped because the API refused the API key.
         stopped: Whether `Rotation.stop` was called, or the block was left early.
-        quarantined: Proxies of the pool that were quarantined in this run.
+        quarantined: Proxies of the pool that are quarantined, whether in this run or before.
         without_proxy: Accounts of this run for which the pool had no proxy left.
         refused: Invalid rows in this run.
+        canary_passed: Whether this run had a canary, and it passed.
         unconsumed: Outcomes of this run that the caller did not iterate over because it left the block early.
             Rows that were not taken from the input have none.
     """
@@ -235,6 +250,7 @@ class RotationSummary:
     quarantined: int = 0
     without_proxy: int = 0
     refused: int = 0
+    canary_passed: bool = False
     unconsumed: list[Outcome] = field(factory=list, repr=False)
 
     @property

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from postpress_async.rotation._outcome import Outcome
+from postpress_async.rotation._pool._allocator import Quarantine
 
 
 class OutcomeSink(Protocol):
@@ -12,8 +13,8 @@ class OutcomeSink(Protocol):
         """Record an account's outcome."""
         ...
 
-    def proxy_failed(self, label: str, /, *, quarantined: bool) -> None:
-        """Record that the pool's proxy with this label failed for an account."""
+    def record_proxy(self, label: str, quarantine: Quarantine | None, /, *, failed: bool) -> None:
+        """Record the quarantine of the pool's proxy with this label, and whether it has failed an account."""
         ...
 
     def halted(self, reason: str, /) -> None:

@@ -1,6 +1,7 @@
 """The rows that a run still has to process: the input without the rows that the journal has as done."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final, Generic, TypeAlias, TypeVar
 
@@ -70,12 +71,18 @@ class PendingRows:
     """
     Reads the input and leaves out the rows that are done.
 
+    Args:
+        source: The input.
+        journal: The journal, if there is one.
+        first: Rows to return before those of *source*.
+
     Attributes:
         hashes: Compares the rows with those of earlier runs; None without a journal, or if the input is
             known to be the same.
     """
 
-    def __init__(self, source: InputRows, journal: Journal | None) -> None:
+    def __init__(self, source: InputRows, journal: Journal | None, first: Iterable[PendingRow] = ()) -> None:
+        self._first: Final = deque(first)
         self._lock: Final = asyncio.Lock()  # an asynchronous generator runs one anext() at a time
         self._journal: Final = journal
         # If the input is known to be the same, done rows need not be read one by one.
@@ -95,6 +102,8 @@ class PendingRows:
         Raises:
             JournalError: The journal has another account at this position, or another change for it.
         """
+        if self._first:
+            return self._first.popleft()
         while (row := await self._read()) is not None:
             pending = self._resume(row)
             if self.hashes is not None:

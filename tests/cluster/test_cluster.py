@@ -40,6 +40,7 @@ from postpress_async.rotation._input import Changes, RotationInput
 from postpress_async.rotation._outcome import failed_outcome
 from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._pool import PooledProxy
+from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._recovery import OnUnknown
 from tests.support import KEY
@@ -571,9 +572,13 @@ async def test_a_proxy_that_fails_two_accounts_anywhere_is_out_everywhere() -> N
         first, second = assigned[worker_1][0], assigned[worker_2][0]
         assert first.pooled is not None
         assert first.pooled.label == bad
-        await worker_1.beat(("struck", shards["w1"], bad, first.account_id, False))
+        await worker_1.beat(
+            ("struck", shards["w1"], bad, first.account_id),
+            ("worked", shards["w1"], good, first.account_id),
+        )
         answer = await worker_2.beat(
-            ("struck", shards["w2"], bad, second.account_id, False),
+            ("struck", shards["w2"], bad, second.account_id),
+            ("worked", shards["w2"], good, second.account_id),
             ("wanted", shards["w2"], second.row.ordinal, [bad]),
         )
         notes = (await worker_1.beat())["notes"]
@@ -644,14 +649,15 @@ def unknown_in_an_earlier_run(path: Path, *accounts: str) -> None:
     write(path, [outcome(n, State.UNKNOWN, account_id=account) for n, account in enumerate(accounts)])
 
 
-async def test_an_account_in_doubt_for_which_no_proxy_is_left_stays_unknown(tmp_path: Path) -> None:
+async def test_an_account_in_doubt_for_which_no_proxy_is_left_stays_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An earlier run may have given it one: `skipped`, applied "no", would be false."""
     path = tmp_path / "j"
     unknown_in_an_earlier_run(path, "acc_0")
-    full = ProxyPool([OWN], accounts_per_proxy=1)
-    full.give("acc_other")
+    monkeypatch.setattr(ProxyAllocator, "give", lambda *_: None)
 
-    async with rotation_of(StubCarrier("w1"), ["acc_0"], journal=path, pool=full) as rotation:
+    async with rotation_of(StubCarrier("w1"), ["acc_0"], journal=path, pool=ProxyPool([OWN])) as rotation:
         [outcome] = [outcome async for outcome in rotation]
 
     assert (outcome.state, outcome.applied) == (State.UNKNOWN, Applied.UNKNOWN)

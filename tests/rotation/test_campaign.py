@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from postpress_async import CustomProxy, ManagedProxy, Outcome, ProxyPool, RotationSummary
+from postpress_async import CustomProxy, ManagedProxy, Outcome, RotationSummary
 from postpress_async.errors import Applied
 from postpress_async.rotation import Halt, Row, State, _account_task, _engine
 from postpress_async.rotation._account_task import AccountRunner
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._outcome import count_outcome, patched_outcome
 from postpress_async.rotation._outcome_queue import OutcomeQueue
+from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal._recovery import DONE
 from tests.support import campaign_commands
@@ -231,7 +232,7 @@ def no_halt(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_proxy_is_full(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ProxyPool, "_is_full", lambda self, index: False)
+    patch.setattr(ProxyAllocator, "_count", lambda self, index, accounts: None)
 
 
 def the_summary_counts_twice(patch: pytest.MonkeyPatch) -> None:

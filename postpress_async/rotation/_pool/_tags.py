@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeAlias, Unpack
 
 from postpress_async.rotation._pool import PooledProxy, PoolOptions, ProxyPool
-from postpress_async.rotation._pool._proxy_list import ListedProxy, identity
+from postpress_async.rotation._pool._proxy_list import ListedProxy
 from postpress_async.rotation._pool_needs import Tag, as_tag
 
 Pools: TypeAlias = Mapping[Tag, ProxyPool]
@@ -29,7 +29,7 @@ def pools_of(pool: ProxyPool | Mapping[str, ProxyPool] | None) -> Pools:
     if not isinstance(pool, Mapping):
         raise ValueError(f"pool must be a ProxyPool, got {type(pool).__name__}: {advice}")
     pools: dict[Tag, ProxyPool] = {}
-    owners: dict[tuple[str, int, str], str] = {}
+    owners: dict[str, str] = {}
     for name, tagged in pool.items():
         if not isinstance(tagged, ProxyPool):
             raise ValueError(f"pool[{name!r}] must be a ProxyPool, got {type(tagged).__name__}: {advice}")
@@ -37,7 +37,7 @@ def pools_of(pool: ProxyPool | Mapping[str, ProxyPool] | None) -> Pools:
             raise ValueError(f"each pool needs a tag of its own, got {name!r}: case and spaces do not matter")
         pools[tag] = tagged
         for pooled in tagged:
-            if (owner := owners.setdefault(identity(pooled.proxy), tag)) != tag:
+            if (owner := owners.setdefault(pooled.label, tag)) != tag:
                 raise ValueError(
                     f"{pooled.label} is in the pools {owner} and {tag}: remove it from one of them"
                 )

@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import KEY_LIFETIME, Outcome, State
+from postpress_async.rotation._pool._allocator import Quarantine
 from postpress_async.rotation.journal._checkpoint import checkpoint, refuse_lost_log
 from postpress_async.rotation.journal._edited_input import take
 from postpress_async.rotation.journal._file import lock, open_file
@@ -71,8 +72,9 @@ _TOTAL: Final = f"""
 """
 _BEGAN: Final = f"UPDATE runs SET began = coalesce(began, ?) WHERE id = {CURRENT_RUN}"
 _PROXY: Final = """
-INSERT INTO proxies VALUES (?, 1, ?) ON CONFLICT (label)
-DO UPDATE SET failures = failures + 1, quarantined_at = coalesce(excluded.quarantined_at, quarantined_at)
+INSERT INTO proxies (label, failures, quarantined_at, probe_at) VALUES (?, ?, ?, ?) ON CONFLICT (label) DO
+UPDATE SET failures = failures + excluded.failures, quarantined_at = excluded.quarantined_at,
+probe_at = excluded.probe_at
 """
 _COMMAND_NOTES: Final = ("command", "retry_command", "folder")
 _CHUNK: Final = 4_096
@@ -251,6 +253,11 @@ class Journal:
         )
         return Counter(dict(self._read(sql))) + Counter(self._outside)
 
+    def quarantines(self) -> dict[str, tuple[float, float | None]]:
+        """By label: Unix times at which the quarantine of a proxy began, and of its next probe if known."""
+        sql = "SELECT label, quarantined_at, probe_at FROM proxies WHERE quarantined_at NOT NULL"
+        return {label: (began, probe_at) for label, began, probe_at in self._read(sql)}
+
     def _counted(self, rows: str) -> Counter[State]:
         sql = f"SELECT state, count(*) FROM {rows} GROUP BY state"
         return Counter({self._state(state): count for state, count in self._read(sql)})
@@ -286,9 +293,10 @@ class Journal:
         if outcome.state is State.UNKNOWN:
             self._writer.put(DISCARD_COVERED, (outcome.ordinal,))
 
-    def proxy_failed(self, label: str, *, quarantined: bool) -> None:
-        """Add to the next commit that the pool's proxy with this label failed an account."""
-        self._writer.put(_PROXY, (label, time.time() if quarantined else None))
+    def record_proxy(self, label: str, quarantine: Quarantine | None, *, failed: bool) -> None:
+        """Add to the next commit the quarantine of a pool's proxy, and whether it has failed an account."""
+        began, probe_at = (quarantine.began, quarantine.probe_at) if quarantine else (None, None)
+        self._writer.put(_PROXY, (label, int(failed), began, probe_at))
 
     def begin(self, total: int | None, notes: Mapping[str, str] = MappingProxyType({})) -> None:
         """
@@ -369,6 +377,7 @@ def _start(
 ) -> None:
     """Start the run, or have the latest one go on with its input, in one transaction."""
     with connection:
+        pool_before = read_run(connection).get("pool")
         if comparison.edit is not None:
             take(connection, comparison.edit, read_run(connection))
         if comparison.starts_run:
@@ -376,5 +385,8 @@ def _start(
             start_run(connection, request.keep if request.selection is None else None)
         for column, value in comparison.facts.items():
             connection.execute(set_fact(column), (value,))
+        if comparison.facts.get("pool", pool_before) != pool_before:
+            # A list with new passwords has the same labels: probe them at once.
+            connection.execute("UPDATE proxies SET probe_at = quarantined_at")
         if (created or comparison.starts_run) and request.total is not None:
             connection.execute(_TOTAL, (request.total,))

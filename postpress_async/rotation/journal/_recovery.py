@@ -36,6 +36,14 @@ COVER: Final = (
     f"{UPDATE} state = 'unknown', applied = 'unknown' {OF_THIS_RUN} AND {_MAY_BE_SENT}",
 )
 """Statements before the watermark advances from one ordinal to another."""
+
+INSERT_SKIPPED: Final = f"""
+    INSERT OR IGNORE INTO outcomes
+        (run, ordinal, line, account_id, settled_at, state, attempts, applied, elapsed)
+    VALUES ({CURRENT_RUN}, ?, ?, ?, ?, 'skipped', 0, 'no', 0)
+"""
+"""The statement for a row that has no outcome, before `COVER`."""
+
 COUNTS: Final = "SELECT state, count(*), sum(attempts) FROM latest GROUP BY state"
 
 END_RUN: Final = f"""
@@ -125,8 +133,9 @@ def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
         f"(SELECT target, api_key FROM runs WHERE id = {CURRENT_RUN} - 1) {_LATEST}"
     )
     connection.execute("DELETE FROM run WHERE name = 'doubts'")
-    for table in ("generations", "changes", "proxies"):
-        connection.execute(f"DELETE FROM {table}")
+    for rows in ("generations", "changes", "proxies WHERE quarantined_at IS NULL"):
+        connection.execute(f"DELETE FROM {rows}")
+    connection.execute("UPDATE proxies SET failures = 0")
     connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', 0)")
     connection.execute("DELETE FROM run WHERE name = 'removed'")
     connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))

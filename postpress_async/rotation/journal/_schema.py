@@ -14,6 +14,7 @@ from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation.journal._checkpoint import accept_log
 from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._tables import (
+    ADD_PROBE_AT,
     CURRENT_RUN,
     LATER_ADDITIONS,
     MIGRATION,
@@ -75,6 +76,8 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
         with connection:
             for sql in LATER_ADDITIONS:
                 connection.execute(sql)
+        if "probe_at" not in [column for _, column, *_ in connection.execute("PRAGMA table_info(proxies)")]:
+            connection.execute(ADD_PROBE_AT)
     except BaseException:
         connection.close()
         raise

@@ -1,9 +1,12 @@
 """The write-ahead watermark: how far into the input a run may send, on disk before it sends."""
 
 import asyncio
+import time
+from collections.abc import Collection
 from typing import Final
 
-from postpress_async.rotation.journal._recovery import COVER, FIRST_WATERMARK, SET_WATERMARK
+from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.rotation.journal._recovery import COVER, FIRST_WATERMARK, INSERT_SKIPPED, SET_WATERMARK
 from postpress_async.rotation.journal._writer import Writer
 
 _LONGEST_STEP: Final = 8_192  # half of it lasts for several commits at tens of thousands of rows per second
@@ -32,9 +35,30 @@ class SendWatermark:
         self._shortest: Final = min(shortest, _LONGEST_STEP)
         self._step = self._shortest
         self._was_late = False
+        self._allowed: Final[set[int]] = set()
         self._calm = 0
         self._commit: asyncio.Future[None] | None = None
         self.safe_below: float = durable - self._step // 2
+
+    async def allow(self, rows: Collection[tuple[Row | Refusal, bool]]) -> None:
+        """
+        Return when it is on disk that these *rows* may be sent, although rows before them are not.
+
+        Until they have an outcome, they are skipped; and unknown if the run is killed.
+
+        Args:
+            rows: Each row, and whether an earlier run may have sent it, which the journal knows.
+        """
+        fresh = [row for row, maybe_sent in rows if not maybe_sent]
+        for row in fresh:
+            values = (row.ordinal, row.line, row.account_id or "", time.time())
+            self.writer.put(INSERT_SKIPPED, values)
+        await self.writer.committed()  # before, because all rows of a commit's first statement go first
+        for sql in COVER:
+            for row in fresh:
+                self.writer.put(sql, (row.ordinal, row.ordinal + 1))
+        await self.writer.committed()
+        self._allowed.update(row.ordinal for row, _ in rows)
 
     async def advance(self, ordinal: int) -> None:
         """
@@ -43,7 +67,7 @@ class SendWatermark:
         Raises:
             JournalNotWritableError: It cannot be written, so the row must not be sent.
         """
-        while ordinal >= self.safe_below:
+        while ordinal >= self.safe_below and ordinal not in self._allowed:
             commit = self._commit or self._write(ordinal)
             if ordinal < self._durable:
                 return
