@@ -13,6 +13,7 @@ import pytest
 
 from postpress_async._cli import cli, exit_codes
 from postpress_async.rotation._pool._check import CheckResult
+from postpress_async.rotation._fleet._row import _PART_NAMES, COLUMNS, column_of, plain_name
 from postpress_async.rotation.journal._tables import OUTCOME_COLUMNS
 from tests.docs import names
 from tests.support import ROOT
@@ -110,6 +111,22 @@ def test_the_page_on_json_has_all_results_of_a_check() -> None:
     table = TEXTS["reference/json.md"].partition("## `proxies check --json`")[2]
 
     assert re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE) == [result.value for result in CheckResult]
+
+
+def test_the_page_on_columns_has_the_names_that_are_read() -> None:
+    fleet, _, lists = TEXTS["reference/columns.md"].partition("## A list of proxies")
+    names = {
+        column: re.findall(r"`(\w+)`", others)
+        for column, others in re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", fleet, re.MULTILINE)
+    }
+    part_names = {
+        column: re.findall(r"`(\w+)`", others)
+        for column, others in re.findall(r"^\| `(\w+)` \| (.+) \|$", lists, re.MULTILINE)
+    }
+
+    assert tuple(names) == COLUMNS
+    assert all(column_of(other) == column for column, others in names.items() for other in others)
+    assert {column: tuple(map(plain_name, others)) for column, others in part_names.items()} == _PART_NAMES
 
 
 def test_variables_that_the_environment_page_names_belong_to_options() -> None:
