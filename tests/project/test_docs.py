@@ -7,13 +7,14 @@ import io
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from postpress_async._cli import cli, exit_codes
-from postpress_async.rotation._pool._check import CheckResult
 from postpress_async.rotation._fleet._row import _PART_NAMES, COLUMNS, column_of, plain_name
+from postpress_async.rotation._pool._check import CheckResult
 from postpress_async.rotation.journal._tables import OUTCOME_COLUMNS
 from tests.docs import names
 from tests.support import ROOT
@@ -142,6 +143,36 @@ def test_variables_that_the_environment_page_names_belong_to_options() -> None:
     outside = {"POSTPRESS_API_KEY", "POSTPRESS_DATABASE_URL", "POSTPRESS_", "POSTPRESS_SANDBOX_"}
     outside |= {"POSTPRESS_PROXIES_CHECK_"}
     assert named - outside <= options
+
+
+REFUSALS = {
+    *("BadParameter", "ConfigurationError", "FleetError", "JournalError", "JournalNotWritableError"),
+    *("NotSentError", "RotationError", "SessionClosedError", "UsageError"),
+}
+"""Errors whose messages end a command with exit code 2 to 4, or say why a rotation did not send."""
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """The first words of each message of these errors, up to five, and where it is raised."""
+    for file in sorted((ROOT / "postpress_async").rglob("*.py")):
+        if {"cluster", "sandbox"} & set(file.parts) or file.name == "pytest_plugin.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and node.args):
+                continue
+            if ast.unparse(node.func).rpartition(".")[2] in REFUSALS:
+                text = node.args[0]
+                parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+                texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+                words = next((" ".join(str(text).split()[:5]) for text in texts if len(text.split()) > 1), "")
+                yield words.strip(" .,:;("), f"{file.name}:{node.lineno}"
+
+
+def test_troubleshooting_has_each_message() -> None:
+    """A user searches it for the first words of a message."""
+    page = " ".join(TEXTS["troubleshooting.md"].split())
+
+    assert {words: where for words, where in messages() if words not in page} == {}
 
 
 # --- Every public name ----------------------------------------------------------------------------
