@@ -196,7 +196,7 @@ async def test_table_and_summary(folder) -> None:
             "c-{account_id}@gw:1",
             "not-checked",
             "~",
-            "the user name is a template, which depends on the account",
+            "it is a template, which depends on the account",
         ],
         [f"{USER}@127.0.0.1:{good}", "works", "~"],
         [
