@@ -163,8 +163,8 @@ def messages() -> Iterator[tuple[str, str]]:
             if ast.unparse(node.func).rpartition(".")[2] in REFUSALS:
                 text = node.args[0]
                 parts = text.values if isinstance(text, ast.JoinedStr) else [text]
-                texts = [part.value for part in parts if isinstance(part, ast.Constant)]
-                words = next((" ".join(str(text).split()[:5]) for text in texts if len(text.split()) > 1), "")
+                texts = [str(part.value) for part in parts if isinstance(part, ast.Constant)]
+                words = next((" ".join(text.split()[:5]) for text in texts if len(text.split()) > 1), "")
                 yield words.strip(" .,:;("), f"{file.name}:{node.lineno}"
 
 
