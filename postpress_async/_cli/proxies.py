@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -21,7 +20,7 @@ from rich.console import Console
 from yarl import URL
 
 from postpress_async._cli import exit_codes, options
-from postpress_async._cli.command import Command, Commands, Option
+from postpress_async._cli.command import Command, Commands, option
 from postpress_async._cli.inputs import report_lists
 from postpress_async._cli.output import aligned, counted, write_stderr
 from postpress_async._settings import read_base_url
@@ -43,8 +42,6 @@ Exit codes:
 
 _MAX_THREADS: Final = 256  # in which host names are resolved
 
-_option: Final = partial(click.option, cls=Option)
-
 
 @click.group(cls=Commands, short_help="Check lists of proxies.")
 def proxies() -> None:
@@ -53,14 +50,14 @@ def proxies() -> None:
 
 @proxies.command(cls=Command, short_help="Find out which proxies of a list work.", epilog=_EXIT_CODES)
 @click.argument("lists", metavar="LIST...", nargs=-1, required=True, type=options.FILE)
-@_option(
+@option(
     "--protocol",
     type=click.Choice([protocol.value for protocol in ProxyProtocol]),
     default="http",
     help="Protocol of the proxies whose line names none. http: HTTP CONNECT. https: HTTP CONNECT within TLS "
     "to the proxy, whose certificate is checked. socks5: SOCKS version 5.",
 )
-@_option(
+@option(
     "--echo-url",
     type=URL,
     metavar="URL",
@@ -68,28 +65,28 @@ def proxies() -> None:
     "proxy to show the address from which the proxy connects. By default, each proxy is only asked for a "
     "connection to the host of the PostPress API, and nothing is sent through it.",
 )
-@_option(
+@option(
     "--in-flight",
     type=click.IntRange(1),
     metavar="N",
     default=200,
     help="Maximum number of proxies that are checked at the same time.",
 )
-@_option(
+@option(
     "--deadline",
     type=options.duration,
     metavar="DURATION",
     default="10s",
     help="Maximum duration of the check of one proxy.",
 )
-@_option(
+@option(
     "--write",
     type=click.Path(),
     metavar="FILE",
     help="CSV file to write the proxies that work to, with their passwords; only you can read it. An "
     "existing file is not overwritten.",
 )
-@_option("--json", "as_json", is_flag=True, help="Print one JSON object per proxy instead of a table.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per proxy instead of a table.")
 def check(
     lists: tuple[str, ...],
     protocol: str,
