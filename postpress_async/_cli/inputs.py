@@ -22,7 +22,7 @@ from postpress_async.rotation._fleet import Survey
 from postpress_async.rotation._fleet._database_url import DATABASE_URL, check_argument
 from postpress_async.rotation._fleet._row import COLUMNS, NO_CHANGE, PARTS, field_of
 from postpress_async.rotation._input import Changes
-from postpress_async.rotation._pool._proxy_list import ProxyLists, RefusedLine, read_lists
+from postpress_async.rotation._pool._proxy_list import ProxyLists, faults_by_list, read_lists
 from postpress_async.rotation._pool._tags import Pools, argument_of, make_pools
 from postpress_async.rotation._pool_needs import TAG
 from postpress_async.rotation._selection import Selection
@@ -120,11 +120,7 @@ def report_lists(lists: ProxyLists) -> None:
     """Report unused columns and invalid lines; raise `FleetError` if a column's name is misspelled."""
     for name, columns in lists.ignored_columns.items():
         _check_columns(name, columns, ("proxy", *PARTS))
-    for name in lists.ignored_columns:
-        faults = Faults[RefusedLine]()
-        for refusal in lists.refused:
-            if refusal.source == name:
-                faults.add(refusal)
+    for name, faults in faults_by_list(lists.refused).items():
         _report_faults(name, faults)
 
 

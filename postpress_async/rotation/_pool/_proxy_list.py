@@ -12,8 +12,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import groupby
-from operator import attrgetter
 from typing import Self, TypeAlias
 
 from attrs import field, frozen
@@ -147,11 +145,16 @@ def read_lists(
     return lists
 
 
+def faults_by_list(refused: Iterable[RefusedLine]) -> dict[str, Faults[RefusedLine]]:
+    """Group invalid lines by the name of their list."""
+    faults: dict[str, Faults[RefusedLine]] = {}
+    for refusal in refused:
+        faults.setdefault(refusal.source, Faults()).add(refusal)
+    return faults
+
+
 def _describe(refused: list[RefusedLine]) -> Iterator[str]:
-    for name, refusals in groupby(refused, key=attrgetter("source")):
-        faults = Faults[RefusedLine]()
-        for refusal in refusals:
-            faults.add(refusal)
+    for name, faults in faults_by_list(refused).items():
         lines = "1 line" if faults.count == 1 else f"{faults.count:,} lines"
         yield f"the list of proxies in {name} has {lines} that cannot be used:"
         yield from (f"  {fault.sentence()}" for fault in faults)
