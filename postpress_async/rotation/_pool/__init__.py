@@ -40,7 +40,7 @@ class PooledProxy:
     def change_for(
         self, account_id: str, fields: Mapping[str, str] | None = None, failovers: int = 0
     ) -> CustomProxy:
-        """Return the proxy for the account, whose row has these *fields*, after so many *failovers*."""
+        """Return the proxy for the account, whose row has these *fields*, at this number of *failovers*."""
         if not self.placeholders:
             return self.proxy
         values = {**(fields or {}), "account_id": account_id, TRY: str(failovers)}
@@ -48,22 +48,27 @@ class PooledProxy:
 
     @classmethod
     def of(cls, proxy: CustomProxy) -> Self:
-        """
-        Create the label of *proxy* from its `identity`.
+        """Create the label of *proxy*, and find its placeholders."""
+        return cls(proxy, _label(proxy), placeholders(proxy))
 
-        So the label does not change if a list is sorted or shortened, or gets new passwords.
-        """
-        host, port, user = identity(proxy)
-        host = f"[{host}]" if ":" in host else host
-        # A user name may contain control characters, such as the one that reverses text in a terminal.
-        user = f"{printable(user)}@" if user else ""
-        return cls(proxy, f"{user}{host}:{port}", placeholders(proxy))
+
+def _label(proxy: CustomProxy) -> str:
+    """
+    The label of *proxy*, made from its `identity`.
+
+    So the label does not change if a list is sorted or shortened, or gets new passwords.
+    """
+    host, port, user = identity(proxy)
+    host = f"[{host}]" if ":" in host else host
+    # A user name may contain control characters, such as the one that reverses text in a terminal.
+    user = f"{printable(user)}@" if user else ""
+    return f"{user}{host}:{port}"
 
 
 def assignment_of(change: ProxyChange) -> str:
     """The `Outcome.assignment` of an account that gets this change."""
     if isinstance(change, CustomProxy):
-        return PooledProxy.of(change).label
+        return _label(change)
     return MANAGED + " ".join(part for part in (change.country, change.ip) if part)
 
 
