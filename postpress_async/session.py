@@ -305,7 +305,7 @@ class PostPressSession:
 
         check_count("in_flight", in_flight)
         check_count("limit", limit)
-        pools_of(pool)  # raises if it is wrong
+        pools = pools_of(pool)
         rotation_input = RotationInput.of(changes, pooled=pool or False).only(Selection.of(on))
         at_once = in_flight or self._pace.in_flight
         opener = rotation_input.journal_opener(
@@ -314,7 +314,7 @@ class PostPressSession:
             on_unknown=on_unknown,
             on_failed=on_failed,
             in_flight=at_once,
-            pool=pool,
+            pools=pools,
             every=every,
             keep=keep,
             api_key=self._context.api_key,

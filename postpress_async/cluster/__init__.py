@@ -41,6 +41,7 @@ from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Halt, ProxyPool
 from postpress_async.rotation._input import Changes, RotationInput, check_count
 from postpress_async.rotation._outcome import KEY_LIFETIME
+from postpress_async.rotation._pool._tags import pools_of
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.secret import Secret
@@ -167,7 +168,7 @@ class Cluster:
             target=self._target,
             on_unknown=on_unknown,
             on_failed=on_failed,
-            pool=pool,
+            pools=pools_of(pool),
             every=every,
             keep=keep,
             api_key=None if self._key is None else Secret(self._key),  # workers elsewhere have their own

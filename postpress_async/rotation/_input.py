@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sized
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, Self, TypeAlias
 
 from attrs import evolve, frozen
@@ -14,8 +15,7 @@ from postpress_async.rotation._fleet import Fleet
 from postpress_async.rotation._fleet._frame import Frame, is_frame
 from postpress_async.rotation._outcome import KEY_LIFETIME
 from postpress_async.rotation._pending_rows import InputRows
-from postpress_async.rotation._pool import ProxyPool
-from postpress_async.rotation._pool._tags import digest_of, pools_of
+from postpress_async.rotation._pool._tags import Pools, digest_of
 from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import (
@@ -135,7 +135,7 @@ class RotationInput:
         on_unknown: OnUnknown,
         on_failed: OnFailed,
         in_flight: int | None = None,
-        pool: ProxyPool | Mapping[str, ProxyPool] | None = None,
+        pools: Pools = MappingProxyType({}),
         every: float | None = None,
         keep: int | None = None,
         api_key: Secret | None = None,
@@ -188,7 +188,7 @@ class RotationInput:
                 on_unknown=on_unknown,
                 on_failed=on_failed,
                 in_flight=in_flight,
-                pool=digest_of(pools_of(pool)),
+                pool=digest_of(pools),
                 every=every,
                 keep=keep,
                 selection=selection,

@@ -80,7 +80,7 @@ async def rotate(path: Path, **options: Any) -> tuple[RotationSummary, dict[str,
     with Fleet.open("fleet.csv", pooled=True) as fleet:
         changes = RotationInput.of(fleet, pooled=True).only(Selection.of(options.pop("on", ())))
         options = {"on_unknown": "retry", "on_failed": "report", **options}
-        opener = changes.journal_opener(path, target="this machine", pool=pool, **options)
+        opener = changes.journal_opener(path, target="this machine", pools={None: pool}, **options)
         halt = Halt(failures="never")
         rotation = Rotation(
             update, changes.rows, in_flight=3, journal=opener, finite=True, total=12, halt=halt, pool=pool

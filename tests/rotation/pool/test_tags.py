@@ -62,7 +62,7 @@ async def rotate(
 ) -> tuple[dict[str, Outcome], RotationSummary]:
     rows = RotationInput.of(changes, pooled=tagged)
     opener = rows.journal_opener(
-        journal, target="t", on_unknown="retry", on_failed="retry", in_flight=10, pool=tagged
+        journal, target="t", on_unknown="retry", on_failed="retry", in_flight=10, pools=pools_of(tagged)
     )
     rotation = Rotation(
         api,
