@@ -21,19 +21,20 @@ from attrs import evolve
 from postpress_async import events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
-from postpress_async.errors import (
-    Applied,
-    NotSentError,
-    PostPressError,
-    Scope,
-    SessionClosedError,
-)
+from postpress_async.errors import Applied, NotSentError, PostPressError, Scope, SessionClosedError
 from postpress_async.rotation._account_task import AccountRunner, Update
 from postpress_async.rotation._canary import draw_canary
 from postpress_async.rotation._canary_gate import CanaryGate
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import Outcome, RotationSummary, State, count_outcome, not_sent_error
+from postpress_async.rotation._outcome import (
+    Outcome,
+    RotationSummary,
+    State,
+    count_outcome,
+    not_sent_error,
+    settled_event,
+)
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._outcome_sink import OutcomeSink
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
@@ -402,9 +403,8 @@ class Rotation:
         elif reason is not None:
             self._halt_for(reason)
         elif not self._canary_gate.is_open:
-            was_tried = self._monitor.tried > tried
             self.summary.canary_passed = passed = self._monitor.canary_passed
-            self._canary_gate.completed(tried=was_tried, passed=passed)
+            self._canary_gate.completed(tried=self._monitor.tried > tried, passed=passed)
             if passed:
                 _log.info("the canary passed: the other accounts follow", extra={"canary": "passed"})
 
@@ -415,7 +415,7 @@ class Rotation:
         if outcome.state is State.FAILED:
             self._failed[outcome.error_type, outcome.applied] += 1
         if self._observer is not None:
-            self._observer(outcome.settled_event())
+            self._observer(settled_event(outcome))
 
     def _record_unsent(self, pending: PendingRow) -> None:
         outcome = pending.unsent_outcome()

@@ -99,19 +99,6 @@ class Outcome:
         """Whether its row is invalid, so that no run sends it."""
         return self.state is State.SKIPPED and not self.attempts and self.scope is Scope.REQUEST
 
-    def settled_event(self) -> events.AccountSettled:
-        """The event that reports this outcome."""
-        return events.AccountSettled(
-            self.account_id,
-            self.ordinal,
-            self.state,
-            self.attempts,
-            self.elapsed,
-            self.error_type,
-            self.scope,
-            self.applied,
-        )
-
 
 def patched_outcome(
     ordinal: int,
@@ -273,6 +260,20 @@ class RotationSummary:
         accounts = "1 account" if self.total == 1 else f"{self.total:,} accounts"
         resumed = f" ({self.resumed:,} of them in an earlier run)" if self.resumed else ""
         return f"{accounts}: {', '.join(counts) or 'none'} in {self.elapsed:.1f} s{resumed}"
+
+
+def settled_event(outcome: Outcome) -> events.AccountSettled:
+    """The event that reports *outcome*."""
+    return events.AccountSettled(
+        outcome.account_id,
+        outcome.ordinal,
+        outcome.state,
+        outcome.attempts,
+        outcome.elapsed,
+        outcome.error_type,
+        outcome.scope,
+        outcome.applied,
+    )
 
 
 def count_outcome(summary: RotationSummary, outcome: Outcome) -> None:
