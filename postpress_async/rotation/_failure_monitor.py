@@ -127,13 +127,12 @@ class FailureMonitor:
                 if errors.total() >= min(most, canary):
                     return f"{errors.total()} of the canary's {canary} accounts failed{_main(errors, scope)}"
         for scope, threshold in self._halt.thresholds.items():
-            errors, limit = self._errors_of(scope), _accounts(threshold, WINDOW)
+            errors = self._errors_of(scope)
+            failed = self._failed_in_window.total() if scope is None else self._failed_in_window[scope]
             if isinstance(threshold, int):
                 if errors.total() >= threshold:
                     return f"{errors.total()} accounts failed{_main(errors, scope)}, which is the threshold"
-                continue
-            failed = self._failed_in_window.total() if scope is None else self._failed_in_window[scope]
-            if failed >= limit:
+            elif failed >= _accounts(threshold, WINDOW):
                 latest = f"{failed} of the latest {len(self._window)} accounts failed"
                 return f"{latest}{_main(errors, scope)}; the threshold is {threshold} of {WINDOW}"
         return None
