@@ -133,7 +133,9 @@ def _change(allocators: Mapping[Tag, ProxyAllocator], row: Row) -> ProxyChange |
 
 def _warn_of_private_addresses(job: Job) -> None:
     """Report proxies that PostPress, which is on another machine, can probably not reach."""
-    changes = ((row.account_id, row.change) for row in _rows(job) if isinstance(row, Row) and row.change)
+    # A fleet may be large: do not read it again if no row has a change of its own.
+    rows = _rows(job) if job.survey.pooled < job.survey.rows else ()
+    changes = ((row.account_id, row.change) for row in rows if isinstance(row, Row) and row.change)
     proxies = ((pooled.label, pooled.proxy) for pooled in job.proxies)
     hosts = (
         (name, change.host if isinstance(change, CustomProxy) else change.ip)
