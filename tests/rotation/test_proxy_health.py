@@ -123,7 +123,7 @@ def night(
     seen: list[Any] | None = None,
     memory: Memory | None = None,
 ) -> Rotation:
-    """Rotate so many accounts, or accounts with these tags, in virtual time."""
+    """Rotate a number of accounts, or accounts with tags, in virtual time."""
     opener: Any = None if memory is None else lambda: memory
     changes: Any = [f"acc_{n}" for n in range(accounts)] if isinstance(accounts, int) else accounts.items()
 

@@ -29,7 +29,7 @@ from postpress_async.rotation import Halt, Journal, Row, State, Update
 from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.sandbox import Fault, Sandbox
-from tests.support.journals import killed
+from tests.support.journals import killed, killed_in
 
 US = ManagedProxy(country="US")
 ACCOUNTS = [f"acc_{number}" for number in range(10)]
@@ -382,12 +382,7 @@ async def test_accounts_maybe_sent_by_a_dead_run_stay_in_doubt(sandbox, tmp_path
 
     async with sandbox.session(retry=policy) as session:
         first = asyncio.create_task(run(session, journal))
-        while not sandbox.record.patched_accounts:
-            await asyncio.sleep(0)
-        copy = killed(journal)
-        first.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await first
+        copy = await killed_in(first, sandbox.record, 1, journal)
         await run(session, copy)
         assert recorded(copy) == {"acc_1": "unknown"}  # no_channel is fatal, and leaves the doubt
         await run(session, copy)
