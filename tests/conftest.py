@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
+import hashlib
 import importlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 from aiohttp import ClientResponse
@@ -30,8 +32,25 @@ if os.environ.get("POSTPRESS_TEST_LOOP") == "uvloop":
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A process for each core; two if slow tests take part, since they wait more than they compute."""
-    return (os.cpu_count() or 1) * (1 if config.option.markexpr == "not slow" else 2)
+    """A process for each core, and one more if slow tests take part, since they wait for processes."""
+    return (os.cpu_count() or 1) + (config.option.markexpr != "not slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """
+    Spare a fast test the cost of the hashes in journals, which is there so that a guess takes 50 ms.
+
+    Not a slow one: other processes, whose hashes cost as much as ever, read its journals.
+    """
+    if item.get_closest_marker("slow"):
+        return (yield)
+    with patch.object(hashlib, "scrypt", partial(_cheap_scrypt, hashlib.scrypt)):
+        return (yield)
+
+
+def _cheap_scrypt(scrypt: Callable[..., bytes], *args: Any, **kwargs: Any) -> bytes:
+    return scrypt(*args, **{**kwargs, "n": 2})
 
 
 def pytest_collection_finish() -> None:
