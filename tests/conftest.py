@@ -33,7 +33,7 @@ if os.environ.get("POSTPRESS_TEST_LOOP") == "uvloop":
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A process for each core, and one more if slow tests take part, since they wait for processes."""
-    return (os.cpu_count() or 1) + (config.option.markexpr != "not slow")
+    return (os.cpu_count() or 1) + (0 if config.option.markexpr == "not slow" else 1)
 
 
 @pytest.hookimpl(wrapper=True)
