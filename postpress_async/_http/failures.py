@@ -40,8 +40,8 @@ def failure_of(
         failure = errors.AttemptTimeoutError(f"no {missing} within {timeout:.3g} s")
     else:
         failure = translate(error, host)
-    if sent and isinstance(failure, errors.ConnectionLostError | errors.AttemptTimeoutError):
-        failure.applied = Applied.UNKNOWN
+    if not sent and isinstance(failure, errors.ConnectionLostError | errors.AttemptTimeoutError):
+        failure.applied = Applied.NO
     return failure
 
 

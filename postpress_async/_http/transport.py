@@ -68,7 +68,8 @@ class Transport(Protocol):
     Sends requests: over another HTTP client than aiohttp, or to a fake in the tests of an application.
 
     Pass an object with these methods as ``PostPressSession(transport=...)``. The session retries, decodes
-    responses and closes the transport.
+    responses and closes the transport. It does not enforce the timeout of a `send`, and other exceptions than
+    those listed end the call, and reach its caller.
     """
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
@@ -78,8 +79,10 @@ class Transport(Protocol):
         If the body of an error response cannot be read, return it without a body: the status is enough.
 
         Raises:
-            TransportError: There was no response. Set `applied` of the error to UNKNOWN if the request may
-                have been sent.
+            ConnectError: Nothing was sent.
+            AttemptTimeoutError: No response in time. As for `ConnectionLostError`, set `applied` of the error
+                to NO if nothing was sent.
+            ConnectionLostError: The connection was lost before the response was complete.
             AnswerError: The body of a success is too large, or the response is not HTTP.
             SessionClosedError: The transport is closed.
         """

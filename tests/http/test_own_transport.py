@@ -65,12 +65,14 @@ async def test_session_retries_decodes_and_closes() -> None:
     assert key == same_key
 
 
-async def test_its_errors_say_what_was_applied() -> None:
-    lost = errors.ConnectionLostError("lost")
-    lost.applied = Applied.UNKNOWN
-    transport = FakeTransport(lost)
+@pytest.mark.parametrize("kind", [errors.ConnectionLostError, errors.AttemptTimeoutError])
+async def test_without_a_response_the_change_may_have_been_applied(
+    kind: type[errors.TransportError],
+) -> None:
+    """A transport that does not say so must not make a caller believe that nothing was changed."""
+    transport = FakeTransport(kind("no response"))
     async with PostPressSession(KEY, transport=transport, retry=RetryPolicy(attempts=1)) as session:
-        with pytest.raises(errors.ConnectionLostError) as caught:
+        with pytest.raises(kind) as caught:
             await session.update_proxy("acc_1", OWN)
 
     assert caught.value.applied is Applied.UNKNOWN

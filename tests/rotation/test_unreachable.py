@@ -94,15 +94,19 @@ async def test_a_host_that_an_earlier_run_reached_is_not_a_mistyped_name(tmp_pat
     assert rotation.summary.states[State.SKIPPED] == (2 if resumed else 3)
 
 
+def _not_connected() -> errors.PostPressError:
+    error = errors.AttemptTimeoutError("no connection to h within 30 s")
+    error.applied = Applied.NO
+    return error
+
+
 @pytest.mark.parametrize(
     "error",
     [
         pytest.param(REFUSED, id="refused"),
         pytest.param(errors.ConnectError("no connection to h: Name or service not known"), id="unknown name"),
         pytest.param(errors.TlsError("no secure connection to h: self-signed certificate"), id="TLS"),
-        pytest.param(
-            errors.AttemptTimeoutError("no connection to h within 30 s"), id="no connection in time"
-        ),
+        pytest.param(_not_connected(), id="no connection in time"),
     ],
 )
 def test_the_sentence_names_host_and_reason(error) -> None:
@@ -117,9 +121,7 @@ def _lost() -> errors.PostPressError:
 
 
 def _unanswered() -> errors.PostPressError:
-    error = errors.AttemptTimeoutError("no answer in 30 s")
-    error.applied = Applied.UNKNOWN
-    return error
+    return errors.AttemptTimeoutError("no answer in 30 s")
 
 
 @pytest.mark.parametrize(
