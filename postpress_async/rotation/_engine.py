@@ -14,9 +14,9 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from postpress_async import events
 from postpress_async._call.tracker import WaitGroup
@@ -46,8 +46,57 @@ from postpress_async.rotation.journal._watermark import SendWatermark
 
 _log = logging.getLogger("postpress_async.rotation")
 
+UNREAD: Final = 2_000
+"""Outcomes of an `Executor` that may wait until the caller iterates over them: they arrive in groups."""
+
 BACKING_OFF: Final = 10
 """Accounts that may back off at once for each that may be in flight; bounds the memory used in an outage."""
+
+
+@frozen
+class Engine:
+    """
+    What an `Executor` may do with its rotation.
+
+    Attributes:
+        resize: Changes the number of accounts that may be in flight.
+        abort: Sends nothing more, and has the rotation raise this error.
+        leaves_doubts: Whether an account that may have been sent is not sent again.
+    """
+
+    resize: Callable[[int], None]
+    abort: Callable[[Exception], None]
+    leaves_doubts: bool
+
+
+class Executor(Protocol):
+    """Carries out the calls of a rotation in other processes. Its `update` is the rotation's `Update`."""
+
+    @property
+    def update(self) -> Update:
+        """Updates an account."""
+        ...
+
+    @property
+    def waits(self) -> WaitGroup:
+        """Where the calls wait. When it ends, the other processes start no attempt."""
+        ...
+
+    async def start(self, engine: Engine, /) -> None:
+        """Called before the first call."""
+        ...
+
+    async def whole_error(self, error: PostPressError, /) -> PostPressError:
+        """
+        Return the error of which *error* has the main facts.
+
+        An account's outcome is recorded at once, but shown to the caller with this error.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Called after the last call."""
+        ...
 
 
 class Rotation:
@@ -61,6 +110,7 @@ class Rotation:
 
     Args:
         drain: Whether every row gets an outcome even if the rotation is stopped or halts.
+        executor: Carries out the calls; None if this process does.
 
     Attributes:
         summary: The counts so far; final once the block is left.
@@ -88,6 +138,7 @@ class Rotation:
         drain: bool = False,
         waits: WaitGroup | None = None,
         observer: SafeObserver[events.Event] | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.summary: Final = RotationSummary()
         self.total: Final = total
@@ -95,7 +146,8 @@ class Rotation:
         self.next_run_at: float | None = None
         self.input_edit: str | None = None
         self.notes: Mapping[str, str] = {}
-        self._in_flight: Final = in_flight
+        self._in_flight = in_flight
+        self._executor: Final = executor
         self._open_journal: Final = journal
         self._finite: Final = finite
         self._drain: Final = drain
@@ -114,13 +166,14 @@ class Rotation:
             on_cancelled=self._on_cancelled,
             can_resume=not drain,
         )
-        self._outcomes = OutcomeQueue(in_flight)
+        self._outcomes: Final = OutcomeQueue(in_flight if executor is None else UNREAD)
         self._group: Final = asyncio.TaskGroup()
         self._journal: OutcomeSink | None = None
         self._row_hashes: RowHashes | None = None
         self._watermark: SendWatermark | None = None
         self._run = ""
         self._workers = self._backing_off = 0  # workers, and how many of them back off
+        self._publishing = 0  # outcomes that are recorded, and wait for their whole error
         self._stopping = self._leaves_doubts = False  # the latter: rows in doubt are left to the operator
         self._error: Exception | None = None
         self._failed: Final[Counter[tuple[str | None, Applied | None]]] = Counter()
@@ -167,10 +220,12 @@ class Rotation:
         self._started_at = time.monotonic()
         try:
             await self._open()
+            if self._executor is not None:
+                engine = Engine(self._resize, self._abort, self._leaves_doubts)
+                await self._executor.start(engine)
             await self._group.__aenter__()
         except BaseException:
-            if self._journal is not None:
-                await self._journal.aclose()
+            await self._close()
             raise
         for _ in range(self._in_flight):
             self._start_worker()
@@ -196,13 +251,20 @@ class Rotation:
         finally:
             self.summary.elapsed = time.monotonic() - self._started_at
             self._outcomes.end()
-            if self._journal is not None:
-                self._record_end(failed=kind is not None)
-                await self._journal.aclose()
+            self._record_end(failed=kind is not None)
+            await self._close()
         if kind is None and self._error is not None:
             raise self._error
 
     # --- Start and end ---
+
+    async def _close(self) -> None:
+        try:
+            if self._executor is not None:
+                await self._executor.aclose()
+        finally:
+            if self._journal is not None:
+                await self._journal.aclose()
 
     async def _open(self) -> None:
         """Open the journal, if any, and the input."""
@@ -303,14 +365,31 @@ class Rotation:
                 if (row := await self._prepare(pending)) is not None:
                     if self._row_hashes is not None:
                         await self._row_hashes.on_disk()
-                    keys = RowKeys(self._run, pending, self._journal)
+                    keep = None if self._journal is None else self._journal.keep_generation
+                    keys = RowKeys.of(self._run, pending, keep)
                     await self._complete(await self._runner.run(row, keys))
         except PostPressError as error:  # from the journal; errors of accounts are outcomes
             self._abort(error)
         finally:
             self._workers -= 1
-            if not self._workers:
-                self._outcomes.end()
+            self._end_outcomes()
+
+    def _end_outcomes(self) -> None:
+        """End the iteration if no outcome can follow."""
+        if not self._workers and not self._publishing:
+            self._outcomes.end()
+
+    def _resize(self, in_flight: int) -> None:
+        """Change the number of accounts that may be in flight. Excess workers end after their account."""
+        self._in_flight = in_flight
+        while self._may_start_worker and self._workers - self._backing_off < in_flight:
+            self._start_worker()
+
+    @property
+    def _may_start_worker(self) -> bool:
+        return 0 < self._workers < (1 + BACKING_OFF) * self._in_flight and not (
+            self._stopping or self._row_source.exhausted
+        )
 
     @property
     def _goes_on(self) -> bool:
@@ -357,8 +436,20 @@ class Rotation:
         self._check_halt(outcome)
         if isinstance(outcome.error, SessionClosedError):
             self._abort(outcome.error)  # all further calls would fail as well
-        self._publish(outcome)
+        if outcome.error is None or self._executor is None:
+            self._publish(outcome)
+        else:
+            self._publishing += 1
+            self._group.create_task(self._publish_whole(self._executor, outcome, outcome.error))
         await self._outcomes.wait_for_room()
+
+    async def _publish_whole(self, executor: Executor, outcome: Outcome, error: PostPressError) -> None:
+        try:
+            outcome = evolve(outcome, error=await executor.whole_error(error))
+        finally:
+            self._publish(outcome)
+            self._publishing -= 1
+            self._end_outcomes()
 
     def _publish(self, outcome: Outcome) -> None:
         """Give *outcome* to the code that iterates, with an error if the account was not patched."""
@@ -416,8 +507,7 @@ class Rotation:
     def _on_backoff(self, backing_off: bool) -> None:
         """A worker in backoff does not count against the limit: start another one."""
         self._backing_off += 1 if backing_off else -1
-        may_start = self._workers < (1 + BACKING_OFF) * self._in_flight
-        if backing_off and may_start and not self._stopping and not self._row_source.exhausted:
+        if backing_off and self._may_start_worker:
             self._start_worker()
 
     def _on_attempt_failed(self, error: PostPressError) -> None:

@@ -13,14 +13,20 @@ from collections.abc import (
     Sized,
 )
 from functools import partial
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias, TypedDict, Unpack
 
 from attrs import evolve, frozen
 
+from postpress_async import events
+from postpress_async._call.tracker import WaitGroup
+from postpress_async._safe_observer import SafeObserver
 from postpress_async.errors import JournalError
 from postpress_async.models import ProxyChangeLike
+from postpress_async.rotation._account_task import Update
+from postpress_async.rotation._engine import Executor, Rotation
 from postpress_async.rotation._fleet import Fleet
 from postpress_async.rotation._fleet._frame import Frame, is_frame
+from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import KEY_LIFETIME
 from postpress_async.rotation._pending_rows import InputRows
 from postpress_async.rotation._pool import ProxyPool
@@ -52,6 +58,23 @@ Changes: TypeAlias = (
     | Frame  # of pandas or polars
 )
 """The inputs that ``session.rotate`` accepts."""
+
+
+class RotateOptions(TypedDict, total=False):
+    """The options of ``session.rotate`` that a cluster has as well."""
+
+    journal: str | os.PathLike[str] | None
+    halt: str | int | Halt | None
+    pool: ProxyPool | None
+    limit: int | None
+    on_unknown: OnUnknown
+    on_failed: OnFailed
+    every: float | None
+    keep: int | None
+    on: Collection[str] | Selection
+    accept_new_key: bool
+    key_lifetime: float
+
 
 _UNUSED_POOL: Final = "no row of the fleet would use the pool"
 
@@ -212,6 +235,65 @@ class RotationInput:
             await journal.aclose()
             raise
         return journal
+
+
+def make_rotation(
+    update: Update,
+    changes: Changes,
+    *,
+    in_flight: int,
+    target: str,
+    api_key: Secret | None,
+    waits: WaitGroup,
+    observer: SafeObserver[events.Event] | None,
+    executor: Executor | None = None,
+    **options: Unpack[RotateOptions],
+) -> Rotation:
+    """
+    Create a rotation; see ``session.rotate`` for *options* and errors.
+
+    Args:
+        update: Updates an account.
+        changes: The input.
+        in_flight: Accounts processed at once, which an *executor* changes.
+        target: Where requests are sent.
+        api_key: The API key, which the journal recognizes; None if only other processes have it.
+        waits: Where the calls wait.
+        observer: Gets the events.
+        executor: Carries out the calls, if this process does not.
+    """
+    pool, limit = options.get("pool"), options.get("limit")
+    check_count("limit", limit)
+    check_pool(pool)
+    selection = Selection.of(options.get("on", ()))
+    rotation_input = RotationInput.of(changes, pooled=pool is not None).only(selection)
+    opener = rotation_input.journal_opener(
+        options.get("journal"),
+        target=target,
+        on_unknown=options.get("on_unknown", "retry"),
+        on_failed=options.get("on_failed", "report"),
+        in_flight=in_flight if executor is None else None,
+        pool=pool,
+        every=options.get("every"),
+        keep=options.get("keep"),
+        api_key=api_key,
+        accept_new_key=options.get("accept_new_key", False),
+        key_lifetime=options.get("key_lifetime", KEY_LIFETIME),
+    )
+    return Rotation(
+        update,
+        rotation_input.rows,
+        in_flight=in_flight,
+        journal=opener,
+        finite=rotation_input.finite,
+        total=rotation_input.total,
+        halt=Halt.of(options.get("halt")),
+        pool=pool,
+        limit=limit,
+        waits=waits,
+        observer=observer,
+        executor=executor,
+    )
 
 
 @frozen
