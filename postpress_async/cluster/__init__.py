@@ -43,8 +43,8 @@ ClusterRotation: TypeAlias = Rotation
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds in which a scheduler has to respond."""
 
-# Of a cluster that this process starts. Dask must not repeat a task, because some of its accounts are completed.
-# The dashboards are off, because everyone on the machine could open them.
+# Of a cluster that this process starts. Dask must not repeat a task, because some accounts are completed. The
+# dashboards are off, because everyone on the machine could open them.
 _LOCAL_CONFIG: Final = {
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-ttl": "10s",
@@ -97,12 +97,15 @@ class Cluster:
         self._security: Final = self._address.security(certificates)
         url = read_base_url(base_url)
         self._target: Final = target_of(url)
-        if not self._address.is_local and (api_key is not None or url.scheme == "http"):
+        if self._address.scheduler is not None and api_key is not None:
             raise ConfigurationError(
-                f"the workers of {address} are on other machines: each reads the API key from its own "
-                "POSTPRESS_API_KEY, and the base URL must use https"
+                f"the workers of {address} read the API key from POSTPRESS_API_KEY: leave api_key out"
             )
-        self._key: Final = read_api_key(api_key) if self._address.is_local else None
+        if not self._address.is_local and url.scheme == "http":
+            raise ConfigurationError(
+                f"the workers of {address} are on other machines, so the base URL must use https"
+            )
+        self._key: Final = read_api_key(api_key) if self._address.scheduler is None else None
         self._pace: Final = pace
         self._settings: Final[dict[str, Any]] = {
             "base_url": str(url),
@@ -191,7 +194,7 @@ class Cluster:
         return client
 
     async def _start_local(self) -> str:
-        assert self._key is not None  # noqa: S101 - it was read, since the workers are on this machine
+        assert self._key is not None  # noqa: S101 - it was read
         self._stack.enter_context(config.set(_LOCAL_CONFIG))
         cluster = await self._stack.enter_async_context(
             LocalCluster(

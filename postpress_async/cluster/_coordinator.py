@@ -8,6 +8,7 @@ reported are in doubt: they are submitted again, under the same idempotency keys
 
 import asyncio
 import itertools
+import pickle
 import secrets
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from postpress_async.cluster._worker import (
     SessionPlugin,
     Shard,
     control,
+    elapsed_of,
     plugin_name,
     run_shard,
     unpack_error,
@@ -46,38 +48,17 @@ from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._engine import Engine
 from postpress_async.rotation._row_keys import RowKeys
 
-SHARD: Final = 200
-"""Maximum number of calls of a shard."""
-
-FIRST_WINDOW: Final = 50
-"""Calls that a worker has until `TRIED` calls have ended, so that a refused key is not tried on many."""
-
+SHARD: Final = 200  # most calls of a shard
+FIRST_WINDOW: Final = 50  # calls of a worker until `TRIED` have ended: a refused key is not tried on many
 TRIED: Final = 100
-"""See `FIRST_WINDOW`."""
-
-AHEAD: Final = 0.25
-"""Seconds of work that a worker has besides its requests in flight, so that it need not wait for a shard."""
-
-LARGEST_WINDOW: Final = 4_000
-"""Maximum number of calls that a worker has."""
-
-GATHER: Final = 0.02
-"""Seconds for which calls are gathered into shards."""
-
-LOOK_EVERY: Final = 0.5
-"""Seconds between two looks at the scheduler's list of workers."""
-
-SILENT: Final = 8.0
-"""Seconds without a heartbeat at the scheduler after which a worker is lost."""
-
-TIMEOUT: Final = 5.0
-"""Seconds in which the scheduler, or a worker, has to respond."""
-
-NO_SCHEDULER: Final = 10.0
-"""Seconds without a response of the scheduler after which the rotation ends."""
-
-NO_WORKER: Final = 60.0
-"""Seconds without a usable worker after which the rotation ends."""
+AHEAD: Final = 0.25  # seconds of work besides the requests in flight, so that no worker waits for a shard
+LARGEST_WINDOW: Final = 4_000  # most calls of a worker
+GATHER: Final = 0.02  # seconds for which calls are gathered into shards
+LOOK_EVERY: Final = 0.5  # seconds between two looks at the scheduler's list of workers
+SILENT: Final = 8.0  # seconds without a heartbeat at the scheduler after which a worker is lost
+TIMEOUT: Final = 5.0  # seconds in which the scheduler, or a worker, has to respond
+NO_SCHEDULER: Final = 10.0  # seconds without a response of the scheduler after which the rotation ends
+NO_WORKER: Final = 60.0  # seconds without a usable worker after which the rotation ends
 
 
 class _UnreportedError(Exception):
@@ -85,67 +66,41 @@ class _UnreportedError(Exception):
 
 
 @define(eq=False)
-class _Shard:
-    """A shard of *worker*: the calls that are not reported, and the future result of its task."""
-
-    worker: "_Worker"
-    calls: "dict[int, _Call]" = field(factory=dict)
-    errors: "asyncio.Future[dict[int, Exception]]" = field(
-        factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    has_failures: bool = False
-    task: "asyncio.Task[None] | None" = None
-
-
-@define(eq=False)
 class _Call:
-    """A call that has not ended. It gets another number each time it is submitted."""
+    """A call that has not ended. If it is submitted again, it is another object with another number."""
 
     account_id: str
     change: ProxyChange
     keys: RowKeys
     hooks: AccountTask
     in_doubt: bool
+    done: "asyncio.Future[AccountPatched]"
     number: int = 0
-    shard: _Shard | None = None
+    worker: "_Worker | None" = None
+    task: "asyncio.Task[dict[int, Exception]] | None" = None  # of its shard
+    has_failed: bool = False
     backing_off: bool = False
-    done: "asyncio.Future[AccountPatched]" = field(factory=lambda: asyncio.get_running_loop().create_future())
 
     def fail(self, error: Exception) -> None:
+        self.has_failed = True
         if not self.done.done():
             self.done.set_exception(error)
 
 
 @define(eq=False)
 class _Worker:
-    """
-    A worker.
-
-    Attributes:
-        address: Its address.
-        last_seen: The scheduler's time of its last heartbeat.
-        heard_at: Our time at which `last_seen` last changed.
-        is_lost: Whether it is gone or silent.
-        problem: Why it cannot carry out calls; None if it can.
-        rate: Its share of the rate; 0 before it has one.
-        is_paused: Whether its calls wait because the service is down.
-        cannot_connect: Whether its last attempt did not connect to the API.
-        shards: Its shards.
-        backing_off: Number of its calls that back off.
-        speed: Calls per second that have ended lately.
-    """
-
     address: str
-    last_seen: float = 0.0
-    heard_at: float = 0.0
-    is_lost: bool = False
-    problem: str | None = None
-    rate: float = 0.0
-    is_paused: bool = False
-    cannot_connect: bool = False
-    shards: set[_Shard] = field(factory=set)
-    backing_off: int = 0
-    speed: float = 0.0
+    last_seen: float = 0.0  # the scheduler's time of its last heartbeat
+    heard_at: float = 0.0  # our time at which that last changed
+    is_lost: bool = False  # gone or silent
+    problem: str | None = None  # why it cannot carry out calls
+    rate: float = 0.0  # its share, if there is a rate limit
+    is_paused: bool = False  # its calls wait because the service is down
+    cannot_connect: bool = False  # its last attempt did not connect to the API
+    calls: dict[int, _Call] = field(factory=dict)  # that are not reported
+    tasks: "set[asyncio.Task[dict[int, Exception]]]" = field(factory=set)  # of its shards
+    backing_off: int = 0  # calls
+    speed: float = 0.0  # calls per second that ended lately
     _ended: int = 0
     _measured_at: float = field(factory=time.monotonic)
 
@@ -155,8 +110,7 @@ class _Worker:
 
     @property
     def load(self) -> int:
-        """Number of its calls that do not back off."""
-        return sum(len(shard.calls) for shard in self.shards) - self.backing_off
+        return len(self.calls) - self.backing_off
 
     def count_ended(self) -> None:
         self._ended += 1
@@ -200,7 +154,7 @@ class Coordinator:
         self._workers: Final[dict[str, _Worker]] = {}
         self._waiting: Final[deque[_Call]] = deque()
         self._calls: Final[dict[int, _Call]] = {}
-        self._errors: Final[dict[PostPressError, tuple[int, _Shard]]] = {}  # until they are whole
+        self._failed: Final[dict[PostPressError, _Call]] = {}  # until the errors are whole
         self._numbers: Final = itertools.count(1)
         self._ended = 0
         self._wake: Final = asyncio.Event()
@@ -225,27 +179,34 @@ class Coordinator:
     ) -> AccountPatched:
         """Update one account on a worker; see `Update`."""
         hooks.on_call_started()
-        call = _Call(account_id, change, keys, hooks, keys.in_doubt)
+        in_doubt = keys.in_doubt
         while True:
+            done = asyncio.get_running_loop().create_future()
+            call = _Call(account_id, change, keys, hooks, in_doubt, done)
             self._enqueue(call)
             try:
-                return await call.done
+                await done
+                return call.done.result()
             except _UnreportedError as unreported:
-                in_doubt = call.in_doubt
-                if unreported.args[0]:
-                    in_doubt = hooks.in_doubt = True
-                    if self._stopping or (self._engine and self._engine.leaves_doubts):
-                        raise self._unknown(account_id) from None
-                    if not isinstance(change, ManagedProxy):
-                        await keys.renew()  # as a run that is resumed does
-                call = _Call(account_id, change, keys, hooks, in_doubt)
+                if not unreported.args[0]:
+                    continue
+                in_doubt = hooks.in_doubt = True
+                if self._stopping or (self._engine and self._engine.leaves_doubts):
+                    error = ConnectionLostError("the worker that had the account was lost")
+                    error.account_id, error.applied = account_id, Applied.UNKNOWN
+                    raise error from None
+                if not isinstance(change, ManagedProxy):
+                    await keys.renew()  # as a run that is resumed does
             finally:
                 self._forget(call)
 
     async def whole_error(self, error: PostPressError) -> PostPressError:
         """See `Executor`."""
-        number, shard = self._errors.pop(error, (0, None))
-        whole = None if shard is None else (await asyncio.shield(shard.errors)).get(number)
+        call = self._failed.pop(error, None)
+        if call is None or call.task is None:
+            return error
+        await asyncio.wait([call.task])
+        whole = None if call.task.cancelled() else call.task.result().get(call.number)
         if not isinstance(whole, PostPressError):
             return error
         whole.applied = error.applied
@@ -278,12 +239,6 @@ class Coordinator:
             self._waiting.append(call)
         self._wake.set()
 
-    @staticmethod
-    def _unknown(account_id: str) -> PostPressError:
-        error = ConnectionLostError("the worker that had the account was lost")
-        error.account_id, error.applied = account_id, Applied.UNKNOWN
-        return error
-
     async def _submit(self) -> None:
         """Fill the windows of the workers, and have the rotation read as many rows."""
         assert self._engine is not None  # noqa: S101 - it is started
@@ -293,12 +248,14 @@ class Coordinator:
             limited = self._pace.rate is not None
             workers = [w for w in self._workers.values() if w.is_usable and (w.rate or not limited)]
             for worker in sorted(workers, key=lambda worker: worker.load):
-                room = self._window(worker) - worker.load
-                while self._waiting and room > 0:
-                    count = min(SHARD, room, len(self._waiting))
+                window = self._window(worker)
+                if worker.load * 4 > window * 3:
+                    continue  # wait for a larger shard
+                while self._waiting and worker.load < window:
+                    count = min(SHARD, window - worker.load, len(self._waiting))
                     calls = [self._waiting.popleft() for _ in range(count)]
-                    self._send(worker, [call for call in calls if not call.done.done()])
-                    room -= count
+                    if calls := [call for call in calls if not call.done.done()]:
+                        self._send(worker, calls)
             if workers:
                 self._engine.resize(sum(map(self._window, workers)))
             await asyncio.sleep(GATHER)
@@ -310,116 +267,114 @@ class Coordinator:
         return min(LARGEST_WINDOW, in_flight + max(in_flight, int(worker.speed * AHEAD)))
 
     def _send(self, worker: _Worker, calls: list[_Call]) -> None:
-        if not calls:
-            return
-        shard = _Shard(worker)
-        worker.shards.add(shard)
+        packed = []
         for call in calls:
-            call.number, call.shard = next(self._numbers), shard
+            call.number, call.worker = number, _ = next(self._numbers), worker
             call.hooks.in_flight = True
-            self._calls[call.number] = shard.calls[call.number] = call
-        packed = Shard.of(self.token, [_packed(call) for call in calls])
-        shard.task = self._create_task(self._carry_out(shard, packed))
+            self._calls[number] = worker.calls[number] = call
+            facts = call.account_id, call.change, call.hooks.proxy is not None
+            packed.append(RemoteCall(number, *facts, call.keys.prefix, call.keys.generation, call.in_doubt))
+        task = self._create_task(self._carry_out(worker, calls, Shard.of(self.token, packed)))
+        for call in calls:
+            call.task = task
+        worker.tasks.add(task)
+        task.add_done_callback(worker.tasks.discard)
 
-    async def _carry_out(self, shard: _Shard, packed: Shard) -> None:
-        worker, sent, errors = shard.worker, True, dict[int, Exception]()
+    async def _carry_out(self, worker: _Worker, calls: list[_Call], shard: Shard) -> dict[int, Exception]:
+        """Have a shard carried out, and return the errors of its calls."""
+        sent, errors = True, dict[int, Exception]()
         future = self._client.submit(
-            run_shard, packed, key=packed.key, workers=[worker.address], pure=False, retries=0
+            run_shard, shard, key=shard.key, workers=[worker.address], pure=False, retries=0
         )
         try:
             error = await future.exception()
             if isinstance(error, Exception) and not isinstance(error, KilledWorker):
                 sent = False  # the task fails only before it begins
-                text = str(error) if isinstance(error, PostPressError) else _name(error)
-                worker.problem = f"{worker.address}: {text}"
-            elif error is None and (shard.has_failures or shard.calls):
+                worker.problem = f"{worker.address}: {_describe(error)}"
+            elif error is None and any(call.has_failed for call in calls):
                 errors = await future
         except Exception:  # noqa: S110 - of Dask: the worker or the scheduler is gone
             pass
         finally:
             future.release()  # if it still runs, the worker cancels it
-            self._end(shard, errors, sent=sent)
+            for call in calls:
+                self._give_up(call, sent=sent)
+            self._wake.set()
         for found in errors.values():
             if not isinstance(found, PostPressError):
-                self._abort(f"{worker.address} stopped because of an unexpected error: {_name(found)}")
+                self._abort(f"{worker.address} stopped because of an unexpected error: {_describe(found)}")
+        return errors
 
-    def _end(self, shard: _Shard, errors: dict[int, Exception], *, sent: bool) -> None:
-        shard.worker.shards.discard(shard)
-        if not shard.errors.done():
-            shard.errors.set_result(errors)
-        for call in tuple(shard.calls.values()):
+    def _give_up(self, call: _Call, *, sent: bool) -> None:
+        """Its worker will not report the call, and may have *sent* it."""
+        if call.number in self._calls:
             self._forget(call)
             call.fail(_UnreportedError(sent))
-        self._wake.set()
 
     def _forget(self, call: _Call) -> None:
         """The call has ended, or its worker does not have it any more."""
-        if self._calls.pop(call.number, None) is None or call.shard is None:
-            return
-        del call.shard.calls[call.number]
-        self._on_backoff(call, False)
+        if self._calls.pop(call.number, None) is not None and call.worker is not None:
+            self._on_backoff(call, call.worker, False)
+            del call.worker.calls[call.number]
 
     # --- Reports ---
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take in the reports of a worker."""
-        worker = self._workers.get(event["worker"])
-        if worker is None:
+        if (worker := self._workers.get(event["worker"])) is None:
             return
         renewed: list[_Call] = []
-        for kind, number, *values in event["reports"]:
+        for kind, number, *values in pickle.loads(event["reports"]):  # noqa: S301 - of a worker
             if kind == "paused":
                 self._on_paused(worker, *values)
-            elif (call := self._calls.get(number)) is None:
+            elif (call := worker.calls.get(number)) is None:
                 continue  # the worker was lost, and another one has the account
             elif kind == "generation":
                 renewed.append(call)
             else:
-                getattr(self, f"_on_{kind}")(call, *values)
+                getattr(self, f"_on_{kind}")(call, worker, *values)
         if renewed:
             self._create_task(self._store(worker, renewed))
         self._wake.set()
 
-    def _on_patched(self, call: _Call, attempts: int, elapsed: float) -> None:
-        self._on_ended(call, elapsed if attempts else None)
+    def _on_patched(self, call: _Call, worker: _Worker, attempts: int, elapsed: float) -> None:
+        self._on_ended(call, worker, elapsed)
         if not call.done.done():
             call.done.set_result(AccountPatched(call.account_id, (Attempt(1, 0.0, 0.0),) * attempts))
 
-    def _on_failed(self, call: _Call, packed: bytes, elapsed: float, resumable: bool) -> None:
+    def _on_failed(self, call: _Call, worker: _Worker, packed: bytes, resumable: bool) -> None:
         error = unpack_error(packed, call.account_id)
-        if call.shard is not None:
-            call.shard.has_failures = True
-            self._errors[error] = call.number, call.shard
-        self._on_ended(call, elapsed if error.attempts else None)
+        self._on_ended(call, worker, elapsed_of(error.attempts) if error.attempts else None)
+        self._failed[error] = call
         call.hooks.resumable = error if resumable else None
         call.fail(error)
 
-    def _on_ended(self, call: _Call, elapsed: float | None) -> None:
+    def _on_broken(self, call: _Call, _worker: _Worker) -> None:
+        call.has_failed = True
+
+    def _on_ended(self, call: _Call, worker: _Worker, elapsed: float | None) -> None:
         if elapsed is not None:
             call.hooks.on_attempt_started(asyncio.get_running_loop().time() - elapsed)
-        call.hooks.in_flight = False
-        if call.shard is not None:
-            call.shard.worker.cannot_connect = False
-            call.shard.worker.count_ended()
+        call.hooks.in_flight = worker.cannot_connect = False
+        worker.count_ended()
         self._forget(call)
         self._ended += 1
 
-    def _on_attempt_failed(self, call: _Call, packed: bytes) -> None:
+    def _on_attempt_failed(self, call: _Call, worker: _Worker, packed: bytes) -> None:
         error = unpack_error(packed, call.account_id)
-        assert call.shard is not None  # noqa: S101 - it is reported
-        call.shard.worker.cannot_connect = fails = isinstance(error, ConnectError | TlsError)
+        worker.cannot_connect = isinstance(error, ConnectError | TlsError)
         # A single worker may have no network, which must not halt the rotation.
-        if not fails or all(w.cannot_connect for w in self._workers.values() if w.shards):
+        if not worker.cannot_connect or all(w.cannot_connect for w in self._workers.values() if w.calls):
             call.hooks.on_attempt_failed(error)
             call.hooks.in_flight = True  # the next attempt may have started
 
-    def _on_backoff(self, call: _Call, backing_off: bool) -> None:
-        if call.backing_off is not backing_off and call.shard is not None:
+    def _on_backoff(self, call: _Call, worker: _Worker, backing_off: bool) -> None:
+        if call.backing_off is not backing_off:
             call.backing_off = backing_off
-            call.shard.worker.backing_off += 1 if backing_off else -1
+            worker.backing_off += 1 if backing_off else -1
             call.hooks.on_backoff(backing_off)
 
-    def _on_retry(self, call: _Call, number: int, wait: float, packed: bytes) -> None:
+    def _on_retry(self, call: _Call, _worker: _Worker, number: int, wait: float, packed: bytes) -> None:
         if self._observer is not None:
             error = unpack_error(packed, call.account_id)
             self._observer(events.RetryScheduled(call.account_id, number, wait, error))
@@ -430,7 +385,7 @@ class Coordinator:
             if paused and other.is_usable and not other.is_paused:
                 other.is_paused = True
                 self._create_task(self._control(other, pause=True))
-        working = [other for other in self._workers.values() if other.shards and not other.is_lost]
+        working = [other for other in self._workers.values() if other.calls and not other.is_lost]
         paused = bool(working) and all(other.is_paused for other in working)
         if paused is self.paused:
             return
@@ -445,9 +400,10 @@ class Coordinator:
         try:
             await asyncio.gather(*(call.keys.renew() for call in calls))
         except PostPressError as error:  # of the journal
-            self._abort(error)
-            return
-        await self._control(worker, stored=numbers)
+            if self._engine is not None:
+                self._engine.abort(error)
+        else:
+            await self._control(worker, stored=numbers)
 
     # --- Workers ---
 
@@ -492,10 +448,11 @@ class Coordinator:
     def _lose(self, worker: _Worker) -> None:
         """Have others carry out what the worker has not reported."""
         worker.is_lost, worker.rate = True, 0.0
-        for shard in tuple(worker.shards):
-            if shard.task is not None:
-                shard.task.cancel()
-            self._end(shard, {}, sent=True)
+        for task in worker.tasks:
+            task.cancel()
+        for call in tuple(worker.calls.values()):
+            self._give_up(call, sent=True)
+        self._wake.set()
 
     async def _share_rate(self) -> None:
         """Split the rate evenly. No share grows before others have shrunk."""
@@ -532,13 +489,10 @@ class Coordinator:
         for worker in self._workers.values():
             self._create_task(self._control(worker, stop=True))
 
-    def _abort(self, error: PostPressError | str) -> None:
-        """End the rotation. Without a cluster, its calls end now."""
-        assert self._engine is not None  # noqa: S101 - it is started
-        if isinstance(error, PostPressError):
-            self._engine.abort(error)
-            return
-        self._engine.abort(ClusterError(error))
+    def _abort(self, reason: str) -> None:
+        """The rotation cannot go on, and its calls end now."""
+        if self._engine is not None:
+            self._engine.abort(ClusterError(reason))
         self._stopping = True
         for worker in self._workers.values():
             self._lose(worker)
@@ -550,13 +504,5 @@ class Coordinator:
         return task
 
 
-def _packed(call: _Call) -> RemoteCall:
-    from_pool = call.hooks.proxy is not None
-    keys = call.keys
-    return RemoteCall(
-        call.number, call.account_id, call.change, from_pool, keys.prefix, keys.generation, call.in_doubt
-    )
-
-
-def _name(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, PostPressError) else f"{type(error).__name__}: {error}"

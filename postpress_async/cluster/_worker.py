@@ -23,13 +23,13 @@ from postpress_async._call.tracker import WaitGroup
 from postpress_async._converter import own_converter
 from postpress_async._version import __version__
 from postpress_async.errors import AnswerError, ApiError, ClusterError, PostPressError, Problem, Scope
-from postpress_async.models import ProxyChange
+from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation._account_task import STRIKES
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.session import PostPressSession
 
 TOPIC: Final = "postpress-async"
-"""Topic of all events. The scheduler keeps the latest of each topic, so a topic per rotation would fill it."""
+"""Topic of all events. The scheduler keeps the latest of each topic, so one per rotation would fill it."""
 
 REPORT_INTERVAL: Final = 0.05
 """Seconds for which reports are collected into one event."""
@@ -106,6 +106,11 @@ def unpack_error(packed: bytes, account_id: str) -> PostPressError:
     return error
 
 
+def elapsed_of(attempts: tuple[Attempt, ...]) -> float:
+    """Seconds from the start of the first attempt to the end of the last."""
+    return attempts[-1].began + attempts[-1].elapsed - attempts[0].began
+
+
 class _Hooks:
     """The `CallHooks` of a call. `resumable` is the last error if another attempt would have followed."""
 
@@ -114,19 +119,11 @@ class _Hooks:
         self.resumable: PostPressError | None = None
         self._call: Final = call
         self._report: Final = report
-        self._first_sent: float | None = None
         self._strikes = 0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the first attempt started; 0 if there was none."""
-        return 0.0 if self._first_sent is None else asyncio.get_running_loop().time() - self._first_sent
 
     def on_call_started(self) -> None: ...
 
-    def on_attempt_started(self, now: float) -> None:
-        if self._first_sent is None:
-            self._first_sent = now
+    def on_attempt_started(self, now: float) -> None: ...
 
     def on_attempt_failed(self, error: PostPressError) -> None:
         self._report("attempt_failed", self._call.number, pack_error(error, self._call.account_id))
@@ -148,7 +145,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
 
     Args:
         token: The rotation.
-        settings: Arguments of the session but the API key, which each worker reads from its own environment.
+        settings: Arguments of the session. Without an API key, each worker reads its own environment.
         watched: Whether to report retries.
 
     Attributes:
@@ -249,13 +246,13 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             patched = await self._session._run_call(  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
                 account_id, call.change, keys, hooks
             )
-            self._report("patched", number, len(patched.attempts), hooks.elapsed)
+            self._report("patched", number, len(patched.attempts), elapsed_of(patched.attempts))
         except PostPressError as error:
             found[number] = error.with_traceback(None)
-            packed, resumable = pack_error(error, account_id), error is hooks.resumable
-            self._report("failed", number, packed, hooks.elapsed, resumable)
+            self._report("failed", number, pack_error(error, account_id), error is hooks.resumable)
         except Exception as error:  # of the caller's retry strategy
             found[number] = error
+            self._report("broken", number)
         finally:
             hooks.resumable = None  # its traceback refers to this frame: a reference cycle
             if self._numbers.get(account_id) == number:
@@ -274,7 +271,8 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             self._paused = not self._paused
             self._report("paused", 0, self._paused)
         if self._reports:
-            event = {"token": self._token, "worker": self._worker.address, "reports": self._reports}
+            reports = pickle.dumps(self._reports)  # of which the scheduler need not decode anything
+            event = {"token": self._token, "worker": self._worker.address, "reports": reports}
             self._worker.log_event(TOPIC, event)
             self._reports = []
 

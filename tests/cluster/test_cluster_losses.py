@@ -20,7 +20,7 @@ import pytest
 import trustme
 from attrs import evolve
 
-from postpress_async.cluster import crew
+from postpress_async.cluster import _coordinator
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._statistics import Statistics, collect_statistics, stage_of
 from postpress_async.sandbox import Sandbox
@@ -185,7 +185,7 @@ async def test_a_worker_that_freezes_is_given_up_and_sends_nothing_more_when_it_
         await until(lambda: sandbox.record.requests > 800)
         frozen.send_signal(signal.SIGSTOP)
         began = time.monotonic()
-        await until(lambda: time.monotonic() - began > crew.LOST + 1)
+        await until(lambda: time.monotonic() - began > _coordinator.SILENT + 1)
         frozen.send_signal(signal.SIGCONT)
         await ended_well(process)
 

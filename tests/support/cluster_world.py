@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from postpress_async.cluster.place import write_certificates
+from postpress_async.cluster import write_certificates
 from postpress_async.sandbox import Sandbox
 
 DASK = {
@@ -108,7 +108,10 @@ class World:
         """Start one; it is there some seconds later."""
         local = ["--local-directory", str(self.folder / f"worker-{len(self._started)}")]
         common = ["--no-nanny", "--nthreads", "8", "--no-dashboard", "--memory-limit", "0", *local]
-        return await self._start("worker", self.address, *common, *words, prefix=prefix, env=env)
+        key = {"POSTPRESS_API_KEY": self.sandbox.api_key}
+        return await self._start(
+            "worker", self.address, *common, *words, prefix=prefix, env=key | (env or {})
+        )
 
     async def _start(
         self, what: str, *words: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None
