@@ -10,9 +10,8 @@ import asyncio
 import itertools
 import pickle
 import secrets
-import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final
 
@@ -102,7 +101,7 @@ class _Worker:
     backing_off: int = 0  # calls
     speed: float = 0.0  # calls per second that ended lately
     _ended: int = 0
-    _measured_at: float = field(factory=time.monotonic)
+    _measured_at: float = 0.0
 
     @property
     def is_usable(self) -> bool:
@@ -112,10 +111,10 @@ class _Worker:
     def load(self) -> int:
         return len(self.calls) - self.backing_off
 
-    def count_ended(self) -> None:
+    def count_ended(self, now: float) -> None:
         self._ended += 1
-        if (seconds := time.monotonic() - self._measured_at) >= AHEAD:
-            self.speed, self._ended, self._measured_at = self._ended / seconds, 0, time.monotonic()
+        if (seconds := now - self._measured_at) >= AHEAD:
+            self.speed, self._ended, self._measured_at = self._ended / seconds, 0, now
 
 
 class Coordinator:
@@ -133,6 +132,8 @@ class Coordinator:
         waits: See `Executor`.
         paused: Whether all workers wait because the service is down.
     """
+
+    _clock: Callable[[], float]  # of the event loop; set by `start`
 
     def __init__(
         self,
@@ -168,6 +169,7 @@ class Coordinator:
     async def start(self, engine: Engine) -> None:
         """See `Executor`."""
         self._engine = engine
+        self._clock = asyncio.get_running_loop().time
         with suppress(Exception):  # a worker without our package, say: the shards of that worker raise it
             async with asyncio.timeout(2 * TIMEOUT):
                 await self._client.register_plugin(self._plugin)
@@ -353,10 +355,11 @@ class Coordinator:
         call.has_failed = True
 
     def _on_ended(self, call: _Call, worker: _Worker, elapsed: float | None) -> None:
+        now = self._clock()
         if elapsed is not None:
-            call.hooks.on_attempt_started(asyncio.get_running_loop().time() - elapsed)
+            call.hooks.on_attempt_started(now - elapsed)
         call.hooks.in_flight = worker.cannot_connect = False
-        worker.count_ended()
+        worker.count_ended(now)
         self._forget(call)
         self._ended += 1
 
@@ -389,7 +392,7 @@ class Coordinator:
         paused = bool(working) and all(other.is_paused for other in working)
         if paused is self.paused:
             return
-        seconds, self._paused_at = time.monotonic() - self._paused_at, time.monotonic()
+        seconds, self._paused_at = self._clock() - self._paused_at, self._clock()
         self.paused = paused
         if self._observer is not None:
             self._observer(events.PauseBegan() if paused else events.PauseEnded(seconds))
@@ -409,9 +412,9 @@ class Coordinator:
 
     async def _watch(self) -> None:
         """Follow the scheduler's list of workers."""
-        suspended, answered_at, usable_at = 0.0, time.monotonic(), time.monotonic()
+        suspended, answered_at, usable_at = 0.0, self._clock(), self._clock()
         while True:
-            began = time.monotonic()
+            began = self._clock()
             now = began - suspended
             with suppress(Exception):  # Dask raises many types
                 async with asyncio.timeout(TIMEOUT):
@@ -429,7 +432,7 @@ class Coordinator:
                 again = "fix that, then run the same command again"
                 self._abort(f"the cluster has no usable worker ({problem}): {again}")
             await asyncio.sleep(LOOK_EVERY)
-            if (elapsed := time.monotonic() - began) > 2 * TIMEOUT:  # this process was suspended
+            if (elapsed := self._clock() - began) > 2 * TIMEOUT:  # this process was suspended
                 suspended += elapsed
 
     def _compare(self, found: dict[str, dict[str, Any]], now: float) -> None:
