@@ -99,12 +99,10 @@ class Cluster:
         self._target: Final = target_of(url)
         if self._address.scheduler is not None and api_key is not None:
             raise ConfigurationError(
-                f"the workers of {address} read the API key from POSTPRESS_API_KEY: leave api_key out"
+                f"the workers of {address} have their own POSTPRESS_API_KEY: leave api_key out"
             )
         if not self._address.is_local and url.scheme == "http":
-            raise ConfigurationError(
-                f"the workers of {address} are on other machines, so the base URL must use https"
-            )
+            raise ConfigurationError(f"the workers of {address} are on other machines: use an https base URL")
         self._key: Final = read_api_key(api_key) if self._address.scheduler is None else None
         self._pace: Final = pace
         self._settings: Final[dict[str, Any]] = {
@@ -147,8 +145,9 @@ class Cluster:
         """
         if self._client is None:
             raise RuntimeError("the cluster is not started; use: async with Cluster(...) as cluster")
-        coordinator = Coordinator(self._client, self._pace, self._settings, self._observer)
-        self._coordinators[coordinator.token] = coordinator
+        coordinator = Coordinator(
+            self._client, self._coordinators, self._pace, self._settings, self._observer
+        )
         return make_rotation(
             coordinator.update,
             changes,

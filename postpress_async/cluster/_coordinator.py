@@ -19,28 +19,11 @@ from attrs import define, field
 from distributed import Client
 from distributed.scheduler import KilledWorker
 
-from postpress_async import events
+from postpress_async import errors, events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
-from postpress_async.cluster._worker import (
-    RemoteCall,
-    SessionPlugin,
-    Shard,
-    control,
-    elapsed_of,
-    plugin_name,
-    run_shard,
-    unpack_error,
-)
-from postpress_async.errors import (
-    Applied,
-    ClusterError,
-    ConnectError,
-    ConnectionLostError,
-    DeadlineError,
-    PostPressError,
-    TlsError,
-)
+from postpress_async.cluster import _worker as worker_side
+from postpress_async.errors import Applied, PostPressError
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
 from postpress_async.pace import Pace
 from postpress_async.rotation._account_task import AccountTask
@@ -73,7 +56,7 @@ class _Call:
     keys: RowKeys
     hooks: AccountTask
     in_doubt: bool
-    done: "asyncio.Future[AccountPatched]"
+    done: "asyncio.Future[AccountPatched]" = field(factory=lambda: asyncio.get_running_loop().create_future())
     number: int = 0
     worker: "_Worker | None" = None
     task: "asyncio.Task[dict[int, Exception]] | None" = None  # of its shard
@@ -123,6 +106,7 @@ class Coordinator:
 
     Args:
         client: The cluster's.
+        running: Coordinators that are started, by their tokens.
         pace: Of each worker, but the rate is of all workers together.
         settings: The other arguments of the workers' sessions.
         observer: Gets retries and pauses.
@@ -134,27 +118,26 @@ class Coordinator:
     """
 
     _clock: Callable[[], float]  # of the event loop; set by `start`
+    _engine: Engine
 
     def __init__(
         self,
         client: Client,
+        running: "dict[str, Coordinator]",
         pace: Pace,
         settings: dict[str, Any],
         observer: SafeObserver[events.Event] | None,
     ) -> None:
-        self.token: Final = secrets.token_hex(12)
+        self.token: Final = f"postpress-{secrets.token_hex(12)}"
         self.waits: Final = WaitGroup(waits_out_outages=True)
         self.paused: bool = False
         self._client: Final[Any] = client  # many of its methods have no types
+        self._running: Final = running
         self._pace: Final = pace
-        self._plugin: Final = SessionPlugin(
-            self.token, {**settings, "pace": pace}, watched=observer is not None
-        )
+        self._settings: Final = {**settings, "pace": pace}
         self._observer: Final = observer
-        self._engine: Engine | None = None
         self._workers: Final[dict[str, _Worker]] = {}
         self._waiting: Final[deque[_Call]] = deque()
-        self._calls: Final[dict[int, _Call]] = {}
         self._failed: Final[dict[PostPressError, _Call]] = {}  # until the errors are whole
         self._numbers: Final = itertools.count(1)
         self._ended = 0
@@ -168,11 +151,13 @@ class Coordinator:
 
     async def start(self, engine: Engine) -> None:
         """See `Executor`."""
-        self._engine = engine
-        self._clock = asyncio.get_running_loop().time
+        self._engine, self._clock = engine, asyncio.get_running_loop().time
+        self._running[self.token] = self
+        watched = self._observer is not None
+        plugin = worker_side.SessionPlugin(self.token, self._settings, watched=watched)
         with suppress(Exception):  # a worker without our package, say: the shards of that worker raise it
             async with asyncio.timeout(2 * TIMEOUT):
-                await self._client.register_plugin(self._plugin)
+                await self._client.register_plugin(plugin)
         for work in (self._watch(), self._submit(), self._stop_when_ended()):
             self._create_task(work)
 
@@ -183,18 +168,16 @@ class Coordinator:
         hooks.on_call_started()
         in_doubt = keys.in_doubt
         while True:
-            done = asyncio.get_running_loop().create_future()
-            call = _Call(account_id, change, keys, hooks, in_doubt, done)
+            call = _Call(account_id, change, keys, hooks, in_doubt)
             self._enqueue(call)
             try:
-                await done
-                return call.done.result()
+                return await call.done
             except _UnreportedError as unreported:
                 if not unreported.args[0]:
                     continue
                 in_doubt = hooks.in_doubt = True
-                if self._stopping or (self._engine and self._engine.leaves_doubts):
-                    error = ConnectionLostError("the worker that had the account was lost")
+                if self._stopping or self._engine.leaves_doubts:
+                    error = errors.ConnectionLostError("the worker that had the account was lost")
                     error.account_id, error.applied = account_id, Applied.UNKNOWN
                     raise error from None
                 if not isinstance(change, ManagedProxy):
@@ -216,22 +199,21 @@ class Coordinator:
 
     async def aclose(self) -> None:
         """See `Executor`. Workers cancel the calls that they still have."""
-        self._stopping = True
-        for worker in self._workers.values():
-            self._lose(worker)
+        self._running.pop(self.token, None)
+        self._lose_all()
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         with suppress(Exception):  # without a scheduler, there are no workers
             async with asyncio.timeout(TIMEOUT):
-                await self._client.unregister_worker_plugin(plugin_name(self.token))
+                await self._client.unregister_worker_plugin(self.token)
 
     # --- Submitting ---
 
     def _enqueue(self, call: _Call) -> None:
         if self._stopping:
-            error = DeadlineError("the rotation was stopped before the change was sent")
+            error = errors.DeadlineError("the rotation was stopped before the change was sent")
             error.account_id = call.account_id
             error.applied = Applied.UNKNOWN if call.in_doubt else Applied.NO
             call.fail(error)
@@ -243,7 +225,6 @@ class Coordinator:
 
     async def _submit(self) -> None:
         """Fill the windows of the workers, and have the rotation read as many rows."""
-        assert self._engine is not None  # noqa: S101 - it is started
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -271,53 +252,55 @@ class Coordinator:
     def _send(self, worker: _Worker, calls: list[_Call]) -> None:
         packed = []
         for call in calls:
-            call.number, call.worker = number, _ = next(self._numbers), worker
-            call.hooks.in_flight = True
-            self._calls[number] = worker.calls[number] = call
-            facts = call.account_id, call.change, call.hooks.proxy is not None
-            packed.append(RemoteCall(number, *facts, call.keys.prefix, call.keys.generation, call.in_doubt))
-        task = self._create_task(self._carry_out(worker, calls, Shard.of(self.token, packed)))
+            call.number, call.worker, call.hooks.in_flight = next(self._numbers), worker, True
+            worker.calls[call.number] = call
+            facts = call.number, call.account_id, call.change, call.hooks.proxy is not None
+            keys = call.keys
+            packed.append(worker_side.RemoteCall(*facts, keys.prefix, keys.generation, call.in_doubt))
+        shard = worker_side.Shard.of(self.token, packed)
+        task = self._create_task(self._carry_out(worker, calls, shard))
         for call in calls:
             call.task = task
         worker.tasks.add(task)
         task.add_done_callback(worker.tasks.discard)
 
-    async def _carry_out(self, worker: _Worker, calls: list[_Call], shard: Shard) -> dict[int, Exception]:
+    async def _carry_out(
+        self, worker: _Worker, calls: list[_Call], shard: worker_side.Shard
+    ) -> dict[int, Exception]:
         """Have a shard carried out, and return the errors of its calls."""
-        sent, errors = True, dict[int, Exception]()
-        future = self._client.submit(
-            run_shard, shard, key=shard.key, workers=[worker.address], pure=False, retries=0
-        )
+        sent, found = True, dict[int, Exception]()
+        options = {"key": shard.key, "workers": [worker.address], "pure": False, "retries": 0}
+        future = self._client.submit(worker_side.run_shard, shard, **options)
         try:
             error = await future.exception()
             if isinstance(error, Exception) and not isinstance(error, KilledWorker):
                 sent = False  # the task fails only before it begins
                 worker.problem = f"{worker.address}: {_describe(error)}"
             elif error is None and any(call.has_failed for call in calls):
-                errors = await future
+                found = await future
         except Exception:  # noqa: S110 - of Dask: the worker or the scheduler is gone
             pass
         finally:
             future.release()  # if it still runs, the worker cancels it
             for call in calls:
                 self._give_up(call, sent=sent)
-            self._wake.set()
-        for found in errors.values():
-            if not isinstance(found, PostPressError):
-                self._abort(f"{worker.address} stopped because of an unexpected error: {_describe(found)}")
-        return errors
+        for bug in (error for error in found.values() if not isinstance(error, PostPressError)):
+            self._abort(f"{worker.address} stopped because of an unexpected error: {_describe(bug)}")
+        return found
 
     def _give_up(self, call: _Call, *, sent: bool) -> None:
         """Its worker will not report the call, and may have *sent* it."""
-        if call.number in self._calls:
-            self._forget(call)
+        if self._forget(call):
             call.fail(_UnreportedError(sent))
+            self._wake.set()
 
-    def _forget(self, call: _Call) -> None:
-        """The call has ended, or its worker does not have it any more."""
-        if self._calls.pop(call.number, None) is not None and call.worker is not None:
-            self._on_backoff(call, call.worker, False)
-            del call.worker.calls[call.number]
+    def _forget(self, call: _Call) -> bool:
+        """The call has ended, or is given up. Returns whether its worker had it."""
+        if call.worker is None or call.number not in call.worker.calls:
+            return False
+        self._on_backoff(call, call.worker, False)
+        del call.worker.calls[call.number]
+        return True
 
     # --- Reports ---
 
@@ -345,8 +328,8 @@ class Coordinator:
             call.done.set_result(AccountPatched(call.account_id, (Attempt(1, 0.0, 0.0),) * attempts))
 
     def _on_failed(self, call: _Call, worker: _Worker, packed: bytes, resumable: bool) -> None:
-        error = unpack_error(packed, call.account_id)
-        self._on_ended(call, worker, elapsed_of(error.attempts) if error.attempts else None)
+        error = worker_side.unpack_error(packed, call.account_id)
+        self._on_ended(call, worker, worker_side.elapsed_of(error.attempts) if error.attempts else None)
         self._failed[error] = call
         call.hooks.resumable = error if resumable else None
         call.fail(error)
@@ -364,8 +347,8 @@ class Coordinator:
         self._ended += 1
 
     def _on_attempt_failed(self, call: _Call, worker: _Worker, packed: bytes) -> None:
-        error = unpack_error(packed, call.account_id)
-        worker.cannot_connect = isinstance(error, ConnectError | TlsError)
+        error = worker_side.unpack_error(packed, call.account_id)
+        worker.cannot_connect = isinstance(error, errors.ConnectError | errors.TlsError)
         # A single worker may have no network, which must not halt the rotation.
         if not worker.cannot_connect or all(w.cannot_connect for w in self._workers.values() if w.calls):
             call.hooks.on_attempt_failed(error)
@@ -379,7 +362,7 @@ class Coordinator:
 
     def _on_retry(self, call: _Call, _worker: _Worker, number: int, wait: float, packed: bytes) -> None:
         if self._observer is not None:
-            error = unpack_error(packed, call.account_id)
+            error = worker_side.unpack_error(packed, call.account_id)
             self._observer(events.RetryScheduled(call.account_id, number, wait, error))
 
     def _on_paused(self, worker: _Worker, paused: bool) -> None:
@@ -388,14 +371,13 @@ class Coordinator:
             if paused and other.is_usable and not other.is_paused:
                 other.is_paused = True
                 self._create_task(self._control(other, pause=True))
-        working = [other for other in self._workers.values() if other.calls and not other.is_lost]
+        working = [other for other in self._workers.values() if other.calls]
         paused = bool(working) and all(other.is_paused for other in working)
-        if paused is self.paused:
-            return
-        seconds, self._paused_at = self._clock() - self._paused_at, self._clock()
-        self.paused = paused
-        if self._observer is not None:
-            self._observer(events.PauseBegan() if paused else events.PauseEnded(seconds))
+        if paused is not self.paused:
+            self.paused, now, began = paused, self._clock(), self._paused_at
+            self._paused_at = now
+            if self._observer is not None:
+                self._observer(events.PauseBegan() if paused else events.PauseEnded(now - began))
 
     async def _store(self, worker: _Worker, calls: list[_Call]) -> None:
         """Store new generations of keys, and then let the worker use them."""
@@ -403,8 +385,7 @@ class Coordinator:
         try:
             await asyncio.gather(*(call.keys.renew() for call in calls))
         except PostPressError as error:  # of the journal
-            if self._engine is not None:
-                self._engine.abort(error)
+            self._engine.abort(error)
         else:
             await self._control(worker, stored=numbers)
 
@@ -455,7 +436,11 @@ class Coordinator:
             task.cancel()
         for call in tuple(worker.calls.values()):
             self._give_up(call, sent=True)
-        self._wake.set()
+
+    def _lose_all(self) -> None:
+        self._stopping = True
+        for worker in self._workers.values():
+            self._lose(worker)
 
     async def _share_rate(self) -> None:
         """Split the rate evenly. No share grows before others have shrunk."""
@@ -475,7 +460,9 @@ class Coordinator:
         while worker.is_usable:
             with suppress(Exception):
                 async with asyncio.timeout(TIMEOUT):
-                    await self._client.run(control, self.token, workers=[worker.address], **changes)
+                    await self._client.run(
+                        worker_side.control, self.token, workers=[worker.address], **changes
+                    )
                     return True
             await asyncio.sleep(LOOK_EVERY)
         return False
@@ -494,11 +481,8 @@ class Coordinator:
 
     def _abort(self, reason: str) -> None:
         """The rotation cannot go on, and its calls end now."""
-        if self._engine is not None:
-            self._engine.abort(ClusterError(reason))
-        self._stopping = True
-        for worker in self._workers.values():
-            self._lose(worker)
+        self._engine.abort(errors.ClusterError(reason))
+        self._lose_all()
 
     def _create_task(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         task = asyncio.create_task(work, name="cluster-coordinator")

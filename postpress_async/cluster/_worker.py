@@ -24,6 +24,7 @@ from postpress_async._converter import own_converter
 from postpress_async._version import __version__
 from postpress_async.errors import AnswerError, ApiError, ClusterError, PostPressError, Problem, Scope
 from postpress_async.models import Attempt, ProxyChange
+from postpress_async.pace._pacer import Pacer
 from postpress_async.rotation._account_task import STRIKES
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.session import PostPressSession
@@ -39,26 +40,15 @@ _ID: Final = "\0"  # stands for the account id in an event
 
 @frozen
 class RemoteCall:
-    """
-    A call as a worker gets it.
-
-    Attributes:
-        number: Identifies the call in reports.
-        account_id: The account.
-        change: The change.
-        from_pool: Whether the pool may have another proxy if this one fails.
-        prefix: Beginning of its idempotency keys.
-        generation: Number of keys that are used up.
-        in_doubt: Whether an earlier request may have applied the change.
-    """
+    """A call as a worker gets it. Its number identifies it in reports."""
 
     number: int
     account_id: str
     change: ProxyChange
-    from_pool: bool
-    prefix: str
-    generation: int
-    in_doubt: bool
+    from_pool: bool  # whether the pool may have another proxy if this one fails
+    prefix: str  # of its idempotency keys
+    generation: int  # number of keys that are used up
+    in_doubt: bool  # whether an earlier request may have applied the change
 
 
 @frozen
@@ -73,7 +63,7 @@ class Shard:
     def of(cls, token: str, calls: list[RemoteCall]) -> "Shard":
         """Pack the *calls* of the rotation *token*."""
         packed = own_converter.unstructure(calls, list[RemoteCall])
-        return cls(token, f"{plugin_name(token)}-{calls[0].number}", json.dumps(packed))
+        return cls(token, f"{token}-{calls[0].number}", json.dumps(packed))
 
     def calls(self) -> list[RemoteCall]:
         """Unpack the calls."""
@@ -144,7 +134,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
     Opens a session on each worker, also on those that join later, and closes it after the rotation.
 
     Args:
-        token: The rotation.
+        token: The rotation, and the name of the plugin.
         settings: Arguments of the session. Without an API key, each worker reads its own environment.
         watched: Whether to report retries.
 
@@ -152,36 +142,35 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
         problem: Why this worker cannot carry out calls; None if it can.
     """
 
+    _worker: Worker
     _session: PostPressSession
     _waits: WaitGroup
+    _pacer: Pacer
 
     def __init__(self, token: str, settings: dict[str, Any], *, watched: bool) -> None:
-        self.name: str = plugin_name(token)
+        self.name: str = token
         self.problem: PostPressError | None = ClusterError("the worker's log says why")
-        self._token: Final = token
         self._settings: Final = settings
         self._watched: Final = watched
         self._version: Final = __version__
         self._shards: Final[dict[str, set[asyncio.Task[None]]]] = {}
-        self._numbers: Final[dict[str, int]] = {}  # of calls, by account
         self._stored: Final[dict[int, asyncio.Future[None]]] = {}  # done once a generation is stored
         self._reports: list[tuple[Any, ...]] = []
         self._paused = False
 
     def setup(self, worker: Worker) -> None:
         """Open the session. Dask would only log an exception, so the first shard raises it."""
-        self._worker: Worker = worker
+        self._worker = worker
         try:
             if self._version != __version__:
                 raise ClusterError(
                     f"the worker has postpress-async {__version__}, and the command has {self._version}: "
                     "install the same version"
                 )
-            self._session = PostPressSession(
-                **self._settings, on_event=self._observe if self._watched else None
-            )
-            self._waits = self._session._new_wait_group()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-            self._pacer = self._session._context.pacer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            observer = self._observe if self._watched else None
+            session = self._session = PostPressSession(**self._settings, on_event=observer)
+            self._waits = session._new_wait_group()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            self._pacer = session._context.pacer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
             self.problem = None
         except PostPressError as error:
             self.problem = error.with_traceback(None)
@@ -201,9 +190,10 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
 
     async def run(self, shard: Shard) -> dict[int, Exception]:
         """Carry out the calls of *shard*, and return the errors by number of the call."""
-        found: dict[int, Exception] = {}
+        errors: dict[int, Exception] = {}
         tasks = self._shards[shard.key] = {
-            asyncio.create_task(self._carry_out(call, found)) for call in shard.calls()
+            asyncio.create_task(self._carry_out(call, errors), name=str(call.number))
+            for call in shard.calls()
         }
         try:
             while tasks:
@@ -213,10 +203,25 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             for task in tasks:
                 task.cancel()
             del self._shards[shard.key]
-        return found
+        return errors
 
-    def control(self, rate: float | None, stop: bool, pause: bool, stored: Iterable[int]) -> None:
-        """See the function `control`."""
+    def control(
+        self,
+        *,
+        rate: float | None = None,
+        stop: bool = False,
+        pause: bool = False,
+        stored: Iterable[int] = (),
+    ) -> None:
+        """
+        Change what the worker does.
+
+        Args:
+            rate: The worker's share of the rate, in requests per second.
+            stop: Whether to end all waits, and start no attempt.
+            pause: Whether another worker found that the service is down.
+            stored: Numbers of calls whose new generation of keys is stored.
+        """
         if rate is not None:
             self._pacer.lease(rate)
         if pause:
@@ -228,40 +233,36 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             if number in self._stored:
                 self._stored.pop(number).set_result(None)
 
-    async def keep_generation(self, number: int, generation: int) -> None:
-        """Return once the coordinator has stored that a call uses keys of this generation."""
+    async def _carry_out(self, call: RemoteCall, errors: dict[int, Exception]) -> None:
+        number, account_id = call.number, call.account_id
+        hooks = _Hooks(call, self._waits, self._report)
+        keys = RowKeys(call.prefix, call.generation, number, self._keep_generation, in_doubt=call.in_doubt)
+        update = self._session._run_call  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        try:
+            attempts = (await update(account_id, call.change, keys, hooks)).attempts
+            self._report("patched", number, len(attempts), elapsed_of(attempts))
+        except PostPressError as error:
+            errors[number] = error.with_traceback(None)
+            self._report("failed", number, pack_error(error, account_id), error is hooks.resumable)
+        except Exception as error:  # of the caller's retry strategy
+            errors[number] = error
+            self._report("broken", number)
+        finally:
+            hooks.resumable = None  # its traceback refers to this frame: a reference cycle
+
+    async def _keep_generation(self, number: int, generation: int) -> None:
+        """Return once the coordinator has stored that the call uses keys of this generation."""
         self._stored[number] = stored = asyncio.get_running_loop().create_future()
-        self._reports.append(("generation", number, generation))
+        self._report("generation", number, generation)
         try:
             await stored
         finally:
             self._stored.pop(number, None)
 
-    async def _carry_out(self, call: RemoteCall, found: dict[int, Exception]) -> None:
-        number, account_id = call.number, call.account_id
-        hooks = _Hooks(call, self._waits, self._report)
-        keys = RowKeys(call.prefix, call.generation, number, self.keep_generation, in_doubt=call.in_doubt)
-        self._numbers[account_id] = number
-        try:
-            patched = await self._session._run_call(  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-                account_id, call.change, keys, hooks
-            )
-            self._report("patched", number, len(patched.attempts), elapsed_of(patched.attempts))
-        except PostPressError as error:
-            found[number] = error.with_traceback(None)
-            self._report("failed", number, pack_error(error, account_id), error is hooks.resumable)
-        except Exception as error:  # of the caller's retry strategy
-            found[number] = error
-            self._report("broken", number)
-        finally:
-            hooks.resumable = None  # its traceback refers to this frame: a reference cycle
-            if self._numbers.get(account_id) == number:
-                del self._numbers[account_id]
-
     def _observe(self, event: events.Event) -> None:
-        if isinstance(event, events.RetryScheduled) and event.account_id in self._numbers:
+        if isinstance(event, events.RetryScheduled) and (task := asyncio.current_task()) is not None:
             packed = pack_error(event.error, event.account_id)
-            self._report("retry", self._numbers[event.account_id], event.number, event.wait, packed)
+            self._report("retry", int(task.get_name()), event.number, event.wait, packed)
 
     def _report(self, *report: Any) -> None:
         self._reports.append(report)
@@ -272,14 +273,9 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             self._report("paused", 0, self._paused)
         if self._reports:
             reports = pickle.dumps(self._reports)  # of which the scheduler need not decode anything
-            event = {"token": self._token, "worker": self._worker.address, "reports": reports}
+            event = {"token": self.name, "worker": self._worker.address, "reports": reports}
             self._worker.log_event(TOPIC, event)
             self._reports = []
-
-
-def plugin_name(token: str) -> str:
-    """The name of the plugin of a rotation, with which the keys of its tasks begin."""
-    return f"postpress-{token}"
 
 
 async def run_shard(shard: Shard) -> dict[int, Exception]:
@@ -292,36 +288,18 @@ async def run_shard(shard: Shard) -> dict[int, Exception]:
     worker = get_worker()
     # It only waits, so it must not take one of the few threads for which Dask starts tasks.
     worker.handle_stimulus(SecedeEvent(key=shard.key, compute_duration=0.0, stimulus_id=shard.key))
-    plugin: Any = worker.plugins[plugin_name(shard.token)]
+    plugin: Any = worker.plugins[shard.token]
     if plugin.problem is not None:
         raise plugin.problem
     errors: dict[int, Exception] = await plugin.run(shard)
     return errors
 
 
-def control(
-    token: str,
-    rate: float | None = None,
-    stop: bool = False,
-    pause: bool = False,
-    stored: Iterable[int] = (),
-    *,
-    dask_worker: Worker,
-) -> None:
-    """
-    Change what a worker does; for ``Client.run``, which passes *dask_worker*.
-
-    Args:
-        token: The rotation.
-        rate: The worker's share of the rate, in requests per second.
-        stop: Whether to end all waits, and start no attempt.
-        pause: Whether another worker found that the service is down.
-        stored: Numbers of calls whose new generation of keys is stored.
-        dask_worker: The worker.
-    """
-    plugin: Any = dask_worker.plugins.get(plugin_name(token))
+def control(token: str, *, dask_worker: Worker, **changes: Any) -> None:
+    """Call `SessionPlugin.control`. ``Client.run`` passes *dask_worker*."""
+    plugin: Any = dask_worker.plugins.get(token)
     if plugin is not None and plugin.problem is None:
-        plugin.control(rate, stop, pause, stored)
+        plugin.control(**changes)
 
 
 def dask_setup(_worker: object) -> None:

@@ -87,7 +87,7 @@ def test_certificates_are_private_and_never_overwritten(tmp_path: Path) -> None:
 async def test_server_that_is_not_a_scheduler_is_reported_in_one_sentence(
     response: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dask raises anything for what it reads there, even MemoryError, and waits for ever for a silent server."""
+    """Dask raises anything for what it reads, even MemoryError, and waits for ever for a silent server."""
     monkeypatch.setattr(cluster, "CONNECT_TIMEOUT", 0.2)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
