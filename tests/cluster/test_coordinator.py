@@ -335,19 +335,19 @@ def test_worker_that_joins_late_gets_calls() -> None:
 
 
 def test_without_a_scheduler_the_rotation_ends() -> None:
-    async def main() -> Rotation:
+    async def main() -> None:
         dask = FakeDask("w1")
-        rotations = []
-        with pytest.raises(ClusterError, match="scheduler does not respond any more"):
-            async with rotation_of(dask, accounts(2_000)) as rotation:
-                rotations.append(rotation)
-                await wait_until(lambda: rotation.summary.patched >= 100)
-                dask.is_gone = True
-                dask.workers["w1"].is_frozen = True
+        async with rotation_of(dask, accounts(2_000)) as rotation:
+            await wait_until(lambda: rotation.summary.patched >= 100)
+            dask.is_gone = True
+            dask.workers["w1"].is_frozen = True
+            with pytest.raises(ClusterError, match="scheduler does not respond any more"):
                 await rotation.run()
-        return rotations[0]
+            raise KeyError(rotation)
 
-    assert run(main()).summary.states[State.UNKNOWN] > 0
+    with pytest.raises(KeyError) as caught:
+        run(main())
+    assert caught.value.args[0].summary.states[State.UNKNOWN] > 0
 
 
 def test_without_a_worker_the_rotation_ends() -> None:
@@ -559,18 +559,19 @@ def test_stop_ends_waits_and_completes_what_is_in_flight() -> None:
 def test_rotation_left_at_once_cancels_what_workers_have() -> None:
     """A second Ctrl-C: the next run asks under the same keys."""
 
+    async def leave(dask: FakeDask) -> None:
+        async with rotation_of(dask, accounts(1_000)) as rotation:
+            await wait_until(lambda: rotation.summary.patched >= 200)
+            raise KeyError(rotation)
+
     async def main() -> tuple[FakeDask, Rotation]:
         dask = FakeDask("w1")
-        rotations = []
-        with pytest.raises(KeyError):
-            async with rotation_of(dask, accounts(1_000)) as rotation:
-                rotations.append(rotation)
-                await wait_until(lambda: rotation.summary.patched >= 200)
-                raise KeyError
+        with pytest.raises(KeyError) as caught:
+            await leave(dask)
         sent = sum(dask.sent.values())
         await asyncio.sleep(10 * LATENCY)
         assert sum(dask.sent.values()) == sent
-        return dask, rotations[0]
+        return dask, caught.value.args[0]
 
     dask, rotation = run(main())
 

@@ -1,4 +1,4 @@
-"""Clusters of real processes: what one machine does, and what is left when workers or schedulers die."""
+"""Clusters of real processes: the same results as on one machine, and losses of workers and schedulers."""
 
 import asyncio
 import bisect
@@ -20,7 +20,6 @@ import pytest
 import trustme
 from attrs import evolve
 
-from postpress_async.cluster import _coordinator
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._statistics import Statistics, collect_statistics, stage_of
 from postpress_async.sandbox import Sandbox
@@ -29,27 +28,27 @@ from tests.support.cluster_world import World, sent_times, settled, until, write
 pytestmark = pytest.mark.slow
 
 LONG = "POSTPRESS_TEST_CLUSTER" in os.environ
-"""Whether `nox -s cluster` runs them: as many accounts, and as long, as the claims are about."""
+"""Whether the tests run at full length, as `nox -s cluster` runs them."""
 
 long = pytest.mark.skipif(not LONG, reason="takes minutes: nox -s cluster")
 
 IN_FLIGHT = 40
-BATCH = 100
-"""Outcomes of a worker that it may not have told yet when it is killed: of a quarter of a second."""
+UNREPORTED = 100
+"""Upper bound of the calls that a worker has ended and not reported: those of a quarter of a second."""
 
-SAME = "ordinal, line, account_id, state, attempts, status, error_type, scope, applied, assignment"
-"""What of an outcome is the same on every run: all but times, and the sandbox's own numbers."""
+COLUMNS = "ordinal, line, account_id, state, attempts, status, error_type, scope, applied, assignment"
+"""The columns that are the same in every run: all except times and the sandbox's ids of requests."""
 
 
 def rows(journal: Path) -> list[Any]:
     connection = sqlite3.connect(journal)
-    found = connection.execute(f"SELECT {SAME} FROM outcomes ORDER BY ordinal").fetchall()
+    found = connection.execute(f"SELECT {COLUMNS} FROM outcomes ORDER BY ordinal").fetchall()
     connection.close()
     return found
 
 
 def numbers(journal: Path) -> Statistics:
-    """What the report is made of, but for its times."""
+    """The numbers of the report, without times."""
     with JournalView(journal) as view:
         found = collect_statistics(view, stage_of(view), 0.0)
     return evolve(found, began=None, first=None, last=None, rate=None)
@@ -63,48 +62,47 @@ def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*words), capture_output=True, text=True, check=False, cwd=folder)
 
 
-# --- On one machine ---
+# --- Compared with one machine ---
 
 
-def test_two_workers_leave_the_journal_and_the_exit_code_of_one_process(tmp_path: Path) -> None:
-    """Retries, failures, keys and what is unknown: the sandbox's faults come by account, not by time."""
-    fleet, _ = write_fleet(tmp_path, 20_000 if LONG else 2_000)
+@pytest.mark.parametrize("pooled", [False, True], ids=["flaky service", "dead proxies and caps"])
+def test_two_workers_leave_the_journal_and_exit_code_of_one_process(tmp_path: Path, pooled: bool) -> None:
+    """The faults of the sandbox depend on the account, not on time."""
+    count = 20_000 if LONG else 500
+    fleet, _ = write_fleet(tmp_path, count)
+    options: list[object] = ["--profile", "flaky"]
+    if pooled:
+        fleet.write_text("account_id\n" + "".join(f"acc_{number}\n" for number in range(count)))
+        pool = tmp_path / "pool.txt"
+        pool.write_text("".join(f"10.0.0.{number}:3128:user:secret\n" for number in range(1, 21)))
+        options = ["--pool", pool, "--dead-proxies", 3, "--accounts-per-proxy", count // 17 + 1]
     ends, journals, reports = [], [], []
     for name, more in (("one", []), ("two", ["--cluster", "local:2"])):
         journal = tmp_path / f"{name}.sqlite3"
-        done = run(tmp_path, "rotate", fleet, "--sandbox", "--profile", "flaky", "--journal", journal, *more)
-        ends.append((done.returncode, done.stdout.splitlines()[-1]))
+        done = run(tmp_path, "rotate", fleet, "--sandbox", *options, "--journal", journal, *more)
+        ends.append((done.returncode, done.stdout.splitlines()[0].partition(" in ")[0], done.stderr))
         journals.append(rows(journal))
         reports.append(numbers(journal))
 
-    assert ends[0] == ends[1]
+    assert ends[0][:2] == ends[1][:2], ends
+    if pooled:
+        # Which account meets a dead proxy depends on the order of the responses.
+        assert [ends[n][0] for n in range(2)] == [0, 0]
+        assert "3 proxies of the pool did not work" in ends[1][2]
+        used = [row[-1].split("@")[1] for row in journals[1]]
+        assert {f"10.0.0.{n}:3128" for n in range(4, 21)} == set(used)
+        assert max(map(used.count, set(used))) <= count // 17 + 1
+        return
     assert ends[0][0] == 1
     assert journals[0] == journals[1]
     alone, shared = (evolve(report, command=None, retry_command=None) for report in reports)
     assert alone == shared
     assert reports[0].errors
-    print(f"exit code {ends[0][0]}, {reports[0].states}, {reports[0].errors}: of both")
 
 
-def test_a_pool_s_dead_proxies_are_found_out_by_all_workers_together(tmp_path: Path) -> None:
-    """No account ends on one, and each of them is quarantined once."""
-    fleet = tmp_path / "fleet.csv"
-    fleet.write_text("account_id\n" + "".join(f"acc_{number}\n" for number in range(1_000)))
-    pool = tmp_path / "pool.txt"
-    pool.write_text("".join(f"10.0.0.{number}:3128:user:secret\n" for number in range(1, 21)))
-
-    words = ["rotate", fleet, "--pool", pool, "--sandbox", "--dead-proxies", 3, "--cluster", "local:2"]
-    done = run(tmp_path, *words)
-
-    assert done.returncode == 0, done.stderr
-    assert "3 proxies of the pool did not work" in done.stderr
-    found = rows(tmp_path / "fleet.csv.rotation.sqlite3")
-    assert {row[-1].split("@")[1] for row in found}.isdisjoint(f"10.0.0.{n}:3128" for n in (1, 2, 3))
-
-
-async def test_ctrl_c_drains_the_workers_as_it_drains_a_process(tmp_path: Path) -> None:
-    """A terminal signals the workers too: they leave that to the command."""
-    fleet, names = write_fleet(tmp_path, 3_000)
+async def test_ctrl_c_completes_the_requests_in_flight(tmp_path: Path) -> None:
+    """A terminal sends SIGINT to the workers, too; they leave it to the command."""
+    fleet, names = write_fleet(tmp_path, 2_000)
     async with Sandbox(latency=0.05) as sandbox:
         environment = {**os.environ, "POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
         process = await asyncio.create_subprocess_exec(
@@ -116,7 +114,7 @@ async def test_ctrl_c_drains_the_workers_as_it_drains_a_process(tmp_path: Path) 
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            await until(lambda: sandbox.record.requests > 500 or process.returncode is not None)
+            await until(lambda: sandbox.record.requests > 300 or process.returncode is not None)
             os.killpg(process.pid, signal.SIGINT)
             output, errors = await process.communicate()
         finally:
@@ -143,83 +141,84 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 
 def assert_settled(sandbox: Sandbox, names: list[str], journal: Path) -> None:
-    """Each account is patched, and has been handed out one managed proxy."""
+    """Each account is patched, and got one managed proxy."""
     assert settled(journal) == dict.fromkeys(names, "patched")
     assert sandbox.record.managed_handed_out == len(names)
 
 
-async def ended_well(process: asyncio.subprocess.Process) -> None:
+async def wait_for_success(process: asyncio.subprocess.Process) -> None:
     _, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
 
 
-async def test_all_workers_are_killed_in_turn_and_others_join_late(tmp_path: Path, sandbox: Sandbox) -> None:
-    """What is sent twice is what was in flight on the dead, and what they had not told yet."""
-    fleet, names = write_fleet(tmp_path, 3_000)
+async def test_workers_are_killed_in_turn_while_another_one_joins(tmp_path: Path, sandbox: Sandbox) -> None:
+    """Only what they had in flight or not reported is sent twice."""
+    fleet, names = write_fleet(tmp_path, 3_000 if LONG else 1_500)
     async with World(tmp_path, sandbox) as world:
         first, second = await world.start_worker(), await world.start_worker()
         process = await world.rotate(fleet, "--in-flight", str(IN_FLIGHT))
-        await until(lambda: sandbox.record.requests > 800)
+        await until(lambda: sandbox.record.requests > 300)
         await world.start_worker()
         first.send_signal(signal.SIGKILL)
         sent = sandbox.record.requests
-        await until(lambda: sandbox.record.requests > sent + 500)
+        await until(lambda: sandbox.record.requests > sent + 300)
         second.send_signal(signal.SIGKILL)
-        await ended_well(process)
+        await wait_for_success(process)
 
         times = sent_times(sandbox, names)
         print(times)
         assert_settled(sandbox, names, world.journal)
-        assert times[2] + times[3] <= 2 * (IN_FLIGHT + BATCH)
+        assert times[2] + times[3] <= 2 * (IN_FLIGHT + UNREPORTED)
         assert set(times) <= {1, 2, 3}
 
 
-async def test_a_worker_that_freezes_is_given_up_and_sends_nothing_more_when_it_thaws(
+@long
+async def test_worker_that_freezes_for_20_s_is_lost_and_sends_nothing_more(
     tmp_path: Path, sandbox: Sandbox
 ) -> None:
-    """Its rows are others' by then, and it cannot know."""
-    fleet, names = write_fleet(tmp_path, 6_000)
+    """Others have its accounts by then."""
+    fleet, names = write_fleet(tmp_path, 12_000)
     async with World(tmp_path, sandbox) as world:
         frozen, _ = await world.start_worker(), await world.start_worker()
         process = await world.rotate(fleet, "--in-flight", str(IN_FLIGHT))
         await until(lambda: sandbox.record.requests > 800)
         frozen.send_signal(signal.SIGSTOP)
         began = time.monotonic()
-        await until(lambda: time.monotonic() - began > _coordinator.SILENT + 1)
+        await until(lambda: time.monotonic() - began > 20.0)
         frozen.send_signal(signal.SIGCONT)
-        await ended_well(process)
+        await wait_for_success(process)
 
         times = sent_times(sandbox, names)
         print(times)
         assert_settled(sandbox, names, world.journal)
-        assert 0 < times[2] <= IN_FLIGHT + BATCH
+        assert 0 < times[2] <= IN_FLIGHT + UNREPORTED
         assert set(times) <= {1, 2}
 
 
-async def test_the_command_is_killed_and_its_workers_send_nothing_more(
-    tmp_path: Path, sandbox: Sandbox
-) -> None:
-    """What they go on sending, the same command sends again: they stop with the line to it."""
-    fleet, names = write_fleet(tmp_path, 2_000)
+async def test_command_is_killed_and_its_workers_send_nothing_more(tmp_path: Path, sandbox: Sandbox) -> None:
+    """The same command would send it again, so they stop when the scheduler loses the command."""
+    fleet, names = write_fleet(tmp_path, 1_000)
     async with World(tmp_path, sandbox) as world:
         await world.start_worker()
         await world.start_worker()
         process = await world.rotate(fleet, "--in-flight", str(IN_FLIGHT))
-        await until(lambda: sandbox.record.requests > 800)
+        await until(lambda: sandbox.record.requests > 400)
         process.kill()
         await process.wait()
-        await ended_well(await world.rotate(fleet, "--in-flight", str(IN_FLIGHT)))
+        await wait_for_success(await world.rotate(fleet, "--in-flight", str(IN_FLIGHT)))
 
         times = sent_times(sandbox, names)
         print(times)
         assert_settled(sandbox, names, world.journal)
-        assert times[2] <= 2 * (IN_FLIGHT + BATCH)
+        assert times[2] <= 2 * (IN_FLIGHT + UNREPORTED)
         assert set(times) <= {1, 2}
 
 
 @long
-async def test_the_scheduler_is_killed_and_the_same_command_goes_on(tmp_path: Path, sandbox: Sandbox) -> None:
-    """The command ends by itself, with what it knows on the disk."""
+async def test_scheduler_is_killed_and_the_same_command_resumes_the_run(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    """The command ends by itself, and its journal has what was reported."""
     fleet, names = write_fleet(tmp_path, 3_000)
     async with World(tmp_path, sandbox) as world:
         await world.start_worker()
@@ -233,17 +232,17 @@ async def test_the_scheduler_is_killed_and_the_same_command_goes_on(tmp_path: Pa
 
         await world.start_scheduler()
         await world.start_worker()
-        await ended_well(await world.rotate(fleet, "--in-flight", str(IN_FLIGHT)))
+        await wait_for_success(await world.rotate(fleet, "--in-flight", str(IN_FLIGHT)))
 
         times = sent_times(sandbox, names)
         print(times)
         assert_settled(sandbox, names, world.journal)
-        assert times[2] <= IN_FLIGHT + BATCH
+        assert times[2] <= IN_FLIGHT + UNREPORTED
         assert set(times) <= {1, 2}
 
 
 async def test_no_secret_is_in_what_dask_logs(tmp_path: Path, sandbox: Sandbox) -> None:
-    """At its most talkative: neither passwords of proxies nor the key, on either side."""
+    """Not even at level DEBUG: no password of a proxy, and no API key, on either side."""
     fleet = tmp_path / "fleet.csv"
     secrets = [f"pw-secret-{number}" for number in range(50)]
     lines = [f"acc_{n},socks5://u:{secret}@p.example.com:1080\n" for n, secret in enumerate(secrets)]
@@ -256,7 +255,7 @@ async def test_no_secret_is_in_what_dask_logs(tmp_path: Path, sandbox: Sandbox) 
         logs = world.logs()
 
     assert process.returncode == 1, errors
-    assert b"postpress-" in logs  # they do tell of the shards
+    assert b"postpress-" in logs  # the shards
     written = logs + output + errors + world.journal.read_bytes()
     assert [secret for secret in [*secrets, sandbox.api_key] if secret.encode() in written] == []
 
@@ -264,9 +263,10 @@ async def test_no_secret_is_in_what_dask_logs(tmp_path: Path, sandbox: Sandbox) 
 # --- The rate ---
 
 
-async def test_the_rate_is_one_for_all_workers(tmp_path: Path) -> None:
-    """Never above it by more than a hundredth; as near below it as the machine's load lets it be."""
-    rate, seconds = (1_000, 20) if LONG else (100, 6)
+@long
+async def test_rate_limits_all_workers_together(tmp_path: Path) -> None:
+    """At most 1% above it in any second, and on an idle machine at most 3% below it."""
+    rate, seconds = 1_000, 20
     fleet, _ = write_fleet(tmp_path, rate * seconds)
     arrivals: list[float] = []
     async with Sandbox() as sandbox, World(tmp_path, sandbox) as world:
@@ -280,24 +280,22 @@ async def test_the_rate_is_one_for_all_workers(tmp_path: Path) -> None:
         await world.start_worker()
         await world.start_worker()
         with without_pauses():
-            await ended_well(await world.rotate(fleet, "--rate", str(rate)))
+            await wait_for_success(await world.rotate(fleet, "--rate", str(rate)))
 
     began = arrivals[0] + 1.0
     edges = [bisect.bisect_left(arrivals, began + second) for second in range(int(arrivals[-1] - began) + 1)]
     rates = [after - before for before, after in pairwise(edges)]
     print(rate, rates)
     assert max(rates) <= rate * 1.01 + 2
-    assert sum(rates) / len(rates) >= rate * 0.8
-    if LONG:
-        assert min(rates) >= rate * 0.95
+    assert min(rates) >= rate * 0.95
 
 
-# --- A network that is cut ---
+# --- A network that is interrupted ---
 
 
 @contextmanager
 def without_pauses() -> Iterator[None]:
-    """The API is in this process, and its collector would stop it for a tenth of a second."""
+    """Suspend the garbage collector, which would stop the API in this process for a tenth of a second."""
     gc.collect()
     gc.freeze()
     try:
@@ -309,15 +307,15 @@ def without_pauses() -> Iterator[None]:
 @contextmanager
 def another_host(name: str = "postpress-w") -> Iterator[list[str]]:
     """
-    A network namespace with an address of its own, 10.77.0.2; this machine is 10.77.0.1, and 10.78.0.1.
+    Create a network namespace with the address 10.77.0.2. This machine has 10.77.0.1 and 10.78.0.1 there.
 
-    Gives the words before a command that is to run there.
+    Yields the words that run a command in it.
     """
 
     def ip(*words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True)
 
-    there = ["ip", "netns", "exec", name]
+    prefix = ["ip", "netns", "exec", name]
     try:
         ip("netns", "add", name)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -333,20 +331,20 @@ def another_host(name: str = "postpress-w") -> Iterator[list[str]]:
             "link set lo up",
             "route add 10.78.0.1/32 via 10.77.0.1",
         ):
-            subprocess.run([*there, "ip", *words.split()], check=True)
-        yield there
+            subprocess.run([*prefix, "ip", *words.split()], check=True)
+        yield prefix
     finally:
-        ip("netns", "delete", name)  # and its end of the cable, which takes ours along
+        ip("netns", "delete", name)  # and with it both ends of the cable
 
 
-def cut(there: list[str], what: str = "add") -> None:
-    """No word of that host reaches this one's first address any more; or, by ``delete``, does again."""
-    subprocess.run([*there, "ip", "route", what, "blackhole", "10.77.0.1/32"], check=True)
+def cut(prefix: list[str], action: str = "add") -> None:
+    """Drop all packets from that host to this one's first address; ``delete`` ends that."""
+    subprocess.run([*prefix, "ip", "route", action, "blackhole", "10.77.0.1/32"], check=True)
 
 
 @asynccontextmanager
 async def reached_by_tls(sandbox: Sandbox, host: str, folder: Path) -> AsyncIterator[str]:
-    """The sandbox's URL for other hosts; ``ca.pem`` in *folder* is what they have to trust."""
+    """Yield the sandbox's URL for other hosts, which must trust ``ca.pem`` in *folder*."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -374,29 +372,30 @@ async def reached_by_tls(sandbox: Sandbox, host: str, folder: Path) -> AsyncIter
 
 
 @long
-async def test_a_worker_is_cut_off_for_half_a_minute_and_nothing_is_lost(tmp_path: Path) -> None:
-    """It still reaches the API: it must stop by itself, and others send what it may have sent once more."""
+async def test_worker_without_connection_to_the_scheduler_for_30_s(tmp_path: Path) -> None:
+    """It still reaches the API, and sends at most its window. Others send these accounts once more."""
     fleet, names = write_fleet(tmp_path, 9_000)
-    with another_host() as there:
+    with another_host() as prefix:
         async with (
             Sandbox(latency=0.02) as sandbox,
             reached_by_tls(sandbox, "10.78.0.1", tmp_path) as url,
             World(tmp_path, sandbox, host="10.77.0.1") as world,
         ):
             trust = {"POSTPRESS_API_KEY": sandbox.api_key, "SSL_CERT_FILE": str(tmp_path / "ca.pem")}
-            await world.start_worker(prefix=there, env=trust)
+            await world.start_worker(prefix=prefix, env=trust)
             await world.start_worker(env=trust)
             words = ["--base-url", url, "--in-flight", str(IN_FLIGHT), "--rate", "200"]
             process = await world.rotate(fleet, *words)
             await until(lambda: sandbox.record.requests > 1_000)
-            cut(there)
+            cut(prefix)
             began = time.monotonic()
             await until(lambda: time.monotonic() - began > 30.0)
             assert process.returncode is None
-            cut(there, "delete")
-            await ended_well(process)
+            cut(prefix, "delete")
+            await wait_for_success(process)
 
             times = sent_times(sandbox, names)
             print(times)
             assert_settled(sandbox, names, world.journal)
+            assert times[2] <= 2 * IN_FLIGHT + UNREPORTED
             assert set(times) <= {1, 2}
