@@ -60,7 +60,7 @@ class ClusterAddress:
 
     @property
     def is_local(self) -> bool:
-        """Whether the scheduler is on this machine, at an address that no other machine can reach."""
+        """Whether no other machine can reach the scheduler."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:

@@ -59,7 +59,7 @@ class _Call:
     done: "asyncio.Future[AccountPatched]" = field(factory=lambda: asyncio.get_running_loop().create_future())
     number: int = 0
     worker: "_Worker | None" = None
-    task: "asyncio.Task[dict[int, Exception]] | None" = None  # of its shard
+    task: "asyncio.Task[dict[int, PostPressError]] | None" = None  # of its shard
     has_failed: bool = False
     backing_off: bool = False
 
@@ -80,11 +80,10 @@ class _Worker:
     is_paused: bool = False  # its calls wait because the service is down
     cannot_connect: bool = False  # its last attempt did not connect to the API
     calls: dict[int, _Call] = field(factory=dict)  # that are not reported
-    tasks: "set[asyncio.Task[dict[int, Exception]]]" = field(factory=set)  # of its shards
+    tasks: "set[asyncio.Task[dict[int, PostPressError]]]" = field(factory=set)  # of its shards
     backing_off: int = 0  # calls
+    ended: int = 0  # calls since the last look
     speed: float = 0.0  # calls per second that ended lately
-    _ended: int = 0
-    _measured_at: float = 0.0
 
     @property
     def is_usable(self) -> bool:
@@ -93,11 +92,6 @@ class _Worker:
     @property
     def load(self) -> int:
         return len(self.calls) - self.backing_off
-
-    def count_ended(self, now: float) -> None:
-        self._ended += 1
-        if (seconds := now - self._measured_at) >= AHEAD:
-            self.speed, self._ended, self._measured_at = self._ended / seconds, 0, now
 
 
 class Coordinator:
@@ -192,7 +186,7 @@ class Coordinator:
             return error
         await asyncio.wait([call.task])
         whole = None if call.task.cancelled() else call.task.result().get(call.number)
-        if not isinstance(whole, PostPressError):
+        if whole is None:
             return error
         whole.applied = error.applied
         return whole
@@ -266,16 +260,17 @@ class Coordinator:
 
     async def _carry_out(
         self, worker: _Worker, calls: list[_Call], shard: worker_side.Shard
-    ) -> dict[int, Exception]:
+    ) -> dict[int, PostPressError]:
         """Have a shard carried out, and return the errors of its calls."""
-        sent, found = True, dict[int, Exception]()
+        sent, found = True, dict[int, PostPressError]()
         options = {"key": shard.key, "workers": [worker.address], "pure": False, "retries": 0}
         future = self._client.submit(worker_side.run_shard, shard, **options)
         try:
             error = await future.exception()
             if isinstance(error, Exception) and not isinstance(error, KilledWorker):
-                sent = False  # the task fails only before it begins
-                worker.problem = f"{worker.address}: {_describe(error)}"
+                sent = not isinstance(error, PostPressError)  # which the task raises before it begins
+                text = f"{type(error).__name__}: {error}" if sent else str(error)
+                worker.problem = f"{worker.address}: {text}"
             elif error is None and any(call.has_failed for call in calls):
                 found = await future
         except Exception:  # noqa: S110 - of Dask: the worker or the scheduler is gone
@@ -284,8 +279,6 @@ class Coordinator:
             future.release()  # if it still runs, the worker cancels it
             for call in calls:
                 self._give_up(call, sent=sent)
-        for bug in (error for error in found.values() if not isinstance(error, PostPressError)):
-            self._abort(f"{worker.address} stopped because of an unexpected error: {_describe(bug)}")
         return found
 
     def _give_up(self, call: _Call, *, sent: bool) -> None:
@@ -322,29 +315,22 @@ class Coordinator:
             self._create_task(self._store(worker, renewed))
         self._wake.set()
 
-    def _on_patched(self, call: _Call, worker: _Worker, attempts: int, elapsed: float) -> None:
-        self._on_ended(call, worker, elapsed)
-        if not call.done.done():
-            call.done.set_result(AccountPatched(call.account_id, (Attempt(1, 0.0, 0.0),) * attempts))
-
-    def _on_failed(self, call: _Call, worker: _Worker, packed: bytes, resumable: bool) -> None:
-        error = worker_side.unpack_error(packed, call.account_id)
-        self._on_ended(call, worker, worker_side.elapsed_of(error.attempts) if error.attempts else None)
-        self._failed[error] = call
-        call.hooks.resumable = error if resumable else None
-        call.fail(error)
-
-    def _on_broken(self, call: _Call, _worker: _Worker) -> None:
-        call.has_failed = True
-
-    def _on_ended(self, call: _Call, worker: _Worker, elapsed: float | None) -> None:
-        now = self._clock()
-        if elapsed is not None:
-            call.hooks.on_attempt_started(now - elapsed)
+    def _on_ended(
+        self, call: _Call, worker: _Worker, attempts: int, elapsed: float, packed: bytes, resumable: bool
+    ) -> None:
+        if attempts:
+            call.hooks.on_attempt_started(self._clock() - elapsed)
         call.hooks.in_flight = worker.cannot_connect = False
-        worker.count_ended(now)
-        self._forget(call)
+        worker.ended += 1
         self._ended += 1
+        self._forget(call)
+        if packed:
+            error = worker_side.unpack_error(packed, call.account_id)
+            self._failed[error] = call
+            call.hooks.resumable = error if resumable else None
+            call.fail(error)
+        elif not call.done.done():
+            call.done.set_result(AccountPatched(call.account_id, (Attempt(1, 0.0, 0.0),) * attempts))
 
     def _on_attempt_failed(self, call: _Call, worker: _Worker, packed: bytes) -> None:
         error = worker_side.unpack_error(packed, call.account_id)
@@ -422,6 +408,7 @@ class Coordinator:
             worker = self._workers.setdefault(address, _Worker(address))
             if worker.last_seen != facts["last_seen"]:
                 worker.last_seen, worker.heard_at, worker.is_lost = facts["last_seen"], now, False
+            worker.speed, worker.ended = worker.ended / LOOK_EVERY, 0
         for worker in self._workers.values():
             if worker.address not in found or now - worker.heard_at > SILENT:
                 self._lose(worker)
@@ -489,7 +476,3 @@ class Coordinator:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, PostPressError) else f"{type(error).__name__}: {error}"

@@ -23,7 +23,7 @@ from postpress_async._call.tracker import WaitGroup
 from postpress_async._converter import own_converter
 from postpress_async._version import __version__
 from postpress_async.errors import AnswerError, ApiError, ClusterError, PostPressError, Problem, Scope
-from postpress_async.models import Attempt, ProxyChange
+from postpress_async.models import ProxyChange
 from postpress_async.pace._pacer import Pacer
 from postpress_async.rotation._account_task import STRIKES
 from postpress_async.rotation._row_keys import RowKeys
@@ -94,11 +94,6 @@ def unpack_error(packed: bytes, account_id: str) -> PostPressError:
     if isinstance(error, ApiError) and error.instance:
         error.instance = error.instance.replace(_ID, account_id)
     return error
-
-
-def elapsed_of(attempts: tuple[Attempt, ...]) -> float:
-    """Seconds from the start of the first attempt to the end of the last."""
-    return attempts[-1].began + attempts[-1].elapsed - attempts[0].began
 
 
 class _Hooks:
@@ -188,21 +183,25 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             for task in self._shards.get(key, ()):
                 task.cancel()
 
-    async def run(self, shard: Shard) -> dict[int, Exception]:
+    async def run(self, shard: Shard) -> dict[int, PostPressError]:
         """Carry out the calls of *shard*, and return the errors by number of the call."""
-        errors: dict[int, Exception] = {}
-        tasks = self._shards[shard.key] = {
+        errors: dict[int, PostPressError] = {}
+        tasks = {
             asyncio.create_task(self._carry_out(call, errors), name=str(call.number))
             for call in shard.calls()
         }
+        pending = self._shards[shard.key] = tasks
         try:
-            while tasks:
-                _, tasks = await asyncio.wait(tasks, timeout=REPORT_INTERVAL)
+            while pending:
+                _, pending = await asyncio.wait(tasks, timeout=REPORT_INTERVAL)
                 self._send_reports()  # which the scheduler passes on before the task's result
         finally:
             for task in tasks:
                 task.cancel()
             del self._shards[shard.key]
+        for task in tasks:
+            if not task.cancelled() and (bug := task.exception()) is not None:
+                raise bug  # of the caller's retry strategy
         return errors
 
     def control(
@@ -233,22 +232,25 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             if number in self._stored:
                 self._stored.pop(number).set_result(None)
 
-    async def _carry_out(self, call: RemoteCall, errors: dict[int, Exception]) -> None:
+    async def _carry_out(self, call: RemoteCall, errors: dict[int, PostPressError]) -> None:
         number, account_id = call.number, call.account_id
         hooks = _Hooks(call, self._waits, self._report)
         keys = RowKeys(call.prefix, call.generation, number, self._keep_generation, in_doubt=call.in_doubt)
         update = self._session._run_call  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        packed, resumable = b"", False
         try:
             attempts = (await update(account_id, call.change, keys, hooks)).attempts
-            self._report("patched", number, len(attempts), elapsed_of(attempts))
         except PostPressError as error:
             errors[number] = error.with_traceback(None)
-            self._report("failed", number, pack_error(error, account_id), error is hooks.resumable)
-        except Exception as error:  # of the caller's retry strategy
-            errors[number] = error
-            self._report("broken", number)
+            packed, resumable, attempts = (
+                pack_error(error, account_id),
+                error is hooks.resumable,
+                error.attempts,
+            )
         finally:
             hooks.resumable = None  # its traceback refers to this frame: a reference cycle
+        elapsed = attempts[-1].began + attempts[-1].elapsed - attempts[0].began if attempts else 0.0
+        self._report("ended", number, len(attempts), elapsed, packed, resumable)
 
     async def _keep_generation(self, number: int, generation: int) -> None:
         """Return once the coordinator has stored that the call uses keys of this generation."""
@@ -278,7 +280,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             self._reports = []
 
 
-async def run_shard(shard: Shard) -> dict[int, Exception]:
+async def run_shard(shard: Shard) -> dict[int, PostPressError]:
     """
     Carry out a shard; see `SessionPlugin.run`. It is the task that Dask runs.
 
@@ -291,7 +293,7 @@ async def run_shard(shard: Shard) -> dict[int, Exception]:
     plugin: Any = worker.plugins[shard.token]
     if plugin.problem is not None:
         raise plugin.problem
-    errors: dict[int, Exception] = await plugin.run(shard)
+    errors: dict[int, PostPressError] = await plugin.run(shard)
     return errors
 
 

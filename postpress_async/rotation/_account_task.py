@@ -7,7 +7,7 @@ that proxy fails, the account gets the next one. Each proxy is a call of its own
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from attrs import define, frozen
@@ -16,38 +16,12 @@ from postpress_async._call.tracker import WaitGroup
 from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
 from postpress_async.models import AccountPatched, ManagedProxy, ProxyChange
 from postpress_async.rotation._outcome import MANAGED, Outcome, State
-from postpress_async.rotation._pool import PooledProxy, assignment_of
+from postpress_async.rotation._pool import PooledProxy, ProxyPool, assignment_of
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 
 STRIKES: Final = 2
 """Proxy errors in one call after which the account gets another proxy; a single one is often transient."""
-
-
-class Proxies(Protocol):
-    """A `ProxyPool`, or on a worker of a cluster the link to the coordinator's pool, which answers later."""
-
-    def give(
-        self, account_id: str, /, *, but_not: Collection[PooledProxy]
-    ) -> PooledProxy | Awaitable[PooledProxy | None] | None:
-        """Assign a proxy to the account."""
-        ...
-
-    def failed(self, proxy: PooledProxy, account_id: str, /, *, credentials: bool) -> bool:
-        """Record that *proxy* failed for the account. Return whether this quarantined the proxy."""
-        ...
-
-    def worked(self, proxy: PooledProxy, /) -> None:
-        """Record that an account was patched with *proxy*."""
-        ...
-
-    def take_back(self, proxy: PooledProxy, /) -> None:
-        """Release *proxy*: the account did not get it."""
-        ...
-
-    def in_quarantine(self, proxy: PooledProxy, /) -> bool:
-        """Whether *proxy* is quarantined for the rest of the run."""
-        ...
 
 
 class Update(Protocol):
@@ -174,7 +148,7 @@ class AccountRunner:
 
     update: Update
     waits: WaitGroup
-    pool: Proxies | None
+    pool: ProxyPool | None
     on_backoff: Callable[[bool], object]
     on_attempt_failed: Callable[[PostPressError], object]
     on_proxy_failed: Callable[[PooledProxy, bool], object]
@@ -257,7 +231,7 @@ class AccountRunner:
         try:
             if keys.in_doubt:
                 await keys.renew()  # the request under the old key may have named another proxy
-            while (proxy := await _assigned(pool, row, tried)) is not None:
+            while (proxy := pool.give(row.account_id, but_not=tried)) is not None:
                 if tried:
                     await keys.renew()
                 task.start_call(proxy)
@@ -288,8 +262,3 @@ class AccountRunner:
             raise error
         finally:
             del error  # its traceback refers to this frame: a reference cycle
-
-
-async def _assigned(pool: Proxies, row: Row, tried: list[PooledProxy]) -> PooledProxy | None:
-    proxy = pool.give(row.account_id, but_not=tried)
-    return await proxy if isinstance(proxy, Awaitable) else proxy

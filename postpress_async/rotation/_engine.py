@@ -34,7 +34,6 @@ from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import Outcome, RotationSummary, State, not_sent_error
 from postpress_async.rotation._outcome_queue import OutcomeQueue
-from postpress_async.rotation._outcome_sink import OutcomeSink
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
 from postpress_async.rotation._pool import PooledProxy, ProxyPool
 from postpress_async.rotation._row_keys import RowKeys
@@ -168,7 +167,7 @@ class Rotation:
         )
         self._outcomes: Final = OutcomeQueue(in_flight if executor is None else UNREAD)
         self._group: Final = asyncio.TaskGroup()
-        self._journal: OutcomeSink | None = None
+        self._journal: Journal | None = None
         self._row_hashes: RowHashes | None = None
         self._watermark: SendWatermark | None = None
         self._run = ""

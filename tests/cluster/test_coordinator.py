@@ -420,7 +420,7 @@ def test_error_of_the_retry_strategy_ends_the_rotation() -> None:
     async def fail(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    with pytest.raises(ClusterError, match="unexpected error: ZeroDivisionError: division by zero"):
+    with pytest.raises(ClusterError, match="w1: ZeroDivisionError: division by zero"):
         rotate(lambda: _with(FakeDask("w1"), fail), accounts(10))
 
 
@@ -639,7 +639,7 @@ def _rows(count: int) -> Any:
 
 
 def _with(dask: FakeDask, script: Script) -> FakeDask:
-    dask.script = script  # type: ignore[assignment]
+    dask.script = script
     return dask
 
 

@@ -403,7 +403,7 @@ async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
         on_cancelled=lost.append,
     )
     row = Row(0, None, "acc_1", None)
-    task = asyncio.create_task(runner.run(row, RowKeys("run", PendingRow(row), None)))
+    task = asyncio.create_task(runner.run(row, RowKeys.of("run", PendingRow(row), None)))
     await asked.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

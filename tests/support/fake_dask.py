@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any, cast
 
-import cloudpickle
 import pytest
+from distributed.protocol.pickle import dumps, loads
 from distributed.scheduler import KilledWorker
 
 from postpress_async import Pace, events
@@ -78,7 +78,7 @@ class FakeWorker:
         self._events.clear()
 
     def install(self, pickled: bytes) -> None:
-        plugin = cloudpickle.loads(pickled)
+        plugin = loads(pickled)
         self.plugins[plugin.name] = plugin
         token = _current.set(self)
         plugin.setup(self)
@@ -124,11 +124,13 @@ class FakeFuture:
         self.worker = worker
         self.key = shard.key
         is_there = worker.address in worker.dask.workers
-        self.task = asyncio.create_task(self._run(shard) if is_there else asyncio.sleep(1e9))
+        self.task: asyncio.Future[Any] = asyncio.create_task(
+            self._run(shard) if is_there else asyncio.sleep(1e9)
+        )
 
     async def _run(self, shard: Any) -> Any:
         _current.set(self.worker)
-        shard = cloudpickle.loads(cloudpickle.dumps(shard))
+        shard = loads(dumps(shard))
         return pickle.loads(pickle.dumps(await _worker.run_shard(shard)))
 
     async def exception(self) -> BaseException | None:
@@ -141,7 +143,7 @@ class FakeFuture:
             killed.cancel()
         if not self.task.done() or self.task.cancelled():
             return KilledWorker(self.key, cast("Any", SimpleNamespace(address=self.worker.address)), 0)
-        return self.task.exception()
+        return cast("BaseException | None", self.task.exception())
 
     def __await__(self) -> Any:
         return self.task.__await__()
@@ -223,7 +225,7 @@ class FakeDask:
         }
 
     async def register_plugin(self, plugin: Any) -> None:
-        self._plugin = cloudpickle.dumps(plugin)
+        self._plugin = dumps(plugin)
         for worker in self.workers.values():
             worker.install(self._plugin)
 
