@@ -133,7 +133,7 @@ class FakeFuture:
         shard = loads(dumps(shard))
         return pickle.loads(pickle.dumps(await _worker.run_shard(shard)))
 
-    async def exception(self) -> BaseException | None:
+    async def exception(self) -> Any:
         waits = asyncio.ensure_future(asyncio.wait([self.task]))
         killed = asyncio.ensure_future(self.worker.dask.killed[self.worker.address].wait())
         try:
@@ -143,7 +143,7 @@ class FakeFuture:
             killed.cancel()
         if not self.task.done() or self.task.cancelled():
             return KilledWorker(self.key, cast("Any", SimpleNamespace(address=self.worker.address)), 0)
-        return cast("BaseException | None", self.task.exception())
+        return self.task.exception()
 
     def __await__(self) -> Any:
         return self.task.__await__()
