@@ -10,6 +10,7 @@ import os
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias, Unpack
+from weakref import WeakSet
 
 try:
     from dask import config
@@ -104,8 +105,8 @@ class Cluster:
         if not self._address.is_local and url.scheme == "http":
             raise ConfigurationError(f"the workers of {address} are on other machines: use an https base URL")
         self._key: Final = read_api_key(api_key) if self._address.scheduler is None else None
-        self._pace: Final = pace
         self._settings: Final[dict[str, Any]] = {
+            "pace": pace,
             "base_url": str(url),
             "retry": retry,
             "idempotency": idempotency,
@@ -122,12 +123,12 @@ class Cluster:
         self._observer: Final = None if on_event is None else SafeObserver(on_event)
         self._stack: Final = AsyncExitStack()
         self._client: Client | None = None
-        self._coordinators: Final[dict[str, Coordinator]] = {}
+        self._coordinators: Final = WeakSet[Coordinator]()  # of rotations that are in use
 
     @property
     def paused(self) -> bool:
         """Whether all workers wait, except for probes, because the service is down."""
-        return any(coordinator.paused for coordinator in self._coordinators.values())
+        return any(coordinator.paused for coordinator in self._coordinators)
 
     def rotate(self, changes: Changes, **options: Unpack[RotateOptions]) -> Rotation:
         """
@@ -145,9 +146,8 @@ class Cluster:
         """
         if self._client is None:
             raise RuntimeError("the cluster is not started; use: async with Cluster(...) as cluster")
-        coordinator = Coordinator(
-            self._client, self._coordinators, self._pace, self._settings, self._observer
-        )
+        coordinator = Coordinator(self._client, self._settings, self._observer)
+        self._coordinators.add(coordinator)
         return make_rotation(
             coordinator.update,
             changes,
@@ -160,16 +160,15 @@ class Cluster:
             **options,
         )
 
-    def _on_report(self, event: tuple[float, dict[str, Any]]) -> None:
-        _, report = event
-        if (coordinator := self._coordinators.get(report["token"])) is not None:
-            coordinator.on_event(report)
+    def _on_event(self, event: tuple[float, dict[str, Any]]) -> None:
+        for coordinator in self._coordinators:
+            coordinator.on_event(event[1])
 
     async def __aenter__(self) -> Self:
         try:
             address = self._address.scheduler or await self._start_local()
             client: Any = await self._stack.enter_async_context(await self._connect(address))
-            client.subscribe_topic(TOPIC, self._on_report)
+            client.subscribe_topic(TOPIC, self._on_event)
             self._client = client
         except BaseException:
             await self._stack.aclose()

@@ -13,7 +13,8 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
+from weakref import WeakKeyDictionary
 
 from attrs import define, field
 from distributed import Client
@@ -22,7 +23,7 @@ from distributed.scheduler import KilledWorker
 from postpress_async import errors, events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
-from postpress_async.cluster import _worker as worker_side
+from postpress_async.cluster import _worker as remote
 from postpress_async.errors import Applied, PostPressError
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
 from postpress_async.pace import Pace
@@ -42,6 +43,9 @@ TIMEOUT: Final = 5.0  # seconds in which the scheduler, or a worker, has to resp
 NO_SCHEDULER: Final = 10.0  # seconds without a response of the scheduler after which the rotation ends
 NO_WORKER: Final = 60.0  # seconds without a usable worker after which the rotation ends
 
+Errors: TypeAlias = dict[int, PostPressError]  # by the number of the call
+ShardTask: TypeAlias = asyncio.Task[Errors]
+
 
 class _UnreportedError(Exception):
     """A worker did not report a call. The argument is whether it may have sent it."""
@@ -56,12 +60,16 @@ class _Call:
     keys: RowKeys
     hooks: AccountTask
     in_doubt: bool
-    done: "asyncio.Future[AccountPatched]" = field(factory=lambda: asyncio.get_running_loop().create_future())
+    done: "asyncio.Future[AccountPatched]"
     number: int = 0
     worker: "_Worker | None" = None
-    task: "asyncio.Task[dict[int, PostPressError]] | None" = None  # of its shard
+    task: ShardTask | None = None
     has_failed: bool = False
     backing_off: bool = False
+
+    def pack(self) -> remote.RemoteCall:
+        from_pool, keys = self.hooks.proxy is not None, (self.keys.prefix, self.keys.generation)
+        return remote.RemoteCall(self.number, self.account_id, self.change, from_pool, *keys, self.in_doubt)
 
     def fail(self, error: Exception) -> None:
         self.has_failed = True
@@ -80,7 +88,7 @@ class _Worker:
     is_paused: bool = False  # its calls wait because the service is down
     cannot_connect: bool = False  # its last attempt did not connect to the API
     calls: dict[int, _Call] = field(factory=dict)  # that are not reported
-    tasks: "set[asyncio.Task[dict[int, PostPressError]]]" = field(factory=set)  # of its shards
+    tasks: set[ShardTask] = field(factory=set)
     backing_off: int = 0  # calls
     ended: int = 0  # calls since the last look
     speed: float = 0.0  # calls per second that ended lately
@@ -100,39 +108,26 @@ class Coordinator:
 
     Args:
         client: The cluster's.
-        running: Coordinators that are started, by their tokens.
-        pace: Of each worker, but the rate is of all workers together.
-        settings: The other arguments of the workers' sessions.
+        settings: Arguments of the workers' sessions; but the rate of the pace is of all workers together.
         observer: Gets retries and pauses.
-
-    Attributes:
-        token: Identifies the rotation.
-        waits: See `Executor`.
-        paused: Whether all workers wait because the service is down.
     """
 
     _clock: Callable[[], float]  # of the event loop; set by `start`
     _engine: Engine
 
     def __init__(
-        self,
-        client: Client,
-        running: "dict[str, Coordinator]",
-        pace: Pace,
-        settings: dict[str, Any],
-        observer: SafeObserver[events.Event] | None,
+        self, client: Client, settings: dict[str, Any], observer: SafeObserver[events.Event] | None
     ) -> None:
         self.token: Final = f"postpress-{secrets.token_hex(12)}"
         self.waits: Final = WaitGroup(waits_out_outages=True)
-        self.paused: bool = False
+        self.paused: bool = False  # whether all workers wait because the service is down
         self._client: Final[Any] = client  # many of its methods have no types
-        self._running: Final = running
-        self._pace: Final = pace
-        self._settings: Final = {**settings, "pace": pace}
+        self._pace: Final[Pace] = settings["pace"]
+        self._settings: Final = settings
         self._observer: Final = observer
         self._workers: Final[dict[str, _Worker]] = {}
         self._waiting: Final[deque[_Call]] = deque()
-        self._failed: Final[dict[PostPressError, _Call]] = {}  # until the errors are whole
+        self._failed: Final = WeakKeyDictionary[PostPressError, tuple[int, ShardTask | None]]()
         self._numbers: Final = itertools.count(1)
         self._ended = 0
         self._wake: Final = asyncio.Event()
@@ -146,9 +141,7 @@ class Coordinator:
     async def start(self, engine: Engine) -> None:
         """See `Executor`."""
         self._engine, self._clock = engine, asyncio.get_running_loop().time
-        self._running[self.token] = self
-        watched = self._observer is not None
-        plugin = worker_side.SessionPlugin(self.token, self._settings, watched=watched)
+        plugin = remote.SessionPlugin(self.token, self._settings, self._observer is not None)
         with suppress(Exception):  # a worker without our package, say: the shards of that worker raise it
             async with asyncio.timeout(2 * TIMEOUT):
                 await self._client.register_plugin(plugin)
@@ -162,10 +155,11 @@ class Coordinator:
         hooks.on_call_started()
         in_doubt = keys.in_doubt
         while True:
-            call = _Call(account_id, change, keys, hooks, in_doubt)
+            done: asyncio.Future[AccountPatched] = asyncio.get_running_loop().create_future()
+            call = _Call(account_id, change, keys, hooks, in_doubt, done)
             self._enqueue(call)
             try:
-                return await call.done
+                return await done
             except _UnreportedError as unreported:
                 if not unreported.args[0]:
                     continue
@@ -181,24 +175,21 @@ class Coordinator:
 
     async def whole_error(self, error: PostPressError) -> PostPressError:
         """See `Executor`."""
-        call = self._failed.pop(error, None)
-        if call is None or call.task is None:
-            return error
-        await asyncio.wait([call.task])
-        whole = None if call.task.cancelled() else call.task.result().get(call.number)
-        if whole is None:
-            return error
-        whole.applied = error.applied
-        return whole
+        number, task = self._failed.pop(error, (0, None))
+        if task is not None:
+            await asyncio.wait([task])
+            if not task.cancelled() and (whole := task.result().get(number)) is not None:
+                whole.applied = error.applied
+                return whole
+        return error
 
     async def aclose(self) -> None:
         """See `Executor`. Workers cancel the calls that they still have."""
-        self._running.pop(self.token, None)
-        self._lose_all()
-        tasks = tuple(self._tasks)
-        for task in tasks:
+        self._stopping, self.paused = True, False
+        self._lose(*self._workers.values())
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         with suppress(Exception):  # without a scheduler, there are no workers
             async with asyncio.timeout(TIMEOUT):
                 await self._client.unregister_worker_plugin(self.token)
@@ -222,13 +213,11 @@ class Coordinator:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            limited = self._pace.rate is not None
-            workers = [w for w in self._workers.values() if w.is_usable and (w.rate or not limited)]
+            workers = [w for w in self._workers.values() if w.is_usable and (w.rate or not self._pace.rate)]
             for worker in sorted(workers, key=lambda worker: worker.load):
                 window = self._window(worker)
-                if worker.load * 4 > window * 3:
-                    continue  # wait for a larger shard
-                while self._waiting and worker.load < window:
+                has_room = worker.load * 4 <= window * 3  # otherwise wait for a larger shard
+                while has_room and self._waiting and worker.load < window:
                     count = min(SHARD, window - worker.load, len(self._waiting))
                     calls = [self._waiting.popleft() for _ in range(count)]
                     if calls := [call for call in calls if not call.done.done()]:
@@ -244,27 +233,20 @@ class Coordinator:
         return min(LARGEST_WINDOW, in_flight + max(in_flight, int(worker.speed * AHEAD)))
 
     def _send(self, worker: _Worker, calls: list[_Call]) -> None:
-        packed = []
-        for call in calls:
-            call.number, call.worker, call.hooks.in_flight = next(self._numbers), worker, True
-            worker.calls[call.number] = call
-            facts = call.number, call.account_id, call.change, call.hooks.proxy is not None
-            keys = call.keys
-            packed.append(worker_side.RemoteCall(*facts, keys.prefix, keys.generation, call.in_doubt))
-        shard = worker_side.Shard.of(self.token, packed)
-        task = self._create_task(self._carry_out(worker, calls, shard))
-        for call in calls:
-            call.task = task
+        task = self._create_task(self._carry_out(worker, calls))
         worker.tasks.add(task)
         task.add_done_callback(worker.tasks.discard)
+        for call in calls:
+            call.number, call.worker, call.task = next(self._numbers), worker, task
+            call.hooks.in_flight = True
+            worker.calls[call.number] = call
 
-    async def _carry_out(
-        self, worker: _Worker, calls: list[_Call], shard: worker_side.Shard
-    ) -> dict[int, PostPressError]:
+    async def _carry_out(self, worker: _Worker, calls: list[_Call]) -> Errors:
         """Have a shard carried out, and return the errors of its calls."""
-        sent, found = True, dict[int, PostPressError]()
+        shard = remote.Shard.of(self.token, [call.pack() for call in calls])
+        sent, found = True, Errors()
         options = {"key": shard.key, "workers": [worker.address], "pure": False, "retries": 0}
-        future = self._client.submit(worker_side.run_shard, shard, **options)
+        future = self._client.submit(remote.run_shard, shard, **options)
         try:
             error = await future.exception()
             if isinstance(error, Exception) and not isinstance(error, KilledWorker):
@@ -295,11 +277,21 @@ class Coordinator:
         del call.worker.calls[call.number]
         return True
 
+    async def _stop_when_ended(self) -> None:
+        ended = asyncio.get_running_loop().create_future()
+        self.waits.wake(ended, float("inf"))
+        await ended
+        self._stopping = True
+        while self._waiting:
+            self._enqueue(self._waiting.popleft())
+        for worker in self._workers.values():
+            self._create_task(self._control(worker, stop=True))
+
     # --- Reports ---
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take in the reports of a worker."""
-        if (worker := self._workers.get(event["worker"])) is None:
+        if event["token"] != self.token or (worker := self._workers.get(event["worker"])) is None:
             return
         renewed: list[_Call] = []
         for kind, number, *values in pickle.loads(event["reports"]):  # noqa: S301 - of a worker
@@ -325,15 +317,15 @@ class Coordinator:
         self._ended += 1
         self._forget(call)
         if packed:
-            error = worker_side.unpack_error(packed, call.account_id)
-            self._failed[error] = call
+            error = remote.unpack_error(packed, call.account_id)
+            self._failed[error] = call.number, call.task
             call.hooks.resumable = error if resumable else None
             call.fail(error)
         elif not call.done.done():
             call.done.set_result(AccountPatched(call.account_id, (Attempt(1, 0.0, 0.0),) * attempts))
 
     def _on_attempt_failed(self, call: _Call, worker: _Worker, packed: bytes) -> None:
-        error = worker_side.unpack_error(packed, call.account_id)
+        error = remote.unpack_error(packed, call.account_id)
         worker.cannot_connect = isinstance(error, errors.ConnectError | errors.TlsError)
         # A single worker may have no network, which must not halt the rotation.
         if not worker.cannot_connect or all(w.cannot_connect for w in self._workers.values() if w.calls):
@@ -348,7 +340,7 @@ class Coordinator:
 
     def _on_retry(self, call: _Call, _worker: _Worker, number: int, wait: float, packed: bytes) -> None:
         if self._observer is not None:
-            error = worker_side.unpack_error(packed, call.account_id)
+            error = remote.unpack_error(packed, call.account_id)
             self._observer(events.RetryScheduled(call.account_id, number, wait, error))
 
     def _on_paused(self, worker: _Worker, paused: bool) -> None:
@@ -358,12 +350,11 @@ class Coordinator:
                 other.is_paused = True
                 self._create_task(self._control(other, pause=True))
         working = [other for other in self._workers.values() if other.calls]
-        paused = bool(working) and all(other.is_paused for other in working)
-        if paused is not self.paused:
-            self.paused, now, began = paused, self._clock(), self._paused_at
-            self._paused_at = now
-            if self._observer is not None:
-                self._observer(events.PauseBegan() if paused else events.PauseEnded(now - began))
+        was_paused, self.paused = self.paused, bool(working) and all(other.is_paused for other in working)
+        if self._observer is not None and self.paused is not was_paused:
+            began, self._paused_at = self._paused_at, self._clock()
+            ended = events.PauseEnded(self._paused_at - began)
+            self._observer(events.PauseBegan() if self.paused else ended)
 
     async def _store(self, worker: _Worker, calls: list[_Call]) -> None:
         """Store new generations of keys, and then let the worker use them."""
@@ -389,15 +380,14 @@ class Coordinator:
                 answered_at = now
                 self._compare(identity["workers"], now)
             problems = [worker.problem for worker in self._workers.values() if not worker.is_lost]
-            if None in problems:
-                usable_at = now
+            usable_at = now if None in problems else usable_at
+            again = "run the same command again"
             if now - answered_at > NO_SCHEDULER:
-                again = "start it and its workers, and run the same command again"
-                self._abort(f"the cluster's scheduler does not respond any more: {again}")
+                start = f"start it and its workers, and {again}"
+                self._abort(f"the cluster's scheduler does not respond any more: {start}")
             elif all(problems) and (problems or now - usable_at > NO_WORKER):
                 problem = problems[-1] if problems else "no worker is connected"
-                again = "fix that, then run the same command again"
-                self._abort(f"the cluster has no usable worker ({problem}): {again}")
+                self._abort(f"the cluster has no usable worker ({problem}): fix that, then {again}")
             await asyncio.sleep(LOOK_EVERY)
             if (elapsed := self._clock() - began) > 2 * TIMEOUT:  # this process was suspended
                 suspended += elapsed
@@ -413,26 +403,21 @@ class Coordinator:
             if worker.address not in found or now - worker.heard_at > SILENT:
                 self._lose(worker)
         if before != [worker for worker in self._workers.values() if worker.is_usable]:
-            self._create_task(self._share_rate())
             self._wake.set()
+            if self._pace.rate is not None:
+                self._create_task(self._share_rate(self._pace.rate))
 
-    def _lose(self, worker: _Worker) -> None:
-        """Have others carry out what the worker has not reported."""
-        worker.is_lost, worker.rate = True, 0.0
-        for task in worker.tasks:
-            task.cancel()
-        for call in tuple(worker.calls.values()):
-            self._give_up(call, sent=True)
+    def _lose(self, *workers: _Worker) -> None:
+        """Have others carry out what the workers have not reported."""
+        for worker in workers:
+            worker.is_lost, worker.rate = True, 0.0
+            for task in worker.tasks:
+                task.cancel()  # which releases the shard
+            for call in tuple(worker.calls.values()):
+                self._give_up(call, sent=True)
 
-    def _lose_all(self) -> None:
-        self._stopping = True
-        for worker in self._workers.values():
-            self._lose(worker)
-
-    async def _share_rate(self) -> None:
+    async def _share_rate(self, rate: float) -> None:
         """Split the rate evenly. No share grows before others have shrunk."""
-        if (rate := self._pace.rate) is None:
-            return
         async with self._sharing:
             usable = [worker for worker in self._workers.values() if worker.is_usable]
             for worker in sorted(usable, key=lambda worker: worker.rate, reverse=True):
@@ -447,29 +432,16 @@ class Coordinator:
         while worker.is_usable:
             with suppress(Exception):
                 async with asyncio.timeout(TIMEOUT):
-                    await self._client.run(
-                        worker_side.control, self.token, workers=[worker.address], **changes
-                    )
+                    await self._client.run(remote.control, self.token, workers=[worker.address], **changes)
                     return True
             await asyncio.sleep(LOOK_EVERY)
         return False
 
-    # --- The end ---
-
-    async def _stop_when_ended(self) -> None:
-        ended = asyncio.get_running_loop().create_future()
-        self.waits.wake(ended, float("inf"))
-        await ended
-        self._stopping = True
-        while self._waiting:
-            self._enqueue(self._waiting.popleft())
-        for worker in self._workers.values():
-            self._create_task(self._control(worker, stop=True))
-
     def _abort(self, reason: str) -> None:
         """The rotation cannot go on, and its calls end now."""
         self._engine.abort(errors.ClusterError(reason))
-        self._lose_all()
+        self._stopping = True
+        self._lose(*self._workers.values())
 
     def _create_task(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         task = asyncio.create_task(work, name="cluster-coordinator")

@@ -142,7 +142,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
     _waits: WaitGroup
     _pacer: Pacer
 
-    def __init__(self, token: str, settings: dict[str, Any], *, watched: bool) -> None:
+    def __init__(self, token: str, settings: dict[str, Any], watched: bool) -> None:
         self.name: str = token
         self.problem: PostPressError | None = ClusterError("the worker's log says why")
         self._settings: Final = settings

@@ -408,7 +408,7 @@ def test_rotation_ends_if_all_workers_have_a_problem() -> None:
 
 def test_worker_of_another_version_is_refused() -> None:
     async def main() -> PostPressError | None:
-        plugin = _worker.SessionPlugin("token", {}, watched=False)
+        plugin = _worker.SessionPlugin("token", {}, False)
         plugin._version = "0.0.1"  # type: ignore[misc]
         plugin.setup(FakeWorker(FakeDask(), "w1"))
         return plugin.problem

@@ -377,18 +377,11 @@ async def test_one_in_doubt_for_which_no_proxy_is_left_stays_in_doubt(tmp_path) 
 
 async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
     """The first one failed for certain: its place is free for others in the next run."""
-    lost, asked = list[Outcome](), asyncio.Event()
-    [first] = ProxyPool(proxies(1))
+    lost, renewing = list[Outcome](), asyncio.Event()
 
-    class Pool:
-        async def give(self, account_id: str, /, *, but_not: Any) -> Any:
-            if not but_not:
-                return first
-            asked.set()
-            return await asyncio.get_running_loop().create_future()
-
-        def failed(self, *_: object, credentials: bool) -> bool:
-            return False
+    async def keep(_ordinal: int, _generation: int) -> None:
+        renewing.set()
+        await asyncio.get_running_loop().create_future()
 
     async def refuses(*_: object) -> Any:
         raise errors.ProxyError(502, errors.Problem("errors/proxy_error"))
@@ -396,15 +389,15 @@ async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
     runner = AccountRunner(
         update=refuses,
         waits=WaitGroup(),
-        pool=Pool(),  # type: ignore[arg-type]
+        pool=ProxyPool(proxies(2)),
         on_backoff=bool,
         on_attempt_failed=bool,
         on_proxy_failed=lambda *_: None,
         on_cancelled=lost.append,
     )
     row = Row(0, None, "acc_1", None)
-    task = asyncio.create_task(runner.run(row, RowKeys.of("run", PendingRow(row), None)))
-    await asked.wait()
+    task = asyncio.create_task(runner.run(row, RowKeys.of("run", PendingRow(row), keep)))
+    await renewing.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

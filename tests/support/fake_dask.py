@@ -265,7 +265,7 @@ async def rotation_of(
 ) -> AsyncIterator[Rotation]:
     """A rotation on *dask*."""
     observer = None if on_event is None else SafeObserver(on_event)
-    coordinator = dask.coordinator = Coordinator(cast("Any", dask), {}, pace, {}, observer)
+    coordinator = dask.coordinator = Coordinator(cast("Any", dask), {"pace": pace}, observer)
     rotation = make_rotation(
         coordinator.update,
         changes,
