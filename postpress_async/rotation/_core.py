@@ -40,7 +40,7 @@ class RotationCore:
         summary: The counts so far.
         outcomes: What the caller iterates over.
         row_source: The rows.
-        journal: The journal; None if there is none, or none yet.
+        journal: The journal; None without one, and before it is open.
         stopping: Whether nothing new is sent.
         error: What ended the rotation; None if nothing did.
         waits: See above.
