@@ -119,6 +119,15 @@ def package(session: nox.Session) -> None:
 
 
 EXTRAS = {  # a program that uses the extra
+    "check": """
+import asyncio
+from yarl import URL
+from postpress_async import CustomProxy
+from postpress_async.rotation import PooledProxy
+from postpress_async.rotation._pool._check import ProxyChecker
+checker = ProxyChecker(target=URL('https://localhost'))
+print(asyncio.run(checker.check(PooledProxy.of(CustomProxy(host='127.0.0.1', port=1)))))
+""",
     "cli": "from postpress_async.__main__ import main; import sys; sys.argv[1:] = ['errors']; main()",
     "distributed": """
 import tempfile
@@ -235,6 +244,13 @@ def branches(session: nox.Session) -> None:
 
 
 @nox.session
+def properties(session: nox.Session) -> None:
+    """The tests that generate their input, with a thousand random inputs each; the suite takes fifty."""
+    install(session, "test")
+    session.run("pytest", "-m", "hypothesis", "--hypothesis-profile=thorough", *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Fuzz the sandbox against its OpenAPI document with 2,000 requests a run; the suite sends 60."""
     install(session, "test")
@@ -290,8 +306,11 @@ def cluster(session: nox.Session) -> None:
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """Retry and pace in virtual time: real session and sandbox, 20,000 accounts per scenario."""
+    """Retry and pace in virtual time at full length; arguments go to `benchmarks.simulation`."""
     install(session, "test")
+    if not session.posargs:
+        environment = {"POSTPRESS_TEST_PACE": "1"}
+        session.run("pytest", "tests/pace/test_pace_scenarios.py", *EVERY, env=environment)
     session.run("python", "-m", "benchmarks.simulation", *session.posargs)
 
 

@@ -36,12 +36,11 @@ import aiohttp_retry
 import stamina
 import tenacity
 import uvloop
-from attrs import frozen
+from attrs import evolve, frozen
 from yarl import URL
 
 from benchmarks.nginx import nginx_server
 from postpress_async import CustomProxy, Pace, PostPressSession
-from postpress_async._http.codec import Request, encode_request
 from tests.support.canned_server import canned_server, two_cores
 
 Call: TypeAlias = Callable[[str], Awaitable[object]]
@@ -116,10 +115,9 @@ def _register_session(suffix: str, transport: Transport) -> None:
 
     @peer(f"its transport alone{suffix}")
     async def transport_alone(base: str, in_flight: int) -> AsyncIterator[Call]:
-        request = encode_request("acc_0", CHANGE)
         async with _session(base, in_flight, transport) as session:
-            send = session._context.transport.send
-            yield lambda account_id: send(Request(account_id, request.body, request.secrets), "key-1", 30.0)
+            send, request = session._context.transport.send, session._context.encode_request("acc_0", CHANGE)
+            yield lambda account_id: send(evolve(request, account_id=account_id), "key-1", 30.0)
 
 
 _register_session("", "session")

@@ -13,24 +13,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from attrs import evolve
 
 from postpress_async import (
     CustomProxy,
     Fleet,
     ManagedProxy,
-    Outcome,
     Pace,
     PostPressSession,
     RetryPolicy,
     errors,
 )
-from postpress_async._http.codec import Response, decode_response, encode_request
+from postpress_async._http.codec import decode_response, encode_request
+from postpress_async._http.transport import Response
 from postpress_async._timeouts import TimeoutGroup
 from postpress_async.models import AccountPatched
 from postpress_async.pace._load_signal import LoadSignal
 from postpress_async.pace._pacer import Pacer
 from postpress_async.rotation import Journal
+from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._rows import rows_of
 from postpress_async.secret import Secret
 
@@ -39,7 +39,8 @@ T = TypeVar("T")
 KEY = Secret("pp_bench_0123456789abcdef0123456789abcdef")
 CUSTOM = CustomProxy(host="proxy.example.com", port=8080, protocol="socks5", username="u", password="p")
 MANAGED = ManagedProxy(country="US")
-REQUEST = encode_request("acc_00000001", CUSTOM)
+URL = "https://api.postpress.ai/v1/accounts/acc_00000001"
+REQUEST = encode_request("acc_00000001", CUSTOM, URL, KEY)
 PATCHED = b'{"object":"AccountPatched","account_id":"acc_00000001"}'
 REFUSED = b'{"type":"errors/proxy_error","title":"Bad gateway","detail":"It does not work.","status":502}'
 
@@ -60,13 +61,13 @@ def result_of(coroutine: Awaitable[T]) -> T:
 @pytest.mark.parametrize("change", [CUSTOM, MANAGED], ids=["custom", "managed"])
 def test_encode_a_request(benchmark: Any, change: Any) -> None:
     """This includes validating the id."""
-    assert benchmark(encode_request, "acc_00000001", change).account_id == "acc_00000001"
+    assert benchmark(encode_request, "acc_00000001", change, URL, KEY).account_id == "acc_00000001"
 
 
 @pytest.mark.parametrize("body", [PATCHED, PATCHED + b" "], ids=["expected bytes", "parsed as JSON"])
 def test_decode_a_success(benchmark: Any, body: bytes) -> None:
     """Nearly all responses have exactly the expected bytes, which are not parsed."""
-    assert benchmark(decode_response, Response(200, body), REQUEST, KEY) == AccountPatched("acc_00000001")
+    assert benchmark(decode_response, Response(200, body), REQUEST) == AccountPatched("acc_00000001")
 
 
 def test_decode_an_error(benchmark: Any) -> None:
@@ -74,7 +75,7 @@ def test_decode_an_error(benchmark: Any) -> None:
 
     def read() -> errors.PostPressError | None:
         try:
-            decode_response(Response(502, REFUSED), REQUEST, KEY)
+            decode_response(Response(502, REFUSED), REQUEST)
         except errors.PostPressError as error:
             return error
         return None
@@ -114,7 +115,7 @@ def test_a_deadline_that_does_not_expire(benchmark: Any) -> None:
             benchmark(once)
 
         runner.run(measure())
-    assert len(timeouts) == 0
+    assert len(timeouts._open) == 0
 
 
 # --- A whole call, and the parts of a rotation ---------------------------------------------------
@@ -142,10 +143,10 @@ def test_a_call_without_its_transport(benchmark: Any, failures: int) -> None:
 
     async def measure() -> None:
         policy, pace = RetryPolicy(sleep=sleep, deadline=1e9), Pace(adaptive=not failures)
+        stub = StubTransport(failures)
         async with PostPressSession(
-            KEY, base_url="http://127.0.0.1:1/v1", retry=policy, pace=pace
+            KEY, base_url="http://127.0.0.1:1/v1", retry=policy, pace=pace, transport=stub
         ) as session:
-            session._context = evolve(session._context, transport=StubTransport(failures))  # type: ignore[misc]
             done = benchmark(lambda: result_of(session.update_proxy("acc_00000001", CUSTOM)))
             assert len(done.attempts) == failures + 1
 
@@ -180,7 +181,7 @@ def test_record_an_outcome_in_the_journal(benchmark: Any, tmp_path: Path) -> Non
         try:
 
             def once() -> None:
-                journal.record(Outcome.patched(next(ordinals), None, "acc_00000001", 1, 0.1))
+                journal.record(patched_outcome(next(ordinals), None, "acc_00000001", 1, 0.1))
 
             benchmark.pedantic(once, rounds=100, iterations=1000, warmup_rounds=1)
         finally:

@@ -9,6 +9,7 @@ from postpress_async._version import __version__
 if TYPE_CHECKING:
     from postpress_async import errors, events
     from postpress_async._converter import converter
+    from postpress_async._http.transport import Request, Response, Transport
     from postpress_async.errors import ApiError, PostPressError, TransportError
     from postpress_async.models import (
         AccountPatched,
@@ -41,11 +42,14 @@ __all__ = [
     "ProxyChangeLike",
     "ProxyPool",
     "ProxyProtocol",
+    "Request",
+    "Response",
     "Results",
     "RetryPolicy",
     "Rotation",
     "RotationSummary",
     "Secret",
+    "Transport",
     "TransportError",
     "__version__",
     "converter",
@@ -58,6 +62,7 @@ _HOMES: Final = {
     name: module
     for module, names in {
         "_converter": "converter",
+        "_http.transport": "Request Response Transport",
         "errors": "ApiError PostPressError TransportError",
         "models": "AccountPatched CustomProxy ManagedProxy ProxyChange ProxyChangeLike ProxyProtocol",
         "pace": "Pace",

@@ -52,12 +52,7 @@ Register hooks of your own on a copy, too. Sessions and rotations do not use thi
 
 
 def as_change(value: object) -> ProxyChange:
-    """
-    Return *value* if it is a model, otherwise the model that its plain data describes.
-
-    Raises:
-        FieldError: It is neither, or a field is invalid. The message says what to write.
-    """
+    """Return *value* as a model, from plain data if necessary; raise `FieldError` if it is neither."""
     if isinstance(value, (CustomProxy, ManagedProxy)):
         return value
     return _structure_change(value, ProxyChange)

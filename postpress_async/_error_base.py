@@ -5,7 +5,7 @@ The base classes of all errors, and the classification of error responses.
 """
 
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any
 
 from attrs import frozen
 
@@ -89,6 +89,14 @@ class PostPressError(Exception):
         return super().__str__()
 
 
+BY_STATUS: dict[int, type["ApiError"]] = {}
+"""The class of each status that has a class."""
+BY_TYPE: dict[str, type["ApiError"]] = {}
+"""The class of each type of the reference."""
+BY_CODE: dict[str, type["ApiError"]] = {}
+"""The class of each type that only the quickstart lists."""
+
+
 class ApiError(PostPressError):
     """
     An error response. A status without a subclass raises this class itself.
@@ -101,10 +109,6 @@ class ApiError(PostPressError):
         detail: The explanation, if any; compact JSON if it is not text.
         instance: The request's id, to quote to support; None if there was none.
     """
-
-    BY_STATUS: ClassVar[dict[int, type["ApiError"]]] = {}
-    BY_TYPE: ClassVar[dict[str, type["ApiError"]]] = {}
-    BY_CODE: ClassVar[dict[str, type["ApiError"]]] = {}
 
     applied: Applied = Applied.UNKNOWN
 
@@ -121,18 +125,15 @@ class ApiError(PostPressError):
     ) -> None:
         super().__init_subclass__(**more)
         if status is not None:
-            cls.status = status
-            ApiError.BY_STATUS[status] = cls
+            BY_STATUS[status] = cls
         if type is not None:
-            ApiError.BY_TYPE[type] = cls
+            BY_TYPE[type] = cls
         if code is not None:
-            ApiError.BY_CODE[f"errors/{code}"] = cls
-        if scope is not None:
-            cls.scope = scope
-        if retryable is not None:
-            cls.retryable = retryable
-        if applied is not None:
-            cls.applied = applied
+            BY_CODE[f"errors/{code}"] = cls
+        facts = {"status": status, "scope": scope, "retryable": retryable, "applied": applied}
+        for name, value in facts.items():
+            if value is not None:  # otherwise inherited
+                setattr(cls, name, value)
 
     def __init__(self, status: int, problem: Problem, retry_after: float | None = None) -> None:
         super().__init__(status, problem, retry_after)
@@ -175,14 +176,6 @@ class ApiError(PostPressError):
             is_key = self.scope is Scope.KEY
             message += " Check the API key." if is_key else " If every account gets it, check the API key."
         return f"{message} Quote instance {self.instance} to support." if self.instance else message
-
-
-BY_STATUS = ApiError.BY_STATUS
-"""The class of each status that has a class."""
-BY_TYPE = ApiError.BY_TYPE
-"""The class of each type of the reference."""
-BY_CODE = ApiError.BY_CODE
-"""The class of each type that only the quickstart lists."""
 
 
 def listed_type(text: str) -> str | None:

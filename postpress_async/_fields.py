@@ -49,13 +49,7 @@ class FieldError(ValueError):
 
 
 def check_account_id(account_id: str) -> str:
-    """
-    Return *account_id* if it can be part of a URL without escaping.
-
-    Raises:
-        FieldError: It is not a string, is empty, ``.`` or ``..``, is longer than 256 characters, or has a
-            character other than ``A-Z a-z 0-9 . _ ~ -``.
-    """
+    """Return *account_id*, or raise `FieldError` if a URL cannot have it without escaping."""
     if not isinstance(account_id, str):
         advice = f"must be a string, got {type(account_id).__name__}"
         raise FieldError("account_id", "account_id not text", advice)
@@ -68,12 +62,7 @@ def check_account_id(account_id: str) -> str:
 
 
 def split_host_port(text: str) -> tuple[str, int]:
-    """
-    Split ``host:port`` or ``[IPv6]:port`` into host and port.
-
-    Raises:
-        FieldError: One of them is missing, or the port does not consist of the digits 0 to 9.
-    """
+    """Split ``host:port`` or ``[IPv6]:port``; raise `FieldError` if a part is missing or not of its form."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -93,12 +82,7 @@ def percent_decoded(text: str) -> str:
 
 
 def read_port(text: str) -> int:
-    """
-    Convert the digits 0 to 9 in *text* to a number. `CustomProxy` checks its range.
-
-    Raises:
-        FieldError: *text* is empty or has another character.
-    """
+    """Convert the digits 0 to 9 in *text* to a number of any size; raise `FieldError` if it has others."""
     if not text:
         raise FieldError("port", "port missing", "give a whole number from 1 to 65535")
     if not (text.isascii() and text.isdecimal()):

@@ -26,9 +26,7 @@ def read_api_key(api_key: str | Secret | None) -> Secret:
     """
     Return *api_key*, or the environment variable ``POSTPRESS_API_KEY``.
 
-    Raises:
-        ConfigurationError: The key is missing, or contains anything except visible ASCII characters. The
-            message does not show it.
+    Raises `ConfigurationError` if it is missing or is not visible ASCII. The message does not show it.
     """
     key = api_key if api_key is not None else os.environ.get("POSTPRESS_API_KEY")
     if not isinstance(key, str | Secret | None):
@@ -47,14 +45,8 @@ def read_base_url(base_url: str | None, *, allow_http: Iterable[str] = ()) -> UR
     """
     Return *base_url*, the environment variable ``POSTPRESS_BASE_URL``, or `BASE_URL`, without a final slash.
 
-    Args:
-        base_url: The URL.
-        allow_http: Hosts to which http is allowed, besides this machine.
-
-    Raises:
-        ConfigurationError: The URL is not https (or http to an allowed host); has a user name, a fragment, or
-            a query other than the quickstart's ``port=N``; or is not written in the form in which it is sent.
-            The message shows the accepted form.
+    Raises `ConfigurationError` if it is not https (or http to this machine or *allow_http*); has a user name,
+    a fragment, or a query other than the quickstart's ``port=N``; or is not in the form in which it is sent.
     """
     text = base_url if base_url is not None else os.environ.get("POSTPRESS_BASE_URL") or BASE_URL
     try:
@@ -104,11 +96,7 @@ def target_of(base_url: URL) -> str:
 
 
 def _is_normalized(text: str, url: URL) -> bool:
-    """
-    Whether parsing *text* to *url* changed nothing that matters.
-
-    Case of the host, notation of an IPv6 address and default port of the scheme may differ.
-    """
+    """Whether parsing changed no more than the host's case or notation, or a default port."""
     written, parsed = (_PARTS.fullmatch(form) for form in (text, str(url)))
     if written is None or parsed is None or written["rest"] != parsed["rest"]:
         return False
@@ -129,8 +117,7 @@ def make_tls(ssl: "tls.SSLContext | str | os.PathLike[str] | None") -> tls.SSLCo
     """
     Return *ssl*, or a context that trusts the system's certificates or those in a PEM file.
 
-    Raises:
-        ConfigurationError: The file cannot be read, or the context does not check certificates.
+    Raises `ConfigurationError` if the file cannot be read, or the context does not check certificates.
     """
     if isinstance(ssl, tls.SSLContext):
         if ssl.verify_mode is not tls.CERT_REQUIRED or not ssl.check_hostname:

@@ -31,14 +31,9 @@ class TimeoutGroup:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
-    def __len__(self) -> int:
-        """The number of open waits."""
-        return len(self._open)
-
     def within(self, seconds: float) -> "Timeout":
         """A timeout for its ``with`` block, which expires *seconds* from now."""
-        loop = self._loop or self._get_loop()
-        return Timeout(self, loop.time() + seconds)
+        return Timeout(self, (self._loop or self._get_loop()).time() + seconds)
 
     def until(self, when: float) -> "Timeout":
         """The same, which expires at *when* by the loop's clock; with `math.inf` only `end` expires it."""
@@ -55,12 +50,7 @@ class TimeoutGroup:
         self._open.clear()
 
     def enter(self, timeout: "Timeout") -> "asyncio.Task[object]":
-        """
-        Add *timeout* to the open ones. Returns the current task.
-
-        Raises:
-            TimeoutError: The group was ended.
-        """
+        """Add *timeout* and return the current task; raise `TimeoutError` if the group has ended."""
         if self.ended:
             raise TimeoutError
         task = asyncio.current_task(self._loop or self._get_loop())

@@ -82,19 +82,22 @@ class RetryScheduled:
 
 @frozen
 class PauseBegan:
-    """The circuit breaker opened: the service is down, and all calls of the session wait, except probes."""
+    """
+    Calls wait, except probes: the service is down (the circuit breaker opened), or most proxies of a
+    rotation's pool fail at the same time.
+    """
 
 
 @frozen
 class PauseEnded:
-    """The circuit breaker closed after *elapsed* seconds, because a probe succeeded: calls continue."""
+    """A probe succeeded *elapsed* seconds after `PauseBegan`: calls continue."""
 
     elapsed: float
 
 
 @frozen
 class ProxyQuarantined:
-    """A proxy of a pool failed too often and is not assigned again in this run. *proxy* is its label."""
+    """A proxy of a pool failed too often and gets no account for its cool-down. *proxy* is its label."""
 
     proxy: str
 

@@ -146,7 +146,7 @@ class RetryPolicy:
             "retry_error_callback": _reraise,
         }
         # Made once, after validation. A frozen instance can only be set in this way.
-        object.__setattr__(self, "_retrying", AsyncRetrying(**settings))
+        object.__setattr__(self, "_retrying", _Retrying(**settings))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Rebuilt from its arguments: older versions of tenacity keep a lock in `_retrying`.
@@ -191,26 +191,6 @@ class RetryPolicy:
         stop = f"up to {self.attempts} attempts" if self.stop is None else "until the stop strategy ends it"
         return f"{name} is retried{why}; {stop}, within {self.deadline:g} s."
 
-    def new_retrying(
-        self, may_retry: Callable[[Any], bool], stop: Callable[[RetryCallState], bool]
-    ) -> AsyncRetrying:
-        """
-        The `AsyncRetrying` of one call. Its `iter` raises the last error itself once the call ends.
-
-        Args:
-            may_retry: Asked about each error that the policy would retry. Both must agree.
-            stop: Asked after the policy's own stop strategy. Either may end the call.
-        """
-
-        # One function for both: tenacity inspects each strategy at each failure, which takes 4 microseconds.
-        async def should_retry(state: RetryCallState) -> bool:
-            return await self._wants_retry(state) and may_retry(_error_of(state))
-
-        async def should_stop(state: RetryCallState) -> bool:
-            return bool(await _ask(self._retrying.stop, state)) or stop(state)
-
-        return self._retrying.copy(retry=should_retry, stop=should_stop)
-
     async def _wants_retry(self, state: RetryCallState) -> bool:
         error = _error_of(state)
         if isinstance(error, self.never_on):
@@ -223,6 +203,32 @@ class RetryPolicy:
         return bool(await _ask(self.retry, about))
 
 
+class _Retrying(AsyncRetrying):
+    """An `AsyncRetrying` that does not inspect each of its steps at each failure, which doubles its time."""
+
+    def _add_action_func(self, fn: Callback) -> None:
+        self.iter_state.actions.append(partial(_ask, fn))
+
+
+def new_retrying(
+    policy: RetryPolicy, may_retry: Callable[[Any], bool], stop: Callable[[RetryCallState], bool]
+) -> AsyncRetrying:
+    """
+    The `AsyncRetrying` of one call, whose `iter` raises the last error itself once the call ends.
+
+    The policy and *may_retry* must both want a retry. The policy's stop strategy or *stop* may end the call.
+    """
+    retrying = policy._retrying  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+    async def should_retry(state: RetryCallState) -> bool:
+        return await _ask(retrying.retry, state) and may_retry(_error_of(state))
+
+    async def should_stop(state: RetryCallState) -> bool:
+        return bool(await _ask(retrying.stop, state)) or stop(state)
+
+    return retrying.copy(retry=should_retry, stop=should_stop)
+
+
 async def _ask(strategy: Callback, about: Any) -> Any:
     # A strategy may be a coroutine function.
     answer = strategy(about)
@@ -230,7 +236,10 @@ async def _ask(strategy: Callback, about: Any) -> Any:
 
 
 async def _at_least_retry_after(wait: Callback, state: RetryCallState) -> float:
-    return max(float(await _ask(wait, state)), _error_of(state).retry_after or 0.0)
+    seconds = float(await _ask(wait, state))
+    if not seconds >= 0:  # also if it is NaN
+        raise ValueError(f"the wait strategy must return a number of seconds from 0, got {seconds}")
+    return max(seconds, _error_of(state).retry_after or 0.0)
 
 
 def _error_of(state: RetryCallState) -> Any:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 
 import aiohttp
+from yarl import URL
 
 from postpress_async import events
 from postpress_async._call.arguments import suggest_change
@@ -76,7 +77,8 @@ class PostPressSession:
         connector: An aiohttp connector with its own TLS settings. The session does not close it.
         transport: ``"session"`` uses `aiohttp.ClientSession`, which tests can mock. ``"lean"`` uses only its
             connections, for about half the CPU time; if the installed aiohttp is incompatible with it, a
-            warning is logged and ``"session"`` is used.
+            warning is logged and ``"session"`` is used. Or a `Transport` of your own, without *trust_env*,
+            *ssl* and *connector*; the session closes it.
         on_event: Called with each event of `postpress_async.events`.
 
     Raises:
@@ -96,13 +98,9 @@ class PostPressSession:
         allow_http: Iterable[str] = (),
         ssl: tls.SSLContext | str | os.PathLike[str] | None = None,
         connector: aiohttp.BaseConnector | None = None,
-        transport: Literal["session", "lean"] = "session",
+        transport: Literal["session", "lean"] | Transport = "session",
         on_event: Observer | None = None,
     ) -> None:
-        if transport not in _TRANSPORTS:
-            raise ConfigurationError(f'transport must be "session" or "lean", got {transport!r}')
-        if trust_env and transport != "session":
-            raise ConfigurationError(f'trust_env requires transport="session", got {transport!r}')
         if same_account not in {"queue", "latest"}:
             raise ConfigurationError(f'same_account must be "queue" or "latest", got {same_account!r}')
         for name, value, kind in (("retry", retry, RetryPolicy), ("pace", pace, Pace)):
@@ -110,8 +108,6 @@ class PostPressSession:
                 raise ConfigurationError(f"{name} must be a {kind.__name__}, got {value!r}")
         key = read_api_key(api_key)
         url = read_base_url(base_url, allow_http=allow_http)
-        # Loading the system's certificates takes 20 ms, and http to this machine needs none.
-        context = make_tls(ssl) if ssl is not None or url.scheme == "https" else None
         self._target: Final = target_of(url)
         self._retry: Final = retry
         self._pace: Final = pace
@@ -120,9 +116,9 @@ class PostPressSession:
         self._tracker: Final = CallTracker()
         observer = None if on_event is None else SafeObserver(on_event)
         self._context: Final = CallContext(
-            _TRANSPORTS[transport](url, key, tls=context, connector=connector, trust_env=trust_env),
+            _make_transport(transport, url, key, ssl=ssl, connector=connector, trust_env=trust_env),
             key,
-            Pacer(pace, random=random.random, on_pause=_PauseReporter(observer).on_pause),
+            Pacer(pace, random=random.random, on_pause=_report_pauses(observer)),
             KeyedLock(latest=same_account == "latest"),
             self._tracker,
             observer,
@@ -176,12 +172,12 @@ class PostPressSession:
 
     async def update_many(
         self,
-        changes: "Mapping[str, ProxyChangeLike | None] | Iterable[Change]",
+        changes: "Mapping[str, ProxyChangeLike | str | None] | Iterable[Change]",
         *,
         deadline: float | None = None,
         retry: RetryPolicy | None = None,
         in_flight: int | None = None,
-        pool: "ProxyPool | None" = None,
+        pool: "ProxyPool | Mapping[str, ProxyPool] | None" = None,
     ) -> "Results":
         """
         Set the proxies of many accounts concurrently, and return the outcome of each.
@@ -197,7 +193,8 @@ class PostPressSession:
                 deadline for each account.
             retry: Overrides the session's policy.
             in_flight: Accounts processed at once, from 1; if None, `Pace.in_flight`.
-            pool: Assigns proxies to accounts without a change, and replaces those that fail.
+            pool: Assigns proxies to accounts without a change, and replaces those that fail. As for `rotate`,
+                it may be several pools by tag.
 
         Raises:
             ValueError: An argument or a change is invalid, an account occurs twice with different changes, or
@@ -205,16 +202,17 @@ class PostPressSession:
             ConfigurationError: The session is closed, or belongs to another event loop.
         """
         from postpress_async.rotation import Halt, Outcome, Results, Rotation
-        from postpress_async.rotation._input import check_count, check_pool
+        from postpress_async.rotation._input import check_count
+        from postpress_async.rotation._pool._tags import pools_of
         from postpress_async.rotation._rows import distinct_rows
 
         check_count("in_flight", in_flight)
-        check_pool(pool)
+        pools_of(pool)  # raises if it is wrong
         if deadline is not None:
             check_seconds("deadline", deadline)
         if retry is not None:
             check_policy(retry)
-        rows = distinct_rows(changes, pooled=pool is not None)
+        rows = distinct_rows(changes, pooled=pool or False)
         with self._tracker:
             ends_at = math.inf if deadline is None else self._tracker.clock() + deadline
             rotation = Rotation(
@@ -247,7 +245,7 @@ class PostPressSession:
         journal: str | os.PathLike[str] | None = None,
         in_flight: int | None = None,
         halt: "str | int | Halt | None" = None,
-        pool: "ProxyPool | None" = None,
+        pool: "ProxyPool | Mapping[str, ProxyPool] | None" = None,
         limit: int | None = None,
         on_unknown: "OnUnknown" = "retry",
         on_failed: "OnFailed" = "report",
@@ -270,7 +268,10 @@ class PostPressSession:
             in_flight: Accounts processed at once, from 1; if None, `Pace.in_flight`.
             halt: When to abort: ``"5%"`` of the latest 200 accounts failed, ``100`` accounts failed, or
                 ``"never"``; or a `Halt`, which may have a canary stage. None means ``"50%"``.
-            pool: Assigns proxies to accounts without a change, and replaces those that fail.
+            pool: Assigns proxies to accounts without a change, and replaces those that fail. If it is several
+                pools by tag, such as ``{"US": pool, "DE": pool}``, an account gets proxies of one of them:
+                the tag takes the place of its change, as in ``("acc_1", "US")``, or is in a column of the
+                `Fleet`, which must be opened with the same ``pooled=``.
             limit: Most accounts to process in this run, from 1; None for all.
             on_unknown: Whether accounts whose outcome is unknown after an earlier run, or that a killed run
                 may have sent, are sent again with the same key (``"retry"``) or left as they are
@@ -312,11 +313,11 @@ class PostPressSession:
             halt=halt,
             pool=pool,
             limit=limit,
+            on=on,
             on_unknown=on_unknown,
             on_failed=on_failed,
             every=every,
             keep=keep,
-            on=on,
             accept_new_key=accept_new_key,
             key_lifetime=key_lifetime,
         )
@@ -372,28 +373,51 @@ class PostPressSession:
         return f"<{type(self).__name__} {'closed' if self._tracker.ended else 'open'}>"
 
 
-class _PauseReporter:
+def _make_transport(
+    transport: str | Transport,
+    url: URL,
+    key: Secret,
+    *,
+    ssl: tls.SSLContext | str | os.PathLike[str] | None,
+    connector: aiohttp.BaseConnector | None,
+    trust_env: bool,
+) -> Transport:
+    if trust_env and transport != "session":
+        raise ConfigurationError(f'trust_env requires transport="session", got {transport!r}')
+    if isinstance(transport, str) and transport in _TRANSPORTS:
+        # Loading the system's certificates takes 20 ms, and http to this machine needs none.
+        context = make_tls(ssl) if ssl is not None or url.scheme == "https" else None
+        return _TRANSPORTS[transport](url, key, tls=context, connector=connector, trust_env=trust_env)
+    if isinstance(transport, str | type) or not isinstance(transport, Transport):
+        choices = '"session", "lean" or an object with the methods send and aclose'
+        raise ConfigurationError(f"transport must be {choices}, got {transport!r}")
+    for name, value in (("ssl", ssl), ("connector", connector)):
+        if value is not None:
+            raise ConfigurationError(f'{name} requires transport="session" or "lean", got {transport!r}')
+    return transport
+
+
+def _report_pauses(observer: SafeObserver[events.Event] | None) -> Callable[[bool], None]:
     """
-    Logs and reports when the circuit breaker opens and closes.
+    Return a function that logs and reports when the circuit breaker opens (True) and closes (False).
 
     It has no reference to the session. With a cycle, Python would not warn at once about a session left open.
     """
+    began = 0.0
 
-    def __init__(self, observer: SafeObserver[events.Event] | None) -> None:
-        self._observer: Final = observer
-        self._began = 0.0
-
-    def on_pause(self, began: bool) -> None:
-        """See `Pacer`."""
+    def on_pause(paused: bool) -> None:
+        nonlocal began
         now = asyncio.get_running_loop().time()
-        if began:
-            self._began = now
+        if paused:
+            began = now
             _log.warning("the service is down: all calls wait, except for probes", extra={"paused": True})
             event: events.Event = events.PauseBegan()
         else:
-            elapsed = now - self._began
+            elapsed = now - began
             message = "the service is up again after %.1f s: calls continue"
             _log.warning(message, elapsed, extra={"paused": False, "elapsed": elapsed})
             event = events.PauseEnded(elapsed)
-        if self._observer is not None:
-            self._observer(event)
+        if observer is not None:
+            observer(event)
+
+    return on_pause

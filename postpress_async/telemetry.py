@@ -27,6 +27,7 @@ Metrics have no attributes with many values, such as account ids or proxies::
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextvars import Token
 from typing import Any, Final, TypeAlias
 
@@ -58,28 +59,16 @@ _OWN_TYPES: Final = frozenset(
 
 @define
 class _ActiveCall:
-    """
-    A call in progress.
-
-    Attributes:
-        span: The call's span.
-        token: Restores the span that was current before the call.
-        url: The URL of its requests.
-        template: The path of that URL, with a placeholder for the account id.
-        server: Attributes that all spans and metrics of the call share.
-        outer: The call of the same task during which this one was made, if any.
-        attempt: The span of the attempt in flight, if any.
-        attempt_started: The loop's time at which that attempt started.
-    """
+    """A call in progress."""
 
     span: Span
-    token: Token[Any]
+    token: Token[Any]  # restores the span that was current before the call
     url: str
-    template: str
-    server: Attributes
-    outer: "_ActiveCall | None"
-    attempt: Span | None = None
-    attempt_started: float = 0.0
+    template: str  # the path of the URL, with a placeholder for the account id
+    server: Attributes  # of all spans and metrics of the call
+    outer: "_ActiveCall | None"  # the call of the same task during which this one was made
+    attempt: Span | None = None  # in flight
+    attempt_started: float = 0.0  # the loop's time
 
 
 class Telemetry:
@@ -100,49 +89,43 @@ class Telemetry:
     ) -> None:
         self._tracer: Final = trace.get_tracer("postpress_async", __version__, tracers)
         meter = metrics.get_meter("postpress_async", __version__, meters)
-        self._requests: Final = meter.create_histogram(
-            "http.client.request.duration",
-            unit="s",
-            description="Duration of HTTP client requests.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+
+        def histogram(
+            name: str, unit: str, description: str, buckets: Sequence[float] = _SECONDS
+        ) -> metrics.Histogram:
+            return meter.create_histogram(
+                name, unit, description, explicit_bucket_boundaries_advisory=buckets
+            )
+
+        self._requests: Final = histogram(
+            "http.client.request.duration", "s", "Duration of HTTP client requests."
+        )
+        self._calls: Final = histogram(
+            "postpress.client.call.duration",
+            "s",
+            "Duration of calls from the first attempt, with all retries and backoff.",
+        )
+        self._attempts: Final = histogram(
+            "postpress.client.call.attempts", "{attempt}", "Attempts per call.", [0, 1, 2, 3, 4, 6, 8, 12]
+        )
+        self._waits: Final = histogram("postpress.client.retry.wait", "s", "Backoff before a retry.")
+        self._pause: Final = histogram(
+            "postpress.client.pause.duration",
+            "s",
+            "Duration of pauses, from the circuit breaker's opening to its closing.",
+            [0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 14400],
         )
         self._active: Final = meter.create_up_down_counter(
-            "http.client.active_requests", unit="{request}", description="Requests in flight."
-        )
-        self._calls: Final = meter.create_histogram(
-            "postpress.client.call.duration",
-            unit="s",
-            description="Duration of calls from the first attempt, with all retries and backoff.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
-        )
-        self._attempts: Final = meter.create_histogram(
-            "postpress.client.call.attempts",
-            unit="{attempt}",
-            description="Attempts per call.",
-            explicit_bucket_boundaries_advisory=[0, 1, 2, 3, 4, 6, 8, 12],
-        )
-        self._waits: Final = meter.create_histogram(
-            "postpress.client.retry.wait",
-            unit="s",
-            description="Backoff before a retry.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+            "http.client.active_requests", "{request}", "Requests in flight."
         )
         self._pauses: Final = meter.create_counter(
-            "postpress.client.pauses",
-            unit="{pause}",
-            description="Pauses of all calls because the service was down.",
-        )
-        self._pause: Final = meter.create_histogram(
-            "postpress.client.pause.duration",
-            unit="s",
-            description="Duration of pauses, from the circuit breaker's opening to its closing.",
-            explicit_bucket_boundaries_advisory=[0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 14400],
+            "postpress.client.pauses", "{pause}", "Pauses of all calls because the service was down."
         )
         self._accounts: Final = meter.create_counter(
-            "postpress.rotation.accounts", unit="{account}", description="Accounts completed by rotations."
+            "postpress.rotation.accounts", "{account}", "Accounts completed by rotations."
         )
         self._quarantines: Final = meter.create_counter(
-            "postpress.rotation.quarantines", unit="{proxy}", description="Quarantined proxies of pools."
+            "postpress.rotation.quarantines", "{proxy}", "Quarantined proxies of pools."
         )
         self._then: Final = None if then is None else SafeObserver(then)
         self._active_calls: Final[dict[asyncio.Task[Any], _ActiveCall]] = {}
@@ -225,12 +208,10 @@ class Telemetry:
             return
         if call.outer is not None:
             self._active_calls[task] = call.outer
-        attributes: Attributes = {}
+        attributes: Attributes = {"error.type": "given_up"} if event.given_up else {}
         if event.error is not None:
             attributes["error.type"] = _error_type(event.error)
             attributes["postpress.error.scope"] = event.error.scope.value
-        elif event.given_up:
-            attributes["error.type"] = "given_up"
         self._calls.record(event.elapsed, call.server | attributes)
         self._attempts.record(event.attempts, attributes)
         try:
@@ -262,9 +243,7 @@ def _end_span(span: Span, attributes: Attributes, error: PostPressError | None) 
 
 def _error_type(error: PostPressError) -> str:
     """A known type of the API, otherwise the HTTP status or the class: few different values."""
-    if not isinstance(error, ApiError):
-        return error.code
-    return error.code if _is_known(error.code) else str(error.status)
+    return str(error.status) if isinstance(error, ApiError) and not _is_known(error.code) else error.code
 
 
 def _is_known(type_: str) -> bool:

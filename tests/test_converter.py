@@ -22,10 +22,11 @@ from postpress_async import (
     errors,
     events,
 )
-from postpress_async._http.codec import encode_request
 from postpress_async.errors import ApiError, Applied, Problem, Scope
 from postpress_async.models import AccountPatched, Attempt, FieldError, ProxyProtocol
 from postpress_async.rotation import Outcome, Results, RotationSummary, State
+from postpress_async.rotation._outcome import count_outcome, failed_outcome, patched_outcome
+from tests.support.wire import encoded
 
 US = ManagedProxy(country="US")
 PLAIN = CustomProxy(host="h", port=1)
@@ -272,7 +273,7 @@ def test_error_without_a_response_has_no_envelope() -> None:
 
 
 def test_outcomes_and_events_are_unstructured_with_their_errors() -> None:
-    outcome = Outcome.failed(0, None, "acc_1", FAILED, 0.5)
+    outcome = failed_outcome(0, None, "acc_1", FAILED, 0.5)
     event = events.AttemptEnded("acc_1", 1, 0.5, 502, FAILED)
 
     assert json.loads(json.dumps(converter.unstructure(outcome)))["error"] == PLAIN_ERROR
@@ -280,9 +281,9 @@ def test_outcomes_and_events_are_unstructured_with_their_errors() -> None:
 
 
 def test_results_and_summary_are_unstructured_whole() -> None:
-    outcome = Outcome.patched(0, None, "acc_1", 1, 0.5)
+    outcome = patched_outcome(0, None, "acc_1", 1, 0.5)
     summary = RotationSummary()
-    summary.count(outcome)
+    count_outcome(summary, outcome)
 
     assert converter.unstructure(Results({"acc_1": outcome})) == {"acc_1": converter.unstructure(outcome)}
     assert json.loads(json.dumps(converter.unstructure(summary)))["states"] == {"patched": 1}
@@ -305,15 +306,16 @@ def test_global_cattrs_converter_structures_a_proxy_with_a_password() -> None:
     assert "hunter2" not in str(cattrs.unstructure(OWN))
 
 
+@pytest.mark.slow
 def test_hooks_of_a_user_do_not_change_requests() -> None:
     """The public converter is an object that anyone may register hooks on."""
     program = (
         "from postpress_async import CustomProxy, Secret, converter;"
-        "from postpress_async._http.codec import encode_request;"
+        "from tests.support.wire import encoded;"
         "converter.register_unstructure_hook(Secret, lambda secret: 'theirs');"
         "converter.register_unstructure_hook(str, str.upper);"
-        "print(encode_request('acc_1', CustomProxy(host='h', port=1, password='p')).body)"
+        "print(encoded(CustomProxy(host='h', port=1, password='p')).body)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
-    assert done.stdout.strip() == str(encode_request("a", CustomProxy(host="h", port=1, password="p")).body)
+    assert done.stdout.strip() == str(encoded(CustomProxy(host="h", port=1, password="p")).body)

@@ -7,11 +7,12 @@ import re
 import pytest
 
 from postpress_async import errors
-from postpress_async._http.codec import Request, Response, decode_response
+from postpress_async._http.codec import decode_response
+from postpress_async._http.transport import Response
 from postpress_async.errors import Applied, Scope
 from postpress_async.models import Attempt
-from postpress_async.secret import Secret
 from tests.support import DATA
+from tests.support.wire import make_request
 
 PAGE = (DATA / "update-account-proxy.txt").read_text("utf-8")
 
@@ -57,7 +58,7 @@ def answered(status: int, type_: str) -> errors.ApiError:
 def refusal(status: int, body: str) -> errors.ApiError:
     """The error that an answer with this body becomes."""
     with pytest.raises(errors.ApiError) as caught:
-        decode_response(Response(status, body.encode()), Request("acc_1", b"{}"), Secret("key"))
+        decode_response(Response(status, body.encode()), make_request())
     return caught.value
 
 
@@ -131,7 +132,7 @@ def test_the_status_decides_where_the_type_does_not_fit(
 def test_an_answer_without_an_envelope_is_its_status_s_class(status: int) -> None:
     """A gateway's HTML page in front of the API: 502, 503, 504 and 429 pass, a 500 may have been applied."""
     with pytest.raises(errors.ApiError) as caught:
-        decode_response(Response(status, b"<html>no</html>"), Request("acc_1", b"{}"), Secret("key"))
+        decode_response(Response(status, b"<html>no</html>"), make_request())
 
     assert type(caught.value) is errors.BY_STATUS[status]
     assert caught.value.retryable is (status in {429, 502, 503, 504})

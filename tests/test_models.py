@@ -4,6 +4,7 @@ import copy
 import string
 from collections.abc import Callable, Iterator
 from enum import IntEnum
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -279,14 +280,15 @@ def test_a_credential_may_have_any_printable_text(field: str, text: str) -> None
 
 
 @pytest.mark.parametrize("field", ["username", "password"])
-@pytest.mark.parametrize("character", [*map(chr, range(32)), "\x7f"], ids=ascii)
 @pytest.mark.parametrize("form", ["{}hunter2", "hun{}ter2", "hunter2{}"], ids=["before", "within", "after"])
-def test_a_control_character_in_a_credential_is_rejected(field: str, character: str, form: str) -> None:
+def test_a_control_character_in_a_credential_is_rejected(field: str, form: str) -> None:
     """Pasting often adds a line break, which could split a header in two."""
-    error = error_of(lambda: with_credential(field, form.format(character)))
+    for character in [*map(chr, range(32)), "\x7f"]:
+        credential = form.format(character)
+        error = error_of(partial(with_credential, field, credential))
 
-    assert (error.field, error.reason) == (field, f"{field} has a control character")
-    assert "hun" not in all_text(error)
+        assert (error.field, error.reason) == (field, f"{field} has a control character"), credential
+        assert "hun" not in all_text(error)
 
 
 @pytest.mark.parametrize("field", ["username", "password"])

@@ -189,7 +189,7 @@ def test_a_failed_test_shows_the_sandbox_s_requests(folder: pytest.Pytester) -> 
     done = folder.runpytest_subprocess()
     done.assert_outcomes(failed=2)
     done.stdout.re_match_lines([r"postpress_sandbox = <SandboxThread http://127.0.0.1:\d+/v1, 1 request>"])
-    done.stdout.re_match_lines([r".* where 1 = <Record requests=1, by_status=\{200: 1\}.*>.requests"])
+    done.stdout.re_match_lines([r".* where 1 = <Recorder requests=1, by_status=\{200: 1\}.*>.requests"])
     assert "concurrent" not in done.stdout.str(), "a script must be parsed in the caller's thread"
 
 

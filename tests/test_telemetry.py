@@ -342,6 +342,7 @@ def test_names_without_prefix_are_in_the_semantic_conventions() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_providers_may_be_set_after_telemetry_is_created() -> None:
     """A module may create its session at import, before the application configures OpenTelemetry."""
     program = """
@@ -472,6 +473,7 @@ async def test_metrics_contain_no_account_and_spans_no_secret(watch: Watch) -> N
     assert "acc_secret_1" in spans
 
 
+@pytest.mark.slow
 def test_without_opentelemetry_the_error_names_the_extra() -> None:
     """A module's name alone would not say what to install."""
     program = "import sys; sys.modules['opentelemetry'] = None; import postpress_async.telemetry"
@@ -530,17 +532,17 @@ async def test_a_retry_is_logged_with_fields(sandbox: Sandbox, policy, log: io.S
 async def test_a_quarantine_and_a_halt_are_warnings(log: io.StringIO) -> None:
     """Many applications keep only warnings. The proxy appears with its label, without its password."""
     logging.getLogger("postpress_async").setLevel(logging.WARNING)
-    pool, quick = ProxyPool([CUSTOM]), RetryPolicy(first_wait=0.001)
-    async with Sandbox(dead_proxies=["proxy.example.com:8080"]) as sandbox:
-        async with sandbox.session(retry=quick) as session:
-            async with session.rotate(
-                [f"acc_{number}" for number in range(6)], pool=pool, halt=2
-            ) as rotation:
+    pool = ProxyPool([CUSTOM, CustomProxy(host="other.example.com", port=1)])
+    names = [f"acc_{number}" for number in range(6)]
+    async with Sandbox(dead_proxies=["proxy.example.com:8080"], accounts=names[:5]) as sandbox:
+        async with sandbox.session(retry=RetryPolicy(first_wait=0.001)) as session:
+            async with session.rotate(names, pool=pool, halt=1, in_flight=1) as rotation:
                 await rotation.run()
 
-    quarantine, halt = map(json.loads, log.getvalue().splitlines())
+    lines = {line["event"].partition(" ")[0]: line for line in map(json.loads, log.getvalue().splitlines())}
+    quarantine, halt = lines["proxy"], lines["rotation"]
     assert quarantine == {
-        "event": "proxy u@proxy.example.com:8080 quarantined for this run",
+        "event": "proxy u@proxy.example.com:8080 quarantined",
         "logger": "postpress_async.rotation",
         "proxy": "u@proxy.example.com:8080",
     }
@@ -569,6 +571,7 @@ async def test_begin_and_end_of_a_pause_are_warnings(caplog: pytest.LogCaptureFi
     assert ended.__dict__["elapsed"] == pytest.approx(60, rel=0.1)
 
 
+@pytest.mark.slow
 def test_without_logging_configuration_nothing_is_printed() -> None:
     """Not even Python's handler of last resort prints the library's warnings."""
     program = """

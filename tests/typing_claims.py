@@ -193,7 +193,7 @@ async def what_users_mistake(session: PostPressSession) -> None:
     CustomProxy(host="h.example")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     CustomProxy(host="h.example", port="8080")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     RetryPolicy(attempts="4")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    session.rotate([("acc_1", "US")])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    session.rotate([("acc_1", 5)])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     session.rotate(polars.LazyFrame({"account_id": ["acc_1"]}))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Fleet.of([("acc_1", ManagedProxy(country="US"))])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     AccountPatched("acc_1").account_id = "acc_2"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,9 +8,11 @@ from yarl import URL
 from postpress_async import events
 from postpress_async._call.keyed_lock import KeyedLock
 from postpress_async._call.tracker import CallTracker, WaitGroup
-from postpress_async._http.transport import Transport
+from postpress_async._http import codec
+from postpress_async._http.transport import Request, Transport
 from postpress_async._safe_observer import SafeObserver
 from postpress_async.errors import PostPressError
+from postpress_async.models import ProxyChange
 from postpress_async.pace._pacer import Pacer
 from postpress_async.secret import Secret
 
@@ -33,10 +35,10 @@ class CallContext:
         after = self.base_url.raw_query_string
         object.__setattr__(self, "_url_parts", (str(before), after and f"?{after}"))
 
-    def url_of(self, account_id: str) -> str:
-        """The URL of an account's requests, for observers. An account id never needs escaping."""
+    def encode_request(self, account_id: str, change: ProxyChange) -> Request:
+        """See `codec.encode_request`. A valid account id needs no escaping in the URL."""
         before, after = self._url_parts
-        return f"{before}{account_id}{after}"
+        return codec.encode_request(account_id, change, f"{before}{account_id}{after}", self.api_key)
 
 
 class CallHooks(Protocol):

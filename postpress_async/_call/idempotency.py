@@ -14,12 +14,7 @@ from attrs import define
 
 
 def check_key(key: Any) -> str:
-    """
-    Return *key*, which the caller chose.
-
-    Raises:
-        ValueError: It cannot be sent as a header.
-    """
+    """Return *key*, which the caller chose; raise `ValueError` if it cannot be sent as a header."""
     if not isinstance(key, str) or not 1 <= len(key) <= 255 or not all("!" <= c <= "~" for c in key):
         raise ValueError("idempotency_key must be 1 to 255 visible ASCII characters without spaces")
     return key

@@ -9,13 +9,10 @@ from postpress_async.errors import SupersededError
 
 class KeyedLock:
     """
-    One FIFO lock per key. It keeps updates of one account from overlapping: the last call made is the last
-    applied.
+    One FIFO lock per key. Updates of one account do not overlap: the last call made is the last applied.
 
-    A lock that was acquired must be released. A key that is not locked takes no memory.
-
-    Args:
-        latest: Whether only the latest waiter of a key keeps waiting; see `acquire`.
+    A lock that was acquired must be released. A key that is not locked takes no memory. With *latest*, only
+    the latest waiter of a key keeps waiting; the others raise `SupersededError`.
     """
 
     def __init__(self, *, latest: bool = False) -> None:
@@ -30,12 +27,7 @@ class KeyedLock:
         return True
 
     async def acquire(self, key: str) -> None:
-        """
-        Wait for the lock of *key*, in FIFO order.
-
-        Raises:
-            SupersededError: Only the latest waiter keeps waiting, and there is a newer one.
-        """
+        """Wait for the lock of *key*, in FIFO order, or raise `SupersededError`; see *latest*."""
         if self.try_acquire(key):
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

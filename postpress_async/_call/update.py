@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
 from attrs import evolve
-from tenacity import DoSleep, RetryCallState
+from tenacity import RetryCallState
 
 from postpress_async import events
 from postpress_async._call.context import CallContext, CallHooks
@@ -27,9 +27,8 @@ from postpress_async.errors import (
 )
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
 from postpress_async.pace._load_signal import LoadSignal, load_signal_of
-from postpress_async.pace._pacer import PermitFuture
-from postpress_async.pace._permit import Permit
-from postpress_async.retry import LONGEST_RETRY_AFTER, RetryPolicy
+from postpress_async.pace._pacer import Permit, PermitFuture
+from postpress_async.retry import LONGEST_RETRY_AFTER, RetryPolicy, new_retrying
 
 _log = logging.getLogger("postpress_async.calls")
 
@@ -77,7 +76,7 @@ class UpdateCall:
         policy: RetryPolicy,
         hooks: CallHooks | None = None,
     ) -> None:
-        self._request: Final = codec.encode_request(account_id, change)
+        self._request: Final = context.encode_request(account_id, change)
         self._clock: Final = context.tracker.clock
         self._started = self._clock()
         self._first_sent = math.inf
@@ -98,18 +97,12 @@ class UpdateCall:
             hooks.on_call_started()
 
     def run(self) -> Coroutine[Any, Any, AccountPatched]:
-        """
-        Update the account, after earlier updates of the same account have ended.
-
-        Raises:
-            PostPressError: The error of the last attempt, with the history of all attempts; or the reason
-                why there was no attempt.
-        """
+        """Update the account after earlier updates of it. Raises the error of the last attempt."""
         return self._run() if self._context.observer is None else self._run_observed(self._context.observer)
 
     async def _run_observed(self, observer: SafeObserver[events.Event]) -> AccountPatched:
         account_id = self._request.account_id
-        observer(events.CallStarted(account_id, self._context.url_of(account_id)))
+        observer(events.CallStarted(account_id, self._request.url))
         error: PostPressError | None = None
         attempts, given_up = 0, False
         try:
@@ -156,7 +149,7 @@ class UpdateCall:
                 state.retry_object.iter_state.reset()
 
     def _new_state(self) -> RetryCallState:
-        retrying = self._policy.new_retrying(self._may_retry, self._must_stop)
+        retrying = new_retrying(self._policy, self._may_retry, self._must_stop)
         retrying.begin()
         # By the loop's clock instead of tenacity's, so that tests can use virtual time.
         retrying.statistics["start_time"] -= self._clock() - self._started
@@ -168,9 +161,15 @@ class UpdateCall:
         if self._waits.ended and state.outcome is not None:
             # There is no time for it, but the owner must learn whether it would have been retried.
             await retrying.iter(state)
-        while isinstance(action := await self._wait_for(retrying.iter, state), DoSleep):
+        await self._wait_for(self._back_off_or_raise, retrying, state)
+
+    async def _back_off_or_raise(self, retrying: Any, state: RetryCallState) -> None:
+        if state.outcome is not None:
+            seconds: float = await retrying.iter(state)
             state.prepare_for_next_attempt()
-            await self._back_off(action)
+            await self._back_off(seconds)
+        if self._policy.before is not None:
+            await retrying.iter(state)
 
     def _set_outcome(self, state: RetryCallState, error: PostPressError) -> None:
         state.set_exception((type(error), error, error.__traceback__))
@@ -190,12 +189,16 @@ class UpdateCall:
         context, request, started = self._context, self._request, permit.sent
         number, unix_time, signal, retry_after = len(self._attempts) + 1, time.time(), _NONE, None
         try:
-            if self._hooks is not None or context.observer is not None:
-                self._report_start(number, started)
+            if number == 1:
+                self._first_sent = started
+            if self._hooks is not None:
+                self._hooks.on_attempt_started(started)
+            if context.observer is not None:
+                context.observer(events.AttemptStarted(request.account_id, number))
             response = await context.transport.send(request, self._keys.current, timeout)
             elapsed = self._clock() - started
             attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, response.status))
-            patched = codec.decode_response(response, request, context.api_key, attempts)
+            patched = codec.decode_response(response, request, attempts)
             signal = _SUCCESS
             if context.observer is not None:
                 context.observer(events.AttemptEnded(request.account_id, number, elapsed, 200, None))
@@ -234,14 +237,6 @@ class UpdateCall:
             raise self._out_of_time()
         self._exclude(self._clock() - queued_at)
         return permit
-
-    def _report_start(self, number: int, now: float) -> None:
-        if number == 1:
-            self._first_sent = now
-        if self._hooks is not None:
-            self._hooks.on_attempt_started(now)
-        if self._context.observer is not None:
-            self._context.observer(events.AttemptStarted(self._request.account_id, number))
 
     def _record_failure(self, error: PostPressError, attempt: Attempt) -> None:
         """Record on *error* what is known about the whole call, and decide about the next key."""
@@ -322,7 +317,7 @@ class UpdateCall:
                 self._needs_new_key = False
             self._exclude(self._excluded(self._failure, seconds))
             slept_from = self._clock()
-            await self._wait_for(self._policy.sleep, seconds)
+            await self._policy.sleep(seconds)
             # A sleep that a test records takes no time: the deadline counts what the policy asked for.
             if (not_slept := seconds - (self._clock() - slept_from)) > 0:
                 self._started -= not_slept
@@ -356,7 +351,7 @@ class UpdateCall:
 
     async def _wait_for(self, wait: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
         try:
-            with self._waits.timeout_at(self._wait_until()):
+            with self._waits.until(self._wait_until()):
                 return await wait(*args, **options)
         except TimeoutError:
             pass

@@ -14,6 +14,7 @@ from postpress_async._cli.errors import errors
 from postpress_async._cli.export import export
 from postpress_async._cli.history import history
 from postpress_async._cli.output import TOO_MANY_FILES, discard_stdout, is_file_limit
+from postpress_async._cli.proxies import proxies
 from postpress_async._cli.report import report
 from postpress_async._cli.rollback import rollback
 from postpress_async._cli.rotate import retry_failed, rotate
@@ -47,7 +48,7 @@ def cli() -> None:
 
 for _command in (
     *(rotate, status, report, export, history, rollback, retry_failed),
-    *(update, sandbox, errors, cluster_certificates, completion),
+    *(proxies, update, sandbox, errors, cluster_certificates, completion),
 ):
     cli.add_command(_command)
 

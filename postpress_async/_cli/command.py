@@ -1,5 +1,6 @@
 """Click classes whose help groups the options, and lists the commands in the order of use."""
 
+from functools import partial
 from typing import Any, Final
 
 import click
@@ -26,6 +27,10 @@ class Option(click.Option):
         if ctx is None or self.envvar is not None or not self.resolve_envvar_value(ctx):
             return hint
         return f"{hint} (env var: '{ctx.auto_envvar_prefix}_{str(self.name).upper()}')"
+
+
+option: Final = partial(click.option, cls=Option)
+"""Adds an `Option` to a command."""
 
 
 class Command(click.Command):

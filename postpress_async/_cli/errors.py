@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import click
 
+from postpress_async._cli.output import aligned
 from postpress_async.errors import BY_TYPE
 
 
@@ -27,6 +28,4 @@ def table() -> Iterator[str]:
     for type_, error in BY_TYPE.items():
         retried = "yes" if error.retryable else "no"
         rows.append((type_, str(error.status), error.__name__, error.scope, retried, error.applied))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    return aligned(rows)

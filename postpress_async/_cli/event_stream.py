@@ -9,7 +9,7 @@ import attrs
 import click
 
 from postpress_async import events
-from postpress_async._cli.output import discard_stdout, write_stderr
+from postpress_async._cli.output import counted, discard_stdout, write_stderr
 from postpress_async.rotation import Outcome, Refusal, RotationSummary
 from postpress_async.rotation._pool._proxy_list import RefusedLine
 from postpress_async.rotation.journal._rollback import LeftBehind
@@ -31,8 +31,9 @@ class EventStream:
     - ``begun``: ``total``, ``resumed`` (accounts completed by earlier runs), ``journal``.
     - ``settled``: an account was completed; the fields are the columns of the journal.
     - ``retry``: ``account_id``, ``number`` of the attempt that failed, ``wait`` in seconds, ``error_type``.
-    - ``pause_began``, ``pause_ended``: the service is down, or available again.
-    - ``proxy_quarantined``: ``proxy``, the label of a proxy that is no longer used.
+    - ``canary_passed``: ``accounts`` of the canary; the others follow.
+    - ``pause_began``, ``pause_ended``: the service is down, or most proxies fail; or this is over.
+    - ``proxy_quarantined``: ``proxy``, the label of a proxy that is not used for its cool-down.
     - ``ended``: ``exit_code``, ``states``, ``errors``, ``halted``, ``attempts``, ``elapsed``; and
       ``message`` if nothing was sent.
     - ``dry_run``, the last event of ``--dry-run``: ``exit_code`` and the results of `preview`.
@@ -90,6 +91,11 @@ class EventStream:
             fields = attrs.asdict(outcome, filter=lambda field, _: field.name != "error", recurse=False)
             self._write("settled", **fields)
 
+    def canary_passed(self, accounts: int) -> None:
+        """Report that the canary has passed."""
+        self._write("canary_passed", accounts=accounts)
+        write_stderr(f"the canary of {counted(accounts, 'account')} passed: the others follow")
+
     def ended(self, summary: RotationSummary, code: int, journal: str, **fields: str) -> None:
         """Report that the rotation has ended."""
         counts = attrs.asdict(summary, filter=lambda field, _: field.name != "unconsumed", recurse=False)
@@ -103,13 +109,13 @@ class EventStream:
                 self._explain(f"{account_id}: {error.code} in attempt {number}; retrying in {wait:.1f} s")
             case events.PauseBegan():
                 self._write("pause_began")
-                self._explain("the service is down: all calls wait, except probes")
+                self._explain("the service is down, or most proxies fail: accounts wait, except probes")
             case events.PauseEnded():
                 self._write("pause_ended")
-                self._explain("the service is available again: calls continue")
+                self._explain("the service and proxies work again: accounts continue")
             case events.ProxyQuarantined(proxy):
                 self._write("proxy_quarantined", proxy=proxy)
-                self._explain(f"{proxy} failed: no further account gets it in this run")
+                self._explain(f"{proxy} failed: it is quarantined (see --cool-down)")
             case _:
                 pass
 

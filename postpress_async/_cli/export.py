@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from postpress_async._cli import options
-from postpress_async._cli.command import Command, Option
+from postpress_async._cli.command import Command, option
 from postpress_async._cli.output import counted, open_output
 from postpress_async.rotation import State
 from postpress_async.rotation._export import ENDINGS, FORMATS, write_assignments
@@ -17,19 +17,17 @@ from postpress_async.rotation.journal._statistics import maybe_sent, stage_of
 
 @click.command(cls=Command, short_help="Write the outcome of each account as CSV, JSON Lines or Parquet.")
 @click.argument("journal")
-@click.option(
+@option(
     "--format",
     "kind",
-    cls=Option,
     type=click.Choice(list(FORMATS)),
     show_default="by the name of --output, or csv",
     help="Format of the output. csv: comma-separated values with a header. jsonl: a JSON object per line. "
     "parquet: Apache Parquet, which requires --output and the extra postpress-async[parquet].",
 )
-@click.option(
+@option(
     "--state",
     "states",
-    cls=Option,
     multiple=True,
     type=click.Choice([state.value for state in State]),
     help="Write only accounts in this state. patched: the API confirmed the change. failed: the account was "
@@ -37,18 +35,16 @@ from postpress_async.rotation.journal._statistics import maybe_sent, stage_of
     "before the account got an answer. Repeat the option to write several states. All states by "
     "default.",
 )
-@click.option(
+@option(
     "-o",
     "--output",
-    cls=Option,
     metavar="FILE",
     show_default="standard output",
     help="File to write, which only you can read; - for standard output.",
 )
 @options.run_number
-@click.option(
+@option(
     "--assignments",
-    cls=Option,
     is_flag=True,
     help="Write the latest assignment of each account that any run in the journal has patched, or may have "
     "patched, instead of the outcomes of one run. Formats csv and jsonl.",

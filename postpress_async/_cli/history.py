@@ -7,7 +7,7 @@ from typing import Any, Final
 import attrs
 import click
 
-from postpress_async._cli.command import Command, Option
+from postpress_async._cli.command import Command, option
 from postpress_async._cli.output import counted, moment
 from postpress_async.errors import JournalError
 from postpress_async.rotation import State
@@ -15,13 +15,13 @@ from postpress_async.rotation.journal._history import AccountChange, Run, change
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._times import duration, instant
 
-_TIMES: Final = ("began", "ended", "settled_at")
+_TIMES: Final = ("began", "ended")
 
 
 @click.command(cls=Command, short_help="List the runs of a journal, or the changes of an account.")
 @click.argument("journal")
 @click.argument("account", required=False)
-@click.option("--json", "as_json", cls=Option, is_flag=True, help="Print one JSON object per line.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def history(journal: str, account: str | None, as_json: bool) -> None:
     """
     List the runs of a rotation: when, by whom, from which machine, with which command and result.
@@ -73,6 +73,8 @@ def _change_lines(change: AccountChange) -> Iterator[str]:
 
 
 def _as_dict(entry: Run | AccountChange) -> dict[str, Any]:
+    if isinstance(entry, AccountChange):
+        return {**entry._asdict(), "settled_at": instant(entry.settled_at)}
     return attrs.asdict(entry, value_serializer=_serialize)
 
 

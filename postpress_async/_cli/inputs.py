@@ -1,6 +1,7 @@
 """Opens and validates the inputs of a rotation before the first request."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -16,12 +17,14 @@ from postpress_async._cli.rotate_options import RotateOptions
 from postpress_async._cli.secret_input import read_secret_file
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
-from postpress_async.rotation import Faults, Fleet, ProxyPool
+from postpress_async.rotation import Faults, Fleet
 from postpress_async.rotation._fleet import Survey
 from postpress_async.rotation._fleet._database_url import DATABASE_URL, check_argument
-from postpress_async.rotation._fleet._row import COLUMNS, NO_CHANGE, PARTS
+from postpress_async.rotation._fleet._row import COLUMNS, NO_CHANGE, PARTS, field_of
 from postpress_async.rotation._input import Changes
-from postpress_async.rotation._pool._proxy_list import RefusedLine
+from postpress_async.rotation._pool._proxy_list import ProxyLists, faults_by_list, read_lists
+from postpress_async.rotation._pool._tags import Pools, argument_of, make_pools
+from postpress_async.rotation._pool_needs import TAG
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import select
 from postpress_async.rotation.journal._preflight import known_row_count
@@ -35,26 +38,21 @@ _NO_CHANGE_ADVICE: Final = "use --pool FILE or --country CC, or give each row a 
 
 @contextmanager
 def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
-    """
-    Open the inputs for the duration of the block, and report invalid rows and lines.
-
-    Raises:
-        FleetError: The fleet or the pool cannot be read.
-    """
-    pool = _open_pool(options, events) if options.pool else None
+    """Open the inputs for the duration of the block, and report invalid rows and lines."""
+    pools, invalid_lines = _open_pools(options, events)
     default = None if options.country is None else ManagedProxy(country=options.country)
     if options.fleet is None and options.query is None:
         journal = options.journal or "sandbox.rotation.sqlite3"
         selection = _select(options, journal)
         accounts = [name for name in own_accounts() if selection is None or selection.takes(name)]
         changes: Changes = accounts
-        survey = Survey(rows=len(accounts), pooled=len(accounts))
-        if pool is None:
+        survey = Survey(rows=len(accounts), pooled=len(accounts), tags=Counter({None: len(accounts)}))
+        if not pools:
             changes = dict.fromkeys(accounts, default or ManagedProxy(country="US"))
             survey = Survey(rows=len(accounts), managed=len(accounts))
-        yield Job(options, changes, pool, journal, survey, selection=selection)
+        yield Job(options, changes, pools, journal, survey, invalid_lines, selection=selection)
         return
-    with _open_fleet(options, default, pooled=pool is not None) as fleet:
+    with _open_fleet(options, default, pools) as fleet:
         _check_columns(fleet.name, fleet.ignored_columns, COLUMNS)
         journal = options.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
         if (selection := _select(options, journal)) is not None:
@@ -62,13 +60,15 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
         known_rows = None if options.dry_run else known_row_count(journal, fleet.digest)
         if known_rows is not None:  # the rows were validated for the journal, and have not changed
             fleet.counted = known_rows
-            yield Job(options, fleet, pool, journal, Survey(known_rows), False, selection)
+            yield Job(options, fleet, pools, journal, Survey(known_rows), invalid_lines, False, selection)
             return
         survey = fleet.survey(lambda refusal: events.refused(fleet.name, refusal))
         _report_faults(fleet.name, survey.faults)
-        if pool is not None and 0 < survey.pooled < survey.rows and not options.dry_run:
+        if pools and 0 < survey.pooled < survey.rows and not options.dry_run:
             click.echo(f"{counted(survey.rows, 'account')}: {survey.kinds}", err=True)
-        yield Job(options, fleet, pool, journal, survey, selection=selection)
+        for tag in filter(None, pools.keys() - survey.tags.keys() if survey.pooled else ()):
+            click.echo(f"no row has the tag {tag}: the proxies of its --pool are not used", err=True)
+        yield Job(options, fleet, pools, journal, survey, invalid_lines, selection=selection)
 
 
 def _select(options: RotateOptions, journal: str) -> Selection | None:
@@ -79,9 +79,12 @@ def _select(options: RotateOptions, journal: str) -> Selection | None:
     return selection
 
 
-def _open_fleet(options: RotateOptions, default: ManagedProxy | None, *, pooled: bool) -> Fleet:
+def _open_fleet(options: RotateOptions, default: ManagedProxy | None, pools: Pools) -> Fleet:
+    source: dict[str, Any] = {"default": default, "pooled": argument_of(pools) or False}
+    if options.pool_by is not None:
+        source["pool_by"] = options.pool_by
     if options.query is None:
-        return Fleet.open(options.fleet or "-", default=default, pooled=pooled)
+        return Fleet.open(options.fleet or "-", **source)
     if options.database_file is not None:
         url = read_secret_file(options.database_file, "the database's URL").reveal()
     elif options.database is not None:
@@ -90,27 +93,35 @@ def _open_fleet(options: RotateOptions, default: ManagedProxy | None, *, pooled:
         raise click.UsageError(
             f"--query requires a database: --from URL, --from-file FILE, or {DATABASE_URL}"
         )
-    return Fleet.open_query(url, options.query, default=default, pooled=pooled)
+    return Fleet.open_query(url, options.query, **source)
 
 
-def _open_pool(options: RotateOptions, events: EventStream) -> ProxyPool:
-    pool = ProxyPool.read(
-        *options.pool,
-        skip_bad=True,  # invalid lines are reported together with invalid rows, by `Job.reason_not_to_start`
+def _open_pools(options: RotateOptions, events: EventStream) -> tuple[Pools, int]:
+    """Read the lists of proxies. Return the pools, and the number of invalid lines."""
+    by = options.pool_by
+    if by is None and any(tag for tag, _ in options.lists):
+        by = TAG
+    # Invalid lines are reported together with invalid rows, by `Job.reason_not_to_start`.
+    lists = read_lists(options.lists, by=by and field_of(by), skip_bad=True)
+    for refusal in lists.refused:
+        events.refused(refusal.source, refusal)
+    report_lists(lists)
+    pools = make_pools(
+        lists.proxies,
         assign=options.assign,
         accounts_per_proxy=options.accounts_per_proxy,
         failovers=options.failovers,
+        cool_down=options.cool_down,
     )
-    for name, columns in pool.ignored_columns.items():
+    return pools, len(lists.refused)
+
+
+def report_lists(lists: ProxyLists) -> None:
+    """Report unused columns and invalid lines; raise `FleetError` if a column's name is misspelled."""
+    for name, columns in lists.ignored_columns.items():
         _check_columns(name, columns, ("proxy", *PARTS))
-    for name in pool.ignored_columns:
-        faults = Faults[RefusedLine]()
-        for refusal in pool.refusals:
-            if refusal.source == name:
-                faults.add(refusal)
-                events.refused(name, refusal)
+    for name, faults in faults_by_list(lists.refused).items():
         _report_faults(name, faults)
-    return pool
 
 
 def _check_columns(name: str, unused: Sequence[str], known: Sequence[str]) -> None:

@@ -1,11 +1,14 @@
 """A rotation that is ready to start."""
 
+from itertools import chain
+
 from attrs import frozen
 
 from postpress_async._cli.output import counted
 from postpress_async._cli.rotate_options import RotateOptions
-from postpress_async.rotation import ProxyPool, Survey
+from postpress_async.rotation import PooledProxy, Survey
 from postpress_async.rotation._input import Changes
+from postpress_async.rotation._pool._tags import Pools
 from postpress_async.rotation._selection import Selection
 
 
@@ -17,7 +20,8 @@ class Job:
     Attributes:
         options: The options of the command.
         changes: The accounts, as the argument of ``session.rotate``.
-        pool: Proxies for the accounts without a change.
+        pools: Proxies for the accounts without a change.
+        invalid_lines: Number of invalid lines of the lists of proxies.
         journal: Path of the journal.
         survey: Numbers of rows; only their total if the journal knows the fleet.
         is_checked: Whether the rows were read. If the journal knows the fleet, all are known to be valid.
@@ -27,12 +31,18 @@ class Job:
 
     options: RotateOptions
     changes: Changes
-    pool: ProxyPool | None
+    pools: Pools
     journal: str
     survey: Survey
+    invalid_lines: int = 0
     is_checked: bool = True
     selection: Selection | None = None
     left_behind: int = 0
+
+    @property
+    def proxies(self) -> list[PooledProxy]:
+        """The proxies of all pools."""
+        return list(chain.from_iterable(self.pools.values()))
 
     @property
     def total(self) -> int:
@@ -45,18 +55,18 @@ class Job:
         if self.left_behind and not self.options.skip_bad:
             cannot = f"nothing was sent: {counted(self.left_behind, 'account')} cannot go back"
             return f"{cannot}. Use --skip-bad to send only the others: {counted(self.survey.rows, 'account')}"
-        invalid = self.survey.refused + (0 if self.pool is None else len(self.pool.refusals))
+        invalid = self.survey.refused + self.invalid_lines
         if invalid and not self.options.skip_bad:
             correct = f"nothing was sent: correct {'it' if invalid == 1 else 'them'}"
             if not self.survey.rows:
                 return correct
             valid = counted(self.survey.rows, "account")
-            if self.pool is not None:
-                valid += f" and {counted(len(self.pool), 'proxy', 'proxies')}"
+            if self.pools:
+                valid += f" and {counted(len(self.proxies), 'proxy', 'proxies')}"
             return f"{correct}, or use --skip-bad to send only what is valid: {valid}"
         if self.selection is not None and not self.total:
             return f"nothing was sent: the input has none of the {self.selection.text} in {self.journal}"
-        if self.pool is not None and self.is_checked and self.survey.rows and not self.survey.pooled:
+        if self.pools and self.is_checked and self.survey.rows and not self.survey.pooled:
             reason = _why_unused(self.survey)
             return f"nothing was sent: {reason}. Remove --pool, or empty those columns"
         return None

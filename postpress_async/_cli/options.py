@@ -1,13 +1,13 @@
 """Types of option values, and the options that several commands share."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeAlias, get_args
 
 import click
 
-from postpress_async._cli.command import Option
+from postpress_async._cli.command import option
 from postpress_async._settings import BASE_URL
 from postpress_async.rotation import Halt
 from postpress_async.sandbox import Profile
@@ -42,8 +42,8 @@ def _seconds(text: str) -> float:
     return sum(number * unit for number, unit in zip(numbers, (3600, 60, 1), strict=False))
 
 
-def halt(text: str | int) -> str | int:
-    """Validate a failure threshold: a percentage, a number, or ``never``; raise `click.BadParameter`."""
+def halt(text: str | int) -> str | int | Mapping[str, str | int]:
+    """Convert a failure threshold as `Halt` does; raise `click.BadParameter`."""
     try:
         return Halt(failures=text).failures
     except ValueError as error:
@@ -61,9 +61,8 @@ def combine(*decorators: Decorator) -> Decorator:
     return add
 
 
-run_number: Final = click.option(
+run_number: Final = option(
     "--run",
-    cls=Option,
     type=click.IntRange(1),
     metavar="N",
     show_default="the latest",
@@ -71,7 +70,7 @@ run_number: Final = click.option(
 )
 """Adds the option that selects a run of a journal."""
 
-_connection_option: Final = partial(click.option, cls=Option, group="Connection")
+_connection_option: Final = partial(option, group="Connection")
 
 connection: Final = combine(
     _connection_option(
@@ -115,17 +114,11 @@ connection: Final = combine(
 
 
 def random_faults(required: str = "", **settings: Any) -> Decorator:
-    """
-    Add ``--profile`` and ``--seed``, the random faults of the sandbox.
-
-    Args:
-        required: Text appended to the help, with a leading space, such as a required option.
-        settings: Further arguments of `click.option`.
-    """
-    option = partial(click.option, cls=Option, **settings)
+    """Add ``--profile`` and ``--seed`` of the sandbox, with *required* appended to their help."""
     return combine(
         option(
             "--profile",
+            **settings,
             type=click.Choice(get_args(Profile)),
             default="steady",
             help="Random faults of the sandbox. steady: none. flaky: a few errors and dropped connections. "
@@ -134,6 +127,7 @@ def random_faults(required: str = "", **settings: Any) -> Decorator:
         ),
         option(
             "--seed",
+            **settings,
             type=int,
             metavar="N",
             default=0,

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
@@ -16,6 +16,13 @@ from postpress_async.rotation._atomic_write import atomic_write
 def counted(count: int, singular: str, plural: str = "") -> str:
     """*count* and the noun in singular or plural, such as ``1 account`` or ``1,000 accounts``."""
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table with aligned columns."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def moment(seconds: float) -> str:
@@ -62,12 +69,7 @@ def report_file_limit_once(loop: asyncio.AbstractEventLoop) -> None:
 
 @contextmanager
 def open_output(path: str | None) -> Iterator[BinaryIO]:
-    """
-    Open *path* for an atomic write; None and ``-`` mean standard output.
-
-    Raises:
-        RotationError: It cannot be written.
-    """
+    """Open *path* for an atomic write; None and ``-`` mean standard output. Raises `RotationError`."""
     if path is not None and path != "-":
         with atomic_write(path) as file:
             yield file

@@ -2,8 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from ipaddress import ip_address
+from itertools import chain, islice
 from typing import Any, Final
 
 import click
@@ -15,11 +17,13 @@ from postpress_async._cli.output import counted
 from postpress_async._cli.secret_input import read_key
 from postpress_async._converter import converter
 from postpress_async._settings import read_api_key, read_base_url, target_of
-from postpress_async.models import ProxyChange
+from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Row
-from postpress_async.rotation._pool import PooledProxy
+from postpress_async.rotation._pool._allocator import ProxyAllocator
+from postpress_async.rotation._pool._tags import argument_of, digest_of
+from postpress_async.rotation._pool_needs import Tag
 from postpress_async.rotation._rows import rows_of
-from postpress_async.rotation.journal._input_check import NO_POOL
+from postpress_async.rotation.journal._input_check import RunRequest
 from postpress_async.rotation.journal._preflight import count_done
 
 SHOWN: Final = 3
@@ -27,15 +31,7 @@ SHOWN: Final = 3
 
 
 def preview(job: Job, events: EventStream) -> int:
-    """
-    Print what *job* would do and how long it would take.
-
-    The base URL, the journal and the API key (if there is one) are checked as in a real run.
-
-    Raises:
-        ConfigurationError: The API key or the base URL is invalid.
-        JournalError: The journal cannot be used, or belongs to another fleet or API.
-    """
+    """Print what *job* would do and how long it would take, after the checks of a real run."""
     options = job.options
     url, target = "the sandbox", "this machine"
     has_key, api_key = True, None
@@ -45,28 +41,33 @@ def preview(job: Job, events: EventStream) -> int:
             api_key = read_api_key(read_key(options.api_key_file))
         base_url = read_base_url(options.base_url)
         url, target = str(base_url), target_of(base_url)
-    done = count_done(
-        job.journal,
-        digest=job.changes.digest if isinstance(job.changes, Fleet) else None,
-        target=target,
-        on_unknown=options.on_unknown,
-        on_failed=options.on_failed,
-        rows=job.changes if isinstance(job.changes, Fleet) else None,
-        pool=NO_POOL if job.pool is None else job.pool.digest,
+    fleet = job.changes if isinstance(job.changes, Fleet) else None
+    request = RunRequest(
+        digest=None if fleet is None else fleet.digest,
+        rows=fleet,
         total=job.total,
-        every=None if options.on else options.every,
-        selection=job.selection,
+        target=target,
         api_key=api_key,
         accept_new_key=options.accept_new_key,
+        pool=digest_of(job.pools),
+        selection=job.selection,
+        every=None if options.on else options.every,
+        on_unknown=options.on_unknown,
+        on_failed=options.on_failed,
     )
-    if job.pool is not None and job.selection is not None:
-        job.pool.resume(job.selection.outside)
+    done, input_edit = count_done(job.journal, request)
+    allocators = {tag: ProxyAllocator(pool) for tag, pool in job.pools.items()}
+    if job.selection is not None:
+        for allocator in allocators.values():
+            allocator.resume(job.selection.outside)
     survey = job.survey
     to_send = survey.rows - done
     if options.limit is not None:
         to_send = min(to_send, options.limit)
     first = islice((row for row in _rows(job) if isinstance(row, Row)), SHOWN)
-    requests = [(f"{url}/accounts/{row.account_id}", _body(_change(job, row))) for row in first]
+    requests = [(f"{url}/accounts/{row.account_id}", _body(_change(allocators, row))) for row in first]
+    if not options.sandbox:
+        _warn_of_private_addresses(job)
     if options.json:
         events.dry_run(
             exit_code=exit_codes.ALL_PATCHED,
@@ -76,9 +77,10 @@ def preview(job: Job, events: EventStream) -> int:
             pooled=survey.pooled,
             refused=survey.refused,
             lists=list(options.pool),
-            proxies=0 if job.pool is None else len(job.pool),
-            assign=None if job.pool is None else options.assign,
+            proxies=len(job.proxies),
+            assign=options.assign if job.pools else None,
             settled=done,
+            input_edit=input_edit,
             to_send=to_send,
             requests=[{"method": "PATCH", "url": url, "body": body} for url, body in requests],
             seconds=None if options.rate is None else to_send / options.rate,
@@ -87,10 +89,13 @@ def preview(job: Job, events: EventStream) -> int:
         )
         return exit_codes.ALL_PATCHED
     click.echo(f"{counted(survey.rows, 'account')}: {_kinds(job)}")
-    if job.pool is not None:
-        lists, accounts = " and ".join(options.pool), counted(survey.pooled, "account")
-        proxies = counted(len(job.pool), "proxy", "proxies")
-        click.echo(f"{proxies} in {lists}, assigned {options.assign} to {accounts}")
+    for tag, pool in job.pools.items():
+        if accounts := survey.tags[tag]:
+            proxies, where = counted(len(pool), "proxy", "proxies"), " and ".join(options.pool)
+            where = f"for {tag}" if tag else f"in {where}"
+            click.echo(f"{proxies} {where}, assigned {options.assign} to {counted(accounts, 'account')}")
+    if input_edit is not None:
+        click.echo(f"the input was edited since the last run: {input_edit}")
     if done:
         click.echo(f"{done:,} of them are completed in {job.journal}; {to_send:,} would be sent")
     click.echo("nothing was sent; the first requests would be:")
@@ -115,15 +120,46 @@ def _rows(job: Job) -> Iterator[Any]:
     if isinstance(job.changes, Fleet):
         return job.changes.rows()
     changes: Any = job.changes.items() if isinstance(job.changes, dict) else job.changes
-    return rows_of(changes, pooled=job.pool is not None)
+    return rows_of(changes, pooled=argument_of(job.pools) or False)
 
 
-def _change(job: Job, row: Row) -> ProxyChange | None:
+def _change(allocators: Mapping[Tag, ProxyAllocator], row: Row) -> ProxyChange | None:
     """The change of the account; None if the pool is exhausted."""
-    if row.change is not None or job.pool is None:
+    if row.change is not None:
         return row.change
-    pooled: PooledProxy | None = job.pool.give(row.account_id)
-    return None if pooled is None else pooled.proxy
+    pooled = allocators[row.tag].give(row.account_id)
+    return None if pooled is None else pooled.change_for(row.account_id, row.fields)
+
+
+def _warn_of_private_addresses(job: Job) -> None:
+    """Report proxies that PostPress, which is on another machine, can probably not reach."""
+    # A fleet may be large: do not read it again if no row has a change of its own.
+    rows = _rows(job) if job.survey.pooled < job.survey.rows else ()
+    changes = ((row.account_id, row.change) for row in rows if isinstance(row, Row) and row.change)
+    proxies = ((pooled.label, pooled.proxy) for pooled in job.proxies)
+    hosts = (
+        (name, change.host if isinstance(change, CustomProxy) else change.ip)
+        for name, change in chain[tuple[str, ProxyChange]](changes, proxies)
+    )
+    private = (f"{name} ({host})" for name, host in hosts if host is not None and _is_private(host))
+    if first := list(islice(private, SHOWN)):
+        count = sum(1 for _ in private)
+        more = f" and {count:,} more" if count else ""
+        click.echo(
+            f"{counted(len(first) + count, 'proxy', 'proxies')} with localhost, or with an address that is "
+            f"private or not routable, which PostPress can probably not reach: {', '.join(first)}{more}",
+            err=True,
+        )
+
+
+@lru_cache(maxsize=1024)
+def _is_private(host: str) -> bool:
+    """Whether *host* is localhost, or an IP address that is not on the internet."""
+    name = host.lower().removesuffix(".")
+    try:
+        return not ip_address(name).is_global
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
 
 
 def _body(change: ProxyChange | None) -> dict[str, Any] | None:

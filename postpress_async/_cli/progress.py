@@ -5,7 +5,6 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 import rich.progress
@@ -32,14 +31,7 @@ class Sender(Protocol):
 
 
 class ProgressStats:
-    """
-    Statistics of a running rotation.
-
-    Args:
-        total: Number of accounts, including invalid rows.
-        rotation: The rotation.
-        sender: Its session or cluster.
-    """
+    """Statistics of a running rotation of *total* accounts, including invalid rows."""
 
     def __init__(self, total: int, rotation: Rotation, sender: Sender) -> None:
         self.total: Final = total
@@ -92,6 +84,8 @@ class ProgressStats:
             words.append(f"{_clock((self.total - self.completed) / rate)} left")
         if self._sender.paused:
             words.append("PAUSED: the service is down")
+        if self._rotation.proxies_failing:
+            words.append("PAUSED: most proxies fail")
         return ", ".join(words)
 
 
@@ -116,9 +110,7 @@ class Progress:
         self._display.show()
         self._timer = asyncio.get_running_loop().call_later(_REDRAW_INTERVAL, self._tick)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._display.show()

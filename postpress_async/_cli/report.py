@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from postpress_async._cli import options
-from postpress_async._cli.command import Command, Option
+from postpress_async._cli.command import Command, option
 from postpress_async._cli.output import open_output
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.report import write_report
@@ -14,10 +14,9 @@ from postpress_async.rotation.report import write_report
 
 @click.command(cls=Command, short_help="Write an HTML report of a rotation.")
 @click.argument("journal")
-@click.option(
+@option(
     "-o",
     "--output",
-    cls=Option,
     metavar="FILE",
     show_default="the name of JOURNAL with .html, in the current directory",
     help="HTML file to write, readable only by you; - is standard output.",

@@ -6,7 +6,7 @@ from typing import Any, Final
 import click
 
 from postpress_async._cli import exit_codes, options
-from postpress_async._cli.command import Command, Option
+from postpress_async._cli.command import Command, option
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.job import Job
 from postpress_async._cli.rotate import SETTINGS, start
@@ -27,27 +27,24 @@ _LISTED: Final = 20  # accounts that cannot go back; --json lists all of them
     epilog=exit_codes.HELP,
 )
 @click.argument("journal", type=options.FILE)
-@click.option(
+@option(
     "--to",
-    cls=Option,
     type=click.IntRange(1),
     metavar="RUN",
     required=True,
     allow_from_autoenv=False,
     help="Number of the run to go back to, as the command history lists it.",
 )
-@click.option(
+@option(
     "--pool",
-    cls=Option,
     type=options.FILE,
     metavar="FILE",
     multiple=True,
     help="List of proxies, in any form that rotate accepts, in which the earlier proxies are looked up by "
     "user name, host and port. - is standard input. Repeat the option to combine several lists.",
 )
-@click.option(
+@option(
     "--skip-bad",
-    cls=Option,
     is_flag=True,
     help="Send the other accounts even if some cannot go back, and use the valid lines of --pool even if "
     "others are invalid. By default, nothing is sent in these cases.",
@@ -92,7 +89,7 @@ def rollback(**values: Any) -> int:
     job = Job(
         parsed,
         plan.changes,
-        None,
+        {},
         journal,
         survey,
         selection=plan.selection,

@@ -15,7 +15,7 @@ from postpress_async._cli.job import Job
 from postpress_async._cli.preview import preview
 from postpress_async._cli.rotate_options import RotateOptions, journal_options, rotation_options
 from postpress_async._cli.running import run_job
-from postpress_async.rotation.journal._preflight import is_due, is_unfinished
+from postpress_async.rotation.journal._preflight import is_due, unfinished_run
 
 SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
 """For commands that read the same environment variables: --rate is POSTPRESS_RATE."""
@@ -108,13 +108,13 @@ def start(job: Job, events: EventStream) -> int:
 def _rotate(parsed: RotateOptions) -> int:
     events = EventStream(sys.stdout if parsed.json else None, verbose=parsed.verbose)
     with open_job(parsed, events) as job:
-        was_unfinished = parsed.every is not None and is_unfinished(job.journal)
+        unfinished = None if parsed.every is None else unfinished_run(job.journal)
         code = start(job, events)
-    if parsed.every is None or not was_unfinished or parsed.on or parsed.dry_run:
+    if parsed.every is None or unfinished is None or parsed.on or parsed.dry_run:
         return code
     if parsed.fleet == "-" or code not in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}:
         return code
-    if not is_due(job.journal, parsed.every):
+    if not is_due(job.journal, parsed.every, unfinished):
         return code
     events.say("the run that was unfinished is complete: starting the new run that is due")
     return _rotate(parsed)

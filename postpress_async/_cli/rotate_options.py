@@ -1,5 +1,6 @@
 """The options of a rotation, which ``rotate``, ``retry-failed`` and ``rollback`` share."""
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, Literal, Self, get_args
@@ -8,19 +9,20 @@ import click
 from attrs import frozen
 
 from postpress_async._cli import options
-from postpress_async._cli.command import Option
+from postpress_async._cli.command import option
 from postpress_async._cli.next_command import arguments_by_option, retry_command, same_command
 from postpress_async.rotation._pool import Assign
+from postpress_async.rotation._pool_needs import as_tag
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.sandbox import Profile
 
-_input: Final = partial(click.option, cls=Option, group="Input")
-_assignment: Final = partial(click.option, cls=Option, group="Proxy assignment")
-_limit: Final = partial(click.option, cls=Option, group="Limits")
-_stopping: Final = partial(click.option, cls=Option, group="Stopping and resuming")
-_output: Final = partial(click.option, cls=Option, group="Output")
-_cluster: Final = partial(click.option, cls=Option, group="Cluster")
-_sandbox: Final = partial(click.option, cls=Option, group="Sandbox")
+_input: Final = partial(option, group="Input")
+_assignment: Final = partial(option, group="Proxy assignment")
+_limit: Final = partial(option, group="Limits")
+_stopping: Final = partial(option, group="Stopping and resuming")
+_output: Final = partial(option, group="Output")
+_cluster: Final = partial(option, group="Cluster")
+_sandbox: Final = partial(option, group="Sandbox")
 
 journal_options: Final = options.combine(
     _stopping(
@@ -101,10 +103,12 @@ run_options: Final = options.combine(
     _stopping(
         "--halt",
         type=options.halt,
-        metavar="5%|100|never",
+        metavar="5%|100|SCOPE=5%,...|never",
         default="50%",
         help="Stop the run when this many accounts have failed: a percentage of the latest 200 accounts, a "
-        "number of accounts in the whole run, or never. A refused API key always stops the run.",
+        "number of accounts in the whole run, or never. With scopes, such as proxy=5%,service=20%, only "
+        "failures of these scopes stop it: request, account, proxy or service, as the command errors lists "
+        "them. A refused API key always stops the run.",
     ),
     _stopping(
         "--canary",
@@ -218,11 +222,21 @@ rotation_options: Final = options.combine(
     _assignment(
         "--pool",
         type=options.FILE,
-        metavar="FILE",
+        metavar="[TAG=]FILE",
         multiple=True,
         help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
-        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. - is "
-        "standard input. Repeat the option to combine several lists.",
+        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. A user name "
+        "with {account_id}, {try} (the number of failovers) or other columns of FLEET makes the line a "
+        "template, as gateways need it. - is standard input. Repeat the option to combine several lists. "
+        "With a TAG, such as US=us.txt, the list is only for accounts with that tag in the column pool, or "
+        "in the column of --pool-by.",
+    ),
+    _assignment(
+        "--pool-by",
+        metavar="COLUMN",
+        help="Column of FLEET with the tag of each account, which names the --pool to use, such as country. "
+        "It then orders no managed proxy. A list of --pool without a TAG must be CSV with this column, too. "
+        "By default, the column pool if any --pool has a TAG.",
     ),
     _assignment(
         "--assign",
@@ -246,6 +260,16 @@ rotation_options: Final = options.combine(
         help="Maximum number of other proxies from --pool to try for an account whose proxy does not work.",
     ),
     _assignment(
+        "--cool-down",
+        type=options.duration,
+        metavar="DURATION",
+        default="30m",
+        help="Time for which a proxy from --pool gets no account after it failed two accounts that other "
+        "proxies then served. After that, one account tries it with one request; each further failure "
+        "doubles the time, up to 24h. The journal keeps it for the next run. If most proxies fail at the "
+        "same time, all accounts wait until one of them works again, at most for this time.",
+    ),
+    _assignment(
         "--country",
         metavar="CC",
         help="Order a managed proxy (one that PostPress provides) in this country, a two-letter code such as "
@@ -255,7 +279,7 @@ rotation_options: Final = options.combine(
 )
 """Adds all options but those of a journal, which ``retry-failed`` takes as an argument."""
 
-_REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers")
+_REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers", "cool_down", "pool_by")
 
 
 @frozen(kw_only=True)
@@ -277,9 +301,11 @@ class RotateOptions:
     query: str | None = None
     journal: str | None
     pool: tuple[str, ...]
+    pool_by: str | None = None
     assign: Assign = "round-robin"
     accounts_per_proxy: int | None = None
     failovers: int = 3
+    cool_down: float = 1800.0
     country: str | None = None
     skip_bad: bool
     in_flight: int
@@ -289,7 +315,7 @@ class RotateOptions:
     max_duration: float | None
     cluster: str | None
     certificates: str | None
-    halt: str | int
+    halt: str | int | Mapping[str, str | int]
     canary: int
     on_unknown: OnUnknown
     on_failed: OnFailed = "report"
@@ -314,12 +340,7 @@ class RotateOptions:
 
     @classmethod
     def parse(cls, **values: Any) -> Self:
-        """
-        Create from the current command's parameters.
-
-        Raises:
-            click.UsageError: Options cannot be combined, or one requires another.
-        """
+        """Create from the current command's parameters, or raise `click.UsageError`."""
         context = click.get_current_context()
         parsed = cls(**values, command=same_command(context), arguments=arguments_by_option(context))
         parsed._check()
@@ -344,8 +365,18 @@ class RotateOptions:
             raise click.UsageError("--certificates requires --cluster")
         if self.on and "every" in self.arguments:
             raise click.UsageError("--on cannot be combined with --every: it always starts a new run")
-        if [self.fleet, *self.pool].count("-") > 1:
+        if [self.fleet, *(path for _, path in self.lists)].count("-") > 1:
             raise click.UsageError("standard input can be FLEET or one --pool, not both")
+
+    @property
+    def lists(self) -> list[tuple[str | None, str]]:
+        """The tag, or None, and the path of each list of proxies."""
+        lists: list[tuple[str | None, str]] = []
+        for word in self.pool:
+            tag, equals, path = word.partition("=")
+            is_path = not equals or not as_tag(tag) or "/" in tag or os.path.exists(word)
+            lists.append((None, word) if is_path else (as_tag(tag), path))
+        return lists
 
     def retry_command(self, journal: str) -> str:
         """The command that retries the failed accounts of *journal*."""

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from attrs import define
 
 from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
@@ -25,6 +26,7 @@ from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
 from postpress_async.rotation import Halt, Rotation, RotationSummary, State
 from postpress_async.rotation._outcome import KEY_EXPIRED
+from postpress_async.rotation._pool._tags import argument_of
 from postpress_async.sandbox import Sandbox
 from postpress_async.secret import Secret
 from postpress_async.session import PostPressSession
@@ -41,7 +43,7 @@ async def run_job(job: Job, events: EventStream) -> int:
         sandbox = None
         key, url = None, options.base_url
         if options.sandbox:
-            dead = frozenset[str]() if job.pool is None else first_addresses(job.pool, options.dead_proxies)
+            dead = first_addresses(job.proxies, options.dead_proxies)
             sandbox = Sandbox(profile=options.profile, seed=options.seed, dead_proxies=dead)
             await stack.enter_async_context(sandbox)
             key, url = Secret(sandbox.api_key), sandbox.url
@@ -69,7 +71,7 @@ async def run_job(job: Job, events: EventStream) -> int:
             job.changes,
             journal=job.journal,
             halt=Halt(failures=options.halt, canary=options.canary),
-            pool=job.pool,
+            pool=argument_of(job.pools),
             limit=options.limit,
             on_unknown=options.on_unknown,
             on_failed=options.on_failed,
@@ -97,12 +99,7 @@ async def run_job(job: Job, events: EventStream) -> int:
 
 
 def import_cluster() -> ModuleType:
-    """
-    Import `postpress_async.cluster`, which requires an extra.
-
-    Raises:
-        click.UsageError: The extra is not installed.
-    """
+    """Import `postpress_async.cluster`; raise `click.UsageError` if its extra is not installed."""
     try:
         return import_module("postpress_async.cluster")
     except ImportError as error:
@@ -118,20 +115,13 @@ def _silence_dask() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+@define
 class _Stop:
-    """
-    Why the run stopped early.
+    """Why the run stopped early."""
 
-    Attributes:
-        interrupted: Whether a signal arrived.
-        immediate: Whether a second signal arrived, after which requests in flight are cancelled.
-        timed_out: Whether the maximum duration passed.
-    """
-
-    def __init__(self) -> None:
-        self.interrupted = False
-        self.immediate = False
-        self.timed_out = False
+    interrupted: bool = False  # by a signal
+    immediate: bool = False  # by a second signal, which cancels the requests in flight
+    timed_out: bool = False
 
 
 async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream) -> _Stop:
@@ -145,9 +135,13 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
                     events.say(f"nothing was sent: {_why_complete(job, rotation)}")
                 events.begun(job, rotation.summary)
                 with Progress(job.total, rotation, sender) as progress:
+                    canary_passed = False
                     async for outcome in rotation:
                         progress.update(outcome)
                         events.settled(outcome)
+                        if rotation.summary.canary_passed and not canary_passed:
+                            canary_passed = True
+                            events.canary_passed(job.options.canary)
                         if events.is_closed and not rotation.summary.stopped:
                             rotation.stop()
     except RotationError as error:
@@ -238,7 +232,7 @@ def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream
         yield f"the pool is exhausted: {accounts} got no proxy; add proxies to {lists}"
     elif summary.quarantined:
         proxies = counted(summary.quarantined, "proxy", "proxies")
-        yield f"{proxies} of the pool did not work and got no further accounts"
+        yield f"{proxies} of the pool did not work and got no further accounts (see --cool-down)"
     reported = unknown if job.options.on_unknown == "report" else 0
     if reported:
         yield (

@@ -3,44 +3,42 @@
 import asyncio
 import json
 import signal
-from functools import partial
+from collections.abc import Iterable
 from itertools import islice
 
 import click
 
 from postpress_async._cli import options
-from postpress_async._cli.command import Command, Option
+from postpress_async._cli.command import Command, option
 from postpress_async._cli.output import report_file_limit_once
-from postpress_async.rotation import ProxyPool
+from postpress_async.rotation import PooledProxy, ProxyPool
 from postpress_async.sandbox import Profile, Sandbox
 from postpress_async.sandbox._sandbox import API_KEY
 
-_option = partial(click.option, cls=Option)
-
 
 @click.command(cls=Command, short_help="Run the sandbox, a local fake of the API.")
-@_option(
+@option(
     "--port",
     type=click.IntRange(0, 65535),
     default=0,
     help="TCP port to listen on. 0: any free port.",
 )
 @options.random_faults()
-@_option(
+@option(
     "--latency",
     metavar="SECONDS",
     type=click.FloatRange(0),
     default=0.0,
     help="Seconds that each update takes.",
 )
-@_option(
+@option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
     help="Maximum number of requests per second; excess ones get a 429 Too Many Requests. No limit by "
     "default.",
 )
-@_option("--pool", type=options.FILE, metavar="FILE", help="List of proxies, for --dead-proxies.")
-@_option(
+@option("--pool", type=options.FILE, metavar="FILE", help="List of proxies, for --dead-proxies.")
+@option(
     "--dead-proxies",
     metavar="N",
     type=click.IntRange(0),
@@ -73,7 +71,7 @@ def sandbox(
     asyncio.run(_serve(server, port))
 
 
-def first_addresses(pool: ProxyPool, count: int) -> frozenset[str]:
+def first_addresses(pool: Iterable[PooledProxy], count: int) -> frozenset[str]:
     """``host:port`` of the first *count* proxies, for the sandbox's *dead_proxies*."""
     return frozenset(f"{pooled.proxy.host}:{pooled.proxy.port}" for pooled in islice(pool, count))
 

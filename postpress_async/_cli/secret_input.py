@@ -76,12 +76,7 @@ def read_secret_file(path: str, content: str) -> Secret:
 
 
 def read_key(path: str | None) -> Secret | None:
-    """
-    Read the API key from the file of ``--api-key-file``; return None if it is in POSTPRESS_API_KEY.
-
-    Raises:
-        ConfigurationError: The file cannot be read, or *path* is None and POSTPRESS_API_KEY is not set.
-    """
+    """Read the key from the file of ``--api-key-file``; None if it is in POSTPRESS_API_KEY instead."""
     if path is None and not os.environ.get("POSTPRESS_API_KEY"):
         raise ConfigurationError("there is no API key. Set POSTPRESS_API_KEY, or use --api-key-file FILE")
     return None if path is None else read_secret_file(path, "the API key")

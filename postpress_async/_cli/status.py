@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from postpress_async._cli.command import Command, Option
+from postpress_async._cli.command import Command, option
 from postpress_async._cli.output import counted, moment
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._advice import advice
@@ -28,7 +28,7 @@ _DESCRIPTIONS: Final = {
 
 @click.command(cls=Command, short_help="Show the progress of a rotation and what to do next.")
 @click.argument("journal")
-@click.option("--json", "as_json", cls=Option, is_flag=True, help="Print one JSON object instead of text.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def status(journal: str, as_json: bool) -> None:
     """
     Show the progress of a rotation, its errors, and what to do next.

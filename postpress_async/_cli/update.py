@@ -11,13 +11,13 @@ import click
 
 from postpress_async._call.idempotency import FixedKey, FreshKeys, KeyGenerator, Keys, check_key
 from postpress_async._cli import exit_codes, options
-from postpress_async._cli.command import Command, Option
+from postpress_async._cli.command import Command, option
 from postpress_async._cli.secret_input import EXPOSED_PROXY, read_key, read_secret_file
 from postpress_async.errors import Applied, PostPressError, Scope
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.session import PostPressSession
 
-_assignment: Final = partial(click.option, cls=Option, group="Proxy assignment")
+_assignment: Final = partial(option, group="Proxy assignment")
 
 
 @click.command(cls=Command, epilog=exit_codes.HELP, short_help="Give one account a new proxy.")
@@ -44,9 +44,8 @@ _assignment: Final = partial(click.option, cls=Option, group="Proxy assignment")
     help="Order a managed proxy (one that PostPress provides) in the country of this IPv4 address.",
 )
 @options.connection
-@click.option(
+@option(
     "--idempotency-key",
-    cls=Option,
     group="Connection",
     metavar="KEY",
     allow_from_autoenv=False,  # a key is for one change, but an environment variable would apply to many

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 from urllib.parse import quote
 
-from attrs import define, field
-
 from postpress_async._converter import body_of
 from postpress_async._error_base import listed_type
 from postpress_async._fields import check_account_id, printable
 from postpress_async._http.retry_after import read_date, read_retry_after
+from postpress_async._http.transport import Request, Response
 from postpress_async.errors import AnswerError, ApiError, PostPressError, Problem
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
 from postpress_async.secret import MASK, Secret
@@ -38,39 +37,15 @@ _URL_SAFE: Final = "-._~!$&'()*+,;=:@/?"
 _ESCAPE: Final = re.compile(r"%[0-9A-F]{2}|\\u[0-9a-f]{4}")
 
 
-@define
-class Request:
-    """The body of one PATCH. *secrets* are masked in all texts of the response."""
-
-    account_id: str
-    body: bytes = field(repr=False)
-    secrets: tuple[Secret, ...] = ()
-
-
-@define
-class Response:
-    """The status, the whole body, and the headers ``Retry-After`` and ``Date``."""
-
-    status: int
-    body: bytes = field(repr=False)
-    retry_after: str | None = field(default=None, repr=False)
-    date: str | None = field(default=None, repr=False)
-
-
-def encode_request(account_id: str, change: ProxyChange) -> Request:
-    """
-    Encode the request that applies *change* to *account_id*. Fields that are None are omitted.
-
-    Raises:
-        FieldError: The id cannot be part of a URL.
-    """
+def encode_request(account_id: str, change: ProxyChange, url: str, api_key: Secret) -> Request:
+    """Encode the request that sets *change*; raise `FieldError` if the id cannot be part of a URL."""
     check_account_id(account_id)
-    secrets = () if isinstance(change, ManagedProxy) or change.password is None else (change.password,)
-    return Request(account_id, _encode_json(body_of(change)).encode("ascii"), secrets)
+    password = None if isinstance(change, ManagedProxy) else change.password
+    return Request(account_id, url, _encode_json(body_of(change)).encode("ascii"), api_key, password)
 
 
 def decode_response(
-    response: Response, request: Request, key: Secret, attempts: tuple[Attempt, ...] = ()
+    response: Response, request: Request, attempts: tuple[Attempt, ...] = ()
 ) -> AccountPatched:
     """
     Return the success, with the history of *attempts*, if *response* is a success of this very request.
@@ -84,7 +59,8 @@ def decode_response(
         if problem is None:
             return AccountPatched(request.account_id, attempts)
         raise AnswerError(problem, 200)
-    raise _decode_error(response, (key, *request.secrets))
+    key, password = request.api_key, request.password
+    raise _decode_error(response, (key,) if password is None else (key, password))
 
 
 def _find_mismatch(body: bytes, account_id: str) -> str | None:
@@ -185,12 +161,7 @@ def _written_forms(word: str) -> Iterator[str]:
 
 
 def _parse_json(body: bytes) -> tuple[object, str | None]:
-    """
-    Return the value, or None and the problem.
-
-    It raises nothing, because the exceptions of `json` and of decoding hold the whole text, and would be on
-    the chain of ours.
-    """
+    """Return the value, or None and the problem. An exception would hold the text, and its secrets."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:

@@ -121,10 +121,8 @@ async def check_idle(protocol: ResponseHandler | None) -> ResponseHandler:
     """
     Let the event loop read from a connection that is not `is_reusable`, and return it if it is still usable.
 
-    With TLS, the unread data may be a session ticket, which is not part of a response.
-
-    Raises:
-        UnusableConnectionError: Data arrived, or the connection has closed.
+    With TLS, the unread data may be a session ticket, which is not part of a response. Otherwise it raises
+    `UnusableConnectionError`, also if the connection has closed.
     """
     if protocol is None or (_is_plain(protocol.transport) and has_unread_data(protocol.transport)):
         raise UnusableConnectionError  # the start of a line would become the start of the next response

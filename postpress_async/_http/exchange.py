@@ -16,10 +16,9 @@ from aiohttp.http import RawResponseMessage
 from attrs import field, frozen
 from yarl import URL
 
-from postpress_async._http.codec import Request, Response
 from postpress_async._http.connections import is_reusable
 from postpress_async._http.responses import check_lengths, make_response, read_body
-from postpress_async._http.transport import NO_TIMEOUTS
+from postpress_async._http.transport import NO_TIMEOUTS, Request, Response
 from postpress_async.secret import Secret
 
 
@@ -53,12 +52,7 @@ class RequestTemplate:
 
 
 async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
-    """
-    Read the head of the response, skipping 1xx responses. Returns it and the stream of the body.
-
-    Raises:
-        Exception: One of `FAILURES`; the connection must not be reused.
-    """
+    """Read the head of the response, skipping 1xx ones, and return it with the stream of the body."""
     while True:
         head, content = await protocol.read()
         if not 100 <= head.code < 200 or head.code == 101:
@@ -93,7 +87,7 @@ def self_test() -> str | None:
     if not is_reusable(protocol):
         return "a new connection is not usable"
     template = RequestTemplate(b"PATCH /", b" HTTP/1.1\r\nContent-Length: ")
-    template.write(protocol, Request("a", b"{}"), "i")
+    template.write(protocol, Request("a", "", b"{}", Secret("k")), "i")
     if transport.written != b"PATCH /a HTTP/1.1\r\nContent-Length: 2\r\nIdempotency-Key: i\r\n\r\n{}":
         return "a request is not written"
     protocol.data_received(_TEST_RESPONSE)

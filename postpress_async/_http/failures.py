@@ -28,12 +28,8 @@ def failure_of(
     """
     Translate one of `FAILURES`. Raise the result outside the handler, so that *error* is not its context.
 
-    Args:
-        error: The exception.
-        host: Host and port of the base URL, for the message.
-        sent: Whether the API may have received the request.
-        closed: Whether the session was closed before the response was complete.
-        timeout: The attempt's timeout in seconds if it has expired, otherwise None.
+    *sent* says whether the API may have received the request, *closed* whether the session was closed
+    meanwhile. *timeout* is that of the attempt, if it has expired.
     """
     if closed:
         failure: errors.PostPressError = errors.ConnectionLostError(

@@ -14,13 +14,12 @@ from aiohttp.client_reqrep import ConnectionKey
 from yarl import URL
 
 from postpress_async import errors
-from postpress_async._http.codec import Request, Response
 from postpress_async._http.connections import Connector, check_idle, is_reusable
 from postpress_async._http.exchange import RequestTemplate, find_incompatibility, read_head, read_response
 from postpress_async._http.failures import FAILURES, failure_of
 from postpress_async._http.responses import error_response
 from postpress_async._http.session_transport import AiohttpTransport
-from postpress_async._http.transport import NO_TIMEOUTS, Transport, headers_for
+from postpress_async._http.transport import NO_TIMEOUTS, Request, Response, Transport, headers_for
 from postpress_async._timeouts import TimeoutGroup
 from postpress_async.secret import Secret
 

@@ -7,7 +7,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError, PayloadEncodingError
 from multidict import CIMultiDictProxy
 
-from postpress_async._http.codec import MAX_RESPONSE_SIZE, Response
+from postpress_async._http.codec import MAX_RESPONSE_SIZE
+from postpress_async._http.transport import Response
 
 
 class NotHttpError(ValueError):
@@ -23,13 +24,7 @@ class TooLargeError(ValueError):
 
 
 async def read_body(content: aiohttp.StreamReader, protocol: ResponseHandler | None, status: int) -> bytes:
-    """
-    Read the whole body.
-
-    Raises:
-        TooLargeError: The body is too large. Its rest is not read, so do not reuse the connection.
-        NotHttpError: The body is malformed.
-    """
+    """Read the whole body; raise `TooLargeError`, or `NotHttpError` if it is malformed."""
     if content.is_eof() and content.total_bytes <= MAX_RESPONSE_SIZE:
         return content.read_nowait()
     fail_when_closed(content, protocol)
@@ -81,11 +76,7 @@ def _is_parser_error(protocol: ResponseHandler | None, error: aiohttp.ClientPayl
 
 
 def error_response(status: int, headers: CIMultiDictProxy[str]) -> Response | None:
-    """
-    Return an error response with an empty body; None for a success, whose body must be read and checked.
-
-    If the body of an error response cannot be read, the status is enough to classify it.
-    """
+    """Return an error response without its body; None for a success, whose body must be read and checked."""
     return make_response(status, headers, b"") if status >= 300 else None
 
 

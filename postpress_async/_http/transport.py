@@ -1,11 +1,12 @@
-"""The interface of transports, and the headers that all of them send."""
+"""The interface of transports."""
 
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import aiohttp
+from attrs import define, field
 
-from postpress_async._http.codec import Request, Response
 from postpress_async._version import __version__
+from postpress_async.secret import Secret
 
 HEADERS: Final = {
     "Accept": "application/json",
@@ -18,24 +19,74 @@ NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
 """No timeouts in aiohttp: a transport has one timer for all requests in flight."""
 
 
+@define
+class Request:
+    """
+    The PATCH request of one call, the same for all attempts.
+
+    Attributes:
+        account_id: The account.
+        url: Where it is sent.
+        body: The change as JSON, with the proxy's password.
+        api_key: The API key.
+        password: The proxy's password; None if it has none.
+    """
+
+    account_id: str
+    url: str
+    body: bytes = field(repr=False)
+    api_key: Secret
+    password: Secret | None = None
+
+    def headers(self, idempotency_key: str | None) -> dict[str, str]:
+        """The headers, with the API key in plain text, and without ``Host`` and ``Content-Length``."""
+        headers = HEADERS | {"X-API-KEY": self.api_key.reveal()}
+        return headers if idempotency_key is None else headers | {"Idempotency-Key": idempotency_key}
+
+
+@define
+class Response:
+    """
+    A complete response.
+
+    Attributes:
+        status: The HTTP status.
+        body: The body, not compressed.
+        retry_after: The header ``Retry-After``; None without one.
+        date: The header ``Date``, by whose clock a date in *retry_after* is read; None without one.
+    """
+
+    status: int
+    body: bytes = field(repr=False)
+    retry_after: str | None = field(default=None, repr=False)
+    date: str | None = field(default=None, repr=False)
+
+
+@runtime_checkable
 class Transport(Protocol):
-    """Sends requests to the API."""
+    """
+    Sends requests: over another HTTP client than aiohttp, or to a fake in the tests of an application.
+
+    Pass an object with these methods as ``PostPressSession(transport=...)``. The session retries, decodes
+    responses and closes the transport.
+    """
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
         """
-        Send *request* and return the complete response, within *timeout* seconds.
+        Send *request* and return the complete response within *timeout* seconds. Follow no redirect.
 
-        An error response is returned without its body if the body cannot be read: its status is enough.
+        If the body of an error response cannot be read, return it without a body: the status is enough.
 
         Raises:
-            TransportError: There was no response; `applied` says whether the change may have been applied.
+            TransportError: There was no response. Set `applied` of the error to UNKNOWN if the request may
+                have been sent.
             AnswerError: The body of a success is too large, or the response is not HTTP.
-            SessionClosedError: The transport or its connector is closed.
+            SessionClosedError: The transport is closed.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close all connections. Requests in flight end with `ConnectionLostError`."""
+        """Close all connections. Requests in flight raise `ConnectionLostError`."""
         ...
 
 

@@ -31,10 +31,6 @@ class Background:
     the tolerated share, and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection Schemes",
     Biometrika 41, 1954). If three consecutive decreases of the rate do not lower the share of 429s, that
     share is the background, because a tier refuses nothing below its rate limit.
-
-    Attributes:
-        share: From 0 to 1.
-        ineffective_decreases: Consecutive decreases that did not lower the share of 429s.
     """
 
     def __init__(self) -> None:
@@ -50,13 +46,9 @@ class Background:
 
     def record_throttled(self, served: int, in_flight: int, *, before_decrease: bool, below: bool) -> bool:
         """
-        Record a 429. Returns whether there are more than the background explains.
+        Record a 429, with the requests served so far. Returns whether the background does not explain it.
 
-        Args:
-            served: Requests served so far.
-            in_flight: Requests in flight.
-            before_decrease: Whether the request was sent before the last decrease.
-            below: Whether the rate is below the plateau, the rate at which there were too many 429s.
+        *below* says whether the rate is below the plateau, at which there were too many 429s.
         """
         self._refused += 1
         requests = served + in_flight + self._refused

@@ -40,10 +40,6 @@ class CircuitBreaker:
     A request belongs to the *generation* in which it was sent. Do not report responses to requests of an
     earlier generation: they are out of date.
 
-    Args:
-        threshold: Overload signals that open it.
-        random: Returns numbers from 0 to 1 for the jitter, which keeps many clients from returning at once.
-
     Attributes:
         is_open: Whether only probes may be sent.
         generation: Number of times that it has opened or closed.
@@ -75,12 +71,7 @@ class CircuitBreaker:
             self._failures = max(0, self._failures - SUCCESS_CREDIT)
 
     def record_overload(self, sent: float, latency: float, now: float) -> bool:
-        """
-        Record an overload signal for a request sent at *sent*; *latency* is the usual latency.
-
-        Returns:
-            Whether the breaker opens.
-        """
+        """Record an overload signal for a request sent at *sent*. Returns whether the breaker opens."""
         if not self._failures:
             self._first_failure_sent = sent
             self._start_outage(now)
@@ -96,16 +87,10 @@ class CircuitBreaker:
 
     def on_retry_after(self, seconds: float, now: float, *, key_wide: bool) -> bool:
         """
-        Handle the Retry-After of an overload signal: it may open the breaker, or keep it open longer.
+        Handle the Retry-After of an overload signal, which may open the breaker, or keep it open longer.
 
-        Args:
-            seconds: The Retry-After.
-            now: The time.
-            key_wide: Whether it applies to all requests with the key (a 429). A 503 may concern a single
-                request, so three consecutive signals are required.
-
-        Returns:
-            Whether the breaker opens.
+        Returns whether the breaker opens. *key_wide* says that the signal concerns all requests with the
+        key (a 429). A 503 may concern a single request, so three consecutive signals are required.
         """
         until = now + min(seconds, MAX_RETRY_AFTER) * (1 + 0.05 * self._random())
         if self.is_open:
@@ -138,12 +123,7 @@ class CircuitBreaker:
         self.probe_at = now + self._probe_interval(now)
 
     def end_probe(self, success: bool | None, now: float) -> bool:
-        """
-        Record the result of a probe of this generation; None if it ended without one.
-
-        Returns:
-            Whether the breaker closes.
-        """
+        """Record the result of a probe; None if it ended without one. Returns whether the breaker closes."""
         self._probes -= 1
         if success is None:
             self.probe_at = now  # nothing was learned, so probe again at once

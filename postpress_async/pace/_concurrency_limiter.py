@@ -43,10 +43,6 @@ class ConcurrencyLimiter:
 
     Record each response with `record_response` or `record_overload`, in chronological order.
 
-    Args:
-        maximum: Highest limit.
-        initial: First limit.
-
     Attributes:
         value: The limit; round it down.
         latency: Latency in seconds: the geometric mean of the last window, because a few responses of ten
@@ -92,13 +88,9 @@ class ConcurrencyLimiter:
 
     def record_response(self, sent: float, in_flight: int, now: float, timed: bool) -> None:
         """
-        Record a response that is not an overload signal.
+        Record a response that is not an overload signal, with the requests in flight before it.
 
-        Args:
-            sent: Time at which the request was sent.
-            in_flight: Requests in flight before the response arrived.
-            now: The time.
-            timed: Whether its latency counts. That of an error may not be the latency of the service.
+        *timed* says whether its latency counts: that of an error may not be the latency of the service.
         """
         if sent > self._decreased_at:
             self._requests += 1.0

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final, TypeAlias
 
+from attrs import define
+
 from postpress_async._wait_queue import WaitQueue
 from postpress_async.pace._circuit_breaker import FAILURE_THRESHOLD, CircuitBreaker
 from postpress_async.pace._concurrency_limiter import ConcurrencyLimiter
 from postpress_async.pace._load_signal import LoadSignal
 from postpress_async.pace._pace import Pace
-from postpress_async.pace._permit import Permit
 from postpress_async.pace._rate_limiter import RateLimiter
 
 OWN_RETRY_AFTER: Final = 2.0
@@ -23,6 +24,23 @@ would then spin."""
 
 RETRY_SHARE: Final = 8
 """If both are waiting, one in this many permits goes to a new call and the others to retries."""
+
+
+@define(eq=False)
+class Permit:
+    """
+    The permit to send one request. Return it with `Pacer.release`, once.
+
+    Attributes:
+        sent: The pacer's time at which it was granted.
+        generation: The circuit breaker's generation at that time.
+        probe: Whether the request is a probe of the open circuit breaker.
+    """
+
+    sent: float
+    generation: int
+    probe: bool = False
+
 
 # Reading a global takes a third of the time of reading an attribute.
 _SUCCESS, _ALIVE, _OVERLOAD, _THROTTLED, _NONE = LoadSignal
@@ -125,27 +143,9 @@ class Pacer:
         self._permits += 1
         return Permit(now, self._breaker.generation)
 
-    async def acquire(self, *, retry: bool = False) -> Permit:
-        """
-        Wait for a permit.
-
-        Args:
-            retry: Whether the call has already sent a request. Retries come before new calls.
-        """
-        if (permit := self.try_acquire()) is not None:
-            return permit
-        future = self.enqueue(retry=retry)
-        try:
-            permit = await future
-        except BaseException:
-            self.withdraw(future, retry=retry)
-            raise
-        assert permit is not None  # noqa: S101 - only this coroutine has the future
-        return permit
-
     def enqueue(self, *, retry: bool = False) -> PermitFuture:
         """
-        Return the future of a permit; see `acquire`.
+        Return the future of a permit. *retry* says whether the call has already sent a request.
 
         A caller that stops waiting, or sets the result None, must `withdraw` it.
         """
@@ -174,17 +174,10 @@ class Pacer:
 
     def release(self, permit: Permit, signal: LoadSignal, retry_after: float | None = None) -> bool:
         """
-        Return a permit, because its attempt is over.
+        Return a permit, because its attempt is over, with its load signal and Retry-After in seconds.
 
-        Args:
-            permit: The permit.
-            signal: What the end of the attempt says about the load.
-            retry_after: Seconds of the Retry-After. The caller waits for them; above `OWN_RETRY_AFTER`, all
-                calls may have to wait.
-
-        Returns:
-            Whether the attempt counts. A failed probe, or an attempt that fails in a known outage, says
-            nothing about its call.
+        Returns whether the attempt counts: a failed probe, or an attempt that fails in a known outage, says
+        nothing about its call. The caller waits for the Retry-After; above `OWN_RETRY_AFTER`, all calls may.
         """
         if not self._pace.adaptive:
             self._permits -= 1

@@ -54,9 +54,6 @@ class RateLimiter:
     It stays just below the limit of the tier most of the time, but soon finds a higher one: after t = 10 it
     doubles every 5 s. Time in which no request had to wait for the rate limit does not count.
 
-    Args:
-        ceiling: Requests per second; None for no ceiling.
-
     Attributes:
         active: Whether the rate is limited.
         value: Requests per second; infinite without a limit.
@@ -123,12 +120,7 @@ class RateLimiter:
     def record_throttled(
         self, sent: float, served: int, now: float, retry_after: float = 0.0, in_flight: int = 0
     ) -> bool:
-        """
-        Record a 429 for a request sent at *sent*; *served* is the total so far.
-
-        Returns:
-            Whether the number of 429s shows that they apply to all requests with the key.
-        """
+        """Record a 429; *served* is the total so far. Returns whether it concerns the whole key."""
         below = self._learned < BELOW_PLATEAU * self._plateau
         background, before_decrease = self._background, sent <= self._decreased_at
         excess = background.record_throttled(served, in_flight, before_decrease=before_decrease, below=below)

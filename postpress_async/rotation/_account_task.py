@@ -7,16 +7,25 @@ that proxy fails, the account gets the next one. Each proxy is a call of its own
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from attrs import define, frozen
 
 from postpress_async._call.tracker import WaitGroup
-from postpress_async.errors import Applied, DeadlineError, InvalidProxyCredentialsError, PostPressError, Scope
+from postpress_async.errors import Applied, DeadlineError, PostPressError, Scope
 from postpress_async.models import AccountPatched, ManagedProxy, ProxyChange
-from postpress_async.rotation._outcome import MANAGED, Outcome, State
-from postpress_async.rotation._pool import PooledProxy, ProxyPool, assignment_of
+from postpress_async.rotation._outcome import (
+    MANAGED,
+    Outcome,
+    State,
+    failed_outcome,
+    outcome_without_proxy,
+    patched_outcome,
+)
+from postpress_async.rotation._pool import PooledProxy, assignment_of
+from postpress_async.rotation._pool._allocator import ProxyAllocator
+from postpress_async.rotation._pool_needs import Tag
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 
@@ -48,6 +57,7 @@ class AccountTask:
             attempts.
         proxy: The pool's proxy of the latest call; None if the row has a change of its own.
         proxy_in_use: Whether the call with `proxy` has not ended.
+        pool: The pool of `proxy`.
         resumable: The last error of the current call if another attempt would have followed.
         attempts: Requests of earlier calls.
         in_doubt: Whether a request of this run may have been applied.
@@ -57,6 +67,7 @@ class AccountTask:
     in_flight: bool = False
     proxy: PooledProxy | None = None
     proxy_in_use: bool = False
+    pool: ProxyAllocator | None = None
     resumable: PostPressError | None = None
     attempts: int = 0
     in_doubt: bool = False
@@ -92,11 +103,10 @@ class AccountTask:
     def should_give_up(self, error: PostPressError) -> bool:
         """Whether the account should get another proxy instead of another attempt with this one."""
         self.resumable = error
-        pool = self._runner.pool
-        if self.proxy is None or pool is None or error.scope is not Scope.PROXY:
+        if self.proxy is None or self.pool is None or error.scope is not Scope.PROXY:
             return False
         self._strikes += 1
-        return self._strikes >= STRIKES or pool.in_quarantine(self.proxy)
+        return self._strikes >= STRIKES or not self.pool.may_retry(self.proxy)
 
     # --- For the runner ---
 
@@ -137,10 +147,9 @@ class AccountRunner:
     Attributes:
         update: The session's function.
         waits: Where the calls wait.
-        pool: Provides proxies for rows without a change; None if there are no such rows.
+        pools: Provide proxies for rows without a change, by the tag of the row.
         on_backoff: Called with True when a call starts to back off, and with False when it continues.
         on_attempt_failed: Called with the error of each failed attempt.
-        on_proxy_failed: Called with a proxy of the pool that failed, and whether this quarantined it.
         on_cancelled: Called with the outcome of an account for which `run` raises.
         can_resume: Whether a later run may continue this one. Accounts that were refused, but would have been
             retried, are then skipped instead of failed if the run ends.
@@ -148,10 +157,9 @@ class AccountRunner:
 
     update: Update
     waits: WaitGroup
-    pool: ProxyPool | None
+    pools: Mapping[Tag, ProxyAllocator]
     on_backoff: Callable[[bool], object]
     on_attempt_failed: Callable[[PostPressError], object]
-    on_proxy_failed: Callable[[PooledProxy, bool], object]
     on_cancelled: Callable[[Outcome], object]
     can_resume: bool = True
 
@@ -174,9 +182,9 @@ class AccountRunner:
                 task.in_flight = True
                 patched = await self.update(row.account_id, row.change, keys, task)
             attempts = task.attempts + len(patched.attempts)
-            return Outcome.patched(*row_fields, attempts, task.elapsed(), task.assignment(row))
+            return patched_outcome(*row_fields, attempts, task.elapsed(), task.assignment(row))
         except _NoProxyLeftError:
-            return Outcome.without_proxy(*row_fields, in_doubt=inherited_doubt)
+            return outcome_without_proxy(*row_fields, in_doubt=inherited_doubt)
         except PostPressError as error:
             sent = task.attempts or inherited_doubt
             if isinstance(error, DeadlineError) and self.waits.ended and not sent:
@@ -186,7 +194,7 @@ class AccountRunner:
             own_doubt = task.in_doubt or (error.applied is Applied.UNKNOWN and not inherited_doubt)
             if inherited_doubt or task.in_doubt:
                 error.applied = Applied.UNKNOWN  # a refusal says nothing about earlier requests
-            return Outcome.failed(
+            return failed_outcome(
                 *row_fields,
                 error,
                 task.elapsed(),
@@ -215,7 +223,7 @@ class AccountRunner:
             )
         if task.resumable is None:
             return Outcome(*row_fields, State.SKIPPED, task.attempts, applied=Applied.NO)
-        return Outcome.failed(
+        return failed_outcome(
             *row_fields,
             task.resumable,
             task.elapsed(),
@@ -225,36 +233,41 @@ class AccountRunner:
         )
 
     async def _try_proxies(self, row: Row, keys: RowKeys, task: AccountTask) -> AccountPatched:
-        pool, tried = self.pool, list[PooledProxy]()
-        assert pool is not None  # noqa: S101 - without a pool, rows without a change are refused
+        pool = task.pool = self.pools[row.tag]  # rows without a pool are refused
+        tried = list[PooledProxy]()
         error: PostPressError | None = None
+        failovers = 0  # more than those tried if failures during an outage are forgotten
         try:
             if keys.in_doubt:
                 await keys.renew()  # the request under the old key may have named another proxy
-            while (proxy := pool.give(row.account_id, but_not=tried)) is not None:
-                if tried:
+            while True:
+                if pool.must_wait and await self._wait_for(pool):
+                    tried.clear()
+                if error is not None and self.waits.ended:
+                    task.resumable = error  # another proxy might have followed
+                    break
+                if (proxy := pool.give(row.account_id, but_not=tried)) is None:
+                    break
+                if error is not None:
                     await keys.renew()
                 task.start_call(proxy)
                 try:
-                    patched = await self.update(row.account_id, proxy.proxy, keys, task)
-                    pool.worked(proxy)
+                    change = proxy.change_for(row.account_id, row.fields, failovers)
+                    patched = await self.update(row.account_id, change, keys, task)
+                    pool.worked(proxy, row.account_id)
                     return patched
                 except PostPressError as failure:
                     error = failure
                 except BaseException:
-                    if task.applied_nothing:
-                        pool.take_back(proxy)
+                    pool.take_back(proxy, may_have_it=not task.applied_nothing)
                     raise
+                if error.scope is Scope.PROXY:
+                    pool.failed(proxy, row.account_id)
+                pool.take_back(proxy, may_have_it=error.applied is not Applied.NO)
                 if error.scope is not Scope.PROXY:
-                    if error.applied is Applied.NO:
-                        pool.take_back(proxy)
-                    raise error
-                refused = isinstance(error, InvalidProxyCredentialsError)
-                self.on_proxy_failed(proxy, pool.failed(proxy, row.account_id, credentials=refused))
-                if self.waits.ended:
-                    task.resumable = error  # another proxy might have followed
                     raise error
                 tried.append(proxy)
+                failovers += 1
                 task.end_call(error)
             if error is None:
                 raise _NoProxyLeftError
@@ -262,3 +275,10 @@ class AccountRunner:
             raise error
         finally:
             del error  # its traceback refers to this frame: a reference cycle
+
+    async def _wait_for(self, pool: ProxyAllocator) -> bool:
+        self.on_backoff(True)
+        try:
+            return await pool.wait(self.waits)
+        finally:
+            self.on_backoff(False)

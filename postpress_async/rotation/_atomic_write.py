@@ -23,46 +23,37 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Path(path)
     _check_is_regular(target)
+    temporary = None
     try:
         handle, temporary = tempfile.mkstemp(
             prefix=f".{target.name[:64]}.", suffix=".part", dir=target.parent
         )
-    except OSError as error:
-        raise _not_writable(target, error) from None
-    try:
         with open(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-        _sync_folder(target.parent)
+        # The new name is stored in the folder. Some systems cannot open or flush a folder.
+        with suppress(OSError):
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
-        raise _not_writable(target, error) from None
+        reason = error.strerror or error
+        raise RotationError(f"{target} cannot be written ({reason}); name another file") from None
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def _check_is_regular(path: Path) -> None:
     try:
-        status = os.lstat(path)
+        mode = path.lstat().st_mode
     except OSError:
         return  # it does not exist, or creating the file will raise
-    if stat.S_ISLNK(status.st_mode):
+    if stat.S_ISLNK(mode):
         raise RotationError(f"{path} is a symbolic link, which is not followed; name the file itself")
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(mode):
         raise RotationError(f"{path} is not a regular file; name another file")
-
-
-def _sync_folder(folder: Path) -> None:
-    # The new name is stored in the folder. Some systems cannot open or flush a folder.
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _not_writable(path: Path, error: OSError) -> RotationError:
-    return RotationError(f"{path} cannot be written ({error.strerror or error}); name another file")

@@ -1,4 +1,4 @@
-"""The part of a rotation that does not depend on where its calls run: journal, halts, summary, outcomes."""
+"""The part of a rotation that does not depend on where its calls run: journal, pools, halts, outcomes."""
 
 import asyncio
 import logging
@@ -14,10 +14,20 @@ from postpress_async.errors import Applied, PostPressError, SessionClosedError
 from postpress_async.rotation._canary_gate import CanaryGate
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import Outcome, RotationSummary, State, not_sent_error
+from postpress_async.rotation._outcome import (
+    Outcome,
+    RotationSummary,
+    State,
+    count_outcome,
+    not_sent_error,
+    settled_event,
+)
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._pool import PooledProxy
+from postpress_async.rotation._pool._allocator import ProxyAllocator, Quarantine, unix_clock
+from postpress_async.rotation._pool._tags import Pools
+from postpress_async.rotation._pool_needs import Tag
 from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation.journal import Journal
 
@@ -30,6 +40,7 @@ class RotationCore:
 
     Args:
         halt: The failure threshold and the canary.
+        pools: The pools by tag.
         limit: Most rows to take; None for all.
         drain: Whether rows are also taken after the rotation was stopped or halts.
         waits: Where the calls wait.
@@ -41,6 +52,7 @@ class RotationCore:
         outcomes: What the caller iterates over.
         row_source: The rows.
         journal: The journal; None without one, and before it is open.
+        allocators: Assign the proxies, by tag; empty before `open_pools`.
         stopping: Whether nothing new is sent.
         error: What ended the rotation; None if nothing did.
         waits: See above.
@@ -50,6 +62,7 @@ class RotationCore:
         self,
         *,
         halt: Halt,
+        pools: Pools,
         limit: int | None,
         drain: bool,
         waits: WaitGroup,
@@ -60,9 +73,11 @@ class RotationCore:
         self.outcomes: Final = OutcomeQueue(unread)
         self.waits: Final = waits
         self.journal: Journal | None = None
+        self.allocators: Final[dict[Tag, ProxyAllocator]] = {}
         self.stopping: bool = False
         self.error: Exception | None = None
         self._halt: Final = halt
+        self._pools: Final = pools
         self._drain: Final = drain
         self._observer: Final = observer
         self._failed: Final[Counter[tuple[str | None, Applied | None]]] = Counter()
@@ -70,15 +85,32 @@ class RotationCore:
         self._canary_gate: Final = CanaryGate(halt.canary, limit)
         self.row_source: Final = RowSource(self._canary_gate)
 
+    def open_pools(self) -> None:
+        """Create the allocators, which use the clock of the running event loop."""
+        clock = unix_clock()
+        for tag, pool in self._pools.items():
+            self.allocators[tag] = ProxyAllocator(
+                pool,
+                may_wait=self.waits.waits_out_outages,
+                on_proxy=self._on_proxy,
+                observer=self._observer,
+                clock=clock,
+            )
+
     def resume(self, journal: Journal) -> None:
         """Continue the run of *journal*."""
         self.journal = journal
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()
-        key_works = done[State.PATCHED] > 0
-        connected = key_works or done[State.FAILED] > 0
+        key_works = done[State.PATCHED] > 0 and journal.same_key
+        connected = done[State.PATCHED] + done[State.FAILED] > 0
         self._monitor = FailureMonitor(self._halt, key_works=key_works, connected=connected)
+        if self.allocators:
+            accounts, quarantines = journal.proxies(), journal.quarantines()
+            for allocator in self.allocators.values():
+                allocator.resume(accounts, quarantines)
+            self._count_quarantined()
 
     async def room(self) -> None:
         """Wait while too many outcomes are not on disk yet."""
@@ -166,27 +198,19 @@ class RotationCore:
         elif reason is not None:
             self._halt_for(reason)
         elif not self._canary_gate.is_open:
-            was_tried = self._monitor.tried > tried
-            self._canary_gate.completed(tried=was_tried, passed=self._monitor.canary_passed)
+            self.summary.canary_passed = passed = self._monitor.canary_passed
+            self._canary_gate.completed(tried=self._monitor.tried > tried, passed=passed)
+            if passed:
+                _log.info("the canary passed: the other accounts follow", extra={"canary": "passed"})
 
     def _record(self, outcome: Outcome, *, recorded: bool = False) -> None:
-        self.summary.count(outcome)
+        count_outcome(self.summary, outcome)
         if self.journal is not None and not recorded:
             self.journal.record(outcome)
         if outcome.state is State.FAILED:
             self._failed[outcome.error_type, outcome.applied] += 1
         if self._observer is not None:
-            event = events.AccountSettled(
-                outcome.account_id,
-                outcome.ordinal,
-                outcome.state,
-                outcome.attempts,
-                outcome.elapsed,
-                outcome.error_type,
-                outcome.scope,
-                outcome.applied,
-            )
-            self._observer(event)
+            self._observer(settled_event(outcome))
 
     def _record_unsent(self, pending: PendingRow) -> None:
         outcome = pending.unsent_outcome()
@@ -195,7 +219,7 @@ class RotationCore:
         else:
             self._record(outcome)
 
-    # --- Callbacks of the runner ---
+    # --- Callbacks of the runner and of the allocators ---
 
     def on_cancelled(self, outcome: Outcome) -> None:
         """See `AccountRunner`."""
@@ -207,12 +231,10 @@ class RotationCore:
         if not self.stopping and (reason := self._monitor.attempt_failed(error)) is not None:
             self._halt_for(reason)
 
-    def on_proxy_failed(self, proxy: PooledProxy, quarantined: bool) -> None:
-        """See `AccountRunner`."""
-        self.summary.quarantined += quarantined
+    def _on_proxy(self, proxy: PooledProxy, quarantine: Quarantine | None, failed: bool) -> None:
+        self._count_quarantined()
         if self.journal is not None:
-            self.journal.proxy_failed(proxy.label, quarantined=quarantined)
-        if quarantined:
-            _log.warning("proxy %s quarantined for this run", proxy.label, extra={"proxy": proxy.label})
-            if self._observer is not None:
-                self._observer(events.ProxyQuarantined(proxy.label))
+            self.journal.record_proxy(proxy.label, quarantine, failed=failed)
+
+    def _count_quarantined(self) -> None:
+        self.summary.quarantined = sum(allocator.quarantined for allocator in self.allocators.values())

@@ -19,18 +19,15 @@ from attrs import evolve, frozen
 from postpress_async import events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
-from postpress_async.errors import (
-    Applied,
-    NotSentError,
-    PostPressError,
-    Scope,
-)
+from postpress_async.errors import Applied, NotSentError, PostPressError, Scope
 from postpress_async.rotation._account_task import AccountRunner, Update
+from postpress_async.rotation._canary import draw_canary
 from postpress_async.rotation._core import RotationCore
 from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import Outcome, RotationSummary, State
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
 from postpress_async.rotation._pool import ProxyPool
+from postpress_async.rotation._pool._tags import pools_of
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
@@ -124,7 +121,7 @@ class Rotation:
         finite: bool = False,
         total: int | None = None,
         halt: Halt | None = None,
-        pool: ProxyPool | None = None,
+        pool: ProxyPool | Mapping[str, ProxyPool] | None = None,
         limit: int | None = None,
         drain: bool = False,
         waits: WaitGroup | None = None,
@@ -133,6 +130,7 @@ class Rotation:
     ) -> None:
         self._core: Final = RotationCore(
             halt=halt or Halt(),
+            pools=pools_of(pool),
             limit=limit,
             drain=drain,
             waits=waits or WaitGroup(),
@@ -150,15 +148,14 @@ class Rotation:
         self._open_journal: Final = journal
         self._finite: Final = finite
         self._drain: Final = drain
-        self._pool: Final = pool
+        self._canary: Final = halt.canary if halt else 0
         self._input: Final = rows
         self._runner = AccountRunner(
             update=update,
             waits=self._core.waits,
-            pool=pool,
+            pools=self._core.allocators,
             on_backoff=self._on_backoff,
             on_attempt_failed=self._core.on_attempt_failed,
-            on_proxy_failed=self._core.on_proxy_failed,
             on_cancelled=self._core.on_cancelled,
             can_resume=not drain,
         )
@@ -178,6 +175,11 @@ class Rotation:
     def retrying(self) -> int:
         """Accounts that are backing off now."""
         return self._backing_off
+
+    @property
+    def proxies_failing(self) -> bool:
+        """Whether accounts wait because most proxies of a pool fail at the same time."""
+        return any(allocator.paused for allocator in self._core.allocators.values())
 
     def stop(self) -> None:
         """Send nothing more, not even retries. Iteration ends once the requests in flight are completed."""
@@ -258,6 +260,7 @@ class Rotation:
     async def _open(self) -> None:
         """Open the journal, if any, and the input."""
         self._run = secrets.token_hex(12)  # not in __init__: forked processes must not share it
+        self._core.open_pools()
         journal = None
         if self._open_journal is not None:
             opened = self._open_journal()
@@ -265,7 +268,9 @@ class Rotation:
             self._resume(journal)
         # If the run is complete and the next is not due, the input may be another one, and is not read.
         leaves_alone = journal is not None and journal.next_run_at is not None
-        rows = PendingRows(iter(()) if leaves_alone else self._input, journal)
+        source: InputRows = iter(()) if leaves_alone else self._input
+        source, canary = await draw_canary(source, journal, self._canary, self.total)
+        rows = PendingRows(source, journal, canary)
         self._row_hashes = rows.hashes
         self._core.row_source.read = rows.next
 
@@ -275,8 +280,6 @@ class Rotation:
         self._leaves_doubts = journal.leaves_doubts
         self.completed_at, self.next_run_at = journal.completed_at, journal.next_run_at
         self.input_edit = journal.input_edit
-        if self._pool is not None:
-            self._pool.resume(journal.proxies())
         journal.begin(self.total, self.notes)
 
     # --- Workers ---
@@ -296,7 +299,8 @@ class Rotation:
                     keep = None if self._core.journal is None else self._core.journal.keep_generation
                     keys = RowKeys.of(self._run, pending, keep)
                     await self._complete(await self._runner.run(row, keys))
-        except PostPressError as error:  # from the journal; errors of accounts are outcomes
+        # From the journal, the caller's retry strategy or their pool. Errors of accounts are outcomes.
+        except Exception as error:
             self._core.abort(error)
         finally:
             self._workers -= 1

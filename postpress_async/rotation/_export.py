@@ -16,7 +16,6 @@ from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO, Final, TypeAlias
 
-import attrs
 from cattrs.gen import make_dict_unstructure_fn, override
 
 from postpress_async._converter import own_converter
@@ -55,15 +54,16 @@ def _cells_function(moment: Callable[[float], object]) -> Callable[[Outcome], Ce
 
 _cells: Final = _cells_function(instant)
 _exact_cells: Final = _cells_function(_microseconds)
-_assignment_cells: Final = make_dict_unstructure_fn(
-    Assigned, own_converter, settled_at=override(unstruct_hook=instant)
-)
 COLUMNS: Final = tuple(_cells(Outcome(0, None, "", State.PATCHED)))
 
 
 def write_csv(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
     """Write CSV: comma-separated, UTF-8 without a byte-order mark, all texts quoted."""
-    _write_csv(COLUMNS, map(_cells, outcomes), file)
+    rows = (
+        [_inert(cell) if isinstance(cell, str) else cell for cell in _cells(outcome).values()]
+        for outcome in outcomes
+    )
+    _write_csv_rows(COLUMNS, rows, file)
 
 
 def write_jsonl(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
@@ -73,20 +73,24 @@ def write_jsonl(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
 
 def write_assignments(assignments: Iterable[Assigned], file: BinaryIO, kind: str) -> None:
     """Write the latest assignment of each account; *kind* is ``csv`` or ``jsonl``."""
-    rows = map(_assignment_cells, assignments)
     if kind == "jsonl":
-        _write_jsonl(rows, file)
-    else:
-        _write_csv([field.name for field in attrs.fields(Assigned)], rows, file)
+        _write_jsonl(
+            ({**each._asdict(), "settled_at": instant(each.settled_at)} for each in assignments), file
+        )
+        return
+    rows = (
+        (_inert(account_id), _inert(assignment), state, run, instant(settled_at))
+        for account_id, assignment, state, run, settled_at in assignments
+    )
+    _write_csv_rows(Assigned._fields, rows, file)
 
 
-def _write_csv(names: Sequence[str], rows: Iterable[Cells], file: BinaryIO) -> None:
+def _write_csv_rows(names: Sequence[str], rows: Iterable[Iterable[Any]], file: BinaryIO) -> None:
     text = io.TextIOWrapper(file, "utf-8", newline="")
     try:
         table = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
         table.writerow(names)
-        for row in rows:
-            table.writerow([_inert(cell) if isinstance(cell, str) else cell for cell in row.values()])
+        table.writerows(rows)
     finally:
         text.detach()  # keep the caller's file open
 

@@ -1,7 +1,7 @@
 """Decides when a rotation halts: refused API key, unreachable host, too many failures, failed canary."""
 
 from collections import Counter, deque
-from math import ceil
+from math import ceil, inf
 from typing import Final
 
 from postpress_async.errors import (
@@ -12,7 +12,7 @@ from postpress_async.errors import (
     Scope,
     TlsError,
 )
-from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._halt import NEVER, Halt, Threshold
 from postpress_async.rotation._outcome import Outcome, State
 
 WINDOW: Final = 200
@@ -49,13 +49,10 @@ class FailureMonitor:
         self._failed_connects = 0
         self._last_connect_error: PostPressError | None = None
         self._key: Final = ApiKeyMonitor(works=key_works)
-        self._window_threshold: Final = _percentage_of(WINDOW, halt)
-        self._canary_threshold: Final = _canary_threshold(halt)
-        self._window: Final[deque[bool]] = deque(maxlen=WINDOW)  # whether each of the latest accounts failed
-        self._failed_in_window = 0
-        self._failed = 0
+        self._window: Final[deque[Scope | None]] = deque(maxlen=WINDOW)  # the failures' scopes; None: patched
+        self._failed_in_window: Final[Counter[Scope]] = Counter()
+        self._errors: Final[Counter[tuple[Scope, str]]] = Counter()
         self.tried: int = 0
-        self._errors: Final[Counter[str]] = Counter()
         self.key_refused: bool = False
 
     @property
@@ -70,19 +67,21 @@ class FailureMonitor:
         if (reason := self._key.observe(outcome)) is not None:
             self.key_refused = True
             return reason
+        if outcome.is_refused:
+            return None  # its row is invalid, and nothing was sent
         failed = outcome.error is not None
         if not failed and outcome.state is not State.PATCHED:
             return None
         if outcome.state is State.UNKNOWN and not outcome.attempts:
             return None  # the doubt is an earlier run's, and this run sent nothing
         self.tried += 1
-        if len(self._window) == WINDOW:
-            self._failed_in_window -= self._window[0]
-        self._window.append(failed)
-        if failed:
-            self._failed += 1
-            self._failed_in_window += 1
-            self._errors[outcome.error_type or ""] += 1
+        if len(self._window) == WINDOW and (oldest := self._window[0]) is not None:
+            self._failed_in_window[oldest] -= 1
+        scope = (outcome.scope or Scope.SERVICE) if failed else None
+        self._window.append(scope)
+        if scope is not None:
+            self._failed_in_window[scope] += 1
+            self._errors[scope, outcome.error_type or ""] += 1
         # A patched account reaches no threshold, except as the last of the canary.
         return self._reason() if failed or self.tried == self._halt.canary else None
 
@@ -119,32 +118,48 @@ class FailureMonitor:
         return f"{fact}: check the base URL and the network"
 
     def _reason(self) -> str | None:
-        halt = self._halt
-        if self.tried == halt.canary and self._failed >= self._canary_threshold:
-            return f"{self._failed} of the canary's {halt.canary} accounts failed{self._main_error()}"
-        if self._window_threshold is not None and self._failed_in_window >= self._window_threshold:
-            latest = f"{self._failed_in_window} of the latest {len(self._window)} accounts failed"
-            return f"{latest}{self._main_error()}; the threshold is {halt.failures} of {WINDOW}"
-        if isinstance(halt.failures, int) and self._failed >= halt.failures:
-            return f"{self._failed} accounts failed{self._main_error()}, which is the threshold"
+        canary = self._halt.canary
+        if self.tried == canary:
+            half = max(1, ceil(canary / 2))
+            for scope, threshold in {None: NEVER, **self._halt.thresholds}.items():
+                errors = self._errors_of(scope)
+                most = half if threshold == NEVER and scope is None else _accounts(threshold, canary)
+                if errors.total() >= min(most, canary):
+                    return f"{errors.total()} of the canary's {canary} accounts failed{_main(errors, scope)}"
+        for scope, threshold in self._halt.thresholds.items():
+            errors = self._errors_of(scope)
+            failed = self._failed_in_window.total() if scope is None else self._failed_in_window[scope]
+            if isinstance(threshold, int):
+                if errors.total() >= threshold:
+                    return f"{errors.total()} accounts failed{_main(errors, scope)}, which is the threshold"
+            elif failed >= _accounts(threshold, WINDOW):
+                latest = f"{failed} of the latest {len(self._window)} accounts failed"
+                return f"{latest}{_main(errors, scope)}; the threshold is {threshold} of {WINDOW}"
         return None
 
-    def _main_error(self) -> str:
-        [(error, count)] = self._errors.most_common(1)
-        return f", {'all' if count == self._failed else f'{count} of them'} with {error}"
+    def _errors_of(self, scope: Scope | None) -> Counter[str]:
+        """Failed accounts of this run by error type: those of one scope, or all."""
+        errors: Counter[str] = Counter()
+        for (of, error_type), count in self._errors.items():
+            if scope in {None, of}:
+                errors[error_type] += count
+        return errors
 
 
-def _canary_threshold(halt: Halt) -> int:
-    if isinstance(halt.failures, int):
-        return min(halt.failures, halt.canary)
-    return _percentage_of(halt.canary, halt) or max(1, ceil(halt.canary / 2))
+def _main(errors: Counter[str], scope: Scope | None) -> str:
+    """The main cause of the failures, to append to their number."""
+    [(error, count)] = errors.most_common(1)
+    cause = f", {'all' if count == errors.total() else f'{count} of them'} with {error}"
+    return cause if scope is None else f" because of the {scope}{cause}"
 
 
-def _percentage_of(accounts: int, halt: Halt) -> int | None:
-    """Convert a threshold in percent to a number of *accounts*; None if it is not in percent."""
-    if not isinstance(halt.failures, str) or halt.failures == "never":
-        return None
-    return max(1, ceil(accounts * float(halt.failures.removesuffix("%")) / 100 - 1e-9))
+def _accounts(threshold: Threshold, of: int) -> float:
+    """The number of failed accounts at which a threshold is reached; a percentage is one of *of* accounts."""
+    if threshold == NEVER:
+        return inf
+    if isinstance(threshold, int):
+        return threshold
+    return max(1, ceil(of * float(threshold.removesuffix("%")) / 100 - 1e-9))
 
 
 class ApiKeyMonitor:

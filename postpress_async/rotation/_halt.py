@@ -1,25 +1,53 @@
-"""The failure threshold at which a rotation stops by itself."""
+"""The failure thresholds at which a rotation stops by itself."""
 
 import re
-from typing import Final, Self
+from collections.abc import Mapping
+from typing import Final, Self, TypeAlias
 
 from attrs import field, frozen
+
+from postpress_async.errors import Scope
+
+Threshold: TypeAlias = str | int
+Failures: TypeAlias = Threshold | Mapping[str, Threshold]
+
+NEVER: Final = "never"
+SCOPES: Final = (Scope.REQUEST, Scope.ACCOUNT, Scope.PROXY, Scope.SERVICE)
+"""The scopes that can have a threshold. An error of scope KEY halts a rotation in any case."""
 
 _PERCENTAGE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)%")
 
 
-def _to_failures(value: object) -> "str | int":
-    """Raise `ValueError` unless *value* is a percentage, a count, or ``never``."""
+def _to_failures(value: object) -> Failures:
+    """Raise `ValueError` unless *value* is a threshold, or a mapping of scopes to thresholds."""
+    if isinstance(value, str) and "=" in value:
+        pairs = [part.partition("=") for part in value.split(",")]
+        scopes: Mapping[object, object] = {scope.strip(): limit for scope, _, limit in pairs}
+        if len(scopes) < len(pairs):
+            raise ValueError(f"halt must name each scope once, got {value!r}")
+    elif isinstance(value, Mapping):
+        scopes = value
+    else:
+        return _to_threshold(value)
+    if unknown := [scope for scope in scopes if scope not in SCOPES]:
+        raise ValueError(f"halt must have the scopes {', '.join(SCOPES)}, got {unknown[0]!r}")
+    if not scopes:
+        raise ValueError("halt must have a threshold for at least one scope, got none")
+    return {Scope(str(scope)): _to_threshold(limit) for scope, limit in scopes.items()}
+
+
+def _to_threshold(value: object) -> Threshold:
     if isinstance(value, str):
         text = value.strip()
         if text.isascii() and text.isdecimal():
             value = int(text)
-        elif text == "never" or ((match := _PERCENTAGE.fullmatch(text)) and 0 < float(match[1]) <= 100):
+        elif text == NEVER or ((match := _PERCENTAGE.fullmatch(text)) and 0 < float(match[1]) <= 100):
             return text
     if type(value) is int and value >= 1:
         return value
     raise ValueError(
-        f'halt must be a percentage such as "5%", a number of accounts such as 100, or "never", got {value!r}'
+        'halt must be a percentage such as "5%", a number of accounts such as 100, "never", or thresholds by '
+        f'scope such as "proxy=5%,service=20%", got {value!r}'
     )
 
 
@@ -39,20 +67,29 @@ class Halt:
     Attributes:
         failures: A percentage of the latest 200 accounts: ``"5%"`` halts the rotation at the tenth failure
             among the latest 200, even if fewer than 200 are completed. Or a number of failed accounts of this
-            run; or ``"never"``.
-        canary: Accounts to send first. The others follow only if fewer than *failures* of the canary failed;
-            a percentage refers to the canary and is at least one account, and ``"never"`` means half of the
-            canary. 0 for no canary.
+            run; or ``"never"``. Or one of these for each scope of errors that is to halt the rotation, as a
+            mapping or as ``"proxy=5%,service=20%"``; the scopes are request, account, proxy and service, and
+            failures of the others do not count.
+        canary: Accounts to send first: drawn evenly from a `Fleet` of known length, otherwise the first ones.
+            The others follow only if fewer than *failures* of the canary failed; a percentage refers to the
+            canary and is at least one account. With ``"never"``, and with thresholds by scope, half of the
+            canary must not fail. 0 for no canary.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
-    failures: str | int = field(default="50%", converter=_to_failures)
+    failures: Failures = field(default="50%", converter=_to_failures)
     canary: int = field(default=0, validator=_is_count)
 
+    @property
+    def thresholds(self) -> dict[Scope | None, Threshold]:
+        """The threshold of each scope that has one; None stands for all scopes together."""
+        failures = self.failures if isinstance(self.failures, Mapping) else {None: self.failures}
+        return {None if scope is None else Scope(scope): limit for scope, limit in failures.items()}
+
     @classmethod
-    def of(cls, halt: "str | int | Halt | None") -> Self:
+    def of(cls, halt: "Failures | Halt | None") -> Self:
         """Convert a threshold to a `Halt`; None gives the default."""
         if isinstance(halt, cls):
             return halt

@@ -2,17 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import (
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sized,
-)
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sized
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, Self, TypeAlias, TypedDict, Unpack
 
 from attrs import evolve, frozen
@@ -27,9 +19,10 @@ from postpress_async.rotation._engine import Executor, Rotation
 from postpress_async.rotation._fleet import Fleet
 from postpress_async.rotation._fleet._frame import Frame, is_frame
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import KEY_LIFETIME
 from postpress_async.rotation._pending_rows import InputRows
 from postpress_async.rotation._pool import ProxyPool
+from postpress_async.rotation._pool._tags import Pools, digest_of, pools_of
+from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import (
     Change,
@@ -44,7 +37,6 @@ from postpress_async.rotation._rows import (
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._history import select
-from postpress_async.rotation.journal._input_check import NO_POOL
 from postpress_async.rotation.journal._preflight import known_row_count
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
@@ -53,27 +45,32 @@ from postpress_async.secret import Secret
 Changes: TypeAlias = (
     Iterable[Change]
     | AsyncIterable[Change]
-    | Mapping[str, ProxyChangeLike | None]
+    | Mapping[str, ProxyChangeLike | str | None]
     | Fleet
     | Frame  # of pandas or polars
 )
 """The inputs that ``session.rotate`` accepts."""
 
 
-class RotateOptions(TypedDict, total=False):
-    """The options of ``session.rotate`` that a cluster has as well."""
+class JournalOptions(TypedDict, total=False):
+    """The options of ``session.rotate`` that its journal evaluates."""
 
-    journal: str | os.PathLike[str] | None
-    halt: str | int | Halt | None
-    pool: ProxyPool | None
-    limit: int | None
     on_unknown: OnUnknown
     on_failed: OnFailed
     every: float | None
     keep: int | None
-    on: Collection[str] | Selection
     accept_new_key: bool
     key_lifetime: float
+
+
+class RotateOptions(JournalOptions, total=False):
+    """The options of ``session.rotate`` that a cluster has as well."""
+
+    journal: str | os.PathLike[str] | None
+    halt: str | int | Halt | None
+    pool: ProxyPool | Mapping[str, ProxyPool] | None
+    limit: int | None
+    on: Collection[str] | Selection
 
 
 _UNUSED_POOL: Final = "no row of the fleet would use the pool"
@@ -102,28 +99,27 @@ class RotationInput:
     selection: Selection | None = None
 
     @classmethod
-    def of(cls, changes: Changes, *, pooled: bool) -> Self:
+    def of(cls, changes: Changes, *, pooled: Pooled) -> Self:
         """
         Convert any input.
 
         Args:
             changes: The input.
-            pooled: Whether the rotation has a pool.
+            pooled: The pool of the rotation, or pools by tag; False without one.
 
         Raises:
-            ValueError: The fleet was opened for a pool, but *pooled* is False; or it is True and no account
-                would use it; or a change is wrong; as far as this can be known without consuming *changes*.
+            ValueError: The fleet was opened for another pool; or no account would use the pool; or a tag has
+                no pool; or a change is wrong; as far as this can be known without consuming *changes*.
             FleetError: The columns of a frame are not those of a fleet.
         """
         if is_frame(changes):
             changes = Fleet.of(changes, pooled=pooled)
+        needs = PoolNeeds.of(pooled)
         if isinstance(changes, Fleet):
-            if changes.pooled and not pooled:
+            if changes.pooled and needs is None:
                 raise ValueError("the fleet was opened for a pool: pass pool, or give it a default change")
-            if pooled and not changes.pooled:
-                raise ValueError(f"{_UNUSED_POOL}: open it with pooled=True, or leave pool out")
-            if pooled and not changes.uses_pool():
-                raise ValueError(f"{_UNUSED_POOL}: each row names a change of its own; leave pool out")
+            if needs is not None:
+                _check_pooled(changes, needs)
             return cls(changes.rows, finite=True, total=changes.counted, fleet=changes)
         pairs = pairs_of(changes)
         if isinstance(pairs, AsyncIterable):
@@ -131,7 +127,7 @@ class RotationInput:
         read = partial(rows_of, pairs, pooled=pooled)
         if isinstance(changes, Collection):  # an iterator cannot be checked: this would consume it
             check_changes(pairs, pooled=pooled)
-            if pooled:
+            if needs is not None:
                 check_pool_is_used(read())
         total = len(changes) if isinstance(changes, Sized) else None
         rereadable = total is not None and not isinstance(pairs, Iterator)
@@ -164,15 +160,10 @@ class RotationInput:
         path: str | os.PathLike[str] | None,
         *,
         target: str,
-        on_unknown: OnUnknown,
-        on_failed: OnFailed,
         in_flight: int | None = None,
-        pool: ProxyPool | None = None,
-        every: float | None = None,
-        keep: int | None = None,
+        pools: Pools = MappingProxyType({}),
         api_key: Secret | None = None,
-        accept_new_key: bool = False,
-        key_lifetime: float = KEY_LIFETIME,
+        **options: Unpack[JournalOptions],
     ) -> Callable[[], Awaitable[Journal]] | None:
         """
         Return a function that opens the journal at *path* for these rows; None without a path.
@@ -183,58 +174,59 @@ class RotationInput:
             ValueError: *on_unknown* or *on_failed* is neither "retry" nor "report", or *every*, *keep* or
                 *key_lifetime* is out of range.
         """
-        for name, choice in (("on_unknown", on_unknown), ("on_failed", on_failed)):
-            if choice not in {"retry", "report"}:
+        for name in ("on_unknown", "on_failed"):
+            if (choice := options.get(name, "retry")) not in {"retry", "report"}:
                 raise ValueError(f'{name} must be "retry" or "report", got {choice!r}')
+        every, keep = options.get("every"), options.get("keep")
         check_count("keep", keep)
         if every is not None and not every >= 0:
             raise ValueError(f"every must be a number of seconds from 0, got {every!r}")
-        if not key_lifetime > 0:
-            raise ValueError(f"key_lifetime must be a number of seconds above 0, got {key_lifetime!r}")
+        if not (lifetime := options.get("key_lifetime", 1.0)) > 0:
+            raise ValueError(f"key_lifetime must be a number of seconds above 0, got {lifetime!r}")
         if path is None:
             if every is not None or keep is not None or self.selection is not None:
                 raise ValueError("every, keep and on require a journal")
             return None
         if every is not None and self.selection is not None:
             raise ValueError("on cannot be combined with every: it starts a new run if none is unfinished")
-        pairs = None if self.reread is None else _Pairs(self.reread, self.total)
-        return partial(
-            self._open,
-            path,
-            target=target,
-            on_unknown=on_unknown,
-            on_failed=on_failed,
-            in_flight=in_flight,
-            rows=self.fleet or pairs,
-            by_row=self.fleet is None,
-            pool=NO_POOL if pool is None else pool.digest,
-            every=every,
-            keep=keep,
-            selection=self.selection,
-            api_key=api_key,
-            accept_new_key=accept_new_key,
-            key_lifetime=key_lifetime,
-        )
+        fleet, reread, selection = self.fleet, self.reread, self.selection
 
-    async def _open(self, path: str | os.PathLike[str], **options: Any) -> Journal:
-        total, digest = self.total, None
-        if self.selection is not None and self.selection.run is None:
-            await asyncio.to_thread(_select, self.selection, path)
-        if self.fleet is not None:
-            await asyncio.to_thread(_survey, self.fleet, path)
-            total, digest = self.fleet.counted, self.fleet.digest
-        elif self.selection is not None and self.reread is not None:
-            total = sum(1 for _ in self.reread())
-        if self.selection is not None and total == 0:
-            raise JournalError(f"nothing was sent: the input has none of the {self.selection.text} in {path}")
-        journal = Journal.open(path, total=total, digest=digest, **options)
-        try:
-            if self.reread is not None and journal.by_row:
-                await journal.row_hashes().check_all(self.reread())
-        except BaseException:
-            await journal.aclose()
-            raise
-        return journal
+        async def open_journal() -> Journal:
+            total, digest = self.total, None
+            if selection is not None and selection.run is None:
+                await asyncio.to_thread(_select, selection, path)
+            if fleet is not None:
+                await asyncio.to_thread(_survey, fleet, path)
+                total, digest = fleet.counted, fleet.digest
+            elif selection is not None and reread is not None:
+                total = sum(1 for _ in reread())
+            if selection is not None and total == 0:
+                raise JournalError(f"nothing was sent: the input has none of the {selection.text} in {path}")
+            journal = Journal.open(
+                path,
+                total=total,
+                digest=digest,
+                rows=fleet or (None if reread is None else _Pairs(reread, self.total)),
+                by_row=fleet is None,
+                target=target,
+                in_flight=in_flight,
+                pool=digest_of(pools),
+                selection=selection,
+                api_key=api_key,
+                **options,
+            )
+            try:
+                if reread is not None and journal.by_row and journal.next_run_at is None:
+                    hashes = journal.row_hashes()
+                    await hashes.check_all(reread())
+                    journal.take(total)  # is on disk with the hashes of appended rows, before any is sent
+                    await hashes.on_disk()
+            except BaseException:
+                await journal.aclose()
+                raise
+            return journal
+
+        return open_journal
 
 
 def make_rotation(
@@ -247,10 +239,15 @@ def make_rotation(
     waits: WaitGroup,
     observer: SafeObserver[events.Event] | None,
     executor: Executor | None = None,
-    **options: Unpack[RotateOptions],
+    journal: str | os.PathLike[str] | None = None,
+    halt: str | int | Halt | None = None,
+    pool: ProxyPool | Mapping[str, ProxyPool] | None = None,
+    limit: int | None = None,
+    on: Collection[str] | Selection = (),
+    **options: Unpack[JournalOptions],
 ) -> Rotation:
     """
-    Create a rotation; see ``session.rotate`` for *options* and errors.
+    Create a rotation; see ``session.rotate`` for the other arguments and the errors.
 
     Args:
         update: Updates an account.
@@ -262,23 +259,16 @@ def make_rotation(
         observer: Gets the events.
         executor: Carries out the calls, if this process does not.
     """
-    pool, limit = options.get("pool"), options.get("limit")
     check_count("limit", limit)
-    check_pool(pool)
-    selection = Selection.of(options.get("on", ()))
-    rotation_input = RotationInput.of(changes, pooled=pool is not None).only(selection)
+    pools = pools_of(pool)
+    rotation_input = RotationInput.of(changes, pooled=pool or False).only(Selection.of(on))
     opener = rotation_input.journal_opener(
-        options.get("journal"),
+        journal,
         target=target,
-        on_unknown=options.get("on_unknown", "retry"),
-        on_failed=options.get("on_failed", "report"),
         in_flight=in_flight if executor is None else None,
-        pool=pool,
-        every=options.get("every"),
-        keep=options.get("keep"),
+        pools=pools,
         api_key=api_key,
-        accept_new_key=options.get("accept_new_key", False),
-        key_lifetime=options.get("key_lifetime", KEY_LIFETIME),
+        **options,
     )
     return Rotation(
         update,
@@ -287,13 +277,29 @@ def make_rotation(
         journal=opener,
         finite=rotation_input.finite,
         total=rotation_input.total,
-        halt=Halt.of(options.get("halt")),
+        halt=Halt.of(halt),
         pool=pool,
         limit=limit,
         waits=waits,
         observer=observer,
         executor=executor,
     )
+
+
+def _check_pooled(fleet: Fleet, needs: PoolNeeds) -> None:
+    """Raise `ValueError` unless the pool of the rotation can serve the rows of *fleet*."""
+    if fleet.needs is None:
+        raise ValueError(f"{_UNUSED_POOL}: open it with pooled=True, or leave pool out")
+    if fleet.needs.columns != needs.columns:
+        raise ValueError(
+            "the fleet was opened for another pool: open it with pooled=pool, and pass the same pool"
+        )
+    if needs.names and fleet.counted is None:
+        faults = [fault for fault in fleet.survey().faults if fault.first.column in fleet.needs.names]
+        if faults:
+            raise ValueError(f"{fleet.name}: {'; '.join(fault.sentence() for fault in faults)}")
+    if not fleet.uses_pool():
+        raise ValueError(f"{_UNUSED_POOL}: each row names a change of its own; leave pool out")
 
 
 @frozen
@@ -321,12 +327,6 @@ def _survey(fleet: Fleet, path: str | os.PathLike[str]) -> None:
     """Read all rows of *fleet* for their digest, if the journal needs it."""
     if not fleet.is_surveyed and known_row_count(path, fleet.digest) is None:
         fleet.survey()
-
-
-def check_pool(pool: object) -> None:
-    """Raise `ValueError` unless *pool* is None or a pool."""
-    if not isinstance(pool, ProxyPool | None):
-        raise ValueError(f"pool must be a ProxyPool, got {type(pool).__name__}: write ProxyPool(proxies)")
 
 
 def check_count(name: str, number: int | None) -> None:

@@ -4,10 +4,11 @@ import re
 import time
 from collections import Counter
 from enum import StrEnum
-from typing import Final, Self
+from typing import Final
 
 from attrs import Factory, define, field, frozen
 
+from postpress_async import events
 from postpress_async.errors import Applied, DeadlineError, NotSentError, PostPressError, Scope
 
 MANAGED: Final = "managed "
@@ -98,81 +99,79 @@ class Outcome:
         """Whether its row is invalid, so that no run sends it."""
         return self.state is State.SKIPPED and not self.attempts and self.scope is Scope.REQUEST
 
-    @classmethod
-    def patched(
-        cls,
-        ordinal: int,
-        line: int | None,
-        account_id: str,
-        attempts: int,
-        elapsed: float,
-        assignment: str | None = None,
-    ) -> Self:
-        """The account has its new proxy."""
-        return cls(
-            ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed, assignment=assignment
-        )
 
-    @classmethod
-    def failed(
-        cls,
-        ordinal: int,
-        line: int | None,
-        account_id: str,
-        error: PostPressError,
-        elapsed: float,
-        *,
-        assignment: str | None = None,
-        earlier: int = 0,
-        cut_short: bool = False,
-        final: bool = False,
-    ) -> Self:
-        """
-        The last call ended with *error*; its `applied` tells whether the change may have been applied.
+def patched_outcome(
+    ordinal: int,
+    line: int | None,
+    account_id: str,
+    attempts: int,
+    elapsed: float,
+    assignment: str | None = None,
+) -> Outcome:
+    """The outcome of an account that has its new proxy."""
+    return Outcome(
+        ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed, assignment=assignment
+    )
 
-        Args:
-            assignment: See `Outcome`.
-            earlier: Requests of earlier calls, with other proxies.
-            cut_short: Whether another attempt would have followed if the run had not ended.
-            final: Whether a refusal makes the state `FAILED` even though an earlier run may have applied the
-                change. Otherwise every later run would send the account again.
-        """
-        # Without a response, or with a refused API key, nothing is known about the account.
-        undecided = error.status is None or cut_short or error.scope is Scope.KEY
-        if error.applied is Applied.UNKNOWN and (undecided or not final):
-            state = State.UNKNOWN
-        else:
-            state = State.SKIPPED if undecided else State.FAILED
-        return cls(
-            ordinal,
-            line,
-            account_id,
-            state,
-            earlier + len(error.attempts),
-            error.status,
-            error.code,
-            error.scope,
-            error.applied,
-            getattr(error, "instance", None),
-            elapsed,
-            assignment=assignment,
-            error=error,
-        )
 
-    @classmethod
-    def without_proxy(
-        cls, ordinal: int, line: int | None, account_id: str, *, in_doubt: bool = False
-    ) -> Self:
-        """The pool had no proxy left; *in_doubt* if an earlier run may have sent the account."""
-        return cls(
-            ordinal,
-            line,
-            account_id,
-            State.UNKNOWN if in_doubt else State.SKIPPED,
-            error_type=NO_PROXY_LEFT,
-            scope=Scope.PROXY,
-            applied=Applied.UNKNOWN if in_doubt else Applied.NO,
-        )
+def failed_outcome(
+    ordinal: int,
+    line: int | None,
+    account_id: str,
+    error: PostPressError,
+    elapsed: float,
+    *,
+    assignment: str | None = None,
+    earlier: int = 0,
+    cut_short: bool = False,
+    final: bool = False,
+) -> Outcome:
+    """
+    The outcome of an account whose last call ended with *error*, which says whether the change was applied.
+
+    Args:
+        assignment: See `Outcome`.
+        earlier: Requests of earlier calls, with other proxies.
+        cut_short: Whether another attempt would have followed if the run had not ended.
+        final: Whether a refusal makes the state `FAILED` even though an earlier run may have applied the
+            change. Otherwise every later run would send the account again.
+    """
+    # Without a response, or with a refused API key, nothing is known about the account.
+    undecided = error.status is None or cut_short or error.scope is Scope.KEY
+    if error.applied is Applied.UNKNOWN and (undecided or not final):
+        state = State.UNKNOWN
+    else:
+        state = State.SKIPPED if undecided else State.FAILED
+    return Outcome(
+        ordinal,
+        line,
+        account_id,
+        state,
+        earlier + len(error.attempts),
+        error.status,
+        error.code,
+        error.scope,
+        error.applied,
+        getattr(error, "instance", None),
+        elapsed,
+        assignment=assignment,
+        error=error,
+    )
+
+
+def outcome_without_proxy(
+    ordinal: int, line: int | None, account_id: str, *, in_doubt: bool = False
+) -> Outcome:
+    """The outcome if the pool had no proxy left; *in_doubt* if an earlier run may have sent the account."""
+    return Outcome(
+        ordinal,
+        line,
+        account_id,
+        State.UNKNOWN if in_doubt else State.SKIPPED,
+        error_type=NO_PROXY_LEFT,
+        scope=Scope.PROXY,
+        applied=Applied.UNKNOWN if in_doubt else Applied.NO,
+    )
 
 
 def not_sent_error(
@@ -219,9 +218,10 @@ class RotationSummary:
         halted: Why the run stopped by itself, as a sentence; None if it did not.
         key_refused: Whether it stopped because the API refused the API key.
         stopped: Whether `Rotation.stop` was called, or the block was left early.
-        quarantined: Proxies of the pool that were quarantined in this run.
+        quarantined: Proxies of the pool that are quarantined, whether in this run or before.
         without_proxy: Accounts of this run for which the pool had no proxy left.
         refused: Invalid rows in this run.
+        canary_passed: Whether this run had a canary, and it passed.
         unconsumed: Outcomes of this run that the caller did not iterate over because it left the block early.
             Rows that were not taken from the input have none.
     """
@@ -237,6 +237,7 @@ class RotationSummary:
     quarantined: int = 0
     without_proxy: int = 0
     refused: int = 0
+    canary_passed: bool = False
     unconsumed: list[Outcome] = field(factory=list, repr=False)
 
     @property
@@ -254,18 +255,33 @@ class RotationSummary:
         """Whether every account was patched."""
         return self.patched == self.total and not self.halted and not self.stopped
 
-    def count(self, outcome: Outcome) -> None:
-        """Count one account of this run."""
-        self.states[outcome.state] += 1
-        self.attempts += outcome.attempts
-        if outcome.error_type is not None:
-            self.errors[outcome.error_type] += 1
-            self.refused += outcome.is_refused
-            if outcome.error_type == NO_PROXY_LEFT:
-                self.without_proxy += 1
-
     def __str__(self) -> str:
         counts = [f"{self.states[state]:,} {state}" for state in State if self.states[state]]
         accounts = "1 account" if self.total == 1 else f"{self.total:,} accounts"
         resumed = f" ({self.resumed:,} of them in an earlier run)" if self.resumed else ""
         return f"{accounts}: {', '.join(counts) or 'none'} in {self.elapsed:.1f} s{resumed}"
+
+
+def settled_event(outcome: Outcome) -> events.AccountSettled:
+    """The event that reports *outcome*."""
+    return events.AccountSettled(
+        outcome.account_id,
+        outcome.ordinal,
+        outcome.state,
+        outcome.attempts,
+        outcome.elapsed,
+        outcome.error_type,
+        outcome.scope,
+        outcome.applied,
+    )
+
+
+def count_outcome(summary: RotationSummary, outcome: Outcome) -> None:
+    """Add an account of this run to *summary*."""
+    summary.states[outcome.state] += 1
+    summary.attempts += outcome.attempts
+    if outcome.error_type is not None:
+        summary.errors[outcome.error_type] += 1
+        summary.refused += outcome.is_refused
+        if outcome.error_type == NO_PROXY_LEFT:
+            summary.without_proxy += 1

@@ -1,6 +1,7 @@
 """The rows that a run still has to process: the input without the rows that the journal has as done."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final, Generic, TypeAlias, TypeVar
 
@@ -16,12 +17,7 @@ from postpress_async.rotation.journal import Journal
 InputRows: TypeAlias = (
     Iterator[Row | Refusal] | AsyncIterator[Row | Refusal] | Callable[[bytes], Iterator[Row | Refusal]]
 )
-"""
-The rows of the input; or a function that returns them without those that are done.
-
-Its argument has one byte for each ordinal, which is not 0 if the row is done; rows beyond its end are not
-done.
-"""
+"""The rows of the input; or, like `Fleet.rows`, a function that returns them without those that are done."""
 
 T = TypeVar("T")
 
@@ -75,12 +71,18 @@ class PendingRows:
     """
     Reads the input and leaves out the rows that are done.
 
+    Args:
+        source: The input.
+        journal: The journal, if there is one.
+        first: Rows to return before those of *source*.
+
     Attributes:
         hashes: Compares the rows with those of earlier runs; None without a journal, or if the input is
             known to be the same.
     """
 
-    def __init__(self, source: InputRows, journal: Journal | None) -> None:
+    def __init__(self, source: InputRows, journal: Journal | None, first: Iterable[PendingRow] = ()) -> None:
+        self._first: Final = deque(first)
         self._lock: Final = asyncio.Lock()  # an asynchronous generator runs one anext() at a time
         self._journal: Final = journal
         # If the input is known to be the same, done rows need not be read one by one.
@@ -100,6 +102,8 @@ class PendingRows:
         Raises:
             JournalError: The journal has another account at this position, or another change for it.
         """
+        if self._first:
+            return self._first.popleft()
         while (row := await self._read()) is not None:
             pending = self._resume(row)
             if self.hashes is not None:
@@ -118,35 +122,23 @@ class PendingRows:
         journal = self._journal
         if journal is None or not journal.resumed:
             return PendingRow(row)
-        generation, key = self._generations.at(row.ordinal) or (0, None)
-        if (entry := self._entries.at(row.ordinal)) is None:
+        since, recorded = None, False
+        if (entry := self._entries.at(row.ordinal)) is not None:
+            account_id, state, recorded, done, settled_at = entry
+            if account_id != (row.account_id or ""):
+                raise JournalError(
+                    f"the journal has {account_id} at position {row.ordinal + 1}, but the input has "
+                    f"{row.account_id}: restore the original input, or use another journal"
+                )
+            if done:
+                return None
+            since = None if state is State.SKIPPED else settled_at
+        elif row.ordinal < journal.in_doubt_below:
             # A run that died may have sent rows up to `in_doubt_below` without recording them.
-            since = journal.in_doubt_since(row.ordinal) if row.ordinal < journal.in_doubt_below else None
-            return self._pending(journal, row, since, generation, key)
-        account_id, state, sent, done, settled_at = entry
-        if account_id != (row.account_id or ""):
-            raise JournalError(
-                f"the journal has {account_id} at position {row.ordinal + 1}, but the input has "
-                f"{row.account_id}: restore the original input, or use another journal"
-            )
-        if done:
-            return None
-        in_doubt = state is not State.SKIPPED
-        since = settled_at if in_doubt else None
-        return self._pending(journal, row, since, generation, key, recorded=sent)
-
-    @staticmethod
-    def _pending(
-        journal: Journal,
-        row: Row | Refusal,
-        since: float | None,
-        generation: int,
-        key: str | None,
-        *,
-        recorded: bool = False,
-    ) -> PendingRow:
-        managed = isinstance(row, Row) and isinstance(row.change, ManagedProxy)
-        expired = managed and since is not None and since < journal.keys_expired_before
+            since = journal.in_doubt_since(row.ordinal)
+        generation, key = self._generations.at(row.ordinal) or (0, None)
+        is_managed = isinstance(row, Row) and isinstance(row.change, ManagedProxy)
+        expired = is_managed and since is not None and since < journal.keys_expired_before
         return PendingRow(
             row,
             since is not None,
@@ -160,7 +152,7 @@ class PendingRows:
 
 
 class _OrdinalLookup(Generic[T]):
-    """Finds values by ordinal in a stream sorted by ordinal; the ordinals asked for must ascend as well."""
+    """Finds values in a stream sorted by ordinal; the ordinals asked for must ascend as well."""
 
     def __init__(self, values: Iterable[tuple[int, T]]) -> None:
         self._values = iter(values)

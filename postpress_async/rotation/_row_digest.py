@@ -1,13 +1,12 @@
 """The digest by which a later run recognizes the same input: ordinals, accounts and changes."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import Final, Protocol
 
 from postpress_async.models import CustomProxy
 from postpress_async.rotation._rows import Refusal, Row
-
-_BATCH: Final = 1024  # rows per call of the hash
 
 
 class KnownInput(Protocol):
@@ -37,7 +36,7 @@ def text_of(row: Row | Refusal) -> bytes:
     if isinstance(row, Refusal):
         text = f"{row.account_id or ''}\0refused"
     elif row.change is None:
-        text = f"{row.account_id}\0pool"
+        text = f"{row.account_id}\0pool" + (f"\0{json.dumps([row.tag, row.fields])}" if row.fields else "")
     elif isinstance(change := row.change, CustomProxy):
         # Hosts and numbers cannot contain a NUL; user names and passwords can contain anything.
         username = "" if change.username is None else f"{len(change.username)} {change.username}"
@@ -54,20 +53,12 @@ class RowsDigest:
 
     def __init__(self) -> None:
         self._hash: Final = hashlib.sha256()
-        self._pieces: list[bytes] = []
 
     def add(self, row: Row | Refusal) -> None:
         """Add the next row."""
         text = text_of(row)
-        self._pieces.append(b"%d %d %b" % (row.ordinal, len(text), text))
-        if len(self._pieces) >= _BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._hash.update(b"".join(self._pieces))
-        self._pieces.clear()
+        self._hash.update(b"%d %d %b" % (row.ordinal, len(text), text))
 
     def digest(self) -> bytes:
         """Return the digest of all rows added so far."""
-        self._flush()
         return self._hash.digest()

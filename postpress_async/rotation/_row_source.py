@@ -10,10 +10,7 @@ from postpress_async.rotation._pending_rows import PendingRow
 
 class RowSource:
     """
-    The rows that workers take, one at a time.
-
-    Args:
-        gate: Decides which workers may take a row.
+    The rows that workers take, one at a time, as *gate* admits them.
 
     Attributes:
         read: Reads the next row; None after the last. Set it before the first worker starts.

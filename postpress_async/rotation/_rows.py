@@ -6,6 +6,7 @@ it does not stop the others.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any, Self, TypeAlias
 
 from attrs import frozen
@@ -13,9 +14,13 @@ from attrs import frozen
 from postpress_async._converter import as_change
 from postpress_async._fields import check_account_id
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange, ProxyChangeLike
+from postpress_async.rotation._pool_needs import Pooled, PoolNeeds, Tag
 
-Change: TypeAlias = tuple[str, ProxyChangeLike | None] | str
-"""An account and its change, which may be None or left out if the rotation has a pool."""
+Change: TypeAlias = tuple[str, ProxyChangeLike | str | None] | str
+"""
+An account and its change, which may be None or left out if the rotation has a pool. With several pools, the
+tag of the account's pool takes the place of the change.
+"""
 
 
 @frozen(slots=False)  # for speed, like `Outcome`
@@ -29,19 +34,23 @@ class Row:
         line: Line of the file on which the row begins, from 1; None if the input is not a file.
         account_id: The account.
         change: The change; None if the rotation's pool provides the proxy.
+        tag: The tag of that pool; None if there is only one.
+        fields: The row's values for the templates of that pool, by column.
     """
 
     ordinal: int
     line: int | None
     account_id: str
     change: ProxyChange | None
+    tag: Tag = None
+    fields: Mapping[str, str] | None = None
 
 
 @frozen
 class Refusal:
     """
-    An invalid row, which is not sent. It contains no text of the row but a valid account id, a country or the
-    name of an unknown field.
+    An invalid row, which is not sent. It contains no text of the row but a valid account id, a country, the
+    tag of a pool or the name of an unknown field.
 
     Attributes:
         ordinal: See `Row`.
@@ -76,47 +85,48 @@ class Refusal:
 
 def uses_pool(rows: Iterable[Row | Refusal]) -> bool:
     """Whether any of *rows* needs a proxy from the pool; also True if none of them is valid."""
-    any_valid = False
-    for row in rows:
-        if isinstance(row, Row):
-            if row.change is None:
-                return True
-            any_valid = True
-    return not any_valid
+    valid = (row for row in rows if isinstance(row, Row))
+    first = next(valid, None)
+    return first is None or first.change is None or any(row.change is None for row in valid)
 
 
-def rows_of(changes: Iterable[Change], *, pooled: bool = False) -> Iterator[Row | Refusal]:
+def rows_of(changes: Iterable[Change], *, pooled: Pooled = False) -> Iterator[Row | Refusal]:
     """
     Yield a row or a refusal for each pair of account id and change.
 
     *changes* is read lazily, and its errors pass through. An account that occurs twice gives two rows. If
-    *pooled*, an account id alone, or one paired with None, gets its proxy from the pool.
+    *pooled*, an account id alone, or one paired with None, gets its proxy from the pool; if there are several
+    pools, one paired with a tag.
     """
+    needs = PoolNeeds.of(pooled)
     for ordinal, pair in enumerate(changes):
-        yield _row_of(ordinal, pair, pooled)
+        yield _row_of(ordinal, pair, needs)
 
 
-async def arows_of(changes: AsyncIterable[Change], *, pooled: bool = False) -> AsyncIterator[Row | Refusal]:
+async def arows_of(changes: AsyncIterable[Change], *, pooled: Pooled = False) -> AsyncIterator[Row | Refusal]:
     """`rows_of` for an asynchronous iterable."""
-    ordinal = 0
+    needs, ordinals = PoolNeeds.of(pooled), count()
     async for pair in changes:
-        yield _row_of(ordinal, pair, pooled)
-        ordinal += 1
+        yield _row_of(next(ordinals), pair, needs)
 
 
-def check_changes(pairs: Iterable[Change], *, pooled: bool) -> None:
+def check_changes(pairs: Iterable[Change], *, pooled: Pooled) -> None:
     """Raise `ValueError` if a pair or a change is wrong: a caller's mistake, unlike an id, which is data."""
+    needs, first, count = PoolNeeds.of(pooled), None, 0
     for ordinal, pair in enumerate(pairs):
         # The fast path: there may be a million.
         if type(pair) is tuple and len(pair) == 2 and isinstance(pair[1], (CustomProxy, ManagedProxy)):
             continue
-        row = _row_of(ordinal, pair, pooled)
+        row = _row_of(ordinal, pair, needs)
         if isinstance(row, Refusal) and row.column != "account_id":
-            raise _error_of(row)
+            first = first or row
+            count += row.reason == first.reason
+    if first is not None:
+        raise _error_of(first, count)
 
 
 def distinct_rows(
-    changes: Mapping[str, ProxyChangeLike | None] | Iterable[Change], *, pooled: bool
+    changes: Mapping[str, ProxyChangeLike | str | None] | Iterable[Change], *, pooled: Pooled
 ) -> list[Row]:
     """
     Return one row per account.
@@ -131,9 +141,10 @@ def distinct_rows(
     for row in rows_of(pairs_of(changes), pooled=pooled):
         if isinstance(row, Refusal):
             raise _error_of(row)
-        if rows.setdefault(row.account_id, row).change != row.change:
+        first = rows.setdefault(row.account_id, row)
+        if (first.change, first.tag) != (row.change, row.tag):
             raise ValueError(f"{row.account_id} occurs twice with different changes: leave one of them out")
-    if pooled:
+    if pooled is not False:
         check_pool_is_used(rows.values())
     return list(rows.values())
 
@@ -157,12 +168,13 @@ def check_pool_is_used(rows: Iterable[Row | Refusal]) -> None:
         raise ValueError("no account would use the pool: each names a change of its own; leave pool out")
 
 
-def _error_of(refusal: Refusal) -> ValueError:
-    return ValueError(str(refusal) if refusal.account_id is None else f"{refusal.account_id}: {refusal}")
+def _error_of(refusal: Refusal, count: int = 1) -> ValueError:
+    account = "" if refusal.account_id is None else f"{refusal.account_id}: "
+    return ValueError(f"{account}{refusal}" + f" ({count:,} changes)" * (count > 1))
 
 
-def _row_of(ordinal: int, pair: object, pooled: bool) -> Row | Refusal:
-    if pooled and isinstance(pair, str):
+def _row_of(ordinal: int, pair: object, needs: PoolNeeds | None) -> Row | Refusal:
+    if needs and isinstance(pair, str):
         pair = pair, None
     # Unpacking alone would accept a text of two characters, such as "US".
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -174,6 +186,9 @@ def _row_of(ordinal: int, pair: object, pooled: bool) -> Row | Refusal:
     except FieldError as error:
         return Refusal.of(error, ordinal, None)
     try:
-        return Row(ordinal, None, account_id, None if pooled and change is None else as_change(change))
+        if needs is None or not (change is None or (needs.by and isinstance(change, str))):
+            return Row(ordinal, None, account_id, as_change(change))
+        fields = {needs.by: change} if needs.by and change else {}
+        return Row(ordinal, None, account_id, None, needs.tag_of(fields), fields)
     except FieldError as error:
         return Refusal.of(error, ordinal, None, account_id)

@@ -53,26 +53,14 @@ class Errors:
         headers: Mapping[str, str] | None = None,
         cut: bool = False,
     ) -> Answer:
-        """
-        Create an error in its envelope.
-
-        Args:
-            detail: Overrides the type's detail.
-            status: Overrides the HTTP status of the response; the envelope keeps that of a known type.
-        """
+        """Create an error in its envelope, which keeps the status of a known type, whatever *status* is."""
         self._count += 1
         instance = f"req_{self._count:012d}"
         entry = TYPES.get(type_) or UNLISTED.get(type_) or _unknown(status or 500)
         detail = entry.detail if detail is None else detail
-        if self._envelope == "page":
-            content: dict[str, object] = {
-                "title": entry.title,
-                "detail": detail,
-                "instance": instance,
-                "type": type_,
-                "status": entry.status,
-            }
-        else:
+        content: dict[str, object] = {"title": entry.title, "detail": detail, "instance": instance}
+        content |= {"type": type_, "status": entry.status}
+        if self._envelope == "quickstart":
             code = "key_missing" if type_ == "errors/missing_credentials" else type_.removeprefix("errors/")
             content = {"error": {"code": code, "message": detail, "request_id": instance}}
         all_headers = _JSON if headers is None else {**_JSON, **headers}

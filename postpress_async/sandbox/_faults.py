@@ -65,11 +65,7 @@ def handles_normally(fault: Fault) -> bool:
 
 
 def is_outcome(fault: Fault) -> bool:
-    """
-    Whether the fault is an error of the execution itself.
-
-    A 429 or 503 rejects the request before it is executed, and raw responses come from a gateway.
-    """
+    """Whether the fault is an error of the execution itself: not a 429, 503 or raw response."""
     if fault.type is None or fault.executes or fault.ends != "answered":
         return False
     return (fault.status or (TYPES.get(fault.type) or UNLISTED[fault.type]).status) not in (429, 503)
@@ -91,6 +87,12 @@ _LATE: Final = Fault(type="errors/request_timeout", executes=True)
 _TOO_MANY: Final = Fault(type="errors/too_many_requests", retry_after=1)
 _NOT_FOUND: Final = Fault(type="errors/resource_not_found")
 
+# Half of the timeouts come from a gateway that stopped waiting, and the change is applied later.
+_FLAKY: Final = (
+    *((0.02, _PROVIDER_ERROR), (0.03, _SERVICE_UNAVAILABLE), (0.035, _REQUEST_TIMEOUT), (0.04, _LATE)),
+    *((0.0425, DROP), (0.045, LOST), (1.0, NONE)),
+)
+
 
 def _chances(*names: object) -> tuple[float, float]:
     """Two pseudorandom numbers in [0, 1), always the same for the same names."""
@@ -101,20 +103,12 @@ def _chances(*names: object) -> tuple[float, float]:
 
 
 class _Draw(NamedTuple):
-    """
-    The inputs of a profile.
-
-    Attributes:
-        chance: Random number in [0, 1), usually decides whether there is a fault.
-        choice: Random number in [0, 1), usually decides which fault.
-        elapsed: Seconds since the server's first request.
-        executing: Number of requests being executed.
-    """
+    """The inputs of a profile."""
 
     seed: int
     account_id: str
-    chance: float
-    choice: float
+    chance: float  # from 0 to 1: whether there is a fault
+    choice: float  # from 0 to 1: which one
     elapsed: float
     executing: int
 
@@ -126,18 +120,7 @@ def _steady(_: _Draw) -> Fault:
 def _flaky(draw: _Draw) -> Fault:
     if _chances(draw.seed, draw.account_id)[0] < 0.01:
         return _NOT_FOUND
-    # Half of the timeouts come from a gateway that stopped waiting, and the change is applied later.
-    for below, fault in (
-        (0.02, _PROVIDER_ERROR),
-        (0.03, _SERVICE_UNAVAILABLE),
-        (0.035, _REQUEST_TIMEOUT),
-        (0.04, _LATE),
-        (0.0425, DROP),
-        (0.045, LOST),
-    ):
-        if draw.chance < below:
-            return fault
-    return NONE
+    return next(fault for below, fault in _FLAKY if draw.chance < below)
 
 
 def _overloaded(draw: _Draw) -> Fault:
@@ -205,13 +188,6 @@ class Faults:
       (a quarter of them as HTML) or a dropped connection.
     - ``hostile``: A fifth of the responses are malformed, contradictory or missing. Most of these requests
       are executed.
-
-    Args:
-        profile: One of the above.
-        seed: Seed of the random numbers.
-
-    Raises:
-        ValueError: The profile is unknown.
     """
 
     def __init__(self, profile: Profile = "steady", seed: int = 0) -> None:
@@ -226,30 +202,18 @@ class Faults:
     def script(
         self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
-        """
-        Append answers to the script of an account, as `Sandbox.script` describes.
-
-        Raises:
-            ValueError: An answer or the account id is invalid. The script is unchanged.
-        """
+        """Append answers to the script of an account, as `Sandbox.script` does."""
         faults, default = read_script(account_id, answers, then)
         if default is not None:
             self._then[account_id] = default
         self._scripts.setdefault(account_id, deque()).extend(faults)
 
     def draw(self, account_id: str, nth: int, *, elapsed: float = 0.0, executing: int = 0) -> Fault:
-        """
-        Choose the fault of the account's *nth* request, and remove it from the account's script, if any.
-
-        Args:
-            nth: Number of the account's request, from 1.
-            elapsed: Seconds since the server's first request.
-            executing: Number of requests being executed.
-        """
+        """Choose the fault of the account's *nth* request, and remove it from the account's script."""
         if script := self._scripts.get(account_id):
             return script.popleft()
-        if self._then and account_id in self._then:
-            return self._then[account_id]
+        if (default := self._then.get(account_id)) is not None:
+            return default
         if self.profile == "steady":
             return NONE
         chances = _chances(self.seed, account_id, nth)
@@ -259,12 +223,7 @@ class Faults:
 def read_script(
     account_id: str, answers: Iterable[str | int | Fault], then: str | int | Fault | None
 ) -> tuple[list[Fault], Fault | None]:
-    """
-    Convert the arguments of `Faults.script` to faults.
-
-    Raises:
-        ValueError: An answer or the account id is invalid.
-    """
+    """Convert the arguments of `Faults.script` to faults. Raise `ValueError` if one is invalid."""
     if not is_account_id(account_id):
         raise ValueError(f"account_id must consist of A-Z a-z 0-9 . _ ~ -, got {account_id!r}")
     return [_scripted(answer) for answer in answers], None if then is None else _scripted(then)

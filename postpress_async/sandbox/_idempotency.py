@@ -4,72 +4,55 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable
 
+from attrs import define
+
 from postpress_async.sandbox._answers import Answer
 from postpress_async.sandbox._rules import Json, Refusal
 
 
-class Execution:
-    """The execution of a change, in progress or finished."""
-
-    __slots__ = ("_answer", "_ended", "change")
-
-    def __init__(self, change: Json) -> None:
-        self.change: Json = change
-        self._answer: Answer | None = None
-        self._ended: asyncio.Event | None = asyncio.Event()
-
-    def end(self, answer: Answer | None) -> None:
-        """Finish with *answer* and wake all waiters; None if the execution failed unexpectedly."""
-        self._answer = answer
-        if self._ended is not None:
-            self._ended.set()
-            self._ended = None  # saves memory: a million executions may be stored
-
-    async def result(self) -> Answer:
-        """
-        Wait for the answer and return it.
-
-        Raises:
-            Refusal: The execution failed unexpectedly.
-        """
-        if self._ended is not None:
-            await self._ended.wait()
-        if self._answer is None:
-            raise Refusal("errors/unexpected_error")
-        return self._answer
+@define(eq=False)
+class _Execution:
+    change: Json
+    answer: Answer | asyncio.Future[Answer | None] | None  # None if it failed unexpectedly
 
 
 class IdempotencyStore:
     """
-    Stores executions by account and Idempotency-Key.
+    Stores executions by account and Idempotency-Key; the oldest is dropped if there are more than *capacity*.
 
-    Args:
-        capacity: Maximum number of executions; beyond it, the oldest is dropped.
-        stores_errors: Whether failed executions are stored too.
+    *stores_errors* says whether failed executions are stored too.
     """
 
     def __init__(self, capacity: int, *, stores_errors: bool) -> None:
         self._capacity = capacity
         self._stores_errors = stores_errors
-        self._executions: OrderedDict[tuple[str, str], Execution] = OrderedDict()
+        self._executions: OrderedDict[tuple[str, str], _Execution] = OrderedDict()
 
-    def find(self, account_id: str, key: str, change: Json) -> Execution | None:
+    async def find(self, account_id: str, key: str, change: Json) -> Answer | None:
         """
-        The earlier execution with this key; None if the key is new.
+        Wait for the answer of the earlier execution with this key; None if the key is new.
 
         Raises:
-            Refusal: The earlier execution had another body.
+            Refusal: It had another body, or failed unexpectedly.
         """
-        known = self._executions.get((account_id, key))
-        if known is not None and known.change != change:
+        execution = self._executions.get((account_id, key))
+        if execution is None:
+            return None
+        if execution.change != change:
             detail = "This Idempotency-Key was already used with another body."
             raise Refusal("errors/invalid_parameters", detail)
-        return known
+        answer = execution.answer
+        if isinstance(answer, asyncio.Future):
+            answer = await asyncio.shield(answer)
+        if answer is None:
+            raise Refusal("errors/unexpected_error")
+        return answer
 
     async def run(self, account_id: str, key: str, change: Json, work: Awaitable[Answer]) -> Answer:
         """Run *work* for a key that `find` does not know, and store its answer."""
         name = (account_id, key)
-        execution = self._executions[name] = Execution(change)
+        pending: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        execution = self._executions[name] = _Execution(change, pending)
         if len(self._executions) > self._capacity:
             self._executions.popitem(last=False)
         answer: Answer | None = None
@@ -77,7 +60,8 @@ class IdempotencyStore:
             answer = await work
             return answer
         finally:
-            execution.end(answer)
+            execution.answer = answer  # a million may be stored, so none keeps its future
+            pending.set_result(answer)
             stored = answer is not None and (answer.status == 200 or self._stores_errors)
             if not stored and self._executions.get(name) is execution:
                 del self._executions[name]

@@ -2,21 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from types import TracebackType
 
 
 class TokenBucket:
-    """
-    A token bucket that starts full.
-
-    Args:
-        rate: Tokens added per second, above 0.
-        burst: Capacity in tokens, at least 1.
-        clock: Returns the time in seconds; not called before the first `take`.
-
-    Raises:
-        ValueError: The rate or the burst is out of range.
-    """
+    """A token bucket of *burst* tokens, which starts full and gains *rate* tokens per second."""
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float]) -> None:
         if rate <= 0:
@@ -43,16 +32,9 @@ class TokenBucket:
 
 class ConcurrencyLimit:
     """
-    A semaphore with a bounded FIFO queue: ``async with limit:`` holds one of *capacity* slots.
+    ``async with limit:`` holds one of *capacity* slots; None for no limit.
 
-    Check `is_full` before entering, which waits even if the queue is full.
-
-    Args:
-        capacity: Maximum number of holders; None for no limit.
-        queue: Maximum number of waiters.
-
-    Attributes:
-        active: Number of current holders.
+    Check `is_full` before: at most *queue* others should wait for a slot. *active* is the number of holders.
     """
 
     def __init__(self, capacity: int | None = None, queue: int = 0) -> None:
@@ -75,9 +57,7 @@ class ConcurrencyLimit:
                 self._waiting -= 1
         self.active += 1
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.active -= 1
         if self._slots is not None:
             self._slots.release()

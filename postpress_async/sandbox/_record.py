@@ -8,7 +8,7 @@ from postpress_async.sandbox._rules import Json
 
 class Record:
     """
-    Counters for tests and reports. Only the server updates them.
+    Counters for tests and reports.
 
     Attributes:
         requests: Requests received.
@@ -32,7 +32,7 @@ class Record:
         self.replayed: int = 0
         self.in_flight: int = 0
         self.most_in_flight: int = 0
-        self._sends: dict[str, int] = {}
+        self._sends: Counter[str] = Counter()
         self._proxies: dict[str, Json] = {}
 
     def __repr__(self) -> str:
@@ -42,7 +42,7 @@ class Record:
 
     def sends(self, account_id: str) -> int:
         """Number of requests received for the account, rejected ones included."""
-        return self._sends.get(account_id, 0)
+        return self._sends[account_id]
 
     def proxy_of(self, account_id: str) -> Json | None:
         """The request body last applied to the account, password included; None if no change was applied."""
@@ -62,6 +62,10 @@ class Record:
             "most_in_flight": self.most_in_flight,
         }
 
+
+class Recorder(Record):
+    """The server's own `Record`, which it updates."""
+
     def note_arrival(self) -> None:
         """Count a received request. `note_end` must follow."""
         self.requests += 1
@@ -70,7 +74,7 @@ class Record:
 
     def note_send(self, account_id: str) -> None:
         """Count the received request for its account."""
-        self._sends[account_id] = self._sends.get(account_id, 0) + 1
+        self._sends[account_id] += 1
 
     def note_change(self, account_id: str, change: Json) -> None:
         """Count an applied change and keep its body."""

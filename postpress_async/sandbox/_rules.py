@@ -40,12 +40,7 @@ def is_account_id(account_id: object) -> bool:
 
 
 def read_account_id(segment: str) -> str:
-    """
-    Percent-decode the account id.
-
-    Raises:
-        Refusal: It has unescaped characters (400), or is not a well-formed id (404).
-    """
+    """Percent-decode the account id. Raise `Refusal` with a 400 or 404 if it is not well-formed."""
     if _ACCOUNT_ID.fullmatch(segment):
         return segment
     if not _SEGMENT.fullmatch(segment):
@@ -57,12 +52,7 @@ def read_account_id(segment: str) -> str:
 
 
 def read_change(raw: bytes, content_type: str) -> Json:
-    """
-    Parse the request body and check it: first each field, then their combination.
-
-    Raises:
-        Refusal: The body breaks a rule of the API reference; the type is the most specific 400.
-    """
+    """Parse the body, check each field and their combination; raise `Refusal` with the most specific 400."""
     if content_type != "application/json":
         raise Refusal("errors/malformed_request", f"The body is {content_type}, not application/json.")
     try:

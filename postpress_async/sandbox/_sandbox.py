@@ -1,7 +1,6 @@
 """The sandbox: the server with an API key, an account list and sessions of its own."""
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from types import TracebackType
 from typing import Any, Final, Self
 
 from postpress_async.sandbox._faults import Fault, Faults, Profile
@@ -21,11 +20,10 @@ def own_accounts(count: int = 1_000) -> list[str]:
 def describe(sandbox: "Sandbox") -> str:
     """The URL and the number of requests, for the repr, which pytest shows if a test fails."""
     try:
-        url = sandbox.url
+        requests = sandbox.record.requests
+        return f"{sandbox.url}, {requests:,} {'request' if requests == 1 else 'requests'}"
     except RuntimeError:
         return "not started"
-    requests = sandbox.record.requests
-    return f"{url}, {requests:,} {'request' if requests == 1 else 'requests'}"
 
 
 class Sandbox:
@@ -137,7 +135,5 @@ class Sandbox:
         await self.server.start(port=self._port)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.server.aclose()

@@ -10,7 +10,6 @@ import asyncio
 import re
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from math import ceil
-from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
 
 from aiohttp import web
@@ -21,7 +20,7 @@ from postpress_async.sandbox._faults import HANG, Fault, Faults, handles_normall
 from postpress_async.sandbox._idempotency import IdempotencyStore
 from postpress_async.sandbox._limits import ConcurrencyLimit, TokenBucket
 from postpress_async.sandbox._listener import Listener
-from postpress_async.sandbox._record import Record
+from postpress_async.sandbox._record import Record, Recorder
 from postpress_async.sandbox._rules import (
     LARGEST_BODY,
     Json,
@@ -97,7 +96,8 @@ class Server:
         self.api_key = api_key
         self.faults: Faults = faults or Faults()
         self.latency = latency
-        self.record: Record = Record()
+        self._recorder: Final = Recorder()
+        self.record: Record = self._recorder
         self._accounts = None if accounts is None else frozenset(accounts)
         self._rate_limit = None if rate is None else TokenBucket(rate, burst, self._now)
         self._retry_after = retry_after
@@ -121,11 +121,7 @@ class Server:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """
-        Start listening. A server can be started only once.
-
-        Args:
-            host: An IP address; resolving a name would need a thread.
-            port: 0 for any free port.
+        Start listening, on an IP address and a port; port 0 means any free one.
 
         Raises:
             RuntimeError: The server was started before.
@@ -139,22 +135,18 @@ class Server:
 
     async def aclose(self) -> None:
         """Stop at once: abort all connections and cancel all executions. Further calls have no effect."""
-        if self._listener is None:
-            return
-        await self._listener.cut_off()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._listener.aclose()
+        if self._listener is not None:
+            await self._listener.cut_off()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._listener.aclose()
 
     async def __aenter__(self) -> Self:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def outage(self, kind: Outage, *, factor: float = 10.0) -> None:
@@ -177,8 +169,7 @@ class Server:
         if kind not in get_args(Outage):
             raise ValueError(f"kind must be one of {', '.join(get_args(Outage))}, got {kind!r}")
         await self.recover()
-        self._outage = kind
-        self._slowdown = factor if kind == "slow" else 1.0
+        self._outage, self._slowdown = kind, factor if kind == "slow" else 1.0
         if kind == "refused":
             await listener.cut_off()
 
@@ -186,8 +177,7 @@ class Server:
         """End the current outage, if any. After ``refused``, the server listens on the same port again."""
         if self._outage == "refused":
             await self._started().open()
-        self._outage = None
-        self._slowdown = 1.0
+        self._outage, self._slowdown = None, 1.0
 
     def _started(self) -> Listener:
         if self._listener is None:
@@ -197,9 +187,9 @@ class Server:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         answer = None
         task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-        self.record.note_arrival()
+        assert task is not None  # noqa: S101 - aiohttp handles requests in tasks
+        self._tasks.add(task)
+        self._recorder.note_arrival()
         try:
             answer = await self._answer(request)
         except Refusal as refusal:
@@ -208,7 +198,7 @@ class Server:
             pass  # the client disconnected before it had sent the whole body
         finally:
             self._tasks.discard(task)
-            self.record.note_end(*((None, None) if answer is None else (answer.status, answer.type)))
+            self._recorder.note_end(*((None, None) if answer is None else (answer.status, answer.type)))
         return await write(request, answer)
 
     async def _answer(self, request: web.BaseRequest) -> Answer | None:
@@ -218,7 +208,7 @@ class Server:
         if segment is not None:
             try:
                 account_id = read_account_id(segment)
-                self.record.note_send(account_id)
+                self._recorder.note_send(account_id)
             except Refusal as refusal:
                 invalid_id = refusal  # raised below, after the checks that come first
         if self._first_request_at is None:
@@ -272,10 +262,9 @@ class Server:
 
     async def _execute_once(self, account_id: str, change: Json, key: str | None, fault: Fault) -> Answer:
         """Execute the change, or wait for the earlier execution with this key and return its answer."""
-        earlier = self._idempotency.find(account_id, key, change) if key else None
-        if earlier is not None:
-            self.record.replayed += 1
-            return await earlier.result()
+        if key and (earlier := await self._idempotency.find(account_id, key, change)) is not None:
+            self._recorder.replayed += 1
+            return earlier
         if self._executions.is_full:
             raise Refusal("errors/service_unavailable")
         work = self._execute(account_id, change, fault)
@@ -289,7 +278,7 @@ class Server:
                 return self._errors.from_fault(fault)
             if "proxy" in change and self._is_dead(change["proxy"]):
                 return self._errors.make("errors/proxy_error")
-            self.record.note_change(account_id, change)
+            self._recorder.note_change(account_id, change)
         return success(account_id)
 
     def _is_dead(self, proxy: Mapping[str, Any]) -> bool:

@@ -2,9 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from postpress_async.sandbox._faults import Fault, read_script
@@ -59,14 +58,15 @@ class SandboxThread:
     def script(
         self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
-        """
-        Append answers for the account's next requests, as `Sandbox.script` does.
-
-        Raises:
-            ValueError: An answer or the account id is invalid. The script is unchanged.
-        """
+        """Append answers for the account's next requests, as `Sandbox.script` does."""
         faults, default = read_script(account_id, answers, then)  # raises in the caller's thread
-        self._call(lambda: self._sandbox.script(account_id, *faults, then=default))
+        if self._is_own_thread():
+            self._sandbox.script(account_id, *faults, then=default)
+        else:
+            self._wait_for(self._script(account_id, faults, default))
+
+    async def _script(self, account_id: str, faults: list[Fault], default: Fault | None) -> None:
+        self._sandbox.script(account_id, *faults, then=default)
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
         """The request body last applied to the account, password included; None if no change was applied."""
@@ -83,12 +83,6 @@ class SandboxThread:
     def recover(self) -> None:
         """End the current outage, if any."""
         self._wait_for(self._sandbox.server.recover())
-
-    def _call(self, function: Callable[[], T]) -> T:
-        async def call() -> T:
-            return function()
-
-        return function() if self._is_own_thread() else self._wait_for(call())
 
     def _is_own_thread(self) -> bool:
         return threading.current_thread() is self._thread
@@ -127,9 +121,7 @@ class SandboxThread:
             raise self._failure
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._loop is None or self._stop is None:
             return
         with suppress(RuntimeError):  # the loop is closed, after an earlier exit or a failure of the thread

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from postpress_async import ManagedProxy, errors
 from postpress_async._call.idempotency import FixedKey
 from postpress_async.errors import ApiError, PostPressError
-from postpress_async.pace._pacer import Pacer, PermitFuture
-from postpress_async.pace._permit import Permit
+from postpress_async.pace._pacer import Pacer, Permit, PermitFuture
 from postpress_async.retry import LONGEST_RETRY_AFTER, RetryPolicy
 from tests.support.stubbed_call import BUSY, DONE, START, ManualLoop, StubApi, advance, answer, failed, play
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from postpress_async import CustomProxy, ManagedProxy, PostPressSession, RetryPolicy, errors
+from postpress_async._call import update
 from postpress_async._call.keyed_lock import KeyedLock
 from postpress_async.errors import Applied, Scope
 from postpress_async.sandbox import Sandbox
@@ -132,7 +133,7 @@ async def test_account_stays_usable_if_a_policy_cannot_begin(monkeypatch: pytest
     policy = RetryPolicy(before=print)
     async with Sandbox() as sandbox, sandbox.session() as session:
         with monkeypatch.context() as patch:
-            patch.setattr(RetryPolicy, "new_retrying", None)
+            patch.setattr(update, "new_retrying", None)
             with pytest.raises(TypeError):
                 await session.update_proxy("acc_1", change(1), retry=policy)
         async with asyncio.timeout(5):

@@ -12,7 +12,7 @@ from tenacity import RetryCallState
 from postpress_async import RetryPolicy, errors
 from postpress_async._call.idempotency import FreshKeys, KeyGenerator
 from postpress_async._call.update import UpdateCall
-from postpress_async._http.codec import Request, Response
+from postpress_async._http.transport import Request, Response
 from postpress_async.errors import PostPressError
 from tests.support.stubbed_call import (
     BUSY,
@@ -235,6 +235,18 @@ def test_error_of_a_callback_is_raised() -> None:
     with pytest.raises(KeyError, match="mistake"):
         play(RetryPolicy(before_sleep=mistake), api)
     assert api.made == 1
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), -1.0])
+def test_wait_that_is_no_number_of_seconds_is_refused(seconds: float) -> None:
+    """A sleep of NaN seconds would never end."""
+    api = StubApi([BUSY])
+
+    with pytest.raises(
+        ValueError, match=f"wait strategy must return a number of seconds from 0, got {seconds}"
+    ):
+        play(RetryPolicy(wait=lambda _state: seconds), api)
+    assert (api.made, api.naps) == (1, [])
 
 
 def test_statistics_are_those_of_the_call() -> None:

@@ -55,7 +55,7 @@ async def work(tracker: CallTracker, seconds: float) -> None:
 async def wait(tracker: CallTracker, until: float) -> float:
     """Wait for what never comes; when it ended, by the loop's clock."""
     with pytest.raises(TimeoutError):
-        with tracker.timeout_at(until):
+        with tracker.until(until):
             await asyncio.sleep(10_000.0)
     return now()
 
@@ -248,11 +248,11 @@ def test_a_wait_that_is_not_in_vain_ends_quietly() -> None:
     async def scene() -> CallTracker:
         tracker = CallTracker()
         for until in (5.0, math.inf):
-            with tracker.timeout_at(until):
+            with tracker.until(until):
                 await asyncio.sleep(1.0)
         return tracker
 
-    assert len(play(scene())._timeouts) == 0
+    assert len(play(scene())._open) == 0
 
 
 @pytest.mark.parametrize("until", [50.0, math.inf], ids=["deadline", "no deadline"])
@@ -331,7 +331,7 @@ def test_a_wait_that_is_cancelled_is_cancelled() -> None:
         assert waiting.cancelled()
         return tracker
 
-    assert len(play(scene())._timeouts) == 0
+    assert len(play(scene())._open) == 0
 
 
 def test_an_error_within_a_wait_passes_through() -> None:
@@ -340,7 +340,7 @@ def test_an_error_within_a_wait_passes_through() -> None:
     async def scene() -> float:
         for kind in (KeyError, TimeoutError):
             with pytest.raises(kind, match="inner"):
-                with CallTracker().timeout_at(50.0):
+                with CallTracker().until(50.0):
                     raise kind("inner")
         return now()
 

@@ -316,14 +316,26 @@ async def test_a_halt_has_its_own_exit_code_and_says_why(folder, sandbox) -> Non
 
 async def test_a_canary_that_fails_spares_the_others(folder, sandbox) -> None:
     write_fleet(folder, 100)
-    for number in range(3):
-        sandbox.script(f"acc_{number:06}", "errors/disconnected_account")
+    for number in range(100):
+        sandbox.script(f"acc_{number:06}", "errors/resource_not_found")
 
-    done = await arun(sandbox, "rotate", "fleet.csv", "--halt", "50%", "--canary", "4")
+    done = await arun(sandbox, "rotate", "fleet.csv", "--halt", "proxy=5%", "--canary", "4")
 
     assert done.returncode == 3
-    assert "3 of the canary's 4 accounts failed" in done.stderr
-    assert sandbox.record.requests == 4
+    assert "of the canary's 4 accounts failed" in done.stderr
+    assert sandbox.record.requests <= 4
+
+
+async def test_canary_that_passes_is_reported(folder, sandbox) -> None:
+    write_fleet(folder, 100)
+
+    done = await arun(sandbox, "rotate", "fleet.csv", "--canary", "4", "--json")
+
+    assert done.returncode == 0
+    assert "the canary of 4 accounts passed: the others follow" in done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["accounts"] for event in events if event["event"] == "canary_passed"] == [4]
+    assert events[-1]["canary_passed"] is True
 
 
 async def test_a_limit_leaves_the_others_to_the_next_run(folder, sandbox) -> None:
@@ -761,8 +773,8 @@ def test_every_command_has_an_example_in_its_help() -> None:
     commands = [line.split()[0] for line in listed.splitlines() if not line.startswith("   ")]
 
     assert set(commands) >= {"rotate", "retry-failed", "update", "sandbox", "errors", "completion"}
-    for command in commands:
-        assert f"postpress-async {command}" in run(command, "--help").stdout, command
+    for command in (["proxies", "check"] if name == "proxies" else [name] for name in commands):
+        assert f"postpress-async {' '.join(command)}" in run(*command, "--help").stdout, command
 
 
 # --- Nobody to tell it to ---

@@ -135,6 +135,131 @@ def test_a_run_goes_on_in_the_list_where_the_last_one_left_off(folder) -> None:
     assert shares == {f"user{n}@p{n:03}.example.net:8080": 2 for n in range(6)}
 
 
+# --- Tags ---
+
+
+def test_column_chooses_the_pool_and_orders_no_managed_proxy(folder) -> None:
+    """A filled country column made every row a managed-proxy order, which is billed."""
+    (folder / "fleet.csv").write_text("account_id,country\nacc_1,us\nacc_2,DE\nacc_3,US\n")
+    (folder / "us.txt").write_text("us1.example:80\n")
+    (folder / "rest.csv").write_text("Country,IP,Port\nDE,de1.example,80\nFR,fr1.example,80\n")
+    words = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--pool", "rest.csv", "--pool-by", "Country"]
+
+    dry, real = run(*words, "--sandbox", "--dry-run"), run(*words, "--sandbox")
+
+    assert dry.stdout.splitlines()[:3] == [
+        "3 accounts: 3 with one of the pool",
+        "1 proxy for US, assigned round-robin to 2 accounts",
+        "1 proxy for DE, assigned round-robin to 1 account",
+    ]
+    assert dry.stderr == "no row has the tag FR: the proxies of its --pool are not used\n"
+    assert real.returncode == 0, real.stderr
+    connection = sqlite3.connect(folder / JOURNAL)
+    assignments = dict(connection.execute("SELECT account_id, assignment FROM outcomes"))
+    connection.close()
+    assert assignments == {"acc_1": "us1.example:80", "acc_2": "de1.example:80", "acc_3": "us1.example:80"}
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_rows_whose_tag_has_no_pool_are_reported_in_one_line(folder, words) -> None:
+    rows = "".join(f"acc_{n},{'DE' if n else 'US'}\n" for n in range(3000))
+    (folder / "fleet.csv").write_text(f"account_id,pool\n{rows}")
+    (folder / "us.txt").write_text("us1.example:80\n")
+
+    done = run("rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", *words)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "fleet.csv: 2,999 lines (3, 4, 5, 6, 7 and 2,994 more), pool: no pool for DE: add a pool for it, or "
+        "correct it; the pools are US\n"
+        "nothing was sent: correct them, or use --skip-bad to send only what is valid: "
+        "1 account and 1 proxy\n"
+    )
+
+
+def test_rows_whose_tag_has_no_pool_can_be_skipped(folder) -> None:
+    (folder / "fleet.csv").write_text("account_id,pool\nacc_1,US\nacc_2,DE\n")
+    (folder / "us.txt").write_text("us1.example:80\n")
+    words = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", "--skip-bad"]
+
+    first, again = run(*words), run(*words)
+
+    assert first.returncode == 1, first.stderr
+    assert states(folder / JOURNAL) == {"patched": 1, "skipped": 1}
+    assert "Traceback" not in again.stderr
+
+
+def test_file_whose_name_has_an_equals_sign_is_no_tag(folder) -> None:
+    write_fleet(folder, 1, "")
+    (folder / "a=b.txt").write_text("h.example:80\n")
+
+    done = run("rotate", "fleet.csv", "--pool", "a=b.txt", "--sandbox", "--dry-run")
+
+    assert "1 proxy in a=b.txt, assigned round-robin to 1 account\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--pool-by", "country"], "--pool-by requires --pool"),
+        (
+            ["--pool", "us.txt", "--pool", "DE=us.txt"],
+            "us.txt has no column pool with the tags of its proxies",
+        ),
+        (["--pool", "US=u:hunter2@h.example:80"], "everyone on this machine can read a password"),
+    ],
+)
+def test_tags_that_cannot_be_used_are_refused(folder, words, sentence) -> None:
+    (folder / "fleet.csv").write_text("account_id,pool\nacc_1,US\n")
+    (folder / "us.txt").write_text("us1.example:80\n")
+
+    done = run("rotate", "fleet.csv", "--sandbox", *words)
+
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+# --- Templates ---
+
+
+def test_template_of_a_gateway_gives_each_account_a_session(folder) -> None:
+    """A gateway with the session in the user name could not be written at all."""
+    (folder / "fleet.csv").write_text("account_id,country\nacc_1,us\nacc_2,de\n")
+    (folder / "gw.txt").write_text("gw.example:7777:c-{account_id}-cc-{country}-s{try}:hunter2\n")
+    words = ["rotate", "fleet.csv", "--pool", "gw.txt", "--sandbox"]
+
+    dry, real = run(*words, "--dry-run"), run(*words)
+
+    assert '"username": "c-acc_1-cc-us-s0", "password": "***"' in dry.stdout
+    assert '"username": "c-acc_2-cc-de-s0", "password": "***"' in dry.stdout
+    assert real.returncode == 0, real.stderr
+    connection = sqlite3.connect(folder / JOURNAL)
+    labels = [label for (label,) in connection.execute("SELECT DISTINCT assignment FROM outcomes")]
+    connection.close()
+    assert labels == ["c-{account_id}-cc-{country}-s{try}@gw.example:7777"]
+
+
+# --- Addresses that PostPress cannot reach ---
+
+
+def test_dry_run_warns_of_private_addresses(folder) -> None:
+    (folder / "fleet.csv").write_text(
+        "account_id,proxy,ip\nacc_1,http://localhost:80,\nacc_2,10.1.1.1:80:u:p,\nacc_3,,192.168.1.1\n"
+        "acc_4,,8.8.8.8\nacc_5,h.example:80,\nacc_6,,\nacc_7,,127.0.0.1\n"
+    )
+    (folder / "list.txt").write_text("[::1]:80:u:hunter2\nh.example:80\n")
+    words = ["rotate", "fleet.csv", "--pool", "list.txt", "--dry-run"]
+
+    done, sandboxed = run(*words), run(*words, "--sandbox")
+
+    assert done.stderr == (
+        "5 proxies with localhost, or with an address that is private or not routable, which PostPress can "
+        "probably not reach: acc_1 (localhost), acc_2 (10.1.1.1), acc_3 (192.168.1.1) and 2 more\n"
+    )
+    assert (done.returncode, sandboxed.stderr) == (0, "")
+
+
 # --- Rows and columns that cannot be used ---
 
 
@@ -178,6 +303,7 @@ def test_a_dry_run_for_programs_is_one_event(folder) -> None:
         "proxies": 5,
         "assign": "round-robin",
         "settled": 0,
+        "input_edit": None,
         "to_send": 1000,
         "seconds": 500.0,
         "api_key": False,

@@ -4,14 +4,15 @@ import io
 import json
 
 from postpress_async._cli.event_stream import EventStream
-from postpress_async.rotation import Outcome, RotationSummary
+from postpress_async.rotation import RotationSummary
+from postpress_async.rotation._outcome import count_outcome, patched_outcome
 
 
 def test_last_event_of_a_stopped_run_has_counts_and_no_outcomes() -> None:
     """Outcomes that nobody iterated over are no JSON, and each account has an event of its own."""
     out, summary = io.StringIO(), RotationSummary(stopped=True)
-    outcome = Outcome.patched(0, None, "acc_1", 1, 0.5)
-    summary.count(outcome)
+    outcome = patched_outcome(0, None, "acc_1", 1, 0.5)
+    count_outcome(summary, outcome)
     summary.unconsumed.append(outcome)
 
     EventStream(out, verbose=False).ended(summary, 1, "run.sqlite3")

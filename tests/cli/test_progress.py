@@ -19,7 +19,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_rows_that_are_skipped_at_a_stop_do_not_raise_the_rate(clock: SimpleNamespace) -> None:
     """At --rate 20, a run that was stopped showed 53 accounts per second."""
-    rotation: Any = SimpleNamespace(summary=RotationSummary(), retrying=0)
+    rotation: Any = SimpleNamespace(summary=RotationSummary(), retrying=0, proxies_failing=False)
     stats = ProgressStats(1_000, rotation, SimpleNamespace(paused=False))
     stats.rate()
     rotation.summary.states[State.PATCHED] = 60

@@ -270,13 +270,14 @@ async def test_rate_limits_all_workers_together(tmp_path: Path) -> None:
     fleet, _ = write_fleet(tmp_path, rate * seconds)
     arrivals: list[float] = []
     async with Sandbox() as sandbox, World(tmp_path, sandbox) as world:
-        note = sandbox.record.note_arrival
+        recorder: Any = sandbox.record
+        note = recorder.note_arrival
 
         def arrived() -> None:
             arrivals.append(time.monotonic())
             note()
 
-        sandbox.record.note_arrival = arrived  # type: ignore[method-assign]
+        recorder.note_arrival = arrived
         await world.start_worker()
         await world.start_worker()
         with without_pauses():

@@ -31,7 +31,7 @@ from postpress_async.rotation._rows import Refusal
 from postpress_async.secret import Secret
 from tests.support.fault_server import CONNECTIONS, FAULTS, Fault, FaultServer, body_of, closes, says
 
-pytestmark = [pytest.mark.usefixtures("each_transport"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 KEY = "pp_live_9d1f7a-Key/With+Odd=Signs"
 PASSWORD = 'hunter2-"Wörd"/p@ss word'
@@ -103,7 +103,8 @@ def shown(error: BaseException) -> Iterator[str | bytes]:
 class Everything:
     """The session's events, and all that was logged, warned of or named while it worked."""
 
-    def __init__(self) -> None:
+    def __init__(self, transport: Any) -> None:
+        self.transport = transport
         self.log = io.StringIO()
         self.events: list[events.Event] = []
         self.tasks: set[str] = set()
@@ -124,9 +125,9 @@ class Everything:
 
 
 @pytest.fixture
-def everything() -> Iterator[Everything]:
+def everything(transport: Any) -> Iterator[Everything]:
     """DEBUG of every logger there is, every warning, and asyncio's own telling of each step."""
-    made = Everything()
+    made = Everything(transport)
     handler = logging.StreamHandler(made.log)
     handler.setFormatter(logging.Formatter("%(name)s %(message)s %(args)r"))
     names = ["", "aiohttp", "aiohttp.client", "aiohttp.internal", "asyncio", "postpress_async"]
@@ -155,19 +156,31 @@ def run(main: Callable[[], Any]) -> Any:
         return runner.run(slowly())
 
 
-def failed(server: FaultServer, everything: Everything) -> errors.PostPressError:
-    async def main() -> errors.PostPressError:
-        pace = Pace(adaptive=False)
-        async with PostPressSession(
-            KEY, base_url=server.url, retry=POLICY, pace=pace, on_event=everything.observe
-        ) as session:
-            with pytest.raises(errors.PostPressError) as caught:
-                await session.update_proxy("acc_1", OWN)
-            everything.tasks |= {repr(session), repr(vars(session))}
-            return caught.value
+def failures(
+    server: FaultServer, everything: Everything, *faults: Fault | None
+) -> list[errors.PostPressError]:
+    """The errors of a session's calls, one for each of *faults*."""
 
-    error: errors.PostPressError = run(main)
-    return error
+    async def main() -> list[errors.PostPressError]:
+        raised, pace = [], Pace(adaptive=False)
+        async with PostPressSession(
+            KEY,
+            base_url=server.url,
+            retry=POLICY,
+            pace=pace,
+            on_event=everything.observe,
+            transport=everything.transport,
+        ) as session:
+            for fault in faults:
+                server.play(fault)
+                with pytest.raises(errors.PostPressError) as caught:
+                    await session.update_proxy("acc_1", OWN)
+                raised.append(caught.value)
+            everything.tasks |= {repr(session), repr(vars(session))}
+        return raised
+
+    found: list[errors.PostPressError] = run(main)
+    return found
 
 
 # --- Errors of every class ------------------------------------------------------------------------
@@ -195,16 +208,17 @@ ENVELOPES: dict[str, Callable[[str], Any]] = {
 
 @pytest.mark.parametrize("escaped", [True, False], ids=["escaped", "plain"])
 @pytest.mark.parametrize("where", ENVELOPES)
-@pytest.mark.parametrize("status", [200, 202, 302, 400, 401, 404, 418, 429, 500, 501, 502, 503, 504])
 def test_an_answer_that_repeats_a_secret_does_not_get_it_printed(
-    everything: Everything, status: int, where: str, escaped: bool
+    everything: Everything, where: str, escaped: bool
 ) -> None:
     """Servers quote what they did not understand, and the quote ends in a ticket or a chat."""
+    statuses = [200, 202, 302, 400, 401, 404, 418, 429, 500, 501, 502, 503, 504]
+    echoes = [echoing(status, ENVELOPES[where], escaped=escaped) for status in statuses]
     with FaultServer() as server:
-        server.play(echoing(status, ENVELOPES[where], escaped=escaped))
-        error = failed(server, everything)
+        raised = failures(server, everything, *echoes)
 
-    assert [text for text in shown(error) if leaks(text)] == []
+    for status, error in zip(statuses, raised, strict=True):
+        assert [text for text in shown(error) if leaks(text)] == [], status
     assert [text for text in everything.texts() if leaks(text)] == []
 
 
@@ -218,8 +232,7 @@ def test_no_listed_error_shows_a_secret(everything: Everything, type_: str) -> N
         return {"type": type_, "title": text, "detail": text, "instance": text, "status": kind.status}
 
     with FaultServer() as server:
-        server.play(echoing(kind.status, envelope, escaped=True))
-        error = failed(server, everything)
+        [error] = failures(server, everything, echoing(kind.status, envelope, escaped=True))
 
     assert type(error) is kind
     assert [text for text in [*shown(error), *everything.texts()] if leaks(text)] == []
@@ -255,8 +268,7 @@ def test_no_broken_connection_shows_a_secret(everything: Everything, name: str) 
     """aiohttp's exceptions hold the request's headers; none of them is on the chain of ours."""
     fault, kind = BROKEN[name]
     with FaultServer(listening=fault is not None) as server:
-        server.play(fault)
-        error = failed(server, everything)
+        [error] = failures(server, everything, fault)
 
     assert type(error) is kind
     assert list(chain(error)) == [error]
@@ -267,8 +279,7 @@ def test_no_secure_connection_shows_no_secret(everything: Everything) -> None:
     """A handshake with a server that speaks something else."""
     with FaultServer() as server:
         server.secure = True
-        server.play(CONNECTIONS["another protocol's greeting"])
-        error = failed(server, everything)
+        [error] = failures(server, everything, CONNECTIONS["another protocol's greeting"])
 
     assert type(error) is errors.TlsError
     assert [text for text in [*shown(error), *everything.texts()] if leaks(text)] == []
@@ -281,7 +292,12 @@ def test_a_session_that_is_closed_or_out_of_time_shows_no_secret(everything: Eve
         with FaultServer() as server:
             server.play(CONNECTIONS["silence after the request"])
             session = PostPressSession(
-                KEY, base_url=server.url, retry=POLICY, pace=Pace(in_flight=1), on_event=everything.observe
+                KEY,
+                base_url=server.url,
+                retry=POLICY,
+                pace=Pace(in_flight=1),
+                on_event=everything.observe,
+                transport=everything.transport,
             )
             calls = [asyncio.create_task(session.update_proxy(f"acc_{n}", OWN)) for n in range(4)]
             quick = RetryPolicy(deadline=0.05)
@@ -307,7 +323,9 @@ def test_a_call_that_is_cancelled_shows_no_secret(everything: Everything) -> Non
     async def main() -> list[str]:
         with FaultServer() as server:
             server.play(CONNECTIONS["silence after the request"])
-            async with PostPressSession(KEY, base_url=server.url, on_event=everything.observe) as session:
+            async with PostPressSession(
+                KEY, base_url=server.url, on_event=everything.observe, transport=everything.transport
+            ) as session:
                 call = asyncio.create_task(session.update_proxy("acc_1", OWN))
                 while not server.seen:
                     await asyncio.sleep(0)
@@ -331,7 +349,11 @@ def test_a_success_shows_no_secret(everything: Everything) -> None:
         with FaultServer() as server:
             server.script("acc_1", [echoing(502, ENVELOPES["detail"], escaped=True)])
             async with PostPressSession(
-                KEY, base_url=server.url, retry=POLICY, on_event=everything.observe
+                KEY,
+                base_url=server.url,
+                retry=POLICY,
+                on_event=everything.observe,
+                transport=everything.transport,
             ) as session:
                 return await session.update_proxy("acc_1", OWN)
 
@@ -389,7 +411,7 @@ def test_a_session_that_is_left_open_shows_no_secret(everything: Everything) -> 
     """aiohttp warns of it, and asyncio's exception handler gets it."""
 
     async def used(url: str) -> None:
-        session = PostPressSession(KEY, base_url=url, retry=POLICY)
+        session = PostPressSession(KEY, base_url=url, retry=POLICY, transport=everything.transport)
         await session.update_proxy("acc_1", OWN)
         everything.tasks |= {repr(session), repr(vars(session)), repr(attrs.asdict(session._context))}
         everything.tasks.add(repr(vars(session._context.transport)))
@@ -452,7 +474,11 @@ def test_the_journal_of_a_rotation_holds_no_secret(everything: Everything, tmp_p
             for (account, _), where in zip(changes, ENVELOPES, strict=False):
                 server.script(account, [echoing(400, ENVELOPES[where], escaped=True)])
             async with PostPressSession(
-                KEY, base_url=server.url, retry=POLICY, on_event=everything.observe
+                KEY,
+                base_url=server.url,
+                retry=POLICY,
+                on_event=everything.observe,
+                transport=everything.transport,
             ) as session:
                 async with session.rotate(changes, journal=path) as rotation:
                     outcomes = [outcome async for outcome in rotation]

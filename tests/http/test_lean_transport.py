@@ -13,7 +13,6 @@ from aiohttp.client_proto import ResponseHandler
 
 from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy, errors
 from postpress_async._http import exchange
-from postpress_async._http.codec import Request
 from postpress_async._http.exchange import find_incompatibility
 from postpress_async._http.lean_transport import LeanTransport
 from postpress_async._http.session_transport import AiohttpTransport
@@ -22,6 +21,7 @@ from postpress_async._version import __version__
 from postpress_async.secret import Secret
 from tests.support import KEY
 from tests.support.fault_server import FAULTS, FaultServer
+from tests.support.wire import make_request
 
 US = ManagedProxy(country="US")
 POLICY = RetryPolicy(attempts=1)
@@ -77,7 +77,7 @@ async def test_the_base_url_is_where_it_should_be(base_url: str, line: str, host
     protocol.connection_made(wire)
     transport = LeanTransport(url, Secret(KEY))
     await transport._open().close()
-    transport._template.write(protocol, Request("acc_1", b"{}"), None)
+    transport._template.write(protocol, make_request(), None)
     through_session = AiohttpTransport(url, Secret(KEY))
     opened = through_session._open()
 
@@ -88,8 +88,7 @@ async def test_the_base_url_is_where_it_should_be(base_url: str, line: str, host
     await through_session.aclose()
 
 
-@pytest.mark.usefixtures("each_transport")
-async def test_an_address_of_ipv6_is_reached(unused_tcp_port: int) -> None:
+async def test_an_address_of_ipv6_is_reached(unused_tcp_port: int, transport: Any) -> None:
     """In brackets in the URL and in the Host, bare for the socket."""
     heads: list[bytes] = []
 
@@ -104,7 +103,10 @@ async def test_an_address_of_ipv6_is_reached(unused_tcp_port: int) -> None:
         server = await asyncio.start_server(serve, "::1", unused_tcp_port)
     except OSError:
         pytest.skip("this machine has no IPv6")
-    async with server, PostPressSession(KEY, base_url=f"http://[::1]:{unused_tcp_port}") as session:
+    async with (
+        server,
+        PostPressSession(KEY, base_url=f"http://[::1]:{unused_tcp_port}", transport=transport) as session,
+    ):
         await session.update_proxy("acc_1", US)
 
     assert f"\r\nHost: [::1]:{unused_tcp_port}\r\n".encode() in heads[0]
@@ -113,25 +115,23 @@ async def test_an_address_of_ipv6_is_reached(unused_tcp_port: int) -> None:
 # --- Its connections -----------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("each_transport")
-async def test_a_connection_is_used_again() -> None:
+async def test_a_connection_is_used_again(transport: Any) -> None:
     """A handshake for each call would cost more than the call."""
     with FaultServer() as server:
-        async with PostPressSession(KEY, base_url=server.url) as session:
+        async with PostPressSession(KEY, base_url=server.url, transport=transport) as session:
             for number in range(20):
                 await session.update_proxy(f"acc_{number}", US)
 
         assert server.connections == 1
 
 
-@pytest.mark.usefixtures("each_transport")
-async def test_a_connector_s_own_limit_holds() -> None:
+async def test_a_connector_s_own_limit_holds(transport: Any) -> None:
     """A caller who shares a connector among sessions means its numbers."""
     with FaultServer() as server:
         async with (
             aiohttp.TCPConnector(limit=2) as connector,
             PostPressSession(
-                KEY, base_url=server.url, connector=connector, pace=Pace(in_flight=50)
+                KEY, base_url=server.url, connector=connector, pace=Pace(in_flight=50), transport=transport
             ) as session,
         ):
             await asyncio.gather(*(session.update_proxy(f"acc_{number}", US) for number in range(50)))
@@ -139,8 +139,7 @@ async def test_a_connector_s_own_limit_holds() -> None:
         assert server.connections == 2
 
 
-@pytest.mark.usefixtures("each_transport")
-async def test_a_connector_s_own_tls_is_used() -> None:
+async def test_a_connector_s_own_tls_is_used(transport: Any) -> None:
     """A user passes a connector for a reason, such as a pinned or a client certificate."""
     authority = trustme.CA()
     theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -150,25 +149,31 @@ async def test_a_connector_s_own_tls_is_used() -> None:
     with FaultServer(theirs) as server:
         async with (
             aiohttp.TCPConnector(ssl=trusting) as connector,
-            PostPressSession(KEY, base_url=server.url, connector=connector, retry=POLICY) as session,
+            PostPressSession(
+                KEY, base_url=server.url, connector=connector, retry=POLICY, transport=transport
+            ) as session,
         ):
             await session.update_proxy("acc_1", US)
-        async with PostPressSession(KEY, base_url=server.url, retry=POLICY) as session:
+        async with PostPressSession(KEY, base_url=server.url, retry=POLICY, transport=transport) as session:
             with pytest.raises(errors.TlsError):
                 await session.update_proxy("acc_2", US)
 
         assert [seen.account_id for seen in server.seen] == ["acc_1"]
 
 
-@pytest.mark.usefixtures("each_transport")
-async def test_nothing_is_acquired_after_a_call_however_it_ended() -> None:
+async def test_nothing_is_acquired_after_a_call_however_it_ended(transport: Any) -> None:
     """What a pool believes to be in use is lost to it."""
     names = ["silence in the body", "garbage after the body", "closed in a header", "a 101", "endless 1xx"]
     brief = RetryPolicy(attempts=1, attempt_timeout=0.1)
     with FaultServer() as server:
         async with aiohttp.TCPConnector() as connector:
             async with PostPressSession(
-                KEY, base_url=server.url, connector=connector, retry=brief, pace=Pace(adaptive=False)
+                KEY,
+                base_url=server.url,
+                connector=connector,
+                retry=brief,
+                pace=Pace(adaptive=False),
+                transport=transport,
             ) as session:
                 for number, name in enumerate(names):
                     server.script(f"acc_{number}", [FAULTS[name]])
@@ -308,9 +313,3 @@ def test_as_long_as_all_is_well_nothing_is_logged(caplog: pytest.LogCaptureFixtu
 
     assert isinstance(session._context.transport, LeanTransport)
     assert caplog.records == []
-
-
-def test_unknown_transport_is_refused() -> None:
-    """With the names of those there are."""
-    with pytest.raises(errors.ConfigurationError, match='must be "session" or "lean"'):
-        PostPressSession(KEY, transport="quick")  # type: ignore[arg-type]

@@ -16,7 +16,6 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, errors
-from postpress_async._http.codec import Request
 from postpress_async._http.connections import UnusableConnectionError, has_unread_data
 from postpress_async._http.failures import failure_of, translate
 from postpress_async._http.lean_transport import LeanTransport
@@ -26,6 +25,7 @@ from postpress_async._settings import read_base_url
 from postpress_async.secret import Secret
 from tests.support import KEY
 from tests.support.fault_server import FAULTS, FaultServer
+from tests.support.wire import make_request
 
 US = ManagedProxy(country="US")
 HOST = "api.example.com"
@@ -188,7 +188,7 @@ async def test_a_transport_may_be_closed_while_it_closes() -> None:
     with FaultServer() as server:
         server.play(FAULTS["silence after the request"])
         transport = AiohttpTransport(URL(server.url), Secret(KEY))
-        call = asyncio.create_task(transport.send(Request("acc_1", b"{}"), None, 5.0))
+        call = asyncio.create_task(transport.send(make_request("acc_1"), None, 5.0))
         while not server.seen:
             await asyncio.sleep(0)
         first = asyncio.create_task(transport.aclose())
@@ -253,11 +253,11 @@ async def test_closed_transport_does_not_reopen(kind: Any, used: bool) -> None:
     with FaultServer() as server:
         transport = kind(read_base_url(server.url), Secret(KEY))
         if used:
-            await transport.send(Request("acc_1", b"{}"), None, 5.0)
+            await transport.send(make_request("acc_1"), None, 5.0)
         await transport.aclose()
 
         with pytest.raises(errors.SessionClosedError):
-            await transport.send(Request("acc_2", b"{}"), None, 5.0)
+            await transport.send(make_request("acc_2"), None, 5.0)
         assert server.connections == used
 
 
@@ -266,13 +266,13 @@ async def test_a_failure_leaves_no_garbage(kind: Any) -> None:
     """An exception that its own traceback leads back to waits for a collection, with all that it holds."""
     with FaultServer() as server:
         transport = kind(read_base_url(server.url), Secret(KEY))
-        await transport.send(Request("acc_0", b"{}"), None, 5.0)
+        await transport.send(make_request("acc_0"), None, 5.0)
         server.play(FAULTS["silence after the request"])
         gc.collect()
         gc.disable()
         try:
             for _ in range(3):
-                task = asyncio.create_task(transport.send(Request("acc_1", b"{}"), None, 0.01))
+                task = asyncio.create_task(transport.send(make_request("acc_1"), None, 0.01))
                 await asyncio.wait([task])
                 assert isinstance(task.exception(), errors.AttemptTimeoutError)
                 del task

@@ -22,9 +22,9 @@ from postpress_async.pace._circuit_breaker import (
 )
 from postpress_async.pace._concurrency_limiter import CUBIC_BETA, MAX_INITIAL_LIMIT, ConcurrencyLimiter
 from postpress_async.pace._load_signal import LoadSignal
-from postpress_async.pace._pacer import Pacer, PermitFuture
-from postpress_async.pace._permit import Permit
+from postpress_async.pace._pacer import Pacer, Permit, PermitFuture
 from postpress_async.pace._rate_limiter import BURST, RateLimiter
+from tests.support.pace_world import acquire
 from tests.support.virtual_loop import VirtualLoop, run
 
 SIGNS = list(LoadSignal)
@@ -492,12 +492,12 @@ def test_who_waited_longest_goes_first(adaptive: bool) -> None:
         pace, order = pacer(in_flight=1, adaptive=adaptive), []
 
         async def call(name: str, retry: bool) -> None:
-            permit = await pace.acquire(retry=retry)
+            permit = await acquire(pace, retry=retry)
             order.append(name)
             await asyncio.sleep(0.01)
             pace.release(permit, LoadSignal.SUCCESS)
 
-        permit = await pace.acquire()
+        permit = await acquire(pace)
         async with asyncio.TaskGroup() as group:
             for number in range(10):
                 group.create_task(call(f"new {number}", False))
@@ -519,9 +519,9 @@ def test_a_turn_that_comes_with_the_cancellation_is_handed_on() -> None:
 
     async def main() -> None:
         pace = pacer(in_flight=1)
-        permit = await pace.acquire()
-        first = asyncio.create_task(pace.acquire())
-        second = asyncio.create_task(pace.acquire())
+        permit = await acquire(pace)
+        first = asyncio.create_task(acquire(pace))
+        second = asyncio.create_task(acquire(pace))
         await asyncio.sleep(0)
         pace.release(permit, LoadSignal.SUCCESS)
         first.cancel()
@@ -541,7 +541,7 @@ def test_cancelled_probe_does_not_keep_the_circuit_open(phase: str) -> None:
         loop = asyncio.get_running_loop()
         pace = pacer(in_flight=40)
         open_circuit(pace)
-        first, second = asyncio.create_task(pace.acquire()), asyncio.create_task(pace.acquire())
+        first, second = asyncio.create_task(acquire(pace)), asyncio.create_task(acquire(pace))
         if phase == "while it was out":
             permit = await first
             assert permit.probe
@@ -629,8 +629,8 @@ def test_waiting_calls_proceed_when_a_probe_succeeds() -> None:
         open_circuit(pace)
         clock = asyncio.get_running_loop().time
         arrived = clock()
-        probe = await pace.acquire()
-        others = [asyncio.create_task(pace.acquire()) for _ in range(9)]
+        probe = await acquire(pace)
+        others = [asyncio.create_task(acquire(pace)) for _ in range(9)]
 
         assert probe.probe
         assert 0.05 <= clock() - arrived <= 0.2
@@ -651,12 +651,12 @@ def test_a_refused_request_keeps_its_slot_for_the_time_of_an_answer() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         pace = pacer(in_flight=1)
-        permit = await pace.acquire()
+        permit = await acquire(pace)
         await asyncio.sleep(0.005)
         pace.release(permit, LoadSignal.OVERLOAD)
 
         assert pace.in_flight == 0
-        await pace.acquire()
+        await acquire(pace)
         assert loop.time() == pytest.approx(0.1, abs=0.002)  # nothing is known yet: 100 ms
 
     run(main())
@@ -683,7 +683,7 @@ def test_waiters_share_one_timer() -> None:
         pace = pacer(in_flight=1000, start=1000, rate=100.0, adaptive=False)
 
         async def call() -> None:
-            pace.release(await pace.acquire(), LoadSignal.SUCCESS)
+            pace.release(await acquire(pace), LoadSignal.SUCCESS)
 
         before = loop.timers
         await asyncio.gather(*(call() for _ in range(1000)))
@@ -698,7 +698,7 @@ def test_a_pacer_belongs_to_one_loop() -> None:
     pace.try_acquire()
 
     async def wait() -> None:
-        await asyncio.wait_for(pace.acquire(), 0.1)
+        await asyncio.wait_for(acquire(pace), 0.1)
 
     with pytest.raises(TimeoutError):
         run(wait())
@@ -751,7 +751,7 @@ def test_no_turn_is_lost(calls: list[Any], in_flight: int, adaptive: bool, rate:
         ) -> None:
             nonlocal out
             await asyncio.sleep(come)
-            permit = pace.try_acquire() or await pace.acquire(retry=retry)
+            permit = pace.try_acquire() or await acquire(pace, retry=retry)
             out += 1
             assert out <= pace.in_flight <= in_flight  # some have their permit, and have not woken yet
             try:
@@ -774,7 +774,7 @@ def test_no_turn_is_lost(calls: list[Any], in_flight: int, adaptive: bool, rate:
         assert not [end for end in done if end and not isinstance(end, asyncio.CancelledError)]
         assert pace.in_flight == pace.waiting == 0
         await asyncio.sleep(130)
-        permit = await pace.acquire()
+        permit = await acquire(pace)
         pace.release(permit, LoadSignal.SUCCESS)
         assert not pace.paused
         await asyncio.sleep(1)

@@ -26,7 +26,7 @@ from tests.support.virtual_world import (
     world,
 )
 
-pytestmark = [pytest.mark.usefixtures("each_transport"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 ACCOUNTS = 600
 """Enough for every claim except those about a limit that must settle before conditions change."""
@@ -56,21 +56,21 @@ BY_TRANSPORT = [
 ]
 
 
-@pytest.mark.parametrize(("each_transport", "scenario"), BY_TRANSPORT, indirect=["each_transport"])
-def test_overloaded_service(scenario: Scenario) -> None:
+@pytest.mark.parametrize(("transport", "scenario"), BY_TRANSPORT)
+def test_overloaded_service(transport: Any, scenario: Scenario) -> None:
     """It costs no more seconds, requests and accounts than the table of the simulation claims."""
-    result = measure(scenario, MORE_ACCOUNTS.get(scenario.name, ACCOUNTS))
+    result = measure(scenario, MORE_ACCOUNTS.get(scenario.name, ACCOUNTS), transport=transport)
     print(f"{HEAD}\n{line(scenario, result)}")
 
     assert broken(scenario, result) == []
 
 
-def test_a_scenario_repeats_exactly() -> None:
+def test_a_scenario_repeats_exactly(transport: Any) -> None:
     """A figure that cannot be had again cannot be argued about."""
     scenario = ALL["5% service_unavailable, 10% dead"]
 
-    assert measure(scenario, 300, seed=7) == measure(scenario, 300, seed=7)
-    assert measure(scenario, 300, seed=7) != measure(scenario, 300, seed=8)
+    assert measure(scenario, 300, 7, transport) == measure(scenario, 300, 7, transport)
+    assert measure(scenario, 300, 7, transport) != measure(scenario, 300, 8, transport)
 
 
 # --- What may hold a call up ---

@@ -7,11 +7,14 @@ import io
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from postpress_async._cli import cli, exit_codes
+from postpress_async.rotation._fleet._row import _PART_NAMES, COLUMNS, column_of, plain_name
+from postpress_async.rotation._pool._check import CheckResult
 from postpress_async.rotation.journal._tables import OUTCOME_COLUMNS
 from tests.docs import names
 from tests.support import ROOT
@@ -35,13 +38,24 @@ def test_every_program_has_its_output() -> None:
     assert len(PROGRAMS) == sum(text.count("```python") for text in TEXTS.values()) > 0
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+def needs_process(program: str) -> bool:
+    """Workers of a cluster import the program, and an exporter keeps the standard output of its import."""
+    return '__name__ == "__main__"' in program or "ConsoleSpanExporter" in program
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if needs_process(program) else [])
+        for name, (program, _) in PROGRAMS.items()
+    ],
+)
 def test_a_program_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
-    """In this process, because a new one takes longer; except for programs that worker processes import."""
+    """In this process if possible, because a new one takes longer."""
     program, output = PROGRAMS[name]
     file = tmp_path / "program.py"
     file.write_text(program)
-    if '__name__ == "__main__"' in program:
+    if needs_process(program):
         command = [sys.executable, "-W", "error", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         printed = done.stdout + done.stderr
@@ -94,6 +108,28 @@ def test_the_page_on_the_journal_has_the_columns_of_an_outcome() -> None:
     assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == ["run", *OUTCOME_COLUMNS.split()]
 
 
+def test_the_page_on_json_has_all_results_of_a_check() -> None:
+    table = TEXTS["reference/json.md"].partition("## `proxies check --json`")[2]
+
+    assert re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE) == [result.value for result in CheckResult]
+
+
+def test_the_page_on_columns_has_the_names_that_are_read() -> None:
+    fleet, _, lists = TEXTS["reference/columns.md"].partition("## A list of proxies")
+    names = {
+        column: re.findall(r"`(\w+)`", others)
+        for column, others in re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", fleet, re.MULTILINE)
+    }
+    part_names = {
+        column: re.findall(r"`(\w+)`", others)
+        for column, others in re.findall(r"^\| `(\w+)` \| (.+) \|$", lists, re.MULTILINE)
+    }
+
+    assert tuple(names) == COLUMNS
+    assert all(column_of(other) == column for column, others in names.items() for other in others)
+    assert {column: tuple(map(plain_name, others)) for column, others in part_names.items()} == _PART_NAMES
+
+
 def test_variables_that_the_environment_page_names_belong_to_options() -> None:
     named = set(re.findall(r"`(POSTPRESS_[A-Z_]+?)(?:=\w+)?`", TEXTS["reference/environment.md"]))
     prefixes = {"": ["rotate", "update"], "SANDBOX_": ["sandbox"]}
@@ -105,7 +141,38 @@ def test_variables_that_the_environment_page_names_belong_to_options() -> None:
     }
 
     outside = {"POSTPRESS_API_KEY", "POSTPRESS_DATABASE_URL", "POSTPRESS_", "POSTPRESS_SANDBOX_"}
+    outside |= {"POSTPRESS_PROXIES_CHECK_"}
     assert named - outside <= options
+
+
+REFUSALS = {
+    *("BadParameter", "ConfigurationError", "FleetError", "JournalError", "JournalNotWritableError"),
+    *("NotSentError", "RotationError", "SessionClosedError", "UsageError"),
+}
+"""Errors whose messages end a command with exit code 2 to 4, or say why a rotation did not send."""
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """The first words of each message of these errors, up to five, and where it is raised."""
+    for file in sorted((ROOT / "postpress_async").rglob("*.py")):
+        if {"cluster", "sandbox"} & set(file.parts) or file.name == "pytest_plugin.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and node.args):
+                continue
+            if ast.unparse(node.func).rpartition(".")[2] in REFUSALS:
+                text = node.args[0]
+                parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+                texts = [str(part.value) for part in parts if isinstance(part, ast.Constant)]
+                words = next((" ".join(text.split()[:5]) for text in texts if len(text.split()) > 1), "")
+                yield words.strip(" .,:;("), f"{file.name}:{node.lineno}"
+
+
+def test_troubleshooting_has_each_message() -> None:
+    """A user searches it for the first words of a message."""
+    page = " ".join(TEXTS["troubleshooting.md"].split())
+
+    assert {words: where for words, where in messages() if words not in page} == {}
 
 
 # --- Every public name ----------------------------------------------------------------------------
@@ -141,22 +208,22 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("name", CALLED)
-def test_public_names_are_documented(name: str) -> None:
+def test_public_names_are_documented() -> None:
     """What it is, and each error that it raises itself."""
-    value = function_of(CALLED[name])
-    if not (inspect.isclass(value) or inspect.isfunction(value)):
-        return  # a type alias says what it is by itself
-    text = inspect.getdoc(value) if inspect.isfunction(value) else value.__doc__
-    assert text, name
-    if inspect.isclass(value):
-        return
-    node = ast.parse(inspect.cleandoc("\n" + inspect.getsource(value))).body[0]
-    raised = set(filter(None, map(raised_by, ast.walk(node))))
-    own = {error for error in raised if error.endswith("Error") and error != "AttributeError"}
-    module = inspect.getdoc(inspect.getmodule(value)) or ""
-    for error in own:
-        assert error in text or "Raises" in text or error in module, f"{name} raises {error}"
+    for name, called in CALLED.items():
+        value = function_of(called)
+        if not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue  # a type alias says what it is by itself
+        text = inspect.getdoc(value) if inspect.isfunction(value) else value.__doc__
+        assert text, name
+        if inspect.isclass(value):
+            continue
+        node = ast.parse(inspect.cleandoc("\n" + inspect.getsource(value))).body[0]
+        raised = set(filter(None, map(raised_by, ast.walk(node))))
+        own = {error for error in raised if error.endswith("Error") and error != "AttributeError"}
+        module = inspect.getdoc(inspect.getmodule(value)) or ""
+        for error in own:
+            assert error in text or "Raises" in text or error in module, f"{name} raises {error}"
 
 
 def raised_by(node: ast.AST) -> str | None:
@@ -167,17 +234,17 @@ def raised_by(node: ast.AST) -> str | None:
 UNIT = re.compile(r"[Ss]econd|Unix time|[Uu]pper edge of the first wait")
 
 
-@pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if inspect.isclass(value)])
-def test_numbers_that_are_not_counts_have_a_unit(name: str) -> None:
+def test_numbers_that_are_not_counts_have_a_unit() -> None:
     """Seconds or milliseconds: a reader must not have to guess."""
-    value = PUBLIC[name]
-    notes = {
-        field: kind
+    fields = [
+        (name, value.__doc__ or "", field)
+        for name, value in PUBLIC.items()
+        if inspect.isclass(value)
         for field, kind in getattr(value, "__annotations__", {}).items()
         if not field.startswith("_") and "float" in str(kind) and "Callable" not in str(kind)
-    }
-    text = value.__doc__ or ""
-    for field in notes:
+    ]
+    assert len(fields) > 10
+    for name, text, field in fields:
         entry = re.search(rf"^ *{field}: .*(?:\n {{12}}.*)*", text, re.MULTILINE)
         description = entry or re.search(rf"[^.]*\*{field}\*[^.]*", text)
         assert description is not None, f"{name}.{field} is not described"
@@ -191,12 +258,8 @@ def run_somewhere() -> str:
     return code + "".join(file.read_text() for file in (ROOT / "tests/recipes").glob("*.py"))
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_name_has_an_example_that_is_run(name: str, ran: str) -> None:
+def test_public_names_have_an_example_that_is_run() -> None:
     """In a page, in the README or in a recipe; or an example prints it, as the one of all errors does."""
-    assert re.search(rf"\b{name.rpartition('.')[2]}\b", ran)
+    words = {*re.findall(r"\w+", run_somewhere())}
 
-
-@pytest.fixture(scope="module")
-def ran() -> str:
-    return run_somewhere()
+    assert [name for name in PUBLIC if name.rpartition(".")[2] not in words] == []

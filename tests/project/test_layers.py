@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import grimp
+import pytest
 
 import postpress_async
 from tests.support import ROOT
@@ -13,6 +14,7 @@ from tests.support import ROOT
 PACKAGE = Path(postpress_async.__file__).parent
 
 
+@pytest.mark.slow
 def test_imports_point_down() -> None:
     """The contracts are in pyproject.toml; `lint-imports` shows them."""
     program = "import sys; from importlinter import cli; sys.exit(cli.lint_imports(no_cache=True))"
@@ -33,12 +35,13 @@ def test_sandbox_server_does_not_use_the_client() -> None:
     assert all(imported <= server for imported in imports.values()), imports
 
 
+@pytest.mark.slow
 def test_import_is_silent_and_loads_no_extra() -> None:
     """A bot that embeds it pays for what it uses."""
     program = (
         "import sys, postpress_async;"
         "extras = {'click', 'rich', 'uvloop', 'pyarrow', 'sqlalchemy', 'distributed', 'opentelemetry'};"
-        "extras |= {'jinja2', 'vl_convert', 'dask'};"
+        "extras |= {'jinja2', 'vl_convert', 'dask', 'python_socks'};"
         "extras |= {'pandas', 'polars', 'numpy', 'pytest'};"
         "[getattr(postpress_async, name) for name in dir(postpress_async)];"
         "print(sorted(extras & set(sys.modules)), 'aiohttp.web' in sys.modules)"
@@ -53,6 +56,7 @@ def test_import_is_silent_and_loads_no_extra() -> None:
     assert (done.stdout.strip(), done.stderr) == ("[] False", "")
 
 
+@pytest.mark.slow
 def test_single_update_does_not_load_rotation() -> None:
     """Fleets and SQLite are a quarter of the import time, and load when one of their names is used."""
     program = (
@@ -67,6 +71,7 @@ def test_single_update_does_not_load_rotation() -> None:
     assert done.stdout.splitlines() == ["[]", "set() False", "True True"]
 
 
+@pytest.mark.slow
 def test_import_loads_only_what_is_used() -> None:
     """pytest imports it at every start, and a user of models and errors alone does not need aiohttp."""
     program = (

@@ -14,18 +14,22 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from postpress_async import CustomProxy, ManagedProxy, Outcome, ProxyPool, RotationSummary
+from postpress_async import CustomProxy, ManagedProxy, Outcome, RotationSummary
 from postpress_async.errors import Applied
-from postpress_async.rotation import Halt, Row, State
+from postpress_async.rotation import Halt, Row, State, _account_task, _core
 from postpress_async.rotation._account_task import AccountRunner
 from postpress_async.rotation._failure_monitor import FailureMonitor
+from postpress_async.rotation._outcome import count_outcome, patched_outcome
 from postpress_async.rotation._outcome_queue import OutcomeQueue
+from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal._recovery import DONE
 from tests.support import campaign_commands
-from tests.support.campaign import Player, describe, how_to_repeat, machine, play
+from tests.support.campaign import Player, describe, how_to_repeat, play
 from tests.support.campaign_audit import audit
 from tests.support.campaign_commands import describe_commands
+from tests.support.campaign_machine import machine
+from tests.support.campaign_nights import draw_nights
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw
 from tests.support.counting_server import Conditions, Traits
 from tests.support.journals import change
@@ -33,6 +37,7 @@ from tests.support.journals import change
 pytestmark = pytest.mark.slow
 
 SEQUENCES = int(os.environ.get("POSTPRESS_TEST_CAMPAIGN", "40"))
+NIGHTS = int(os.environ.get("POSTPRESS_TEST_CAMPAIGN_NIGHTS", "15"))
 COMMANDS = int(os.environ.get("POSTPRESS_TEST_CAMPAIGN_COMMANDS", "3"))
 
 
@@ -43,6 +48,16 @@ def test_no_sequence_leaves_a_false_record_a_double_or_a_loss(seed: int) -> None
 
     if player.findings:
         pytest.fail(f"{describe(player)}\nrepeat: {how_to_repeat(seed, player.findings)}", pytrace=False)
+
+
+@pytest.mark.parametrize("seed", range(1, NIGHTS + 1))
+def test_no_sequence_of_nights_does_either(seed: int) -> None:
+    """Several runs on one journal, with ``--every``, ``--keep``, ``--on``, edited inputs and rollbacks."""
+    player = play(draw_nights(seed))
+
+    if player.findings:
+        repeat = f"python -m tests.support.campaign --nights --seed {seed}"
+        pytest.fail(f"{describe(player)}\nrepeat: {repeat}", pytrace=False)
 
 
 async def test_no_sequence_of_commands_does_either(tmp_path: Path) -> None:
@@ -198,11 +213,10 @@ def cancelled_is_skipped(patch: pytest.MonkeyPatch) -> None:
 
 
 def failed_is_patched(patch: pytest.MonkeyPatch) -> None:
-    def patched(cls: type[Outcome], *fields: Any, **_other: Any) -> Outcome:
-        ordinal, line, account_id = fields[:3]
-        return cls.patched(ordinal, line, account_id, 1, 0.1)
+    def patched(ordinal: int, line: int | None, account_id: str, *_fields: Any, **_other: Any) -> Outcome:
+        return patched_outcome(ordinal, line, account_id, 1, 0.1)
 
-    patch.setattr(Outcome, "failed", classmethod(patched))
+    patch.setattr(_account_task, "failed_outcome", patched)
 
 
 def patched_is_sent_again(patch: pytest.MonkeyPatch) -> None:
@@ -218,12 +232,15 @@ def no_halt(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_proxy_is_full(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ProxyPool, "_is_full", lambda self, index: False)
+    patch.setattr(ProxyAllocator, "_count", lambda self, index, accounts: None)
 
 
 def the_summary_counts_twice(patch: pytest.MonkeyPatch) -> None:
-    count = RotationSummary.count
-    patch.setattr(RotationSummary, "count", lambda *words: (count(*words), count(*words)))
+    def twice(summary: RotationSummary, outcome: Outcome) -> None:
+        count_outcome(summary, outcome)
+        count_outcome(summary, outcome)
+
+    patch.setattr(_core, "count_outcome", twice)
 
 
 REFUSING = Step(conditions=Conditions(away=frozenset(f"acc_{number:03}" for number in range(10))))

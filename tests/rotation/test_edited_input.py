@@ -18,8 +18,8 @@ from postpress_async import Fleet, Pace, RetryPolicy, Rotation
 from postpress_async.errors import JournalError
 from postpress_async.rotation import State
 from tests.support import stepped_loop
-from tests.support.campaign import machine, session_over
-from tests.support.campaign_audit import copy_journal
+from tests.support.campaign_machine import machine, session_over
+from tests.support.campaign_reading import copy_journal
 from tests.support.counting_server import API_KEY, Conditions, CountingServer, Traits, Wire, change_of
 
 US, DE = ",US,", ",DE,"
@@ -259,7 +259,7 @@ def change_in(body: dict[str, Any]) -> str:
     return f",{body['country']}," if "country" in body else f"{body['proxy']['host']}:{body['proxy']['port']}"
 
 
-@settings(derandomize=True, deadline=None, max_examples=60, phases=[Phase.generate])
+@settings(phases=[Phase.generate])
 @given(st.lists(st.sampled_from(CHANGES), min_size=8, max_size=30), st.lists(runs, min_size=2, max_size=6))
 def test_no_edit_between_runs_loses_or_doubles_an_account(changes: list[str], steps: list[Any]) -> None:
     """Whatever ends the runs: after each, `Nights` checks what the server got and the journal has."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,9 +28,11 @@ from postpress_async._call.tracker import WaitGroup
 from postpress_async.rotation import Halt, RotationSummary, State
 from postpress_async.rotation._account_task import AccountRunner
 from postpress_async.rotation._pending_rows import PendingRow
+from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 from postpress_async.sandbox import Fault, Sandbox
+from tests.support.journals import killed_in
 
 QUICK = RetryPolicy(first_wait=0.001, max_wait=0.01)
 NEVER = Halt(failures="never")
@@ -172,15 +175,17 @@ async def test_a_proxy_that_fails_twice_gives_way_to_the_next() -> None:
     assert summary.attempts == 3
 
 
-async def test_refused_credentials_cost_one_try_and_the_proxy() -> None:
-    """A password that is wrong stays wrong."""
+async def test_refused_credentials_are_confirmed_by_a_second_account() -> None:
+    """One request of each account; then the proxy is quarantined."""
     seen: list[events.Event] = []
     async with Sandbox() as sandbox, sandbox.session(retry=QUICK, on_event=seen.append) as session:
-        sandbox.script("acc_1", "errors/invalid_proxy_credentials")
-        outcomes, summary = await rotate(session, ["acc_1", "acc_2"], ProxyPool(proxies(2)), in_flight=1)
+        for account in ("acc_1", "acc_3"):  # both get the first proxy
+            sandbox.script(account, "errors/invalid_proxy_credentials")
+        accounts = ["acc_1", "acc_2", "acc_3", "acc_4"]
+        outcomes, summary = await rotate(session, accounts, ProxyPool(proxies(2)), in_flight=1)
 
-    assert outcomes["acc_1"].attempts == 2
-    assert host_of(sandbox, "acc_1") == host_of(sandbox, "acc_2") == "p1.example.net"
+    assert [outcomes[account].attempts for account in accounts] == [2, 1, 2, 1]
+    assert {host_of(sandbox, account) for account in accounts} == {"p1.example.net"}
     assert summary.quarantined == 1
     assert events.ProxyQuarantined("u@p0.example.net:3128") in seen
 
@@ -212,18 +217,19 @@ async def test_an_account_gets_its_failovers_and_no_more() -> None:
     assert summary.quarantined == 0  # one account is no proof against a proxy
 
 
-async def test_a_pool_that_runs_dry_goes_on_with_what_can_be_done() -> None:
-    """Rows with a change of their own are sent; the others are not, and say why."""
+async def test_dead_pool_is_given_up_after_the_cool_down() -> None:
+    """Rows with a change of their own are sent; the others are not, and say why. Few requests are wasted."""
     tries = Tries(*map(proxy_label, range(3)))
     accounts: list[Any] = [f"acc_{n}" for n in range(200)] + [("acc_own", ManagedProxy(country="US"))]
     async with Sandbox(dead_proxies=tries) as sandbox, sandbox.session(retry=QUICK) as session:
-        outcomes, summary = await rotate(session, accounts, ProxyPool(proxies(3)), in_flight=2)
+        pool = ProxyPool(proxies(3), cool_down=0.1)
+        outcomes, summary = await rotate(session, accounts, pool, in_flight=2)
 
-    assert summary.quarantined == 3
     assert outcomes["acc_own"].state is State.PATCHED
     left = [outcome for outcome in outcomes.values() if outcome.error_type == "no proxy left"]
     assert summary.without_proxy == len(left) >= 150  # two at once, and those that backed off meanwhile
     assert {outcome.state for outcome in left} == {State.SKIPPED}
+    assert tries.tried.total() < 100
 
 
 async def test_a_dead_proxy_is_found_out_by_few() -> None:
@@ -251,7 +257,10 @@ async def test_a_refused_account_leaves_its_place_to_another() -> None:
         _, summary = await rotate(session, ["acc_1", "acc_2", "acc_3"], pool, in_flight=1)
 
     assert summary.states == {State.FAILED: 1, State.PATCHED: 2}
-    assert pool.available == 0
+    assert {host_of(sandbox, account) for account in ("acc_2", "acc_3")} == {
+        "p0.example.net",
+        "p1.example.net",
+    }
 
 
 async def test_one_that_may_have_got_it_keeps_its_place() -> None:
@@ -342,13 +351,11 @@ async def test_a_second_run_counts_who_has_a_proxy_already(tmp_path) -> None:
 
 async def test_account_of_a_dead_run_is_sent_again_with_the_next_proxy(tmp_path) -> None:
     """Under a fresh key: the old one stands for the old body, and another is refused under it."""
-    journal, copy = tmp_path / "run.sqlite3", tmp_path / "killed.sqlite3"
+    journal = tmp_path / "run.sqlite3"
     async with Sandbox() as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", Fault(executes=True, ends="never"))
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=journal)
-        copy.write_bytes(journal.read_bytes())
+        first = asyncio.create_task(rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=journal))
+        copy = await killed_in(first, sandbox.record, 1, journal)
         outcomes, _ = await rotate(session, ["acc_1"], ProxyPool(proxies(2)[1:]), journal=copy)
 
     assert outcomes["acc_1"].state is State.PATCHED
@@ -356,16 +363,16 @@ async def test_account_of_a_dead_run_is_sent_again_with_the_next_proxy(tmp_path)
     assert sandbox.record.by_status[400] == 0
 
 
-async def test_one_in_doubt_for_which_no_proxy_is_left_stays_in_doubt(tmp_path) -> None:
+async def test_one_in_doubt_for_which_no_proxy_is_left_stays_in_doubt(tmp_path, monkeypatch) -> None:
     """It may be on the proxy of the run before: not skipped, nor sent under the key that has that body."""
     journal = tmp_path / "run.sqlite3"
     once = RetryPolicy(attempts=1)
     async with Sandbox() as sandbox, sandbox.session(retry=once) as session:
         sandbox.script("acc_1", "lost")
         await rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=journal)
-        full = ProxyPool(proxies(1), accounts_per_proxy=1)
-        full.give("acc_other")
-        outcomes, summary = await rotate(session, ["acc_1"], full, journal=journal)
+        with monkeypatch.context() as patch:
+            patch.setattr(ProxyAllocator, "give", lambda *_, **__: None)
+            outcomes, summary = await rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=journal)
 
         assert (outcomes["acc_1"].state, outcomes["acc_1"].applied) == (State.UNKNOWN, "unknown")
         assert (outcomes["acc_1"].error_type, summary.without_proxy) == ("no proxy left", 1)
@@ -386,13 +393,13 @@ async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
     async def refuses(*_: object) -> Any:
         raise errors.ProxyError(502, errors.Problem("errors/proxy_error"))
 
+    allocator = ProxyAllocator(ProxyPool(proxies(2), accounts_per_proxy=1))
     runner = AccountRunner(
         update=refuses,
         waits=WaitGroup(),
-        pool=ProxyPool(proxies(2)),
+        pools={None: allocator},
         on_backoff=bool,
         on_attempt_failed=bool,
-        on_proxy_failed=lambda *_: None,
         on_cancelled=lost.append,
     )
     row = Row(0, None, "acc_1", None)
@@ -403,6 +410,7 @@ async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
         await task
 
     assert [outcome.proxy for outcome in lost] == [None]
+    assert allocator.available == 1  # the second one is assigned, but not the first
 
 
 async def test_one_that_was_given_up_may_have_its_proxy(tmp_path) -> None:
@@ -449,6 +457,51 @@ async def test_a_journal_from_before_there_were_pools_takes_them(tmp_path) -> No
 
     assert outcomes["acc_2"].state is State.PATCHED
     assert recorded(journal, "SELECT label, failures FROM proxies") == [("u@p0.example.net:3128", 1)]
+
+
+async def quarantine_first(session: PostPressSession, journal: Path) -> None:
+    """Make a journal in which the first of two proxies is quarantined."""
+    accounts = [f"acc_{number}" for number in range(4)]
+    _, summary = await rotate(session, accounts, ProxyPool(proxies(2)), journal=journal, in_flight=1)
+    assert summary.quarantined == 1
+
+
+@pytest.mark.parametrize("probe_at", [True, False], ids=["this version", "a version that forgot quarantines"])
+async def test_quarantine_lasts_until_the_next_run(tmp_path, probe_at) -> None:
+    journal, tries = tmp_path / "run.sqlite3", Tries(proxy_label(0))
+    async with Sandbox(dead_proxies=tries) as sandbox, sandbox.session(retry=QUICK) as session:
+        await quarantine_first(session, journal)
+        if not probe_at:
+            recorded(journal, "ALTER TABLE proxies DROP COLUMN probe_at")
+        before = tries.tried[proxy_label(0)]
+        _, summary = await rotate(session, ["acc_8"], ProxyPool(proxies(2)), journal=journal, every=0)
+
+        assert tries.tried[proxy_label(0)] == before
+        assert summary.quarantined == 1
+
+        tries.dead.clear()
+        [(began,)] = recorded(journal, "SELECT quarantined_at FROM proxies")
+        with sqlite3.connect(journal) as connection:
+            connection.execute("UPDATE proxies SET probe_at = ?", (began + 1e-6,))
+        connection.close()
+        _, summary = await rotate(session, ["acc_9"], ProxyPool(proxies(2)), journal=journal, every=0)
+
+    assert host_of(sandbox, "acc_9") == "p0.example.net"
+    assert summary.quarantined == 0
+    assert recorded(journal, "SELECT quarantined_at, probe_at FROM proxies") == [(None, None)]
+
+
+async def test_edited_list_is_probed_at_once(tmp_path) -> None:
+    """Its passwords may have been corrected, and labels do not have them."""
+    journal, tries = tmp_path / "run.sqlite3", Tries(proxy_label(0))
+    async with Sandbox(dead_proxies=tries) as sandbox, sandbox.session(retry=QUICK) as session:
+        await quarantine_first(session, journal)
+        tries.dead.clear()
+        edited = ProxyPool([evolve(proxy, password="corrected") for proxy in proxies(2)])
+        _, summary = await rotate(session, ["acc_9"], edited, journal=journal, every=0)
+
+    assert host_of(sandbox, "acc_9") == "p0.example.net"
+    assert summary.quarantined == 0
 
 
 async def test_a_refusal_after_a_run_that_died_is_not_asked_for_every_night(tmp_path) -> None:

@@ -8,16 +8,16 @@ import pytest
 from postpress_async import Outcome, errors
 from postpress_async.rotation._failure_monitor import WINDOW, FailureMonitor
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import State
+from postpress_async.rotation._outcome import State, failed_outcome, outcome_without_proxy, patched_outcome
 
 
 def patched(account: str = "acc_1") -> Outcome:
-    return Outcome.patched(0, None, account, 1, 0.1)
+    return patched_outcome(0, None, account, 1, 0.1)
 
 
 def failed(type_: str = "errors/provider_error", status: int = 500) -> Outcome:
     error = errors.ApiError.of(status, errors.Problem(type_))
-    return Outcome.failed(0, None, "acc_1", error, 0.1)
+    return failed_outcome(0, None, "acc_1", error, 0.1)
 
 
 def settled(good: int, bad: int) -> Iterator[Outcome]:
@@ -142,7 +142,7 @@ def test_skipped_accounts_are_not_failures() -> None:
 
     refused = Outcome(0, 1, "", State.SKIPPED, error_type="port out of range", scope=errors.Scope.REQUEST)
     assert monitor.observe(refused) is None
-    assert monitor.observe(Outcome.without_proxy(0, 1, "acc_1")) is None
+    assert monitor.observe(outcome_without_proxy(0, 1, "acc_1")) is None
     assert monitor.observe(Outcome(0, 1, "acc_1", State.SKIPPED, applied=errors.Applied.NO)) is None
     assert monitor.tried == 0
 
@@ -150,7 +150,7 @@ def test_skipped_accounts_are_not_failures() -> None:
 def test_an_account_that_was_never_reached_is_a_failure() -> None:
     """A name that does not resolve looks like an outage to the operator."""
     monitor = FailureMonitor(Halt(failures=2))
-    lost = Outcome.failed(0, None, "acc_1", errors.ConnectError("no connection"), 0.1)
+    lost = failed_outcome(0, None, "acc_1", errors.ConnectError("no connection"), 0.1)
 
     assert monitor.observe(lost) is None
     assert monitor.observe(lost) is not None
@@ -177,6 +177,104 @@ def test_a_canary_that_failed_too_often_halts_all_others(failures: Any, bad: int
     fewer = bad - 1
     assert first_reason(monitor, settled(10 - fewer, fewer)) is None
     assert monitor.canary_passed
+
+
+def refused_row() -> Outcome:
+    error = errors.NotSentError("not sent: line 3: port missing")
+    return Outcome(
+        0,
+        3,
+        "acc_1",
+        State.SKIPPED,
+        error_type="port missing",
+        scope=errors.Scope.REQUEST,
+        applied=errors.Applied.NO,
+        error=error,
+    )
+
+
+def test_invalid_rows_neither_count_as_failures_nor_belong_to_the_canary() -> None:
+    monitor = FailureMonitor(Halt(failures=1, canary=2))
+
+    assert first_reason(monitor, (refused_row() for _ in range(10))) is None
+    assert monitor.tried == 0
+
+
+DISCONNECTED = ("errors/disconnected_account", 401)
+PROXY = ("errors/proxy_error", 502)
+
+
+@pytest.mark.parametrize("failures", ["proxy=5%,service=20%", {"proxy": "5%", errors.Scope.SERVICE: "20%"}])
+def test_failures_of_other_scopes_do_not_halt(failures: Any) -> None:
+    """8% disconnected accounts, 4% proxies and 19% of the service, for ever."""
+    monitor = FailureMonitor(Halt(failures=failures))
+    each = [failed(*DISCONNECTED)] * 8 + [failed(*PROXY)] * 4 + [failed()] * 19 + [patched()] * 69
+
+    assert first_reason(monitor, iter(each * 10)) is None
+
+
+@pytest.mark.parametrize(
+    ("failures", "reason"),
+    [
+        pytest.param(
+            "proxy=5%",
+            "10 of the latest 110 accounts failed because of the proxy, all with errors/proxy_error; "
+            "the threshold is 5% of 200",
+            id="a percentage",
+        ),
+        pytest.param(
+            " account=100%, proxy=10",
+            "10 accounts failed because of the proxy, all with errors/proxy_error, which is the threshold",
+            id="a number",
+        ),
+    ],
+)
+def test_failures_of_one_scope_halt_at_its_threshold(failures: Any, reason: str) -> None:
+    monitor = FailureMonitor(Halt(failures=failures), key_works=True)
+    outcomes = [failed(*DISCONNECTED)] * 100 + [failed(*PROXY)] * 10
+
+    assert first_reason(monitor, iter(outcomes)) == (110, reason)
+
+
+def test_failures_of_one_scope_leave_the_window() -> None:
+    monitor = FailureMonitor(Halt(failures="proxy=5%"))
+    outcomes = ([failed(*PROXY)] * 9 + [patched()] * WINDOW) * 3
+
+    assert first_reason(monitor, iter(outcomes)) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad", "halts"),
+    [
+        pytest.param(PROXY, 1, True, id="a share of the canary"),
+        pytest.param(DISCONNECTED, 4, False, id="another scope"),
+        pytest.param(DISCONNECTED, 5, True, id="half of the canary, in any scope"),
+    ],
+)
+def test_canary_fails_by_scope(kind: tuple[str, int], bad: int, halts: bool) -> None:
+    monitor = FailureMonitor(Halt(failures="proxy=5%", canary=10))
+
+    met = first_reason(monitor, iter([failed(*kind)] * bad + [patched()] * (10 - bad)))
+
+    assert (met is not None) is halts
+
+
+@pytest.mark.parametrize(
+    ("failures", "message"),
+    [
+        ("key=5%", "halt must have the scopes request, account, proxy, service, got 'key'"),
+        ("=5%", "halt must have the scopes request"),
+        ("proxy=", "halt must be a percentage"),
+        ("proxy=5%,", "halt must have the scopes request"),
+        ("proxy=5%,proxy=6%", "halt must name each scope once"),
+        ({}, "halt must have a threshold for at least one scope"),
+        ({"proxy": 0.05}, "halt must be a percentage"),
+        ({1: "5%"}, "halt must have the scopes"),
+    ],
+)
+def test_wrong_thresholds_by_scope_are_refused(failures: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Halt(failures=failures)
 
 
 def test_the_reason_names_the_error_that_came_most() -> None:

@@ -484,7 +484,9 @@ async def test_a_row_that_was_taken_and_not_sent_has_no_hash_that_another_one_ge
     for row in (*rows[:10], *rows[11:20]):
         compare.check(row)
     await compare.on_disk()
-    await journal.row_hashes().check_all(rows)
+    checked = journal.row_hashes()
+    await checked.check_all(rows)
+    await checked.on_disk()
     again = journal.row_hashes()
     for row in rows:
         again.check(row)

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from postpress_async import Outcome
+from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 
 
 def outcome(ordinal: int) -> Outcome:
-    return Outcome.patched(ordinal, None, f"acc_{ordinal}", 1, 0.1)
+    return patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1)
 
 
 async def a_moment() -> None:

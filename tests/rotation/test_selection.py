@@ -221,6 +221,39 @@ async def test_an_unfinished_run_of_the_same_accounts_is_resumed(tmp_path, sandb
     ]
 
 
+async def test_a_run_that_was_stopped_after_its_last_account_blocks_no_other(tmp_path, sandbox) -> None:
+    new = await first_half(sandbox, tmp_path / "j")
+    await rotate(sandbox, new, tmp_path / "j", on=["10.1.1.0/24"])
+    with closing(sqlite3.connect(tmp_path / "j")) as connection, connection:
+        connection.execute("UPDATE runs SET state = 'interrupted' WHERE id = 2")
+
+    summary = await rotate(sandbox, new, tmp_path / "j", on=["10.2.2.0/24"])
+
+    assert (summary.patched, summary.resumed) == (4, 0)
+
+
+async def test_an_unfinished_run_goes_on_with_an_edited_input(tmp_path, sandbox) -> None:
+    """Rows were removed, moved and appended, among those that it takes and among the others."""
+    journal = write_night(tmp_path / "j", 100, dead=8)
+    fleet = write_fleet(tmp_path / "fleet.csv", 100)
+    options = {"on": ["10.1.1.0/24"], "pool": ProxyPool(proxies("10.3.3", 20))}
+
+    with Fleet.open(fleet, pooled=True) as opened:
+        await rotate(sandbox, opened, journal, **options, limit=3)
+    head, *lines = fleet.read_text().splitlines(keepends=True)
+    for removed in ("acc_000001\n", "acc_000006\n", "acc_000050\n"):
+        lines.remove(removed)
+    fleet.write_text("".join([head, *lines[::-1], "acc_new\n"]))
+    with Fleet.open(fleet, pooled=True) as opened:
+        summary = await rotate(sandbox, opened, journal, **options)
+
+    assert (summary.patched, summary.resumed) == (6, 2)  # 8 without the two that were removed
+    assert sandbox.record.patched_accounts == Counter(f"acc_{n:06}" for n in range(8) if n != 6)
+    assert rows(journal, "SELECT state, selection FROM runs WHERE id = 2") == [
+        ("complete", "accounts on 10.1.1.0/24")
+    ]
+
+
 @pytest.mark.parametrize("options", [{}, {"every": 0.0}, {"on": ["10.2.2.0/24"]}, {"on_failed": "retry"}])
 async def test_an_unfinished_run_of_other_accounts_is_finished_first(tmp_path, sandbox, options) -> None:
     new = await first_half(sandbox, tmp_path / "j")

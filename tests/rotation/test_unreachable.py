@@ -8,11 +8,12 @@ from contextlib import closing
 import pytest
 from attrs import evolve
 
-from postpress_async import ManagedProxy, Outcome, Pace, PostPressSession, RetryPolicy, errors
+from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy, errors
 from postpress_async.errors import Applied
 from postpress_async.rotation import State
 from postpress_async.rotation._failure_monitor import UNREACHED, FailureMonitor
 from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.sandbox import Sandbox
 from tests.support import KEY
 from tests.support.command_line import run
@@ -135,7 +136,7 @@ def test_one_connection_is_enough(other) -> None:
 
 def test_an_account_that_was_patched_is_a_connection() -> None:
     monitor = FailureMonitor(Halt())
-    monitor.observe(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    monitor.observe(patched_outcome(0, None, "acc_1", 1, 0.1))
 
     assert first_reason(monitor, *[REFUSED] * 100) is None
 

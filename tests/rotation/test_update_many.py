@@ -119,6 +119,25 @@ async def test_the_retry_policy_of_the_call_overrides_the_session_s() -> None:
     assert sandbox.record.requests == 1
 
 
+@pytest.mark.parametrize("strategy", ["retry", "wait", "stop", "before_sleep"])
+@in_virtual_time
+async def test_error_of_a_retry_strategy_is_raised_itself(strategy: str) -> None:
+    """As from `update_proxy`, without a group around it; requests in flight are completed first."""
+
+    def mistake(_about: object) -> Any:
+        raise KeyError("mistake")
+
+    options: dict[str, Any] = {strategy: mistake}
+    async with world() as (server, session, _, _):
+        server.faults.script("acc_3", "errors/service_unavailable")
+        server.faults.script("acc_4", "errors/service_unavailable")
+
+        with pytest.raises(KeyError, match="mistake"):
+            await session.update_many(dict.fromkeys(ACCOUNTS, US), retry=RetryPolicy(**options))
+
+        assert server.record.in_flight == 0
+
+
 async def test_a_pool_gives_accounts_their_proxies_and_replaces_dead_ones() -> None:
     pool = ProxyPool([CustomProxy(host=f"p{number}.example.net", port=8080) for number in range(3)])
     async with Sandbox(dead_proxies={"p0.example.net:8080"}) as sandbox:

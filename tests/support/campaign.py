@@ -16,90 +16,37 @@ Play 300 of them, and count what they find by kind:
 import argparse
 import asyncio
 import csv
-import hashlib
+import io
 import random
-import sqlite3
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Protocol
 from unittest.mock import patch
 
-from attrs import define, field, fields, has
+from attrs import define, evolve, field, fields, has
 
 from postpress_async import Fleet, Pace, PostPressSession, ProxyPool, RetryPolicy, Rotation
-from postpress_async.errors import JournalNotWritableError
-from postpress_async.rotation import State
+from postpress_async.errors import JournalError, JournalNotWritableError
+from postpress_async.rotation import Journal, State
+from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._recovery import OnUnknown
 from tests.support import stepped_loop
-from tests.support.campaign_audit import Case, Finding, RunReport, audit, copy_journal
-from tests.support.campaign_plan import End, Sequence, Step, draw, healthy
+from tests.support.campaign_audit import Case, Finding, RunReport
+from tests.support.campaign_machine import Disk, machine, session_over
+from tests.support.campaign_nights import SAVED, audit, draw_nights, intent_of
+from tests.support.campaign_plan import Account, End, Sequence, Step, draw, healthy
+from tests.support.campaign_reading import copy_journal
 from tests.support.counting_server import API_KEY, Conditions, CountingServer, Wire
 
 LONGEST: Final = 8 * 3600.0
 """Virtual seconds that a run may take. An outage is waited out for up to four hours."""
 RETRIES: Final = 3
 """Healthy runs with `on_failed="retry"` at the end of a sequence, at most."""
-
-
-# --- The machine around a run --------------------------------------------------------------------
-
-
-class Disk:
-    """The disk under all journals: once it is full, every statement that would write fails as SQLite's do."""
-
-    is_full = False
-
-    @classmethod
-    def check(cls, sql: str) -> None:
-        first = sql.split(None, 1)[0].upper().rstrip(";")
-        writes = first not in {"SELECT", "PRAGMA"} or "checkpoint" in sql
-        if cls.is_full and writes and "EXCLUSIVE" not in sql:
-            error = sqlite3.OperationalError("database or disk is full")
-            error.sqlite_errorcode = sqlite3.SQLITE_FULL
-            raise error
-
-
-class _Connection(sqlite3.Connection):
-    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-        Disk.check(sql)
-        return super().execute(sql, *parameters)
-
-    def executemany(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-        Disk.check(sql)
-        return super().executemany(sql, *parameters)
-
-    def executescript(self, sql: str) -> sqlite3.Cursor:
-        Disk.check(sql)
-        return super().executescript(sql)
-
-
-@contextmanager
-def machine() -> Iterator[None]:
-    """What all sequences run on: a disk that can be full, and a hash of inputs that takes no 50 ms."""
-    connect, scrypt = sqlite3.connect, hashlib.scrypt
-
-    def cheap(*words: Any, **options: Any) -> bytes:
-        return scrypt(*words, **{**options, "n": 2})
-
-    def connected(*words: Any, **options: Any) -> sqlite3.Connection:
-        connection: sqlite3.Connection = connect(*words, **{"factory": _Connection, **options})
-        return connection
-
-    with patch.object(sqlite3, "connect", connected), patch.object(hashlib, "scrypt", cheap):
-        Disk.is_full = False
-        yield
-
-
-def session_over(wire: Wire, **options: Any) -> PostPressSession:
-    """A real session whose requests go over *wire*."""
-    session = PostPressSession(API_KEY, base_url="http://127.0.0.1:9/v1", **options)
-    object.__setattr__(session._context, "transport", wire)
-    return session
 
 
 # --- One sequence --------------------------------------------------------------------------------
@@ -123,10 +70,13 @@ class Player:
     case: Case = field(init=False)
     findings: list[tuple[int, Finding]] = field(factory=list, init=False)
     journal: Path = field(init=False)
+    _fleet: tuple[Account, ...] = field(init=False)
     _seen: set[tuple[str, str | None]] = field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.case = Case(self.sequence, CountingServer(self.sequence.seed, self.sequence.traits))
+        server = CountingServer(self.sequence.seed, self.sequence.traits)
+        self.case = Case(self.sequence, server, accounts=self.sequence.accounts)
+        self._fleet = self.sequence.accounts
         self.journal = self.folder / "journal-0.sqlite3"
 
     def play(self) -> list[tuple[int, Finding]]:
@@ -143,9 +93,12 @@ class Player:
             await self._play_run(step)
         # The key works again, the service is healthy: nothing may have been lost, and nothing is doubled.
         on_unknown: OnUnknown | None = "retry" if self.sequence.idempotency else None
-        await self._play_run(healthy("report", on_unknown=on_unknown))
+        await self._play_run(self._same(healthy("report", on_unknown=on_unknown)))
+        if self.sequence.is_nights:
+            last = self.sequence.steps[-1]
+            await self._play_run(evolve(healthy("report"), every=0.0, accounts=last.accounts, pool=last.pool))
         for _ in range(RETRIES):
-            await self._play_run(healthy("retry", on_unknown=on_unknown))
+            await self._play_run(self._same(healthy("retry", on_unknown=on_unknown)))
             if self._is_done():
                 break
         self.case.is_last = True
@@ -153,20 +106,35 @@ class Player:
         await self.case.server.settle()
 
     def _is_done(self) -> bool:
-        good = self.sequence.refused_for_good
+        good = self.case.refused_for_good
         return all(
             record is not None
             and (record.state in {State.PATCHED, State.UNKNOWN} or account.account_id in good)
             for account, record in self.case.records
         )
 
+    def _same(self, step: Step) -> Step:
+        """*step*, for the accounts of the journal's latest run."""
+        opening = self.case.runs[self.case.first - 1].step if self.case.runs else Step()
+        return evolve(step, on=opening.on, back=opening.back, accounts=self._fleet, pool=opening.pool)
+
     async def _play_run(self, step: Step) -> None:
-        report = RunReport(len(self.case.runs) + 1, step)
-        self.case.runs.append(report)
-        self.case.server.begin_run(step.conditions)
+        case = self.case
+        intent, changes, selection = intent_of(case, self.journal, step, time.time())
+        if changes is not None and not changes:
+            return  # a rollback has nothing to do
+        case.intent = intent
+        report = RunReport(len(case.runs) + 1, step, opened=False)
+        case.runs.append(report)
+        case.server.begin_run(step.conditions)
         with ExitStack() as stack:
-            await self._run(step, report, stack)
-        self._note(audit(self.case, self.journal))
+            if changes is None:
+                changes, selection = self._input(step, stack), Selection.of(step.on)
+            stack.enter_context(_noting_open(report))
+            await self._run(step, report, changes, selection)
+        self._note(audit(case, self.journal))
+        if report.opened and not report.left_alone and step.back is None:
+            self._fleet = intent.accounts
         await asyncio.sleep(step.rest)
 
     def _note(self, found: list[Finding]) -> None:
@@ -175,7 +143,7 @@ class Player:
                 self._seen.add(seen)
                 self.findings.append((self.case.run.number, finding))
 
-    async def _run(self, step: Step, report: RunReport, stack: ExitStack) -> None:
+    async def _run(self, step: Step, report: RunReport, changes: Any, selection: Selection | None) -> None:
         loop, server = asyncio.get_running_loop(), self.case.server
         wire = Wire(server, API_KEY)
         session = session_over(
@@ -185,13 +153,16 @@ class Player:
             idempotency=self.sequence.idempotency,
         )
         rotation = session.rotate(
-            self._input(stack),
+            changes,
             journal=self.journal,
             halt=step.halt,
-            pool=self._pool(),
+            pool=None if step.back is not None else self._pool(step),
             limit=step.limit,
             on_unknown=step.on_unknown or self.sequence.on_unknown,
             on_failed=step.on_failed,
+            every=step.every,
+            keep=step.keep,
+            on=selection or (),
         )
         task = asyncio.create_task(_drive(session, rotation, report))
 
@@ -234,12 +205,15 @@ class Player:
     def _conclude(self, report: RunReport, rotation: Rotation, task: "asyncio.Task[None]") -> None:
         if report.ended is End.KILL:
             return
+        report.left_alone = rotation.next_run_at is not None
         error = None if task.cancelled() else task.exception()
         if report.ended is End.DISK_FULL and error is None:
             report.ended = End.NATURAL  # it was full too late to matter
         elif report.ended is End.CANCEL and not task.cancelled():
             report.ended = End.STOP if report.step.stop_before_cancel else End.NATURAL
-        report.error, report.summary = error, rotation.summary
+        if isinstance(error, JournalError) and rotation._core.journal is None:
+            report.opened = False  # the journal was opened to compare its rows
+        report.error, report.summary, report.edit = error, rotation.summary, rotation.input_edit
         if report.ended is End.DISK_FULL and isinstance(error, JournalNotWritableError):
             report.error = None
 
@@ -249,21 +223,38 @@ class Player:
         copy_journal(self.journal, copy)
         self.journal = copy
 
-    def _pool(self) -> ProxyPool | None:
+    def _pool(self, step: Step) -> ProxyPool | None:
         sequence = self.sequence
-        if not sequence.pool:
+        # A fleet without an account for the pool is refused one.
+        if all(account.change is not None for account in self.case.intent.accounts):
             return None
         cap = sequence.accounts_per_proxy
-        return ProxyPool(sequence.pool, assign=sequence.assign, accounts_per_proxy=cap)
+        return ProxyPool(step.pool or sequence.pool, assign=sequence.assign, accounts_per_proxy=cap)
 
-    def _input(self, stack: ExitStack) -> Any:
+    def _input(self, step: Step, stack: ExitStack) -> Any:
+        accounts = self.case.intent.accounts
         if not self.sequence.from_file:
-            return [(account.account_id, account.change) for account in self.sequence.accounts]
+            return [(account.account_id, account.change) for account in accounts]
         path = self.folder / "fleet.csv"
-        write_fleet(self.sequence, path)
-        fleet = stack.enter_context(Fleet.open(path, pooled=bool(self.sequence.pool)))
+        write_fleet(accounts, path, step.saved_as)
+        pooled = any(account.change is None for account in accounts)
+        fleet = stack.enter_context(Fleet.open(path, pooled=pooled))
         fleet.survey()
         return fleet
+
+
+@contextmanager
+def _noting_open(report: RunReport) -> Iterator[None]:
+    """Note in *report* when the run has opened its journal."""
+    open_journal = Journal.open
+
+    def opened(*words: Any, **options: Any) -> Journal:
+        journal = open_journal(*words, **options)
+        report.opened = True
+        return journal
+
+    with patch.object(Journal, "open", opened):
+        yield
 
 
 async def _drive(session: PostPressSession, rotation: Rotation, report: RunReport) -> None:
@@ -272,18 +263,17 @@ async def _drive(session: PostPressSession, rotation: Rotation, report: RunRepor
             report.outcomes.append(outcome)
 
 
-def write_fleet(sequence: Sequence, path: Path) -> None:
-    """The sequence's accounts as a CSV file."""
-    if path.exists():
-        return
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["account_id", "country", "host", "port", "username", "password"])
-        for account in sequence.accounts:
-            body = account.body or {}
-            proxy = body.get("proxy", {})
-            cells = [proxy.get(name, "") for name in ("host", "port", "username", "password")]
-            table.writerow([account.account_id, body.get("country", ""), *cells])
+def write_fleet(accounts: Iterable[Account], path: Path, saved_as: int = 0) -> None:
+    """The accounts as a CSV file, saved in one of the ways of `SAVED`."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["account_id", "country", "host", "port", "username", "password"])
+    for account in accounts:
+        body = account.body or {}
+        proxy = body.get("proxy", {})
+        cells = [proxy.get(name, "") for name in ("host", "port", "username", "password")]
+        table.writerow([account.account_id, body.get("country", ""), *cells])
+    path.write_bytes(SAVED[saved_as](text.getvalue()))
 
 
 def play(sequence: Sequence) -> Player:
@@ -343,6 +333,8 @@ def describe(player: Played, *, histories: int = 3) -> str:
 
 def _without_defaults(value: Any) -> str:
     """A short repr of an attrs object, without what is as always."""
+    if isinstance(value, tuple) and value and not isinstance(value[0], str):
+        return f"<{len(value)}>"
     if not has(type(value)):
         return repr(value)
     default = type(value)() if isinstance(value, Step | Conditions) else None
@@ -372,29 +364,46 @@ def tabulate(found: dict[str, list[int]], sequences: int) -> str:
     return "\n".join([*lines, f"{sequences} sequences"])
 
 
+def _features(case: Case) -> Iterator[str]:
+    """What happened in the sequence, to be counted."""
+    yield from ["runs of journals"] * len(case.first_of)
+    for run in case.runs:
+        if run.was_refused or run.left_alone:
+            yield "refused" if run.was_refused else "left alone"
+        elif run.opened:
+            yield "--on" if run.step.on else "rollback" if run.step.back is not None else "rotate"
+        if run.edit is not None:
+            yield "edited inputs taken"
+
+
 def main() -> int:
     """Play what the command line asks for; 1 if something was found."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.support.campaign", description="Play sequences of the campaign, and audit them."
     )
     parser.add_argument("--seed", type=int, help="Play this one sequence, and describe it.")
+    parser.add_argument("--nights", action="store_true", help="Of the nights.")
     parser.add_argument("--accounts", type=int, help="With this number of accounts.")
-    parser.add_argument("--sequences", type=int, default=300, help="Play this number, from seed 1. [300]")
+    parser.add_argument(
+        *("--sequences",), type=int, default=300, help="Play this number of each kind, from seed 1. [300]"
+    )
     options = parser.parse_args()
     began = time.monotonic()
     if options.seed is not None:
-        player = play(draw(options.seed, options.accounts))
+        player = play((draw_nights if options.nights else draw)(options.seed, options.accounts))
         print(describe(player))
         return int(bool(player.findings))
     found: dict[str, list[int]] = defaultdict(list)
     reached: Counter[str] = Counter()
     for seed in range(1, options.sequences + 1):
-        player = play(draw(seed, options.accounts))
-        for kind in dict.fromkeys(finding.kind for _, finding in player.findings):
-            found[kind].append(seed)
-        server = player.case.server
-        reached.update(f"ended by {run.ended}" for run in player.case.runs)
-        reached += Counter(requests=len(server.requests), replays=server.replayed)
+        for kind_of_sequence in [draw_nights] if options.nights else [draw, draw_nights]:
+            player = play(kind_of_sequence(seed, options.accounts))
+            for kind in dict.fromkeys(finding.kind for _, finding in player.findings):
+                found[kind].append(seed)
+            server = player.case.server
+            reached.update(f"ended by {run.ended}" for run in player.case.runs)
+            reached.update(_features(player.case))
+            reached += Counter(requests=len(server.requests), replays=server.replayed)
     print(tabulate(found, options.sequences))
     print(", ".join(f"{count:,} {name}" for name, count in reached.items()))
     print(f"{time.monotonic() - began:.0f} s")

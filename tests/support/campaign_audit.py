@@ -5,22 +5,18 @@ Each check is a function that takes the `Case` so far and yields what it found: 
 about the run.
 """
 
-import json
-import shutil
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
-from attrs import define, evolve, field, frozen
-from click.testing import CliRunner
+from attrs import define, field, frozen
 
-from postpress_async._cli import cli
+from postpress_async import CustomProxy
+from postpress_async.errors import JournalError
 from postpress_async.rotation import Halt, Outcome, RotationSummary, State
 from tests.support.campaign_plan import Account, End, Sequence, Step
+from tests.support.campaign_reading import Reading, Record, read
 from tests.support.counting_server import KEY_TYPE, CountingServer, Request, change_of
 
 
@@ -31,40 +27,6 @@ class Finding:
     kind: str
     account_id: str | None
     text: str
-
-
-@frozen
-class Record:
-    """What a reader says of one account."""
-
-    account_id: str
-    state: str
-    attempts: int
-    status: int | None
-    error_type: str | None
-    scope: str | None
-    applied: str | None
-    proxy: str | None
-
-
-@frozen
-class Reading:
-    """
-    What the three readers say of a journal.
-
-    Attributes:
-        table: By ordinal, the rows of the table.
-        export: The rows of `export`.
-        status: The object of `status --json`.
-        may_be_sent: The ordinal before which an account without a row may have been sent by a run that died.
-        error: Why there is no journal that could be read; the rest is empty then.
-    """
-
-    table: dict[int, Record] = field(factory=dict)
-    export: tuple[Record, ...] = ()
-    status: dict[str, Any] = field(factory=dict)
-    may_be_sent: int = 0
-    error: str | None = None
 
 
 @define
@@ -79,10 +41,16 @@ class RunReport:
         summary: Its summary; None if it was killed, or could not begin.
         outcomes: The outcomes that it streamed.
         error: What it raised.
+        opened: Whether it came to open the journal.
+        left_alone: Whether it left a complete run alone, since the next is not due.
+        edit: What it says of an edited input.
     """
 
     number: int
     step: Step
+    opened: bool = True
+    left_alone: bool = False
+    edit: str | None = None
     ended: End = End.NATURAL
     summary: RotationSummary | None = None
     outcomes: list[Outcome] = field(factory=list)
@@ -92,6 +60,31 @@ class RunReport:
     def died(self) -> bool:
         """Whether it ended without a last word in the journal."""
         return self.ended in {End.KILL, End.DISK_FULL}
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether it was refused before it sent anything."""
+        return not self.opened and isinstance(self.error, JournalError)
+
+
+@frozen
+class Intent:
+    """
+    What a command is about.
+
+    Attributes:
+        accounts: Its input.
+        taken: The ids of the accounts that it takes; None for all.
+        expected: The number that the journal's latest run must have afterwards.
+        back_to: The number of the run that it goes back to; None if it is no rollback.
+        left_behind: Accounts that cannot go back.
+    """
+
+    accounts: tuple[Account, ...] = ()
+    taken: frozenset[str] | None = None
+    expected: int = 1
+    back_to: int | None = None
+    left_behind: frozenset[str] = frozenset()
 
 
 @define
@@ -104,6 +97,13 @@ class Case:
         server: The truth.
         runs: The runs so far, the audited one last.
         reading: What the readers say after it.
+        before: What they said before it.
+        accounts: The input of the journal's latest run, in its order.
+        taken: The ids of the accounts that this run takes; None for all.
+        first: The first of the `runs` that belongs to it: the others resumed it.
+        first_of: The same for each of the journal's runs.
+        start: What the readers said before it began.
+        intent: What the latest command is about.
         patched_by: The run after which an account was first recorded as patched.
         is_last: Whether the run was the last of the sequence.
     """
@@ -112,6 +112,13 @@ class Case:
     server: CountingServer
     runs: list[RunReport] = field(factory=list)
     reading: Reading = field(factory=Reading)
+    before: Reading = field(factory=Reading)
+    accounts: tuple[Account, ...] = ()
+    taken: frozenset[str] | None = None
+    first: int = 1
+    first_of: dict[int, int] = field(factory=dict)
+    start: Reading = field(factory=Reading)
+    intent: Intent = field(factory=Intent)
     patched_by: dict[str, int] = field(factory=dict)
     is_last: bool = False
 
@@ -122,73 +129,52 @@ class Case:
     @property
     def records(self) -> Iterator[tuple[Account, Record | None]]:
         """Each account with its row of the table."""
-        for ordinal, account in enumerate(self.sequence.accounts):
-            yield account, self.reading.table.get(ordinal)
+        for ordinal, account in enumerate(self.accounts):
+            if self.taken is None or account.account_id in self.taken:
+                yield account, self.reading.table.get(ordinal)
 
-    def sent(self, account: Account) -> list[Request]:
-        return self.server.by_account.get(account.account_id, [])
+    @property
+    def runs_of_latest(self) -> list[RunReport]:
+        """The runs that started and resumed the journal's latest run."""
+        return self.runs[self.first - 1 :]
+
+    @property
+    def refused_for_good(self) -> frozenset[str]:
+        """Accounts that no run can patch, since they or their own proxies do not work."""
+        traits = self.sequence.traits
+        dead = {
+            account.account_id
+            for account in self.accounts
+            if isinstance(account.change, CustomProxy)
+            and f"{account.change.host}:{account.change.port}" in traits.dead_proxies
+        }
+        return traits.refused_for_good | dead
+
+    def adopt(self) -> None:
+        """The command has opened the journal: its accounts are those of the journal's latest run."""
+        if not self.run.opened or self.run.left_alone:
+            return
+        if (number := self.reading.latest) not in self.first_of:
+            self.first_of[number] = self.first = self.run.number
+            self.start = self.before
+            self.patched_by.clear()
+        if self.intent.accounts:
+            self.accounts, self.taken = self.intent.accounts, self.intent.taken
+
+    def sent(self, account_id: str) -> list[Request]:
+        """What was sent for the account since the journal's latest run began."""
+        return [r for r in self.server.by_account.get(account_id, ()) if r.run >= self.first]
 
 
-def audit(case: Case, journal: Path) -> list[Finding]:
+def audit(case: Case, journal: Path, checks: "tuple[Check, ...] | None" = None) -> list[Finding]:
     """What is wrong after the latest run of *case*, whose journal lies at *journal*."""
-    case.reading = read(journal)
-    found = [finding for check in CHECKS for finding in check(case)]
+    case.before, case.reading = case.reading, read(journal)
+    case.adopt()
+    found = [finding for check in checks or CHECKS for finding in check(case)]
     for account, record in case.records:
         if record is not None and record.state == State.PATCHED:
             case.patched_by.setdefault(account.account_id, case.run.number)
     return found
-
-
-# --- The readers ---------------------------------------------------------------------------------
-
-
-def read(journal: Path) -> Reading:
-    """The table of a copy, and the two commands on the journal itself."""
-    status = _command("status", str(journal), "--json")
-    export = _command("export", str(journal), "--format", "jsonl")
-    if status.exit_code or export.exit_code:
-        codes = f"status exits {status.exit_code} and export {export.exit_code}"
-        return evolve(_table(journal), error=f"{codes}: {status.exception or export.exception}")
-    lines = [json.loads(line) for line in export.stdout.splitlines()]
-    rows = tuple(_record({**line, "proxy": line["proxy_label"]}) for line in lines)
-    return evolve(_table(journal), export=rows, status=json.loads(status.stdout))
-
-
-def _command(*words: str) -> Any:
-    return CliRunner().invoke(cli, words, standalone_mode=False)
-
-
-def _record(row: dict[str, Any]) -> Record:
-    names = "account_id state attempts status error_type scope applied proxy".split()
-    return Record(*[row[name] for name in names])
-
-
-# The assignment of a row without a proxy of the pool is of another form, and the export has no label for it.
-_LATEST = """
-    SELECT *, CASE WHEN instr(assignment, ' ') THEN NULL ELSE assignment END AS proxy FROM latest
-"""
-
-
-def _table(journal: Path) -> Reading:
-    with TemporaryDirectory() as folder:
-        copy = Path(folder, "copy.sqlite3")
-        copy_journal(journal, copy)
-        with closing(sqlite3.connect(copy)) as connection:
-            connection.row_factory = sqlite3.Row
-            try:
-                notes = dict(tuple(row) for row in connection.execute("SELECT name, value FROM run"))
-                rows = [dict(row) for row in connection.execute(_LATEST)]
-            except sqlite3.OperationalError:  # its disk was full before there was a table
-                return Reading()
-    may_be_sent = max(notes.get("doubtful", 0), notes["reached"] if "under way" in notes else 0)
-    return Reading(table={row["ordinal"]: _record(row) for row in rows}, may_be_sent=int(may_be_sent))
-
-
-def copy_journal(journal: Path, copy: Path) -> None:
-    """The files as they lie there, as a killed process leaves them."""
-    for end in ("", "-wal"):
-        if (file := journal.with_name(journal.name + end)).exists():
-            shutil.copyfile(file, copy.with_name(copy.name + end))
 
 
 # --- The checks ----------------------------------------------------------------------------------
@@ -196,7 +182,7 @@ def copy_journal(journal: Path, copy: Path) -> None:
 
 def check_readers(case: Case) -> Iterator[Finding]:
     """Table, export and status say the same, and their accounts add up."""
-    reading, accounts = case.reading, case.sequence.accounts
+    reading, accounts = case.reading, case.accounts
     if reading.error is not None:
         if case.server.requests:
             yield Finding("journal cannot be read", None, reading.error)
@@ -209,7 +195,12 @@ def check_readers(case: Case) -> Iterator[Finding]:
         yield Finding(
             "readers disagree", None, f"{len(table)} rows in the table, {len(reading.export)} in export"
         )
-    wrong = [r.account_id for n, r in reading.table.items() if r.account_id != accounts[n].account_id]
+    # Accounts that were removed from the input have their rows after its end.
+    ids = {account.account_id for account in accounts}
+    removed = [r.account_id for n, r in reading.table.items() if n >= len(accounts)]
+    inside = {n: r for n, r in reading.table.items() if n < len(accounts)}
+    wrong = [r.account_id for n, r in inside.items() if r.account_id != accounts[n].account_id]
+    wrong += [account_id for account_id in removed if account_id in ids]
     if wrong:
         yield Finding("rows of other accounts", wrong[0], f"{len(wrong)} rows are about other accounts")
     states = Counter(record.state for record in table)
@@ -218,8 +209,9 @@ def check_readers(case: Case) -> Iterator[Finding]:
         yield Finding("readers disagree", None, f"the table has {dict(states)}, status {dict(+counts)}")
     # The total is committed just after the tables, so a run that dies in between leaves none.
     is_new = reading.status["total"] is None and not table and case.run.died
-    if reading.status["total"] != len(accounts) and not is_new:
-        text = f"status says {reading.status['total']} of {len(accounts)} accounts"
+    total = len(list(case.records)) + len(removed)
+    if reading.status["total"] != total and not is_new:
+        text = f"status says {reading.status['total']} of {total} accounts"
         yield Finding("wrong total", None, text)
 
 
@@ -228,7 +220,7 @@ def check_patched(case: Case) -> Iterator[Finding]:
     for account, record in case.records:
         if record is None or record.state != State.PATCHED:
             continue
-        applied = [request for request in case.sent(account) if request.applied_at is not None]
+        applied = [request for request in case.sent(account.account_id) if request.applied_at is not None]
         same = [request for request in applied if _is_recorded_change(account, record, request)]
         if not same:
             yield Finding("patched, but not applied", account.account_id, str(record))
@@ -249,7 +241,7 @@ def check_not_applied(case: Case) -> Iterator[Finding]:
     for account, record in case.records:
         if record is None or record.state not in {State.FAILED, State.SKIPPED}:
             continue
-        if not case.server.may_be_applied(account.account_id):
+        if not any(request.may_be_applied for request in case.sent(account.account_id)):
             continue
         if record.applied != "unknown":
             kind = f"{record.state} with applied = no, but applied"
@@ -260,16 +252,17 @@ def check_not_applied(case: Case) -> Iterator[Finding]:
 
 def check_no_row(case: Case) -> Iterator[Finding]:
     """No row only if nothing was sent, or if a run that died may have sent it; `status` counts those."""
-    without = [(n, a) for n, a in enumerate(case.sequence.accounts) if n not in case.reading.table]
+    ordinals = {account.account_id: n for n, account in enumerate(case.accounts)}
+    without = [(ordinals[a.account_id], a) for a, record in case.records if record is None]
     has_last_word = not case.run.died and case.run.ended is not End.CANCEL and case.run.error is None
     for ordinal, account in without:
         if ordinal < case.reading.may_be_sent:
             continue
-        if case.sent(account):
+        if case.sent(account.account_id):
             yield Finding("sent, but without a row", account.account_id, f"the run ended by {case.run.ended}")
         elif has_last_word:
             yield Finding("no row after a run that ended well", account.account_id, f"{case.run.summary}")
-    sent = sum(bool(case.sent(account)) for _, account in without)
+    sent = sum(bool(case.sent(account.account_id)) for _, account in without)
     reported = case.reading.status.get("maybe_sent", 0)
     if case.reading.error is None and reported is not None and reported < sent:
         text = f"status says that {reported} accounts without a row may have been sent, and {sent} were"
@@ -278,12 +271,12 @@ def check_no_row(case: Case) -> Iterator[Finding]:
 
 def check_doubt_has_a_reason(case: Case) -> Iterator[Finding]:
     """`unknown` only if something that was sent may have been applied, as far as the client can know."""
-    if any(run.died for run in case.runs):
+    if any(run.died for run in case.runs_of_latest):
         return
     for account, record in case.records:
         if record is None or record.state != State.UNKNOWN:
             continue
-        if all(request.is_refused for request in case.sent(account)):
+        if all(request.is_refused for request in case.sent(account.account_id)):
             yield Finding("unknown, but everything was refused", account.account_id, str(record))
 
 
@@ -304,8 +297,8 @@ def check_keys(case: Case) -> Iterator[Finding]:
             change = change_of(request.change)
             if changes.setdefault(request.key, change) != change:
                 yield Finding("one key for two changes", account_id, str(request))
-        if case.sequence.idempotency and requests[0].is_managed:
-            yield from _fresh_keys_in_doubt(account_id, requests)
+        if case.sequence.idempotency and (managed := [r for r in case.sent(account_id) if r.is_managed]):
+            yield from _fresh_keys_in_doubt(account_id, managed)
 
 
 def _fresh_keys_in_doubt(account_id: str, requests: list[Request]) -> Iterator[Finding]:
@@ -326,8 +319,9 @@ def check_doubles(case: Case) -> Iterator[Finding]:
     """At most one managed proxy for each account."""
     if not case.sequence.bounds_doubles:
         return
-    for account_id, count in case.server.handed_out.items():
-        if count > 1:
+    for account_id in case.server.by_account:
+        sent = case.sent(account_id)
+        if (count := sum(r.is_managed and r.applied_at is not None for r in sent)) > 1:
             yield Finding("managed proxies handed out twice", account_id, f"{count} handed out")
 
 
@@ -348,7 +342,7 @@ def check_ends(case: Case) -> Iterator[Finding]:
     if run.error is not None and run.ended is not End.DISK_FULL:
         yield Finding(f"raised {type(run.error).__name__}", None, str(run.error))
     summary = run.summary
-    if summary is None or run.error is not None or run.died:
+    if summary is None or not run.opened or run.error is not None or run.died:
         return  # the last words of a run that died are not in the journal
     refused = [r for r in case.server.sent_in(run.number) if r.by_key_check and r.heard]
     tried = [outcome for outcome in run.outcomes if outcome.attempts]
@@ -374,7 +368,7 @@ def check_ends(case: Case) -> Iterator[Finding]:
         yield Finding(
             "halt not in status", None, f"status says {reading.status['run']}, summary {summary.halted}"
         )
-    patched = sum(record.state == State.PATCHED for record in reading.table.values())
+    patched = sum(record is not None and record.state == State.PATCHED for _, record in case.records)
     if summary.patched != patched:
         yield Finding("summary is wrong", None, f"it says {summary.patched} patched, the table {patched}")
 
@@ -391,16 +385,18 @@ def check_nothing_is_lost(case: Case) -> Iterator[Finding]:
     for account, record in case.records:
         state = None if record is None else record.state
         good = state == State.PATCHED
-        good |= state == State.FAILED and account.account_id in case.sequence.refused_for_good
+        good |= state == State.FAILED and account.account_id in case.refused_for_good
         good |= state in {None, State.UNKNOWN} and _is_lasting_doubt(case, account)
         if not good:
             yield Finding(f"lost: {state or 'no row'}", account.account_id, str(record))
 
 
 def _is_lasting_doubt(case: Case, account: Account) -> bool:
-    sent = case.sent(account)
-    had_doubt = any(run.died for run in case.runs) or not all(request.is_refused for request in sent)
-    if account.account_id in case.sequence.refused_for_good:
+    sent = case.sent(account.account_id)
+    had_doubt = any(run.died for run in case.runs_of_latest) or not all(
+        request.is_refused for request in sent
+    )
+    if account.account_id in case.refused_for_good:
         return had_doubt
     if not case.sequence.idempotency:
         # A second request may hand out a second proxy; and the operator may ask for no second one at all.

@@ -112,7 +112,7 @@ class CommandPlayer:
 
     def __attrs_post_init__(self) -> None:
         server = CountingServer(self.sequence.seed, self.sequence.traits, latency=0.01)
-        self.case = Case(self.sequence, server)
+        self.case = Case(self.sequence, server, accounts=self.sequence.accounts)
 
     @property
     def journal(self) -> Path:
@@ -120,7 +120,7 @@ class CommandPlayer:
 
     async def play(self) -> list[tuple[int, Finding]]:
         """The findings, each with the number of the run after which it was made."""
-        write_fleet(self.sequence, self.folder / "fleet.csv")
+        write_fleet(self.sequence.accounts, self.folder / "fleet.csv")
         proxies = (f"{proxy.host}:{proxy.port}\n" for proxy in self.sequence.pool)
         (self.folder / "proxies.txt").write_text("".join(proxies))
         async with listening(self.case.server) as url:

@@ -75,6 +75,14 @@ class Step:
         on_failed: What becomes of accounts that failed before.
         attempts: Attempts for each call.
         on_unknown: As `rotate` takes it; None for that of the sequence.
+        every: As `rotate` takes it, like the next two.
+        keep: Number of runs to keep.
+        on: Proxies whose accounts are taken; empty for all accounts.
+        back: Which of the runs so far a rollback goes back to, from 0 for the oldest to 1 for the newest;
+            None for no rollback.
+        accounts: The fleet; None for that of the sequence.
+        pool: The pool; None for that of the sequence.
+        saved_as: How the fleet's file is saved: an index of `campaign_nights.SAVED`.
     """
 
     conditions: Conditions = field(factory=Conditions)
@@ -89,6 +97,18 @@ class Step:
     on_failed: OnFailed = "report"
     attempts: int = 4
     on_unknown: OnUnknown | None = None
+    every: float | None = None
+    keep: int | None = None
+    on: tuple[str, ...] = ()
+    back: float | None = None
+    accounts: "tuple[Account, ...] | None" = None
+    pool: tuple[CustomProxy, ...] | None = None
+    saved_as: int = 0
+
+    @property
+    def takes_some(self) -> bool:
+        """Whether it takes only some accounts."""
+        return bool(self.on) or self.back is not None
 
 
 @frozen(kw_only=True)
@@ -107,6 +127,7 @@ class Sequence:
         assign: How the pool assigns them.
         accounts_per_proxy: The most accounts on one proxy; None for any number.
         from_file: Whether the fleet is a CSV file; otherwise it is a list of pairs.
+        is_nights: Whether it ends with a run of all accounts that is due.
     """
 
     seed: int
@@ -119,17 +140,7 @@ class Sequence:
     assign: Assign = "round-robin"
     accounts_per_proxy: int | None = None
     from_file: bool = False
-
-    @property
-    def refused_for_good(self) -> frozenset[str]:
-        """Accounts that no run can patch, since they or their own proxies do not work."""
-        dead = {
-            account.account_id
-            for account in self.accounts
-            if isinstance(account.change, CustomProxy)
-            and f"{account.change.host}:{account.change.port}" in self.traits.dead_proxies
-        }
-        return self.traits.refused_for_good | dead
+    is_nights: bool = False
 
     @property
     def bounds_doubles(self) -> bool:

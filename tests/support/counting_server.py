@@ -15,8 +15,8 @@ from typing import Any, Final
 from attrs import define, field, frozen
 
 from postpress_async import errors
-from postpress_async._http.codec import Request as WireRequest
-from postpress_async._http.codec import Response
+from postpress_async._http.transport import Request as WireRequest
+from postpress_async._http.transport import Response
 from postpress_async.errors import Applied
 
 API_KEY: Final = "pp_test_key_of_the_campaign"
@@ -397,7 +397,7 @@ class Wire:
         self._api_key: Final = api_key
 
     async def send(self, request: WireRequest, idempotency_key: str | None, timeout: float) -> Response:
-        """See `postpress_async._http.transport.Transport.send`."""
+        """See `postpress_async.Transport.send`."""
         if self.is_cut or self._server.draw(self._server.conditions.unreachable):
             raise errors.ConnectError("no connection: refused by the campaign")
         sent, task = self._server.take(request.account_id, idempotency_key, request.body, self._api_key)

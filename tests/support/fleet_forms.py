@@ -20,33 +20,34 @@ from postpress_async.rotation._rows import Refusal, Row
 Values: TypeAlias = Mapping[str, Sequence[Any]]
 """Columns by name; None is not given."""
 
-Form: TypeAlias = Callable[[Values, Path, ProxyChange | None], Fleet]
+Form: TypeAlias = Callable[..., Fleet]
+"""A function of the values, a folder, the default change, and other options of a fleet."""
 
 
-def as_csv(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
+def as_csv(values: Values, folder: Path, default: ProxyChange | None = None, **options: Any) -> Fleet:
     path = folder / "fleet.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(values)
         writer.writerows(zip(*values.values(), strict=True))
-    return Fleet.open(path, default=default)
+    return Fleet.open(path, default=default, **options)
 
 
-def as_json_lines(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
+def as_json_lines(values: Values, folder: Path, default: ProxyChange | None = None, **options: Any) -> Fleet:
     path = folder / "fleet.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for row in zip(*values.values(), strict=True):
             file.write(json.dumps(dict(zip(values, row, strict=True))) + "\n")
-    return Fleet.open(path, default=default)
+    return Fleet.open(path, default=default, **options)
 
 
-def as_parquet(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
+def as_parquet(values: Values, folder: Path, default: ProxyChange | None = None, **options: Any) -> Fleet:
     path = folder / "fleet.parquet"
     pyarrow.parquet.write_table(pyarrow.table(dict(values)), path, row_group_size=3)
-    return Fleet.open(path, default=default)
+    return Fleet.open(path, default=default, **options)
 
 
-def as_query(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
+def as_query(values: Values, folder: Path, default: ProxyChange | None = None, **options: Any) -> Fleet:
     path = folder / "fleet.db"
     path.unlink(missing_ok=True)
     names = ", ".join(f'"{name}"' for name in values)
@@ -54,17 +55,21 @@ def as_query(values: Values, folder: Path, default: ProxyChange | None = None) -
         connection.execute(f"CREATE TABLE fleet ({names})")
         marks = ", ".join("?" * len(values))
         connection.executemany(f"INSERT INTO fleet VALUES ({marks})", zip(*values.values(), strict=True))
-    return Fleet.open_query(f"sqlite:///{path}", "SELECT * FROM fleet ORDER BY rowid", default=default)
+    return Fleet.open_query(
+        f"sqlite:///{path}", "SELECT * FROM fleet ORDER BY rowid", default=default, **options
+    )
 
 
-def as_pandas(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
+def as_pandas(values: Values, folder: Path, default: ProxyChange | None = None, **options: Any) -> Fleet:
     # An index of its own, as a frame has that was filtered and sorted.
     size = len(next(iter(values.values())))
-    return Fleet.of(pandas.DataFrame(dict(values), index=range(7, 7 + 3 * size, 3)), default=default)
+    return Fleet.of(
+        pandas.DataFrame(dict(values), index=range(7, 7 + 3 * size, 3)), default=default, **options
+    )
 
 
-def as_polars(values: Values, folder: Path, default: ProxyChange | None = None) -> Fleet:
-    return Fleet.of(polars.DataFrame(dict(values)), default=default)
+def as_polars(values: Values, folder: Path, default: ProxyChange | None = None, **options: Any) -> Fleet:
+    return Fleet.of(polars.DataFrame(dict(values)), default=default, **options)
 
 
 FORMS: dict[str, Form] = {

@@ -1,5 +1,6 @@
 """Journals as runs leave them, made in no time: for whatever only reads one."""
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -7,12 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from postpress_async import Outcome
 from postpress_async.errors import Applied, Scope
 from postpress_async.rotation import State
 from postpress_async.rotation.journal import OUTCOME, row_of
 from postpress_async.rotation.journal._schema import connect, set_fact
+from postpress_async.sandbox import Record
 
 NIGHT = 1_795_215_600.0
 """2026-11-20 23:00:00 UTC."""
@@ -23,6 +28,17 @@ def killed(journal: Path) -> Path:
     copy = journal.with_name("killed.sqlite3")
     for end in ("", "-wal"):
         copy.with_name(copy.name + end).write_bytes(journal.with_name(journal.name + end).read_bytes())
+    return copy
+
+
+async def killed_in(task: asyncio.Task[Any], record: Record, accounts: int, journal: Path) -> Path:
+    """Cancel *task* once it has patched this number of accounts; the journal as a kill leaves it then."""
+    while len(record.patched_accounts) < accounts:
+        await asyncio.sleep(0)
+    copy = killed(journal)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     return copy
 
 
@@ -73,13 +89,13 @@ def change(path: Path, statement: str, *values: object) -> None:
 
 _DIES = """
 import asyncio, os, sys
-from postpress_async import Outcome
 from postpress_async.rotation import Journal
+from postpress_async.rotation._outcome import patched_outcome
 
 async def main():
     journal = Journal.open(sys.argv[1])
     for ordinal in range(20):
-        journal.record(Outcome.patched(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
+        journal.record(patched_outcome(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
     await journal.keep_generation(0, 1)
     print("written", flush=True)
     await asyncio.Event().wait()

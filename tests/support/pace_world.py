@@ -11,7 +11,7 @@ from attrs import Factory, define, evolve, field, frozen
 
 from postpress_async.pace import Pace
 from postpress_async.pace._load_signal import LoadSignal
-from postpress_async.pace._pacer import Pacer
+from postpress_async.pace._pacer import Pacer, Permit
 from tests.support.simulated_service import ideal
 from tests.support.virtual_loop import VirtualLoop, run
 
@@ -25,6 +25,20 @@ def always(value: float) -> Curve:
 
 def between(start: float, end: float, then: float, else_: float) -> Curve:
     return lambda now: then if start <= now < end else else_
+
+
+async def acquire(pace: Pacer, *, retry: bool = False) -> Permit:
+    """Wait for a permit, as a call does."""
+    if (permit := pace.try_acquire()) is not None:
+        return permit
+    future = pace.enqueue(retry=retry)
+    try:
+        permit = await future
+    except BaseException:
+        pace.withdraw(future, retry=retry)
+        raise
+    assert permit is not None
+    return permit
 
 
 @frozen
@@ -238,7 +252,7 @@ class Rotation:
                 while self._retrying >= self._most_retrying:
                     self._fewer.clear()
                     await self._fewer.wait()
-                permit = self.pacer.try_acquire() or await self.pacer.acquire()
+                permit = self.pacer.try_acquire() or await acquire(self.pacer)
                 group.create_task(self._update(account, permit))
         return self.tally
 
@@ -247,7 +261,7 @@ class Rotation:
         while True:
             if permit is None:
                 began = self._open_for()
-                permit = self.pacer.try_acquire() or await self.pacer.acquire(retry=True)
+                permit = self.pacer.try_acquire() or await acquire(self.pacer, retry=True)
                 self.tally.slot_waits.append(self._open_for() - began)
             if is_retry:
                 self._retrying -= 1

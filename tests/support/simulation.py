@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Final, Literal
 
 from attrs import define, field
 
@@ -62,6 +62,7 @@ class _Run:
 
     scenario: Scenario
     seed: int
+    transport: Literal["session", "lean"]
     attempts: int = 0
     throttled: int = 0
     patched: int = 0
@@ -133,6 +134,7 @@ class _Run:
                 retry=RetryPolicy(**scenario.policy),
                 pace=Pace(in_flight=scenario.in_flight, start=scenario.start, rate=scenario.ceiling),
                 connector=await stack.enter_async_context(Connector()),
+                transport=self.transport,
                 on_event=self._watch,
             )
         )
@@ -184,6 +186,11 @@ class _Run:
             await server.recover()
 
 
-def measure(scenario: Scenario, accounts: int | None = None, seed: int = 1) -> Result:
+def measure(
+    scenario: Scenario,
+    accounts: int | None = None,
+    seed: int = 1,
+    transport: Literal["session", "lean"] = "session",
+) -> Result:
     """Run *scenario*, with another number of *accounts* if it is not None."""
-    return run(_Run(scenario if accounts is None else scenario.of(accounts), seed).run())
+    return run(_Run(scenario if accounts is None else scenario.of(accounts), seed, transport).run())

@@ -170,6 +170,11 @@ def _loop_of_the_step() -> asyncio.AbstractEventLoop:
     return _running[-1]
 
 
+def now() -> float:
+    """Virtual seconds of the loop that runs; 0 if none does. Also for its threads."""
+    return _running[-1].time() if _running else 0.0
+
+
 class _SteppedThreading:
     """What the journal's writer finds in place of the module `threading`."""
 

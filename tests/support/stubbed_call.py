@@ -14,7 +14,7 @@ from postpress_async._call.idempotency import FreshKeys, KeyGenerator, Keys
 from postpress_async._call.keyed_lock import KeyedLock
 from postpress_async._call.tracker import CallTracker
 from postpress_async._call.update import UpdateCall
-from postpress_async._http.codec import Request, Response
+from postpress_async._http.transport import Request, Response
 from postpress_async.errors import ApiError, PostPressError, Problem
 from postpress_async.models import AccountPatched, ProxyChange
 from postpress_async.pace._pacer import Pacer

@@ -34,7 +34,7 @@ class World(NamedTuple):
             "waiting": pacer.waiting,
             "turns": len(line.locks._waiting),
             "calls": line.tracker._calls,
-            "waits": len(line.tracker._timeouts),
+            "waits": len(line.tracker._open),
             "connections": len(self.connector._acquired),
         }
 

@@ -8,10 +8,11 @@ validated before anything is sent.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
-from types import TracebackType
-from typing import Final, Self, TypeAlias, TypeVar
+from functools import cached_property
+from typing import Final, Self, TypeAlias
 
 from attrs import Factory, define
 
@@ -25,18 +26,14 @@ from postpress_async.rotation._fleet._frame import Frame, FrameTable
 from postpress_async.rotation._fleet._jsonl import JsonLines
 from postpress_async.rotation._fleet._parquet import ParquetTable
 from postpress_async.rotation._fleet._query import QueryTable
-from postpress_async.rotation._fleet._row import RowReader
+from postpress_async.rotation._fleet._row import RowReader, cell_columns, field_of
+from postpress_async.rotation._pool_needs import TAG, Pooled, PoolNeeds
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import Refusal, Row, uses_pool
 from postpress_async.rotation._selection import Selection
 
-_CSV_EXTENSIONS: Final = (".csv", ".tsv")
-_PARQUET_EXTENSIONS: Final = (".parquet", ".pq")
-_JSON_LINES_EXTENSIONS: Final = (".jsonl", ".ndjson", ".json-lines", ".jsonlines")
-
 _Source: TypeAlias = FleetFile | QueryTable | FrameTable
 _Table: TypeAlias = CsvTable | JsonLines | ParquetTable | QueryTable | FrameTable
-F = TypeVar("F", bound="Fleet")
 
 
 @define
@@ -48,12 +45,14 @@ class Survey:
         rows: Number of valid rows.
         managed: Number of valid rows that order a managed proxy.
         pooled: Number of valid rows that get a proxy from the pool.
+        tags: Number of these rows by the tag of their pool, which is None if there is only one.
         faults: The refused rows, by kind of fault.
     """
 
     rows: int = 0
     managed: int = 0
     pooled: int = 0
+    tags: Counter[str | None] = Factory(Counter)
     faults: Faults[Refusal] = Factory(Faults[Refusal])
 
     @property
@@ -76,38 +75,43 @@ class Fleet:
     """
     A fleet: named columns, and a row for each account.
 
-    The columns are ``account_id``; ``proxy`` (a URL) or ``host``, ``port``, ``protocol``, ``username`` and
-    ``password``; ``country`` and ``ip``. Case, ``_``, ``-`` and spaces in names are ignored, and common other
-    names such as ``id``, ``account``, ``user``, ``pass`` and ``proxy_host`` are recognized. An empty cell is
-    a missing value. Spaces around a cell are removed, except in passwords.
+    The columns are ``account_id``; ``proxy`` (in any form that a list of proxies can have), or ``host``,
+    ``port``, ``protocol``, ``username`` and ``password``; ``country`` and ``ip``. Case, ``_``, ``-`` and
+    spaces in names are ignored, and common other names such as ``id``, ``account``, ``user``, ``pass`` and
+    ``proxy_host`` are recognized. An empty cell is a missing value. Spaces around a cell are removed, except
+    in passwords.
 
     Attributes:
         name: The file's name without its folder; or ``<stdin>``, ``<query>`` or ``<frame>``.
         pooled: Whether rows with only an account get a proxy from the rotation's pool.
+        needs: Internal. What that pool needs from them.
         counted: Number of rows, including refused ones; None before a `survey`.
         selection: Internal. The accounts whose rows it yields; None for all.
     """
 
     def __init__(
-        self, file: _Source, table: _Table, default: ProxyChangeLike | None, *, pooled: bool
+        self, file: _Source, table: _Table, default: ProxyChangeLike | None, *, needs: PoolNeeds | None
     ) -> None:
         """Use `open`, `open_query` or `of` instead."""
-        if pooled and default is not None:
-            raise ValueError("default and pooled cannot be combined")
         self.name: Final[str] = file.name
-        self.pooled: Final = pooled
+        self.needs: Final = needs
+        self.pooled: Final = needs is not None
         self.counted: int | None = None
         self._file = file
         self._table = table
         self._default = None if default is None else as_change(default)
-        self._digest: bytes | None = None
         self._uses_pool: bool | None = None
         self._rows_digest: bytes | None = None
         self.selection: Selection | None = None
 
     @classmethod
     def open(
-        cls, source: str | os.PathLike[str], *, default: ProxyChangeLike | None = None, pooled: bool = False
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        default: ProxyChangeLike | None = None,
+        pooled: Pooled = False,
+        pool_by: str = TAG,
     ) -> Self:
         """
         Open the fleet in a file.
@@ -119,22 +123,34 @@ class Fleet:
         Args:
             source: A path, or ``-`` for standard input.
             default: The change for rows with only an account; if None, such rows are refused.
-            pooled: Whether such rows get their proxies from the pool of ``session.rotate``.
+            pooled: Whether such rows get their proxies from the pool of ``session.rotate``. If it has
+                templates, or there are several pools by tag, pass the pool or the mapping here as well. The
+                columns that they need order no managed proxy.
+            pool_by: The column with the tag of a row's pool, if there are several.
 
         Raises:
             ValueError: Both *default* and *pooled* are given, or the default is wrong.
             FleetError: The file cannot be read, has another format, or has no rows.
         """
+        needs, columns = _needs(default, pooled, pool_by)
         file = FleetFile(source)
         try:
-            return _require_rows(cls(file, _table(file), default, pooled=pooled))
+            fleet = cls(file, _table(file, columns), default, needs=needs)
+            _require_rows(fleet)
+            return fleet
         except BaseException:
             file.close()
             raise
 
     @classmethod
     def open_query(
-        cls, url: str, query: str, *, default: ProxyChangeLike | None = None, pooled: bool = False
+        cls,
+        url: str,
+        query: str,
+        *,
+        default: ProxyChangeLike | None = None,
+        pooled: Pooled = False,
+        pool_by: str = TAG,
     ) -> Self:
         """
         Open the fleet that an SQL query returns: ``SELECT id AS account_id, country FROM ...``.
@@ -153,20 +169,31 @@ class Fleet:
             query: SQL in the database's dialect, without parameters.
             default: As for `open`.
             pooled: As for `open`.
+            pool_by: As for `open`.
 
         Raises:
             FleetError: The query fails, its columns are not a fleet's, or it returns no rows. The message
                 contains neither the password nor values of rows.
         """
-        table = QueryTable(url, query)
+        needs, columns = _needs(default, pooled, pool_by)
+        table = QueryTable(url, query, columns)
         try:
-            return _require_rows(cls(table, table, default, pooled=pooled))
+            fleet = cls(table, table, default, needs=needs)
+            _require_rows(fleet)
+            return fleet
         except BaseException:
             table.close()
             raise
 
     @classmethod
-    def of(cls, frame: Frame, *, default: ProxyChangeLike | None = None, pooled: bool = False) -> Self:
+    def of(
+        cls,
+        frame: Frame,
+        *,
+        default: ProxyChangeLike | None = None,
+        pooled: Pooled = False,
+        pool_by: str = TAG,
+    ) -> Self:
         """
         Open the fleet in a pandas or polars *frame*, which may have no rows.
 
@@ -176,15 +203,16 @@ class Fleet:
         Raises:
             FleetError: The frame is lazy, or its columns are not a fleet's.
         """
-        table = FrameTable(frame)
-        return cls(table, table, default, pooled=pooled)
+        needs, columns = _needs(default, pooled, pool_by)
+        table = FrameTable(frame, columns)
+        return cls(table, table, default, needs=needs)
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:
         """Unknown columns. For JSON Lines: the first twenty of those read so far."""
         return self._table.ignored_columns
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """
         SHA-256 over the file's bytes, or the values of a query or frame, and the default.
@@ -192,16 +220,14 @@ class Fleet:
         If a journal has the same digest, the rows need not be compared. The default's password is left out,
         because changing it does not change the rows.
         """
-        if self._digest is None:
-            digest = self._file.sha256()
-            if self.pooled:
-                digest.update(b"\0pool")
-            if self._default is not None:
-                digest.update(b"\0" + json.dumps(_without_password(self._default)).encode())
-            if self.selection is not None:
-                digest.update(f"\0{self.selection.run} {self.selection.text}".encode())
-            self._digest = digest.digest()
-        return self._digest
+        digest = self._file.sha256()
+        if self.needs is not None:
+            digest.update(b"\0pool" + (repr(self.needs).encode() if self.needs.names else b""))
+        if self._default is not None:
+            digest.update(b"\0" + json.dumps(_without_password(self._default)).encode())
+        if self.selection is not None:
+            digest.update(f"\0{self.selection.run} {self.selection.text}".encode())
+        return digest.digest()
 
     @property
     def is_surveyed(self) -> bool:
@@ -236,7 +262,7 @@ class Fleet:
         Raises:
             FleetError: The file changed, or cannot be read to its end.
         """
-        rows = self._table.rows(RowReader(self._default, pooled=self.pooled, done=done))
+        rows = self._table.rows(RowReader(self._default, pooled=self.needs or False, done=done))
         if self.selection is None:
             return rows
         takes = self.selection.takes
@@ -246,7 +272,7 @@ class Fleet:
         """Internal. Return this fleet without the accounts that *selection* does not take."""
         if self.selection is selection:
             return self
-        fleet = type(self)(self._file, self._table, self._default, pooled=self.pooled)
+        fleet = type(self)(self._file, self._table, self._default, needs=self.needs)
         fleet.selection = selection
         return fleet
 
@@ -271,7 +297,9 @@ class Fleet:
             if isinstance(row, Row):
                 survey.rows += 1
                 survey.managed += isinstance(row.change, ManagedProxy)
-                survey.pooled += row.change is None
+                if row.change is None:
+                    survey.pooled += 1
+                    survey.tags[row.tag] += 1
             else:
                 survey.faults.add(row)
                 if on_refusal is not None:
@@ -302,38 +330,43 @@ class Fleet:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _require_rows(fleet: F) -> F:
-    """Return *fleet*; raise `FleetError` if it has no rows, or if reading the first one fails."""
+def _require_rows(fleet: Fleet) -> None:
+    """Raise `FleetError` if *fleet* has no rows, or if reading the first one fails."""
     with closing(fleet.rows()) as rows:
         if next(rows, None) is None:
             raise fleet.error("has no rows: it needs a line for each account")
-    return fleet
 
 
-def _table(file: FleetFile) -> CsvTable | JsonLines | ParquetTable:
+def _needs(
+    default: ProxyChangeLike | None, pooled: Pooled, pool_by: str
+) -> tuple[PoolNeeds | None, tuple[str, ...]]:
+    """What the pool needs from the rows, and the columns of their cells."""
+    if pooled is not False and default is not None:
+        raise ValueError("default and pooled cannot be combined")
+    needs = PoolNeeds.of(pooled, field_of(pool_by))
+    return needs, cell_columns(() if needs is None else needs.names)
+
+
+def _table(file: FleetFile, columns: tuple[str, ...]) -> CsvTable | JsonLines | ParquetTable:
+    name = file.name.lower()
     if file.starts_with(PARQUET):
-        return ParquetTable(file)
-    if file.name.lower().endswith(_PARQUET_EXTENSIONS):
+        return ParquetTable(file, columns)
+    if name.endswith((".parquet", ".pq")):
         file.refuse_other_formats()
         raise file.error("is not Parquet, although its name says so: write it again, or rename it")
-    return JsonLines(file) if _is_json_lines(file) else CsvTable(file)
-
-
-def _is_json_lines(file: FleetFile) -> bool:
-    name = file.name.lower()
-    if name.endswith(_CSV_EXTENSIONS + _JSON_LINES_EXTENSIONS):
-        return name.endswith(_JSON_LINES_EXTENSIONS)
-    with closing(file.lines()) as blocks:
-        first = next((text for lines in blocks for line in lines if (text := line.strip())), "")
+    if name.endswith((".csv", ".tsv")):
+        return CsvTable(file, columns)
+    if name.endswith((".jsonl", ".ndjson", ".json-lines", ".jsonlines")):
+        return JsonLines(file, columns)
+    with closing(file.lines()) as lines:
+        first = next(filter(None, map(str.strip, lines)), "")
     if first.startswith("["):
         raise file.error("is one JSON array: write one object per line, as jq -c '.[]' does")
-    return first.startswith("{")
+    return JsonLines(file, columns) if first.startswith("{") else CsvTable(file, columns)
 
 
 def _without_password(change: ProxyChange) -> list[str | int | None]:

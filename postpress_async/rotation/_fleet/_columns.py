@@ -5,7 +5,7 @@ Each column is converted to text as a whole, because most of its values have the
 read like those of a text file.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from decimal import Decimal
 from ipaddress import IPv4Address, IPv6Address
 from numbers import Real
@@ -14,7 +14,7 @@ from typing import Any, Final, SupportsInt, TypeAlias, cast
 from attrs import frozen
 
 from postpress_async.models import FieldError
-from postpress_async.rotation._fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader
+from postpress_async.rotation._fleet._row import ONE_FORM, PARTS, RowReader, may_be_number
 from postpress_async.rotation._fleet._values import KeyReader, cell_text, is_missing
 from postpress_async.rotation._rows import Refusal, Row
 
@@ -33,7 +33,7 @@ class Batch:
     The text of some rows, by column.
 
     Attributes:
-        columns: The cells of each of `COLUMNS`; empty strings for missing values.
+        columns: The cells of each of `cell_columns`; empty strings for missing values.
         faults: The error of each row with an invalid value, by index in the batch.
     """
 
@@ -45,7 +45,7 @@ def read_batches(batches: Iterable[Batch], reader: RowReader) -> Generator[Row |
     """Yield each row, or its refusal. The line of a row is its number, from 1."""
     line = 0
     for batch in batches:
-        for index, cells in enumerate(cast("Iterator[Cells]", zip(*batch.columns, strict=True))):
+        for index, cells in enumerate(zip(*batch.columns, strict=True)):
             line += 1
             fault = batch.faults.get(index)
             if fault is None:
@@ -66,7 +66,8 @@ class BatchMaker:
     Lines. A mapping with only nulls is a missing value, because a struct column cannot omit its fields.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns: Final = columns
         self.keys: Final = KeyReader()
 
     def make(self, values: Values, size: int) -> Batch:
@@ -77,7 +78,9 @@ class BatchMaker:
         if any(isinstance(proxy, Mapping) for proxy in values.get("proxy", ())):
             values = self._spread(values, size, faults)
         empty = [""] * size
-        columns += [_texts(name, values[name], faults) if name in values else empty for name in COLUMNS[1:]]
+        columns += [
+            _texts(name, values[name], faults) if name in values else empty for name in self._columns[1:]
+        ]
         return Batch(columns, faults)
 
     def _spread(self, values: Values, size: int, faults: dict[int, FieldError]) -> Values:
@@ -130,7 +133,7 @@ def _text(column: str, value: object) -> str:
         return ""
     if column in {"host", "ip"} and isinstance(value, IPv4Address | IPv6Address):  # PostgreSQL's inet
         return str(value)
-    if column == "port" and not isinstance(value, bool) and isinstance(value, float | Real | Decimal):
+    if may_be_number(column) and not isinstance(value, bool) and isinstance(value, float | Real | Decimal):
         value = _whole(value)
     return cell_text(column, value)
 

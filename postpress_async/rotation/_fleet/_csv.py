@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from operator import itemgetter
@@ -11,17 +11,17 @@ from typing import Final, TypeAlias
 from attrs import evolve
 
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._header import KNOWN, Header, read_header
-from postpress_async.rotation._fleet._row import COLUMNS, Cells, RowReader, column_of
+from postpress_async.rotation._fleet._header import KNOWN, read_header
+from postpress_async.rotation._fleet._row import Cells, RowReader, column_of
 from postpress_async.rotation._rows import Refusal, Row
 
-# A record's first and last line, and its cells; None instead of the cells if its quotes are wrong.
-_Record: TypeAlias = tuple[int, int, list[str] | None]
-
-_DELIMITERS: Final = ",;\t"
 _QUOTES: Final = "write a quote inside quotes twice, and put nothing after the closing one"
 # A line of such words is a header and not a row: a row with a proxy has a port or a URL.
 _WORDS: Final = re.compile(r"(?:[^\W\d]|[ _-])*")
+
+
+# A record's first and last line, and its cells; None instead of the cells if its quotes are wrong.
+_Record: TypeAlias = tuple[int, int, list[str] | None]
 
 
 class CsvTable:
@@ -32,52 +32,54 @@ class CsvTable:
         ignored_columns: Unknown names in the header.
     """
 
-    def __init__(self, file: FleetFile) -> None:
+    def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the header cannot be read or has no account_id."""
         self._file = file
-        with closing(file.lines()) as blocks:
-            self.ignored_columns: tuple[str, ...] = self._begin(blocks)[0].ignored
+        with closing(file.lines()) as lines:
+            names, _ = self._begin(lines)
+        positions, self.ignored_columns = read_header(names, file.error, columns)
+        self._width = len(names)
+        # `_read` appends an empty cell, which stands for every missing column.
+        self._pick: Callable[[list[str]], Cells] = itemgetter(
+            *(positions.get(name, self._width) for name in columns)
+        )
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each row that is not blank, or its refusal."""
-        with closing(self._file.lines()) as blocks:
-            header, records = self._begin(blocks)
-            # `_read` appends an empty cell, which stands for every missing column.
-            pick: Callable[[list[str]], Cells] = itemgetter(
-                *(header.positions.get(name, header.width) for name in COLUMNS)
-            )
+        with closing(self._file.lines()) as lines:
+            _, records = self._begin(lines)
             for ordinal, (first, last, cells) in enumerate(records):
-                row = _read(header.width, pick, reader, ordinal, first, cells)
+                row = self._read(reader, ordinal, first, cells)
                 if last > first and isinstance(row, Refusal):
                     # If a quote was meant literally, this row has swallowed others.
-                    lines = f"lines {first} to {last} are one row because of their quotes"
-                    row = evolve(row, advice=f"{row.advice}; {lines}")
+                    together = f"lines {first} to {last} are one row because of their quotes"
+                    row = evolve(row, advice=f"{row.advice}; {together}")
                 if row is not None:
                     yield row
 
-    def _begin(self, blocks: Iterator[list[str]]) -> tuple[Header, Iterator[_Record]]:
-        lines, skipped = chain.from_iterable(blocks), 0
-        for line in lines:
-            if line.strip(" \t\r\n,;"):
-                break
-            skipped += 1
-        else:
+    def _begin(self, lines: Iterator[str]) -> tuple[list[str], Iterator[_Record]]:
+        """Read the header; return its names, and an iterator of the other records."""
+        number, line = next(
+            ((n, line) for n, line in enumerate(lines, start=1) if line.strip(" \t\r\n,;")), (0, "")
+        )
+        if not number:
             raise self._file.error("has no rows: it needs a header, and a line for each account")
-        records = self._records(chain((line,), lines), _delimiter(line), skipped)
+        records = self._records(chain((line,), lines), _delimiter(line), number)
         names = next(records)[2]
         if names is None:
-            raise self._file.error_in(skipped + 1, f"has wrong quotes: {_QUOTES}")
+            raise self._file.error_in(number, f"has wrong quotes: {_QUOTES}")
         # Do not show a line that is not a header: it may be a row with a password.
         if "account_id" not in map(column_of, names) and not all(map(_WORDS.fullmatch, names)):
             raise self._file.error(
                 f"has no header with account_id: start it with a line of column names, from {KNOWN}"
             )
-        return read_header(names, self._file.error), records
+        return names, records
 
-    def _records(self, lines: Iterator[str], delimiter: str, skipped: int) -> Generator[_Record, None, None]:
+    def _records(self, lines: Iterator[str], delimiter: str, first: int) -> Generator[_Record, None, None]:
+        """Split *lines*, of which the first has the number *first*."""
         # Without `strict`, an unclosed quote would silently swallow the rest of the file.
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        first = skipped + 1
+        before = first - 1
         while True:
             try:
                 cells, fault = next(reader), ""
@@ -90,9 +92,29 @@ class CsvTable:
                 raise self._file.error_in(first, f"has a cell of over {size} KiB: is a quote never closed?")
             if "end of data" in fault:
                 raise self._file.error_in(first, f"opens a quote that is never closed: {_QUOTES}")
-            last = skipped + reader.line_num
+            last = before + reader.line_num
             yield first, last, cells
             first = last + 1
+
+    def _read(
+        self, reader: RowReader, ordinal: int, line: int, cells: list[str] | None
+    ) -> Row | Refusal | None:
+        """Return the row, or its refusal; None if it is blank."""
+        if cells is None:
+            return Refusal(ordinal, line, None, None, "quotes not doubled", _QUOTES)
+        missing = self._width - len(cells)
+        if missing < 0:
+            if not any(map(str.strip, cells)):
+                return None
+            # Without the account: the cells have shifted, so it may be part of a password.
+            counts = f"it has {len(cells)} for {self._width} columns"
+            advice = f"{counts}; put quotes around cells that contain a delimiter"
+            return Refusal(ordinal, line, None, None, "more cells than the header", advice)
+        cells.extend([""] * (missing + 1))
+        picked = self._pick(cells)
+        if (not picked[0] or picked[0].isspace()) and not any(map(str.strip, cells)):
+            return None
+        return reader.read(ordinal, line, picked)
 
 
 def _delimiter(header: str) -> str:
@@ -105,28 +127,4 @@ def _delimiter(header: str) -> str:
             return 0, 0
         return sum(column_of(name) is not None for name in names), len(names)
 
-    return max(_DELIMITERS, key=score)
-
-
-def _read(
-    width: int,
-    pick: Callable[[list[str]], Cells],
-    reader: RowReader,
-    ordinal: int,
-    line: int,
-    cells: list[str] | None,
-) -> Row | Refusal | None:
-    """Return the row, or its refusal; None if it is blank."""
-    if cells is None:
-        return Refusal(ordinal, line, None, None, "quotes not doubled", _QUOTES)
-    if len(cells) > width:
-        if not any(map(str.strip, cells)):
-            return None
-        # Without the account: the cells have shifted, so it may be part of a password.
-        advice = f"it has {len(cells)} for {width} columns; put quotes around cells that contain a delimiter"
-        return Refusal(ordinal, line, None, None, "more cells than the header", advice)
-    cells.extend([""] * (width + 1 - len(cells)))
-    picked = pick(cells)
-    if (not picked[0] or picked[0].isspace()) and not any(map(str.strip, cells)):
-        return None
-    return reader.read(ordinal, line, picked)
+    return max(",;\t", key=score)

@@ -1,4 +1,4 @@
-"""Finds passwords in the URL of a database."""
+"""Keeps the password of a database out of the command line."""
 
 import re
 from typing import Final
@@ -15,13 +15,6 @@ _CREDENTIALS: Final = re.compile(r"[a-zA-Z][\w+.-]*://[^:/]*:[^@]+@", re.DOTALL)
 _IN_QUERY: Final = re.compile(r"(?:pass(?!file)\w*|pwd|secret\w*|token\w*)\s*=\s*[^&;\s]", re.IGNORECASE)
 
 
-def has_password(url: str) -> bool:
-    """Whether *url* has a password before its host or in its options."""
-    if _CREDENTIALS.match(url):
-        return True
-    return _IN_QUERY.search(unquote(url.partition("?")[2])) is not None
-
-
 def check_argument(url: str) -> str:
     """
     Return *url*, a command-line argument, which every user of the machine can read.
@@ -29,7 +22,7 @@ def check_argument(url: str) -> str:
     Raises:
         ConfigurationError: It has a password, which the message does not show.
     """
-    if has_password(url):
+    if _CREDENTIALS.match(url) or _IN_QUERY.search(unquote(url.partition("?")[2])):
         raise ConfigurationError(
             "a password in an argument can be read by everyone on this machine: put the database's URL into "
             f"{DATABASE_URL} or into a file for --from-file, or leave the password to PGPASSFILE"

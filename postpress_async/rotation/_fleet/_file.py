@@ -13,9 +13,10 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Final, TypeAlias
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import IO, TYPE_CHECKING, Final
 
 from postpress_async._fields import printable
 from postpress_async.errors import FleetError
@@ -27,13 +28,19 @@ STDIN: Final = "-"
 """The source that is standard input."""
 
 LONGEST_LINE: Final = 1024 * 1024
-"""Maximum length of a line in bytes of UTF-8. A file with a longer one has another format, or never ends."""
+"""Maximum length of a line in characters. A file with a longer one has another format, or never ends."""
+
+PARQUET: Final = b"PAR1"
+"""The first bytes of a Parquet file."""
 
 _BLOCK: Final = 64 * 1024
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as in Excel's "Unicode text"
 
-PARQUET: Final = b"PAR1"
-"""The first bytes of a Parquet file."""
+# In place of invalid bytes, so that `lines` can report the line. No valid text has a lone surrogate, and the
+# NUL makes one test of each line enough.
+_INVALID: Final = "\0\udcff"
+_MARK_INVALID: Final = "postpress_async.mark_invalid"
+codecs.register_error(_MARK_INVALID, lambda error: (_INVALID, getattr(error, "end")))  # noqa: B009 - a UnicodeError has it
 
 # Other formats by their first bytes: what the file is, and how to convert it.
 _FORMATS: Final = {
@@ -45,15 +52,12 @@ _FORMATS: Final = {
     b"ARROW1": "is an Arrow or Feather file: write it as Parquet or CSV",
     b"SQLite format 3\0": "is a SQLite database: name it as sqlite:///FILE, and give a query",
 }
-_LONGEST_MAGIC: Final = 16
 
 _OPEN_ERRORS: Final[dict[type[Exception], str]] = {
     FileNotFoundError: "does not exist: check the path, or give - for standard input",
     IsADirectoryError: "is a directory: give a file in it",
     PermissionError: "is not readable: change its permissions, or pipe it in",
 }
-
-_Stamp: TypeAlias = tuple[int, int, int, int]
 
 
 class FleetFile:
@@ -76,7 +80,7 @@ class FleetFile:
         self._path = path
         self._spool: IO[bytes] | None = None
         self._hash: hashlib._Hash | None = None  # pyright: ignore[reportPrivateUsage]
-        self._blocks: list[bytes] = []
+        self._digests: list[bytes] = []
         self._closed = False
         if path == STDIN:
             self._copy(_stdin())
@@ -100,89 +104,48 @@ class FleetFile:
         if self._spool is not None:
             self._spool.close()
 
-    def starts_with(self, magic: bytes) -> bool:
-        """Whether the first bytes are *magic*."""
+    def starts_with(self, *magics: bytes) -> bool:
+        """Whether the first bytes are one of *magics*."""
         with self.opened() as file:
-            return file.read(len(magic)) == magic
+            return file.peek().startswith(magics)
 
     def refuse_other_formats(self) -> None:
         """Raise `FleetError` if the first bytes are those of another known format."""
-        with self.opened() as file:
-            self._refuse_format(file.read(_LONGEST_MAGIC) or b"")
-
-    def _refuse_format(self, block: bytes) -> None:
-        for first, fact in _FORMATS.items():
-            if block.startswith(first):
+        for magic, fact in _FORMATS.items():
+            if self.starts_with(magic):
                 raise self.error(fact)
 
     def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
         """Return an updatable hash of all bytes. Later passes must find the same bytes."""
         if self._hash is None:
-            digest, blocks = hashlib.sha256(), list[bytes]()
+            digest, digests = hashlib.sha256(), list[bytes]()
             with self.opened() as file:
-                while block := _read_block(file):
+                while block := file.read(_BLOCK):
                     digest.update(block)
-                    blocks.append(_block_digest(block))
-            self._hash, self._blocks = digest, blocks
+                    digests.append(_block_digest(block))
+            digests.append(_block_digest(b""))  # nothing follows
+            self._hash, self._digests = digest, digests
         return self._hash.copy()
 
-    def lines(self) -> Generator[list[str], None, None]:
+    def lines(self) -> Generator[str, None, None]:
         r"""
-        Yield lists of lines with their ends (``\n``, ``\r\n`` or ``\r``), one list for each block.
+        Yield each line with its end: ``\n``, ``\r\n`` or ``\r``.
 
         Raises:
-            FleetError: The file changed, is not text, or has a line over `LONGEST_LINE`.
+            FleetError: The file changed, is not text in UTF-8 or UTF-16, or has a line over `LONGEST_LINE`.
         """
-        number, rest = 0, b""
+        self.refuse_other_formats()
+        encoding = "utf-16" if self.starts_with(*_UTF16) else "utf-8-sig"
         with self.opened() as file:
-            for block in self._utf8(file):
-                text = rest + block
-                if b"\0" in block:
-                    bad = number + len(text[: text.index(b"\0") + 1].splitlines())
-                    raise self.error_in(bad, "has a NUL byte and is not text: save the file as UTF-8")
-                # As bytes: str.splitlines also splits at U+2028 and others, which a password may contain.
-                lines = text.splitlines(keepends=True)
-                # The end of the last line may be in the next block, and "\r" may be half of it.
-                rest = b"" if text.endswith(b"\n") else lines.pop()
-                if len(rest) > LONGEST_LINE or (lines and len(lines[0]) > LONGEST_LINE):
-                    raise self.error_in(number + 1, "is over 1 MiB long: give each account its own line")
-                yield self._decoded(lines, number)
-                number += len(lines)
-            yield self._decoded(rest.splitlines(keepends=True), number)
-
-    def _decoded(self, lines: list[bytes], before: int) -> list[str]:
-        """Decode *lines*, which *before* lines precede."""
-        texts: list[str] = []
-        try:
-            texts.extend(line.decode() for line in lines)
-        except UnicodeDecodeError:
-            pass
-        else:
-            return texts
-        # Outside the except block: otherwise the error, which holds the line, would be chained.
-        raise self.error_in(before + len(texts) + 1, "is not UTF-8: save the file as UTF-8")
-
-    def _utf8(self, file: io.RawIOBase) -> Iterator[bytes]:
-        """Yield the blocks of *file* in UTF-8, without byte-order mark. UTF-16 is converted."""
-        block = file.read(_BLOCK) or b""
-        self._refuse_format(block)
-        if not block.startswith(_UTF16):
-            block = block.removeprefix(codecs.BOM_UTF8)
-            while block:
-                yield block
-                block = file.read(_BLOCK) or b""
-            return
-        # Invalid UTF-16 becomes invalid UTF-8, so that `lines` can report its line.
-        decoder = codecs.getincrementaldecoder("utf-16")("surrogatepass")
-        while block:
-            if text := decoder.decode(block):
-                yield text.encode("utf-8", "surrogatepass")
-            block = file.read(_BLOCK) or b""
-        if decoder.getstate()[0]:
-            yield b"\xff"
+            text = io.TextIOWrapper(file, encoding, _MARK_INVALID, newline="")
+            lines = iter(partial(text.readline, LONGEST_LINE + 1), "")
+            for number, line in enumerate(lines, start=1):
+                if "\0" in line or len(line) > LONGEST_LINE:
+                    raise self.error_in(number, _fault(line))
+                yield line
 
     @contextmanager
-    def opened(self) -> Iterator[io.RawIOBase]:
+    def opened(self) -> Iterator[io.BufferedReader]:
         """
         Open the file for one pass, with its own position.
 
@@ -191,30 +154,31 @@ class FleetFile:
         """
         if self._closed:
             raise self.error("is closed: open the fleet again")
-        with self._open() if self._spool is None else FileView(self._spool) as file:
+        with self._open() if self._spool is None else nullcontext(self._spool) as file:
             self._check(file)
             try:
-                verified = self._hash is not None and self._spool is None  # nothing else can write to a copy
-                yield VerifiedFile(file, self._blocks, self._changed) if verified else file
+                yield io.BufferedReader(FilePass(file, self._digests), _BLOCK)
             except OSError as error:
+                if error.errno == errno.ESTALE:
+                    raise self._changed() from None
                 raise self.error(f"cannot be read: {_reason(error)}") from error
             self._check(file)
 
-    def _check(self, file: io.RawIOBase) -> None:
+    def _check(self, file: IO[bytes]) -> None:
         if self._spool is None and _stamp(file) != self._stamp:
             raise self._changed()
 
     def _changed(self) -> FleetError:
         return self.error("has changed since it was opened: start again when nothing writes to it")
 
-    def _open(self) -> io.FileIO:
+    def _open(self) -> IO[bytes]:
         try:
-            return io.FileIO(self._path)
+            return io.BufferedReader(io.FileIO(self._path), _BLOCK)
         except (OSError, ValueError) as error:  # ValueError: a NUL or half a surrogate pair in the path
             fact = _OPEN_ERRORS.get(type(error)) or f"cannot be opened: {_reason(error)}"
             raise self.error(fact) from error
 
-    def _copy(self, pipe: IO[bytes] | io.FileIO) -> None:
+    def _copy(self, pipe: IO[bytes]) -> None:
         # On most systems it has no name, so a killed run leaves no passwords behind.
         self._spool = spool = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
         first = b""
@@ -224,18 +188,27 @@ class FleetFile:
                 first = first or block
                 if b"\0" in block and not first.startswith((*_UTF16, PARQUET)):
                     break  # reading it will fail, and /dev/zero has no end
-        except OSError as error:
+        except BaseException as error:
             spool.close()
-            raise self.error(f"cannot be copied to a temporary file: {_reason(error)}") from error
-        except BaseException:
-            spool.close()
+            if isinstance(error, OSError):
+                raise self.error(f"cannot be copied to a temporary file: {_reason(error)}") from error
             raise
 
 
-class _Reader(io.RawIOBase):
-    """A seekable file with its own position."""
+class FilePass(io.RawIOBase):
+    """
+    One pass over a file, with a position of its own, because several passes may share the file.
 
-    _at = 0
+    If the digests of its blocks are known, each block is compared with its digest before it is used; reading
+    one that differs raises `OSError` with ``ESTALE``.
+    """
+
+    def __init__(self, file: IO[bytes], digests: Sequence[bytes] = ()) -> None:
+        self._file = file
+        self._digests = digests
+        self._at = 0
+        self._number = -1  # of the block in memory
+        self._block = b""
 
     def readable(self) -> bool:
         return True
@@ -243,91 +216,47 @@ class _Reader(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def _seek(self, file: IO[bytes] | io.RawIOBase, offset: int, whence: int) -> int:
-        if whence == os.SEEK_CUR:
-            offset, whence = self._at + offset, os.SEEK_SET
-        self._at = file.seek(offset, whence)
-        return self._at
-
-
-class FileView(_Reader):
-    """A view of a file that several passes share."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        self._check()
-        return self._seek(self._file, offset, whence)
+        if whence == os.SEEK_CUR:
+            offset += self._at
+        elif whence == os.SEEK_END:
+            offset += self._file.seek(0, os.SEEK_END)
+        self._at = offset
+        return offset
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        self._check()
-        self._file.seek(self._at)
-        count: int = self._file.readinto(buffer)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] # a BufferedRandom has it
-        self._at += count
-        return count
+        view = memoryview(buffer).cast("B")
+        number, begin = divmod(self._at, _BLOCK)
+        if number != self._number:
+            self._number, self._block = number, self._read_block(number)
+        piece = self._block[begin : begin + len(view)]
+        view[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
 
-    def _check(self) -> None:
+    def _read_block(self, number: int) -> bytes:
         if self._file.closed:
             raise OSError(errno.EBADF, "the fleet was closed")
+        self._file.seek(number * _BLOCK)
+        block = self._file.read(_BLOCK)
+        if number < len(self._digests) and _block_digest(block) != self._digests[number]:
+            raise OSError(errno.ESTALE, "the file has changed")
+        return block
 
 
-class VerifiedFile(_Reader):
-    """
-    A file whose blocks are compared with their digests before they are used.
-
-    Args:
-        file: The file, which nothing else may read at the same time.
-        digests: The digests of its blocks.
-        changed: Creates the error for a block that differs.
-    """
-
-    def __init__(
-        self, file: io.RawIOBase, digests: Sequence[bytes], changed: Callable[[], FleetError]
-    ) -> None:
-        self._file = file
-        self._digests = digests
-        self._changed = changed
-        self._number = -1  # of the block in memory
-        self._block = b""
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        return self._seek(self._file, offset, whence)
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        view, filled = memoryview(buffer).cast("B"), 0
-        # Fill the whole buffer: pyarrow mistakes a short read for the end of the file.
-        while filled < len(view) and (piece := self._rest_of_block()[: len(view) - filled]):
-            view[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            self._at += len(piece)
-        return filled
-
-    def _rest_of_block(self) -> memoryview:
-        number, begin = divmod(self._at, _BLOCK)
-        if number >= len(self._digests):
-            return memoryview(b"")
-        if number != self._number:
-            self._file.seek(number * _BLOCK)
-            block = _read_block(self._file)
-            if _block_digest(block) != self._digests[number]:
-                raise self._changed()
-            self._number, self._block = number, block
-        return memoryview(self._block)[begin:]
-
-
-def _read_block(file: io.RawIOBase) -> bytes:
-    block = file.read(_BLOCK) or b""
-    while 0 < len(block) < _BLOCK and (more := file.read(_BLOCK - len(block))):
-        block += more
-    return block
+def _fault(line: str) -> str:
+    if _INVALID in line:
+        return "is not UTF-8: save the file as UTF-8"
+    if "\0" in line:
+        return "has a NUL byte and is not text: save the file as UTF-8"
+    return "is over 1 MiB long: give each account its own line"
 
 
 def _block_digest(block: bytes) -> bytes:
     return hashlib.blake2b(block, digest_size=16).digest()
 
 
-def _stamp(file: io.RawIOBase) -> _Stamp:
+def _stamp(file: IO[bytes]) -> tuple[int, int, int, int]:
     status = os.fstat(file.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from postpress_async.errors import FleetError
@@ -42,27 +42,21 @@ class FrameTable:
 
     The line of a row is its number from 1, regardless of the index: ``frame.iloc[line - 1]`` in pandas,
     ``frame.row(line - 1)`` in polars.
-
-    Attributes:
-        name: Used in place of a file name.
     """
 
     name: str = "<frame>"
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the frame is lazy, or its columns are not a fleet's."""
         if hasattr(type(frame), "collect"):
             raise self.error("is lazy, and would be computed for every pass: pass frame.collect()")
-        self._rows = frame.shape[0]
         names = [str(name) for name in frame.columns]
         labels = [str(name) for name in getattr(getattr(frame, "index", None), "names", ())]
         if "account_id" in map(column_of, labels) and "account_id" not in map(column_of, names):
             raise self.error("has account_id as its index: pass frame.reset_index()")
-        header = read_header(names, self.error)
-        slices = _pandas_slices if hasattr(type(frame), "iloc") else _polars_slices
-        self._columns = {column: slices(frame, index) for column, index in header.positions.items()}
-        self._ignored = header.ignored
-        self._maker = BatchMaker()
+        self._frame = frame
+        self._positions, self._ignored = read_header(names, self.error, columns)
+        self._maker = BatchMaker(columns)
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:
@@ -89,26 +83,16 @@ class FrameTable:
         """Do nothing: the frame belongs to the caller."""
 
     def _batches(self) -> Generator[Batch, None, None]:
-        for begin in range(0, self._rows, BATCH):
-            end = min(begin + BATCH, self._rows)
-            values = {column: values_of(begin, end) for column, values_of in self._columns.items()}
-            yield self._maker.make(values, end - begin)
+        size = self._frame.shape[0]
+        for begin in range(0, size, BATCH):
+            rows = slice(begin, min(begin + BATCH, size))
+            values = {name: _values(self._frame, rows, index) for name, index in self._positions.items()}
+            yield self._maker.make(values, rows.stop - begin)
 
 
-# Returns the values of a column, from a begin to an exclusive end, as Python objects.
-_Slices = Callable[[int, int], Sequence[object]]
-
-
-def _pandas_slices(frame: Any, index: int) -> _Slices:
-    series = frame.iloc[:, index]
-
-    def values(begin: int, end: int) -> Sequence[object]:
+def _values(frame: Any, rows: slice, column: int) -> Sequence[object]:
+    """The values of some rows of a column, as Python objects."""
+    if hasattr(type(frame), "iloc"):
         # A missing value may be None, NaN, NaT or NA, depending on the type of the column.
-        return series.iloc[begin:end].to_numpy(dtype=object, na_value=None).tolist()  # type: ignore[no-any-return]
-
-    return values
-
-
-def _polars_slices(frame: Any, index: int) -> _Slices:
-    series = frame.to_series(index)
-    return lambda begin, end: series.slice(begin, end - begin).to_list()
+        return frame.iloc[rows, column].to_numpy(dtype=object, na_value=None).tolist()  # type: ignore[no-any-return]
+    return frame.to_series(column)[rows].to_list()  # type: ignore[no-any-return]

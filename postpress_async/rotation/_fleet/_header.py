@@ -2,42 +2,27 @@
 
 from collections.abc import Callable, Sequence
 
-from attrs import frozen
-
 from postpress_async.errors import FleetError
-from postpress_async.rotation._fleet._row import COLUMNS, column_of, printable_name
+from postpress_async.rotation._fleet._row import COLUMNS, field_of, printable_name
 
 KNOWN = ", ".join(COLUMNS)
 
 
-@frozen
-class Header:
+def read_header(
+    names: Sequence[str], error: Callable[[str], FleetError], columns: Sequence[str] = COLUMNS
+) -> tuple[dict[str, int], tuple[str, ...]]:
     """
-    The positions of the columns.
-
-    Attributes:
-        width: Number of columns, including unknown ones.
-        positions: The index of each of `COLUMNS` that is present.
-        ignored: Unknown names, safe to print.
-    """
-
-    width: int
-    positions: dict[str, int]
-    ignored: tuple[str, ...]
-
-
-def read_header(names: Sequence[str], error: Callable[[str], FleetError]) -> Header:
-    """
-    Return the `Header` with these *names*.
+    Return the index of each of *columns* that is among *names*, and the unknown names, safe to print.
 
     Raises:
-        FleetError: Two names mean the same column, or no name means account_id. *error* creates it.
+        FleetError: Two names mean the same column, or no name means account_id or a column that the pool
+            needs. *error* creates it.
     """
     positions: dict[str, int] = {}
     ignored: list[str] = []
     for index, name in enumerate(names):
-        column = column_of(name)
-        if column is None:
+        column = field_of(name)
+        if column not in columns:
             ignored.append(printable_name(name))
         elif column in positions:
             both = f"{printable_name(names[positions[column]])} and {printable_name(name)}"
@@ -48,4 +33,6 @@ def read_header(names: Sequence[str], error: Callable[[str], FleetError]) -> Hea
         found = ", ".join(filter(None, map(printable_name, names[:20]))) or "columns without a name"
         advice = f"rename one of them; the known columns are {KNOWN}"
         raise error(f"has no column account_id, only {found}: {advice}")
-    return Header(len(names), positions, tuple(filter(None, ignored)))
+    if missing := next((name for name in columns[len(COLUMNS) :] if name not in positions), None):
+        raise error(f"has no column {printable_name(missing)}, which the pool needs: add it")
+    return positions, tuple(filter(None, ignored))

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Generator
 from contextlib import closing
-from itertools import chain
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from postpress_async.models import FieldError
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._row import COLUMNS, ONE_FORM, PARTS, Cells, RowReader
+from postpress_async.rotation._fleet._row import ONE_FORM, PARTS, Cells, RowReader
 from postpress_async.rotation._fleet._values import KeyReader, cell_text
 from postpress_async.rotation._rows import Refusal, Row
 
@@ -20,8 +19,9 @@ class JsonLines:
     ``proxy`` may also be an object with the keys host, port, protocol, username and password.
     """
 
-    def __init__(self, file: FleetFile) -> None:
+    def __init__(self, file: FleetFile, columns: tuple[str, ...]) -> None:
         self._file = file
+        self._columns = columns
         self._keys = KeyReader()
 
     @property
@@ -31,8 +31,8 @@ class JsonLines:
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each line that is not blank as a row, or its refusal."""
-        with closing(self._file.lines()) as blocks:
-            for ordinal, text in enumerate(chain.from_iterable(blocks)):
+        with closing(self._file.lines()) as lines:
+            for ordinal, text in enumerate(lines):
                 if not text.isspace() and (row := self._read(reader, ordinal, text)) is not None:
                     yield row
 
@@ -43,7 +43,7 @@ class JsonLines:
             return Refusal.of(values, ordinal, line)
         found: dict[str, object] = {}
         try:
-            self._keys.read(values, COLUMNS, found)
+            self._keys.read(values, self._columns, found)
             cells = self._cells(found)
         except FieldError as error:
             account_id = found.get("account_id", "")
@@ -61,14 +61,10 @@ class JsonLines:
             self._keys.read(proxy, PARTS, found)
             if "host" not in found:  # an empty object is an error, not a missing value
                 raise FieldError("host", "host missing", "give the proxy's host name or address")
-        cells = (
-            value if type(value := found.get(name, "")) is str else cell_text(name, value) for name in COLUMNS
+        return tuple(
+            value if type(value := found.get(name, "")) is str else cell_text(name, value)
+            for name in self._columns
         )
-        return cast(Cells, tuple(cells))
-
-
-class _DuplicateKeyError(ValueError):
-    pass
 
 
 def _read_object(text: str) -> dict[str, Any] | FieldError:
@@ -81,23 +77,20 @@ def _read_object(text: str) -> dict[str, Any] | FieldError:
     try:
         text = text.strip(" \t\r\n")
         value, end = _DECODER.raw_decode(text)
-        if end != len(text):
-            value = None
-    except _DuplicateKeyError:
+    except KeyError:
         return FieldError(None, "duplicate key", "remove one of them")
     except (ValueError, RecursionError):  # malformed, NaN, an integer of 5,000 digits, 5,000 brackets
-        value = None
-    if isinstance(value, dict):
+        value, end = None, 0
+    if isinstance(value, dict) and end == len(text):
         return value
-    return FieldError(
-        None, "not a JSON object", 'write one per line, such as {"account_id": "acc_1", "country": "US"}'
-    )
+    example = '{"account_id": "acc_1", "country": "US"}'
+    return FieldError(None, "not a JSON object", f"write one per line, such as {example}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise _DuplicateKeyError
+        raise KeyError("duplicate key")
     return values
 
 

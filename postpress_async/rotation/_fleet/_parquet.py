@@ -1,22 +1,23 @@
 """A fleet as Parquet, read by pyarrow: only the known columns, one batch of rows at a time."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, Values, read_batches
+from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._fleet._header import read_header
-from postpress_async.rotation._fleet._parquet_footer import (
-    DELTA_BYTE_ARRAY,
-    DICTIONARIES,
-    Chunk,
-    read_row_groups,
+from postpress_async.rotation._fleet._parquet_footer import DELTA_BYTE_ARRAY, DICTIONARIES, read_row_groups
+from postpress_async.rotation._fleet._row import (
+    PARTS,
+    RowReader,
+    column_of,
+    field_of,
+    may_be_number,
+    printable_name,
 )
-from postpress_async.rotation._fleet._row import PARTS, RowReader, column_of, printable_name
 from postpress_async.rotation._rows import Refusal, Row
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class ParquetTable:
         ignored_columns: Unknown columns, and unknown fields of the proxy.
     """
 
-    def __init__(self, file: FleetFile) -> None:
+    def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
         """Raise `FleetError` if pyarrow is not installed, or a column has an unsupported type."""
         try:
             import pyarrow
@@ -57,71 +58,69 @@ class ParquetTable:
             advice = "pip install 'postpress-async[parquet]', or export it as CSV"
             raise file.error(f"is Parquet, which requires pyarrow: {advice}") from None
         self._file = file
+        self._columns = columns
         self._arrow = pyarrow
         with self._opened() as parquet:
             schema = self._convert_errors(lambda: parquet.schema_arrow)
-        header = read_header(schema.names, file.error)
-        self._names = {column: schema.names[index] for column, index in header.positions.items()}
+        positions, ignored = read_header(schema.names, file.error, columns)
+        self._names = {column: schema.names[index] for column, index in positions.items()}
         self._leaves: list[str] = []
         self._batch_sizes: list[int] | None = None
-        ignored = list(header.ignored)
-        for column, index in header.positions.items():
+        for column, index in positions.items():
             name, kind = schema.names[index], schema.field(index).type
             if column == "proxy" and pyarrow.types.is_struct(kind):
                 ignored += self._check_struct(name, kind)
             else:
                 self._check(column, name, kind)
-                self._leaves.append(name)
-        self.ignored_columns: tuple[str, ...] = tuple(ignored)
+        self.ignored_columns: tuple[str, ...] = ignored
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each row, or its refusal."""
         yield from read_batches(self._batches(), reader)
 
-    def _check_struct(self, name: str, struct: "pyarrow.StructType") -> list[str]:
-        """Add the known fields of *struct* to the leaves; return the unknown ones, safe to print."""
-        ignored = []
-        for field in struct:
-            path, column = f"{name}.{field.name}", column_of(field.name)
-            if column in PARTS:
-                self._check(column, path, field.type)
-                self._leaves.append(path)
-            else:
-                ignored.append(printable_name(field.name))
-        if len(ignored) == struct.num_fields:
+    def _check_struct(self, name: str, struct: "pyarrow.StructType") -> tuple[str, ...]:
+        """Check the known fields of *struct*; return the unknown ones, safe to print."""
+        known = [field for field in struct if column_of(field.name) in PARTS]
+        if not known:
             raise self._file.error(
                 f"has a struct {printable_name(name)} without a host: see what its fields are called"
             )
-        return ignored
+        for field in known:
+            self._check(field_of(field.name), f"{name}.{field.name}", field.type)
+        return tuple(printable_name(field.name) for field in struct if field not in known)
 
-    def _check(self, column: str, name: str, kind: "pyarrow.DataType") -> None:
-        types = self._arrow.types
-        if types.is_dictionary(kind):
+    def _check(self, column: str, path: str, kind: "pyarrow.DataType") -> None:
+        """Add *path* to the leaves to read; raise `FleetError` if they have an unsupported type."""
+        if self._arrow.types.is_dictionary(kind):
             kind = kind.value_type
-        texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
         # pandas writes a column without values as floats. A row with a float value is refused.
-        floats = (types.is_floating,)
-        numbers = (types.is_integer, types.is_decimal) if column == "port" else ()
-        if not any(fits(kind) for fits in texts + floats + numbers):
-            expected = "text or whole numbers" if column == "port" else "text"
+        allowed = ["string", "large_string", "string_view", "null", "floating"]
+        if may_be_number(column):
+            allowed += ["integer", "decimal"]
+        if not any(getattr(self._arrow.types, f"is_{name}")(kind) for name in allowed):
+            expected = "text or whole numbers" if may_be_number(column) else "text"
             raise self._file.error(
-                f"has {printable_name(name)} as {printable_name(str(kind))}: write that column as {expected}"
+                f"has {printable_name(path)} as {printable_name(str(kind))}: write that column as {expected}"
             )
+        self._leaves.append(path)
 
     def _batches(self) -> Generator[Batch, None, None]:
-        maker = BatchMaker()
+        maker = BatchMaker(self._columns)
         if self._batch_sizes is None:
             self._batch_sizes = self._find_batch_sizes()
         with self._opened() as parquet:
-            for size, groups in groupby(enumerate(self._batch_sizes), key=itemgetter(1)):
-                numbers = [number for number, _ in groups]
-                # Threads would read ahead, which takes memory.
-                batches = parquet.iter_batches(
-                    size, row_groups=numbers, columns=self._leaves, use_threads=False
-                )
-                while (batch := self._convert_errors(partial(next, batches, None))) is not None:
-                    values = self._convert_errors(partial(self._values, batch))
-                    yield maker.make(values, batch.num_rows)
+            for size, groups in groupby(range(len(self._batch_sizes)), key=self._batch_sizes.__getitem__):
+                for batch in self._read(parquet, size, list(groups), self._leaves):
+                    convert = partial(_to_lists, batch, self._names)
+                    yield maker.make(self._convert_errors(convert), batch.num_rows)
+
+    def _read(
+        self, parquet: "pyarrow.parquet.ParquetFile", size: int, row_groups: list[int], columns: list[str]
+    ) -> Iterator["pyarrow.RecordBatch"]:
+        # Threads would read ahead, which takes memory.
+        batches = parquet.iter_batches(size, row_groups=row_groups, columns=columns, use_threads=False)
+        while (batch := self._convert_errors(partial(next, batches, None))) is not None:
+            yield batch
 
     def _find_batch_sizes(self) -> list[int]:
         """
@@ -137,32 +136,32 @@ class ParquetTable:
             row_groups = self._convert_errors(partial(read_row_groups, file))
         sizes: list[int] = []
         with self._opened(read_dictionary=self._leaves) as dictionaries:
-            for number, group in enumerate(row_groups):
+            for number, (rows, chunks) in enumerate(row_groups):
                 longest = 1
-                for chunk in group.chunks:
-                    if chunk.path not in self._leaves:
+                for path, size, encodings in chunks:
+                    if path not in self._leaves:
                         continue
-                    if chunk.size > MAX_COLUMN_SIZE + MAX_MEAN_VALUE * group.rows:
+                    if size > MAX_COLUMN_SIZE + MAX_MEAN_VALUE * rows:
                         raise self._file.error(
-                            f"has {chunk.size:,} bytes in column {printable_name(chunk.path)} of row group "
-                            f"{number} (of {group.rows:,} rows), too many for a fleet: correct long values, "
+                            f"has {size:,} bytes in column {printable_name(path)} of row group {number} "
+                            f"(of {rows:,} rows), too many for a fleet: correct long values, "
                             "or write smaller row groups"
                         )
-                    if chunk.size * BATCH > MAX_COLUMN_SIZE:
-                        longest = max(longest, self._longest_repeated(number, chunk, dictionaries))
+                    # Only values that are stored once and repeated can take more memory than *size*.
+                    if size * BATCH <= MAX_COLUMN_SIZE:
+                        continue
+                    if DELTA_BYTE_ARRAY in encodings:
+                        longest = max(longest, size)
+                    elif DICTIONARIES & encodings:
+                        longest = max(longest, self._longest_in_dictionary(dictionaries, number, path))
                 sizes.append(min(BATCH, max(1, MAX_COLUMN_SIZE // longest)))
         return sizes
 
-    def _longest_repeated(
-        self, number: int, chunk: Chunk, dictionaries: "pyarrow.parquet.ParquetFile"
+    def _longest_in_dictionary(
+        self, parquet: "pyarrow.parquet.ParquetFile", row_group: int, path: str
     ) -> int:
-        """Size of the largest value that *chunk* stores once but memory may hold repeatedly; 0 if none."""
-        if DELTA_BYTE_ARRAY in chunk.encodings:
-            return chunk.size
-        if not DICTIONARIES & chunk.encodings:
-            return 0
-        batches = dictionaries.iter_batches(1, row_groups=[number], columns=[chunk.path], use_threads=False)
-        batch = self._convert_errors(partial(next, batches, None))
+        """Size in bytes of the longest text in a dictionary; 0 if it has none."""
+        batch = next(self._read(parquet, 1, [row_group], [path]), None)
         if batch is None:  # without rows
             return 0
         values = batch.column(0)
@@ -172,9 +171,6 @@ class ParquetTable:
             return 0  # numbers
         compute: Any = self._arrow.compute
         return int(compute.max(compute.binary_length(values.dictionary)).as_py() or 0)
-
-    def _values(self, batch: "pyarrow.RecordBatch") -> Values:
-        return {column: _to_list(batch.column(name)) for column, name in self._names.items()}
 
     @contextmanager
     def _opened(self, **options: Any) -> Iterator["pyarrow.parquet.ParquetFile"]:
@@ -195,15 +191,20 @@ class ParquetTable:
         raise self._file.error("is damaged, or a Parquet file that pyarrow cannot read: write it again")
 
 
-def _to_list(values: "pyarrow.Array") -> list[Any]:
-    try:
-        return values.to_pylist()  # type: ignore[no-any-return]
-    except UnicodeDecodeError:
-        return [_to_value(value) for value in values]
+def _to_lists(batch: "pyarrow.RecordBatch", names: dict[str, str]) -> dict[str, list[Any]]:
+    """The values of each column as Python objects; bytes, which are refused, for text that is not UTF-8."""
+    lists = {}
+    for column, name in names.items():
+        values = batch.column(name)
+        try:
+            lists[column] = values.to_pylist()
+        except UnicodeDecodeError:
+            lists[column] = [_to_object(value) for value in values]
+    return lists
 
 
-def _to_value(scalar: "pyarrow.Scalar") -> Any:
+def _to_object(scalar: "pyarrow.Scalar") -> Any:
     try:
         return scalar.as_py()
     except UnicodeDecodeError:
-        return b""  # not text, so the row is refused
+        return b""

@@ -5,10 +5,7 @@ The rows are read through a server-side cursor and copied to a private temporary
 are those that were validated. A database's error message may quote a row with a password, so only messages
 that cannot do so are shown.
 
-A mistake in a query must not write. A SQLite file is opened read-only, and the query cannot attach or create
-another. PostgreSQL, MySQL and MariaDB run the query in a read-only transaction. It cannot change tables, but
-only the permissions of the account prevent other effects (``COPY ... TO``, ``INTO OUTFILE``). For other
-databases, the transaction is rolled back.
+A mistake in a query must not write: see `Fleet.open_query` for what each database prevents.
 """
 
 import hashlib
@@ -20,7 +17,8 @@ import re
 import sqlite3
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, quote_plus
@@ -28,7 +26,7 @@ from urllib.parse import quote, quote_plus
 from postpress_async.errors import FleetError
 from postpress_async.models import FieldError
 from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
-from postpress_async.rotation._fleet._file import FileView
+from postpress_async.rotation._fleet._file import FilePass
 from postpress_async.rotation._fleet._header import read_header
 from postpress_async.rotation._fleet._row import RowReader
 from postpress_async.rotation._rows import Refusal, Row
@@ -48,9 +46,7 @@ _SQLITE_MESSAGES: Final = tuple(
     "incomplete input|unrecognized token|attempt to write|You can only execute one statement|"
     "not authorized|authorization denied".split("|")
 )
-_ONLY_READS: Final = ": write one that only reads, such as SELECT"
 _LONGEST: Final = 200
-_BUFFER: Final = 256 * 1024
 
 
 class QueryTable:
@@ -58,20 +54,19 @@ class QueryTable:
     The rows of a query. The line of a row is its number in the result, from 1.
 
     Attributes:
-        name: Used in place of a file name.
         ignored_columns: Unknown columns, and unknown keys of proxies.
     """
 
     name: str = "<query>"
 
-    def __init__(self, url: str, query: str) -> None:
+    def __init__(self, url: str, query: str, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the database refuses the query, or its columns are not a fleet's."""
         self._digest = hashlib.sha256()
         # On most systems it has no name, so a killed run leaves no passwords behind.
         self._spool: IO[bytes] = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
         try:
             with closing(Query(url, query)) as result:
-                self.ignored_columns: tuple[str, ...] = self._copy(result)
+                self.ignored_columns: tuple[str, ...] = self._copy(result, columns)
         except BaseException:
             self._spool.close()
             raise
@@ -92,47 +87,40 @@ class QueryTable:
         """Delete the copy."""
         self._spool.close()
 
-    def _copy(self, result: "Query") -> tuple[str, ...]:
-        header = read_header(result.names, self.error)
-        maker = BatchMaker()
+    def _copy(self, result: "Query", columns: Sequence[str]) -> tuple[str, ...]:
+        """Write each batch as a line of JSON: its columns, null for an empty one, and its faults."""
+        positions, ignored = read_header(result.names, self.error, columns)
+        maker = BatchMaker(columns)
         for rows in result.batches(BATCH):
-            columns = list(zip(*rows, strict=True))
-            values = {column: columns[index] for column, index in header.positions.items()}
-            self._append(maker.make(values, len(rows)))
-        return header.ignored + maker.keys.ignored
-
-    def _append(self, batch: Batch) -> None:
-        """Write *batch* as a line of JSON: its columns, null for an empty one, and its faults."""
-        columns = [column if any(column) else None for column in batch.columns]
-        columns[0] = batch.columns[0]  # never null, because its length is the number of rows
-        faults = [[index, *fault.args] for index, fault in batch.faults.items()]
-        line = json.dumps([columns, faults], separators=(",", ":")).encode() + b"\n"
-        self._digest.update(line)
-        try:
-            self._spool.write(line)
-            self._spool.flush()
-        except OSError as error:
-            raise self.error(
-                f"cannot be copied to a temporary file: {os.strerror(error.errno or 0)}"
-            ) from error
+            values = list(zip(*rows, strict=True))
+            batch = maker.make({name: values[index] for name, index in positions.items()}, len(rows))
+            texts = [column if any(column) else None for column in batch.columns]
+            texts[0] = batch.columns[0]  # never null, because its length is the number of rows
+            faults = [[index, *fault.args] for index, fault in batch.faults.items()]
+            line = json.dumps([texts, faults], separators=(",", ":")).encode() + b"\n"
+            self._digest.update(line)
+            try:
+                self._spool.write(line)
+                self._spool.flush()
+            except OSError as error:
+                reason = os.strerror(error.errno or 0)
+                raise self.error(f"cannot be copied to a temporary file: {reason}") from error
+        return ignored + maker.keys.ignored
 
     def _batches(self) -> Generator[Batch, None, None]:
         if self._spool.closed:
             raise self.error("is closed: open the fleet again")
-        lines = io.BufferedReader(FileView(self._spool), _BUFFER)
-        while True:
-            try:
-                line = lines.readline()
-            except OSError as error:
-                raise self.error(f"cannot be read: {error.strerror}") from error
-            if not line:
-                return
-            columns, faults = json.loads(line)
-            empty = [""] * len(columns[0])
-            yield Batch(
-                [empty if column is None else column for column in columns],
-                {index: FieldError(*fault) for index, *fault in faults},
-            )
+        lines = io.BufferedReader(FilePass(self._spool))
+        try:
+            for line in lines:
+                columns, faults = json.loads(line)
+                empty = [""] * len(columns[0])
+                yield Batch(
+                    [column or empty for column in columns],
+                    {index: FieldError(*fault) for index, *fault in faults},
+                )
+        except OSError as error:
+            raise self.error(f"cannot be read: {error.strerror}") from error
 
 
 class Query:
@@ -145,17 +133,14 @@ class Query:
 
     def __init__(self, url: str, query: str) -> None:
         """Raise `FleetError` if SQLAlchemy or the driver is not installed, or the database refuses."""
-        try:
-            import sqlalchemy
-        except ImportError:
-            raise FleetError("a query requires SQLAlchemy: pip install 'postpress-async[sql]'") from None
-        self._alchemy = sqlalchemy
-        self._engine = self._create_engine(url)
+        self._engine, self._shown = _create_engine(url)
         self._password_forms = _password_forms(self._engine.url.password)
+        self._closing = ExitStack()
+        self._closing.callback(self._engine.dispose)
         try:
-            _check_sqlite(self._url)
             self._connection = self._run("cannot be reached", self._engine.connect, connecting=True)
-            self._result = self._run("refused the query", lambda: self._execute(query))
+            self._closing.callback(self._connection.close)  # the transaction is rolled back
+            self._result = self._run("refused the query", partial(self._execute, query))
             if not self._result.returns_rows:
                 raise FleetError("the query returns no rows: write one that does, such as SELECT")
             self.names: Final[Sequence[str]] = list(self._result.keys())
@@ -170,41 +155,14 @@ class Query:
         Raises:
             FleetError: The database reported an error.
         """
-        while rows := self._run("failed while reading the rows", lambda: self._result.fetchmany(size)):
+        fetch = partial(self._result.fetchmany, size)
+        while rows := self._run("failed while reading the rows", fetch):
             yield rows
 
     def close(self) -> None:
-        """Close the connection; the transaction is rolled back."""
+        """Close the connection."""
         with suppress(Exception):  # from a driver that has lost its connection
-            if (connection := getattr(self, "_connection", None)) is not None:
-                connection.close()
-        with suppress(Exception):
-            self._engine.dispose()
-
-    def _create_engine(self, url: str) -> "Engine":
-        sqlalchemy: Any = self._alchemy
-        exc = sqlalchemy.exc
-        # At level DEBUG SQLAlchemy would log every row.
-        logging.getLogger("sqlalchemy.engine.Engine.postpress_async").setLevel(logging.WARNING)
-        options: dict[str, Any] = {"logging_name": "postpress_async", "hide_parameters": True}
-        try:
-            self._url: URL = sqlalchemy.make_url(url)
-            target = _read_only(self._url)
-            engine: Engine = sqlalchemy.create_engine(target, poolclass=sqlalchemy.NullPool, **options)
-        except exc.NoSuchModuleError:
-            kind = self._url.drivername[:40]
-            fact = f"SQLAlchemy has no dialect {kind!r}: {_EXAMPLE}"
-        except ImportError as error:
-            driver = error.name or "of this database"
-            fact = f"the driver {driver} is not installed: install it, or name yours, as in postgresql+psycopg://"
-        except (exc.ArgumentError, ValueError, TypeError, AttributeError):
-            fact = f"the database's URL cannot be read: {_EXAMPLE}"
-        else:
-            if not engine.dialect.is_async:
-                return engine
-            fact = f"{self._url.drivername} is asynchronous: name another driver, as in postgresql+psycopg://"
-        # Outside the except block: otherwise an error that may hold the URL would be chained.
-        raise FleetError(fact)
+            self._closing.close()
 
     def _execute(self, query: str) -> "CursorResult[Any]":
         connection, backend = self._connection, self._engine.dialect.name
@@ -228,8 +186,8 @@ class Query:
             fact = f"requires the driver {error.name or 'of its own'}, which is not installed: install it"
         except Exception as error:  # SQLAlchemy does not wrap all errors of drivers
             fact = f"{fact}: {self._message(error, connecting)}"
-        # Outside the except block, for the same reason.
-        raise FleetError(f"{_shown(self._url)} {fact}")
+        # Outside the except block: otherwise an error that may hold a row would be chained.
+        raise FleetError(f"{self._shown} {fact}")
 
     def _message(self, error: Exception, connecting: bool) -> str:
         """The first line of *error* if it cannot contain values of a row; otherwise its type."""
@@ -244,9 +202,49 @@ class Query:
             if not connecting:  # it may be a literal of the query
                 text = re.sub(r"'[^']*'?", "'...'", text)
             text = "".join(c if c.isprintable() else " " for c in text)[:_LONGEST]
-            return text + _ONLY_READS * text.startswith(("not authorized", "authorization denied"))
+            denied = text.startswith(("not authorized", "authorization denied"))
+            return f"{text}: write one that only reads, such as SELECT" if denied else text
         name = type(error).__name__
         return f"{name} {state}" if state else f"{name} (its message may quote a row)"
+
+
+def _create_engine(url: str) -> "tuple[Engine, str]":
+    """Return an engine that reads only, as far as a URL allows, and the name of the database in errors."""
+    try:
+        import sqlalchemy.exc
+    except ImportError:
+        raise FleetError("a query requires SQLAlchemy: pip install 'postpress-async[sql]'") from None
+    # At level DEBUG SQLAlchemy would log every row.
+    logging.getLogger("sqlalchemy.engine.Engine.postpress_async").setLevel(logging.WARNING)
+    options: dict[str, Any] = {"logging_name": "postpress_async", "hide_parameters": True}
+    driver = ""
+    try:
+        parsed = sqlalchemy.make_url(url)
+        driver = parsed.drivername[:40]
+        engine = sqlalchemy.create_engine(_read_only(parsed), poolclass=sqlalchemy.NullPool, **options)
+    except sqlalchemy.exc.NoSuchModuleError:
+        fact = f"SQLAlchemy has no dialect {driver!r}: {_EXAMPLE}"
+    except ImportError as error:
+        name = error.name or "of this database"
+        fact = f"the driver {name} is not installed: install it, or name yours, as in postgresql+psycopg://"
+    except (sqlalchemy.exc.ArgumentError, ValueError, TypeError, AttributeError):
+        fact = f"the database's URL cannot be read: {_EXAMPLE}"
+    else:
+        path = parsed.database or ":memory:"
+        if engine.dialect.is_async:
+            fact = f"{driver} is asynchronous: name another driver, as in postgresql+psycopg://"
+        elif parsed.get_backend_name() == "sqlite" and not _exists(path):
+            # SQLite might create it.
+            fact = f"{_shown(parsed)} does not exist: check its path, after sqlite:/// in the URL"
+        else:
+            return engine, _shown(parsed)
+    # Outside the except block: otherwise an error that may hold the URL would be chained.
+    raise FleetError(fact)
+
+
+def _exists(path: str) -> bool:
+    """Whether there is such a SQLite file; also True for an in-memory database, and for a URI."""
+    return path.startswith((":memory:", "file:")) or os.path.exists(path)
 
 
 def _read_only(url: "URL") -> "URL":
@@ -255,20 +253,10 @@ def _read_only(url: "URL") -> "URL":
     # Only this driver accepts a URI with options. An in-memory database has no file.
     if url.drivername not in {"sqlite", "sqlite+pysqlite"} or not path or ":memory:" in path:
         return url
-    if not path.startswith("file:"):
-        path = Path(path).absolute().as_uri()
-    elif url.query.get("mode") == "memory":
+    if url.query.get("mode") == "memory":
         return url
-    return url.set(database=path, query={**url.query, "mode": "ro", "uri": "true"})
-
-
-def _check_sqlite(url: "URL") -> None:
-    """Raise `FleetError` if the SQLite file does not exist, because SQLite might create it."""
-    path = url.database
-    if url.get_backend_name() != "sqlite" or not path or path == ":memory:" or path.startswith("file:"):
-        return
-    if not os.path.exists(path):
-        raise FleetError(f"{_shown(url)} does not exist: check its path, after sqlite:/// in the URL")
+    uri = path if path.startswith("file:") else Path(path).absolute().as_uri()
+    return url.set(database=uri, query={**url.query, "mode": "ro", "uri": "true"})
 
 
 def _authorize(action: int, *_: object) -> int:

@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any, Final
 
 from postpress_async.models import FieldError
-from postpress_async.rotation._fleet._row import column_of, printable_name
+from postpress_async.rotation._fleet._row import field_of, may_be_number, printable_name
 
 _MOST_IGNORED: Final = 20
 
@@ -30,7 +30,7 @@ class KeyReader:
             FieldError: Two keys stand for the same column, or *found* already has it.
         """
         for key, value in values.items():
-            column = column_of(key) if isinstance(key, str) else None
+            column = field_of(key) if isinstance(key, str) else ""
             if column not in columns:
                 if len(self._ignored) < _MOST_IGNORED:
                     self._ignored.setdefault(str(key), printable_name(str(key)))
@@ -61,6 +61,8 @@ def cell_text(column: str, value: object) -> str:
     if column == "proxy":
         raise FieldError(column, "proxy not text", "must be a URL, or an object with host and port")
     if column != "port":
+        if may_be_number(column) and type(value) is int:
+            return str(value)
         raise FieldError(column, f"{column} not text", f"must be a string, got {type(value).__name__}")
     if type(value) is not int:  # True is an int
         raise FieldError(column, "port not an integer", "must be a whole number from 1 to 65535")

@@ -1,10 +1,9 @@
 """
 Reads lists of proxies in the formats that sellers use: lines of text, or CSV with a header.
 
-A line is ``host:port``, ``host:port:user:password``, ``user:password@host:port`` or a URL, with IPv6
-addresses in brackets. Only URLs are percent-decoded; in the other forms a password is used unchanged. The
-columns of a table have the names used in a fleet, or names that sellers use, such as ``Type``, ``IP`` or
-``Login``. An invalid line is returned and not raised, without text of the line, which could be a password.
+A line has any form of `read_proxy`. The columns of a table have the names used in a fleet, or names that
+sellers use, such as ``Type``, ``IP`` or ``Login``. An invalid line is returned and not raised, without text
+of the line, which could be a password.
 """
 
 import csv
@@ -13,22 +12,18 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import chain
-from typing import Final, Self, TypeAlias
+from typing import Self, TypeAlias
 
-from attrs import frozen
+from attrs import field, frozen
 
-from postpress_async._fields import is_host, read_port, split_host_port
+from postpress_async._fields import read_port
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, FieldError
+from postpress_async.rotation._faults import Faults
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._row import (
-    PARTS,
-    column_of,
-    plain_name,
-    printable_name,
-    without_brackets,
-)
+from postpress_async.rotation._fleet._row import PARTS, field_of, list_columns, printable_name
+from postpress_async.rotation._pool_needs import TAG, Tag, as_tag
+from postpress_async.rotation._proxy_text import custom_proxy, read_proxy, without_brackets
 from postpress_async.secret import Secret
 
 Source: TypeAlias = str | os.PathLike[str]
@@ -43,10 +38,12 @@ class ListedProxy:
     Attributes:
         line: Its line in the list, from 1, counting comments and blank lines.
         proxy: The proxy.
+        tag: The tag of its pool; None if there is only one.
     """
 
     line: int
     proxy: CustomProxy
+    tag: Tag = None
 
 
 @frozen
@@ -83,21 +80,20 @@ class RefusedLine:
 
 
 @frozen
-class ProxyList:
+class ProxyLists:
     """
-    The content of one list.
+    The content of one or more lists.
 
     Attributes:
-        name: Path of the list, or ``standard input``.
         proxies: The distinct proxies.
-        refused: The invalid lines.
-        ignored_columns: Printable names of the unused columns.
+        refused: The invalid lines, with the name of the list as their source.
+        ignored_columns: Printable names of the unused columns, by the name of the list, which is its path or
+            ``standard input``.
     """
 
-    name: str
-    proxies: list[ListedProxy]
-    refused: list[RefusedLine]
-    ignored_columns: tuple[str, ...]
+    proxies: list[ListedProxy] = field(factory=list)
+    refused: list[RefusedLine] = field(factory=list)
+    ignored_columns: dict[str, tuple[str, ...]] = field(factory=dict)
 
 
 def identity(proxy: CustomProxy) -> tuple[str, int, str]:
@@ -114,40 +110,69 @@ def identity(proxy: CustomProxy) -> tuple[str, int, str]:
     return host, proxy.port, proxy.username or ""
 
 
-def read_list(source: Source, known: "Known | None" = None) -> ProxyList:
+def read_lists(
+    sources: Iterable[tuple[Tag, Source]], *, by: str | None = None, skip_bad: bool = False
+) -> ProxyLists:
     """
-    Read a list.
+    Read lists.
 
     Args:
-        source: Path, or ``-`` for standard input.
-        known: Proxies of earlier lists, which are duplicates here. The proxies of this list are added.
+        sources: The tag of each list, or None, and its path, or ``-`` for standard input.
+        by: The column with the tags of the proxies of a list that has no tag; None if there are no tags.
+        skip_bad: Whether to return invalid lines, and those that repeat a proxy of any list. If no line is
+            valid, they are raised in any case.
 
     Raises:
-        FleetError: The list cannot be read, or has a column twice.
+        FleetError: A list cannot be read, is empty, has a column twice or no column *by*, or has invalid
+            lines.
     """
-    proxies: list[ListedProxy] = []
-    refused: list[RefusedLine] = []
-    name = os.fspath(source)
-    if ("@" in name or name.count(":") > 1) and not os.path.exists(name):
-        # A proxy instead of a file: an error that names it would show its password.
-        raise FleetError("the list of proxies cannot be read: pass the path of a file, not a proxy")
-    with closing(FleetFile(source)) as file:
-        ignored: list[str] = []
-        lines = chain.from_iterable(file.lines())
-        for item in read_lines(lines, source=file.shown, known=known, ignored=ignored):
-            if isinstance(item, ListedProxy):
-                proxies.append(item)
-            else:
-                refused.append(item)
-    return ProxyList(file.shown, proxies, refused, tuple(ignored))
+    lists, known = ProxyLists(), Known()
+    for tag, source in sources:
+        name = os.fspath(source)
+        if ("@" in name or name.count(":") > 1) and not os.path.exists(name):
+            # A proxy instead of a file: an error that names it would show its password.
+            raise FleetError("the list of proxies cannot be read: pass the path of a file, not a proxy")
+        with closing(FleetFile(source)) as file:
+            ignored: list[str] = []
+            items = list(read_lines(file.lines(), file.shown, known, ignored, tag, None if tag else by))
+        if not items:
+            raise FleetError(f"the list of proxies in {file.shown} is empty: list one proxy per line")
+        lists.proxies.extend(item for item in items if isinstance(item, ListedProxy))
+        lists.refused.extend(item for item in items if isinstance(item, RefusedLine))
+        lists.ignored_columns[file.shown] = tuple(ignored)
+    if lists.refused and not (skip_bad and lists.proxies):
+        raise FleetError("\n".join(_describe(lists.refused)))
+    return lists
 
 
-Known: TypeAlias = dict[tuple[str, int, str], tuple[str, int, Secret | None]]
-"""By the `identity` of a proxy: the name of its list, its line and its password."""
+def faults_by_list(refused: Iterable[RefusedLine]) -> dict[str, Faults[RefusedLine]]:
+    """Group invalid lines by the name of their list."""
+    faults: dict[str, Faults[RefusedLine]] = {}
+    for refusal in refused:
+        faults.setdefault(refusal.source, Faults()).add(refusal)
+    return faults
+
+
+def _describe(refused: list[RefusedLine]) -> Iterator[str]:
+    for name, faults in faults_by_list(refused).items():
+        lines = "1 line" if faults.count == 1 else f"{faults.count:,} lines"
+        yield f"the list of proxies in {name} has {lines} that cannot be used:"
+        yield from (f"  {fault.sentence()}" for fault in faults)
+        if faults.unlisted:
+            yield f"  {faults.unlisted:,} more lines have other faults"
+
+
+Known: TypeAlias = dict[tuple[str, int, str], tuple[str, int, Secret | None, Tag]]
+"""By the `identity` of a proxy: the name of its list, its line, its password and its tag."""
 
 
 def read_lines(
-    lines: Iterable[str], *, source: str = "", known: Known | None = None, ignored: list[str] | None = None
+    lines: Iterable[str],
+    source: str = "",
+    known: Known | None = None,
+    ignored: list[str] | None = None,
+    tag: Tag = None,
+    by: str | None = None,
 ) -> Iterator[ListedProxy | RefusedLine]:
     """
     Yield a proxy or a refusal for each line that is neither blank nor a comment (``#``).
@@ -155,11 +180,13 @@ def read_lines(
     Args:
         lines: The lines of the list.
         source: The name of the list.
-        known: See `read_list`.
+        known: Proxies of earlier lists, which are duplicates here. The proxies of this list are added.
         ignored: Receives the names of the unused columns.
+        tag: The tag of the whole list.
+        by: The column with the tag of each proxy.
 
     Raises:
-        FleetError: The header has a column twice.
+        FleetError: The header has a column twice, or there is no column *by*.
     """
     known = {} if known is None else known
     table: _Table | None = None
@@ -170,113 +197,32 @@ def read_lines(
             continue
         if at_start:
             at_start = False
-            if table := _Table.of_header(line, number):
+            table = _Table.of_header(line, number, by)
+            if by is not None and (table is None or not table.has_tags):
+                advice = "add it to the header, or name the pool of the whole list: --pool TAG=FILE"
+                raise FleetError(f"{source} has no column {by} with the tags of its proxies: {advice}")
+            if table:
                 if ignored is not None:
                     ignored.extend(table.ignored)
                 continue
         try:
             # Do not strip the row of a table, because a password may end in a space.
-            proxy = table.read_row(line.rstrip("\r\n")) if table else read_proxy(text)
+            proxy, row_tag = table.read_row(line.rstrip("\r\n")) if table else (read_proxy(text), None)
         except FieldError as error:
             yield RefusedLine.of(error, number, source)
             continue
-        entry = source, number, proxy.password
+        entry = source, number, proxy.password, tag or row_tag
         if (earlier := known.setdefault(identity(proxy), entry)) is entry:
-            yield ListedProxy(number, proxy)
+            yield ListedProxy(number, proxy, entry[-1])
             continue
-        first_list, first_line, password = earlier
+        first_list, first_line, password, first_tag = earlier
         first = f"line {first_line}" + (f" of {first_list}" if first_list != source else "")
         advice = "list each proxy once"
-        if password != proxy.password:
+        if first_tag != entry[-1]:
+            advice = "a proxy belongs to one pool: remove it from the wrong one"
+        elif password != proxy.password:
             advice += ", with the correct one of its two passwords"
         yield RefusedLine(number, None, "proxy already listed", advice, first, source)
-
-
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_FOUR_PARTS: Final = re.compile(r"(\[[^]]*\]|[^:@]+):([0-9]+):([^:]*):(.*)", re.DOTALL)
-_FORMS: Final = "write host:port, host:port:user:password, user:password@host:port or a URL"
-
-
-def read_proxy(text: str) -> CustomProxy:
-    """
-    Parse a line in any form except a row of CSV.
-
-    ``a:1:b@c:2`` matches two forms. The one whose host has a dot or is an IPv6 address is used. If that is
-    true of both or neither, the line is refused, because part of a password might be used as a host.
-
-    Raises:
-        FieldError: The line is not a proxy, or a field is invalid.
-    """
-    text = text.strip()
-    if _SCHEME.match(text):
-        return CustomProxy.from_url(text)
-    if text.count(":") > 1 and (is_host(text) or is_host(text.rpartition(":")[0])):
-        raise FieldError("host", "host not an IPv6 address", "put brackets around it: [2001:db8::1]:8080")
-    credentials, at, address = text.rpartition("@")
-    address = address.removesuffix("/")
-    four = _FOUR_PARTS.fullmatch(text)
-    if four and at and _is_address(address) and not _has_four_parts(four[1], address):
-        four = None
-    if four:
-        host, port, username, password = four.groups()
-        return _custom(without_brackets(host), read_port(port), username, password)
-    if at:
-        username, _, password = credentials.partition(":")
-        return _custom(*split_host_port(address), username, password)
-    _refuse_other_forms(text)
-    return _custom(*split_host_port(address), "", "")
-
-
-def _has_four_parts(host: str, address: str) -> bool:
-    """Whether a line is ``host:port:user:password`` although it could be ``user:password@address``."""
-    if not is_host(without_brackets(host)):
-        return False
-    host_is_complete, address_is_complete = (bool(re.search(r"[.\[]", text)) for text in (host, address))
-    if host_is_complete == address_is_complete:
-        raise FieldError(None, "form ambiguous", "write it as a URL: http://user:password@host:port")
-    return host_is_complete
-
-
-def _refuse_other_forms(text: str) -> None:
-    parts = text.split(":")
-    if text.startswith("[") or len(parts) < 3:
-        if "," in text and len(parts) == 1:
-            raise FieldError(None, "columns not named", "name them in the first line: host,port,...")
-        return
-    if not parts[1]:
-        raise FieldError("port", "port missing", _FORMS)
-    if not (parts[1].isascii() and parts[1].isdecimal()):
-        raise FieldError("port", "port not an integer", _FORMS)
-    advice = "write host:port:user:password, or user@host:port without a password"
-    raise FieldError("password", "password missing", advice)
-
-
-def _custom(host: str, port: int, username: str, password: str, protocol: str = "") -> CustomProxy:
-    return CustomProxy(
-        host=host,
-        port=port,
-        protocol=protocol.lower() or None,
-        username=username or None,
-        password=password or None,
-    )
-
-
-def _is_address(text: str) -> bool:
-    try:
-        _custom(*split_host_port(text), "", "")
-    except FieldError:
-        return False
-    return True
-
-
-# Other names that sellers use, the most likely first. A column with its usual name takes precedence.
-_SELLERS_NAMES: Final = {
-    "host": ("ip", "proxyip", "ipaddress", "proxyaddress", "hostname", "server", "address", "addr"),
-    "port": ("portnumber",),
-    "protocol": ("type", "proxytype", "scheme"),
-    "username": ("login", "proxylogin"),
-    "password": ("pwd", "passwd"),
-}
 
 
 class _Table:
@@ -285,34 +231,35 @@ class _Table:
 
     Attributes:
         ignored: Printable names of the unused columns.
+        has_tags: Whether a column has the tags of the proxies.
     """
 
-    def __init__(self, names: list[str], columns: list[str | None], delimiter: str) -> None:
+    def __init__(self, names: list[str], columns: list[str | None], delimiter: str, tags: int | None) -> None:
         self.ignored = [
             printable_name(name)
-            for name, column in zip(names, columns, strict=True)
-            if name and column not in {"proxy", *PARTS}
+            for index, (name, column) in enumerate(zip(names, columns, strict=True))
+            if name and column is None and index != tags
         ]
-        self._columns = columns
+        self.has_tags = tags is not None
+        self._columns = [TAG if index == tags else column for index, column in enumerate(columns)]
         self._delimiter = delimiter
 
     @classmethod
-    def of_header(cls, text: str, line: int) -> Self | None:
-        """Parse a header; None if *text* is not one."""
+    def of_header(cls, text: str, line: int, by: str | None) -> Self | None:
+        """Parse a header, in which the column *by* has the tags; None if *text* is not one."""
         delimiter = max(",;\t", key=text.count)
         names = [name.strip().strip('"') for name in text.split(delimiter)]
-        columns = [column_of(name) for name in names]
-        if "proxy" not in columns:
-            _take_sellers_names(names, columns)
+        tags = next((index for index, name in enumerate(names) if field_of(name) == by), None)
+        columns = list_columns(["" if index == tags else name for index, name in enumerate(names)])
         if not {"host", "proxy"} & set(columns) or any(re.search("[:@]", name) for name in names):
             return None
         for name in ("proxy", *PARTS):
             if columns.count(name) > 1:
                 raise FleetError(f"line {line} has the column {name} twice: remove one")
-        return cls(names, columns, delimiter)
+        return cls(names, columns, delimiter, tags)
 
-    def read_row(self, text: str) -> CustomProxy:
-        """Parse a row. It is always a single line, because no field of a proxy can contain a line break."""
+    def read_row(self, text: str) -> tuple[CustomProxy, Tag]:
+        """Parse a row, which is always one line: no field of a proxy can contain a line break."""
         try:
             cells = next(csv.reader([text], delimiter=self._delimiter, strict=True))
         except csv.Error:
@@ -325,22 +272,17 @@ class _Table:
             raise FieldError(None, "more cells than columns", "quote cells that contain a comma")
         # Not strict, because a row may omit empty cells at its end.
         row = {name: cell for name, cell in zip(self._columns, cells, strict=False) if name}
+        tag = as_tag(row.get(TAG, "")) if self.has_tags else None
+        if tag == "":
+            raise FieldError(TAG, "tag missing", "name the pool of the proxy, as --pool-by needs it")
         proxy, host, port, protocol, username = (
             row.get(name, "").strip() for name in ("proxy", *PARTS) if name != "password"
         )
         password = row.get("password", "")
         password = "" if password.isspace() else password
         if not proxy:
-            return _custom(without_brackets(host), read_port(port), username, password, protocol)
+            return custom_proxy(without_brackets(host), read_port(port), username, password, protocol), tag
         if host or port or protocol or username or password:
             advice = "use either the column proxy or host, port and the rest"
             raise FieldError(None, "proxy given twice", advice)
-        return read_proxy(proxy)
-
-
-def _take_sellers_names(names: list[str], columns: list[str | None]) -> None:
-    """Find columns by the names that sellers use, if the header does not have their usual names."""
-    plain = [plain_name(name) for name in names]
-    for column, others in _SELLERS_NAMES.items():
-        if column not in columns and (name := next((name for name in others if name in plain), None)):
-            columns[plain.index(name)] = column
+        return read_proxy(proxy), tag

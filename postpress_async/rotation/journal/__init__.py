@@ -21,28 +21,23 @@ from typing import Any, Final, Self
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import KEY_LIFETIME, Outcome, State
-from postpress_async.rotation._row_digest import KnownInput
-from postpress_async.rotation._selection import Selection
+from postpress_async.rotation._pool._allocator import Quarantine
 from postpress_async.rotation.journal._checkpoint import checkpoint, refuse_lost_log
 from postpress_async.rotation.journal._edited_input import take
 from postpress_async.rotation.journal._file import lock, open_file
-from postpress_async.rotation.journal._input_check import InputCheck, check, of_input
-from postpress_async.rotation.journal._lock import JournalFile
+from postpress_async.rotation.journal._input_check import InputCheck, RunRequest, check, of_input
 from postpress_async.rotation.journal._recovery import (
     BEFORE_THE_RUN,
     DISCARD_COVERED,
     DONE,
     FIRST_WATERMARK,
     REOPEN_FAILED,
-    OnFailed,
-    OnUnknown,
     begin_run,
-    done_condition,
     read_doubts,
     read_watermark,
     start_run,
 )
-from postpress_async.rotation.journal._row_hashes import RowHashes, prepare
+from postpress_async.rotation.journal._row_hashes import RowHashes
 from postpress_async.rotation.journal._schema import (
     DAMAGE,
     add_start,
@@ -50,11 +45,11 @@ from postpress_async.rotation.journal._schema import (
     damage_error,
     read_run,
     set_fact,
+    starts_of,
 )
 from postpress_async.rotation.journal._tables import CURRENT_RUN, OUTCOME_COLUMNS
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.rotation.journal._writer import Insert, Writer
-from postpress_async.secret import Secret
 
 _COLUMNS: Final = OUTCOME_COLUMNS.split()
 OUTCOME: Final = Insert(
@@ -70,12 +65,16 @@ INSERT INTO generations (ordinal, generation) VALUES (?, ?)
 ON CONFLICT (ordinal) DO UPDATE SET generation = excluded.generation
 """
 _REOPEN: Final = f"{REOPEN_FAILED} AND error_type = ?"
-_NOTE: Final = "INSERT OR REPLACE INTO run VALUES (?, ?)"
-_TOTAL: Final = f"UPDATE runs SET total = max(coalesce(total, 0), ?) WHERE id = {CURRENT_RUN}"
+# Another input may follow one of which nothing was sent.
+_TOTAL: Final = f"""
+    UPDATE runs SET total = max(iif(EXISTS (SELECT 1 FROM latest), coalesce(total, 0), 0), ?)
+    WHERE id = {CURRENT_RUN}
+"""
 _BEGAN: Final = f"UPDATE runs SET began = coalesce(began, ?) WHERE id = {CURRENT_RUN}"
 _PROXY: Final = """
-INSERT INTO proxies VALUES (?, 1, ?) ON CONFLICT (label)
-DO UPDATE SET failures = failures + 1, quarantined_at = coalesce(excluded.quarantined_at, quarantined_at)
+INSERT INTO proxies (label, failures, quarantined_at, probe_at) VALUES (?, ?, ?, ?) ON CONFLICT (label) DO
+UPDATE SET failures = failures + excluded.failures, quarantined_at = excluded.quarantined_at,
+probe_at = excluded.probe_at
 """
 _COMMAND_NOTES: Final = ("command", "retry_command", "folder")
 _CHUNK: Final = 4_096
@@ -94,6 +93,7 @@ class Journal:
         number: The run's number, from 1.
         resumed: Whether an earlier run created the journal.
         same_input: Whether the journal has recorded the rows of this input.
+        same_key: Whether earlier runs had the same API key, as far as it is known.
         completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
         next_run_at: Unix time from which a new run is due, if the latest one is complete and is left alone;
             otherwise None.
@@ -106,47 +106,60 @@ class Journal:
     """
 
     def __init__(
-        self,
-        path: Path,
-        connection: sqlite3.Connection,
-        reader: sqlite3.Connection,
-        lock: JournalFile,
-        comparison: InputCheck,
-        *,
-        resumed: bool,
-        by_row: bool,
-        in_doubt_below: float,
-        on_unknown: OnUnknown,
-        in_flight: int | None,
-        outside: Mapping[str, int],
-        key_lifetime: float,
+        self, path: Path, request: RunRequest, *, in_flight: int | None, key_lifetime: float
     ) -> None:
+        """Use `open`."""
         self.path: Final = path
-        self._outside: Final = outside
-        self.resumed: Final = resumed
+        self.leaves_doubts: Final = request.on_unknown == "report"
+        self.keys_expired_before: Final = time.time() - key_lifetime
+        self._done: Final = DONE[request.on_unknown]
+        self._outside: Final = {} if request.selection is None else request.selection.outside
+        self._interrupted = False
+        with ExitStack() as stack:
+            file = open_file(path)
+            assert file is not None  # noqa: S101 - it is created
+            self._lock: Final = file
+            stack.callback(file.close)
+            lock(path, file)
+            try:
+                refuse_lost_log(path)
+                connection, created = connect(path)
+                stack.callback(connection.close)
+                comparison = check(path, connection, request)
+                _start(connection, request, comparison, created=created)
+                # Nothing is sent if the run is left alone.
+                is_sent, in_doubt_below = comparison.next_run_at is None, 0.0
+                if is_sent:
+                    in_doubt_below = begin_run(connection, retry_failed=request.on_failed == "retry")
+                checkpoint(connection, "FULL")  # before anything is sent
+                # The writer thread uses the other connection.
+                self._reader: Final = stack.enter_context(closing(sqlite3.connect(path)))
+                run = read_run(connection)
+                has_hashes = connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone() is not None
+                self._starts: Final = starts_of(run.get("starts"))
+                self._doubts: Final = read_doubts(connection)
+                self.watermark: Final = SendWatermark(
+                    Writer(path, connection, self._lock.inode, in_flight),
+                    read_watermark(connection),
+                    max(FIRST_WATERMARK, in_flight or 0),
+                )
+            except DAMAGE as error:
+                raise damage_error(path, error) from None
+            stack.pop_all()
+        self._writer: Final = self.watermark.writer
+        self.resumed: Final = not created and not comparison.starts_run
+        self.by_row: Final = (
+            not comparison.same_input and is_sent and (request.by_row or (has_hashes and self.resumed))
+        )
+        self.in_doubt_below: Final = in_doubt_below
         self.same_input: Final = comparison.same_input
+        self.same_key: Final = comparison.same_key
         self.completed_at: Final = comparison.completed_at
         self.next_run_at: Final = comparison.next_run_at
         self.input_edit: Final = comparison.difference
-        self._interrupted = False
-        self.by_row: Final = by_row and not comparison.same_input
-        self.in_doubt_below: Final = in_doubt_below
-        self.leaves_doubts: Final = on_unknown == "report"
-        self.keys_expired_before: Final = time.time() - key_lifetime
-        self._done: Final = DONE[on_unknown]
-        self._lock: Final = lock
-        self._writer: Final = Writer(path, connection, lock.inode, in_flight)
-        self.watermark: Final = SendWatermark(
-            self._writer, read_watermark(connection), max(FIRST_WATERMARK, in_flight or 0)
-        )
-        # The writer thread uses the other connection.
-        self._reader: Final = reader
-        run = read_run(reader)
         self.run: Final[str] = run["token"]
         self.number: Final[int] = run["id"]
         self._of_input: Final = of_input(run)
-        self._starts: Final[str | None] = run.get("starts")
-        self._doubts: Final = read_doubts(reader)
         self._began: Final = float(run.get("began") or 0)
 
     @classmethod
@@ -154,108 +167,24 @@ class Journal:
         cls,
         path: str | os.PathLike[str],
         *,
-        digest: bytes | None = None,
-        target: str | None = None,
-        on_unknown: OnUnknown = "retry",
-        on_failed: OnFailed = "report",
         in_flight: int | None = None,
-        rows: KnownInput | None = None,
-        by_row: bool = False,
-        pool: bytes | None = None,
-        total: int | None = None,
-        every: float | None = None,
-        keep: int | None = None,
-        selection: Selection | None = None,
-        api_key: Secret | None = None,
-        accept_new_key: bool = False,
         key_lifetime: float = KEY_LIFETIME,
+        **request: Any,
     ) -> Self:
         """
         Open the journal at *path*, or create it, for one run.
 
         Args:
             path: Path of the file.
-            digest: Digest of the input's bytes; None if it has none.
-            target: Where requests are sent.
-            on_unknown: Whether accounts with an unknown outcome are sent again, or only reported.
-            on_failed: Whether accounts that failed are only reported, or sent again under new keys.
             in_flight: Number of accounts in flight at once, which sizes the commits; None if not known.
-            rows: The input, if it can be read again: then its rows are compared if its bytes differ.
-            by_row: Whether the caller compares rows one by one, with `row_hashes`.
-            pool: Digest of the pool, empty without one. It must not differ once all accounts are done, unless
-                failed accounts are sent again. None compares nothing.
-            total: Number of rows in the input; None if not known.
-            every: Seconds after which a new run starts, from the beginning of the latest one, if that is
-                complete; None for never.
-            keep: Number of runs to keep, from 1, if a new one starts; None for all.
-            selection: The accounts of the run, read from this journal; None for all.
-            api_key: The API key, of which a slow hash is stored; None compares nothing.
-            accept_new_key: Whether the key may differ from that of earlier runs.
             key_lifetime: Seconds for which the API knows an idempotency key.
+            request: Attributes of a `RunRequest`.
 
         Raises:
             JournalNotWritableError: The file cannot be written, or another run has it open.
             JournalError: The file is not a journal, has another input, target or API key, or lacks its -wal.
         """
-        path = Path(path)
-        with ExitStack() as stack:
-            file = open_file(path)
-            stack.callback(file.close)
-            lock(path, file)
-            try:
-                refuse_lost_log(path)
-                connection, created = connect(path)
-                stack.callback(connection.close)
-                comparison = check(
-                    path,
-                    connection,
-                    digest=digest,
-                    target=target,
-                    rows=rows,
-                    by_row=by_row,
-                    pool=pool if on_failed == "report" else None,
-                    total=total,
-                    done=done_condition(on_unknown, on_failed),
-                    every=every,
-                    selection=selection,
-                    api_key=api_key,
-                    accept_new_key=accept_new_key,
-                )
-                has_hashes = prepare(connection)
-                with connection:
-                    if comparison.edit is not None:
-                        take(connection, comparison.edit, read_run(connection))
-                    if comparison.starts_run:
-                        # Later runs may need what earlier ones assigned to the other accounts.
-                        start_run(connection, keep if selection is None else None)
-                    for column, value in comparison.facts.items():
-                        connection.execute(set_fact(column), (value,))
-                    if comparison.salt is not None:
-                        connection.execute(_NOTE, ("salt", comparison.salt))
-                    if (created or comparison.starts_run) and total is not None:
-                        connection.execute(_TOTAL, (total,))
-                in_doubt_below = 0.0
-                if comparison.next_run_at is None:
-                    in_doubt_below = begin_run(connection, retry_failed=on_failed == "retry")
-                checkpoint(connection, "FULL")  # before anything is sent
-                journal = cls(
-                    path,
-                    connection,
-                    stack.enter_context(closing(sqlite3.connect(path))),
-                    file,
-                    comparison,
-                    resumed=not created and not comparison.starts_run,
-                    by_row=by_row or (has_hashes and not comparison.starts_run),
-                    in_doubt_below=in_doubt_below,
-                    on_unknown=on_unknown,
-                    in_flight=in_flight,
-                    outside={} if selection is None else selection.outside,
-                    key_lifetime=key_lifetime,
-                )
-            except DAMAGE as error:
-                raise damage_error(path, error) from None
-            stack.pop_all()
-            return journal
+        return cls(Path(path), RunRequest(**request), in_flight=in_flight, key_lifetime=key_lifetime)
 
     def done_counts(self) -> Counter[State]:
         """Number of accounts of the input that this run leaves as they are, by state."""
@@ -324,6 +253,11 @@ class Journal:
         )
         return Counter(dict(self._read(sql))) + Counter(self._outside)
 
+    def quarantines(self) -> dict[str, tuple[float, float | None]]:
+        """By label: Unix times at which the quarantine of a proxy began, and of its next probe if known."""
+        sql = "SELECT label, quarantined_at, probe_at FROM proxies WHERE quarantined_at NOT NULL"
+        return {label: (began, probe_at) for label, began, probe_at in self._read(sql)}
+
     def _counted(self, rows: str) -> Counter[State]:
         sql = f"SELECT state, count(*) FROM {rows} GROUP BY state"
         return Counter({self._state(state): count for state, count in self._read(sql)})
@@ -359,9 +293,10 @@ class Journal:
         if outcome.state is State.UNKNOWN:
             self._writer.put(DISCARD_COVERED, (outcome.ordinal,))
 
-    def proxy_failed(self, label: str, *, quarantined: bool) -> None:
-        """Add to the next commit that the pool's proxy with this label failed an account."""
-        self._writer.put(_PROXY, (label, time.time() if quarantined else None))
+    def record_proxy(self, label: str, quarantine: Quarantine | None, *, failed: bool) -> None:
+        """Add to the next commit the quarantine of a pool's proxy, and whether it has failed an account."""
+        began, probe_at = (quarantine.began, quarantine.probe_at) if quarantine else (None, None)
+        self._writer.put(_PROXY, (label, int(failed), began, probe_at))
 
     def begin(self, total: int | None, notes: Mapping[str, str] = MappingProxyType({})) -> None:
         """
@@ -382,6 +317,10 @@ class Journal:
         }
         for name, value in facts.items():
             self._writer.put(set_fact(name), (value,))
+        self.take(total)
+
+    def take(self, total: int | None) -> None:
+        """Record the number of accounts; None if it is not known."""
         if total is not None:
             self._writer.put(_TOTAL, (total,))
 
@@ -431,3 +370,23 @@ class Journal:
             self._reader.close()
             self._writer.close()
             self._lock.close()
+
+
+def _start(
+    connection: sqlite3.Connection, request: RunRequest, comparison: InputCheck, *, created: bool
+) -> None:
+    """Start the run, or have the latest one go on with its input, in one transaction."""
+    with connection:
+        pool_before = read_run(connection).get("pool")
+        if comparison.edit is not None:
+            take(connection, comparison.edit, read_run(connection))
+        if comparison.starts_run:
+            # Later runs may need what earlier ones assigned to the other accounts.
+            start_run(connection, request.keep if request.selection is None else None)
+        for column, value in comparison.facts.items():
+            connection.execute(set_fact(column), (value,))
+        if comparison.facts.get("pool", pool_before) != pool_before:
+            # A list with new passwords has the same labels: probe them at once.
+            connection.execute("UPDATE proxies SET probe_at = quarantined_at")
+        if (created or comparison.starts_run) and request.total is not None:
+            connection.execute(_TOTAL, (request.total,))

@@ -24,7 +24,8 @@ from postpress_async.rotation.journal._recovery import (
     REFUSED,
     SET_WATERMARK,
     UPDATE,
-    dead_run_may_have_sent,
+    has_table,
+    may_have_sent,
 )
 from postpress_async.rotation.journal._tables import CURRENT_RUN
 
@@ -121,14 +122,9 @@ def compare(
     is_recorded: Callable[[bytes], bool],
 ) -> Edit:
     """
-    Compare *rows* with what the latest run has recorded. Only temporary tables are written.
+    Compare *rows* with the *recorded* number of rows of the latest run. Only temporary tables are written.
 
-    Args:
-        connection: The journal's database.
-        run: What `read_run` returns.
-        rows: The input, whose digest differs.
-        recorded: Number of rows of the recorded input.
-        is_recorded: Whether a digest is that of the recorded rows.
+    *is_recorded* returns whether a digest is that of the recorded rows.
     """
     count = end = 0
     appended_at = None
@@ -208,14 +204,15 @@ def _facts(connection: sqlite3.Connection, more: int) -> str:
 
 
 def _obstacle(connection: sqlite3.Connection, run: Mapping[str, Any]) -> str | None:
-    if dead_run_may_have_sent(connection, run):
+    died = "under way" in run or "reached" not in run
+    is_old = died and not has_table(connection, "covered")  # it may have sent accounts that it had skipped
+    if is_old or may_have_sent(lambda sql, *values: connection.execute(sql, values), run, died=died):
         return (
             "A run that was killed may have sent accounts that it did not record: use that input again first "
             "(rows may be appended)"
         )
     # Each row would have to be hashed at its new position, and pairs can name an account twice.
-    has_table = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'changes'").fetchone()
-    if has_table and connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone():
+    if has_table(connection, "changes") and connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone():
         return USE_AGAIN
     for (account_id,) in islice(connection.execute(_CONFLICT), 1):
         return (

@@ -8,27 +8,35 @@ from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation.journal._lock import JournalFile
 
 
-def open_file(path: Path) -> JournalFile:
+def open_file(path: Path, *, create: bool = True) -> JournalFile | None:
     """
     Open the journal's file for writing; never through a symbolic link.
 
     A new file is readable by its owner only. A file that is not a database is not changed: it may be a fleet.
+    Without *create*, return None if the file does not exist, but could be created.
 
     Raises:
-        JournalNotWritableError: The file cannot be opened.
+        JournalNotWritableError: The file cannot be opened, or not be created.
         JournalError: It is not a regular file, or not a database.
     """
-    return _open(path, os.O_CREAT)
-
-
-def open_existing(path: Path) -> JournalFile | None:
-    """`open_file` without creating a file: None if the file does not exist, but could be created."""
-    _check_folder(path)
-    if os.path.lexists(path):
-        return _open(path, 0)
-    if not os.access(path.parent, os.W_OK):
-        raise _not_writable(path, os.strerror(errno.EACCES))
-    return None
+    if not path.parent.is_dir():
+        raise JournalError(f"{path.parent} is not a directory: create it, or name another journal")
+    if not create and not os.path.lexists(path):
+        if not os.access(path.parent, os.W_OK):
+            raise _not_writable(path, os.strerror(errno.EACCES))
+        return None
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | (os.O_CREAT if create else 0)
+    try:
+        file = JournalFile.open(path, flags)
+    except OSError as error:
+        if path.is_symlink():
+            raise JournalError(f"{path} is a symbolic link: name another journal") from None
+        raise _not_writable(path, error.strerror) from None
+    if not file.is_regular or file.begins_with() not in {b"", b"SQLite format 3\0"}:
+        kind = "a database, and was not changed" if file.is_regular else "a regular file"
+        file.close()
+        raise JournalError(f"{path} is not {kind}: name another journal")
+    return file
 
 
 def lock(path: Path, file: JournalFile) -> None:
@@ -66,29 +74,8 @@ def refuse_shared(path: Path, file: JournalFile, *, in_use: bool) -> None:
         )
 
 
-def _open(path: Path, create: int) -> JournalFile:
-    _check_folder(path)
-    try:
-        file = JournalFile.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | create)
-    except OSError as error:
-        if path.is_symlink():
-            raise JournalError(f"{path} is a symbolic link: name another journal") from None
-        raise _not_writable(path, error.strerror) from None
-    try:
-        if not file.is_regular:
-            raise JournalError(f"{path} is not a regular file: name another journal")
-        if file.begins_with() not in {b"", b"SQLite format 3\0"}:
-            raise JournalError(f"{path} is not a database, and was not changed: name another journal")
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise JournalError(f"{path.parent} is not a directory: create it, or name another journal")
-
-
 def _not_writable(path: Path, reason: str | None) -> JournalNotWritableError:
-    return JournalNotWritableError(f"{path} cannot be written ({reason}): name another journal")
+    advice = "name another journal, in a folder that you may write to"
+    if path.is_file():  # another journal would send all accounts again
+        advice = "correct its permissions or its disk, then run the same command again"
+    return JournalNotWritableError(f"{path} cannot be written ({reason}): {advice}")

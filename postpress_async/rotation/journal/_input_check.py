@@ -1,6 +1,7 @@
 """Compares the target, API key, input and pool of a run with those that the journal has recorded."""
 
 import hashlib
+import math
 import secrets
 import sqlite3
 import sys
@@ -16,7 +17,7 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, Edit, compare, number_of
-from postpress_async.rotation.journal._recovery import REFUSED
+from postpress_async.rotation.journal._recovery import REFUSED, OnFailed, OnUnknown, done_condition
 from postpress_async.rotation.journal._schema import read_run
 from postpress_async.secret import Secret
 
@@ -29,151 +30,159 @@ NO_POOL: Final = b""
 """The digest of no pool."""
 
 
-@frozen
+@frozen(kw_only=True)
+class RunRequest:
+    """What a run asks of its journal. None compares nothing if not said otherwise."""
+
+    digest: bytes | None = None  # of the input's bytes, if it has one
+    rows: KnownInput | None = None  # if it can be read again: its rows are compared if its bytes differ
+    by_row: bool = False  # whether the caller compares rows one by one, with `RowHashes`
+    total: int | None = None  # rows in the input, if known
+    target: str | None = None  # where requests are sent
+    api_key: Secret | None = None  # a slow hash of it is stored
+    accept_new_key: bool = False  # whether the key may differ from that of earlier runs
+    pool: bytes | None = None
+    """Digest of the pool, empty without one. It must not differ once all accounts are done, unless failed
+    accounts are sent again."""
+    selection: Selection | None = None  # accounts of the run, read from this journal; None for all
+    every: float | None = None
+    """Seconds after which a new run starts, from the beginning of the latest one, if that is complete; None
+    for never."""
+    keep: int | None = None  # runs to keep, from 1, if a new one starts; None for all
+    on_unknown: OnUnknown = "retry"  # whether accounts in doubt are sent again, or only reported
+    on_failed: OnFailed = "report"  # whether failed accounts are only reported, or sent again under new keys
+
+
+@frozen(kw_only=True)
 class InputCheck:
+    """The result of `check`."""
+
+    starts_run: bool = False  # whether a new run is due; otherwise the latest one is resumed
+    next_run_at: float | None = None
+    """Unix time from which a new run is due, if the latest one is complete and left alone; otherwise None.
+    Then nothing may be sent, because the input may be another."""
+    completed_at: float | None = None  # Unix time of the last outcome if nothing is left to send
+    same_input: bool = False  # whether the journal has recorded the rows of this input
+    same_key: bool = True  # whether earlier runs had this API key, as far as it is known
+    facts: Mapping[str, Any]  # columns of the run to write
+    edit: Edit | None = None  # how the input differs from the one that the run has recorded
+    difference: str | None = None  # the same in words; for pairs, only how many were appended
+    of_input: str = "true"  # SQL condition for the outcomes whose accounts are in the input
+
+
+def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> InputCheck:
     """
-    The result of `check`.
-
-    Attributes:
-        same_input: Whether the journal has recorded the rows of this input.
-        completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
-        starts_run: Whether a new run is due; otherwise the latest one is resumed.
-        next_run_at: Unix time from which a new run is due, if the latest one is complete and left alone;
-            otherwise None. Then nothing may be sent, because the input may be another.
-        facts: Columns of the run to write, with their values.
-        salt: The salt of the digests among them.
-        edit: How the input differs from the one that the run has recorded; None if it does not.
-        difference: The same in words; for pairs, only how many were appended.
-        of_input: SQL condition for the outcomes whose accounts are in the input.
-    """
-
-    same_input: bool
-    completed_at: float | None
-    starts_run: bool
-    next_run_at: float | None
-    facts: Mapping[str, Any]
-    salt: bytes | None
-    edit: Edit | None = None
-    difference: str | None = None
-    of_input: str = "true"
-
-
-def check(
-    path: Path,
-    connection: sqlite3.Connection,
-    *,
-    digest: bytes | None,
-    target: str | None,
-    rows: KnownInput | None,
-    by_row: bool,
-    pool: bytes | None,
-    total: int | None,
-    done: str,
-    every: float | None = None,
-    selection: Selection | None = None,
-    api_key: Secret | None = None,
-    accept_new_key: bool = False,
-) -> InputCheck:
-    """
-    Compare a run with what the journal has recorded. Nothing is written.
-
-    Args:
-        path: The journal, for messages.
-        connection: Its database.
-        digest: This and *target*, *rows*, *by_row*, *pool*, *total*, *api_key* and *accept_new_key* are
-            arguments of `Journal.open`.
-        done: SQL condition for the accounts that the run leaves as they are.
-        every: Seconds from the beginning of a complete run after which a new one is due; None for never.
-        selection: The accounts of the run; None for all.
+    Compare a run with what the journal at *path* has recorded. Nothing is written.
 
     Raises:
         JournalError: The target, API key or input differs, the latest run is an unfinished one of other
             accounts, or nothing is left to send and the pool differs.
     """
     run = read_run(connection)
-    began = float(run.get("began") or 0)
-    is_complete_run, next_run_at = run["state"] == COMPLETE, began + (every or 0)
+    salt = run.get("salt") or secrets.token_bytes(16)  # None in an old journal that is only read
+    facts, same_key = _check_sender(path, connection, run, salt, request)
+    selection, every, total = request.selection, request.every, request.total
+    left, last = _left(connection, run, done_condition(request.on_unknown, request.on_failed))
+    is_complete = run["state"] == COMPLETE or left == 0
+    _check_selection(path, run, selection, every, is_complete=is_complete)
+    sql = "SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL"
+    [(began,)] = connection.execute(sql)
+    next_run_at = began + (every or 0)
+    is_due = every is not None and next_run_at <= time.time()
+    leave_alone = InputCheck(
+        next_run_at=next_run_at,
+        completed_at=last or run.get("ended", began),
+        facts=dict(facts),
+    )
+    if selection is not None:
+        starts_run = not resumes(connection.execute, run, selection.text)
+        if selection.run != run["id"] + starts_run:
+            raise JournalError(f"{path} was written meanwhile. Nothing was sent: run the same command again")
+        facts["selection"] = selection.text
+    else:
+        starts_run = is_due and is_complete
+        # After a run of some accounts that is complete, only a new one of all accounts can follow.
+        if every is not None and not starts_run and (left == 0 or "selection" in run):
+            return leave_alone
+    if starts_run:
+        run, left = {"salt": run.get("salt")}, None
+    try:
+        edit = _check_rows(path, connection, run, request)
+    except JournalError as error:
+        if not is_complete:
+            raise
+        if every is not None:
+            return leave_alone
+        raise JournalError(f"{error}. {_HOW_TO_START}") from None
+    recorded = recorded_rows(connection.execute, run)
+    difference = None if edit is None else edit.facts
+    if request.by_row and total is not None and recorded is not None and total > recorded:
+        difference = number_of(total - recorded, "row", "more")
+    is_done = left == 0 and difference is None
+    if request.digest is not None and ("input" not in run or edit is not None):
+        facts["input"] = _stretch(request.digest, salt)
+        if request.rows is not None:
+            facts["rows"] = _stretch(request.rows.rows_digest, salt)
+            if edit is None and (counted := run.get("total", request.rows.counted)) is not None:
+                facts["total"] = counted
+    if request.pool is not None and request.on_failed == "report":
+        facts["pool"] = request.pool and _stretch(request.pool, salt)
+        if is_done and run.get("pool", facts["pool"]) != facts["pool"] and not _has_unknown(connection):
+            raise JournalError(
+                f"{path} is of a rotation that is complete, and that had another pool (or --country). "
+                f"Nothing was sent. {_HOW_TO_START}"
+            )
+    return InputCheck(
+        same_input="input" in run and request.digest is not None,
+        completed_at=last if is_done else None,
+        starts_run=starts_run,
+        same_key=same_key,
+        facts=facts,
+        edit=edit,
+        difference=difference,
+        of_input=IN_INPUT if edit is not None and edit.appended_at is None else of_input(run),
+    )
+
+
+def _check_sender(
+    path: Path, connection: sqlite3.Connection, run: Mapping[str, Any], salt: bytes, request: RunRequest
+) -> tuple[dict[str, Any], bool]:
+    """The facts of the run about its target and its API key, and whether earlier runs had that key."""
+    target = request.target
     if target is not None and run.get("target", target) != target:
         raise JournalError(
             f"{path} is of a rotation for {run['target']}, not for {target}: name another journal, or "
             "accounts that were settled there would be left out here"
         )
-    salt = run.get("salt") or secrets.token_bytes(16)
     facts: dict[str, Any] = {} if target is None else {"target": target}
-    if api_key is not None:
-        facts["api_key"] = _stretch(hashlib.sha256(api_key.reveal().encode()).digest(), salt)
-        is_other = run.get("api_key", facts["api_key"]) != facts["api_key"]
-        # A key with which nothing was patched may have been a wrong one.
-        works = "SELECT 1 FROM outcomes WHERE state = 'patched' LIMIT 1"
-        if is_other and not accept_new_key and connection.execute(works).fetchone():
-            raise JournalError(
-                f"{path} belongs to another API key, perhaps of another workspace. Nothing was sent. Use "
-                "that key, or name another journal. If the key was replaced by a new one of the same "
-                "workspace, add --accept-new-key once (in Python, accept_new_key=True)"
-            )
-    key_facts = dict(facts)  # all that a run records if it leaves the journal alone
-    _check_selection(path, run, selection, every)
-    if selection is not None:
-        starts_run = not resumes(connection.execute, run, selection.text)
-        if selection.run != run["id"] + starts_run:
-            raise JournalError(f"{path} was written meanwhile. Nothing was sent: run the same command again")
-    elif "selection" in run:
-        [(began,)] = connection.execute("SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL")
-        next_run_at = began + (every or 0)
-        if next_run_at > time.time():
-            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, key_facts, salt)
-        starts_run = True
-    else:
-        starts_run = every is not None and is_complete_run and next_run_at <= time.time()
-    if starts_run:
-        run = {"salt": run.get("salt")}
-    try:
-        edit = _check_rows(path, connection, run, digest, rows, by_row=by_row)
-    except JournalError as error:
-        if not is_complete_run:
-            raise
-        if every is not None:
-            return InputCheck(False, float(run.get("ended") or began), False, next_run_at, key_facts, salt)
-        raise JournalError(f"{error}. {_HOW_TO_START}") from None
-    condition = IN_INPUT if edit is not None and edit.appended_at is None else of_input(run)
-    counts = "count(*), max(settled_at), total(state = 'unknown')"
-    sql = f"SELECT {counts} FROM latest WHERE ({done} OR {REFUSED}) AND {condition}"
-    [(count, last, unknown)] = connection.execute(sql)
-    recorded = recorded_rows(connection, run)
-    difference = None if edit is None else edit.facts
-    if by_row and total is not None and recorded is not None and total > recorded:
-        difference = number_of(total - recorded, "row", "more")
-    total = recorded if total is None else total
-    is_complete = not starts_run and edit is None and isinstance(total, int) and 0 < total <= count
-    if selection is not None:
-        facts["selection"] = selection.text
-    if digest is not None and ("input" not in run or edit is not None):
-        facts["input"] = _stretch(digest, salt)
-        if rows is not None:
-            facts["rows"] = _stretch(rows.rows_digest, salt)
-            if edit is None and (counted := run.get("total", rows.counted)) is not None:
-                facts["total"] = counted
-    if pool is not None:
-        facts["pool"] = pool and _stretch(pool, salt)
-        # Accounts in doubt are left to the operator, who may need another pool for them.
-        if is_complete and not unknown and run.get("pool", facts["pool"]) != facts["pool"]:
-            if every is None:
-                raise JournalError(
-                    f"{path} is of a rotation that is complete, and that had another pool (or --country). "
-                    f"Nothing was sent. {_HOW_TO_START}"
-                )
-            return InputCheck(False, float(last), False, next_run_at, key_facts, salt)
-    return InputCheck(
-        same_input="input" in run and digest is not None,
-        completed_at=float(last) if is_complete else None,
-        starts_run=starts_run,
-        next_run_at=next_run_at if is_complete and every is not None else None,
-        facts=facts,
-        salt=salt if {"input", "pool", "api_key"} & facts.keys() else None,
-        edit=edit,
-        difference=difference,
-        of_input=condition,
-    )
+    if request.api_key is None:
+        return facts, True
+    facts["api_key"] = _stretch(hashlib.sha256(request.api_key.reveal().encode()).digest(), salt)
+    is_other = run.get("api_key", facts["api_key"]) != facts["api_key"]
+    # A key with which nothing was patched may have been a wrong one.
+    works = "SELECT 1 FROM outcomes WHERE state = 'patched' LIMIT 1"
+    if is_other and not request.accept_new_key and connection.execute(works).fetchone():
+        raise JournalError(
+            f"{path} belongs to another API key, perhaps of another workspace. Nothing was sent. Use "
+            "that key, or name another journal. If the key was replaced by a new one of the same "
+            "workspace, add --accept-new-key once (in Python, accept_new_key=True)"
+        )
+    return facts, run.get("api_key") == facts["api_key"]
+
+
+def _left(
+    connection: sqlite3.Connection, run: Mapping[str, Any], done: str
+) -> tuple[int | None, float | None]:
+    """Number of accounts that the latest run has left to send, if known, and the time of its last outcome."""
+    sql = f"SELECT count(*), max(settled_at) FROM latest WHERE ({done} OR {REFUSED}) AND {of_input(run)}"
+    [(count, last)] = connection.execute(sql)
+    recorded = recorded_rows(connection.execute, run)
+    return (max(recorded - count, 0) if recorded else None), last
+
+
+def _has_unknown(connection: sqlite3.Connection) -> bool:
+    # Accounts in doubt are left to the operator, who may need another pool for them.
+    return connection.execute("SELECT 1 FROM latest WHERE state = 'unknown' LIMIT 1").fetchone() is not None
 
 
 def resumes(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], selection: str) -> bool:
@@ -188,19 +197,20 @@ def resumes(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], selecti
     if run.get("selection") != selection:
         return False
     # A complete run may have left accounts that are in doubt, which must keep their keys, or got no proxy.
-    [(left,)] = ask(f"SELECT total(state IN ('unknown', 'skipped') AND NOT {REFUSED}) FROM latest")
-    return bool(run["state"] != COMPLETE or left)
+    sql = f"SELECT count(*), total(state IN ('unknown', 'skipped') AND NOT {REFUSED}) FROM latest"
+    [(recorded, left)] = ask(sql)
+    return bool(left or (run["state"] != COMPLETE and recorded < run.get("total", math.inf)))
 
 
 def _check_selection(
-    path: Path, run: Mapping[str, Any], selection: Selection | None, every: float | None
+    path: Path, run: Mapping[str, Any], selection: Selection | None, every: float | None, *, is_complete: bool
 ) -> None:
     recorded = run.get("selection")
     if recorded == (None if selection is None else selection.text):
         return
     accounts = recorded or "all accounts"
     again = f"`{run['command']}`" if "command" in run else "the rotation"
-    if run["state"] != COMPLETE:
+    if not is_complete:
         raise JournalError(
             f"{path} has an unfinished run ({accounts}). Nothing was sent. Finish that run first: start "
             f"{again} again, and then this one"
@@ -222,37 +232,32 @@ def of_input(run: Mapping[str, Any]) -> str:
     return f"ordinal < {run.get('removed', sys.maxsize):d}"
 
 
-def recorded_rows(connection: sqlite3.Connection, run: Mapping[str, Any]) -> int | None:
+def recorded_rows(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any]) -> int | None:
     """Number of rows of the recorded input; None if not known."""
     if type(total := run.get("total")) is not int:
         return None
-    [(removed,)] = connection.execute(f"SELECT count(*) FROM latest WHERE NOT {of_input(run)}")
+    [(removed,)] = ask(f"SELECT count(*) FROM latest WHERE NOT {of_input(run)}")
     return total - int(removed)
 
 
 def _check_rows(
-    path: Path,
-    connection: sqlite3.Connection,
-    run: Mapping[str, Any],
-    digest: bytes | None,
-    rows: KnownInput | None,
-    *,
-    by_row: bool,
+    path: Path, connection: sqlite3.Connection, run: Mapping[str, Any], request: RunRequest
 ) -> Edit | None:
     """How the input differs from the recorded one, if the run can continue with it; None if it does not."""
+    digest, rows = request.digest, request.rows
     if "input" not in run or (digest is not None and is_input(run, digest)):
         return None
     if "rows" in run and rows is not None:
         if is_input(run, rows.rows_digest, "rows"):
             return None
-    elif "rows" in run and by_row:
+    elif "rows" in run and request.by_row:
         raise JournalError(
             f"{path} belongs to a file, a query or a frame, and an iterable that can be read only once "
             "cannot be compared with it. Nothing was sent. Use that input again, or name another journal"
         )
     elif digest is None:
         return None
-    recorded = recorded_rows(connection, run)
+    recorded = recorded_rows(connection.execute, run)
     edit, advice = None, USE_AGAIN
     if rows is not None and recorded is not None:
         edit = compare(connection, run, rows, recorded, lambda digest: is_input(run, digest, "rows"))

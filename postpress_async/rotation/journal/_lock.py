@@ -35,10 +35,7 @@ class JournalFile:
     file, and SQLite's locks are POSIX locks. So all descriptors of a file are closed together, when this
     process no longer needs any.
 
-    Attributes:
-        inode: Device and number of the file.
-        links: Number of names (hard links) of the file when it was opened.
-        is_regular: Whether it is a regular file.
+    The attribute ``links`` is the number of the file's names (hard links) when it was opened.
     """
 
     def __init__(self, handle: int) -> None:
@@ -53,12 +50,7 @@ class JournalFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], flags: int) -> Self:
-        """
-        Open the file at *path*; a new file is readable by its owner only.
-
-        Raises:
-            OSError: The file cannot be opened.
-        """
+        """Open the file at *path*, or raise OSError; a new file is readable by its owner only."""
         # Without O_NONBLOCK, opening a named pipe waits for its other end.
         return cls(os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600))
 

@@ -1,86 +1,51 @@
 """Checks a journal before a run opens it. Nothing is written to the file or beside it."""
 
 import os
-import sqlite3
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation._row_digest import KnownInput
-from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
-from postpress_async.rotation.journal._file import open_existing, refuse_shared
-from postpress_async.rotation.journal._input_check import COMPLETE, check, is_input, recorded_rows
-from postpress_async.rotation.journal._reading import connect_read_only
-from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown, done_condition
-from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty, read_run
-from postpress_async.secret import Secret
+from postpress_async.rotation.journal._file import open_file, refuse_shared
+from postpress_async.rotation.journal._input_check import COMPLETE, RunRequest, check, is_input, recorded_rows
+from postpress_async.rotation.journal._reading import JournalView, connect_read_only
+from postpress_async.rotation.journal._recovery import done_condition
+from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty
 
 
-def count_done(
-    path: str | os.PathLike[str],
-    *,
-    digest: bytes | None,
-    target: str,
-    on_unknown: OnUnknown,
-    on_failed: OnFailed,
-    rows: KnownInput | None = None,
-    pool: bytes | None = None,
-    total: int | None = None,
-    every: float | None = None,
-    selection: Selection | None = None,
-    api_key: Secret | None = None,
-    accept_new_key: bool = False,
-) -> int:
+def count_done(path: str | os.PathLike[str], request: RunRequest) -> tuple[int, str | None]:
     """
-    How many accounts a run would leave as they are; 0 without a journal. The arguments are `Journal.open`'s.
+    How many accounts a run would leave as they are, and what is new in its input (None if nothing is).
 
     Raises:
         JournalError: What `Journal.open` would raise, as far as it can be known without writing.
     """
     path = Path(path)
     with ExitStack() as stack:
-        file = open_existing(path)
+        file = open_file(path, create=False)
         if file is None:
-            return 0
+            return 0, None
         stack.callback(file.close)
         refuse_shared(path, file, in_use=file.is_locked())
-        if not path.stat().st_size:
-            return 0
-        done = done_condition(on_unknown, on_failed)
         try:
             connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
             if is_empty(path, connection):
-                return 0
+                return 0, None
             add_views(connection)
             refuse_lost_log(path)
-            comparison = check(
-                path,
-                connection,
-                digest=digest,
-                target=target,
-                rows=rows,
-                by_row=False,
-                pool=pool if on_failed == "report" else None,
-                total=total,
-                done=done,
-                every=every,
-                selection=selection,
-                api_key=api_key,
-                accept_new_key=accept_new_key,
-            )
+            comparison = check(path, connection, request)
             if comparison.starts_run:
-                return 0
-            [(count,)] = connection.execute(
-                f"SELECT count(*) FROM latest WHERE {done} AND {comparison.of_input}"
-            )
+                return 0, None
+            done = done_condition(request.on_unknown, request.on_failed)
+            sql = f"SELECT count(*) FROM latest WHERE {done} AND {comparison.of_input}"
+            [(count,)] = connection.execute(sql)
         except DAMAGE as error:
             raise damage_error(path, error) from None
         except OSError as error:
             raise JournalError(f"{path} cannot be read ({error.strerror}): name another journal") from None
-        return int(count)
+        return int(count), comparison.difference
 
 
 def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
@@ -89,32 +54,26 @@ def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
 
     None if there is no such journal or it cannot be read: `Journal.open` then raises the error.
     """
-    with suppress(*DAMAGE, OSError), ExitStack() as stack:
-        connection = _connect(path, stack)
-        run = read_run(connection)
-        return recorded_rows(connection, run) if is_input(run, digest) else None
+    with suppress(JournalError), JournalView(path) as view:
+        run = view.run()
+        return recorded_rows(view.ask, run) if is_input(run, digest) else None
     return None
 
 
-def is_unfinished(path: str | os.PathLike[str]) -> bool:
-    """Whether the latest run of the journal at *path* was stopped, killed or halted before its end."""
+def unfinished_run(path: str | os.PathLike[str]) -> int | None:
+    """Number of the latest run of the journal at *path* if it is not complete; otherwise None."""
     run = _latest_run(path)
-    return run is not None and run["state"] != COMPLETE
+    return None if run is None or run["state"] == COMPLETE else int(run["id"])
 
 
-def is_due(path: str | os.PathLike[str], every: float) -> bool:
-    """Whether the latest run of the journal at *path* is complete, and began at least *every* seconds ago."""
-    run = _latest_run(path)
-    return run is not None and run["state"] == COMPLETE and run.get("began", 0.0) + every <= time.time()
+def is_due(path: str | os.PathLike[str], every: float, run: int) -> bool:
+    """Whether number *run* is the latest run of the journal, complete, and began *every* seconds ago."""
+    latest = _latest_run(path) or {}
+    is_complete = latest.get("id") == run and latest.get("state") == COMPLETE
+    return is_complete and latest.get("began", 0.0) + every <= time.time()
 
 
 def _latest_run(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    with suppress(*DAMAGE, OSError), ExitStack() as stack:
-        return read_run(_connect(path, stack))
+    with suppress(JournalError), JournalView(path) as view:
+        return view.run()
     return None
-
-
-def _connect(path: str | os.PathLike[str], stack: ExitStack) -> sqlite3.Connection:
-    connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
-    add_views(connection)
-    return connection

@@ -1,8 +1,8 @@
 """
 A journal opened for reading, by `status`, `export` and `report`.
 
-It can be read while a run writes it, after a run died, and from a read-only folder. Nothing is written, and a
-damaged or foreign file is refused with a `JournalError`. Memory does not grow with the fleet.
+It can be read while a run writes it, after a run died, and from a read-only folder. Nothing is written. All
+that reads a damaged or foreign file raises `JournalError`. Memory does not grow with the fleet.
 """
 
 import math
@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
 from postpress_async import _fields
@@ -62,26 +61,20 @@ class JournalView:
         with ExitStack() as stack:
             try:
                 self._open(stack)
-            except DAMAGE as error:
-                raise JournalError(f"{self._real} cannot be read ({error}): name another journal") from None
-            except OSError as error:
-                raise JournalError(
-                    f"{self._real} cannot be read ({error.strerror}): name another journal"
-                ) from None
+            except (*DAMAGE, OSError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise JournalError(f"{self._real} cannot be read ({reason}): name another journal") from None
             self._closing: Final = stack.pop_all()
 
     def _open(self, stack: ExitStack) -> None:
         path = self._real
         status = path.stat()  # before the file is opened: opening a device may have any effect
+        example = "name a journal, such as fleet.csv.rotation.sqlite3"
         if not stat.S_ISREG(status.st_mode):
-            raise JournalError(
-                f"{path} is not a regular file: name a journal, such as fleet.csv.rotation.sqlite3"
-            )
+            raise JournalError(f"{path} is not a regular file: {example}")
+        full = "if its disk was full when it was created, give the same command again"
         if not status.st_size:
-            raise JournalError(
-                f"{path} is empty: if its disk was full when it was created, give the same command again; "
-                "otherwise name a journal, such as fleet.csv.rotation.sqlite3"
-            )
+            raise JournalError(f"{path} is empty: {full}; otherwise {example}")
         self._file = JournalFile.open(path, os.O_RDONLY)
         stack.callback(self._file.close)
         self._connection, self._stamp = connect_read_only(path, stack)
@@ -89,8 +82,8 @@ class JournalView:
             if self._file.is_locked():
                 raise JournalError(f"{path} is being created by a run: try again in a moment")
             raise JournalError(
-                f"{path} is not a whole journal, because it has no tables: if its disk was full when it was "
-                f"created, give the same command again; if it was copied, copy {path.name}-wal too"
+                f"{path} is not a whole journal, because it has no tables: {full}; if it was copied, copy "
+                f"{path.name}-wal too"
             )
         add_views(self._connection, self._run)
         if self._run not in {None, read_run(self._connection)["id"]}:
@@ -110,9 +103,7 @@ class JournalView:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def ask(self, sql: str, *values: object) -> list[Any]:
@@ -125,12 +116,7 @@ class JournalView:
         return list(self.stream(sql, *values))
 
     def stream(self, sql: str, *values: object) -> Iterator[Any]:
-        """
-        Yield the rows of an SQL query. A run's -wal grows until the last row is read.
-
-        Raises:
-            JournalError: As `ask` does.
-        """
+        """Yield the rows of an SQL query. A run's -wal grows until the last row is read."""
         parameters = values[0] if values and isinstance(values[0], Mapping) else values
         try:
             cursor = self._connection.execute(sql, parameters)
@@ -162,12 +148,7 @@ class JournalView:
         return printable(value) if isinstance(value, str) else value
 
     def run(self) -> dict[str, Any]:
-        """
-        What is recorded about the latest run; see `read_run`.
-
-        Raises:
-            JournalError: The file is damaged.
-        """
+        """What is recorded about the latest run; see `read_run`."""
         try:
             return read_run(self._connection)
         except DAMAGE as error:
@@ -205,12 +186,7 @@ class JournalView:
             last = rows[-1][0]
 
     def outcome(self, row: tuple[Any, ...]) -> Outcome:
-        """
-        Return the `Outcome` of a whole row of the view ``latest``.
-
-        Raises:
-            JournalError: A value is invalid.
-        """
+        """Return the `Outcome` of a whole row of the view ``latest``."""
         try:
             return Outcome(*(convert(value) for convert, value in zip(_CONVERTERS, row, strict=True)))
         except DAMAGE as error:

@@ -12,7 +12,7 @@ import math
 import secrets
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 from postpress_async.rotation.journal._tables import CURRENT_RUN, NEW_RUN
@@ -37,6 +37,13 @@ COVER: Final = (
 )
 """Statements before the watermark advances from one ordinal to another."""
 
+INSERT_SKIPPED: Final = f"""
+    INSERT OR IGNORE INTO outcomes
+        (run, ordinal, line, account_id, settled_at, state, attempts, applied, elapsed)
+    VALUES ({CURRENT_RUN}, ?, ?, ?, ?, 'skipped', 0, 'no', 0)
+"""
+"""The statement for a row that has no outcome, before `COVER`."""
+
 COUNTS: Final = "SELECT state, count(*), sum(attempts) FROM latest GROUP BY state"
 
 END_RUN: Final = f"""
@@ -46,10 +53,7 @@ END_RUN: Final = f"""
         ELSE 'complete' END
     WHERE id = {CURRENT_RUN}
 """
-"""
-The statement for the end of a run. Its values are the time, for a run that sent nothing, and whether the run
-was stopped.
-"""
+"""The end of a run. Values: the time, for a run that sent nothing, and whether the run was stopped."""
 
 UNCOVER: Final = (
     f"""{UPDATE} state = 'skipped', applied = 'no'
@@ -129,8 +133,9 @@ def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
         f"(SELECT target, api_key FROM runs WHERE id = {CURRENT_RUN} - 1) {_LATEST}"
     )
     connection.execute("DELETE FROM run WHERE name = 'doubts'")
-    for table in ("generations", "changes", "proxies"):
-        connection.execute(f"DELETE FROM {table}")
+    for rows in ("generations", "changes", "proxies WHERE quarantined_at IS NULL"):
+        connection.execute(f"DELETE FROM {rows}")
+    connection.execute("UPDATE proxies SET failures = 0")
     connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', 0)")
     connection.execute("DELETE FROM run WHERE name = 'removed'")
     connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
@@ -146,18 +151,14 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
     An earlier run that did not end normally may have sent rows without an outcome, but only rows below its
     watermark.
 
-    Args:
-        connection: The journal's database.
-        retry_failed: Whether accounts that failed are sent again. They get a new idempotency key, because
-            the API would repeat its stored response for the old one. A failed account that an earlier run may
-            have changed stays in doubt. It has a custom proxy: one with a managed proxy is not `failed` while
-            in doubt.
+    With *retry_failed*, accounts that failed are sent again. They get a new idempotency key, because the API
+    would repeat its stored response for the old one. A failed account that an earlier run may have changed
+    stays in doubt. It has a custom proxy: one with a managed proxy is not `failed` while in doubt.
 
-    Returns:
-        The ordinal below which rows without an outcome may have been sent.
+    Return the ordinal below which rows without an outcome may have been sent.
     """
     with connection:
-        had_table = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'covered'").fetchone()
+        had_table = has_table(connection, "covered")
         connection.execute(_COVERED)
         watermark, in_doubt_below = read_watermark(connection), _number(connection, "doubtful", 0)
         died = connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone() is not None
@@ -170,7 +171,7 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
             connection.execute(_DATE_COVERED, (last,))
         connection.execute("DELETE FROM covered")  # those of a run that died: they stay in doubt
         # Written by a version that had no such table, or the latest commits of the journal are lost.
-        if died and (had_table is None or watermark == math.inf):
+        if died and (not had_table or watermark == math.inf):
             connection.execute(_IN_DOUBT, (0, in_doubt_below))
         connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', ?)", (in_doubt_below,))
         # A key that got a response is used up, because the API may have stored that response. The next key is
@@ -187,16 +188,34 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
     return in_doubt_below
 
 
-def dead_run_may_have_sent(connection: sqlite3.Connection, run: Mapping[str, Any]) -> bool:
-    """Whether the run with these facts (see `read_run`) may have sent accounts that have no outcome."""
-    below, died = run.get("doubtful", 0), "under way" in run or "reached" not in run
+def may_have_sent(ask: Callable[..., Iterable[Any]], run: Mapping[str, Any], *, died: bool) -> float:
+    """
+    Most accounts without an outcome that a run that died may have sent; infinite if not known.
+
+    Args:
+        ask: Returns the rows of an SQL query, with its values.
+        run: What is recorded about the latest run; see `read_run`.
+        died: Whether the latest run died, and was not resumed.
+    """
+    below = _ordinal(run.get("doubtful", 0))
     if died:
-        below = max(below, run.get("reached", math.inf))
-        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'covered'").fetchone() is None:
-            return True
+        below = max(below, _ordinal(run.get("reached", math.inf)))
+    if not below:
+        return 0
     sql = "SELECT count(*) FILTER (WHERE ordinal < ?), count(*) FROM latest"
-    [(known, recorded)] = connection.execute(sql, (below,))
-    return bool(min(below - known, run.get("total", math.inf) - recorded) > 0)
+    [(known, recorded)] = ask(sql, below)
+    # A blank row has an ordinal, and never an outcome.
+    return float(max(0, min(below - known, _ordinal(run.get("total", math.inf)) - recorded)))
+
+
+def _ordinal(value: object) -> float:
+    return value if isinstance(value, int | float) and value >= 0 else math.inf
+
+
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether the journal has a table that older versions did not create."""
+    sql = "SELECT 1 FROM sqlite_master WHERE name = ?"
+    return connection.execute(sql, (name,)).fetchone() is not None
 
 
 def read_doubts(connection: sqlite3.Connection) -> list[tuple[float, float]]:

@@ -6,9 +6,10 @@ from typing import Final
 from attrs import frozen
 
 from postpress_async.errors import JournalError
-from postpress_async.models import ManagedProxy, ProxyChange
+from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation._outcome import LINE_PREFIX, MANAGED, State
 from postpress_async.rotation._pool import PooledProxy
+from postpress_async.rotation._pool._template import placeholders
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import assignments_of
 from postpress_async.rotation.journal._input_check import resumes
@@ -36,18 +37,11 @@ class LeftBehind:
 
 @frozen
 class RollbackPlan:
-    """
-    What a rollback does.
-
-    Attributes:
-        selection: Identifies its run.
-        changes: The change of each account, without those that still have the assignment.
-        left_behind: The accounts that cannot go back.
-    """
+    """What a rollback does; its selection identifies its run."""
 
     selection: Selection
-    changes: dict[str, ProxyChange]
-    left_behind: list[LeftBehind]
+    changes: dict[str, ProxyChange]  # without accounts that still have the assignment
+    left_behind: list[LeftBehind]  # accounts that cannot go back
 
 
 def plan_rollback(view: JournalView, to: int, proxies: Iterable[PooledProxy]) -> RollbackPlan:
@@ -85,12 +79,15 @@ def plan_rollback(view: JournalView, to: int, proxies: Iterable[PooledProxy]) ->
     left_behind: list[LeftBehind] = []
     for account_id, assignment in present.items():
         entry = earlier.get(account_id)
-        if entry is None or entry.state is not State.PATCHED:
+        if entry is None or entry.state != State.PATCHED:
             fact = "no known proxy" if entry is None else "an unknown outcome"
             left_behind.append(LeftBehind(account_id, f"it had {fact} after run {to}", "rotate it instead"))
         elif entry.assignment != assignment:
             change = _change_of(entry.assignment, by_label)
-            if change is None:
+            if isinstance(change, CustomProxy) and placeholders(change):
+                reason = f"the journal does not know which session of {entry.assignment} it had"
+                left_behind.append(LeftBehind(account_id, reason, "rotate it instead"))
+            elif change is None:
                 reason = f"its proxy {entry.assignment} is in no list"
                 left_behind.append(LeftBehind(account_id, reason, "add a list that has it with --pool"))
             else:

@@ -7,8 +7,6 @@ the same idempotency key, and the API might return its response to the old one.
 """
 
 import asyncio
-import secrets
-import sqlite3
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -25,32 +23,16 @@ Bytes of a row's hash: one changed row in four billion is missed. Longer hashes 
 practice, and would let anyone who can read the journal confirm a guess of a password.
 """
 
-_TABLE: Final = "CREATE TABLE IF NOT EXISTS changes (first INTEGER PRIMARY KEY, hashes BLOB NOT NULL)"
 _INSERT: Final = "INSERT OR REPLACE INTO changes VALUES (?, ?)"
 _BLOCK: Final = 4_096  # most hashes in one row of the table
 _PER_TURN: Final = 500  # rows to compare before the event loop runs other tasks
 
 
-def prepare(connection: sqlite3.Connection) -> bool:
-    """Create what `RowHashes` needs, also in older journals; return whether the journal has any hashes."""
-    with connection:
-        connection.execute(_TABLE)
-        connection.execute("INSERT OR IGNORE INTO run VALUES ('key', ?)", (secrets.token_bytes(16),))
-    return connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone() is not None
-
-
 class RowHashes:
-    """
-    Compares rows, in their order, with the hashes in the journal.
-
-    Args:
-        path: The journal, for messages.
-        writer: The journal's.
-        key: Key of the hashes.
-        stored: Blocks of the journal's hashes: the ordinal of the first one, and their bytes.
-    """
+    """Compares rows, in their order, with the hashes in the journal."""
 
     def __init__(self, path: Path, writer: Writer, key: bytes, stored: Iterable[tuple[int, bytes]]) -> None:
+        """*stored* has blocks of the journal's hashes: the ordinal of the first one, and their bytes."""
         self._path: Final = path
         self._writer: Final = writer
         self._key: Final = key
@@ -77,7 +59,7 @@ class RowHashes:
 
     async def check_all(self, rows: Iterable[Row | Refusal]) -> None:
         """
-        Check all rows of an input before the first is sent, and return when their hashes are on disk.
+        Check all rows of an input. Before the first is sent, await `on_disk`.
 
         Raises:
             JournalError: A row has another account or another change.
@@ -99,7 +81,6 @@ class RowHashes:
             if count % _PER_TURN == 0:
                 await asyncio.sleep(0)
         keep()
-        await self.on_disk()
 
     def _keep(self, first: int, hashes: bytes) -> None:
         self._writer.put(_INSERT, (first, hashes))

@@ -14,10 +14,11 @@ from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation.journal._checkpoint import accept_log
 from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._tables import (
+    ADD_PROBE_AT,
     CURRENT_RUN,
+    LATER_ADDITIONS,
     MIGRATION,
     NEW_RUN,
-    PROXIES,
     SCHEMA,
     V1_VIEWS,
     VERSION,
@@ -65,14 +66,18 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
         connection.execute("PRAGMA wal_autocheckpoint = 0")  # only `checkpoint` writes the mark it needs
         if created:
             with connection:
-                connection.executescript(f"BEGIN; {SCHEMA} {PROXIES}")  # in one transaction
+                connection.executescript(f"BEGIN; {SCHEMA}")  # in one transaction
                 connection.execute(NEW_RUN, (secrets.token_hex(12),))
                 connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
         else:
             accept_log(connection)  # before anything is written to the -wal
             if _version(connection) < VERSION:
                 connection.executescript(MIGRATION)
-        connection.execute(PROXIES)
+        with connection:
+            for sql in LATER_ADDITIONS:
+                connection.execute(sql)
+        if "probe_at" not in [column for _, column, *_ in connection.execute("PRAGMA table_info(proxies)")]:
+            connection.execute(ADD_PROBE_AT)
     except BaseException:
         connection.close()
         raise
@@ -121,23 +126,15 @@ def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
     return facts | dict(connection.execute("SELECT name, value FROM run"))
 
 
-def add_start(starts: str | None, began: float, command: str | None) -> str:
-    """
-    The column *starts* with an entry more: this process starts or resumes the run at the Unix time *began*.
-
-    Raises:
-        JournalError: The journal is damaged.
-    """
+def add_start(starts: list[dict[str, Any]], began: float, command: str | None) -> str:
+    """The column ``starts`` with an entry more: this process starts or resumes the run at *began*."""
     try:
         operator = getpass.getuser()
     except (OSError, KeyError, ImportError):  # the user has no name, as in some containers
         operator = None
     host = socket.gethostname()
     entry = {"began": began, "operator": operator, "host": host, "version": __version__, "command": command}
-    try:
-        return json.dumps([*starts_of(starts), entry])
-    except DAMAGE as error:
-        raise JournalError(f"the journal is damaged ({error}): name another journal") from None
+    return json.dumps([*starts, entry])
 
 
 def starts_of(value: str | None) -> list[dict[str, Any]]:

@@ -4,13 +4,14 @@ import math
 import shlex
 from collections import Counter
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from attrs import frozen
 
 from postpress_async.errors import Scope
 from postpress_async.rotation._outcome import KEY_EXPIRED, KEY_LIFETIME, MANAGED, State
 from postpress_async.rotation.journal._reading import LATEST, JournalView, printable
+from postpress_async.rotation.journal._recovery import may_have_sent
 
 LISTED: Final = 100
 """Number of error types to list, most frequent first: they come from the API, which may send any number."""
@@ -18,7 +19,6 @@ LISTED: Final = 100
 SENT: Final = "attempts > 0"
 """SQL condition for accounts that were sent. The others were refused, or the run had ended."""
 
-_STATES: Final = "SELECT state, count(*) FROM latest GROUP BY state"
 _SUMS: Final = f"""
     SELECT count(*) FILTER (WHERE {SENT}),
         count(*) FILTER (WHERE state = 'skipped' AND NOT {SENT} AND scope = 'request'),
@@ -28,6 +28,7 @@ _SUMS: Final = f"""
             WHERE state = 'unknown' AND settled_at < ?
             AND (assignment LIKE '{MANAGED}%' OR error_type = '{KEY_EXPIRED}')
         ),
+        count(error_type),
         min(settled_at) FILTER (WHERE {SENT} AND state != 'skipped'),
         max(settled_at) FILTER (WHERE {SENT} AND state != 'skipped')
     FROM latest
@@ -48,12 +49,9 @@ class Stage(StrEnum):
     """How the last run on a journal ended, or that it has not."""
 
     UNDER_WAY = "under way"
-    DIED = "died"
-    """The process was killed, or its machine failed: accounts in flight were not recorded."""
-    HALTED = "halted"
-    """It stopped by itself."""
-    STOPPED = "stopped"
-    """It was stopped before every account was sent."""
+    DIED = "died"  # it was killed, or its machine failed: accounts in flight were not recorded
+    HALTED = "halted"  # it stopped by itself
+    STOPPED = "stopped"  # it was stopped before every account was sent
     ENDED = "ended"
 
 
@@ -68,54 +66,29 @@ class ErrorCount:
 
 @frozen(kw_only=True)
 class Statistics:
-    """
-    Statistics of a journal.
-
-    Attributes:
-        stage: How the last run ended.
-        halted: Why it stopped by itself; None if it did not.
-        total: Number of rows in the input; None if not recorded.
-        began: Unix time at which the first run began; None if not recorded.
-        states: Accounts by state.
-        sent: Accounts for which a request was sent.
-        refused: Accounts whose rows are invalid.
-        unsent: Accounts that are unknown only because a later run died, and that are sent again.
-        expired: Accounts that are unknown, and for which the API may have forgotten the idempotency key of a
-            managed proxy (by the default of ``--key-lifetime``).
-        maybe_sent: Most accounts without an outcome that a run that was killed may have sent; None if not
-            known.
-        errors: The most frequent errors, in this order.
-        more_errors: Accounts with an error that is not listed.
-        first: Unix time at which the first account was settled, other than skipped; None if there is no such
-            account.
-        last: Unix time of the last one.
-        rate: Accounts settled per second: in the last minute of a run that is under way, otherwise over the
-            whole time. None without any.
-        command: Command line of the last run; None if it was started from Python.
-        retry_command: Command line that sends its failed accounts again.
-        folder: Working directory of both.
-        leaves_unknown: Whether the last run did not send accounts whose outcome was unknown.
-    """
+    """Statistics of a journal. Times are Unix times; what is not known is None."""
 
     stage: Stage
-    halted: str | None
-    total: int | None
-    began: float | None
-    states: Counter[State]
-    sent: int
-    refused: int
-    unsent: int
+    halted: str | None  # why it stopped by itself
+    total: int | None  # rows in the input
+    began: float | None  # when the first run began
+    states: Counter[State]  # accounts by state
+    refused: int  # accounts whose rows are invalid
+    unsent: int  # accounts that are unknown only because a later run died, and that are sent again
     expired: int
-    maybe_sent: int | None
-    errors: tuple[ErrorCount, ...]
-    more_errors: int
-    first: float | None
-    last: float | None
+    """Accounts that are unknown, and for which the API may have forgotten the idempotency key of a managed
+    proxy, by the default of ``--key-lifetime``."""
+    maybe_sent: int | None  # most accounts without an outcome that a run that was killed may have sent
+    errors: tuple[ErrorCount, ...]  # the most frequent ones, in this order
+    more_errors: int  # accounts with an error that is not listed
+    first: float | None  # when the first account was settled, other than skipped
+    last: float | None  # when the last one was
     rate: float | None
-    command: str | None
-    retry_command: str | None
-    folder: str | None
-    leaves_unknown: bool
+    """Accounts settled per second: in the last minute of a run under way, otherwise over all of it."""
+    command: str | None  # command line of the last run, if it was not started from Python
+    retry_command: str | None  # the one that sends its failed accounts again
+    folder: str | None  # working directory of both
+    leaves_unknown: bool  # whether the last run did not send accounts whose outcome was unknown
 
     @property
     def accounts(self) -> int:
@@ -154,32 +127,29 @@ def stage_of(view: JournalView) -> Stage:
 
 
 def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistics:
-    """
-    The journal's statistics at the Unix time *now*, with the *stage* that `stage_of` returned.
-
-    Raises:
-        JournalError: The journal is damaged.
-    """
+    """The journal's statistics at the Unix time *now*, with the *stage* that `stage_of` returned."""
     run = view.run()
     total, began, halted = _number(run.get("total")), _number(run.get("began")), run.get("halted")
     folder = run.get("folder")
-    states = view.read(lambda rows: Counter({State(state): n for state, n in rows}), _STATES)
-    sent, refused, unsent, left_out, expired, first, last = view.read(_sums, _SUMS, now - KEY_LIFETIME)
+    sql = "SELECT state, count(*) FROM latest GROUP BY state"
+    states = view.read(lambda rows: Counter({State(state): n for state, n in rows}), sql)
+    [(*counts, first, last)] = view.ask(_SUMS, now - KEY_LIFETIME)
+    sent, refused, unsent, left_out, expired, all_errors = counts
     errors = view.read(_error_counts, _ERRORS, LISTED)
-    [(all_errors,)] = view.ask("SELECT count(*) FROM latest WHERE error_type IS NOT NULL")
-    if stage is Stage.ENDED and halted is not None:
-        stage = Stage.HALTED
+    first, last = _number(first), _number(last)
     # If the disk was full when the journal was created, no run has ever begun.
     never = began is None and total is None and not states
-    if stage is Stage.ENDED and (left_out or (total or 0) > states.total() or never):
+    if stage is Stage.ENDED and halted is not None:
+        stage = Stage.HALTED
+    elif stage is Stage.ENDED and (left_out or (total or 0) > states.total() or never):
         stage = Stage.STOPPED
+    rate = None if first is None or last is None or last <= first else sent / (last - first)
     return Statistics(
         stage=stage,
         halted=printable(str(halted)) if stage is Stage.HALTED else None,
         total=None if total is None else int(total),
         began=began,
         states=states,
-        sent=sent,
         refused=refused,
         unsent=unsent,
         expired=expired,
@@ -188,7 +158,7 @@ def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistic
         more_errors=all_errors - sum(error.accounts for error in errors),
         first=first,
         last=last,
-        rate=_recent_rate(view, now) if stage is Stage.UNDER_WAY else _rate(sent, first, last),
+        rate=_recent_rate(view, now) if stage is Stage.UNDER_WAY else rate,
         command=_command(run.get("command")),
         retry_command=_command(run.get("retry_command")),
         folder=folder if isinstance(folder, str) and folder.isprintable() else None,
@@ -198,30 +168,8 @@ def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistic
 
 def maybe_sent(view: JournalView, stage: Stage) -> int | None:
     """Most accounts without an outcome that a run that was killed may have sent; None if not known."""
-    run = view.run()
-    total = _number(run.get("total"))
-    below = _ordinal(run.get("doubtful", 0))
-    if stage is Stage.DIED:
-        below = max(below, _ordinal(run.get("reached", math.inf)))
-    if not below:
-        return 0
-    [(known, recorded)] = view.ask("SELECT count(*) FILTER (WHERE ordinal < ?), count(*) FROM latest", below)
-    most = min(
-        below - known, math.inf if total is None else total - recorded
-    )  # a blank row has an ordinal, and never an outcome
-    return None if most == math.inf else max(0, int(most))
-
-
-def _ordinal(value: object) -> float:
-    return value if isinstance(value, int | float) and value >= 0 else math.inf
-
-
-def _sums(rows: list[Any]) -> tuple[int, int, int, int, int, float | None, float | None]:
-    [(*counts, first, last)] = rows
-    if not all(moment is None or _number(moment) is not None for moment in (first, last)):
-        raise ValueError("an invalid time")
-    sent, refused, unsent, left_out, expired = counts
-    return sent, refused, unsent, left_out, expired, first, last
+    most = may_have_sent(view.ask, view.run(), died=stage is Stage.DIED)
+    return None if most == math.inf else int(most)
 
 
 def _error_counts(rows: list[tuple[str, str | None, int]]) -> tuple[ErrorCount, ...]:
@@ -240,10 +188,6 @@ def _recent_rate(view: JournalView, now: float) -> float | None:
         return recent / (60.0 if earlier else max(1.0, now - oldest))
 
     return view.read(rate, _RECENT, {"now": now})
-
-
-def _rate(sent: int, first: float | None, last: float | None) -> float | None:
-    return None if first is None or last is None or last <= first else sent / (last - first)
 
 
 def _command(value: object) -> str | None:

@@ -14,43 +14,16 @@ OUTCOME_COLUMNS: Final = (
 
 _RUNS: Final = """
 CREATE TABLE runs (
-    id INTEGER PRIMARY KEY,
-    token TEXT NOT NULL,
-    began REAL,
-    ended REAL,
-    state TEXT NOT NULL,
-    selection TEXT,
-    halted TEXT,
-    target TEXT,
-    total INTEGER,
-    input BLOB,
-    rows BLOB,
-    pool BLOB,
-    api_key BLOB,
-    on_unknown TEXT,
-    starts TEXT,
-    counts TEXT,
-    command TEXT,
-    retry_command TEXT,
-    folder TEXT
+    id INTEGER PRIMARY KEY, token TEXT NOT NULL, began REAL, ended REAL, state TEXT NOT NULL, selection TEXT,
+    halted TEXT, target TEXT, total INTEGER, input BLOB, rows BLOB, pool BLOB, api_key BLOB, on_unknown TEXT,
+    starts TEXT, counts TEXT, command TEXT, retry_command TEXT, folder TEXT
 );
 """
 _OUTCOMES: Final = """
 CREATE TABLE outcomes (
-    run INTEGER NOT NULL,
-    ordinal INTEGER NOT NULL,
-    line INTEGER,
-    account_id TEXT NOT NULL,
-    state TEXT NOT NULL,
-    attempts INTEGER NOT NULL,
-    status INTEGER,
-    error_type TEXT,
-    scope TEXT,
-    applied TEXT,
-    instance TEXT,
-    elapsed REAL NOT NULL,
-    settled_at REAL NOT NULL,
-    assignment TEXT,
+    run INTEGER NOT NULL, ordinal INTEGER NOT NULL, line INTEGER, account_id TEXT NOT NULL,
+    state TEXT NOT NULL, attempts INTEGER NOT NULL, status INTEGER, error_type TEXT, scope TEXT,
+    applied TEXT, instance TEXT, elapsed REAL NOT NULL, settled_at REAL NOT NULL, assignment TEXT,
     PRIMARY KEY (run, ordinal)
 ) WITHOUT ROWID;
 """
@@ -70,20 +43,11 @@ is one too: accounts and requests by state, once the run has ended.
 """
 
 # A journal of version 1 holds one rotation, whose facts are rows of the table ``run``.
-_FACTS: Final = {
-    "token": "run",
-    "began": "began",
-    "halted": "halted",
-    "selection": "selection",  # never recorded: it took all accounts
-    "target": "target",
-    "total": "total",
-    "input": "input",
-    "rows": "rows",
-    "pool": "pool",
-    "on_unknown": "on unknown",
-    "command": "command",
-    "retry_command": "retry command",
-    "folder": "folder",
+_FACTS: Final = {"token": "run"} | {
+    column: column.replace("_", " ")
+    for column in (
+        "began halted selection target total input rows pool on_unknown command retry_command folder"
+    ).split()
 }
 # It did not record whether it was stopped. A row that was skipped for no reason of its own shows it.
 _FIRST_STATE: Final = """
@@ -136,12 +100,13 @@ CREATE TEMP VIEW proxies AS SELECT * FROM main.proxies WHERE {run:d} = (SELECT m
 
 
 NEW_RUN: Final = "INSERT INTO runs (token, state) VALUES (?, 'running')"
-
-# Also created in journals of a version that had no pools.
-PROXIES: Final = """
-CREATE TABLE IF NOT EXISTS proxies (
-    label TEXT PRIMARY KEY,
-    failures INTEGER NOT NULL,
-    quarantined_at REAL
-) WITHOUT ROWID
-"""
+LATER_ADDITIONS: Final = (
+    """CREATE TABLE IF NOT EXISTS proxies (
+        label TEXT PRIMARY KEY, failures INTEGER NOT NULL, quarantined_at REAL, probe_at REAL
+    ) WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS changes (first INTEGER PRIMARY KEY, hashes BLOB NOT NULL)",
+    "INSERT OR IGNORE INTO run VALUES ('key', randomblob(16)), ('salt', randomblob(16))",
+)
+"""Statements for what journals of early versions lack: pools, the hashes of rows, and their key."""
+# In journals of a version that forgot quarantines.
+ADD_PROBE_AT: Final = "ALTER TABLE proxies ADD COLUMN probe_at REAL"

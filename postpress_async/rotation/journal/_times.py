@@ -1,11 +1,18 @@
 """Times as text, for people and for programs."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 
 def instant(seconds: float) -> str:
     """Unix time in RFC 3339, UTC, to the millisecond."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    whole, milliseconds = divmod(round(seconds * 1_000_000) // 1_000, 1_000)
+    return f"{_second(whole)}.{milliseconds:03}Z"
+
+
+@lru_cache(16)  # an export has many times in one second
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
 
 
 def duration(seconds: float) -> str:

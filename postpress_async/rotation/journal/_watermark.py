@@ -1,16 +1,16 @@
 """The write-ahead watermark: how far into the input a run may send, on disk before it sends."""
 
 import asyncio
+import time
+from collections.abc import Collection
 from typing import Final
 
-from postpress_async.rotation.journal._recovery import COVER, FIRST_WATERMARK, SET_WATERMARK
+from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.rotation.journal._recovery import COVER, FIRST_WATERMARK, INSERT_SKIPPED, SET_WATERMARK
 from postpress_async.rotation.journal._writer import Writer
 
-_LONGEST_STEP: Final = 8_192
-"""Rows of the longest step: half of it lasts for several commits at tens of thousands of rows per second."""
-
-_CALM: Final = 64
-"""Number of consecutive steps that were on disk in time, after which the next step is half as long."""
+_LONGEST_STEP: Final = 8_192  # half of it lasts for several commits at tens of thousands of rows per second
+_CALM: Final = 64  # consecutive steps that were on disk in time, after which the next one is half as long
 
 
 class SendWatermark:
@@ -22,25 +22,43 @@ class SendWatermark:
     wait for a commit. If a row waits, the step was too short and doubles; after `_CALM` steps that were in
     time it halves.
 
-    Args:
-        writer: The journal's.
-        durable: The ordinal on disk.
-        shortest: Rows of the shortest step.
-
     Attributes:
+        writer: The journal's.
         safe_below: Rows below this ordinal may be sent at once; for others, call `advance` first.
     """
 
     def __init__(self, writer: Writer, durable: float, shortest: int = FIRST_WATERMARK) -> None:
-        self._writer: Final = writer
+        """Rows below *durable*, which is on disk, may be sent; *shortest* is the shortest step."""
+        self.writer: Final = writer
         self._durable = durable
         self._written = durable
         self._shortest: Final = min(shortest, _LONGEST_STEP)
         self._step = self._shortest
         self._was_late = False
+        self._allowed: Final[set[int]] = set()
         self._calm = 0
         self._commit: asyncio.Future[None] | None = None
         self.safe_below: float = durable - self._step // 2
+
+    async def allow(self, rows: Collection[tuple[Row | Refusal, bool]]) -> None:
+        """
+        Return when it is on disk that these *rows* may be sent, although rows before them are not.
+
+        Until they have an outcome, they are skipped; and unknown if the run is killed.
+
+        Args:
+            rows: Each row, and whether an earlier run may have sent it, which the journal knows.
+        """
+        fresh = [row for row, maybe_sent in rows if not maybe_sent]
+        for row in fresh:
+            values = (row.ordinal, row.line, row.account_id or "", time.time())
+            self.writer.put(INSERT_SKIPPED, values)
+        await self.writer.committed()  # before, because all rows of a commit's first statement go first
+        for sql in COVER:
+            for row in fresh:
+                self.writer.put(sql, (row.ordinal, row.ordinal + 1))
+        await self.writer.committed()
+        self._allowed.update(row.ordinal for row, _ in rows)
 
     async def advance(self, ordinal: int) -> None:
         """
@@ -49,21 +67,21 @@ class SendWatermark:
         Raises:
             JournalNotWritableError: It cannot be written, so the row must not be sent.
         """
-        while ordinal >= self.safe_below:
+        while ordinal >= self.safe_below and ordinal not in self._allowed:
             commit = self._commit or self._write(ordinal)
             if ordinal < self._durable:
                 return
             self._was_late = True
             await asyncio.shield(commit)  # other rows wait for it, too
-            self._writer.check()
+            self.writer.check()
             self._update()
 
     def _write(self, ordinal: int) -> asyncio.Future[None]:
         begin, self._written = self._written, max(ordinal, self._durable) + self._step
         for sql in COVER:
-            self._writer.put(sql, (begin, self._written))
-        self._writer.put(SET_WATERMARK, (self._written,))
-        commit = self._commit = self._writer.flush()
+            self.writer.put(sql, (begin, self._written))
+        self.writer.put(SET_WATERMARK, (self._written,))
+        commit = self._commit = self.writer.flush()
         commit.add_done_callback(self._update)
         self.safe_below = self._durable
         return commit
@@ -78,6 +96,6 @@ class SendWatermark:
             self._was_late, self._calm, self._step = False, 0, min(2 * self._step, _LONGEST_STEP)
         elif self._calm == _CALM:
             self._calm, self._step = 0, max(self._step // 2, self._shortest)
-        if not self._writer.has_failed:
+        if not self.writer.has_failed:
             self._durable = self._written
             self.safe_below = self._durable - self._step // 2

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
@@ -16,33 +17,17 @@ from postpress_async.rotation.journal._checkpoint import checkpoint, delete_mark
 from postpress_async.rotation.journal._recovery import COUNTS, END_RUN, UNCOVER
 from postpress_async.rotation.journal._schema import set_fact
 
-COMMIT_EVERY: Final = 0.05
-"""Most seconds for which rows are gathered before they are committed: each commit flushes the disk."""
-
-MOST_ROWS: Final = 1_000
-"""Upper bound of the number of rows that are committed at once without waiting for `COMMIT_EVERY`."""
-
-FEWEST_ROWS: Final = 16
-"""Lower bound of the same: smaller commits would cost more than they save after a crash."""
-
+COMMIT_EVERY: Final = 0.05  # seconds for which rows are gathered: each commit flushes the disk
+MOST_ROWS: Final = 1_000  # upper bound of the rows after which a commit begins at once
+FEWEST_ROWS: Final = 16  # lower bound of these: smaller commits would cost more than they save after a crash
+# Commits whose rows may wait for the disk before the rotation waits. This bounds memory, and how much is sent
+# while another program holds the journal's write lock.
 BACKLOG: Final = 5
-"""Number of commits whose rows may wait for the disk before the rotation waits. This bounds memory, and how
-much is sent while another program holds the journal's write lock."""
-
-BUSY: Final = 30.0
-"""Seconds that a commit waits for another program that holds the journal's write lock."""
-
-BUSY_AT_END: Final = 5.0
-"""Seconds that the end of a run waits for the same. The event loop is blocked meanwhile."""
-
-COMMITS: Final = 256
-"""Number of commits after which the -wal is copied into the file; it has a few megabytes then."""
-
-ROWS: Final = 20_000
-"""Number of rows after which the same is done."""
-
-ROWS_PER_STATEMENT: Final = (64, 32, 16, 8, 4, 2, 1)
-"""Sizes of an INSERT, largest first: old versions of SQLite allow 999 values in one."""
+BUSY: Final = 30.0  # seconds that a commit waits for another program that holds the journal's write lock
+BUSY_AT_END: Final = 5.0  # the same at the end of a run, when the event loop is blocked meanwhile
+COMMITS: Final = 256  # commits after which the -wal is copied into the file; it has a few megabytes then
+ROWS: Final = 20_000  # rows after which the same is done
+ROWS_PER_STATEMENT: Final = (64, 32, 16, 8, 4, 2, 1)  # old versions of SQLite allow 999 values in one INSERT
 
 _ACCOUNT: Final = 2  # index of the account's id in the row of an outcome
 _NAMED: Final = 5  # accounts that a sentence names
@@ -62,9 +47,6 @@ class Insert:
         into: The statement before VALUES.
         values: The values of one row, in brackets.
         upsert: The clause after VALUES, for a row that exists.
-
-    Attributes:
-        sql: The statement by number of rows.
     """
 
     def __init__(self, into: str, values: str, upsert: str) -> None:
@@ -105,7 +87,7 @@ class Writer:
         self._failure: str | None = None
         self._is_gone = False
         self._recorded = "an unknown number of accounts"
-        self._lost: list[_Row] = []
+        self._lost: list[str] = []  # accounts whose outcomes could not be recorded
         self._commits = self._committed_rows = 0  # since the last checkpoint
         self._thread = threading.Thread(target=self._write, name="postpress-journal", daemon=True)
         connection.execute(f"PRAGMA busy_timeout = {BUSY * 1_000:.0f}")
@@ -124,7 +106,7 @@ class Writer:
             JournalNotWritableError: An earlier commit failed. The message counts the row as lost.
         """
         if self._failure is not None:
-            self._lost.append(row)
+            self._lose([row])
             self.check()
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
@@ -136,7 +118,7 @@ class Writer:
             self._due.set()
 
     def flush(self) -> asyncio.Future[None]:
-        """Return a future that is done after the commit of all rows put before. Then call `check`."""
+        """Return a future that is done after the commit of all rows put before; then call `check`."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         self._due.set()
@@ -144,7 +126,12 @@ class Writer:
         return done
 
     async def committed(self) -> None:
-        """Return when all rows put before are on disk."""
+        """
+        Return when all rows put before are on disk.
+
+        Raises:
+            JournalNotWritableError: A commit has failed.
+        """
         await self.flush()
         self.check()
 
@@ -156,7 +143,7 @@ class Writer:
     def check(self) -> None:
         """Raise `JournalNotWritableError` if a commit has failed."""
         if self._failure is not None:
-            raise self._error(_sentence(_account_ids(self._lost), _NAMED))
+            raise self._error(_sentence(self._lost, _NAMED))
 
     def _error(self, lost: str) -> JournalNotWritableError:
         if not self._is_gone:
@@ -171,6 +158,9 @@ class Writer:
             "again and order managed proxies twice: check the accounts, and leave out of the fleet those "
             "that are done"
         )
+
+    def _lose(self, rows: Iterable[_Row]) -> None:
+        self._lost += [row[_ACCOUNT] for row in rows if len(row) > _ACCOUNT]
 
     def _lose_file(self) -> None:
         # SQLite still has the deleted file open and can count its rows.
@@ -198,7 +188,7 @@ class Writer:
             if cancelled is not None:
                 raise cancelled
         if self._failure is not None:
-            raise self._error(_listed(self._path, _account_ids(self._lost)))
+            raise self._error(_listed(self._path, self._lost))
 
     def end_run(self, *, interrupted: bool) -> None:
         """
@@ -248,19 +238,17 @@ class Writer:
     def _commit(self, rows: list[tuple[str | Insert, _Row]]) -> None:
         if not rows:
             return
-        if self._failure is not None:  # put while the commit that failed was under way
-            self._lost += [row for _, row in rows]
-            return
-        if _identity(self._path) != self._inode:
-            self._lost += [row for _, row in rows]
+        if self._failure is None and _identity(self._path) != self._inode:
             self._lose_file()
+        if self._failure is not None:  # or put while the commit that failed was under way
+            self._lose(row for _, row in rows)
             return
         try:
             with self._connection:
                 for statement in dict.fromkeys(statement for statement, _ in rows):
                     _execute(self._connection, statement, [row for other, row in rows if other is statement])
         except Exception as error:  # of SQLite, or for invalid text: the thread must go on to report it
-            self._lost += [row for _, row in rows]
+            self._lose(row for _, row in rows)
             self._failure = str(error)
             return
         self._commits += 1
@@ -303,10 +291,6 @@ def _listed(path: Path, accounts: list[str]) -> str:
     except RotationError as error:
         return f"{_sentence(accounts, _MOST_NAMED)} (there is no list of them: {error})"
     return f"{_sentence(accounts, _NAMED)}; all of them are listed in {path}"
-
-
-def _account_ids(lost: list[_Row]) -> list[str]:
-    return [row[_ACCOUNT] for row in lost if len(row) > _ACCOUNT]
 
 
 def _sentence(accounts: list[str], most: int) -> str:

@@ -6,8 +6,9 @@ light mode, dark mode and paper. Each chart is rendered twice, for wide and narr
 scaled-down drawing would be illegible.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final, TypeAlias
 
 from attrs import frozen
@@ -31,8 +32,9 @@ _COUNT: Final = {
     "tickCount": 3,
     "labelExpr": "format(datum.value, datum.value < 10 ? '~g' : ',')",
 }
+_BARS: Final[Spec] = {"type": "bar", "orient": "vertical"}
+_LABEL: Final[Spec] = {"type": "text", "align": "left", "color": "var(--ink)"}
 _STATES: Final = [State.FAILED.value, State.UNKNOWN.value, State.SKIPPED.value]
-_SCOPES: Final = [*(scope.value for scope in Scope), "none"]
 
 
 @frozen
@@ -59,12 +61,10 @@ def throughput(findings: Findings) -> Chart | None:
     states = {bar.state for bar in findings.bars}
     if State.PATCHED not in states:
         which = "None of them was patched."
+    elif len(states) > 1:
+        which = "Accounts that were not patched are shown below."
     else:
-        which = (
-            "Accounts that were not patched are shown below."
-            if len(states) > 1
-            else "All of them were patched."
-        )
+        which = "All of them were patched."
     description = f"Completed accounts per second, over time: at most {peak:,.1f}. {which}"
     return _chart(description, lambda width: _over_time(findings.bars, findings.step, width))
 
@@ -84,7 +84,7 @@ def errors(found: Iterable[ErrorCount]) -> Chart:
             "scope": error.scope or "none",
             "description": f"{_cut(error.error_type, 120)}: {error.accounts:,} accounts",
         }
-        for error in list(found)[:ERRORS_DRAWN]
+        for error in islice(found, ERRORS_DRAWN)
     ]
     description = "Accounts by error: " + "; ".join(str(row["description"]) for row in rows)
     return _chart(description, lambda width: _ranking(rows, width))
@@ -120,7 +120,7 @@ def _over_time(bars: Iterable[Bar], step: float, width: int) -> Spec:
             "height": height,
             "title": {"text": title, "anchor": "start", "frame": "group"},
             "transform": [{"filter": {"field": "state", "oneOf": states}}],
-            "mark": {"type": "bar", "orient": "vertical", "binSpacing": 0.5 if width < WIDE else 1},
+            "mark": _BARS | {"binSpacing": 0.5 if width < WIDE else 1},
             "encoding": {
                 "x": time,
                 "x2": {"field": "to"},
@@ -138,12 +138,8 @@ def _over_time(bars: Iterable[Bar], step: float, width: int) -> Spec:
         colours = [f"var(--{state})" for state in _STATES]
         height = 60 if parts else 150
         parts.append(bars_of(_STATES, colours, height, "accounts per second that were not patched"))
-    return {
-        "data": {"values": rows},
-        "vconcat": parts,
-        "spacing": 18,
-        "resolve": {"scale": {"color": "independent"}},
-    }
+    scale = {"color": "independent"}
+    return {"data": {"values": rows}, "vconcat": parts, "spacing": 18, "resolve": {"scale": scale}}
 
 
 def _distribution(found: Latency, width: int) -> Spec:
@@ -154,92 +150,75 @@ def _distribution(found: Latency, width: int) -> Spec:
     # Leave room for the labels of the two marks.
     edges = [min(found.buckets[0][0], found.p50 / 4), max(found.buckets[-1][1], found.p95 * 4)]
     digits = (1,) if width == NARROW else (1, 2, 5)
-    seconds = {
-        "field": "from",
-        "type": "quantitative",
-        "scale": {"type": "log", "domain": edges, "nice": False},
-        "axis": {
-            "title": None,
-            "grid": False,
-            "labelExpr": "format(datum.value, '~g') + ' s'",
-            "values": [digit * 10.0**n for n in range(-4, 7) for digit in digits],
+    ticks = [digit * 10.0**n for n in range(-4, 7) for digit in digits]
+    axis = {"title": None, "grid": False, "labelExpr": "format(datum.value, '~g') + ' s'", "values": ticks}
+    scale = {"type": "log", "domain": edges, "nice": False}
+    bars: Spec = {
+        "data": {"values": rows},
+        "mark": _BARS | {"binSpacing": 1, "color": "var(--accent)"},
+        "encoding": {
+            "x": {"field": "from", "type": "quantitative", "scale": scale, "axis": axis},
+            "x2": {"field": "to"},
+            "y": {"field": "accounts", "type": "quantitative", "axis": _COUNT},
+            "description": {"field": "description"},
         },
     }
-    marks = [(found.p50, f"p50 {found.p50:g} s"), (found.p95, f"p95 {found.p95:g} s")]
-    at = {"field": "at", "type": "quantitative"}
-    return {
-        "width": width,
-        "height": 150,
-        "layer": [
+    layers = [bars]
+    # The labels are on opposite sides, because the marks may be close together.
+    for name, second, align in (("p50", found.p50, "right"), ("p95", found.p95, "left")):
+        at = {"field": "at", "type": "quantitative"}
+        layers.append(
             {
-                "data": {"values": rows},
-                "mark": {"type": "bar", "orient": "vertical", "binSpacing": 1, "color": "var(--accent)"},
-                "encoding": {
-                    "x": seconds,
-                    "x2": {"field": "to"},
-                    "y": {"field": "accounts", "type": "quantitative", "axis": _COUNT},
-                    "description": {"field": "description"},
-                },
-            },
-            {
-                "data": {"values": [{"at": second, "mark": mark} for second, mark in marks]},
-                "mark": {"type": "rule", "color": "var(--ink)", "strokeDash": [3, 3]},
+                "data": {"values": [{"at": second, "mark": f"{name} {second:g} s"}]},
                 "encoding": {"x": at, "description": {"field": "mark"}},
-            },
-            *(
-                {
-                    "data": {"values": [{"at": second, "mark": mark}]},
-                    "mark": {"type": "text", "align": align, "color": "var(--ink)", "fontWeight": 600},
-                    "encoding": {"x": at, "y": {"value": -8}, "text": {"field": "mark"}},
-                }
-                # On opposite sides, because the marks may be close together.
-                for (second, mark), align in zip(marks, ("right", "left"), strict=True)
-            ),
-        ],
-    }
+                "layer": [
+                    {"mark": {"type": "rule", "color": "var(--ink)", "strokeDash": [3, 3]}},
+                    {
+                        "mark": _LABEL | {"align": align, "fontWeight": 600},
+                        "encoding": {"y": {"value": -8}, "text": {"field": "mark"}},
+                    },
+                ],
+            }
+        )
+    return {"width": width, "height": 150, "layer": layers}
 
 
 def _ranking(rows: list[Row], width: int) -> Spec:
     narrow = width == NARROW
-    position = {"field": "error", "type": "nominal", "sort": None, "title": None}
     # On a phone there is no space beside the bars, so put the names above them.
-    axis: Any = None if narrow else {"labelLimit": 300, "ticks": False, "domain": False}
-    bar: Spec = {"type": "bar", "height": 10, "yOffset": 8} if narrow else {"type": "bar", "height": 14}
+    axis = None if narrow else {"labelLimit": 300, "ticks": False, "domain": False}
+    offset = 8 if narrow else 0
     length = {"field": "accounts", "type": "quantitative", "axis": None}
-    ends = {"x": length, "y": position | {"axis": axis}}
-    colour = {
-        "field": "scope",
-        "scale": {
-            "domain": [*_SCOPES, "unknown"],
-            "range": [f"var(--{scope})" for scope in [*_SCOPES, "other"]],
-        },
-        "legend": None,
-    }
-    number = {
-        "type": "text",
-        "align": "left",
-        "dx": 6,
-        "yOffset": bar.get("yOffset", 0),
-        "color": "var(--ink)",
-    }
+    position = {"field": "error", "type": "nominal", "sort": None, "title": None, "axis": axis}
+    names = [*(scope.value for scope in Scope), "none", "unknown"]
+    colours = [f"var(--{name})" for name in [*names[:-1], "other"]]
+    scale = {"domain": names, "range": colours}
     layers: list[Spec] = [
-        {"mark": bar, "encoding": ends | {"color": colour, "description": {"field": "description"}}},
-        {"mark": number, "encoding": ends | {"text": {"field": "accounts", "format": ","}}},
+        {
+            "mark": {"type": "bar", "height": 10 if narrow else 14, "yOffset": offset},
+            "encoding": {
+                "color": {"field": "scope", "scale": scale, "legend": None},
+                "description": {"field": "description"},
+            },
+        },
+        {
+            "mark": _LABEL | {"dx": 6, "yOffset": offset},
+            "encoding": {"text": {"field": "accounts", "format": ","}},
+        },
     ]
     if narrow:
-        name = {"type": "text", "align": "left", "yOffset": -7, "color": "var(--ink)", "limit": NARROW}
-        layers.append(
-            {"mark": name, "encoding": {"x": {"value": 0}, "y": ends["y"], "text": {"field": "error"}}}
-        )
+        mark = _LABEL | {"yOffset": -7, "limit": NARROW}
+        layers.append({"mark": mark, "encoding": {"x": {"value": 0}, "text": {"field": "error"}}})
     return {
         "data": {"values": rows},
         "width": width - 60 if narrow else width - 250,
         "height": {"step": 36 if narrow else 24},
+        "encoding": {"x": length, "y": position},
         "layer": layers,
     }
 
 
-def _chart(description: str, spec: Any) -> Chart:
+def _chart(description: str, spec: Callable[[int], Spec]) -> Chart:
     return Chart(description, _draw(spec(WIDE)), _draw(spec(NARROW)))
 
 

@@ -15,18 +15,7 @@ from attrs import frozen
 
 from postpress_async.rotation._outcome import Outcome
 
-COLUMNS: Final = (
-    "line",
-    "account_id",
-    "state",
-    "error",
-    "attempts",
-    "seconds",
-    "instance",
-    "proxy",
-    "status",
-    "settled",
-)
+COLUMNS: Final = tuple("line account_id state error attempts seconds instance proxy status settled".split())
 """In the order of the page."""
 
 BUDGET: Final = 4_550_000
@@ -49,7 +38,7 @@ class Listing:
 
     packed: str
     rows: int
-    first: tuple[tuple[Any, ...], ...]
+    first: list[tuple[Any, ...]]
     complete: bool
 
 
@@ -59,22 +48,21 @@ def pack(outcomes: Iterable[Outcome], *, shown: int, budget: int = BUDGET) -> Li
     # 31 means a gzip header, for browsers. Z_FILTERED makes the result 5% smaller, because most of the
     # content is random ids.
     compressor = zlib.compressobj(9, zlib.DEFLATED, 31, strategy=zlib.Z_FILTERED)
-    parts = [compressor.compress(b"[")]
+    packed = compressor.compress(b"[")
     first: list[tuple[Any, ...]] = []
-    size, rows, complete = len(parts[0]), 0, True
+    rows, complete = 0, True
     while block := [_row(outcome) for outcome in islice(remaining, _BLOCK)]:
         text = ("," if rows else "") + json.dumps(list(zip(*block, strict=True)), separators=(",", ":"))
         trial = compressor.copy()
         part = trial.compress(text.encode("ascii")) + trial.flush(zlib.Z_SYNC_FLUSH)
         # Base64 encodes three bytes as four; 64 bytes are reserved for the end.
-        if (size + len(part) + 64) * 4 > budget * 3:
+        if (len(packed) + len(part) + 64) * 4 > budget * 3:
             complete = False
             break
-        compressor, size, rows = trial, size + len(part), rows + len(block)
-        parts.append(part)
+        compressor, packed, rows = trial, packed + part, rows + len(block)
         first += block[: shown - len(first)]
-    parts.append(compressor.compress(b"]") + compressor.flush())
-    return Listing(base64.b64encode(b"".join(parts)).decode("ascii"), rows, tuple(first), complete)
+    packed += compressor.compress(b"]") + compressor.flush()
+    return Listing(base64.b64encode(packed).decode("ascii"), rows, first, complete)
 
 
 def _row(outcome: Outcome) -> tuple[Any, ...]:

@@ -70,18 +70,18 @@ def _page(view: JournalView, now: float) -> str:
     )
     environment.filters |= {"n": "{:,}".format, "clock": _clock, "date": _date, "duration": duration}
     numbers = findings.numbers
+    sources = f"style-src {_hash(style)}; script-src {_hash(script)}"
     return environment.from_string(_text("page.html")).render(
         style=style,
         script=script,
-        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
-        "form-action 'none'",
+        policy=f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'",
         version=__version__,
         now=now,
         journal=str(view.path),
         status=_status(numbers),
         colour=_colour(numbers),
         advice=advice(str(view.path), numbers, seen=True),
-        states=_shares(numbers),
+        states=list(_shares(numbers)),
         facts=list(_facts(findings)),
         findings=findings,
         numbers=numbers,
@@ -108,16 +108,14 @@ def _colour(numbers: Statistics) -> str:
     return "unknown"
 
 
-def _shares(numbers: Statistics) -> list[tuple[str, int, float, float]]:
+def _shares(numbers: Statistics) -> Iterator[tuple[str, int, float, float]]:
     """For each state, and for accounts without one: name, accounts, start and width of the bar in percent."""
     parts = [(state.value, numbers.states[state]) for state in State]
-    parts.append(("not completed", numbers.accounts - numbers.states.total()))
-    rows, start = [], 0.0
-    for name, accounts in parts:
+    start = 0.0
+    for name, accounts in [*parts, ("not completed", numbers.accounts - numbers.states.total())]:
         width = 100 * accounts / max(1, numbers.accounts)
-        rows.append((name, accounts, start, width))
+        yield name, accounts, start, width
         start += width
-    return rows
 
 
 def _facts(findings: Findings) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ import pytest
 
 from postpress_async import CustomProxy, PostPressSession
 from postpress_async.errors import JournalError
-from postpress_async.rotation import Journal
+from postpress_async.rotation import Journal, State
 from postpress_async.sandbox import Sandbox
 from postpress_async.secret import Secret
 from tests.support.journals import outcome, write
@@ -87,3 +87,16 @@ async def test_journal_has_no_key_that_could_be_read_or_guessed_fast(journal) ->
 
     assert [len(value) for value in hashes] == [32, 32]
     assert hashes[0] != hashes[1]
+
+
+async def test_wrong_new_key_is_detected_although_another_one_has_worked(sandbox, journal) -> None:
+    """Few accounts are left, and all of them are refused: that is about the key, not about them."""
+    await rotate(sandbox, journal, "pp_old", limit=2)
+    sandbox.server.api_key = "pp_new"
+
+    async with PostPressSession("pp_mistyped", base_url=sandbox.url) as session:
+        async with session.rotate(CHANGES, journal=journal, accept_new_key=True) as rotation:
+            await rotation.run()
+
+    assert rotation.summary.key_refused
+    assert +rotation.summary.states == {State.PATCHED: 2, State.SKIPPED: 3}

@@ -287,7 +287,7 @@ async def test_assignment_of_an_account_in_doubt_reads_as_unknown(path: Path) ->
 
     assert in_doubt
     assert len(assigned) == FLEET
-    assert {name for name, entry in assigned.items() if entry.state is State.UNKNOWN} == in_doubt
+    assert {name for name, entry in assigned.items() if entry.state == State.UNKNOWN} == in_doubt
     assert {assigned[name].assignment for name in in_doubt} == {"u@p1:80"}
 
 

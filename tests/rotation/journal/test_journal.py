@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from postpress_async import Outcome, errors
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation import Journal, State
+from postpress_async.rotation._outcome import failed_outcome, patched_outcome
 from postpress_async.rotation.journal import row_of
 
 
@@ -34,7 +35,7 @@ def states(path: Path) -> dict[str, int]:
 async def test_closing_the_journal_writes_all_outcomes_to_the_disk(path) -> None:
     journal = Journal.open(path)
     for ordinal in range(500):
-        journal.record(Outcome.patched(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
+        journal.record(patched_outcome(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
     await journal.aclose()
 
     assert states(path) == {"patched": 500}
@@ -46,9 +47,9 @@ async def test_every_row_is_written_however_many_one_statement_takes(path, count
     """Rows are put together in statements of several sizes: none is left over, and none is another's."""
     refused = errors.ApiError.of(400, errors.Problem("errors/invalid_parameters", instance="req_1"))
     written = [
-        Outcome.patched(ordinal, None, f"acc_{ordinal}", 1 + ordinal % 3, ordinal / 7, f"label {ordinal}")
+        patched_outcome(ordinal, None, f"acc_{ordinal}", 1 + ordinal % 3, ordinal / 7, f"label {ordinal}")
         if ordinal % 3
-        else Outcome.failed(ordinal, ordinal + 2, f"acc_{ordinal}", refused, ordinal / 7)
+        else failed_outcome(ordinal, ordinal + 2, f"acc_{ordinal}", refused, ordinal / 7)
         for ordinal in range(count)
     ]
     journal = Journal.open(path)
@@ -65,7 +66,7 @@ async def test_every_row_is_written_however_many_one_statement_takes(path, count
 async def test_it_can_be_read_while_it_is_written(path) -> None:
     """`status` from another terminal must not wait for the night to end."""
     journal = Journal.open(path)
-    journal.record(Outcome.patched(0, 2, "acc_1", 1, 0.1))
+    journal.record(patched_outcome(0, 2, "acc_1", 1, 0.1))
     await journal.keep_generation(0, 1)  # returns once all before it is committed
 
     assert states(path) == {"patched": 1}
@@ -82,7 +83,7 @@ async def test_a_later_outcome_takes_the_place_of_an_earlier_one(path) -> None:
     """One row for each account: what was skipped or unknown is sent again."""
     journal = Journal.open(path)
     journal.record(Outcome(0, None, "acc_1", State.SKIPPED, applied=errors.Applied.NO))
-    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
     await journal.aclose()
 
     assert states(path) == {"patched": 1}
@@ -96,7 +97,7 @@ async def test_attempts_of_an_account_add_up_over_the_runs(path) -> None:
         )
         await journal.aclose()
     journal = Journal.open(path)
-    journal.record(Outcome.patched(0, None, "acc_1", 3, 0.1))
+    journal.record(patched_outcome(0, None, "acc_1", 3, 0.1))
     await journal.aclose()
 
     with closing(sqlite3.connect(path)) as connection:
@@ -107,10 +108,10 @@ async def test_attempts_of_an_account_add_up_over_the_runs(path) -> None:
 async def test_attempts_of_an_account_that_failed_are_counted_when_it_is_sent_again(path) -> None:
     refused = errors.ApiError.of(400, errors.Problem("errors/invalid_parameters", instance="req_1"))
     journal = Journal.open(path)
-    journal.record(Outcome.failed(0, None, "acc_1", refused, 0.1, earlier=2))
+    journal.record(failed_outcome(0, None, "acc_1", refused, 0.1, earlier=2))
     await journal.aclose()
     journal = Journal.open(path, on_failed="retry")
-    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
     await journal.aclose()
 
     with closing(sqlite3.connect(path)) as connection:
@@ -119,7 +120,7 @@ async def test_attempts_of_an_account_that_failed_are_counted_when_it_is_sent_ag
 
 async def test_it_remembers_run_entries_and_generations(path) -> None:
     journal = Journal.open(path)
-    journal.record(Outcome.patched(3, None, "acc_3", 1, 0.1))
+    journal.record(patched_outcome(3, None, "acc_3", 1, 0.1))
     journal.record(Outcome(5, None, "acc_5", State.UNKNOWN, 1, applied=errors.Applied.UNKNOWN, elapsed=0.1))
     await journal.keep_generation(5, 2)
     await journal.aclose()
@@ -139,6 +140,7 @@ async def test_a_shorter_input_makes_no_journal_shorter(path) -> None:
     """A wrong one is refused at its first row, and the journal still tells how many accounts it is of."""
     for total in (2000, 1000):
         journal = Journal.open(path)
+        journal.record(patched_outcome(0, 2, "acc_0", 1, 0.1))
         journal.begin(total)
         await journal.aclose()
 
@@ -150,7 +152,7 @@ async def test_a_shorter_input_makes_no_journal_shorter(path) -> None:
 async def test_a_journal_that_another_program_has_locked_is_not_replaced(path, monkeypatch) -> None:
     """With another journal, the accounts that are recorded in this one would be sent again."""
     journal = Journal.open(path)
-    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1))
+    journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
     await journal.aclose()
     lock = sqlite3.connect(path, isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
@@ -248,9 +250,9 @@ async def test_outcomes_queued_during_a_failed_commit_are_reported_too(path, mon
         goes_on.wait()
 
     monkeypatch.setattr("postpress_async.rotation.journal._writer._identity", deleted)
-    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
     await asyncio.to_thread(begun.wait)
-    journal.record(Outcome.patched(1, None, "acc_2", 1, 0.1))
+    journal.record(patched_outcome(1, None, "acc_2", 1, 0.1))
     goes_on.set()
 
     with pytest.raises(JournalNotWritableError, match=r"2 accounts could not be recorded \(acc_1, acc_2\)"):
@@ -263,12 +265,12 @@ async def test_failed_commit_is_reported_and_no_more_outcomes_are_accepted(path)
     breaker = sqlite3.connect(path)
     breaker.execute("DROP TABLE outcomes")
     breaker.close()
-    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
 
     with pytest.raises(JournalNotWritableError, match=r"1 account could not be recorded \(acc_1\)"):
         await journal.keep_generation(0, 1)
     with pytest.raises(JournalNotWritableError):
-        journal.record(Outcome.patched(1, None, "acc_2", 1, 0.1))
+        journal.record(patched_outcome(1, None, "acc_2", 1, 0.1))
     with pytest.raises(JournalNotWritableError, match=r"2 accounts could not be recorded \(acc_1, acc_2\)"):
         await journal.aclose()
     await asyncio.to_thread(lambda: None)
@@ -278,7 +280,7 @@ async def test_failed_commit_is_reported_and_no_more_outcomes_are_accepted(path)
 async def test_full_disk_error_lists_unrecorded_outcomes_and_keeps_the_recorded(path) -> None:
     """SQLite's own word for it; who waits for a commit is woken, and the rows before it are whole."""
     journal = Journal.open(path)
-    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1))
+    journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
     await journal.keep_generation(0, 1)
     [(pages,)] = journal._writer._connection.execute("PRAGMA page_count")
     journal._writer._connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -287,7 +289,7 @@ async def test_full_disk_error_lists_unrecorded_outcomes_and_keeps_the_recorded(
         for ordinal in range(
             1, 2_000
         ):  # on a slow machine the first of them are refused before the last come
-            journal.record(Outcome.patched(ordinal, None, f"acc_{ordinal}", 1, 0.1))
+            journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
         await journal.keep_generation(1, 1)
 
     with pytest.raises(
@@ -307,7 +309,7 @@ async def test_full_disk_error_lists_unrecorded_outcomes_and_keeps_the_recorded(
 async def test_writer_thread_survives_any_error_of_a_commit(path) -> None:
     """Half of a surrogate pair is a text that SQLite cannot have; nothing may look as if it were recorded."""
     journal = Journal.open(path)
-    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1, "a label\ud800"))
+    journal.record(patched_outcome(0, None, "acc_0", 1, 0.1, "a label\ud800"))
 
     with pytest.raises(JournalNotWritableError, match=r"surrogates not allowed; .* recorded \(acc_0\)"):
         await asyncio.wait_for(journal.keep_generation(0, 1), 10)
@@ -320,7 +322,7 @@ async def test_a_journal_that_is_deleted_under_way_is_noticed(path) -> None:
     """It would still take every row, and nobody could ever read one."""
     journal = Journal.open(path)
     path.unlink()
-    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
 
     with pytest.raises(JournalError, match="deleted or replaced"):
         await journal.aclose()
@@ -340,7 +342,7 @@ async def test_it_waits_for_the_disk_when_that_is_far_behind(path) -> None:
     """Memory stays bounded: at most some thousand rows wait."""
     journal = Journal.open(path)
     for ordinal in range(20_000):
-        journal.record(Outcome.patched(ordinal, None, f"acc_{ordinal}", 1, 0.1))
+        journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
         await journal.room()
     await journal.aclose()
 
@@ -357,7 +359,7 @@ def test_a_damaged_journal_is_recovered_or_refused_in_a_sentence(tmp_path_factor
     async def write() -> None:
         journal = Journal.open(path, digest=b"input")
         for ordinal in range(50):
-            journal.record(Outcome.patched(ordinal, None, f"acc_{ordinal}", 1, 0.1))
+            journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
         await journal.aclose()
 
     async def read() -> list[str]:
@@ -387,7 +389,7 @@ def killed(tmp_path_factory) -> tuple[bytes, bytes]:
     async def main() -> tuple[bytes, bytes]:
         journal = Journal.open(path, digest=b"input")
         for ordinal in range(50):
-            journal.record(Outcome.patched(ordinal, None, f"acc_{ordinal}", 1, 0.1))
+            journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
             if ordinal % 10 == 9:
                 await journal.keep_generation(ordinal, 1)
         left = path.read_bytes(), path.with_name("run.sqlite3-wal").read_bytes()
@@ -452,9 +454,9 @@ async def test_outcomes_queued_while_a_commit_failed_are_reported_too(path, monk
         commit(rows)
 
     monkeypatch.setattr(journal._writer, "_commit", slowly)
-    journal.record(Outcome.patched(0, None, "acc_1", 1, 0.1))
+    journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
     await asyncio.to_thread(begun.wait, 10)
-    journal.record(Outcome.patched(1, None, "acc_2", 1, 0.1))
+    journal.record(patched_outcome(1, None, "acc_2", 1, 0.1))
     go_on.set()
 
     with pytest.raises(JournalNotWritableError, match=r"2 accounts could not be recorded \(acc_1, acc_2\)"):
@@ -488,7 +490,7 @@ async def test_counts_of_a_run_are_recorded_when_it_ends_and_removed_when_it_res
         return None if recorded is None else str(recorded)
 
     journal = Journal.open(path, total=2)
-    journal.record(Outcome.patched(0, 2, "acc_0", 3, 0.1))
+    journal.record(patched_outcome(0, 2, "acc_0", 3, 0.1))
     await journal.aclose()
     assert counts() == '[["patched", 1, 3]]'
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from postpress_async import AccountPatched, ManagedProxy, Outcome, Rotation
+from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt
 from postpress_async.rotation import Journal, Row, State
+from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import _writer
 from postpress_async.rotation.journal._reading import JournalView
 from tests.support.journals import Run, outcome
@@ -55,6 +56,7 @@ async def until(holds: Callable[[], bool]) -> None:
 # --- The lock ---
 
 
+@pytest.mark.slow
 async def test_second_run_under_another_name_is_refused(path, tmp_path) -> None:
     """Two runs under two hard links would write two logs for one file, and damage it."""
     journal = Journal.open(path)
@@ -68,6 +70,7 @@ async def test_second_run_under_another_name_is_refused(path, tmp_path) -> None:
     await journal.aclose()
 
 
+@pytest.mark.slow
 async def test_lock_does_not_depend_on_a_file_beside_the_journal(path, tmp_path) -> None:
     journal = Journal.open(path)
     for beside in set(tmp_path.iterdir()) - {path, Path(f"{path}-wal"), Path(f"{path}-shm")}:
@@ -77,6 +80,7 @@ async def test_lock_does_not_depend_on_a_file_beside_the_journal(path, tmp_path)
     await journal.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has locks that outlive another descriptor")
 async def test_lock_outlives_a_copy_that_the_program_makes_of_its_journal(path, tmp_path) -> None:
     """Closing a file releases the process's POSIX locks on it."""
@@ -109,6 +113,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 def test_forked_child_does_not_hold_the_lock_of_its_dead_parent(path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", _FORKS, str(path)], stdout=subprocess.PIPE)
@@ -133,6 +138,7 @@ async def test_journal_with_two_names_is_refused(path, tmp_path) -> None:
         Journal.open(path)
 
 
+@pytest.mark.slow
 def test_run_killed_under_one_name_is_not_resumed_under_another(path, tmp_path) -> None:
     other = tmp_path / "other.sqlite3"
     with Run(path):
@@ -161,6 +167,7 @@ async def test_file_copied_without_its_log_is_refused(path, tmp_path, recorded) 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["copy.sqlite3", "run.sqlite3"]
 
 
+@pytest.mark.slow
 async def test_empty_log_in_place_of_a_lost_one_leaves_each_account_in_doubt(path) -> None:
     """The way out that the refusal names."""
     with Run(path):
@@ -173,6 +180,7 @@ async def test_empty_log_in_place_of_a_lost_one_leaves_each_account_in_doubt(pat
         await journal.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log", [b"", b"not a log of SQLite's" * 10], ids=["empty", "another file's"])
 async def test_rows_that_were_skipped_before_a_lost_log_are_in_doubt_under_their_keys(path, log) -> None:
     """The lost commits may say that they were sent since; a renewed key would order a second proxy."""
@@ -196,6 +204,7 @@ async def test_rows_that_were_skipped_before_a_lost_log_are_in_doubt_under_their
     await journal.aclose()
 
 
+@pytest.mark.slow
 async def test_killed_journal_that_another_program_folded_is_resumed(path) -> None:
     """The sqlite3 shell deletes the -wal of a dead run once all of it is in the file."""
     with Run(path):
@@ -209,6 +218,7 @@ async def test_killed_journal_that_another_program_folded_is_resumed(path) -> No
     await journal.aclose()
 
 
+@pytest.mark.slow
 async def test_killed_journal_that_was_refused_for_another_reason_is_resumed_later(path) -> None:
     """Such as another fleet: that refusal closes the database, too."""
     await Journal.open(path, digest=b"one input").aclose()
@@ -419,7 +429,7 @@ async def test_commit_begins_when_half_of_what_is_in_flight_waits_for_it(
 async def test_commit_begins_at_once_if_it_is_waited_for(path, monkeypatch) -> None:
     monkeypatch.setattr(_writer, "COMMIT_EVERY", 3_600.0)
     journal = Journal.open(path)
-    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1))
+    journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
 
     await asyncio.wait_for(journal.keep_generation(0, 1), 10)
 

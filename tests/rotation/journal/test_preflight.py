@@ -1,5 +1,7 @@
 """What a dry run knows of a journal: all that would stop the real one, and nothing is written for it."""
 
+import errno
+import json
 import os
 import sqlite3
 import sys
@@ -150,9 +152,24 @@ def test_read_only_folder_is_reported_by_the_dry_run(folder, run, monkeypatch) -
 
     code, _, message = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
 
-    assert (code, message) == (
-        3,
-        f"postpress-async: {JOURNAL} cannot be written (Permission denied): name another journal\n",
+    expected = (
+        "cannot be written (Permission denied): name another journal, in a folder that you may write to"
+    )
+    assert (code, message) == (3, f"postpress-async: {JOURNAL} {expected}\n")
+
+
+def test_journal_without_permissions_is_not_replaced_by_another_one(folder, run, monkeypatch) -> None:
+    """In another journal, no account would be completed, and all would be sent again."""
+    run("rotate", "fleet.csv", "--sandbox")
+
+    def refused(*_: object) -> JournalFile:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(JournalFile, "open", refused)
+
+    assert run("rotate", "fleet.csv", "--sandbox")[2] == (
+        f"postpress-async: {JOURNAL} cannot be written (Permission denied): "
+        "correct its permissions or its disk, then run the same command again\n"
     )
 
 
@@ -166,6 +183,23 @@ def test_a_dry_run_after_a_run_writes_nothing_beside_the_journal(folder, run) ->
     assert code == 0
     assert f"4 of them are completed in {JOURNAL}; 6 would be sent" in output
     assert files(folder) == before
+
+
+def test_a_dry_run_says_what_is_new_in_an_edited_input(folder, run) -> None:
+    run("rotate", "fleet.csv", "--sandbox", "--limit", "4")
+    write_fleet(folder, 13)
+    appended = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
+    lines = (folder / "fleet.csv").read_text().splitlines(keepends=True)
+    (folder / "fleet.csv").write_text("".join([lines[0], *lines[2:]]))
+    removed = run("rotate", "fleet.csv", "--sandbox", "--dry-run", "--json")
+
+    assert "the input was edited since the last run: 3 rows more\n" in appended[1]
+    assert "4 of them are completed" in appended[1]
+    fields = json.loads(removed[1])
+    assert fields["input_edit"] == (
+        "row 1 is another account: acc_1 instead of acc_0; 1 account removed; 3 rows more"
+    )
+    assert (fields["settled"], fields["to_send"]) == (3, 9)
 
 
 def test_a_dry_run_of_what_failed_knows_that_it_is_sent_again(folder, run) -> None:

@@ -63,6 +63,22 @@ def test_each_account_gets_what_it_had(tmp_path) -> None:
     assert (found.selection.text, found.selection.run) == ("rollback to run 1", 3)
 
 
+def test_account_with_a_session_of_a_template_cannot_go_back(tmp_path) -> None:
+    """The journal has the template's text, and not how often the account had failed over."""
+    gateway = CustomProxy(
+        host="gw.example.net", port=7777, username="c-{account_id}-{try}", password="hunter2"
+    )
+    label = PooledProxy.of(gateway).label
+    night = write_runs(tmp_path / "j", patched(label, P0), patched(P1, P1))
+
+    found = plan(night, 1, [*PROXIES, gateway])
+
+    assert list(found.changes) == ["acc_000001"]
+    assert [str(account) for account in found.left_behind] == [
+        f"acc_000000: the journal does not know which session of {label} it had: rotate it instead"
+    ]
+
+
 @pytest.mark.parametrize(
     ("assignment", "change"),
     [

@@ -1,6 +1,7 @@
 """Journals of version 1, one rotation each, as the last release that wrote them left them."""
 
 import csv
+import hashlib
 import io
 import json
 import sqlite3
@@ -14,11 +15,13 @@ from click.testing import CliRunner
 
 from postpress_async import AccountPatched
 from postpress_async._cli import cli
+from postpress_async.errors import JournalError
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Fleet, Halt, Journal, ProxyPool, Rotation, RotationSummary
 from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._input import RotationInput
 from postpress_async.rotation._row_keys import RowKeys
+from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._schema import APPLICATION_ID
 from postpress_async.rotation.journal._tables import MIGRATION
 from tests.support import DATA
@@ -33,6 +36,13 @@ STATES: Final = {
 }
 HISTORY: Final = {"finished": "complete", "halted": "halted", "killed": "killed"}
 TOKEN_OF_KILLED: Final = "403101b29418bfad62b5ba0c"
+SCRYPT: Final = hashlib.scrypt
+
+
+@pytest.fixture(autouse=True)
+def _hashes_as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journals' hashes are not cheap ones of `tests.conftest`."""
+    monkeypatch.setattr(hashlib, "scrypt", SCRYPT)
 
 
 @pytest.fixture
@@ -76,9 +86,9 @@ async def rotate(path: Path, **options: Any) -> tuple[RotationSummary, dict[str,
 
     pool = ProxyPool.read("proxies.txt")
     with Fleet.open("fleet.csv", pooled=True) as fleet:
-        changes = RotationInput.of(fleet, pooled=True)
+        changes = RotationInput.of(fleet, pooled=True).only(Selection.of(options.pop("on", ())))
         options = {"on_unknown": "retry", "on_failed": "report", **options}
-        opener = changes.journal_opener(path, target="this machine", pool=pool, **options)
+        opener = changes.journal_opener(path, target="this machine", pools={None: pool}, **options)
         halt = Halt(failures="never")
         rotation = Rotation(
             update, changes.rows, in_flight=3, journal=opener, finite=True, total=12, halt=halt, pool=pool
@@ -155,6 +165,27 @@ async def test_finished_run_is_left_alone_until_a_new_one_is_due(make) -> None:
     assert first["states"] == STATES["finished"]
     assert second["states"] == {"patched": 12}
     assert command("history", JOURNAL, "acc_05").count("\n") == 2
+
+
+async def test_accounts_on_a_proxy_of_its_run_are_moved(make) -> None:
+    path = make("finished")
+    lines = csv.reader(io.StringIO(command("export", JOURNAL, "--assignments")))
+    there = [account for account, assignment, *_ in lines if "@p1.example.net:" in assignment]
+
+    _, keys = await rotate(path, on=["p1.example.net"])
+
+    assert 0 < len(there) < len(ACCOUNTS)
+    assert sorted(keys) == there
+    assert version(path) == 2
+    _, second = (json.loads(line) for line in command("history", JOURNAL, "--json").splitlines())
+    assert (second["selection"], second["states"]) == ("accounts on p1.example.net", {"patched": len(there)})
+
+
+async def test_its_killed_run_is_finished_before_accounts_are_moved(make) -> None:
+    path = make("killed")
+
+    with pytest.raises(JournalError, match="unfinished run"):
+        await rotate(path, on=["p1.example.net"])
 
 
 def statements() -> list[str]:

@@ -11,8 +11,9 @@ import pytest
 from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt, ProxyChange
-from postpress_async.rotation import Journal, Outcome, Row, State
+from postpress_async.rotation import Journal, Row, State
 from postpress_async.rotation._account_task import AccountTask
+from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._watermark import SendWatermark
@@ -132,7 +133,7 @@ async def test_a_run_that_ended_well_leaves_nothing_in_doubt(path: Path) -> None
 async def test_a_close_that_is_cancelled_leaves_nothing_in_doubt(path: Path) -> None:
     """A second Ctrl-C while the last rows are committed: they are, and the next run may believe them."""
     journal = Journal.open(path)
-    journal.record(Outcome.patched(0, None, "acc_0", 1, 0.1))
+    journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
     closing_ = asyncio.create_task(journal.aclose())
     await asyncio.sleep(0)
     closing_.cancel()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from postpress_async import CustomProxy
 from postpress_async.errors import FleetError
-from postpress_async.rotation._pool._proxy_list import ListedProxy, RefusedLine, read_lines, read_list
+from postpress_async.rotation._pool._proxy_list import ListedProxy, RefusedLine, read_lines, read_lists
 from tests.support import DATA
 
 LIST = DATA / "proxies.txt"
@@ -49,24 +49,22 @@ def refusal_of(*lines: str) -> RefusedLine:
 
 @pytest.fixture(scope="module")
 def sellers_list() -> dict[int, ListedProxy | RefusedLine]:
-    listed = read_list(LIST)
+    listed = read_lists([(None, LIST)], skip_bad=True)
     items: list[ListedProxy | RefusedLine] = [*listed.proxies, *listed.refused]
     return {item.line: item for item in items}
 
 
-@pytest.mark.parametrize("expected", EXPECTED, ids=lambda expected: f"line {expected['line']}")
-def test_a_line_of_a_sellers_list_is_what_it_is(
-    sellers_list: dict[int, ListedProxy | RefusedLine], expected: dict[str, Any]
+def test_each_line_of_a_sellers_list_is_what_it_is(
+    sellers_list: dict[int, ListedProxy | RefusedLine],
 ) -> None:
     """Each line of a real list, in any of its forms, is the proxy meant or is refused in these words."""
-    item = sellers_list[expected["line"]]
+    for expected in EXPECTED:
+        item, proxy = sellers_list[expected["line"]], expected["proxy"]
 
-    if reason := expected["proxy"].get("bad"):
-        assert isinstance(item, RefusedLine)
-        assert item.reason == reason
-    else:
-        assert isinstance(item, ListedProxy)
-        assert item.proxy == CustomProxy(**expected["proxy"])
+        if isinstance(item, RefusedLine):
+            assert (item.line, item.reason) == (expected["line"], proxy.get("bad"))
+        else:
+            assert (item.line, item.proxy) == (expected["line"], CustomProxy(**proxy))
 
 
 def test_comments_and_blank_lines_of_a_list_give_no_proxy(
@@ -153,7 +151,7 @@ def test_a_line_that_may_be_either_form_is_refused(line: str) -> None:
         ("h.example:65536:u:p@w", "port", "port out of range"),
         ("h.example:8O80:u:p", "port", "port not an integer"),
         ("h.example::u:p", "port", "port missing"),
-        ("u:p:h.example:80", "port", "port not an integer"),
+        ("u:p:h.example:80", None, "form unknown"),
         ("h.example:٨٠:u:p", "port", "port not an integer"),
         ("h.example:80:u", "password", "password missing"),
         (":80", "host", "host missing"),
@@ -176,6 +174,26 @@ def test_bad_line_is_reported_with_number_field_and_reason(line: str, field: str
 
     assert (refusal.line, refusal.column, refusal.reason) == (2, field, reason)
     assert refusal.advice
+
+
+@pytest.mark.parametrize(
+    ("line", "form"),
+    [
+        ("http://gw.example:8000:user:pw", "SCHEME://user:password@host:port, or host:port:user:password"),
+        ("socks5://[2001:db8::1]:8000:user:p@ss", "SCHEME://user:password@host:port"),
+        ("http://gw:8000:user:pw", "SCHEME://user:password@host:port"),
+        ("user:pw:gw.example:8000", "write user:password@host:port"),
+        ("gw.example:8000@user:pw", "write user:password@host:port"),
+        ("gw.example 8000 user pw", "put colons between the parts: host:port:user:password"),
+        ("192.0.2.1;8000;user;pw", "put colons between the parts"),
+        ("192.0.2.1:8000 user:pw", "write host:port:user:password"),
+    ],
+)
+def test_wrong_line_names_the_form_that_was_probably_meant(line: str, form: str) -> None:
+    refusal = refusal_of(line)
+
+    assert (refusal.column, refusal.reason) == (None, "form unknown")
+    assert form in refusal.advice
 
 
 def test_a_refusal_reads_as_a_sentence() -> None:
@@ -237,6 +255,8 @@ def test_a_table_is_read_by_its_header(lines: list[str]) -> None:
         "proxy_type;proxy_ip;proxy_port;proxy_login;proxy_pass",
         "Protocol,Hostname,Port Number,User,pwd",
         "protocol,server,port,user name,passwd",
+        "Protocols,Endpoint,Proxy Port,usr,psw",
+        "proxy type,gateway,port,auth user,auth password",
     ],
 )
 def test_a_table_is_read_by_the_names_that_sellers_use(header: str) -> None:
@@ -320,7 +340,7 @@ def test_a_byte_order_mark_and_any_line_end_are_read_over(tmp_path: Path, end: s
     path = tmp_path / "list.txt"
     path.write_bytes(end.join(["\ufeffh.example:80:u:p", "", "bad"]).encode())
 
-    listed = read_list(path)
+    listed = read_lists([(None, path)], skip_bad=True)
 
     assert [entry.line for entry in listed.proxies] == [1]
     assert [refusal.line for refusal in listed.refused] == [3]
@@ -330,7 +350,7 @@ def test_a_list_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> No
     """Lists come from a seller's API, by way of curl."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfh.example:80\n")))
 
-    listed = read_list("-")
+    listed = read_lists([(None, "-")])
 
     assert [entry.proxy for entry in listed.proxies] == [CustomProxy(host="h.example", port=80)]
     assert listed.refused == []
@@ -343,7 +363,7 @@ def test_a_list_that_is_no_text_is_one_clear_error(tmp_path: Path, content: byte
     path.write_bytes(content)
 
     with pytest.raises(FleetError, match="UTF-8") as caught:
-        read_list(path)
+        read_lists([(None, path)])
 
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
@@ -351,14 +371,14 @@ def test_a_list_that_is_no_text_is_one_clear_error(tmp_path: Path, content: byte
 def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
     """A wrong path is the likeliest mistake."""
     with pytest.raises(FleetError, match=r"list\.txt"):
-        read_list(tmp_path / "list.txt")
+        read_lists([(None, tmp_path / "list.txt")])
 
 
 @pytest.mark.parametrize("form", ["u:{}@h.example:80", "http://u:{}@h.example:80", "h.example:80:u:{}"])
 def test_a_proxy_given_for_a_path_is_not_shown(form: str) -> None:
     """The error of a file names it, and here the name holds the password."""
     with pytest.raises(FleetError, match="not a proxy") as caught:
-        read_list(form.format(PASSWORD))
+        read_lists([(None, form.format(PASSWORD))])
 
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 

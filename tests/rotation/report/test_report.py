@@ -153,7 +153,7 @@ def test_findings_agree_with_the_journal(night) -> None:
 
 def test_a_proxy_whose_accounts_all_went_on_to_another_is_ranked_too(night) -> None:
     """The dead ones of the list are what the seller is to hear of, and no account ended on them."""
-    change(night, "INSERT INTO proxies VALUES ('line 9', 7, 1.0), ('line 2', 6, NULL)")
+    change(night, "INSERT INTO proxies VALUES ('line 9', 7, 1.0, 2.0), ('line 2', 6, NULL, NULL)")
 
     found = findings(night)
 
@@ -171,7 +171,7 @@ def test_proxies_that_failed_alike_stand_in_the_order_of_their_list(path) -> Non
     proxy = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502}
     labels = [f"line {n} p{n}.example.net:80" for n in (10, 2, 100, 1, 20)]
     write(path, [outcome(n, State.FAILED, assignment=label, **proxy) for n, label in enumerate(labels)])
-    change(path, "INSERT INTO proxies VALUES ('line 30 p30.example.net:80', 2, 1.0)")
+    change(path, "INSERT INTO proxies VALUES ('line 30 p30.example.net:80', 2, 1.0, 2.0)")
 
     assert [found.proxy.split()[1] for found in findings(path).proxies] == ["30", "1", "2", "10", "20", "100"]
 
@@ -179,7 +179,7 @@ def test_proxies_that_failed_alike_stand_in_the_order_of_their_list(path) -> Non
 def test_invalid_label_is_reported_in_a_sentence(path) -> None:
     """Whatever a disk made of it: it is compared with the others before it is read."""
     write(path, [outcome(0), outcome(1)])
-    change(path, "INSERT INTO proxies VALUES (x'ff', 2, 1.0), ('line 1', 2, 1.0)")
+    change(path, "INSERT INTO proxies VALUES (x'ff', 2, 1.0, 2.0), ('line 1', 2, 1.0, 2.0)")
 
     with pytest.raises(JournalError, match="is damaged"):
         findings(path)

@@ -1,0 +1,207 @@
+"""``postpress-async proxies check``: find out which proxies of a list work."""
+
+import asyncio
+import csv
+import io
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import rich.progress
+from attrs import asdict
+from rich.console import Console
+from yarl import URL
+
+from postpress_async._cli import exit_codes, options
+from postpress_async._cli.command import Command, Commands, option
+from postpress_async._cli.inputs import report_lists
+from postpress_async._cli.output import aligned, counted, write_stderr
+from postpress_async._settings import read_base_url
+from postpress_async.errors import ConfigurationError
+from postpress_async.models import ProxyProtocol
+from postpress_async.rotation import PooledProxy
+from postpress_async.rotation._atomic_write import atomic_write
+from postpress_async.rotation._pool._proxy_list import read_lists
+
+if TYPE_CHECKING:
+    from postpress_async.rotation._pool._check import CheckedProxy, ProxyChecker
+
+_EXIT_CODES: Final = """\b
+Exit codes:
+  0    All proxies work.
+  1    Some proxies do not work, or some lines are invalid.
+  2    The command line or a list is invalid, and nothing was checked.
+  130  The check was interrupted by Ctrl-C or SIGTERM."""
+
+_MAX_THREADS: Final = 256  # in which host names are resolved
+
+
+@click.group(cls=Commands, short_help="Check lists of proxies.")
+def proxies() -> None:
+    """Check lists of proxies."""
+
+
+@proxies.command(cls=Command, short_help="Find out which proxies of a list work.", epilog=_EXIT_CODES)
+@click.argument("lists", metavar="LIST...", nargs=-1, required=True, type=options.FILE)
+@option(
+    "--protocol",
+    type=click.Choice([protocol.value for protocol in ProxyProtocol]),
+    default="http",
+    help="Protocol of the proxies whose line names none. http: HTTP CONNECT. https: HTTP CONNECT within TLS "
+    "to the proxy, whose certificate is checked. socks5: SOCKS version 5.",
+)
+@option(
+    "--echo-url",
+    type=URL,
+    metavar="URL",
+    help="URL of a service of yours that responds with its client's IP address. It is requested through each "
+    "proxy to show the address from which the proxy connects. By default, each proxy is only asked for a "
+    "connection to the host of the PostPress API, and nothing is sent through it.",
+)
+@option(
+    "--in-flight",
+    type=click.IntRange(1),
+    metavar="N",
+    default=200,
+    help="Maximum number of proxies that are checked at the same time.",
+)
+@option(
+    "--deadline",
+    type=options.duration,
+    metavar="DURATION",
+    default="10s",
+    help="Maximum duration of the check of one proxy.",
+)
+@option(
+    "--write",
+    type=click.Path(),
+    metavar="FILE",
+    help="CSV file to write the proxies that work to, with their passwords; only you can read it. An "
+    "existing file is not overwritten.",
+)
+@option("--json", "as_json", is_flag=True, help="Print one JSON object per proxy instead of a table.")
+def check(
+    lists: tuple[str, ...],
+    protocol: str,
+    echo_url: URL | None,
+    in_flight: int,
+    deadline: float,
+    write: str | None,
+    as_json: bool,
+) -> int:
+    """
+    Find out which proxies of one or more lists work, as seen from this machine.
+
+    LIST is a file as for `postpress-async rotate --pool`. Each proxy is asked, with its user name and
+    password, for a connection to the host of the PostPress API or of --echo-url. No account is changed, and
+    no API key is required. PostPress connects from its own network, so it may reach proxies that this machine
+    does not reach, and vice versa. The result has no effect on rotations. Requires the extra
+    postpress-async[check]. Examples:
+
+    \b
+      postpress-async proxies check proxies.txt
+      postpress-async proxies check proxies.txt --write working.csv
+    """
+    if write is not None and os.path.lexists(write):
+        raise click.UsageError(f"{write} exists and is not overwritten; name another file for --write")
+    if echo_url is not None and (echo_url.scheme not in {"http", "https"} or not echo_url.host):
+        raise click.UsageError("--echo-url must be an http:// or https:// URL")
+    target = echo_url or read_base_url(None)
+    checker = make_checker(
+        target=target, echo=echo_url is not None, deadline=deadline, protocol=ProxyProtocol(protocol)
+    )
+    listed = read_lists([(None, path) for path in lists], skip_bad=True)
+    report_lists(listed)
+    pool = [PooledProxy.of(entry.proxy) for entry in listed.proxies]
+    results: list[CheckedProxy] = []
+    started = time.monotonic()
+    is_interrupted = asyncio.run(_check(checker, pool, in_flight, results))
+    results.sort(key=lambda checked: (checked.is_failure, checked.result))  # a terminal shows the end
+    for line in (json.dumps(asdict(checked)) for checked in results) if as_json else _table(results):
+        click.echo(line)
+    counts = Counter(str(checked.result) for checked in results)
+    found = ", ".join(f"{count:,} {result}" for result, count in counts.items()) or "none"
+    total = counted(len(results), "proxy", "proxies")
+    write_stderr(f"{total} checked in {time.monotonic() - started:.1f} s: {found}")
+    write_stderr("this is what this machine sees: PostPress connects to proxies from its own network")
+    if any(pooled.proxy.protocol is None for pooled in pool):
+        write_stderr(f"proxies whose line names no protocol were checked as {protocol} (--protocol)")
+    if is_interrupted:
+        left = counted(len(pool) - len(results), "proxy was", "proxies were")
+        write_stderr(f"interrupted: {left} not checked{f', and {write} was not written' if write else ''}")
+        return exit_codes.INTERRUPTED
+    if write is not None:
+        _write_list(write, pool, {checked.proxy for checked in results if not checked.is_failure})
+    is_bad = listed.refused or any(checked.is_failure for checked in results)
+    return exit_codes.SOME_LEFT if is_bad else exit_codes.ALL_PATCHED
+
+
+def make_checker(**settings: Any) -> "ProxyChecker":
+    """Create a checker, which requires an extra. Raises `ConfigurationError` if it is not installed."""
+    try:
+        from postpress_async.rotation._pool._check import ProxyChecker
+    except ImportError as error:
+        raise ConfigurationError(
+            f"checking proxies requires {error.name}: pip install 'postpress-async[check]'"
+        ) from None
+    return ProxyChecker(**settings)
+
+
+async def _check(
+    checker: "ProxyChecker", pool: list[PooledProxy], in_flight: int, results: "list[CheckedProxy]"
+) -> bool:
+    """Check all proxies and add the results. Return whether a signal interrupted it."""
+    loop = asyncio.get_running_loop()
+    # With asyncio's few threads, proxies would wait behind others whose names are resolved slowly.
+    loop.set_default_executor(ThreadPoolExecutor(min(in_flight, _MAX_THREADS)))
+    signals: Final = (signal.SIGINT, signal.SIGTERM)
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    with rich.progress.Progress(console=Console(stderr=True), disable=not is_terminal) as progress:
+        bar = progress.add_task("", total=len(pool))
+
+        def add(checked: "CheckedProxy") -> None:
+            results.append(checked)
+            progress.advance(bar)
+
+        task = loop.create_task(checker.check_all(pool, in_flight, add))
+        for number in signals:
+            loop.add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            return True
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+    return False
+
+
+def _table(results: "list[CheckedProxy]") -> Iterator[str]:
+    rows = [("proxy", "result", "seconds", "detail")]
+    for checked in results:
+        detail = f"exit address {checked.exit_address}" if checked.exit_address else checked.detail
+        rows.append((checked.proxy, checked.result, f"{checked.elapsed:.2f}", detail))
+    return aligned(rows)
+
+
+def _write_list(path: str, pool: list[PooledProxy], labels: set[str]) -> None:
+    if not labels:
+        write_stderr(f"no proxy works, so {path} was not written")
+        return
+    text = io.StringIO()
+    # A table, because lines without a protocol cannot express each user name and password.
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["host", "port", "protocol", "username", "password"])
+    for proxy in (pooled.proxy for pooled in pool if pooled.label in labels):
+        password = proxy.password and proxy.password.reveal()
+        table.writerow([proxy.host, proxy.port, proxy.protocol, proxy.username, password])
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+    write_stderr(f"written: {path} ({counted(len(labels), 'proxy', 'proxies')} with their passwords)")

@@ -1,0 +1,398 @@
+"""
+Assigns the proxies of a pool to the accounts of one rotation, and tracks which are full or quarantined.
+
+Its state changes only in synchronous calls, so tasks can share it without a lock.
+"""
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, TypeAlias
+
+from attrs import define
+
+from postpress_async import events
+from postpress_async._call.tracker import WaitGroup
+from postpress_async.rotation._outcome import LINE_PREFIX
+from postpress_async.rotation._pool import PooledProxy, ProxyPool
+from postpress_async.rotation._pool._assign import Assignment, RoundRobin, Sticky
+from postpress_async.rotation._pool._proxy_list import identity
+from postpress_async.rotation._pool._template import TRY
+
+_log = logging.getLogger("postpress_async.rotation")
+
+CONFIRMED: Final = 2
+"""Accounts that a proxy must fail before it is quarantined, if each of them was then patched with another
+proxy. So an account that no proxy suits, or an outage of all proxies, quarantines none."""
+
+UNCONFIRMED: Final = 5
+"""The same if they were not patched, for example because the pool has no failovers."""
+
+MASS_FAILURE: Final = 10
+"""Failing proxies, not outweighed by successes, that show a common cause; fewer if they are most of the
+pool. With one call in three failing at random, this happens once in 1,000 of them."""
+
+SHORTEST_PROBE_INTERVAL, LONGEST_PROBE_INTERVAL = 0.5, 60.0
+"""Seconds between two probes while most proxies fail; in between, an eighth of the time since they do."""
+
+LONGEST_COOL_DOWN: Final = 86_400.0
+"""Seconds beyond which failed probes do not extend a cool-down."""
+
+
+@define
+class Quarantine:
+    """
+    The quarantine of one proxy.
+
+    Attributes:
+        began: Unix time of the failure from which the cool-down counts.
+        probe_at: Unix time from which one account may probe the proxy.
+        is_due: Whether that time has come, and no account probes it yet.
+        is_probing: Whether an account probes it now.
+        prober: The account that has probed it last.
+    """
+
+    began: float
+    probe_at: float
+    is_due: bool = False
+    is_probing: bool = False
+    prober: str | None = None
+
+
+OnProxy: TypeAlias = Callable[[PooledProxy, Quarantine | None, bool], object]
+"""
+Called after each change of a proxy's health with the proxy, its quarantine, and whether it has failed an
+account. Otherwise its quarantine has just begun, or ended.
+"""
+
+
+def unix_clock() -> Callable[[], float]:
+    """Return a function for the Unix time that goes by the running loop's clock, and so never jumps."""
+    loop = asyncio.get_running_loop()
+    since = time.time() - loop.time()
+    return lambda: since + loop.time()
+
+
+class ProxyAllocator:
+    """
+    The state of a `ProxyPool` in one rotation. Accounts and failures of other rotations do not count.
+
+    A quarantined proxy is closed for its cool-down. Then the next account whose turn it is probes it: a
+    success ends the quarantine, a failure doubles the cool-down.
+
+    If most proxies fail at the same time, the cause is not the proxies. Then all accounts wait (see `wait`)
+    but one from time to time, until one of them is patched. What failed meanwhile is forgotten.
+
+    Args:
+        pool: The pool.
+        may_wait: Whether accounts can wait.
+        on_proxy: Called after each change of a proxy's health.
+        observer: Called with an event when a quarantine or a pause begins, and when a pause ends.
+        clock: Returns the Unix time.
+
+    Attributes:
+        quarantined: Number of proxies in quarantine.
+        available: Number of proxies that accounts can get; at 0 the pool is exhausted.
+    """
+
+    def __init__(
+        self,
+        pool: ProxyPool,
+        *,
+        may_wait: bool = True,
+        on_proxy: OnProxy = lambda *_: None,
+        observer: Callable[[events.Event], object] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._pool: Final = pool
+        self._may_wait: Final = may_wait
+        self._on_proxy: Final = on_proxy
+        self._observer: Final = observer
+        self._clock: Final = clock
+        self._proxies: Final = list(pool)
+        self._indices: Final = {pooled.label: index for index, pooled in enumerate(self._proxies)}
+        self._assignment: Final = _assignment_of(pool)
+        self._accounts: Final = [0] * len(self._proxies)
+        self._is_open: Final = [True] * len(self._proxies)
+        self.available: int = len(self._proxies)
+        self._quarantine: Final[dict[int, Quarantine]] = {}
+        self._next_due = math.inf
+        # By proxy: the accounts that it has failed since it last worked, and whether they were patched since.
+        self._failures: Final[dict[int, dict[str, bool]]] = {}
+        self._failing: Final[deque[tuple[int, str]]] = deque(maxlen=10 * MASS_FAILURE)
+        self._known_bad: Final[set[int]] = set()  # failing when a pause ended, and not working since
+        self._random: Final = random.Random(0)  # noqa: S311 - no secret
+        self._paused_at: float | None = None
+        self._probe_at = 0.0
+        self._waiting: Final[dict[asyncio.Future[None], None]] = {}
+
+    # --- Assignment ---
+
+    def give(self, account_id: str, *, but_not: Collection[PooledProxy] = ()) -> PooledProxy | None:
+        """
+        Assign a proxy to the account. If `must_wait`, call `wait` before.
+
+        Args:
+            account_id: The account.
+            but_not: The proxies that have failed it, in order. It does not get them again, unless there is no
+                other and a template with ``{try}`` is among them.
+
+        Returns:
+            The proxy; None if no proxy is left for the account, or it has used up its failovers.
+        """
+        tried = {self._index(pooled) for pooled in but_not}
+        self._open_due()
+        if self._paused_at is not None:
+            now = self._clock()
+            if now >= self._gives_up_at:
+                return None
+            interval = (now - self._paused_at) / 8
+            self._probe_at = now + min(max(interval, SHORTEST_PROBE_INTERVAL), LONGEST_PROBE_INTERVAL)
+        elif sum(not self._was_probe(pooled, account_id) for pooled in but_not) > self._pool.failovers:
+            return None
+        if (chosen := self._choose(account_id, tried)) is None:
+            templates = [self._index(pooled) for pooled in but_not if TRY in pooled.placeholders]
+            if not templates:
+                return None
+            chosen = min(templates, key=templates.count)
+        if (entry := self._quarantine.get(chosen)) is not None:
+            entry.is_due, entry.is_probing, entry.prober = False, True, account_id
+        self._count(chosen, 1)
+        return self._proxies[chosen]
+
+    def take_back(self, proxy: PooledProxy, *, may_have_it: bool = False) -> None:
+        """
+        Record that the account's call with *proxy* ended without success, after `failed` if that applies.
+
+        Args:
+            proxy: The proxy.
+            may_have_it: Whether the account may nevertheless have it, so that its place stays taken.
+        """
+        index = self._index(proxy)
+        if (entry := self._quarantine.get(index)) is not None and entry.is_probing:
+            entry.is_probing, entry.is_due = False, True  # nothing was learned: the next account probes it
+        self._count(index, 0 if may_have_it else -1)
+        self._wake()
+
+    def resume(
+        self, accounts: Mapping[str, int], quarantine: Mapping[str, tuple[float, float | None]] | None = None
+    ) -> None:
+        """
+        Continue after an earlier run.
+
+        Args:
+            accounts: Number of accounts by label of the proxy that they have. They count towards
+                `accounts_per_proxy`, and ``round-robin`` continues where that run ended. Labels that are not
+                in the pool are ignored.
+            quarantine: By label, the Unix times of `Quarantine.began` and `Quarantine.probe_at`; None for the
+                latter stands for the pool's cool-down.
+        """
+        counts: dict[int, int] = {}
+        for label, count in accounts.items():
+            index = self._indices.get(label, self._indices.get(LINE_PREFIX.sub("", label, 1)))
+            if index is not None:
+                self._count(index, count)
+                counts[index] = counts.get(index, 0) + count
+        if isinstance(self._assignment, RoundRobin):
+            self._assignment.resume(counts)
+        for label, (began, probe_at) in (quarantine or {}).items():
+            index = self._indices.get(label)
+            if index is not None and not self._proxies[index].is_template:
+                self._close(index, began, began + self._pool.cool_down if probe_at is None else probe_at)
+
+    # --- Health ---
+
+    @property
+    def quarantined(self) -> int:
+        """Number of proxies in quarantine."""
+        return len(self._quarantine)
+
+    @property
+    def paused(self) -> bool:
+        """Whether most proxies fail at the same time."""
+        return self._paused_at is not None
+
+    def may_retry(self, proxy: PooledProxy) -> bool:
+        """Whether an account may send another request through *proxy*, which has just failed once."""
+        return self._paused_at is None and self._index(proxy) not in self._quarantine
+
+    def failed(self, proxy: PooledProxy, account_id: str) -> None:
+        """Record that *proxy* failed for its account. Call `take_back` next."""
+        if proxy.is_template:  # the session of one account says nothing about those of others
+            self._on_proxy(proxy, None, True)
+            return
+        index = self._index(proxy)
+        entry = self._quarantine.get(index)
+        if entry is None:
+            failures = self._failures.setdefault(index, {})
+            failures.setdefault(account_id, False)
+            self._watch_for_mass_failure(index, account_id)
+        elif entry.is_probing and entry.prober == account_id:
+            entry.is_probing, now = False, self._clock()
+            factor = 1 if self.paused else 2
+            longest = max(self._pool.cool_down, LONGEST_COOL_DOWN)
+            cool_down = min(factor * (entry.probe_at - entry.began), longest)
+            self._close(index, now, now + cool_down, prober=account_id)
+        self._on_proxy(proxy, self._quarantine.get(index), True)
+        if entry is None and not self.paused and len(self._failures[index]) >= UNCONFIRMED:
+            self._quarantine_now(index)
+        self._wake()
+
+    def worked(self, proxy: PooledProxy, account_id: str) -> None:
+        """Record that the account was patched with *proxy*: what failed it before was not its own fault."""
+        index = self._index(proxy)
+        self._failures.pop(index, None)
+        self._known_bad.discard(index)
+        if self._quarantine.pop(index, None) is not None:
+            self._mark(index)
+            _log.warning("proxy %s works again", proxy.label, extra={"proxy": proxy.label})
+            self._on_proxy(proxy, None, False)
+            self._wake()
+        if self._paused_at is not None:
+            seconds, self._paused_at = self._clock() - self._paused_at, None
+            self._known_bad.update(self._failures)
+            self._failures.clear()
+            self._failing.clear()
+            message = "proxies work again after %.1f s: accounts continue"
+            _log.warning(message, seconds, extra={"paused": False, "elapsed": seconds})
+            self._report(events.PauseEnded(seconds))
+            self._wake()
+        elif self._failing:
+            self._failing.popleft()
+        for other, failures in tuple(self._failures.items()):
+            if account_id in failures:
+                failures[account_id] = True
+                if sum(failures.values()) >= CONFIRMED:
+                    self._quarantine_now(other)
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether an account has to `wait` before `give`."""
+        return self._seconds_to_wait() > 0
+
+    async def wait(self, waits: WaitGroup) -> bool:
+        """
+        Wait until `give` has a proxy, or the group of *waits* ends, or nothing works for the cool-down.
+
+        Returns:
+            Whether most proxies failed meanwhile. Then what has failed the account does not count.
+        """
+        was_paused, loop = False, asyncio.get_running_loop()
+        while not waits.ended and (seconds := self._seconds_to_wait()) > 0:
+            was_paused = was_paused or self.paused
+            future: asyncio.Future[None] = loop.create_future()
+            self._waiting[future] = None
+            waits.wake(future, loop.time() + seconds)
+            try:
+                await future
+            finally:
+                waits.discard(future)
+                self._waiting.pop(future, None)
+        return was_paused
+
+    # --- Internals ---
+
+    def _index(self, proxy: PooledProxy) -> int:
+        index = self._indices.get(proxy.label)
+        if index is None:
+            raise ValueError(f"{proxy.label} is not in this pool")
+        return index
+
+    def _count(self, index: int, accounts: int) -> None:
+        self._accounts[index] += accounts
+        self._mark(index)
+
+    def _mark(self, index: int) -> None:
+        """Open or close *index* for further accounts."""
+        cap, entry = self._pool.accounts_per_proxy, self._quarantine.get(index)
+        cap = None if self._proxies[index].is_template else cap
+        is_open = (cap is None or self._accounts[index] < cap) and (entry is None or entry.is_due)
+        if is_open != self._is_open[index]:
+            self._is_open[index] = is_open
+            self.available += 1 if is_open else -1
+            self._assignment.mark(index, is_open=is_open)
+
+    def _open_due(self) -> None:
+        if self._next_due == math.inf or (now := self._clock()) < self._next_due:
+            return
+        self._next_due = math.inf
+        for index, entry in self._quarantine.items():
+            if entry.probe_at > now:
+                self._next_due = min(self._next_due, entry.probe_at)
+            elif not entry.is_probing:
+                entry.is_due = True
+                self._mark(index)
+
+    def _choose(self, account_id: str, tried: set[int]) -> int | None:
+        if self.paused:
+            # At random: a part of the list may be dead.
+            usable = [n for n, is_open in enumerate(self._is_open) if is_open and n not in self._quarantine]
+            hopeful = [n for n in usable if n not in self._failures and n not in self._known_bad]
+            return self._random.choice(hopeful or usable) if usable else None
+        chosen = None
+        if tried and (due := [index for index, entry in self._quarantine.items() if entry.is_due]):
+            chosen = self._assignment.choose(account_id, tried.union(due))  # one probe is enough
+        return self._assignment.choose(account_id, tried) if chosen is None else chosen
+
+    def _was_probe(self, proxy: PooledProxy, account_id: str) -> bool:
+        entry = self._quarantine.get(self._index(proxy))
+        return entry is not None and entry.prober == account_id
+
+    def _quarantine_now(self, index: int) -> None:
+        now = self._clock()
+        self._close(index, now, now + self._pool.cool_down)
+        label = self._proxies[index].label
+        _log.warning("proxy %s quarantined", label, extra={"proxy": label})
+        self._on_proxy(self._proxies[index], self._quarantine[index], False)
+        self._report(events.ProxyQuarantined(label))
+
+    def _close(self, index: int, began: float, probe_at: float, prober: str | None = None) -> None:
+        self._failures.pop(index, None)
+        self._quarantine[index] = Quarantine(began, probe_at, prober=prober)
+        self._next_due = min(self._next_due, probe_at)
+        self._mark(index)
+
+    def _watch_for_mass_failure(self, index: int, account_id: str) -> None:
+        # A proxy that is known to be bad tells nothing about the others.
+        if not self._may_wait or self._paused_at is not None or index in self._known_bad:
+            return
+        self._failing.append((index, account_id))
+        indices, accounts = ({pair[item] for pair in self._failing} for item in (0, 1))
+        watched = len(self._proxies) - len(self._quarantine) - len(self._known_bad)
+        if len(accounts) > 1 and len(indices) >= min(MASS_FAILURE, watched // 2 + 1):
+            self._paused_at = now = self._clock()
+            self._probe_at = now + SHORTEST_PROBE_INTERVAL
+            _log.warning("most proxies fail at the same time: accounts wait", extra={"paused": True})
+            self._report(events.PauseBegan())
+
+    @property
+    def _gives_up_at(self) -> float:
+        """Unix time from which a pause has lasted too long, and accounts get no proxy."""
+        return math.inf if self._paused_at is None else self._paused_at + self._pool.cool_down
+
+    def _seconds_to_wait(self) -> float:
+        if self._paused_at is not None:
+            now = self._clock()
+            return 0.0 if now >= self._gives_up_at else min(self._probe_at, self._gives_up_at) - now
+        if self.available or not any(entry.is_probing for entry in self._quarantine.values()):
+            return 0.0
+        return math.inf  # until the probes end
+
+    def _report(self, event: events.Event) -> None:
+        if self._observer is not None:
+            self._observer(event)
+
+    def _wake(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+
+def _assignment_of(pool: ProxyPool) -> Assignment:
+    if pool.assign == "round-robin":
+        return RoundRobin(len(pool))
+    return Sticky(["\0".join(map(str, identity(pooled.proxy))) for pooled in pool])

@@ -1,0 +1,295 @@
+"""
+Checks whether proxies work: TCP, TLS if they speak it, and the handshake of HTTP CONNECT or SOCKS5.
+
+Requires the extra ``check``. Results never contain text of a response, which could repeat a password.
+"""
+
+import asyncio
+import errno
+import ipaddress
+import os
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Any, Final, Self, TypeAlias, cast
+
+import aiohappyeyeballs
+from attrs import field, frozen
+from python_socks import ProxyError, ProxyType
+from python_socks.async_.asyncio.v2 import Proxy
+from yarl import URL
+
+from postpress_async._settings import make_tls
+from postpress_async.models import CustomProxy, ProxyProtocol
+from postpress_async.rotation._pool import PooledProxy
+
+_MAX_RESPONSE: Final = 65_536  # bytes
+_PAGE: Final = re.compile(
+    rb"HTTP/1\.[01] 200\b.*^(content-length: *[1-9]|transfer-encoding:)", re.DOTALL | re.MULTILINE | re.I
+)
+"""A response to CONNECT with a body, which proxies must not send (RFC 9110, 9.3.6)."""
+_NO_CONNECT: Final = {400, 404, 405, 501, *range(201, 400)}
+"""Statuses of web servers that do not know CONNECT. With another one, a proxy refuses the target."""
+
+
+class CheckResult(StrEnum):
+    """What a check found."""
+
+    WORKS = "works"
+    NOT_CHECKED = "not-checked"  # no failure either
+    NAME_NOT_FOUND = "name-not-found"
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"
+    TIMED_OUT = "timed-out"
+    RESET = "reset"
+    TLS_FAILED = "tls-failed"
+    NOT_A_PROXY = "not-a-proxy"
+    WRONG_CREDENTIALS = "wrong-credentials"
+    TARGET_REFUSED = "target-refused"
+    ECHO_FAILED = "echo-failed"
+
+
+_Finding: TypeAlias = tuple[CheckResult, str]
+
+
+@frozen
+class CheckedProxy:
+    """
+    The result of one check, without a secret.
+
+    Attributes:
+        proxy: The label of the proxy.
+        result: What was found.
+        detail: The reason; empty if the proxy works.
+        elapsed: Duration of the check in seconds.
+        exit_address: The address from which the proxy connects, according to the echo URL.
+    """
+
+    proxy: str
+    result: CheckResult
+    detail: str = ""
+    elapsed: float = 0.0
+    exit_address: str | None = None
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the proxy does not work."""
+        return self.result not in {CheckResult.WORKS, CheckResult.NOT_CHECKED}
+
+
+class _Stage(StrEnum):
+    """What a check waits for; the value says that it did not happen."""
+
+    NAME = "the host name was not resolved"
+    CONNECT = "no connection"
+    TLS = "the TLS handshake was not completed"
+    HANDSHAKE = "no response to the request for a connection"
+    ECHO = "no response from the echo URL"
+
+
+@frozen(kw_only=True)
+class ProxyChecker:
+    """
+    Checks proxies by asking them for a connection to a target.
+
+    Attributes:
+        target: Its host and port are the target. Nothing is sent to it unless *echo*.
+        echo: Whether to request *target*, whose response must contain the client's IP address.
+        deadline: Maximum duration of a check in seconds.
+        protocol: Protocol of proxies that have none.
+        tls: Context for proxies that speak TLS, and for the echo URL.
+    """
+
+    target: URL
+    echo: bool = False
+    deadline: float = 10.0
+    protocol: ProxyProtocol = ProxyProtocol.HTTP
+    tls: ssl.SSLContext = field(factory=lambda: make_tls(None), repr=False)
+
+    async def check_all(
+        self, proxies: Iterable[PooledProxy], in_flight: int, on_result: Callable[[CheckedProxy], None]
+    ) -> None:
+        """
+        Check *proxies*, up to *in_flight* at the same time, and call *on_result* after each check.
+
+        Raises:
+            OSError: The process has too many open files. Errors of *on_result* are passed on as well.
+        """
+        remaining = iter(proxies)
+
+        async def work() -> None:
+            for pooled in remaining:
+                on_result(await self.check(pooled))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(in_flight):
+                    group.create_task(work())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def check(self, pooled: PooledProxy) -> CheckedProxy:
+        """Check a proxy. Raises `OSError` if the process has too many open files."""
+        protocol = pooled.proxy.protocol or self.protocol
+        if pooled.is_template:
+            detail = "it is a template, which depends on the account"
+            return CheckedProxy(pooled.label, CheckResult.NOT_CHECKED, detail)
+        started, connection = time.monotonic(), _Connection()
+        result, detail, exit_address = CheckResult.WORKS, "", None
+        try:
+            async with asyncio.timeout(self.deadline):
+                await self._connect(connection, pooled.proxy, protocol)
+                exit_address = await self._read_exit_address(connection) if self.echo else None
+        except (OSError, EOFError, ValueError, ProxyError) as error:
+            if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise
+            result, detail = self._classify(error, connection, protocol)
+        finally:
+            connection.abort()
+        elapsed = round(time.monotonic() - started, 3)
+        return CheckedProxy(pooled.label, result, detail, elapsed, exit_address)
+
+    async def _connect(self, connection: "_Connection", proxy: CustomProxy, protocol: ProxyProtocol) -> None:
+        await connection.open(proxy.host, proxy.port)
+        if protocol is ProxyProtocol.HTTPS:
+            connection.stage = _Stage.TLS
+            await connection.start_tls(self.tls, proxy.host)
+        connection.stage = _Stage.HANDSHAKE
+        is_socks = protocol is ProxyProtocol.SOCKS5
+        username, password = proxy.username or "", proxy.password.reveal() if proxy.password else ""
+        if not is_socks:  # python-socks encodes them as latin-1. This makes it UTF-8, like curl.
+            username, password = (text.encode().decode("latin-1") for text in (username, password))
+        kind, forward = ProxyType.SOCKS5 if is_socks else ProxyType.HTTP, cast("Any", connection)
+        client = Proxy(kind, proxy.host, proxy.port, username, password, rdns=True, forward=forward)
+        await client.connect(str(self.target.raw_host), self.target.port or 443, timeout=self.deadline + 1)
+
+    async def _read_exit_address(self, connection: "_Connection") -> str:
+        connection.stage = _Stage.ECHO
+        if self.target.scheme == "https":
+            await connection.start_tls(self.tls, str(self.target.raw_host))
+        request = f"GET {self.target.raw_path_qs} HTTP/1.1\r\nHost: {self.target.host_port_subcomponent}\r\n"
+        await connection.write(f"{request}Accept: */*\r\nConnection: close\r\n\r\n".encode("ascii"))
+        head, _, body = (await connection.read_all()).partition(b"\r\n\r\n")
+        if not re.match(rb"HTTP/1\.[01] 200\b", head):
+            raise ValueError("the echo URL does not respond with HTTP 200")
+        for word in re.split(r"[\s\"',<>]+", body.decode("latin-1")):
+            try:
+                return str(ipaddress.ip_address(word))
+            except ValueError:
+                continue
+        raise ValueError("the response of the echo URL contains no IP address")
+
+    def _classify(self, error: Exception, connection: "_Connection", protocol: ProxyProtocol) -> _Finding:
+        """The result and its reason for an exception of `_connect` or `_read_exit_address`."""
+        stage, result = connection.stage, CheckResult.UNREACHABLE
+        if isinstance(error, ProxyError):
+            return self._classify_reply(error, connection.reply, protocol)
+        if isinstance(error, TimeoutError):
+            late = {_Stage.NAME: CheckResult.NAME_NOT_FOUND, _Stage.TLS: CheckResult.TLS_FAILED}
+            result, detail = late.get(stage, CheckResult.TIMED_OUT), f"{stage} within {self.deadline:g} s"
+        elif isinstance(error, ssl.SSLError):
+            result = CheckResult.TLS_FAILED
+            detail = getattr(error, "verify_message", "") or str(error.reason).lower().replace("_", " ")
+        elif stage is _Stage.NAME:
+            result, detail = CheckResult.NAME_NOT_FOUND, getattr(error, "strerror", "") or f"{stage}"
+        elif isinstance(error, ConnectionRefusedError):
+            result, detail = CheckResult.REFUSED, os.strerror(errno.ECONNREFUSED)
+        elif isinstance(error, ConnectionError | EOFError):
+            result, detail = CheckResult.RESET, f"the connection was closed: {stage}"
+        elif isinstance(error, OSError):
+            detail = os.strerror(error.errno) if error.errno else "no address of the host can be reached"
+        elif stage is _Stage.HANDSHAKE:  # a ValueError of python-socks, whose text may contain the password
+            result = CheckResult.WRONG_CREDENTIALS
+            detail = f"{protocol} cannot transmit this user name or password"
+        else:
+            detail = str(error)
+        return (CheckResult.ECHO_FAILED if stage is _Stage.ECHO else result), detail
+
+    def _classify_reply(self, error: ProxyError, reply: bytes, protocol: ProxyProtocol) -> _Finding:
+        code, is_socks = error.error_code, protocol is ProxyProtocol.SOCKS5
+        detail = str(error) if is_socks else f"HTTP {code}"  # not the phrase of the response
+        if code in {401, 407}:
+            return CheckResult.WRONG_CREDENTIALS, detail
+        if is_socks and code is None and len(reply) == 2 and reply[:1] in {b"\x01", b"\x05"}:
+            return CheckResult.WRONG_CREDENTIALS, "the proxy did not accept the credentials"
+        if code is None or (not is_socks and code in _NO_CONNECT):
+            status = f" (HTTP {code})" if code else ""
+            kind = "a SOCKS5" if is_socks else "an HTTP"
+            return CheckResult.NOT_A_PROXY, f"the server does not answer as {kind} proxy does{status}"
+        return CheckResult.TARGET_REFUSED, f"no connection to {self.target.raw_host}: {detail}"
+
+
+class _Connection:
+    """
+    A connection to a proxy, through which python-socks performs the handshake.
+
+    python-socks can open it as well. But its errors do not say whether TCP, TLS or the handshake timed out,
+    and it takes the first packet of an HTTP response for the whole.
+
+    Attributes:
+        stage: What the check waits for.
+        reply: The latest reply of a SOCKS proxy.
+    """
+
+    _reader: asyncio.StreamReader
+    _writer: asyncio.StreamWriter | None = None
+
+    def __init__(self) -> None:
+        self.stage = _Stage.NAME
+        self.reply = b""
+
+    async def open(self, host: str, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        self.stage = _Stage.CONNECT
+        # Unlike asyncio, it keeps the errno if several addresses fail.
+        sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=0.25)
+        self._reader, self._writer = await asyncio.open_connection(sock=sock)
+
+    async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
+        assert self._writer is not None  # noqa: S101 - it is open
+        # The check has a deadline. asyncio's timeout would be another error.
+        await self._writer.start_tls(tls, server_hostname=host, ssl_handshake_timeout=86_400.0)
+
+    async def connect(self, **_: object) -> Self:
+        """Called by python-socks, for which this connection is that of another proxy."""
+        return self
+
+    async def write(self, data: bytes) -> None:
+        assert self._writer is not None  # noqa: S101 - it is open
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def read_exactly(self, count: int) -> bytes:
+        """Read a SOCKS reply."""
+        self.reply = await self._reader.readexactly(count)
+        return self.reply
+
+    async def read(self) -> bytes:
+        """Read the head of an HTTP response. Raises `ProxyError` if it is not the response of a proxy."""
+        head = b""
+        while b"\r\n\r\n" not in head:
+            if not (chunk := await self._reader.read(_MAX_RESPONSE)):
+                raise EOFError
+            head += chunk
+            if not head.startswith(b"HTTP/"[: len(head)]) or len(head) > _MAX_RESPONSE:
+                raise ProxyError("not HTTP")
+        if _PAGE.match(head):
+            raise ProxyError("a page")
+        return head
+
+    async def read_all(self) -> bytes:
+        data = b""
+        while chunk := await self._reader.read(_MAX_RESPONSE - len(data)):
+            data += chunk
+        return data
+
+    async def close(self) -> None:
+        """Called by python-socks."""
+
+    def abort(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()

@@ -1,0 +1,422 @@
+"""Checks of proxies: what each way to fail is called, and that no secret is repeated."""
+
+import asyncio
+import errno
+import socket
+import ssl
+import sys
+
+import aiohappyeyeballs
+import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+from yarl import URL
+
+from postpress_async._cli.proxies import make_checker
+from postpress_async.errors import ConfigurationError
+from postpress_async.models import CustomProxy, ProxyProtocol
+from postpress_async.rotation import PooledProxy
+from postpress_async.rotation._pool._check import CheckedProxy, CheckResult, ProxyChecker
+from tests.support.fake_proxies import (
+    Handler,
+    answer,
+    closed_port,
+    http_proxy,
+    reset,
+    serve,
+    silent,
+    socks_proxy,
+    web_server,
+)
+
+SECRET = "hunter2"
+GOOD = [("user", SECRET)]
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def client_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    return context
+
+
+def server_tls(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+def pooled(port: int, protocol: str | None = None, password: str | None = SECRET, **fields) -> PooledProxy:
+    fields = {"host": "127.0.0.1", "username": "user" if password else None, **fields}
+    return PooledProxy.of(CustomProxy(port=port, protocol=protocol, password=password, **fields))
+
+
+async def check(
+    handler: Handler, protocol: str = "http", *, tls=None, password=SECRET, **settings
+) -> CheckedProxy:
+    """Check a proxy that is served by *handler*, with a target that accepts connections."""
+    client = settings.pop("client_tls", None) or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    async with serve(silent) as target, serve(handler, tls) as port:
+        settings = {"target": URL(f"http://127.0.0.1:{target}"), "deadline": 30.0, **settings}
+        return await ProxyChecker(tls=client, **settings).check(pooled(port, protocol, password))
+
+
+def finding(checked: CheckedProxy) -> tuple[CheckResult, str]:
+    assert SECRET not in repr(checked)
+    assert "aHVudGVyMg" not in repr(checked)  # in base64
+    return checked.result, checked.detail
+
+
+def test_missing_extra_is_reported(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "python_socks", None)
+    monkeypatch.delitem(sys.modules, "postpress_async.rotation._pool._check")
+
+    with pytest.raises(ConfigurationError) as caught:
+        make_checker(target=URL("http://127.0.0.1:1"))
+    assert str(caught.value) == "checking proxies requires python_socks: pip install 'postpress-async[check]'"
+
+
+# --- Proxies that work ---
+
+
+@pytest.mark.parametrize(
+    ("protocol", "handler"),
+    [
+        pytest.param("http", http_proxy(GOOD), id="HTTP"),
+        pytest.param("http", http_proxy(), id="HTTP without credentials"),
+        pytest.param("socks5", socks_proxy(GOOD), id="SOCKS5"),
+        pytest.param("socks5", socks_proxy(), id="SOCKS5 without credentials"),
+    ],
+)
+async def test_proxy_that_connects_works(protocol, handler) -> None:
+    """The fakes send their replies byte by byte."""
+    assert finding(await check(handler, protocol)) == ("works", "")
+
+
+async def test_https_proxy_works(authority, client_tls) -> None:
+    checked = await check(http_proxy(GOOD), "https", tls=server_tls(authority), client_tls=client_tls)
+
+    assert finding(checked) == ("works", "")
+
+
+async def test_protocol_of_the_checker_is_used_if_the_proxy_has_none() -> None:
+    async with serve(silent) as target, serve(socks_proxy(GOOD)) as port:
+        checker = ProxyChecker(target=URL(f"http://127.0.0.1:{target}"), protocol=ProxyProtocol.SOCKS5)
+
+        assert (await checker.check(pooled(port))).result == "works"
+
+
+async def test_password_is_sent_to_http_proxies_as_utf_8() -> None:
+    accepted = [("user", "пароль")]
+
+    assert finding(await check(http_proxy(accepted), password="пароль")) == ("works", "")
+
+
+# --- Proxies that do not ---
+
+CLOSED = "the connection was closed: no response to the request for a connection"
+NOT_HTTP = "the server does not answer as an HTTP proxy does"
+
+HTTP_FAILURES = {
+    "wrong password": (http_proxy([("user", "other")]), "wrong-credentials", "HTTP 407"),
+    "reset": (reset, "reset", CLOSED),
+    "closed": (answer(b""), "reset", CLOSED),
+    "half a response": (answer(b"HTTP/1.1 200 OK\r\n"), "reset", CLOSED),
+    "no such page": (web_server("404 Not Found"), "not-a-proxy", f"{NOT_HTTP} (HTTP 404)"),
+    "no CONNECT": (web_server("501 Not Implemented"), "not-a-proxy", f"{NOT_HTTP} (HTTP 501)"),
+    "redirect": (web_server("301 Moved"), "not-a-proxy", f"{NOT_HTTP} (HTTP 301)"),
+    "page": (web_server("200 OK"), "not-a-proxy", NOT_HTTP),
+    "SSH": (answer(b"SSH-2.0-OpenSSH_9.2\r\n", close=False), "not-a-proxy", NOT_HTTP),
+    "number in a banner": (answer(b"FTP 200 ready\r\n\r\n", close=False), "not-a-proxy", NOT_HTTP),
+    "endless head": (answer(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000), "not-a-proxy", NOT_HTTP),
+    "forbidden": (web_server("403 Forbidden"), "target-refused", "no connection to 127.0.0.1: HTTP 403"),
+    "bad gateway": (web_server("502 Bad Gateway"), "target-refused", "no connection to 127.0.0.1: HTTP 502"),
+}
+
+
+@pytest.mark.parametrize(("handler", "result", "detail"), HTTP_FAILURES.values(), ids=HTTP_FAILURES)
+async def test_failure_of_an_http_proxy_is_classified(handler, result, detail) -> None:
+    assert finding(await check(handler)) == (result, detail)
+
+
+SOCKS_FAILURES = {
+    "wrong password": (socks_proxy([("user", "other")]), "wrong-credentials"),
+    "reset": (reset, "reset"),
+    "closed in the middle": (answer(b"\x05"), "reset"),
+    "closed after the password": (answer(b"\x05\x02", b""), "reset"),
+    "HTTP": (web_server("400 Bad Request"), "not-a-proxy"),
+    "SOCKS4": (answer(b"\x00\x5b\x00\x00\x00\x00\x00\x00"), "not-a-proxy"),
+    "target is unreachable": (answer(b"\x05\x00", b"\x05\x04\x00\x01"), "target-refused"),
+    "target is not allowed": (answer(b"\x05\x00", b"\x05\x02\x00\x01"), "target-refused"),
+}
+
+
+@pytest.mark.parametrize(("handler", "result"), SOCKS_FAILURES.values(), ids=SOCKS_FAILURES)
+async def test_failure_of_a_socks_proxy_is_classified(handler, result) -> None:
+    assert finding(await check(handler, "socks5"))[0] == result
+
+
+async def test_socks_proxy_that_requires_credentials() -> None:
+    checked = await check(socks_proxy(GOOD), "socks5", password=None)
+
+    assert finding(checked) == ("wrong-credentials", "the proxy did not accept the credentials")
+
+
+async def test_credentials_that_socks_cannot_transmit() -> None:
+    """python-socks names the password in its error."""
+    checked = await check(socks_proxy(GOOD), "socks5", password=f"{SECRET}é")
+
+    assert finding(checked) == ("wrong-credentials", "socks5 cannot transmit this user name or password")
+
+
+async def test_closed_port_is_refused() -> None:
+    checked = await ProxyChecker(target=URL("http://127.0.0.1:1")).check(pooled(closed_port()))
+
+    assert finding(checked) == ("refused", "Connection refused")
+
+
+def fail(error: Exception):
+    async def raise_error(*_: object, **__: object) -> None:
+        raise error
+
+    return raise_error
+
+
+async def check_elsewhere() -> CheckedProxy:
+    return await ProxyChecker(target=URL("http://127.0.0.1:1")).check(pooled(80, host="p.example.net"))
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (UnicodeError("label too long"), "the host name was not resolved"),
+    ],
+    ids=["unknown", "not a name"],
+)
+async def test_host_name_that_cannot_be_resolved(monkeypatch, error, detail) -> None:
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail(error), raising=False)
+
+    assert finding(await check_elsewhere()) == ("name-not-found", detail)
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (OSError(errno.ENETUNREACH, SECRET), "Network is unreachable"),
+        (OSError(f"Multiple exceptions: {SECRET}"), "no address of the host can be reached"),
+    ],
+    ids=["no route", "several addresses"],
+)
+async def test_host_without_a_route_is_unreachable(monkeypatch, error, detail) -> None:
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail_not, raising=False)
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", fail(error))
+
+    assert finding(await check_elsewhere()) == ("unreachable", detail)
+
+
+async def fail_not(*_: object, **__: object) -> list[object]:
+    return []
+
+
+@pytest.mark.parametrize("limit", [errno.EMFILE, errno.ENFILE], ids=["process", "system"])
+async def test_lack_of_file_descriptors_is_no_result(monkeypatch, limit) -> None:
+    """Otherwise every proxy would seem dead."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail_not, raising=False)
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", fail(OSError(limit, "")))
+    checker = ProxyChecker(target=URL("http://127.0.0.1:1"))
+
+    with pytest.raises(OSError, match=rf"\[Errno {limit}\]"):
+        await checker.check_all([pooled(80), pooled(81)], 2, lambda checked: pytest.fail(f"{checked}"))
+
+
+async def test_stage_that_takes_too_long_is_named() -> None:
+    """All at once, because each of them takes its whole deadline."""
+    async with (
+        serve(silent) as port,
+        serve(answer(b"\x05\x02", b"\x01\x00", close=False)) as connecting,
+        serve(silent) as target,
+    ):
+        checker = ProxyChecker(target=URL(f"http://127.0.0.1:{target}"), deadline=0.5)
+        proxies = [(port, "http"), (port, "socks5"), (port, "https"), (connecting, "socks5")]
+        found = [
+            finding(checked)
+            for checked in await asyncio.gather(*(checker.check(pooled(*proxy)) for proxy in proxies))
+        ]
+
+    no_response = ("timed-out", "no response to the request for a connection within 0.5 s")
+    no_tls = ("tls-failed", "the TLS handshake was not completed within 0.5 s")
+    assert found == [no_response, no_response, no_tls, no_response]
+
+
+async def test_certificate_of_an_unknown_authority_is_refused(authority) -> None:
+    checked = await check(http_proxy(GOOD), "https", tls=server_tls(authority))
+
+    assert finding(checked) == ("tls-failed", "unable to get local issuer certificate")
+
+
+async def test_certificate_of_another_host_is_refused(authority, client_tls) -> None:
+    tls = server_tls(authority, "other.example")
+    result, detail = finding(await check(http_proxy(GOOD), "https", tls=tls, client_tls=client_tls))
+
+    assert result == "tls-failed"
+    assert detail.startswith("IP address mismatch")
+
+
+async def test_https_proxy_that_does_not_speak_tls() -> None:
+    result, detail = finding(await check(web_server("400 Bad Request"), "https"))
+
+    assert (result, detail) == ("tls-failed", "wrong version number")
+
+
+async def test_https_proxy_that_closes_the_connection_in_the_handshake() -> None:
+    checked = await check(reset, "https")
+
+    assert finding(checked) == ("reset", "the connection was closed: the TLS handshake was not completed")
+
+
+async def test_template_is_not_checked() -> None:
+    """Its user name depends on the account, so the line as it is written is no user name."""
+    proxy = pooled(closed_port(), username="customer-{account_id}-s{try}")
+    checked = await ProxyChecker(target=URL("http://127.0.0.1:1")).check(proxy)
+
+    assert (checked.result, checked.is_failure) == ("not-checked", False)
+
+
+REPLIES = st.lists(
+    st.one_of(
+        st.binary(max_size=12),
+        st.sampled_from([b"HTTP/1.1 ", b"HTTP/1.1 200 ", b"HTTP/1.1 407\r\n\r\n", b"\r\n\r\n", b"\x05\x02"]),
+        st.sampled_from([b"\x05\x00", b"\x05\x00\x00\x03\x02\xff\xff\x00\x50", b"\x01\x00"]),
+    ),
+    max_size=4,
+)
+
+
+@given(replies=REPLIES, protocol=st.sampled_from(["http", "socks5"]))
+def test_any_response_has_a_result_without_the_password(replies, protocol) -> None:
+    async def main() -> None:
+        result, detail = finding(await check(answer(b"".join(replies)), protocol))
+
+        assert (result == "works") == (detail == "")
+
+    asyncio.run(main())
+
+
+# --- The exit address ---
+
+
+def echo(text: str, status: str = "200 OK") -> Handler:
+    """A service that responds with *text*, to the right request only."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        assert request.startswith(b"GET /ip?key=1 HTTP/1.1\r\nHost: 127.0.0.1:")
+        writer.write(f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        writer.write(f"{len(text):x}\r\n{text}\r\n0\r\n\r\n".encode())
+
+    return handle
+
+
+async def ask(
+    service: Handler, protocol: str = "http", *, scheme="http", service_tls=None, tls=None, client=None
+):
+    """Check a proxy with the echo URL of *service*."""
+    handler = socks_proxy(GOOD) if protocol == "socks5" else http_proxy(GOOD)
+    async with serve(service, service_tls) as port, serve(handler, tls) as proxy:
+        url = URL(f"{scheme}://127.0.0.1:{port}/ip?key=1")
+        client = client or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        checker = ProxyChecker(target=url, echo=True, deadline=30.0, tls=client)
+        return await checker.check(pooled(proxy, protocol))
+
+
+@pytest.mark.parametrize("protocol", ["http", "https", "socks5"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_exit_address_is_read(protocol, scheme, authority, client_tls) -> None:
+    tls = server_tls(authority)
+    checked = await ask(
+        echo("203.0.113.7\n"),
+        protocol,
+        scheme=scheme,
+        service_tls=tls if scheme == "https" else None,
+        tls=tls if protocol == "https" else None,
+        client=client_tls,
+    )
+
+    assert finding(checked) == ("works", "")
+    assert checked.exit_address == "203.0.113.7"
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ('{"ip": "203.0.113.7"}', "203.0.113.7"),
+        ('{"origin":"2001:DB8::7"}', "2001:db8::7"),
+        ("<p>203.0.113.7</p>", "203.0.113.7"),
+    ],
+)
+async def test_exit_address_is_found_in_json_and_html(text, address) -> None:
+    assert (await ask(echo(text))).exit_address == address
+
+
+@pytest.mark.parametrize(
+    ("service", "detail"),
+    [
+        pytest.param(
+            echo(SECRET),
+            "the response of the echo URL contains no IP address",
+            id="no address in the response",
+        ),
+        pytest.param(
+            echo("203.0.113.7", "500 Oops"), "the echo URL does not respond with HTTP 200", id="status 500"
+        ),
+        pytest.param(answer(b""), "the echo URL does not respond with HTTP 200", id="closed"),
+    ],
+)
+async def test_echo_url_that_does_not_tell_the_address(service, detail) -> None:
+    checked = await ask(service)
+
+    assert finding(checked) == ("echo-failed", detail)
+    assert checked.exit_address is None
+
+
+async def test_certificate_of_the_echo_url_is_checked(authority) -> None:
+    """A proxy could otherwise answer in its place."""
+    checked = await ask(echo("203.0.113.7"), scheme="https", service_tls=server_tls(authority))
+
+    assert finding(checked) == ("echo-failed", "unable to get local issuer certificate")
+
+
+# --- Many ---
+
+
+async def test_checks_run_at_the_same_time_up_to_the_limit() -> None:
+    """The server answers when it has as many connections as the limit allows, and never has more."""
+    full, most, connected = asyncio.Event(), 0, 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal most, connected
+        connected += 1
+        most = max(most, connected)
+        if connected == 3:
+            full.set()
+        await full.wait()
+        await reader.readuntil(b"\r\n\r\n")
+        connected -= 1
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    results: list[CheckedProxy] = []
+    async with serve(handle) as port:
+        checker = ProxyChecker(target=URL("http://127.0.0.1:1"), deadline=30.0)
+        proxies = [pooled(port, username=f"user{number}") for number in range(10)]
+        await checker.check_all(proxies, 3, results.append)
+
+    assert most == 3
+    assert {checked.proxy for checked in results} == {proxy.label for proxy in proxies}
+    assert {checked.result for checked in results} == {"works"}

@@ -1,0 +1,381 @@
+"""Pools with tags: an account gets proxies of its own tag and of no other, whatever fails."""
+
+import asyncio
+import random
+import zlib
+from collections import Counter, defaultdict
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from postpress_async import CustomProxy, Fleet, ManagedProxy, ProxyPool, errors
+from postpress_async.errors import Applied, FleetError
+from postpress_async.models import AccountPatched
+from postpress_async.rotation import Halt, Outcome, Rotation, RotationSummary, Row, State
+from postpress_async.rotation._input import RotationInput
+from postpress_async.rotation._pool._proxy_list import read_lists
+from postpress_async.rotation._pool._tags import argument_of, digest_of, make_pools, pools_of
+from tests.support.fleet_forms import FORMS, Form
+
+TAGS = ("US", "DE", "FR")
+
+
+def pool(tag: str, count: int = 2, **options: Any) -> ProxyPool:
+    proxies = [CustomProxy(host=f"{tag.lower()}{n}.example.net", port=80) for n in range(count)]
+    return ProxyPool(proxies, **options)
+
+
+def pools(*tags: str, **options: Any) -> dict[str, ProxyPool]:
+    return {tag: pool(tag, **options) for tag in tags}
+
+
+def write_fleet(folder: Path, tags: list[str], header: str = "account_id,country") -> Path:
+    path = folder / "fleet.csv"
+    path.write_text("\n".join([header, *(f"acc_{n},{tag}" for n, tag in enumerate(tags))]) + "\n")
+    return path
+
+
+class Api:
+    """Answers requests; *fails* says which pairs of account and host do not work."""
+
+    def __init__(self, fails: Any) -> None:
+        self.hosts: defaultdict[str, list[str]] = defaultdict(list)
+        self._fails = fails
+
+    async def __call__(self, account_id: str, change: Any, *_: object) -> AccountPatched:
+        self.hosts[account_id].append(change.host)
+        await asyncio.sleep(0)
+        if kind := self._fails(account_id, change.host):
+            error = kind(502, errors.Problem("errors/proxy_error"))
+            error.applied = Applied.NO
+            raise error
+        return AccountPatched(account_id)
+
+
+async def rotate(
+    api: Api, changes: Any, tagged: Any, journal: Path | None = None, limit: int | None = None
+) -> tuple[dict[str, Outcome], RotationSummary]:
+    rows = RotationInput.of(changes, pooled=tagged)
+    opener = rows.journal_opener(
+        journal, target="t", on_unknown="retry", on_failed="retry", in_flight=10, pools=pools_of(tagged)
+    )
+    rotation = Rotation(
+        api,
+        rows.rows,
+        in_flight=10,
+        journal=opener,
+        finite=True,
+        total=rows.total,
+        halt=Halt(failures="never"),
+        pool=tagged,
+        limit=limit,
+    )
+    async with rotation:
+        outcomes = {outcome.account_id: outcome async for outcome in rotation}
+    return outcomes, rotation.summary
+
+
+def works(*_: object) -> None:
+    """Every proxy works."""
+
+
+# --- Which pool ---
+
+
+async def test_tag_of_a_pair_chooses_its_pool() -> None:
+    api, own = Api(works), CustomProxy(host="own.example.net", port=1)
+    changes = {"acc_1": "US", "acc_2": " de ", "acc_3": own}
+
+    outcomes, _ = await rotate(api, changes, pools("US", "DE"))
+
+    assert api.hosts == {
+        "acc_1": ["us0.example.net"],
+        "acc_2": ["de0.example.net"],
+        "acc_3": ["own.example.net"],
+    }
+    assert outcomes["acc_2"].assignment == "de0.example.net:80"
+
+
+@pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in FORMS.items()])
+def test_column_of_a_fleet_chooses_the_pool_in_every_form(form: Form, tmp_path) -> None:
+    """It orders no managed proxy, and its values may be numbers."""
+    values = {
+        "id": ["a", "b", "c"],
+        "Country": ["us", "DE", None],
+        "proxy": [None, None, "h.example:80"],
+        "Group": [1, 2, 3],
+    }
+    template = CustomProxy(host="gw.example", port=1, username="c-{group}")
+    tagged = {"US": pool("US"), "DE": ProxyPool([template])}
+
+    with form(values, tmp_path, None, pooled=tagged, pool_by="country") as fleet:
+        rows = list(fleet.rows())
+
+    assert all(isinstance(row, Row) for row in rows)
+    assert [(row.account_id, row.change, row.tag, row.fields) for row in rows if isinstance(row, Row)] == [
+        ("a", None, "US", {"country": "us", "group": "1"}),
+        ("b", None, "DE", {"country": "DE", "group": "2"}),
+        ("c", CustomProxy(host="h.example", port=80), None, None),
+    ]
+
+
+async def test_failover_stays_within_the_tag_and_quarantine_is_summed(tmp_path) -> None:
+    api = Api(lambda _, host: errors.InvalidProxyCredentialsError if host[2] == "0" else None)
+    fleet = Fleet.open(write_fleet(tmp_path, ["US", "DE"] * 3, "account_id,pool"), pooled=pools("US", "DE"))
+
+    with fleet:
+        outcomes, summary = await rotate(api, fleet, pools("US", "DE"))
+
+    assert {outcome.state for outcome in outcomes.values()} == {State.PATCHED}
+    assert summary.quarantined == 2
+    assert {host[:2] for n in (0, 2, 4) for host in api.hosts[f"acc_{n}"]} == {"us"}
+    assert {host[:2] for n in (1, 3, 5) for host in api.hosts[f"acc_{n}"]} == {"de"}
+
+
+async def test_update_many_takes_tags(sandbox, session) -> None:
+    results = await session.update_many({"acc_1": "US", "acc_2": "DE"}, pool=pools("US", "DE"))
+
+    assert [outcome.assignment for outcome in results.values()] == [
+        "us0.example.net:80",
+        "de0.example.net:80",
+    ]
+
+
+# --- What is refused ---
+
+
+def test_rows_whose_tag_has_no_pool_are_refused_once_before_anything_is_sent(session, tmp_path) -> None:
+    path = write_fleet(tmp_path, ["US"] * 5 + ["fr"] * 3000 + [""] * 2)
+    tagged = pools("US", "DE")
+
+    with (
+        Fleet.open(path, pooled=tagged, pool_by="country") as fleet,
+        pytest.raises(ValueError, match=r"fleet\.csv") as caught,
+    ):
+        session.rotate(fleet, pool=tagged)
+
+    assert str(caught.value) == (
+        "fleet.csv: 3,000 lines (7, 8, 9, 10, 11 and 2,995 more), country: no pool for FR: "
+        "add a pool for it, or correct it; the pools are DE, US; "
+        "2 lines (3007, 3008), country: country missing: it must name a pool, such as DE, US"
+    )
+
+
+def test_pairs_whose_tag_has_no_pool_are_refused_once(session) -> None:
+    changes = {"acc_0": "US", **{f"acc_{n}": "FR" for n in range(1, 1001)}}
+
+    with pytest.raises(ValueError, match=r"acc_1: changes\[1\], pool: no pool for FR: .* \(1,000 changes\)"):
+        session.rotate(changes, pool=pools("US"))
+
+
+def test_pair_without_a_tag_is_refused(session) -> None:
+    with pytest.raises(ValueError, match=r"acc_1: .* pool missing: it must name a pool, such as US"):
+        session.rotate(["acc_1"], pool=pools("US"))
+
+
+def test_tag_without_pools_is_no_change(session) -> None:
+    with pytest.raises(ValueError, match="acc_1"):
+        session.rotate({"acc_1": "US"})
+
+
+def test_fleet_without_the_column_is_refused(tmp_path) -> None:
+    path = write_fleet(tmp_path, ["US"])
+
+    with pytest.raises(FleetError, match=r"fleet\.csv has no column pool, which the pool needs"):
+        Fleet.open(path, pooled=pools("US"))
+
+
+@pytest.mark.parametrize("pooled", [True, pool("US")])
+def test_fleet_that_was_opened_for_another_pool_is_refused(session, tmp_path, pooled) -> None:
+    """Its country column orders managed proxies."""
+    path = write_fleet(tmp_path, [""])
+
+    with Fleet.open(path, pooled=pooled) as fleet, pytest.raises(ValueError, match="opened for another pool"):
+        session.rotate(fleet, pool=pools("US"))
+
+
+@pytest.mark.parametrize(
+    ("tagged", "sentence"),
+    [
+        ({}, "at least one ProxyPool"),
+        ({"US": "us.txt"}, r"pool\['US'\] must be a ProxyPool, got str"),
+        ({"US": pool("US"), " us": pool("DE")}, "each pool needs a tag of its own, got ' us'"),
+        ({" ": pool("US")}, "each pool needs a tag of its own"),
+        ({"US": pool("US"), "DE": pool("US")}, r"us0\.example\.net:80 is in the pools US and DE: remove it"),
+        (["US"], "pool must be a ProxyPool, got list"),
+    ],
+)
+def test_pools_that_cannot_be_used_are_refused(session, tagged, sentence) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        session.rotate({"acc_1": "US"}, pool=tagged)
+
+
+def test_pools_that_no_account_would_use_are_refused(session) -> None:
+    with pytest.raises(ValueError, match="no account would use the pool"):
+        session.rotate({"acc_1": ManagedProxy(country="US")}, pool=pools("US"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "tagged", [pools("US"), ProxyPool([CustomProxy(host="h", port=1, username="{account_id}")])]
+)
+def test_cluster_refuses_tags_and_templates(tagged) -> None:
+    from postpress_async.cluster import Cluster
+
+    cluster = Cluster("local:1", api_key="pp_test_sandbox", base_url="http://127.0.0.1:1/v1")
+
+    with pytest.raises(ValueError, match="a cluster takes one pool without templates"):
+        cluster.rotate({"acc_1": "US"}, pool=tagged)
+
+
+# --- Lists ---
+
+
+def test_table_is_split_by_its_column(tmp_path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("Country,IP,Port,Type\nus,192.0.2.1,80,SOCKS5h\nDE,192.0.2.2,80,http\nUS,192.0.2.3,80,\n")
+
+    lists = read_lists([(None, path)], by="country")
+
+    assert {tag: [str(p.label) for p in one] for tag, one in make_pools(lists.proxies).items()} == {
+        "US": ["192.0.2.1:80", "192.0.2.3:80"],
+        "DE": ["192.0.2.2:80"],
+    }
+    assert lists.ignored_columns == {str(path): ()}
+
+
+def test_list_with_a_tag_needs_no_column(tmp_path) -> None:
+    (tmp_path / "us.txt").write_text("h.example:80\n")
+    (tmp_path / "others.csv").write_text("country,host,port\nDE,h.example,81\n,h.example,82\n")
+
+    lists = read_lists(
+        [("US", tmp_path / "us.txt"), (None, tmp_path / "others.csv")], by="country", skip_bad=True
+    )
+
+    assert [(entry.tag, entry.proxy.port) for entry in lists.proxies] == [("US", 80), ("DE", 81)]
+    assert [(refusal.line, refusal.reason) for refusal in lists.refused] == [(3, "tag missing")]
+
+
+def test_list_with_neither_tag_nor_column_is_refused(tmp_path) -> None:
+    (tmp_path / "us.txt").write_text("h.example:80\n")
+
+    with pytest.raises(FleetError, match=r"us\.txt has no column country with the tags of its proxies"):
+        read_lists([(None, tmp_path / "us.txt")], by="country")
+
+
+def test_proxy_of_two_tags_is_refused(tmp_path) -> None:
+    for name in ("us.txt", "de.txt"):
+        (tmp_path / name).write_text("h.example:80:u:p\n")
+
+    with pytest.raises(
+        FleetError, match=r"line 1: proxy already listed on line 1 of .*us\.txt: a proxy belongs to one"
+    ):
+        read_lists([("US", tmp_path / "us.txt"), ("DE", tmp_path / "de.txt")])
+
+
+def test_digest_of_pools_covers_their_tags() -> None:
+    us, de = pool("US"), pool("DE")
+
+    assert digest_of(pools_of(us)) == us.digest
+    assert digest_of(pools_of({"US": us, "DE": de})) == digest_of(pools_of({"de": de, "us": us}))
+    assert digest_of(pools_of({"US": us, "DE": de})) != digest_of(pools_of({"US": de, "DE": us}))
+    assert digest_of({}) == b""
+
+
+def test_input_with_another_tag_is_another_input(tmp_path) -> None:
+    tagged = pools("US", "DE")
+
+    def digest(tag: str) -> bytes:
+        with Fleet.open(write_fleet(tmp_path, [tag]), pooled=tagged, pool_by="country") as fleet:
+            return fleet.rows_digest
+
+    assert digest("US") != digest("DE")
+
+
+# --- No account on another country's proxy ---
+
+
+def failure(seed: int, share: float) -> Any:
+    """A function of account and host: a proxy error for that share of them, the same for the same *seed*."""
+
+    def fails(account_id: str, host: str) -> Any:
+        chance = zlib.crc32(f"{seed} {account_id} {host}".encode()) / 2**32
+        return errors.ProxyError if chance < share else None
+
+    return fails
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tags=st.lists(st.sampled_from(TAGS), min_size=1, max_size=25),
+    counts=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    assign=st.sampled_from(["round-robin", "sticky"]),
+    limits=st.lists(st.integers(1, 12), max_size=3),
+    share=st.sampled_from([0.0, 0.3, 0.8, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_no_account_gets_a_proxy_of_another_tag(tags, counts, assign, limits, share, seed) -> None:
+    """In any order of failures and resumed runs."""
+
+    async def nights() -> None:
+        with TemporaryDirectory() as folder:
+            path = write_fleet(Path(folder), tags)
+            for number, limit in enumerate([*limits, None]):
+                tagged = {
+                    tag: pool(tag, count, assign=assign, accounts_per_proxy=20)
+                    for tag, count in zip(TAGS, counts, strict=True)
+                }
+                api = Api(failure(seed + number, share))
+                with Fleet.open(path, pooled=tagged, pool_by="country") as fleet:
+                    outcomes, _ = await rotate(api, fleet, tagged, Path(folder, "journal"), limit)
+                for account, hosts in api.hosts.items():
+                    tag = tags[int(account.removeprefix("acc_"))]
+                    assert {host[:2].upper() for host in hosts} == {tag}
+                    assert outcomes[account].assignment == f"{hosts[-1]}:80"
+
+    asyncio.run(nights())
+
+
+@pytest.mark.slow
+def test_100_000_accounts_of_12_countries_with_lists_of_three_sellers(tmp_path) -> None:
+    """A run that is resumed twice, with one in twenty pairs of account and proxy that does not work."""
+    countries = ["US", "DE", "FR", "GB", "IT", "ES", "NL", "PL", "SE", "NO", "BR", "JP"]
+    chance = random.Random(5)
+    tags = chance.choices(countries, weights=range(1, 13), k=100_000)
+    path = write_fleet(tmp_path, tags)
+    headers = ("IP;Port;Login;Pass;Country", "country,protocol,host,port,username", "Proxy\tCountry Code")
+    lines = [
+        [f"{c.lower()}{n}.a.example;80;u;p;{c}" for c in countries for n in range(9)],
+        [f"{c.lower()},http,{c.lower()}{n}.b.example,80,u" for c in countries for n in range(5)],
+        [f"{c.lower()}{n}.c.example:80:u:p\t{c}" for c in countries for n in range(7)],
+    ]
+    for number, (header, rows) in enumerate(zip(headers, lines, strict=True)):
+        chance.shuffle(rows)
+        (tmp_path / f"{number}.csv").write_text("\n".join([header, *rows]))
+    tried: Counter[str] = Counter()
+    used: defaultdict[str, set[str]] = defaultdict(set)
+
+    async def runs() -> RotationSummary:
+        for number, limit in enumerate([30_000, 30_000, None]):
+            sources = [(None, tmp_path / f"{n}.csv") for n in range(3)]
+            tagged: Any = argument_of(make_pools(read_lists(sources, by="country").proxies))
+            api = Api(failure(number, 0.05))
+            with closing(Fleet.open(path, pooled=tagged, pool_by="country")) as fleet:
+                _, summary = await rotate(api, fleet, tagged, tmp_path / "journal", limit)
+            for account, hosts in api.hosts.items():
+                tried.update([account])
+                tag = tags[int(account.removeprefix("acc_"))]
+                assert {host[:2].upper() for host in hosts} == {tag}, account
+                used[tag].update(hosts)
+        return summary
+
+    summary = asyncio.run(runs())
+
+    assert summary.states[State.PATCHED] > 99_000
+    assert len(tried) == 100_000
+    assert {tag: len(hosts) for tag, hosts in used.items()} == dict.fromkeys(countries, 21)

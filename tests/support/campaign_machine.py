@@ -1,0 +1,70 @@
+"""What all sequences of the campaign run on: a disk that can be full, a virtual clock, and a wire."""
+
+import hashlib
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from postpress_async import PostPressSession
+from tests.support import stepped_loop
+from tests.support.counting_server import API_KEY, Wire
+
+
+class Disk:
+    """The disk under all journals: once it is full, every statement that would write fails as SQLite's do."""
+
+    is_full = False
+
+    @classmethod
+    def check(cls, sql: str) -> None:
+        first = sql.split(None, 1)[0].upper().rstrip(";")
+        writes = first not in {"SELECT", "PRAGMA"} or "checkpoint" in sql
+        if cls.is_full and writes and "EXCLUSIVE" not in sql:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+
+
+class _Connection(sqlite3.Connection):
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        Disk.check(sql)
+        return super().execute(sql, *parameters)
+
+    def executemany(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        Disk.check(sql)
+        return super().executemany(sql, *parameters)
+
+    def executescript(self, sql: str) -> sqlite3.Cursor:
+        Disk.check(sql)
+        return super().executescript(sql)
+
+
+@contextmanager
+def machine() -> Iterator[None]:
+    """What all sequences run on: a disk that can be full, a cheap hash of inputs, and a virtual clock."""
+    connect, scrypt, began = sqlite3.connect, hashlib.scrypt, time.time()
+
+    def cheap(*words: Any, **options: Any) -> bytes:
+        return scrypt(*words, **{**options, "n": 2})
+
+    def connected(*words: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*words, **{"factory": _Connection, **options})
+        return connection
+
+    def clock() -> float:
+        return began + stepped_loop.now()
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(sqlite3, "connect", connected))
+        stack.enter_context(patch.object(hashlib, "scrypt", cheap))
+        stack.enter_context(patch.object(time, "time", clock))
+        Disk.is_full = False
+        yield
+
+
+def session_over(wire: Wire, **options: Any) -> PostPressSession:
+    """A real session whose requests go over *wire*."""
+    return PostPressSession(API_KEY, base_url="http://127.0.0.1:9/v1", transport=wire, **options)
