@@ -181,8 +181,8 @@ class RotationInput:
         check_count("keep", keep)
         if every is not None and not every >= 0:
             raise ValueError(f"every must be a number of seconds from 0, got {every!r}")
-        if not (lifetime := options.get("key_lifetime", 1.0)) > 0:
-            raise ValueError(f"key_lifetime must be a number of seconds above 0, got {lifetime!r}")
+        if not (key_lifetime := options.get("key_lifetime", 1.0)) > 0:
+            raise ValueError(f"key_lifetime must be a number of seconds above 0, got {key_lifetime!r}")
         if path is None:
             if every is not None or keep is not None or self.selection is not None:
                 raise ValueError("every, keep and on require a journal")
