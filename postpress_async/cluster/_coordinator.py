@@ -68,8 +68,8 @@ class _Call:
     backing_off: bool = False
 
     def pack(self) -> remote.RemoteCall:
-        from_pool, keys = self.hooks.proxy is not None, (self.keys.prefix, self.keys.generation)
-        return remote.RemoteCall(self.number, self.account_id, self.change, from_pool, *keys, self.in_doubt)
+        strikes, keys = self.hooks.strikes, (self.keys.prefix, self.keys.generation)
+        return remote.RemoteCall(self.number, self.account_id, self.change, strikes, *keys, self.in_doubt)
 
     def fail(self, error: Exception) -> None:
         self.has_failed = True

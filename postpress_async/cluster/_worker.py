@@ -25,7 +25,6 @@ from postpress_async._version import __version__
 from postpress_async.errors import AnswerError, ApiError, ClusterError, PostPressError, Problem, Scope
 from postpress_async.models import ProxyChange
 from postpress_async.pace._pacer import Pacer
-from postpress_async.rotation._account_task import STRIKES
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.session import PostPressSession
 
@@ -45,7 +44,7 @@ class RemoteCall:
     number: int
     account_id: str
     change: ProxyChange
-    from_pool: bool  # whether the pool may have another proxy if this one fails
+    strikes: int  # as `AccountTask.strikes`
     prefix: str  # of its idempotency keys
     generation: int  # number of keys that are used up
     in_doubt: bool  # whether an earlier request may have applied the change
@@ -118,10 +117,10 @@ class _Hooks:
 
     def should_give_up(self, error: PostPressError) -> bool:
         self.resumable = error
-        if not self._call.from_pool or error.scope is not Scope.PROXY:
+        if error.scope is not Scope.PROXY:
             return False
         self._strikes += 1
-        return self._strikes >= STRIKES
+        return 0 < self._call.strikes <= self._strikes
 
 
 class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types

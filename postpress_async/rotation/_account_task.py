@@ -30,7 +30,7 @@ from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 
 STRIKES: Final = 2
-"""Proxy errors in one call after which the account gets another proxy; a single one is often transient."""
+"""Proxy errors after which an account gets another proxy from a healthy pool: one is often transient."""
 
 
 class Update(Protocol):
@@ -103,10 +103,17 @@ class AccountTask:
     def should_give_up(self, error: PostPressError) -> bool:
         """Whether the account should get another proxy instead of another attempt with this one."""
         self.resumable = error
-        if self.proxy is None or self.pool is None or error.scope is not Scope.PROXY:
+        if error.scope is not Scope.PROXY:
             return False
         self._strikes += 1
-        return self._strikes >= STRIKES or not self.pool.may_retry(self.proxy)
+        return 0 < self.strikes <= self._strikes
+
+    @property
+    def strikes(self) -> int:
+        """Number of proxy errors in one call after which the account gets another proxy; 0 without a pool."""
+        if self.proxy is None or self.pool is None:
+            return 0
+        return STRIKES if self.pool.may_retry(self.proxy) else 1
 
     # --- For the runner ---
 

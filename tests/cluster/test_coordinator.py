@@ -173,10 +173,10 @@ def test_events_contain_nothing_of_a_row() -> None:
 
 def test_repr_of_a_shard_shows_nothing_of_a_row() -> None:
     """Dask logs it if the task fails."""
-    shard = _worker.Shard.of("token", [_worker.RemoteCall(1, "acc_1", OWN, False, "key", 0, False)])
+    shard = _worker.Shard.of("token", [_worker.RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)])
 
     assert repr(shard) == "Shard(token='token', key='token-1')"
-    assert shard.calls() == [_worker.RemoteCall(1, "acc_1", OWN, False, "key", 0, False)]
+    assert shard.calls() == [_worker.RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)]
 
 
 def test_retries_of_workers_reach_the_observer() -> None:
