@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import pairwise
@@ -98,6 +99,40 @@ def test_two_workers_leave_the_journal_and_exit_code_of_one_process(tmp_path: Pa
     alone, shared = (evolve(report, command=None, retry_command=None) for report in reports)
     assert alone == shared
     assert reports[0].errors
+
+
+async def test_fleet_with_tags_and_a_template_moves_and_goes_back(tmp_path: Path) -> None:
+    """A night, then one of the accounts on a single host, and back again."""
+    names = [f"acc_{number}" for number in range(200)]
+    tags = "".join(f"{name},{('US', 'DE')[number % 2]}\n" for number, name in enumerate(names))
+    (tmp_path / "fleet.csv").write_text(f"account_id,pool\n{tags}")
+    (tmp_path / "old.txt").write_text("us1.example:80:user:secret\nus2.example:80:user:secret\n")
+    (tmp_path / "new.txt").write_text("us3.example:80:user:secret\n")
+    (tmp_path / "de.txt").write_text("de.example:7777:c-{account_id}-s{try}:secret\n")
+    rotate: list[object] = ["rotate", "fleet.csv", "--cluster", "local:2", "--pool", "DE=de.txt", "--pool"]
+    async with Sandbox() as sandbox:
+
+        def proxy_of(account_id: str) -> Any:
+            body = sandbox.proxy_of(account_id)
+            return {} if body is None else body["proxy"]
+
+        async def hosts_after(*words: object) -> Counter[str]:
+            environment = {"POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
+            process = await asyncio.create_subprocess_exec(
+                *command(*words), env=os.environ | environment, cwd=tmp_path, stderr=asyncio.subprocess.PIPE
+            )
+            await wait_for_success(process)
+            return Counter(proxy_of(name)["host"] for name in names)
+
+        first = await hosts_after(*rotate, "US=old.txt")
+        second = await hosts_after(*rotate, "US=new.txt", "--on", "us1.example")
+        back = ["rollback", "fleet.csv.rotation.sqlite3", "--to", 1, "--pool", "old.txt", "--skip-bad"]
+        third = await hosts_after(*back, "--cluster", "local:2")
+
+    assert first == third == {"us1.example": 50, "us2.example": 50, "de.example": 100}
+    assert second == {"us3.example": 50, "us2.example": 50, "de.example": 100}
+    assert [proxy_of(name)["username"] for name in names[1::2]] == [f"c-{name}-s0" for name in names[1::2]]
+    assert sandbox.record.requests == 200 + 50 + 50
 
 
 async def test_ctrl_c_completes_the_requests_in_flight(tmp_path: Path) -> None:
