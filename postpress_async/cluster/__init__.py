@@ -113,6 +113,11 @@ class Cluster:
             "transport": transport,
             "trust_env": trust_env,
         }
+        if transport not in {"session", "lean"}:
+            raise ConfigurationError(
+                f'a cluster requires transport="session" or "lean", got {transport!r}: other processes '
+                "cannot share an object"
+            )
         try:
             dumps(retry)
         except Exception as error:  # of whatever the caller's functions refer to

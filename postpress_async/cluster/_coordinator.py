@@ -43,7 +43,7 @@ TIMEOUT: Final = 5.0  # seconds in which the scheduler, or a worker, has to resp
 NO_SCHEDULER: Final = 10.0  # seconds without a response of the scheduler after which the rotation ends
 NO_WORKER: Final = 60.0  # seconds without a usable worker after which the rotation ends
 
-Errors: TypeAlias = dict[int, PostPressError]  # by the number of the call
+Errors: TypeAlias = dict[int, Any]  # by the number of the call
 ShardTask: TypeAlias = asyncio.Task[Errors]
 
 
@@ -253,20 +253,20 @@ class Coordinator:
                 sent = not isinstance(error, PostPressError)  # which the task raises before it begins
                 text = f"{type(error).__name__}: {error}" if sent else str(error)
                 worker.problem = f"{worker.address}: {text}"
-            elif error is None and any(call.has_failed for call in calls):
+            elif error is None and any(call.has_failed or call.number in worker.calls for call in calls):
                 found = await future
         except Exception:  # noqa: S110 - of Dask: the worker or the scheduler is gone
             pass
         finally:
             future.release()  # if it still runs, the worker cancels it
             for call in calls:
-                self._give_up(call, sent=sent)
+                self._give_up(call, found.get(call.number) or _UnreportedError(sent))
         return found
 
-    def _give_up(self, call: _Call, *, sent: bool) -> None:
-        """Its worker will not report the call, and may have *sent* it."""
+    def _give_up(self, call: _Call, error: Exception) -> None:
+        """Its worker will not report the call."""
         if self._forget(call):
-            call.fail(_UnreportedError(sent))
+            call.fail(error)
             self._wake.set()
 
     def _forget(self, call: _Call) -> bool:
@@ -414,7 +414,7 @@ class Coordinator:
             for task in worker.tasks:
                 task.cancel()  # which releases the shard
             for call in tuple(worker.calls.values()):
-                self._give_up(call, sent=True)
+                self._give_up(call, _UnreportedError(True))
 
     async def _share_rate(self, rate: float) -> None:
         """Split the rate evenly. No share grows before others have shrunk."""

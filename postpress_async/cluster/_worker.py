@@ -182,9 +182,9 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             for task in self._shards.get(key, ()):
                 task.cancel()
 
-    async def run(self, shard: Shard) -> dict[int, PostPressError]:
+    async def run(self, shard: Shard) -> dict[int, BaseException]:
         """Carry out the calls of *shard*, and return the errors by number of the call."""
-        errors: dict[int, PostPressError] = {}
+        errors: dict[int, BaseException] = {}
         tasks = {
             asyncio.create_task(self._carry_out(call, errors), name=str(call.number))
             for call in shard.calls()
@@ -199,8 +199,8 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
                 task.cancel()
             del self._shards[shard.key]
         for task in tasks:
-            if not task.cancelled() and (bug := task.exception()) is not None:
-                raise bug  # of the caller's retry strategy
+            if not task.cancelled() and (error := task.exception()) is not None:
+                errors[int(task.get_name())] = error  # of the caller's retry strategy
         return errors
 
     def control(
@@ -231,7 +231,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             if number in self._stored:
                 self._stored.pop(number).set_result(None)
 
-    async def _carry_out(self, call: RemoteCall, errors: dict[int, PostPressError]) -> None:
+    async def _carry_out(self, call: RemoteCall, errors: dict[int, BaseException]) -> None:
         number, account_id = call.number, call.account_id
         hooks = _Hooks(call, self._waits, self._report)
         keys = RowKeys(call.prefix, call.generation, number, self._keep_generation, in_doubt=call.in_doubt)
@@ -279,7 +279,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             self._reports = []
 
 
-async def run_shard(shard: Shard) -> dict[int, PostPressError]:
+async def run_shard(shard: Shard) -> dict[int, BaseException]:
     """
     Carry out a shard; see `SessionPlugin.run`. It is the task that Dask runs.
 
@@ -292,7 +292,7 @@ async def run_shard(shard: Shard) -> dict[int, PostPressError]:
     plugin: Any = worker.plugins[shard.token]
     if plugin.problem is not None:
         raise plugin.problem
-    errors: dict[int, PostPressError] = await plugin.run(shard)
+    errors: dict[int, BaseException] = await plugin.run(shard)
     return errors
 
 

@@ -119,3 +119,8 @@ def test_api_key_is_only_for_workers_that_the_cluster_starts() -> None:
 def test_cluster_must_be_started_before_it_rotates() -> None:
     with pytest.raises(RuntimeError, match="not started"):
         Cluster("local:1", api_key=KEY).rotate({})
+
+
+def test_transport_object_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="other processes cannot share an object"):
+        Cluster("local:1", api_key=KEY, transport=object())  # type: ignore[arg-type]

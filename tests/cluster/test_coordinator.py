@@ -23,7 +23,7 @@ from postpress_async.errors import (
     Problem,
 )
 from postpress_async.models import Attempt, ProxyChange
-from postpress_async.rotation import Outcome, Rotation, State
+from postpress_async.rotation import Halt, Outcome, Rotation, State
 from postpress_async.rotation.journal import Journal
 from tests.support.fake_dask import LATENCY, FakeDask, FakeWorker, fake_dask, patched, respond, rotation_of
 from tests.support.virtual_loop import VirtualLoop, run
@@ -420,8 +420,42 @@ def test_error_of_the_retry_strategy_ends_the_rotation() -> None:
     async def fail(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    with pytest.raises(ClusterError, match="w1: ZeroDivisionError: division by zero"):
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
         rotate(lambda: _with(FakeDask("w1"), fail), accounts(10))
+
+
+def test_worker_that_cannot_run_shards_leaves_them_to_others() -> None:
+    """For example because installing the plugin failed there."""
+
+    async def main() -> FakeDask:
+        dask = FakeDask("w1", "w2")
+        async with rotation_of(dask, accounts(200)) as rotation:
+            plugin = dask.workers["w1"].plugins.popitem()
+            await rotation.run()
+            dask.workers["w1"].plugins.update([plugin])
+        assert rotation.summary.patched == 200
+        return dask
+
+    assert run(main()).sent == {"w2": 200}
+
+
+def test_failed_canary_keeps_the_other_accounts_from_being_sent() -> None:
+    async def refuse(worker: FakeWorker, *_: object) -> None:
+        await respond(worker)
+        raise api_error("errors/proxy_error", 502)
+
+    halt = Halt(failures={"proxy": "5%"}, canary=20)
+    rotation, _ = rotate(lambda: _with(FakeDask("w1", "w2"), refuse), accounts(500), halt=halt)
+
+    assert rotation.summary.halted is not None
+    assert rotation.summary.states == {State.FAILED: 20, State.SKIPPED: 480}
+
+
+def test_passed_canary_lets_the_others_follow() -> None:
+    rotation, _ = rotate(lambda: FakeDask("w1", "w2"), accounts(500), halt=Halt(failures="5%", canary=20))
+
+    assert rotation.summary.canary_passed
+    assert rotation.summary.complete
 
 
 @pytest.mark.parametrize("reachable", [True, False])
