@@ -13,7 +13,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 from attrs import define, field
@@ -180,7 +180,7 @@ class Coordinator:
             await asyncio.wait([task])
             if not task.cancelled() and (whole := task.result().get(number)) is not None:
                 whole.applied = error.applied
-                return whole
+                return cast("PostPressError", whole)
         return error
 
     async def aclose(self) -> None:
