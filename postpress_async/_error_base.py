@@ -16,15 +16,15 @@ class Scope(StrEnum):
     """What a failure is about, which decides how a rotation continues."""
 
     REQUEST = "request"
-    """This request is wrong. A rotation records it and continues."""
+    """This request is invalid. A rotation records the account as failed and continues."""
     ACCOUNT = "account"
-    """This account cannot be updated. A rotation records it and continues."""
+    """This account cannot be updated. A rotation records it as failed and continues."""
     PROXY = "proxy"
-    """This proxy does not work. Another one may."""
+    """This proxy does not work. A rotation tries the next proxy of its pool."""
     KEY = "key"
-    """This API key is rejected. Every other account would get the same response."""
+    """This API key is rejected, and would be for every account. A rotation halts at once."""
     SERVICE = "service"
-    """The service, or the network to it, has a problem."""
+    """The service, or the network to it, has a problem. A rotation records the account and continues."""
 
 
 class Applied(StrEnum):

@@ -8,7 +8,7 @@ validators of `models`.
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 from urllib.parse import unquote
 
 from postpress_async import _countries
@@ -36,6 +36,7 @@ class FieldError(ValueError):
         field: The API's name of the invalid field; None if the error is about several fields.
         reason: The fact in a few words, such as ``port out of range``.
         advice: The rule or the fix, such as ``must be a whole number from 1 to 65535``.
+        account_id: The account whose change is invalid, if there are several changes; otherwise None.
     """
 
     def __init__(self, field: str | None, reason: str, advice: str) -> None:
@@ -43,9 +44,16 @@ class FieldError(ValueError):
         self.field = field
         self.reason = reason
         self.advice = advice
+        self.account_id: str | None = None
+        self._message = f"{reason}: {advice}"
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.advice}"
+        return self._message
+
+    def of_account(self, account_id: str | None, message: str) -> Self:
+        """Set the account and the whole message, which says where the change is."""
+        self.account_id, self._message = account_id, message
+        return self
 
 
 def check_account_id(account_id: str) -> str:

@@ -197,8 +197,9 @@ class PostPressSession:
                 it may be several pools by tag.
 
         Raises:
-            ValueError: An argument or a change is invalid, an account occurs twice with different changes, or
-                no account would use the *pool*. Nothing was sent.
+            FieldError: An account id or a change is invalid; it names the account. Nothing was sent.
+            ValueError: An argument is invalid, an account occurs twice with different changes, or no account
+                would use the *pool*. Nothing was sent.
             ConfigurationError: The session is closed, or belongs to another event loop.
         """
         from postpress_async.rotation import Halt, Outcome, Results, Rotation

@@ -1,7 +1,7 @@
 """
 Where idempotency keys come from. `UpdateCall` decides which attempt gets which key.
 
-For a key that the API knows, it returns the stored response; for a new key, it makes the change.
+If the API knows the key of a request, it returns the stored response; otherwise it makes the change.
 """
 
 import itertools
@@ -22,7 +22,7 @@ def check_key(key: Any) -> str:
 
 class Keys(Protocol):
     """
-    The idempotency keys of one call.
+    The idempotency keys of one call: `FreshKeys`, `FixedKey`, or `RowKeys` in a rotation.
 
     Attributes:
         in_doubt: Whether an earlier process may have sent the change under the current key.
@@ -37,7 +37,7 @@ class Keys(Protocol):
         ...
 
     async def renew(self) -> None:
-        """Replace `current` by a key that no attempt has used."""
+        """Replace `current` by a key that no attempt has used, unless the caller chose the key."""
         ...
 
 

@@ -1,4 +1,8 @@
-"""Exit codes, from which scripts know what to do next."""
+"""
+Exit codes, from which scripts know what to do next.
+
+`code_of` is for rotations. `update`, `proxies check`, and `_cli.run` for exceptions, choose among them, too.
+"""
 
 from typing import Final
 
@@ -14,9 +18,9 @@ INTERRUPTED: Final = 130
 HELP: Final = """\b
 Exit codes:
   0    All accounts were patched, or the next run is not due yet (--every).
-  1    Some accounts failed, were skipped, or have an unknown outcome.
+  1    Some accounts failed, were skipped (by --limit or --max-duration, too), or have an unknown outcome.
   2    The command line or an input is invalid, and nothing was sent.
-  3    The run halted, or the journal cannot be written.
+  3    The run halted (--halt, --canary, unreachable host), or the journal is in use or not writable.
   4    The API key was refused.
   130  The run was interrupted by Ctrl-C or SIGTERM."""
 

@@ -10,6 +10,7 @@ from postpress_async._cli.command import Command, option
 from postpress_async._cli.output import counted, open_output
 from postpress_async.rotation import State
 from postpress_async.rotation._export import ENDINGS, FORMATS, write_assignments
+from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import assignments_of
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._statistics import maybe_sent, stage_of
@@ -44,6 +45,13 @@ from postpress_async.rotation.journal._statistics import maybe_sent, stage_of
 )
 @options.run_number
 @option(
+    "--on",
+    metavar="PROXY",
+    multiple=True,
+    help="With --assignments, write only the accounts on PROXY: HOST, HOST:PORT, USER@HOST, or a network "
+    "such as 10.1.1.0/24. Repeat the option for several proxies.",
+)
+@option(
     "--assignments",
     is_flag=True,
     help="Write the latest assignment of each account that any run in the journal has patched, or may have "
@@ -55,6 +63,7 @@ def export(
     states: tuple[str, ...],
     output: str | None,
     run: int | None,
+    on: tuple[str, ...],
     assignments: bool,
 ) -> None:
     """
@@ -68,7 +77,10 @@ def export(
       postpress-async export fleet.csv.rotation.sqlite3 --state failed -o failed.csv
       postpress-async export fleet.csv.rotation.sqlite3 --format jsonl | jq .error_type
       postpress-async export fleet.csv.rotation.sqlite3 --assignments -o assignments.csv
+      postpress-async export fleet.csv.rotation.sqlite3 --assignments --on 10.1.1.0/24
     """
+    if on and not assignments:
+        raise click.UsageError("--on requires --assignments")
     if assignments and (states or run is not None or kind == "parquet"):
         raise click.UsageError("--assignments cannot be combined with --state, --run or --format parquet")
     to_file = output not in {None, "-"}
@@ -77,7 +89,10 @@ def export(
         raise click.UsageError("--format parquet requires -o FILE")
     with JournalView(journal, run=run) as view, open_output(output) as file:
         if assignments:
-            write_assignments(assignments_of(view), file, kind)
+            selection, entries = Selection.of(on), assignments_of(view)
+            if selection is not None:
+                entries = (entry for entry in entries if selection.matches(entry.assignment))
+            write_assignments(entries, file, kind)
         else:
             FORMATS[kind](view.outcomes([State(state) for state in states]), file)
         unlisted = maybe_sent(view, stage_of(view))

@@ -21,8 +21,9 @@ _TIMES: Final = ("began", "ended")
 @click.command(cls=Command, short_help="List the runs of a journal, or the changes of an account.")
 @click.argument("journal")
 @click.argument("account", required=False)
+@option("--run", type=click.IntRange(1), metavar="N", help="List only run number N. All by default.")
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def history(journal: str, account: str | None, as_json: bool) -> None:
+def history(journal: str, account: str | None, run: int | None, as_json: bool) -> None:
     """
     List the runs of a rotation: when, by whom, from which machine, with which command and result.
 
@@ -32,10 +33,14 @@ def history(journal: str, account: str | None, as_json: bool) -> None:
 
     \b
       postpress-async history fleet.csv.rotation.sqlite3
+      postpress-async history fleet.csv.rotation.sqlite3 --run 2
       postpress-async history fleet.csv.rotation.sqlite3 acc_01HXYZ
     """
-    with JournalView(journal) as view:
+    with JournalView(journal, run=run) as view:
         entries: list[Any] = runs_of(view) if account is None else changes_of(view, account)
+    if run is not None:
+        number = "number" if account is None else "run"
+        entries = [entry for entry in entries if getattr(entry, number) == run]
     if account is not None and not entries:
         raise JournalError(f"no run in {journal} has an account {account}: check the id")
     if as_json:
@@ -55,7 +60,9 @@ def _run_lines(run: Run) -> Iterator[str]:
     if run.selection is not None:
         yield f"  {run.selection}"
     total = "" if run.total is None else f" of {counted(run.total, 'account')}"
-    yield f"  {', '.join(counts) or 'no account'}{total}, {counted(run.requests, 'request')}"
+    # A process that was killed has not recorded its requests in flight.
+    least = "at least " if run.state == "killed" or len(run.starts) > 1 else ""
+    yield f"  {', '.join(counts) or 'no account'}{total}, {least}{counted(run.requests, 'request')}"
     for number, start in enumerate(run.starts):
         resumed = f"resumed {moment(start.began)} " if number else ""
         by = f"{start.operator or 'an unknown user'} on {start.host or 'an unknown machine'}"

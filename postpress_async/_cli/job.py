@@ -54,6 +54,8 @@ class Job:
         """Why the rotation cannot start, and what to do; None if it can."""
         if self.left_behind and not self.options.skip_bad:
             cannot = f"nothing was sent: {counted(self.left_behind, 'account')} cannot go back"
+            if not self.survey.rows:
+                return cannot
             return f"{cannot}. Use --skip-bad to send only the others: {counted(self.survey.rows, 'account')}"
         invalid = self.survey.refused + self.invalid_lines
         if invalid and not self.options.skip_bad:

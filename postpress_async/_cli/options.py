@@ -94,7 +94,7 @@ connection: Final = combine(
         default="session",
         envvar="POSTPRESS_TRANSPORT",
         help="HTTP client. session: aiohttp.ClientSession. lean: aiohttp's connections without "
-        "ClientSession, which takes about half the CPU time.",
+        "ClientSession, which takes about half the CPU time but uses undocumented parts of aiohttp.",
     ),
     _connection_option(
         "--trust-env",
@@ -105,9 +105,9 @@ connection: Final = combine(
     _connection_option(
         "--no-idempotency",
         is_flag=True,
-        help="Do not send the Idempotency-Key header, by which the API recognizes a repeated request. An "
-        "order for a managed proxy is then not retried if it may have been executed, because the API "
-        "could execute it twice.",
+        help="Do not send the Idempotency-Key header, by which the API recognizes a repeated request. Use it "
+        "only if something between you and the API rejects the header. An order for a managed proxy is then "
+        "not retried if it may have been executed, because the API could execute it twice.",
     ),
 )
 """Adds the options for the connection to the API."""

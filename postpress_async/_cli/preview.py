@@ -13,7 +13,7 @@ import click
 from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.job import Job
-from postpress_async._cli.output import counted
+from postpress_async._cli.output import counted, moment
 from postpress_async._cli.secret_input import read_key
 from postpress_async._converter import converter
 from postpress_async._settings import read_api_key, read_base_url, target_of
@@ -55,7 +55,9 @@ def preview(job: Job, events: EventStream) -> int:
         on_unknown=options.on_unknown,
         on_failed=options.on_failed,
     )
-    done, input_edit = count_done(job.journal, request)
+    done, check = count_done(job.journal, request)
+    input_edit = None if check is None else check.difference
+    due_at = None if check is None or request.every is None else check.next_run_at
     allocators = {tag: ProxyAllocator(pool) for tag, pool in job.pools.items()}
     if job.selection is not None:
         for allocator in allocators.values():
@@ -64,7 +66,7 @@ def preview(job: Job, events: EventStream) -> int:
     to_send = survey.rows - done
     if options.limit is not None:
         to_send = min(to_send, options.limit)
-    first = islice((row for row in _rows(job) if isinstance(row, Row)), SHOWN)
+    first = islice((row for row in _rows(job) if isinstance(row, Row)), SHOWN if to_send else 0)
     requests = [(f"{url}/accounts/{row.account_id}", _body(_change(allocators, row))) for row in first]
     if not options.sandbox:
         _warn_of_private_addresses(job)
@@ -81,6 +83,7 @@ def preview(job: Job, events: EventStream) -> int:
             assign=options.assign if job.pools else None,
             settled=done,
             input_edit=input_edit,
+            next_run_at=due_at,
             to_send=to_send,
             requests=[{"method": "PATCH", "url": url, "body": body} for url, body in requests],
             seconds=None if options.rate is None else to_send / options.rate,
@@ -98,11 +101,14 @@ def preview(job: Job, events: EventStream) -> int:
         click.echo(f"the input was edited since the last run: {input_edit}")
     if done:
         click.echo(f"{done:,} of them are completed in {job.journal}; {to_send:,} would be sent")
-    click.echo("nothing was sent; the first requests would be:")
-    for url, body in requests:
-        text = "(the pool is exhausted)" if body is None else json.dumps(body, ensure_ascii=True)
-        click.echo(f"  PATCH {url} {text}")
-    click.echo(_duration(to_send, options.rate))
+    if to_send:
+        click.echo("nothing was sent; the first requests would be:")
+        for url, body in requests:
+            text = "(the pool is exhausted)" if body is None else json.dumps(body, ensure_ascii=True)
+            click.echo(f"  PATCH {url} {text}")
+        click.echo(_duration(to_send, options.rate))
+    elif due_at is not None:
+        click.echo(f"the next run is due at {moment(due_at)} (--every)")
     if not has_key and options.cluster is None:
         click.echo("there is no API key: a real run requires POSTPRESS_API_KEY or --api-key-file FILE")
     return exit_codes.ALL_PATCHED

@@ -38,10 +38,11 @@ _LISTED: Final = 20  # accounts that cannot go back; --json lists all of them
 @option(
     "--pool",
     type=options.FILE,
-    metavar="FILE",
+    metavar="[TAG=]FILE",
     multiple=True,
     help="List of proxies, in any form that rotate accepts, in which the earlier proxies are looked up by "
-    "user name, host and port. - is standard input. Repeat the option to combine several lists.",
+    "user name, host and port; a TAG makes no difference. - is standard input. Repeat the option to combine "
+    "several lists.",
 )
 @option(
     "--skip-bad",
@@ -68,7 +69,9 @@ def rollback(**values: Any) -> int:
     """
     parsed = RotateOptions.parse(**values)
     events = EventStream(sys.stdout if parsed.json else None, verbose=parsed.verbose)
-    pool = ProxyPool.read(*parsed.pool, skip_bad=parsed.skip_bad) if parsed.pool else ()
+    # The tags do not matter: each proxy is looked up by its name.
+    lists = [path for _, path in parsed.lists]
+    pool = ProxyPool.read(*lists, skip_bad=parsed.skip_bad) if lists else ()
     journal, to = str(parsed.journal), int(parsed.to or 0)
     with JournalView(journal) as view:
         plan = plan_rollback(view, to, pool)

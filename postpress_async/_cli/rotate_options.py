@@ -53,9 +53,8 @@ journal_options: Final = options.combine(
         multiple=True,
         allow_from_autoenv=False,
         help="Send only the accounts whose latest proxy, according to the journal, is PROXY: HOST, "
-        "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. They are a run of their own: a new one, or "
-        "the unfinished one of the same accounts. Repeat the option for several proxies. Cannot be combined "
-        "with --every.",
+        "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. This starts a separate run of these "
+        "accounts, or resumes it. Repeat the option for several proxies. Cannot be combined with --every.",
     ),
 )
 """Adds the options of a journal and its runs."""
@@ -66,7 +65,7 @@ run_options: Final = options.combine(
         type=click.IntRange(1),
         metavar="N",
         default=100,
-        help="Maximum number of requests that are open at the same time; with --cluster, per worker. The run "
+        help="Maximum number of requests in flight at the same time; with --cluster, per worker. The run "
         "uses fewer while the API is overloaded.",
     ),
     _limit(
@@ -84,7 +83,8 @@ run_options: Final = options.combine(
         metavar="N",
         default=6,
         help="Maximum number of requests for an account through the same proxy: the first request and its "
-        "retries. Only errors that may be temporary are retried.",
+        "retries. Only errors that may be temporary are retried. A proxy from --pool that fails twice for an "
+        "account is replaced earlier (see --failovers).",
     ),
     _limit(
         "--limit",
@@ -96,44 +96,46 @@ run_options: Final = options.combine(
     _limit(
         "--max-duration",
         type=options.duration,
-        metavar="TIME",
-        help="Stop after this time, such as 90s, 15m, 6h or 1h30m: start no more requests, wait for the open "
-        "ones, and exit. Run the same command again to continue. No limit by default.",
+        metavar="DURATION",
+        help="Stop after this time, such as 90s, 15m, 6h or 1h30m: start no more requests, wait for those in "
+        "flight, and exit. Run the same command again to continue. No limit by default.",
     ),
     _stopping(
         "--halt",
         type=options.halt,
         metavar="5%|100|SCOPE=5%,...|never",
         default="50%",
-        help="Stop the run when this many accounts have failed: a percentage of the latest 200 accounts, a "
-        "number of accounts in the whole run, or never. With scopes, such as proxy=5%,service=20%, only "
-        "failures of these scopes stop it: request, account, proxy or service, as the command errors lists "
-        "them. A refused API key always stops the run.",
+        help="Stop the run when this many accounts have failed: a percentage of the latest 200 accounts (5% "
+        "is the tenth failure, even if fewer than 200 were sent), a number of accounts in the whole run, or "
+        "never. With scopes, such as proxy=5%,service=20%, only failures of these scopes count: request (it "
+        "is invalid), account (it must be reconnected, for example), proxy, or service (the API or the "
+        "network). A refused API key always stops the run; so does invalid_credentials for each of the first "
+        "20 accounts, because it may be about the key.",
     ),
     _stopping(
         "--canary",
         type=click.IntRange(0),
         metavar="N",
         default=0,
-        help="Send N accounts first, and send the others only if fewer of these N fail than --halt allows. "
-        "With --canary 10 --halt 5%, one failure stops the run. 0 disables it.",
+        help="Send N accounts first, and the others only if few of them fail: fewer than the percentage of "
+        "--halt (5% of 10 is one failure) or than its number, and not all N. With --halt never or with "
+        "scopes, half of N failures of any kind stop the run. 0 disables it.",
     ),
     _stopping(
         "--on-unknown",
         type=click.Choice(get_args(OnUnknown)),
         default="retry",
         help="What to do with accounts whose outcome is unknown: a request of an earlier run got no "
-        "response, but the API may have applied the change. retry: send them again. report: do not send "
-        "them, so that you can check them first; this includes the accounts that a killed run may have "
-        "sent.",
+        "response, or a killed run may have sent one, so the API may have applied the change. retry: send "
+        "them again. report: do not send them, so that you can check them first.",
     ),
     _stopping(
         "--key-lifetime",
         type=options.duration,
         metavar="DURATION",
         default="24h",
-        help="Time for which the API is assumed to know an idempotency key. If it is unknown for longer "
-        "whether an account got a managed proxy, it is not sent again, because it could get a second one.",
+        help="Time for which the API is assumed to remember an idempotency key. An account that may have got "
+        "a managed proxy longer ago is not sent again, because it could get a second one.",
     ),
     _stopping(
         "--accept-new-key",
@@ -172,7 +174,7 @@ run_options: Final = options.combine(
         type=click.Path(),
         metavar="DIR",
         help="Directory with the TLS certificate and key for --cluster, as the command cluster-certificates "
-        "creates them. By default, Dask's configuration names them.",
+        "creates them. Needed only for tls://. Default: those in Dask's configuration.",
     ),
     _sandbox(
         "--sandbox",
@@ -186,7 +188,8 @@ run_options: Final = options.combine(
         type=click.IntRange(0),
         metavar="N",
         default=0,
-        help="Number of proxies at the start of --pool that do not work in the sandbox. Requires --sandbox.",
+        help="Number of proxies at the start of --pool that do not work in the sandbox. Requires --sandbox "
+        "and --pool.",
     ),
 )
 """Adds the options of a run that do not depend on its input."""
@@ -225,18 +228,18 @@ rotation_options: Final = options.combine(
         metavar="[TAG=]FILE",
         multiple=True,
         help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
-        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. A user name "
-        "with {account_id}, {try} (the number of failovers) or other columns of FLEET makes the line a "
-        "template, as gateways need it. - is standard input. Repeat the option to combine several lists. "
-        "With a TAG, such as US=us.txt, the list is only for accounts with that tag in the column pool, or "
-        "in the column of --pool-by.",
+        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. - is "
+        "standard input. Repeat the option to combine several lists. With a TAG, such as US=us.txt, the list "
+        "is only for accounts with that tag in the column pool, or in the column of --pool-by. For a gateway "
+        "with one address for all exits, a user name such as customer-{account_id}-{try} is filled in for "
+        "each account; {try} is the number of failovers, and columns of FLEET can be named, too.",
     ),
     _assignment(
         "--pool-by",
         metavar="COLUMN",
-        help="Column of FLEET with the tag of each account, which names the --pool to use, such as country. "
-        "It then orders no managed proxy. A list of --pool without a TAG must be CSV with this column, too. "
-        "By default, the column pool if any --pool has a TAG.",
+        help="Column of FLEET, such as country, whose value is the TAG of the --pool to use. The column "
+        "country then orders no managed proxy. A list of --pool without a TAG must be CSV with this column, "
+        "too. By default, the column pool if any --pool has a TAG.",
     ),
     _assignment(
         "--assign",
@@ -250,24 +253,26 @@ rotation_options: Final = options.combine(
         "--accounts-per-proxy",
         type=click.IntRange(1),
         metavar="N",
-        help="Maximum number of accounts that get the same proxy from --pool. No maximum by default.",
+        help="Maximum number of accounts that get the same proxy from --pool, including accounts of earlier "
+        "runs in the journal. No maximum by default.",
     ),
     _assignment(
         "--failovers",
         type=click.IntRange(0),
         metavar="N",
         default=3,
-        help="Maximum number of other proxies from --pool to try for an account whose proxy does not work.",
+        help="Maximum number of other proxies from --pool to try for an account whose proxy does not work; "
+        "then the account fails. With 0, it gets only its first proxy.",
     ),
     _assignment(
         "--cool-down",
         type=options.duration,
         metavar="DURATION",
         default="30m",
-        help="Time for which a proxy from --pool gets no account after it failed two accounts that other "
-        "proxies then served. After that, one account tries it with one request; each further failure "
-        "doubles the time, up to 24h. The journal keeps it for the next run. If most proxies fail at the "
-        "same time, all accounts wait until one of them works again, at most for this time.",
+        help="How long a proxy from --pool is left out (quarantined) after it failed for two accounts that "
+        "other proxies then served. After that, one account tries it, and each further failure doubles the "
+        "time, up to 24h. The journal remembers quarantined proxies for the next run. If most proxies fail "
+        "at the same time, all accounts wait until one works again, at most for this time.",
     ),
     _assignment(
         "--country",

@@ -18,7 +18,11 @@ from postpress_async.errors import (
 
 
 class LoadSignal(Enum):
-    """What the end of an attempt says about the load of the service."""
+    """
+    What the end of an attempt says about the load of the service.
+
+    It depends on the error's class, not its scope: a 503 about one account still means overload.
+    """
 
     SUCCESS = "success"
     """The account was patched."""

@@ -5,9 +5,12 @@ from math import ceil, inf
 from typing import Final
 
 from postpress_async.errors import (
+    BY_TYPE,
     Applied,
     AttemptTimeoutError,
     ConnectError,
+    ExpiredCredentialsError,
+    InvalidCredentialsError,
     PostPressError,
     Scope,
     TlsError,
@@ -26,6 +29,13 @@ UNREACHED: Final = 20
 
 UNREACHED_BY_ONE: Final = 5
 """The same for one account: with few in flight, 20 attempts may take minutes; these take at most 7.5 s."""
+
+PROVE_KEY: Final = {
+    type_
+    for type_, error in BY_TYPE.items()
+    if not issubclass(error, InvalidCredentialsError | ExpiredCredentialsError)
+}
+"""Types of a 401 that is certainly not about the API key, unless its scope is KEY: the API looked further."""
 
 
 class FailureMonitor:
@@ -166,9 +176,10 @@ class ApiKeyMonitor:
     """
     Detects that the API refuses the API key.
 
-    An error of scope KEY is proof. So is a 401 of the same type for each of the first `FIRST_ANSWERS`
-    accounts, or in a shorter run for each account that got a response; unless an account was patched, or got
-    a response that requires a valid key.
+    An error of scope KEY is proof. So is the same 401 that may be about the key, such as
+    ``invalid_credentials``, for each of the first `FIRST_ANSWERS` accounts, or in a shorter run for each
+    account that got a response; unless an account was patched, or got a response that requires a valid key,
+    such as ``disconnected_account``.
 
     Attributes:
         refusal_type: The type of these 401s once they have proved it; None after an error of scope KEY.
@@ -192,7 +203,7 @@ class ApiKeyMonitor:
             return None  # it may come from a gateway that does not check the key
         if not self._refused:
             self._type = outcome.error_type
-        if outcome.status != 401 or outcome.scope is Scope.PROXY or outcome.error_type != self._type:
+        if outcome.status != 401 or outcome.error_type in PROVE_KEY or outcome.error_type != self._type:
             self._works = True  # patched, or the error is about the account or its proxy
             return None
         self._refused += 1

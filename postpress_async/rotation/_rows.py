@@ -111,7 +111,7 @@ async def arows_of(changes: AsyncIterable[Change], *, pooled: Pooled = False) ->
 
 
 def check_changes(pairs: Iterable[Change], *, pooled: Pooled) -> None:
-    """Raise `ValueError` if a pair or a change is wrong: a caller's mistake, unlike an id, which is data."""
+    """Raise `FieldError` if a pair or a change is wrong: a caller's mistake, unlike an id, which is data."""
     needs, first, count = PoolNeeds.of(pooled), None, 0
     for ordinal, pair in enumerate(pairs):
         # The fast path: there may be a million.
@@ -132,7 +132,8 @@ def distinct_rows(
     Return one row per account.
 
     Raises:
-        ValueError: A change is invalid, or an account occurs twice with different changes.
+        FieldError: An account id or a change is invalid.
+        ValueError: An account occurs twice with different changes.
     """
     if not isinstance(changes, Iterable):
         kind = type(changes).__name__
@@ -168,9 +169,11 @@ def check_pool_is_used(rows: Iterable[Row | Refusal]) -> None:
         raise ValueError("no account would use the pool: each names a change of its own; leave pool out")
 
 
-def _error_of(refusal: Refusal, count: int = 1) -> ValueError:
+def _error_of(refusal: Refusal, count: int = 1) -> FieldError:
     account = "" if refusal.account_id is None else f"{refusal.account_id}: "
-    return ValueError(f"{account}{refusal}" + f" ({count:,} changes)" * (count > 1))
+    message = f"{account}{refusal}" + f" ({count:,} changes)" * (count > 1)
+    error = FieldError(refusal.column, refusal.reason, refusal.advice)
+    return error.of_account(refusal.account_id, message)
 
 
 def _row_of(ordinal: int, pair: object, needs: PoolNeeds | None) -> Row | Refusal:

@@ -33,7 +33,7 @@ class IdempotencyStore:
         Wait for the answer of the earlier execution with this key; None if the key is new.
 
         Raises:
-            Refusal: It had another body, or failed unexpectedly.
+            Refusal: The earlier request with this key had another body, or failed unexpectedly.
         """
         execution = self._executions.get((account_id, key))
         if execution is None:
@@ -49,7 +49,11 @@ class IdempotencyStore:
         return answer
 
     async def run(self, account_id: str, key: str, change: Json, work: Awaitable[Answer]) -> Answer:
-        """Run *work* for a key that `find` does not know, and store its answer."""
+        """
+        Run *work* for a key that `find` does not know, and store its answer.
+
+        If *work* fails or is cancelled, requests that wait for its answer get ``unexpected_error``.
+        """
         name = (account_id, key)
         pending: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         execution = self._executions[name] = _Execution(change, pending)
@@ -60,7 +64,7 @@ class IdempotencyStore:
             answer = await work
             return answer
         finally:
-            execution.answer = answer  # a million may be stored, so none keeps its future
+            execution.answer = answer  # in place of the future: a million may be stored
             pending.set_result(answer)
             stored = answer is not None and (answer.status == 200 or self._stores_errors)
             if not stored and self._executions.get(name) is execution:

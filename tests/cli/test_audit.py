@@ -71,4 +71,6 @@ def test_the_journal_answers_the_questions_of_the_page(answers, tmp_path) -> Non
     }
     assert "acc_000005" in report
     assert "nothing; every account was patched" in status
-    assert len(answers) == 7
+    assert answers[f"history {JOURNAL} --run 2"].startswith("run 2: 2026-03-03")
+    assert rows(answers[f"export {JOURNAL} --assignments --on 10.1.1.0/24"]) == {}
+    assert len(answers) == 9

@@ -304,6 +304,7 @@ def test_a_dry_run_for_programs_is_one_event(folder) -> None:
         "assign": "round-robin",
         "settled": 0,
         "input_edit": None,
+        "next_run_at": None,
         "to_send": 1000,
         "seconds": 500.0,
         "api_key": False,

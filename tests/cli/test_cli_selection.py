@@ -56,6 +56,43 @@ async def test_a_dry_run_shows_which_accounts_would_move(night, sandbox) -> None
     assert len(await history(sandbox)) == 1
 
 
+async def test_export_lists_the_accounts_on_a_subnet(night, sandbox) -> None:
+    """Also the proxies without a user name, which no search for ``@10.1.1.`` would find."""
+    done = await arun(sandbox, "export", JOURNAL, "--assignments", "--on", "10.1.1.0/30")
+    other = await arun(sandbox, "export", JOURNAL, "--on", "10.1.1.0/30")
+
+    accounts = [line.split(",")[0] for line in done.stdout.splitlines()[1:]]
+    assert accounts == [f'"acc_00000{number}"' for number in (0, 1, 2, 5, 6, 7)]
+    assert (other.returncode, "--on requires --assignments" in other.stderr) == (2, True)
+
+
+async def test_history_shows_one_run(night, sandbox) -> None:
+    await arun(sandbox, "rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.1")
+
+    second = (await arun(sandbox, "history", JOURNAL, "--run", "2")).stdout
+    account = (await arun(sandbox, "history", JOURNAL, "acc_000000", "--run", "2")).stdout
+    missing = await arun(sandbox, "history", JOURNAL, "--run", "3")
+
+    assert second.startswith("run 2: ")
+    assert second.count("\nrun ") == 0
+    assert "accounts on 10.1.1.1\n" in second
+    assert account.startswith("run 2: ")
+    assert account.count("\n") == 1
+    assert (missing.returncode, "has no run 3" in missing.stderr) == (2, True)
+
+
+async def test_a_dry_run_says_when_the_next_run_is_due(night, sandbox) -> None:
+    """Three requests were shown that no run would send."""
+    words = ("rotate", "fleet.csv", "--pool", "new.txt", "--every", "20h", "--dry-run")
+    done = await arun(sandbox, *words)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[2].endswith("; 0 would be sent")
+    assert done.stdout.splitlines()[3].startswith("the next run is due at ")
+    assert "PATCH" not in done.stdout
+    assert len(done.stdout.splitlines()) == 4
+
+
 async def test_the_limit_per_proxy_counts_the_accounts_that_stay(night, sandbox) -> None:
     """Two accounts move to a list of one proxy that already has two, so it has room for one more."""
     (night / "one.txt").write_text("10.1.1.5:3128\n")

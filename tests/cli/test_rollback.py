@@ -86,6 +86,20 @@ async def test_nothing_is_sent_if_an_account_cannot_go_back(before, sandbox, fol
     assert sum(proxies_of(sandbox)[account] == proxy for account, proxy in before.items()) == 35
 
 
+async def test_no_command_is_advised_that_would_send_nothing(before, sandbox) -> None:
+    done = await arun(sandbox, *ROLLBACK[:-1], "new.txt")
+
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"nothing was sent: {COUNT} accounts cannot go back\n")
+
+
+async def test_lists_with_tags_are_read_as_in_the_command_that_used_them(before, sandbox) -> None:
+    done = await arun(sandbox, *ROLLBACK[:-1], "US=old.txt", "--pool", "DE=new.txt", "--dry-run")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{COUNT} accounts: {COUNT} with a proxy of their own\n")
+
+
 async def test_a_stopped_rollback_is_resumed_and_blocks_other_runs(before, sandbox) -> None:
     await arun(sandbox, *ROLLBACK, "--limit", "10")
 

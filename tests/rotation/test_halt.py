@@ -108,7 +108,8 @@ def test_the_same_401_of_every_account_is_the_key_however_few_there_are() -> Non
     "others",
     [
         pytest.param([patched()], id="one was patched"),
-        pytest.param([failed("errors/disconnected_account", 401)], id="another 401"),
+        pytest.param([failed("errors/invalid_credentials", 401)], id="another 401"),
+        pytest.param([failed("errors/disconnected_account", 401)], id="a 401 about the account"),
         pytest.param([failed("errors/resource_not_found", 404)], id="a 404"),
         pytest.param([failed("errors/provider_error", 500)], id="a failing service"),
         pytest.param([failed("errors/proxy_error", 502)], id="a dead proxy"),
@@ -191,6 +192,16 @@ def refused_row() -> Outcome:
         applied=errors.Applied.NO,
         error=error,
     )
+
+
+@pytest.mark.parametrize("type_", ["disconnected_account", "checkpoint_error", "wrong_account"])
+def test_a_401_about_the_account_never_means_the_key(type_: str) -> None:
+    """Ten disconnected accounts were reported as a refused API key, with exit code 4."""
+    monitor = FailureMonitor(Halt(failures="never"))
+
+    assert first_reason(monitor, iter([failed(f"errors/{type_}", 401)] * 50)) is None
+    assert monitor.at_end() is None
+    assert not monitor.key_refused
 
 
 def test_invalid_rows_neither_count_as_failures_nor_belong_to_the_canary() -> None:

@@ -17,6 +17,7 @@ from postpress_async import (
     errors,
 )
 from postpress_async.errors import Applied
+from postpress_async.models import FieldError
 from postpress_async.rotation import State
 from postpress_async.sandbox import Sandbox
 from tests.support.virtual_world import in_virtual_time, now, world
@@ -229,6 +230,28 @@ async def test_invalid_input_is_refused_before_anything_is_sent(
             await session.update_many(changes, **options)
 
     assert sandbox.record.requests == 0
+
+
+async def test_an_invalid_change_is_an_error_with_its_account_and_field() -> None:
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        with pytest.raises(FieldError) as caught:
+            await session.update_many({"acc_1": US, "acc_2": {"country": "XX"}})
+
+    error = caught.value
+    assert (error.account_id, error.field, error.reason) == ("acc_2", "country", "country not assigned")
+    assert str(error).startswith("acc_2: changes[1], country: country not assigned: ")
+    assert sandbox.record.requests == 0
+
+
+async def test_twenty_disconnected_accounts_do_not_keep_the_others_from_being_sent() -> None:
+    """They were taken for a refused API key, and 30 of 50 accounts were skipped."""
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        for account in ACCOUNTS[:20]:
+            sandbox.script(account, "errors/disconnected_account")
+        results = await session.update_many(dict.fromkeys(ACCOUNTS, US), in_flight=5)
+
+    assert len(results.failed) == 20
+    assert len(results.patched) == len(ACCOUNTS) - 20
 
 
 async def test_no_changes_give_no_results() -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from difflib import unified_diff
 from pathlib import Path
 
 from tests.support import ROOT
@@ -42,7 +43,9 @@ def run_console(console: str, folder: Path) -> None:
             check=False,
             timeout=60,
         )
-        assert is_documented(shown(output), shown(done.stdout)), f"$ {command}\n{done.stdout}"
+        documented, printed = shown(output), shown(done.stdout)
+        difference = "\n".join(unified_diff(documented, printed, "documented", "printed", lineterm=""))
+        assert is_documented(documented, printed), f"$ {command}\n{difference}"
 
 
 def shown(text: str) -> list[str]:

@@ -9,15 +9,22 @@ from typing import Any
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
 from postpress_async.rotation.journal._file import open_file, refuse_shared
-from postpress_async.rotation.journal._input_check import COMPLETE, RunRequest, check, is_input, recorded_rows
+from postpress_async.rotation.journal._input_check import (
+    COMPLETE,
+    InputCheck,
+    RunRequest,
+    check,
+    is_input,
+    recorded_rows,
+)
 from postpress_async.rotation.journal._reading import JournalView, connect_read_only
 from postpress_async.rotation.journal._recovery import done_condition
 from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty
 
 
-def count_done(path: str | os.PathLike[str], request: RunRequest) -> tuple[int, str | None]:
+def count_done(path: str | os.PathLike[str], request: RunRequest) -> tuple[int, InputCheck | None]:
     """
-    How many accounts a run would leave as they are, and what is new in its input (None if nothing is).
+    How many accounts a run would leave as they are, and what its check found; None without a journal.
 
     Raises:
         JournalError: What `Journal.open` would raise, as far as it can be known without writing.
@@ -37,7 +44,7 @@ def count_done(path: str | os.PathLike[str], request: RunRequest) -> tuple[int, 
             refuse_lost_log(path)
             comparison = check(path, connection, request)
             if comparison.starts_run:
-                return 0, None
+                return 0, comparison
             done = done_condition(request.on_unknown, request.on_failed)
             sql = f"SELECT count(*) FROM latest WHERE {done} AND {comparison.of_input}"
             [(count,)] = connection.execute(sql)
@@ -45,7 +52,7 @@ def count_done(path: str | os.PathLike[str], request: RunRequest) -> tuple[int, 
             raise damage_error(path, error) from None
         except OSError as error:
             raise JournalError(f"{path} cannot be read ({error.strerror}): name another journal") from None
-        return int(count), comparison.difference
+        return int(count), comparison
 
 
 def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
