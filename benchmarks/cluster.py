@@ -1,10 +1,10 @@
 """
-How much faster are several workers than one process, what does a shard cost, and where is the limit?
+How much faster are several workers than one process, and where is the limit?
 
 It rotates the same fleet with a journal from one process, and from 1 and 2 workers of ``local:N``. One server
 answers at once, so the CPU is the limit. Another takes 100 ms, so the 100 requests in flight of each process
-are the limit. Then it measures empty shards, one after the other, and estimates the costs of larger fleets.
-Their limit is the coordinator, which records every account::
+are the limit. Then it estimates the costs of larger fleets. Their limit is the coordinator, which records
+every account::
 
     python -m benchmarks.cluster [--accounts 50000]
 """
@@ -12,7 +12,6 @@ Their limit is the coordinator, which records every account::
 import argparse
 import asyncio
 import os
-import pickle
 import platform
 import re
 import subprocess
@@ -23,19 +22,17 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
 from attrs import frozen
 
-from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy
+from postpress_async import ManagedProxy, PostPressSession
 from postpress_async.cluster import Cluster
-from postpress_async.cluster.orders import Orders
 from tests.support.canned_server import canned_server
 
 KEY: Final = "pp_test_sandbox"
 CHANGE: Final = ManagedProxy(country="US")
 LATENCY: Final = 0.1
-SHARDS: Final = 200
 
 
 @frozen
@@ -83,27 +80,6 @@ def _sender(base: str, workers: int) -> PostPressSession | Cluster:
     return Cluster(f"local:{workers}", api_key=KEY, base_url=base)
 
 
-async def _shard(base: str) -> float:
-    """Seconds per shard: a task of Dask, and the worker's request for its rows."""
-    orders = Orders("run", base, RetryPolicy(), Pace(), pooled=False, watched=False)
-
-    async def answer(question: Any) -> dict[str, Any]:
-        if question["op"] == "hello":
-            return {"orders": pickle.dumps(orders), "key": KEY}
-        return {"count": 0} if question["op"] == "beat" else {}
-
-    async with Cluster("local:1", api_key=KEY, base_url=base) as cluster:
-        cluster.attend("token", answer)
-        [worker] = await cluster.workers()
-        await cluster.carry("token", 0, worker)  # creates the session and opens connections
-        started = time.perf_counter()
-        for number in range(1, SHARDS + 1):
-            await cluster.carry("token", number, worker)
-        seconds = time.perf_counter() - started
-        cluster.dismiss("token")
-    return seconds / SHARDS
-
-
 @contextmanager
 def _slow_server() -> Iterator[str]:
     """Start a sandbox with a latency of 100 ms in another process, and yield its URL."""
@@ -117,9 +93,9 @@ def _slow_server() -> Iterator[str]:
             process.terminate()
 
 
-def _estimate(cost: Cost, shard: float) -> None:
+def _estimate(cost: Cost) -> None:
     """Print what the coordinator needs for larger fleets, from its CPU time per account."""
-    rate = 1 / (cost.cpu + shard / 2_000)
+    rate = 1 / cost.cpu
     print(f"\nestimate: one coordinator handles {rate:,.0f} accounts per second on this CPU")
     for count in (10**7, 10**9):
         hours, size = count / rate / 3600, count * cost.journal / 1e9
@@ -144,9 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sender = f"local:{workers}" if workers else "one process"
                 figures = f"{1 / cost.wall:10,.0f} {cost.cpu * 1e6:7.1f} {cost.journal:8.1f}"
                 print(f"{name:>8} {sender:>12} {figures} {cost.grown / (1 << 20):10.1f}", flush=True)
-        shard = asyncio.run(_shard(fast))
-    print(f"\nshard: {shard * 1e3:.2f} ms, mean of {SHARDS} sequential shards")
-    _estimate(costs["at once", 2], shard)
+    _estimate(costs["at once", 2])
     print(
         f"\n{count:,} accounts ({count // 5:,} at 100 ms), 100 in flight per process. CPU us per account\n"
         "and grown MiB: in the process that has the journal. journal: its bytes per account.\n"

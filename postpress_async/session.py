@@ -299,41 +299,28 @@ class PostPressSession:
                 written; or it has no account *on* these proxies, or an unfinished run of other accounts.
         """
         # Imported here, because programs that update single accounts do not need it.
-        from postpress_async.rotation import Halt, Rotation
-        from postpress_async.rotation._input import RotationInput, check_count
-        from postpress_async.rotation._pool._tags import pools_of
-        from postpress_async.rotation._selection import Selection
+        from postpress_async.rotation._input import check_count, make_rotation
 
         check_count("in_flight", in_flight)
-        check_count("limit", limit)
-        pools = pools_of(pool)
-        rotation_input = RotationInput.of(changes, pooled=pool or False).only(Selection.of(on))
-        at_once = in_flight or self._pace.in_flight
-        opener = rotation_input.journal_opener(
-            journal,
-            target=self._target,
-            on_unknown=on_unknown,
-            on_failed=on_failed,
-            in_flight=at_once,
-            pools=pools,
-            every=every,
-            keep=keep,
-            api_key=self._context.api_key,
-            accept_new_key=accept_new_key,
-            key_lifetime=key_lifetime,
-        )
-        return Rotation(
+        return make_rotation(
             self._run_call,
-            rotation_input.rows,
-            in_flight=at_once,
-            journal=opener,
-            finite=rotation_input.finite,
-            total=rotation_input.total,
-            halt=Halt.of(halt),
-            pool=pool,
-            limit=limit,
+            changes,
+            in_flight=in_flight or self._pace.in_flight,
+            target=self._target,
+            api_key=self._context.api_key,
             waits=self._new_wait_group(),
             observer=self._context.observer,
+            journal=journal,
+            halt=halt,
+            pool=pool,
+            limit=limit,
+            on=on,
+            on_unknown=on_unknown,
+            on_failed=on_failed,
+            every=every,
+            keep=keep,
+            accept_new_key=accept_new_key,
+            key_lifetime=key_lifetime,
         )
 
     async def _run_call(

@@ -68,8 +68,6 @@ class Job:
             return f"{correct}, or use --skip-bad to send only what is valid: {valid}"
         if self.selection is not None and not self.total:
             return f"nothing was sent: the input has none of the {self.selection.text} in {self.journal}"
-        if self.options.cluster and (any(self.pools) or any(one.is_template for one in self.proxies)):
-            return "nothing was sent: --cluster can use neither pools with tags nor templates"
         if self.pools and self.is_checked and self.survey.rows and not self.survey.pooled:
             reason = _why_unused(self.survey)
             return f"nothing was sent: {reason}. Remove --pool, or empty those columns"

@@ -1,25 +1,21 @@
 """
-The same rotation on many machines, by Dask distributed; it takes the extra ``distributed``.
+Rotations on many machines, by Dask distributed; requires the extra ``distributed``.
 
-`Cluster` is the face: it stands where a session would, and its rotations are used like a session's.
+A `Cluster` takes the place of a session. Its rotations have the same journal, summary and errors.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Any, Final, Literal, Self
-
-from attrs import evolve
+from typing import Any, Final, Literal, Self, TypeAlias, Unpack
+from weakref import WeakSet
 
 try:
     from dask import config
     from distributed import Client, LocalCluster
     from distributed.protocol.pickle import dumps
-    from distributed.scheduler import KilledWorker
-    from distributed.utils import get_ip
 except ModuleNotFoundError as _error:
     if (_error.name or "").split(".")[0] not in {"dask", "distributed"}:
         raise
@@ -30,33 +26,27 @@ except ModuleNotFoundError as _error:
 from postpress_async import events
 from postpress_async._safe_observer import SafeObserver
 from postpress_async._settings import read_api_key, read_base_url, target_of
-from postpress_async.cluster.conductor import ClusterRotation
-from postpress_async.cluster.desk import Answer, Desk
-from postpress_async.cluster.orders import Orders
-from postpress_async.cluster.place import Place, read_certificates, write_certificates
-from postpress_async.cluster.post import settle_shard
+from postpress_async.cluster._address import ClusterAddress, read_certificates, write_certificates
+from postpress_async.cluster._coordinator import FIRST_WINDOW, Coordinator
+from postpress_async.cluster._worker import TOPIC
 from postpress_async.errors import ClusterError, ConfigurationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
-from postpress_async.rotation import Halt, ProxyPool
-from postpress_async.rotation._input import Changes, RotationInput, check_count
-from postpress_async.rotation._outcome import KEY_LIFETIME
-from postpress_async.rotation._pool._tags import pools_of
-from postpress_async.rotation._selection import Selection
-from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
+from postpress_async.rotation import Rotation
+from postpress_async.rotation._input import Changes, RotateOptions, make_rotation
 from postpress_async.secret import Secret
 
 __all__ = ["Cluster", "ClusterRotation", "read_certificates", "write_certificates"]
 
-THREADS: Final = 8
-"""Shards that a worker of ours begins at once. They share its event loop: no thread is started for them."""
+ClusterRotation: TypeAlias = Rotation
+"""A rotation on a cluster."""
 
-ANSWERS: Final = 10.0
-"""Seconds in which a scheduler has to answer."""
+CONNECT_TIMEOUT: Final = 10.0
+"""Seconds in which a scheduler has to respond."""
 
-# Of a cluster of our own. A failed task is not repeated by Dask, because the coordinator knows which of its
-# accounts are completed. The dashboards are off, since anyone on the machine could open them.
-_OURS: Final = {
+# Of a cluster that this process starts. Dask must not repeat a task, because some accounts are completed. The
+# dashboards are off, because everyone on the machine could open them.
+_LOCAL_CONFIG: Final = {
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-ttl": "10s",
     "distributed.scheduler.http.routes": [],
@@ -66,60 +56,71 @@ _OURS: Final = {
 
 class Cluster:
     """
-    Workers that carry rotations out, on this machine or many.
+    Workers that carry out rotations, on this machine or several.
 
-    It is entered with ``async with``, and its rotations with another one inside. A program that makes one of
-    its own (``local:N``) does so under ``if __name__ == "__main__":``, since its workers import it.
+    Enter it with ``async with``. A program that starts its own workers (``local:N``) does so under
+    ``if __name__ == "__main__":``, because the workers import it.
 
     Args:
-        place: ``local:N``, for N workers on this machine; or ``tls://HOST:PORT``, where a Dask scheduler is.
-        certificates: The folder that `write_certificates` filled, for a scheduler that was started with it.
-        api_key: Of workers on this machine; else the environment's ``POSTPRESS_API_KEY``. Workers elsewhere
-            read it there.
-        base_url: As `PostPressSession` has it.
-        retry: As `PostPressSession` has it. Its functions, if it has any, run on the workers.
-        pace: Of each worker; but for its rate, which all of them share.
-        idempotency: As `PostPressSession` has it.
-        transport: As `PostPressSession` has it.
-        trust_env: As `PostPressSession` has it; each worker uses its own environment.
-        on_event: Called with what all workers do, but for each single attempt.
+        address: ``local:N`` for N workers on this machine, or ``tls://HOST:PORT`` of a Dask scheduler.
+        certificates: The directory that `write_certificates` filled, if the scheduler was started with it.
+        api_key: For workers on this machine; if None, the environment variable ``POSTPRESS_API_KEY``. Other
+            workers read it from their environment.
+        base_url: See `PostPressSession`.
+        retry: See `PostPressSession`. Its functions, if any, run on the workers.
+        pace: Of each worker; but the rate is of all workers together, which have equal shares.
+        idempotency: See `PostPressSession`.
+        transport: See `PostPressSession`.
+        trust_env: See `PostPressSession`; each worker uses its own environment.
+        on_event: Called with retries, pauses, quarantined proxies and completed accounts of all workers, but
+            not with each attempt.
 
     Raises:
-        ConfigurationError: The place, its certificates, the key or the base URL cannot be used; or the retry
-            policy cannot be sent.
+        ConfigurationError: The address, its certificates, the API key or the base URL cannot be used; or the
+            retry policy cannot be sent to workers.
     """
 
     def __init__(
         self,
-        place: str,
+        address: str,
         *,
         certificates: str | os.PathLike[str] | None = None,
         api_key: str | Secret | None = None,
         base_url: str | None = None,
-        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable, as is the pace
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - immutable, like Pace
         pace: Pace = Pace(),  # noqa: B008
         idempotency: bool = True,
         transport: Literal["session", "lean"] = "session",
         trust_env: bool = False,
         on_event: events.Observer | None = None,
     ) -> None:
-        self._place: Final = Place.of(place)
-        self._security: Final = self._place.security(certificates)
+        self._address: Final = ClusterAddress.parse(address)
+        self._security: Final = self._address.security(certificates)
         url = read_base_url(base_url)
         self._target: Final = target_of(url)
-        if not self._place.is_here and (api_key is not None or url.scheme == "http"):
+        if self._address.scheduler is not None and api_key is not None:
             raise ConfigurationError(
-                f"the workers of {place} are on other machines: each reads the API key from its own "
-                "POSTPRESS_API_KEY, and the base URL must use https"
+                f"the workers of {address} have their own POSTPRESS_API_KEY: leave api_key out"
             )
-        self._key: Final = read_api_key(api_key).reveal() if self._place.is_here else None
-        watched = on_event is not None
-        self._orders: Final = Orders(
-            "", str(url), retry, pace, False, watched, transport, idempotency, trust_env
-        )
+        if not self._address.is_local and url.scheme == "http":
+            raise ConfigurationError(f"the workers of {address} are on other machines: use an https base URL")
+        self._key: Final = read_api_key(api_key) if self._address.scheduler is None else None
+        self._settings: Final[dict[str, Any]] = {
+            "pace": pace,
+            "base_url": str(url),
+            "retry": retry,
+            "idempotency": idempotency,
+            "transport": transport,
+            "trust_env": trust_env,
+        }
+        if transport not in {"session", "lean"}:
+            raise ConfigurationError(
+                f'a cluster requires transport="session" or "lean", got {transport!r}: other processes '
+                "cannot share an object"
+            )
         try:
-            dumps(self._orders)
-        except Exception as error:  # of whatever the caller's functions hold
+            dumps(retry)
+        except Exception as error:  # of whatever the caller's functions refer to
             raise ConfigurationError(
                 f"the retry policy cannot be sent to workers ({error}): its functions may only use values "
                 "that can be pickled"
@@ -127,136 +128,63 @@ class Cluster:
         self._observer: Final = None if on_event is None else SafeObserver(on_event)
         self._stack: Final = AsyncExitStack()
         self._client: Client | None = None
-        self._desk: Desk | None = None
-        self._rotation: ClusterRotation | None = None
+        self._coordinators: Final = WeakSet[Coordinator]()  # of rotations that are in use
 
     @property
     def paused(self) -> bool:
-        """Whether all workers pause: the service is out."""
-        return self._rotation is not None and self._rotation.paused
+        """Whether all workers wait, except for probes, because the service is down."""
+        return any(coordinator.paused for coordinator in self._coordinators)
 
-    def rotate(
-        self,
-        changes: Changes,
-        *,
-        journal: str | os.PathLike[str] | None = None,
-        halt: str | int | Halt | None = None,
-        pool: ProxyPool | Mapping[str, ProxyPool] | None = None,
-        limit: int | None = None,
-        on_unknown: OnUnknown = "retry",
-        on_failed: OnFailed = "report",
-        every: float | None = None,
-        keep: int | None = None,
-        on: Collection[str] | Selection = (),
-        accept_new_key: bool = False,
-        key_lifetime: float = KEY_LIFETIME,
-    ) -> ClusterRotation:
+    def rotate(self, changes: Changes, **options: Unpack[RotateOptions]) -> Rotation:
         """
-        A rotation of many accounts on the workers; the arguments are those of `PostPressSession.rotate`.
+        Create a rotation of many accounts on the workers; see `PostPressSession.rotate`.
 
-        A journal that one machine began can be gone on with here, and the other way round.
+        A journal of a single machine can be resumed on a cluster, and the other way round.
+
+        Args:
+            changes: See `PostPressSession.rotate`.
+            options: Those of `PostPressSession.rotate` except *in_flight*, which is `Pace.in_flight` of each
+                worker.
 
         Raises:
-            ValueError: As for `PostPressSession.rotate`; or there are several pools, or templates.
+            ValueError: See `PostPressSession.rotate`.
         """
-        check_count("limit", limit)
-        if pool and (not isinstance(pool, ProxyPool) or any(pooled.is_template for pooled in pool)):
-            raise ValueError("a cluster takes one pool without templates: for others, use one machine")
-        given = RotationInput.of(changes, pooled=pool is not None).only(Selection.of(on))
-        opener = given.journal_opener(
-            journal,
-            target=self._target,
-            on_unknown=on_unknown,
-            on_failed=on_failed,
-            pools=pools_of(pool),
-            every=every,
-            keep=keep,
-            api_key=None if self._key is None else Secret(self._key),  # workers elsewhere have their own
-            accept_new_key=accept_new_key,
-            key_lifetime=key_lifetime,
-        )
-        self._rotation = ClusterRotation(
-            self,
-            evolve(self._orders, pooled=pool is not None),
-            self._key,
-            given.rows,
-            journal=opener,
-            finite=given.finite,
-            total=given.total,
-            halt=Halt.of(halt),
-            pool=pool,
-            limit=limit,
-            observer=self._observer,
-        )
-        return self._rotation
-
-    # --- What a rotation needs; see `Carrier` ---
-
-    async def workers(self) -> frozenset[str]:
-        """The addresses of those that are there; `OSError` where the scheduler cannot be asked."""
-        scheduler: Any = self._opened.scheduler
-        return frozenset((await scheduler.identity())["workers"])
-
-    async def carry(self, token: str, number: int, worker: str) -> None:
-        """
-        Have *worker* begin a shard. Nothing that Dask logs, shows or keeps of it tells of a row.
-
-        Raises:
-            OSError: The worker is lost.
-        """
-        assert self._desk is not None  # noqa: S101 - it is entered
-        future = self._opened.submit(
-            settle_shard,
-            self._desk.address,
-            token,
-            number,
-            key=f"postpress-{token[:8]}-{number}",
-            workers=[worker],
-            pure=False,
-            retries=0,
-        )
-        try:
-            error = await future.exception()  # not its result, which would have to be fetched from the worker
-            lost = future.cancelled() or isinstance(error, KilledWorker)
-        finally:
-            future.release()
-        if lost:
-            raise OSError(f"{worker} is lost") from error
-        if error is not None:
-            raise error
-
-    def attend(self, token: str, answer: Answer) -> None:
-        """Have *answer* speak with the workers."""
-        assert self._desk is not None  # noqa: S101 - it is entered
-        self._desk.attend(token, answer)
-
-    def dismiss(self, token: str) -> None:
-        """Tell the workers that the rotation is over."""
-        if self._desk is not None:
-            self._desk.dismiss(token)
-
-    @property
-    def _opened(self) -> Client:
         if self._client is None:
             raise RuntimeError("the cluster is not started; use: async with Cluster(...) as cluster")
-        return self._client
+        coordinator = Coordinator(self._client, self._settings, self._observer)
+        self._coordinators.add(coordinator)
+        return make_rotation(
+            coordinator.update,
+            changes,
+            in_flight=FIRST_WINDOW,
+            target=self._target,
+            api_key=self._key,
+            waits=coordinator.waits,
+            observer=self._observer,
+            executor=coordinator,
+            **options,
+        )
+
+    def _on_event(self, event: tuple[float, dict[str, Any]]) -> None:
+        for coordinator in self._coordinators:
+            coordinator.on_event(event[1])
 
     async def __aenter__(self) -> Self:
         try:
-            address = self._place.address or await self._start_our_own()
-            self._client = await self._stack.enter_async_context(await self._reach(address))
-            self._desk = Desk(self._our_host(), self._security)
-            await self._desk.open()
-            self._stack.push_async_callback(self._desk.aclose)
+            address = self._address.scheduler or await self._start_local()
+            client: Any = await self._stack.enter_async_context(await self._connect(address))
+            client.subscribe_topic(TOPIC, self._on_event)
+            self._client = client
         except BaseException:
             await self._stack.aclose()
             raise
         return self
 
-    async def _reach(self, address: str) -> Any:
-        client: Any = Client(address, security=self._security, asynchronous=True, timeout=ANSWERS)
+    async def _connect(self, address: str) -> Any:
+        client: Any = Client(address, security=self._security, asynchronous=True, timeout=CONNECT_TIMEOUT)
         try:
-            async with asyncio.timeout(1.5 * ANSWERS):  # its own does not count what is connected and silent
+            # Its own timeout does not include a server that accepts the connection and stays silent.
+            async with asyncio.timeout(1.5 * CONNECT_TIMEOUT):
                 await client
         except Exception as error:  # Dask raises many types if, say, a web server responds
             with suppress(Exception):
@@ -268,16 +196,13 @@ class Cluster:
             ) from None
         return client
 
-    def _our_host(self) -> str:
-        """The address of this machine by which it reaches the scheduler, and workers reach it."""
-        return "127.0.0.1" if self._place.is_here else str(get_ip(self._place.host))
-
-    async def _start_our_own(self) -> str:
-        self._stack.enter_context(config.set(_OURS))
-        made = await self._stack.enter_async_context(
+    async def _start_local(self) -> str:
+        assert self._key is not None  # noqa: S101 - it was read
+        self._stack.enter_context(config.set(_LOCAL_CONFIG))
+        cluster = await self._stack.enter_async_context(
             LocalCluster(
-                n_workers=self._place.workers,
-                threads_per_worker=THREADS,
+                n_workers=self._address.workers,
+                threads_per_worker=1,
                 asynchronous=True,
                 host="127.0.0.1",
                 protocol="tls://",
@@ -285,11 +210,12 @@ class Cluster:
                 dashboard_address="127.0.0.1:0",
                 worker_dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL,
-                preload=["postpress_async.cluster._shield"],
+                preload=["postpress_async.cluster._worker"],
                 memory_limit=0,
+                env={"POSTPRESS_API_KEY": self._key.reveal()},
             )
         )
-        return str(made.scheduler_address)
+        return str(cluster.scheduler_address)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,7 +7,7 @@ that proxy fails, the account gets the next one. Each proxy is a call of its own
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from attrs import define, frozen
@@ -24,47 +24,13 @@ from postpress_async.rotation._outcome import (
     patched_outcome,
 )
 from postpress_async.rotation._pool import PooledProxy, assignment_of
+from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._pool_needs import Tag
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 
 STRIKES: Final = 2
-"""Proxy errors in one call after which the account gets another proxy; a single one is often transient."""
-
-
-class Proxies(Protocol):
-    """A `ProxyAllocator`, or on a worker of a cluster the link to the coordinator's, which answers later."""
-
-    @property
-    def must_wait(self) -> bool:
-        """Whether to call `wait` before `give`."""
-        ...
-
-    async def wait(self, waits: WaitGroup, /) -> bool:
-        """Wait for a proxy. Return whether what has failed the account so far does not count."""
-        ...
-
-    def give(
-        self, account_id: str, /, *, but_not: Collection[PooledProxy]
-    ) -> PooledProxy | Awaitable[PooledProxy | None] | None:
-        """Assign a proxy to the account."""
-        ...
-
-    def failed(self, proxy: PooledProxy, account_id: str, /) -> None:
-        """Record that *proxy* failed for the account."""
-        ...
-
-    def worked(self, proxy: PooledProxy, account_id: str, /) -> None:
-        """Record that the account was patched with *proxy*."""
-        ...
-
-    def take_back(self, proxy: PooledProxy, /, *, may_have_it: bool) -> None:
-        """Record that the account's call with *proxy* ended without success."""
-        ...
-
-    def may_retry(self, proxy: PooledProxy, /) -> bool:
-        """Whether another request through *proxy* is useful after a failed one."""
-        ...
+"""Proxy errors after which an account gets another proxy from a healthy pool: one is often transient."""
 
 
 class Update(Protocol):
@@ -101,7 +67,7 @@ class AccountTask:
     in_flight: bool = False
     proxy: PooledProxy | None = None
     proxy_in_use: bool = False
-    pool: "Proxies | None" = None
+    pool: ProxyAllocator | None = None
     resumable: PostPressError | None = None
     attempts: int = 0
     in_doubt: bool = False
@@ -137,10 +103,17 @@ class AccountTask:
     def should_give_up(self, error: PostPressError) -> bool:
         """Whether the account should get another proxy instead of another attempt with this one."""
         self.resumable = error
-        if self.proxy is None or self.pool is None or error.scope is not Scope.PROXY:
+        if error.scope is not Scope.PROXY:
             return False
         self._strikes += 1
-        return self._strikes >= STRIKES or not self.pool.may_retry(self.proxy)
+        return 0 < self.strikes <= self._strikes
+
+    @property
+    def strikes(self) -> int:
+        """Number of proxy errors in one call after which the account gets another proxy; 0 without a pool."""
+        if self.proxy is None or self.pool is None:
+            return 0
+        return STRIKES if self.pool.may_retry(self.proxy) else 1
 
     # --- For the runner ---
 
@@ -191,7 +164,7 @@ class AccountRunner:
 
     update: Update
     waits: WaitGroup
-    pools: Mapping[Tag, Proxies]
+    pools: Mapping[Tag, ProxyAllocator]
     on_backoff: Callable[[bool], object]
     on_attempt_failed: Callable[[PostPressError], object]
     on_cancelled: Callable[[Outcome], object]
@@ -280,7 +253,7 @@ class AccountRunner:
                 if error is not None and self.waits.ended:
                     task.resumable = error  # another proxy might have followed
                     break
-                if (proxy := await _assigned(pool, row, tried)) is None:
+                if (proxy := pool.give(row.account_id, but_not=tried)) is None:
                     break
                 if error is not None:
                     await keys.renew()
@@ -310,14 +283,9 @@ class AccountRunner:
         finally:
             del error  # its traceback refers to this frame: a reference cycle
 
-    async def _wait_for(self, pool: Proxies) -> bool:
+    async def _wait_for(self, pool: ProxyAllocator) -> bool:
         self.on_backoff(True)
         try:
             return await pool.wait(self.waits)
         finally:
             self.on_backoff(False)
-
-
-async def _assigned(pool: Proxies, row: Row, tried: list[PooledProxy]) -> PooledProxy | None:
-    proxy = pool.give(row.account_id, but_not=tried)
-    return await proxy if isinstance(proxy, Awaitable) else proxy

@@ -5,17 +5,23 @@ import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias, TypedDict, Unpack
 
 from attrs import evolve, frozen
 
+from postpress_async import events
+from postpress_async._call.tracker import WaitGroup
+from postpress_async._safe_observer import SafeObserver
 from postpress_async.errors import JournalError
 from postpress_async.models import ProxyChangeLike
+from postpress_async.rotation._account_task import Update
+from postpress_async.rotation._engine import Executor, Rotation
 from postpress_async.rotation._fleet import Fleet
 from postpress_async.rotation._fleet._frame import Frame, is_frame
-from postpress_async.rotation._outcome import KEY_LIFETIME
+from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._pending_rows import InputRows
-from postpress_async.rotation._pool._tags import Pools, digest_of
+from postpress_async.rotation._pool import ProxyPool
+from postpress_async.rotation._pool._tags import Pools, digest_of, pools_of
 from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import (
@@ -44,6 +50,28 @@ Changes: TypeAlias = (
     | Frame  # of pandas or polars
 )
 """The inputs that ``session.rotate`` accepts."""
+
+
+class JournalOptions(TypedDict, total=False):
+    """The options of ``session.rotate`` that its journal evaluates."""
+
+    on_unknown: OnUnknown
+    on_failed: OnFailed
+    every: float | None
+    keep: int | None
+    accept_new_key: bool
+    key_lifetime: float
+
+
+class RotateOptions(JournalOptions, total=False):
+    """The options of ``session.rotate`` that a cluster has as well."""
+
+    journal: str | os.PathLike[str] | None
+    halt: str | int | Halt | None
+    pool: ProxyPool | Mapping[str, ProxyPool] | None
+    limit: int | None
+    on: Collection[str] | Selection
+
 
 _UNUSED_POOL: Final = "no row of the fleet would use the pool"
 
@@ -132,15 +160,10 @@ class RotationInput:
         path: str | os.PathLike[str] | None,
         *,
         target: str,
-        on_unknown: OnUnknown,
-        on_failed: OnFailed,
         in_flight: int | None = None,
         pools: Pools = MappingProxyType({}),
-        every: float | None = None,
-        keep: int | None = None,
         api_key: Secret | None = None,
-        accept_new_key: bool = False,
-        key_lifetime: float = KEY_LIFETIME,
+        **options: Unpack[JournalOptions],
     ) -> Callable[[], Awaitable[Journal]] | None:
         """
         Return a function that opens the journal at *path* for these rows; None without a path.
@@ -151,13 +174,14 @@ class RotationInput:
             ValueError: *on_unknown* or *on_failed* is neither "retry" nor "report", or *every*, *keep* or
                 *key_lifetime* is out of range.
         """
-        for name, choice in (("on_unknown", on_unknown), ("on_failed", on_failed)):
-            if choice not in {"retry", "report"}:
+        for name in ("on_unknown", "on_failed"):
+            if (choice := options.get(name, "retry")) not in {"retry", "report"}:
                 raise ValueError(f'{name} must be "retry" or "report", got {choice!r}')
+        every, keep = options.get("every"), options.get("keep")
         check_count("keep", keep)
         if every is not None and not every >= 0:
             raise ValueError(f"every must be a number of seconds from 0, got {every!r}")
-        if not key_lifetime > 0:
+        if not (key_lifetime := options.get("key_lifetime", 1.0)) > 0:
             raise ValueError(f"key_lifetime must be a number of seconds above 0, got {key_lifetime!r}")
         if path is None:
             if every is not None or keep is not None or self.selection is not None:
@@ -185,16 +209,11 @@ class RotationInput:
                 rows=fleet or (None if reread is None else _Pairs(reread, self.total)),
                 by_row=fleet is None,
                 target=target,
-                on_unknown=on_unknown,
-                on_failed=on_failed,
                 in_flight=in_flight,
                 pool=digest_of(pools),
-                every=every,
-                keep=keep,
                 selection=selection,
                 api_key=api_key,
-                accept_new_key=accept_new_key,
-                key_lifetime=key_lifetime,
+                **options,
             )
             try:
                 if reread is not None and journal.by_row and journal.next_run_at is None:
@@ -208,6 +227,63 @@ class RotationInput:
             return journal
 
         return open_journal
+
+
+def make_rotation(
+    update: Update,
+    changes: Changes,
+    *,
+    in_flight: int,
+    target: str,
+    api_key: Secret | None,
+    waits: WaitGroup,
+    observer: SafeObserver[events.Event] | None,
+    executor: Executor | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    halt: str | int | Halt | None = None,
+    pool: ProxyPool | Mapping[str, ProxyPool] | None = None,
+    limit: int | None = None,
+    on: Collection[str] | Selection = (),
+    **options: Unpack[JournalOptions],
+) -> Rotation:
+    """
+    Create a rotation; see ``session.rotate`` for the other arguments and the errors.
+
+    Args:
+        update: Updates an account.
+        changes: The input.
+        in_flight: Accounts processed at once, which an *executor* changes.
+        target: Where requests are sent.
+        api_key: The API key, which the journal recognizes; None if only other processes have it.
+        waits: Where the calls wait.
+        observer: Gets the events.
+        executor: Carries out the calls, if this process does not.
+    """
+    check_count("limit", limit)
+    pools = pools_of(pool)
+    rotation_input = RotationInput.of(changes, pooled=pool or False).only(Selection.of(on))
+    opener = rotation_input.journal_opener(
+        journal,
+        target=target,
+        in_flight=in_flight if executor is None else None,
+        pools=pools,
+        api_key=api_key,
+        **options,
+    )
+    return Rotation(
+        update,
+        rotation_input.rows,
+        in_flight=in_flight,
+        journal=opener,
+        finite=rotation_input.finite,
+        total=rotation_input.total,
+        halt=Halt.of(halt),
+        pool=pool,
+        limit=limit,
+        waits=waits,
+        observer=observer,
+        executor=executor,
+    )
 
 
 def _check_pooled(fleet: Fleet, needs: PoolNeeds) -> None:

@@ -206,10 +206,6 @@ def test_file_whose_name_has_an_equals_sign_is_no_tag(folder) -> None:
             ["--pool", "us.txt", "--pool", "DE=us.txt"],
             "us.txt has no column pool with the tags of its proxies",
         ),
-        (
-            ["--pool", "US=us.txt", "--cluster", "local:2"],
-            "--cluster can use neither pools with tags nor templates",
-        ),
         (["--pool", "US=u:hunter2@h.example:80"], "everyone on this machine can read a password"),
     ],
 )

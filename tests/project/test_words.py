@@ -30,17 +30,13 @@ TEXT_TYPES = {"", ".css", ".html", ".js", ".md", ".py", ".service", ".timer", ".
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """
-    The name and text of each file, except this one and test data.
-
-    The cluster and its tests are left out as well: they get standard names when they are rewritten.
-    """
+    """The name and text of each file, except this one and test data."""
     files = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "noxfile.py"]
     for folder in ("postpress_async", "tests", "benchmarks"):
         files += [file for file in (ROOT / folder).rglob("*") if file.is_file() and file.suffix in TEXT_TYPES]
     for file in files:
         name = str(file.relative_to(ROOT))
-        if "cluster" not in name and DATA not in file.parents and file != Path(__file__):
+        if DATA not in file.parents and file != Path(__file__):
             yield name, file.read_text("utf-8")
 
 

@@ -16,7 +16,7 @@ from attrs import evolve
 
 from postpress_async import CustomProxy, ManagedProxy, Outcome, RotationSummary
 from postpress_async.errors import Applied
-from postpress_async.rotation import Halt, Row, State, _account_task, _engine
+from postpress_async.rotation import Halt, Row, State, _account_task, _core
 from postpress_async.rotation._account_task import AccountRunner
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._outcome import count_outcome, patched_outcome
@@ -240,7 +240,7 @@ def the_summary_counts_twice(patch: pytest.MonkeyPatch) -> None:
         count_outcome(summary, outcome)
         count_outcome(summary, outcome)
 
-    patch.setattr(_engine, "count_outcome", twice)
+    patch.setattr(_core, "count_outcome", twice)
 
 
 REFUSING = Step(conditions=Conditions(away=frozenset(f"acc_{number:03}" for number in range(10))))

@@ -385,4 +385,4 @@ async def test_a_proxy_is_free_again_if_its_account_was_only_refused() -> None:
         await cancel(rotation, lambda: bool(rotation.retrying))
 
         assert settled(at)[0].state is State.SKIPPED
-    assert rotation._allocators[None].available == 1
+    assert rotation._core.allocators[None].available == 1

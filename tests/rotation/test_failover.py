@@ -384,42 +384,33 @@ async def test_one_in_doubt_for_which_no_proxy_is_left_stays_in_doubt(tmp_path, 
 
 async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
     """The first one failed for certain: its place is free for others in the next run."""
-    lost, asked = list[Outcome](), asyncio.Event()
-    [first] = ProxyPool(proxies(1))
+    lost, renewing = list[Outcome](), asyncio.Event()
 
-    class Pool:
-        must_wait = False
-
-        async def give(self, account_id: str, /, *, but_not: Any) -> Any:
-            if not but_not:
-                return first
-            asked.set()
-            return await asyncio.get_running_loop().create_future()
-
-        def failed(self, *_: object) -> None: ...
-
-        def take_back(self, *_: object, may_have_it: bool) -> None:
-            assert not may_have_it
+    async def keep(_ordinal: int, _generation: int) -> None:
+        renewing.set()
+        await asyncio.get_running_loop().create_future()
 
     async def refuses(*_: object) -> Any:
         raise errors.ProxyError(502, errors.Problem("errors/proxy_error"))
 
+    allocator = ProxyAllocator(ProxyPool(proxies(2), accounts_per_proxy=1))
     runner = AccountRunner(
         update=refuses,
         waits=WaitGroup(),
-        pools={None: Pool()},  # type: ignore[dict-item]
+        pools={None: allocator},
         on_backoff=bool,
         on_attempt_failed=bool,
         on_cancelled=lost.append,
     )
     row = Row(0, None, "acc_1", None)
-    task = asyncio.create_task(runner.run(row, RowKeys("run", PendingRow(row), None)))
-    await asked.wait()
+    task = asyncio.create_task(runner.run(row, RowKeys.of("run", PendingRow(row), keep)))
+    await renewing.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
     assert [outcome.proxy for outcome in lost] == [None]
+    assert allocator.available == 1  # the second one is assigned, but not the first
 
 
 async def test_one_that_was_given_up_may_have_its_proxy(tmp_path) -> None:

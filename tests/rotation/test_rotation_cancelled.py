@@ -221,7 +221,7 @@ async def test_a_proxy_is_free_again_if_its_account_was_never_sent() -> None:
         await cancel(rotation, after(1.0))
 
         assert [settled(at)[ordinal].state for ordinal in (0, 1)] == ["unknown", "skipped"]
-    assert rotation._allocators[None].available == 1
+    assert rotation._core.allocators[None].available == 1
 
 
 async def test_update_that_does_not_report_its_sends_is_in_doubt(journal) -> None:

@@ -211,7 +211,7 @@ class Player:
             report.ended = End.NATURAL  # it was full too late to matter
         elif report.ended is End.CANCEL and not task.cancelled():
             report.ended = End.STOP if report.step.stop_before_cancel else End.NATURAL
-        if isinstance(error, JournalError) and rotation._journal is None:
+        if isinstance(error, JournalError) and rotation._core.journal is None:
             report.opened = False  # the journal was opened to compare its rows
         report.error, report.summary, report.edit = error, rotation.summary, rotation.input_edit
         if report.ended is End.DISK_FULL and isinstance(error, JournalNotWritableError):

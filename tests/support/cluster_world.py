@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from postpress_async.cluster.place import write_certificates
+from postpress_async.cluster import write_certificates
 from postpress_async.sandbox import Sandbox
 
 DASK = {
@@ -25,9 +25,9 @@ DASK = {
 
 async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """
-    Wait for *condition*; `TimeoutError` if it does not come.
+    Wait for *condition*; raise `TimeoutError` after *seconds*.
 
-    It looks a hundred times a second: a loop that never rests would take the core that the workers need.
+    It is checked a hundred times per second, because the workers need the CPU.
     """
     async with asyncio.timeout(seconds):
         while not condition():
@@ -35,13 +35,13 @@ async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 def settled(journal: Path) -> dict[str, str]:
-    """Each account that the journal has, and its state."""
+    """The state of each account in the journal."""
     if not journal.exists():
         return {}
     connection = sqlite3.connect(journal)
     try:
         return dict(connection.execute("SELECT account_id, state FROM outcomes"))
-    except sqlite3.OperationalError:  # it is being made
+    except sqlite3.OperationalError:  # it is being created
         return {}
     finally:
         connection.close()
@@ -49,11 +49,11 @@ def settled(journal: Path) -> dict[str, str]:
 
 class World:
     """
-    Processes in *folder*, for as long as ``async with`` lasts; all of them are killed and waited for.
+    Processes in *folder*, which are killed at the end of ``async with``.
 
     Attributes:
-        journal: The one that a rotation of ``fleet.csv`` keeps.
-        scheduler: As long as there is one.
+        journal: The journal of a rotation of ``fleet.csv``.
+        scheduler: The latest scheduler.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class World:
             await process.wait()
 
     async def start_scheduler(self) -> None:
-        """Start one, and know its address."""
+        """Start a scheduler, and read its address."""
         file = self.folder / f"scheduler-{len(self._started)}.json"
         words = ["--host", self.host, "--port", "0", "--scheduler-file", str(file)]
         self.scheduler = await self._start("scheduler", *words, "--dashboard-address", f"{self.host}:0")
 
         def address() -> str:
-            with suppress(OSError, ValueError):  # not there yet, or half written
+            with suppress(OSError, ValueError):  # not written yet, or only in part
                 self.address = json.loads(file.read_text())["address"]
             return self.address
 
@@ -105,10 +105,13 @@ class World:
     async def start_worker(
         self, *words: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None
     ) -> Process:
-        """Start one; it is there some seconds later."""
+        """Start a worker, which connects some seconds later."""
         local = ["--local-directory", str(self.folder / f"worker-{len(self._started)}")]
         common = ["--no-nanny", "--nthreads", "8", "--no-dashboard", "--memory-limit", "0", *local]
-        return await self._start("worker", self.address, *common, *words, prefix=prefix, env=env)
+        key = {"POSTPRESS_API_KEY": self.sandbox.api_key}
+        return await self._start(
+            "worker", self.address, *common, *words, prefix=prefix, env=key | (env or {})
+        )
 
     async def _start(
         self, what: str, *words: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None
@@ -124,11 +127,11 @@ class World:
         return made
 
     def logs(self) -> bytes:
-        """Whatever the scheduler and the workers have printed."""
+        """The output of the scheduler and the workers."""
         return b"".join(log.read_bytes() for log in self.folder.glob("*.log"))
 
     async def rotate(self, fleet: Path, *words: str, prefix: Sequence[str] = ()) -> Process:
-        """The command, on this cluster; its output is the caller's to read."""
+        """Start the command on this cluster. The caller reads its output."""
         environment = {name: text for name, text in os.environ.items() if not name.startswith("POSTPRESS_")}
         environment |= {"POSTPRESS_API_KEY": self.sandbox.api_key, "POSTPRESS_BASE_URL": self.sandbox.url}
         cluster = ["--cluster", self.address, "--certificates", str(self.folder / "certificates")]
@@ -141,7 +144,7 @@ class World:
 
 
 def write_fleet(folder: Path, accounts: int) -> tuple[Path, list[str]]:
-    """A fleet of managed proxies, and its accounts."""
+    """Write a fleet of managed proxies. Returns its path and account ids."""
     names = [f"acc_{number:06}" for number in range(accounts)]
     fleet = folder / "fleet.csv"
     fleet.write_text("account_id,country\n" + "".join(f"{name},US\n" for name in names))
@@ -149,5 +152,5 @@ def write_fleet(folder: Path, accounts: int) -> tuple[Path, list[str]]:
 
 
 def sent_times(sandbox: Sandbox, names: Sequence[str]) -> Counter[int]:
-    """How many accounts were sent once, how many twice, and so on."""
+    """The number of accounts by how often they were sent."""
     return Counter(sandbox.record.sends(name) for name in names)

@@ -1,10 +1,10 @@
-"""The address of a cluster, and the certificates by which its processes recognize each other."""
+"""The address of a cluster, and the TLS certificates that its processes share."""
 
 import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from attrs import frozen
 from distributed.security import Security
@@ -20,27 +20,27 @@ _MOST: Final = 256
 
 
 @frozen
-class Place:
+class ClusterAddress:
     """
-    A cluster's place.
+    The address of a cluster.
 
     Attributes:
-        workers: Of a cluster of our own on this machine; 0 where it is somebody else's.
-        address: The scheduler's; None for our own.
-        host: Its host, without brackets.
+        workers: Number of workers to start on this machine; 0 if the cluster is running already.
+        scheduler: Address of the scheduler; None if it is to be started.
+        host: Host of the scheduler, without brackets.
     """
 
     workers: int
-    address: str | None = None
+    scheduler: str | None = None
     host: str = "127.0.0.1"
 
     @classmethod
-    def of(cls, text: str) -> Self:
+    def parse(cls, text: str) -> Self:
         """
-        The place that *text* names.
+        Parse ``local:N``, ``tls://HOST:PORT``, or ``tcp://HOST:PORT`` of this machine.
 
         Raises:
-            ConfigurationError: It names none; or one to which keys and proxies would travel readable.
+            ConfigurationError: It has another form, or connections to it would not be encrypted.
         """
         kind, _, rest = text.partition(":")
         if kind == "local":
@@ -50,17 +50,17 @@ class Place:
         parts = _ADDRESS.fullmatch(text)
         if parts is None or not 1 <= int(parts[3]) <= 65535:
             raise ConfigurationError(f"{text!r} is not the address of a cluster: {_FORMS}")
-        place = cls(0, text, parts[2].strip("[]"))
-        if parts[1] == "tcp" and not place.is_here:
+        address = cls(0, text, parts[2].strip("[]"))
+        if parts[1] == "tcp" and not address.is_local:
             raise ConfigurationError(
                 f"{text} does not use TLS: anyone who can reach it could run code there and read the "
                 "proxies. Start the scheduler with certificates, and use tls://"
             )
-        return place
+        return address
 
     @property
-    def is_here(self) -> bool:
-        """Whether it is on this machine, by an address that no other machine reaches."""
+    def is_local(self) -> bool:
+        """Whether no other machine can reach the scheduler."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -68,76 +68,78 @@ class Place:
 
     def security(self, certificates: str | os.PathLike[str] | None) -> Security | None:
         """
-        What connections to it are made with; None for plain ones, on this machine.
+        Return the TLS settings of connections; None for unencrypted connections on this machine.
 
         Args:
-            certificates: A folder that `write_certificates` has filled. Where it is None, a cluster of our
-                own gets certificates that live as long as it, and for another one Dask's configuration says.
+            certificates: A directory that `write_certificates` filled. If None, workers that this process
+                starts get temporary certificates, and otherwise Dask's configuration names the files.
 
         Raises:
             ConfigurationError: There are no certificates, or they cannot be read.
         """
         if certificates is not None:
             return read_certificates(certificates)
-        if self.address is None:
+        if self.scheduler is None:
             return Security.temporary()
-        if not self.address.startswith("tls:"):
+        if not self.scheduler.startswith("tls:"):
             return None
-        found = Security(require_encryption=True)
-        read: Any = found  # its fields are made as it is made, from Dask's configuration
-        if not (read.tls_ca_file and read.tls_client_cert):
+        security: Any = Security(require_encryption=True)  # creates its fields from Dask's configuration
+        if not (security.tls_ca_file and security.tls_client_cert):
             raise ConfigurationError(
-                f"{self.address} requires certificates: create them with postpress-async "
+                f"{self.scheduler} requires certificates: create them with postpress-async "
                 "cluster-certificates DIR, start the scheduler and its workers with them, and pass the same "
                 "directory here"
             )
-        return found
+        return cast(Security, security)
 
 
 def read_certificates(folder: str | os.PathLike[str]) -> Security:
     """
-    The security that *folder* holds.
+    Read the certificate and key in *folder*.
 
     Raises:
-        ConfigurationError: They are not there, or cannot be used.
+        ConfigurationError: The files do not exist, or cannot be used.
     """
     certificate, key = Path(folder, CERTIFICATE), Path(folder, KEY)
     roles = ("client", "scheduler", "worker")
     files = {f"tls_{role}_cert": str(certificate) for role in roles}
     files |= {f"tls_{role}_key": str(key) for role in roles}
-    made = Security(require_encryption=True, tls_ca_file=str(certificate), **files)
+    security = Security(require_encryption=True, tls_ca_file=str(certificate), **files)
     try:
-        made.get_connection_args("client")
+        security.get_connection_args("client")
     except OSError as error:  # ssl.SSLError is one
         fact = error.strerror or "the key does not belong to the certificate"
         raise ConfigurationError(
             f"{CERTIFICATE} and {KEY} in {folder} cannot be used ({fact}): create them with "
             "postpress-async cluster-certificates"
         ) from None
-    return made
+    return security
 
 
 def write_certificates(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     """
-    Fill *folder*, made if need be, with a certificate and its key, for a scheduler, its workers and us.
+    Create a certificate and its key in *folder*, for a scheduler, its workers and clients. Valid for a year.
 
-    Anyone with the key can run code on the cluster, so only its owner can read it. Valid for a year.
+    Anyone with the key can run code on the cluster, so only the owner of the files can read them.
 
     Returns:
-        The two files.
+        The paths of the certificate and the key.
 
     Raises:
-        ConfigurationError: They are there already, or cannot be written.
+        ConfigurationError: The files exist already, or cannot be written.
     """
-    made = Security.temporary()
-    place = Path(folder)
-    files = {place / CERTIFICATE: made.tls_client_cert, place / KEY: made.tls_client_key}
+    security = Security.temporary()
+    directory = Path(folder)
+    files = {
+        directory / CERTIFICATE: security.tls_client_cert,
+        directory / KEY: security.tls_client_key,
+    }
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for file, text in files.items():
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(handle, "w", encoding="ascii") as out:
-                out.write(text)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path, text in files.items():
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(handle, "w", encoding="ascii") as file:
+                file.write(text)
     except FileExistsError as error:
         raise ConfigurationError(
             f"{error.filename} already exists: delete it, or use another directory"

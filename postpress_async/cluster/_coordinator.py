@@ -1,0 +1,450 @@
+"""
+The coordinator's side: submits the calls of a rotation as shards to workers, and takes in their reports.
+
+To the rotation, `Coordinator.update` is what the session's function is on one machine. A shard is a Dask task
+for one worker. A worker has only a small window of calls, because those that a lost or silent worker has not
+reported are in doubt: they are submitted again, under the same idempotency keys.
+"""
+
+import asyncio
+import itertools
+import pickle
+import secrets
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Final, TypeAlias, cast
+from weakref import WeakKeyDictionary
+
+from attrs import define, field
+from distributed import Client
+from distributed.scheduler import KilledWorker
+
+from postpress_async import errors, events
+from postpress_async._call.tracker import WaitGroup
+from postpress_async._safe_observer import SafeObserver
+from postpress_async.cluster import _worker as remote
+from postpress_async.errors import Applied, PostPressError
+from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
+from postpress_async.pace import Pace
+from postpress_async.rotation._account_task import AccountTask
+from postpress_async.rotation._engine import Engine
+from postpress_async.rotation._row_keys import RowKeys
+
+SHARD: Final = 200  # most calls of a shard
+FIRST_WINDOW: Final = 50  # calls of a worker until `TRIED` have ended: a refused key is not tried on many
+TRIED: Final = 100
+AHEAD: Final = 0.25  # seconds of work besides the requests in flight, so that no worker waits for a shard
+LARGEST_WINDOW: Final = 4_000  # most calls of a worker
+GATHER: Final = 0.02  # seconds for which calls are gathered into shards
+LOOK_EVERY: Final = 0.5  # seconds between two looks at the scheduler's list of workers
+SILENT: Final = 8.0  # seconds without a heartbeat at the scheduler after which a worker is lost
+TIMEOUT: Final = 5.0  # seconds in which the scheduler, or a worker, has to respond
+NO_SCHEDULER: Final = 10.0  # seconds without a response of the scheduler after which the rotation ends
+NO_WORKER: Final = 60.0  # seconds without a usable worker after which the rotation ends
+
+Errors: TypeAlias = dict[int, Any]  # by the number of the call
+ShardTask: TypeAlias = asyncio.Task[Errors]
+
+
+class _UnreportedError(Exception):
+    """A worker did not report a call. The argument is whether it may have sent it."""
+
+
+@define(eq=False)
+class _Call:
+    """A call that has not ended. If it is submitted again, it is another object with another number."""
+
+    account_id: str
+    change: ProxyChange
+    keys: RowKeys
+    hooks: AccountTask
+    in_doubt: bool
+    done: "asyncio.Future[AccountPatched]"
+    number: int = 0
+    worker: "_Worker | None" = None
+    task: ShardTask | None = None
+    has_failed: bool = False
+    backing_off: bool = False
+
+    def pack(self) -> remote.RemoteCall:
+        strikes, keys = self.hooks.strikes, (self.keys.prefix, self.keys.generation)
+        return remote.RemoteCall(self.number, self.account_id, self.change, strikes, *keys, self.in_doubt)
+
+    def fail(self, error: Exception) -> None:
+        self.has_failed = True
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+@define(eq=False)
+class _Worker:
+    address: str
+    last_seen: float = 0.0  # the scheduler's time of its last heartbeat
+    heard_at: float = 0.0  # our time at which that last changed
+    is_lost: bool = False  # gone or silent
+    problem: str | None = None  # why it cannot carry out calls
+    rate: float = 0.0  # its share, if there is a rate limit
+    is_paused: bool = False  # its calls wait because the service is down
+    cannot_connect: bool = False  # its last attempt did not connect to the API
+    calls: dict[int, _Call] = field(factory=dict)  # that are not reported
+    tasks: set[ShardTask] = field(factory=set)
+    backing_off: int = 0  # calls
+    ended: int = 0  # calls since the last look
+    speed: float = 0.0  # calls per second that ended lately
+
+    @property
+    def is_usable(self) -> bool:
+        return not self.is_lost and self.problem is None
+
+    @property
+    def load(self) -> int:
+        return len(self.calls) - self.backing_off
+
+
+class Coordinator:
+    """
+    The `Executor` of one rotation.
+
+    Args:
+        client: The cluster's.
+        settings: Arguments of the workers' sessions; but the rate of the pace is of all workers together.
+        observer: Gets retries and pauses.
+    """
+
+    _clock: Callable[[], float]  # of the event loop; set by `start`
+    _engine: Engine
+
+    def __init__(
+        self, client: Client, settings: dict[str, Any], observer: SafeObserver[events.Event] | None
+    ) -> None:
+        self.token: Final = f"postpress-{secrets.token_hex(12)}"
+        self.waits: Final = WaitGroup(waits_out_outages=True)
+        self.paused: bool = False  # whether all workers wait because the service is down
+        self._client: Final[Any] = client  # many of its methods have no types
+        self._pace: Final[Pace] = settings["pace"]
+        self._settings: Final = settings
+        self._observer: Final = observer
+        self._workers: Final[dict[str, _Worker]] = {}
+        self._waiting: Final[deque[_Call]] = deque()
+        self._failed: Final = WeakKeyDictionary[PostPressError, tuple[int, ShardTask | None]]()
+        self._numbers: Final = itertools.count(1)
+        self._ended = 0
+        self._wake: Final = asyncio.Event()
+        self._sharing: Final = asyncio.Lock()
+        self._paused_at = 0.0
+        self._stopping = False
+        self._tasks: Final[set[asyncio.Task[Any]]] = set()
+
+    # --- What a rotation needs ---
+
+    async def start(self, engine: Engine) -> None:
+        """See `Executor`."""
+        self._engine, self._clock = engine, asyncio.get_running_loop().time
+        plugin = remote.SessionPlugin(self.token, self._settings, self._observer is not None)
+        with suppress(Exception):  # a worker without our package, say: the shards of that worker raise it
+            async with asyncio.timeout(2 * TIMEOUT):
+                await self._client.register_plugin(plugin)
+        for work in (self._watch(), self._submit(), self._stop_when_ended()):
+            self._create_task(work)
+
+    async def update(
+        self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask
+    ) -> AccountPatched:
+        """Update one account on a worker; see `Update`."""
+        hooks.on_call_started()
+        in_doubt = keys.in_doubt
+        while True:
+            done: asyncio.Future[AccountPatched] = asyncio.get_running_loop().create_future()
+            call = _Call(account_id, change, keys, hooks, in_doubt, done)
+            self._enqueue(call)
+            try:
+                return await done
+            except _UnreportedError as unreported:
+                if not unreported.args[0]:
+                    continue
+                in_doubt = hooks.in_doubt = True
+                if self._stopping or self._engine.leaves_doubts:
+                    error = errors.ConnectionLostError("the worker that had the account was lost")
+                    error.account_id, error.applied = account_id, Applied.UNKNOWN
+                    raise error from None
+                if not isinstance(change, ManagedProxy):
+                    await keys.renew()  # as a run that is resumed does
+            finally:
+                self._forget(call)
+
+    async def whole_error(self, error: PostPressError) -> PostPressError:
+        """See `Executor`."""
+        number, task = self._failed.pop(error, (0, None))
+        if task is not None:
+            await asyncio.wait([task])
+            if not task.cancelled() and (whole := task.result().get(number)) is not None:
+                whole.applied = error.applied
+                return cast("PostPressError", whole)
+        return error
+
+    async def aclose(self) -> None:
+        """See `Executor`. Workers cancel the calls that they still have."""
+        self._stopping, self.paused = True, False
+        self._lose(*self._workers.values())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(Exception):  # without a scheduler, there are no workers
+            async with asyncio.timeout(TIMEOUT):
+                await self._client.unregister_worker_plugin(self.token)
+
+    # --- Submitting ---
+
+    def _enqueue(self, call: _Call) -> None:
+        if self._stopping:
+            error = errors.DeadlineError("the rotation was stopped before the change was sent")
+            error.account_id = call.account_id
+            error.applied = Applied.UNKNOWN if call.in_doubt else Applied.NO
+            call.fail(error)
+        elif call.in_doubt:
+            self._waiting.appendleft(call)
+        else:
+            self._waiting.append(call)
+        self._wake.set()
+
+    async def _submit(self) -> None:
+        """Fill the windows of the workers, and have the rotation read as many rows."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            workers = [w for w in self._workers.values() if w.is_usable and (w.rate or not self._pace.rate)]
+            for worker in sorted(workers, key=lambda worker: worker.load):
+                window = self._window(worker)
+                has_room = worker.load * 4 <= window * 3  # otherwise wait for a larger shard
+                while has_room and self._waiting and worker.load < window:
+                    count = min(SHARD, window - worker.load, len(self._waiting))
+                    calls = [self._waiting.popleft() for _ in range(count)]
+                    if calls := [call for call in calls if not call.done.done()]:
+                        self._send(worker, calls)
+            if workers:
+                self._engine.resize(sum(map(self._window, workers)))
+            await asyncio.sleep(GATHER)
+
+    def _window(self, worker: _Worker) -> int:
+        if self._ended < TRIED:
+            return FIRST_WINDOW
+        in_flight = self._pace.in_flight
+        return min(LARGEST_WINDOW, in_flight + max(in_flight, int(worker.speed * AHEAD)))
+
+    def _send(self, worker: _Worker, calls: list[_Call]) -> None:
+        task = self._create_task(self._carry_out(worker, calls))
+        worker.tasks.add(task)
+        task.add_done_callback(worker.tasks.discard)
+        for call in calls:
+            call.number, call.worker, call.task = next(self._numbers), worker, task
+            call.hooks.in_flight = True
+            worker.calls[call.number] = call
+
+    async def _carry_out(self, worker: _Worker, calls: list[_Call]) -> Errors:
+        """Have a shard carried out, and return the errors of its calls."""
+        shard = remote.Shard.of(self.token, [call.pack() for call in calls])
+        sent, found = True, Errors()
+        options = {"key": shard.key, "workers": [worker.address], "pure": False, "retries": 0}
+        future = self._client.submit(remote.run_shard, shard, **options)
+        try:
+            error = await future.exception()
+            if isinstance(error, Exception) and not isinstance(error, KilledWorker):
+                sent = not isinstance(error, PostPressError)  # which the task raises before it begins
+                text = f"{type(error).__name__}: {error}" if sent else str(error)
+                worker.problem = f"{worker.address}: {text}"
+            elif error is None and any(call.has_failed or call.number in worker.calls for call in calls):
+                found = await future
+        except Exception:  # noqa: S110 - of Dask: the worker or the scheduler is gone
+            pass
+        finally:
+            future.release()  # if it still runs, the worker cancels it
+            for call in calls:
+                self._give_up(call, found.get(call.number) or _UnreportedError(sent))
+        return found
+
+    def _give_up(self, call: _Call, error: Exception) -> None:
+        """Its worker will not report the call."""
+        if self._forget(call):
+            call.fail(error)
+            self._wake.set()
+
+    def _forget(self, call: _Call) -> bool:
+        """The call has ended, or is given up. Returns whether its worker had it."""
+        if call.worker is None or call.number not in call.worker.calls:
+            return False
+        self._on_backoff(call, call.worker, False)
+        del call.worker.calls[call.number]
+        return True
+
+    async def _stop_when_ended(self) -> None:
+        ended = asyncio.get_running_loop().create_future()
+        self.waits.wake(ended, float("inf"))
+        await ended
+        self._stopping = True
+        while self._waiting:
+            self._enqueue(self._waiting.popleft())
+        for worker in self._workers.values():
+            self._create_task(self._control(worker, stop=True))
+
+    # --- Reports ---
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Take in the reports of a worker."""
+        if event["token"] != self.token or (worker := self._workers.get(event["worker"])) is None:
+            return
+        renewed: list[_Call] = []
+        for kind, number, *values in pickle.loads(event["reports"]):  # noqa: S301 - of a worker
+            if kind == "paused":
+                self._on_paused(worker, *values)
+            elif (call := worker.calls.get(number)) is None:
+                continue  # the worker was lost, and another one has the account
+            elif kind == "generation":
+                renewed.append(call)
+            else:
+                getattr(self, f"_on_{kind}")(call, worker, *values)
+        if renewed:
+            self._create_task(self._store(worker, renewed))
+        self._wake.set()
+
+    def _on_ended(
+        self, call: _Call, worker: _Worker, attempts: int, elapsed: float, packed: bytes, resumable: bool
+    ) -> None:
+        if attempts:
+            call.hooks.on_attempt_started(self._clock() - elapsed)
+        call.hooks.in_flight = worker.cannot_connect = False
+        worker.ended += 1
+        self._ended += 1
+        self._forget(call)
+        if packed:
+            error = remote.unpack_error(packed, call.account_id)
+            self._failed[error] = call.number, call.task
+            call.hooks.resumable = error if resumable else None
+            call.fail(error)
+        elif not call.done.done():
+            call.done.set_result(AccountPatched(call.account_id, (Attempt(1, 0.0, 0.0),) * attempts))
+
+    def _on_attempt_failed(self, call: _Call, worker: _Worker, packed: bytes) -> None:
+        error = remote.unpack_error(packed, call.account_id)
+        worker.cannot_connect = isinstance(error, errors.ConnectError | errors.TlsError)
+        # A single worker may have no network, which must not halt the rotation.
+        if not worker.cannot_connect or all(w.cannot_connect for w in self._workers.values() if w.calls):
+            call.hooks.on_attempt_failed(error)
+            call.hooks.in_flight = True  # the next attempt may have started
+
+    def _on_backoff(self, call: _Call, worker: _Worker, backing_off: bool) -> None:
+        if call.backing_off is not backing_off:
+            call.backing_off = backing_off
+            worker.backing_off += 1 if backing_off else -1
+            call.hooks.on_backoff(backing_off)
+
+    def _on_retry(self, call: _Call, _worker: _Worker, number: int, wait: float, packed: bytes) -> None:
+        if self._observer is not None:
+            error = remote.unpack_error(packed, call.account_id)
+            self._observer(events.RetryScheduled(call.account_id, number, wait, error))
+
+    def _on_paused(self, worker: _Worker, paused: bool) -> None:
+        worker.is_paused = paused
+        for other in self._workers.values():  # they need not find out by themselves
+            if paused and other.is_usable and not other.is_paused:
+                other.is_paused = True
+                self._create_task(self._control(other, pause=True))
+        working = [other for other in self._workers.values() if other.calls]
+        was_paused, self.paused = self.paused, bool(working) and all(other.is_paused for other in working)
+        if self._observer is not None and self.paused is not was_paused:
+            began, self._paused_at = self._paused_at, self._clock()
+            ended = events.PauseEnded(self._paused_at - began)
+            self._observer(events.PauseBegan() if self.paused else ended)
+
+    async def _store(self, worker: _Worker, calls: list[_Call]) -> None:
+        """Store new generations of keys, and then let the worker use them."""
+        numbers = [call.number for call in calls]
+        try:
+            await asyncio.gather(*(call.keys.renew() for call in calls))
+        except PostPressError as error:  # of the journal
+            self._engine.abort(error)
+        else:
+            await self._control(worker, stored=numbers)
+
+    # --- Workers ---
+
+    async def _watch(self) -> None:
+        """Follow the scheduler's list of workers."""
+        suspended, answered_at, usable_at = 0.0, self._clock(), self._clock()
+        while True:
+            began = self._clock()
+            now = began - suspended
+            with suppress(Exception):  # Dask raises many types
+                async with asyncio.timeout(TIMEOUT):
+                    identity = await self._client.scheduler.identity()
+                answered_at = now
+                self._compare(identity["workers"], now)
+            problems = [worker.problem for worker in self._workers.values() if not worker.is_lost]
+            usable_at = now if None in problems else usable_at
+            again = "run the same command again"
+            if now - answered_at > NO_SCHEDULER:
+                start = f"start it and its workers, and {again}"
+                self._abort(f"the cluster's scheduler does not respond any more: {start}")
+            elif all(problems) and (problems or now - usable_at > NO_WORKER):
+                problem = problems[-1] if problems else "no worker is connected"
+                self._abort(f"the cluster has no usable worker ({problem}): fix that, then {again}")
+            await asyncio.sleep(LOOK_EVERY)
+            if (elapsed := self._clock() - began) > 2 * TIMEOUT:  # this process was suspended
+                suspended += elapsed
+
+    def _compare(self, found: dict[str, dict[str, Any]], now: float) -> None:
+        before = [worker for worker in self._workers.values() if worker.is_usable]
+        for address, facts in found.items():
+            worker = self._workers.setdefault(address, _Worker(address))
+            if worker.last_seen != facts["last_seen"]:
+                worker.last_seen, worker.heard_at, worker.is_lost = facts["last_seen"], now, False
+            worker.speed, worker.ended = worker.ended / LOOK_EVERY, 0
+        for worker in self._workers.values():
+            if worker.address not in found or now - worker.heard_at > SILENT:
+                self._lose(worker)
+        if before != [worker for worker in self._workers.values() if worker.is_usable]:
+            self._wake.set()
+            if self._pace.rate is not None:
+                self._create_task(self._share_rate(self._pace.rate))
+
+    def _lose(self, *workers: _Worker) -> None:
+        """Have others carry out what the workers have not reported."""
+        for worker in workers:
+            worker.is_lost, worker.rate = True, 0.0
+            for task in worker.tasks:
+                task.cancel()  # which releases the shard
+            for call in tuple(worker.calls.values()):
+                self._give_up(call, _UnreportedError(True))
+
+    async def _share_rate(self, rate: float) -> None:
+        """Split the rate evenly. No share grows before others have shrunk."""
+        async with self._sharing:
+            usable = [worker for worker in self._workers.values() if worker.is_usable]
+            for worker in sorted(usable, key=lambda worker: worker.rate, reverse=True):
+                others = sum(other.rate for other in usable if other is not worker)
+                share = min(rate / len(usable), rate - others)
+                if share > 0 and share != worker.rate and await self._control(worker, rate=share):
+                    worker.rate = share
+        self._wake.set()
+
+    async def _control(self, worker: _Worker, **changes: Any) -> bool:
+        """Call `control` on the worker until it responds. Returns False if it is lost before."""
+        while worker.is_usable:
+            with suppress(Exception):
+                async with asyncio.timeout(TIMEOUT):
+                    await self._client.run(remote.control, self.token, workers=[worker.address], **changes)
+                    return True
+            await asyncio.sleep(LOOK_EVERY)
+        return False
+
+    def _abort(self, reason: str) -> None:
+        """The rotation cannot go on, and its calls end now."""
+        self._engine.abort(errors.ClusterError(reason))
+        self._stopping = True
+        self._lose(*self._workers.values())
+
+    def _create_task(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        task = asyncio.create_task(work, name="cluster-coordinator")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

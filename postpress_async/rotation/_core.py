@@ -1,0 +1,240 @@
+"""The part of a rotation that does not depend on where its calls run: journal, pools, halts, outcomes."""
+
+import asyncio
+import logging
+from collections import Counter
+from typing import Final
+
+from attrs import evolve
+
+from postpress_async import events
+from postpress_async._call.tracker import WaitGroup
+from postpress_async._safe_observer import SafeObserver
+from postpress_async.errors import Applied, PostPressError, SessionClosedError
+from postpress_async.rotation._canary_gate import CanaryGate
+from postpress_async.rotation._failure_monitor import FailureMonitor
+from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._outcome import (
+    Outcome,
+    RotationSummary,
+    State,
+    count_outcome,
+    not_sent_error,
+    settled_event,
+)
+from postpress_async.rotation._outcome_queue import OutcomeQueue
+from postpress_async.rotation._pending_rows import PendingRow
+from postpress_async.rotation._pool import PooledProxy
+from postpress_async.rotation._pool._allocator import ProxyAllocator, Quarantine, unix_clock
+from postpress_async.rotation._pool._tags import Pools
+from postpress_async.rotation._pool_needs import Tag
+from postpress_async.rotation._row_source import RowSource
+from postpress_async.rotation.journal import Journal
+
+_log = logging.getLogger("postpress_async.rotation")
+
+
+class RotationCore:
+    """
+    Records the outcomes of a rotation, decides when it ends, and hands the outcomes to the caller.
+
+    Args:
+        halt: The failure threshold and the canary.
+        pools: The pools by tag.
+        limit: Most rows to take; None for all.
+        drain: Whether rows are also taken after the rotation was stopped or halts.
+        waits: Where the calls wait.
+        unread: Outcomes that may wait until the caller iterates over them.
+        observer: Gets the events.
+
+    Attributes:
+        summary: The counts so far.
+        outcomes: What the caller iterates over.
+        row_source: The rows.
+        journal: The journal; None without one, and before it is open.
+        allocators: Assign the proxies, by tag; empty before `open_pools`.
+        stopping: Whether nothing new is sent.
+        error: What ended the rotation; None if nothing did.
+        waits: See above.
+    """
+
+    def __init__(
+        self,
+        *,
+        halt: Halt,
+        pools: Pools,
+        limit: int | None,
+        drain: bool,
+        waits: WaitGroup,
+        unread: int,
+        observer: SafeObserver[events.Event] | None,
+    ) -> None:
+        self.summary: Final = RotationSummary()
+        self.outcomes: Final = OutcomeQueue(unread)
+        self.waits: Final = waits
+        self.journal: Journal | None = None
+        self.allocators: Final[dict[Tag, ProxyAllocator]] = {}
+        self.stopping: bool = False
+        self.error: Exception | None = None
+        self._halt: Final = halt
+        self._pools: Final = pools
+        self._drain: Final = drain
+        self._observer: Final = observer
+        self._failed: Final[Counter[tuple[str | None, Applied | None]]] = Counter()
+        self._monitor = FailureMonitor(halt)
+        self._canary_gate: Final = CanaryGate(halt.canary, limit)
+        self.row_source: Final = RowSource(self._canary_gate)
+
+    def open_pools(self) -> None:
+        """Create the allocators, which use the clock of the running event loop."""
+        clock = unix_clock()
+        for tag, pool in self._pools.items():
+            self.allocators[tag] = ProxyAllocator(
+                pool,
+                may_wait=self.waits.waits_out_outages,
+                on_proxy=self._on_proxy,
+                observer=self._observer,
+                clock=clock,
+            )
+
+    def resume(self, journal: Journal) -> None:
+        """Continue the run of *journal*."""
+        self.journal = journal
+        done = journal.done_counts()
+        self.summary.states.update(done)
+        self.summary.resumed = done.total()
+        key_works = done[State.PATCHED] > 0 and journal.same_key
+        connected = done[State.PATCHED] + done[State.FAILED] > 0
+        self._monitor = FailureMonitor(self._halt, key_works=key_works, connected=connected)
+        if self.allocators:
+            accounts, quarantines = journal.proxies(), journal.quarantines()
+            for allocator in self.allocators.values():
+                allocator.resume(accounts, quarantines)
+            self._count_quarantined()
+
+    async def room(self) -> None:
+        """Wait while too many outcomes are not on disk yet."""
+        if self.journal is not None:
+            await self.journal.room()
+
+    def end_sending(self) -> None:
+        """Send nothing more, not even retries."""
+        self.stopping = True
+        self.waits.end()
+        if not self._drain:
+            self.row_source.close()
+
+    def abort(self, error: Exception) -> None:
+        """Send nothing more, and raise *error* once the requests in flight are completed."""
+        self.error = self.error or error
+        self.end_sending()
+
+    def _halt_for(self, reason: str) -> None:
+        self.summary.halted = reason
+        self.summary.key_refused = self._monitor.key_refused
+        _log.warning("rotation halted: %s", reason, extra={"halted": reason})
+        self.end_sending()
+
+    def record_halt(self) -> None:
+        """Halt for reasons that only the whole run shows, and record the halt."""
+        ended_early = self.summary.stopped or self.summary.halted is not None
+        reason = None if self.summary.key_refused else self._monitor.at_end()
+        # A refused key is more important than why the run ended early; an unreachable host is not.
+        if reason is not None and (self._monitor.key_refused or not ended_early):
+            self._halt_for(reason)
+        if (key_error := self._monitor.key_error) is not None:
+            self._reopen(key_error)
+        if self.journal is not None and self.summary.halted is not None:
+            self.journal.halted(self.summary.halted)
+
+    def record_end(self, *, failed: bool) -> None:
+        """Tell the journal whether the run was stopped before the last row of its input."""
+        is_done = self.row_source.exhausted and not self.summary.stopped and self.error is None
+        if self.journal is not None and (failed or not is_done):
+            self.journal.interrupted()
+
+    def _reopen(self, error_type: str) -> None:
+        """Have the next run send the accounts that failed only because of the API key."""
+        states = self.summary.states
+        for applied, state in ((Applied.NO, State.SKIPPED), (Applied.UNKNOWN, State.UNKNOWN)):
+            if count := self._failed[error_type, applied]:
+                states[State.FAILED] -= count
+                states[state] += count
+        if self.journal is not None:
+            self.journal.reopen(error_type)
+
+    async def skip_unread_rows(self) -> None:
+        """Record an outcome for each row that was not read."""
+        count = 0
+        while (pending := await self.row_source.read()) is not None:
+            count += 1
+            if count % 500 == 0:
+                await asyncio.sleep(0)  # there may be millions, and other tasks must run
+            self._record_unsent(pending)
+            await self.room()
+
+    def complete(self, outcome: Outcome, *, recorded: bool = False) -> None:
+        """Record *outcome* unless it is recorded, and halt if necessary."""
+        self._record(outcome, recorded=recorded)
+        self._check_halt(outcome)
+        if isinstance(outcome.error, SessionClosedError):
+            self.abort(outcome.error)  # all further calls would fail as well
+
+    def publish(self, outcome: Outcome) -> None:
+        """Give *outcome* to the code that iterates, with an error if the account was not patched."""
+        if outcome.error is None and outcome.state is not State.PATCHED:
+            deadline_passed = self.waits.ends_at <= asyncio.get_running_loop().time()
+            halted, stopped = self.summary.halted, self.stopping
+            error = not_sent_error(outcome, halted, deadline_passed=deadline_passed, stopped=stopped)
+            outcome = evolve(outcome, error=error)
+        if not self.outcomes.put(outcome):
+            self.summary.unconsumed.append(outcome)
+
+    def _check_halt(self, outcome: Outcome) -> None:
+        tried, reason = self._monitor.tried, self._monitor.observe(outcome)
+        if self.stopping:  # a request in flight may still show that the key is refused
+            if reason is not None and self._monitor.key_refused and not self.summary.key_refused:
+                self._halt_for(reason)
+        elif reason is not None:
+            self._halt_for(reason)
+        elif not self._canary_gate.is_open:
+            self.summary.canary_passed = passed = self._monitor.canary_passed
+            self._canary_gate.completed(tried=self._monitor.tried > tried, passed=passed)
+            if passed:
+                _log.info("the canary passed: the other accounts follow", extra={"canary": "passed"})
+
+    def _record(self, outcome: Outcome, *, recorded: bool = False) -> None:
+        count_outcome(self.summary, outcome)
+        if self.journal is not None and not recorded:
+            self.journal.record(outcome)
+        if outcome.state is State.FAILED:
+            self._failed[outcome.error_type, outcome.applied] += 1
+        if self._observer is not None:
+            self._observer(settled_event(outcome))
+
+    def _record_unsent(self, pending: PendingRow) -> None:
+        outcome = pending.unsent_outcome()
+        if pending.recorded:
+            self.summary.states[outcome.state] += 1
+        else:
+            self._record(outcome)
+
+    # --- Callbacks of the runner and of the allocators ---
+
+    def on_cancelled(self, outcome: Outcome) -> None:
+        """See `AccountRunner`."""
+        self._record(outcome)
+        self.publish(outcome)
+
+    def on_attempt_failed(self, error: PostPressError) -> None:
+        """See `AccountRunner`."""
+        if not self.stopping and (reason := self._monitor.attempt_failed(error)) is not None:
+            self._halt_for(reason)
+
+    def _on_proxy(self, proxy: PooledProxy, quarantine: Quarantine | None, failed: bool) -> None:
+        self._count_quarantined()
+        if self.journal is not None:
+            self.journal.record_proxy(proxy.label, quarantine, failed=failed)
+
+    def _count_quarantined(self) -> None:
+        self.summary.quarantined = sum(allocator.quarantined for allocator in self.allocators.values())

@@ -1,0 +1,288 @@
+"""Dask in one process, for tests: a client whose workers run the real plugin with a stub of the session."""
+
+import asyncio
+import pickle
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from distributed.protocol.pickle import dumps, loads
+from distributed.scheduler import KilledWorker
+
+from postpress_async import Pace, events
+from postpress_async._call.tracker import WaitGroup
+from postpress_async._safe_observer import SafeObserver
+from postpress_async.cluster import _worker
+from postpress_async.cluster._coordinator import Coordinator
+from postpress_async.errors import DeadlineError
+from postpress_async.models import AccountPatched, Attempt, ProxyChange
+from postpress_async.rotation import Rotation
+from postpress_async.rotation._account_task import AccountTask
+from postpress_async.rotation._input import Changes, make_rotation
+from postpress_async.rotation._row_keys import RowKeys
+
+LATENCY = 0.1
+"""Seconds that the stub of the API takes."""
+
+Script = Callable[["FakeWorker", str, ProxyChange, RowKeys, AccountTask], Awaitable[object]]
+
+_current: ContextVar["FakeWorker"] = ContextVar("worker")
+
+
+def patched(account_id: str, attempts: int = 1) -> AccountPatched:
+    """The result of a call."""
+    return AccountPatched(account_id, (Attempt(1, 1e9, LATENCY),) * attempts)
+
+
+class FakeWorker:
+    """
+    A worker.
+
+    Attributes:
+        is_frozen: Whether it runs nothing, as after SIGSTOP; what it receives meanwhile has to wait.
+        pacer: Notes how it is controlled.
+    """
+
+    def __init__(self, dask: "FakeDask", address: str) -> None:
+        self.dask = dask
+        self.address = address
+        self.plugins: dict[str, Any] = {}
+        self.is_frozen = False
+        self.pacer = SimpleNamespace(paused=False, rates=[], pauses=0)
+        self.pacer.lease = self.pacer.rates.append
+        self.pacer.pause = self._pause
+        self._events: list[dict[str, Any]] = []
+
+    def _pause(self) -> None:
+        self.pacer.paused = True
+        self.pacer.pauses += 1
+
+    def handle_stimulus(self, _: object) -> None: ...
+
+    def log_event(self, topic: str, event: dict[str, Any]) -> None:
+        assert topic == _worker.TOPIC
+        self.dask.events.append(event)
+        if self.is_frozen:
+            self._events.append(event)
+        elif self.address in self.dask.workers:
+            asyncio.get_running_loop().call_soon(self.dask.deliver, event)
+
+    def thaw(self) -> None:
+        self.is_frozen = False
+        for event in self._events:
+            self.log_event(_worker.TOPIC, event)
+        self._events.clear()
+
+    def install(self, pickled: bytes) -> None:
+        plugin = loads(pickled)
+        self.plugins[plugin.name] = plugin
+        token = _current.set(self)
+        plugin.setup(self)
+        _current.reset(token)
+
+
+class StubSession:
+    """What the plugin needs of a session. The script of `FakeDask` is the API."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.worker = _current.get()
+        if self.worker.address in self.worker.dask.setup_errors:
+            raise self.worker.dask.setup_errors[self.worker.address]
+        self.settings = settings
+        self._context = SimpleNamespace(pacer=self.worker.pacer)
+        self._waits = WaitGroup()
+        self._permits = asyncio.Semaphore(settings["pace"].in_flight)
+
+    def _new_wait_group(self) -> WaitGroup:
+        return self._waits
+
+    async def _run_call(
+        self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask
+    ) -> AccountPatched:
+        dask = self.worker.dask
+        async with self._permits:
+            if self._waits.ended:
+                raise DeadlineError("the rotation was stopped before the change was sent")
+            dask.keys[account_id].append(keys.current)
+            dask.sent[self.worker.address] += 1
+            result = await dask.script(self.worker, account_id, change, keys, hooks)
+        return result if isinstance(result, AccountPatched) else patched(account_id)
+
+    async def aclose(self, timeout: float) -> None:
+        assert timeout == 0.0
+        self.worker.dask.closed.append(self.worker.address)
+
+
+class FakeFuture:
+    """A future of a task."""
+
+    def __init__(self, worker: FakeWorker, shard: Any) -> None:
+        self.worker = worker
+        self.key = shard.key
+        is_there = worker.address in worker.dask.workers
+        self.task: asyncio.Future[Any] = asyncio.create_task(
+            self._run(shard) if is_there else asyncio.sleep(1e9)
+        )
+
+    async def _run(self, shard: Any) -> Any:
+        _current.set(self.worker)
+        shard = loads(dumps(shard))
+        return pickle.loads(pickle.dumps(await _worker.run_shard(shard)))
+
+    async def exception(self) -> Any:
+        waits = asyncio.ensure_future(asyncio.wait([self.task]))
+        killed = asyncio.ensure_future(self.worker.dask.killed[self.worker.address].wait())
+        try:
+            await asyncio.wait([waits, killed], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waits.cancel()
+            killed.cancel()
+        if not self.task.done() or self.task.cancelled():
+            return KilledWorker(self.key, cast("Any", SimpleNamespace(address=self.worker.address)), 0)
+        return self.task.exception()
+
+    def __await__(self) -> Any:
+        return self.task.__await__()
+
+    def release(self) -> None:
+        if self.worker.address not in self.worker.dask.workers:
+            self.task.cancel()
+        elif not self.task.done():
+            for plugin in self.worker.plugins.values():
+                plugin.transition(self.key, "long-running", "released")
+
+
+class FakeDask:
+    """
+    A client, its scheduler and its workers.
+
+    Attributes:
+        script: The API: called for each call of a worker.
+        workers: Those that the scheduler knows.
+        setup_errors: What the session of a worker raises, by address.
+        is_gone: Whether the scheduler does not respond.
+        keys: The idempotency keys by account.
+        sent: Number of calls by worker.
+        sizes: Number of calls of each shard.
+        events: All events.
+        closed: Workers whose session was closed.
+    """
+
+    def __init__(self, *workers: str) -> None:
+        self.script: Script = respond
+        self.setup_errors: dict[str, Exception] = {}
+        self.is_gone = False
+        self.keys: defaultdict[str, list[str]] = defaultdict(list)
+        self.sent: Counter[str] = Counter()
+        self.sizes: list[int] = []
+        self.events: list[dict[str, Any]] = []
+        self.closed: list[str] = []
+        self.killed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.coordinator: Coordinator | None = None
+        self.workers: dict[str, FakeWorker] = {}
+        self._known: dict[str, FakeWorker] = {}  # killed workers included
+        self._plugin: bytes | None = None
+        for address in workers:
+            self.join(address)
+
+    def join(self, address: str) -> FakeWorker:
+        worker = self.workers[address] = self._known[address] = FakeWorker(self, address)
+        if self._plugin is not None:
+            worker.install(self._plugin)
+        return worker
+
+    def kill(self, address: str) -> None:
+        """Kill a worker in the middle of all it does, and have the scheduler notice."""
+        worker = self.workers.pop(address)
+        for plugin in worker.plugins.values():
+            for key in plugin._shards:
+                plugin.transition(key, "executing", "released")
+        self.killed[address].set()
+
+    def deliver(self, event: dict[str, Any]) -> None:
+        if self.coordinator is not None:
+            self.coordinator.on_event(event)
+
+    # --- What the coordinator uses of a client ---
+
+    @property
+    def scheduler(self) -> "FakeDask":
+        return self
+
+    async def identity(self) -> dict[str, Any]:
+        if self.is_gone:
+            raise OSError("connection refused")
+        now = asyncio.get_running_loop().time()
+        return {
+            "workers": {
+                address: {"last_seen": 0.0 if worker.is_frozen else now}
+                for address, worker in self.workers.items()
+            }
+        }
+
+    async def register_plugin(self, plugin: Any) -> None:
+        self._plugin = dumps(plugin)
+        for worker in self.workers.values():
+            worker.install(self._plugin)
+
+    async def unregister_worker_plugin(self, name: str) -> None:
+        for worker in self.workers.values():
+            await worker.plugins.pop(name).teardown(worker)
+
+    def submit(self, function: Any, shard: Any, **options: Any) -> FakeFuture:
+        assert function is _worker.run_shard
+        [address] = options.pop("workers")
+        assert options == {"key": shard.key, "pure": False, "retries": 0}
+        self.sizes.append(len(shard.calls()))
+        return FakeFuture(self._known[address], shard)
+
+    async def run(self, function: Any, token: str, *, workers: list[str], **changes: Any) -> None:
+        worker = self.workers[workers[0]]
+        while worker.is_frozen:
+            await asyncio.sleep(0.1)
+        function(token, dask_worker=worker, **changes)
+
+
+async def respond(worker: FakeWorker, *_: object) -> None:
+    """Patch each account, after `LATENCY`."""
+    await asyncio.sleep(LATENCY)
+    while worker.is_frozen:
+        await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def rotation_of(
+    dask: FakeDask,
+    changes: Changes,
+    *,
+    pace: Pace = Pace(in_flight=20),  # noqa: B008 - immutable
+    on_event: events.Observer | None = None,
+    **options: Any,
+) -> AsyncIterator[Rotation]:
+    """A rotation on *dask*."""
+    observer = None if on_event is None else SafeObserver(on_event)
+    coordinator = dask.coordinator = Coordinator(cast("Any", dask), {"pace": pace}, observer)
+    rotation = make_rotation(
+        coordinator.update,
+        changes,
+        in_flight=50,
+        target="https://api.example.com/v1",
+        api_key=None,
+        waits=coordinator.waits,
+        observer=observer,
+        executor=coordinator,
+        **options,
+    )
+    async with rotation:
+        yield rotation
+
+
+@pytest.fixture
+def fake_dask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the plugin use `StubSession`, and find its `FakeWorker`."""
+    monkeypatch.setattr(_worker, "PostPressSession", StubSession)
+    monkeypatch.setattr(_worker, "get_worker", _current.get)
