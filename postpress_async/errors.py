@@ -252,13 +252,13 @@ class ConnectError(TransportError):
 
 
 class ConnectionLostError(TransportError):
-    """The connection was lost before the response was complete. `applied` is NO if nothing was sent yet."""
+    """The connection was lost before the response was complete. `applied` says whether it was sent."""
 
     applied: Applied = Applied.UNKNOWN
 
 
 class AttemptTimeoutError(TransportError):
-    """No response within the attempt's timeout. `applied` is NO if nothing was sent yet."""
+    """No response within the attempt's timeout. `applied` says whether the request was sent."""
 
     applied: Applied = Applied.UNKNOWN
 
