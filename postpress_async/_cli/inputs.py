@@ -23,7 +23,7 @@ from postpress_async.rotation._fleet._database_url import DATABASE_URL, check_ar
 from postpress_async.rotation._fleet._row import COLUMNS, NO_CHANGE, PARTS, field_of
 from postpress_async.rotation._input import Changes
 from postpress_async.rotation._pool._proxy_list import ProxyLists, faults_by_list, read_lists
-from postpress_async.rotation._pool._tags import Pools, argument_of, make_pools
+from postpress_async.rotation._pool._tags import Pools, argument_of, make_pools, without_selected
 from postpress_async.rotation._pool_needs import TAG
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import select
@@ -44,6 +44,7 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
     if options.fleet is None and options.query is None:
         journal = options.journal or "sandbox.rotation.sqlite3"
         selection = _select(options, journal)
+        pools = _leave(selection, pools)
         accounts = [name for name in own_accounts() if selection is None or selection.takes(name)]
         changes: Changes = accounts
         survey = Survey(rows=len(accounts), pooled=len(accounts), tags=Counter({None: len(accounts)}))
@@ -56,7 +57,7 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
         _check_columns(fleet.name, fleet.ignored_columns, COLUMNS)
         journal = options.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
         if (selection := _select(options, journal)) is not None:
-            fleet = fleet.only(selection)
+            fleet, pools = fleet.only(selection), _leave(selection, pools)
         known_rows = None if options.dry_run else known_row_count(journal, fleet.digest)
         if known_rows is not None:  # the rows were validated for the journal, and have not changed
             fleet.counted = known_rows
@@ -77,6 +78,19 @@ def _select(options: RotateOptions, journal: str) -> Selection | None:
         with JournalView(journal) as view:
             select(selection, view)
     return selection
+
+
+def _leave(selection: Selection | None, pools: Pools) -> Pools:
+    """*pools* without the proxies that the accounts of the selection leave."""
+    left = without_selected(pools, selection)
+    before, after = (sum(map(len, some.values())) for some in (pools, left))
+    if selection is not None and after < before:
+        verb = "is not used" if before - after == 1 else "are not used"
+        where = selection.text.removeprefix("accounts ")
+        click.echo(
+            f"{before - after:,} of {counted(before, 'proxy', 'proxies')} {verb}, being {where}", err=True
+        )
+    return left
 
 
 def _open_fleet(options: RotateOptions, default: ManagedProxy | None, pools: Pools) -> Fleet:

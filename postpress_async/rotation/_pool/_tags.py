@@ -8,6 +8,7 @@ from typing import TypeAlias, Unpack
 from postpress_async.rotation._pool import PooledProxy, PoolOptions, ProxyPool
 from postpress_async.rotation._pool._proxy_list import ListedProxy
 from postpress_async.rotation._pool_needs import Tag, as_tag
+from postpress_async.rotation._selection import Selection
 
 Pools: TypeAlias = Mapping[Tag, ProxyPool]
 """The pools of a rotation by tag. A single pool has the tag None; without any, there are no rows for one."""
@@ -49,6 +50,22 @@ def pools_of(pool: ProxyPool | Mapping[str, ProxyPool] | None) -> Pools:
 def argument_of(pools: Pools) -> ProxyPool | Mapping[str, ProxyPool] | None:
     """Return *pools* as the argument of ``session.rotate``: the inverse of `pools_of`."""
     return pools.get(None) or {tag: pool for tag, pool in pools.items() if tag} or None
+
+
+def without_selected(pools: Pools, selection: Selection | None) -> Pools:
+    """
+    Return *pools* without the proxies of *selection*, which its accounts are to leave.
+
+    A pool that has no others keeps them: they may be the same proxies with new passwords.
+    """
+    if selection is None:
+        return pools
+    left: dict[Tag, ProxyPool] = {}
+    for tag, pool in pools.items():
+        others = [pooled for pooled in pool if not selection.matches(pooled.label)]
+        options = {name: getattr(pool, name) for name in PoolOptions.__annotations__}
+        left[tag] = ProxyPool(others, **options) if 0 < len(others) < len(pool) else pool
+    return left
 
 
 def make_pools(proxies: Iterable[ListedProxy], **options: Unpack[PoolOptions]) -> Pools:
