@@ -1,6 +1,7 @@
 """The pool: who gets which proxy, which proxies are given up, and that no cap is passed."""
 
 import random
+import sys
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -64,6 +65,30 @@ def quarantine(pool: ProxyAllocator, label: str) -> None:
         assert pool.quarantined == before
         pool.failed(pooled, f"x{number}")
     assert pool.quarantined == before + 1
+
+
+def test_success_costs_the_same_however_many_proxies_are_failing() -> None:
+    """It looked at each of them: 100,000 accounts took minutes."""
+
+    def lines_of_a_success(failing: int) -> int:
+        pool, lines = allocator(proxies(2000)), 0
+        listed = list(pool._proxies)
+        for number in range(failing):
+            pool.failed(listed[number], f"x{number}")
+
+        def count(*_: object) -> Any:
+            nonlocal lines
+            lines += 1
+            return count
+
+        sys.settrace(count)
+        try:
+            pool.worked(listed[-1], "acc_1")
+        finally:
+            sys.settrace(None)
+        return lines
+
+    assert lines_of_a_success(1000) == lines_of_a_success(10) > 0
 
 
 # --- Round robin ---
