@@ -11,7 +11,7 @@ from postpress_async._fields import printable
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation._outcome import MANAGED
 from postpress_async.rotation._pool._proxy_list import RefusedLine, Source, identity, read_lists
-from postpress_async.rotation._pool._template import TRY, fill_in, placeholders
+from postpress_async.rotation._template import OWN_NAMES, TRY, fill_in, placeholders
 
 Assign: TypeAlias = Literal["round-robin", "sticky"]
 
@@ -206,7 +206,7 @@ class ProxyPool:
     def columns(self) -> tuple[str, ...]:
         """The columns of a row that its templates contain."""
         names = frozenset[str]().union(*(pooled.placeholders for pooled in self._proxies))
-        return tuple(sorted(names - {"account_id", TRY}))
+        return tuple(sorted(names - OWN_NAMES))
 
     def __repr__(self) -> str:
         return f"<ProxyPool {self.assign}: {len(self)} proxies>"

@@ -19,10 +19,10 @@ from attrs import field, frozen
 from postpress_async._fields import read_port
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, FieldError
+from postpress_async.rotation._column_names import PARTS, field_of, list_columns, printable_name
 from postpress_async.rotation._faults import Faults
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._row import PARTS, field_of, list_columns, printable_name
-from postpress_async.rotation._pool_needs import TAG, Tag, as_tag
+from postpress_async.rotation._pool_needs import Tag, as_tag
 from postpress_async.rotation._proxy_text import custom_proxy, read_proxy, without_brackets
 from postpress_async.secret import Secret
 
@@ -198,7 +198,7 @@ def read_lines(
         if at_start:
             at_start = False
             table = _Table.of_header(line, number, by)
-            if by is not None and (table is None or not table.has_tags):
+            if by is not None and (table is None or not table.by):
                 advice = "add it to the header, or name the pool of the whole list: --pool TAG=FILE"
                 raise FleetError(f"{source} has no column {by} with the tags of its proxies: {advice}")
             if table:
@@ -225,24 +225,22 @@ def read_lines(
         yield RefusedLine(number, None, "proxy already listed", advice, first, source)
 
 
+@frozen
 class _Table:
     """
     The header of a CSV list, and the parser of its rows.
 
     Attributes:
+        columns: The meaning of each column: ``proxy``, one of `PARTS`, *by*, or None if it is not used.
         ignored: Printable names of the unused columns.
-        has_tags: Whether a column has the tags of the proxies.
+        delimiter: What separates the cells.
+        by: The column with the tags of the proxies; None if the list has no tags.
     """
 
-    def __init__(self, names: list[str], columns: list[str | None], delimiter: str, tags: int | None) -> None:
-        self.ignored = [
-            printable_name(name)
-            for index, (name, column) in enumerate(zip(names, columns, strict=True))
-            if name and column is None and index != tags
-        ]
-        self.has_tags = tags is not None
-        self._columns = [TAG if index == tags else column for index, column in enumerate(columns)]
-        self._delimiter = delimiter
+    columns: list[str | None]
+    ignored: list[str]
+    delimiter: str
+    by: str | None
 
     @classmethod
     def of_header(cls, text: str, line: int, by: str | None) -> Self | None:
@@ -256,25 +254,28 @@ class _Table:
         for name in ("proxy", *PARTS):
             if columns.count(name) > 1:
                 raise FleetError(f"line {line} has the column {name} twice: remove one")
-        return cls(names, columns, delimiter, tags)
+        if tags is not None:
+            columns[tags] = by
+        unused = (name for name, column in zip(names, columns, strict=True) if name and column is None)
+        return cls(columns, [*map(printable_name, unused)], delimiter, None if tags is None else by)
 
     def read_row(self, text: str) -> tuple[CustomProxy, Tag]:
         """Parse a row, which is always one line: no field of a proxy can contain a line break."""
         try:
-            cells = next(csv.reader([text], delimiter=self._delimiter, strict=True))
+            cells = next(csv.reader([text], delimiter=self.delimiter, strict=True))
         except csv.Error:
             cells = []
         if not cells:
             raise FieldError(
                 None, "quotes not closed", 'quote a cell with "", and double each quote inside it'
             )
-        if any(cell.strip() for cell in cells[len(self._columns) :]):
+        if any(cell.strip() for cell in cells[len(self.columns) :]):
             raise FieldError(None, "more cells than columns", "quote cells that contain a comma")
         # Not strict, because a row may omit empty cells at its end.
-        row = {name: cell for name, cell in zip(self._columns, cells, strict=False) if name}
-        tag = as_tag(row.get(TAG, "")) if self.has_tags else None
+        row = {name: cell for name, cell in zip(self.columns, cells, strict=False) if name}
+        tag = as_tag(row.get(self.by, "")) if self.by else None
         if tag == "":
-            raise FieldError(TAG, "tag missing", "name the pool of the proxy, as --pool-by needs it")
+            raise FieldError(self.by, f"{self.by} missing", "it must have the tag of the proxy's pool")
         proxy, host, port, protocol, username = (
             row.get(name, "").strip() for name in ("proxy", *PARTS) if name != "password"
         )
