@@ -152,12 +152,33 @@ def test_column_chooses_the_pool_and_orders_no_managed_proxy(folder) -> None:
         "1 proxy for US, assigned round-robin to 2 accounts",
         "1 proxy for DE, assigned round-robin to 1 account",
     ]
-    assert dry.stderr == "no row has the tag FR: the proxies of its --pool are not used\n"
+    assert (
+        dry.stderr
+        == real.stderr.splitlines(True)[0]
+        == "1 proxy is not used, since no row needs one for FR\n"
+    )
     assert real.returncode == 0, real.stderr
     connection = sqlite3.connect(folder / JOURNAL)
     assignments = dict(connection.execute("SELECT account_id, assignment FROM outcomes"))
     connection.close()
     assert assignments == {"acc_1": "us1.example:80", "acc_2": "de1.example:80", "acc_3": "us1.example:80"}
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_pools_whose_tag_no_row_has_are_refused_in_one_sentence(folder, words) -> None:
+    """Only some of a list's rows may be unused, because a seller's list has all countries."""
+    (folder / "fleet.csv").write_text("account_id,pool\nacc_1,US\n")
+    for tag in ("us", "de", "fr"):
+        (folder / f"{tag}.txt").write_text(f"{tag}1.example:80\n")
+    command = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", *words]
+
+    one = run(*command, "--pool", "DE=de.txt")
+    two = run(*command, "--pool", "DE=de.txt", "--pool", "FR=fr.txt")
+
+    assert (one.returncode, one.stdout, two.returncode, two.stdout) == (2, "", 2, "")
+    sentence = "nothing was sent: no row would use {} for {}. Remove it, or correct the tags\n"
+    assert one.stderr == sentence.format("the --pool", "DE")
+    assert two.stderr == sentence.format("any --pool", "DE, FR")
 
 
 @pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
