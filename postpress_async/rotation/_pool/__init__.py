@@ -48,7 +48,10 @@ class PooledProxy:
 
     @classmethod
     def of(cls, proxy: CustomProxy) -> Self:
-        """Create the label of *proxy*, and find its placeholders."""
+        """Create the label of *proxy*, and find its placeholders. Raises `ValueError` if it is not one."""
+        if not isinstance(proxy, CustomProxy):
+            kind = type(proxy).__name__
+            raise ValueError(f"proxies must be CustomProxy, got {kind}: ProxyPool.read reads a list as text")
         return cls(proxy, _label(proxy), placeholders(proxy))
 
 

@@ -91,6 +91,14 @@ def test_success_costs_the_same_however_many_proxies_are_failing() -> None:
     assert lines_of_a_success(1000) == lines_of_a_success(10) > 0
 
 
+@pytest.mark.parametrize("proxy", ["http://u:hunter2@h.example:80", {"host": "h.example", "port": 80}])
+def test_what_is_not_a_proxy_is_refused_without_its_text(proxy) -> None:
+    with pytest.raises(ValueError, match=f"must be CustomProxy, got {type(proxy).__name__}: ") as caught:
+        ProxyPool([proxy])
+
+    assert "hunter2" not in str(caught.value)
+
+
 # --- Round robin ---
 
 

@@ -223,6 +223,7 @@ def test_fleet_that_was_opened_for_another_pool_is_refused(session, tmp_path, po
         ({}, "at least one ProxyPool"),
         ({"US": "us.txt"}, r"pool\['US'\] must be a ProxyPool, got str"),
         ({"US": pool("US"), " us": pool("DE")}, "each pool needs a tag of its own, got ' us'"),
+        ({None: pool("US")}, "each pool needs a tag of its own, got None"),
         ({" ": pool("US")}, "each pool needs a tag of its own"),
         ({"US": pool("US"), "DE": pool("US")}, r"us0\.example\.net:80 is in the pools US and DE: remove it"),
         (["US"], "pool must be a ProxyPool, got list"),
