@@ -29,17 +29,17 @@ def events(text: str) -> list[dict[str, Any]]:
     [
         pytest.param(
             "account_id,country\nacc_1,US\nacc_2,DE\n",
-            "2 rows order a managed proxy by their country or ip column",
+            "2 with a managed proxy",
             id="managed proxies",
         ),
         pytest.param(
             "account_id,proxy\nacc_1,http://h.example:80\n",
-            "1 row names a proxy of its own",
+            "1 with a proxy of their own",
             id="own proxies",
         ),
         pytest.param(
             "account_id,proxy,ip\nacc_1,http://h.example:80,\nacc_2,,203.0.113.7\n",
-            "1 row orders a managed proxy by its country or ip column and 1 row names a proxy of its own",
+            "1 with a proxy of their own, 1 with a managed proxy",
             id="both",
         ),
     ],
@@ -54,7 +54,8 @@ def test_a_pool_that_no_row_would_use_is_refused(folder, fleet, why, words) -> N
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"nothing was sent: no row would use --pool, since {why}. Remove --pool, or empty those columns\n"
+        f"nothing was sent: no row would use --pool, since all have changes of their own ({why}). "
+        "Remove --pool, or empty the columns proxy, country and ip\n"
     )
     assert not (folder / JOURNAL).exists()
 

@@ -78,11 +78,11 @@ class ProxyAllocator:
     """
     The state of a `ProxyPool` in one rotation. Accounts and failures of other rotations do not count.
 
-    A quarantined proxy is closed for its cool-down. Then the next account whose turn it is probes it: a
-    success ends the quarantine, a failure doubles the cool-down.
+    After its cool-down, the next account whose turn it is probes a quarantined proxy: a success ends the
+    quarantine, a failure doubles the cool-down.
 
-    If most proxies fail at the same time, the cause is not the proxies. Then all accounts wait (see `wait`)
-    but one from time to time, until one of them is patched. What failed meanwhile is forgotten.
+    If most proxies fail at the same time, the cause is not the proxies: a pause begins. All accounts `wait`
+    but one from time to time, until one is patched. What failed meanwhile is forgotten.
 
     Args:
         pool: The pool.
