@@ -133,10 +133,9 @@ def _check_columns(name: str, unused: Sequence[str], known: Sequence[str]) -> No
         if similar := get_close_matches(column.strip().lower(), known, 1, 0.8):
             raise FleetError(f"{name} has an unknown column {column!r}. Did you mean {similar[0]}?")
     if unused:
-        names = ", ".join(map(repr, unused[:_NAMED_COLUMNS]))
-        more = f" and {len(unused) - _NAMED_COLUMNS:,} more" if len(unused) > _NAMED_COLUMNS else ""
-        verb = "is" if len(unused) == 1 else "are"
-        click.echo(f"{name}: {counted(len(unused), 'column')} {verb} not used: {names}{more}", err=True)
+        columns = counted(len(unused), "column is", "columns are")
+        names = listed([repr(column) for column in unused], _NAMED_COLUMNS)
+        click.echo(f"{name}: {columns} not used: {names}", err=True)
 
 
 def _report_faults(name: str, faults: Faults[Any]) -> None:

@@ -136,6 +136,23 @@ def test_a_run_goes_on_in_the_list_where_the_last_one_left_off(folder) -> None:
     assert shares == {f"user{n}@p{n:03}.example.net:8080": 2 for n in range(6)}
 
 
+def test_a_dry_run_goes_on_where_the_last_run_left_off(folder) -> None:
+    """It showed requests for accounts that were completed."""
+    write_fleet(folder, 12, "")
+    write_pool(folder, 6)
+    words = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--in-flight", "1"]
+    run(*words, "--limit", "4")
+
+    dry = run(*words, "--dry-run")
+    run(*words)
+
+    shown = re.findall(r"accounts/(\w+) .*\"host\": \"([^\"]+)", dry.stdout)
+    connection = sqlite3.connect(folder / JOURNAL)
+    rows = connection.execute("SELECT account_id, assignment FROM outcomes ORDER BY ordinal LIMIT 3 OFFSET 4")
+    assert shown == [(account, label.partition("@")[2].partition(":")[0]) for account, label in rows]
+    connection.close()
+
+
 # --- Tags ---
 
 

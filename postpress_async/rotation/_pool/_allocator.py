@@ -20,7 +20,7 @@ from postpress_async import events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async.rotation._outcome import LINE_PREFIX
 from postpress_async.rotation._pool import PooledProxy, ProxyPool
-from postpress_async.rotation._pool._assign import Assignment, RoundRobin, Sticky
+from postpress_async.rotation._pool._assign import RoundRobin, Sticky
 from postpress_async.rotation._pool._proxy_list import identity
 from postpress_async.rotation._template import TRY
 
@@ -46,18 +46,11 @@ LONGEST_COOL_DOWN: Final = 86_400.0
 
 @define
 class Quarantine:
-    """
-    The quarantine of one proxy.
-
-    Attributes:
-        began: Unix time of the failure from which the cool-down counts.
-        probe_at: Unix time from which one account may probe the proxy.
-        prober: The account that has probed it last.
-    """
+    """The quarantine of one proxy: the Unix times of the failure that began it, and of its next probe."""
 
     began: float
     probe_at: float
-    prober: str | None = None
+    prober: str | None = None  # the account that has probed the proxy last
 
 
 OnProxy: TypeAlias = Callable[[PooledProxy, Quarantine | None, bool], object]
@@ -86,13 +79,12 @@ class ProxyAllocator:
 
     Args:
         pool: The pool.
-        may_wait: Whether accounts can wait.
-        on_proxy: Called after each change of a proxy's health.
+        may_wait: Whether there are pauses.
+        on_proxy: See `OnProxy`.
         observer: Called with an event when a quarantine or a pause begins, and when a pause ends.
         clock: Returns the Unix time.
 
     Attributes:
-        quarantined: Number of proxies in quarantine.
         available: Number of proxies that accounts can get; at 0 the pool is exhausted.
     """
 
@@ -108,11 +100,15 @@ class ProxyAllocator:
         self._pool: Final = pool
         self._may_wait: Final = may_wait
         self._on_proxy: Final = on_proxy
-        self._observer: Final = observer
+        self._report: Final = observer or (lambda _event: None)
         self._clock: Final = clock
         self._proxies: Final = list(pool)
         self._indices: Final = {pooled.label: index for index, pooled in enumerate(self._proxies)}
-        self._assignment: Final = _assignment_of(pool)
+        self._assignment: Final = (
+            RoundRobin(len(pool))
+            if pool.assign == "round-robin"
+            else Sticky(["\0".join(map(str, identity(pooled.proxy))) for pooled in pool])
+        )
         self._accounts: Final = [0] * len(self._proxies)
         self._is_open: Final = [True] * len(self._proxies)
         self.available: int = len(self._proxies)
@@ -134,15 +130,10 @@ class ProxyAllocator:
 
     def give(self, account_id: str, *, but_not: Collection[PooledProxy] = ()) -> PooledProxy | None:
         """
-        Assign a proxy to the account. If `must_wait`, call `wait` before.
+        Assign a proxy to the account; None if none is left, or the account has used up its failovers.
 
-        Args:
-            account_id: The account.
-            but_not: The proxies that have failed it, in order. It does not get them again, unless there is no
-                other and a template with ``{try}`` is among them.
-
-        Returns:
-            The proxy; None if no proxy is left for the account, or it has used up its failovers.
+        The proxies that have failed it (*but_not*, in order) are left out, except that a template with
+        ``{try}`` is used again if there is no other. If `must_wait`, call `wait` before.
         """
         tried = {self._index(pooled) for pooled in but_not}
         self._open_due()
@@ -170,9 +161,7 @@ class ProxyAllocator:
         """
         Record that the account's call with *proxy* ended without success, after `failed` if that applies.
 
-        Args:
-            proxy: The proxy.
-            may_have_it: Whether the account may nevertheless have it, so that its place stays taken.
+        If the account *may_have_it* nevertheless, its place stays taken.
         """
         index = self._index(proxy)
         if index in self._probing:
@@ -189,10 +178,9 @@ class ProxyAllocator:
 
         Args:
             accounts: Number of accounts by label of the proxy that they have. They count towards
-                `accounts_per_proxy`, and ``round-robin`` continues where that run ended. Labels that are not
-                in the pool are ignored.
-            quarantine: By label, the Unix times of `Quarantine.began` and `Quarantine.probe_at`; None for the
-                latter stands for the pool's cool-down.
+                `accounts_per_proxy`, and ``round-robin`` continues where that run ended.
+            quarantine: By label, when the quarantine began, and when the proxy is probed; None for the latter
+                stands for the pool's cool-down. Labels that are not in the pool are ignored in both.
         """
         counts: dict[int, int] = {}
         for label, count in accounts.items():
@@ -393,17 +381,7 @@ class ProxyAllocator:
             return 0.0 if now >= self._gives_up_at else min(self._probe_at, self._gives_up_at) - now
         return 0.0 if self.available or not self._probing else math.inf  # until the probes end
 
-    def _report(self, event: events.Event) -> None:
-        if self._observer is not None:
-            self._observer(event)
-
     def _wake(self) -> None:
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
-
-
-def _assignment_of(pool: ProxyPool) -> Assignment:
-    if pool.assign == "round-robin":
-        return RoundRobin(len(pool))
-    return Sticky(["\0".join(map(str, identity(pooled.proxy))) for pooled in pool])

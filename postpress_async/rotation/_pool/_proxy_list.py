@@ -115,15 +115,13 @@ class ProxyLists:
             by: The column with the tag of each proxy.
 
         Raises:
-            FleetError: It is empty, or its header has a column twice or no column *by*.
+            FleetError: Its header has a column twice, or no column *by*.
         """
-        before, table, is_first = len(self.proxies) + len(self.refused), None, True
+        table, is_first = None, True
         self.ignored_columns[source] = ()
         for number, line in enumerate(lines, 1):
             text = line.strip()
-            if not text.strip(",;\t") or text.startswith(
-                "#"
-            ):  # empty rows of a spreadsheet have commas
+            if not text.strip(",;\t") or text.startswith("#"):  # empty rows of a spreadsheet have commas
                 continue
             if is_first:
                 is_first = False
@@ -147,8 +145,6 @@ class ProxyLists:
                 self.proxies.append(entry)
             else:
                 self.refused.append(_repetition(entry, source, *first))
-        if len(self.proxies) + len(self.refused) == before:
-            raise FleetError(f"the list of proxies in {source} is empty: list one proxy per line")
 
 
 def _repetition(entry: ListedProxy, source: str, first_source: str, first: ListedProxy) -> RefusedLine:
@@ -183,8 +179,11 @@ def read_lists(
         if ("@" in name or name.count(":") > 1) and not os.path.exists(name):
             # A proxy instead of a file: an error that names it would show its password.
             raise FleetError("the list of proxies cannot be read: pass the path of a file, not a proxy")
+        before = len(lists.proxies) + len(lists.refused)
         with closing(FleetFile(source)) as file:
             lists.add(file.lines(), file.shown, tag, None if tag else by)
+        if len(lists.proxies) + len(lists.refused) == before:
+            raise FleetError(f"the list of proxies in {file.shown} is empty: list one proxy per line")
     if lists.refused and not (skip_bad and lists.proxies):
         raise FleetError("\n".join(_describe(lists.refused)))
     return lists

@@ -545,7 +545,7 @@ def test_a_list_of_nothing_but_bad_lines_is_refused_even_where_they_are_skipped(
     ("arguments", "message"),
     [
         ({"proxies": []}, "at least one proxy"),
-        ({"proxies": [*proxies(3), proxies(1)[0]]}, "user0@p0.example.net:3128 is the same proxy as"),
+        ({"proxies": [*proxies(3), proxies(1)[0]]}, "user0@p0.example.net:3128 occurs twice"),
         ({"assign": "robin"}, "assign must be"),
         ({"accounts_per_proxy": 0}, "accounts_per_proxy must be 1 or more"),
         ({"failovers": -1}, "failovers must be 0 or more"),
@@ -560,7 +560,7 @@ def test_a_pool_that_could_not_work_is_not_made(arguments: dict[str, Any], messa
 
 def test_two_proxies_cannot_have_one_label() -> None:
     """A journal knows them by nothing else."""
-    with pytest.raises(ValueError, match="same label"):
+    with pytest.raises(ValueError, match="mine occurs twice"):
         ProxyPool([PooledProxy(proxy, "mine") for proxy in proxies(2)])
 
 
