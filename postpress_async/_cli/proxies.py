@@ -126,7 +126,7 @@ def check(
     results.sort(key=lambda checked: (checked.is_failure, checked.result))  # a terminal shows the end
     for line in (json.dumps(asdict(checked)) for checked in results) if as_json else _table(results):
         click.echo(line)
-    counts = Counter(str(checked.result) for checked in results)
+    counts = Counter(checked.result for checked in results)
     found = ", ".join(f"{count:,} {result}" for result, count in counts.items()) or "none"
     total = counted(len(results), "proxy", "proxies")
     write_stderr(f"{total} checked in {time.monotonic() - started:.1f} s: {found}")

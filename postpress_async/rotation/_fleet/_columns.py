@@ -14,7 +14,8 @@ from typing import Any, Final, SupportsInt, TypeAlias, cast
 from attrs import frozen
 
 from postpress_async.models import FieldError
-from postpress_async.rotation._fleet._row import ONE_FORM, PARTS, RowReader, may_be_number
+from postpress_async.rotation._column_names import PARTS, may_be_number
+from postpress_async.rotation._fleet._row import ONE_FORM, RowReader
 from postpress_async.rotation._fleet._values import KeyReader, cell_text, is_missing
 from postpress_async.rotation._rows import Refusal, Row
 

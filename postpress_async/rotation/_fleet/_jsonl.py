@@ -6,8 +6,9 @@ from contextlib import closing
 from typing import Any, Final
 
 from postpress_async.models import FieldError
+from postpress_async.rotation._column_names import PARTS
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._row import ONE_FORM, PARTS, Cells, RowReader
+from postpress_async.rotation._fleet._row import ONE_FORM, Cells, RowReader
 from postpress_async.rotation._fleet._values import KeyReader, cell_text
 from postpress_async.rotation._rows import Refusal, Row
 

@@ -34,7 +34,8 @@ def pools_of(pool: ProxyPool | Mapping[str, ProxyPool] | None) -> Pools:
     for name, tagged in pool.items():
         if not isinstance(tagged, ProxyPool):
             raise ValueError(f"pool[{name!r}] must be a ProxyPool, got {type(tagged).__name__}: {advice}")
-        if (tag := as_tag(name)) in pools or not tag:
+        tag = as_tag(name) if isinstance(name, str) else ""
+        if tag in pools or not tag:
             raise ValueError(f"each pool needs a tag of its own, got {name!r}: case and spaces do not matter")
         pools[tag] = tagged
         for pooled in tagged:

@@ -1,6 +1,7 @@
 """The pool: who gets which proxy, which proxies are given up, and that no cap is passed."""
 
 import random
+import sys
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -64,6 +65,38 @@ def quarantine(pool: ProxyAllocator, label: str) -> None:
         assert pool.quarantined == before
         pool.failed(pooled, f"x{number}")
     assert pool.quarantined == before + 1
+
+
+def test_success_costs_the_same_however_many_proxies_are_failing() -> None:
+    """It looked at each of them: 100,000 accounts took minutes."""
+
+    def lines_of_a_success(failing: int) -> int:
+        pool, lines = allocator(proxies(2000)), 0
+        listed = list(pool._proxies)
+        for number in range(failing):
+            pool.failed(listed[number], f"x{number}")
+
+        def count(*_: object) -> Any:
+            nonlocal lines
+            lines += 1
+            return count
+
+        sys.settrace(count)
+        try:
+            pool.worked(listed[-1], "acc_1")
+        finally:
+            sys.settrace(None)
+        return lines
+
+    assert lines_of_a_success(1000) == lines_of_a_success(10) > 0
+
+
+@pytest.mark.parametrize("proxy", ["http://u:hunter2@h.example:80", {"host": "h.example", "port": 80}])
+def test_what_is_not_a_proxy_is_refused_without_its_text(proxy) -> None:
+    with pytest.raises(ValueError, match=f"must be CustomProxy, got {type(proxy).__name__}: ") as caught:
+        ProxyPool([proxy])
+
+    assert "hunter2" not in str(caught.value)
 
 
 # --- Round robin ---
@@ -512,7 +545,7 @@ def test_a_list_of_nothing_but_bad_lines_is_refused_even_where_they_are_skipped(
     ("arguments", "message"),
     [
         ({"proxies": []}, "at least one proxy"),
-        ({"proxies": [*proxies(3), proxies(1)[0]]}, "user0@p0.example.net:3128 is the same proxy as"),
+        ({"proxies": [*proxies(3), proxies(1)[0]]}, "user0@p0.example.net:3128 occurs twice"),
         ({"assign": "robin"}, "assign must be"),
         ({"accounts_per_proxy": 0}, "accounts_per_proxy must be 1 or more"),
         ({"failovers": -1}, "failovers must be 0 or more"),
@@ -527,7 +560,7 @@ def test_a_pool_that_could_not_work_is_not_made(arguments: dict[str, Any], messa
 
 def test_two_proxies_cannot_have_one_label() -> None:
     """A journal knows them by nothing else."""
-    with pytest.raises(ValueError, match="same label"):
+    with pytest.raises(ValueError, match="mine occurs twice"):
         ProxyPool([PooledProxy(proxy, "mine") for proxy in proxies(2)])
 
 
