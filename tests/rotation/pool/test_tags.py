@@ -239,19 +239,6 @@ def test_pools_that_no_account_would_use_are_refused(session) -> None:
         session.rotate({"acc_1": ManagedProxy(country="US")}, pool=pools("US"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "tagged", [pools("US"), ProxyPool([CustomProxy(host="h", port=1, username="{account_id}")])]
-)
-def test_cluster_refuses_tags_and_templates(tagged) -> None:
-    from postpress_async.cluster import Cluster
-
-    cluster = Cluster("local:1", api_key="pp_test_sandbox", base_url="http://127.0.0.1:1/v1")
-
-    with pytest.raises(ValueError, match="a cluster takes one pool without templates"):
-        cluster.rotate({"acc_1": "US"}, pool=tagged)
-
-
 # --- Lists ---
 
 
