@@ -18,14 +18,13 @@ from postpress_async._cli.secret_input import read_secret_file
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Faults, Fleet
-from postpress_async.rotation._column_names import COLUMNS, PARTS, field_of
+from postpress_async.rotation._column_names import COLUMNS, PARTS, TAG, field_of
 from postpress_async.rotation._fleet import Survey
 from postpress_async.rotation._fleet._database_url import DATABASE_URL, check_argument
 from postpress_async.rotation._fleet._row import NO_CHANGE
 from postpress_async.rotation._input import Changes
 from postpress_async.rotation._pool._proxy_list import ProxyLists, faults_by_list, read_lists
 from postpress_async.rotation._pool._tags import Pools, argument_of, make_pools, without_selected
-from postpress_async.rotation._pool_needs import TAG
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import select
 from postpress_async.rotation.journal._preflight import known_row_count

@@ -20,9 +20,9 @@ from postpress_async._converter import converter
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Row
+from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._pool._tags import argument_of, digest_of
-from postpress_async.rotation._pool_needs import Tag
 from postpress_async.rotation._rows import rows_of
 from postpress_async.rotation.journal._input_check import RunRequest
 from postpress_async.rotation.journal._preflight import read_progress

@@ -1,8 +1,8 @@
-"""The names of the columns of fleets and of lists of proxies."""
+"""The names of the columns of fleets and of lists of proxies, and the tags in one of them."""
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from postpress_async._fields import printable
 
@@ -11,6 +11,12 @@ COLUMNS: Final = ("account_id", "proxy", "host", "port", "protocol", "username",
 
 PARTS: Final = COLUMNS[2:7]
 """The columns that can be used instead of ``proxy``."""
+
+TAG: Final = "pool"
+"""The column with the tag of a row's pool, if no other one is named."""
+
+Tag: TypeAlias = str | None
+"""The tag of a pool in upper case; None if there is only one pool."""
 
 # Other names of `PARTS`, the most likely first. Without "proxy" in front, they mean a part of a proxy only in
 # a list: the login and the type of a fleet's row may be the account's.
@@ -78,3 +84,8 @@ def may_be_number(column: str) -> bool:
 def printable_name(name: str) -> str:
     """*name* in a form that is safe to print: one line of at most 40 characters."""
     return printable(name.strip()[:40])[:40]
+
+
+def as_tag(text: str) -> str:
+    """The tag that *text* stands for: case and spaces around it do not matter."""
+    return text.strip().upper()

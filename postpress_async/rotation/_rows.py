@@ -14,7 +14,8 @@ from attrs import frozen
 from postpress_async._converter import as_change
 from postpress_async._fields import check_account_id
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange, ProxyChangeLike
-from postpress_async.rotation._pool_needs import Pooled, PoolNeeds, Tag
+from postpress_async.rotation._column_names import Tag
+from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 
 Change: TypeAlias = tuple[str, ProxyChangeLike | str | None] | str
 """

@@ -19,7 +19,7 @@ from attrs import Factory, define
 from postpress_async._converter import as_change
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy, ProxyChange, ProxyChangeLike
-from postpress_async.rotation._column_names import PARTS, field_of
+from postpress_async.rotation._column_names import PARTS, TAG, field_of
 from postpress_async.rotation._faults import Faults
 from postpress_async.rotation._fleet._csv import CsvTable
 from postpress_async.rotation._fleet._file import PARQUET, FleetFile
@@ -28,7 +28,7 @@ from postpress_async.rotation._fleet._jsonl import JsonLines
 from postpress_async.rotation._fleet._parquet import ParquetTable
 from postpress_async.rotation._fleet._query import QueryTable
 from postpress_async.rotation._fleet._row import RowReader, cell_columns
-from postpress_async.rotation._pool_needs import TAG, Pooled, PoolNeeds
+from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import Refusal, Row, uses_pool
 from postpress_async.rotation._selection import Selection

@@ -19,10 +19,9 @@ from attrs import field, frozen
 from postpress_async._fields import read_port
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, FieldError
-from postpress_async.rotation._column_names import PARTS, field_of, list_columns, printable_name
+from postpress_async.rotation._column_names import PARTS, Tag, as_tag, field_of, list_columns, printable_name
 from postpress_async.rotation._faults import Faults
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._pool_needs import Tag, as_tag
 from postpress_async.rotation._proxy_text import custom_proxy, read_proxy, without_brackets
 
 Source: TypeAlias = str | os.PathLike[str]

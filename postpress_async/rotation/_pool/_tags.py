@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias, Unpack
 
+from postpress_async.rotation._column_names import Tag, as_tag
 from postpress_async.rotation._pool import PooledProxy, PoolOptions, ProxyPool
 from postpress_async.rotation._pool._proxy_list import ListedProxy
-from postpress_async.rotation._pool_needs import Tag, as_tag
 from postpress_async.rotation._selection import Selection
 
 Pools: TypeAlias = Mapping[Tag, ProxyPool]
