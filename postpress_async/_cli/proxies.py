@@ -28,6 +28,7 @@ from postpress_async.errors import ConfigurationError
 from postpress_async.models import ProxyProtocol
 from postpress_async.rotation import PooledProxy
 from postpress_async.rotation._atomic_write import atomic_write
+from postpress_async.rotation._pool import as_pooled
 from postpress_async.rotation._pool._proxy_list import read_lists
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def check(
     )
     listed = read_lists([(None, path) for path in lists], skip_bad=True)
     report_lists(listed)
-    pool = [PooledProxy.of(entry.proxy) for entry in listed.proxies]
+    pool = [as_pooled(entry.proxy) for entry in listed.proxies]
     results: list[CheckedProxy] = []
     started = time.monotonic()
     is_interrupted = asyncio.run(_check(checker, pool, in_flight, results))

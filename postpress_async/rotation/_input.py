@@ -18,7 +18,7 @@ from postpress_async.rotation._account_task import Update
 from postpress_async.rotation._engine import Executor, Rotation
 from postpress_async.rotation._fleet import Fleet
 from postpress_async.rotation._fleet._frame import Frame, is_frame
-from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._halt import Halt, as_halt
 from postpress_async.rotation._pending_rows import InputRows
 from postpress_async.rotation._pool import ProxyPool
 from postpress_async.rotation._pool._tags import Pools, argument_of, digest_of, pools_of, without_selected
@@ -278,7 +278,7 @@ def make_rotation(
         journal=opener,
         finite=rotation_input.finite,
         total=rotation_input.total,
-        halt=Halt.of(halt),
+        halt=as_halt(halt),
         pool=argument_of(pools),
         limit=limit,
         waits=waits,

@@ -14,7 +14,7 @@ from postpress_async.rotation._column_names import COLUMNS, PARTS
 from postpress_async.rotation._fleet._first_lines import FirstLines
 from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 from postpress_async.rotation._proxy_text import custom_proxy, read_proxy, without_brackets
-from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.rotation._rows import Refusal, Row, refusal_of
 from postpress_async.rotation._template import OWN_NAMES, placeholders
 
 NO_CHANGE: Final = "no proxy and no country"
@@ -71,7 +71,7 @@ class RowReader:
                 fields = dict(zip(self._names, map(str.strip, cells[len(COLUMNS) :]), strict=True))
                 return Row(ordinal, line, account_id, None, self._needs.tag_of(fields), fields)
         except FieldError as error:
-            return Refusal.of(error, ordinal, line, account_id)
+            return refusal_of(error, ordinal, line, account_id)
         if change is None and self._needs is None:
             advice = "give it a proxy, a country or an ip, or set a default for all such rows"
             return Refusal(ordinal, line, None, account_id, NO_CHANGE, advice)
@@ -81,13 +81,13 @@ class RowReader:
         """Return the refusal of a row whose cells could not be read because of *error*."""
         account_id = account_id.strip()
         refusal = self._claim(ordinal, line, account_id)
-        return refusal or Refusal.of(error, ordinal, line, account_id)
+        return refusal or refusal_of(error, ordinal, line, account_id)
 
     def _claim(self, ordinal: int, line: int, account_id: str) -> Refusal | None:
         try:
             check_account_id(account_id)
         except FieldError as error:
-            return Refusal.of(error, ordinal, line)
+            return refusal_of(error, ordinal, line)
         first = self._first_lines.claim(account_id, line)
         if first is None:
             return None

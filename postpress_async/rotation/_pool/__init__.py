@@ -47,13 +47,13 @@ class PooledProxy:
         values = {**(fields or {}), "account_id": account_id, TRY: str(failovers)}
         return fill_in(self.proxy, values)
 
-    @classmethod
-    def of(cls, proxy: CustomProxy) -> Self:
-        """Create the label of *proxy*, and find its placeholders. Raises `ValueError` if it is not one."""
-        if not isinstance(proxy, CustomProxy):
-            kind = type(proxy).__name__
-            raise ValueError(f"proxies must be CustomProxy, got {kind}: ProxyPool.read reads a list as text")
-        return cls(proxy, _label(proxy), placeholders(proxy))
+
+def as_pooled(proxy: CustomProxy) -> PooledProxy:
+    """Create the label of *proxy*, and find its placeholders. Raises `ValueError` if it is not one."""
+    if not isinstance(proxy, CustomProxy):
+        kind = type(proxy).__name__
+        raise ValueError(f"proxies must be CustomProxy, got {kind}: ProxyPool.read reads a list as text")
+    return PooledProxy(proxy, _label(proxy), placeholders(proxy))
 
 
 def _label(proxy: CustomProxy) -> str:
@@ -146,7 +146,7 @@ class ProxyPool:
         self.accounts_per_proxy: Final = accounts_per_proxy
         self.failovers: Final = failovers
         self.cool_down: Final = cool_down
-        self._proxies: Final = [p if isinstance(p, PooledProxy) else PooledProxy.of(p) for p in proxies]
+        self._proxies: Final = [p if isinstance(p, PooledProxy) else as_pooled(p) for p in proxies]
         labels = Counter(pooled.label for pooled in self._proxies)
         if not labels:
             raise ValueError("a pool needs at least one proxy")
@@ -174,7 +174,7 @@ class ProxyPool:
             ValueError: An option is out of range.
         """
         lists = read_lists([(None, name) for name in (source, *more)], skip_bad=skip_bad)
-        pool = cls([PooledProxy.of(entry.proxy) for entry in lists.proxies], **options)
+        pool = cls([as_pooled(entry.proxy) for entry in lists.proxies], **options)
         pool.refusals, pool.ignored_columns = tuple(lists.refused), lists.ignored_columns
         return pool
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeAlias, Unpack
 
 from postpress_async.rotation._column_names import Tag, as_tag
-from postpress_async.rotation._pool import PooledProxy, PoolOptions, ProxyPool
+from postpress_async.rotation._pool import PooledProxy, PoolOptions, ProxyPool, as_pooled
 from postpress_async.rotation._pool._proxy_list import ListedProxy
 from postpress_async.rotation._selection import Selection
 
@@ -73,7 +73,7 @@ def make_pools(proxies: Iterable[ListedProxy], **options: Unpack[PoolOptions]) -
     """Return a pool for each tag of *proxies*."""
     by_tag: dict[Tag, list[PooledProxy]] = {}
     for entry in proxies:
-        by_tag.setdefault(entry.tag, []).append(PooledProxy.of(entry.proxy))
+        by_tag.setdefault(entry.tag, []).append(as_pooled(entry.proxy))
     return {tag: ProxyPool(pooled, **options) for tag, pooled in by_tag.items()}
 
 

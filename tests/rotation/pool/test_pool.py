@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from postpress_async import CustomProxy, ProxyPool
 from postpress_async.errors import FleetError
-from postpress_async.rotation._pool import Assign, PooledProxy
+from postpress_async.rotation._pool import Assign, PooledProxy, as_pooled
 from postpress_async.rotation._pool._allocator import UNCONFIRMED, ProxyAllocator
 from postpress_async.rotation._pool._assign import _odd_hash
 from postpress_async.rotation._pool._proxy_list import identity
@@ -108,7 +108,7 @@ def test_the_kth_account_gets_the_kth_proxy() -> None:
 
     places = [pool.give(account) for account in accounts(12)]
 
-    assert places == [PooledProxy.of(proxies(5)[n % 5]) for n in range(12)]
+    assert places == [as_pooled(proxies(5)[n % 5]) for n in range(12)]
 
 
 def test_a_round_passes_over_what_is_in_quarantine() -> None:
@@ -130,7 +130,7 @@ def test_accounts_that_come_back_are_spread_over_the_others() -> None:
     others = Counter(pool.give(f"back_{n}", but_not=[dead]) for n in range(8))
 
     assert set(others.values()) == {2}
-    assert pool.give("acc_1") == PooledProxy.of(proxies(5)[1])
+    assert pool.give("acc_1") == as_pooled(proxies(5)[1])
 
 
 # --- Sticky ---
@@ -151,7 +151,7 @@ def test_an_account_keeps_its_proxy_when_another_is_taken_out(
 
     moved = {account for account in ids if before[account] != after[account]}
 
-    assert moved == {account for account in ids if before[account] == PooledProxy.of(gone).label}
+    assert moved == {account for account in ids if before[account] == as_pooled(gone).label}
 
 
 @deterministic
@@ -513,7 +513,7 @@ def test_unused_columns_of_a_proxy_list_are_reported(tmp_path: Path) -> None:
 
 def test_a_label_cannot_play_tricks_on_a_terminal() -> None:
     """A user name may hold what turns the direction of a line around."""
-    pooled = PooledProxy.of(CustomProxy(host="h.example", port=80, username="a\u202eb"))
+    pooled = as_pooled(CustomProxy(host="h.example", port=80, username="a\u202eb"))
     assert pooled.label == "a\\u202eb@h.example:80"
 
 

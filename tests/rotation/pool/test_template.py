@@ -11,6 +11,7 @@ from postpress_async.errors import Applied
 from postpress_async.models import AccountPatched, FieldError
 from postpress_async.rotation import Halt, Outcome, PooledProxy, Rotation, State
 from postpress_async.rotation._input import RotationInput
+from postpress_async.rotation._pool import as_pooled
 from postpress_async.rotation._pool._allocator import UNCONFIRMED, ProxyAllocator
 from postpress_async.rotation._pool._proxy_list import read_lists
 from postpress_async.rotation._proxy_text import read_proxy
@@ -24,7 +25,7 @@ def pool_of(*lines: str, **options: Any) -> ProxyPool:
 
 
 def template(line: str) -> PooledProxy:
-    return PooledProxy.of(read_proxy(line))
+    return as_pooled(read_proxy(line))
 
 
 class Gateway:
@@ -222,7 +223,7 @@ def test_template_is_read_from_a_list(tmp_path) -> None:
 
     lists = read_lists([(None, tmp_path / "list.txt")], skip_bad=True)
 
-    assert [PooledProxy.of(entry.proxy).label for entry in lists.proxies] == [LABEL]
+    assert [as_pooled(entry.proxy).label for entry in lists.proxies] == [LABEL]
     assert [refusal.reason for refusal in lists.refused] == ["proxy already listed"]
 
 
