@@ -46,7 +46,7 @@ class RoundRobin:
         self._surplus = {index: count - rounds for index, count in counts.items() if count > rounds}
 
     def choose(self, account_id: str, tried: Collection[int]) -> int | None:  # noqa: ARG002
-        """Return the next open index without a surplus that is not in *tried*; None if there is none."""
+        """Return the next open index without a surplus that is not in *tried*, or None."""
         is_failover = len(tried) > 0
         while (index := self._first_open(self._next[is_failover], tried)) is not None:
             self._next[is_failover] = index + 1
@@ -90,7 +90,7 @@ class Sticky:
         return self._hashes[index] << (64 * index)
 
     def choose(self, account_id: str, tried: Collection[int]) -> int | None:
-        """Return the open index with the highest score that is not in *tried*; None if there is none."""
+        """Return the open index with the highest score that is not in *tried*, or None."""
         lanes = self._open
         for index in tried:
             lanes &= ~self._lane(index)
