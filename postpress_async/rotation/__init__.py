@@ -9,7 +9,6 @@ from postpress_async.rotation._outcome import Outcome, RotationSummary, State
 from postpress_async.rotation._pool import PooledProxy, ProxyPool
 from postpress_async.rotation._results import Results
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._reading import JournalView
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "Faults",
     "Fleet",
     "Halt",
-    "Journal",
     "JournalView",
     "Outcome",
     "PooledProxy",

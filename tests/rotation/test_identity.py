@@ -13,9 +13,10 @@ from attrs import evolve
 from postpress_async import AccountPatched, CustomProxy, Fleet, ManagedProxy, ProxyPool
 from postpress_async.errors import JournalError
 from postpress_async.models import ProxyChange
-from postpress_async.rotation import Journal, State
+from postpress_async.rotation import State
 from postpress_async.rotation._row_digest import RowsDigest, text_of
 from postpress_async.rotation._rows import Refusal, Row, rows_of
+from postpress_async.rotation.journal import Journal
 from postpress_async.sandbox import Sandbox
 from postpress_async.session import PostPressSession
 from tests.support.command_line import JOURNAL, run, states

@@ -25,9 +25,10 @@ from postpress_async import (
     errors,
 )
 from postpress_async.models import Attempt, ProxyChange
-from postpress_async.rotation import Halt, Journal, Row, State, Update
+from postpress_async.rotation import Halt, Row, State, Update
 from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._row_keys import RowKeys
+from postpress_async.rotation.journal import Journal
 from postpress_async.sandbox import Fault, Sandbox
 from tests.support.journals import killed, killed_in
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from postpress_async import CustomProxy, Fleet, ManagedProxy, Outcome, Pace, RetryPolicy, errors, events
-from postpress_async.rotation import Halt, Journal, Refusal, Rotation, State
+from postpress_async.rotation import Halt, Refusal, Rotation, State
+from postpress_async.rotation.journal import Journal
 from postpress_async.sandbox import Fault, Sandbox
 from tests.rotation.test_rotation import US, Stub, make, recorded, refusal, rows
 from tests.support.journals import killed

@@ -32,8 +32,9 @@ from attrs import define, evolve, field, fields, has
 
 from postpress_async import Fleet, Pace, PostPressSession, ProxyPool, RetryPolicy, Rotation
 from postpress_async.errors import JournalError, JournalNotWritableError
-from postpress_async.rotation import Journal, State
+from postpress_async.rotation import State
 from postpress_async.rotation._selection import Selection
+from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._recovery import OnUnknown
 from tests.support import stepped_loop
 from tests.support.campaign_audit import Case, Finding, RunReport

@@ -89,7 +89,7 @@ def change(path: Path, statement: str, *values: object) -> None:
 
 _DIES = """
 import asyncio, os, sys
-from postpress_async.rotation import Journal
+from postpress_async.rotation.journal import Journal
 from postpress_async.rotation._outcome import patched_outcome
 
 async def main():

@@ -8,7 +8,8 @@ import pytest
 
 from postpress_async import CustomProxy, PostPressSession
 from postpress_async.errors import JournalError
-from postpress_async.rotation import Journal, State
+from postpress_async.rotation import State
+from postpress_async.rotation.journal import Journal
 from postpress_async.sandbox import Sandbox
 from postpress_async.secret import Secret
 from tests.support.journals import outcome, write

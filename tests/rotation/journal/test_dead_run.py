@@ -13,11 +13,12 @@ from click.testing import CliRunner
 from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async._cli import cli
 from postpress_async.models import Attempt, ProxyChange
-from postpress_async.rotation import Halt, Journal, Row, State
+from postpress_async.rotation import Halt, Row, State
 from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._export import write_jsonl
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Refusal
+from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._history import assignments_of
 from postpress_async.rotation.journal._reading import JournalView

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from postpress_async import Outcome, errors
 from postpress_async.errors import JournalError, JournalNotWritableError
-from postpress_async.rotation import Journal, State
+from postpress_async.rotation import State
 from postpress_async.rotation._outcome import failed_outcome, patched_outcome
-from postpress_async.rotation.journal import row_of
+from postpress_async.rotation.journal import Journal, row_of
 
 
 @pytest.fixture

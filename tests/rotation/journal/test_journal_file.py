@@ -19,9 +19,9 @@ import pytest
 from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt
-from postpress_async.rotation import Journal, Row, State
+from postpress_async.rotation import Row, State
 from postpress_async.rotation._outcome import patched_outcome
-from postpress_async.rotation.journal import _writer
+from postpress_async.rotation.journal import Journal, _writer
 from postpress_async.rotation.journal._reading import JournalView
 from tests.support.journals import Run, outcome
 
@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 def opened_elsewhere(path: Path) -> str:
     """The error of another process that opens the journal at *path* for a run."""
-    code = f"from postpress_async.rotation import Journal; Journal.open({str(path)!r})"
+    code = f"from postpress_async.rotation.journal import Journal; Journal.open({str(path)!r})"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
 
 
@@ -103,7 +103,7 @@ async def test_lock_is_released_when_the_journal_is_closed_and_a_view_of_it_is_o
 
 _FORKS = """
 import os, sys, time
-from postpress_async.rotation import Journal
+from postpress_async.rotation.journal import Journal
 Journal.open(sys.argv[1])
 if (child := os.fork()) == 0:
     time.sleep(60)

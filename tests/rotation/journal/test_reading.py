@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from postpress_async import Outcome
 from postpress_async.errors import Applied, JournalError
-from postpress_async.rotation import Journal, State
+from postpress_async.rotation import State
 from postpress_async.rotation._outcome import patched_outcome
+from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._lock import JournalFile
 from postpress_async.rotation.journal._reading import JournalView
@@ -134,7 +135,7 @@ async def test_a_program_may_look_at_its_own_journal(path) -> None:
     await journal.keep_generation(0, 1)
 
     assert (await asyncio.to_thread(numbers, path)).stage is Stage.UNDER_WAY
-    program = f"from postpress_async.rotation import Journal; Journal.open({str(path)!r})"
+    program = f"from postpress_async.rotation.journal import Journal; Journal.open({str(path)!r})"
     other = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True
     )

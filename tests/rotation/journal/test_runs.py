@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from postpress_async import ManagedProxy, PostPressSession
-from postpress_async.rotation import Journal
 from postpress_async.rotation._input import RotationInput
+from postpress_async.rotation.journal import Journal
 from postpress_async.sandbox import Sandbox
 from tests.support.journals import killed
 

@@ -17,11 +17,12 @@ from postpress_async import AccountPatched
 from postpress_async._cli import cli
 from postpress_async.errors import JournalError
 from postpress_async.models import Attempt, ProxyChange
-from postpress_async.rotation import Fleet, Halt, Journal, ProxyPool, Rotation, RotationSummary
+from postpress_async.rotation import Fleet, Halt, ProxyPool, Rotation, RotationSummary
 from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._input import RotationInput
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._selection import Selection
+from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._schema import APPLICATION_ID
 from postpress_async.rotation.journal._tables import MIGRATION
 from tests.support import DATA

@@ -11,10 +11,11 @@ import pytest
 from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt, ProxyChange
-from postpress_async.rotation import Journal, Row, State
+from postpress_async.rotation import Row, State
 from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._row_keys import RowKeys
+from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.sandbox import Sandbox
