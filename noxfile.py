@@ -123,10 +123,10 @@ EXTRAS = {  # a program that uses the extra
 import asyncio
 from yarl import URL
 from postpress_async import CustomProxy
-from postpress_async.rotation import PooledProxy
+from postpress_async.rotation._pool import as_pooled
 from postpress_async.rotation._pool._check import ProxyChecker
 checker = ProxyChecker(target=URL('https://localhost'))
-print(asyncio.run(checker.check(PooledProxy.of(CustomProxy(host='127.0.0.1', port=1)))))
+print(asyncio.run(checker.check(as_pooled(CustomProxy(host='127.0.0.1', port=1)))))
 """,
     "cli": "from postpress_async.__main__ import main; import sys; sys.argv[1:] = ['errors']; main()",
     "distributed": """

@@ -12,19 +12,19 @@ import click
 
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.job import Job
-from postpress_async._cli.output import counted
+from postpress_async._cli.output import counted, listed
 from postpress_async._cli.rotate_options import RotateOptions
 from postpress_async._cli.secret_input import read_secret_file
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Faults, Fleet
+from postpress_async.rotation._column_names import COLUMNS, PARTS, TAG, field_of
 from postpress_async.rotation._fleet import Survey
 from postpress_async.rotation._fleet._database_url import DATABASE_URL, check_argument
-from postpress_async.rotation._fleet._row import COLUMNS, NO_CHANGE, PARTS, field_of
+from postpress_async.rotation._fleet._row import NO_CHANGE
 from postpress_async.rotation._input import Changes
 from postpress_async.rotation._pool._proxy_list import ProxyLists, faults_by_list, read_lists
-from postpress_async.rotation._pool._tags import Pools, argument_of, make_pools
-from postpress_async.rotation._pool_needs import TAG
+from postpress_async.rotation._pool._tags import Pools, argument_of, make_pools, without_selected
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import select
 from postpress_async.rotation.journal._preflight import known_row_count
@@ -44,6 +44,7 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
     if options.fleet is None and options.query is None:
         journal = options.journal or "sandbox.rotation.sqlite3"
         selection = _select(options, journal)
+        pools = _leave(selection, pools)
         accounts = [name for name in own_accounts() if selection is None or selection.takes(name)]
         changes: Changes = accounts
         survey = Survey(rows=len(accounts), pooled=len(accounts), tags=Counter({None: len(accounts)}))
@@ -56,7 +57,7 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
         _check_columns(fleet.name, fleet.ignored_columns, COLUMNS)
         journal = options.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
         if (selection := _select(options, journal)) is not None:
-            fleet = fleet.only(selection)
+            fleet, pools = fleet.only(selection), _leave(selection, pools)
         known_rows = None if options.dry_run else known_row_count(journal, fleet.digest)
         if known_rows is not None:  # the rows were validated for the journal, and have not changed
             fleet.counted = known_rows
@@ -66,9 +67,11 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
         _report_faults(fleet.name, survey.faults)
         if pools and 0 < survey.pooled < survey.rows and not options.dry_run:
             click.echo(f"{counted(survey.rows, 'account')}: {survey.kinds}", err=True)
-        for tag in filter(None, pools.keys() - survey.tags.keys() if survey.pooled else ()):
-            click.echo(f"no row has the tag {tag}: the proxies of its --pool are not used", err=True)
-        yield Job(options, fleet, pools, journal, survey, invalid_lines, selection=selection)
+        job = Job(options, fleet, pools, journal, survey, invalid_lines, selection=selection)
+        if job.unused_tags and job.reason_not_to_start is None:
+            proxies = counted(sum(len(pools[tag]) for tag in job.unused_tags), "proxy is", "proxies are")
+            click.echo(f"{proxies} not used, since no row needs one for {listed(job.unused_tags)}", err=True)
+        yield job
 
 
 def _select(options: RotateOptions, journal: str) -> Selection | None:
@@ -77,6 +80,19 @@ def _select(options: RotateOptions, journal: str) -> Selection | None:
         with JournalView(journal) as view:
             select(selection, view)
     return selection
+
+
+def _leave(selection: Selection | None, pools: Pools) -> Pools:
+    """*pools* without the proxies that the accounts of the selection leave."""
+    left = without_selected(pools, selection)
+    before, after = (sum(map(len, some.values())) for some in (pools, left))
+    if selection is not None and after < before:
+        verb = "is not used" if before - after == 1 else "are not used"
+        where = selection.text.removeprefix("accounts ")
+        click.echo(
+            f"{before - after:,} of {counted(before, 'proxy', 'proxies')} {verb}, being {where}", err=True
+        )
+    return left
 
 
 def _open_fleet(options: RotateOptions, default: ManagedProxy | None, pools: Pools) -> Fleet:
@@ -130,10 +146,9 @@ def _check_columns(name: str, unused: Sequence[str], known: Sequence[str]) -> No
         if similar := get_close_matches(column.strip().lower(), known, 1, 0.8):
             raise FleetError(f"{name} has an unknown column {column!r}. Did you mean {similar[0]}?")
     if unused:
-        names = ", ".join(map(repr, unused[:_NAMED_COLUMNS]))
-        more = f" and {len(unused) - _NAMED_COLUMNS:,} more" if len(unused) > _NAMED_COLUMNS else ""
-        verb = "is" if len(unused) == 1 else "are"
-        click.echo(f"{name}: {counted(len(unused), 'column')} {verb} not used: {names}{more}", err=True)
+        columns = counted(len(unused), "column is", "columns are")
+        names = listed([repr(column) for column in unused], _NAMED_COLUMNS)
+        click.echo(f"{name}: {columns} not used: {names}", err=True)
 
 
 def _report_faults(name: str, faults: Faults[Any]) -> None:

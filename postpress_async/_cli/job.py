@@ -4,7 +4,7 @@ from itertools import chain
 
 from attrs import frozen
 
-from postpress_async._cli.output import counted
+from postpress_async._cli.output import counted, listed
 from postpress_async._cli.rotate_options import RotateOptions
 from postpress_async.rotation import PooledProxy, Survey
 from postpress_async.rotation._input import Changes
@@ -69,19 +69,17 @@ class Job:
         if self.selection is not None and not self.total:
             return f"nothing was sent: the input has none of the {self.selection.text} in {self.journal}"
         if self.pools and self.is_checked and self.survey.rows and not self.survey.pooled:
-            reason = _why_unused(self.survey)
-            return f"nothing was sent: {reason}. Remove --pool, or empty those columns"
+            reason = f"no row would use --pool, since all have changes of their own ({self.survey.kinds})"
+            return f"nothing was sent: {reason}. Remove --pool, or empty the columns proxy, country and ip"
+        named = {tag for tag, _ in self.options.lists}
+        if self.selection is None and (unused := [tag for tag in self.unused_tags if tag in named]):
+            pools = "the --pool" if len(unused) == 1 else "any --pool"
+            reason = f"no row would use {pools} for {listed(unused)}"
+            return f"nothing was sent: {reason}. Remove it, or correct the tags"
         return None
 
-
-def _why_unused(survey: Survey) -> str:
-    own = survey.rows - survey.managed
-    rows = []
-    if survey.managed:
-        verb = "orders a managed proxy by its" if survey.managed == 1 else "order a managed proxy by their"
-        rows.append(f"{counted(survey.managed, 'row')} {verb} country or ip column")
-    if own:
-        rows.append(
-            f"{counted(own, 'row')} {'names a proxy of its' if own == 1 else 'name a proxy of their'} own"
-        )
-    return f"no row would use --pool, since {' and '.join(rows)}"
+    @property
+    def unused_tags(self) -> list[str]:
+        """The tags of pools that no valid row uses; none if the rows were not read."""
+        tags = self.pools.keys() - self.survey.tags.keys() if self.survey.pooled else ()
+        return sorted(filter(None, tags))

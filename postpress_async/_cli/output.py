@@ -18,6 +18,12 @@ def counted(count: int, singular: str, plural: str = "") -> str:
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
+def listed(words: Sequence[str], most: int = 10) -> str:
+    """The first *most* of *words* in a row, and the number of the others."""
+    more = f" and {len(words) - most:,} more" if len(words) > most else ""
+    return f"{', '.join(words[:most])}{more}"
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """The lines of a table with aligned columns."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]

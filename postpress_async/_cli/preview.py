@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
@@ -19,12 +20,12 @@ from postpress_async._converter import converter
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Row
+from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._pool._tags import argument_of, digest_of
-from postpress_async.rotation._pool_needs import Tag
 from postpress_async.rotation._rows import rows_of
 from postpress_async.rotation.journal._input_check import RunRequest
-from postpress_async.rotation.journal._preflight import count_done
+from postpress_async.rotation.journal._preflight import read_progress
 
 SHOWN: Final = 3
 """Number of requests to print."""
@@ -55,18 +56,19 @@ def preview(job: Job, events: EventStream) -> int:
         on_unknown=options.on_unknown,
         on_failed=options.on_failed,
     )
-    done, check = count_done(job.journal, request)
-    input_edit = None if check is None else check.difference
-    due_at = None if check is None or request.every is None else check.next_run_at
+    progress = read_progress(job.journal, request)
+    input_edit = None if progress.check is None else progress.check.difference
+    due_at = None if progress.check is None or request.every is None else progress.check.next_run_at
+    outside = {} if job.selection is None else job.selection.outside
     allocators = {tag: ProxyAllocator(pool) for tag, pool in job.pools.items()}
-    if job.selection is not None:
-        for allocator in allocators.values():
-            allocator.resume(job.selection.outside)
-    survey = job.survey
+    for allocator in allocators.values():
+        allocator.resume(Counter(progress.accounts) + Counter(outside))
+    survey, done = job.survey, progress.done
     to_send = survey.rows - done
     if options.limit is not None:
         to_send = min(to_send, options.limit)
-    first = islice((row for row in _rows(job) if isinstance(row, Row)), SHOWN if to_send else 0)
+    rows = (row for row in _rows(job, progress.ordinals) if isinstance(row, Row))
+    first = islice(rows, SHOWN if to_send else 0)
     requests = [(f"{url}/accounts/{row.account_id}", _body(_change(allocators, row))) for row in first]
     if not options.sandbox:
         _warn_of_private_addresses(job)
@@ -122,11 +124,13 @@ def _kinds(job: Job) -> str:
     return ", ".join(kinds)
 
 
-def _rows(job: Job) -> Iterator[Any]:
+def _rows(job: Job, done: bytes = b"") -> Iterator[Any]:
+    """The rows of *job* but for those whose ordinal has a nonzero byte in *done*."""
     if isinstance(job.changes, Fleet):
-        return job.changes.rows()
+        return job.changes.rows(done)
     changes: Any = job.changes.items() if isinstance(job.changes, dict) else job.changes
-    return rows_of(changes, pooled=argument_of(job.pools) or False)
+    rows = rows_of(changes, pooled=argument_of(job.pools) or False)
+    return (row for row in rows if not done[row.ordinal : row.ordinal + 1].strip(b"\0"))
 
 
 def _change(allocators: Mapping[Tag, ProxyAllocator], row: Row) -> ProxyChange | None:

@@ -28,6 +28,7 @@ from postpress_async.errors import ConfigurationError
 from postpress_async.models import ProxyProtocol
 from postpress_async.rotation import PooledProxy
 from postpress_async.rotation._atomic_write import atomic_write
+from postpress_async.rotation._pool import as_pooled
 from postpress_async.rotation._pool._proxy_list import read_lists
 
 if TYPE_CHECKING:
@@ -119,14 +120,14 @@ def check(
     )
     listed = read_lists([(None, path) for path in lists], skip_bad=True)
     report_lists(listed)
-    pool = [PooledProxy.of(entry.proxy) for entry in listed.proxies]
+    pool = [as_pooled(entry.proxy) for entry in listed.proxies]
     results: list[CheckedProxy] = []
     started = time.monotonic()
     is_interrupted = asyncio.run(_check(checker, pool, in_flight, results))
     results.sort(key=lambda checked: (checked.is_failure, checked.result))  # a terminal shows the end
     for line in (json.dumps(asdict(checked)) for checked in results) if as_json else _table(results):
         click.echo(line)
-    counts = Counter(str(checked.result) for checked in results)
+    counts = Counter(checked.result for checked in results)
     found = ", ".join(f"{count:,} {result}" for result, count in counts.items()) or "none"
     total = counted(len(results), "proxy", "proxies")
     write_stderr(f"{total} checked in {time.monotonic() - started:.1f} s: {found}")

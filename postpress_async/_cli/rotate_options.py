@@ -11,8 +11,8 @@ from attrs import frozen
 from postpress_async._cli import options
 from postpress_async._cli.command import option
 from postpress_async._cli.next_command import arguments_by_option, retry_command, same_command
+from postpress_async.rotation._column_names import as_tag
 from postpress_async.rotation._pool import Assign
-from postpress_async.rotation._pool_needs import as_tag
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.sandbox import Profile
 

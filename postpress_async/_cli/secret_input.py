@@ -20,8 +20,8 @@ _PROXY: Final = re.compile(
 )
 
 EXPOSED_PROXY: Final = (
-    "everyone on this machine can read a password in an argument. Put the proxy's URL into a file for "
-    "--proxy-file, or into POSTPRESS_PROXY"
+    "everyone on this machine can read a password in an argument. Put the proxy into a file: name it as a "
+    "list of proxies, or for the command update by --proxy-file. POSTPRESS_PROXY is for update, too"
 )
 
 

@@ -15,6 +15,7 @@ from attrs import define, frozen
 from postpress_async._call.tracker import WaitGroup
 from postpress_async.errors import Applied, DeadlineError, PostPressError, Scope
 from postpress_async.models import AccountPatched, ManagedProxy, ProxyChange
+from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._outcome import (
     MANAGED,
     Outcome,
@@ -25,7 +26,6 @@ from postpress_async.rotation._outcome import (
 )
 from postpress_async.rotation._pool import PooledProxy, assignment_of
 from postpress_async.rotation._pool._allocator import ProxyAllocator
-from postpress_async.rotation._pool_needs import Tag
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 

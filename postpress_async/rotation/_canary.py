@@ -3,13 +3,15 @@
 import asyncio
 import random
 from collections.abc import Iterator
+from itertools import compress
 from typing import Final
 
 from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
 
-_BLOCK: Final = 4_096
+_NOT: Final = bytes([1]).ljust(256, b"\0")
+"""Translates 0 to 1, and any other byte to 0."""
 
 
 async def draw_canary(
@@ -30,7 +32,8 @@ async def draw_canary(
         if not journal.same_input:
             return source, []  # its rows have to be compared in their order
         done = journal.done()
-    ordinals = draw(count, total, done, 0 if journal is None else journal.number)
+    seed = 0 if journal is None else journal.number
+    ordinals = await asyncio.to_thread(draw, count, total, done, seed)
 
     def others(done: bytes) -> Iterator[Row | Refusal]:
         return rows_but(_marked(done.ljust(total, b"\0"), ordinals, 1))
@@ -51,19 +54,10 @@ async def draw_canary(
 
 def draw(count: int, total: int, done: bytes, seed: int) -> list[int]:
     """Up to *count* of the ordinals below *total* whose byte in *done* is 0 or missing, in their order."""
-    left = done[:total].ljust(total, b"\0")
-    candidates = left.count(0)
-    ranks = sorted(random.Random(seed).sample(range(candidates), min(count, candidates)))  # noqa: S311
-    ordinals: list[int] = []
-    before = start = 0  # candidates before this block
-    for rank in ranks:
-        while before + (inside := left.count(0, start, start + _BLOCK)) <= rank:
-            before, start = before + inside, start + _BLOCK
-        at = start - 1
-        for _ in range(rank - before + 1):
-            at = left.index(0, at + 1)
-        ordinals.append(at)
-    return ordinals
+    is_left = done[:total].ljust(total, b"\0").translate(_NOT)
+    candidates = is_left.count(1)
+    ranks = set(random.Random(seed).sample(range(candidates), min(count, candidates)))  # noqa: S311
+    return [ordinal for rank, ordinal in enumerate(compress(range(total), is_left)) if rank in ranks]
 
 
 def _marked(mask: bytes, ordinals: list[int], mark: int) -> bytes:

@@ -12,6 +12,7 @@ from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
 from postpress_async.errors import Applied, PostPressError, SessionClosedError
 from postpress_async.rotation._canary_gate import CanaryGate
+from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import (
@@ -27,7 +28,6 @@ from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._pool._allocator import ProxyAllocator, Quarantine, unix_clock
 from postpress_async.rotation._pool._tags import Pools
-from postpress_async.rotation._pool_needs import Tag
 from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation.journal import Journal
 

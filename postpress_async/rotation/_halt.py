@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Final, Self, TypeAlias
+from typing import Final, TypeAlias
 
 from attrs import field, frozen
 
@@ -88,9 +88,9 @@ class Halt:
         failures = self.failures if isinstance(self.failures, Mapping) else {None: self.failures}
         return {None if scope is None else Scope(scope): limit for scope, limit in failures.items()}
 
-    @classmethod
-    def of(cls, halt: "Failures | Halt | None") -> Self:
-        """Convert a threshold to a `Halt`; None gives the default."""
-        if isinstance(halt, cls):
-            return halt
-        return cls() if halt is None else cls(failures=halt)
+
+def as_halt(halt: Failures | Halt | None) -> Halt:
+    """Convert a threshold to a `Halt`; None gives the default."""
+    if isinstance(halt, Halt):
+        return halt
+    return Halt() if halt is None else Halt(failures=halt)

@@ -18,10 +18,10 @@ from postpress_async.rotation._account_task import Update
 from postpress_async.rotation._engine import Executor, Rotation
 from postpress_async.rotation._fleet import Fleet
 from postpress_async.rotation._fleet._frame import Frame, is_frame
-from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._halt import Halt, as_halt
 from postpress_async.rotation._pending_rows import InputRows
 from postpress_async.rotation._pool import ProxyPool
-from postpress_async.rotation._pool._tags import Pools, digest_of, pools_of
+from postpress_async.rotation._pool._tags import Pools, argument_of, digest_of, pools_of, without_selected
 from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import (
@@ -260,8 +260,9 @@ def make_rotation(
         executor: Carries out the calls, if this process does not.
     """
     check_count("limit", limit)
-    pools = pools_of(pool)
-    rotation_input = RotationInput.of(changes, pooled=pool or False).only(Selection.of(on))
+    selection = Selection.of(on)
+    pools = without_selected(pools_of(pool), selection)
+    rotation_input = RotationInput.of(changes, pooled=pool or False).only(selection)
     opener = rotation_input.journal_opener(
         journal,
         target=target,
@@ -277,8 +278,8 @@ def make_rotation(
         journal=opener,
         finite=rotation_input.finite,
         total=rotation_input.total,
-        halt=Halt.of(halt),
-        pool=pool,
+        halt=as_halt(halt),
+        pool=argument_of(pools),
         limit=limit,
         waits=waits,
         observer=observer,

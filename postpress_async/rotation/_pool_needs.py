@@ -7,15 +7,10 @@ from attrs import frozen
 
 from postpress_async._fields import printable
 from postpress_async.models import FieldError
+from postpress_async.rotation._column_names import TAG, Tag, as_tag
 
-if TYPE_CHECKING:  # it imports this module
+if TYPE_CHECKING:  # it reads lists of proxies by the package of fleets, which imports this module
     from postpress_async.rotation._pool import ProxyPool
-
-TAG: Final = "pool"
-"""The column with the tag of a row's pool, if no other one is named."""
-
-Tag: TypeAlias = str | None
-"""The tag of a pool in upper case; None if there is only one pool."""
 
 Pooled: TypeAlias = Union[bool, "PoolNeeds", "ProxyPool", Mapping[str, "ProxyPool"]]
 """A pool, or several by tag; True for one without templates, and False for none."""
@@ -74,8 +69,3 @@ class PoolNeeds:
                 advice = "a template of the pool contains it: it must be up to 256 printable characters"
                 raise FieldError(name, f"{name} not usable", advice)
         return tag
-
-
-def as_tag(text: str) -> str:
-    """The tag that *text* stands for: case and spaces around it do not matter."""
-    return text.strip().upper()

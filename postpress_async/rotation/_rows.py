@@ -7,14 +7,15 @@ it does not stop the others.
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from itertools import count
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 from attrs import frozen
 
 from postpress_async._converter import as_change
 from postpress_async._fields import check_account_id
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange, ProxyChangeLike
-from postpress_async.rotation._pool_needs import Pooled, PoolNeeds, Tag
+from postpress_async.rotation._column_names import Tag
+from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 
 Change: TypeAlias = tuple[str, ProxyChangeLike | str | None] | str
 """
@@ -70,17 +71,17 @@ class Refusal:
     advice: str
     first_line: int | None = None
 
-    @classmethod
-    def of(cls, error: FieldError, ordinal: int, line: int | None, account_id: str | None = None) -> Self:
-        """Create the refusal of a row whose field is invalid."""
-        return cls(ordinal, line, error.field, account_id, error.reason, error.advice)
-
     def __str__(self) -> str:
         # From 0, which is the index in the caller's list.
         position = f"changes[{self.ordinal}]" if self.line is None else f"line {self.line}"
         column = "" if self.column is None else f", {self.column}"
         first = "" if self.first_line is None else f" on line {self.first_line}"
         return f"{position}{column}: {self.reason}{first}: {self.advice}"
+
+
+def refusal_of(error: FieldError, ordinal: int, line: int | None, account_id: str | None = None) -> Refusal:
+    """The refusal of a row whose field is invalid."""
+    return Refusal(ordinal, line, error.field, account_id, error.reason, error.advice)
 
 
 def uses_pool(rows: Iterable[Row | Refusal]) -> bool:
@@ -187,11 +188,11 @@ def _row_of(ordinal: int, pair: object, needs: PoolNeeds | None) -> Row | Refusa
     try:
         check_account_id(account_id)
     except FieldError as error:
-        return Refusal.of(error, ordinal, None)
+        return refusal_of(error, ordinal, None)
     try:
         if needs is None or not (change is None or (needs.by and isinstance(change, str))):
             return Row(ordinal, None, account_id, as_change(change))
         fields = {needs.by: change} if needs.by and change else {}
         return Row(ordinal, None, account_id, None, needs.tag_of(fields), fields)
     except FieldError as error:
-        return Refusal.of(error, ordinal, None, account_id)
+        return refusal_of(error, ordinal, None, account_id)

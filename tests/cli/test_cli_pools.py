@@ -29,17 +29,17 @@ def events(text: str) -> list[dict[str, Any]]:
     [
         pytest.param(
             "account_id,country\nacc_1,US\nacc_2,DE\n",
-            "2 rows order a managed proxy by their country or ip column",
+            "2 with a managed proxy",
             id="managed proxies",
         ),
         pytest.param(
             "account_id,proxy\nacc_1,http://h.example:80\n",
-            "1 row names a proxy of its own",
+            "1 with a proxy of their own",
             id="own proxies",
         ),
         pytest.param(
             "account_id,proxy,ip\nacc_1,http://h.example:80,\nacc_2,,203.0.113.7\n",
-            "1 row orders a managed proxy by its country or ip column and 1 row names a proxy of its own",
+            "1 with a proxy of their own, 1 with a managed proxy",
             id="both",
         ),
     ],
@@ -54,7 +54,8 @@ def test_a_pool_that_no_row_would_use_is_refused(folder, fleet, why, words) -> N
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"nothing was sent: no row would use --pool, since {why}. Remove --pool, or empty those columns\n"
+        f"nothing was sent: no row would use --pool, since all have changes of their own ({why}). "
+        "Remove --pool, or empty the columns proxy, country and ip\n"
     )
     assert not (folder / JOURNAL).exists()
 
@@ -135,6 +136,23 @@ def test_a_run_goes_on_in_the_list_where_the_last_one_left_off(folder) -> None:
     assert shares == {f"user{n}@p{n:03}.example.net:8080": 2 for n in range(6)}
 
 
+def test_a_dry_run_goes_on_where_the_last_run_left_off(folder) -> None:
+    """It showed requests for accounts that were completed."""
+    write_fleet(folder, 12, "")
+    write_pool(folder, 6)
+    words = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--in-flight", "1"]
+    run(*words, "--limit", "4")
+
+    dry = run(*words, "--dry-run")
+    run(*words)
+
+    shown = re.findall(r"accounts/(\w+) .*\"host\": \"([^\"]+)", dry.stdout)
+    connection = sqlite3.connect(folder / JOURNAL)
+    rows = connection.execute("SELECT account_id, assignment FROM outcomes ORDER BY ordinal LIMIT 3 OFFSET 4")
+    assert shown == [(account, label.partition("@")[2].partition(":")[0]) for account, label in rows]
+    connection.close()
+
+
 # --- Tags ---
 
 
@@ -152,12 +170,33 @@ def test_column_chooses_the_pool_and_orders_no_managed_proxy(folder) -> None:
         "1 proxy for US, assigned round-robin to 2 accounts",
         "1 proxy for DE, assigned round-robin to 1 account",
     ]
-    assert dry.stderr == "no row has the tag FR: the proxies of its --pool are not used\n"
+    assert (
+        dry.stderr
+        == real.stderr.splitlines(True)[0]
+        == "1 proxy is not used, since no row needs one for FR\n"
+    )
     assert real.returncode == 0, real.stderr
     connection = sqlite3.connect(folder / JOURNAL)
     assignments = dict(connection.execute("SELECT account_id, assignment FROM outcomes"))
     connection.close()
     assert assignments == {"acc_1": "us1.example:80", "acc_2": "de1.example:80", "acc_3": "us1.example:80"}
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_pools_whose_tag_no_row_has_are_refused_in_one_sentence(folder, words) -> None:
+    """Only some of a list's rows may be unused, because a seller's list has all countries."""
+    (folder / "fleet.csv").write_text("account_id,pool\nacc_1,US\n")
+    for tag in ("us", "de", "fr"):
+        (folder / f"{tag}.txt").write_text(f"{tag}1.example:80\n")
+    command = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", *words]
+
+    one = run(*command, "--pool", "DE=de.txt")
+    two = run(*command, "--pool", "DE=de.txt", "--pool", "FR=fr.txt")
+
+    assert (one.returncode, one.stdout, two.returncode, two.stdout) == (2, "", 2, "")
+    sentence = "nothing was sent: no row would use {} for {}. Remove it, or correct the tags\n"
+    assert one.stderr == sentence.format("the --pool", "DE")
+    assert two.stderr == sentence.format("any --pool", "DE, FR")
 
 
 @pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])

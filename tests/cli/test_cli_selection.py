@@ -56,6 +56,20 @@ async def test_a_dry_run_shows_which_accounts_would_move(night, sandbox) -> None
     assert len(await history(sandbox)) == 1
 
 
+async def test_accounts_leave_a_subnet_of_which_the_list_still_has_proxies(night, sandbox) -> None:
+    """Some of them were given another proxy of the dead subnet, and reported as patched."""
+    (night / "new.txt").write_text(OLD + NEW)
+    words = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.0/24")
+    preview = await arun(sandbox, *words, "--dry-run")
+    done = await arun(sandbox, *words)
+    left = await arun(sandbox, "export", JOURNAL, "--assignments", "--on", "10.1.1.0/24")
+
+    assert preview.stderr.startswith("5 of 10 proxies are not used, being on 10.1.1.0/24\n")
+    assert preview.stdout.splitlines()[1].startswith("5 proxies in new.txt")
+    assert done.stdout.startswith("10 accounts: 10 patched")
+    assert len(left.stdout.splitlines()) == 1
+
+
 async def test_export_lists_the_accounts_on_a_subnet(night, sandbox) -> None:
     """Also the proxies without a user name, which no search for ``@10.1.1.`` would find."""
     done = await arun(sandbox, "export", JOURNAL, "--assignments", "--on", "10.1.1.0/30")

@@ -54,6 +54,14 @@ async def test_a_night_is_put_back_account_by_account(before, sandbox) -> None:
     assert sandbox.record.requests == 3 * COUNT
 
 
+async def test_lists_can_have_the_tags_that_they_had_in_the_run(before, sandbox) -> None:
+    """The file OLD=old.txt did not exist."""
+    done = await arun(sandbox, *ROLLBACK[:-1], "OLD=old.txt")
+
+    assert done.returncode == 0, done.stderr
+    assert proxies_of(sandbox) == before
+
+
 async def test_a_dry_run_shows_it_and_sends_nothing(before, sandbox) -> None:
     done = await arun(sandbox, *ROLLBACK, "--dry-run")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from postpress_async._cli import cli, exit_codes
-from postpress_async.rotation._fleet._row import _PART_NAMES, COLUMNS, column_of, plain_name
+from postpress_async.rotation._column_names import _PART_NAMES, COLUMNS, column_of, plain_name
 from postpress_async.rotation._pool._check import CheckResult
 from postpress_async.rotation.journal._tables import OUTCOME_COLUMNS
 from tests.docs import names

@@ -7,7 +7,7 @@ import pytest
 
 from postpress_async import Outcome, errors
 from postpress_async.rotation._failure_monitor import WINDOW, FailureMonitor
-from postpress_async.rotation._halt import Halt
+from postpress_async.rotation._halt import Halt, as_halt
 from postpress_async.rotation._outcome import State, failed_outcome, outcome_without_proxy, patched_outcome
 
 
@@ -320,10 +320,10 @@ def test_a_canary_is_a_number(canary: Any) -> None:
 def test_halt_argument_of_rotate_becomes_a_halt() -> None:
     own = Halt(failures=3, canary=1)
 
-    assert Halt.of(None) == Halt(failures="50%")
-    assert Halt.of("5%") == Halt(failures="5%")
-    assert Halt.of(10) == Halt(failures=10)
-    assert Halt.of(own) is own
+    assert as_halt(None) == Halt(failures="50%")
+    assert as_halt("5%") == Halt(failures="5%")
+    assert as_halt(10) == Halt(failures=10)
+    assert as_halt(own) is own
 
 
 def test_proxies_that_refuse_their_password_do_not_speak_of_the_key() -> None:

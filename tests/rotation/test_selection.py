@@ -26,6 +26,7 @@ from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.sandbox import Sandbox
 from tests.support.journals import outcome, write
 
+ACCOUNTS = [f"acc_{number}" for number in range(10)]
 DEAD = "10.1.1"
 """The first three numbers of the addresses in the subnet that is left."""
 
@@ -136,6 +137,26 @@ async def test_a_dead_subnet_is_left_by_its_accounts_and_no_other(tmp_path, sand
     assert max(Counter(after.values()).values()) <= cap
     assert not any(label.startswith(DEAD) for label in after.values())
     assert rows(journal, "SELECT count(*) FROM outcomes WHERE run = 2") == [(moved,)]
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        pytest.param(["10.1.1", "10.2.2"], "10.2.2.", id="a list that still has the subnet"),
+        pytest.param(["10.1.1"], "10.1.1.", id="a list of nothing else, with new passwords"),
+    ],
+)
+async def test_accounts_get_no_proxy_that_they_are_to_leave(tmp_path, sandbox, listed, expected) -> None:
+    old = dict(zip(ACCOUNTS, proxies("10.1.1", len(ACCOUNTS)), strict=True))
+    await rotate(sandbox, old, tmp_path / "j")
+    pool = ProxyPool([proxy for network in listed for proxy in proxies(network, 5)])
+
+    summary = await rotate(sandbox, ACCOUNTS, tmp_path / "j", on=["10.1.1.0/24"], pool=pool)
+
+    assert summary.patched == len(ACCOUNTS)
+    hosts = {sandbox.proxy_of(account)["proxy"]["host"] for account in ACCOUNTS}
+    assert all(host.startswith(expected) for host in hosts)
+    assert len(hosts) == 5
 
 
 async def test_a_mapping_is_restricted_too(tmp_path, sandbox) -> None:

@@ -19,6 +19,7 @@ from attrs import Factory, define
 from postpress_async._converter import as_change
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy, ProxyChange, ProxyChangeLike
+from postpress_async.rotation._column_names import PARTS, TAG, field_of
 from postpress_async.rotation._faults import Faults
 from postpress_async.rotation._fleet._csv import CsvTable
 from postpress_async.rotation._fleet._file import PARQUET, FleetFile
@@ -26,8 +27,8 @@ from postpress_async.rotation._fleet._frame import Frame, FrameTable
 from postpress_async.rotation._fleet._jsonl import JsonLines
 from postpress_async.rotation._fleet._parquet import ParquetTable
 from postpress_async.rotation._fleet._query import QueryTable
-from postpress_async.rotation._fleet._row import RowReader, cell_columns, field_of
-from postpress_async.rotation._pool_needs import TAG, Pooled, PoolNeeds
+from postpress_async.rotation._fleet._row import RowReader, cell_columns
+from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 from postpress_async.rotation._row_digest import RowsDigest
 from postpress_async.rotation._rows import Refusal, Row, uses_pool
 from postpress_async.rotation._selection import Selection
@@ -129,7 +130,8 @@ class Fleet:
             pool_by: The column with the tag of a row's pool, if there are several.
 
         Raises:
-            ValueError: Both *default* and *pooled* are given, or the default is wrong.
+            ValueError: Both *default* and *pooled* are given, or the default is wrong, or the pool needs a
+                column that describes the account or its own proxy.
             FleetError: The file cannot be read, has another format, or has no rows.
         """
         needs, columns = _needs(default, pooled, pool_by)
@@ -348,6 +350,11 @@ def _needs(
     if pooled is not False and default is not None:
         raise ValueError("default and pooled cannot be combined")
     needs = PoolNeeds.of(pooled, field_of(pool_by))
+    if needs is not None and (
+        names := {"", "account_id", "proxy", *PARTS}.intersection((*needs.names, needs.by))
+    ):
+        fact = f"a pool can be chosen by a column of its own, or country or ip, got {min(names)!r}"
+        raise ValueError(f"{fact}: rename the column in the fleet, and in pool_by or the template")
     return needs, cell_columns(() if needs is None else needs.names)
 
 

@@ -14,9 +14,10 @@ from typing import Any, Final, SupportsInt, TypeAlias, cast
 from attrs import frozen
 
 from postpress_async.models import FieldError
-from postpress_async.rotation._fleet._row import ONE_FORM, PARTS, RowReader, may_be_number
+from postpress_async.rotation._column_names import PARTS, may_be_number
+from postpress_async.rotation._fleet._row import ONE_FORM, RowReader
 from postpress_async.rotation._fleet._values import KeyReader, cell_text, is_missing
-from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.rotation._rows import Refusal, Row, refusal_of
 
 BATCH: Final = 1024
 """Number of rows in memory at once."""
@@ -52,7 +53,7 @@ def read_batches(batches: Iterable[Batch], reader: RowReader) -> Generator[Row |
                 if (row := reader.read(line - 1, line, cells)) is not None:
                     yield row
             elif fault.field == "account_id":
-                yield Refusal.of(fault, line - 1, line)
+                yield refusal_of(fault, line - 1, line)
             else:
                 yield reader.refuse(line - 1, line, cells[0], fault)
 

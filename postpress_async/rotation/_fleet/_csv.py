@@ -10,9 +10,10 @@ from typing import Final, TypeAlias
 
 from attrs import evolve
 
+from postpress_async.rotation._column_names import column_of
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._fleet._header import KNOWN, read_header
-from postpress_async.rotation._fleet._row import Cells, RowReader, column_of
+from postpress_async.rotation._fleet._row import Cells, RowReader
 from postpress_async.rotation._rows import Refusal, Row
 
 _QUOTES: Final = "write a quote inside quotes twice, and put nothing after the closing one"

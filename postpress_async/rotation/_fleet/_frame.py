@@ -6,9 +6,10 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from postpress_async.errors import FleetError
+from postpress_async.rotation._column_names import column_of
 from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
 from postpress_async.rotation._fleet._header import read_header
-from postpress_async.rotation._fleet._row import RowReader, column_of
+from postpress_async.rotation._fleet._row import RowReader
 from postpress_async.rotation._rows import Refusal, Row
 
 if TYPE_CHECKING:  # type checkers have stubs of typing_extensions, so it need not be installed

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from postpress_async.errors import FleetError
-from postpress_async.rotation._fleet._row import COLUMNS, field_of, printable_name
+from postpress_async.rotation._column_names import COLUMNS, field_of, printable_name
 
 KNOWN = ", ".join(COLUMNS)
 

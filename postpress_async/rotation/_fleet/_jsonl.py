@@ -6,10 +6,11 @@ from contextlib import closing
 from typing import Any, Final
 
 from postpress_async.models import FieldError
+from postpress_async.rotation._column_names import PARTS
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._row import ONE_FORM, PARTS, Cells, RowReader
+from postpress_async.rotation._fleet._row import ONE_FORM, Cells, RowReader
 from postpress_async.rotation._fleet._values import KeyReader, cell_text
-from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.rotation._rows import Refusal, Row, refusal_of
 
 
 class JsonLines:
@@ -40,7 +41,7 @@ class JsonLines:
         line = ordinal + 1
         values = _read_object(text)
         if isinstance(values, FieldError):
-            return Refusal.of(values, ordinal, line)
+            return refusal_of(values, ordinal, line)
         found: dict[str, object] = {}
         try:
             self._keys.read(values, self._columns, found)
@@ -48,7 +49,7 @@ class JsonLines:
         except FieldError as error:
             account_id = found.get("account_id", "")
             if not isinstance(account_id, str):
-                return Refusal.of(error, ordinal, line)
+                return refusal_of(error, ordinal, line)
             return reader.refuse(ordinal, line, account_id, error)
         return reader.read(ordinal, line, cells)
 

@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any, Final
 
 from postpress_async.models import FieldError
-from postpress_async.rotation._fleet._row import field_of, may_be_number, printable_name
+from postpress_async.rotation._column_names import field_of, may_be_number, printable_name
 
 _MOST_IGNORED: Final = 20
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal, Self, TypeAlias, TypedDict, Unpack, get_args
 
@@ -11,7 +12,7 @@ from postpress_async._fields import printable
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation._outcome import MANAGED
 from postpress_async.rotation._pool._proxy_list import RefusedLine, Source, identity, read_lists
-from postpress_async.rotation._pool._template import TRY, fill_in, placeholders
+from postpress_async.rotation._template import OWN_NAMES, TRY, fill_in, placeholders
 
 Assign: TypeAlias = Literal["round-robin", "sticky"]
 
@@ -46,10 +47,13 @@ class PooledProxy:
         values = {**(fields or {}), "account_id": account_id, TRY: str(failovers)}
         return fill_in(self.proxy, values)
 
-    @classmethod
-    def of(cls, proxy: CustomProxy) -> Self:
-        """Create the label of *proxy*, and find its placeholders."""
-        return cls(proxy, _label(proxy), placeholders(proxy))
+
+def as_pooled(proxy: CustomProxy) -> PooledProxy:
+    """Create the label of *proxy*, and find its placeholders. Raises `ValueError` if it is not one."""
+    if not isinstance(proxy, CustomProxy):
+        kind = type(proxy).__name__
+        raise ValueError(f"proxies must be CustomProxy, got {kind}: ProxyPool.read reads a list as text")
+    return PooledProxy(proxy, _label(proxy), placeholders(proxy))
 
 
 def _label(proxy: CustomProxy) -> str:
@@ -142,16 +146,12 @@ class ProxyPool:
         self.accounts_per_proxy: Final = accounts_per_proxy
         self.failovers: Final = failovers
         self.cool_down: Final = cool_down
-        self._proxies: Final = [p if isinstance(p, PooledProxy) else PooledProxy.of(p) for p in proxies]
-        first: dict[tuple[str, int, str], str] = {}
-        for pooled in self._proxies:
-            label = first.setdefault(identity(pooled.proxy), pooled.label)
-            if label is not pooled.label:
-                raise ValueError(f"{pooled.label} is the same proxy as {label}: list each proxy once")
-        if not first:
+        self._proxies: Final = [p if isinstance(p, PooledProxy) else as_pooled(p) for p in proxies]
+        labels = Counter(pooled.label for pooled in self._proxies)
+        if not labels:
             raise ValueError("a pool needs at least one proxy")
-        if len({pooled.label for pooled in self._proxies}) < len(self._proxies):
-            raise ValueError("two proxies have the same label: labels must be unique")
+        if len(labels) < len(self._proxies):
+            raise ValueError(f"{labels.most_common(1)[0][0]} occurs twice: list each proxy once")
 
     @classmethod
     def read(
@@ -174,7 +174,7 @@ class ProxyPool:
             ValueError: An option is out of range.
         """
         lists = read_lists([(None, name) for name in (source, *more)], skip_bad=skip_bad)
-        pool = cls([PooledProxy.of(entry.proxy) for entry in lists.proxies], **options)
+        pool = cls([as_pooled(entry.proxy) for entry in lists.proxies], **options)
         pool.refusals, pool.ignored_columns = tuple(lists.refused), lists.ignored_columns
         return pool
 
@@ -198,15 +198,14 @@ class ProxyPool:
         if self.assign == "sticky":  # the order of the list does not matter
             rows.sort(key=json.dumps)
         # None stands for an option of older versions: without it, their journals would name another pool.
-        return hashlib.sha256(
-            json.dumps([self.assign, None, self.accounts_per_proxy, rows]).encode()
-        ).digest()
+        facts = [self.assign, None, self.accounts_per_proxy, rows]
+        return hashlib.sha256(json.dumps(facts).encode()).digest()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of a row that its templates contain."""
         names = frozenset[str]().union(*(pooled.placeholders for pooled in self._proxies))
-        return tuple(sorted(names - {"account_id", TRY}))
+        return tuple(sorted(names - OWN_NAMES))
 
     def __repr__(self) -> str:
         return f"<ProxyPool {self.assign}: {len(self)} proxies>"

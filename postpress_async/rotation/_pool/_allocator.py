@@ -11,6 +11,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from heapq import heappop, heappush
 from typing import Final, TypeAlias
 
 from attrs import define
@@ -19,9 +20,9 @@ from postpress_async import events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async.rotation._outcome import LINE_PREFIX
 from postpress_async.rotation._pool import PooledProxy, ProxyPool
-from postpress_async.rotation._pool._assign import Assignment, RoundRobin, Sticky
+from postpress_async.rotation._pool._assign import RoundRobin, Sticky
 from postpress_async.rotation._pool._proxy_list import identity
-from postpress_async.rotation._pool._template import TRY
+from postpress_async.rotation._template import TRY
 
 _log = logging.getLogger("postpress_async.rotation")
 
@@ -45,22 +46,11 @@ LONGEST_COOL_DOWN: Final = 86_400.0
 
 @define
 class Quarantine:
-    """
-    The quarantine of one proxy.
-
-    Attributes:
-        began: Unix time of the failure from which the cool-down counts.
-        probe_at: Unix time from which one account may probe the proxy.
-        is_due: Whether that time has come, and no account probes it yet.
-        is_probing: Whether an account probes it now.
-        prober: The account that has probed it last.
-    """
+    """The quarantine of one proxy: the Unix times of the failure that began it, and of its next probe."""
 
     began: float
     probe_at: float
-    is_due: bool = False
-    is_probing: bool = False
-    prober: str | None = None
+    prober: str | None = None  # the account that has probed the proxy last
 
 
 OnProxy: TypeAlias = Callable[[PooledProxy, Quarantine | None, bool], object]
@@ -81,21 +71,20 @@ class ProxyAllocator:
     """
     The state of a `ProxyPool` in one rotation. Accounts and failures of other rotations do not count.
 
-    A quarantined proxy is closed for its cool-down. Then the next account whose turn it is probes it: a
-    success ends the quarantine, a failure doubles the cool-down.
+    After its cool-down, the next account whose turn it is probes a quarantined proxy: a success ends the
+    quarantine, a failure doubles the cool-down.
 
-    If most proxies fail at the same time, the cause is not the proxies. Then all accounts wait (see `wait`)
-    but one from time to time, until one of them is patched. What failed meanwhile is forgotten.
+    If most proxies fail at the same time, the cause is not the proxies: a pause begins. All accounts `wait`
+    but one from time to time, until one is patched. What failed meanwhile is forgotten.
 
     Args:
         pool: The pool.
-        may_wait: Whether accounts can wait.
-        on_proxy: Called after each change of a proxy's health.
+        may_wait: Whether there are pauses.
+        on_proxy: See `OnProxy`.
         observer: Called with an event when a quarantine or a pause begins, and when a pause ends.
         clock: Returns the Unix time.
 
     Attributes:
-        quarantined: Number of proxies in quarantine.
         available: Number of proxies that accounts can get; at 0 the pool is exhausted.
     """
 
@@ -111,18 +100,25 @@ class ProxyAllocator:
         self._pool: Final = pool
         self._may_wait: Final = may_wait
         self._on_proxy: Final = on_proxy
-        self._observer: Final = observer
+        self._report: Final = observer or (lambda _event: None)
         self._clock: Final = clock
         self._proxies: Final = list(pool)
         self._indices: Final = {pooled.label: index for index, pooled in enumerate(self._proxies)}
-        self._assignment: Final = _assignment_of(pool)
+        self._assignment: Final = (
+            RoundRobin(len(pool))
+            if pool.assign == "round-robin"
+            else Sticky(["\0".join(map(str, identity(pooled.proxy))) for pooled in pool])
+        )
         self._accounts: Final = [0] * len(self._proxies)
         self._is_open: Final = [True] * len(self._proxies)
         self.available: int = len(self._proxies)
         self._quarantine: Final[dict[int, Quarantine]] = {}
-        self._next_due = math.inf
+        self._probe_times: Final[list[tuple[float, int]]] = []  # a heap; may have those of ended quarantines
+        self._due: Final[set[int]] = set()  # quarantined proxies that the next account probes
+        self._probing: Final[set[int]] = set()  # those that an account probes now
         # By proxy: the accounts that it has failed since it last worked, and whether they were patched since.
         self._failures: Final[dict[int, dict[str, bool]]] = {}
+        self._failed_by: Final[dict[str, set[int]]] = {}  # the same by account, until it is patched
         self._failing: Final[deque[tuple[int, str]]] = deque(maxlen=10 * MASS_FAILURE)
         self._known_bad: Final[set[int]] = set()  # failing when a pause ended, and not working since
         self._random: Final = random.Random(0)  # noqa: S311 - no secret
@@ -134,15 +130,10 @@ class ProxyAllocator:
 
     def give(self, account_id: str, *, but_not: Collection[PooledProxy] = ()) -> PooledProxy | None:
         """
-        Assign a proxy to the account. If `must_wait`, call `wait` before.
+        Assign a proxy to the account; None if none is left, or the account has used up its failovers.
 
-        Args:
-            account_id: The account.
-            but_not: The proxies that have failed it, in order. It does not get them again, unless there is no
-                other and a template with ``{try}`` is among them.
-
-        Returns:
-            The proxy; None if no proxy is left for the account, or it has used up its failovers.
+        The proxies that have failed it (*but_not*, in order) are left out, except that a template with
+        ``{try}`` is used again if there is no other. If `must_wait`, call `wait` before.
         """
         tried = {self._index(pooled) for pooled in but_not}
         self._open_due()
@@ -159,8 +150,10 @@ class ProxyAllocator:
             if not templates:
                 return None
             chosen = min(templates, key=templates.count)
-        if (entry := self._quarantine.get(chosen)) is not None:
-            entry.is_due, entry.is_probing, entry.prober = False, True, account_id
+        if chosen in self._due:
+            self._due.remove(chosen)
+            self._probing.add(chosen)
+            self._quarantine[chosen].prober = account_id
         self._count(chosen, 1)
         return self._proxies[chosen]
 
@@ -168,13 +161,12 @@ class ProxyAllocator:
         """
         Record that the account's call with *proxy* ended without success, after `failed` if that applies.
 
-        Args:
-            proxy: The proxy.
-            may_have_it: Whether the account may nevertheless have it, so that its place stays taken.
+        If the account *may_have_it* nevertheless, its place stays taken.
         """
         index = self._index(proxy)
-        if (entry := self._quarantine.get(index)) is not None and entry.is_probing:
-            entry.is_probing, entry.is_due = False, True  # nothing was learned: the next account probes it
+        if index in self._probing:
+            self._probing.remove(index)
+            self._due.add(index)  # nothing was learned: the next account probes it
         self._count(index, 0 if may_have_it else -1)
         self._wake()
 
@@ -186,10 +178,9 @@ class ProxyAllocator:
 
         Args:
             accounts: Number of accounts by label of the proxy that they have. They count towards
-                `accounts_per_proxy`, and ``round-robin`` continues where that run ended. Labels that are not
-                in the pool are ignored.
-            quarantine: By label, the Unix times of `Quarantine.began` and `Quarantine.probe_at`; None for the
-                latter stands for the pool's cool-down.
+                `accounts_per_proxy`, and ``round-robin`` continues where that run ended.
+            quarantine: By label, when the quarantine began, and when the proxy is probed; None for the latter
+                stands for the pool's cool-down. Labels that are not in the pool are ignored in both.
         """
         counts: dict[int, int] = {}
         for label, count in accounts.items():
@@ -228,11 +219,11 @@ class ProxyAllocator:
         index = self._index(proxy)
         entry = self._quarantine.get(index)
         if entry is None:
-            failures = self._failures.setdefault(index, {})
-            failures.setdefault(account_id, False)
+            self._failures.setdefault(index, {}).setdefault(account_id, False)
+            self._failed_by.setdefault(account_id, set()).add(index)
             self._watch_for_mass_failure(index, account_id)
-        elif entry.is_probing and entry.prober == account_id:
-            entry.is_probing, now = False, self._clock()
+        elif index in self._probing and entry.prober == account_id:
+            now = self._clock()
             factor = 1 if self.paused else 2
             longest = max(self._pool.cool_down, LONGEST_COOL_DOWN)
             cool_down = min(factor * (entry.probe_at - entry.began), longest)
@@ -245,9 +236,11 @@ class ProxyAllocator:
     def worked(self, proxy: PooledProxy, account_id: str) -> None:
         """Record that the account was patched with *proxy*: what failed it before was not its own fault."""
         index = self._index(proxy)
-        self._failures.pop(index, None)
+        self._forget_failures(index)
         self._known_bad.discard(index)
         if self._quarantine.pop(index, None) is not None:
+            self._due.discard(index)
+            self._probing.discard(index)
             self._mark(index)
             _log.warning("proxy %s works again", proxy.label, extra={"proxy": proxy.label})
             self._on_proxy(proxy, None, False)
@@ -256,6 +249,7 @@ class ProxyAllocator:
             seconds, self._paused_at = self._clock() - self._paused_at, None
             self._known_bad.update(self._failures)
             self._failures.clear()
+            self._failed_by.clear()
             self._failing.clear()
             message = "proxies work again after %.1f s: accounts continue"
             _log.warning(message, seconds, extra={"paused": False, "elapsed": seconds})
@@ -263,11 +257,11 @@ class ProxyAllocator:
             self._wake()
         elif self._failing:
             self._failing.popleft()
-        for other, failures in tuple(self._failures.items()):
-            if account_id in failures:
-                failures[account_id] = True
-                if sum(failures.values()) >= CONFIRMED:
-                    self._quarantine_now(other)
+        for other in self._failed_by.pop(account_id, ()):
+            failures = self._failures[other]
+            failures[account_id] = True
+            if sum(failures.values()) >= CONFIRMED:
+                self._quarantine_now(other)
 
     @property
     def must_wait(self) -> bool:
@@ -310,21 +304,19 @@ class ProxyAllocator:
         """Open or close *index* for further accounts."""
         cap, entry = self._pool.accounts_per_proxy, self._quarantine.get(index)
         cap = None if self._proxies[index].is_template else cap
-        is_open = (cap is None or self._accounts[index] < cap) and (entry is None or entry.is_due)
+        is_open = (cap is None or self._accounts[index] < cap) and (entry is None or index in self._due)
         if is_open != self._is_open[index]:
             self._is_open[index] = is_open
             self.available += 1 if is_open else -1
             self._assignment.mark(index, is_open=is_open)
 
     def _open_due(self) -> None:
-        if self._next_due == math.inf or (now := self._clock()) < self._next_due:
-            return
-        self._next_due = math.inf
-        for index, entry in self._quarantine.items():
-            if entry.probe_at > now:
-                self._next_due = min(self._next_due, entry.probe_at)
-            elif not entry.is_probing:
-                entry.is_due = True
+        """Let accounts probe the proxies whose cool-down has ended."""
+        while self._probe_times and self._probe_times[0][0] <= self._clock():
+            probe_at, index = heappop(self._probe_times)
+            entry = self._quarantine.get(index)
+            if entry is not None and entry.probe_at == probe_at:
+                self._due.add(index)
                 self._mark(index)
 
     def _choose(self, account_id: str, tried: set[int]) -> int | None:
@@ -334,8 +326,8 @@ class ProxyAllocator:
             hopeful = [n for n in usable if n not in self._failures and n not in self._known_bad]
             return self._random.choice(hopeful or usable) if usable else None
         chosen = None
-        if tried and (due := [index for index, entry in self._quarantine.items() if entry.is_due]):
-            chosen = self._assignment.choose(account_id, tried.union(due))  # one probe is enough
+        if tried and self._due:
+            chosen = self._assignment.choose(account_id, tried | self._due)  # one probe is enough
         return self._assignment.choose(account_id, tried) if chosen is None else chosen
 
     def _was_probe(self, proxy: PooledProxy, account_id: str) -> bool:
@@ -351,10 +343,19 @@ class ProxyAllocator:
         self._report(events.ProxyQuarantined(label))
 
     def _close(self, index: int, began: float, probe_at: float, prober: str | None = None) -> None:
-        self._failures.pop(index, None)
-        self._quarantine[index] = Quarantine(began, probe_at, prober=prober)
-        self._next_due = min(self._next_due, probe_at)
+        self._forget_failures(index)
+        self._due.discard(index)
+        self._probing.discard(index)
+        self._quarantine[index] = Quarantine(began, probe_at, prober)
+        heappush(self._probe_times, (probe_at, index))
         self._mark(index)
+
+    def _forget_failures(self, index: int) -> None:
+        for account_id in self._failures.pop(index, ()):
+            if (indices := self._failed_by.get(account_id)) is not None:
+                indices.discard(index)
+                if not indices:
+                    del self._failed_by[account_id]
 
     def _watch_for_mass_failure(self, index: int, account_id: str) -> None:
         # A proxy that is known to be bad tells nothing about the others.
@@ -378,21 +379,9 @@ class ProxyAllocator:
         if self._paused_at is not None:
             now = self._clock()
             return 0.0 if now >= self._gives_up_at else min(self._probe_at, self._gives_up_at) - now
-        if self.available or not any(entry.is_probing for entry in self._quarantine.values()):
-            return 0.0
-        return math.inf  # until the probes end
-
-    def _report(self, event: events.Event) -> None:
-        if self._observer is not None:
-            self._observer(event)
+        return 0.0 if self.available or not self._probing else math.inf  # until the probes end
 
     def _wake(self) -> None:
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
-
-
-def _assignment_of(pool: ProxyPool) -> Assignment:
-    if pool.assign == "round-robin":
-        return RoundRobin(len(pool))
-    return Sticky(["\0".join(map(str, identity(pooled.proxy))) for pooled in pool])

@@ -7,24 +7,12 @@ They work with indices into the pool's list. An index is closed while its proxy 
 from bisect import bisect_left, insort
 from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
-from typing import Final, Protocol
-
-
-class Assignment(Protocol):
-    """A strategy. All indices are open at first."""
-
-    def mark(self, index: int, *, is_open: bool) -> None:
-        """Open or close *index*; no effect if it already is."""
-        ...
-
-    def choose(self, account_id: str, tried: Collection[int]) -> int | None:
-        """Return an open index that is not in *tried*; None if all are closed or tried."""
-        ...
+from typing import Final
 
 
 class RoundRobin:
     """
-    Each account gets the next index.
+    Each account gets the next index. All indices are open at first.
 
     Failovers have a position of their own. With a common position, they would shift the other accounts; with
     none, all accounts of a dead proxy would get the next proxy.
@@ -37,7 +25,7 @@ class RoundRobin:
         self._surplus: dict[int, int] = {}
 
     def mark(self, index: int, *, is_open: bool) -> None:
-        """See `Assignment.mark`."""
+        """Open or close *index*; no effect if it already is."""
         position = bisect_left(self._open, index)
         if is_open == (index in self._open[position : position + 1]):
             return
@@ -58,7 +46,7 @@ class RoundRobin:
         self._surplus = {index: count - rounds for index, count in counts.items() if count > rounds}
 
     def choose(self, account_id: str, tried: Collection[int]) -> int | None:  # noqa: ARG002
-        """Return the next open index without a surplus."""
+        """Return the next open index without a surplus that is not in *tried*, or None."""
         is_failover = len(tried) > 0
         while (index := self._first_open(self._next[is_failover], tried)) is not None:
             self._next[is_failover] = index + 1
@@ -95,14 +83,14 @@ class Sticky:
         self._open = int.from_bytes(packed, "little")
 
     def mark(self, index: int, *, is_open: bool) -> None:
-        """See `Assignment.mark`."""
+        """Open or close *index*; no effect if it already is."""
         self._open = self._open | self._lane(index) if is_open else self._open & ~self._lane(index)
 
     def _lane(self, index: int) -> int:
         return self._hashes[index] << (64 * index)
 
     def choose(self, account_id: str, tried: Collection[int]) -> int | None:
-        """Return the open index with the highest score."""
+        """Return the open index with the highest score that is not in *tried*, or None."""
         lanes = self._open
         for index in tried:
             lanes &= ~self._lane(index)

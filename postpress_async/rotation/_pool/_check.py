@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import Any, Final, Self, TypeAlias, cast
+from typing import Any, Final, Self, cast
 
 import aiohappyeyeballs
 from attrs import field, frozen
@@ -52,27 +52,15 @@ class CheckResult(StrEnum):
     ECHO_FAILED = "echo-failed"
 
 
-_Finding: TypeAlias = tuple[CheckResult, str]
-
-
 @frozen
 class CheckedProxy:
-    """
-    The result of one check, without a secret.
+    """The result of one check, without a secret."""
 
-    Attributes:
-        proxy: The label of the proxy.
-        result: What was found.
-        detail: The reason; empty if the proxy works.
-        elapsed: Duration of the check in seconds.
-        exit_address: The address from which the proxy connects, according to the echo URL.
-    """
-
-    proxy: str
+    proxy: str  # its label
     result: CheckResult
-    detail: str = ""
-    elapsed: float = 0.0
-    exit_address: str | None = None
+    detail: str = ""  # the reason if the proxy does not work
+    elapsed: float = 0.0  # seconds
+    exit_address: str | None = None  # from which the proxy connects, according to the echo URL
 
     @property
     def is_failure(self) -> bool:
@@ -142,7 +130,8 @@ class ProxyChecker:
         try:
             async with asyncio.timeout(self.deadline):
                 await self._connect(connection, pooled.proxy, protocol)
-                exit_address = await self._read_exit_address(connection) if self.echo else None
+                if self.echo:
+                    exit_address = await self._read_exit_address(connection)
         except (OSError, EOFError, ValueError, ProxyError) as error:
             if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
                 raise
@@ -182,7 +171,9 @@ class ProxyChecker:
                 continue
         raise ValueError("the response of the echo URL contains no IP address")
 
-    def _classify(self, error: Exception, connection: "_Connection", protocol: ProxyProtocol) -> _Finding:
+    def _classify(
+        self, error: Exception, connection: "_Connection", protocol: ProxyProtocol
+    ) -> tuple[CheckResult, str]:
         """The result and its reason for an exception of `_connect` or `_read_exit_address`."""
         stage, result = connection.stage, CheckResult.UNREACHABLE
         if isinstance(error, ProxyError):
@@ -208,7 +199,9 @@ class ProxyChecker:
             detail = str(error)
         return (CheckResult.ECHO_FAILED if stage is _Stage.ECHO else result), detail
 
-    def _classify_reply(self, error: ProxyError, reply: bytes, protocol: ProxyProtocol) -> _Finding:
+    def _classify_reply(
+        self, error: ProxyError, reply: bytes, protocol: ProxyProtocol
+    ) -> tuple[CheckResult, str]:
         code, is_socks = error.error_code, protocol is ProxyProtocol.SOCKS5
         detail = str(error) if is_socks else f"HTTP {code}"  # not the phrase of the response
         if code in {401, 407}:
@@ -228,29 +221,21 @@ class _Connection:
 
     python-socks can open it as well. But its errors do not say whether TCP, TLS or the handshake timed out,
     and it takes the first packet of an HTTP response for the whole.
-
-    Attributes:
-        stage: What the check waits for.
-        reply: The latest reply of a SOCKS proxy.
     """
 
     _reader: asyncio.StreamReader
-    _writer: asyncio.StreamWriter | None = None
-
-    def __init__(self) -> None:
-        self.stage = _Stage.NAME
-        self.reply = b""
+    _writer: asyncio.StreamWriter
+    stage: _Stage = _Stage.NAME  # what the check waits for
+    reply: bytes = b""  # the latest reply of a SOCKS proxy
 
     async def open(self, host: str, port: int) -> None:
-        loop = asyncio.get_running_loop()
-        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         self.stage = _Stage.CONNECT
         # Unlike asyncio, it keeps the errno if several addresses fail.
         sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=0.25)
         self._reader, self._writer = await asyncio.open_connection(sock=sock)
 
     async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
-        assert self._writer is not None  # noqa: S101 - it is open
         # The check has a deadline. asyncio's timeout would be another error.
         await self._writer.start_tls(tls, server_hostname=host, ssl_handshake_timeout=86_400.0)
 
@@ -259,7 +244,6 @@ class _Connection:
         return self
 
     async def write(self, data: bytes) -> None:
-        assert self._writer is not None  # noqa: S101 - it is open
         self._writer.write(data)
         await self._writer.drain()
 
@@ -291,5 +275,5 @@ class _Connection:
         """Called by python-socks."""
 
     def abort(self) -> None:
-        if self._writer is not None:
+        if hasattr(self, "_writer"):  # it is open
             self._writer.transport.abort()

@@ -19,12 +19,10 @@ from attrs import field, frozen
 from postpress_async._fields import read_port
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, FieldError
+from postpress_async.rotation._column_names import PARTS, Tag, as_tag, field_of, list_columns, printable_name
 from postpress_async.rotation._faults import Faults
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._row import PARTS, field_of, list_columns, printable_name
-from postpress_async.rotation._pool_needs import TAG, Tag, as_tag
 from postpress_async.rotation._proxy_text import custom_proxy, read_proxy, without_brackets
-from postpress_async.secret import Secret
 
 Source: TypeAlias = str | os.PathLike[str]
 """A path, or ``-`` for standard input."""
@@ -68,32 +66,10 @@ class RefusedLine:
     first: str | None = None
     source: str = ""
 
-    @classmethod
-    def of(cls, error: FieldError, line: int, source: str = "") -> Self:
-        """Create the refusal of a line with an invalid field."""
-        return cls(line, error.field, error.reason, error.advice, source=source)
-
     def __str__(self) -> str:
         column = "" if self.column is None else f", {self.column}"
         first = "" if self.first is None else f" on {self.first}"
         return f"line {self.line}{column}: {self.reason}{first}: {self.advice}"
-
-
-@frozen
-class ProxyLists:
-    """
-    The content of one or more lists.
-
-    Attributes:
-        proxies: The distinct proxies.
-        refused: The invalid lines, with the name of the list as their source.
-        ignored_columns: Printable names of the unused columns, by the name of the list, which is its path or
-            ``standard input``.
-    """
-
-    proxies: list[ListedProxy] = field(factory=list)
-    refused: list[RefusedLine] = field(factory=list)
-    ignored_columns: dict[str, tuple[str, ...]] = field(factory=dict)
 
 
 def identity(proxy: CustomProxy) -> tuple[str, int, str]:
@@ -110,6 +86,77 @@ def identity(proxy: CustomProxy) -> tuple[str, int, str]:
     return host, proxy.port, proxy.username or ""
 
 
+@frozen
+class ProxyLists:
+    """
+    The content of one or more lists.
+
+    Attributes:
+        proxies: The distinct proxies.
+        refused: The invalid lines, and those that repeat a proxy of any list.
+        ignored_columns: Printable names of the unused columns, by the name of the list, which is its path or
+            ``standard input``.
+    """
+
+    proxies: list[ListedProxy] = field(factory=list)
+    refused: list[RefusedLine] = field(factory=list)
+    ignored_columns: dict[str, tuple[str, ...]] = field(factory=dict)
+    _first: dict[tuple[str, int, str], tuple[str, ListedProxy]] = field(factory=dict)  # by identity
+
+    def add(self, lines: Iterable[str], source: str = "", tag: Tag = None, by: str | None = None) -> None:
+        """
+        Read a list, in which blank lines and comments (``#``) do not count.
+
+        Args:
+            lines: Its lines.
+            source: Its name.
+            tag: The tag of all its proxies.
+            by: The column with the tag of each proxy.
+
+        Raises:
+            FleetError: Its header has a column twice, or no column *by*.
+        """
+        table, is_first = None, True
+        self.ignored_columns[source] = ()
+        for number, line in enumerate(lines, 1):
+            text = line.strip()
+            if not text.strip(",;\t") or text.startswith("#"):  # empty rows of a spreadsheet have commas
+                continue
+            if is_first:
+                is_first = False
+                if (table := _Table.of_header(line, number, by)) is not None:
+                    self.ignored_columns[source] = table.ignored
+                if by is not None and (table is None or table.by is None):
+                    advice = "add it to the header, or name the pool of the whole list: --pool TAG=FILE"
+                    raise FleetError(f"{source} has no column {by} with the tags of its proxies: {advice}")
+                if table is not None:
+                    continue
+            try:
+                # Do not strip the row of a table, because a password may end in a space.
+                proxy, row_tag = table.read_row(line.rstrip("\r\n")) if table else (read_proxy(text), None)
+            except FieldError as error:
+                refusal = RefusedLine(number, error.field, error.reason, error.advice, source=source)
+                self.refused.append(refusal)
+                continue
+            entry = ListedProxy(number, proxy, tag or row_tag)
+            first = self._first.setdefault(identity(proxy), (source, entry))
+            if first[1] is entry:
+                self.proxies.append(entry)
+            else:
+                self.refused.append(_repetition(entry, source, *first))
+
+
+def _repetition(entry: ListedProxy, source: str, first_source: str, first: ListedProxy) -> RefusedLine:
+    """The refusal of *entry*, a proxy that is listed before as *first*."""
+    advice = "list each proxy once"
+    if first.tag != entry.tag:
+        advice = "a proxy belongs to one pool: remove it from the wrong one"
+    elif first.proxy.password != entry.proxy.password:
+        advice += ", with the correct one of its two passwords"
+    position = f"line {first.line}" + (f" of {first_source}" if first_source != source else "")
+    return RefusedLine(entry.line, None, "proxy already listed", advice, position, source)
+
+
 def read_lists(
     sources: Iterable[tuple[Tag, Source]], *, by: str | None = None, skip_bad: bool = False
 ) -> ProxyLists:
@@ -119,27 +166,23 @@ def read_lists(
     Args:
         sources: The tag of each list, or None, and its path, or ``-`` for standard input.
         by: The column with the tags of the proxies of a list that has no tag; None if there are no tags.
-        skip_bad: Whether to return invalid lines, and those that repeat a proxy of any list. If no line is
-            valid, they are raised in any case.
+        skip_bad: Whether to return invalid lines. If no line is valid, they are raised in any case.
 
     Raises:
         FleetError: A list cannot be read, is empty, has a column twice or no column *by*, or has invalid
             lines.
     """
-    lists, known = ProxyLists(), Known()
+    lists = ProxyLists()
     for tag, source in sources:
         name = os.fspath(source)
         if ("@" in name or name.count(":") > 1) and not os.path.exists(name):
             # A proxy instead of a file: an error that names it would show its password.
             raise FleetError("the list of proxies cannot be read: pass the path of a file, not a proxy")
+        before = len(lists.proxies) + len(lists.refused)
         with closing(FleetFile(source)) as file:
-            ignored: list[str] = []
-            items = list(read_lines(file.lines(), file.shown, known, ignored, tag, None if tag else by))
-        if not items:
+            lists.add(file.lines(), file.shown, tag, None if tag else by)
+        if len(lists.proxies) + len(lists.refused) == before:
             raise FleetError(f"the list of proxies in {file.shown} is empty: list one proxy per line")
-        lists.proxies.extend(item for item in items if isinstance(item, ListedProxy))
-        lists.refused.extend(item for item in items if isinstance(item, RefusedLine))
-        lists.ignored_columns[file.shown] = tuple(ignored)
     if lists.refused and not (skip_bad and lists.proxies):
         raise FleetError("\n".join(_describe(lists.refused)))
     return lists
@@ -162,87 +205,22 @@ def _describe(refused: list[RefusedLine]) -> Iterator[str]:
             yield f"  {faults.unlisted:,} more lines have other faults"
 
 
-Known: TypeAlias = dict[tuple[str, int, str], tuple[str, int, Secret | None, Tag]]
-"""By the `identity` of a proxy: the name of its list, its line, its password and its tag."""
-
-
-def read_lines(
-    lines: Iterable[str],
-    source: str = "",
-    known: Known | None = None,
-    ignored: list[str] | None = None,
-    tag: Tag = None,
-    by: str | None = None,
-) -> Iterator[ListedProxy | RefusedLine]:
-    """
-    Yield a proxy or a refusal for each line that is neither blank nor a comment (``#``).
-
-    Args:
-        lines: The lines of the list.
-        source: The name of the list.
-        known: Proxies of earlier lists, which are duplicates here. The proxies of this list are added.
-        ignored: Receives the names of the unused columns.
-        tag: The tag of the whole list.
-        by: The column with the tag of each proxy.
-
-    Raises:
-        FleetError: The header has a column twice, or there is no column *by*.
-    """
-    known = {} if known is None else known
-    table: _Table | None = None
-    at_start = True
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if not text.strip(",;\t") or text.startswith("#"):  # an empty row of a spreadsheet has only commas
-            continue
-        if at_start:
-            at_start = False
-            table = _Table.of_header(line, number, by)
-            if by is not None and (table is None or not table.has_tags):
-                advice = "add it to the header, or name the pool of the whole list: --pool TAG=FILE"
-                raise FleetError(f"{source} has no column {by} with the tags of its proxies: {advice}")
-            if table:
-                if ignored is not None:
-                    ignored.extend(table.ignored)
-                continue
-        try:
-            # Do not strip the row of a table, because a password may end in a space.
-            proxy, row_tag = table.read_row(line.rstrip("\r\n")) if table else (read_proxy(text), None)
-        except FieldError as error:
-            yield RefusedLine.of(error, number, source)
-            continue
-        entry = source, number, proxy.password, tag or row_tag
-        if (earlier := known.setdefault(identity(proxy), entry)) is entry:
-            yield ListedProxy(number, proxy, entry[-1])
-            continue
-        first_list, first_line, password, first_tag = earlier
-        first = f"line {first_line}" + (f" of {first_list}" if first_list != source else "")
-        advice = "list each proxy once"
-        if first_tag != entry[-1]:
-            advice = "a proxy belongs to one pool: remove it from the wrong one"
-        elif password != proxy.password:
-            advice += ", with the correct one of its two passwords"
-        yield RefusedLine(number, None, "proxy already listed", advice, first, source)
-
-
+@frozen
 class _Table:
     """
     The header of a CSV list, and the parser of its rows.
 
     Attributes:
+        columns: The meaning of each column: ``proxy``, one of `PARTS`, *by*, or None if it is not used.
         ignored: Printable names of the unused columns.
-        has_tags: Whether a column has the tags of the proxies.
+        delimiter: What separates the cells.
+        by: The column with the tags of the proxies; None if the list has no tags.
     """
 
-    def __init__(self, names: list[str], columns: list[str | None], delimiter: str, tags: int | None) -> None:
-        self.ignored = [
-            printable_name(name)
-            for index, (name, column) in enumerate(zip(names, columns, strict=True))
-            if name and column is None and index != tags
-        ]
-        self.has_tags = tags is not None
-        self._columns = [TAG if index == tags else column for index, column in enumerate(columns)]
-        self._delimiter = delimiter
+    columns: list[str | None]
+    ignored: tuple[str, ...]
+    delimiter: str
+    by: str | None
 
     @classmethod
     def of_header(cls, text: str, line: int, by: str | None) -> Self | None:
@@ -256,25 +234,28 @@ class _Table:
         for name in ("proxy", *PARTS):
             if columns.count(name) > 1:
                 raise FleetError(f"line {line} has the column {name} twice: remove one")
-        return cls(names, columns, delimiter, tags)
+        if tags is not None:
+            columns[tags] = by
+        unused = (name for name, column in zip(names, columns, strict=True) if name and column is None)
+        return cls(columns, tuple(map(printable_name, unused)), delimiter, None if tags is None else by)
 
     def read_row(self, text: str) -> tuple[CustomProxy, Tag]:
         """Parse a row, which is always one line: no field of a proxy can contain a line break."""
         try:
-            cells = next(csv.reader([text], delimiter=self._delimiter, strict=True))
+            cells = next(csv.reader([text], delimiter=self.delimiter, strict=True))
         except csv.Error:
             cells = []
         if not cells:
             raise FieldError(
                 None, "quotes not closed", 'quote a cell with "", and double each quote inside it'
             )
-        if any(cell.strip() for cell in cells[len(self._columns) :]):
+        if any(cell.strip() for cell in cells[len(self.columns) :]):
             raise FieldError(None, "more cells than columns", "quote cells that contain a comma")
         # Not strict, because a row may omit empty cells at its end.
-        row = {name: cell for name, cell in zip(self._columns, cells, strict=False) if name}
-        tag = as_tag(row.get(TAG, "")) if self.has_tags else None
+        row = {name: cell for name, cell in zip(self.columns, cells, strict=False) if name}
+        tag = as_tag(row.get(self.by, "")) if self.by else None
         if tag == "":
-            raise FieldError(TAG, "tag missing", "name the pool of the proxy, as --pool-by needs it")
+            raise FieldError(self.by, f"{self.by} missing", "it must have the tag of the proxy's pool")
         proxy, host, port, protocol, username = (
             row.get(name, "").strip() for name in ("proxy", *PARTS) if name != "password"
         )

@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias, Unpack
 
-from postpress_async.rotation._pool import PooledProxy, PoolOptions, ProxyPool
+from postpress_async.rotation._column_names import Tag, as_tag
+from postpress_async.rotation._pool import PooledProxy, PoolOptions, ProxyPool, as_pooled
 from postpress_async.rotation._pool._proxy_list import ListedProxy
-from postpress_async.rotation._pool_needs import Tag, as_tag
+from postpress_async.rotation._selection import Selection
 
 Pools: TypeAlias = Mapping[Tag, ProxyPool]
 """The pools of a rotation by tag. A single pool has the tag None; without any, there are no rows for one."""
@@ -33,7 +34,8 @@ def pools_of(pool: ProxyPool | Mapping[str, ProxyPool] | None) -> Pools:
     for name, tagged in pool.items():
         if not isinstance(tagged, ProxyPool):
             raise ValueError(f"pool[{name!r}] must be a ProxyPool, got {type(tagged).__name__}: {advice}")
-        if (tag := as_tag(name)) in pools or not tag:
+        tag = as_tag(name) if isinstance(name, str) else ""
+        if tag in pools or not tag:
             raise ValueError(f"each pool needs a tag of its own, got {name!r}: case and spaces do not matter")
         pools[tag] = tagged
         for pooled in tagged:
@@ -51,11 +53,27 @@ def argument_of(pools: Pools) -> ProxyPool | Mapping[str, ProxyPool] | None:
     return pools.get(None) or {tag: pool for tag, pool in pools.items() if tag} or None
 
 
+def without_selected(pools: Pools, selection: Selection | None) -> Pools:
+    """
+    Return *pools* without the proxies of *selection*, which its accounts are to leave.
+
+    A pool that has no others keeps them: they may be the same proxies with new passwords.
+    """
+    if selection is None:
+        return pools
+    left: dict[Tag, ProxyPool] = {}
+    for tag, pool in pools.items():
+        others = [pooled for pooled in pool if not selection.matches(pooled.label)]
+        options = {name: getattr(pool, name) for name in PoolOptions.__annotations__}
+        left[tag] = ProxyPool(others, **options) if 0 < len(others) < len(pool) else pool
+    return left
+
+
 def make_pools(proxies: Iterable[ListedProxy], **options: Unpack[PoolOptions]) -> Pools:
     """Return a pool for each tag of *proxies*."""
     by_tag: dict[Tag, list[PooledProxy]] = {}
     for entry in proxies:
-        by_tag.setdefault(entry.tag, []).append(PooledProxy.of(entry.proxy))
+        by_tag.setdefault(entry.tag, []).append(as_pooled(entry.proxy))
     return {tag: ProxyPool(pooled, **options) for tag, pooled in by_tag.items()}
 
 

@@ -2,9 +2,12 @@
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+
+from attrs import Factory, frozen
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
@@ -22,9 +25,27 @@ from postpress_async.rotation.journal._recovery import done_condition
 from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty
 
 
-def count_done(path: str | os.PathLike[str], request: RunRequest) -> tuple[int, InputCheck | None]:
+@frozen
+class Progress:
     """
-    How many accounts a run would leave as they are, and what its check found; None without a journal.
+    What a journal knows about the run that a command would start or resume.
+
+    Attributes:
+        done: Number of accounts that the run would leave as they are.
+        check: The comparison of its input with that of earlier runs; None without any.
+        ordinals: A byte for each ordinal, 1 if its account is done; empty if the input was edited.
+        accounts: Number of the accounts that are done, by the label of their proxy.
+    """
+
+    done: int = 0
+    check: InputCheck | None = None
+    ordinals: bytes = b""
+    accounts: Mapping[str, int] = Factory(dict)
+
+
+def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress:
+    """
+    Read the `Progress` of a run; nothing is done if there is no journal.
 
     Raises:
         JournalError: What `Journal.open` would raise, as far as it can be known without writing.
@@ -33,26 +54,37 @@ def count_done(path: str | os.PathLike[str], request: RunRequest) -> tuple[int, 
     with ExitStack() as stack:
         file = open_file(path, create=False)
         if file is None:
-            return 0, None
+            return Progress()
         stack.callback(file.close)
         refuse_shared(path, file, in_use=file.is_locked())
         try:
             connection, _ = connect_read_only(Path(os.path.abspath(path)), stack)
             if is_empty(path, connection):
-                return 0, None
+                return Progress()
             add_views(connection)
             refuse_lost_log(path)
             comparison = check(path, connection, request)
             if comparison.starts_run:
-                return 0, comparison
+                return Progress(check=comparison)
             done = done_condition(request.on_unknown, request.on_failed)
-            sql = f"SELECT count(*) FROM latest WHERE {done} AND {comparison.of_input}"
-            [(count,)] = connection.execute(sql)
+            rows = f"FROM latest WHERE {done} AND {comparison.of_input}"
+            [(count,)] = connection.execute(f"SELECT count(*) {rows}")
+            ordinals = bytearray(request.total or 0)
+            for (ordinal,) in connection.execute(
+                f"SELECT ordinal {rows} AND ordinal BETWEEN 0 AND ?", (len(ordinals) - 1,)
+            ):
+                ordinals[ordinal] = 1
+            accounts = connection.execute(
+                f"SELECT assignment, count(*) {rows} AND assignment NOT NULL "
+                "AND state IN ('patched', 'unknown') GROUP BY assignment"
+            )
+            if comparison.difference is not None:
+                ordinals.clear()
+            return Progress(count, comparison, bytes(ordinals), dict(accounts))
         except DAMAGE as error:
             raise damage_error(path, error) from None
         except OSError as error:
             raise JournalError(f"{path} cannot be read ({error.strerror}): name another journal") from None
-        return int(count), comparison
 
 
 def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:

@@ -9,8 +9,8 @@ from postpress_async.errors import JournalError
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation._outcome import LINE_PREFIX, MANAGED, State
 from postpress_async.rotation._pool import PooledProxy
-from postpress_async.rotation._pool._template import placeholders
 from postpress_async.rotation._selection import Selection
+from postpress_async.rotation._template import placeholders
 from postpress_async.rotation.journal._history import assignments_of
 from postpress_async.rotation.journal._input_check import resumes
 from postpress_async.rotation.journal._reading import JournalView

@@ -8,7 +8,7 @@ import pytest
 from postpress_async import CustomProxy, ManagedProxy, Outcome
 from postpress_async.errors import JournalError
 from postpress_async.rotation import State
-from postpress_async.rotation._pool import PooledProxy
+from postpress_async.rotation._pool import as_pooled
 from postpress_async.rotation.journal import OUTCOME, row_of
 from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.rotation.journal._rollback import RollbackPlan, plan_rollback
@@ -16,7 +16,7 @@ from postpress_async.rotation.journal._schema import connect
 from tests.support.journals import outcome
 
 PROXIES = [CustomProxy(host=f"p{number}.example.net", port=8080, password="hunter2") for number in range(4)]
-P0, P1, P2, P3 = (PooledProxy.of(proxy).label for proxy in PROXIES)
+P0, P1, P2, P3 = (as_pooled(proxy).label for proxy in PROXIES)
 
 
 def write_runs(path: Path, *runs: Sequence[Outcome], selection: str | None = None) -> Path:
@@ -46,7 +46,7 @@ def patched(*assignments: str | None) -> list[Outcome]:
 
 def plan(path: Path, to: int, proxies: Sequence[CustomProxy] = PROXIES) -> RollbackPlan:
     with JournalView(path) as view:
-        return plan_rollback(view, to, map(PooledProxy.of, proxies))
+        return plan_rollback(view, to, map(as_pooled, proxies))
 
 
 def test_each_account_gets_what_it_had(tmp_path) -> None:
@@ -68,7 +68,7 @@ def test_account_with_a_session_of_a_template_cannot_go_back(tmp_path) -> None:
     gateway = CustomProxy(
         host="gw.example.net", port=7777, username="c-{account_id}-{try}", password="hunter2"
     )
-    label = PooledProxy.of(gateway).label
+    label = as_pooled(gateway).label
     night = write_runs(tmp_path / "j", patched(label, P0), patched(P1, P1))
 
     found = plan(night, 1, [*PROXIES, gateway])

@@ -17,6 +17,7 @@ from postpress_async._cli.proxies import make_checker
 from postpress_async.errors import ConfigurationError
 from postpress_async.models import CustomProxy, ProxyProtocol
 from postpress_async.rotation import PooledProxy
+from postpress_async.rotation._pool import as_pooled
 from postpress_async.rotation._pool._check import CheckedProxy, CheckResult, ProxyChecker
 from tests.support.fake_proxies import (
     Handler,
@@ -54,7 +55,7 @@ def server_tls(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext
 
 def pooled(port: int, protocol: str | None = None, password: str | None = SECRET, **fields) -> PooledProxy:
     fields = {"host": "127.0.0.1", "username": "user" if password else None, **fields}
-    return PooledProxy.of(CustomProxy(port=port, protocol=protocol, password=password, **fields))
+    return as_pooled(CustomProxy(port=port, protocol=protocol, password=password, **fields))
 
 
 async def check(

@@ -1,6 +1,7 @@
 """The pool: who gets which proxy, which proxies are given up, and that no cap is passed."""
 
 import random
+import sys
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from postpress_async import CustomProxy, ProxyPool
 from postpress_async.errors import FleetError
-from postpress_async.rotation._pool import Assign, PooledProxy
+from postpress_async.rotation._pool import Assign, PooledProxy, as_pooled
 from postpress_async.rotation._pool._allocator import UNCONFIRMED, ProxyAllocator
 from postpress_async.rotation._pool._assign import _odd_hash
 from postpress_async.rotation._pool._proxy_list import identity
@@ -66,6 +67,38 @@ def quarantine(pool: ProxyAllocator, label: str) -> None:
     assert pool.quarantined == before + 1
 
 
+def test_success_costs_the_same_however_many_proxies_are_failing() -> None:
+    """It looked at each of them: 100,000 accounts took minutes."""
+
+    def lines_of_a_success(failing: int) -> int:
+        pool, lines = allocator(proxies(2000)), 0
+        listed = list(pool._proxies)
+        for number in range(failing):
+            pool.failed(listed[number], f"x{number}")
+
+        def count(*_: object) -> Any:
+            nonlocal lines
+            lines += 1
+            return count
+
+        sys.settrace(count)
+        try:
+            pool.worked(listed[-1], "acc_1")
+        finally:
+            sys.settrace(None)
+        return lines
+
+    assert lines_of_a_success(1000) == lines_of_a_success(10) > 0
+
+
+@pytest.mark.parametrize("proxy", ["http://u:hunter2@h.example:80", {"host": "h.example", "port": 80}])
+def test_what_is_not_a_proxy_is_refused_without_its_text(proxy) -> None:
+    with pytest.raises(ValueError, match=f"must be CustomProxy, got {type(proxy).__name__}: ") as caught:
+        ProxyPool([proxy])
+
+    assert "hunter2" not in str(caught.value)
+
+
 # --- Round robin ---
 
 
@@ -75,7 +108,7 @@ def test_the_kth_account_gets_the_kth_proxy() -> None:
 
     places = [pool.give(account) for account in accounts(12)]
 
-    assert places == [PooledProxy.of(proxies(5)[n % 5]) for n in range(12)]
+    assert places == [as_pooled(proxies(5)[n % 5]) for n in range(12)]
 
 
 def test_a_round_passes_over_what_is_in_quarantine() -> None:
@@ -97,7 +130,7 @@ def test_accounts_that_come_back_are_spread_over_the_others() -> None:
     others = Counter(pool.give(f"back_{n}", but_not=[dead]) for n in range(8))
 
     assert set(others.values()) == {2}
-    assert pool.give("acc_1") == PooledProxy.of(proxies(5)[1])
+    assert pool.give("acc_1") == as_pooled(proxies(5)[1])
 
 
 # --- Sticky ---
@@ -118,7 +151,7 @@ def test_an_account_keeps_its_proxy_when_another_is_taken_out(
 
     moved = {account for account in ids if before[account] != after[account]}
 
-    assert moved == {account for account in ids if before[account] == PooledProxy.of(gone).label}
+    assert moved == {account for account in ids if before[account] == as_pooled(gone).label}
 
 
 @deterministic
@@ -480,7 +513,7 @@ def test_unused_columns_of_a_proxy_list_are_reported(tmp_path: Path) -> None:
 
 def test_a_label_cannot_play_tricks_on_a_terminal() -> None:
     """A user name may hold what turns the direction of a line around."""
-    pooled = PooledProxy.of(CustomProxy(host="h.example", port=80, username="a\u202eb"))
+    pooled = as_pooled(CustomProxy(host="h.example", port=80, username="a\u202eb"))
     assert pooled.label == "a\\u202eb@h.example:80"
 
 
@@ -512,7 +545,7 @@ def test_a_list_of_nothing_but_bad_lines_is_refused_even_where_they_are_skipped(
     ("arguments", "message"),
     [
         ({"proxies": []}, "at least one proxy"),
-        ({"proxies": [*proxies(3), proxies(1)[0]]}, "user0@p0.example.net:3128 is the same proxy as"),
+        ({"proxies": [*proxies(3), proxies(1)[0]]}, "user0@p0.example.net:3128 occurs twice"),
         ({"assign": "robin"}, "assign must be"),
         ({"accounts_per_proxy": 0}, "accounts_per_proxy must be 1 or more"),
         ({"failovers": -1}, "failovers must be 0 or more"),
@@ -527,7 +560,7 @@ def test_a_pool_that_could_not_work_is_not_made(arguments: dict[str, Any], messa
 
 def test_two_proxies_cannot_have_one_label() -> None:
     """A journal knows them by nothing else."""
-    with pytest.raises(ValueError, match="same label"):
+    with pytest.raises(ValueError, match="mine occurs twice"):
         ProxyPool([PooledProxy(proxy, "mine") for proxy in proxies(2)])
 
 

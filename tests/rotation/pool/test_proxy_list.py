@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from postpress_async import CustomProxy
 from postpress_async.errors import FleetError
-from postpress_async.rotation._pool._proxy_list import ListedProxy, RefusedLine, read_lines, read_lists
+from postpress_async.rotation._pool._proxy_list import ListedProxy, ProxyLists, RefusedLine, read_lists
 from tests.support import DATA
 
 LIST = DATA / "proxies.txt"
@@ -25,9 +26,17 @@ PASSWORD = "hunter2-seldom"
 deterministic = settings(derandomize=True, deadline=None, database=None)
 
 
+def read_lines(lines: Iterable[str]) -> list[ListedProxy | RefusedLine]:
+    """The proxies and refusals of a list, in the order of its lines."""
+    lists = ProxyLists()
+    lists.add(lines)
+    items: list[ListedProxy | RefusedLine] = [*lists.proxies, *lists.refused]
+    return sorted(items, key=lambda item: item.line)
+
+
 def read_one(*lines: str) -> ListedProxy | RefusedLine:
     """What comes of the last of *lines*."""
-    return list(read_lines(lines))[-1]
+    return read_lines(lines)[-1]
 
 
 def proxy_of(*lines: str) -> CustomProxy:
@@ -270,15 +279,13 @@ def test_a_table_is_read_by_the_names_that_sellers_use(header: str) -> None:
 
 def test_a_column_with_its_usual_name_comes_before_a_seller_s() -> None:
     """Beside a protocol, a type says residential; beside a host, an ip is the exit's."""
-    ignored: list[str] = []
+    lists = ProxyLists()
 
-    *_, item = read_lines(
-        ["host,ip,port,protocol,type", "h.example,203.0.113.7,80,http,residential"], ignored=ignored
-    )
+    lists.add(["host,ip,port,protocol,type", "h.example,203.0.113.7,80,http,residential"], "list.csv")
 
-    assert isinstance(item, ListedProxy)
-    assert item.proxy == CustomProxy(host="h.example", port=80, protocol="http")
-    assert ignored == ["ip", "type"]
+    [entry] = lists.proxies
+    assert entry.proxy == CustomProxy(host="h.example", port=80, protocol="http")
+    assert lists.ignored_columns == {"list.csv": ("ip", "type")}
 
 
 @pytest.mark.parametrize("word", ["socks5h", "socks", "SOCKS5H", "Socks"])
@@ -328,7 +335,7 @@ def test_bad_row_is_reported(header: str, row: str, field: str, reason: str) -> 
 def test_a_column_named_twice_is_no_header_to_read_by() -> None:
     """Every row would be wrong in the same way, so it is said once."""
     with pytest.raises(FleetError, match="line 2 has the column username twice"):
-        list(read_lines(["", "host,port,user,username", "h.example,80,a,b"]))
+        read_lines(["", "host,port,user,username", "h.example,80,a,b"])
 
 
 # --- Files ---

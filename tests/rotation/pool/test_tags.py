@@ -190,6 +190,24 @@ def test_fleet_without_the_column_is_refused(tmp_path) -> None:
         Fleet.open(path, pooled=pools("US"))
 
 
+@pytest.mark.parametrize("by", ["", " - ", "Account ID", "proxy", "pass"])
+def test_column_that_has_another_meaning_cannot_choose_the_pool(tmp_path, by) -> None:
+    """The tag is part of messages, and a password must not be. An empty name ignored the pools."""
+    path = write_fleet(tmp_path, ["US"])
+
+    with pytest.raises(ValueError, match="rename the column in the fleet"):
+        Fleet.open(path, pooled=pools("US"), pool_by=by)
+
+
+def test_template_cannot_take_the_column_of_an_own_proxy(tmp_path) -> None:
+    """Rows with a proxy of their own lost its user name."""
+    template = ProxyPool([CustomProxy(host="gw", port=1, username="{account_id}-{user}")])
+    path = write_fleet(tmp_path, ["h"], "account_id,host")
+
+    with pytest.raises(ValueError, match="got 'username': rename the column"):
+        Fleet.open(path, pooled=template)
+
+
 @pytest.mark.parametrize("pooled", [True, pool("US")])
 def test_fleet_that_was_opened_for_another_pool_is_refused(session, tmp_path, pooled) -> None:
     """Its country column orders managed proxies."""
@@ -205,6 +223,7 @@ def test_fleet_that_was_opened_for_another_pool_is_refused(session, tmp_path, po
         ({}, "at least one ProxyPool"),
         ({"US": "us.txt"}, r"pool\['US'\] must be a ProxyPool, got str"),
         ({"US": pool("US"), " us": pool("DE")}, "each pool needs a tag of its own, got ' us'"),
+        ({None: pool("US")}, "each pool needs a tag of its own, got None"),
         ({" ": pool("US")}, "each pool needs a tag of its own"),
         ({"US": pool("US"), "DE": pool("US")}, r"us0\.example\.net:80 is in the pools US and DE: remove it"),
         (["US"], "pool must be a ProxyPool, got list"),
@@ -218,19 +237,6 @@ def test_pools_that_cannot_be_used_are_refused(session, tagged, sentence) -> Non
 def test_pools_that_no_account_would_use_are_refused(session) -> None:
     with pytest.raises(ValueError, match="no account would use the pool"):
         session.rotate({"acc_1": ManagedProxy(country="US")}, pool=pools("US"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "tagged", [pools("US"), ProxyPool([CustomProxy(host="h", port=1, username="{account_id}")])]
-)
-def test_cluster_refuses_tags_and_templates(tagged) -> None:
-    from postpress_async.cluster import Cluster
-
-    cluster = Cluster("local:1", api_key="pp_test_sandbox", base_url="http://127.0.0.1:1/v1")
-
-    with pytest.raises(ValueError, match="a cluster takes one pool without templates"):
-        cluster.rotate({"acc_1": "US"}, pool=tagged)
 
 
 # --- Lists ---
@@ -258,7 +264,8 @@ def test_list_with_a_tag_needs_no_column(tmp_path) -> None:
     )
 
     assert [(entry.tag, entry.proxy.port) for entry in lists.proxies] == [("US", 80), ("DE", 81)]
-    assert [(refusal.line, refusal.reason) for refusal in lists.refused] == [(3, "tag missing")]
+    [refusal] = lists.refused
+    assert (refusal.line, refusal.column, refusal.reason) == (3, "country", "country missing")
 
 
 def test_list_with_neither_tag_nor_column_is_refused(tmp_path) -> None:

@@ -11,6 +11,7 @@ from postpress_async.errors import Applied
 from postpress_async.models import AccountPatched, FieldError
 from postpress_async.rotation import Halt, Outcome, PooledProxy, Rotation, State
 from postpress_async.rotation._input import RotationInput
+from postpress_async.rotation._pool import as_pooled
 from postpress_async.rotation._pool._allocator import UNCONFIRMED, ProxyAllocator
 from postpress_async.rotation._pool._proxy_list import read_lists
 from postpress_async.rotation._proxy_text import read_proxy
@@ -24,7 +25,7 @@ def pool_of(*lines: str, **options: Any) -> ProxyPool:
 
 
 def template(line: str) -> PooledProxy:
-    return PooledProxy.of(read_proxy(line))
+    return as_pooled(read_proxy(line))
 
 
 class Gateway:
@@ -81,6 +82,16 @@ def test_braces_of_a_password_are_no_placeholder() -> None:
     assert not pooled.is_template
     assert pooled.change_for("acc_1") == CustomProxy(
         host="h.example", port=80, username="u", password="a{bc}d"
+    )
+
+
+def test_braces_of_a_password_in_a_template_are_no_placeholder() -> None:
+    """The fleet had no such column, and the message named a part of the password."""
+    pooled = template("h.example:80:u-{account_id}:a{bc}d")
+
+    assert pooled.placeholders == {"account_id"}
+    assert pooled.change_for("acc_1") == CustomProxy(
+        host="h.example", port=80, username="u-acc_1", password="a{bc}d"
     )
 
 
@@ -190,13 +201,21 @@ def test_pairs_have_no_columns_for_a_template(session) -> None:
         session.rotate(["a1", "a2"], pool=pool_of(LINE))
 
 
-def test_template_in_a_row_of_a_fleet_is_refused(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("header", "row", "column"),
+    [
+        ("proxy", "gw.example:1:c-{account_id}:p", "proxy"),
+        ("proxy", "gw.example:1:c:p-{Account_ID}-{try}", "proxy"),
+        ("host,port,username", "gw.example,1,c-{ account id }-{try}", "username"),
+    ],
+)
+def test_template_in_a_row_of_a_fleet_is_refused(tmp_path, header, row, column) -> None:
     """It would be sent as it is."""
-    (tmp_path / "fleet.csv").write_text("account_id,proxy\nacc_1,gw.example:1:c-{account_id}:p\n")
+    (tmp_path / "fleet.csv").write_text(f"account_id,{header}\nacc_1,{row}\n")
     with Fleet.open(tmp_path / "fleet.csv") as fleet:
         [fault] = fleet.survey().faults
 
-    assert (fault.first.column, fault.first.reason) == ("proxy", "template in a row")
+    assert (fault.first.column, fault.first.reason) == (column, "template in a row")
 
 
 def test_template_is_read_from_a_list(tmp_path) -> None:
@@ -204,7 +223,7 @@ def test_template_is_read_from_a_list(tmp_path) -> None:
 
     lists = read_lists([(None, tmp_path / "list.txt")], skip_bad=True)
 
-    assert [PooledProxy.of(entry.proxy).label for entry in lists.proxies] == [LABEL]
+    assert [as_pooled(entry.proxy).label for entry in lists.proxies] == [LABEL]
     assert [refusal.reason for refusal in lists.refused] == ["proxy already listed"]
 
 
