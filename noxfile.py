@@ -296,7 +296,7 @@ def cluster(session: nox.Session) -> None:
     install(session, "test")
     session.run(
         "pytest",
-        "tests/cluster/test_cluster_losses.py",
+        "tests/cluster/test_cluster.py",
         *EVERY,
         *session.posargs,
         env={"POSTPRESS_TEST_CLUSTER": "1"},

@@ -115,8 +115,8 @@ class Cluster:
         }
         if transport not in {"session", "lean"}:
             raise ConfigurationError(
-                f'a cluster requires transport="session" or "lean", got {transport!r}: other processes '
-                "cannot share an object"
+                f'transport of a cluster must be "session" or "lean", got {transport!r}: its workers cannot '
+                "share an object"
             )
         try:
             dumps(retry)

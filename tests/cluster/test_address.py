@@ -122,5 +122,5 @@ def test_cluster_must_be_started_before_it_rotates() -> None:
 
 
 def test_transport_object_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="other processes cannot share an object"):
+    with pytest.raises(ConfigurationError, match="its workers cannot share an object"):
         Cluster("local:1", api_key=KEY, transport=object())  # type: ignore[arg-type]

@@ -121,8 +121,9 @@ class Writer:
         """Return a future that is done after the commit of all rows put before; then call `check`."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
-        self._due.set()
-        self._wake.set()
+        for event in (self._due, self._wake):
+            if not event.is_set():  # as in `put`
+                event.set()
         return done
 
     async def committed(self) -> None:
@@ -262,11 +263,9 @@ class Writer:
 
     def _release(self, waiting: list[asyncio.Future[None]]) -> None:
         assert self._loop is not None  # noqa: S101 - the thread starts after it is set
-        for done in waiting:
-            try:
-                self._loop.call_soon_threadsafe(_set_done, done)
-            except RuntimeError:  # the loop is closed, so no task waits
-                return
+        if waiting:
+            with suppress(RuntimeError):  # the loop is closed, so no task waits
+                self._loop.call_soon_threadsafe(_set_done, waiting)
 
 
 def _execute(connection: sqlite3.Connection, statement: str | Insert, rows: list[_Row]) -> None:
@@ -321,6 +320,7 @@ def _drain(queue: list[T]) -> list[T]:
     return items
 
 
-def _set_done(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_result(None)
+def _set_done(waiting: list[asyncio.Future[None]]) -> None:
+    for done in waiting:
+        if not done.done():
+            done.set_result(None)
