@@ -29,7 +29,7 @@ from tests.support.campaign import Player, describe, how_to_repeat, play
 from tests.support.campaign_audit import audit
 from tests.support.campaign_commands import describe_commands
 from tests.support.campaign_machine import machine
-from tests.support.campaign_nights import draw_nights
+from tests.support.campaign_nights import EVERY, draw_nights
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw
 from tests.support.counting_server import Conditions, Traits
 from tests.support.journals import change
@@ -107,6 +107,22 @@ def test_a_sequence_without_troubles_finds_nothing() -> None:
     assert player.findings == [], describe(player)
     assert [run.ended for run in player.case.runs][:3] == [End.KILL, End.STOP, End.CANCEL]
     assert len(player.case.server.handed_out) == 17  # all managed ones but the account that does not exist
+
+
+def test_a_command_that_is_killed_while_it_leaves_a_run_alone_changes_nothing() -> None:
+    """The next run is not due, so the journal goes on to be about the accounts of the latest run."""
+    more = (Account("acc_new", ManagedProxy(country="US")), *small().accounts)
+
+    player = play(
+        small(
+            Step(every=EVERY),
+            Step(every=EVERY, accounts=more, end=End.KILL, rest=2 * EVERY),
+            Step(every=EVERY, accounts=more),
+        )
+    )
+
+    assert player.findings == [], describe(player)
+    assert [run.left_alone for run in player.case.runs][:3] == [False, True, False]
 
 
 def test_a_sequence_is_repeated_by_its_seed() -> None:
