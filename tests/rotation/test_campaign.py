@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from postpress_async import CustomProxy, ManagedProxy, Outcome, RotationSummary
+from postpress_async import ManagedProxy, Outcome, RotationSummary
 from postpress_async.errors import Applied
 from postpress_async.rotation import Halt, Row, State, _account_task, _engine
 from postpress_async.rotation._account_task import AccountRunner
@@ -30,7 +30,7 @@ from tests.support.campaign_audit import audit
 from tests.support.campaign_commands import describe_commands
 from tests.support.campaign_machine import machine
 from tests.support.campaign_nights import EVERY, draw_nights
-from tests.support.campaign_plan import Account, End, Sequence, Step, draw
+from tests.support.campaign_plan import Account, End, Sequence, Step, draw, small
 from tests.support.counting_server import Conditions, Traits
 from tests.support.journals import change
 
@@ -78,19 +78,6 @@ async def test_no_sequence_of_commands_does_either(tmp_path: Path) -> None:
 
 
 # --- The campaign can fail -----------------------------------------------------------------------
-
-
-def small(*steps: Step, **other: Any) -> Sequence:
-    """A sequence of thirty accounts on a service without troubles, which finds nothing."""
-    changes = [ManagedProxy(country="US")] * 18
-    own = [CustomProxy(host=f"own-{number}.example.net", port=3128) for number in range(6)]
-    accounts = [Account(f"acc_{number:03}", new) for number, new in enumerate([*changes, *own, *[None] * 6])]
-    pool = tuple(CustomProxy(host=f"p{number}.example.net", port=8080) for number in range(3))
-    traits = Traits(unknown=frozenset({"acc_017"}))
-    made = Sequence(
-        seed=1, accounts=tuple(accounts), steps=steps, traits=traits, pool=pool, accounts_per_proxy=3
-    )
-    return evolve(made, **other)
 
 
 KILLED_THEN_STOPPED = (
