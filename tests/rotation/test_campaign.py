@@ -77,6 +77,15 @@ async def test_no_sequence_of_commands_does_either(tmp_path: Path) -> None:
         pytest.fail("\n".join(texts), pytrace=False)
 
 
+@pytest.mark.parametrize("seed", [15, 137, 139])
+async def test_no_nights_of_commands_do_either(seed: int, tmp_path: Path) -> None:
+    """With ``--every``, ``--keep``, ``--on``, ``rollback``, re-saved files and kills."""
+    player = await campaign_commands.play(seed, tmp_path, nights=True)
+
+    if player.findings:
+        pytest.fail(describe_commands(player), pytrace=False)
+
+
 # --- The campaign can fail -----------------------------------------------------------------------
 
 
