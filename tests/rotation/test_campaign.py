@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from postpress_async import CustomProxy, ManagedProxy, Outcome, RotationSummary
+from postpress_async import ManagedProxy, Outcome, RotationSummary
 from postpress_async.errors import Applied
 from postpress_async.rotation import Halt, Row, State, _account_task, _core
 from postpress_async.rotation._account_task import AccountRunner
@@ -29,8 +29,8 @@ from tests.support.campaign import Player, describe, how_to_repeat, play
 from tests.support.campaign_audit import audit
 from tests.support.campaign_commands import describe_commands
 from tests.support.campaign_machine import machine
-from tests.support.campaign_nights import draw_nights
-from tests.support.campaign_plan import Account, End, Sequence, Step, draw
+from tests.support.campaign_nights import EVERY, draw_nights
+from tests.support.campaign_plan import Account, End, Sequence, Step, draw, small
 from tests.support.counting_server import Conditions, Traits
 from tests.support.journals import change
 
@@ -77,20 +77,16 @@ async def test_no_sequence_of_commands_does_either(tmp_path: Path) -> None:
         pytest.fail("\n".join(texts), pytrace=False)
 
 
+@pytest.mark.parametrize("seed", [15, 137, 139])
+async def test_no_nights_of_commands_do_either(seed: int, tmp_path: Path) -> None:
+    """With ``--every``, ``--keep``, ``--on``, ``rollback``, re-saved files and kills."""
+    player = await campaign_commands.play(seed, tmp_path, nights=True)
+
+    if player.findings:
+        pytest.fail(describe_commands(player), pytrace=False)
+
+
 # --- The campaign can fail -----------------------------------------------------------------------
-
-
-def small(*steps: Step, **other: Any) -> Sequence:
-    """A sequence of thirty accounts on a service without troubles, which finds nothing."""
-    changes = [ManagedProxy(country="US")] * 18
-    own = [CustomProxy(host=f"own-{number}.example.net", port=3128) for number in range(6)]
-    accounts = [Account(f"acc_{number:03}", new) for number, new in enumerate([*changes, *own, *[None] * 6])]
-    pool = tuple(CustomProxy(host=f"p{number}.example.net", port=8080) for number in range(3))
-    traits = Traits(unknown=frozenset({"acc_017"}))
-    made = Sequence(
-        seed=1, accounts=tuple(accounts), steps=steps, traits=traits, pool=pool, accounts_per_proxy=3
-    )
-    return evolve(made, **other)
 
 
 KILLED_THEN_STOPPED = (
@@ -107,6 +103,22 @@ def test_a_sequence_without_troubles_finds_nothing() -> None:
     assert player.findings == [], describe(player)
     assert [run.ended for run in player.case.runs][:3] == [End.KILL, End.STOP, End.CANCEL]
     assert len(player.case.server.handed_out) == 17  # all managed ones but the account that does not exist
+
+
+def test_a_command_that_is_killed_while_it_leaves_a_run_alone_changes_nothing() -> None:
+    """The next run is not due, so the journal goes on to be about the accounts of the latest run."""
+    more = (Account("acc_new", ManagedProxy(country="US")), *small().accounts)
+
+    player = play(
+        small(
+            Step(every=EVERY),
+            Step(every=EVERY, accounts=more, end=End.KILL, rest=2 * EVERY),
+            Step(every=EVERY, accounts=more),
+        )
+    )
+
+    assert player.findings == [], describe(player)
+    assert [run.left_alone for run in player.case.runs][:3] == [False, True, False]
 
 
 def test_a_sequence_is_repeated_by_its_seed() -> None:

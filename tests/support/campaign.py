@@ -206,7 +206,6 @@ class Player:
     def _conclude(self, report: RunReport, rotation: Rotation, task: "asyncio.Task[None]") -> None:
         if report.ended is End.KILL:
             return
-        report.left_alone = rotation.next_run_at is not None
         error = None if task.cancelled() else task.exception()
         if report.ended is End.DISK_FULL and error is None:
             report.ended = End.NATURAL  # it was full too late to matter
@@ -252,6 +251,7 @@ def _noting_open(report: RunReport) -> Iterator[None]:
     def opened(*words: Any, **options: Any) -> Journal:
         journal = open_journal(*words, **options)
         report.opened = True
+        report.left_alone = journal.next_run_at is not None  # here, since a killed run does not say so itself
         return journal
 
     with patch.object(Journal, "open", opened):
@@ -385,9 +385,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="Play this one sequence, and describe it.")
     parser.add_argument("--nights", action="store_true", help="Of the nights.")
     parser.add_argument("--accounts", type=int, help="With this number of accounts.")
-    parser.add_argument(
-        *("--sequences",), type=int, default=300, help="Play this number of each kind, from seed 1. [300]"
-    )
+    parser.add_argument(*("--sequences",), type=int, default=300, help="Play this number of each kind. [300]")
+    parser.add_argument("--first", type=int, default=1, help="The seed of the first of them. [1]")
     options = parser.parse_args()
     began = time.monotonic()
     if options.seed is not None:
@@ -396,7 +395,7 @@ def main() -> int:
         return int(bool(player.findings))
     found: dict[str, list[int]] = defaultdict(list)
     reached: Counter[str] = Counter()
-    for seed in range(1, options.sequences + 1):
+    for seed in range(options.first, options.first + options.sequences):
         for kind_of_sequence in [draw_nights] if options.nights else [draw, draw_nights]:
             player = play(kind_of_sequence(seed, options.accounts))
             for kind in dict.fromkeys(finding.kind for _, finding in player.findings):

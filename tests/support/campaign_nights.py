@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -199,7 +200,8 @@ def is_over(reading: Reading, step: Step, on_unknown: OnUnknown) -> bool:
     done = {State.PATCHED, State.FAILED, State.UNKNOWN}
     done -= {State.FAILED} if step.on_failed == "retry" else set()
     done -= {State.UNKNOWN} if on_unknown == "retry" else set()
-    left = reading.status["total"] - sum(record.state in done for record in reading.table.values())
+    total = reading.status["total"]  # None if no run came to record it
+    left = (inf if total is None else total) - sum(r.state in done for r in reading.table.values())
     return bool(reading.runs[reading.latest]["state"] == "complete" or left <= 0)
 
 
@@ -291,8 +293,17 @@ def check_past(case: Case) -> Iterator[Finding]:
         if keep is not None and not case.run.step.takes_some and len(after.runs) > keep:
             yield Finding("too many runs are kept", None, f"{list(after.runs)}, with keep={keep}")
     for run in before.runs:
-        if run < after.latest and run in after.runs and before.outcomes[run] != after.outcomes[run]:
+        was = (before.runs[run], before.outcomes[run])
+        if run < after.latest and run in after.runs and was != (after.runs[run], after.outcomes[run]):
             yield Finding("an earlier run has changed", None, f"run {run}")
+
+
+def check_fresh_keys(case: Case) -> Iterator[Finding]:
+    """No run uses an idempotency key of an earlier one."""
+    keys = {request.key for request in case.server.requests if request.run < case.first}
+    for request in case.server.sent_in(case.run.number):
+        if request.key in keys:
+            yield Finding("key of an earlier run", request.account_id, str(request))
 
 
 def check_history(case: Case) -> Iterator[Finding]:
@@ -393,6 +404,7 @@ def check_rollback(case: Case) -> Iterator[Finding]:
 CHECKS: Final[tuple[Check, ...]] = (
     check_number,
     check_past,
+    check_fresh_keys,
     check_history,
     check_assignments,
     check_selection,

@@ -153,6 +153,19 @@ def healthy(on_failed: OnFailed, *, on_unknown: OnUnknown | None = None) -> Step
     return Step(in_flight=40, on_failed=on_failed, on_unknown=on_unknown, rest=1000.0)
 
 
+def small(*steps: Step, **other: Any) -> Sequence:
+    """A sequence of thirty accounts on a service without troubles; its audit finds nothing."""
+    changes = [ManagedProxy(country="US")] * 18
+    own = [CustomProxy(host=f"own-{number}.example.net", port=3128) for number in range(6)]
+    accounts = [Account(f"acc_{number:03}", new) for number, new in enumerate([*changes, *own, *[None] * 6])]
+    pool = tuple(CustomProxy(host=f"p{number}.example.net", port=8080) for number in range(3))
+    traits = Traits(unknown=frozenset({"acc_017"}))
+    made = Sequence(
+        seed=1, accounts=tuple(accounts), steps=steps, traits=traits, pool=pool, accounts_per_proxy=3
+    )
+    return evolve(made, **other)
+
+
 def draw(seed: int, accounts: int | None = None) -> Sequence:
     """The sequence of this *seed*; with another number of *accounts* if given."""
     dice = random.Random(f"sequence {seed}")

@@ -1,0 +1,241 @@
+"""
+The audit of several runs on one journal can fail.
+
+`test_campaign` plays the nights; here, journals are falsified and rules of the package are broken.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from postpress_async import CustomProxy
+from postpress_async.errors import JournalError
+from postpress_async.rotation import _input
+from postpress_async.rotation._selection import Selection
+from postpress_async.rotation.journal import _input_check, _recovery
+from postpress_async.rotation.journal._history import runs_of, select
+from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._rollback import RollbackPlan, plan_rollback
+from tests.support import campaign_nights
+from tests.support.campaign import Player, describe, play
+from tests.support.campaign_audit import Case, RunReport
+from tests.support.campaign_machine import machine
+from tests.support.campaign_nights import EVERY, audit
+from tests.support.campaign_plan import End, Sequence, Step, small
+from tests.support.campaign_reading import copy_journal
+from tests.support.journals import change
+
+pytestmark = pytest.mark.slow
+
+
+def nights(*steps: Step, **other: Any) -> Sequence:
+    return small(*steps, from_file=True, is_nights=True, **other)
+
+
+OTHER_POOL = tuple(CustomProxy(host=f"q{number}.example.net", port=8080) for number in range(3))
+ROTATED = (Step(every=0.0), Step(every=0.0, pool=OTHER_POOL))
+MOVED = (*ROTATED, Step(on=("q0.example.net", "q1.example.net"), pool=OTHER_POOL))
+ROLLED_BACK = (*ROTATED, Step(back=0.0))
+
+
+@pytest.mark.parametrize(("steps", "runs"), [(ROTATED, 3), (ROLLED_BACK, 4)], ids=["rotated", "rolled back"])
+def test_nights_without_troubles_find_nothing(steps: tuple[Step, ...], runs: int) -> None:
+    """What the mutations below are compared with."""
+    player = play(nights(*steps))
+
+    assert player.findings == [], describe(player)
+    assert player.case.reading.latest == runs
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Player:
+    """Nights that were played to their end and find nothing; the journal is still there."""
+    with machine():
+        player = Player(nights(*MOVED), tmp_path_factory.mktemp("nights"))
+        assert player.play() == [], describe(player)
+    return player
+
+
+@pytest.fixture
+def finished(played: Player, tmp_path: Path) -> tuple[Case, Path]:
+    """A copy of it that a test can falsify, and its journal."""
+    case, journal = played.case, tmp_path / "journal.sqlite3"
+    copy_journal(played.journal, journal)
+    return evolve(case, first_of=dict(case.first_of), patched_by=dict(case.patched_by)), journal
+
+
+FALSE = {
+    "an outcome that is missing": (
+        "DELETE FROM outcomes WHERE run = 1 AND account_id = 'acc_003'",
+        {"an earlier run has changed", "history counts wrong"},
+    ),
+    "another total": ("UPDATE runs SET total = 31 WHERE id = 2", {"an earlier run has changed"}),
+    "another operator": (
+        "UPDATE runs SET starts = replace(starts, 'operator', 'user') WHERE id = 1",
+        {"an earlier run has changed"},
+    ),
+    "other counts": (
+        """UPDATE runs SET counts = '[["patched", 30, 30]]' WHERE id = 1""",
+        {"an earlier run has changed", "history counts wrong"},
+    ),
+    "two assignments swapped": (
+        """UPDATE outcomes SET assignment = (
+            SELECT assignment FROM outcomes AS other
+            WHERE other.run = outcomes.run AND other.ordinal = 43 - outcomes.ordinal
+        ) WHERE run = (SELECT max(id) FROM runs) AND ordinal IN (20, 23)""",
+        {"assignment that is not so"},
+    ),
+    "another number": ("UPDATE runs SET id = 9 WHERE id = (SELECT max(id) FROM runs)", {"wrong run"}),
+}
+
+
+@pytest.mark.parametrize(("statement", "kinds"), FALSE.values(), ids=FALSE)
+def test_a_falsified_journal_is_noticed(finished: tuple[Case, Path], statement: str, kinds: set[str]) -> None:
+    case, journal = finished
+    change(journal, statement)
+
+    assert kinds <= {finding.kind for finding in audit(case, journal)}
+
+
+def test_a_history_without_a_run_is_noticed(
+    finished: tuple[Case, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = import_module("postpress_async._cli.history")
+    monkeypatch.setattr(history, "runs_of", lambda view: runs_of(view)[1:])
+
+    assert "history lists other runs" in {finding.kind for finding in audit(*finished)}
+
+
+@pytest.fixture
+def left_alone(finished: tuple[Case, Path]) -> tuple[Case, Path]:
+    """The same after a command that has left the complete run alone."""
+    case, journal = finished
+    case.runs = [*case.runs, RunReport(case.run.number + 1, Step(every=EVERY), left_alone=True)]
+    assert audit(case, journal) == []
+    return finished
+
+
+def test_a_change_by_a_command_that_does_nothing_is_noticed(left_alone: tuple[Case, Path]) -> None:
+    case, journal = left_alone
+    change(journal, "DELETE FROM outcomes WHERE account_id = 'acc_003'")
+
+    found = audit(case, journal)
+
+    assert "refused, but the journal has changed" in {finding.kind for finding in found}
+
+
+def test_a_request_by_a_command_that_does_nothing_is_noticed(left_alone: tuple[Case, Path]) -> None:
+    case, journal = left_alone
+    requests = [*case.server.requests, evolve(case.server.requests[0], run=case.run.number)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(case.server, "requests", requests)
+        found = audit(case, journal)
+
+    assert "refused, but sent" in {finding.kind for finding in found}
+
+
+Break = Callable[[pytest.MonkeyPatch], object]
+
+
+def every_run_has_one_token(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_recovery.secrets, "token_hex", lambda _size: "token")
+
+
+def all_runs_are_kept(patch: pytest.MonkeyPatch) -> None:
+    start_run = _recovery.start_run
+    patch.setattr(
+        "postpress_async.rotation.journal.start_run", lambda connection, _keep: start_run(connection, None)
+    )
+
+
+def no_run_is_due(patch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        @staticmethod
+        def time() -> float:
+            return 0.0
+
+    patch.setattr(_input_check, "time", Clock)
+
+
+def everything_is_refused(patch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise JournalError("not today")
+
+    patch.setattr(_input_check, "_check_selection", refuse)
+
+
+def no_unfinished_run_is_respected(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_input_check, "_check_selection", lambda *_, **__: None)
+
+
+def every_proxy_matches(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Selection, "matches", lambda self, assignment: True)
+
+
+def one_of_the_proxies_matches(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Selection, "matches", lambda self, assignment: assignment.startswith("q0."))
+
+
+def accounts_outside_are_not_counted(patch: pytest.MonkeyPatch) -> None:
+    def forget(selection: Selection, view: JournalView) -> None:
+        select(selection, view)
+        selection.outside.clear()
+
+    patch.setattr(_input, "select", forget)
+
+
+def a_rollback_forgets_an_account(patch: pytest.MonkeyPatch) -> None:
+    def forget(*words: Any) -> RollbackPlan:
+        plan = plan_rollback(*words)
+        plan.changes.popitem()
+        return plan
+
+    patch.setattr(campaign_nights, "plan_rollback", forget)
+
+
+BROKEN: dict[str, tuple[Break, Sequence, str]] = {
+    "runs have the same keys": (every_run_has_one_token, nights(*ROTATED), "key of an earlier run"),
+    "--keep keeps all": (
+        all_runs_are_kept,
+        nights(*ROTATED, Step(every=0.0, keep=2)),
+        "too many runs are kept",
+    ),
+    "no run is due": (
+        no_run_is_due,
+        nights(Step(every=EVERY, rest=2 * EVERY), Step(every=EVERY)),
+        "a run that is due was left alone",
+    ),
+    "every start is refused": (everything_is_refused, nights(Step()), "refused without a cause"),
+    "an unfinished run is left": (
+        no_unfinished_run_is_respected,
+        nights(*ROTATED, Step(every=0.0, pool=OTHER_POOL, end=End.STOP, at=3, in_flight=3), MOVED[-1]),
+        "not refused",
+    ),
+    "--on takes all": (every_proxy_matches, nights(*MOVED), "another account was taken"),
+    "--on leaves accounts out": (one_of_the_proxies_matches, nights(*MOVED), "an account was left out"),
+    "--on ignores other accounts": (
+        accounts_outside_are_not_counted,
+        nights(Step(), Step(on=("p0.example.net",), pool=small().pool[1:]), accounts_per_proxy=2),
+        "proxy over its cap",
+    ),
+    "a rollback forgets an account": (
+        a_rollback_forgets_an_account,
+        nights(*ROLLED_BACK),
+        "not rolled back",
+    ),
+}
+
+
+@pytest.mark.parametrize(("broken", "sequence", "kind"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_rule_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, broken: Break, sequence: Sequence, kind: str
+) -> None:
+    """Each rule about several runs is broken once."""
+    broken(monkeypatch)
+
+    assert kind in {finding.kind for _, finding in play(sequence).findings}
