@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 # A global is read in a tenth of the time of an enumeration's member.
-_SUCCESS, _NONE = LoadSignal.SUCCESS, LoadSignal.NONE
+_SUCCESS, _OVERLOAD, _NONE = LoadSignal.SUCCESS, LoadSignal.OVERLOAD, LoadSignal.NONE
 
 MAX_OUTAGE: Final = 4 * 3600.0
 """Seconds after its first attempt for which a call of a rotation waits out an outage."""
@@ -63,8 +63,8 @@ class UpdateCall:
     # All attributes are set at once: one that is found on the class takes three times as long to read.
     __slots__ = (
         *("_attempts", "_change", "_clock", "_context", "_counts", "_failure", "_first_sent", "_hooks"),
-        *("_in_doubt", "_keys", "_last_response", "_needs_new_key", "_policy", "_replayed", "_request"),
-        *("_started", "_waits"),
+        *("_in_doubt", "_keys", "_last_response", "_needs_new_key", "_overloaded", "_policy", "_replayed"),
+        *("_request", "_started", "_waits"),
     )
 
     def __init__(
@@ -86,6 +86,7 @@ class UpdateCall:
         self._policy: Final = policy
         self._hooks: Final = hooks
         self._waits: Final[WaitGroup] = context.tracker if hooks is None else hooks.waits
+        self._overloaded = False  # whether the last attempt was refused because of too many requests
         self._counts = True  # whether the last attempt uses up one of the policy's; see `Pacer.release`
         self._attempts: tuple[Attempt, ...] = ()
         self._failure: PostPressError | None = None
@@ -176,6 +177,9 @@ class UpdateCall:
         state.start_time, state.outcome_timestamp = self._started, self._clock()
         if not self._counts:
             state.attempt_number -= 1
+        elif self._overloaded and self._waits.waits_out_outages:
+            # The pace's matter: see `Pacer.overloaded`. The backoff is that of at least one attempt.
+            state.attempt_number = max(1, state.attempt_number - 1)
 
     def _timeout_of_attempt(self, permit: Permit) -> float:
         left = self._seconds_left(permit.sent)
@@ -210,6 +214,7 @@ class UpdateCall:
             raise
         finally:
             self._counts = context.pacer.release(permit, signal, retry_after)
+            self._overloaded = signal is _OVERLOAD and context.pacer.overloaded
             if not self._counts:
                 self._exclude(self._clock() - started)
 

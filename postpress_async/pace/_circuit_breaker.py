@@ -26,7 +26,7 @@ saved at most 20 probes."""
 MIN_PROBE_INTERVAL, MAX_PROBE_INTERVAL = 0.1, 5.0
 """Shortest and longest time between two probes, in seconds, before jitter."""
 
-MAX_PROBES: Final = 8
+MAX_PROBES: Final = 16
 """Maximum probes in flight. A single probe that hangs would hide that the service is back."""
 
 MAX_RETRY_AFTER: Final = 120.0

@@ -22,6 +22,9 @@ MIN_TIMER: Final = 0.001
 """Shortest delay of a timer, in seconds. A loop may fire a timer one clock tick early; without a minimum, it
 would then spin."""
 
+OVERLOAD_SHARE: Final = 0.05
+"""Share of refusals, of about the latest 50 requests, from which they mean that the service is overloaded."""
+
 RETRY_SHARE: Final = 8
 """If both are waiting, one in this many permits goes to a new call and the others to retries."""
 
@@ -81,6 +84,7 @@ class Pacer:
         self._record_served_at = -float("inf")
         self._permits = 0  # permits in use, and those of refused requests until the usual latency has passed
         self._held: Final[list[float]] = []  # a heap of the times at which the latter are released
+        self._stale = 0  # permits in use that were granted before the breaker last opened or closed
         self._waiting: Final = (WaitQueue[Permit | None](), WaitQueue[Permit | None]())  # retries, new calls
         self._retries_in_a_row = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -93,6 +97,11 @@ class Pacer:
     def paused(self) -> bool:
         """Whether the circuit breaker is open."""
         return self._breaker.is_open
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether the service refuses many requests, and answers others."""
+        return not self._breaker.is_open and self._limiter.refusal_share > OVERLOAD_SHARE
 
     @property
     def limit(self) -> int:
@@ -127,6 +136,7 @@ class Pacer:
         now = self._clock()
         self._breaker.trip(now)
         self._limiter.pause(self._breaker.outage_started)
+        self._stale = self.in_flight
         self._update_fast_limit()
         if self._waiting[0].count or self._waiting[1].count:
             self._admit()
@@ -206,6 +216,9 @@ class Pacer:
             counts = self._end_probe(signal, retry_after, now)
         else:
             counts = signal is _SUCCESS or signal is _ALIVE  # sent before the breaker opened
+            self._stale -= 1
+        if breaker.is_open is not was_open:
+            self._stale = self.in_flight - 1
         if (signal is _OVERLOAD or signal is _THROTTLED) and now < (
             until := permit.sent + self._limiter.latency
         ):
@@ -215,7 +228,7 @@ class Pacer:
         if self._waiting[0].count or self._waiting[1].count:
             self._admit()
         else:
-            self._fast_limit = 0 if breaker.is_open else int(self._limiter.value)
+            self._update_fast_limit()
         if breaker.is_open is not was_open and self._on_pause is not None:
             self._on_pause(breaker.is_open)
         return counts
@@ -249,8 +262,9 @@ class Pacer:
     def _end_probe(self, signal: LoadSignal, retry_after: float | None, now: float) -> bool:
         """Record the result of a probe. Returns whether it counts as an attempt."""
         success = signal is _SUCCESS or signal is _ALIVE
+        outage = now - self._breaker.outage_started
         if self._breaker.end_probe(success, now):
-            self._limiter.resume(now)
+            self._limiter.resume(now, outage)
             self._rate_limiter.resume(self._served, now)
         elif retry_after is not None and retry_after > OWN_RETRY_AFTER:
             self._breaker.on_retry_after(retry_after, now, key_wide=True)
@@ -259,7 +273,9 @@ class Pacer:
     def _return(self, permit: Permit) -> None:
         """Return a permit whose attempt gave no load signal."""
         self._permits -= 1
-        if permit.probe and self._breaker.is_open and permit.generation == self._breaker.generation:
+        if permit.generation != self._breaker.generation:
+            self._stale -= 1
+        elif permit.probe:
             self._breaker.end_probe(None, self._clock())
         self._admit()
 
@@ -275,7 +291,7 @@ class Pacer:
             if breaker.is_open and not breaker.may_probe(now + MIN_TIMER):
                 due = breaker.next_probe_at
                 break
-            if self._permits >= (self._pace.in_flight if breaker.is_open else self.limit):
+            if self._permits >= self._most():
                 due = self._held[0] if self._held else None
                 break
             if self._rate_limiter.active and not self._rate_limiter.try_acquire(now + MIN_TIMER):
@@ -314,8 +330,11 @@ class Pacer:
         self._timer = None
         self._admit()
 
+    def _most(self) -> int:
+        """The permits that may be in use. Requests from before an outage have no part in the limit."""
+        in_flight = self._pace.in_flight
+        return in_flight if self._breaker.is_open else min(self.limit + self._stale, in_flight)
+
     def _update_fast_limit(self) -> None:
-        if self._breaker.is_open or self._waiting[0].count or self._waiting[1].count:
-            self._fast_limit = 0
-        else:
-            self._fast_limit = self.limit
+        waiting = self._breaker.is_open or self._waiting[0].count or self._waiting[1].count
+        self._fast_limit = 0 if waiting else self._most()

@@ -196,7 +196,7 @@ def test_the_limit_never_leaves_its_bounds(
                 case "p":
                     limit.pause(now - latency)
                 case "d":
-                    limit.resume(now)
+                    limit.resume(now, 60.0)
 
             assert 1 <= limit.value <= most
 
