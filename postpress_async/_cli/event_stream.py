@@ -33,6 +33,8 @@ class EventStream:
     - ``retry``: ``account_id``, ``number`` of the attempt that failed, ``wait`` in seconds, ``error_type``.
     - ``canary_passed``: ``accounts`` of the canary; the others follow.
     - ``pause_began``, ``pause_ended``: the service is down, or most proxies fail; or this is over.
+    - ``limit_changed``, ``rate_changed``: the new ``limit`` of requests in flight, or ``rate`` in requests
+      per second (null for none), after a change by a tenth or more.
     - ``proxy_quarantined``: ``proxy``, the label of a proxy that is not used for its cool-down.
     - ``ended``: ``exit_code``, ``states``, ``errors``, ``halted``, ``attempts``, ``elapsed``; and
       ``message`` if nothing was sent.
@@ -113,6 +115,12 @@ class EventStream:
             case events.PauseEnded():
                 self._write("pause_ended")
                 self._explain("the service and proxies work again: accounts continue")
+            case events.LimitChanged(limit):
+                self._write("limit_changed", limit=limit)
+            case events.RateChanged(rate):
+                self._write("rate_changed", rate=rate)
+                limited = "none" if rate is None else f"{rate:.4g} requests per second"
+                self._explain(f"the rate limit is now {limited}")
             case events.ProxyQuarantined(proxy):
                 self._write("proxy_quarantined", proxy=proxy)
                 self._explain(f"{proxy} failed: it is quarantined (see --cool-down)")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 FAILURE_THRESHOLD: Final = 20
 """Overload signals that open the breaker. Each success cancels `SUCCESS_CREDIT` of them."""
@@ -61,6 +61,11 @@ class CircuitBreaker:
         self._successes = RECOVERY_THRESHOLD  # since it closed
         self._closed_at = 0.0
         self._probes = 0
+
+    @property
+    def state(self) -> Literal["closed", "open", "half-open"]:
+        """The state; half-open while a probe is in flight."""
+        return "closed" if not self.is_open else "half-open" if self._probes else "open"
 
     def record_success(self, now: float) -> None:
         """Record a response that is not an overload signal."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from attrs import define
 
@@ -63,6 +63,7 @@ class Pacer:
         random: Returns numbers from 0 to 1.
         on_pause: Called with True when the circuit breaker opens and with False when it closes. It is called
             last, so the state is consistent even if it raises.
+        on_change: Called with the limit, or None, and the rate, or None, when they changed by a tenth.
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class Pacer:
         clock: Callable[[], float] | None = None,
         random: Callable[[], float],
         on_pause: Callable[[bool], object] | None = None,
+        on_change: Callable[[int | None, float | None], object] | None = None,
     ) -> None:
         self._pace: Final = pace
         self._clock = clock or self._loop_clock
         self._on_pause: Final = on_pause
+        self._on_change: Final = on_change
         self._limiter: Final = ConcurrencyLimiter(pace.in_flight, pace.start)
         # Few requests in flight give few signals. 5 is more than one call has attempts.
         self._breaker: Final = CircuitBreaker(max(5, min(FAILURE_THRESHOLD, 2 * pace.in_flight)), random)
@@ -92,11 +95,23 @@ class Pacer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fast_limit = 0  # `limit` if a permit is free without further checks, otherwise 0
         self._update_fast_limit()
+        self._reported = float(self.limit), self.rate
 
     @property
     def paused(self) -> bool:
         """Whether the circuit breaker is open."""
         return self._breaker.is_open
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further new call may wait."""
+        most = self._pace.max_waiting
+        return most is not None and self._waiting[1].count >= most
+
+    @property
+    def breaker_state(self) -> Literal["closed", "open", "half-open"]:
+        """The state of the circuit breaker; half-open while a probe is in flight."""
+        return self._breaker.state
 
     @property
     def overloaded(self) -> bool:
@@ -229,9 +244,20 @@ class Pacer:
             self._admit()
         else:
             self._update_fast_limit()
+        if self._limiter.value != self._reported[0] or self._rate_limiter.value != self._reported[1]:
+            self._report_changes()
         if breaker.is_open is not was_open and self._on_pause is not None:
             self._on_pause(breaker.is_open)
         return counts
+
+    def _report_changes(self) -> None:
+        limit, rate = self._reported
+        limit_changed = not 0.9 * limit < self.limit < 1.1 * limit
+        rate_changed = rate != self.rate and not 0.9 * rate < self.rate < 1.1 * rate
+        if limit_changed or rate_changed:
+            self._reported = float(self.limit), self.rate
+            if self._on_change is not None:
+                self._on_change(self.limit if limit_changed else None, self.rate if rate_changed else None)
 
     def _loop_clock(self) -> float:
         self._clock = asyncio.get_running_loop().time

@@ -1,8 +1,9 @@
 """
 What a pace makes of services that refuse, slow down, vanish and come back, in virtual time.
 
-The suite plays the scenarios of `MORE` with fewer accounts, and few of the generated ones. ``nox -s simulation``
-plays all of them at full length, and the generated ones with seeds that were not used to tune the pace.
+The suite plays the scenarios of `MORE` with fewer accounts, and few of the generated ones.
+``nox -s simulation`` plays all of them at full length, and the generated ones with seeds that were not
+used to tune the pace.
 ``python -m tests.pace.test_pace_scenarios [accounts]`` prints the table.
 """
 

@@ -10,13 +10,13 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from attrs import evolve
+from attrs import asdict, evolve
 
 from tests.support.pace_scenarios import flapping, lognormal, outage, pareto
 from tests.support.pace_world import Behavior, Curve, Scenario, always
 
 TUNED: Final = range(1, 9)
-HELD_OUT: Final = range(101, 109)
+HELD_OUT: Final = range(201, 209)
 
 ACCOUNTS: Final = 10_000
 
@@ -100,13 +100,9 @@ def _mixture(chance: random.Random) -> Scenario:
     families = (_flap, _ramp, _heavy, _hang, _stray)
     first, second = chance.sample(families, 2)
     one, other = first(chance), second(chance)
-    usual, changes = Behavior(), {}
-    for scenario in (other, one):
-        for name in Behavior.__slots__:
-            value = getattr(scenario.behavior, name, None)
-            if name in _FIELDS and value is not _FIELDS[name] and value != _FIELDS[name]:
-                changes[name] = value
-    behavior = evolve(usual, **changes)
+    changed = [asdict(scenario.behavior, recurse=False).items() for scenario in (other, one)]
+    changes = {name: value for items in changed for name, value in items if value != _USUAL[name]}
+    behavior = Behavior(**changes)
     name = f"{first.__name__[1:]} and {second.__name__[1:]}"
     match chance.choice(("", "passing", "unavailable", "tier")):
         case "passing":
@@ -124,7 +120,7 @@ def _mixture(chance: random.Random) -> Scenario:
     return Scenario(name, behavior, None, 1.3, 1.25, in_flight=one.in_flight, timeout=timeout, failures=3)
 
 
-_FIELDS: Final = {name: getattr(Behavior(), name) for name in Behavior.__slots__ if not name.startswith("_")}
+_USUAL: Final = asdict(Behavior(), recurse=False)
 
 FAMILIES: Final = {
     "flap": _flap,
