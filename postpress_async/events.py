@@ -106,7 +106,7 @@ class LimitChanged:
 
 @frozen
 class RateChanged:
-    """The rate limit changed by a tenth or more, to *rate* requests per second; None if there is none."""
+    """The rate limit changed by a tenth or more, to *rate* requests per second; None means unlimited."""
 
     rate: float | None
 

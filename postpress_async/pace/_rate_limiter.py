@@ -32,7 +32,7 @@ MIN_FIRST_RATE: Final = 10.0
 """The same for the first 429, which may arrive before any other response."""
 
 LARGE_BACKGROUND: Final = 0.2
-"""Share of 429s at any rate above which the limit of the tier is searched for anew."""
+"""Share of 429s at any rate above which the limit of the tier is searched for again."""
 
 BELOW_PLATEAU: Final = 0.97
 """Share of the plateau below which an unchanged tier refuses nothing."""
