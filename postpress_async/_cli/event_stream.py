@@ -10,6 +10,7 @@ import click
 
 from postpress_async import events
 from postpress_async._cli.output import counted, discard_stdout, write_stderr
+from postpress_async.errors import TransportError
 from postpress_async.rotation import Outcome, Refusal, RotationSummary
 from postpress_async.rotation._pool._proxy_list import RefusedLine
 from postpress_async.rotation.journal._rollback import LeftBehind
@@ -108,7 +109,10 @@ class EventStream:
         match event:
             case events.RetryScheduled(account_id, number, wait, error):
                 self._write("retry", account_id=account_id, number=number, wait=wait, error_type=error.code)
-                self._explain(f"{account_id}: {error.code} in attempt {number}; retrying in {wait:.1f} s")
+                # Without a response, the host and the reason are in the message.
+                reason = f" ({error.args[0]})" if isinstance(error, TransportError) else ""
+                text = f"{error.code} in attempt {number}; retrying in {wait:.1f} s{reason}"
+                self._explain(f"{account_id}: {text}")
             case events.PauseBegan():
                 self._write("pause_began")
                 self._explain("the service is down, or most proxies fail: accounts wait, except probes")

@@ -12,7 +12,7 @@ CUBIC_C: Final = 0.05
 TOLERATED_SHARE: Final = 0.1
 """Share of refusals that does not mean overload: any service answers some requests with a 503."""
 
-LEARNED_TOLERATED_SHARE: Final = 0.03
+LEARNED_TOLERATED_SHARE: Final = 0.04
 """The same after a decrease has ended the refusals, which shows that the load causes them."""
 
 SIGNIFICANCE: Final = 2.5
@@ -29,7 +29,7 @@ BASELINE_TTL: Final = 30.0
 limit is lowered for one window and the latency measured again, as in BBR. Otherwise the limit could never
 grow after the service became permanently slower, or would rise until requests queue."""
 
-FIRST_BASELINE_TTL: Final = 1.0
+FIRST_BASELINE_TTL: Final = 3.0
 """The same for the first baseline, which is too low if latencies vary: fast responses arrive first."""
 
 MAX_INITIAL_LIMIT: Final = 100
