@@ -19,6 +19,7 @@ All errors. Each has a scope, and says whether it is retried and whether the cha
     │   └── TlsError
     ├── AnswerError                 an invalid response
     ├── DeadlineError               the deadline passed before anything was sent
+    ├── BusyError                   too many calls wait, see `Pace.max_waiting`
     ├── SupersededError             a newer update of the account was made before it was sent
     ├── ConfigurationError          the session's arguments cannot be used
     │   └── SessionClosedError
@@ -300,6 +301,16 @@ class SupersededError(PostPressError):
     """
 
     scope = Scope.ACCOUNT
+
+
+class BusyError(PostPressError):
+    """
+    More calls than `Pace.max_waiting` wait, so the change was not sent. Try again later, or shed load.
+
+    Calls of a rotation never raise it.
+    """
+
+    scope = Scope.SERVICE
 
 
 # --- Not about one response ----------------------------------------------------------------------

@@ -20,7 +20,7 @@ class CallStarted:
     A call of `update_proxy` or of a rotation started. It may wait before its first attempt.
 
     All events of a call are emitted in its task, so an observer can match them by `asyncio.current_task`.
-    `PauseBegan` and `PauseEnded` do not belong to a call.
+    `PauseBegan`, `PauseEnded`, `LimitChanged` and `RateChanged` do not belong to a call.
 
     Attributes:
         url: The URL of its requests. Contains the account id but no secret.
@@ -40,6 +40,7 @@ class CallEnded:
         elapsed: Seconds from the start of the first attempt to the end of the call, including backoff; 0 if
             there was no attempt.
         error: The error that it raised; None if it succeeded or was given up.
+        waited: Seconds for which it waited for permits, before its first attempt and between attempts.
         given_up: Whether it was cancelled, or ended by an exception that is not a `PostPressError`. An
             attempt in flight then has no `AttemptEnded`.
     """
@@ -49,6 +50,7 @@ class CallEnded:
     elapsed: float
     error: PostPressError | None
     given_up: bool = False
+    waited: float = 0.0
 
 
 @frozen
@@ -96,6 +98,20 @@ class PauseEnded:
 
 
 @frozen
+class LimitChanged:
+    """The concurrency limit changed by a tenth or more, to *limit* requests in flight."""
+
+    limit: int
+
+
+@frozen
+class RateChanged:
+    """The rate limit changed by a tenth or more, to *rate* requests per second; None means unlimited."""
+
+    rate: float | None
+
+
+@frozen
 class ProxyQuarantined:
     """A proxy of a pool failed too often and gets no account for its cool-down. *proxy* is its label."""
 
@@ -129,6 +145,8 @@ Event: TypeAlias = (
     | RetryScheduled
     | PauseBegan
     | PauseEnded
+    | LimitChanged
+    | RateChanged
     | ProxyQuarantined
     | AccountSettled
 )

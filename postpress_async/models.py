@@ -7,7 +7,7 @@ and the rule, and never shows a password.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from attrs import Attribute, field, frozen
 from attrs.converters import optional as or_none
@@ -175,3 +175,24 @@ class AccountPatched:
 
     account_id: str
     attempts: tuple[Attempt, ...] = field(default=(), eq=False, repr=False)
+
+
+@frozen(kw_only=True)
+class SessionStats:
+    """
+    The state of a session's pace, for health checks and dashboards.
+
+    Attributes:
+        in_flight: Requests without a response yet.
+        waiting: Calls that wait for a permit.
+        limit: The current concurrency limit.
+        rate: The current rate limit in requests per second; None without one.
+        breaker: State of the circuit breaker: ``"closed"``, ``"open"`` (all calls wait), or ``"half-open"``
+            (all wait except probes, of which at least one is in flight).
+    """
+
+    in_flight: int
+    waiting: int
+    limit: int
+    rate: float | None
+    breaker: Literal["closed", "open", "half-open"]

@@ -1,7 +1,6 @@
 """The session, which updates the proxies of accounts from any number of tasks."""
 
 import asyncio
-import logging
 import math
 import os
 import random
@@ -15,11 +14,11 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 import aiohttp
 from yarl import URL
 
-from postpress_async import events
 from postpress_async._call.arguments import suggest_change
 from postpress_async._call.context import CallContext, CallHooks
 from postpress_async._call.idempotency import FixedKey, FreshKeys, KeyGenerator, Keys, check_key
 from postpress_async._call.keyed_lock import KeyedLock
+from postpress_async._call.pace_reports import report_changes, report_pauses
 from postpress_async._call.tracker import CallTracker, WaitGroup
 from postpress_async._call.update import UpdateCall
 from postpress_async._converter import as_change
@@ -30,7 +29,7 @@ from postpress_async._safe_observer import SafeObserver
 from postpress_async._settings import make_tls, read_api_key, read_base_url, target_of
 from postpress_async.errors import ConfigurationError, SessionClosedError
 from postpress_async.events import Observer
-from postpress_async.models import AccountPatched, ProxyChange, ProxyChangeLike
+from postpress_async.models import AccountPatched, ProxyChange, ProxyChangeLike, SessionStats
 from postpress_async.pace import Pace
 from postpress_async.pace._pacer import Pacer
 from postpress_async.retry import RetryPolicy, check_policy, check_seconds
@@ -47,7 +46,6 @@ _TRANSPORTS: Final[dict[str, Callable[..., Transport]]] = {
     "session": AiohttpTransport,
     "lean": make_lean_transport,
 }
-_log = logging.getLogger("postpress_async.pace")
 
 
 class PostPressSession:
@@ -118,7 +116,12 @@ class PostPressSession:
         self._context: Final = CallContext(
             _make_transport(transport, url, key, ssl=ssl, connector=connector, trust_env=trust_env),
             key,
-            Pacer(pace, random=random.random, on_pause=_report_pauses(observer)),
+            Pacer(
+                pace,
+                random=random.random,
+                on_pause=report_pauses(observer),
+                on_change=report_changes(observer),
+            ),
             KeyedLock(latest=same_account == "latest"),
             self._tracker,
             observer,
@@ -129,6 +132,17 @@ class PostPressSession:
     def paused(self) -> bool:
         """Whether all calls wait, except for probes, because the service is down."""
         return self._context.pacer.paused
+
+    def stats(self) -> SessionStats:
+        """The state of the session's pace at this moment."""
+        pacer = self._context.pacer
+        return SessionStats(
+            in_flight=pacer.in_flight,
+            waiting=pacer.waiting,
+            limit=pacer.limit,
+            rate=None if pacer.rate == math.inf else pacer.rate,
+            breaker=pacer.breaker_state,
+        )
 
     @suggest_change
     async def update_proxy(
@@ -159,6 +173,7 @@ class PostPressSession:
             TransportError: There was no response.
             AnswerError: The response is invalid.
             DeadlineError: The deadline passed before anything was sent.
+            BusyError: Too many calls wait, see `Pace.max_waiting`. Nothing was sent.
             SupersededError: A newer update of the account was made before anything was sent.
             ConfigurationError: The session is closed, or belongs to another event loop.
         """
@@ -396,29 +411,3 @@ def _make_transport(
         if value is not None:
             raise ConfigurationError(f'{name} requires transport="session" or "lean", got {transport!r}')
     return transport
-
-
-def _report_pauses(observer: SafeObserver[events.Event] | None) -> Callable[[bool], None]:
-    """
-    Return a function that logs and reports when the circuit breaker opens (True) and closes (False).
-
-    It has no reference to the session. With a cycle, Python would not warn at once about a session left open.
-    """
-    began = 0.0
-
-    def on_pause(paused: bool) -> None:
-        nonlocal began
-        now = asyncio.get_running_loop().time()
-        if paused:
-            began = now
-            _log.warning("the service is down: all calls wait, except for probes", extra={"paused": True})
-            event: events.Event = events.PauseBegan()
-        else:
-            elapsed = now - began
-            message = "the service is up again after %.1f s: calls continue"
-            _log.warning(message, elapsed, extra={"paused": False, "elapsed": elapsed})
-            event = events.PauseEnded(elapsed)
-        if observer is not None:
-            observer(event)
-
-    return on_pause

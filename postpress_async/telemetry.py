@@ -20,6 +20,9 @@ Metrics have no attributes with many values, such as account ids or proxies::
     postpress.client.call.duration  s    duration of calls from their first attempt, including backoff
     postpress.client.call.attempts       attempts per call
     postpress.client.retry.wait     s    backoff before a retry, by the type of the error
+    postpress.client.permit.wait    s    time that a call waited for the limits of its session
+    postpress.client.limit               concurrency limit, at its latest change
+    postpress.client.rate                rate limit in requests per second, at its latest change; 0 for none
     postpress.client.pauses              pauses because the service was down
     postpress.client.pause.duration s    duration of pauses
     postpress.rotation.accounts          completed accounts, by state, error type and scope
@@ -108,6 +111,9 @@ class Telemetry:
         self._attempts: Final = histogram(
             "postpress.client.call.attempts", "{attempt}", "Attempts per call.", [0, 1, 2, 3, 4, 6, 8, 12]
         )
+        self._permit_waits: Final = histogram(
+            "postpress.client.permit.wait", "s", "Time that a call waited for the limits of its session."
+        )
         self._waits: Final = histogram("postpress.client.retry.wait", "s", "Backoff before a retry.")
         self._pause: Final = histogram(
             "postpress.client.pause.duration",
@@ -120,6 +126,12 @@ class Telemetry:
         )
         self._pauses: Final = meter.create_counter(
             "postpress.client.pauses", "{pause}", "Pauses of all calls because the service was down."
+        )
+        self._limit: Final = meter.create_gauge(
+            "postpress.client.limit", "{request}", "Concurrency limit, at its latest change."
+        )
+        self._rate: Final = meter.create_gauge(
+            "postpress.client.rate", "{request}/s", "Rate limit, at its latest change; 0 for none."
         )
         self._accounts: Final = meter.create_counter(
             "postpress.rotation.accounts", "{account}", "Accounts completed by rotations."
@@ -154,6 +166,10 @@ class Telemetry:
                 self._pauses.add(1)
             case events.PauseEnded(elapsed):
                 self._pause.record(elapsed)
+            case events.LimitChanged(limit):
+                self._limit.set(limit)
+            case events.RateChanged(rate):
+                self._rate.set(0 if rate is None else rate)
             case events.ProxyQuarantined():
                 self._quarantines.add(1)
             case events.AccountSettled():
@@ -213,6 +229,7 @@ class Telemetry:
             attributes["error.type"] = _error_type(event.error)
             attributes["postpress.error.scope"] = event.error.scope.value
         self._calls.record(event.elapsed, call.server | attributes)
+        self._permit_waits.record(event.waited, call.server)
         self._attempts.record(event.attempts, attributes)
         try:
             if call.attempt is not None:  # the call was cancelled while a request was in flight

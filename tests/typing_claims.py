@@ -125,6 +125,10 @@ def what_users_watch(event: events.Event) -> float:
     match event:
         case events.CallStarted() | events.AttemptStarted() | events.PauseBegan() | events.ProxyQuarantined():
             return 0.0
+        case events.LimitChanged(limit):
+            return limit
+        case events.RateChanged(rate):
+            return rate or 0.0
         case events.RetryScheduled(account_id, number, wait, error):
             assert_type((account_id, number, wait, error), tuple[str, int, float, PostPressError])
             return wait

@@ -20,6 +20,7 @@ from postpress_async.errors import (
     AnswerError,
     ApiError,
     Applied,
+    BusyError,
     DeadlineError,
     PostPressError,
     SessionClosedError,
@@ -37,7 +38,7 @@ T = TypeVar("T")
 
 
 # A global is read in a tenth of the time of an enumeration's member.
-_SUCCESS, _NONE = LoadSignal.SUCCESS, LoadSignal.NONE
+_SUCCESS, _OVERLOAD, _NONE = LoadSignal.SUCCESS, LoadSignal.OVERLOAD, LoadSignal.NONE
 
 MAX_OUTAGE: Final = 4 * 3600.0
 """Seconds after its first attempt for which a call of a rotation waits out an outage."""
@@ -63,8 +64,8 @@ class UpdateCall:
     # All attributes are set at once: one that is found on the class takes three times as long to read.
     __slots__ = (
         *("_attempts", "_change", "_clock", "_context", "_counts", "_failure", "_first_sent", "_hooks"),
-        *("_in_doubt", "_keys", "_last_response", "_needs_new_key", "_policy", "_replayed", "_request"),
-        *("_started", "_waits"),
+        *("_in_doubt", "_keys", "_last_response", "_needs_new_key", "_overloaded", "_policy", "_replayed"),
+        *("_request", "_started", "_waited", "_waits"),
     )
 
     def __init__(
@@ -86,6 +87,8 @@ class UpdateCall:
         self._policy: Final = policy
         self._hooks: Final = hooks
         self._waits: Final[WaitGroup] = context.tracker if hooks is None else hooks.waits
+        self._waited = 0.0  # for permits, in seconds
+        self._overloaded = False  # whether the last attempt was refused because of too many requests
         self._counts = True  # whether the last attempt uses up one of the policy's; see `Pacer.release`
         self._attempts: tuple[Attempt, ...] = ()
         self._failure: PostPressError | None = None
@@ -117,7 +120,7 @@ class UpdateCall:
             raise
         finally:
             elapsed = max(0.0, self._clock() - self._first_sent)  # 0 if there was no attempt
-            observer(events.CallEnded(account_id, attempts, elapsed, error, given_up))
+            observer(events.CallEnded(account_id, attempts, elapsed, error, given_up, self._waited))
             del error  # an exception held by a frame of its own traceback is a reference cycle
 
     async def _run(self) -> AccountPatched:
@@ -176,6 +179,9 @@ class UpdateCall:
         state.start_time, state.outcome_timestamp = self._started, self._clock()
         if not self._counts:
             state.attempt_number -= 1
+        elif self._overloaded and self._waits.waits_out_outages:
+            # The pace's matter: see `Pacer.overloaded`. The backoff is that of at least one attempt.
+            state.attempt_number = max(1, state.attempt_number - 1)
 
     def _timeout_of_attempt(self, permit: Permit) -> float:
         left = self._seconds_left(permit.sent)
@@ -210,6 +216,7 @@ class UpdateCall:
             raise
         finally:
             self._counts = context.pacer.release(permit, signal, retry_after)
+            self._overloaded = signal is _OVERLOAD and context.pacer.overloaded
             if not self._counts:
                 self._exclude(self._clock() - started)
 
@@ -224,6 +231,8 @@ class UpdateCall:
 
     async def _wait_for_permit(self) -> Permit:
         pacer, queued_at, retry = self._context.pacer, self._clock(), bool(self._attempts)
+        if pacer.is_full and not retry and not self._waits.waits_out_outages:
+            raise self._busy()
         future: PermitFuture = pacer.enqueue(retry=retry)
         self._waits.wake(future, self._wait_until())
         permit = None
@@ -231,6 +240,7 @@ class UpdateCall:
             permit = await future
         finally:
             self._waits.discard(future)
+            self._waited += self._clock() - queued_at
             if permit is None:
                 pacer.withdraw(future, retry=retry)
         if permit is None:
@@ -356,6 +366,13 @@ class UpdateCall:
         except TimeoutError:
             pass
         raise self._out_of_time()
+
+    def _busy(self) -> PostPressError:
+        error = BusyError("too many calls wait to be sent: try again later, or raise Pace.max_waiting")
+        error.account_id = self._request.account_id
+        if self._in_doubt:
+            error.applied = Applied.UNKNOWN
+        return error
 
     def _cannot_resend(self) -> PostPressError:
         # Without a key, a second request might assign a second managed proxy.

@@ -10,6 +10,7 @@ import click
 
 from postpress_async import events
 from postpress_async._cli.output import counted, discard_stdout, write_stderr
+from postpress_async.errors import TransportError
 from postpress_async.rotation import Outcome, Refusal, RotationSummary
 from postpress_async.rotation._pool._proxy_list import RefusedLine
 from postpress_async.rotation.journal._rollback import LeftBehind
@@ -33,6 +34,8 @@ class EventStream:
     - ``retry``: ``account_id``, ``number`` of the attempt that failed, ``wait`` in seconds, ``error_type``.
     - ``canary_passed``: ``accounts`` of the canary; the others follow.
     - ``pause_began``, ``pause_ended``: the service is down, or most proxies fail; or this is over.
+    - ``limit_changed``, ``rate_changed``: the new ``limit`` of requests in flight, or ``rate`` in requests
+      per second (null for none), after a change by a tenth or more.
     - ``proxy_quarantined``: ``proxy``, the label of a proxy that is not used for its cool-down.
     - ``ended``: ``exit_code``, ``states``, ``errors``, ``halted``, ``attempts``, ``elapsed``; and
       ``message`` if nothing was sent.
@@ -106,13 +109,22 @@ class EventStream:
         match event:
             case events.RetryScheduled(account_id, number, wait, error):
                 self._write("retry", account_id=account_id, number=number, wait=wait, error_type=error.code)
-                self._explain(f"{account_id}: {error.code} in attempt {number}; retrying in {wait:.1f} s")
+                # Without a response, the host and the reason are in the message.
+                reason = f" ({error.args[0]})" if isinstance(error, TransportError) else ""
+                text = f"{error.code} in attempt {number}; retrying in {wait:.1f} s{reason}"
+                self._explain(f"{account_id}: {text}")
             case events.PauseBegan():
                 self._write("pause_began")
                 self._explain("the service is down, or most proxies fail: accounts wait, except probes")
             case events.PauseEnded():
                 self._write("pause_ended")
                 self._explain("the service and proxies work again: accounts continue")
+            case events.LimitChanged(limit):
+                self._write("limit_changed", limit=limit)
+            case events.RateChanged(rate):
+                self._write("rate_changed", rate=rate)
+                limited = "none" if rate is None else f"{rate:.4g} requests per second"
+                self._explain(f"the rate limit is now {limited}")
             case events.ProxyQuarantined(proxy):
                 self._write("proxy_quarantined", proxy=proxy)
                 self._explain(f"{proxy} failed: it is quarantined (see --cool-down)")

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from postpress_async._cli.output import counted, write_stderr
 from postpress_async.rotation import Outcome, Rotation, State
+from postpress_async.session import PostPressSession
 
 _REDRAW_INTERVAL: Final = 0.1  # seconds
 
@@ -72,7 +73,7 @@ class ProgressStats:
         return ", ".join(words)
 
     def pace(self) -> str:
-        """Rate, latency, and time left."""
+        """Rate, latency, time that accounts wait for the limits, and time left."""
         words, rate = [], self.rate()
         if rate:
             words.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
@@ -80,6 +81,9 @@ class ProgressStats:
             latencies = sorted(self._latencies)
             p50, p95 = (latencies[len(latencies) * percent // 100] for percent in (50, 95))
             words.append(f"p50 {_seconds(p50)} p95 {_seconds(p95)}")
+        if rate and isinstance(self._sender, PostPressSession) and (waiting := self._sender.stats().waiting):
+            # Little's law: the mean time that an account waits for the limits of the session.
+            words.append(f"queued {_seconds(waiting / rate)}")
         if rate and self.completed < self.total:
             words.append(f"{_clock((self.total - self.completed) / rate)} left")
         if self._sender.paused:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 FAILURE_THRESHOLD: Final = 20
 """Overload signals that open the breaker. Each success cancels `SUCCESS_CREDIT` of them."""
@@ -26,7 +26,7 @@ saved at most 20 probes."""
 MIN_PROBE_INTERVAL, MAX_PROBE_INTERVAL = 0.1, 5.0
 """Shortest and longest time between two probes, in seconds, before jitter."""
 
-MAX_PROBES: Final = 8
+MAX_PROBES: Final = 16
 """Maximum probes in flight. A single probe that hangs would hide that the service is back."""
 
 MAX_RETRY_AFTER: Final = 120.0
@@ -61,6 +61,11 @@ class CircuitBreaker:
         self._successes = RECOVERY_THRESHOLD  # since it closed
         self._closed_at = 0.0
         self._probes = 0
+
+    @property
+    def state(self) -> Literal["closed", "open", "half-open"]:
+        """The state; half-open while a probe is in flight."""
+        return "closed" if not self.is_open else "half-open" if self._probes else "open"
 
     def record_success(self, now: float) -> None:
         """Record a response that is not an overload signal."""

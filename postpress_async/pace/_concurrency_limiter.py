@@ -12,7 +12,7 @@ CUBIC_C: Final = 0.05
 TOLERATED_SHARE: Final = 0.1
 """Share of refusals that does not mean overload: any service answers some requests with a 503."""
 
-LEARNED_TOLERATED_SHARE: Final = 0.03
+LEARNED_TOLERATED_SHARE: Final = 0.04
 """The same after a decrease has ended the refusals, which shows that the load causes them."""
 
 SIGNIFICANCE: Final = 2.5
@@ -20,6 +20,9 @@ SIGNIFICANCE: Final = 2.5
 
 MAX_LATENCY_FACTOR: Final = 2.0
 """Multiple of the baseline latency above which the service is queueing, so the limit must not grow."""
+
+SLOWER: Final = 1.33
+"""Multiple of the baseline latency above which requests are certainly slower than usual."""
 
 BASELINE_TTL: Final = 30.0
 """Seconds for which the baseline latency is valid. If an expired baseline keeps the limit from growing, the
@@ -33,6 +36,9 @@ MAX_INITIAL_LIMIT: Final = 100
 """Maximum limit before the first response. A service that refuses requests does so within 5 ms, long before
 the first responses arrive."""
 
+LONG_OUTAGE: Final = 10.0
+"""Seconds. After half of that, a service may have lost its warm caches: then start with half the limit."""
+
 DEFAULT_LATENCY: Final = 0.1
 """Latency in seconds, assumed before the first response."""
 
@@ -45,6 +51,7 @@ class ConcurrencyLimiter:
 
     Attributes:
         value: The limit; round it down.
+        refusal_share: Share of overload signals, as an exponential average of the latest 50 requests.
         latency: Latency in seconds: the geometric mean of the last window, because a few responses of ten
             seconds must not look like a queue.
     """
@@ -73,6 +80,7 @@ class ConcurrencyLimiter:
         self._before_probe: float | None = None
         self._headroom_before_probe = 1.0
         # The share of refusals.
+        self.refusal_share: float = 0.0
         self._requests = 0.0
         self._refusals = 0.0
         self._decreased_at = -math.inf
@@ -92,6 +100,7 @@ class ConcurrencyLimiter:
 
         *timed* says whether its latency counts: that of an error may not be the latency of the service.
         """
+        self.refusal_share *= 0.98
         if sent > self._decreased_at:
             self._requests += 1.0
             self._requests_since += 1.0
@@ -117,6 +126,7 @@ class ConcurrencyLimiter:
 
     def record_overload(self, sent: float, now: float) -> None:
         """Record an overload signal for a request sent at *sent*."""
+        self.refusal_share += 0.02 * (1 - self.refusal_share)
         if sent <= self._decreased_at:
             return  # it concerns the limit before the decrease
         latency = now - sent
@@ -138,10 +148,10 @@ class ConcurrencyLimiter:
         if self._decreased_at >= since:
             self.value, self._ssthresh, self._slow_start = self._before_last_decrease
 
-    def resume(self, now: float) -> None:
-        """After an outage, start with half the limit and return to the full one in slow start."""
+    def resume(self, now: float, outage: float) -> None:
+        """After *outage* seconds, start with a part of the limit and return to the full one in slow start."""
         self._ssthresh = max(self._ssthresh if self._slow_start else self.value, 1.0)
-        self.value = max(1.0, self.value / 2)
+        self.value = max(1.0, self.value * max(0.5, 1 - outage / LONG_OUTAGE))
         self._slow_start = True
         self._cap = 2 * self.value
         self._effect_known = True
@@ -169,6 +179,8 @@ class ConcurrencyLimiter:
             elapsed = now - self._cubic_started - math.cbrt((1 - CUBIC_BETA) / CUBIC_C)
             goal = self._plateau * (1 + CUBIC_C * elapsed**3)
             self.value = min(max(self.value, goal), self.value * min(headroom, 1.5), float(self._maximum))
+        if self._tolerated > TOLERATED_SHARE and self._is_queueing:
+            self._tolerated = TOLERATED_SHARE
         if self._requests >= 5 * self._size:
             if self._tolerated > TOLERATED_SHARE and self._refusals < self._tolerated / 2 * self._requests:
                 self._tolerated = TOLERATED_SHARE
@@ -182,7 +194,7 @@ class ConcurrencyLimiter:
             self._baseline, self._baseline_expires = latency, now + FIRST_BASELINE_TTL
         elif self._before_probe is not None:
             self._end_probe()
-            if latency < 1.33 * self._baseline:
+            if latency < SLOWER * self._baseline:
                 # Fewer requests in flight made responses faster, so the other requests were queueing.
                 self.value = max(1.0, self.value * min(max(self._headroom_before_probe, 0.25), 1.0))
                 self._plateau = min(self._plateau, self.value)
@@ -196,13 +208,17 @@ class ConcurrencyLimiter:
             self._baseline += 0.2 * (latency - self._baseline)
         elif now > self._baseline_expires and not self._slow_start:
             self._baseline_expires = now + BASELINE_TTL
-            if latency > 1.33 * self._baseline:
+            if latency > SLOWER * self._baseline:
                 self._before_probe, self._probe_at = self.value, now
                 self._headroom_before_probe = MAX_LATENCY_FACTOR * self._baseline / latency
                 self.value = max(1.0, self.value * max(self._baseline / latency, 0.125))
             else:
                 self._baseline = latency
         return self._baseline
+
+    @property
+    def _is_queueing(self) -> bool:
+        return self._baseline is not None and self.latency > SLOWER * self._baseline
 
     def _end_probe(self) -> None:
         if self._before_probe is not None:
@@ -211,7 +227,7 @@ class ConcurrencyLimiter:
     def _decrease(self, now: float) -> None:
         self._end_probe()
         share = self._refusals / self._requests
-        if self._decrease_helped:
+        if self._decrease_helped or self._is_queueing:
             ineffective = False
         elif self._effect_known:
             ineffective = self._refusals_since > 0.6 * self._share * self._requests_since > 60 * self._share
@@ -245,7 +261,7 @@ class ConcurrencyLimiter:
         if self._requests >= 20 and self._refusals < 0.02 * self._requests:
             self._tolerated = min(self._tolerated, LEARNED_TOLERATED_SHARE)
             self._effect_known = self._decrease_helped = True
-        elif self._requests >= 100 or self._refusals < self._tolerated * self._requests:
+        elif self._requests >= 100 or 20 <= self._requests > self._refusals / self._tolerated:
             self._effect_known = self._refusals <= _significant(self._tolerated, self._requests)
 
     def _leave_slow_start(self, value: float, now: float) -> None:

@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from attrs import field, frozen
+from attrs.validators import optional
 
 
 def _positive_integer(_instance: object, attribute: Any, value: int) -> None:
@@ -46,6 +47,8 @@ class Pace:
             20 ms of the rate, or one request.
         start: Initial concurrency limit, from 1 to *in_flight*. Before the first response it is at most 100.
             Ignored without *adaptive*.
+        max_waiting: Calls of `update_proxy` that may wait for a permit; one more raises `BusyError` at once.
+            None for no limit. Retries, and calls of a rotation, always wait.
 
     Raises:
         ValueError: A value is out of its range or of the wrong type.
@@ -55,6 +58,7 @@ class Pace:
     adaptive: bool = field(default=True, validator=_boolean)
     rate: float | None = field(default=None, validator=_rate)
     start: int = field(default=20, validator=_positive_integer)
+    max_waiting: int | None = field(default=None, validator=optional(_positive_integer))
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "start", min(self.start, self.in_flight))

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from attrs import define
 
@@ -21,6 +21,9 @@ enough requests get it. The refused call always waits for its full Retry-After."
 MIN_TIMER: Final = 0.001
 """Shortest delay of a timer, in seconds. A loop may fire a timer one clock tick early; without a minimum, it
 would then spin."""
+
+OVERLOAD_SHARE: Final = 0.05
+"""Share of refusals, of about the latest 50 requests, from which they mean that the service is overloaded."""
 
 RETRY_SHARE: Final = 8
 """If both are waiting, one in this many permits goes to a new call and the others to retries."""
@@ -60,6 +63,7 @@ class Pacer:
         random: Returns numbers from 0 to 1.
         on_pause: Called with True when the circuit breaker opens and with False when it closes. It is called
             last, so the state is consistent even if it raises.
+        on_change: Called with the limit, or None, and the rate, or None, when they changed by a tenth.
     """
 
     def __init__(
@@ -69,10 +73,12 @@ class Pacer:
         clock: Callable[[], float] | None = None,
         random: Callable[[], float],
         on_pause: Callable[[bool], object] | None = None,
+        on_change: Callable[[int | None, float | None], object] | None = None,
     ) -> None:
         self._pace: Final = pace
         self._clock = clock or self._loop_clock
         self._on_pause: Final = on_pause
+        self._on_change: Final = on_change
         self._limiter: Final = ConcurrencyLimiter(pace.in_flight, pace.start)
         # Few requests in flight give few signals. 5 is more than one call has attempts.
         self._breaker: Final = CircuitBreaker(max(5, min(FAILURE_THRESHOLD, 2 * pace.in_flight)), random)
@@ -81,6 +87,7 @@ class Pacer:
         self._record_served_at = -float("inf")
         self._permits = 0  # permits in use, and those of refused requests until the usual latency has passed
         self._held: Final[list[float]] = []  # a heap of the times at which the latter are released
+        self._stale = 0  # permits in use that were granted before the breaker last opened or closed
         self._waiting: Final = (WaitQueue[Permit | None](), WaitQueue[Permit | None]())  # retries, new calls
         self._retries_in_a_row = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -88,11 +95,28 @@ class Pacer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fast_limit = 0  # `limit` if a permit is free without further checks, otherwise 0
         self._update_fast_limit()
+        self._reported = float(self.limit), self.rate
 
     @property
     def paused(self) -> bool:
         """Whether the circuit breaker is open."""
         return self._breaker.is_open
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further new call may wait."""
+        most = self._pace.max_waiting
+        return most is not None and self._waiting[1].count >= most
+
+    @property
+    def breaker_state(self) -> Literal["closed", "open", "half-open"]:
+        """The state of the circuit breaker; half-open while a probe is in flight."""
+        return self._breaker.state
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether the service refuses many requests, and answers others."""
+        return not self._breaker.is_open and self._limiter.refusal_share > OVERLOAD_SHARE
 
     @property
     def limit(self) -> int:
@@ -127,6 +151,7 @@ class Pacer:
         now = self._clock()
         self._breaker.trip(now)
         self._limiter.pause(self._breaker.outage_started)
+        self._stale = self.in_flight
         self._update_fast_limit()
         if self._waiting[0].count or self._waiting[1].count:
             self._admit()
@@ -206,6 +231,9 @@ class Pacer:
             counts = self._end_probe(signal, retry_after, now)
         else:
             counts = signal is _SUCCESS or signal is _ALIVE  # sent before the breaker opened
+            self._stale -= 1
+        if breaker.is_open is not was_open:
+            self._stale = self.in_flight - 1
         if (signal is _OVERLOAD or signal is _THROTTLED) and now < (
             until := permit.sent + self._limiter.latency
         ):
@@ -215,10 +243,21 @@ class Pacer:
         if self._waiting[0].count or self._waiting[1].count:
             self._admit()
         else:
-            self._fast_limit = 0 if breaker.is_open else int(self._limiter.value)
+            self._update_fast_limit()
+        if self._limiter.value != self._reported[0] or self._rate_limiter.value != self._reported[1]:
+            self._report_changes()
         if breaker.is_open is not was_open and self._on_pause is not None:
             self._on_pause(breaker.is_open)
         return counts
+
+    def _report_changes(self) -> None:
+        limit, rate = self._reported
+        limit_changed = not 0.9 * limit < self.limit < 1.1 * limit
+        rate_changed = rate != self.rate and not 0.9 * rate < self.rate < 1.1 * rate
+        if limit_changed or rate_changed:
+            self._reported = float(self.limit), self.rate
+            if self._on_change is not None:
+                self._on_change(self.limit if limit_changed else None, self.rate if rate_changed else None)
 
     def _loop_clock(self) -> float:
         self._clock = asyncio.get_running_loop().time
@@ -249,8 +288,9 @@ class Pacer:
     def _end_probe(self, signal: LoadSignal, retry_after: float | None, now: float) -> bool:
         """Record the result of a probe. Returns whether it counts as an attempt."""
         success = signal is _SUCCESS or signal is _ALIVE
+        outage = now - self._breaker.outage_started
         if self._breaker.end_probe(success, now):
-            self._limiter.resume(now)
+            self._limiter.resume(now, outage)
             self._rate_limiter.resume(self._served, now)
         elif retry_after is not None and retry_after > OWN_RETRY_AFTER:
             self._breaker.on_retry_after(retry_after, now, key_wide=True)
@@ -259,7 +299,9 @@ class Pacer:
     def _return(self, permit: Permit) -> None:
         """Return a permit whose attempt gave no load signal."""
         self._permits -= 1
-        if permit.probe and self._breaker.is_open and permit.generation == self._breaker.generation:
+        if permit.generation != self._breaker.generation:
+            self._stale -= 1
+        elif permit.probe:
             self._breaker.end_probe(None, self._clock())
         self._admit()
 
@@ -275,7 +317,7 @@ class Pacer:
             if breaker.is_open and not breaker.may_probe(now + MIN_TIMER):
                 due = breaker.next_probe_at
                 break
-            if self._permits >= (self._pace.in_flight if breaker.is_open else self.limit):
+            if self._permits >= self._most():
                 due = self._held[0] if self._held else None
                 break
             if self._rate_limiter.active and not self._rate_limiter.try_acquire(now + MIN_TIMER):
@@ -314,8 +356,11 @@ class Pacer:
         self._timer = None
         self._admit()
 
+    def _most(self) -> int:
+        """The permits that may be in use. Requests from before an outage have no part in the limit."""
+        in_flight = self._pace.in_flight
+        return in_flight if self._breaker.is_open else min(self.limit + self._stale, in_flight)
+
     def _update_fast_limit(self) -> None:
-        if self._breaker.is_open or self._waiting[0].count or self._waiting[1].count:
-            self._fast_limit = 0
-        else:
-            self._fast_limit = self.limit
+        waiting = self._breaker.is_open or self._waiting[0].count or self._waiting[1].count
+        self._fast_limit = 0 if waiting else self._most()

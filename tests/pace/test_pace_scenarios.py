@@ -1,7 +1,9 @@
 """
 What a pace makes of services that refuse, slow down, vanish and come back, in virtual time.
 
-The suite plays the scenarios of `MORE` with fewer accounts, ``nox -s simulation`` all of them at full length.
+The suite plays the scenarios of `MORE` with fewer accounts, and few of the generated ones.
+``nox -s simulation`` plays all of them at full length, and the generated ones with seeds that were not
+used to tune the pace.
 ``python -m tests.pace.test_pace_scenarios [accounts]`` prints the table.
 """
 
@@ -11,6 +13,7 @@ import sys
 import pytest
 from attrs import evolve
 
+from tests.support.pace_generated import HELD_OUT, TUNED, generated
 from tests.support.pace_scenarios import MORE, TABLE
 from tests.support.pace_world import HEAD, Behavior, Result, Scenario, always, measure
 
@@ -78,6 +81,17 @@ def test_more_scenarios(scenario: Scenario) -> None:
     assert check(shortened, result) == []
 
 
+@pytest.mark.parametrize(
+    "scenario", generated(HELD_OUT) if FULL else generated(TUNED[:2]), ids=lambda s: s.name
+)
+def test_generated_scenarios(scenario: Scenario) -> None:
+    """Flapping, ramps, heavy tails, hangs, random 429s and mixtures of them, drawn from seeds."""
+    result = measure(scenario, seed=SEED)
+    print(f"seed {SEED}\n{HEAD}\n{result}")
+
+    assert check(scenario, result) == []
+
+
 @pytest.mark.parametrize("share", [0.01, 0.03])
 def test_429s_whatever_the_rate_cost_hardly_more_than_503s(share: float) -> None:
     """A small share of 429s that a lower rate does not lower must not slow a rotation down."""
@@ -109,7 +123,7 @@ def test_a_retry_waits_no_longer_than_its_neighbours(name: str) -> None:
 
 if __name__ == "__main__":
     print(f"seed {SEED}\n{HEAD}")
-    for scenario in ALL.values():
+    for scenario in [*ALL.values(), *generated(TUNED), *generated(HELD_OUT)]:
         if len(sys.argv) > 1:
             scenario = evolve(scenario, accounts=int(sys.argv[1]))
         result = measure(scenario, seed=SEED)

@@ -21,11 +21,11 @@ def steps(*pairs: tuple[float, float]) -> Curve:
     return lambda now: next(value for when, value in reversed(pairs) if now >= when)
 
 
-def _lognormal(mean: float, sigma: float) -> Callable[[random.Random], float]:
+def lognormal(mean: float, sigma: float) -> Callable[[random.Random], float]:
     return lambda chance: mean * math.exp(chance.gauss(0.0, sigma) - sigma * sigma / 2)
 
 
-def _pareto(mean: float, alpha: float) -> Callable[[random.Random], float]:
+def pareto(mean: float, alpha: float) -> Callable[[random.Random], float]:
     return lambda chance: mean * (alpha - 1) / alpha * chance.paretovariate(alpha)
 
 
@@ -118,10 +118,10 @@ MORE = [
     Scenario("50 at once, no queue", Behavior(capacity=always(50.0), queue=0), THOUSAND, 1.12, 1.1, in_flight=400, failures=5),
     Scenario("50 at once, queue of 10", Behavior(capacity=always(50.0), queue=10), THOUSAND, 1.1, 1.1, in_flight=400),
     Scenario("5 at once, queue of 15", Behavior(capacity=always(5.0), queue=15), always(100.0), 1.05, 1.08, in_flight=1000, failures=5),
-    Scenario("heavy tail, lognormal", Behavior(latency=_lognormal(0.05, 1.5)), THOUSAND, 1.3, 1.0),
-    Scenario("heavy tail, lognormal, 400 in flight", Behavior(latency=_lognormal(0.05, 1.5)), always(8000.0), 2.2, 1.0, in_flight=400, accounts=100_000),
-    Scenario("heavy tail, Pareto", Behavior(latency=_pareto(0.05, 2.2)), THOUSAND, 1.3, 1.0),
-    Scenario("heavy tail, 50 at once", Behavior(latency=_lognormal(0.05, 1.5), capacity=always(50.0)), THOUSAND, 1.2, 1.03, in_flight=1000),
+    Scenario("heavy tail, lognormal", Behavior(latency=lognormal(0.05, 1.5)), THOUSAND, 1.3, 1.0),
+    Scenario("heavy tail, lognormal, 400 in flight", Behavior(latency=lognormal(0.05, 1.5)), always(8000.0), 2.2, 1.0, in_flight=400, accounts=100_000),
+    Scenario("heavy tail, Pareto", Behavior(latency=pareto(0.05, 2.2)), THOUSAND, 1.3, 1.0),
+    Scenario("heavy tail, 50 at once", Behavior(latency=lognormal(0.05, 1.5), capacity=always(50.0)), THOUSAND, 1.2, 1.03, in_flight=1000),
     Scenario("1% 503 for ever", Behavior(unavailable=always(0.01)), THOUSAND, 1.05, 1.0),
     Scenario("1% 503 for ever, Retry-After: 10", Behavior(unavailable=always(0.01), overload_retry_after=10.0), THOUSAND, 2.0, 1.0),
     Scenario("15% 503 for ever", Behavior(unavailable=always(0.15)), THOUSAND, 1.3, 1.0, failures=40),

@@ -5,6 +5,7 @@ import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import Factory, define, evolve, field, frozen
@@ -267,7 +268,9 @@ class Rotation:
                 self._retrying -= 1
                 self._fewer.set()
             reply = await self.service.ask(account, self.timeout)
-            used += self.pacer.release(permit, reply.signal, reply.retry_after)
+            if self.pacer.release(permit, reply.signal, reply.retry_after):
+                overloaded = reply.signal is LoadSignal.OVERLOAD and self.pacer.overloaded
+                used = max(used, 1) if overloaded else used + 1
             tries += 1
             permit = None
             if reply.signal is LoadSignal.SUCCESS:
@@ -289,13 +292,14 @@ class Rotation:
 class Scenario:
     """
     Attributes:
-        rate: Answers a second that the service, perfectly used within *in_flight*, gives at that time.
+        rate: Answers a second that the service, perfectly used within *in_flight*, gives at that time. None
+            derives it from the behavior and the work that was drawn.
         within: Makespan over the ideal, at most; *asks* likewise for requests over needed ones.
     """
 
     name: str
     behavior: Behavior
-    rate: Curve
+    rate: Curve | None
     within: float
     asks: float
     in_flight: int = 50
@@ -388,7 +392,18 @@ async def _play(scenario: Scenario, seed: int) -> Result:
 
 def _ideal(scenario: Scenario, service: Service) -> float:
     """Seconds that the work takes where every free second of the service is used."""
+    if scenario.rate is None:
+        return ideal(service.work, partial(_usable, scenario, service.work / service.needed))
     needed = float(service.needed)
     if scenario.behavior.tier(0.0) < math.inf and scenario.behavior.window is None:
         needed -= scenario.behavior.burst
     return ideal(needed, scenario.rate)
+
+
+def _usable(scenario: Scenario, latency: float, now: float) -> float:
+    """Seconds of work that the service can do per second at the time *now*."""
+    behavior = scenario.behavior
+    if behavior.out(now):
+        return 0.0
+    at_once = min(scenario.in_flight, behavior.capacity(now)) / behavior.slow(now)
+    return min(at_once, behavior.tier(now) * latency)
