@@ -92,7 +92,7 @@ def draw_night_commands(seed: int) -> Sequence:
     """The nights of this *seed*, with the troubles and ends of `draw_commands`, but the right key."""
     dice = random.Random(f"commands of nights {seed}")
     drawn = draw_nights(seed, accounts=dice.randint(30, 60))
-    steps = []
+    steps: list[Step] = []
     for night in drawn.steps[:3]:
         step = _step(dice, len(drawn.accounts))
         if len(steps) == 2 and seed % 2:
