@@ -1,5 +1,8 @@
 """
-All errors. Each has a scope, and says whether it is retried and whether the change may have been applied::
+All errors. Each has a `scope` (what it is about: the request, account, proxy, API key or service),
+`retryable` (whether the default policy retries it), and `applied`: NO if certainly nothing was changed,
+otherwise UNKNOWN. An error response has the scope SERVICE, is not retryable and is UNKNOWN, unless its class
+says otherwise::
 
     PostPressError
     ├── ApiError                    an error response of the API
@@ -16,11 +19,11 @@ All errors. Each has a scope, and says whether it is retried and whether the cha
     │   ├── ConnectError            nothing was sent
     │   ├── ConnectionLostError
     │   ├── AttemptTimeoutError
-    │   └── TlsError
+    │   └── TlsError                nothing was sent, and it is not retried
     ├── AnswerError                 an invalid response
     ├── DeadlineError               the deadline passed before anything was sent
     ├── BusyError                   too many calls wait, see `Pace.max_waiting`
-    ├── SupersededError             a newer update of the account was made before it was sent
+    ├── SupersededError             a newer update of the account was made before this one was sent
     ├── ConfigurationError          the session's arguments cannot be used
     │   └── SessionClosedError
     └── RotationError               a rotation cannot start or continue
@@ -253,13 +256,13 @@ class ConnectError(TransportError):
 
 
 class ConnectionLostError(TransportError):
-    """The connection was lost before the response was complete. `applied` says whether it was sent."""
+    """The connection was lost before the response was complete. applied is no if nothing was sent."""
 
     applied: Applied = Applied.UNKNOWN
 
 
 class AttemptTimeoutError(TransportError):
-    """No response within the attempt's timeout. `applied` says whether the request was sent."""
+    """No response within the attempt's timeout. applied is no if nothing was sent."""
 
     applied: Applied = Applied.UNKNOWN
 
@@ -290,7 +293,11 @@ class AnswerError(PostPressError):
 
 
 class DeadlineError(PostPressError):
-    """The deadline passed while the call waited, so nothing was sent."""
+    """
+    Nothing was sent by this call: its deadline passed while it waited, or its rotation was stopped.
+
+    `applied` is UNKNOWN only if an earlier run may have sent the change.
+    """
 
 
 class SupersededError(PostPressError):

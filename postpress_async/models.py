@@ -52,8 +52,8 @@ def _to_secret(value: Secret | str | None) -> Secret | None:
 
 
 def _leave_password_to_converter(_: type, attributes: "list[Attribute[Any]]") -> "list[Attribute[Any]]":
-    # cattrs passes a value without a type to the constructor as it is. It has no hook for `Secret`, so it
-    # would refuse every password, and a hook can only be registered by importing it.
+    # A caller's own cattrs converter has no hook for `Secret`, and would refuse every password. Without a
+    # type, cattrs passes the value on, and `_to_secret` converts it.
     return [one.evolve(type=None) if one.name == "password" else one for one in attributes]
 
 
@@ -111,6 +111,9 @@ class ManagedProxy:
     """
     A proxy that PostPress provides, chosen by country, by IP address, or both.
 
+    Each request may assign, and bill, another one. So a request without a response is repeated only under the
+    same idempotency key.
+
     Attributes:
         country: An assigned ISO 3166-1 alpha-2 code, or XK, in either case; stored in upper case.
         ip: Dotted IPv4 address from which the API infers the country.
@@ -132,7 +135,7 @@ class ManagedProxy:
 
 
 ProxyChange: TypeAlias = CustomProxy | ManagedProxy
-"""A change."""
+"""What an account is set to: your own proxy, or one that PostPress provides."""
 
 ProxyChangeLike: TypeAlias = ProxyChange | Mapping[str, Any]
 """

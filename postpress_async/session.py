@@ -154,7 +154,7 @@ class PostPressSession:
         idempotency_key: str | None = None,
     ) -> AccountPatched:
         """
-        Set the proxy of one account to *change*.
+        Set the proxy of one account to *change*, by default in up to 4 attempts within 120 s.
 
         Updates of one account on one session run one after another, in the order of the calls; or only the
         latest of those that wait, see *same_account* of the session. So the last call made is the last
@@ -164,11 +164,12 @@ class PostPressSession:
             account_id: 1 to 256 of ``A-Z a-z 0-9 . _ ~ -``.
             change: A `CustomProxy` or a `ManagedProxy`, or plain data such as ``{"country": "US"}``; see
                 `ProxyChangeLike`.
-            retry: Overrides the session's policy.
+            retry: Overrides the session's policy, for example its deadline.
             idempotency_key: Used for every attempt instead of generated keys; visible ASCII.
 
         Raises:
-            ValueError: An argument is invalid. Nothing was sent.
+            FieldError: The account id or the change is invalid. Nothing was sent.
+            ValueError: Another argument is invalid. Nothing was sent.
             ApiError: An error response; see its class and `scope`.
             TransportError: There was no response.
             AnswerError: The response is invalid.
@@ -273,6 +274,9 @@ class PostPressSession:
     ) -> "Rotation":
         """
         Create a rotation of many accounts. Enter it with ``async with``, and iterate over its outcomes.
+
+        A rotation may have a journal, which records runs. A run takes each account once, and ends with an
+        outcome for each; it can be resumed.
 
         Args:
             changes: Pairs of account id and change from an iterable, an async iterable or a mapping, read as

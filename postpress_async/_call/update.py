@@ -54,11 +54,11 @@ class UpdateCall:
 
     The outcome is unknown ("in doubt") once an attempt, or an earlier run, may have applied the change. Only
     a success resolves that. A refusal says nothing about an earlier attempt: it may come from a gateway or
-    from the check of the API key, which do not know what was stored for the key.
+    from the check of the API key; neither knows what the API stored for the idempotency key.
 
-    The deadline counts from `_started`. If a call waits out outages (see `WaitGroup`), the time spent waiting
-    for a permit or as the service asked, attempts that do not count, and the backoff after them move
-    `_started` forward.
+    The deadline counts from `_started`. If a call waits out outages (see `WaitGroup`), some time does not use
+    it up, and moves `_started` forward: waiting for a permit or a Retry-After, attempts that do not count, and
+    the backoff after them.
     """
 
     # All attributes are set at once: one that is found on the class takes three times as long to read.
@@ -89,7 +89,7 @@ class UpdateCall:
         self._waits: Final[WaitGroup] = context.tracker if hooks is None else hooks.waits
         self._waited = 0.0  # for permits, in seconds
         self._overloaded = False  # whether the last attempt was refused because of too many requests
-        self._counts = True  # whether the last attempt uses up one of the policy's; see `Pacer.release`
+        self._counts = True  # whether the last attempt counts towards the policy's; see `Pacer.release`
         self._attempts: tuple[Attempt, ...] = ()
         self._failure: PostPressError | None = None
         self._last_response: tuple[str | None, str] | None = None  # its idempotency key and instance
@@ -162,7 +162,7 @@ class UpdateCall:
         """Back off as tenacity decides; raise the last error if there is no next attempt."""
         retrying: Any = state.retry_object
         if self._waits.ended and state.outcome is not None:
-            # There is no time for it, but the owner must learn whether it would have been retried.
+            # No time is left, but by the hook `should_give_up` the owner learns of the retry that is missed.
             await retrying.iter(state)
         await self._wait_for(self._back_off_or_raise, retrying, state)
 
@@ -328,7 +328,7 @@ class UpdateCall:
             self._exclude(self._excluded(self._failure, seconds))
             slept_from = self._clock()
             await self._policy.sleep(seconds)
-            # A sleep that a test records takes no time: the deadline counts what the policy asked for.
+            # The sleep of a test may return at once: the deadline counts what the policy asked for.
             if (not_slept := seconds - (self._clock() - slept_from)) > 0:
                 self._started -= not_slept
                 self._first_sent -= not_slept

@@ -68,7 +68,7 @@ class _Call:
     backing_off: bool = False
 
     def pack(self) -> remote.RemoteCall:
-        strikes, keys = self.hooks.strikes, (self.keys.prefix, self.keys.generation)
+        strikes, keys = self.hooks.max_strikes, (self.keys.prefix, self.keys.generation)
         return remote.RemoteCall(self.number, self.account_id, self.change, strikes, *keys, self.in_doubt)
 
     def fail(self, error: Exception) -> None:

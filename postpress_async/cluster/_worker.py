@@ -44,7 +44,7 @@ class RemoteCall:
     number: int
     account_id: str
     change: ProxyChange
-    strikes: int  # as `AccountTask.strikes`
+    max_strikes: int  # as `AccountTask.max_strikes`
     prefix: str  # of its idempotency keys
     generation: int  # number of keys that are used up
     in_doubt: bool  # whether an earlier request may have applied the change
@@ -120,7 +120,7 @@ class _Hooks:
         if error.scope is not Scope.PROXY:
             return False
         self._strikes += 1
-        return 0 < self._call.strikes <= self._strikes
+        return 0 < self._call.max_strikes <= self._strikes
 
 
 class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types

@@ -53,8 +53,8 @@ class AccountTask:
     The state of one account while it is updated, and the hooks that its calls report to.
 
     Attributes:
-        in_flight: Whether a request may be in flight. Initially True for a call that does not report its
-            attempts.
+        in_flight: Whether a request may be in flight. True before each call, which sets it to False when it
+            starts to report its attempts.
         proxy: The pool's proxy of the latest call; None if the row has a change of its own.
         proxy_in_use: Whether the call with `proxy` has not ended.
         pool: The pool of `proxy`.
@@ -101,15 +101,15 @@ class AccountTask:
         self._runner.on_attempt_failed(error)
 
     def should_give_up(self, error: PostPressError) -> bool:
-        """Whether the account should get another proxy instead of another attempt with this one."""
+        """Note *error*, and return whether the account gets another proxy instead of another attempt."""
         self.resumable = error
         if error.scope is not Scope.PROXY:
             return False
         self._strikes += 1
-        return 0 < self.strikes <= self._strikes
+        return 0 < self.max_strikes <= self._strikes
 
     @property
-    def strikes(self) -> int:
+    def max_strikes(self) -> int:
         """Number of proxy errors in one call after which the account gets another proxy; 0 without a pool."""
         if self.proxy is None or self.pool is None:
             return 0
@@ -197,7 +197,7 @@ class AccountRunner:
             if isinstance(error, DeadlineError) and self.waits.ended and not sent:
                 # The run ended before the account's first attempt.
                 return Outcome(*row_fields, State.SKIPPED, applied=Applied.NO)
-            # Only a call that did not renew its key includes the inherited doubt in `applied`.
+            # If the doubt is inherited, `applied` may be UNKNOWN because of the earlier run alone.
             own_doubt = task.in_doubt or (error.applied is Applied.UNKNOWN and not inherited_doubt)
             if inherited_doubt or task.in_doubt:
                 error.applied = Applied.UNKNOWN  # a refusal says nothing about earlier requests
@@ -223,7 +223,7 @@ class AccountRunner:
             return Outcome(
                 *row_fields,
                 State.UNKNOWN,
-                1,
+                task.attempts + 1,  # at least: those of the call that was cancelled are not known
                 applied=Applied.UNKNOWN,
                 elapsed=task.elapsed(),
                 assignment=task.assignment(row) if task.proxy_in_use or row.change is not None else None,
@@ -243,7 +243,7 @@ class AccountRunner:
         pool = task.pool = self.pools[row.tag]  # rows without a pool are refused
         tried = list[PooledProxy]()
         error: PostPressError | None = None
-        failovers = 0  # more than those tried if failures during an outage are forgotten
+        failovers = 0  # including proxies that `tried` has forgotten after an outage
         try:
             if keys.in_doubt:
                 await keys.renew()  # the request under the old key may have named another proxy
@@ -278,7 +278,7 @@ class AccountRunner:
                 task.end_call(error)
             if error is None:
                 raise _NoProxyLeftError
-            task.attempts -= len(error.attempts)  # the error itself has these
+            task.attempts -= len(error.attempts)  # `failed_outcome` adds these again
             raise error
         finally:
             del error  # its traceback refers to this frame: a reference cycle

@@ -110,7 +110,7 @@ def test_outcomes_without_a_response_are_explained_too(path) -> None:
     text = page(write(path, [*outcomes, outcome(3, State.FAILED, **unlisted)], total=4))
     rows = re.findall(r'<td class="text">([^<]+)</td><td>\w*</td><td>([^<]*)</td>', text)
 
-    broken = "The connection was lost before the response was complete. applied says whether it was sent."
+    broken = "The connection was lost before the response was complete. applied is no if nothing was sent."
     assert dict(rows) == {
         "ConnectionLostError": broken,
         "port out of range": "The row is invalid and was not sent.",
