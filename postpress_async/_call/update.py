@@ -57,8 +57,8 @@ class UpdateCall:
     from the check of the API key; neither knows what the API stored for the idempotency key.
 
     The deadline counts from `_started`. If a call waits out outages (see `WaitGroup`), some time does not use
-    it up, and moves `_started` forward: waiting for a permit or a Retry-After, attempts that do not count, and
-    the backoff after them.
+    it up, and moves `_started` forward: waiting for a permit or a Retry-After, attempts that do not count,
+    and the backoff after them.
     """
 
     # All attributes are set at once: one that is found on the class takes three times as long to read.
