@@ -64,7 +64,7 @@ def preview(job: Job, events: EventStream) -> int:
     for allocator in allocators.values():
         allocator.resume(Counter(progress.accounts) + Counter(outside))
     survey, done = job.survey, progress.done
-    to_send = survey.rows - done
+    to_send = survey.rows - done if due_at is None else 0
     if options.limit is not None:
         to_send = min(to_send, options.limit)
     rows = (row for row in _rows(job, progress.ordinals) if isinstance(row, Row))

@@ -134,6 +134,11 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
                 if rotation.completed_at is not None:
                     events.say(f"nothing was sent: {_why_complete(job, rotation)}")
                 events.begun(job, rotation.summary)
+                if (
+                    rotation.next_run_at is not None
+                ):  # the counts are those of the latest run, perhaps of --on
+                    await rotation.run()
+                    return stop
                 with Progress(job.total, rotation, sender) as progress:
                     canary_passed = False
                     async for outcome in rotation:

@@ -54,6 +54,8 @@ def status(journal: str, as_json: bool) -> None:
 def _lines(journal: str, numbers: Statistics) -> Iterator[str]:
     reason = f": {numbers.halted}" if numbers.halted else ""
     yield f"{journal}: {_DESCRIPTIONS[numbers.stage]}{reason}"
+    if numbers.selection is not None:
+        yield f"  {numbers.selection}"
     yield f"  {_progress(numbers)}"
     yield f"  {', '.join(_counts(numbers)) or 'no account is completed yet'}"
     if numbers.maybe_sent != 0:
@@ -106,6 +108,7 @@ def _as_dict(journal: str, numbers: Statistics) -> dict[str, Any]:
         "journal": journal,
         "run": numbers.stage,
         "halted": numbers.halted,
+        "selection": numbers.selection,
         "total": numbers.total,
         "settled": numbers.settled,
         "maybe_sent": numbers.maybe_sent,

@@ -204,6 +204,6 @@ def select(selection: Selection, view: JournalView) -> None:
     selection.accounts = selected
     if not selected:
         raise JournalError(
-            f"nothing was sent: {view.path} has no {selection.text}. `postpress-async export {view.path} "
+            f"nothing was sent: {view.path} has no {selection.text}. `postpress-async export {view.word} "
             "--assignments` lists what each account has"
         )

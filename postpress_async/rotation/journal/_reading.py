@@ -8,6 +8,7 @@ that reads a damaged or foreign file raises `JournalError`. Memory does not grow
 import math
 import os
 import re
+import shlex
 import shutil
 import sqlite3
 import stat
@@ -41,6 +42,7 @@ class JournalView:
 
     Attributes:
         path: The path as given.
+        word: The path as a word of a shell command.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, run: int | None = None) -> None:
@@ -56,6 +58,7 @@ class JournalView:
         """
         self._run: Final = run
         self.path: Final = Path(path)
+        self.word: Final = shlex.quote(str(path))
         # A run has its -wal beside the file that a link points to.
         self._real: Final = Path(os.path.realpath(self.path))
         with ExitStack() as stack:
@@ -87,7 +90,8 @@ class JournalView:
             )
         add_views(self._connection, self._run)
         if self._run not in {None, read_run(self._connection)["id"]}:
-            raise JournalError(f"{path} has no run {self._run}: `postpress-async history {path}` lists them")
+            hint = f"`postpress-async history {self.word}` lists them"
+            raise JournalError(f"{self.path} has no run {self._run}: {hint}")
         self._connection.execute("PRAGMA query_only = ON")
         self._connection.execute("SELECT ordinal FROM latest LIMIT 1").fetchone()
         refuse_lost_log(path)
@@ -145,7 +149,7 @@ class JournalView:
     @staticmethod
     def text(value: Any) -> Any:
         """*value* as it is; text with its unprintable characters escaped."""
-        return printable(value) if isinstance(value, str) else value
+        return _fields.printable(value) if isinstance(value, str) else value
 
     def run(self) -> dict[str, Any]:
         """What is recorded about the latest run; see `read_run`."""

@@ -64,7 +64,7 @@ def plan_rollback(view: JournalView, to: int, proxies: Iterable[PooledProxy]) ->
     selection.run = number = run["id"] + (not resumes(view.ask, run, selection.text))
     if not view.ask("SELECT 1 FROM runs WHERE id = ? AND id < ?", to, number):
         raise JournalError(
-            f"{view.path} has no run {to} to go back to: `postpress-async history {view.path}` lists its runs"
+            f"{view.path} has no run {to} to go back to: `postpress-async history {view.word}` lists its runs"
         )
     present: dict[str, str | None] = {}  # None if the account is in doubt
     for account_id, assignment in view.stream(_CHANGED, to, number):

@@ -70,7 +70,8 @@ class Statistics:
 
     stage: Stage
     halted: str | None  # why it stopped by itself
-    total: int | None  # rows in the input
+    selection: str | None  # the accounts that the latest run takes, in words; None if it takes all
+    total: int | None  # accounts that the latest run takes
     began: float | None  # when the first run began
     states: Counter[State]  # accounts by state
     refused: int  # accounts whose rows are invalid
@@ -147,6 +148,7 @@ def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistic
     return Statistics(
         stage=stage,
         halted=printable(str(halted)) if stage is Stage.HALTED else None,
+        selection=view.text(run.get("selection")),
         total=None if total is None else int(total),
         began=began,
         states=states,

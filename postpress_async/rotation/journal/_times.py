@@ -6,8 +6,8 @@ from functools import lru_cache
 
 def instant(seconds: float) -> str:
     """Unix time in RFC 3339, UTC, to the millisecond."""
-    whole, milliseconds = divmod(round(seconds * 1_000_000) // 1_000, 1_000)
-    return f"{_second(whole)}.{milliseconds:03}Z"
+    milliseconds = round(seconds * 1_000_000) // 1_000
+    return f"{_second(milliseconds // 1_000)}.{milliseconds % 1_000:03}Z"
 
 
 @lru_cache(16)  # an export has many times in one second
