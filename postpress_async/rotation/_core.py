@@ -135,9 +135,20 @@ class RotationCore:
         _log.warning("rotation halted: %s", reason, extra={"halted": reason})
         self.end_sending()
 
-    def record_halt(self) -> None:
-        """Halt for reasons that only the whole run shows, and record the halt."""
-        ended_early = self.summary.stopped or self.summary.halted is not None
+    def record_end(self, *, failed: bool) -> None:
+        """
+        Halt for reasons that only the whole run shows, and record how the run ended.
+
+        Args:
+            failed: Whether it ended by an exception, such as a cancellation.
+        """
+        if self.error is None:
+            self._record_halt(ended_early=failed or self.summary.stopped or self.summary.halted is not None)
+        is_done = self.row_source.exhausted and not self.summary.stopped and self.error is None
+        if self.journal is not None and (failed or not is_done):
+            self.journal.interrupted()
+
+    def _record_halt(self, *, ended_early: bool) -> None:
         reason = None if self.summary.key_refused else self._monitor.at_end()
         # A refused key is more important than why the run ended early; an unreachable host is not.
         if reason is not None and (self._monitor.key_refused or not ended_early):
@@ -146,12 +157,6 @@ class RotationCore:
             self._reopen(key_error)
         if self.journal is not None and self.summary.halted is not None:
             self.journal.halted(self.summary.halted)
-
-    def record_end(self, *, failed: bool) -> None:
-        """Tell the journal whether the run was stopped before the last row of its input."""
-        is_done = self.row_source.exhausted and not self.summary.stopped and self.error is None
-        if self.journal is not None and (failed or not is_done):
-            self.journal.interrupted()
 
     def _reopen(self, error_type: str) -> None:
         """Have the next run send the accounts that failed only because of the API key."""

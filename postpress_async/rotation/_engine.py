@@ -235,15 +235,16 @@ class Rotation:
                 if error is None or group.exceptions != (error,):
                     raise
                 # Nothing else failed, so let the block's own exception through without a group around it.
-            if self._core.error is None:
-                if kind is None and self._finite and not self._core.row_source.exhausted:
-                    await self._core.skip_unread_rows()
-                self._core.record_halt()
+            is_whole = kind is None and self._core.error is None
+            if is_whole and self._finite and not self._core.row_source.exhausted:
+                await self._core.skip_unread_rows()
         finally:
             self.summary.elapsed = time.monotonic() - self._started_at
             self._core.outcomes.end()
-            self._core.record_end(failed=kind is not None)
-            await self._close()
+            try:
+                self._core.record_end(failed=kind is not None)
+            finally:
+                await self._close()
         if kind is None and self._core.error is not None:
             raise self._core.error
 

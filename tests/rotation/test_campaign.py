@@ -121,6 +121,35 @@ def test_a_command_that_is_killed_while_it_leaves_a_run_alone_changes_nothing() 
     assert [run.left_alone for run in player.case.runs][:3] == [False, True, False]
 
 
+def test_failures_after_a_stop_need_not_halt() -> None:
+    """The operator has ended the run, and only waits for the requests in flight."""
+    traits = Traits(unknown=frozenset(f"acc_{number:03}" for number in range(10)))
+
+    player = play(small(Step(halt=Halt(failures=5), end=End.STOP, at=10, in_flight=10), traits=traits))
+
+    assert player.findings == [], describe(player)
+    assert player.case.runs[0].summary is not None
+    assert player.case.runs[0].summary.states[State.FAILED] == 10
+
+
+def test_a_killed_run_may_be_dated_by_a_command_that_is_refused() -> None:
+    """Pairs are compared one by one, once the journal is open."""
+    more = (Account("acc_new", ManagedProxy(country="US")), *small().accounts)
+
+    player = play(
+        small(
+            Step(limit=10),
+            Step(end=End.KILL, at=3, rest=60.0),
+            Step(accounts=more),
+            on_unknown="report",
+            is_nights=True,
+        )
+    )
+
+    assert player.findings == [], describe(player)
+    assert player.case.runs[2].was_refused
+
+
 def test_a_sequence_is_repeated_by_its_seed() -> None:
     """Every request, under the same conditions, at the same virtual second."""
     first, second = play(draw(8, 30)), play(draw(8, 30))

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from postpress_async import (
     events,
 )
 from postpress_async.rotation import Rotation, State
+from postpress_async.rotation.journal._reading import JournalView
 from postpress_async.sandbox import Sandbox
 from tests.rotation.test_rotation import make, recorded
 from tests.support.virtual_world import World, in_virtual_time, now, world
@@ -156,6 +158,23 @@ async def test_account_that_waits_for_a_permit_to_retry_is_in_doubt() -> None:
 
         assert {event.state for event in settled(at).values()} == {State.UNKNOWN}
         assert at.server.record.sends("acc_0") == 1
+
+
+async def test_accounts_that_a_wrong_key_refused_are_sent_by_the_next_run_also_after_a_cancellation(
+    journal,
+) -> None:
+    """The second Ctrl-C, while the last accounts are in flight."""
+    async with Sandbox() as sandbox, sandbox.session() as session:
+        for number in range(25):
+            sandbox.script(f"acc_{number}", "hang" if number < 5 else "errors/invalid_credentials")
+        rotation = session.rotate(changes(25), journal=journal)
+        await cancel(rotation, lambda: rotation.summary.halted is not None)
+
+    states = Counter(recorded(journal).values())
+    assert states == {"skipped": 20, "unknown": 5}
+    assert rotation.summary.states == states
+    with JournalView(journal) as view:
+        assert view.run()["state"] == "halted"
 
 
 async def hold_up(sandbox: Sandbox, session: PostPressSession) -> asyncio.Task[Any]:
