@@ -28,7 +28,7 @@ from postpress_async.errors import Applied
 from postpress_async.rotation import Fleet, Outcome, State
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, row_of
-from postpress_async.rotation.journal._tables import OUTCOME_COLUMNS
+from postpress_async.rotation.journal._schema import OUTCOME_COLUMNS
 
 BEGAN: Final = 1_795_226_400.0
 DAY: Final = 86_400.0

@@ -15,7 +15,7 @@ class WaitGroup(TimeoutGroup):
     The waits of a group of calls. When it has ended, they may neither wait nor start an attempt any more.
 
     Attributes:
-        waits_out_outages: Whether waiting for the service does not count against the calls' deadlines.
+        waits_out_outages: Whether the time for which calls wait for the service is added to their deadlines.
         ends_at: The loop's time at which the owner will end the group. No attempt lasts longer.
     """
 
@@ -44,8 +44,8 @@ class CallTracker(WaitGroup):
     """
     Counts the open calls of a session, and ends their waits when it is closed.
 
-    Each call runs inside ``with tracker``, which needs no object of its own. *clock* is the event loop's
-    clock in seconds, not set before the first call.
+    Each call runs inside ``with tracker``: no context manager has to be created for it. *clock* is the event
+    loop's clock in seconds, not set before the first call.
     """
 
     clock: Callable[[], float]
@@ -57,7 +57,7 @@ class CallTracker(WaitGroup):
         self._idle: asyncio.Future[None] | None = None
 
     def __enter__(self) -> None:
-        """Open a call; raise `ConfigurationError` if the session is closing or belongs to another loop."""
+        """Open a call. Raises `SessionClosedError`; or `ConfigurationError` in another event loop or none."""
         if self._closing:
             raise SessionClosedError("the session is closed and cannot be reopened: create a new one")
         try:

@@ -81,7 +81,7 @@ class EventStream:
         self._write("dry_run", **fields)
 
     def not_begun(self, code: int, message: str, journal: str) -> None:
-        """Report that the rotation cannot start."""
+        """Report that no rotation was started: it cannot, or there is nothing to send."""
         self.ended(RotationSummary(), code, journal, message=message)
 
     def begun(self, job: "Job", summary: RotationSummary) -> None:

@@ -100,7 +100,8 @@ connection: Final = combine(
         "--trust-env",
         is_flag=True,
         envvar="POSTPRESS_TRUST_ENV",
-        help="Use the HTTP proxy of the environment (HTTPS_PROXY, NO_PROXY) and the credentials of ~/.netrc.",
+        help="Send to the API through the HTTP proxy of the environment (HTTPS_PROXY, NO_PROXY), with its "
+        "credentials from ~/.netrc. Requires --transport session. The accounts' proxies have no part in it.",
     ),
     _connection_option(
         "--no-idempotency",

@@ -92,9 +92,9 @@ def rollback(**values: Any) -> int:
     job = Job(
         parsed,
         plan.changes,
-        {},
-        journal,
-        survey,
+        pools={},
+        journal=journal,
+        survey=survey,
         selection=plan.selection,
         left_behind=len(plan.left_behind),
     )

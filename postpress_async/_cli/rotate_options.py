@@ -38,7 +38,8 @@ journal_options: Final = options.combine(
         type=options.duration_from_zero,
         metavar="DURATION",
         help="Start a new run of all accounts if the latest run in the journal is complete and started at "
-        "least this long ago; for example, 20h for a nightly job, 0s for always. An unfinished run is "
+        "least this long ago: 20h for a nightly job (less than 24h, so that a late start does not skip the "
+        "next night), 0s for always. An unfinished run is "
         "resumed first. Without this option, the accounts of a complete run are never sent again.",
     ),
     _stopping(
@@ -106,7 +107,7 @@ run_options: Final = options.combine(
         metavar="5%|100|SCOPE=5%,...|never",
         default="50%",
         help="Stop the run when this many accounts have failed: a percentage of the latest 200 accounts (5% "
-        "is the tenth failure, even if fewer than 200 were sent), a number of accounts in the whole run, or "
+        "is always ten failures, even if fewer than 200 were sent), a number in the whole run, or "
         "never. With scopes, such as proxy=5%,service=20%, only failures of these scopes count: request (it "
         "is invalid), account (it must be reconnected, for example), proxy, or service (the API or the "
         "network). A refused API key always stops the run; so does invalid_credentials for each of the first "
@@ -117,9 +118,9 @@ run_options: Final = options.combine(
         type=click.IntRange(0),
         metavar="N",
         default=0,
-        help="Send N accounts first, and the others only if few of them fail: fewer than the percentage of "
-        "--halt (5% of 10 is one failure) or than its number, and not all N. With --halt never or with "
-        "scopes, half of N failures of any kind stop the run. 0 disables it.",
+        help="Send N accounts first. The run stops if as many of them fail as --halt allows (a percentage is "
+        "of N, at least one account), or if all N fail; with --halt never or with scopes, if half of them "
+        "fail. 0 disables it.",
     ),
     _stopping(
         "--on-unknown",
@@ -134,8 +135,9 @@ run_options: Final = options.combine(
         type=options.duration,
         metavar="DURATION",
         default="24h",
-        help="Time for which the API is assumed to remember an idempotency key. An account that may have got "
-        "a managed proxy longer ago is not sent again, because it could get a second one.",
+        help="Time for which the API is assumed to remember an idempotency key. An account whose order of "
+        "a managed proxy has an unknown outcome for longer is not sent again, because it could get a second "
+        "one: check it in the dashboard.",
     ),
     _stopping(
         "--accept-new-key",
@@ -362,6 +364,8 @@ class RotateOptions:
             raise click.UsageError("--dead-proxies requires --pool")
         if self.pool and self.country is not None:
             raise click.UsageError("--pool cannot be combined with --country")
+        if self.trust_env and self.transport != "session":
+            raise click.UsageError("--trust-env requires --transport session")
         if self.query is not None and self.fleet is not None:
             raise click.UsageError("FLEET cannot be combined with --query")
         if self.query is None and (self.database is not None or self.database_file is not None):

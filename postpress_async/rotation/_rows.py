@@ -50,8 +50,10 @@ class Row:
 @frozen
 class Refusal:
     """
-    An invalid row, which is not sent. It contains no text of the row but a valid account id, a country, the
-    tag of a pool or the name of an unknown field.
+    An invalid row, which is not sent.
+
+    So that it cannot show a password, its only texts from the row are a valid account id, a country, the tag
+    of a pool, or the name of an unknown field.
 
     Attributes:
         ordinal: See `Row`.

@@ -31,6 +31,21 @@ def journal(folder: Path) -> Path:
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of files are bytes on Linux alone")
+def test_files_whose_names_are_not_utf8_can_be_used(folder) -> None:
+    """The command line with such a name could not be recorded, nor any outcome after it."""
+    fleet, journal = (os.fsdecode(name) for name in (b"f\xff.csv", b"j\xff.sqlite3"))
+    (folder / fleet).write_text("account_id,country\nacc_sandbox_000001,US\n")
+
+    done = run("rotate", fleet, "--sandbox", "--journal", journal, errors="replace")
+    report = run("report", journal, "-o", "report.html", errors="replace")
+    history = run("history", journal, errors="replace")
+
+    assert (done.returncode, report.returncode) == (0, 0), done.stderr + report.stderr
+    assert r"j\udcff.sqlite3" in (folder / "report.html").read_text("utf-8")
+    assert r"f\udcff.csv" in history.stdout
+
+
 # --- status ---
 
 

@@ -15,7 +15,7 @@ import pytest
 from postpress_async._cli import cli, exit_codes
 from postpress_async.rotation._column_names import _PART_NAMES, COLUMNS, column_of, plain_name
 from postpress_async.rotation._pool._check import CheckResult
-from postpress_async.rotation.journal._tables import OUTCOME_COLUMNS
+from postpress_async.rotation.journal._schema import OUTCOME_COLUMNS
 from tests.docs import names
 from tests.support import ROOT
 from tests.support.documents import PAGES, README, TEXTS, blocks, programs, run_console

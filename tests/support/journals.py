@@ -16,7 +16,7 @@ from postpress_async import Outcome
 from postpress_async.errors import Applied, Scope
 from postpress_async.rotation import State
 from postpress_async.rotation.journal import OUTCOME, row_of
-from postpress_async.rotation.journal._schema import connect, set_fact
+from postpress_async.rotation.journal._database import connect, set_fact
 from postpress_async.sandbox import Record
 
 NIGHT = 1_795_215_600.0

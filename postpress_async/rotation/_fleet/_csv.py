@@ -17,7 +17,7 @@ from postpress_async.rotation._fleet._row import Cells, RowReader
 from postpress_async.rotation._rows import Refusal, Row
 
 _QUOTES: Final = "write a quote inside quotes twice, and put nothing after the closing one"
-# A line of such words is a header and not a row: a row with a proxy has a port or a URL.
+# A line is a header if each cell has only letters, spaces, _ and -: a row with a proxy has a port or a URL.
 _WORDS: Final = re.compile(r"(?:[^\W\d]|[ _-])*")
 
 
@@ -107,7 +107,7 @@ class CsvTable:
         if missing < 0:
             if not any(map(str.strip, cells)):
                 return None
-            # Without the account: the cells have shifted, so it may be part of a password.
+            # The account is not named: the cells have shifted, so its cell may be part of a password.
             counts = f"it has {len(cells)} for {self._width} columns"
             advice = f"{counts}; put quotes around cells that contain a delimiter"
             return Refusal(ordinal, line, None, None, "more cells than the header", advice)

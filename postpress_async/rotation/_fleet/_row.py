@@ -28,11 +28,11 @@ Cells: TypeAlias = tuple[str, ...]
 
 def cell_columns(names: Collection[str]) -> tuple[str, ...]:
     """
-    The columns of `Cells` if the pool needs the columns *names*, which follow `COLUMNS`.
+    The columns of `Cells`: `COLUMNS`, and after them the columns *names* that the pool needs.
 
     Such a column chooses the proxy of the pool, so it is no part of a change, and its usual cell stays empty.
     """
-    nowhere = "-"  # `field_of` removes hyphens
+    nowhere = "-"  # the name of no column, since `field_of` removes hyphens from the names in a header
     return (*(nowhere if name in names else name for name in COLUMNS), *names)
 
 

@@ -23,6 +23,15 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import KEY_LIFETIME, Outcome, State
 from postpress_async.rotation._pool._allocator import Quarantine
 from postpress_async.rotation.journal._checkpoint import checkpoint, refuse_lost_log
+from postpress_async.rotation.journal._database import (
+    DAMAGE,
+    add_start,
+    connect,
+    damage_error,
+    read_run,
+    set_fact,
+    starts_of,
+)
 from postpress_async.rotation.journal._edited_input import take
 from postpress_async.rotation.journal._file import lock, open_file
 from postpress_async.rotation.journal._input_check import InputCheck, RunRequest, check, of_input
@@ -38,16 +47,7 @@ from postpress_async.rotation.journal._recovery import (
     start_run,
 )
 from postpress_async.rotation.journal._row_hashes import RowHashes
-from postpress_async.rotation.journal._schema import (
-    DAMAGE,
-    add_start,
-    connect,
-    damage_error,
-    read_run,
-    set_fact,
-    starts_of,
-)
-from postpress_async.rotation.journal._tables import CURRENT_RUN, OUTCOME_COLUMNS
+from postpress_async.rotation.journal._schema import CURRENT_RUN, OUTCOME_COLUMNS
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.rotation.journal._writer import Insert, Writer
 
@@ -310,6 +310,8 @@ class Journal:
             return
         self._writer.put(_BEGAN, (began := time.time(),))
         # A run from Python has no notes, and those of the run before would not repeat it.
+        # SQLite stores UTF-8, and the name of a file may be other bytes.
+        notes = {name: note.encode("utf-8", "backslashreplace").decode() for name, note in notes.items()}
         facts = {name: notes.get(name) for name in _COMMAND_NOTES} | {
             "halted": None,
             "on_unknown": "report" if self.leaves_doubts else "retry",

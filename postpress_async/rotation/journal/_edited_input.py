@@ -27,7 +27,7 @@ from postpress_async.rotation.journal._recovery import (
     has_table,
     may_have_sent,
 )
-from postpress_async.rotation.journal._tables import CURRENT_RUN
+from postpress_async.rotation.journal._schema import CURRENT_RUN
 
 IN_INPUT: Final = "account_id IN (SELECT account_id FROM positions)"
 """SQL condition for the accounts of an edited input that was compared."""

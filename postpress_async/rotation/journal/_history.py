@@ -10,9 +10,9 @@ from attrs import frozen
 from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import State
 from postpress_async.rotation._selection import Selection
+from postpress_async.rotation.journal._database import starts_of
 from postpress_async.rotation.journal._input_check import resumes
 from postpress_async.rotation.journal._reading import JournalView
-from postpress_async.rotation.journal._schema import starts_of
 
 _RUNS: Final = """
     SELECT id, began, ended, state, selection, halted, total, starts, command, counts FROM runs

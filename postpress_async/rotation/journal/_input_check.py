@@ -16,9 +16,9 @@ from attrs import frozen
 from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
+from postpress_async.rotation.journal._database import read_run
 from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, Edit, compare, number_of
 from postpress_async.rotation.journal._recovery import REFUSED, OnFailed, OnUnknown, done_condition
-from postpress_async.rotation.journal._schema import read_run
 from postpress_async.secret import Secret
 
 COMPLETE: Final = "complete"

@@ -11,6 +11,7 @@ from attrs import Factory, frozen
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
+from postpress_async.rotation.journal._database import DAMAGE, add_views, damage_error, is_empty
 from postpress_async.rotation.journal._file import open_file, refuse_shared
 from postpress_async.rotation.journal._input_check import (
     COMPLETE,
@@ -22,7 +23,6 @@ from postpress_async.rotation.journal._input_check import (
 )
 from postpress_async.rotation.journal._reading import JournalView, connect_read_only
 from postpress_async.rotation.journal._recovery import done_condition
-from postpress_async.rotation.journal._schema import DAMAGE, add_views, damage_error, is_empty
 
 
 @frozen

@@ -22,8 +22,8 @@ from postpress_async import _fields
 from postpress_async.errors import Applied, JournalError, Scope
 from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation.journal._checkpoint import lost_log, needs_log, refuse_lost_log
+from postpress_async.rotation.journal._database import DAMAGE, add_views, is_empty, read_run
 from postpress_async.rotation.journal._lock import JournalFile
-from postpress_async.rotation.journal._schema import DAMAGE, add_views, is_empty, read_run
 
 LATEST: Final = 253_402_300_799.0
 """The last second of the year 9999 as Unix time: `datetime` has no later one."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
-from postpress_async.rotation.journal._tables import CURRENT_RUN, NEW_RUN
+from postpress_async.rotation.journal._schema import CURRENT_RUN, NEW_RUN
 
 FIRST_WATERMARK: Final = 64
 """The watermark of a run before its first request."""

@@ -1,156 +1,112 @@
-"""The journal's database: its schema, its connection, and the errors for a file that cannot be used."""
+"""The tables of a journal's database, and how a journal of version 1 gets them."""
 
-import getpass
-import json
-import secrets
-import socket
-import sqlite3
-from functools import cache
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from postpress_async._version import __version__
-from postpress_async.errors import JournalError, JournalNotWritableError
-from postpress_async.rotation.journal._checkpoint import accept_log
-from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
-from postpress_async.rotation.journal._tables import (
-    ADD_PROBE_AT,
-    CURRENT_RUN,
-    LATER_ADDITIONS,
-    MIGRATION,
-    NEW_RUN,
-    SCHEMA,
-    V1_VIEWS,
-    VERSION,
-    views_of,
+VERSION: Final = 2
+
+CURRENT_RUN: Final = "(SELECT max(id) FROM runs)"
+"""SQL expression: the id of the latest run, which is the only one that is ever written."""
+
+OUTCOME_COLUMNS: Final = (
+    "ordinal line account_id state attempts status error_type scope applied instance elapsed settled_at "
+    "assignment"
 )
 
-APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
-DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)
-"""What reading a damaged file raises: an error of SQLite, an invalid value, or a missing row."""
+_RUNS: Final = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY, token TEXT NOT NULL, began REAL, ended REAL, state TEXT NOT NULL, selection TEXT,
+    halted TEXT, target TEXT, total INTEGER, input BLOB, rows BLOB, pool BLOB, api_key BLOB, on_unknown TEXT,
+    starts TEXT, counts TEXT, command TEXT, retry_command TEXT, folder TEXT
+);
+"""
+_OUTCOMES: Final = """
+CREATE TABLE outcomes (
+    run INTEGER NOT NULL, ordinal INTEGER NOT NULL, line INTEGER, account_id TEXT NOT NULL,
+    state TEXT NOT NULL, attempts INTEGER NOT NULL, status INTEGER, error_type TEXT, scope TEXT,
+    applied TEXT, instance TEXT, elapsed REAL NOT NULL, settled_at REAL NOT NULL, assignment TEXT,
+    PRIMARY KEY (run, ordinal)
+) WITHOUT ROWID;
+"""
+_LATEST: Final = f"""
+CREATE VIEW latest AS SELECT {OUTCOME_COLUMNS.replace(" ", ", ")} FROM outcomes WHERE run = {CURRENT_RUN};
+"""
+SCHEMA: Final = f"""
+CREATE TABLE run (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NULL, key TEXT);
+{_RUNS} {_OUTCOMES} {_LATEST}
+"""
+"""
+``outcomes`` has one row per run and account. ``runs.selection`` says which accounts a run takes; NULL is all.
+The tables ``run``, ``generations`` and ``covered`` are about the latest run only, and how it is resumed.
+``runs.starts`` is a JSON array: when, by whom, where and how the run was started and resumed. ``runs.counts``
+is one too: accounts and requests by state, once the run has ended.
+"""
 
-_NOT_WRITABLE: Final = {
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_CANTOPEN,
+# A journal of version 1 holds one rotation, whose facts are rows of the table ``run``.
+_FACTS: Final = {"token": "run"} | {
+    column: column.replace("_", " ")
+    for column in (
+        "began halted selection target total input rows pool on_unknown command retry_command folder"
+    ).split()
 }
+# It did not record whether it was stopped. A row that was skipped for no reason of its own shows it.
+_FIRST_STATE: Final = """
+    CASE WHEN EXISTS (SELECT 1 FROM run WHERE name = 'under way') THEN 'running'
+        WHEN EXISTS (SELECT 1 FROM run WHERE name = 'halted') THEN 'halted'
+        WHEN (SELECT value FROM run WHERE name = 'total') <= (
+            SELECT count(*) FROM main.outcomes
+            WHERE state != 'skipped' OR (attempts = 0 AND error_type NOT NULL)
+        ) THEN 'complete'
+        ELSE 'interrupted' END
+"""
+_FIRST_RUN: Final = (
+    f"SELECT 1 AS id, {_FIRST_STATE} AS state, (SELECT max(settled_at) FROM main.outcomes) AS ended, "
+    "NULL AS starts, NULL AS counts, NULL AS api_key, "
+    + ", ".join(
+        f"(SELECT value FROM run WHERE name = '{name}') AS {column}" for column, name in _FACTS.items()
+    )
+)
+_V1_OUTCOMES: Final = OUTCOME_COLUMNS.replace(" ", ", ").replace("assignment", "proxy AS assignment")
+MIGRATION: Final = f"""
+BEGIN;
+{_RUNS}
+INSERT INTO runs (id, state, ended, starts, counts, api_key, {", ".join(_FACTS)}) {_FIRST_RUN};
+ALTER TABLE outcomes RENAME TO old;
+{_OUTCOMES}
+INSERT INTO outcomes SELECT 1, {_V1_OUTCOMES} FROM old;
+DROP TABLE old;
+ALTER TABLE generations ADD COLUMN key TEXT;
+DELETE FROM run WHERE name IN ({", ".join(f"'{name}'" for name in _FACTS.values())});
+{_LATEST}
+PRAGMA user_version = {VERSION};
+COMMIT;
+"""
+V1_VIEWS: Final = f"""
+CREATE TEMP VIEW runs AS {_FIRST_RUN};
+CREATE TEMP VIEW latest AS SELECT {_V1_OUTCOMES} FROM main.outcomes;
+CREATE TEMP VIEW outcomes AS SELECT 1 AS run, * FROM latest;
+"""
+"""The same for a journal that is only read."""
 
 
-def damage_error(path: Path, error: Exception) -> JournalError:
-    """The error to raise for one of `DAMAGE`: the file cannot be written, or it is damaged."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE:  # the low byte is the primary code
-        return JournalNotWritableError(
-            f"{path} cannot be written ({error}): fix that, then run the same command again"
-        )
-    return JournalError(f"{path} is damaged ({error}): name another journal")
+def views_of(run: int) -> str:
+    """SQL statements after which the queries for the latest run read run number *run*."""
+    return f"""
+CREATE TEMP VIEW runs AS SELECT * FROM main.runs WHERE id <= {run:d};
+CREATE TEMP VIEW run AS SELECT * FROM main.run WHERE {run:d} = (SELECT max(id) FROM main.runs);
+CREATE TEMP VIEW proxies AS SELECT * FROM main.proxies WHERE {run:d} = (SELECT max(id) FROM main.runs);
+{_LATEST.replace("CREATE VIEW", "CREATE TEMP VIEW")}
+"""
 
 
-def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """
-    Open the journal's database for writing; create the tables if it is empty.
-
-    Returns:
-        The connection, and whether the database was empty.
-    """
-    connection = sqlite3.connect(path, check_same_thread=False)
-    try:
-        if created := is_empty(path, connection):
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")  # only `checkpoint` writes the mark it needs
-        if created:
-            with connection:
-                connection.executescript(f"BEGIN; {SCHEMA}")  # in one transaction
-                connection.execute(NEW_RUN, (secrets.token_hex(12),))
-                connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
-        else:
-            accept_log(connection)  # before anything is written to the -wal
-            if _version(connection) < VERSION:
-                connection.executescript(MIGRATION)
-        with connection:
-            for sql in LATER_ADDITIONS:
-                connection.execute(sql)
-        if "probe_at" not in [column for _, column, *_ in connection.execute("PRAGMA table_info(proxies)")]:
-            connection.execute(ADD_PROBE_AT)
-    except BaseException:
-        connection.close()
-        raise
-    return connection, created
-
-
-def is_empty(path: Path, connection: sqlite3.Connection) -> bool:
-    """
-    Whether the database has no tables yet.
-
-    Raises:
-        JournalError: It is the database of another program, or of a newer version.
-    """
-    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        return True
-    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise JournalError(f"{path} is a database, but not a journal: name another journal")
-    if _version(connection) not in {1, VERSION}:
-        raise JournalError(f"{path} is from a newer postpress-async: update it, or name another journal")
-    return False
-
-
-def _version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def add_views(connection: sqlite3.Connection, run: int | None = None) -> None:
-    """
-    Add temporary views, so that the queries for the latest run read run number *run*. Nothing is written.
-
-    A journal of version 1 is read like one of the present version, with one run.
-    """
-    if _version(connection) == 1:
-        connection.executescript(V1_VIEWS)
-    elif run is not None:
-        connection.executescript(views_of(run))
-
-
-def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
-    """What is recorded about the latest run: the values of the table ``run``, and its columns in ``runs``."""
-    cursor = connection.execute(f"SELECT * FROM runs WHERE id = {CURRENT_RUN}")
-    names = [column[0] for column in cursor.description]
-    facts = {name: value for name, value in zip(names, cursor.fetchone(), strict=True) if value is not None}
-    if not {"id", "token", "state"} <= facts.keys():
-        raise ValueError("the latest run is not whole")  # handled as damage
-    return facts | dict(connection.execute("SELECT name, value FROM run"))
-
-
-def add_start(starts: list[dict[str, Any]], began: float, command: str | None) -> str:
-    """The column ``starts`` with an entry more: this process starts or resumes the run at *began*."""
-    try:
-        operator = getpass.getuser()
-    except (OSError, KeyError, ImportError):  # the user has no name, as in some containers
-        operator = None
-    host = socket.gethostname()
-    entry = {"began": began, "operator": operator, "host": host, "version": __version__, "command": command}
-    return json.dumps([*starts, entry])
-
-
-def starts_of(value: str | None) -> list[dict[str, Any]]:
-    """
-    Return the entries of the column ``starts`` of a run.
-
-    Raises:
-        ValueError: The journal is damaged.
-    """
-    starts = [] if value is None else json.loads(value)
-    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-        raise ValueError("an invalid list of starts")
-    return starts
-
-
-@cache  # the writer recognizes a statement by its identity
-def set_fact(column: str) -> str:
-    """The SQL statement that sets a column of the latest run."""
-    return f"UPDATE runs SET {column} = ? WHERE id = {CURRENT_RUN}"
+NEW_RUN: Final = "INSERT INTO runs (token, state) VALUES (?, 'running')"
+LATER_ADDITIONS: Final = (
+    """CREATE TABLE IF NOT EXISTS proxies (
+        label TEXT PRIMARY KEY, failures INTEGER NOT NULL, quarantined_at REAL, probe_at REAL
+    ) WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS changes (first INTEGER PRIMARY KEY, hashes BLOB NOT NULL)",
+    "INSERT OR IGNORE INTO run VALUES ('key', randomblob(16)), ('salt', randomblob(16))",
+)
+"""Statements for what journals of early versions lack: pools, the hashes of rows, and their key."""
+# In journals of a version that forgot quarantines.
+ADD_PROBE_AT: Final = "ALTER TABLE proxies ADD COLUMN probe_at REAL"

@@ -14,8 +14,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 from postpress_async.errors import JournalNotWritableError, RotationError
 from postpress_async.rotation._atomic_write import atomic_write
 from postpress_async.rotation.journal._checkpoint import checkpoint, delete_mark
+from postpress_async.rotation.journal._database import set_fact
 from postpress_async.rotation.journal._recovery import COUNTS, END_RUN, UNCOVER
-from postpress_async.rotation.journal._schema import set_fact
 
 COMMIT_EVERY: Final = 0.05  # seconds for which rows are gathered: each commit flushes the disk
 MOST_ROWS: Final = 1_000  # upper bound of the rows after which a commit begins at once

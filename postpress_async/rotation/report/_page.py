@@ -44,8 +44,7 @@ def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
         if name not in {"jinja2", "markupsafe", "vl_convert"}:
             raise
         raise RotationError(f"a report requires {name}: pip install 'postpress-async[report]'") from None
-    # Cannot fail: reading the journal has escaped lone surrogates.
-    file.write(page.encode("utf-8"))
+    file.write(page.encode("utf-8", "backslashreplace"))  # the journal's name may be other bytes
 
 
 def _page(view: JournalView, now: float) -> str:
@@ -100,7 +99,7 @@ def _status(numbers: Statistics) -> str:
 
 
 def _colour(numbers: Statistics) -> str:
-    """The colour of the header, as the name of a state."""
+    """The colour of the header, as the name of a state: red, green, or that of unknown for any other run."""
     if numbers.stage is Stage.HALTED or numbers.states[State.FAILED] > numbers.states[State.PATCHED]:
         return "failed"
     if numbers.accounts and numbers.states[State.PATCHED] == numbers.accounts:

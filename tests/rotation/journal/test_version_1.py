@@ -23,8 +23,8 @@ from postpress_async.rotation._input import RotationInput
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.journal._schema import APPLICATION_ID
-from postpress_async.rotation.journal._tables import MIGRATION
+from postpress_async.rotation.journal._database import APPLICATION_ID
+from postpress_async.rotation.journal._schema import MIGRATION
 from tests.support import DATA
 from tests.support.command_line import JOURNAL
 from tests.support.journals import killed
