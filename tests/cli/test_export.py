@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,18 @@ from postpress_async.errors import RotationError
 from postpress_async.models import FieldError
 from postpress_async.rotation import State
 from postpress_async.rotation._atomic_write import atomic_write
-from postpress_async.rotation._export import COLUMNS, FORMATS, write_csv, write_jsonl, write_parquet
+from postpress_async.rotation._export import (
+    COLUMNS,
+    FORMATS,
+    write_assignments,
+    write_csv,
+    write_jsonl,
+    write_parquet,
+)
+from postpress_async.rotation.journal._history import Assigned
 from tests.support.journals import NIGHT, outcome, refused
 
+INSTANT = "2026-11-20T23:00:00.000Z"
 ROWS = [
     outcome(0),
     outcome(1, State.FAILED, assignment="line 3: user@host:80"),
@@ -165,6 +175,19 @@ def test_json_and_parquet_keep_an_id_as_it_is() -> None:
 
     assert json.loads(table(outcomes, write_jsonl))["account_id"] == "-acc"
     assert parquet.read_table(io.BytesIO(table(outcomes, write_parquet)))["account_id"][0].as_py() == "-acc"
+
+
+@given(account_id=st.text(max_size=12), assignment=st.text(max_size=12))
+def test_assignments_are_quoted_as_outcomes_are(account_id: str, assignment: str) -> None:
+    entry = Assigned(account_id, assignment, "patched", 3, NIGHT)
+
+    [row] = cells(table([entry], partial(write_assignments, kind="csv")))
+    [line] = table([entry], partial(write_assignments, kind="jsonl")).splitlines()
+
+    same = cells(table([outcome(0, account_id=account_id, error_type=assignment)]))[0]
+    assert list(row.values()) == [same["account_id"], same["error_type"], "patched", "3", INSTANT]
+    assert list(json.loads(line).values()) == [account_id, assignment, "patched", 3, INSTANT]
+    assert tuple(row) == tuple(json.loads(line)) == Assigned._fields
 
 
 # --- Whole files ---
