@@ -45,6 +45,7 @@ class CircuitBreaker:
         generation: Number of times that it has opened or closed.
         outage_started: Start of the current or last outage.
         probe_at: Time of the next probe; infinite while it is closed.
+        last_success: Time of the latest response that was not an overload signal.
     """
 
     def __init__(self, threshold: int, random: Callable[[], float]) -> None:
@@ -56,7 +57,7 @@ class CircuitBreaker:
         self._random: Final = random
         self._failures = 0
         self._first_failure_sent = 0.0
-        self._last_success = -math.inf
+        self.last_success: float = -math.inf
         self._consecutive = 0
         self._successes = RECOVERY_THRESHOLD  # since it closed
         self._closed_at = 0.0
@@ -69,7 +70,7 @@ class CircuitBreaker:
 
     def record_success(self, now: float) -> None:
         """Record a response that is not an overload signal."""
-        self._last_success = now
+        self.last_success = now
         self._successes += 1
         self._consecutive = 0
         if self._failures:
@@ -82,7 +83,7 @@ class CircuitBreaker:
             self._start_outage(now)
         self._failures += 1
         self._consecutive += 1
-        silence = now - max(self._first_failure_sent, self._last_success)
+        silence = now - max(self._first_failure_sent, self.last_success)
         down = self._failures >= self._threshold and silence >= MIN_DURATION_FACTOR * latency
         lasting = now - self._first_failure_sent >= 4 * MIN_DURATION_FACTOR * latency
         if not down and not (lasting and self._failures >= 2 * self._threshold):

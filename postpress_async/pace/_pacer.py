@@ -116,7 +116,11 @@ class Pacer:
     @property
     def overloaded(self) -> bool:
         """Whether the service refuses many requests, and answers others."""
-        return not self._breaker.is_open and self._limiter.refusal_share > OVERLOAD_SHARE
+        limiter, breaker = self._limiter, self._breaker
+        if breaker.is_open or limiter.refusal_share <= OVERLOAD_SHARE:
+            return False
+        # Otherwise accounts that get nothing but 503s would be retried for ever once the others are done.
+        return self._clock() - breaker.last_success <= max(0.5, 2 * limiter.latency)
 
     @property
     def limit(self) -> int:

@@ -9,6 +9,8 @@ import pytest
 from postpress_async import Pace, errors, events
 from postpress_async._cli.progress import ProgressStats
 from postpress_async.models import SessionStats
+from tests.support.simulated_service import Scenario
+from tests.support.simulation import measure
 from tests.support.virtual_world import PROXY, in_virtual_time, world
 
 
@@ -106,3 +108,14 @@ async def test_waits_for_the_rate_are_not_latency() -> None:
     assert max(waited) == pytest.approx(5.0, abs=0.5)  # a hundred wait for 20 per second
     assert "p50 50 ms" in seen[50]
     assert "queued " in seen[50]
+
+
+def test_a_rotation_loses_no_account_to_overload() -> None:
+    """Most of its requests are refused at first, more often than an account has attempts."""
+    server, policy = {"capacity": 5, "queue": 0}, {"attempts": 2}
+    scenario = Scenario("5 at once", 2.0, 100, server=server, policy=policy, in_flight=100, start=100)
+
+    result = measure(scenario, 300)
+
+    assert result.lost == 0
+    assert result.patched == 300
