@@ -170,7 +170,7 @@ class Player:
         def end() -> None:
             if task.done() or step.end is End.NATURAL:
                 return
-            report.ended, report.stopped_at = step.end, time.time()
+            report.ended, report.stopped_at = step.end, len(report.outcomes)
             if step.end is End.DISK_FULL:
                 Disk.is_full = True
             elif step.end is End.KILL:

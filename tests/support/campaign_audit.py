@@ -44,7 +44,7 @@ class RunReport:
         opened: Whether it came to open the journal.
         left_alone: Whether it left a complete run alone, since the next is not due.
         edit: What it says of an edited input.
-        stopped_at: Unix time at which it was stopped; None if it was not.
+        stopped_at: Number of outcomes that it had streamed when it was stopped; None if it was not.
     """
 
     number: int
@@ -52,7 +52,7 @@ class RunReport:
     opened: bool = True
     left_alone: bool = False
     edit: str | None = None
-    stopped_at: float | None = None
+    stopped_at: int | None = None
     ended: End = End.NATURAL
     summary: RotationSummary | None = None
     outcomes: list[Outcome] = field(factory=list)
@@ -364,7 +364,7 @@ def check_ends(case: Case) -> Iterator[Finding]:
             if record is not None and account.account_id in hit and record.state == State.FAILED:
                 yield Finding("failed for the API key", account.account_id, str(record))
     # What fails after a stop only shows what the operator waits for.
-    before_stop = [o for o in tried if run.stopped_at is None or o.settled_at < run.stopped_at]
+    before_stop = [outcome for outcome in run.outcomes[: run.stopped_at] if outcome.attempts]
     if _must_halt(run.step.halt, before_stop) and not summary.halted:
         yield Finding("halt not reported", None, f"{run.step.halt}; {summary}")
     must_show = reading.error is None and run.ended is not End.CANCEL

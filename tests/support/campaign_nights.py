@@ -366,11 +366,12 @@ def check_selection(case: Case) -> Iterator[Finding]:
 def _may_be_on(case: Case, account_id: str, hosts: tuple[str, ...]) -> bool:
     """Whether a request that the client is not certain about asked for one of the *hosts*."""
     for request in reversed(case.server.by_account.get(account_id, ())):
-        if request.run >= case.first or request.is_refused:
+        has_died = request.run < case.first and case.runs[request.run - 1].died
+        if request.run >= case.first or (request.is_refused and not has_died):
             continue
         if _host(label_of(request.change)) in hosts:
             return True
-        if request.status == 200 and request.heard and not case.runs[request.run - 1].died:
+        if request.status == 200 and request.heard and not has_died:
             return False
     return False
 
