@@ -51,7 +51,8 @@ def test_no_sequence_leaves_a_false_record_a_double_or_a_loss(seed: int) -> None
 
 
 # In 20010, --on takes an account whose refusal the run before heard, but died before it recorded it.
-@pytest.mark.parametrize("seed", [*range(1, NIGHTS + 1), 20010])
+# In 30073, it takes one that --on-unknown report has recorded, which the killed run did not send after all.
+@pytest.mark.parametrize("seed", [*range(1, NIGHTS + 1), 20010, 30073])
 def test_no_sequence_of_nights_does_either(seed: int) -> None:
     """Several runs on one journal, with ``--every``, ``--keep``, ``--on``, edited inputs and rollbacks."""
     player = play(draw_nights(seed))

@@ -352,10 +352,15 @@ def check_selection(case: Case) -> Iterator[Finding]:
     # A run that died recorded no assignment of some accounts.
     latest = {row[3]: row for run in sorted(case.start.outcomes) for row in case.start.outcomes[run]}
     known = {account_id for account_id, row in latest.items() if row[4] == State.PATCHED}
+    # What --on-unknown report records of a killed run, although nothing was sent.
+    doubts = {
+        id_ for id_, row in latest.items() if row[4:6] == (State.UNKNOWN, 0) and _is_on(row[13], step.on)
+    }
     for account in case.accounts:
         held, sent = _held(case, account.account_id, case.first), case.sent(account.account_id)
-        is_on = held is not None and _host(held) in step.on
-        if sent and not is_on and not _may_be_on(case, account.account_id, step.on):
+        is_on = _is_on(held, step.on)
+        is_on_if_sent = account.account_id in doubts
+        if sent and not is_on and not is_on_if_sent and not _may_be_on(case, account.account_id, step.on):
             yield Finding("another account was taken", account.account_id, f"{step.on}, but it has {held}")
         is_known = account.account_id in known
         is_taken = case.taken is not None and account.account_id in case.taken
@@ -374,6 +379,10 @@ def _may_be_on(case: Case, account_id: str, hosts: tuple[str, ...]) -> bool:
         if request.status == 200 and request.heard and not has_died:
             return False
     return False
+
+
+def _is_on(label: str | None, hosts: tuple[str, ...]) -> bool:
+    return label is not None and _host(label) in hosts
 
 
 def _host(label: str) -> str:
