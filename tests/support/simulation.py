@@ -5,7 +5,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from typing import Final, Literal
 
 from attrs import define, field
@@ -56,6 +56,18 @@ class ScenarioFaults(Faults):
         return fault
 
 
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Log nothing by this logger during the block."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 @define
 class _Run:
     """The run of a scenario."""
@@ -71,7 +83,6 @@ class _Run:
     async def run(self) -> Result:
         scenario, loop = self.scenario, asyncio.get_running_loop()
         random.seed(self.seed)  # for the session's jitter
-        logging.getLogger("aiohttp").setLevel(logging.CRITICAL)
         faults = ScenarioFaults(scenario, self.seed)
         server = Server(
             **{"latency": LATENCY, **scenario.server},
@@ -81,6 +92,7 @@ class _Run:
         )
         call_seconds = None
         async with AsyncExitStack() as stack, server:
+            stack.enter_context(quiet("aiohttp"))
             sessions = [await self._open(stack, server) for _ in range(scenario.sessions)]
             async with asyncio.TaskGroup() as group:
                 disruptions = group.create_task(self._disrupt(server, faults))

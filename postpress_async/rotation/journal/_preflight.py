@@ -11,7 +11,7 @@ from attrs import Factory, frozen
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal._checkpoint import refuse_lost_log
-from postpress_async.rotation.journal._database import DAMAGE, add_views, damage_error, is_empty
+from postpress_async.rotation.journal._database import DAMAGE, add_views, damage_error, is_empty, read_run
 from postpress_async.rotation.journal._file import open_file, refuse_shared
 from postpress_async.rotation.journal._input_check import (
     COMPLETE,
@@ -22,7 +22,7 @@ from postpress_async.rotation.journal._input_check import (
     recorded_rows,
 )
 from postpress_async.rotation.journal._reading import JournalView, connect_read_only
-from postpress_async.rotation.journal._recovery import done_condition
+from postpress_async.rotation.journal._recovery import done_condition, may_have_sent, sent_below
 
 
 @frozen
@@ -78,6 +78,13 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
                 f"SELECT assignment, count(*) {rows} AND assignment NOT NULL "
                 "AND state IN ('patched', 'unknown') GROUP BY assignment"
             )
+            if request.on_unknown == "report":  # rows that a run that died may have sent are not sent either
+                run = read_run(connection)
+                died = run["state"] == "running"
+                most = may_have_sent(lambda sql, *values: connection.execute(sql, values), run, died=died)
+                count += int(min(most, len(ordinals) - count))
+                below = int(min(sent_below(run, died=died), len(ordinals)))
+                ordinals[:below] = b"\1" * below
             if comparison.difference is not None:
                 ordinals.clear()
             return Progress(count, comparison, bytes(ordinals), dict(accounts))

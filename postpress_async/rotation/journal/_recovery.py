@@ -197,15 +197,18 @@ def may_have_sent(ask: Callable[..., Iterable[Any]], run: Mapping[str, Any], *, 
         run: What is recorded about the latest run; see `read_run`.
         died: Whether the latest run died, and was not resumed.
     """
-    below = _ordinal(run.get("doubtful", 0))
-    if died:
-        below = max(below, _ordinal(run.get("reached", math.inf)))
-    if not below:
+    if not (below := sent_below(run, died=died)):
         return 0
     sql = "SELECT count(*) FILTER (WHERE ordinal < ?), count(*) FROM latest"
     [(known, recorded)] = ask(sql, below)
     # A blank row has an ordinal, and never an outcome.
     return float(max(0, min(below - known, _ordinal(run.get("total", math.inf)) - recorded)))
+
+
+def sent_below(run: Mapping[str, Any], *, died: bool) -> float:
+    """The ordinal below which a run that died may have sent rows without an outcome; 0 if none did."""
+    below = _ordinal(run.get("doubtful", 0))
+    return max(below, _ordinal(run.get("reached", math.inf))) if died else below
 
 
 def _ordinal(value: object) -> float:

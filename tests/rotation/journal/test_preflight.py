@@ -202,6 +202,24 @@ def test_a_dry_run_says_what_is_new_in_an_edited_input(folder, run) -> None:
     assert (fields["settled"], fields["to_send"]) == (3, 9)
 
 
+def test_a_dry_run_does_not_count_accounts_that_a_killed_run_may_have_sent(folder, run) -> None:
+    """With ``--on-unknown report`` they are not sent, but it said that they would be."""
+    run("rotate", "fleet.csv", "--sandbox", "--limit", "4")
+    change("DELETE FROM outcomes WHERE ordinal >= 4")
+    change("UPDATE runs SET state = 'running'")
+    change("INSERT OR REPLACE INTO run VALUES ('under way', 1.0), ('reached', 7), ('doubtful', 0)")
+
+    _, report, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run", "--on-unknown", "report")
+    _, retry, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
+    _, sent, _ = run("rotate", "fleet.csv", "--sandbox", "--on-unknown", "report")
+
+    assert f"7 of them are completed in {JOURNAL}; 3 would be sent" in report
+    assert "PATCH the sandbox/accounts/acc_7 " in report
+    assert "acc_6" not in report
+    assert f"4 of them are completed in {JOURNAL}; 6 would be sent" in retry
+    assert sent.startswith("10 accounts: 7 patched, 3 unknown")
+
+
 def test_a_dry_run_of_what_failed_knows_that_it_is_sent_again(folder, run) -> None:
     """It said that all were settled, and none would be sent."""
     run("rotate", "fleet.csv", "--sandbox")
