@@ -372,6 +372,45 @@ async def test_lost_account_that_is_not_sent_again_is_recorded_as_unknown(tmp_pa
     assert recorded(path) == [("acc_0", "unknown", "unknown")]
 
 
+def test_account_that_no_other_worker_gets_before_the_stop_is_unknown() -> None:
+    """It waits for a worker when the run is stopped."""
+
+    async def main() -> list[Outcome]:
+        dask = FakeDask("w1")
+        async with rotation_of(dask, accounts(1)) as rotation:
+            await wait_until(lambda: dask.sent["w1"])
+            dask.kill("w1")
+            await asyncio.sleep(2 * _coordinator.LOOK_EVERY)
+            rotation.stop()
+            return [outcome async for outcome in rotation]
+
+    [outcome] = run(main())
+
+    assert (outcome.state, outcome.applied) == (State.UNKNOWN, Applied.UNKNOWN)
+
+
+def test_account_that_the_next_worker_has_not_sent_at_the_stop_is_unknown() -> None:
+    """That worker reports that it sent nothing, which says nothing about the lost one."""
+
+    async def stay(*_: object) -> None:
+        await asyncio.sleep(3.0)
+
+    async def main() -> list[Outcome]:
+        dask = _with(FakeDask("w1"), stay)
+        async with rotation_of(dask, accounts(2), pace=Pace(in_flight=1)) as rotation:
+            await wait_until(lambda: dask.sent["w1"])
+            dask.kill("w1")
+            await asyncio.sleep(2 * _coordinator.LOOK_EVERY)
+            dask.join("w2")
+            await wait_until(lambda: dask.sent["w2"])
+            rotation.stop()
+            return [outcome async for outcome in rotation]
+
+    outcomes = run(main())
+
+    assert {outcome.state for outcome in outcomes} == {State.PATCHED, State.UNKNOWN}
+
+
 # --- Problems of workers ---
 
 
