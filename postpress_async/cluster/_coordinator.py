@@ -312,13 +312,14 @@ class Coordinator:
     ) -> None:
         if attempts:
             call.hooks.on_attempt_started(self._clock() - elapsed)
-        call.hooks.in_flight = worker.cannot_connect = False
+        worker.cannot_connect = False
         worker.ended += 1
         self._ended += 1
         self._forget(call)
         if packed:
             error = remote.unpack_error(packed, call.account_id)
             self._failed[error] = call.number, call.task
+            call.hooks.in_flight = False  # unlike after a success: a cancellation may precede its result
             call.hooks.resumable = error if resumable else None
             call.fail(error)
         elif not call.done.done():
@@ -353,8 +354,7 @@ class Coordinator:
         was_paused, self.paused = self.paused, bool(working) and all(other.is_paused for other in working)
         if self._observer is not None and self.paused is not was_paused:
             began, self._paused_at = self._paused_at, self._clock()
-            ended = events.PauseEnded(self._paused_at - began)
-            self._observer(events.PauseBegan() if self.paused else ended)
+            self._observer(events.PauseBegan() if self.paused else events.PauseEnded(self._paused_at - began))
 
     async def _store(self, worker: _Worker, calls: list[_Call]) -> None:
         """Store new generations of keys, and then let the worker use them."""

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +409,32 @@ def test_account_that_the_next_worker_has_not_sent_at_the_stop_is_unknown() -> N
     outcomes = run(main())
 
     assert {outcome.state for outcome in outcomes} == {State.PATCHED, State.UNKNOWN}
+
+
+def test_account_that_was_patched_when_the_rotation_is_cancelled_is_not_skipped() -> None:
+    """Its task has not run since the worker reported it."""
+    reported = []
+
+    async def main() -> Rotation:
+        dask, main_task = FakeDask("w1"), asyncio.current_task()
+        assert main_task is not None
+
+        def cancel_and_deliver(event: dict[str, Any]) -> None:
+            if not reported:
+                main_task.cancel()
+            reported.append(event)
+            FakeDask.deliver(dask, event)
+
+        dask.deliver = cancel_and_deliver  # type: ignore[method-assign]
+        with suppress(asyncio.CancelledError):
+            async with rotation_of(dask, accounts(10)) as rotation:
+                await rotation.run()
+        return rotation
+
+    states = run(main()).summary.states
+
+    assert reported
+    assert states == {State.UNKNOWN: 10}
 
 
 # --- Problems of workers ---
