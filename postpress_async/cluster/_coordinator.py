@@ -12,8 +12,9 @@ import pickle
 import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
 from contextlib import suppress
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from attrs import define, field
@@ -43,9 +44,6 @@ TIMEOUT: Final = 5.0  # seconds in which the scheduler, or a worker, has to resp
 NO_SCHEDULER: Final = 10.0  # seconds without a response of the scheduler after which the rotation ends
 NO_WORKER: Final = 60.0  # seconds without a usable worker after which the rotation ends
 
-Errors: TypeAlias = dict[int, Any]  # by the number of the call
-ShardTask: TypeAlias = asyncio.Task[Errors]
-
 
 class _UnreportedError(Exception):
     """A worker did not report a call. The argument is whether it may have sent it."""
@@ -63,7 +61,7 @@ class _Call:
     done: "asyncio.Future[AccountPatched]"
     number: int = 0
     worker: "_Worker | None" = None
-    task: ShardTask | None = None
+    task: "asyncio.Task[Any] | None" = None  # of its shard
     has_failed: bool = False
     backing_off: bool = False
 
@@ -88,7 +86,7 @@ class _Worker:
     is_paused: bool = False  # its calls wait because the service is down
     cannot_connect: bool = False  # its last attempt did not connect to the API
     calls: dict[int, _Call] = field(factory=dict)  # that are not reported
-    tasks: set[ShardTask] = field(factory=set)
+    tasks: "set[asyncio.Task[Any]]" = field(factory=set)  # of its shards
     backing_off: int = 0  # calls
     ended: int = 0  # calls since the last look
     speed: float = 0.0  # calls per second that ended lately
@@ -127,7 +125,7 @@ class Coordinator:
         self._observer: Final = observer
         self._workers: Final[dict[str, _Worker]] = {}
         self._waiting: Final[deque[_Call]] = deque()
-        self._failed: Final = WeakKeyDictionary[PostPressError, tuple[int, ShardTask | None]]()
+        self._failed: Final = WeakKeyDictionary[PostPressError, tuple[int, "asyncio.Task[Any] | None"]]()
         self._numbers: Final = itertools.count(1)
         self._ended = 0
         self._wake: Final = asyncio.Event()
@@ -241,22 +239,24 @@ class Coordinator:
             call.hooks.in_flight = True
             worker.calls[call.number] = call
 
-    async def _carry_out(self, worker: _Worker, calls: list[_Call]) -> Errors:
-        """Have a shard carried out, and return the errors of its calls."""
+    async def _carry_out(self, worker: _Worker, calls: list[_Call]) -> dict[int, Any]:
+        """Have a shard carried out, and return the errors by number of the call."""
         shard = remote.Shard.of(self.token, [call.pack() for call in calls])
-        sent, found = True, Errors()
+        sent, found = True, dict[int, Any]()
         options = {"key": shard.key, "workers": [worker.address], "pure": False, "retries": 0}
         future = self._client.submit(remote.run_shard, shard, **options)
         try:
             error = await future.exception()
-            if isinstance(error, Exception) and not isinstance(error, KilledWorker):
-                sent = not isinstance(error, PostPressError)  # which the task raises before it begins
-                text = f"{type(error).__name__}: {error}" if sent else str(error)
-                worker.problem = f"{worker.address}: {text}"
+            if isinstance(error, PostPressError):  # which the task raises before it begins
+                sent, worker.problem = False, f"{worker.address}: {error}"
+            elif isinstance(error, Exception) and not isinstance(error, KilledWorker):
+                worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
             elif error is None and any(call.has_failed or call.number in worker.calls for call in calls):
                 found = await future
-        except Exception:  # noqa: S110 - of Dask: the worker or the scheduler is gone
+        except (CancelledError, KilledWorker, OSError):  # the worker or the scheduler is gone
             pass
+        except Exception as error:  # the result cannot be unpickled, nor could it be next time
+            worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
         finally:
             future.release()  # if it still runs, the worker cancels it
             for call in calls:

@@ -489,6 +489,35 @@ def test_error_of_the_retry_strategy_ends_the_rotation() -> None:
         rotate(lambda: _with(FakeDask("w1"), fail), accounts(10))
 
 
+class TwoPartsError(Exception):
+    """It can be pickled, but not unpickled."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+def test_error_of_the_retry_strategy_that_cannot_be_unpickled_ends_the_rotation() -> None:
+    async def fail(worker: FakeWorker, *_: object) -> None:
+        if worker.dask.sent["w1"] < 20:
+            raise TwoPartsError("bad", "strategy")
+
+    with pytest.raises(RuntimeError, match="TwoPartsError: bad strategy"):
+        rotate(lambda: _with(FakeDask("w1"), fail), accounts(1))
+
+
+def test_account_whose_result_cannot_be_read_is_sent_once_by_each_worker() -> None:
+    async def fail(worker: FakeWorker, *_: object) -> None:
+        if sum(worker.dask.sent.values()) < 20:
+            raise ZeroDivisionError
+
+    dask = _with(FakeDask("w1", "w2"), fail)
+    dask.loses_results = True
+    with pytest.raises(ClusterError, match="w2: ModuleNotFoundError: No module named 'strategy'"):
+        rotate(lambda: dask, accounts(1))
+
+    assert dask.sent == {"w1": 1, "w2": 1}
+
+
 def test_worker_that_cannot_run_shards_leaves_them_to_others() -> None:
     """For example because installing the plugin failed there."""
 
