@@ -429,7 +429,7 @@ class Coordinator:
 
     async def _control(self, worker: _Worker, **changes: Any) -> bool:
         """Call `control` on the worker until it responds. Returns False if it is lost before."""
-        while worker.is_usable:
+        while not worker.is_lost:
             with suppress(Exception):
                 async with asyncio.timeout(TIMEOUT):
                     await self._client.run(remote.control, self.token, workers=[worker.address], **changes)

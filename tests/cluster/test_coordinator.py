@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -531,6 +531,41 @@ def test_worker_that_cannot_run_shards_leaves_them_to_others() -> None:
         return dask
 
     assert run(main()).sent == {"w2": 200}
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["a new key is stored", "the rotation is stopped"])
+def test_worker_with_a_problem_is_still_controlled(stop: bool) -> None:
+    """Only one of its shards failed. The calls of the others wait for what the coordinator says."""
+
+    async def main() -> Rotation:
+        dask, problem = FakeDask("w1"), asyncio.Event()
+
+        async def wait(_worker: object, account_id: str, _change: object, keys: Any, hooks: Any) -> None:
+            if account_id == "acc_0":
+                await problem.wait()
+                while stop and not hooks.waits.ended:
+                    await asyncio.sleep(0.1)
+                await keys.renew()
+
+        async def changes() -> AsyncIterator[tuple[str, ProxyChange]]:
+            yield "acc_0", US
+            await wait_until(lambda: dask.sent["w1"])
+            plugin = dask.workers["w1"].plugins.popitem()
+            yield "acc_1", US
+            await wait_until(lambda: len(dask.sizes) == 2)
+            dask.workers["w1"].plugins.update([plugin])
+            dask.join("w2")
+            await wait_until(lambda: dask.sent["w2"])
+            problem.set()
+
+        async with asyncio.timeout(100), rotation_of(_with(dask, wait), changes()) as rotation:
+            if stop:
+                await problem.wait()
+                rotation.stop()
+            await rotation.run()
+        return rotation
+
+    assert run(main()).summary.patched == 2
 
 
 def test_failed_canary_keeps_the_other_accounts_from_being_sent() -> None:
