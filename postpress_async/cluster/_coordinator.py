@@ -64,6 +64,7 @@ class _Call:
     task: "asyncio.Task[Any] | None" = None  # of its shard
     has_failed: bool = False
     backing_off: bool = False
+    storing: "asyncio.Task[None] | None" = None  # a new generation of its keys
 
     def pack(self) -> remote.RemoteCall:
         strikes, keys = self.hooks.max_strikes, (self.keys.prefix, self.keys.generation)
@@ -166,6 +167,8 @@ class Coordinator:
                     error = errors.ConnectionLostError("the worker that had the account was lost")
                     error.account_id, error.applied = account_id, Applied.UNKNOWN
                     raise error from None
+                if call.storing is not None:
+                    await call.storing  # before another worker uses that generation
                 if not isinstance(change, ManagedProxy):
                     await keys.renew()  # as a run that is resumed does
             finally:
@@ -197,8 +200,10 @@ class Coordinator:
     def _enqueue(self, call: _Call) -> None:
         if self._stopping:
             error = errors.DeadlineError("the rotation was stopped before the change was sent")
-            error.account_id = call.account_id
-            error.applied = Applied.UNKNOWN if call.in_doubt else Applied.NO
+            error.account_id, error.applied = (
+                call.account_id,
+                Applied.UNKNOWN if call.in_doubt else Applied.NO,
+            )
             call.fail(error)
         elif call.in_doubt:
             self._waiting.appendleft(call)
@@ -227,8 +232,9 @@ class Coordinator:
     def _window(self, worker: _Worker) -> int:
         if self._ended < TRIED:
             return FIRST_WINDOW
-        in_flight = self._pace.in_flight
-        return min(LARGEST_WINDOW, in_flight + max(in_flight, int(worker.speed * AHEAD)))
+        return min(
+            LARGEST_WINDOW, self._pace.in_flight + max(self._pace.in_flight, int(worker.speed * AHEAD))
+        )
 
     def _send(self, worker: _Worker, calls: list[_Call]) -> None:
         task = self._create_task(self._carry_out(worker, calls))
@@ -293,18 +299,18 @@ class Coordinator:
         """Take in the reports of a worker."""
         if event["token"] != self.token or (worker := self._workers.get(event["worker"])) is None:
             return
-        renewed: list[_Call] = []
+        storing: dict[int, asyncio.Task[None]] = {}
         for kind, number, *values in pickle.loads(event["reports"]):  # noqa: S301 - of a worker
             if kind == "paused":
                 self._on_paused(worker, *values)
             elif (call := worker.calls.get(number)) is None:
                 continue  # the worker was lost, and another one has the account
             elif kind == "generation":
-                renewed.append(call)
+                storing[number] = call.storing = self._create_task(call.keys.renew())
             else:
                 getattr(self, f"_on_{kind}")(call, worker, *values)
-        if renewed:
-            self._create_task(self._store(worker, renewed))
+        if storing:
+            self._create_task(self._store(worker, storing))
         self._wake.set()
 
     def _on_ended(
@@ -356,15 +362,14 @@ class Coordinator:
             began, self._paused_at = self._paused_at, self._clock()
             self._observer(events.PauseBegan() if self.paused else events.PauseEnded(self._paused_at - began))
 
-    async def _store(self, worker: _Worker, calls: list[_Call]) -> None:
-        """Store new generations of keys, and then let the worker use them."""
-        numbers = [call.number for call in calls]
+    async def _store(self, worker: _Worker, storing: dict[int, asyncio.Task[None]]) -> None:
+        """Once new generations of keys are stored, let the worker use them."""
         try:
-            await asyncio.gather(*(call.keys.renew() for call in calls))
+            await asyncio.gather(*storing.values())
         except PostPressError as error:  # of the journal
             self._engine.abort(error)
         else:
-            await self._control(worker, stored=numbers)
+            await self._control(worker, stored=list(storing))
 
     # --- Workers ---
 

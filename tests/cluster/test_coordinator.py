@@ -24,6 +24,8 @@ from postpress_async.errors import (
 )
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Halt, Outcome, Rotation, State
+from postpress_async.rotation._pending_rows import PendingRow
+from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal import Journal
 from tests.support.fake_dask import LATENCY, FakeDask, FakeWorker, fake_dask, patched, respond, rotation_of
 from tests.support.virtual_loop import VirtualLoop, run
@@ -258,6 +260,40 @@ def test_key_that_a_killed_worker_had_renewed_is_used_by_the_next() -> None:
     first, renewed, again = run(main())
 
     assert first != renewed == again
+
+
+def test_key_that_a_killed_worker_had_renewed_is_stored_before_the_next_uses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise a resumed run would use the older key, under which the API could order a second proxy."""
+    stored: list[int] = []
+    seen: list[tuple[str, list[int]]] = []
+
+    async def store_slowly(_: int, generation: int) -> None:
+        await asyncio.sleep(2.0)
+        stored.append(generation)
+
+    async def renew(worker: FakeWorker, _account: str, _change: object, keys: Any, _hooks: object) -> None:
+        if worker.address == "w1":
+            await keys.renew()
+        seen.append((keys.current[-2:], [*stored]))
+
+    def keys_of(run: str, pending: PendingRow, _keep: object) -> RowKeys:
+        return RowKeys(f"{run}-0", pending.generation, 0, store_slowly, in_doubt=False)
+
+    async def main() -> None:
+        dask = _with(FakeDask("w1"), renew)
+        monkeypatch.setattr(RowKeys, "of", keys_of)
+        async with rotation_of(dask, accounts(1)) as rotation:
+            await wait_until(lambda: any(b"generation" in event["reports"] for event in dask.events))
+            await asyncio.sleep(0)
+            dask.join("w2")
+            dask.kill("w1")
+            await rotation.run()
+
+    run(main())
+
+    assert seen == [("-1", [1])]
 
 
 def test_refusal_after_a_loss_leaves_the_account_unknown() -> None:
