@@ -12,8 +12,9 @@ import pickle
 import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
 from contextlib import suppress
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from attrs import define, field
@@ -43,9 +44,6 @@ TIMEOUT: Final = 5.0  # seconds in which the scheduler, or a worker, has to resp
 NO_SCHEDULER: Final = 10.0  # seconds without a response of the scheduler after which the rotation ends
 NO_WORKER: Final = 60.0  # seconds without a usable worker after which the rotation ends
 
-Errors: TypeAlias = dict[int, Any]  # by the number of the call
-ShardTask: TypeAlias = asyncio.Task[Errors]
-
 
 class _UnreportedError(Exception):
     """A worker did not report a call. The argument is whether it may have sent it."""
@@ -63,9 +61,10 @@ class _Call:
     done: "asyncio.Future[AccountPatched]"
     number: int = 0
     worker: "_Worker | None" = None
-    task: ShardTask | None = None
+    task: "asyncio.Task[Any] | None" = None  # of its shard
     has_failed: bool = False
     backing_off: bool = False
+    storing: "asyncio.Task[None] | None" = None  # a new generation of its keys
 
     def pack(self) -> remote.RemoteCall:
         strikes, keys = self.hooks.max_strikes, (self.keys.prefix, self.keys.generation)
@@ -88,7 +87,7 @@ class _Worker:
     is_paused: bool = False  # its calls wait because the service is down
     cannot_connect: bool = False  # its last attempt did not connect to the API
     calls: dict[int, _Call] = field(factory=dict)  # that are not reported
-    tasks: set[ShardTask] = field(factory=set)
+    tasks: "set[asyncio.Task[Any]]" = field(factory=set)  # of its shards
     backing_off: int = 0  # calls
     ended: int = 0  # calls since the last look
     speed: float = 0.0  # calls per second that ended lately
@@ -127,7 +126,7 @@ class Coordinator:
         self._observer: Final = observer
         self._workers: Final[dict[str, _Worker]] = {}
         self._waiting: Final[deque[_Call]] = deque()
-        self._failed: Final = WeakKeyDictionary[PostPressError, tuple[int, ShardTask | None]]()
+        self._failed: Final = WeakKeyDictionary[PostPressError, tuple[int, "asyncio.Task[Any] | None"]]()
         self._numbers: Final = itertools.count(1)
         self._ended = 0
         self._wake: Final = asyncio.Event()
@@ -168,6 +167,8 @@ class Coordinator:
                     error = errors.ConnectionLostError("the worker that had the account was lost")
                     error.account_id, error.applied = account_id, Applied.UNKNOWN
                     raise error from None
+                if call.storing is not None:
+                    await call.storing  # before another worker uses that generation
                 if not isinstance(change, ManagedProxy):
                     await keys.renew()  # as a run that is resumed does
             finally:
@@ -199,8 +200,10 @@ class Coordinator:
     def _enqueue(self, call: _Call) -> None:
         if self._stopping:
             error = errors.DeadlineError("the rotation was stopped before the change was sent")
-            error.account_id = call.account_id
-            error.applied = Applied.UNKNOWN if call.in_doubt else Applied.NO
+            error.account_id, error.applied = (
+                call.account_id,
+                Applied.UNKNOWN if call.in_doubt else Applied.NO,
+            )
             call.fail(error)
         elif call.in_doubt:
             self._waiting.appendleft(call)
@@ -229,8 +232,9 @@ class Coordinator:
     def _window(self, worker: _Worker) -> int:
         if self._ended < TRIED:
             return FIRST_WINDOW
-        in_flight = self._pace.in_flight
-        return min(LARGEST_WINDOW, in_flight + max(in_flight, int(worker.speed * AHEAD)))
+        return min(
+            LARGEST_WINDOW, self._pace.in_flight + max(self._pace.in_flight, int(worker.speed * AHEAD))
+        )
 
     def _send(self, worker: _Worker, calls: list[_Call]) -> None:
         task = self._create_task(self._carry_out(worker, calls))
@@ -241,22 +245,24 @@ class Coordinator:
             call.hooks.in_flight = True
             worker.calls[call.number] = call
 
-    async def _carry_out(self, worker: _Worker, calls: list[_Call]) -> Errors:
-        """Have a shard carried out, and return the errors of its calls."""
+    async def _carry_out(self, worker: _Worker, calls: list[_Call]) -> dict[int, Any]:
+        """Have a shard carried out, and return the errors by number of the call."""
         shard = remote.Shard.of(self.token, [call.pack() for call in calls])
-        sent, found = True, Errors()
+        sent, found = True, dict[int, Any]()
         options = {"key": shard.key, "workers": [worker.address], "pure": False, "retries": 0}
         future = self._client.submit(remote.run_shard, shard, **options)
         try:
             error = await future.exception()
-            if isinstance(error, Exception) and not isinstance(error, KilledWorker):
-                sent = not isinstance(error, PostPressError)  # which the task raises before it begins
-                text = f"{type(error).__name__}: {error}" if sent else str(error)
-                worker.problem = f"{worker.address}: {text}"
+            if isinstance(error, PostPressError):  # which the task raises before it begins
+                sent, worker.problem = False, f"{worker.address}: {error}"
+            elif isinstance(error, Exception) and not isinstance(error, KilledWorker):
+                worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
             elif error is None and any(call.has_failed or call.number in worker.calls for call in calls):
                 found = await future
-        except Exception:  # noqa: S110 - of Dask: the worker or the scheduler is gone
+        except (CancelledError, KilledWorker, OSError):  # the worker or the scheduler is gone
             pass
+        except Exception as error:  # the result cannot be unpickled, nor could it be next time
+            worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
         finally:
             future.release()  # if it still runs, the worker cancels it
             for call in calls:
@@ -293,18 +299,18 @@ class Coordinator:
         """Take in the reports of a worker."""
         if event["token"] != self.token or (worker := self._workers.get(event["worker"])) is None:
             return
-        renewed: list[_Call] = []
+        storing: dict[int, asyncio.Task[None]] = {}
         for kind, number, *values in pickle.loads(event["reports"]):  # noqa: S301 - of a worker
             if kind == "paused":
                 self._on_paused(worker, *values)
             elif (call := worker.calls.get(number)) is None:
                 continue  # the worker was lost, and another one has the account
             elif kind == "generation":
-                renewed.append(call)
+                storing[number] = call.storing = self._create_task(call.keys.renew())
             else:
                 getattr(self, f"_on_{kind}")(call, worker, *values)
-        if renewed:
-            self._create_task(self._store(worker, renewed))
+        if storing:
+            self._create_task(self._store(worker, storing))
         self._wake.set()
 
     def _on_ended(
@@ -312,13 +318,14 @@ class Coordinator:
     ) -> None:
         if attempts:
             call.hooks.on_attempt_started(self._clock() - elapsed)
-        call.hooks.in_flight = worker.cannot_connect = False
+        worker.cannot_connect = False
         worker.ended += 1
         self._ended += 1
         self._forget(call)
         if packed:
             error = remote.unpack_error(packed, call.account_id)
             self._failed[error] = call.number, call.task
+            call.hooks.in_flight = False  # unlike after a success: a cancellation may precede its result
             call.hooks.resumable = error if resumable else None
             call.fail(error)
         elif not call.done.done():
@@ -353,18 +360,16 @@ class Coordinator:
         was_paused, self.paused = self.paused, bool(working) and all(other.is_paused for other in working)
         if self._observer is not None and self.paused is not was_paused:
             began, self._paused_at = self._paused_at, self._clock()
-            ended = events.PauseEnded(self._paused_at - began)
-            self._observer(events.PauseBegan() if self.paused else ended)
+            self._observer(events.PauseBegan() if self.paused else events.PauseEnded(self._paused_at - began))
 
-    async def _store(self, worker: _Worker, calls: list[_Call]) -> None:
-        """Store new generations of keys, and then let the worker use them."""
-        numbers = [call.number for call in calls]
+    async def _store(self, worker: _Worker, storing: dict[int, asyncio.Task[None]]) -> None:
+        """Once new generations of keys are stored, let the worker use them."""
         try:
-            await asyncio.gather(*(call.keys.renew() for call in calls))
+            await asyncio.gather(*storing.values())
         except PostPressError as error:  # of the journal
             self._engine.abort(error)
         else:
-            await self._control(worker, stored=numbers)
+            await self._control(worker, stored=list(storing))
 
     # --- Workers ---
 
@@ -429,7 +434,7 @@ class Coordinator:
 
     async def _control(self, worker: _Worker, **changes: Any) -> bool:
         """Call `control` on the worker until it responds. Returns False if it is lost before."""
-        while worker.is_usable:
+        while not worker.is_lost:
             with suppress(Exception):
                 async with asyncio.timeout(TIMEOUT):
                     await self._client.run(remote.control, self.token, workers=[worker.address], **changes)

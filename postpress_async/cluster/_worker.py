@@ -16,6 +16,7 @@ from typing import Any, Final
 from attrs import field, frozen
 from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.protocol.pickle import dumps
 from distributed.worker_state_machine import SecedeEvent
 
 from postpress_async import events
@@ -92,6 +93,15 @@ def unpack_error(packed: bytes, account_id: str) -> PostPressError:
     vars(error).update(facts, account_id=account_id)
     if isinstance(error, ApiError) and error.instance:
         error.instance = error.instance.replace(_ID, account_id)
+    return error
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Return *error*, or one with its text if the coordinator could not unpickle it."""
+    try:
+        pickle.loads(dumps(error))  # noqa: S301 - our own
+    except Exception:  # of its class
+        return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
@@ -200,7 +210,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             del self._shards[shard.key]
         for task in tasks:
             if not task.cancelled() and (error := task.exception()) is not None:
-                errors[int(task.get_name())] = error  # of the caller's retry strategy
+                errors[int(task.get_name())] = _portable(error)  # of the caller's retry strategy
         return errors
 
     def control(

@@ -193,7 +193,7 @@ class AccountRunner:
         except _NoProxyLeftError:
             return outcome_without_proxy(*row_fields, in_doubt=inherited_doubt)
         except PostPressError as error:
-            sent = task.attempts or inherited_doubt
+            sent = task.attempts or task.in_doubt or inherited_doubt
             if isinstance(error, DeadlineError) and self.waits.ended and not sent:
                 # The run ended before the account's first attempt.
                 return Outcome(*row_fields, State.SKIPPED, applied=Applied.NO)

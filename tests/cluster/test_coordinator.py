@@ -2,8 +2,8 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from postpress_async.errors import (
 )
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Halt, Outcome, Rotation, State
+from postpress_async.rotation._pending_rows import PendingRow
+from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal import Journal
 from tests.support.fake_dask import LATENCY, FakeDask, FakeWorker, fake_dask, patched, respond, rotation_of
 from tests.support.virtual_loop import VirtualLoop, run
@@ -260,6 +262,40 @@ def test_key_that_a_killed_worker_had_renewed_is_used_by_the_next() -> None:
     assert first != renewed == again
 
 
+def test_key_that_a_killed_worker_had_renewed_is_stored_before_the_next_uses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise a resumed run would use the older key, under which the API could order a second proxy."""
+    stored: list[int] = []
+    seen: list[tuple[str, list[int]]] = []
+
+    async def store_slowly(_: int, generation: int) -> None:
+        await asyncio.sleep(2.0)
+        stored.append(generation)
+
+    async def renew(worker: FakeWorker, _account: str, _change: object, keys: Any, _hooks: object) -> None:
+        if worker.address == "w1":
+            await keys.renew()
+        seen.append((keys.current[-2:], [*stored]))
+
+    def keys_of(run: str, pending: PendingRow, _keep: object) -> RowKeys:
+        return RowKeys(f"{run}-0", pending.generation, 0, store_slowly, in_doubt=False)
+
+    async def main() -> None:
+        dask = _with(FakeDask("w1"), renew)
+        monkeypatch.setattr(RowKeys, "of", keys_of)
+        async with rotation_of(dask, accounts(1)) as rotation:
+            await wait_until(lambda: any(b"generation" in event["reports"] for event in dask.events))
+            await asyncio.sleep(0)
+            dask.join("w2")
+            dask.kill("w1")
+            await rotation.run()
+
+    run(main())
+
+    assert seen == [("-1", [1])]
+
+
 def test_refusal_after_a_loss_leaves_the_account_unknown() -> None:
     """The lost worker's request may have been applied."""
 
@@ -372,6 +408,71 @@ async def test_lost_account_that_is_not_sent_again_is_recorded_as_unknown(tmp_pa
     assert recorded(path) == [("acc_0", "unknown", "unknown")]
 
 
+def test_account_that_no_other_worker_gets_before_the_stop_is_unknown() -> None:
+    """It waits for a worker when the run is stopped."""
+
+    async def main() -> list[Outcome]:
+        dask = FakeDask("w1")
+        async with rotation_of(dask, accounts(1)) as rotation:
+            await wait_until(lambda: dask.sent["w1"])
+            dask.kill("w1")
+            await asyncio.sleep(2 * _coordinator.LOOK_EVERY)
+            rotation.stop()
+            return [outcome async for outcome in rotation]
+
+    [outcome] = run(main())
+
+    assert (outcome.state, outcome.applied) == (State.UNKNOWN, Applied.UNKNOWN)
+
+
+def test_account_that_the_next_worker_has_not_sent_at_the_stop_is_unknown() -> None:
+    """That worker reports that it sent nothing, which says nothing about the lost one."""
+
+    async def stay(*_: object) -> None:
+        await asyncio.sleep(3.0)
+
+    async def main() -> list[Outcome]:
+        dask = _with(FakeDask("w1"), stay)
+        async with rotation_of(dask, accounts(2), pace=Pace(in_flight=1)) as rotation:
+            await wait_until(lambda: dask.sent["w1"])
+            dask.kill("w1")
+            await asyncio.sleep(2 * _coordinator.LOOK_EVERY)
+            dask.join("w2")
+            await wait_until(lambda: dask.sent["w2"])
+            rotation.stop()
+            return [outcome async for outcome in rotation]
+
+    outcomes = run(main())
+
+    assert {outcome.state for outcome in outcomes} == {State.PATCHED, State.UNKNOWN}
+
+
+def test_account_that_was_patched_when_the_rotation_is_cancelled_is_not_skipped() -> None:
+    """Its task has not run since the worker reported it."""
+    reported = []
+
+    async def main() -> Rotation:
+        dask, main_task = FakeDask("w1"), asyncio.current_task()
+        assert main_task is not None
+
+        def cancel_and_deliver(event: dict[str, Any]) -> None:
+            if not reported:
+                main_task.cancel()
+            reported.append(event)
+            FakeDask.deliver(dask, event)
+
+        dask.deliver = cancel_and_deliver  # type: ignore[method-assign]
+        with suppress(asyncio.CancelledError):
+            async with rotation_of(dask, accounts(10)) as rotation:
+                await rotation.run()
+        return rotation
+
+    states = run(main()).summary.states
+
+    assert reported
+    assert states == {State.UNKNOWN: 10}
+
+
 # --- Problems of workers ---
 
 
@@ -424,6 +525,35 @@ def test_error_of_the_retry_strategy_ends_the_rotation() -> None:
         rotate(lambda: _with(FakeDask("w1"), fail), accounts(10))
 
 
+class TwoPartsError(Exception):
+    """It can be pickled, but not unpickled."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+def test_error_of_the_retry_strategy_that_cannot_be_unpickled_ends_the_rotation() -> None:
+    async def fail(worker: FakeWorker, *_: object) -> None:
+        if worker.dask.sent["w1"] < 20:
+            raise TwoPartsError("bad", "strategy")
+
+    with pytest.raises(RuntimeError, match="TwoPartsError: bad strategy"):
+        rotate(lambda: _with(FakeDask("w1"), fail), accounts(1))
+
+
+def test_account_whose_result_cannot_be_read_is_sent_once_by_each_worker() -> None:
+    async def fail(worker: FakeWorker, *_: object) -> None:
+        if sum(worker.dask.sent.values()) < 20:
+            raise ZeroDivisionError
+
+    dask = _with(FakeDask("w1", "w2"), fail)
+    dask.loses_results = True
+    with pytest.raises(ClusterError, match="w2: ModuleNotFoundError: No module named 'strategy'"):
+        rotate(lambda: dask, accounts(1))
+
+    assert dask.sent == {"w1": 1, "w2": 1}
+
+
 def test_worker_that_cannot_run_shards_leaves_them_to_others() -> None:
     """For example because installing the plugin failed there."""
 
@@ -437,6 +567,41 @@ def test_worker_that_cannot_run_shards_leaves_them_to_others() -> None:
         return dask
 
     assert run(main()).sent == {"w2": 200}
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["a new key is stored", "the rotation is stopped"])
+def test_worker_with_a_problem_is_still_controlled(stop: bool) -> None:
+    """Only one of its shards failed. The calls of the others wait for what the coordinator says."""
+
+    async def main() -> Rotation:
+        dask, problem = FakeDask("w1"), asyncio.Event()
+
+        async def wait(_worker: object, account_id: str, _change: object, keys: Any, hooks: Any) -> None:
+            if account_id == "acc_0":
+                await problem.wait()
+                while stop and not hooks.waits.ended:
+                    await asyncio.sleep(0.1)
+                await keys.renew()
+
+        async def changes() -> AsyncIterator[tuple[str, ProxyChange]]:
+            yield "acc_0", US
+            await wait_until(lambda: dask.sent["w1"])
+            plugin = dask.workers["w1"].plugins.popitem()
+            yield "acc_1", US
+            await wait_until(lambda: len(dask.sizes) == 2)
+            dask.workers["w1"].plugins.update([plugin])
+            dask.join("w2")
+            await wait_until(lambda: dask.sent["w2"])
+            problem.set()
+
+        async with asyncio.timeout(100), rotation_of(_with(dask, wait), changes()) as rotation:
+            if stop:
+                await problem.wait()
+                rotation.stop()
+            await rotation.run()
+        return rotation
+
+    assert run(main()).summary.patched == 2
 
 
 def test_failed_canary_keeps_the_other_accounts_from_being_sent() -> None:

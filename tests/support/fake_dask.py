@@ -1,7 +1,6 @@
 """Dask in one process, for tests: a client whose workers run the real plugin with a stub of the session."""
 
 import asyncio
-import pickle
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -130,8 +129,7 @@ class FakeFuture:
 
     async def _run(self, shard: Any) -> Any:
         _current.set(self.worker)
-        shard = loads(dumps(shard))
-        return pickle.loads(pickle.dumps(await _worker.run_shard(shard)))
+        return await _worker.run_shard(loads(dumps(shard)))
 
     async def exception(self) -> Any:
         waits = asyncio.ensure_future(asyncio.wait([self.task]))
@@ -145,8 +143,14 @@ class FakeFuture:
             return KilledWorker(self.key, cast("Any", SimpleNamespace(address=self.worker.address)), 0)
         return self.task.exception()
 
+    async def _result(self) -> Any:
+        result = await self.task
+        if self.worker.dask.loses_results:
+            raise ModuleNotFoundError("No module named 'strategy'")
+        return loads(dumps(result))
+
     def __await__(self) -> Any:
-        return self.task.__await__()
+        return self._result().__await__()
 
     def release(self) -> None:
         if self.worker.address not in self.worker.dask.workers:
@@ -165,6 +169,7 @@ class FakeDask:
         workers: Those that the scheduler knows.
         setup_errors: What the session of a worker raises, by address.
         is_gone: Whether the scheduler does not respond.
+        loses_results: Whether the client cannot unpickle the results of tasks.
         keys: The idempotency keys by account.
         sent: Number of calls by worker.
         sizes: Number of calls of each shard.
@@ -175,7 +180,7 @@ class FakeDask:
     def __init__(self, *workers: str) -> None:
         self.script: Script = respond
         self.setup_errors: dict[str, Exception] = {}
-        self.is_gone = False
+        self.is_gone = self.loses_results = False
         self.keys: defaultdict[str, list[str]] = defaultdict(list)
         self.sent: Counter[str] = Counter()
         self.sizes: list[int] = []
