@@ -42,10 +42,10 @@ class Background:
         self._sum = 0.0
         self._refused = self._requests = 0  # in total
         self._at_zero = (0, 0)  # 429s and requests when the sum was last 0
-        self._refused_at_decrease = self._requests_at_decrease = 0  # at the first one of the series
         self._refused_at_last = self._requests_at_last = 0  # at the last decrease
         self._share_before = 0.0  # at the first decrease of the series
         self._refused_below = self._requests_below = 0  # since then, below the plateau
+        self._below = False  # at the last 429
         self._refused_at_update = self._served_at_update = 0
 
     def record_throttled(self, served: int, in_flight: int, *, before_decrease: bool, below: bool) -> bool:
@@ -62,18 +62,19 @@ class Background:
             self._sum = 0.0
             self._at_zero = self._refused - 1, requests - in_flight - 1
         self._sum += 1
-        self._requests = requests
         if before_decrease:
-            self._refused_at_decrease += 1
             self._refused_at_last += 1
-        elif below:
-            self._refused_below = self._refused - self._refused_at_decrease
-            self._requests_below = requests - self._requests_at_decrease
+        else:
+            self._refused_below += below
+            self._requests_below += self._below * (requests - self._requests)
+            self._below = below
+        self._requests = requests
         # Requests sent together may be refused together, before any of them is served.
         return self._sum >= CUSUM_THRESHOLD + tolerated * in_flight
 
     def is_independent(self, *, below: bool) -> bool:
         """Whether the excess 429s do not depend on the rate. If they do, decrease the rate."""
+        self._below = True
         share = _share(self._refused_below, self._requests_below)
         refused = self._refused - self._refused_at_last
         recent = _share(refused, self._requests - self._requests_at_last)
@@ -86,17 +87,16 @@ class Background:
                 self.share = min(max(share, self.share), 0.9)
                 self.decreases *= below
                 return True
-            if below:
-                self.decreases += 1
-                if refused >= MIN_SAMPLE:
-                    self._share_before = max(self._share_before, recent)
-                return False
+            self.decreases += 1
+            if refused >= MIN_SAMPLE:
+                self._share_before = max(self._share_before, recent)
+            return False
         refused, requests = self._at_zero
         if self._refused - refused < MIN_SAMPLE:
-            refused, requests = self._refused_at_decrease, self._requests_at_decrease
-        self._share_before = _share(self._refused - refused, self._requests - requests)
+            self._share_before = 0.0  # too few
+        else:
+            self._share_before = _share(self._refused - refused, self._requests - requests)
         self.decreases = 1
-        self._refused_at_decrease, self._requests_at_decrease = self._refused, self._requests
         self._refused_below = self._requests_below = 0
         return False
 

@@ -162,8 +162,10 @@ class RateLimiter:
         ):
             # Requests served before the last decrease may have been served at another tier.
             when, before = self._decreased_at, self._served_at_decrease
-        measured = (served - before) / max(now - when, MEASURING_WINDOW / 4)
         old = self.value
+        measured = (served - before) / max(now - when, MEASURING_WINDOW / 4)
+        if now - when < MEASURING_WINDOW / 4 and self._learned < math.inf:
+            measured = old  # too short
         # If the two agree, the current rate is more accurate, because the served rate lags behind it.
         plateau = old if measured > 0.9 * old else min(old, measured)
         self._plateau = max(plateau, MIN_RATE if self._learned < math.inf else MIN_FIRST_RATE)
