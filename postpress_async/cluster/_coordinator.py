@@ -200,10 +200,8 @@ class Coordinator:
     def _enqueue(self, call: _Call) -> None:
         if self._stopping:
             error = errors.DeadlineError("the rotation was stopped before the change was sent")
-            error.account_id, error.applied = (
-                call.account_id,
-                Applied.UNKNOWN if call.in_doubt else Applied.NO,
-            )
+            error.account_id = call.account_id
+            error.applied = Applied.UNKNOWN if call.in_doubt else Applied.NO
             call.fail(error)
         elif call.in_doubt:
             self._waiting.appendleft(call)
@@ -230,11 +228,8 @@ class Coordinator:
             await asyncio.sleep(GATHER)
 
     def _window(self, worker: _Worker) -> int:
-        if self._ended < TRIED:
-            return FIRST_WINDOW
-        return min(
-            LARGEST_WINDOW, self._pace.in_flight + max(self._pace.in_flight, int(worker.speed * AHEAD))
-        )
+        ahead = self._pace.in_flight + max(self._pace.in_flight, int(worker.speed * AHEAD))
+        return FIRST_WINDOW if self._ended < TRIED else min(LARGEST_WINDOW, ahead)
 
     def _send(self, worker: _Worker, calls: list[_Call]) -> None:
         task = self._create_task(self._carry_out(worker, calls))

@@ -31,9 +31,6 @@ of one request an hour from a 429."""
 MIN_FIRST_RATE: Final = 10.0
 """The same for the first 429, which may arrive before any other response."""
 
-LARGE_BACKGROUND: Final = 0.2
-"""Share of 429s at any rate above which the limit of the tier is searched for again."""
-
 BELOW_PLATEAU: Final = 0.97
 """Share of the plateau below which an unchanged tier refuses nothing."""
 
@@ -132,22 +129,17 @@ class RateLimiter:
         # If the tier is known and there is no background, a single 429 is enough.
         if not excess and (background.share or self._learned == math.inf):
             return False
-        before = self._learned
-        if background.is_independent(below=below):
-            if background.decreases:
-                self._undo_decreases(now)
-            else:
-                # So many 429s hide how far the rate is below the limit, and the cubic would take a minute.
-                self._searching = background.share > LARGE_BACKGROUND
-        else:
-            if background.decreases == 1:
-                self._before_decreases = before
+        if not background.is_independent(below=below):
+            if not background.ineffective_decreases:
+                self._before_decreases = self._learned
             self._decrease(served, now, retry_after)
+        elif background.ineffective_decreases:
+            self._undo_decreases(now)
         return excess
 
     def _undo_decreases(self, now: float) -> None:
         """Restore the rate before the decreases, which had no effect, and search from there."""
-        self._background.decreases = 0
+        self._background.ineffective_decreases = 0
         self._learned = self._plateau = self._before_decreases
         self._searching = True
         self._decreased_at = self._grown_at = now
@@ -162,10 +154,8 @@ class RateLimiter:
         ):
             # Requests served before the last decrease may have been served at another tier.
             when, before = self._decreased_at, self._served_at_decrease
-        old = self.value
         measured = (served - before) / max(now - when, MEASURING_WINDOW / 4)
-        if now - when < MEASURING_WINDOW / 4 and self._learned < math.inf:
-            measured = old  # too short
+        old = self.value
         # If the two agree, the current rate is more accurate, because the served rate lags behind it.
         plateau = old if measured > 0.9 * old else min(old, measured)
         self._plateau = max(plateau, MIN_RATE if self._learned < math.inf else MIN_FIRST_RATE)

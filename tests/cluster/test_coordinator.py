@@ -449,7 +449,7 @@ def test_account_that_the_next_worker_has_not_sent_at_the_stop_is_unknown() -> N
 
 def test_account_that_was_patched_when_the_rotation_is_cancelled_is_not_skipped() -> None:
     """Its task has not run since the worker reported it."""
-    reported = []
+    reported: list[Any] = []
 
     async def main() -> Rotation:
         dask, main_task = FakeDask("w1"), asyncio.current_task()
