@@ -90,6 +90,7 @@ def test_status_as_json(journal) -> None:
         "journal": JOURNAL,
         "run": "ended",
         "halted": None,
+        "selection": None,
         "total": 100,
         "settled": 100,
         "maybe_sent": 0,
