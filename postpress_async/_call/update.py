@@ -224,15 +224,14 @@ class UpdateCall:
         try:
             await self._wait_for(locks.acquire, account_id)
         except SupersededError as error:
-            error.account_id = account_id
-            if self._in_doubt:
-                error.applied = Applied.UNKNOWN
+            self._add_facts(error)
             raise
 
     async def _wait_for_permit(self) -> Permit:
         pacer, queued_at, retry = self._context.pacer, self._clock(), bool(self._attempts)
         if pacer.is_full and not retry and not self._waits.waits_out_outages:
-            raise self._busy()
+            advice = "try again later, or raise Pace.max_waiting"
+            raise self._add_facts(BusyError(f"too many calls wait to be sent: {advice}"))
         future: PermitFuture = pacer.enqueue(retry=retry)
         self._waits.wake(future, self._wait_until())
         permit = None
@@ -367,8 +366,8 @@ class UpdateCall:
             pass
         raise self._out_of_time()
 
-    def _busy(self) -> PostPressError:
-        error = BusyError("too many calls wait to be sent: try again later, or raise Pace.max_waiting")
+    def _add_facts(self, error: PostPressError) -> PostPressError:
+        """Add to *error*, which is raised instead of an attempt, what is known about the call."""
         error.account_id = self._request.account_id
         if self._in_doubt:
             error.applied = Applied.UNKNOWN
@@ -395,7 +394,4 @@ class UpdateCall:
             error = DeadlineError(
                 f"the deadline of {self._policy.deadline:g} s passed before the change was sent"
             )
-        error.account_id = self._request.account_id
-        if self._in_doubt:
-            error.applied = Applied.UNKNOWN
-        return error
+        return self._add_facts(error)
