@@ -1,5 +1,6 @@
 """Distinguishes 429s that the request rate causes from those that occur at any rate."""
 
+import math
 from typing import Final
 
 ALLOWANCE: Final = 0.02
@@ -12,96 +13,143 @@ CUSUM_THRESHOLD: Final = 7.0
 """Threshold of the cumulative sum. A true share of at most two thirds of the tolerated one exceeds it by
 chance once in about 10,000 429s."""
 
-MAX_INEFFECTIVE_DECREASES: Final = 3
-"""Consecutive decreases of the rate without effect after which the 429s are the background."""
+THRESHOLD_PER_SHARE: Final = 150.0
+"""At the limit of a known tier, a single 429 is enough, and with a background so many more."""
 
-EFFECTIVE_RATIO: Final = 0.6
-"""A decrease had an effect if the share of 429s falls below this multiple of the previous share. Below its
-rate limit, a tier refuses almost nothing."""
+MIN_REFUSED: Final = 6
+"""Minimum number of 429s from which a share is estimated."""
 
-MIN_SAMPLE: Final = 8.0
-"""Minimum number of 429s, observed or expected, from which a share is estimated."""
+MIN_EXPECTED: Final = 16.0
+"""Minimum number of expected 429s for a lower estimate. By chance, half of them arrive once in 100 times."""
+
+UNTESTED_SHARE: Final = 0.03
+"""Highest share that is believed without a trial, because it does little harm if it is wrong."""
+
+MIN_EFFECT, MAX_EFFECT = 0.6, 0.1
+"""Multiples of the share of 429s before a trial that speak against and for the rate as their cause. The share
+before is too high on average, because an unusual number of 429s starts the trial."""
+
+RATE_IS_CAUSE, RATE_IS_NOT_CAUSE = -3.0, 4.0
+"""Log-likelihood ratios at which a trial ends, for errors of about 5% and 2%. The second error is worse: the
+session then exceeds its tier until the next trial."""
 
 
 class Background:
     """
     The share of requests that get a 429 at any request rate, for example because of limits per account.
 
-    A cumulative sum detects more 429s than the background explains: each 429 adds 1, each request subtracts
-    the tolerated share, and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection Schemes",
-    Biometrika 41, 1954). If three consecutive decreases of the rate do not lower the share of 429s, that
-    share is the background, because a tier refuses nothing below its rate limit.
+    A cumulative sum detects more 429s than that: each 429 adds 1, each request subtracts the tolerated share,
+    and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection Schemes", Biometrika 41, 1954).
+
+    Attributes:
+        share: The share, as far as it is known.
+        requests_below: Requests sent below the plateau, where an unchanged tier refuses none.
     """
 
     def __init__(self) -> None:
         self.share: float = 0.0
-        self.ineffective_decreases: int = 0
+        self.requests_below: int = 0
+        self._refused_below = 0
         self._sum = 0.0
         self._refused = self._requests = 0  # in total
-        self._refused_at_decrease = self._requests_at_decrease = 0
-        self._share_at_decrease = 0.0  # between the last two decreases, if known
-        self._refused_before = self._requests_before = 0  # when the current series of decreases began
-        self._refused_below = self._requests_below = 0  # since the last decrease, below the plateau
+        self._refused_at_zero = self._requests_at_zero = 0  # when the sum was last 0
         self._refused_at_update = self._served_at_update = 0
 
-    def record_throttled(self, served: int, in_flight: int, *, before_decrease: bool, below: bool) -> bool:
-        """
-        Record a 429, with the requests served so far. Returns whether the background does not explain it.
+    @property
+    def tolerated(self) -> float:
+        """The share that is tolerated."""
+        return MARGIN * self.share + ALLOWANCE
 
-        *below* says whether the rate is below the plateau, at which there were too many 429s.
+    @property
+    def recent(self) -> tuple[int, int]:
+        """The 429s and the requests since the sum was last 0."""
+        return self._refused - self._refused_at_zero, self._requests - self._requests_at_zero
+
+    def record_throttled(self, served: int, in_flight: int, *, below: bool) -> float:
         """
+        Record a 429, with the requests served so far and whether it was sent below the plateau.
+
+        Returns the cumulative sum.
+        """
+        requests = served + in_flight + self._refused + 1
+        self._sum -= self.tolerated * max(0, requests - self._requests)
+        if self._sum <= 0:
+            self._sum = 0.0
+            self._refused_at_zero, self._requests_at_zero = self._refused, requests - 1
+        self._sum += 1
         self._refused += 1
-        requests = served + in_flight + self._refused
-        tolerated = MARGIN * self.share + ALLOWANCE
-        self._sum = max(0.0, self._sum - tolerated * max(0, requests - self._requests)) + 1
         self._requests = requests
-        if before_decrease:
-            self._refused_at_decrease += 1
-        elif below:
-            self._refused_below = self._refused - self._refused_at_decrease
-            self._requests_below = requests - self._requests_at_decrease
-        # Requests sent together may be refused together, before any of them is served.
-        return self._sum >= CUSUM_THRESHOLD + tolerated * in_flight
+        if below:
+            self._refused_below += 1
+            share = self._refused_below / max(1, self.requests_below)
+            if self._refused_below >= MIN_REFUSED and self.share < share <= UNTESTED_SHARE:
+                self.learn(share, served)
+        return self._sum
 
-    def is_independent(self, *, below: bool) -> bool:
-        """Whether the excess 429s do not depend on the rate. If they do, decrease the rate."""
-        refused = self._refused - self._refused_at_decrease
-        recent = _share(refused, self._requests - self._requests_at_decrease)
-        share = _share(self._refused - self._refused_before, self._requests - self._requests_before)
-        background = 0.0
-        if below and recent >= EFFECTIVE_RATIO * max(share, self._share_at_decrease):
-            self.ineffective_decreases += 1
-            if self.ineffective_decreases >= MAX_INEFFECTIVE_DECREASES:
-                background = min(share, 0.9)
-        else:
-            self.ineffective_decreases = 0
-            self._refused_before, self._requests_before = (
-                self._refused_at_decrease,
-                self._requests_at_decrease,
-            )
-            if self.share and self._refused_below >= MIN_SAMPLE:
-                background = _share(self._refused_below, self._requests_below)
+    def restart(self) -> None:
+        """Forget the sum and what was seen below the plateau, because the rate or the share has changed."""
         self._sum = 0.0
-        self._refused_below = self._requests_below = 0
-        if background <= self.share:
-            self._refused_at_decrease, self._requests_at_decrease = self._refused, self._requests
-            self._share_at_decrease = recent if refused >= MIN_SAMPLE else 0.0
-            return False
-        self.share = background
-        return True
+        self.requests_below = self._refused_below = 0
 
-    def update(self, served: int) -> None:
-        """Lower the share if fewer than half of the expected 429s arrived; *served* is the total so far."""
-        refused = self._refused - self._refused_at_update
-        expected = self.share * (served - self._served_at_update + refused)
-        if expected < MIN_SAMPLE:
-            return
-        if refused < expected / 2:
-            self.share *= refused / expected
-            if self.share < ALLOWANCE / 10:
-                self.share = 0.0
+    def learn(self, share: float, served: int) -> None:
+        """Set the share; *served* is the total so far."""
+        self.share = share
         self._refused_at_update, self._served_at_update = self._refused, served
 
+    def update(self, served: int, *, limited: bool) -> None:
+        """
+        Lower the share if fewer than half of the expected 429s arrived; *served* is the total so far.
 
-def _share(refused: int, requests: int) -> float:
-    return refused / max(requests, 1)
+        *limited* says that the limit of a tier is known. Then only requests below the plateau count.
+        """
+        refused, requests = self._refused_below, self.requests_below
+        if not limited:
+            refused = self._refused - self._refused_at_update
+            requests = served - self._served_at_update + refused
+        expected = self.share * requests
+        if expected < MIN_EXPECTED:
+            return
+        share = self.share * refused / expected if refused < expected / 2 else self.share
+        self.learn(share if share >= ALLOWANCE / 10 else 0.0, served)
+        self.requests_below = self._refused_below = 0
+
+
+class Trial:
+    """
+    Whether a lower rate lowers the share of 429s, as it does below the limit of a tier.
+
+    Decided by a sequential probability ratio test (A. Wald, "Sequential Tests of Statistical Hypotheses",
+    1945) with as few requests as possible.
+
+    Args:
+        refused: 429s before the trial.
+        requests: The requests among which they were.
+        background: The share of 429s that are known not to depend on the rate.
+        served: The total that will have been served when the first request of the trial is.
+    """
+
+    def __init__(self, refused: int, requests: int, background: float, served: int) -> None:
+        self.sent: int = 0
+        self.refused: int = 0
+        self._before: Final = refused, requests
+        lowered = max(background, MAX_EFFECT * refused / requests)
+        unchanged = min(max(MIN_EFFECT * refused / requests, 2 * lowered), (1 + lowered) / 2)
+        self._refused_weight: Final = math.log(unchanged / lowered)
+        self._served_weight: Final = math.log((1 - unchanged) / (1 - lowered))
+        self._served_before: Final = served
+
+    @property
+    def share(self) -> float:
+        """The share of 429s, before and in the trial."""
+        refused, requests = self._before
+        return (refused + self.refused) / (requests + self.sent)
+
+    def result(self, served: int) -> bool | None:
+        """Whether the rate causes the 429s; None if that is not known yet. *served* is the total so far."""
+        # Refusals may arrive before the responses to earlier requests. Neither result may come of that.
+        evidence = self.refused * self._refused_weight
+        if evidence + (self.sent - self.refused) * self._served_weight >= RATE_IS_NOT_CAUSE:
+            return False
+        if evidence + (served - self._served_before) * self._served_weight <= RATE_IS_CAUSE:
+            return True
+        return None

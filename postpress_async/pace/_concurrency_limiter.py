@@ -248,6 +248,9 @@ class ConcurrencyLimiter:
             self._before_last_decrease = (self.value, self._ssthresh, self._slow_start)
             self._effect_known = self._decrease_helped = False
             self._leave_slow_start(self.value, now)
+            in_flight = max(self._peak, self._peak_before)
+            if 0 < 2 * in_flight < self.value:
+                self.value = float(in_flight)  # something else limits them, for example a rate
             self.value = max(1.0, self.value * CUBIC_BETA)
             self._cubic_started = now
             self._decreased_at = now

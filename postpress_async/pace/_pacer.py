@@ -83,7 +83,6 @@ class Pacer:
         # Few requests in flight give few signals. 5 is more than one call has attempts.
         self._breaker: Final = CircuitBreaker(max(5, min(FAILURE_THRESHOLD, 2 * pace.in_flight)), random)
         self._rate_limiter: Final = RateLimiter(pace.rate)
-        self._served = 0
         self._record_served_at = -float("inf")
         self._permits = 0  # permits in use, and those of refused requests until the usual latency has passed
         self._held: Final[list[float]] = []  # a heap of the times at which the latter are released
@@ -220,14 +219,11 @@ class Pacer:
         breaker, counts = self._breaker, True
         was_open = breaker.is_open
         if permit.generation == breaker.generation and not breaker.is_open:
-            if signal is _SUCCESS:
-                self._served += 1
+            if signal is _SUCCESS or signal is _ALIVE:
+                self._rate_limiter.served += 1
                 if now >= self._record_served_at:
-                    self._record_served_at = self._rate_limiter.record_served(self._served, now)
-                self._limiter.record_response(permit.sent, self._permits, now, True)
-                breaker.record_success(now)
-            elif signal is _ALIVE:
-                self._limiter.record_response(permit.sent, self._permits, now, False)
+                    self._record_served_at = self._rate_limiter.record_served(now)
+                self._limiter.record_response(permit.sent, self._permits, now, signal is _SUCCESS)
                 breaker.record_success(now)
             else:
                 counts = self._record_overload(permit, signal, retry_after, now)
@@ -274,7 +270,7 @@ class Pacer:
         key_wide = False
         if signal is _THROTTLED:
             key_wide = self._rate_limiter.record_throttled(
-                permit.sent, self._served, now, retry_after or 0.0, self.in_flight
+                permit.sent, now, retry_after or 0.0, self.in_flight
             )
         else:
             self._limiter.record_overload(permit.sent, now)
@@ -295,7 +291,7 @@ class Pacer:
         outage = now - self._breaker.outage_started
         if self._breaker.end_probe(success, now):
             self._limiter.resume(now, outage)
-            self._rate_limiter.resume(self._served, now)
+            self._rate_limiter.resume(now)
         elif retry_after is not None and retry_after > OWN_RETRY_AFTER:
             self._breaker.on_retry_after(retry_after, now, key_wide=True)
         return success

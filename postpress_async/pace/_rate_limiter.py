@@ -3,7 +3,7 @@
 import math
 from typing import Final
 
-from postpress_async.pace._background import Background
+from postpress_async.pace._background import CUSUM_THRESHOLD, THRESHOLD_PER_SHARE, Background, Trial
 
 BURST: Final = 0.01
 """Seconds that a request may be early. More could exceed the tier's burst, which is unknown. Less would cost
@@ -34,6 +34,12 @@ MIN_FIRST_RATE: Final = 10.0
 BELOW_PLATEAU: Final = 0.97
 """Share of the plateau below which an unchanged tier refuses nothing."""
 
+TRIAL_FACTOR: Final = 0.7
+"""Multiple of the served rate that a trial allows. The served rate may be inaccurate, or shared by sessions."""
+
+MAX_TRIAL_SHARE: Final = 0.5
+"""Share of 429s above which only the rate can be the cause."""
+
 MIN_DECREASE_INTERVAL: Final = 0.5
 """Minimum seconds between decreases, so that the effect of the last one is known."""
 
@@ -49,15 +55,17 @@ class RateLimiter:
     A token bucket whose rate is the lower of *ceiling* and the rate learned from 429s.
 
     Without either, it is not *active*, and `try_acquire` need not be called. A `Background` filters out 429s
-    that do not depend on the rate. After any other 429, the rate falls to 10% below the served rate, and
-    recovers along a cubic whose plateau is the rate at the 429: ``plateau * (1 + 0.1 * ((t - 5) / 5) ** 3)``.
-    It stays just below the limit of the tier most of the time, but soon finds a higher one: after t = 10 it
-    doubles every 5 s. Time in which no request had to wait for the rate limit does not count.
+    that do not depend on the rate. After too many others, a `Trial` of a lower rate decides whether the rate
+    causes them. If so, it falls to 10% below the served rate, and recovers along a cubic whose plateau is the
+    rate at the 429: ``plateau * (1 + 0.1 * ((t - 5) / 5) ** 3)``. It stays just below the limit of the tier
+    most of the time, where a single 429 lowers it again, but soon finds a higher one: after t = 10 it doubles
+    every 5 s. Time in which no request had to wait for the rate limit does not count.
 
     Attributes:
         active: Whether the rate is limited.
         value: Requests per second; infinite without a limit.
         ready_at: Time from which the next request may be sent.
+        served: Requests served so far. The owner counts them.
     """
 
     def __init__(self, ceiling: float | None) -> None:
@@ -65,9 +73,11 @@ class RateLimiter:
         self.active: bool = ceiling is not None
         self.value: float = self.ceiling
         self.ready_at: float = -math.inf
+        self.served: int = 0
         self._due = -math.inf  # time of the next request, as in the generic cell rate algorithm
         self._learned = math.inf
         self._plateau = 0.0
+        self._plateau_reached = False  # before the last decrease, so that it is not too high
         self._searching = True
         self._recovery = RECOVERY_TIME
         self._grown = 0.0  # seconds along the cubic
@@ -77,15 +87,21 @@ class RateLimiter:
         self._served_at_decrease = 0
         self._samples: list[tuple[float, int]] = []  # times, and the total served by then
         self._background: Final = Background()
-        self._before_decreases = math.inf  # the learned rate before the current series of decreases
+        self._trial: Trial | None = None
+        self._before_trial = math.inf, True  # the learned rate, and whether it was searching
 
     def try_acquire(self, now: float) -> bool:
         """Take a token if there is one. Returns whether there was."""
         if now < self.ready_at:
             self._blocked = True
             return False
-        if self._learned < math.inf:
+        if self._trial is not None:
+            self._trial.sent += 1
+            self._end_trial(now)
+        elif self._learned < math.inf:
             self._grow(now)
+            if self._is_below:
+                self._background.requests_below += 1
         self._due = (self._due if self._due > now else now) + 1 / self.value
         self.ready_at = self._due - BURST
         return True
@@ -106,74 +122,112 @@ class RateLimiter:
             self._due -= 1 / self.value
             self._make_ready()
 
-    def record_served(self, served: int, now: float) -> float:
-        """Record the total number *served*. Returns the time at which to call this again."""
-        self._samples = [*self._samples[-1:], (now, served)]
+    def record_served(self, now: float) -> float:
+        """Take a sample of `served`. Returns the time at which to call this again."""
+        self._samples = [*self._samples[-1:], (now, self.served)]
         if self._background.share:
-            self._background.update(served)
+            self._background.update(self.served, limited=self._learned < math.inf)
         return now + max(MEASURING_WINDOW, MIN_MEASURED / self.value)
 
-    def resume(self, served: int, now: float) -> None:
+    def resume(self, now: float) -> None:
         """Restart the measurement after a pause, in which nothing was served."""
-        self._samples = [(now, served)]
+        self._samples = [(now, self.served)]
 
-    def record_throttled(
-        self, sent: float, served: int, now: float, retry_after: float = 0.0, in_flight: int = 0
-    ) -> bool:
-        """Record a 429; *served* is the total so far. Returns whether it concerns the whole key."""
-        below = self._learned < BELOW_PLATEAU * self._plateau
-        background, before_decrease = self._background, sent <= self._decreased_at
-        excess = background.record_throttled(served, in_flight, before_decrease=before_decrease, below=below)
-        if before_decrease or now - self._decreased_at < MIN_DECREASE_INTERVAL:
-            return excess
-        # If the tier is known and there is no background, a single 429 is enough.
-        if not excess and (background.share or self._learned == math.inf):
+    def record_throttled(self, sent: float, now: float, retry_after: float = 0.0, in_flight: int = 0) -> bool:
+        """Record a 429. Returns whether the whole key is refused, so that its Retry-After concerns all."""
+        if sent <= self._decreased_at:
             return False
-        if not background.is_independent(below=below):
-            if not background.ineffective_decreases:
-                self._before_decreases = self._learned
-            self._decrease(served, now, retry_after)
-        elif background.ineffective_decreases:
-            self._undo_decreases(now)
-        return excess
+        background, below = self._background, self._is_below
+        total = background.record_throttled(self.served, in_flight, below=below)
+        refused, requests = background.recent
+        # Requests sent together may be refused together, before any of them is served.
+        excess = total >= CUSUM_THRESHOLD + background.tolerated * in_flight
+        if self._trial is not None:
+            self._trial.refused += 1
+            if self._end_trial(now):
+                return False
+        if now - self._decreased_at >= MIN_DECREASE_INTERVAL:
+            if self._learned < math.inf and not below and not self._searching and self._trial is None:
+                if total >= min(1 + THRESHOLD_PER_SHARE * background.share, CUSUM_THRESHOLD):
+                    # Not below the plateau for want of requests, as after an outage.
+                    within = self.value * (1 - (refused - 1) / requests)
+                    self._decrease(now, retry_after, at_least=min(within, self._plateau))
+            elif excess:
+                self._start_trial(now, retry_after, in_flight)
+        return excess and refused >= requests / 2
 
-    def _undo_decreases(self, now: float) -> None:
-        """Restore the rate before the decreases, which had no effect, and search from there."""
-        self._background.ineffective_decreases = 0
-        self._learned = self._plateau = self._before_decreases
-        self._searching = True
+    @property
+    def _is_below(self) -> bool:
+        """Whether an unchanged tier refuses nothing at this rate."""
+        known = self._plateau_reached and not self._searching and self._trial is None
+        return known and self._learned < BELOW_PLATEAU * self._plateau
+
+    def _start_trial(self, now: float, retry_after: float, in_flight: int) -> None:
+        """Decrease the rate, and at first by more, unless it is certain to cause the 429s."""
+        if self._trial is None:
+            self._before_trial = self._learned, self._searching
+        self._trial = None
+        accurate = self._decrease(now, retry_after)
+        refused, requests = self._background.recent
+        self._background.restart()
+        if accurate and refused <= MAX_TRIAL_SHARE * requests:
+            self._trial = Trial(refused, requests, self._background.share, self.served + in_flight)
+            self._set_learned(max(TRIAL_FACTOR * self._plateau, MIN_RATE))
+
+    def _end_trial(self, now: float) -> bool:
+        """End the trial if its result is known. Returns whether it ended."""
+        assert self._trial is not None  # noqa: S101 - for mypy
+        rate_is_cause = self._trial.result(self.served)
+        if rate_is_cause is None:
+            return False
         self._decreased_at = self._grown_at = now
-        self.value = min(self._learned, self.ceiling)
-        self.active = self.value < math.inf
+        if rate_is_cause:
+            self._set_learned(max(self._plateau * DECREASE_FACTOR, MIN_RATE))
+        else:
+            self._background.learn(self._trial.share, self.served)
+            learned, self._searching = self._before_trial
+            self._plateau = learned if learned < math.inf else 0.0
+            self._set_learned(learned)
+        self._background.restart()
+        self._trial = None
+        return True
 
-    def _decrease(self, served: int, now: float, retry_after: float) -> None:
+    def _decrease(self, now: float, retry_after: float, at_least: float = 0.0) -> bool:
+        """Decrease the rate to below the served rate. Returns whether that was measured for long enough."""
         when, before = self._samples[0] if self._samples else (now - MEASURING_WINDOW, 0)
         if (
             now - self._decreased_at < MEASURING_WINDOW
-            and served - self._served_at_decrease >= MIN_MEASURED / 2
+            and self.served - self._served_at_decrease >= MIN_MEASURED / 2
         ):
             # Requests served before the last decrease may have been served at another tier.
             when, before = self._decreased_at, self._served_at_decrease
-        measured = (served - before) / max(now - when, MEASURING_WINDOW / 4)
+        measured = (self.served - before) / max(now - when, MEASURING_WINDOW / 4)
         old = self.value
         # If the two agree, the current rate is more accurate, because the served rate lags behind it.
-        plateau = old if measured > 0.9 * old else min(old, measured)
+        plateau = old if measured > 0.9 * old else max(min(old, measured), at_least)
+        # The tier's burst may hide for a while that the rate exceeds its limit.
+        self._plateau_reached = BELOW_PLATEAU * old <= self._plateau
         self._plateau = max(plateau, MIN_RATE if self._learned < math.inf else MIN_FIRST_RATE)
-        self._searching = self._learned == math.inf or now - when < MEASURING_WINDOW / 2
+        accurate = now - when >= MEASURING_WINDOW / 2
+        self._searching = self._learned == math.inf or not accurate
         self._recovery = max(
             RECOVERY_TIME,
             min(MIN_REQUESTS_PER_RECOVERY / self._plateau, 60.0),
             RETRY_AFTER_FACTOR * retry_after,
         )
-        self._learned = max(self._plateau * DECREASE_FACTOR, MIN_RATE)
         self._grown = 0.0
         self._decreased_at = self._grown_at = now
-        self._served_at_decrease = served
+        self._served_at_decrease = self.served
         if not self.active:
-            self.active = True
             self._due = now
-        self.value = min(self._learned, self.ceiling)
+        self._set_learned(max(self._plateau * DECREASE_FACTOR, MIN_RATE))
         self._make_ready()
+        return accurate
+
+    def _set_learned(self, rate: float) -> None:
+        self._learned = rate
+        self.value = min(rate, self.ceiling)
+        self.active = self.value < math.inf
 
     def _grow(self, now: float) -> None:
         since, self._grown_at = min(now - self._grown_at, 1.0), now

@@ -1,42 +1,43 @@
 """429s that depend on the request rate are distinguished from those that come at any rate."""
 
-from postpress_async.pace._background import ALLOWANCE, Background
+import random
+
+import pytest
+
+from postpress_async.pace._background import ALLOWANCE, CUSUM_THRESHOLD, UNTESTED_SHARE, Background, Trial
 
 
 def see(background: Background, requests: int, share: float, served: int = 0, *, below: bool = False) -> int:
-    """
-    *requests* more, an even *share* of them refused.
-
-    Returns:
-        How many were served in all.
-    """
+    """Record *requests*, an even *share* of them refused. Returns how many were served in all."""
     due = 0.0
     for _ in range(requests):
+        background.requests_below += below
         due += share
         if due >= 1:
             due -= 1
-            background.record_throttled(served, 0, before_decrease=False, below=below)
+            background.record_throttled(served, 0, below=below)
         else:
             served += 1
     return served
 
 
-def is_too_many(share: float, background: Background, requests: int = 2_000) -> bool:
-    served, due, found = 0, 0.0, False
+def is_excess(share: float, background: Background, requests: int = 2_000) -> bool:
+    """Whether an even *share* of 429s exceeds the threshold at any time."""
+    served, due, sums = 0, 0.0, []
     for _ in range(requests):
         due += share
         if due >= 1:
             due -= 1
-            found = background.record_throttled(served, 0, before_decrease=False, below=False) or found
+            sums.append(background.record_throttled(served, 0, below=False))
         else:
             served += 1
-    return found
+    return max(sums) >= CUSUM_THRESHOLD
 
 
 def test_a_small_share_is_tolerated_and_a_larger_one_is_not() -> None:
     """However long it lasts."""
-    assert not is_too_many(ALLOWANCE, Background(), 100_000)
-    assert is_too_many(2 * ALLOWANCE, Background())
+    assert not is_excess(ALLOWANCE, Background(), 100_000)
+    assert is_excess(2 * ALLOWANCE, Background())
 
 
 def test_a_background_is_tolerated_and_more_is_not() -> None:
@@ -44,82 +45,111 @@ def test_a_background_is_tolerated_and_more_is_not() -> None:
     background = Background()
     background.share = 0.1
 
-    assert not is_too_many(0.12, background, 100_000)
-    assert is_too_many(0.25, background)
+    assert not is_excess(0.12, background, 100_000)
+    assert is_excess(0.25, background)
 
 
-def test_refusals_at_one_moment_do_not_open_the_circuit() -> None:
+def test_refusals_at_one_moment_exceed_no_more_than_they_explain() -> None:
     """Of 100 requests in flight 2 are refused in 5 ms, before any of the others is served."""
     background = Background()
-    found = [
-        background.record_throttled(100 * (n // 2), 100, before_decrease=False, below=False)
-        for n in range(200)
-    ]
+    sums = [background.record_throttled(100 * (n // 2), 100, below=False) for n in range(200)]
 
-    assert found == [False] * 200
+    assert max(sums) < CUSUM_THRESHOLD + background.tolerated * 100
 
 
-def test_three_cuts_that_lower_nothing_find_the_background() -> None:
-    """The share is what it was before, each time below the rate at which there were too many."""
+def test_the_recent_share_begins_with_the_excess() -> None:
+    """A share before that would hide how many are refused now."""
     background = Background()
-    served = see(background, 1000, 0.05)
-    verdicts = [background.is_independent(below=False)]
-    for _ in range(3):
-        served = see(background, 300, 0.05, served, below=True)
-        verdicts.append(background.is_independent(below=True))
+    served = see(background, 5_000, 0.001)
+    see(background, 40, 0.5, served)
+    refused, requests = background.recent
 
-    assert verdicts == [False, False, False, True]
-    assert 0.04 <= background.share <= 0.06
+    assert refused / requests == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_cut_that_lowers_the_share_shows_that_it_is_the_rate() -> None:
-    """A tier that fell takes two ineffective_decreases to find, and refuses fewer after each."""
-    background = Background()
-    served, verdicts = 0, []
-    for share in (0.8, 0.8, 0.3, 0.1, 0.03):
-        served = see(background, 200, share, served, below=True)
-        verdicts.append(background.is_independent(below=True))
+def test_a_small_share_below_the_plateau_is_the_background() -> None:
+    """Where an unchanged tier refuses nothing; more than a few must be put to a trial."""
+    small, large = Background(), Background()
+    see(small, 2_000, 0.01, below=True)
+    see(large, 2_000, 2 * UNTESTED_SHARE, below=True)
 
-    assert verdicts == [False] * 5
-    assert background.share == 0.0
-
-
-def test_a_429_at_the_rate_that_was_too_much_before_is_the_rate_s() -> None:
-    """As often as the rate comes back to it."""
-    background, served = Background(), 0
-    for _ in range(20):
-        served = see(background, 1000, 0.003, served)
-        assert not background.is_independent(below=False)
-
-    assert background.share == 0.0
-
-
-def test_a_background_that_was_taken_for_too_small_is_corrected() -> None:
-    """By what was refused below the plateau since the last cut."""
-    background = Background()
-    background.share = 0.1
-    background.is_independent(below=False)
-    see(background, 500, 0.14, below=True)
-
-    assert background.is_independent(below=False)
-    assert 0.13 <= background.share <= 0.15
-    assert background.ineffective_decreases == 0
+    assert small.share == pytest.approx(0.01, rel=0.2)
+    assert large.share == 0.0
 
 
 def test_a_background_that_ends_is_forgotten() -> None:
     """Then a single 429 tells of the tier again."""
-    background = Background()
-    background.share = 0.02
-    background.update(1_000)
+    for limited in (False, True):
+        background = Background()
+        background.learn(0.02, 0)
+        background.requests_below = 1_000
+        background.update(1_000, limited=limited)
 
-    assert background.share == 0.0
+        assert background.share == 0.0
 
 
 def test_a_background_that_goes_on_is_kept() -> None:
     """Few requests tell nothing of it, and its usual number of 429s changes nothing."""
     background = Background()
-    background.share = 0.02
-    background.update(100)
-    background.update(see(background, 1_000, 0.02))
+    background.learn(0.02, 0)
+    background.update(100, limited=False)
+    background.update(see(background, 1_000, 0.02), limited=False)
 
     assert background.share == 0.02
+
+
+def test_429s_of_the_tier_are_not_taken_for_the_background() -> None:
+    """A rate returns to the limit again and again, and some requests are refused there."""
+    background = Background()
+    background.learn(0.02, 0)
+    served = see(background, 1_000, 0.0, below=True)
+    background.update(see(background, 1_000, 0.05, served), limited=True)
+
+    assert background.share == 0.0
+
+
+def outcome(trial: Trial, share: float, chance: random.Random) -> tuple[bool, int]:
+    """Send requests, a random *share* of them refused. Returns the result, and after how many."""
+    served = 0
+    while True:
+        trial.sent += 1
+        if chance.random() < share:
+            trial.refused += 1
+        else:
+            served += 1
+        if (result := trial.result(served)) is not None:
+            return result, trial.sent
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("background", [0.0, 0.01])
+def test_a_trial_finds_the_cause_with_few_requests(share: float, background: float) -> None:
+    """Of 500 trials, and with a share before that was by chance a third too high."""
+    chance = random.Random(1)
+    before = round(1_000 * share * 4 / 3), 1_000
+    lower = [outcome(Trial(*before, background, 0), background, chance) for _ in range(500)]
+    same = [outcome(Trial(*before, background, 0), share, chance) for _ in range(500)]
+
+    assert sum(result for result, _ in lower) >= 0.95 * 500
+    assert sum(not result for result, _ in same) >= 0.9 * 500
+    assert sum(sent for _, sent in lower + same) / 1_000 <= 10 / share
+
+
+def test_a_trial_waits_for_the_responses_to_its_requests() -> None:
+    """Refusals arrive first, and so do responses to requests that were sent before the trial."""
+    trial = Trial(10, 100, 0.0, served=500)
+    trial.sent, trial.refused = 100, 2
+
+    assert trial.result(460) is None
+    assert trial.result(598) is None
+    trial.refused = 0
+    assert trial.result(460) is None
+    assert trial.result(598) is True
+
+
+def test_a_trial_of_a_large_background_is_defined() -> None:
+    """Though nearly all requests are refused."""
+    trial = Trial(30, 100, 0.95, served=0)
+    trial.sent = trial.refused = 100
+
+    assert trial.result(0) is not True

@@ -359,20 +359,28 @@ def test_a_late_timer_costs_nothing() -> None:
     assert count > 9_900
 
 
-def refuse(rate: RateLimiter, sent: float, served: int, now: float) -> None:
-    """A burst of 429s, more than come by chance."""
+def refuse(rate: RateLimiter, sent: float, now: float) -> None:
+    """Record a burst of 429s, more than come by chance."""
     for _ in range(30):
-        rate.record_throttled(sent, served, now)
+        rate.record_throttled(sent, now)
+
+
+def unlimited() -> RateLimiter:
+    """A rate limiter without a ceiling that has served 100 requests from second 10 to second 11."""
+    rate = RateLimiter(None)
+    rate.record_served(10.0)
+    rate.served = 100
+    return rate
 
 
 def test_429s_teach_the_rate() -> None:
     """From what was served, not from what was asked."""
-    rate = RateLimiter(None)
+    rate = unlimited()
     assert not rate.active
-    rate.record_served(0, 10.0)
-    rate.record_served(100, 11.0)
+    rate.record_served(11.0)
+    rate.served = 200
 
-    refuse(rate, 11.9, 200, 12.0)
+    refuse(rate, 11.9, 12.0)
 
     assert rate.active
     assert rate.value == pytest.approx(90)
@@ -380,32 +388,40 @@ def test_429s_teach_the_rate() -> None:
 
 def test_the_429s_of_one_burst_slow_once() -> None:
     """They all speak of the same second."""
-    rate = RateLimiter(None)
-    rate.record_served(0, 10.0)
-    refuse(rate, 10.9, 100, 11.0)
+    rate = unlimited()
+
+    refuse(rate, 10.9, 11.0)
 
     assert rate.value == pytest.approx(90)
 
 
-def test_one_429_slows_only_where_a_tier_is_known() -> None:
+def test_one_429_slows_only_at_the_limit_of_a_known_tier() -> None:
     """Before that it may be one account's, and a tier refuses many at once."""
-    rate = RateLimiter(None)
-    rate.record_served(0, 10.0)
-    rate.record_throttled(10.9, 100, 11.0)
+    rate = unlimited()
+    rate.record_throttled(10.9, 11.0)
     assert not rate.active
-    refuse(rate, 10.9, 100, 11.0)
-    assert rate.value == pytest.approx(90)
+    refuse(rate, 10.9, 11.0)
+    sends(rate, 11.0, 12.0)
+    search = rate.value
+    rate.served = 190
+    rate.record_throttled(11.9, 12.0)
+    assert rate.value == search > 190
+    refuse(rate, 11.9, 12.0)
+    assert rate.value == pytest.approx(0.9 * 95), "190 were served in two seconds"
 
-    rate.record_throttled(12.9, 280, 13.0)
+    sends(rate, 12.0, 17.0)
+    rate.record_served(16.0)
+    rate.served += 95
+    assert rate.value == pytest.approx(95, rel=0.02)
+    rate.record_throttled(16.9, 17.0)
 
-    assert rate.value == pytest.approx(81)
+    assert rate.value == pytest.approx(0.9 * 95, rel=0.02)
 
 
 def test_a_learned_rate_comes_back() -> None:
-    """The first guess may be far too low: it doubles until the next 429."""
-    rate = RateLimiter(None)
-    rate.record_served(0, 10.0)
-    refuse(rate, 10.9, 100, 11.0)
+    """The first guess may be far too low: it doubles until the next 429s."""
+    rate = unlimited()
+    refuse(rate, 10.9, 11.0)
 
     sends(rate, 11.0, 14.0)
 
@@ -414,9 +430,8 @@ def test_a_learned_rate_comes_back() -> None:
 
 def test_a_rate_that_nobody_waits_for_stays() -> None:
     """An idle hour tells nothing of the tier."""
-    rate = RateLimiter(None)
-    rate.record_served(0, 10.0)
-    refuse(rate, 10.9, 100, 11.0)
+    rate = unlimited()
+    refuse(rate, 10.9, 11.0)
     for second in range(12, 3600):
         assert rate.try_acquire(float(second))
 
@@ -431,7 +446,7 @@ def play(share: float, tier: float = math.inf) -> tuple[RateLimiter, list[int]]:
     Returns:
         The rate, and the requests of each second.
     """
-    rate, chance, served, marked, seconds = RateLimiter(None), random.Random(1), 0, 0.0, [0] * 60
+    rate, chance, marked, seconds = RateLimiter(None), random.Random(1), 0.0, [0] * 60
     tokens = 20.0
     for millisecond in range(60_000):
         now = millisecond / 1000
@@ -440,13 +455,38 @@ def play(share: float, tier: float = math.inf) -> tuple[RateLimiter, list[int]]:
             continue
         seconds[int(now)] += 1
         if chance.random() < share or tokens < 1:
-            rate.record_throttled(now, served, now + 0.001)
+            rate.record_throttled(now, now + 0.001)
             continue
         tokens -= 1
-        served += 1
+        rate.served += 1
         if now >= marked:
-            marked = rate.record_served(served, now)
+            marked = rate.record_served(now)
     return rate, seconds
+
+
+def test_a_rate_that_is_not_the_cause_is_restored() -> None:
+    """A trial of a lower rate gets as many 429s, of requests that were sent in it."""
+    rate, chance = unlimited(), random.Random(1)
+    rate.served, now = 0, 10.0
+    while not rate.active:  # 100 requests a second, one in 20 refused
+        now += 0.01
+        if chance.random() < 0.05:
+            rate.record_throttled(now, now)
+        else:
+            rate.served += 1
+    assert 0.6 * 95 <= rate.value <= 0.8 * 95
+
+    sent = 0
+    while rate.active:
+        now = max(now, rate.ready_at)
+        assert rate.try_acquire(now)
+        sent += 1
+        if chance.random() < 0.05:
+            rate.record_throttled(now, now)
+        else:
+            rate.served += 1
+
+    assert sent <= 200
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.01, 1.0), (0.03, 0.95), (0.1, 0.9), (0.3, 0.7)])

@@ -1,8 +1,9 @@
 """
 Scenarios drawn from seeds, for what a table of chosen ones might miss.
 
-`TUNED` are the seeds with which the constants of the pace were chosen. Do not look at the results of
-`HELD_OUT` while changing them: these show whether the pace copes with what nobody tuned it for.
+`TUNED` are some of the seeds with which the constants of the pace were chosen; all others below 209 have
+been looked at, too. Do not look at the results of `HELD_OUT` while changing them: these show whether the
+pace copes with what nobody tuned it for.
 """
 
 import math
@@ -16,7 +17,7 @@ from tests.support.pace_scenarios import flapping, lognormal, outage, pareto
 from tests.support.pace_world import Behavior, Curve, Scenario, always
 
 TUNED: Final = range(1, 9)
-HELD_OUT: Final = range(201, 209)
+HELD_OUT: Final = range(401, 409)
 
 ACCOUNTS: Final = 10_000
 
@@ -91,8 +92,8 @@ def _stray(chance: random.Random) -> Scenario:
     )
     name = f"{share:.1%} 429 from {begins:.0f} s, {latency * 1000:.0f} ms"
     name += f", Retry-After: {retry_after:.0f}" if retry_after else ""
-    within = 1.11 if share <= 0.03 else 1.2  # 90% of the throughput without them
-    return Scenario(name, behavior, None, within, 1.08, in_flight=chance.choice((20, 50)))
+    # Refused requests are sent again after up to 1 s, and the last account may be refused more than once.
+    return Scenario(name, behavior, None, 1.35, 1.08, in_flight=chance.choice((20, 50)))
 
 
 def _mixture(chance: random.Random) -> Scenario:
@@ -132,11 +133,11 @@ FAMILIES: Final = {
 }
 
 
-def generated(seeds: range) -> list[Scenario]:
-    """The scenarios of each family for these seeds."""
+def generated(seeds: range, *families: str) -> list[Scenario]:
+    """The scenarios of *families*, or of all of them, for these seeds."""
     return [
         evolve(scenario, name=f"{family} {seed}: {scenario.name}", accounts=ACCOUNTS)
-        for family, draw in FAMILIES.items()
+        for family in families or FAMILIES
         for seed in seeds
-        for scenario in (draw(random.Random(f"{family} {seed}")),)
+        for scenario in (FAMILIES[family](random.Random(f"{family} {seed}")),)
     ]
