@@ -35,7 +35,7 @@ BELOW_PLATEAU: Final = 0.97
 """Share of the plateau below which an unchanged tier refuses nothing."""
 
 TRIAL_FACTOR: Final = 0.7
-"""Multiple of the served rate that a trial allows. The served rate may be inaccurate, or shared by sessions."""
+"""Multiple of the served rate that a trial allows. That rate may be inaccurate, or shared by sessions."""
 
 MAX_TRIAL_SHARE: Final = 0.5
 """Share of 429s above which only the rate can be the cause."""

@@ -32,8 +32,8 @@ SHORT = 12_000
 NEVER_SHORT = {
     "two sessions, tier of 100/s", "heavy tail, 50 at once", "3% 429 whatever the rate from 5 s"
 }  # fmt: skip
-"""Two sessions take a minute to share a tier; one slow answer, or one account that is refused again and again,
-outweighs a short run."""
+"""Two sessions take a minute to share a tier; one slow answer, or one account that is refused again and
+again, outweighs a short run."""
 
 
 def play(scenario: Scenario, accounts: int) -> tuple[Scenario, Result]:
