@@ -18,7 +18,7 @@ from postpress_async.rotation import _input
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import _input_check, _recovery
 from postpress_async.rotation.journal._history import runs_of, select
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._rollback import RollbackPlan, plan_rollback
 from tests.support import campaign_nights
 from tests.support.campaign import Player, describe, play
@@ -182,7 +182,7 @@ def one_of_the_proxies_matches(patch: pytest.MonkeyPatch) -> None:
 
 
 def accounts_outside_are_not_counted(patch: pytest.MonkeyPatch) -> None:
-    def forget(selection: Selection, view: JournalView) -> None:
+    def forget(selection: Selection, view: JournalReader) -> None:
         select(selection, view)
         selection.outside.clear()
 

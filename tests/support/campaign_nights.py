@@ -21,7 +21,7 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation import State
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import select
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._recovery import OnUnknown
 from postpress_async.rotation.journal._rollback import plan_rollback
 from tests.support import campaign_audit
@@ -140,7 +140,7 @@ def intent_of(case: Case, journal: Path, step: Step, now: float) -> tuple[Intent
     accounts = step.accounts or case.accounts
     if not step.takes_some or not reading.latest:
         return Intent(accounts, expected=expected_run(case, step, None, now)), None, None
-    with JournalView(journal) as view:
+    with JournalReader(journal) as view:
         if step.back is None:
             selection = Selection.of(step.on)
             assert selection is not None

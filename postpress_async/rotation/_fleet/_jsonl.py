@@ -21,7 +21,7 @@ class JsonLines:
     """
 
     def __init__(self, file: FleetFile, columns: tuple[str, ...]) -> None:
-        self._file = file
+        self.file = file
         self._columns = columns
         self._keys = KeyReader()
 
@@ -32,7 +32,7 @@ class JsonLines:
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each line that is not blank as a row, or its refusal."""
-        with closing(self._file.lines()) as lines:
+        with closing(self.file.lines()) as lines:
             for ordinal, text in enumerate(lines):
                 if not text.isspace() and (row := self._read(reader, ordinal, text)) is not None:
                     yield row

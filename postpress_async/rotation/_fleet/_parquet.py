@@ -51,7 +51,7 @@ class ParquetTable:
         except ImportError:
             advice = "pip install 'postpress-async[parquet]', or export it as CSV"
             raise file.error(f"is Parquet, which requires pyarrow: {advice}") from None
-        self._file = file
+        self.file = file
         self._columns = columns
         self._arrow = pyarrow
         with self._opened() as parquet:
@@ -76,7 +76,7 @@ class ParquetTable:
         """Check the known fields of *struct*; return the unknown ones, safe to print."""
         known = [field for field in struct if column_of(field.name) in PARTS]
         if not known:
-            raise self._file.error(
+            raise self.file.error(
                 f"has a struct {printable_name(name)} without a host: see what its fields are called"
             )
         for field in known:
@@ -93,7 +93,7 @@ class ParquetTable:
             allowed += ["integer", "decimal"]
         if not any(getattr(self._arrow.types, f"is_{name}")(kind) for name in allowed):
             expected = "text or whole numbers" if may_be_number(column) else "text"
-            raise self._file.error(
+            raise self.file.error(
                 f"has {printable_name(path)} as {printable_name(str(kind))}: write that column as {expected}"
             )
         self._leaves.append(path)
@@ -126,7 +126,7 @@ class ParquetTable:
         Raises:
             FleetError: A column of a row group is too large.
         """
-        with self._file.opened() as file:
+        with self.file.opened() as file:
             row_groups = self._convert_errors(partial(read_row_groups, file))
         sizes: list[int] = []
         with self._opened(read_dictionary=self._leaves) as dictionaries:
@@ -136,7 +136,7 @@ class ParquetTable:
                     if path not in self._leaves:
                         continue
                     if size > MAX_COLUMN_SIZE + MAX_MEAN_VALUE * rows:
-                        raise self._file.error(
+                        raise self.file.error(
                             f"has {size:,} bytes in column {printable_name(path)} of row group {number} "
                             f"(of {rows:,} rows), too many for a fleet: correct long values, "
                             "or write smaller row groups"
@@ -168,7 +168,7 @@ class ParquetTable:
 
     @contextmanager
     def _opened(self, **options: Any) -> Iterator["pyarrow.parquet.ParquetFile"]:
-        with self._file.opened() as file:
+        with self.file.opened() as file:
             options |= {"buffer_size": _BUFFER, "pre_buffer": False}
             yield self._convert_errors(partial(self._arrow.parquet.ParquetFile, file, **options))
 
@@ -182,7 +182,7 @@ class ParquetTable:
         except (self._arrow.ArrowException, ValueError, TypeError, KeyError, MemoryError):
             pass
         # Outside the except block: otherwise an error that may hold a value would be chained.
-        raise self._file.error("is damaged, or a Parquet file that pyarrow cannot read: write it again")
+        raise self.file.error("is damaged, or a Parquet file that pyarrow cannot read: write it again")
 
 
 def _to_lists(batch: "pyarrow.RecordBatch", names: dict[str, str]) -> dict[str, list[Any]]:

@@ -12,7 +12,7 @@ from postpress_async.rotation._outcome import State
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._database import starts_of
 from postpress_async.rotation.journal._input_check import resumes
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 
 _RUNS: Final = """
     SELECT id, began, ended, state, selection, halted, total, starts, command, counts FROM runs
@@ -80,7 +80,7 @@ class Assigned(NamedTuple):  # made three times as fast as a class of attrs
     settled_at: float
 
 
-def runs_of(view: JournalView) -> list[Run]:
+def runs_of(view: JournalReader) -> list[Run]:
     """All runs that the journal keeps, oldest first."""
     is_written = view.is_written()
 
@@ -110,12 +110,12 @@ def runs_of(view: JournalView) -> list[Run]:
     return view.read(convert, _RUNS)
 
 
-def _start(view: JournalView, entry: dict[str, Any]) -> Start:
+def _start(view: JournalReader, entry: dict[str, Any]) -> Start:
     names = ("operator", "host", "version", "command")
     return Start(began=float(entry["began"]), **{name: view.text(entry.get(name)) for name in names})
 
 
-def changes_of(view: JournalView, account_id: str) -> list[AccountChange]:
+def changes_of(view: JournalReader, account_id: str) -> list[AccountChange]:
     """What each run did to the account, oldest first."""
 
     def convert(rows: list[Any]) -> list[AccountChange]:
@@ -130,7 +130,7 @@ def changes_of(view: JournalView, account_id: str) -> list[AccountChange]:
 
 
 def assignments_of(
-    view: JournalView, *, before: int | None = None, possible: bool = False
+    view: JournalReader, *, before: int | None = None, possible: bool = False
 ) -> Iterator[Assigned]:
     """
     Yield the latest assignment of each account, newest run first, each in the order of its input.
@@ -170,7 +170,7 @@ def assignments_of(
                 )
 
 
-def _not_marked(view: JournalView, run: int, marks: bytearray) -> Iterator[Any]:
+def _not_marked(view: JournalReader, run: int, marks: bytearray) -> Iterator[Any]:
     """The rows of `_ASSIGNED`, without most of those whose ordinals are marked."""
     [(last,)] = view.ask("SELECT max(ordinal) FROM outcomes WHERE run = ?", run)
     if last is None or last > len(marks) or marks.count(False) > len(marks) // 8:
@@ -179,7 +179,7 @@ def _not_marked(view: JournalView, run: int, marks: bytearray) -> Iterator[Any]:
     return view.stream(_ASSIGNED.format(_LEFT), run, json.dumps([*left, len(marks)]))
 
 
-def select(selection: Selection, view: JournalView) -> None:
+def select(selection: Selection, view: JournalReader) -> None:
     """
     Find the accounts of *selection*, and count the others by assignment.
 

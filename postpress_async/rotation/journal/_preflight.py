@@ -21,7 +21,7 @@ from postpress_async.rotation.journal._input_check import (
     is_input,
     recorded_rows,
 )
-from postpress_async.rotation.journal._reading import JournalView, connect_read_only
+from postpress_async.rotation.journal._reading import JournalReader, connect_read_only
 from postpress_async.rotation.journal._recovery import done_condition, may_have_sent, sent_below
 
 
@@ -100,7 +100,7 @@ def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
 
     None if there is no such journal or it cannot be read: `Journal.open` then raises the error.
     """
-    with suppress(JournalError), JournalView(path) as view:
+    with suppress(JournalError), JournalReader(path) as view:
         run = view.run()
         return recorded_rows(view.ask, run) if is_input(run, digest) else None
     return None
@@ -120,6 +120,6 @@ def is_due(path: str | os.PathLike[str], every: float, run: int) -> bool:
 
 
 def _latest_run(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    with suppress(JournalError), JournalView(path) as view:
+    with suppress(JournalError), JournalReader(path) as view:
         return view.run()
     return None

@@ -42,7 +42,6 @@ class JournalView:
 
     Attributes:
         path: The path as given.
-        word: The path as a word of a shell command.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, run: int | None = None) -> None:
@@ -56,6 +55,41 @@ class JournalView:
         Raises:
             JournalError: The file does not exist, is not a journal, has no such run, or cannot be read.
         """
+        self._reader = JournalReader(path, run=run)
+        self.path: Final = self._reader.path
+
+    def outcomes(self, states: Collection[State] = ()) -> Iterator[Outcome]:
+        """
+        Yield the outcomes in the order of the input, only those with one of *states* if given.
+
+        They are read in chunks, each as it is at that time, so that a slow reader does not block a run.
+
+        Raises:
+            JournalError: The file is damaged, or was changed by a run that began meanwhile.
+        """
+        return self._reader.outcomes(states)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class JournalReader:
+    """
+    Queries of a journal that is opened for reading; its arguments and errors are those of `JournalView`.
+
+    Attributes:
+        path: The path as given.
+        word: The path as a word of a shell command.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, run: int | None = None) -> None:
         self._run: Final = run
         self.path: Final = Path(path)
         self.word: Final = shlex.quote(str(path))
@@ -101,7 +135,6 @@ class JournalView:
         self._connection.create_function("as_counted", 1, _as_counted, deterministic=True)
 
     def close(self) -> None:
-        """Close the file."""
         self._closing.close()
 
     def __enter__(self) -> Self:
@@ -173,11 +206,7 @@ class JournalView:
             self.ask("ROLLBACK")
 
     def outcomes(self, states: Collection[State] = ()) -> Iterator[Outcome]:
-        """
-        Yield the outcomes in the order of the input, only those with one of *states* if given.
-
-        They are read in chunks, each as it is at that time, so that a slow reader does not block a run.
-        """
+        """See `JournalView.outcomes`."""
         wanted = tuple(states)
         condition = f"AND state IN ({', '.join('?' * len(wanted))}) " if wanted else ""
         sql = f"SELECT * FROM latest WHERE ordinal > ? {condition}ORDER BY ordinal LIMIT ?"
@@ -198,6 +227,11 @@ class JournalView:
 
     def _damaged(self, error: Exception) -> JournalError:
         return JournalError(f"{self.path} is damaged ({printable(str(error))}): name another journal")
+
+
+def reader_of(view: JournalView) -> JournalReader:
+    """Return what the report uses of *view*; `JournalView` has only what users call."""
+    return view._reader  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 def connect_read_only(path: Path, stack: ExitStack) -> tuple[sqlite3.Connection, _Stamp | None]:

@@ -13,7 +13,7 @@ from postpress_async.rotation._selection import Selection
 from postpress_async.rotation._template import placeholders
 from postpress_async.rotation.journal._history import assignments_of
 from postpress_async.rotation.journal._input_check import resumes
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 
 _CHANGED: Final = """
     SELECT account_id, CASE state WHEN 'patched' THEN assignment END FROM outcomes
@@ -44,7 +44,7 @@ class RollbackPlan:
     left_behind: list[LeftBehind]  # accounts that cannot go back
 
 
-def plan_rollback(view: JournalView, to: int, proxies: Iterable[PooledProxy]) -> RollbackPlan:
+def plan_rollback(view: JournalReader, to: int, proxies: Iterable[PooledProxy]) -> RollbackPlan:
     """
     Plan how each account gets the assignment that it had after run number *to*.
 

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from postpress_async.errors import Scope
 from postpress_async.rotation._outcome import KEY_EXPIRED, KEY_LIFETIME, MANAGED, State
-from postpress_async.rotation.journal._reading import LATEST, JournalView, printable
+from postpress_async.rotation.journal._reading import LATEST, JournalReader, printable
 from postpress_async.rotation.journal._recovery import may_have_sent
 
 LISTED: Final = 100
@@ -110,7 +110,7 @@ class Statistics:
         return max(0, self.total - self.settled) / self.rate
 
 
-def stage_of(view: JournalView) -> Stage:
+def stage_of(view: JournalReader) -> Stage:
     """
     Whether a run is under way, died or ended; `collect_statistics` tells how it ended.
 
@@ -127,7 +127,7 @@ def stage_of(view: JournalView) -> Stage:
     return Stage.DIED if view.ask(marked) else Stage.ENDED
 
 
-def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistics:
+def collect_statistics(view: JournalReader, stage: Stage, now: float) -> Statistics:
     """The journal's statistics at the Unix time *now*, with the *stage* that `stage_of` returned."""
     run = view.run()
     total, began, halted = _number(run.get("total")), _number(run.get("began")), run.get("halted")
@@ -168,7 +168,7 @@ def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistic
     )
 
 
-def maybe_sent(view: JournalView, stage: Stage) -> int | None:
+def maybe_sent(view: JournalReader, stage: Stage) -> int | None:
     """Most accounts without an outcome that a run that was killed may have sent; None if not known."""
     most = may_have_sent(view.ask, view.run(), died=stage is Stage.DIED)
     return None if most == math.inf else int(most)
@@ -181,7 +181,7 @@ def _error_counts(rows: list[tuple[str, str | None, int]]) -> tuple[ErrorCount, 
     )
 
 
-def _recent_rate(view: JournalView, now: float) -> float | None:
+def _recent_rate(view: JournalReader, now: float) -> float | None:
     def rate(rows: list[tuple[int, int, float]]) -> float | None:
         [(recent, earlier, oldest)] = rows
         if not recent:

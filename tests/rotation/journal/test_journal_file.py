@@ -22,7 +22,7 @@ from postpress_async.models import Attempt
 from postpress_async.rotation import Row, State
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, _writer
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 from tests.support.journals import Run, outcome
 
 US = ManagedProxy(country="US")
@@ -93,7 +93,7 @@ async def test_lock_outlives_a_copy_that_the_program_makes_of_its_journal(path, 
 
 async def test_lock_is_released_when_the_journal_is_closed_and_a_view_of_it_is_open(path) -> None:
     journal = Journal.open(path)
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         assert view.is_written()
         await journal.aclose()
 
@@ -161,7 +161,7 @@ async def test_file_copied_without_its_log_is_refused(path, tmp_path, recorded) 
     shutil.copyfile(path, copy)
     await journal.aclose()
 
-    for open_it in (Journal.open, JournalView):
+    for open_it in (Journal.open, JournalReader):
         with pytest.raises(JournalError, match=r"copy\.sqlite3-wal is missing.* Put it back"):
             open_it(copy)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["copy.sqlite3", "run.sqlite3"]
@@ -196,7 +196,7 @@ async def test_rows_that_were_skipped_before_a_lost_log_are_in_doubt_under_their
         keys_of_the_dead_run = file.execute("SELECT ordinal, generation FROM generations").fetchall()
 
     with pytest.raises(JournalError, match="is missing, or is not its own"):
-        JournalView(path)
+        JournalReader(path)
     journal = Journal.open(path)
 
     assert journal._counted("latest") == {State.UNKNOWN: 100}
@@ -417,7 +417,7 @@ async def test_commit_begins_when_half_of_what_is_in_flight_waits_for_it(
     """And not only after a time that has nothing to do with the number of accounts in flight."""
     monkeypatch.setattr(_writer, "COMMIT_EVERY", 3_600.0)
     journal = Journal.open(path, in_flight=in_flight)
-    view = JournalView(path)
+    view = JournalReader(path)
     for ordinal in range(together):
         journal.record(outcome(ordinal))
 
