@@ -20,7 +20,7 @@ from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Faults, Fleet
 from postpress_async.rotation._column_names import COLUMNS, PARTS, TAG, field_of
 from postpress_async.rotation._fleet import Survey, reader_of
-from postpress_async.rotation._fleet._database_url import DATABASE_URL, check_argument
+from postpress_async.rotation._fleet._query import DATABASE_URL, check_argument
 from postpress_async.rotation._fleet._row import NO_CHANGE
 from postpress_async.rotation._input import Changes
 from postpress_async.rotation._pool._proxy_list import ProxyLists, faults_by_list, read_lists

@@ -11,8 +11,8 @@ from typing import Final, TypeAlias
 from attrs import evolve
 
 from postpress_async.rotation._column_names import column_of
+from postpress_async.rotation._fleet._columns import KNOWN, read_header
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._header import KNOWN, read_header
 from postpress_async.rotation._fleet._row import Cells, RowReader
 from postpress_async.rotation._rows import Refusal, Row
 
@@ -68,7 +68,7 @@ class CsvTable:
         records = self._records(chain((line,), lines), _delimiter(line), number)
         names = next(records)[2]
         if names is None:
-            raise self.file.error_in(number, f"has wrong quotes: {_QUOTES}")
+            raise self.file.error(f"has wrong quotes: {_QUOTES}", number)
         # Do not show a line that is not a header: it may be a row with a password.
         if "account_id" not in map(column_of, names) and not all(map(_WORDS.fullmatch, names)):
             raise self.file.error(
@@ -90,9 +90,9 @@ class CsvTable:
                 cells, fault = None, str(error)  # the csv module's own text, never the file's
             if "limit" in fault:
                 size = csv.field_size_limit() // 1024
-                raise self.file.error_in(first, f"has a cell of over {size} KiB: is a quote never closed?")
+                raise self.file.error(f"has a cell of over {size} KiB: is a quote never closed?", first)
             if "end of data" in fault:
-                raise self.file.error_in(first, f"opens a quote that is never closed: {_QUOTES}")
+                raise self.file.error(f"opens a quote that is never closed: {_QUOTES}", first)
             last = before + reader.line_num
             yield first, last, cells
             first = last + 1

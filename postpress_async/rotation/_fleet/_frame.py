@@ -1,14 +1,12 @@
 """A pandas or polars frame as a fleet. It is recognized by its attributes, without importing a library."""
 
 import hashlib
-import json
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from postpress_async.errors import FleetError
 from postpress_async.rotation._column_names import column_of
-from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
-from postpress_async.rotation._fleet._header import read_header
+from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches, read_header
 from postpress_async.rotation._fleet._row import RowReader
 from postpress_async.rotation._rows import Refusal, Row
 
@@ -72,8 +70,7 @@ class FrameTable:
         """Return an updatable hash of the values of the known columns."""
         digest = hashlib.sha256()
         for batch in self._batches():
-            faults = {index: str(fault) for index, fault in batch.faults.items()}
-            digest.update(json.dumps([batch.columns, faults]).encode())
+            digest.update(batch.encode())
         return digest
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from postpress_async.models import FieldError
 from postpress_async.rotation._column_names import PARTS
+from postpress_async.rotation._fleet._columns import KeyReader, cell_text
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._fleet._row import ONE_FORM, Cells, RowReader
-from postpress_async.rotation._fleet._values import KeyReader, cell_text
 from postpress_async.rotation._rows import Refusal, Row, refusal_of
 
 
@@ -48,9 +48,7 @@ class JsonLines:
             cells = self._cells(found)
         except FieldError as error:
             account_id = found.get("account_id", "")
-            if not isinstance(account_id, str):
-                return refusal_of(error, ordinal, line)
-            return reader.refuse(ordinal, line, account_id, error)
+            return reader.refuse(ordinal, line, account_id if isinstance(account_id, str) else None, error)
         return reader.read(ordinal, line, cells)
 
     def _cells(self, found: dict[str, object]) -> Cells:

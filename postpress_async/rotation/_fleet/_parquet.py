@@ -7,9 +7,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from postpress_async.rotation._column_names import PARTS, column_of, field_of, may_be_number, printable_name
-from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
+from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches, read_header
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._header import read_header
 from postpress_async.rotation._fleet._parquet_footer import DELTA_BYTE_ARRAY, DICTIONARIES, read_row_groups
 from postpress_async.rotation._fleet._row import RowReader
 from postpress_async.rotation._rows import Refusal, Row

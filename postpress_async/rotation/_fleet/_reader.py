@@ -83,7 +83,7 @@ class FleetReader:
         selection: Selection | None = None,
     ) -> None:
         """Use `open` or `only`."""
-        self._file = table if isinstance(table, QueryTable | FrameTable) else table.file
+        self._file = table if isinstance(table, FrameTable) else table.file
         self.name: Final[str] = self._file.name
         self.needs: Final = needs
         self.selection: Final = selection
@@ -153,7 +153,7 @@ class FleetReader:
         return self._rows_digest
 
     def rows(self, done: bytes = b"") -> Generator[Row | Refusal, None, None]:
-        rows = self._table.rows(RowReader(self._default, pooled=self.needs or False, done=done))
+        rows = self._table.rows(RowReader(self._default, self.needs, done))
         if self.selection is None:
             return rows
         takes = self.selection.takes
@@ -215,10 +215,9 @@ def open_file(
 
 def _format_of(file: FleetFile) -> type[CsvTable | JsonLines | ParquetTable]:
     name = file.name.lower()
-    if file.starts_with(PARQUET):
+    if file.first_bytes().startswith(PARQUET):
         return ParquetTable
     if name.endswith((".parquet", ".pq")):
-        file.refuse_other_formats()
         raise file.error("is not Parquet, although its name says so: write it again, or rename it")
     if name.endswith((".csv", ".tsv")):
         return CsvTable

@@ -19,7 +19,7 @@ from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation._fleet import Fleet, Survey, reader_of
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._first_lines import FirstLines
+from postpress_async.rotation._fleet._row import FirstLines
 from postpress_async.rotation._rows import Refusal, Row
 from tests.support import DATA
 from tests.support.fleet_forms import all_text, refusals
@@ -841,7 +841,7 @@ def test_first_lines_are_those_a_dict_would_keep(numbers: list[int]) -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["Python's hash", "BLAKE2b"])
 def test_first_lines_are_kept_while_the_table_grows(monkeypatch, own) -> None:
     """Each growth moves all that is in it; on a machine of 32 bits, Python's own hash is too short."""
-    monkeypatch.setattr("postpress_async.rotation._fleet._first_lines._IS_SIPHASH_64", own)
+    monkeypatch.setattr("postpress_async.rotation._fleet._row._IS_SIPHASH_64", own)
     table = FirstLines()
 
     assert all(table.claim(f"acc_{number}", number + 1) is None for number in range(20_000))

@@ -20,8 +20,7 @@ from postpress_async.errors import ConfigurationError, FleetError
 from postpress_async.models import CustomProxy, ManagedProxy
 from postpress_async.rotation import Fleet
 from postpress_async.rotation._fleet import Survey, reader_of
-from postpress_async.rotation._fleet._database_url import check_argument
-from postpress_async.rotation._fleet._query import Query
+from postpress_async.rotation._fleet._query import Query, check_argument
 from postpress_async.rotation._rows import Row
 from tests.support.fleet_forms import all_text, refusals
 
