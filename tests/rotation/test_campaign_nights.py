@@ -143,7 +143,7 @@ Break = Callable[[pytest.MonkeyPatch], object]
 
 
 def every_run_has_one_token(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("postpress_async.rotation.journal._recovery.secrets.token_hex", lambda _size: "token")
+    patch.setattr("postpress_async.rotation.journal._database.secrets.token_hex", lambda _size: "token")
 
 
 def all_runs_are_kept(patch: pytest.MonkeyPatch) -> None:

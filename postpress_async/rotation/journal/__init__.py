@@ -22,13 +22,15 @@ from typing import Any, Final, Self
 from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import KEY_LIFETIME, Outcome, State
 from postpress_async.rotation._pool._allocator import Quarantine
-from postpress_async.rotation.journal._checkpoint import checkpoint, refuse_lost_log
 from postpress_async.rotation.journal._database import (
     DAMAGE,
+    FIRST_WATERMARK,
     add_start,
+    checkpoint,
     connect,
     damage_error,
     read_run,
+    refuse_lost_log,
     set_fact,
     starts_of,
 )
@@ -39,7 +41,6 @@ from postpress_async.rotation.journal._recovery import (
     BEFORE_THE_RUN,
     DISCARD_COVERED,
     DONE,
-    FIRST_WATERMARK,
     REOPEN_FAILED,
     begin_run,
     read_doubts,
@@ -137,10 +138,10 @@ class Journal:
                 run = read_run(connection)
                 has_hashes = connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone() is not None
                 self._starts: Final = starts_of(run.get("starts"))
-                self._doubts: Final = read_doubts(connection)
+                self._doubts: Final = read_doubts(run)
                 self.watermark: Final = SendWatermark(
                     Writer(path, connection, self._lock.inode, in_flight),
-                    read_watermark(connection),
+                    read_watermark(run),
                     max(FIRST_WATERMARK, in_flight or 0),
                 )
             except DAMAGE as error:

@@ -18,15 +18,8 @@ from postpress_async.rotation._outcome import MANAGED
 from postpress_async.rotation._pool import assignment_of
 from postpress_async.rotation._row_digest import KnownInput, RowsDigest
 from postpress_async.rotation._rows import Refusal
-from postpress_async.rotation.journal._recovery import (
-    FIRST_WATERMARK,
-    OF_THIS_RUN,
-    REFUSED,
-    SET_WATERMARK,
-    UPDATE,
-    has_table,
-    may_have_sent,
-)
+from postpress_async.rotation.journal._database import FIRST_WATERMARK, delete_marks, has_table, set_marks
+from postpress_async.rotation.journal._recovery import OF_THIS_RUN, REFUSED, UPDATE, may_have_sent
 from postpress_async.rotation.journal._schema import CURRENT_RUN
 
 IN_INPUT: Final = "account_id IN (SELECT account_id FROM positions)"
@@ -175,13 +168,11 @@ def take(connection: sqlite3.Connection, edit: Edit, run: Mapping[str, Any]) -> 
         connection.execute("DROP TABLE positions")
         connection.execute(f"UPDATE runs SET token = ? WHERE id = {CURRENT_RUN}", (secrets.token_hex(12),))
         # Every account that was, or may have been, sent has an outcome.
-        connection.execute("DELETE FROM run WHERE name = 'under way'")
-        connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', 0)")
-        connection.execute("DELETE FROM run WHERE name = 'doubts'")
-        connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
+        delete_marks(connection, "under way", "doubtful", "doubts")
+        set_marks(connection, {"reached": FIRST_WATERMARK})
     for sql in _MOVE:
         connection.execute(sql)
-    connection.execute("INSERT OR REPLACE INTO run VALUES ('removed', ?)", (edit.end,))
+    set_marks(connection, {"removed": edit.end})
     total = f"? + (SELECT count(*) FROM latest WHERE ordinal >= ?) WHERE id = {CURRENT_RUN}"
     connection.execute(f"UPDATE runs SET total = {total}", (edit.rows, edit.end))
 
@@ -206,7 +197,7 @@ def _facts(connection: sqlite3.Connection, more: int) -> str:
 def _obstacle(connection: sqlite3.Connection, run: Mapping[str, Any]) -> str | None:
     died = "under way" in run or "reached" not in run
     is_old = died and not has_table(connection, "covered")  # it may have sent accounts that it had skipped
-    if is_old or may_have_sent(lambda sql, *values: connection.execute(sql, values), run, died=died):
+    if is_old or may_have_sent(connection.execute, run, died=died):
         return (
             "A run that was killed may have sent accounts that it did not record: use that input again first "
             "(rows may be appended)"

@@ -10,8 +10,14 @@ from typing import Any
 from attrs import Factory, frozen
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation.journal._checkpoint import refuse_lost_log
-from postpress_async.rotation.journal._database import DAMAGE, add_views, damage_error, is_empty, read_run
+from postpress_async.rotation.journal._database import (
+    DAMAGE,
+    add_views,
+    damage_error,
+    is_empty,
+    read_run,
+    refuse_lost_log,
+)
 from postpress_async.rotation.journal._file import open_file, refuse_shared
 from postpress_async.rotation.journal._input_check import (
     COMPLETE,
@@ -81,7 +87,7 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
             if request.on_unknown == "report":  # rows that a run that died may have sent are not sent either
                 run = read_run(connection)
                 died = run["state"] == "running"
-                most = may_have_sent(lambda sql, *values: connection.execute(sql, values), run, died=died)
+                most = may_have_sent(connection.execute, run, died=died)
                 count += int(min(most, len(ordinals) - count))
                 below = int(min(sent_below(run, died=died), len(ordinals)))
                 ordinals[:below] = b"\1" * below

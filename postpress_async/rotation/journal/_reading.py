@@ -21,9 +21,16 @@ from typing import Any, Final, Self, TypeAlias, TypeVar
 from postpress_async import _fields
 from postpress_async.errors import Applied, JournalError, Scope
 from postpress_async.rotation._outcome import Outcome, State
-from postpress_async.rotation.journal._checkpoint import lost_log, needs_log, refuse_lost_log
-from postpress_async.rotation.journal._database import DAMAGE, add_views, is_empty, read_run
-from postpress_async.rotation.journal._lock import JournalFile
+from postpress_async.rotation.journal._database import (
+    DAMAGE,
+    add_views,
+    is_empty,
+    lost_log,
+    needs_log,
+    read_run,
+    refuse_lost_log,
+)
+from postpress_async.rotation.journal._file import JournalFile
 
 LATEST: Final = 253_402_300_799.0
 """The last second of the year 9999 as Unix time: `datetime` has no later one."""

@@ -6,9 +6,16 @@ from collections.abc import Collection
 from typing import Final
 
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.journal._recovery import COVER, FIRST_WATERMARK, INSERT_SKIPPED, SET_WATERMARK
+from postpress_async.rotation.journal._database import FIRST_WATERMARK, SET_WATERMARK
+from postpress_async.rotation.journal._recovery import COVER
+from postpress_async.rotation.journal._schema import CURRENT_RUN
 from postpress_async.rotation.journal._writer import Writer
 
+_INSERT_SKIPPED: Final = f"""
+    INSERT OR IGNORE INTO outcomes
+        (run, ordinal, line, account_id, settled_at, state, attempts, applied, elapsed)
+    VALUES ({CURRENT_RUN}, ?, ?, ?, ?, 'skipped', 0, 'no', 0)
+"""
 _LONGEST_STEP: Final = 8_192  # half of it lasts for several commits at tens of thousands of rows per second
 _CALM: Final = 64  # consecutive steps that were on disk in time, after which the next one is half as long
 
@@ -52,7 +59,7 @@ class SendWatermark:
         fresh = [row for row, maybe_sent in rows if not maybe_sent]
         for row in fresh:
             values = (row.ordinal, row.line, row.account_id or "", time.time())
-            self.writer.put(INSERT_SKIPPED, values)
+            self.writer.put(_INSERT_SKIPPED, values)
         await self.writer.committed()  # before, because all rows of a commit's first statement go first
         for sql in COVER:
             for row in fresh:

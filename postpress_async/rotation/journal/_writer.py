@@ -2,10 +2,8 @@
 
 import asyncio
 import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport] # see `finish`
-import json
 import sqlite3
 import threading
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +11,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from postpress_async.errors import JournalNotWritableError, RotationError
 from postpress_async.rotation._atomic_write import atomic_write
-from postpress_async.rotation.journal._checkpoint import checkpoint, delete_mark
-from postpress_async.rotation.journal._database import set_fact
-from postpress_async.rotation.journal._recovery import COUNTS, END_RUN, UNCOVER
+from postpress_async.rotation.journal._database import accept, checkpoint
+from postpress_async.rotation.journal._recovery import end_run
 
 COMMIT_EVERY: Final = 0.05  # seconds for which rows are gathered: each commit flushes the disk
 MOST_ROWS: Final = 1_000  # upper bound of the rows after which a commit begins at once
@@ -203,13 +200,7 @@ class Writer:
             self.check()
         try:
             self._connection.execute(f"PRAGMA busy_timeout = {BUSY_AT_END * 1_000:.0f}")
-            with self._connection:
-                for sql in UNCOVER:
-                    self._connection.execute(sql)
-                self._connection.execute(END_RUN, (time.time(), interrupted))
-                counts = json.dumps(self._connection.execute(COUNTS).fetchall())
-                self._connection.execute(set_fact("counts"), (counts,))
-                self._connection.execute("DELETE FROM run WHERE name = 'under way'")
+            end_run(self._connection, interrupted=interrupted)
             # While the file is being read, closing this connection would not copy the -wal into it.
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
@@ -218,7 +209,7 @@ class Writer:
     def close(self) -> None:
         """Close the file; the last connection to close copies the -wal into it."""
         with suppress(sqlite3.Error):  # if a checkpoint failed before it deleted the mark
-            delete_mark(self._connection)
+            accept(self._connection)
         self._connection.close()
 
     def _write(self) -> None:

@@ -25,7 +25,7 @@ from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._database import APPLICATION_ID
-from postpress_async.rotation.journal._lock import JournalFile
+from postpress_async.rotation.journal._file import JournalFile
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._statistics import Stage, Statistics, collect_statistics, stage_of
 from tests.support.journals import NIGHT, Run, change, outcome, refused, write

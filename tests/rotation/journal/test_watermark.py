@@ -16,7 +16,7 @@ from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
+from postpress_async.rotation.journal._database import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.sandbox import Sandbox
 from tests.support.journals import killed
