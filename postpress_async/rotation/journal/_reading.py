@@ -34,7 +34,8 @@ from postpress_async.rotation.journal._file import JournalFile
 
 LATEST: Final = 253_402_300_799.0
 """The last second of the year 9999 as Unix time: `datetime` has no later one."""
-_CHUNK: Final = 4_096
+CHUNK: Final = 4_096
+"""Rows to read at once."""
 _BUSY: Final = 10.0
 """Seconds to wait for a lock; a run that writes holds a lock that stops a reader only for a moment."""
 _NUMBER: Final = re.compile(r"[0-9]+")
@@ -164,7 +165,7 @@ class JournalReader:
         parameters = values[0] if values and isinstance(values[0], Mapping) else values
         try:
             cursor = self._connection.execute(sql, parameters)
-            while rows := cursor.fetchmany(_CHUNK):
+            while rows := cursor.fetchmany(CHUNK):
                 yield from rows
             changed = self._stamp is not None and self._stamp != _stamp_of(self._real)
         except DAMAGE as error:
@@ -173,6 +174,19 @@ class JournalReader:
             raise JournalError(f"{self.path} is gone ({error.strerror}): name another journal") from None
         if changed:
             raise JournalError(f"{self.path} was written while it was read: run the same command again")
+
+    def in_chunks(self, sql: str, *values: object) -> Iterator[Any]:
+        """
+        Yield the rows of a query in chunks, each as it is at that time, so that a slow reader blocks no run.
+
+        The first column is an ordinal, and the query's first parameter is the one after which it begins.
+        """
+        last = -1
+        while rows := self.ask(sql, last, *values):
+            yield from rows
+            if not isinstance(rows[-1][0], int) or rows[-1][0] <= last:  # this would never end
+                raise self._damaged(ValueError("its rows are not in order"))
+            last = rows[-1][0]
 
     def read(self, convert: Callable[[list[Any]], T], sql: str, *values: object) -> T:
         """
@@ -216,14 +230,8 @@ class JournalReader:
         """See `JournalView.outcomes`."""
         wanted = tuple(states)
         condition = f"AND state IN ({', '.join('?' * len(wanted))}) " if wanted else ""
-        sql = f"SELECT * FROM latest WHERE ordinal > ? {condition}ORDER BY ordinal LIMIT ?"
-        last = -1
-        while rows := self.ask(sql, last, *wanted, _CHUNK):
-            for row in rows:
-                yield self.outcome(row)
-            if rows[-1][0] <= last:  # this would never end
-                raise self._damaged(ValueError("its rows are not in order"))
-            last = rows[-1][0]
+        sql = f"SELECT * FROM latest WHERE ordinal > ? {condition}ORDER BY ordinal LIMIT {CHUNK}"
+        return map(self.outcome, self.in_chunks(sql, *wanted))
 
     def outcome(self, row: tuple[Any, ...]) -> Outcome:
         """Return the `Outcome` of a whole row of the view ``latest``."""

@@ -23,7 +23,7 @@ from postpress_async.rotation import Row, State
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, _writer
 from postpress_async.rotation.journal._reading import JournalReader
-from tests.support.journals import Run, outcome
+from tests.support.journals import Run, outcome, recorded_states
 
 US = ManagedProxy(country="US")
 
@@ -199,7 +199,7 @@ async def test_rows_that_were_skipped_before_a_lost_log_are_in_doubt_under_their
         JournalReader(path)
     journal = Journal.open(path)
 
-    assert journal._counted("latest") == {State.UNKNOWN: 100}
+    assert recorded_states(journal) == {State.UNKNOWN: 100}
     assert [(ordinal, used) for ordinal, (used, _) in journal.generations()] == keys_of_the_dead_run
     await journal.aclose()
 
@@ -214,7 +214,7 @@ async def test_killed_journal_that_another_program_folded_is_resumed(path) -> No
     assert not path.with_name("run.sqlite3-wal").exists()
 
     journal = Journal.open(path)
-    assert journal._counted("latest") == {State.PATCHED: 20}
+    assert recorded_states(journal) == {State.PATCHED: 20}
     await journal.aclose()
 
 
@@ -228,7 +228,7 @@ async def test_killed_journal_that_was_refused_for_another_reason_is_resumed_lat
         Journal.open(path, digest=b"another")
 
     journal = Journal.open(path, digest=b"one input")
-    assert journal._counted("latest") == {State.PATCHED: 20}
+    assert recorded_states(journal) == {State.PATCHED: 20}
     await journal.aclose()
 
 
@@ -440,10 +440,10 @@ async def test_rotation_waits_for_a_disk_that_is_five_commits_behind(path, monke
     journal = Journal.open(path, in_flight=100)
     monkeypatch.setattr(journal._writer, "_commit", lambda _: None)
     journal._writer._rows = [("", ())] * 250
-    assert not journal.is_behind
+    assert not journal._writer.is_behind
 
     journal._writer._rows = [("", ())] * 251
 
-    assert journal.is_behind
+    assert journal._writer.is_behind
     journal._writer._rows = []
     await journal.aclose()
