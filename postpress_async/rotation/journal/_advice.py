@@ -9,15 +9,10 @@ from postpress_async.rotation.journal._statistics import Stage, Statistics
 
 def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
     """
-    The next step in a sentence, with its command.
+    The next step in a sentence, with its command if the run recorded one.
 
-    The command can be pasted: it is the one that the run recorded, after a `cd` if its folder is not the
-    present one. If the journal has no command, as after a run from Python, the sentence has none.
-
-    Args:
-        journal: Path of the journal as given.
-        statistics: The journal's.
-        seen: Whether the sentence is part of the report, which then need not be named.
+    The command can be pasted: it begins with a `cd` if its folder is not the present one. In the report,
+    which is *seen*, the sentence does not name the report.
     """
     name, states = shlex.quote(journal), statistics.states
     command = _with_folder(statistics.command, statistics.folder)

@@ -68,12 +68,7 @@ def damage_error(path: Path, error: Exception) -> JournalError:
 
 
 def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """
-    Open the journal's database for writing; create the tables if it is empty.
-
-    Returns:
-        The connection, and whether the database was empty.
-    """
+    """Open the database for writing; return whether it was empty, too. If so, create its tables."""
     connection = sqlite3.connect(path, check_same_thread=False)
     try:
         if created := is_empty(path, connection):
@@ -102,12 +97,7 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
 
 
 def is_empty(path: Path, connection: sqlite3.Connection) -> bool:
-    """
-    Whether the database has no tables yet.
-
-    Raises:
-        JournalError: It is the database of another program, or of a newer version.
-    """
+    """Whether the database has no tables yet; raise `JournalError` if it is no journal of a known version."""
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         return True
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:

@@ -64,11 +64,7 @@ class JournalFile:
         return os.read(self._handle, 16)
 
     def lock(self) -> bool:
-        """
-        Lock the file until it is closed or the process ends; return False if another run holds the lock.
-
-        A file system without locks raises `OSError`.
-        """
+        """Lock the file until it is closed or the process ends; return False if another run has locked it."""
         with _guard:
             if self.inode in _locked or not _try(self._handle, lock=True):
                 return False

@@ -135,11 +135,8 @@ def assignments_of(
     """
     Yield the latest assignment of each account, newest run first, each in the order of its input.
 
-    Args:
-        view: The journal.
-        before: Read only runs with a lower number; None for all.
-        possible: After an assignment that may not have been applied, yield also the next older one, which the
-            account may still have.
+    Only runs with a number below *before* are read. If *possible*, an assignment that may not have been
+    applied is followed by the next older one, which the account may still have.
     """
     seen: set[int] = set()  # hashes take half the memory of the ids
     in_doubt: set[int] = set()  # of later runs, which may have changed them
@@ -180,12 +177,7 @@ def _not_marked(view: JournalReader, run: int, marks: bytearray) -> Iterator[Any
 
 
 def select(selection: Selection, view: JournalReader) -> None:
-    """
-    Find the accounts of *selection*, and count the others by assignment.
-
-    Raises:
-        JournalError: No account matches, or the journal is damaged.
-    """
+    """Find the accounts of *selection*, and count the others by assignment; raise an error without any."""
     run = view.run()
     selection.run = run["id"] + (not resumes(view.ask, run, selection.text))
     selected, in_doubt = set[str](), dict[str, str]()

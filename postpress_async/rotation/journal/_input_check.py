@@ -186,14 +186,7 @@ def _has_unknown(connection: sqlite3.Connection) -> bool:
 
 
 def resumes(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], selection: str) -> bool:
-    """
-    Whether a run of *selection* resumes the latest run; otherwise it is a new run.
-
-    Args:
-        ask: Returns the rows of an SQL query.
-        run: What is recorded about the latest run.
-        selection: The text of the selection.
-    """
+    """Whether a run of *selection* resumes the latest *run*, or starts a new one; *ask* runs an SQL query."""
     if run.get("selection") != selection:
         return False
     # A complete run may have left accounts that are in doubt, which must keep their keys, or got no proxy.

@@ -53,8 +53,7 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
     """
     Read the `Progress` of a run; nothing is done if there is no journal.
 
-    Raises:
-        JournalError: What `Journal.open` would raise, as far as it can be known without writing.
+    Raise what `Journal.open` would raise, as far as it can be known without writing.
     """
     path = Path(path)
     with ExitStack() as stack:
@@ -102,9 +101,8 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
 
 def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
     """
-    The number of rows of the input with this *digest*, if the journal at *path* has recorded it.
-
-    None if there is no such journal or it cannot be read: `Journal.open` then raises the error.
+    The number of rows of the input with this *digest*; None unless the journal at *path* can be read and has
+    it.
     """
     with suppress(JournalError), JournalReader(path) as view:
         run = view.run()

@@ -152,12 +152,7 @@ class JournalReader:
         self.close()
 
     def ask(self, sql: str, *values: object) -> list[Any]:
-        """
-        Return the rows of an SQL query; *values* are its parameters, or one mapping of them.
-
-        Raises:
-            JournalError: The file is damaged, or was changed by a run that began meanwhile.
-        """
+        """Return the rows of an SQL query; *values* are its parameters, or one mapping of them."""
         return list(self.stream(sql, *values))
 
     def stream(self, sql: str, *values: object) -> Iterator[Any]:
@@ -189,12 +184,7 @@ class JournalReader:
             last = rows[-1][0]
 
     def read(self, convert: Callable[[list[Any]], T], sql: str, *values: object) -> T:
-        """
-        Return what *convert* makes of the rows of an SQL query.
-
-        Raises:
-            JournalError: As `ask` does, or *convert* raised `ValueError` or `TypeError`.
-        """
+        """Return what *convert* makes of the rows of a query; its `ValueError` or `TypeError` is damage."""
         try:
             return convert(self.ask(sql, *values))
         except DAMAGE as error:
@@ -253,12 +243,8 @@ def connect_read_only(path: Path, stack: ExitStack) -> tuple[sqlite3.Connection,
     """
     Open the database at *path*, which must be absolute, until *stack* is closed, and write nothing.
 
-    Returns:
-        The connection, and the file's stamp if a run could change the file without SQLite's noticing: compare
-        it with the stamp after a query.
-
-    Raises:
-        OSError: The file does not exist, or cannot be copied.
+    Also return the file's stamp if a run could change the file without SQLite's noticing: compare it with the
+    stamp after a query.
     """
     log, index = f"{path}-wal", f"{path}-shm"
     stamp = None
@@ -278,12 +264,7 @@ def connect_read_only(path: Path, stack: ExitStack) -> tuple[sqlite3.Connection,
 
 
 def printable(text: str) -> str:
-    """
-    *text* with its unprintable characters escaped, because a journal may come from someone else.
-
-    Raises:
-        TypeError: It is not a string: SQLite stores any type in any column.
-    """
+    """*text* with its unprintable characters escaped; SQLite stores any type in any column."""
     if not isinstance(text, str):
         raise TypeError("bytes or a number instead of text")
     return _fields.printable(text)

@@ -104,10 +104,9 @@ def done_condition(on_unknown: OnUnknown, on_failed: OnFailed) -> str:
 
 def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
     """
-    Start a new run, within the caller's transaction.
+    Start a new run, within the caller's transaction. Of all runs, the latest *keep* are kept; None keeps all.
 
-    It has a token of its own, so its idempotency keys differ from those of all earlier runs. Of these, the
-    latest *keep* - 1 are kept; None keeps all.
+    It has a token of its own, so its idempotency keys differ from those of all earlier runs.
     """
     insert_run(connection)
     connection.execute(
@@ -181,10 +180,7 @@ def may_have_sent(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], *
     """
     Most accounts without an outcome that a run that died may have sent; infinite if not known.
 
-    Args:
-        ask: Returns the rows of an SQL query.
-        run: What is recorded about the latest run; see `read_run`.
-        died: Whether the latest run died, and was not resumed.
+    *ask* runs an SQL query. *died* is whether the latest *run* died and was not resumed.
     """
     if not (below := sent_below(run, died=died)):
         return 0

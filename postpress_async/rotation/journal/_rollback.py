@@ -46,18 +46,10 @@ class RollbackPlan:
 
 def plan_rollback(view: JournalReader, to: int, proxies: Iterable[PooledProxy]) -> RollbackPlan:
     """
-    Plan how each account gets the assignment that it had after run number *to*.
+    Plan how each account gets the assignment that it had after run number *to*, with *proxies* of your own.
 
     A managed proxy is ordered again, for the same country or ip. If the latest run is an unfinished rollback
-    to the same run, the plan is the one that it began with.
-
-    Args:
-        view: The journal.
-        to: Number of a run.
-        proxies: Where proxies of your own are looked up by their labels.
-
-    Raises:
-        JournalError: The journal has no such run, or is damaged.
+    to the same run, the plan is the one that it began with. Without such a run, `JournalError` is raised.
     """
     selection = Selection(f"rollback to run {to}")
     run = view.run()

@@ -111,11 +111,7 @@ class Statistics:
 
 
 def stage_of(view: JournalReader) -> Stage:
-    """
-    Whether a run is under way, died or ended; `collect_statistics` tells how it ended.
-
-    Call it before the view's `at_one_moment`.
-    """
+    """Whether a run is under way, died or ended. Call it before the reader's `at_one_moment`."""
     if (state := view.run()["state"]) != "running":
         return {"halted": Stage.HALTED, "interrupted": Stage.STOPPED}.get(state, Stage.ENDED)
     marked = "SELECT 1 FROM run WHERE name = 'under way'"

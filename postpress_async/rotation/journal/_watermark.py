@@ -51,10 +51,8 @@ class SendWatermark:
         """
         Return when it is on disk that these *rows* may be sent, although rows before them are not.
 
-        Until they have an outcome, they are skipped; and unknown if the run is killed.
-
-        Args:
-            rows: Each row, and whether an earlier run may have sent it, which the journal knows.
+        Each comes with whether an earlier run may have sent it, which the journal knows. Until they have an
+        outcome, they are skipped; and unknown if the run is killed.
         """
         fresh = [row for row, maybe_sent in rows if not maybe_sent]
         for row in fresh:
@@ -68,12 +66,7 @@ class SendWatermark:
         self._allowed.update(row.ordinal for row, _ in rows)
 
     async def advance(self, ordinal: int) -> None:
-        """
-        Return when the watermark on disk is above this *ordinal*.
-
-        Raises:
-            JournalNotWritableError: It cannot be written, so the row must not be sent.
-        """
+        """Return when the watermark on disk is above *ordinal*. If this fails, the row must not be sent."""
         while ordinal >= self.safe_below and ordinal not in self._allowed:
             commit = self._commit or self._write(ordinal)
             if ordinal < self._durable:

@@ -26,6 +26,7 @@ COMMITS: Final = 256  # commits after which the -wal is copied into the file; it
 ROWS: Final = 20_000  # rows after which the same is done
 ROWS_PER_STATEMENT: Final = (64, 32, 16, 8, 4, 2, 1)  # old versions of SQLite allow 999 values in one INSERT
 
+_FREE_DISK: Final = "Free the disk or fix the file, then run the same command again"
 _ACCOUNT: Final = 2  # index of the account's id in the row of an outcome
 _NAMED: Final = 5  # accounts that a sentence names
 _MOST_NAMED: Final = 1_000  # accounts that a message names if no file can list them
@@ -35,15 +36,10 @@ T = TypeVar("T")
 
 class Insert:
     """
-    An INSERT statement for many rows.
+    An INSERT statement for many rows, whose *values* are those of one row in brackets.
 
     The interpreter's lock changes hands around each statement, while the event loop wants it. Row by row, the
     thread took 3.9 us of CPU time per account; with `ROWS_PER_STATEMENT` it takes 2.5 us.
-
-    Args:
-        into: The statement before VALUES.
-        values: The values of one row, in brackets.
-        upsert: The clause after VALUES, for a row that exists.
     """
 
     def __init__(self, into: str, values: str, upsert: str) -> None:
@@ -62,12 +58,9 @@ class Writer:
         self, path: Path, connection: sqlite3.Connection, inode: tuple[int, int], in_flight: int | None
     ) -> None:
         """
-        Args:
-            path: Path of the journal.
-            connection: Its database. Nothing else in this process may write to it from now on.
-            inode: The file's device and inode.
-            in_flight: Number of accounts in flight at once: half as many rows are committed together. None:
-                `MOST_ROWS`.
+        Take over the *connection*: nothing else in this process may write to the journal from now on.
+
+        Half as many rows as accounts are *in_flight* at once are committed together, or `MOST_ROWS` if None.
         """
         self._path = path
         self._connection = connection
@@ -81,9 +74,7 @@ class Writer:
         self._wake = threading.Event()
         self._due = threading.Event()  # do not gather more rows
         self._closing = False
-        self._failure: str | None = None
-        self._is_gone = False
-        self._recorded = "an unknown number of accounts"
+        self._failure: tuple[str, str] | None = None  # of a commit: what failed, and the next step
         self._lost: list[str] = []  # accounts whose outcomes could not be recorded
         self._commits = self._committed_rows = 0  # since the last checkpoint
         self._thread = threading.Thread(target=self._write, name="postpress-journal", daemon=True)
@@ -97,10 +88,8 @@ class Writer:
         """
         Add a row to the next commit. The third value of an outcome is the account's id.
 
-        Statements of one commit run in the order of their first rows, each with all its rows.
-
-        Raises:
-            JournalNotWritableError: An earlier commit failed. The message counts the row as lost.
+        Statements of one commit run in the order of their first rows, each with all its rows. After a commit
+        that failed, the row is counted as lost, and `JournalNotWritableError` is raised.
         """
         if self._failure is not None:
             self._lose([row])
@@ -124,12 +113,7 @@ class Writer:
         return done
 
     async def committed(self) -> None:
-        """
-        Return when all rows put before are on disk.
-
-        Raises:
-            JournalNotWritableError: A commit has failed.
-        """
+        """Return when all rows put before are on disk; raise `JournalNotWritableError` if this fails."""
         await self.flush()
         self.check()
 
@@ -144,29 +128,27 @@ class Writer:
             raise self._error(_sentence(self._lost, _NAMED))
 
     def _error(self, lost: str) -> JournalNotWritableError:
-        if not self._is_gone:
-            return JournalNotWritableError(
-                f"{self._path}: {self._failure}; {lost}, and nothing more is sent. Free the "
-                "disk or fix the file, then run the same command again"
-            )
-        return JournalNotWritableError(
-            f"{self._path}: {self._failure}, so the journal is lost, with the outcomes of {self._recorded}; "
-            f"{lost}, and nothing more is sent. Before the next run, put the file and its -wal back from "
-            "where they were moved, or from a backup. Without them, a new journal would send these accounts "
-            "again and order managed proxies twice: check the accounts, and leave out of the fleet those "
-            "that are done"
-        )
+        fact, advice = self._failure or ("", "")
+        return JournalNotWritableError(f"{self._path}: {fact}; {lost}, and nothing more is sent. {advice}")
 
     def _lose(self, rows: Iterable[_Row]) -> None:
         self._lost += [row[_ACCOUNT] for row in rows if len(row) > _ACCOUNT]
 
-    def _lose_file(self) -> None:
-        # SQLite still has the deleted file open and can count its rows.
+    def _check_file(self) -> None:
+        # SQLite could still write to a deleted file, which nothing could read.
+        if self._failure is not None or _identity(self._path) == self._inode:
+            return
+        recorded = "an unknown number of accounts"
         with suppress(sqlite3.Error):
-            sql = "SELECT count(*) FROM latest WHERE attempts > 0"
-            self._recorded = _accounts(self._connection.execute(sql).fetchone()[0])
-        self._is_gone = True
-        self._failure = "the file was deleted or replaced under way"  # last: the event loop reads it
+            [(count,)] = self._connection.execute("SELECT count(*) FROM latest WHERE attempts > 0")
+            recorded = _accounts(count)
+        self._failure = (
+            "the file was deleted or replaced under way, so the journal is lost, with the outcomes of "
+            f"{recorded}",
+            "Before the next run, put the file and its -wal back from where they were moved, or from a "
+            "backup. Without them, a new journal would send these accounts again and order managed proxies "
+            "twice: check the accounts, and leave out of the fleet those that are done",
+        )
 
     async def finish(self) -> None:
         """Commit all rows and end the thread, also if cancelled meanwhile."""
@@ -189,15 +171,9 @@ class Writer:
             raise self._error(_listed(self._path, self._lost))
 
     def end_run(self, *, interrupted: bool) -> None:
-        """
-        Record that every account that was sent has its outcome on disk.
-
-        Args:
-            interrupted: Whether the run was stopped before its last account.
-        """
-        if _identity(self._path) != self._inode:
-            self._lose_file()
-            self.check()
+        """Record the end of the run, and whether it was stopped before its last account."""
+        self._check_file()
+        self.check()
         try:
             self._connection.execute(f"PRAGMA busy_timeout = {BUSY_AT_END * 1_000:.0f}")
             end_run(self._connection, interrupted=interrupted)
@@ -230,8 +206,7 @@ class Writer:
     def _commit(self, rows: list[tuple[str | Insert, _Row]]) -> None:
         if not rows:
             return
-        if self._failure is None and _identity(self._path) != self._inode:
-            self._lose_file()
+        self._check_file()
         if self._failure is not None:  # or put while the commit that failed was under way
             self._lose(row for _, row in rows)
             return
@@ -241,7 +216,7 @@ class Writer:
                     _execute(self._connection, statement, [row for other, row in rows if other is statement])
         except Exception as error:  # of SQLite, or for invalid text: the thread must go on to report it
             self._lose(row for _, row in rows)
-            self._failure = str(error)
+            self._failure = str(error), _FREE_DISK
             return
         self._commits += 1
         self._committed_rows += len(rows)
@@ -250,7 +225,7 @@ class Writer:
             try:
                 checkpoint(self._connection, "PASSIVE")
             except sqlite3.Error as error:
-                self._failure = str(error)
+                self._failure = str(error), _FREE_DISK
 
     def _release(self, waiting: list[asyncio.Future[None]]) -> None:
         assert self._loop is not None  # noqa: S101 - the thread starts after it is set
@@ -296,7 +271,6 @@ def _accounts(count: int) -> str:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    # SQLite could still write to a deleted file, which nothing could read.
     try:
         status = path.stat()
     except OSError:
