@@ -27,6 +27,11 @@ ROWS: Final = 20_000  # rows after which the same is done
 ROWS_PER_STATEMENT: Final = (64, 32, 16, 8, 4, 2, 1)  # old versions of SQLite allow 999 values in one INSERT
 
 _FREE_DISK: Final = "Free the disk or fix the file, then run the same command again"
+_PUT_BACK: Final = (
+    "Before the next run, put the file and its -wal back from where they were moved, or from a backup. Without "
+    "them, a new journal would send these accounts again and order managed proxies twice: check the accounts, "
+    "and leave out of the fleet those that are done"
+)
 _ACCOUNT: Final = 2  # index of the account's id in the row of an outcome
 _NAMED: Final = 5  # accounts that a sentence names
 _MOST_NAMED: Final = 1_000  # accounts that a message names if no file can list them
@@ -142,13 +147,8 @@ class Writer:
         with suppress(sqlite3.Error):
             [(count,)] = self._connection.execute("SELECT count(*) FROM latest WHERE attempts > 0")
             recorded = _accounts(count)
-        self._failure = (
-            "the file was deleted or replaced under way, so the journal is lost, with the outcomes of "
-            f"{recorded}",
-            "Before the next run, put the file and its -wal back from where they were moved, or from a "
-            "backup. Without them, a new journal would send these accounts again and order managed proxies "
-            "twice: check the accounts, and leave out of the fleet those that are done",
-        )
+        fact = "the file was deleted or replaced under way, so the journal is lost, with the outcomes of"
+        self._failure = f"{fact} {recorded}", _PUT_BACK
 
     async def finish(self) -> None:
         """Commit all rows and end the thread, also if cancelled meanwhile."""
