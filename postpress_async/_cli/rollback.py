@@ -14,8 +14,8 @@ from postpress_async._cli.rotate_options import RotateOptions, run_options
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import ProxyPool
 from postpress_async.rotation._fleet import Survey
+from postpress_async.rotation.journal._history import plan_rollback
 from postpress_async.rotation.journal._reading import JournalReader
-from postpress_async.rotation.journal._rollback import plan_rollback
 
 _LISTED: Final = 20  # accounts that cannot go back; --json lists all of them
 

@@ -10,9 +10,14 @@ import click
 from postpress_async._cli.command import Command, option
 from postpress_async._cli.output import counted, moment
 from postpress_async.rotation import State
-from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._reading import JournalReader
-from postpress_async.rotation.journal._statistics import Stage, Statistics, collect_statistics, stage_of
+from postpress_async.rotation.journal._statistics import (
+    Stage,
+    Statistics,
+    advice,
+    collect_statistics,
+    stage_of,
+)
 from postpress_async.rotation.journal._times import duration, instant
 
 _LISTED: Final = 12  # error types on a terminal; --json and the report list more

@@ -17,9 +17,8 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation import _input
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import _input_check, _recovery
-from postpress_async.rotation.journal._history import runs_of, select
+from postpress_async.rotation.journal._history import RollbackPlan, plan_rollback, runs_of, select
 from postpress_async.rotation.journal._reading import JournalReader
-from postpress_async.rotation.journal._rollback import RollbackPlan, plan_rollback
 from tests.support import campaign_nights
 from tests.support.campaign import Player, describe, play
 from tests.support.campaign_audit import Case, RunReport

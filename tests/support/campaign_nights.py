@@ -20,10 +20,9 @@ from postpress_async import CustomProxy, ManagedProxy, ProxyPool
 from postpress_async.errors import JournalError
 from postpress_async.rotation import State
 from postpress_async.rotation._selection import Selection
-from postpress_async.rotation.journal._history import select
+from postpress_async.rotation.journal._history import plan_rollback, select
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._recovery import OnUnknown
-from postpress_async.rotation.journal._rollback import plan_rollback
 from tests.support import campaign_audit
 from tests.support.campaign_audit import Case, Check, Finding, Intent
 from tests.support.campaign_plan import COUNTRIES, Account, Sequence, Step, draw

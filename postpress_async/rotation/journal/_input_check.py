@@ -26,9 +26,6 @@ COMPLETE: Final = "complete"
 
 _HOW_TO_START: Final = "To rotate these accounts again, add --every 0s (in Python, every=0)"
 
-NO_POOL: Final = b""
-"""The digest of no pool."""
-
 
 @frozen(kw_only=True)
 class RunRequest:

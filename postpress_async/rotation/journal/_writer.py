@@ -28,9 +28,9 @@ ROWS_PER_STATEMENT: Final = (64, 32, 16, 8, 4, 2, 1)  # old versions of SQLite a
 
 _FREE_DISK: Final = "Free the disk or fix the file, then run the same command again"
 _PUT_BACK: Final = (
-    "Before the next run, put the file and its -wal back from where they were moved, or from a backup. Without "
-    "them, a new journal would send these accounts again and order managed proxies twice: check the accounts, "
-    "and leave out of the fleet those that are done"
+    "Before the next run, put the file and its -wal back from where they were moved, or from a backup. "
+    "Without them, a new journal would send these accounts again and order managed proxies twice: check the "
+    "accounts, and leave out of the fleet those that are done"
 )
 _ACCOUNT: Final = 2  # index of the account's id in the row of an outcome
 _NAMED: Final = 5  # accounts that a sentence names
@@ -197,9 +197,11 @@ class Writer:
             closing = self._closing
             # In this order, so that the rows of all tasks that wait are in the commit.
             waiting = _drain(self._waiting)
-            rows = _drain(self._rows)
-            self._commit(rows)
-            self._release(waiting)
+            self._commit(_drain(self._rows))
+            assert self._loop is not None  # noqa: S101 - the thread starts after it is set
+            if waiting:
+                with suppress(RuntimeError):  # the loop is closed, so no task waits
+                    self._loop.call_soon_threadsafe(_set_done, waiting)
             if closing and not self._rows:
                 return
 
@@ -226,12 +228,6 @@ class Writer:
                 checkpoint(self._connection, "PASSIVE")
             except sqlite3.Error as error:
                 self._failure = str(error), _FREE_DISK
-
-    def _release(self, waiting: list[asyncio.Future[None]]) -> None:
-        assert self._loop is not None  # noqa: S101 - the thread starts after it is set
-        if waiting:
-            with suppress(RuntimeError):  # the loop is closed, so no task waits
-                self._loop.call_soon_threadsafe(_set_done, waiting)
 
 
 def _execute(connection: sqlite3.Connection, statement: str | Insert, rows: list[_Row]) -> None:

@@ -11,9 +11,8 @@ from postpress_async import errors
 from postpress_async._version import __version__
 from postpress_async.errors import BY_CODE, BY_TYPE, PostPressError, RotationError, Scope
 from postpress_async.rotation._outcome import NO_PROXY_LEFT, State
-from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._reading import JournalReader, JournalView, reader_of
-from postpress_async.rotation.journal._statistics import ErrorCount, Stage, Statistics, stage_of
+from postpress_async.rotation.journal._statistics import ErrorCount, Stage, Statistics, advice, stage_of
 from postpress_async.rotation.journal._times import duration
 from postpress_async.rotation.report._findings import Findings, find
 from postpress_async.rotation.report._listing import COLUMNS, pack

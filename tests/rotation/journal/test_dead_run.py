@@ -19,11 +19,10 @@ from postpress_async.rotation._export import write_jsonl
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._history import assignments_of
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
-from postpress_async.rotation.journal._statistics import Stage, collect_statistics, stage_of
+from postpress_async.rotation.journal._statistics import Stage, advice, collect_statistics, stage_of
 from tests.support.command_line import run
 from tests.support.journals import NIGHT, change, killed, outcome, refused, write
 

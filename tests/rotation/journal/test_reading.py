@@ -23,11 +23,16 @@ from postpress_async.errors import Applied, JournalError
 from postpress_async.rotation import State
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._database import APPLICATION_ID
 from postpress_async.rotation.journal._file import JournalFile
 from postpress_async.rotation.journal._reading import JournalReader
-from postpress_async.rotation.journal._statistics import Stage, Statistics, collect_statistics, stage_of
+from postpress_async.rotation.journal._statistics import (
+    Stage,
+    Statistics,
+    advice,
+    collect_statistics,
+    stage_of,
+)
 from tests.support.journals import NIGHT, Run, change, outcome, refused, write
 
 PATCHED, FAILED, UNKNOWN, SKIPPED = State
