@@ -218,7 +218,7 @@ class RotationInput:
                 **options,
             )
             try:
-                if reread is not None and journal.by_row and journal.next_run_at is None:
+                if reread is not None and journal.by_row and journal.check.next_run_at is None:
                     hashes = journal.row_hashes()
                     await hashes.check_all(reread())
                     journal.take(total)  # is on disk with the hashes of appended rows, before any is sent

@@ -93,12 +93,7 @@ class Journal:
         run: The run's token, of which its idempotency keys are made.
         number: The run's number, from 1.
         resumed: Whether an earlier run created the journal.
-        same_input: Whether the journal has recorded the rows of this input.
-        same_key: Whether earlier runs had the same API key, as far as it is known.
-        completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
-        next_run_at: Unix time from which a new run is due, if the latest one is complete and is left alone;
-            otherwise None.
-        input_edit: What is new in the input since an earlier run, in words; None if nothing is.
+        check: The comparison of this run with earlier ones.
         by_row: Whether rows are to be compared one by one with those of earlier runs.
         in_doubt_below: The ordinal below which rows without an outcome may have been sent.
         watermark: How far this run may send.
@@ -125,10 +120,10 @@ class Journal:
                 refuse_lost_log(path)
                 connection, created = connect(path)
                 stack.callback(connection.close)
-                comparison = check(path, connection, request)
-                _start(connection, request, comparison, created=created)
+                self.check: Final = check(path, connection, request)
+                _start(connection, request, self.check, created=created)
                 # Nothing is sent if the run is left alone.
-                is_sent, in_doubt_below = comparison.next_run_at is None, 0.0
+                is_sent, in_doubt_below = self.check.next_run_at is None, 0.0
                 if is_sent:
                     in_doubt_below = begin_run(connection, retry_failed=request.on_failed == "retry")
                 checkpoint(connection, "FULL")  # before anything is sent
@@ -147,16 +142,11 @@ class Journal:
                 raise damage_error(path, error) from None
             stack.pop_all()
         self._writer: Final = self.watermark.writer
-        self.resumed: Final = not created and not comparison.starts_run
+        self.resumed: Final = not created and not self.check.starts_run
         self.by_row: Final = (
-            not comparison.same_input and is_sent and (request.by_row or (has_hashes and self.resumed))
+            not self.check.same_input and is_sent and (request.by_row or (has_hashes and self.resumed))
         )
         self.in_doubt_below: Final = in_doubt_below
-        self.same_input: Final = comparison.same_input
-        self.same_key: Final = comparison.same_key
-        self.completed_at: Final = comparison.completed_at
-        self.next_run_at: Final = comparison.next_run_at
-        self.input_edit: Final = comparison.difference
         self.run: Final[str] = run["token"]
         self.number: Final[int] = run["id"]
         self._of_input: Final = of_input(run)
@@ -273,7 +263,7 @@ class Journal:
 
         The *notes* are ``command``, ``folder`` and ``retry_command`` of the command line, without secrets.
         """
-        if self.next_run_at is not None:
+        if self.check.next_run_at is not None:
             return
         self._writer.put(_BEGAN, (began := time.time(),))
         # A run from Python has no notes, and those of the run before would not repeat it.
@@ -319,7 +309,7 @@ class Journal:
         """Commit the rows that wait, and close; raise `JournalNotWritableError` if that fails."""
         try:
             await self._writer.finish()
-            if self.next_run_at is None:
+            if self.check.next_run_at is None:
                 self._writer.end_run(interrupted=self._interrupted)
         except asyncio.CancelledError:
             if not self._writer.has_failed:

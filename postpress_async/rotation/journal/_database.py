@@ -82,7 +82,11 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
                 connection.executescript(f"BEGIN; {SCHEMA}")  # in one transaction
                 insert_run(connection)
         else:
-            _accept_log(connection)  # before anything is written to the -wal
+            if needs_log(connection):  # before anything is written to the -wal
+                # If the -wal is empty, truncated or from another file, SQLite finds no commit in it. Then
+                # every row that may have been sent is in doubt.
+                [(_, commits, _)] = connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                accept(connection, lost=commits <= 0)
             if _version(connection) < VERSION:
                 connection.executescript(MIGRATION)
         with connection:
@@ -202,18 +206,6 @@ def accept(connection: sqlite3.Connection, *, lost: bool = False) -> None:
     if needs_log(connection):  # otherwise without waiting for a writer
         with connection:
             delete_marks(connection, LOG_NEEDED, *(["reached"] if lost else []))
-
-
-def _accept_log(connection: sqlite3.Connection) -> None:
-    """
-    Accept what *connection* sees as the whole journal, before it has written anything.
-
-    If the -wal that the file needs is empty, truncated or from another file, SQLite finds no commit in it.
-    Then every row that may have been sent is in doubt.
-    """
-    if needs_log(connection):
-        [(_, commits, _)] = connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        accept(connection, lost=commits <= 0)
 
 
 def needs_log(connection: sqlite3.Connection) -> bool:

@@ -124,7 +124,9 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
                 facts["total"] = counted
     if request.pool is not None and request.on_failed == "report":
         facts["pool"] = request.pool and _stretch(request.pool, salt)
-        if is_done and run.get("pool", facts["pool"]) != facts["pool"] and not _has_unknown(connection):
+        # Accounts in doubt are left to the operator, who may need another pool for them.
+        unknown = connection.execute("SELECT 1 FROM latest WHERE state = 'unknown' LIMIT 1").fetchone()
+        if is_done and run.get("pool", facts["pool"]) != facts["pool"] and unknown is None:
             raise JournalError(
                 f"{path} is of a rotation that is complete, and that had another pool (or --country). "
                 f"Nothing was sent. {_HOW_TO_START}"
@@ -175,11 +177,6 @@ def _left(
     [(count, last)] = connection.execute(sql)
     recorded = recorded_rows(connection.execute, run)
     return (max(recorded - count, 0) if recorded else None), last
-
-
-def _has_unknown(connection: sqlite3.Connection) -> bool:
-    # Accounts in doubt are left to the operator, who may need another pool for them.
-    return connection.execute("SELECT 1 FROM latest WHERE state = 'unknown' LIMIT 1").fetchone() is not None
 
 
 def resumes(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], selection: str) -> bool:

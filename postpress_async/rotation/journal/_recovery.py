@@ -139,10 +139,9 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
         had_table = has_table(connection, "covered")
         connection.execute("CREATE TABLE IF NOT EXISTS covered (ordinal INTEGER PRIMARY KEY)")
         run = read_run(connection)
-        watermark, in_doubt_below = read_watermark(run), _number(run, "doubtful", 0)
-        died = "under way" in run
-        if died or watermark == math.inf:  # infinite: unknown, so every row without an outcome is in doubt
-            in_doubt_below = max(in_doubt_below, watermark)
+        watermark, died = read_watermark(run), "under way" in run
+        # An infinite watermark is not known, so every row without an outcome is in doubt.
+        in_doubt_below = sent_below(run, died=died or watermark == math.inf)
         if died:
             [(last,)] = connection.execute(_LAST_ACTIVE)
             set_marks(connection, {"doubts": json.dumps([*read_doubts(run), (watermark, last)])})
@@ -207,10 +206,6 @@ def read_doubts(run: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 def read_watermark(run: Mapping[str, Any]) -> float:
     """The ordinal from which on the latest run has sent nothing; infinite if it is not known."""
-    return _number(run, "reached", math.inf)
-
-
-def _number(run: Mapping[str, Any], name: str, default: float) -> float:
-    if not isinstance(number := run.get(name, default), int | float):
-        raise ValueError(f"{name} is not a number")  # handled as damage
-    return number
+    if not isinstance(watermark := run.get("reached", math.inf), int | float):
+        raise ValueError("reached is not a number")  # handled as damage
+    return watermark

@@ -172,7 +172,10 @@ def maybe_sent(view: JournalReader, stage: Stage) -> int | None:
 
 
 def _error_counts(rows: list[tuple[str, str | None, int]]) -> tuple[ErrorCount, ...]:
-    return tuple(ErrorCount(printable(type_), scope and Scope(scope), count) for type_, scope, count in rows)
+    return tuple(
+        ErrorCount(printable(type_), None if scope is None else Scope(scope), accounts)
+        for type_, scope, accounts in rows
+    )
 
 
 def _recent_rate(view: JournalReader, now: float) -> float | None:
