@@ -20,11 +20,8 @@ from postpress_async.rotation._column_names import COLUMNS, PARTS, field_of, may
 from postpress_async.rotation._fleet._row import ONE_FORM, RowReader
 from postpress_async.rotation._rows import Refusal, Row
 
-BATCH: Final = 1024
-"""Number of rows in memory at once."""
-
+BATCH: Final = 1024  # rows in memory at once
 KNOWN: Final = ", ".join(COLUMNS)
-
 _MOST_IGNORED: Final = 20
 _TEXT_TYPES: Final = {str, type(None)}
 
@@ -38,9 +35,8 @@ def read_header(
     """
     Return the index of each of *columns* that is among *names*, and the unknown names, safe to print.
 
-    Raises:
-        FleetError: Two names mean the same column, or no name means account_id or a column that the pool
-            needs. *error* creates it.
+    Raise what *error* returns if two names mean the same column, or no name means account_id or a column that
+    the pool needs.
     """
     positions: dict[str, int] = {}
     ignored: list[str] = []
@@ -75,10 +71,8 @@ class KeyReader:
 
     def read(self, values: Mapping[Any, object], columns: tuple[str, ...], found: dict[str, object]) -> None:
         """
-        Add the values of *columns* to *found*, except for missing ones.
-
-        Raises:
-            FieldError: Two keys stand for the same column, or *found* already has it.
+        Add the values of *columns* to *found*, except for missing ones; raise `FieldError` if it already has
+        one.
         """
         for key, value in values.items():
             column = field_of(key) if isinstance(key, str) else ""

@@ -26,12 +26,7 @@ _Record: TypeAlias = tuple[int, int, list[str] | None]
 
 
 class CsvTable:
-    """
-    The rows of a CSV file (RFC 4180).
-
-    Attributes:
-        ignored_columns: Unknown names in the header.
-    """
+    """The rows of a CSV file (RFC 4180)."""
 
     def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the header cannot be read or has no account_id."""

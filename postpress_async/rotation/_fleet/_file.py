@@ -24,14 +24,10 @@ from postpress_async.errors import FleetError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-STDIN: Final = "-"
-"""The source that is standard input."""
-
+STDIN: Final = "-"  # the source that is standard input
+PARQUET: Final = b"PAR1"  # the first bytes of a Parquet file
 LONGEST_LINE: Final = 1024 * 1024
 """Maximum length of a line in characters. A file with a longer one has another format, or never ends."""
-
-PARQUET: Final = b"PAR1"
-"""The first bytes of a Parquet file."""
 
 _BLOCK: Final = 64 * 1024
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as in Excel's "Unicode text"
@@ -131,12 +127,7 @@ class FleetFile:
         return self._hash.copy()
 
     def lines(self) -> Generator[str, None, None]:
-        r"""
-        Yield each line with its end: ``\n``, ``\r\n`` or ``\r``.
-
-        Raises:
-            FleetError: The file changed, is not text in UTF-8 or UTF-16, or has a line over `LONGEST_LINE`.
-        """
+        r"""Yield each line with its end; raise `FleetError` if it is too long, or no UTF-8 or UTF-16."""
         encoding = "utf-16" if self.first_bytes().startswith(_UTF16) else "utf-8-sig"
         with self.opened() as file:
             text = io.TextIOWrapper(file, encoding, _MARK_INVALID, newline="")
@@ -148,12 +139,7 @@ class FleetFile:
 
     @contextmanager
     def opened(self) -> Iterator[io.BufferedReader]:
-        """
-        Open the file for one pass, with its own position.
-
-        Raises:
-            FleetError: The file is closed or has changed, or the block raised an `OSError`.
-        """
+        """Open the file for one pass; raise `FleetError` if it has changed, or cannot be read."""
         if self._closed:
             raise self.error("is closed: open the fleet again")
         with self._open() if self._spool is None else nullcontext(self._spool) as file:

@@ -37,10 +37,8 @@ def is_frame(value: object) -> "TypeIs[Frame]":
 
 class FrameTable:
     """
-    The rows of a frame, converted to Python objects one batch at a time.
-
-    The line of a row is its number from 1, regardless of the index: ``frame.iloc[line - 1]`` in pandas,
-    ``frame.row(line - 1)`` in polars.
+    The rows of a frame, converted to Python objects one batch at a time. The line of a row is its number from
+    1.
     """
 
     name: str = "<frame>"

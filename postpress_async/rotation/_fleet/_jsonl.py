@@ -14,11 +14,7 @@ from postpress_async.rotation._rows import Refusal, Row, refusal_of
 
 
 class JsonLines:
-    """
-    The rows of a JSON Lines file.
-
-    ``proxy`` may also be an object with the keys host, port, protocol, username and password.
-    """
+    """The rows of a JSON Lines file, in which ``proxy`` may also be an object with `PARTS` as keys."""
 
     def __init__(self, file: FleetFile, columns: tuple[str, ...]) -> None:
         self.file = file
@@ -70,8 +66,8 @@ def _read_object(text: str) -> dict[str, Any] | FieldError:
     """
     Parse *text*, and return its object or what is wrong with it.
 
-    The error is returned and not raised, because the `json` exception that would be chained to it holds the
-    whole text, which may contain a password.
+    Not raised, because the `json` exception that would be chained to it holds the whole text with its
+    password.
     """
     try:
         text = text.strip(" \t\r\n")

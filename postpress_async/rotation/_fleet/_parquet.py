@@ -31,14 +31,12 @@ T = TypeVar("T")
 
 class ParquetTable:
     """
-    The rows of a Parquet file. Unknown columns are not read.
+    The rows of a Parquet file. Unknown columns are not read. The line of a row is its number in the file,
+    from 1.
 
     Columns are strings, dictionary-encoded or not, and ``port`` may be a column of numbers. ``proxy`` may be
-    a struct with the fields host, port, protocol, username and password. The line of a row is its number in
-    the file, from 1. A row with only nulls is refused, because it has no account.
-
-    Attributes:
-        ignored_columns: Unknown columns, and unknown fields of the proxy.
+    a struct with the fields host, port, protocol, username and password. A row with only nulls is refused,
+    because it has no account.
     """
 
     def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
@@ -117,13 +115,11 @@ class ParquetTable:
 
     def _find_batch_sizes(self) -> list[int]:
         """
-        The number of rows of each row group that may be in memory at once.
+        The number of rows of each row group that may be in memory at once; raise `FleetError` if a column is
+        too large.
 
         The size of the file does not limit memory: long values can be compressed to a few bytes, or repeated
         by a dictionary.
-
-        Raises:
-            FleetError: A column of a row group is too large.
         """
         with self.file.opened() as file:
             row_groups = self._convert_errors(partial(read_row_groups, file))

@@ -52,13 +52,7 @@ _LONGEST: Final = 200
 
 
 class QueryTable:
-    """
-    The rows of a query. The line of a row is its number in the result, from 1.
-
-    Attributes:
-        file: The copy of the rows: a line of JSON for each batch.
-        ignored_columns: Unknown columns, and unknown keys of proxies.
-    """
+    """The rows of a query, copied to a file. The line of a row is its number in the result, from 1."""
 
     def __init__(self, url: str, query: str, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the database refuses the query, or its columns are not a fleet's."""
@@ -81,12 +75,7 @@ class QueryTable:
 
 
 class Query:
-    """
-    The result of one query.
-
-    Attributes:
-        names: Names of its columns.
-    """
+    """The result of one query, which reads the database; *names* are those of its columns."""
 
     def __init__(self, url: str, query: str) -> None:
         """Raise `FleetError` if SQLAlchemy or the driver is not installed, or the database refuses."""
@@ -232,12 +221,7 @@ def _password_forms(password: object) -> list[str]:
 
 
 def check_argument(url: str) -> str:
-    """
-    Return *url*, a command-line argument, which every user of the machine can read.
-
-    Raises:
-        ConfigurationError: It has a password, which the message does not show.
-    """
+    """Return *url*; refuse a password in it, because every user of the machine can read arguments."""
     if _CREDENTIALS.match(url) or _IN_QUERY.search(unquote(url.partition("?")[2])):
         raise ConfigurationError(
             "a password in an argument can be read by everyone on this machine: put the database's URL into "

@@ -188,9 +188,8 @@ class FleetReader:
 
     def uses_pool(self) -> bool:
         """
-        Whether any row gets a proxy from the pool, or no row is valid.
-
-        Before a `survey`, this reads rows up to the first that gets one.
+        Whether any row gets a proxy from the pool, or no row is valid; this reads no more rows than
+        necessary.
         """
         if self._uses_pool is None:
             with closing(self.rows()) as rows:

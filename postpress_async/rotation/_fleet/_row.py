@@ -51,10 +51,8 @@ class RowReader:
 
     def __init__(self, default: ProxyChange | None, needs: PoolNeeds | None, done: bytes) -> None:
         """
-        Args:
-            default: The change for rows with only an account.
-            needs: What the pool needs from which such rows get their proxies instead; None without a pool.
-            done: One byte per ordinal; rows with a nonzero byte are completed and skipped.
+        Rows with only an account get the *default*, or a proxy of the pool that *needs* describes. Rows whose
+        ordinal has a nonzero byte in *done* are skipped.
         """
         self._default = default
         self._needs = needs

@@ -21,9 +21,7 @@ from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, 
 from postpress_async.rotation.journal._recovery import REFUSED, OnFailed, OnUnknown, done_condition
 from postpress_async.secret import Secret
 
-COMPLETE: Final = "complete"
-"""The state of a run that was not stopped before its last account."""
-
+COMPLETE: Final = "complete"  # the state of a run that was not stopped before its last account
 _HOW_TO_START: Final = "To rotate these accounts again, add --every 0s (in Python, every=0)"
 
 

@@ -32,12 +32,9 @@ from postpress_async.rotation.journal._database import (
 )
 from postpress_async.rotation.journal._file import JournalFile
 
-LATEST: Final = 253_402_300_799.0
-"""The last second of the year 9999 as Unix time: `datetime` has no later one."""
-CHUNK: Final = 4_096
-"""Rows to read at once."""
-_BUSY: Final = 10.0
-"""Seconds to wait for a lock; a run that writes holds a lock that stops a reader only for a moment."""
+LATEST: Final = 253_402_300_799.0  # Unix time of the year 9999's last second: `datetime` has no later one
+CHUNK: Final = 4_096  # rows to read at once
+_BUSY: Final = 10.0  # seconds to wait for a lock that stops a reader: a run holds it only for a moment
 _NUMBER: Final = re.compile(r"[0-9]+")
 
 _Stamp: TypeAlias = tuple[int, int, int, int]
