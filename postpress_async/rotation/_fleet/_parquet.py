@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -56,7 +56,6 @@ class ParquetTable:
         positions, ignored = read_header(schema.names, file.error, columns)
         self._names = {column: schema.names[index] for column, index in positions.items()}
         self._leaves: list[str] = []
-        self._batch_sizes: list[int] | None = None
         for column, index in positions.items():
             name, kind = schema.names[index], schema.field(index).type
             if column == "proxy" and pyarrow.types.is_struct(kind):
@@ -97,8 +96,6 @@ class ParquetTable:
 
     def _batches(self) -> Generator[Batch, None, None]:
         maker = BatchMaker(self._columns)
-        if self._batch_sizes is None:
-            self._batch_sizes = self._find_batch_sizes()
         with self._opened() as parquet:
             for size, groups in groupby(range(len(self._batch_sizes)), key=self._batch_sizes.__getitem__):
                 for batch in self._read(parquet, size, list(groups), self._leaves):
@@ -113,7 +110,8 @@ class ParquetTable:
         while (batch := self._convert_errors(partial(next, batches, None))) is not None:
             yield batch
 
-    def _find_batch_sizes(self) -> list[int]:
+    @cached_property
+    def _batch_sizes(self) -> list[int]:
         """
         The number of rows of each row group that may be in memory at once; raise `FleetError` if a column is
         too large.

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import cached_property
-from typing import Final, Self, TypeAlias
+from typing import Self, TypeAlias
 
-from attrs import Factory, define
+from attrs import Factory, define, evolve, field
 
 from postpress_async._converter import as_change
 from postpress_async.models import ManagedProxy, ProxyChange, ProxyChangeLike
@@ -64,34 +64,24 @@ class Survey:
         return ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
 
 
+@define(eq=False, slots=False)
 class FleetReader:
     """
     What a rotation uses of a fleet. For the methods of `Fleet`, see there.
 
     Attributes:
-        name: See `Fleet`.
         needs: What the pool needs from rows with only an account; None without a pool.
         selection: The accounts whose rows it yields; None for all.
         counted: Number of rows, including refused ones; None if not known, as before a `survey`.
     """
 
-    def __init__(
-        self,
-        table: Table,
-        default: ProxyChange | None,
-        needs: PoolNeeds | None,
-        selection: Selection | None = None,
-    ) -> None:
-        """Use `open` or `only`."""
-        self._file = table if isinstance(table, FrameTable) else table.file
-        self.name: Final[str] = self._file.name
-        self.needs: Final = needs
-        self.selection: Final = selection
-        self.counted: int | None = None
-        self._table: Final = table
-        self._default: Final = default
-        self._uses_pool: bool | None = None
-        self._rows_digest: bytes | None = None
+    _table: Table
+    _default: ProxyChange | None
+    needs: PoolNeeds | None
+    selection: Selection | None = None
+    counted: int | None = field(default=None, init=False)
+    _uses_pool: bool | None = field(default=None, init=False)
+    _rows_digest: bytes | None = field(default=None, init=False)
 
     @classmethod
     def open(
@@ -122,6 +112,14 @@ class FleetReader:
             reader.close()
             raise
         return reader
+
+    @property
+    def _file(self) -> FleetFile | FrameTable:
+        return self._table if isinstance(self._table, FrameTable) else self._table.file
+
+    @property
+    def name(self) -> str:
+        return self._file.name
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:
@@ -161,9 +159,7 @@ class FleetReader:
 
     def only(self, selection: Selection) -> "FleetReader":
         """Return a reader of the accounts that *selection* takes."""
-        if self.selection is selection:
-            return self
-        return FleetReader(self._table, self._default, self.needs, selection)
+        return self if self.selection is selection else evolve(self, selection=selection)
 
     def survey(self, on_refusal: Callable[[Refusal], object] | None = None) -> Survey:
         if isinstance(self._file, FleetFile):
