@@ -165,7 +165,10 @@ def _read_change(cells: Cells) -> ProxyChange | None:
         if country or ip:
             raise FieldError("country" if country else "ip", "custom and managed mixed", _ONE_KIND)
         if proxy:
-            return _from_text(proxy)
+            try:
+                return _no_template("proxy", read_proxy(proxy))
+            except FieldError as error:
+                raise FieldError("proxy", error.reason, error.advice) from None
         change = custom_proxy(without_brackets(host), read_port(port), username, password, protocol)
         return _no_template("username", change)
     if port or protocol or username or password:
@@ -184,14 +187,6 @@ _ONE_KIND: Final = "give a proxy of your own, or a country and an ip, not both"
 def _first(*cells: str) -> str:
     """The name of the first of `PARTS` whose cell is not empty."""
     return next(name for name, cell in zip(PARTS, cells, strict=True) if cell)
-
-
-def _from_text(proxy: str) -> CustomProxy:
-    try:
-        change = read_proxy(proxy)
-    except FieldError as error:
-        raise FieldError("proxy", error.reason, error.advice) from None
-    return _no_template("proxy", change)
 
 
 def _no_template(column: str, proxy: CustomProxy) -> CustomProxy:
