@@ -1,17 +1,15 @@
 """A fleet as Parquet, read by pyarrow: only the known columns, one batch of rows at a time."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from postpress_async.rotation._column_names import PARTS, column_of, field_of, may_be_number, printable_name
-from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches, read_header
+from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_header
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._fleet._parquet_footer import DELTA_BYTE_ARRAY, DICTIONARIES, read_row_groups
-from postpress_async.rotation._fleet._row import RowReader
-from postpress_async.rotation._rows import Refusal, Row
 
 if TYPE_CHECKING:
     import pyarrow
@@ -64,10 +62,6 @@ class ParquetTable:
                 self._check(column, name, kind)
         self.ignored_columns: tuple[str, ...] = ignored
 
-    def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
-        """Yield each row, or its refusal."""
-        yield from read_batches(self._batches(), reader)
-
     def _check_struct(self, name: str, struct: "pyarrow.StructType") -> tuple[str, ...]:
         """Check the known fields of *struct*; return the unknown ones, safe to print."""
         known = [field for field in struct if column_of(field.name) in PARTS]
@@ -94,7 +88,8 @@ class ParquetTable:
             )
         self._leaves.append(path)
 
-    def _batches(self) -> Generator[Batch, None, None]:
+    def batches(self) -> Iterator[Batch]:
+        """Yield the rows."""
         maker = BatchMaker(self._columns)
         with self._opened() as parquet:
             for size, groups in groupby(range(len(self._batch_sizes)), key=self._batch_sizes.__getitem__):

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, quote_plus, unquote
 
 from postpress_async.errors import ConfigurationError, FleetError
-from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches, read_header
+from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_header
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._row import RowReader
-from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.secret import MASK
 
 if TYPE_CHECKING:
@@ -60,10 +58,10 @@ class QueryTable:
         with closing(Query(url, query)) as result:
             self.file = FleetFile("<query>", content=self._encoded(result, columns), shown="the query")
 
-    def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
-        """Yield each row, or its refusal."""
+    def batches(self) -> Iterator[Batch]:
+        """Yield the rows."""
         with self.file.opened() as lines:
-            yield from read_batches(map(Batch.decode, lines), reader)
+            yield from map(Batch.decode, lines)
 
     def _encoded(self, result: "Query", columns: Sequence[str]) -> Iterator[bytes]:
         positions, ignored = read_header(result.names, lambda fact: FleetError(f"the query {fact}"), columns)

@@ -14,6 +14,7 @@ from postpress_async._converter import as_change
 from postpress_async.models import ManagedProxy, ProxyChange, ProxyChangeLike
 from postpress_async.rotation._column_names import PARTS, field_of
 from postpress_async.rotation._faults import Faults
+from postpress_async.rotation._fleet._columns import read_batches
 from postpress_async.rotation._fleet._csv import CsvTable
 from postpress_async.rotation._fleet._file import PARQUET, FleetFile
 from postpress_async.rotation._fleet._frame import FrameTable
@@ -151,7 +152,11 @@ class FleetReader:
         return self._rows_digest
 
     def rows(self, done: bytes = b"") -> Generator[Row | Refusal, None, None]:
-        rows = self._table.rows(RowReader(self._default, self.needs, done))
+        reader, table = RowReader(self._default, self.needs, done), self._table
+        if isinstance(table, CsvTable | JsonLines):
+            rows = table.rows(reader)
+        else:
+            rows = read_batches(table.batches(), reader)
         if self.selection is None:
             return rows
         takes = self.selection.takes
