@@ -11,6 +11,7 @@ import stat
 import struct
 import sys
 import threading
+from itertools import chain
 from pathlib import Path
 from typing import Final, Self
 
@@ -47,10 +48,11 @@ class JournalFile:
         self.inode: Final[Inode] = status.st_dev, status.st_ino
         self.links: Final = status.st_nlink
         self.is_regular: Final = stat.S_ISREG(status.st_mode)
-        self._handle: Final = handle
+        self.handle: Final = handle
+        self.is_open = True
+        self.has_lock = False
         with _guard:
-            _users.setdefault(self.inode, set()).add(self)
-            _handles.setdefault(self.inode, []).append(handle)
+            _files.setdefault(self.inode, []).append(self)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], flags: int) -> Self:
@@ -60,36 +62,38 @@ class JournalFile:
 
     def begins_with(self) -> bytes:
         """The first 16 bytes: SQLite's magic number, if the file is a database."""
-        os.lseek(self._handle, 0, os.SEEK_SET)
-        return os.read(self._handle, 16)
+        os.lseek(self.handle, 0, os.SEEK_SET)
+        return os.read(self.handle, 16)
 
     def lock(self) -> bool:
         """Lock the file until it is closed or the process ends; return False if another run has locked it."""
         with _guard:
-            if self.inode in _locked or not _try(self._handle, lock=True):
+            if self._is_locked_here() or not _try(self.handle, lock=True):
                 return False
-            _locked[self.inode] = self
+            self.has_lock = True
             return True
 
     def is_locked(self) -> bool:
         """Whether this process or another one holds the lock."""
         with _guard:
-            return self.inode in _locked or _is_locked(self._handle)
+            return self._is_locked_here() or _is_locked(self.handle)
+
+    def _is_locked_here(self) -> bool:
+        return any(file.has_lock for file in _files.get(self.inode, ()))
 
     def close(self) -> None:
         """Release the lock if it is held through this object; closing again does nothing."""
         with _guard:
-            users = _users.get(self.inode, set())
-            if self not in users:
+            files = _files.get(self.inode, [])
+            if not self.is_open or self not in files:
                 return
-            users.discard(self)
-            if _locked.get(self.inode) is self:
-                del _locked[self.inode]
-                _try(self._handle, lock=False)
-            if not users:
-                del _users[self.inode]
-                for handle in _handles.pop(self.inode):
-                    os.close(handle)
+            self.is_open = False
+            if self.has_lock:
+                self.has_lock = False
+                _try(self.handle, lock=False)
+            if not any(file.is_open for file in files):
+                for file in _files.pop(self.inode):
+                    os.close(file.handle)
 
 
 def open_file(path: Path, *, create: bool = True) -> JournalFile | None:
@@ -151,9 +155,7 @@ def _not_writable(path: Path, reason: str | None) -> JournalNotWritableError:
 
 
 _guard: Final = threading.Lock()
-_users: Final[dict[Inode, set[JournalFile]]] = {}
-_handles: Final[dict[Inode, list[int]]] = {}
-_locked: Final[dict[Inode, JournalFile]] = {}
+_files: Final[dict[Inode, list[JournalFile]]] = {}  # those whose descriptors are not closed yet
 
 if sys.platform == "win32":
 
@@ -202,11 +204,9 @@ else:
 
     def _close_in_child() -> None:
         # Otherwise a child would hold the lock after its parent has died.
-        for handles in _handles.values():
-            for handle in handles:
-                os.close(handle)
-        for registry in (_users, _handles, _locked):
-            registry.clear()
+        for file in chain.from_iterable(_files.values()):
+            os.close(file.handle)
+        _files.clear()
         _guard.release()
 
     os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_close_in_child)
