@@ -119,19 +119,14 @@ def compare(
 
     *is_recorded* returns whether a digest is that of the recorded rows.
     """
-    count = end = 0
-    appended_at = None
-    digest, is_prefix = RowsDigest(), False
-    for row in rows.rows():
-        if count == recorded:
-            is_prefix, appended_at = is_recorded(digest.digest()), row.ordinal
-            if not is_prefix:
-                break
-        if count < recorded:
-            digest.add(row)
-        count, end = count + 1, row.ordinal + 1
-    if is_prefix:
-        return Edit(number_of(count - recorded, "row", "more"), count, end, appended_at)
+    unread, digest = iter(rows.rows()), RowsDigest()
+    for row in islice(unread, recorded):
+        digest.add(row)
+    if (first := next(unread, None)) is not None and is_recorded(digest.digest()):
+        count, end = recorded + 1, first.ordinal + 1
+        for row in unread:
+            count, end = count + 1, row.ordinal + 1
+        return Edit(number_of(count - recorded, "row", "more"), count, end, first.ordinal)
     count = end = 0
 
     def positions() -> Iterator[tuple[str, int, int | None, str | None]]:
@@ -205,7 +200,7 @@ def _obstacle(connection: sqlite3.Connection, run: Mapping[str, Any]) -> str | N
     # Each row would have to be hashed at its new position, and pairs can name an account twice.
     if has_table(connection, "changes") and connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone():
         return USE_AGAIN
-    for (account_id,) in islice(connection.execute(_CONFLICT), 1):
+    for (account_id,) in connection.execute(_CONFLICT):
         return (
             f"{account_id} asks for another change than the one that was, or may have been, applied to it: "
             "use its old row again to resume the run"
