@@ -87,16 +87,10 @@ class KeyReader:
 
 @frozen
 class Batch:
-    """
-    The text of some rows, by column.
+    """The text of some rows, by column."""
 
-    Attributes:
-        columns: The cells of each of `cell_columns`; empty strings for missing values.
-        faults: The error of each row with an invalid value, by index in the batch.
-    """
-
-    columns: Sequence[Sequence[str]]
-    faults: Mapping[int, FieldError]
+    columns: Sequence[Sequence[str]]  # the cells of each of `cell_columns`; "" for missing values
+    faults: Mapping[int, FieldError]  # the error of each row with an invalid value, by index in the batch
 
     def encode(self) -> bytes:
         """Return a line of JSON: the columns, null for an empty one, and the faults."""

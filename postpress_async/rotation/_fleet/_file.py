@@ -62,10 +62,6 @@ class FleetFile:
 
     The file is opened for each pass. After `sha256`, each pass compares every block with its digest before
     using it, because a file can be rewritten in place with its modification time restored.
-
-    Attributes:
-        name: The file's name without its folder, or ``<stdin>``.
-        shown: Its name in errors: the path, or ``standard input``.
     """
 
     def __init__(
@@ -79,7 +75,7 @@ class FleetFile:
         path = os.fspath(source)
         self.name: str = "<stdin>" if path == STDIN else printable(os.path.basename(path))
         named = "standard input" if path == STDIN else printable(path) or "a file without a name"
-        self.shown: str = shown or named
+        self.shown: str = shown or named  # in errors
         self._path = path
         self._spool: IO[bytes] | None = None
         self._hash: hashlib._Hash | None = None  # pyright: ignore[reportPrivateUsage]

@@ -67,20 +67,13 @@ class Survey:
 
 @define(eq=False, slots=False)
 class FleetReader:
-    """
-    What a rotation uses of a fleet. For the methods of `Fleet`, see there.
-
-    Attributes:
-        needs: What the pool needs from rows with only an account; None without a pool.
-        selection: The accounts whose rows it yields; None for all.
-        counted: Number of rows, including refused ones; None if not known, as before a `survey`.
-    """
+    """What a rotation uses of a fleet. For the methods of `Fleet`, see there."""
 
     _table: Table
     _default: ProxyChange | None
-    needs: PoolNeeds | None
-    selection: Selection | None = None
-    counted: int | None = field(default=None, init=False)
+    needs: PoolNeeds | None  # what the pool needs from rows with only an account; None without a pool
+    selection: Selection | None = None  # the accounts whose rows it yields; None for all
+    counted: int | None = field(default=None, init=False)  # rows with refused ones; None before a `survey`
     _uses_pool: bool | None = field(default=None, init=False)
     _rows_digest: bytes | None = field(default=None, init=False)
 

@@ -85,28 +85,16 @@ _STATES: Final = frozenset(State)
 
 
 class Journal:
-    """
-    The journal (a checkpoint file) of a rotation; made by `open`, closed by `aclose`.
-
-    Attributes:
-        path: Path of the file.
-        run: The run's token, of which its idempotency keys are made.
-        number: The run's number, from 1.
-        resumed: Whether an earlier run created the journal.
-        check: The comparison of this run with earlier ones.
-        by_row: Whether rows are to be compared one by one with those of earlier runs.
-        in_doubt_below: The ordinal below which rows without an outcome may have been sent.
-        watermark: How far this run may send.
-        leaves_doubts: Whether accounts that may have been sent are not sent again, but reported.
-        keys_expired_before: Unix time before which a request's idempotency key may be forgotten.
-    """
+    """The journal (a checkpoint file) of a rotation; made by `open`, closed by `aclose`."""
 
     def __init__(
         self, path: Path, request: RunRequest, *, in_flight: int | None, key_lifetime: float
     ) -> None:
         """Use `open`."""
         self.path: Final = path
+        # Whether accounts that may have been sent are not sent again, but reported.
         self.leaves_doubts: Final = request.on_unknown == "report"
+        # Unix time before which a request's idempotency key may be forgotten.
         self.keys_expired_before: Final = time.time() - key_lifetime
         self._done: Final = DONE[request.on_unknown]
         self._outside: Final = {} if request.selection is None else request.selection.outside
@@ -143,12 +131,14 @@ class Journal:
             stack.pop_all()
         self._writer: Final = self.watermark.writer
         self.resumed: Final = not created and not self.check.starts_run
+        # Whether rows are to be compared one by one with those of earlier runs.
         self.by_row: Final = (
             not self.check.same_input and is_sent and (request.by_row or (has_hashes and self.resumed))
         )
+        # The ordinal below which rows without an outcome may have been sent.
         self.in_doubt_below: Final = in_doubt_below
-        self.run: Final[str] = run["token"]
-        self.number: Final[int] = run["id"]
+        self.run: Final[str] = run["token"]  # of which its idempotency keys are made
+        self.number: Final[int] = run["id"]  # from 1
         self._of_input: Final = of_input(run)
         self._began: Final = float(run.get("began") or 0)
 

@@ -88,23 +88,15 @@ _MOVE: Final = (
 
 @frozen
 class Edit:
-    """
-    How an input differs from the one that the latest run has recorded.
+    """How an input differs from the one that the latest run has recorded."""
 
-    Attributes:
-        facts: What differs, in words.
-        rows: Number of rows.
-        end: The ordinal after that of the last row.
-        appended_at: Ordinal of the first new row, if the recorded rows come first and in their order;
-            otherwise None, and the temporary table ``positions`` has the accounts.
-        obstacle: Why the run cannot continue with it; None if it can.
-    """
-
-    facts: str
-    rows: int
-    end: int
+    facts: str  # what differs, in words
+    rows: int  # number of rows
+    end: int  # the ordinal after that of the last row
     appended_at: int | None = None
-    obstacle: str | None = None
+    """Ordinal of the first new row, if the recorded rows come first and in their order; otherwise None, and
+    the temporary table ``positions`` has the accounts."""
+    obstacle: str | None = None  # why the run cannot continue with it; None if it can
 
 
 def compare(

@@ -33,20 +33,14 @@ from postpress_async.rotation.journal._recovery import done_condition, may_have_
 
 @frozen
 class Progress:
-    """
-    What a journal knows about the run that a command would start or resume.
+    """What a journal knows about the run that a command would start or resume."""
 
-    Attributes:
-        done: Number of accounts that the run would leave as they are.
-        check: The comparison of its input with that of earlier runs; None without any.
-        ordinals: A byte for each ordinal, 1 if its account is done; empty if the input was edited.
-        accounts: Number of the accounts that are done, by the label of their proxy.
-    """
-
-    done: int = 0
-    check: InputCheck | None = None
-    ordinals: bytes = b""
-    accounts: Mapping[str, int] = Factory(dict)
+    done: int = 0  # accounts that the run would leave as they are
+    check: InputCheck | None = None  # the comparison of its input with that of earlier runs; None without any
+    ordinals: bytes = b""  # a byte for each ordinal, 1 if its account is done; empty if the input was edited
+    accounts: Mapping[str, int] = Factory(
+        dict
+    )  # number of accounts that are done, by the label of their proxy
 
 
 def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress:

@@ -86,18 +86,12 @@ class JournalView:
 
 
 class JournalReader:
-    """
-    Queries of a journal that is opened for reading; its arguments and errors are those of `JournalView`.
-
-    Attributes:
-        path: The path as given.
-        word: The path as a word of a shell command.
-    """
+    """Queries of a journal that is opened for reading; its arguments and errors are `JournalView`'s."""
 
     def __init__(self, path: str | os.PathLike[str], *, run: int | None = None) -> None:
         self._run: Final = run
         self.path: Final = Path(path)
-        self.word: Final = shlex.quote(str(path))
+        self.word: Final = shlex.quote(str(path))  # of a shell command
         # A run has its -wal beside the file that a link points to.
         self._real: Final = Path(os.path.realpath(self.path))
         with ExitStack() as stack:

@@ -28,10 +28,6 @@ class SendWatermark:
     sent. It advances in steps. The next one is written while half of the last is left, so that rows seldom
     wait for a commit. If a row waits, the step was too short and doubles; after `_CALM` steps that were in
     time it halves.
-
-    Attributes:
-        writer: The journal's.
-        safe_below: Rows below this ordinal may be sent at once; for others, call `advance` first.
     """
 
     def __init__(self, writer: Writer, durable: float, shortest: int = FIRST_WATERMARK) -> None:
@@ -45,6 +41,7 @@ class SendWatermark:
         self._allowed: Final[set[int]] = set()
         self._calm = 0
         self._commit: asyncio.Future[None] | None = None
+        # Rows below this ordinal may be sent at once; for others, call `advance` first.
         self.safe_below: float = durable - self._step // 2
 
     async def allow(self, rows: Collection[tuple[Row | Refusal, bool]]) -> None:
