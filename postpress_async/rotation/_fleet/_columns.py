@@ -70,10 +70,7 @@ class KeyReader:
         return tuple(self._ignored.values())
 
     def read(self, values: Mapping[Any, object], columns: tuple[str, ...], found: dict[str, object]) -> None:
-        """
-        Add the values of *columns* to *found*, except for missing ones; raise `FieldError` if it already has
-        one.
-        """
+        """Add the values of *columns* that are not missing to *found*; raise `FieldError` for a second."""
         for key, value in values.items():
             column = field_of(key) if isinstance(key, str) else ""
             if column not in columns:

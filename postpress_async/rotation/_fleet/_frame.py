@@ -34,10 +34,7 @@ def is_frame(value: object) -> "TypeIs[Frame]":
 
 
 class FrameTable:
-    """
-    The rows of a frame, converted to Python objects one batch at a time. The line of a row is its number from
-    1.
-    """
+    """The rows of a frame, converted to Python objects one batch at a time."""
 
     name: str = "<frame>"
 

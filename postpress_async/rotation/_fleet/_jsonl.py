@@ -63,12 +63,7 @@ class JsonLines:
 
 
 def _read_object(text: str) -> dict[str, Any] | FieldError:
-    """
-    Parse *text*, and return its object or what is wrong with it.
-
-    Not raised, because the `json` exception that would be chained to it holds the whole text with its
-    password.
-    """
+    """Parse *text*. An error is returned: raised, it would be chained to one that holds a password."""
     try:
         text = text.strip(" \t\r\n")
         value, end = _DECODER.raw_decode(text)

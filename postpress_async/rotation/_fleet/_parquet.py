@@ -29,12 +29,10 @@ T = TypeVar("T")
 
 class ParquetTable:
     """
-    The rows of a Parquet file. Unknown columns are not read. The line of a row is its number in the file,
-    from 1.
+    The rows of a Parquet file, whose unknown columns are not read.
 
     Columns are strings, dictionary-encoded or not, and ``port`` may be a column of numbers. ``proxy`` may be
-    a struct with the fields host, port, protocol, username and password. A row with only nulls is refused,
-    because it has no account.
+    a struct with `PARTS` as its fields. A row with only nulls is refused, because it has no account.
     """
 
     def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
@@ -108,8 +106,7 @@ class ParquetTable:
     @cached_property
     def _batch_sizes(self) -> list[int]:
         """
-        The number of rows of each row group that may be in memory at once; raise `FleetError` if a column is
-        too large.
+        The number of rows of each row group that may be in memory at once.
 
         The size of the file does not limit memory: long values can be compressed to a few bytes, or repeated
         by a dictionary.

@@ -17,10 +17,7 @@ Chunk: TypeAlias = tuple[str, int, frozenset[int]]
 
 
 def read_row_groups(file: io.BufferedIOBase) -> list[tuple[int, list[Chunk]]]:
-    """
-    Return the number of rows and the columns of each row group of a Parquet file; raise `ValueError` if
-    damaged.
-    """
+    """Return the number of rows and the columns of each row group; raise `ValueError` if it is damaged."""
     file.seek(-8, io.SEEK_END)  # the footer's length, and PAR1
     length = int.from_bytes(file.read(4), "little")
     file.seek(-8 - length, io.SEEK_END)

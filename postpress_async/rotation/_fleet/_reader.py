@@ -181,10 +181,7 @@ class FleetReader:
         return survey
 
     def uses_pool(self) -> bool:
-        """
-        Whether any row gets a proxy from the pool, or no row is valid; this reads no more rows than
-        necessary.
-        """
+        """Whether any row gets a proxy from the pool, or no row is valid; reads no row without need."""
         if self._uses_pool is None:
             with closing(self.rows()) as rows:
                 self._uses_pool = uses_pool(rows)

@@ -51,8 +51,7 @@ class RowReader:
 
     def __init__(self, default: ProxyChange | None, needs: PoolNeeds | None, done: bytes) -> None:
         """
-        Rows with only an account get the *default*, or a proxy of the pool that *needs* describes. Rows whose
-        ordinal has a nonzero byte in *done* are skipped.
+        Give rows with only an account the *default* or a proxy of the pool; skip those marked in *done*.
         """
         self._default = default
         self._needs = needs

@@ -106,11 +106,7 @@ def compare(
     recorded: int,
     is_recorded: Callable[[bytes], bool],
 ) -> Edit:
-    """
-    Compare *rows* with the *recorded* number of rows of the latest run. Only temporary tables are written.
-
-    *is_recorded* returns whether a digest is that of the recorded rows.
-    """
+    """Compare *rows* with the *recorded* number of earlier ones, whose digest *is_recorded* knows."""
     unread, digest = iter(rows.rows()), RowsDigest()
     for row in islice(unread, recorded):
         digest.add(row)

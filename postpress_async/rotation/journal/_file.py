@@ -39,14 +39,12 @@ class JournalFile:
     If a process closes any descriptor of a file, the system releases all POSIX locks of that process on the
     file, and SQLite's locks are POSIX locks. So all descriptors of a file are closed together, when this
     process no longer needs any.
-
-    The attribute ``links`` is the number of the file's names (hard links) when it was opened.
     """
 
     def __init__(self, handle: int) -> None:
         status = os.fstat(handle)
         self.inode: Final[Inode] = status.st_dev, status.st_ino
-        self.links: Final = status.st_nlink
+        self.links: Final = status.st_nlink  # number of the file's names
         self.is_regular: Final = stat.S_ISREG(status.st_mode)
         self.handle: Final = handle
         self.is_open = True

@@ -66,13 +66,7 @@ class InputCheck:
 
 
 def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> InputCheck:
-    """
-    Compare a run with what the journal at *path* has recorded. Nothing is written.
-
-    Raises:
-        JournalError: The target, API key or input differs, the latest run is an unfinished one of other
-            accounts, or nothing is left to send and the pool differs.
-    """
+    """Compare a run with what the journal at *path* has recorded; raise `JournalError` if it must not run."""
     run = read_run(connection)
     salt = run.get("salt") or secrets.token_bytes(16)  # None in an old journal that is only read
     facts, same_key = _check_sender(path, connection, run, salt, request)

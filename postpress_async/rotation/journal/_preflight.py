@@ -44,11 +44,7 @@ class Progress:
 
 
 def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress:
-    """
-    Read the `Progress` of a run; nothing is done if there is no journal.
-
-    Raise what `Journal.open` would raise, as far as it can be known without writing.
-    """
+    """Read the `Progress` of a run; raise what `Journal.open` would raise, if reading can show it."""
     path = Path(path)
     with ExitStack() as stack:
         file = open_file(path, create=False)
@@ -94,10 +90,7 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
 
 
 def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
-    """
-    The number of rows of the input with this *digest*; None unless the journal at *path* can be read and has
-    it.
-    """
+    """The number of rows of the input with this *digest*, if the journal at *path* has recorded it."""
     with suppress(JournalError), JournalReader(path) as view:
         run = view.run()
         return recorded_rows(view.ask, run) if is_input(run, digest) else None

@@ -124,16 +124,11 @@ def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
 
 def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
     """
-    Record that a run is under way, and how far it may send at once.
-
-    An earlier run that did not end normally may have sent rows without an outcome, but only rows below its
-    watermark.
+    Record that a run is under way. Return the ordinal below which rows without an outcome may have been sent.
 
     With *retry_failed*, accounts that failed are sent again. They get a new idempotency key, because the API
     would repeat its stored response for the old one. A failed account that an earlier run may have changed
     stays in doubt. It has a custom proxy: one with a managed proxy is not `failed` while in doubt.
-
-    Return the ordinal below which rows without an outcome may have been sent.
     """
     with connection:
         had_table = has_table(connection, "covered")
@@ -176,11 +171,7 @@ def end_run(connection: sqlite3.Connection, *, interrupted: bool) -> None:
 
 
 def may_have_sent(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], *, died: bool) -> float:
-    """
-    Most accounts without an outcome that a run that died may have sent; infinite if not known.
-
-    *ask* runs an SQL query. *died* is whether the latest *run* died and was not resumed.
-    """
+    """Most accounts without an outcome that a run that died may have sent; infinite if not known."""
     if not (below := sent_below(run, died=died)):
         return 0
     sql = f"SELECT count(*) FILTER (WHERE ordinal < {min(below, sys.maxsize)}), count(*) FROM latest"

@@ -206,12 +206,7 @@ def _number(value: object) -> float | None:
 
 
 def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
-    """
-    The next step in a sentence, with its command if the run recorded one.
-
-    The command can be pasted: it begins with a `cd` if its folder is not the present one. In the report,
-    which is *seen*, the sentence does not name the report.
-    """
+    """The next step in a sentence, with the recorded command; *seen* is whether the report shows it."""
     name, states = shlex.quote(journal), statistics.states
     command = _with_folder(statistics.command, statistics.folder)
     again = f"run the same command again ({command})" if command else "start the same rotation again"
