@@ -1,6 +1,4 @@
-"""
-Converts the cells of a fleet's row to a change, for all formats. Most formats convert values to text first.
-"""
+"""Converts the cells of a fleet's row to a change, for all formats; most convert values to text first."""
 
 import sys
 from array import array
@@ -36,11 +34,6 @@ def cell_columns(names: Collection[str]) -> tuple[str, ...]:
     return (*(nowhere if name in names else name for name in COLUMNS), *names)
 
 
-# Python's hash of a string is usually a 64-bit SipHash with a random key, cached in the string. Otherwise use
-# BLAKE2b.
-_IS_SIPHASH_64: Final = sys.hash_info.hash_bits == 64 and sys.hash_info.algorithm.startswith("siphash")
-
-
 class RowReader:
     """
     Reads the rows of one pass over a fleet, and refuses duplicate accounts.
@@ -50,9 +43,7 @@ class RowReader:
     """
 
     def __init__(self, default: ProxyChange | None, needs: PoolNeeds | None, done: bytes) -> None:
-        """
-        Give rows with only an account the *default* or a proxy of the pool; skip those marked in *done*.
-        """
+        """Give rows with only an account the *default* or a proxy of the pool; skip what is *done*."""
         self._default = default
         self._needs = needs
         self._names = () if needs is None else needs.names
@@ -97,6 +88,11 @@ class RowReader:
             return None
         reason, advice = "account already named", "name each account once"
         return Refusal(ordinal, line, "account_id", account_id, reason, advice, first)
+
+
+# Python's hash of a string is usually a 64-bit SipHash with a random key, cached in the string. Otherwise use
+# BLAKE2b.
+_IS_SIPHASH_64: Final = sys.hash_info.hash_bits == 64 and sys.hash_info.algorithm.startswith("siphash")
 
 
 class FirstLines:
