@@ -140,7 +140,7 @@ class Fleet:
         Memory use does not grow with the file, except for about 40 bytes per account to find duplicates.
 
         Args:
-            done: One byte per ordinal; rows with a nonzero byte are skipped. See `Journal.done`.
+            done: One byte per ordinal; rows with a nonzero byte are skipped.
 
         Raises:
             FleetError: The file changed, or cannot be read to its end.
