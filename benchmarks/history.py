@@ -26,6 +26,7 @@ from attrs import evolve
 
 from postpress_async.errors import Applied
 from postpress_async.rotation import Fleet, Outcome, State
+from postpress_async.rotation._fleet import reader_of
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, row_of
 from postpress_async.rotation.journal._schema import OUTCOME_COLUMNS
@@ -71,7 +72,7 @@ def write(folder: Path, accounts: int, runs: int) -> None:
         file.writelines(f"{account_id(number)},US\n" for number in range(accounts))
     with Fleet.open(fleet) as opened:
         opened.survey()
-        journal = Journal.open(path, digest=opened.digest, rows=opened, total=accounts)
+        journal = Journal.open(path, digest=reader_of(opened).digest, rows=reader_of(opened), total=accounts)
     journal._writer.close()  # as if killed
     journal._reader.close()
     journal._lock.close()

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from postpress_async.rotation import Fleet
+from postpress_async.rotation._fleet import reader_of
 
 NAMES = ("account_id", "host", "port", "protocol", "username", "password", "country", "ip")
 HEAD = f"{'format':12} {'open':>8} {'digest':>8} {'pass':>8} {'rows/s':>10} {'memory':>9} {'before':>9}"
@@ -133,7 +134,7 @@ def read(name: str, path: Path) -> None:
     """Read the fleet and print a row of the table. Runs in its own process."""
     with FORMATS[name][2](path) as fleet:
         start = time.process_time()
-        fleet.digest  # noqa: B018
+        reader_of(fleet).digest  # noqa: B018
         digest = time.process_time() - start
         start = time.process_time()
         survey = fleet.survey()

@@ -13,7 +13,7 @@ from postpress_async._cli.output import counted, discard_stdout, write_stderr
 from postpress_async.errors import TransportError
 from postpress_async.rotation import Outcome, Refusal, RotationSummary
 from postpress_async.rotation._pool._proxy_list import RefusedLine
-from postpress_async.rotation.journal._rollback import LeftBehind
+from postpress_async.rotation.journal._history import LeftBehind
 
 if TYPE_CHECKING:
     from postpress_async._cli.job import Job

@@ -12,7 +12,7 @@ from postpress_async.rotation import State
 from postpress_async.rotation._export import ENDINGS, FORMATS, write_assignments
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import assignments_of
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._statistics import maybe_sent, stage_of
 
 
@@ -87,7 +87,7 @@ def export(
     kind = kind or _format_of(output if to_file and output else "")
     if kind == "parquet" and not to_file:
         raise click.UsageError("--format parquet requires -o FILE")
-    with JournalView(journal, run=run) as view, open_output(output) as file:
+    with JournalReader(journal, run=run) as view, open_output(output) as file:
         if assignments:
             selection, entries = Selection.of(on), assignments_of(view)
             if selection is not None:

@@ -12,7 +12,7 @@ from postpress_async._cli.output import counted, moment
 from postpress_async.errors import JournalError
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._history import AccountChange, Run, changes_of, runs_of
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._times import duration, instant
 
 _TIMES: Final = ("began", "ended")
@@ -36,7 +36,7 @@ def history(journal: str, account: str | None, run: int | None, as_json: bool) -
       postpress-async history fleet.csv.rotation.sqlite3 --run 2
       postpress-async history fleet.csv.rotation.sqlite3 acc_01HXYZ
     """
-    with JournalView(journal, run=run) as view:
+    with JournalReader(journal, run=run) as view:
         entries: list[Any] = runs_of(view) if account is None else changes_of(view, account)
     if run is not None:
         number = "number" if account is None else "run"

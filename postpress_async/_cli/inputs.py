@@ -19,8 +19,8 @@ from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Faults, Fleet
 from postpress_async.rotation._column_names import COLUMNS, PARTS, TAG, field_of
-from postpress_async.rotation._fleet import Survey
-from postpress_async.rotation._fleet._database_url import DATABASE_URL, check_argument
+from postpress_async.rotation._fleet import Survey, reader_of
+from postpress_async.rotation._fleet._query import DATABASE_URL, check_argument
 from postpress_async.rotation._fleet._row import NO_CHANGE
 from postpress_async.rotation._input import Changes
 from postpress_async.rotation._pool._proxy_list import ProxyLists, faults_by_list, read_lists
@@ -28,7 +28,7 @@ from postpress_async.rotation._pool._tags import Pools, argument_of, make_pools,
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import select
 from postpress_async.rotation.journal._preflight import known_row_count
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.sandbox import own_accounts
 
 _NAMED_COLUMNS: Final = 20  # unused columns whose names are shown; the others are only counted
@@ -56,11 +56,13 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
     with _open_fleet(options, default, pools) as fleet:
         _check_columns(fleet.name, fleet.ignored_columns, COLUMNS)
         journal = options.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
+        reader = reader_of(fleet)
         if (selection := _select(options, journal)) is not None:
-            fleet, pools = fleet.only(selection), _leave(selection, pools)
-        known_rows = None if options.dry_run else known_row_count(journal, fleet.digest)
+            reader, pools = reader.only(selection), _leave(selection, pools)
+            fleet = Fleet(reader)
+        known_rows = None if options.dry_run else known_row_count(journal, reader.digest)
         if known_rows is not None:  # the rows were validated for the journal, and have not changed
-            fleet.counted = known_rows
+            reader.counted = known_rows
             yield Job(options, fleet, pools, journal, Survey(known_rows), invalid_lines, False, selection)
             return
         survey = fleet.survey(lambda refusal: events.refused(fleet.name, refusal))
@@ -77,7 +79,7 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
 def _select(options: RotateOptions, journal: str) -> Selection | None:
     selection = Selection.of(options.on)
     if selection is not None:
-        with JournalView(journal) as view:
+        with JournalReader(journal) as view:
             select(selection, view)
     return selection
 

@@ -21,6 +21,7 @@ from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Row
 from postpress_async.rotation._column_names import Tag
+from postpress_async.rotation._fleet import reader_of
 from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._pool._tags import argument_of, digest_of
 from postpress_async.rotation._rows import rows_of
@@ -42,7 +43,7 @@ def preview(job: Job, events: EventStream) -> int:
             api_key = read_api_key(read_key(options.api_key_file))
         base_url = read_base_url(options.base_url)
         url, target = str(base_url), target_of(base_url)
-    fleet = job.changes if isinstance(job.changes, Fleet) else None
+    fleet = reader_of(job.changes) if isinstance(job.changes, Fleet) else None
     request = RunRequest(
         digest=None if fleet is None else fleet.digest,
         rows=fleet,

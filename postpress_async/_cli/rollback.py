@@ -14,8 +14,8 @@ from postpress_async._cli.rotate_options import RotateOptions, run_options
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import ProxyPool
 from postpress_async.rotation._fleet import Survey
-from postpress_async.rotation.journal._reading import JournalView
-from postpress_async.rotation.journal._rollback import plan_rollback
+from postpress_async.rotation.journal._history import plan_rollback
+from postpress_async.rotation.journal._reading import JournalReader
 
 _LISTED: Final = 20  # accounts that cannot go back; --json lists all of them
 
@@ -73,7 +73,7 @@ def rollback(**values: Any) -> int:
     lists = [path for _, path in parsed.lists]
     pool = ProxyPool.read(*lists, skip_bad=parsed.skip_bad) if lists else ()
     journal, to = str(parsed.journal), int(parsed.to or 0)
-    with JournalView(journal) as view:
+    with JournalReader(journal) as view:
         plan = plan_rollback(view, to, pool)
     for account in plan.left_behind:
         events.refused(journal, account)

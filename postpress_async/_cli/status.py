@@ -10,9 +10,14 @@ import click
 from postpress_async._cli.command import Command, option
 from postpress_async._cli.output import counted, moment
 from postpress_async.rotation import State
-from postpress_async.rotation.journal._advice import advice
-from postpress_async.rotation.journal._reading import JournalView
-from postpress_async.rotation.journal._statistics import Stage, Statistics, collect_statistics, stage_of
+from postpress_async.rotation.journal._reading import JournalReader
+from postpress_async.rotation.journal._statistics import (
+    Stage,
+    Statistics,
+    advice,
+    collect_statistics,
+    stage_of,
+)
 from postpress_async.rotation.journal._times import duration, instant
 
 _LISTED: Final = 12  # error types on a terminal; --json and the report list more
@@ -40,7 +45,7 @@ def status(journal: str, as_json: bool) -> None:
       postpress-async status fleet.csv.rotation.sqlite3
       watch -n 5 postpress-async status fleet.csv.rotation.sqlite3
     """
-    with JournalView(journal) as view:
+    with JournalReader(journal) as view:
         stage = stage_of(view)
         with view.at_one_moment():
             numbers = collect_statistics(view, stage, time.time())

@@ -29,7 +29,7 @@ async def draw_canary(
         return source, []
     rows_but, done = source, b""
     if journal is not None and journal.resumed:
-        if not journal.same_input:
+        if not journal.check.same_input:
             return source, []  # its rows have to be compared in their order
         done = journal.done()
     seed = 0 if journal is None else journal.number

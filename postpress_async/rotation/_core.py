@@ -103,7 +103,7 @@ class RotationCore:
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()
-        key_works = done[State.PATCHED] > 0 and journal.same_key
+        key_works = done[State.PATCHED] > 0 and journal.check.same_key
         connected = done[State.PATCHED] + done[State.FAILED] > 0
         self._monitor = FailureMonitor(self._halt, key_works=key_works, connected=connected)
         if self.allocators:

@@ -268,7 +268,7 @@ class Rotation:
             journal = await opened if isinstance(opened, Awaitable) else opened
             self._resume(journal)
         # If the run is complete and the next is not due, the input may be another one, and is not read.
-        leaves_alone = journal is not None and journal.next_run_at is not None
+        leaves_alone = journal is not None and journal.check.next_run_at is not None
         source: InputRows = iter(()) if leaves_alone else self._input
         source, canary = await draw_canary(source, journal, self._canary, self.total)
         rows = PendingRows(source, journal, canary)
@@ -279,8 +279,8 @@ class Rotation:
         self._core.resume(journal)
         self._run, self._watermark = journal.run, journal.watermark
         self._leaves_doubts = journal.leaves_doubts
-        self.completed_at, self.next_run_at = journal.completed_at, journal.next_run_at
-        self.input_edit = journal.input_edit
+        self.completed_at, self.next_run_at = journal.check.completed_at, journal.check.next_run_at
+        self.input_edit = journal.check.difference
         journal.begin(self.total, self.notes)
 
     # --- Workers ---

@@ -16,8 +16,9 @@ from postpress_async.errors import JournalError
 from postpress_async.models import ProxyChangeLike
 from postpress_async.rotation._account_task import Update
 from postpress_async.rotation._engine import Executor, Rotation
-from postpress_async.rotation._fleet import Fleet
+from postpress_async.rotation._fleet import Fleet, reader_of
 from postpress_async.rotation._fleet._frame import Frame, is_frame
+from postpress_async.rotation._fleet._reader import FleetReader
 from postpress_async.rotation._halt import Halt, as_halt
 from postpress_async.rotation._pending_rows import InputRows
 from postpress_async.rotation._pool import ProxyPool
@@ -38,7 +39,7 @@ from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._history import select
 from postpress_async.rotation.journal._preflight import known_row_count
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.secret import Secret
 
@@ -94,7 +95,7 @@ class RotationInput:
     rows: InputRows
     finite: bool
     total: int | None
-    fleet: Fleet | None = None
+    fleet: FleetReader | None = None
     reread: Callable[[], Iterator[Row | Refusal]] | None = None
     selection: Selection | None = None
 
@@ -116,11 +117,12 @@ class RotationInput:
             changes = Fleet.of(changes, pooled=pooled)
         needs = PoolNeeds.of(pooled)
         if isinstance(changes, Fleet):
-            if changes.pooled and needs is None:
+            fleet = reader_of(changes)
+            if fleet.needs is not None and needs is None:
                 raise ValueError("the fleet was opened for a pool: pass pool, or give it a default change")
             if needs is not None:
-                _check_pooled(changes, needs)
-            return cls(changes.rows, finite=True, total=changes.counted, fleet=changes)
+                _check_pooled(fleet, needs)
+            return cls(fleet.rows, finite=True, total=fleet.counted, fleet=fleet)
         pairs = pairs_of(changes)
         if isinstance(pairs, AsyncIterable):
             return cls(arows_of(pairs, pooled=pooled), finite=False, total=None)
@@ -216,7 +218,7 @@ class RotationInput:
                 **options,
             )
             try:
-                if reread is not None and journal.by_row and journal.next_run_at is None:
+                if reread is not None and journal.by_row and journal.check.next_run_at is None:
                     hashes = journal.row_hashes()
                     await hashes.check_all(reread())
                     journal.take(total)  # is on disk with the hashes of appended rows, before any is sent
@@ -287,7 +289,7 @@ def make_rotation(
     )
 
 
-def _check_pooled(fleet: Fleet, needs: PoolNeeds) -> None:
+def _check_pooled(fleet: FleetReader, needs: PoolNeeds) -> None:
     """Raise `ValueError` unless the pool of the rotation can serve the rows of *fleet*."""
     if fleet.needs is None:
         raise ValueError(f"{_UNUSED_POOL}: open it with pooled=True, or leave pool out")
@@ -320,13 +322,13 @@ class _Pairs:
 
 
 def _select(selection: Selection, path: str | os.PathLike[str]) -> None:
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         select(selection, view)
 
 
-def _survey(fleet: Fleet, path: str | os.PathLike[str]) -> None:
+def _survey(fleet: FleetReader, path: str | os.PathLike[str]) -> None:
     """Read all rows of *fleet* for their digest, if the journal needs it."""
-    if not fleet.is_surveyed and known_row_count(path, fleet.digest) is None:
+    if fleet.counted is None and known_row_count(path, fleet.digest) is None:
         fleet.survey()
 
 

@@ -86,7 +86,7 @@ class PendingRows:
         self._lock: Final = asyncio.Lock()  # an asynchronous generator runs one anext() at a time
         self._journal: Final = journal
         # If the input is known to be the same, done rows need not be read one by one.
-        skips_done = callable(source) and journal is not None and journal.same_input
+        skips_done = callable(source) and journal is not None and journal.check.same_input
         self.hashes: Final = journal.row_hashes() if journal is not None and journal.by_row else None
         if callable(source):
             source = source(journal.done() if skips_done and journal is not None else b"")

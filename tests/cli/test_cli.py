@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from postpress_async.rotation.journal._lock import JournalFile
+from postpress_async.rotation.journal._file import JournalFile
 from postpress_async.sandbox import Fault, Sandbox
 from tests.support import DATA
 from tests.support.command_line import SANDBOX_KEY, run, states

@@ -21,7 +21,7 @@ import pytest
 import trustme
 from attrs import evolve
 
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._statistics import Statistics, collect_statistics, stage_of
 from postpress_async.sandbox import Sandbox
 from tests.support.cluster_world import World, sent_times, settled, until, write_fleet
@@ -50,7 +50,7 @@ def rows(journal: Path) -> list[Any]:
 
 def numbers(journal: Path) -> Statistics:
     """The numbers of the report, without times."""
-    with JournalView(journal) as view:
+    with JournalReader(journal) as view:
         found = collect_statistics(view, stage_of(view), 0.0)
     return evolve(found, began=None, first=None, last=None, rate=None)
 

@@ -221,10 +221,10 @@ def test_a_falsified_journal_is_noticed(finished: Player, statement: str, kind: 
 
 def test_a_reader_that_disagrees_is_noticed(finished: Player, monkeypatch: pytest.MonkeyPatch) -> None:
     """An export that leaves out a row."""
-    from postpress_async.rotation.journal._reading import JournalView
+    from postpress_async.rotation.journal._reading import JournalReader
 
-    outcomes = JournalView.outcomes
-    monkeypatch.setattr(JournalView, "outcomes", lambda *words: list(outcomes(*words))[1:])
+    outcomes = JournalReader.outcomes
+    monkeypatch.setattr(JournalReader, "outcomes", lambda *words: list(outcomes(*words))[1:])
 
     assert "readers disagree" in {finding.kind for finding in audit(finished.case, finished.journal)}
 

@@ -17,9 +17,8 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation import _input
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal import _input_check, _recovery
-from postpress_async.rotation.journal._history import runs_of, select
-from postpress_async.rotation.journal._reading import JournalView
-from postpress_async.rotation.journal._rollback import RollbackPlan, plan_rollback
+from postpress_async.rotation.journal._history import RollbackPlan, plan_rollback, runs_of, select
+from postpress_async.rotation.journal._reading import JournalReader
 from tests.support import campaign_nights
 from tests.support.campaign import Player, describe, play
 from tests.support.campaign_audit import Case, RunReport
@@ -143,7 +142,7 @@ Break = Callable[[pytest.MonkeyPatch], object]
 
 
 def every_run_has_one_token(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("postpress_async.rotation.journal._recovery.secrets.token_hex", lambda _size: "token")
+    patch.setattr("postpress_async.rotation.journal._database.secrets.token_hex", lambda _size: "token")
 
 
 def all_runs_are_kept(patch: pytest.MonkeyPatch) -> None:
@@ -182,7 +181,7 @@ def one_of_the_proxies_matches(patch: pytest.MonkeyPatch) -> None:
 
 
 def accounts_outside_are_not_counted(patch: pytest.MonkeyPatch) -> None:
-    def forget(selection: Selection, view: JournalView) -> None:
+    def forget(selection: Selection, view: JournalReader) -> None:
         select(selection, view)
         selection.outside.clear()
 

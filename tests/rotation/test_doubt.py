@@ -14,7 +14,7 @@ from postpress_async import CustomProxy, ManagedProxy, Pace, PostPressSession, P
 from postpress_async.rotation import Halt, Rotation, State
 from postpress_async.rotation._outcome import KEY_EXPIRED
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.journal._recovery import FIRST_WATERMARK
+from postpress_async.rotation.journal._database import FIRST_WATERMARK
 from postpress_async.sandbox import Fault, Sandbox
 from tests.rotation.test_rotation_cancelled import cancel, settled
 from tests.support import KEY

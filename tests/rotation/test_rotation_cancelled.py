@@ -20,7 +20,7 @@ from postpress_async import (
     events,
 )
 from postpress_async.rotation import Rotation, State
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.sandbox import Sandbox
 from tests.rotation.test_rotation import make, recorded
 from tests.support.virtual_world import World, in_virtual_time, now, world
@@ -173,7 +173,7 @@ async def test_accounts_that_a_wrong_key_refused_are_sent_by_the_next_run_also_a
     states = Counter(recorded(journal).values())
     assert states == {"skipped": 20, "unknown": 5}
     assert rotation.summary.states == states
-    with JournalView(journal) as view:
+    with JournalReader(journal) as view:
         assert view.run()["state"] == "halted"
 
 

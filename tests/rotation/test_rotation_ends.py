@@ -11,6 +11,7 @@ import pytest
 
 from postpress_async import CustomProxy, Fleet, ManagedProxy, Outcome, Pace, RetryPolicy, errors, events
 from postpress_async.rotation import Halt, Refusal, Rotation, State
+from postpress_async.rotation._fleet import reader_of
 from postpress_async.rotation.journal import Journal
 from postpress_async.sandbox import Fault, Sandbox
 from tests.rotation.test_rotation import US, Stub, make, recorded, refusal, rows
@@ -352,14 +353,15 @@ async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal
             first = await collect(session.rotate(opened, journal=journal, limit=12, in_flight=1))
         with Fleet.open(fleet(tmp_path)) as opened:
             read: list[int] = []
-            original = opened.rows
+            reader = reader_of(opened)
+            original = reader.rows
 
             def counted(done: bytes = b"") -> Generator[Any, None, None]:
                 for row in original(done):
                     read.append(row.ordinal)
                     yield row
 
-            opened.rows = counted  # type: ignore[method-assign]
+            reader.rows = counted  # type: ignore[method-assign]
             second = await collect(session.rotate(opened, journal=journal))
 
     assert len(first) == 13  # twelve, and the row that is refused

@@ -22,7 +22,7 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation import State
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import assignments_of, runs_of, select
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.sandbox import Sandbox
 from tests.support.journals import outcome, write
 
@@ -60,7 +60,7 @@ async def rotate(sandbox: Sandbox, changes: Any, journal: Path, **options: Any) 
 
 
 def assignments(journal: Path) -> dict[str, str]:
-    with JournalView(journal) as view:
+    with JournalReader(journal) as view:
         return {entry.account_id: entry.assignment for entry in assignments_of(view)}
 
 
@@ -308,7 +308,7 @@ async def test_a_complete_run_does_not_prevent_the_next(tmp_path, sandbox) -> No
         await rotate(sandbox, new, tmp_path / "j", on=["10.1.1.0/24"])
 
     assert summary.patched == 2
-    with JournalView(tmp_path / "j") as view:
+    with JournalReader(tmp_path / "j") as view:
         assert [(run.number, run.selection, run.total) for run in runs_of(view)] == [
             (1, None, 10),
             (2, "accounts on 10.1.1.0/24", 6),
@@ -359,7 +359,7 @@ async def test_a_selection_that_another_run_has_made_obsolete_is_refused(tmp_pat
     await rotate(sandbox, old, tmp_path / "j")
     selection = Selection.of(["10.1.1.1"])
     assert selection is not None
-    with JournalView(tmp_path / "j") as view:
+    with JournalReader(tmp_path / "j") as view:
         select(selection, view)
     await rotate(sandbox, old, tmp_path / "j", every=0)
 

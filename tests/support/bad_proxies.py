@@ -9,6 +9,7 @@ from typing import Any
 from postpress_async import AccountPatched, CustomProxy, ProxyPool, errors
 from postpress_async.models import Attempt
 from postpress_async.rotation import State
+from postpress_async.rotation.journal._input_check import InputCheck
 
 DEAD, CREDENTIALS = "errors/proxy_error", "errors/invalid_proxy_credentials"
 
@@ -68,7 +69,7 @@ class Memory:
     """
 
     run, watermark, leaves_doubts, by_row, resumed = "run", None, False, False, False
-    completed_at = next_run_at = input_edit = None
+    check = InputCheck(facts={})
 
     def __init__(self) -> None:
         self.quarantined: dict[str, tuple[float, float]] = {}

@@ -251,7 +251,9 @@ def _noting_open(report: RunReport) -> Iterator[None]:
     def opened(*words: Any, **options: Any) -> Journal:
         journal = open_journal(*words, **options)
         report.opened = True
-        report.left_alone = journal.next_run_at is not None  # here, since a killed run does not say so itself
+        report.left_alone = (
+            journal.check.next_run_at is not None
+        )  # here, since a killed run does not say so itself
         return journal
 
     with patch.object(Journal, "open", opened):

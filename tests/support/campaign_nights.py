@@ -20,10 +20,9 @@ from postpress_async import CustomProxy, ManagedProxy, ProxyPool
 from postpress_async.errors import JournalError
 from postpress_async.rotation import State
 from postpress_async.rotation._selection import Selection
-from postpress_async.rotation.journal._history import select
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._history import plan_rollback, select
+from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._recovery import OnUnknown
-from postpress_async.rotation.journal._rollback import plan_rollback
 from tests.support import campaign_audit
 from tests.support.campaign_audit import Case, Check, Finding, Intent
 from tests.support.campaign_plan import COUNTRIES, Account, Sequence, Step, draw
@@ -140,7 +139,7 @@ def intent_of(case: Case, journal: Path, step: Step, now: float) -> tuple[Intent
     accounts = step.accounts or case.accounts
     if not step.takes_some or not reading.latest:
         return Intent(accounts, expected=expected_run(case, step, None, now)), None, None
-    with JournalView(journal) as view:
+    with JournalReader(journal) as view:
         if step.back is None:
             selection = Selection.of(step.on)
             assert selection is not None

@@ -15,7 +15,7 @@ import pytest
 from postpress_async import Outcome
 from postpress_async.errors import Applied, Scope
 from postpress_async.rotation import State
-from postpress_async.rotation.journal import OUTCOME, row_of
+from postpress_async.rotation.journal import OUTCOME, Journal, row_of
 from postpress_async.rotation.journal._database import connect, set_fact
 from postpress_async.sandbox import Record
 
@@ -60,6 +60,11 @@ def outcome(ordinal: int, state: State = State.PATCHED, **other: object) -> Outc
 def refused(ordinal: int) -> Outcome:
     """An account whose row says nothing that could be sent."""
     return outcome(ordinal, State.SKIPPED, error_type="port out of range", scope=Scope.REQUEST)
+
+
+def recorded_states(journal: Journal) -> dict[str, int]:
+    """The number of recorded accounts of the latest run by state."""
+    return dict(journal._reader.ask("SELECT state, count(*) FROM latest GROUP BY state"))
 
 
 def write(path: Path, outcomes: Iterable[Outcome], **facts: object) -> Path:

@@ -1,11 +1,12 @@
 """
-A fleet as columns of values, for Parquet, queries and frames.
+A fleet as named columns of values, for JSON, Parquet, queries and frames.
 
-Each column is converted to text as a whole, because most of its values have the same type. Then the rows are
-read like those of a text file.
+Each column of a batch is converted to text as a whole, because most of its values have the same type. Then
+the rows are read like those of a text file.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from decimal import Decimal
 from ipaddress import IPv4Address, IPv6Address
 from numbers import Real
@@ -13,33 +14,96 @@ from typing import Any, Final, SupportsInt, TypeAlias, cast
 
 from attrs import frozen
 
+from postpress_async.errors import FleetError
 from postpress_async.models import FieldError
-from postpress_async.rotation._column_names import PARTS, may_be_number
+from postpress_async.rotation._column_names import COLUMNS, PARTS, field_of, may_be_number, printable_name
 from postpress_async.rotation._fleet._row import ONE_FORM, RowReader
-from postpress_async.rotation._fleet._values import KeyReader, cell_text, is_missing
-from postpress_async.rotation._rows import Refusal, Row, refusal_of
+from postpress_async.rotation._rows import Refusal, Row
 
-BATCH: Final = 1024
-"""Number of rows in memory at once."""
-
+BATCH: Final = 1024  # rows in memory at once
+KNOWN: Final = ", ".join(COLUMNS)
+_MOST_IGNORED: Final = 20
 _TEXT_TYPES: Final = {str, type(None)}
 
 Values: TypeAlias = Mapping[str, Sequence[object]]
 """The values of some rows, by the name of the column; None, NaN and the like are missing values."""
 
 
+def read_header(
+    names: Sequence[str], error: Callable[[str], FleetError], columns: Sequence[str] = COLUMNS
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """
+    Return the index of each of *columns* that is among *names*, and the unknown names, safe to print.
+
+    Raise what *error* returns if two names mean the same column, or no name means account_id or a column that
+    the pool needs.
+    """
+    positions: dict[str, int] = {}
+    ignored: list[str] = []
+    for index, name in enumerate(names):
+        column = field_of(name)
+        if column not in columns:
+            ignored.append(printable_name(name))
+        elif column in positions:
+            both = f"{printable_name(names[positions[column]])} and {printable_name(name)}"
+            raise error(f"has two columns for {column}, {both}: remove one of them")
+        else:
+            positions[column] = index
+    if "account_id" not in positions:
+        found = ", ".join(filter(None, map(printable_name, names[:20]))) or "columns without a name"
+        advice = f"rename one of them; the known columns are {KNOWN}"
+        raise error(f"has no column account_id, only {found}: {advice}")
+    if missing := next((name for name in columns[len(COLUMNS) :] if name not in positions), None):
+        raise error(f"has no column {printable_name(missing)}, which the pool needs: add it")
+    return positions, tuple(filter(None, ignored))
+
+
+class KeyReader:
+    """Reads the known keys of mappings, and records the first twenty unknown ones."""
+
+    def __init__(self) -> None:
+        self._ignored: dict[str, str] = {}
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The unknown keys so far, safe to print."""
+        return tuple(self._ignored.values())
+
+    def read(self, values: Mapping[Any, object], columns: tuple[str, ...], found: dict[str, object]) -> None:
+        """Add the values of *columns* that are not missing to *found*; raise `FieldError` for a second."""
+        for key, value in values.items():
+            column = field_of(key) if isinstance(key, str) else ""
+            if column not in columns:
+                if len(self._ignored) < _MOST_IGNORED:
+                    self._ignored.setdefault(str(key), printable_name(str(key)))
+            elif column in found:
+                raise FieldError(column, "duplicate key", "remove one of them")
+            elif not is_missing(value):
+                found[column] = value
+
+
 @frozen
 class Batch:
-    """
-    The text of some rows, by column.
+    """The text of some rows, by column."""
 
-    Attributes:
-        columns: The cells of each of `cell_columns`; empty strings for missing values.
-        faults: The error of each row with an invalid value, by index in the batch.
-    """
+    columns: Sequence[Sequence[str]]  # the cells of each of `cell_columns`; "" for missing values
+    faults: Mapping[int, FieldError]  # the error of each row with an invalid value, by index in the batch
 
-    columns: Sequence[Sequence[str]]
-    faults: Mapping[int, FieldError]
+    def encode(self) -> bytes:
+        """Return a line of JSON: the columns, null for an empty one, and the faults."""
+        first, *others = self.columns  # the first is never null, because its length is the number of rows
+        columns = [first, *(column if any(column) else None for column in others)]
+        faults = [[index, *fault.args] for index, fault in self.faults.items()]
+        return json.dumps([columns, faults], separators=(",", ":")).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, line: bytes) -> "Batch":
+        """Return the batch that was encoded as *line*."""
+        columns, faults = json.loads(line)
+        empty = [""] * len(columns[0])
+        return cls(
+            [column or empty for column in columns], {index: FieldError(*fault) for index, *fault in faults}
+        )
 
 
 def read_batches(batches: Iterable[Batch], reader: RowReader) -> Generator[Row | Refusal, None, None]:
@@ -52,10 +116,8 @@ def read_batches(batches: Iterable[Batch], reader: RowReader) -> Generator[Row |
             if fault is None:
                 if (row := reader.read(line - 1, line, cells)) is not None:
                     yield row
-            elif fault.field == "account_id":
-                yield refusal_of(fault, line - 1, line)
             else:
-                yield reader.refuse(line - 1, line, cells[0], fault)
+                yield reader.refuse(line - 1, line, None if fault.field == "account_id" else cells[0], fault)
 
 
 class BatchMaker:
@@ -87,15 +149,16 @@ class BatchMaker:
     def _spread(self, values: Values, size: int, faults: dict[int, FieldError]) -> Values:
         """Move the values of proxies that are mappings to the columns of `PARTS`."""
         proxies = list(values["proxy"])
-        parts: dict[str, list[object]] = {
-            name: list(values[name]) if name in values else [None] * size for name in PARTS
-        }
+        parts = {name: list(values.get(name) or [None] * size) for name in PARTS}
         for index, proxy in enumerate(proxies):
             if not isinstance(proxy, Mapping):
                 continue
             proxies[index] = None
+            found: dict[str, object] = {}
             try:
-                found = self._parts(proxy)
+                self.keys.read(proxy, PARTS, found)
+                if "host" not in found and (found or not proxy):  # an empty mapping is an error
+                    raise FieldError("host", "host missing", "give the proxy's host name or address")
                 if duplicate := next((n for n in PARTS if found and not is_missing(parts[n][index])), None):
                     raise FieldError(duplicate, "proxy given twice", ONE_FORM)
             except FieldError as fault:
@@ -104,13 +167,6 @@ class BatchMaker:
             for name, value in found.items():
                 parts[name][index] = value
         return {**values, "proxy": proxies, **parts}
-
-    def _parts(self, proxy: Mapping[Any, object]) -> dict[str, object]:
-        found: dict[str, object] = {}
-        self.keys.read(proxy, PARTS, found)
-        if "host" not in found and (found or not proxy):  # an empty mapping is an error
-            raise FieldError("host", "host missing", "give the proxy's host name or address")
-        return found
 
 
 def _texts(column: str, values: Sequence[object], faults: dict[int, FieldError]) -> list[str]:
@@ -146,3 +202,29 @@ def _whole(value: object) -> object:
     except (ValueError, OverflowError):
         return value
     return number if number == value else value
+
+
+def is_missing(value: object) -> bool:
+    """Whether *value* is None or NaN."""
+    if value is None or isinstance(value, str):
+        return value is None
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    return isinstance(value, float | Real) and value != value
+
+
+def cell_text(column: str, value: object) -> str:
+    """Return the text of a value that is not missing; raise `FieldError` for a type that it cannot have."""
+    if isinstance(value, str):  # a subclass, such as numpy's, becomes a plain str
+        return str(value)
+    if column == "proxy":
+        raise FieldError(column, "proxy not text", "must be a URL, or an object with host and port")
+    if column != "port":
+        if may_be_number(column) and type(value) is int:
+            return str(value)
+        raise FieldError(column, f"{column} not text", f"must be a string, got {type(value).__name__}")
+    if type(value) is not int:  # True is an int
+        raise FieldError(column, "port not an integer", "must be a whole number from 1 to 65535")
+    if value < 0:
+        raise FieldError(column, "port out of range", "must be a whole number from 1 to 65535")
+    return str(min(value, 10**9))  # still out of range; Python refuses to convert 5,000 digits

@@ -11,8 +11,8 @@ from typing import Final, TypeAlias
 from attrs import evolve
 
 from postpress_async.rotation._column_names import column_of
+from postpress_async.rotation._fleet._columns import KNOWN, read_header
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._header import KNOWN, read_header
 from postpress_async.rotation._fleet._row import Cells, RowReader
 from postpress_async.rotation._rows import Refusal, Row
 
@@ -26,16 +26,11 @@ _Record: TypeAlias = tuple[int, int, list[str] | None]
 
 
 class CsvTable:
-    """
-    The rows of a CSV file (RFC 4180).
-
-    Attributes:
-        ignored_columns: Unknown names in the header.
-    """
+    """The rows of a CSV file (RFC 4180)."""
 
     def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the header cannot be read or has no account_id."""
-        self._file = file
+        self.file = file
         with closing(file.lines()) as lines:
             names, _ = self._begin(lines)
         positions, self.ignored_columns = read_header(names, file.error, columns)
@@ -47,7 +42,7 @@ class CsvTable:
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each row that is not blank, or its refusal."""
-        with closing(self._file.lines()) as lines:
+        with closing(self.file.lines()) as lines:
             _, records = self._begin(lines)
             for ordinal, (first, last, cells) in enumerate(records):
                 row = self._read(reader, ordinal, first, cells)
@@ -64,14 +59,14 @@ class CsvTable:
             ((n, line) for n, line in enumerate(lines, start=1) if line.strip(" \t\r\n,;")), (0, "")
         )
         if not number:
-            raise self._file.error("has no rows: it needs a header, and a line for each account")
+            raise self.file.error("has no rows: it needs a header, and a line for each account")
         records = self._records(chain((line,), lines), _delimiter(line), number)
         names = next(records)[2]
         if names is None:
-            raise self._file.error_in(number, f"has wrong quotes: {_QUOTES}")
+            raise self.file.error(f"has wrong quotes: {_QUOTES}", number)
         # Do not show a line that is not a header: it may be a row with a password.
         if "account_id" not in map(column_of, names) and not all(map(_WORDS.fullmatch, names)):
-            raise self._file.error(
+            raise self.file.error(
                 f"has no header with account_id: start it with a line of column names, from {KNOWN}"
             )
         return names, records
@@ -90,9 +85,9 @@ class CsvTable:
                 cells, fault = None, str(error)  # the csv module's own text, never the file's
             if "limit" in fault:
                 size = csv.field_size_limit() // 1024
-                raise self._file.error_in(first, f"has a cell of over {size} KiB: is a quote never closed?")
+                raise self.file.error(f"has a cell of over {size} KiB: is a quote never closed?", first)
             if "end of data" in fault:
-                raise self._file.error_in(first, f"opens a quote that is never closed: {_QUOTES}")
+                raise self.file.error(f"opens a quote that is never closed: {_QUOTES}", first)
             last = before + reader.line_num
             yield first, last, cells
             first = last + 1

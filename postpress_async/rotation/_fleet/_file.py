@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import IO, TYPE_CHECKING, Final
@@ -24,14 +24,10 @@ from postpress_async.errors import FleetError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-STDIN: Final = "-"
-"""The source that is standard input."""
-
+STDIN: Final = "-"  # the source that is standard input
+PARQUET: Final = b"PAR1"  # the first bytes of a Parquet file
 LONGEST_LINE: Final = 1024 * 1024
 """Maximum length of a line in characters. A file with a longer one has another format, or never ends."""
-
-PARQUET: Final = b"PAR1"
-"""The first bytes of a Parquet file."""
 
 _BLOCK: Final = 64 * 1024
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as in Excel's "Unicode text"
@@ -62,41 +58,42 @@ _OPEN_ERRORS: Final[dict[type[Exception], str]] = {
 
 class FleetFile:
     """
-    A file, or a copy of what a pipe contained.
+    A file, or a copy of what a pipe or a query contained.
 
     The file is opened for each pass. After `sha256`, each pass compares every block with its digest before
     using it, because a file can be rewritten in place with its modification time restored.
-
-    Attributes:
-        name: The file's name without its folder, or ``<stdin>``.
-        shown: Its name in errors: the path, or ``standard input``.
     """
 
-    def __init__(self, source: str | os.PathLike[str]) -> None:
-        """Raise `FleetError` if *source* cannot be read."""
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        content: Iterable[bytes] | None = None,
+        shown: str | None = None,
+    ) -> None:
+        """Raise `FleetError` if *source* cannot be read. Instead of it, *content* is copied if given."""
         path = os.fspath(source)
         self.name: str = "<stdin>" if path == STDIN else printable(os.path.basename(path))
-        self.shown: str = "standard input" if path == STDIN else printable(path) or "a file without a name"
+        named = "standard input" if path == STDIN else printable(path) or "a file without a name"
+        self.shown: str = shown or named  # in errors
         self._path = path
         self._spool: IO[bytes] | None = None
         self._hash: hashlib._Hash | None = None  # pyright: ignore[reportPrivateUsage]
         self._digests: list[bytes] = []
         self._closed = False
-        if path == STDIN:
-            self._copy(_stdin())
+        if content is not None:
+            self._copy(content)
+        elif path == STDIN:
+            self._copy(_blocks(_stdin()))
         else:
             with self._open() as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    self._copy(file)
+                    self._copy(_blocks(file))
                 self._stamp = _stamp(file)
 
-    def error(self, fact: str) -> FleetError:
-        """Return an error about the file."""
-        return FleetError(f"{self.shown} {fact}")
-
-    def error_in(self, line: int, fact: str) -> FleetError:
-        """Return an error about *line* of the file."""
-        return FleetError(f"line {line} of {self.shown} {fact}")
+    def error(self, fact: str, line: int | None = None) -> FleetError:
+        """Return an error about the file, or about one *line* of it."""
+        return FleetError(f"{self.shown if line is None else f'line {line} of {self.shown}'} {fact}")
 
     def close(self) -> None:
         """Delete the copy, if there is one."""
@@ -104,23 +101,21 @@ class FleetFile:
         if self._spool is not None:
             self._spool.close()
 
-    def starts_with(self, *magics: bytes) -> bool:
-        """Whether the first bytes are one of *magics*."""
+    def first_bytes(self) -> bytes:
+        """Return the first block, or the beginning of it; raise `FleetError` for another known format."""
         with self.opened() as file:
-            return file.peek().startswith(magics)
-
-    def refuse_other_formats(self) -> None:
-        """Raise `FleetError` if the first bytes are those of another known format."""
+            content = file.peek()
         for magic, fact in _FORMATS.items():
-            if self.starts_with(magic):
+            if content.startswith(magic):
                 raise self.error(fact)
+        return content
 
     def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
         """Return an updatable hash of all bytes. Later passes must find the same bytes."""
         if self._hash is None:
             digest, digests = hashlib.sha256(), list[bytes]()
             with self.opened() as file:
-                while block := file.read(_BLOCK):
+                for block in _blocks(file):
                     digest.update(block)
                     digests.append(_block_digest(block))
             digests.append(_block_digest(b""))  # nothing follows
@@ -128,36 +123,25 @@ class FleetFile:
         return self._hash.copy()
 
     def lines(self) -> Generator[str, None, None]:
-        r"""
-        Yield each line with its end: ``\n``, ``\r\n`` or ``\r``.
-
-        Raises:
-            FleetError: The file changed, is not text in UTF-8 or UTF-16, or has a line over `LONGEST_LINE`.
-        """
-        self.refuse_other_formats()
-        encoding = "utf-16" if self.starts_with(*_UTF16) else "utf-8-sig"
+        r"""Yield each line with its end; raise `FleetError` if it is too long, or no UTF-8 or UTF-16."""
+        encoding = "utf-16" if self.first_bytes().startswith(_UTF16) else "utf-8-sig"
         with self.opened() as file:
             text = io.TextIOWrapper(file, encoding, _MARK_INVALID, newline="")
             lines = iter(partial(text.readline, LONGEST_LINE + 1), "")
             for number, line in enumerate(lines, start=1):
                 if "\0" in line or len(line) > LONGEST_LINE:
-                    raise self.error_in(number, _fault(line))
+                    raise self.error(_fault(line), number)
                 yield line
 
     @contextmanager
     def opened(self) -> Iterator[io.BufferedReader]:
-        """
-        Open the file for one pass, with its own position.
-
-        Raises:
-            FleetError: The file is closed or has changed, or the block raised an `OSError`.
-        """
+        """Open the file for one pass; raise `FleetError` if it has changed, or cannot be read."""
         if self._closed:
             raise self.error("is closed: open the fleet again")
         with self._open() if self._spool is None else nullcontext(self._spool) as file:
             self._check(file)
             try:
-                yield io.BufferedReader(FilePass(file, self._digests), _BLOCK)
+                yield io.BufferedReader(_FilePass(file, self._digests), _BLOCK)
             except OSError as error:
                 if error.errno == errno.ESTALE:
                     raise self._changed() from None
@@ -178,16 +162,17 @@ class FleetFile:
             fact = _OPEN_ERRORS.get(type(error)) or f"cannot be opened: {_reason(error)}"
             raise self.error(fact) from error
 
-    def _copy(self, pipe: IO[bytes]) -> None:
+    def _copy(self, content: Iterable[bytes]) -> None:
         # On most systems it has no name, so a killed run leaves no passwords behind.
         self._spool = spool = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
         first = b""
         try:
-            while block := pipe.read(_BLOCK):
+            for block in content:
                 spool.write(block)
                 first = first or block
                 if b"\0" in block and not first.startswith((*_UTF16, PARQUET)):
                     break  # reading it will fail, and /dev/zero has no end
+            spool.flush()
         except BaseException as error:
             spool.close()
             if isinstance(error, OSError):
@@ -195,7 +180,7 @@ class FleetFile:
             raise
 
 
-class FilePass(io.RawIOBase):
+class _FilePass(io.RawIOBase):
     """
     One pass over a file, with a position of its own, because several passes may share the file.
 
@@ -250,6 +235,10 @@ def _fault(line: str) -> str:
     if "\0" in line:
         return "has a NUL byte and is not text: save the file as UTF-8"
     return "is over 1 MiB long: give each account its own line"
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    return iter(partial(file.read, _BLOCK), b"")
 
 
 def _block_digest(block: bytes) -> bytes:

@@ -1,16 +1,12 @@
 """A pandas or polars frame as a fleet. It is recognized by its attributes, without importing a library."""
 
 import hashlib
-import json
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from postpress_async.errors import FleetError
 from postpress_async.rotation._column_names import column_of
-from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
-from postpress_async.rotation._fleet._header import read_header
-from postpress_async.rotation._fleet._row import RowReader
-from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_header
 
 if TYPE_CHECKING:  # type checkers have stubs of typing_extensions, so it need not be installed
     from typing_extensions import TypeIs
@@ -38,12 +34,7 @@ def is_frame(value: object) -> "TypeIs[Frame]":
 
 
 class FrameTable:
-    """
-    The rows of a frame, converted to Python objects one batch at a time.
-
-    The line of a row is its number from 1, regardless of the index: ``frame.iloc[line - 1]`` in pandas,
-    ``frame.row(line - 1)`` in polars.
-    """
+    """The rows of a frame, converted to Python objects one batch at a time."""
 
     name: str = "<frame>"
 
@@ -71,19 +62,15 @@ class FrameTable:
     def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
         """Return an updatable hash of the values of the known columns."""
         digest = hashlib.sha256()
-        for batch in self._batches():
-            faults = {index: str(fault) for index, fault in batch.faults.items()}
-            digest.update(json.dumps([batch.columns, faults]).encode())
+        for batch in self.batches():
+            digest.update(batch.encode())
         return digest
-
-    def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
-        """Yield each row, or its refusal."""
-        yield from read_batches(self._batches(), reader)
 
     def close(self) -> None:
         """Do nothing: the frame belongs to the caller."""
 
-    def _batches(self) -> Generator[Batch, None, None]:
+    def batches(self) -> Iterator[Batch]:
+        """Yield the rows."""
         size = self._frame.shape[0]
         for begin in range(0, size, BATCH):
             rows = slice(begin, min(begin + BATCH, size))

@@ -7,21 +7,17 @@ from typing import Any, Final
 
 from postpress_async.models import FieldError
 from postpress_async.rotation._column_names import PARTS
+from postpress_async.rotation._fleet._columns import KeyReader, cell_text
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._fleet._row import ONE_FORM, Cells, RowReader
-from postpress_async.rotation._fleet._values import KeyReader, cell_text
 from postpress_async.rotation._rows import Refusal, Row, refusal_of
 
 
 class JsonLines:
-    """
-    The rows of a JSON Lines file.
-
-    ``proxy`` may also be an object with the keys host, port, protocol, username and password.
-    """
+    """The rows of a JSON Lines file, in which ``proxy`` may also be an object with `PARTS` as keys."""
 
     def __init__(self, file: FleetFile, columns: tuple[str, ...]) -> None:
-        self._file = file
+        self.file = file
         self._columns = columns
         self._keys = KeyReader()
 
@@ -32,7 +28,7 @@ class JsonLines:
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each line that is not blank as a row, or its refusal."""
-        with closing(self._file.lines()) as lines:
+        with closing(self.file.lines()) as lines:
             for ordinal, text in enumerate(lines):
                 if not text.isspace() and (row := self._read(reader, ordinal, text)) is not None:
                     yield row
@@ -48,9 +44,7 @@ class JsonLines:
             cells = self._cells(found)
         except FieldError as error:
             account_id = found.get("account_id", "")
-            if not isinstance(account_id, str):
-                return refusal_of(error, ordinal, line)
-            return reader.refuse(ordinal, line, account_id, error)
+            return reader.refuse(ordinal, line, account_id if isinstance(account_id, str) else None, error)
         return reader.read(ordinal, line, cells)
 
     def _cells(self, found: dict[str, object]) -> Cells:
@@ -69,12 +63,7 @@ class JsonLines:
 
 
 def _read_object(text: str) -> dict[str, Any] | FieldError:
-    """
-    Parse *text*, and return its object or what is wrong with it.
-
-    The error is returned and not raised, because the `json` exception that would be chained to it holds the
-    whole text, which may contain a password.
-    """
+    """Parse *text*. An error is returned: raised, it would be chained to one that holds a password."""
     try:
         text = text.strip(" \t\r\n")
         value, end = _DECODER.raw_decode(text)

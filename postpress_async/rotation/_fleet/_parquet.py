@@ -1,18 +1,15 @@
 """A fleet as Parquet, read by pyarrow: only the known columns, one batch of rows at a time."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from postpress_async.rotation._column_names import PARTS, column_of, field_of, may_be_number, printable_name
-from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
+from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_header
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._header import read_header
 from postpress_async.rotation._fleet._parquet_footer import DELTA_BYTE_ARRAY, DICTIONARIES, read_row_groups
-from postpress_async.rotation._fleet._row import RowReader
-from postpress_async.rotation._rows import Refusal, Row
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,14 +29,10 @@ T = TypeVar("T")
 
 class ParquetTable:
     """
-    The rows of a Parquet file. Unknown columns are not read.
+    The rows of a Parquet file, whose unknown columns are not read.
 
     Columns are strings, dictionary-encoded or not, and ``port`` may be a column of numbers. ``proxy`` may be
-    a struct with the fields host, port, protocol, username and password. The line of a row is its number in
-    the file, from 1. A row with only nulls is refused, because it has no account.
-
-    Attributes:
-        ignored_columns: Unknown columns, and unknown fields of the proxy.
+    a struct with `PARTS` as its fields. A row with only nulls is refused, because it has no account.
     """
 
     def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
@@ -51,7 +44,7 @@ class ParquetTable:
         except ImportError:
             advice = "pip install 'postpress-async[parquet]', or export it as CSV"
             raise file.error(f"is Parquet, which requires pyarrow: {advice}") from None
-        self._file = file
+        self.file = file
         self._columns = columns
         self._arrow = pyarrow
         with self._opened() as parquet:
@@ -59,7 +52,6 @@ class ParquetTable:
         positions, ignored = read_header(schema.names, file.error, columns)
         self._names = {column: schema.names[index] for column, index in positions.items()}
         self._leaves: list[str] = []
-        self._batch_sizes: list[int] | None = None
         for column, index in positions.items():
             name, kind = schema.names[index], schema.field(index).type
             if column == "proxy" and pyarrow.types.is_struct(kind):
@@ -68,15 +60,11 @@ class ParquetTable:
                 self._check(column, name, kind)
         self.ignored_columns: tuple[str, ...] = ignored
 
-    def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
-        """Yield each row, or its refusal."""
-        yield from read_batches(self._batches(), reader)
-
     def _check_struct(self, name: str, struct: "pyarrow.StructType") -> tuple[str, ...]:
         """Check the known fields of *struct*; return the unknown ones, safe to print."""
         known = [field for field in struct if column_of(field.name) in PARTS]
         if not known:
-            raise self._file.error(
+            raise self.file.error(
                 f"has a struct {printable_name(name)} without a host: see what its fields are called"
             )
         for field in known:
@@ -93,15 +81,14 @@ class ParquetTable:
             allowed += ["integer", "decimal"]
         if not any(getattr(self._arrow.types, f"is_{name}")(kind) for name in allowed):
             expected = "text or whole numbers" if may_be_number(column) else "text"
-            raise self._file.error(
+            raise self.file.error(
                 f"has {printable_name(path)} as {printable_name(str(kind))}: write that column as {expected}"
             )
         self._leaves.append(path)
 
-    def _batches(self) -> Generator[Batch, None, None]:
+    def batches(self) -> Iterator[Batch]:
+        """Yield the rows."""
         maker = BatchMaker(self._columns)
-        if self._batch_sizes is None:
-            self._batch_sizes = self._find_batch_sizes()
         with self._opened() as parquet:
             for size, groups in groupby(range(len(self._batch_sizes)), key=self._batch_sizes.__getitem__):
                 for batch in self._read(parquet, size, list(groups), self._leaves):
@@ -116,17 +103,15 @@ class ParquetTable:
         while (batch := self._convert_errors(partial(next, batches, None))) is not None:
             yield batch
 
-    def _find_batch_sizes(self) -> list[int]:
+    @cached_property
+    def _batch_sizes(self) -> list[int]:
         """
         The number of rows of each row group that may be in memory at once.
 
         The size of the file does not limit memory: long values can be compressed to a few bytes, or repeated
         by a dictionary.
-
-        Raises:
-            FleetError: A column of a row group is too large.
         """
-        with self._file.opened() as file:
+        with self.file.opened() as file:
             row_groups = self._convert_errors(partial(read_row_groups, file))
         sizes: list[int] = []
         with self._opened(read_dictionary=self._leaves) as dictionaries:
@@ -136,7 +121,7 @@ class ParquetTable:
                     if path not in self._leaves:
                         continue
                     if size > MAX_COLUMN_SIZE + MAX_MEAN_VALUE * rows:
-                        raise self._file.error(
+                        raise self.file.error(
                             f"has {size:,} bytes in column {printable_name(path)} of row group {number} "
                             f"(of {rows:,} rows), too many for a fleet: correct long values, "
                             "or write smaller row groups"
@@ -168,7 +153,7 @@ class ParquetTable:
 
     @contextmanager
     def _opened(self, **options: Any) -> Iterator["pyarrow.parquet.ParquetFile"]:
-        with self._file.opened() as file:
+        with self.file.opened() as file:
             options |= {"buffer_size": _BUFFER, "pre_buffer": False}
             yield self._convert_errors(partial(self._arrow.parquet.ParquetFile, file, **options))
 
@@ -182,7 +167,7 @@ class ParquetTable:
         except (self._arrow.ArrowException, ValueError, TypeError, KeyError, MemoryError):
             pass
         # Outside the except block: otherwise an error that may hold a value would be chained.
-        raise self._file.error("is damaged, or a Parquet file that pyarrow cannot read: write it again")
+        raise self.file.error("is damaged, or a Parquet file that pyarrow cannot read: write it again")
 
 
 def _to_lists(batch: "pyarrow.RecordBatch", names: dict[str, str]) -> dict[str, list[Any]]:

@@ -9,24 +9,15 @@ pages first. So this module parses the footer, which is in Thrift's compact prot
 import io
 from typing import Any, Final, TypeAlias
 
-DICTIONARIES: Final = frozenset({2, 8})
-"""Encodings that store equal values once."""
-
-DELTA_BYTE_ARRAY: Final = 7
-"""The encoding that omits the prefix that a value shares with the previous one."""
-
+DICTIONARIES: Final = frozenset({2, 8})  # encodings that store equal values once
+DELTA_BYTE_ARRAY: Final = 7  # the encoding that omits the prefix that a value shares with the previous one
 
 Chunk: TypeAlias = tuple[str, int, frozenset[int]]
 """A column of a row group: path, such as ``struct.field``; uncompressed bytes; numbers of its encodings."""
 
 
 def read_row_groups(file: io.BufferedIOBase) -> list[tuple[int, list[Chunk]]]:
-    """
-    Return the number of rows and the columns of each row group of a Parquet file.
-
-    Raises:
-        ValueError: The footer is damaged.
-    """
+    """Return the number of rows and the columns of each row group; raise `ValueError` if it is damaged."""
     file.seek(-8, io.SEEK_END)  # the footer's length, and PAR1
     length = int.from_bytes(file.read(4), "little")
     file.seek(-8 - length, io.SEEK_END)

@@ -8,34 +8,34 @@ that cannot do so are shown.
 A mistake in a query must not write: see `Fleet.open_query` for what each database prevents.
 """
 
-import hashlib
-import io
-import json
 import logging
 import os
 import re
 import sqlite3
-import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import quote, quote_plus
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote, quote_plus, unquote
 
-from postpress_async.errors import FleetError
-from postpress_async.models import FieldError
-from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_batches
-from postpress_async.rotation._fleet._file import FilePass
-from postpress_async.rotation._fleet._header import read_header
-from postpress_async.rotation._fleet._row import RowReader
-from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.errors import ConfigurationError, FleetError
+from postpress_async.rotation._fleet._columns import BATCH, Batch, BatchMaker, read_header
+from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.secret import MASK
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, CursorResult, Engine
 
 T = TypeVar("T")
+
+DATABASE_URL: Final = "POSTPRESS_DATABASE_URL"
+"""The environment variable for the URL, which may contain a password."""
+
+# As SQLAlchemy parses it: from the first colon to the first "@", including slashes.
+_CREDENTIALS: Final = re.compile(r"[a-zA-Z][\w+.-]*://[^:/]*:[^@]+@", re.DOTALL)
+# Drivers also accept a password in the query, and ODBC's connection strings have PWD.
+_IN_QUERY: Final = re.compile(r"(?:pass(?!file)\w*|pwd|secret\w*|token\w*)\s*=\s*[^&;\s]", re.IGNORECASE)
 
 _EXAMPLE: Final = "write it as postgresql+psycopg://user@host/database"
 # SQLSTATE classes whose messages name tables, columns, users and servers, but quote no values.
@@ -50,86 +50,30 @@ _LONGEST: Final = 200
 
 
 class QueryTable:
-    """
-    The rows of a query. The line of a row is its number in the result, from 1.
-
-    Attributes:
-        ignored_columns: Unknown columns, and unknown keys of proxies.
-    """
-
-    name: str = "<query>"
+    """The rows of a query, copied to a file. The line of a row is its number in the result, from 1."""
 
     def __init__(self, url: str, query: str, columns: Sequence[str]) -> None:
         """Raise `FleetError` if the database refuses the query, or its columns are not a fleet's."""
-        self._digest = hashlib.sha256()
-        # On most systems it has no name, so a killed run leaves no passwords behind.
-        self._spool: IO[bytes] = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
-        try:
-            with closing(Query(url, query)) as result:
-                self.ignored_columns: tuple[str, ...] = self._copy(result, columns)
-        except BaseException:
-            self._spool.close()
-            raise
+        self.ignored_columns: tuple[str, ...] = ()
+        with closing(Query(url, query)) as result:
+            self.file = FleetFile("<query>", content=self._encoded(result, columns), shown="the query")
 
-    def error(self, fact: str) -> FleetError:
-        """Return an error about the query."""
-        return FleetError(f"the query {fact}")
+    def batches(self) -> Iterator[Batch]:
+        """Yield the rows."""
+        with self.file.opened() as lines:
+            yield from map(Batch.decode, lines)
 
-    def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
-        """Return an updatable hash of the values of the known columns."""
-        return self._digest.copy()
-
-    def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
-        """Yield each row, or its refusal."""
-        yield from read_batches(self._batches(), reader)
-
-    def close(self) -> None:
-        """Delete the copy."""
-        self._spool.close()
-
-    def _copy(self, result: "Query", columns: Sequence[str]) -> tuple[str, ...]:
-        """Write each batch as a line of JSON: its columns, null for an empty one, and its faults."""
-        positions, ignored = read_header(result.names, self.error, columns)
+    def _encoded(self, result: "Query", columns: Sequence[str]) -> Iterator[bytes]:
+        positions, ignored = read_header(result.names, lambda fact: FleetError(f"the query {fact}"), columns)
         maker = BatchMaker(columns)
         for rows in result.batches(BATCH):
             values = list(zip(*rows, strict=True))
-            batch = maker.make({name: values[index] for name, index in positions.items()}, len(rows))
-            texts = [column if any(column) else None for column in batch.columns]
-            texts[0] = batch.columns[0]  # never null, because its length is the number of rows
-            faults = [[index, *fault.args] for index, fault in batch.faults.items()]
-            line = json.dumps([texts, faults], separators=(",", ":")).encode() + b"\n"
-            self._digest.update(line)
-            try:
-                self._spool.write(line)
-                self._spool.flush()
-            except OSError as error:
-                reason = os.strerror(error.errno or 0)
-                raise self.error(f"cannot be copied to a temporary file: {reason}") from error
-        return ignored + maker.keys.ignored
-
-    def _batches(self) -> Generator[Batch, None, None]:
-        if self._spool.closed:
-            raise self.error("is closed: open the fleet again")
-        lines = io.BufferedReader(FilePass(self._spool))
-        try:
-            for line in lines:
-                columns, faults = json.loads(line)
-                empty = [""] * len(columns[0])
-                yield Batch(
-                    [column or empty for column in columns],
-                    {index: FieldError(*fault) for index, *fault in faults},
-                )
-        except OSError as error:
-            raise self.error(f"cannot be read: {error.strerror}") from error
+            yield maker.make({name: values[index] for name, index in positions.items()}, len(rows)).encode()
+        self.ignored_columns = ignored + maker.keys.ignored
 
 
 class Query:
-    """
-    The result of one query.
-
-    Attributes:
-        names: Names of its columns.
-    """
+    """The result of one query, which reads the database; *names* are those of its columns."""
 
     def __init__(self, url: str, query: str) -> None:
         """Raise `FleetError` if SQLAlchemy or the driver is not installed, or the database refuses."""
@@ -149,18 +93,12 @@ class Query:
             raise
 
     def batches(self, size: int) -> Iterator[Sequence[Sequence[Any]]]:
-        """
-        Yield the rows, *size* at a time.
-
-        Raises:
-            FleetError: The database reported an error.
-        """
+        """Yield the rows, *size* at a time; raise `FleetError` for an error of the database."""
         fetch = partial(self._result.fetchmany, size)
         while rows := self._run("failed while reading the rows", fetch):
             yield rows
 
     def close(self) -> None:
-        """Close the connection."""
         with suppress(Exception):  # from a driver that has lost its connection
             self._closing.close()
 
@@ -233,18 +171,14 @@ def _create_engine(url: str) -> "tuple[Engine, str]":
         path = parsed.database or ":memory:"
         if engine.dialect.is_async:
             fact = f"{driver} is asynchronous: name another driver, as in postgresql+psycopg://"
-        elif parsed.get_backend_name() == "sqlite" and not _exists(path):
-            # SQLite might create it.
+        elif parsed.get_backend_name() == "sqlite" and not (
+            path.startswith((":memory:", "file:")) or os.path.exists(path)  # otherwise SQLite might create it
+        ):
             fact = f"{_shown(parsed)} does not exist: check its path, after sqlite:/// in the URL"
         else:
             return engine, _shown(parsed)
     # Outside the except block: otherwise an error that may hold the URL would be chained.
     raise FleetError(fact)
-
-
-def _exists(path: str) -> bool:
-    """Whether there is such a SQLite file; also True for an in-memory database, and for a URI."""
-    return path.startswith((":memory:", "file:")) or os.path.exists(path)
 
 
 def _read_only(url: "URL") -> "URL":
@@ -261,7 +195,7 @@ def _read_only(url: "URL") -> "URL":
 
 def _authorize(action: int, *_: object) -> int:
     """
-    Allow or deny an action of a query; SQLite calls this for each action while it prepares the query.
+    Deny ATTACH and DETACH: SQLite calls this for each action while it prepares a query.
 
     ATTACH creates a missing file, and VACUUM INTO attaches the file that it creates. Changes of tables are
     not denied: reading a virtual table, such as a full-text index, prepares some, and none can be made in a
@@ -282,3 +216,13 @@ def _password_forms(password: object) -> list[str]:
     text = "" if password is None else str(password)
     forms = {text, quote(text), quote(text, safe=""), quote_plus(text), repr(text)[1:-1]}
     return sorted(filter(None, forms), key=len, reverse=True)
+
+
+def check_argument(url: str) -> str:
+    """Return *url*; refuse a password in it, because every user of the machine can read arguments."""
+    if _CREDENTIALS.match(url) or _IN_QUERY.search(unquote(url.partition("?")[2])):
+        raise ConfigurationError(
+            "a password in an argument can be read by everyone on this machine: put the database's URL into "
+            f"{DATABASE_URL} or into a file for --from-file, or leave the password to PGPASSFILE"
+        )
+    return url

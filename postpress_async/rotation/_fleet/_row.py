@@ -1,18 +1,16 @@
-"""
-Converts the cells of a fleet's row to a change.
+"""Converts the cells of a fleet's row to a change, for all formats; most convert values to text first."""
 
-All formats use it: CSV passes its cells unchanged, and other formats convert their values to text first.
-"""
-
+import sys
+from array import array
 from collections.abc import Collection
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Final, TypeAlias
 
 from postpress_async._fields import check_account_id, read_port
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
 from postpress_async.rotation._column_names import COLUMNS, PARTS
-from postpress_async.rotation._fleet._first_lines import FirstLines
-from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
+from postpress_async.rotation._pool_needs import PoolNeeds
 from postpress_async.rotation._proxy_text import custom_proxy, read_proxy, without_brackets
 from postpress_async.rotation._rows import Refusal, Row, refusal_of
 from postpress_async.rotation._template import OWN_NAMES, placeholders
@@ -44,16 +42,11 @@ class RowReader:
     which of the two lines is refused as the duplicate.
     """
 
-    def __init__(self, default: ProxyChange | None, *, pooled: Pooled = False, done: bytes = b"") -> None:
-        """
-        Args:
-            default: The change for rows with only an account.
-            pooled: Where such rows get their proxies instead.
-            done: One byte per ordinal; rows with a nonzero byte are completed and skipped.
-        """
+    def __init__(self, default: ProxyChange | None, needs: PoolNeeds | None, done: bytes) -> None:
+        """Give rows with only an account the *default* or a proxy of the pool; skip what is *done*."""
         self._default = default
-        self._needs = PoolNeeds.of(pooled)
-        self._names = () if self._needs is None else self._needs.names
+        self._needs = needs
+        self._names = () if needs is None else needs.names
         self._done = done
         self._first_lines = FirstLines()
 
@@ -77,8 +70,10 @@ class RowReader:
             return Refusal(ordinal, line, None, account_id, NO_CHANGE, advice)
         return Row(ordinal, line, account_id, change)
 
-    def refuse(self, ordinal: int, line: int, account_id: str, error: FieldError) -> Refusal:
-        """Return the refusal of a row whose cells could not be read because of *error*."""
+    def refuse(self, ordinal: int, line: int, account_id: str | None, error: FieldError) -> Refusal:
+        """Return the refusal of a row whose cells, or even its account, could not be read."""
+        if account_id is None:
+            return refusal_of(error, ordinal, line)
         account_id = account_id.strip()
         refusal = self._claim(ordinal, line, account_id)
         return refusal or refusal_of(error, ordinal, line, account_id)
@@ -93,6 +88,57 @@ class RowReader:
             return None
         reason, advice = "account already named", "name each account once"
         return Refusal(ordinal, line, "account_id", account_id, reason, advice, first)
+
+
+# Python's hash of a string is usually a 64-bit SipHash with a random key, cached in the string. Otherwise use
+# BLAKE2b.
+_IS_SIPHASH_64: Final = sys.hash_info.hash_bits == 64 and sys.hash_info.algorithm.startswith("siphash")
+
+
+class FirstLines:
+    """
+    The first line of each account, in 32 to 64 bytes per account.
+
+    A hash table with open addressing in two arrays: 36 MB for a million accounts, where a dict from hash to
+    line takes 122 MB; a fleet can have ten million accounts. Accounts are compared by a 64-bit hash, which
+    collides once in 37 million fleets of a million accounts.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._allocate(1024)
+
+    def _allocate(self, slots: int) -> None:
+        self._digests = array("q", bytes(8 * slots))
+        self._lines = array("Q", bytes(8 * slots))  # 0 is a free slot, because the first line is 1
+        self._mask = slots - 1
+        self._capacity = slots // 2  # lookups are slower in a fuller table
+
+    def claim(self, account_id: str, line: int) -> int | None:
+        """Return the earlier line that has *account_id*. Otherwise store *line* and return None."""
+        digest = hash(account_id) if _IS_SIPHASH_64 else _blake2b(account_id)
+        digests, lines, mask = self._digests, self._lines, self._mask
+        slot = digest & mask
+        while first := lines[slot]:
+            if digests[slot] == digest:
+                return first
+            slot = (slot + 1) & mask
+        digests[slot], lines[slot] = digest, line
+        self._count += 1
+        if self._count > self._capacity:
+            self._grow()
+        return None
+
+    def _grow(self) -> None:
+        old = zip(self._digests, self._lines, strict=True)
+        self._allocate(2 * len(self._lines))
+        digests, lines, mask = self._digests, self._lines, self._mask
+        for digest, line in old:
+            if line:
+                slot = digest & mask
+                while lines[slot]:
+                    slot = (slot + 1) & mask
+                digests[slot], lines[slot] = digest, line
 
 
 def _read_change(cells: Cells) -> ProxyChange | None:
@@ -114,7 +160,10 @@ def _read_change(cells: Cells) -> ProxyChange | None:
         if country or ip:
             raise FieldError("country" if country else "ip", "custom and managed mixed", _ONE_KIND)
         if proxy:
-            return _from_text(proxy)
+            try:
+                return _no_template("proxy", read_proxy(proxy))
+            except FieldError as error:
+                raise FieldError("proxy", error.reason, error.advice) from None
         change = custom_proxy(without_brackets(host), read_port(port), username, password, protocol)
         return _no_template("username", change)
     if port or protocol or username or password:
@@ -135,14 +184,6 @@ def _first(*cells: str) -> str:
     return next(name for name, cell in zip(PARTS, cells, strict=True) if cell)
 
 
-def _from_text(proxy: str) -> CustomProxy:
-    try:
-        change = read_proxy(proxy)
-    except FieldError as error:
-        raise FieldError("proxy", error.reason, error.advice) from None
-    return _no_template("proxy", change)
-
-
 def _no_template(column: str, proxy: CustomProxy) -> CustomProxy:
     if placeholders(proxy) & OWN_NAMES:
         raise FieldError(column, "template in a row", "put it into a list of proxies, which is a pool")
@@ -153,3 +194,8 @@ def _no_template(column: str, proxy: CustomProxy) -> CustomProxy:
 @lru_cache(maxsize=1024)
 def _of_country(country: str) -> ManagedProxy:
     return ManagedProxy(country=country)
+
+
+def _blake2b(account_id: str) -> int:
+    digest = blake2b(account_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

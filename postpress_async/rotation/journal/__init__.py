@@ -22,24 +22,26 @@ from typing import Any, Final, Self
 from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import KEY_LIFETIME, Outcome, State
 from postpress_async.rotation._pool._allocator import Quarantine
-from postpress_async.rotation.journal._checkpoint import checkpoint, refuse_lost_log
 from postpress_async.rotation.journal._database import (
     DAMAGE,
+    FIRST_WATERMARK,
     add_start,
+    checkpoint,
     connect,
     damage_error,
     read_run,
+    refuse_lost_log,
     set_fact,
     starts_of,
 )
 from postpress_async.rotation.journal._edited_input import take
 from postpress_async.rotation.journal._file import lock, open_file
 from postpress_async.rotation.journal._input_check import InputCheck, RunRequest, check, of_input
+from postpress_async.rotation.journal._reading import CHUNK, JournalReader
 from postpress_async.rotation.journal._recovery import (
     BEFORE_THE_RUN,
     DISCARD_COVERED,
     DONE,
-    FIRST_WATERMARK,
     REOPEN_FAILED,
     begin_run,
     read_doubts,
@@ -77,40 +79,22 @@ UPDATE SET failures = failures + excluded.failures, quarantined_at = excluded.qu
 probe_at = excluded.probe_at
 """
 _COMMAND_NOTES: Final = ("command", "retry_command", "folder")
-_CHUNK: Final = 4_096
 _BLOCKS: Final = 256  # of hashes, of up to 16 KiB each
 _MOST_ACCOUNTS: Final = 2**31  # a larger ordinal is damage
 _STATES: Final = frozenset(State)
 
 
 class Journal:
-    """
-    The journal (a checkpoint file) of a rotation; made by `open`, closed by `aclose`.
-
-    Attributes:
-        path: Path of the file.
-        run: The run's token, of which its idempotency keys are made.
-        number: The run's number, from 1.
-        resumed: Whether an earlier run created the journal.
-        same_input: Whether the journal has recorded the rows of this input.
-        same_key: Whether earlier runs had the same API key, as far as it is known.
-        completed_at: Unix time of the last outcome if nothing is left to send; otherwise None.
-        next_run_at: Unix time from which a new run is due, if the latest one is complete and is left alone;
-            otherwise None.
-        input_edit: What is new in the input since an earlier run, in words; None if nothing is.
-        by_row: Whether rows are to be compared one by one with those of earlier runs.
-        in_doubt_below: The ordinal below which rows without an outcome may have been sent.
-        watermark: How far this run may send.
-        leaves_doubts: Whether accounts that may have been sent are not sent again, but reported.
-        keys_expired_before: Unix time before which a request's idempotency key may be forgotten.
-    """
+    """The journal (a checkpoint file) of a rotation; made by `open`, closed by `aclose`."""
 
     def __init__(
         self, path: Path, request: RunRequest, *, in_flight: int | None, key_lifetime: float
     ) -> None:
         """Use `open`."""
         self.path: Final = path
+        # Whether accounts that may have been sent are not sent again, but reported.
         self.leaves_doubts: Final = request.on_unknown == "report"
+        # Unix time before which a request's idempotency key may be forgotten.
         self.keys_expired_before: Final = time.time() - key_lifetime
         self._done: Final = DONE[request.on_unknown]
         self._outside: Final = {} if request.selection is None else request.selection.outside
@@ -118,47 +102,43 @@ class Journal:
         with ExitStack() as stack:
             file = open_file(path)
             assert file is not None  # noqa: S101 - it is created
-            self._lock: Final = file
-            stack.callback(file.close)
+            self._lock: Final = stack.enter_context(closing(file))
             lock(path, file)
             try:
                 refuse_lost_log(path)
                 connection, created = connect(path)
                 stack.callback(connection.close)
-                comparison = check(path, connection, request)
-                _start(connection, request, comparison, created=created)
+                self.check: Final = check(path, connection, request)
+                _start(connection, request, self.check, created=created)
                 # Nothing is sent if the run is left alone.
-                is_sent, in_doubt_below = comparison.next_run_at is None, 0.0
+                is_sent, in_doubt_below = self.check.next_run_at is None, 0.0
                 if is_sent:
                     in_doubt_below = begin_run(connection, retry_failed=request.on_failed == "retry")
                 checkpoint(connection, "FULL")  # before anything is sent
                 # The writer thread uses the other connection.
-                self._reader: Final = stack.enter_context(closing(sqlite3.connect(path)))
+                self._reader: Final = stack.enter_context(JournalReader(path))
                 run = read_run(connection)
                 has_hashes = connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone() is not None
                 self._starts: Final = starts_of(run.get("starts"))
-                self._doubts: Final = read_doubts(connection)
+                self._doubts: Final = read_doubts(run)
                 self.watermark: Final = SendWatermark(
                     Writer(path, connection, self._lock.inode, in_flight),
-                    read_watermark(connection),
+                    read_watermark(run),
                     max(FIRST_WATERMARK, in_flight or 0),
                 )
             except DAMAGE as error:
                 raise damage_error(path, error) from None
             stack.pop_all()
         self._writer: Final = self.watermark.writer
-        self.resumed: Final = not created and not comparison.starts_run
+        self.resumed: Final = not created and not self.check.starts_run
+        # Whether rows are to be compared one by one with those of earlier runs.
         self.by_row: Final = (
-            not comparison.same_input and is_sent and (request.by_row or (has_hashes and self.resumed))
+            not self.check.same_input and is_sent and (request.by_row or (has_hashes and self.resumed))
         )
+        # The ordinal below which rows without an outcome may have been sent.
         self.in_doubt_below: Final = in_doubt_below
-        self.same_input: Final = comparison.same_input
-        self.same_key: Final = comparison.same_key
-        self.completed_at: Final = comparison.completed_at
-        self.next_run_at: Final = comparison.next_run_at
-        self.input_edit: Final = comparison.difference
-        self.run: Final[str] = run["token"]
-        self.number: Final[int] = run["id"]
+        self.run: Final[str] = run["token"]  # of which its idempotency keys are made
+        self.number: Final[int] = run["id"]  # from 1
         self._of_input: Final = of_input(run)
         self._began: Final = float(run.get("began") or 0)
 
@@ -188,23 +168,20 @@ class Journal:
 
     def done_counts(self) -> Counter[State]:
         """Number of accounts of the input that this run leaves as they are, by state."""
-        return self._counted(f"{BEFORE_THE_RUN} WHERE {self._done} AND {self._of_input}")
+        rows = f"{BEFORE_THE_RUN} WHERE {self._done} AND {self._of_input}"
+        counts = self._reader.ask(f"SELECT state, count(*) FROM {rows} GROUP BY state")
+        return Counter({self._state(state): count for state, count in counts})
 
     def done(self) -> bytes:
-        """
-        A byte for each ordinal up to the last account that is done: 1 if done, otherwise 0.
-
-        Raises:
-            JournalError: The journal is damaged.
-        """
+        """A byte for each ordinal up to the last account that is done: 1 if done, otherwise 0."""
         rows = f"FROM {BEFORE_THE_RUN} WHERE {self._done}"
-        [(first, last)] = self._read(f"SELECT min(ordinal), max(ordinal) {rows}")
+        [(first, last)] = self._reader.ask(f"SELECT min(ordinal), max(ordinal) {rows}")
         if first is None:
             return b""
         if first < 0 or last > _MOST_ACCOUNTS:
             raise JournalError(f"{self.path} is damaged (an invalid ordinal): name another journal")
         marks = bytearray(last + 1)
-        for (ordinal,) in self._stream(f"SELECT ordinal {rows}"):
+        for (ordinal,) in self._reader.stream(f"SELECT ordinal {rows}"):
             marks[ordinal] = 1
         return bytes(marks)
 
@@ -218,77 +195,49 @@ class Journal:
         """
         Yield for each ordinal: the account, its state, whether it was sent, whether it is left, and the time.
 
-        With *but_done*, without the accounts that this run leaves as they are. Read in chunks.
+        With *but_done*, without the accounts that this run leaves as they are.
         """
         condition = f"NOT {self._done} AND" if but_done else ""
         sql = (
             f"SELECT ordinal, account_id, state, attempts > 0, {self._done}, settled_at "
-            f"FROM {BEFORE_THE_RUN} WHERE {condition} ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}"
+            f"FROM {BEFORE_THE_RUN} WHERE {condition} ordinal > ? ORDER BY ordinal LIMIT {CHUNK}"
         )
-        for ordinal, account_id, state, sent, done, settled_at in self._in_chunks(sql):
+        for ordinal, account_id, state, sent, done, settled_at in self._reader.in_chunks(sql):
             yield ordinal, (account_id, self._state(state), bool(sent), bool(done), settled_at)
 
     def generations(self) -> Iterator[tuple[int, tuple[int, str | None]]]:
         """Yield for each ordinal how many idempotency keys the account has used up, and how they begin."""
-        sql = f"SELECT * FROM generations WHERE ordinal > ? ORDER BY ordinal LIMIT {_CHUNK}"
-        for ordinal, generation, key in self._in_chunks(sql):
+        sql = f"SELECT * FROM generations WHERE ordinal > ? ORDER BY ordinal LIMIT {CHUNK}"
+        for ordinal, generation, key in self._reader.in_chunks(sql):
             yield ordinal, (generation, key)
 
     def row_hashes(self) -> RowHashes:
         """An object that compares rows, from the first, with those that earlier runs took."""
-        [(key,)] = self._read("SELECT value FROM run WHERE name = 'key'")
+        [(key,)] = self._reader.ask("SELECT value FROM run WHERE name = 'key'")
         sql = f"SELECT * FROM changes WHERE first > ? ORDER BY first LIMIT {_BLOCKS}"
-        return RowHashes(self.path, self._writer, key, self._in_chunks(sql))
+        return RowHashes(self.path, self._writer, key, self._reader.in_chunks(sql))
 
     def proxies(self) -> dict[str, int]:
-        """
-        By label of a proxy: number of accounts that have it, or may have it, and are not sent again.
-
-        This includes accounts that the run does not take.
-        """
+        """By label of a proxy: number of accounts, in any run, that may have it and are not sent again."""
         # An account that is sent again gets another proxy. Counted here too, it would find a full pool.
         sql = (
             f"SELECT assignment, count(*) FROM {BEFORE_THE_RUN} WHERE assignment NOT NULL AND {self._done} "
             "AND state IN ('patched', 'unknown') GROUP BY assignment"
         )
-        return Counter(dict(self._read(sql))) + Counter(self._outside)
+        return Counter(dict(self._reader.ask(sql))) + Counter(self._outside)
 
     def quarantines(self) -> dict[str, tuple[float, float | None]]:
         """By label: Unix times at which the quarantine of a proxy began, and of its next probe if known."""
         sql = "SELECT label, quarantined_at, probe_at FROM proxies WHERE quarantined_at NOT NULL"
-        return {label: (began, probe_at) for label, began, probe_at in self._read(sql)}
-
-    def _counted(self, rows: str) -> Counter[State]:
-        sql = f"SELECT state, count(*) FROM {rows} GROUP BY state"
-        return Counter({self._state(state): count for state, count in self._read(sql)})
+        return {label: (began, probe_at) for label, began, probe_at in self._reader.ask(sql)}
 
     def _state(self, name: str) -> State:
         if name not in _STATES:
             raise JournalError(f"{self.path} is damaged (an invalid state): name another journal")
         return State(name)
 
-    def _in_chunks(self, sql: str) -> Iterator[Any]:
-        last = -1
-        while rows := self._read(sql, last):
-            yield from rows
-            last = rows[-1][0]
-
-    def _read(self, sql: str, *values: object) -> list[Any]:
-        return list(self._stream(sql, *values))
-
-    def _stream(self, sql: str, *values: object) -> Iterator[Any]:
-        try:
-            yield from self._reader.execute(sql, values)
-        except DAMAGE as error:
-            raise damage_error(self.path, error) from None
-
     def record(self, outcome: Outcome) -> None:
-        """
-        Add *outcome* to the next commit.
-
-        Raises:
-            JournalNotWritableError: An earlier commit failed: nothing more can be recorded.
-        """
+        """Add *outcome* to the next commit; raise `JournalNotWritableError` if an earlier one failed."""
         self._writer.put(OUTCOME, (*row_of(outcome), self.number))
         if outcome.state is State.UNKNOWN:
             self._writer.put(DISCARD_COVERED, (outcome.ordinal,))
@@ -300,13 +249,11 @@ class Journal:
 
     def begin(self, total: int | None, notes: Mapping[str, str] = MappingProxyType({})) -> None:
         """
-        Record who started or resumed the run, its number of accounts, and that it has not halted.
+        Record who started or resumed the run, its number of accounts if known, and that it has not halted.
 
-        Args:
-            total: Number of accounts; None if not known.
-            notes: ``command``, ``folder`` and ``retry_command`` of the command line, without secrets.
+        The *notes* are ``command``, ``folder`` and ``retry_command`` of the command line, without secrets.
         """
-        if self.next_run_at is not None:
+        if self.check.next_run_at is not None:
             return
         self._writer.put(_BEGAN, (began := time.time(),))
         # A run from Python has no notes, and those of the run before would not repeat it.
@@ -338,11 +285,6 @@ class Journal:
         """With the next commit, treat every account that failed with *error_type* as not sent."""
         self._writer.put(_REOPEN, (error_type,))
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether too many rows wait for the disk to accept more."""
-        return self._writer.is_behind
-
     async def room(self) -> None:
         """Wait until the disk is not far behind."""
         if self._writer.is_behind:
@@ -354,15 +296,10 @@ class Journal:
         await self._writer.committed()
 
     async def aclose(self) -> None:
-        """
-        Commit the rows that wait, and close.
-
-        Raises:
-            JournalNotWritableError: They could not be committed.
-        """
+        """Commit the rows that wait, and close; raise `JournalNotWritableError` if that fails."""
         try:
             await self._writer.finish()
-            if self.next_run_at is None:
+            if self.check.next_run_at is None:
                 self._writer.end_run(interrupted=self._interrupted)
         except asyncio.CancelledError:
             if not self._writer.has_failed:

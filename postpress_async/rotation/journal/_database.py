@@ -1,24 +1,29 @@
-"""The journal's database: its connection, what it says of a run, and the errors for an unusable file."""
+"""
+The journal's database: its connection, what it records about a run, checkpoints, and its errors.
+
+SQLite keeps the latest commits in the -wal beside the file. If the -wal is lost or not copied along, SQLite
+silently opens the file as it was at the last checkpoint, and everything sent since then would be sent again.
+So the file has a mark, `LOG_NEEDED`, by which a missing -wal is noticed.
+"""
 
 import getpass
 import json
+import os
 import secrets
 import socket
 import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from postpress_async._version import __version__
 from postpress_async.errors import JournalError, JournalNotWritableError
-from postpress_async.rotation.journal._checkpoint import accept_log
-from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._schema import (
-    ADD_PROBE_AT,
     CURRENT_RUN,
     LATER_ADDITIONS,
     MIGRATION,
-    NEW_RUN,
     SCHEMA,
     V1_VIEWS,
     VERSION,
@@ -28,6 +33,17 @@ from postpress_async.rotation.journal._schema import (
 APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
 DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)
 """What reading a damaged file raises: an error of SQLite, an invalid value, or a missing row."""
+
+FIRST_WATERMARK: Final = 64  # of a run before its first request
+SET_WATERMARK: Final = "INSERT OR REPLACE INTO run VALUES ('reached', ?)"
+
+LOG_NEEDED: Final = "log needed"
+"""
+A mark in the file that its -wal deletes: the file alone is incomplete.
+
+It is written before each checkpoint and deleted right after it. So the deletion is in the -wal only, until
+SQLite or the end of a run copies the whole -wal into the file.
+"""
 
 _NOT_WRITABLE: Final = {
     sqlite3.SQLITE_PERM,
@@ -50,12 +66,7 @@ def damage_error(path: Path, error: Exception) -> JournalError:
 
 
 def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """
-    Open the journal's database for writing; create the tables if it is empty.
-
-    Returns:
-        The connection, and whether the database was empty.
-    """
+    """Open the database for writing; return whether it was empty, too. If so, create its tables."""
     connection = sqlite3.connect(path, check_same_thread=False)
     try:
         if created := is_empty(path, connection):
@@ -67,17 +78,20 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
         if created:
             with connection:
                 connection.executescript(f"BEGIN; {SCHEMA}")  # in one transaction
-                connection.execute(NEW_RUN, (secrets.token_hex(12),))
-                connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
+                insert_run(connection)
         else:
-            accept_log(connection)  # before anything is written to the -wal
+            if needs_log(connection):  # before anything is written to the -wal
+                # If the -wal is empty, truncated or from another file, SQLite finds no commit in it. Then
+                # every row that may have been sent is in doubt.
+                [(_, commits, _)] = connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                accept(connection, lost=commits <= 0)
             if _version(connection) < VERSION:
                 connection.executescript(MIGRATION)
         with connection:
             for sql in LATER_ADDITIONS:
                 connection.execute(sql)
         if "probe_at" not in [column for _, column, *_ in connection.execute("PRAGMA table_info(proxies)")]:
-            connection.execute(ADD_PROBE_AT)
+            connection.execute("ALTER TABLE proxies ADD COLUMN probe_at REAL")  # forgotten quarantines
     except BaseException:
         connection.close()
         raise
@@ -85,12 +99,7 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
 
 
 def is_empty(path: Path, connection: sqlite3.Connection) -> bool:
-    """
-    Whether the database has no tables yet.
-
-    Raises:
-        JournalError: It is the database of another program, or of a newer version.
-    """
+    """Whether the database has no tables yet; raise `JournalError` if it is no journal of a known version."""
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         return True
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
@@ -98,6 +107,12 @@ def is_empty(path: Path, connection: sqlite3.Connection) -> bool:
     if _version(connection) not in {1, VERSION}:
         raise JournalError(f"{path} is from a newer postpress-async: update it, or name another journal")
     return False
+
+
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether the journal has a table that older versions did not create."""
+    sql = "SELECT 1 FROM sqlite_master WHERE name = ?"
+    return connection.execute(sql, (name,)).fetchone() is not None
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -116,14 +131,40 @@ def add_views(connection: sqlite3.Connection, run: int | None = None) -> None:
         connection.executescript(views_of(run))
 
 
+# --- What is recorded about a run ---------------------------------------------------------------
+
+
+def insert_run(connection: sqlite3.Connection) -> None:
+    """Insert a run, with a token of its own, that has sent nothing."""
+    token = secrets.token_hex(12)
+    connection.execute("INSERT INTO runs (token, state) VALUES (?, 'running')", (token,))
+    connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
+
+
 def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
-    """What is recorded about the latest run: the values of the table ``run``, and its columns in ``runs``."""
+    """What is recorded about the latest run: its marks, and its columns in ``runs`` that are not NULL."""
     cursor = connection.execute(f"SELECT * FROM runs WHERE id = {CURRENT_RUN}")
     names = [column[0] for column in cursor.description]
     facts = {name: value for name, value in zip(names, cursor.fetchone(), strict=True) if value is not None}
     if not {"id", "token", "state"} <= facts.keys():
         raise ValueError("the latest run is not whole")  # handled as damage
     return facts | dict(connection.execute("SELECT name, value FROM run"))
+
+
+@cache  # the writer recognizes a statement by its identity
+def set_fact(column: str) -> str:
+    """The SQL statement that sets a column of the latest run."""
+    return f"UPDATE runs SET {column} = ? WHERE id = {CURRENT_RUN}"
+
+
+def set_marks(connection: sqlite3.Connection, marks: Mapping[str, object]) -> None:
+    """Set marks: the rows of the table ``run``, which say how the latest run is resumed."""
+    connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", marks.items())
+
+
+def delete_marks(connection: sqlite3.Connection, *names: str) -> None:
+    """Delete marks."""
+    connection.executemany("DELETE FROM run WHERE name = ?", [(name,) for name in names])
 
 
 def add_start(starts: list[dict[str, Any]], began: float, command: str | None) -> str:
@@ -138,19 +179,57 @@ def add_start(starts: list[dict[str, Any]], began: float, command: str | None) -
 
 
 def starts_of(value: str | None) -> list[dict[str, Any]]:
-    """
-    Return the entries of the column ``starts`` of a run.
-
-    Raises:
-        ValueError: The journal is damaged.
-    """
+    """Return the entries of the column ``starts`` of a run; raise `ValueError` if it is damaged."""
     starts = [] if value is None else json.loads(value)
     if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
         raise ValueError("an invalid list of starts")
     return starts
 
 
-@cache  # the writer recognizes a statement by its identity
-def set_fact(column: str) -> str:
-    """The SQL statement that sets a column of the latest run."""
-    return f"UPDATE runs SET {column} = ? WHERE id = {CURRENT_RUN}"
+# --- Checkpoints --------------------------------------------------------------------------------
+
+
+def checkpoint(connection: sqlite3.Connection, mode: Literal["FULL", "PASSIVE"]) -> None:
+    """Copy the -wal into the file, which needs its -wal from then on."""
+    with connection:
+        set_marks(connection, {LOG_NEEDED: 1})
+    try:
+        connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    finally:
+        accept(connection)
+
+
+def accept(connection: sqlite3.Connection, *, lost: bool = False) -> None:
+    """Record that file and -wal are the whole journal; if *lost*, that the latest commits are missing."""
+    if needs_log(connection):  # otherwise without waiting for a writer
+        with connection:
+            delete_marks(connection, LOG_NEEDED, *(["reached"] if lost else []))
+
+
+def needs_log(connection: sqlite3.Connection) -> bool:
+    """Whether the file needs a -wal that this *connection* does not see."""
+    sql = "SELECT 1 FROM run WHERE name = ?"
+    return has_table(connection, "run") and connection.execute(sql, (LOG_NEEDED,)).fetchone() is not None
+
+
+def refuse_lost_log(path: Path) -> None:
+    """Raise `JournalError` if the journal needs its -wal, and the -wal does not exist."""
+    log = f"{path}-wal"
+    if not path.stat().st_size or os.path.exists(log):
+        return
+    # Without `immutable`, SQLite would create a -wal.
+    uri = f"{Path(os.path.abspath(path)).as_uri()}?immutable=1"
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        # In this order: a run that begins now creates the -wal before it writes the mark.
+        if needs_log(connection) and not os.path.exists(log):
+            raise lost_log(path)
+
+
+def lost_log(path: Path) -> JournalError:
+    """The error for a journal without the -wal that it needs."""
+    return JournalError(
+        f"{path} is incomplete: {path.name}-wal is missing, or is not its own, with the latest outcomes of "
+        "a run that was killed. Put it back beside the journal. If it is lost for good, create an empty file "
+        "of that name and start the run: each account that is not recorded as patched or failed is then "
+        "treated as one that may have been sent (see --on-unknown)"
+    )

@@ -18,15 +18,8 @@ from postpress_async.rotation._outcome import MANAGED
 from postpress_async.rotation._pool import assignment_of
 from postpress_async.rotation._row_digest import KnownInput, RowsDigest
 from postpress_async.rotation._rows import Refusal
-from postpress_async.rotation.journal._recovery import (
-    FIRST_WATERMARK,
-    OF_THIS_RUN,
-    REFUSED,
-    SET_WATERMARK,
-    UPDATE,
-    has_table,
-    may_have_sent,
-)
+from postpress_async.rotation.journal._database import FIRST_WATERMARK, delete_marks, has_table, set_marks
+from postpress_async.rotation.journal._recovery import OF_THIS_RUN, REFUSED, UPDATE, may_have_sent
 from postpress_async.rotation.journal._schema import CURRENT_RUN
 
 IN_INPUT: Final = "account_id IN (SELECT account_id FROM positions)"
@@ -95,23 +88,15 @@ _MOVE: Final = (
 
 @frozen
 class Edit:
-    """
-    How an input differs from the one that the latest run has recorded.
+    """How an input differs from the one that the latest run has recorded."""
 
-    Attributes:
-        facts: What differs, in words.
-        rows: Number of rows.
-        end: The ordinal after that of the last row.
-        appended_at: Ordinal of the first new row, if the recorded rows come first and in their order;
-            otherwise None, and the temporary table ``positions`` has the accounts.
-        obstacle: Why the run cannot continue with it; None if it can.
-    """
-
-    facts: str
-    rows: int
-    end: int
+    facts: str  # what differs, in words
+    rows: int  # number of rows
+    end: int  # the ordinal after that of the last row
     appended_at: int | None = None
-    obstacle: str | None = None
+    """Ordinal of the first new row, if the recorded rows come first and in their order; otherwise None, and
+    the temporary table ``positions`` has the accounts."""
+    obstacle: str | None = None  # why the run cannot continue with it; None if it can
 
 
 def compare(
@@ -121,24 +106,15 @@ def compare(
     recorded: int,
     is_recorded: Callable[[bytes], bool],
 ) -> Edit:
-    """
-    Compare *rows* with the *recorded* number of rows of the latest run. Only temporary tables are written.
-
-    *is_recorded* returns whether a digest is that of the recorded rows.
-    """
-    count = end = 0
-    appended_at = None
-    digest, is_prefix = RowsDigest(), False
-    for row in rows.rows():
-        if count == recorded:
-            is_prefix, appended_at = is_recorded(digest.digest()), row.ordinal
-            if not is_prefix:
-                break
-        if count < recorded:
-            digest.add(row)
-        count, end = count + 1, row.ordinal + 1
-    if is_prefix:
-        return Edit(number_of(count - recorded, "row", "more"), count, end, appended_at)
+    """Compare *rows* with the *recorded* number of earlier ones, whose digest *is_recorded* knows."""
+    unread, digest = iter(rows.rows()), RowsDigest()
+    for row in islice(unread, recorded):
+        digest.add(row)
+    if (first := next(unread, None)) is not None and is_recorded(digest.digest()):
+        count, end = recorded + 1, first.ordinal + 1
+        for row in unread:
+            count, end = count + 1, row.ordinal + 1
+        return Edit(number_of(count - recorded, "row", "more"), count, end, first.ordinal)
     count = end = 0
 
     def positions() -> Iterator[tuple[str, int, int | None, str | None]]:
@@ -175,13 +151,11 @@ def take(connection: sqlite3.Connection, edit: Edit, run: Mapping[str, Any]) -> 
         connection.execute("DROP TABLE positions")
         connection.execute(f"UPDATE runs SET token = ? WHERE id = {CURRENT_RUN}", (secrets.token_hex(12),))
         # Every account that was, or may have been, sent has an outcome.
-        connection.execute("DELETE FROM run WHERE name = 'under way'")
-        connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', 0)")
-        connection.execute("DELETE FROM run WHERE name = 'doubts'")
-        connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
+        delete_marks(connection, "under way", "doubtful", "doubts")
+        set_marks(connection, {"reached": FIRST_WATERMARK})
     for sql in _MOVE:
         connection.execute(sql)
-    connection.execute("INSERT OR REPLACE INTO run VALUES ('removed', ?)", (edit.end,))
+    set_marks(connection, {"removed": edit.end})
     total = f"? + (SELECT count(*) FROM latest WHERE ordinal >= ?) WHERE id = {CURRENT_RUN}"
     connection.execute(f"UPDATE runs SET total = {total}", (edit.rows, edit.end))
 
@@ -206,7 +180,7 @@ def _facts(connection: sqlite3.Connection, more: int) -> str:
 def _obstacle(connection: sqlite3.Connection, run: Mapping[str, Any]) -> str | None:
     died = "under way" in run or "reached" not in run
     is_old = died and not has_table(connection, "covered")  # it may have sent accounts that it had skipped
-    if is_old or may_have_sent(lambda sql, *values: connection.execute(sql, values), run, died=died):
+    if is_old or may_have_sent(connection.execute, run, died=died):
         return (
             "A run that was killed may have sent accounts that it did not record: use that input again first "
             "(rows may be appended)"
@@ -214,7 +188,7 @@ def _obstacle(connection: sqlite3.Connection, run: Mapping[str, Any]) -> str | N
     # Each row would have to be hashed at its new position, and pairs can name an account twice.
     if has_table(connection, "changes") and connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone():
         return USE_AGAIN
-    for (account_id,) in islice(connection.execute(_CONFLICT), 1):
+    for (account_id,) in connection.execute(_CONFLICT):
         return (
             f"{account_id} asks for another change than the one that was, or may have been, applied to it: "
             "use its old row again to resume the run"

@@ -1,18 +1,21 @@
-"""The runs of a journal, and what they changed."""
+"""The runs of a journal, what they changed, and how to go back to an earlier one."""
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from attrs import frozen
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation._outcome import State
+from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
+from postpress_async.rotation._outcome import LINE_PREFIX, MANAGED, State
+from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._selection import Selection
+from postpress_async.rotation._template import placeholders
 from postpress_async.rotation.journal._database import starts_of
 from postpress_async.rotation.journal._input_check import resumes
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 
 _RUNS: Final = """
     SELECT id, began, ended, state, selection, halted, total, starts, command, counts FROM runs
@@ -26,6 +29,10 @@ _CHANGES: Final = """
 _ASSIGNED: Final = """
     SELECT ordinal, line, account_id, assignment, state, settled_at FROM outcomes
     WHERE run = ? AND (state = 'patched' AND assignment NOT NULL OR state = 'unknown') {} ORDER BY ordinal
+"""
+_CHANGED: Final = """
+    SELECT account_id, CASE state WHEN 'patched' THEN assignment END FROM outcomes
+    WHERE run > ? AND run < ? AND state IN ('patched', 'unknown') ORDER BY run DESC, ordinal
 """
 _LEFT: Final = "AND ordinal IN (SELECT value FROM json_each(?))"
 _MOST_MARKS: Final = 100_000_000  # a larger total is damage
@@ -80,7 +87,7 @@ class Assigned(NamedTuple):  # made three times as fast as a class of attrs
     settled_at: float
 
 
-def runs_of(view: JournalView) -> list[Run]:
+def runs_of(view: JournalReader) -> list[Run]:
     """All runs that the journal keeps, oldest first."""
     is_written = view.is_written()
 
@@ -110,12 +117,12 @@ def runs_of(view: JournalView) -> list[Run]:
     return view.read(convert, _RUNS)
 
 
-def _start(view: JournalView, entry: dict[str, Any]) -> Start:
+def _start(view: JournalReader, entry: dict[str, Any]) -> Start:
     names = ("operator", "host", "version", "command")
     return Start(began=float(entry["began"]), **{name: view.text(entry.get(name)) for name in names})
 
 
-def changes_of(view: JournalView, account_id: str) -> list[AccountChange]:
+def changes_of(view: JournalReader, account_id: str) -> list[AccountChange]:
     """What each run did to the account, oldest first."""
 
     def convert(rows: list[Any]) -> list[AccountChange]:
@@ -130,16 +137,13 @@ def changes_of(view: JournalView, account_id: str) -> list[AccountChange]:
 
 
 def assignments_of(
-    view: JournalView, *, before: int | None = None, possible: bool = False
+    view: JournalReader, *, before: int | None = None, possible: bool = False
 ) -> Iterator[Assigned]:
     """
     Yield the latest assignment of each account, newest run first, each in the order of its input.
 
-    Args:
-        view: The journal.
-        before: Read only runs with a lower number; None for all.
-        possible: After an assignment that may not have been applied, yield also the next older one, which the
-            account may still have.
+    Only runs with a number below *before* are read. If *possible*, an assignment that may not have been
+    applied is followed by the next older one, which the account may still have.
     """
     seen: set[int] = set()  # hashes take half the memory of the ids
     in_doubt: set[int] = set()  # of later runs, which may have changed them
@@ -170,7 +174,7 @@ def assignments_of(
                 )
 
 
-def _not_marked(view: JournalView, run: int, marks: bytearray) -> Iterator[Any]:
+def _not_marked(view: JournalReader, run: int, marks: bytearray) -> Iterator[Any]:
     """The rows of `_ASSIGNED`, without most of those whose ordinals are marked."""
     [(last,)] = view.ask("SELECT max(ordinal) FROM outcomes WHERE run = ?", run)
     if last is None or last > len(marks) or marks.count(False) > len(marks) // 8:
@@ -179,13 +183,8 @@ def _not_marked(view: JournalView, run: int, marks: bytearray) -> Iterator[Any]:
     return view.stream(_ASSIGNED.format(_LEFT), run, json.dumps([*left, len(marks)]))
 
 
-def select(selection: Selection, view: JournalView) -> None:
-    """
-    Find the accounts of *selection*, and count the others by assignment.
-
-    Raises:
-        JournalError: No account matches, or the journal is damaged.
-    """
+def select(selection: Selection, view: JournalReader) -> None:
+    """Find the accounts of *selection*, and count the others by assignment; raise an error without any."""
     run = view.run()
     selection.run = run["id"] + (not resumes(view.ask, run, selection.text))
     selected, in_doubt = set[str](), dict[str, str]()
@@ -207,3 +206,77 @@ def select(selection: Selection, view: JournalView) -> None:
             f"nothing was sent: {view.path} has no {selection.text}. `postpress-async export {view.word} "
             "--assignments` lists what each account has"
         )
+
+
+@frozen
+class LeftBehind:
+    """An account that cannot go back. It has the fields of a `Refusal` that events need."""
+
+    account_id: str
+    reason: str
+    advice: str
+    line: None = None
+    column: None = None
+
+    def __str__(self) -> str:
+        return f"{self.account_id}: {self.reason}: {self.advice}"
+
+
+@frozen
+class RollbackPlan:
+    """What a rollback does; its selection identifies its run."""
+
+    selection: Selection
+    changes: dict[str, ProxyChange]  # without accounts that still have the assignment
+    left_behind: list[LeftBehind]  # accounts that cannot go back
+
+
+def plan_rollback(view: JournalReader, to: int, proxies: Iterable[PooledProxy]) -> RollbackPlan:
+    """
+    Plan how each account gets the assignment that it had after run number *to*, with *proxies* of your own.
+
+    A managed proxy is ordered again, for the same country or ip. If the latest run is an unfinished rollback
+    to the same run, the plan is the one that it began with. Without such a run, `JournalError` is raised.
+    """
+    selection = Selection(f"rollback to run {to}")
+    run = view.run()
+    selection.run = number = run["id"] + (not resumes(view.ask, run, selection.text))
+    if not view.ask("SELECT 1 FROM runs WHERE id = ? AND id < ?", to, number):
+        raise JournalError(
+            f"{view.path} has no run {to} to go back to: `postpress-async history {view.word}` lists its runs"
+        )
+    present: dict[str, str | None] = {}  # None if the account is in doubt
+    for account_id, assignment in view.stream(_CHANGED, to, number):
+        present.setdefault(account_id, assignment)
+    earlier = {
+        entry.account_id: entry
+        for entry in assignments_of(view, before=to + 1)
+        if entry.account_id in present
+    }
+    by_label = {pooled.label: pooled.proxy for pooled in proxies}
+    changes: dict[str, ProxyChange] = {}
+    left_behind: list[LeftBehind] = []
+    for account_id, assignment in present.items():
+        entry = earlier.get(account_id)
+        if entry is None or entry.state != State.PATCHED:
+            fact = "no known proxy" if entry is None else "an unknown outcome"
+            left_behind.append(LeftBehind(account_id, f"it had {fact} after run {to}", "rotate it instead"))
+        elif entry.assignment != assignment:
+            change = _change_of(entry.assignment, by_label)
+            if isinstance(change, CustomProxy) and placeholders(change):
+                reason = f"the journal does not know which session of {entry.assignment} it had"
+                left_behind.append(LeftBehind(account_id, reason, "rotate it instead"))
+            elif change is None:
+                reason = f"its proxy {entry.assignment} is in no list"
+                left_behind.append(LeftBehind(account_id, reason, "add a list that has it with --pool"))
+            else:
+                changes[account_id] = change
+    return RollbackPlan(selection, changes, left_behind)
+
+
+def _change_of(assignment: str, proxies: Mapping[str, ProxyChange]) -> ProxyChange | None:
+    if not assignment.startswith(MANAGED):
+        return proxies.get(LINE_PREFIX.sub("", assignment, 1))
+    words = assignment.removeprefix(MANAGED).split()
+    country, ip = (next((w for w in words if w.isalpha() is named), None) for named in (True, False))
+    return ManagedProxy(country=country, ip=ip)

@@ -21,13 +21,8 @@ from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, 
 from postpress_async.rotation.journal._recovery import REFUSED, OnFailed, OnUnknown, done_condition
 from postpress_async.secret import Secret
 
-COMPLETE: Final = "complete"
-"""The state of a run that was not stopped before its last account."""
-
+COMPLETE: Final = "complete"  # the state of a run that was not stopped before its last account
 _HOW_TO_START: Final = "To rotate these accounts again, add --every 0s (in Python, every=0)"
-
-NO_POOL: Final = b""
-"""The digest of no pool."""
 
 
 @frozen(kw_only=True)
@@ -71,18 +66,15 @@ class InputCheck:
 
 
 def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> InputCheck:
-    """
-    Compare a run with what the journal at *path* has recorded. Nothing is written.
-
-    Raises:
-        JournalError: The target, API key or input differs, the latest run is an unfinished one of other
-            accounts, or nothing is left to send and the pool differs.
-    """
+    """Compare a run with what the journal at *path* has recorded; raise `JournalError` if it must not run."""
     run = read_run(connection)
     salt = run.get("salt") or secrets.token_bytes(16)  # None in an old journal that is only read
     facts, same_key = _check_sender(path, connection, run, salt, request)
     selection, every, total = request.selection, request.every, request.total
-    left, last = _left(connection, run, done_condition(request.on_unknown, request.on_failed))
+    done = f"({done_condition(request.on_unknown, request.on_failed)} OR {REFUSED}) AND {of_input(run)}"
+    [(count, last)] = connection.execute(f"SELECT count(*), max(settled_at) FROM latest WHERE {done}")
+    recorded = recorded_rows(connection.execute, run)
+    left = max(recorded - count, 0) if recorded else None  # accounts that the latest run has left to send
     is_complete = run["state"] == COMPLETE or left == 0
     _check_selection(path, run, selection, every, is_complete=is_complete)
     sql = "SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL"
@@ -105,16 +97,15 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
         if every is not None and not starts_run and (left == 0 or "selection" in run):
             return leave_alone
     if starts_run:
-        run, left = {"salt": run.get("salt")}, None
+        run, left, recorded = {"salt": run.get("salt")}, None, None
     try:
-        edit = _check_rows(path, connection, run, request)
+        edit = _check_rows(path, connection, run, recorded, request)
     except JournalError as error:
         if not is_complete:
             raise
         if every is not None:
             return leave_alone
         raise JournalError(f"{error}. {_HOW_TO_START}") from None
-    recorded = recorded_rows(connection.execute, run)
     difference = None if edit is None else edit.facts
     if request.by_row and total is not None and recorded is not None and total > recorded:
         difference = number_of(total - recorded, "row", "more")
@@ -127,7 +118,9 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
                 facts["total"] = counted
     if request.pool is not None and request.on_failed == "report":
         facts["pool"] = request.pool and _stretch(request.pool, salt)
-        if is_done and run.get("pool", facts["pool"]) != facts["pool"] and not _has_unknown(connection):
+        # Accounts in doubt are left to the operator, who may need another pool for them.
+        unknown = connection.execute("SELECT 1 FROM latest WHERE state = 'unknown' LIMIT 1").fetchone()
+        if is_done and run.get("pool", facts["pool"]) != facts["pool"] and unknown is None:
             raise JournalError(
                 f"{path} is of a rotation that is complete, and that had another pool (or --country). "
                 f"Nothing was sent. {_HOW_TO_START}"
@@ -170,30 +163,8 @@ def _check_sender(
     return facts, run.get("api_key") == facts["api_key"]
 
 
-def _left(
-    connection: sqlite3.Connection, run: Mapping[str, Any], done: str
-) -> tuple[int | None, float | None]:
-    """Number of accounts that the latest run has left to send, if known, and the time of its last outcome."""
-    sql = f"SELECT count(*), max(settled_at) FROM latest WHERE ({done} OR {REFUSED}) AND {of_input(run)}"
-    [(count, last)] = connection.execute(sql)
-    recorded = recorded_rows(connection.execute, run)
-    return (max(recorded - count, 0) if recorded else None), last
-
-
-def _has_unknown(connection: sqlite3.Connection) -> bool:
-    # Accounts in doubt are left to the operator, who may need another pool for them.
-    return connection.execute("SELECT 1 FROM latest WHERE state = 'unknown' LIMIT 1").fetchone() is not None
-
-
 def resumes(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], selection: str) -> bool:
-    """
-    Whether a run of *selection* resumes the latest run; otherwise it is a new run.
-
-    Args:
-        ask: Returns the rows of an SQL query.
-        run: What is recorded about the latest run.
-        selection: The text of the selection.
-    """
+    """Whether a run of *selection* resumes the latest *run*, or starts a new one; *ask* runs an SQL query."""
     if run.get("selection") != selection:
         return False
     # A complete run may have left accounts that are in doubt, which must keep their keys, or got no proxy.
@@ -241,7 +212,11 @@ def recorded_rows(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any]) -
 
 
 def _check_rows(
-    path: Path, connection: sqlite3.Connection, run: Mapping[str, Any], request: RunRequest
+    path: Path,
+    connection: sqlite3.Connection,
+    run: Mapping[str, Any],
+    recorded: int | None,
+    request: RunRequest,
 ) -> Edit | None:
     """How the input differs from the recorded one, if the run can continue with it; None if it does not."""
     digest, rows = request.digest, request.rows
@@ -257,7 +232,6 @@ def _check_rows(
         )
     elif digest is None:
         return None
-    recorded = recorded_rows(connection.execute, run)
     edit, advice = None, USE_AGAIN
     if rows is not None and recorded is not None:
         edit = compare(connection, run, rows, recorded, lambda digest: is_input(run, digest, "rows"))

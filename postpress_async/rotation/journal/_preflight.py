@@ -10,8 +10,14 @@ from typing import Any
 from attrs import Factory, frozen
 
 from postpress_async.errors import JournalError
-from postpress_async.rotation.journal._checkpoint import refuse_lost_log
-from postpress_async.rotation.journal._database import DAMAGE, add_views, damage_error, is_empty, read_run
+from postpress_async.rotation.journal._database import (
+    DAMAGE,
+    add_views,
+    damage_error,
+    is_empty,
+    read_run,
+    refuse_lost_log,
+)
 from postpress_async.rotation.journal._file import open_file, refuse_shared
 from postpress_async.rotation.journal._input_check import (
     COMPLETE,
@@ -21,35 +27,24 @@ from postpress_async.rotation.journal._input_check import (
     is_input,
     recorded_rows,
 )
-from postpress_async.rotation.journal._reading import JournalView, connect_read_only
+from postpress_async.rotation.journal._reading import JournalReader, connect_read_only
 from postpress_async.rotation.journal._recovery import done_condition, may_have_sent, sent_below
 
 
 @frozen
 class Progress:
-    """
-    What a journal knows about the run that a command would start or resume.
+    """What a journal knows about the run that a command would start or resume."""
 
-    Attributes:
-        done: Number of accounts that the run would leave as they are.
-        check: The comparison of its input with that of earlier runs; None without any.
-        ordinals: A byte for each ordinal, 1 if its account is done; empty if the input was edited.
-        accounts: Number of the accounts that are done, by the label of their proxy.
-    """
-
-    done: int = 0
-    check: InputCheck | None = None
-    ordinals: bytes = b""
-    accounts: Mapping[str, int] = Factory(dict)
+    done: int = 0  # accounts that the run would leave as they are
+    check: InputCheck | None = None  # the comparison of its input with that of earlier runs; None without any
+    ordinals: bytes = b""  # a byte for each ordinal, 1 if its account is done; empty if the input was edited
+    accounts: Mapping[str, int] = Factory(
+        dict
+    )  # number of accounts that are done, by the label of their proxy
 
 
 def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress:
-    """
-    Read the `Progress` of a run; nothing is done if there is no journal.
-
-    Raises:
-        JournalError: What `Journal.open` would raise, as far as it can be known without writing.
-    """
+    """Read the `Progress` of a run; raise what `Journal.open` would raise, if reading can show it."""
     path = Path(path)
     with ExitStack() as stack:
         file = open_file(path, create=False)
@@ -81,7 +76,7 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
             if request.on_unknown == "report":  # rows that a run that died may have sent are not sent either
                 run = read_run(connection)
                 died = run["state"] == "running"
-                most = may_have_sent(lambda sql, *values: connection.execute(sql, values), run, died=died)
+                most = may_have_sent(connection.execute, run, died=died)
                 count += int(min(most, len(ordinals) - count))
                 below = int(min(sent_below(run, died=died), len(ordinals)))
                 ordinals[:below] = b"\1" * below
@@ -95,12 +90,8 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
 
 
 def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
-    """
-    The number of rows of the input with this *digest*, if the journal at *path* has recorded it.
-
-    None if there is no such journal or it cannot be read: `Journal.open` then raises the error.
-    """
-    with suppress(JournalError), JournalView(path) as view:
+    """The number of rows of the input with this *digest*, if the journal at *path* has recorded it."""
+    with suppress(JournalError), JournalReader(path) as view:
         run = view.run()
         return recorded_rows(view.ask, run) if is_input(run, digest) else None
     return None
@@ -120,6 +111,6 @@ def is_due(path: str | os.PathLike[str], every: float, run: int) -> bool:
 
 
 def _latest_run(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    with suppress(JournalError), JournalView(path) as view:
+    with suppress(JournalError), JournalReader(path) as view:
         return view.run()
     return None

@@ -21,15 +21,20 @@ from typing import Any, Final, Self, TypeAlias, TypeVar
 from postpress_async import _fields
 from postpress_async.errors import Applied, JournalError, Scope
 from postpress_async.rotation._outcome import Outcome, State
-from postpress_async.rotation.journal._checkpoint import lost_log, needs_log, refuse_lost_log
-from postpress_async.rotation.journal._database import DAMAGE, add_views, is_empty, read_run
-from postpress_async.rotation.journal._lock import JournalFile
+from postpress_async.rotation.journal._database import (
+    DAMAGE,
+    add_views,
+    is_empty,
+    lost_log,
+    needs_log,
+    read_run,
+    refuse_lost_log,
+)
+from postpress_async.rotation.journal._file import JournalFile
 
-LATEST: Final = 253_402_300_799.0
-"""The last second of the year 9999 as Unix time: `datetime` has no later one."""
-_CHUNK: Final = 4_096
-_BUSY: Final = 10.0
-"""Seconds to wait for a lock; a run that writes holds a lock that stops a reader only for a moment."""
+LATEST: Final = 253_402_300_799.0  # Unix time of the year 9999's last second: `datetime` has no later one
+CHUNK: Final = 4_096  # rows to read at once
+_BUSY: Final = 10.0  # seconds to wait for a lock that stops a reader: a run holds it only for a moment
 _NUMBER: Final = re.compile(r"[0-9]+")
 
 _Stamp: TypeAlias = tuple[int, int, int, int]
@@ -42,7 +47,6 @@ class JournalView:
 
     Attributes:
         path: The path as given.
-        word: The path as a word of a shell command.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, run: int | None = None) -> None:
@@ -56,9 +60,38 @@ class JournalView:
         Raises:
             JournalError: The file does not exist, is not a journal, has no such run, or cannot be read.
         """
+        self._reader = JournalReader(path, run=run)
+        self.path: Final = self._reader.path
+
+    def outcomes(self, states: Collection[State] = ()) -> Iterator[Outcome]:
+        """
+        Yield the outcomes in the order of the input, only those with one of *states* if given.
+
+        They are read in chunks, each as it is at that time, so that a slow reader does not block a run.
+
+        Raises:
+            JournalError: The file is damaged, or was changed by a run that began meanwhile.
+        """
+        return self._reader.outcomes(states)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class JournalReader:
+    """Queries of a journal that is opened for reading; its arguments and errors are `JournalView`'s."""
+
+    def __init__(self, path: str | os.PathLike[str], *, run: int | None = None) -> None:
         self._run: Final = run
         self.path: Final = Path(path)
-        self.word: Final = shlex.quote(str(path))
+        self.word: Final = shlex.quote(str(path))  # of a shell command
         # A run has its -wal beside the file that a link points to.
         self._real: Final = Path(os.path.realpath(self.path))
         with ExitStack() as stack:
@@ -101,7 +134,6 @@ class JournalView:
         self._connection.create_function("as_counted", 1, _as_counted, deterministic=True)
 
     def close(self) -> None:
-        """Close the file."""
         self._closing.close()
 
     def __enter__(self) -> Self:
@@ -111,12 +143,7 @@ class JournalView:
         self.close()
 
     def ask(self, sql: str, *values: object) -> list[Any]:
-        """
-        Return the rows of an SQL query; *values* are its parameters, or one mapping of them.
-
-        Raises:
-            JournalError: The file is damaged, or was changed by a run that began meanwhile.
-        """
+        """Return the rows of an SQL query; *values* are its parameters, or one mapping of them."""
         return list(self.stream(sql, *values))
 
     def stream(self, sql: str, *values: object) -> Iterator[Any]:
@@ -124,7 +151,7 @@ class JournalView:
         parameters = values[0] if values and isinstance(values[0], Mapping) else values
         try:
             cursor = self._connection.execute(sql, parameters)
-            while rows := cursor.fetchmany(_CHUNK):
+            while rows := cursor.fetchmany(CHUNK):
                 yield from rows
             changed = self._stamp is not None and self._stamp != _stamp_of(self._real)
         except DAMAGE as error:
@@ -134,13 +161,21 @@ class JournalView:
         if changed:
             raise JournalError(f"{self.path} was written while it was read: run the same command again")
 
-    def read(self, convert: Callable[[list[Any]], T], sql: str, *values: object) -> T:
+    def in_chunks(self, sql: str, *values: object) -> Iterator[Any]:
         """
-        Return what *convert* makes of the rows of an SQL query.
+        Yield the rows of a query in chunks, each as it is at that time, so that a slow reader blocks no run.
 
-        Raises:
-            JournalError: As `ask` does, or *convert* raised `ValueError` or `TypeError`.
+        The first column is an ordinal, and the query's first parameter is the one after which it begins.
         """
+        last = -1
+        while rows := self.ask(sql, last, *values):
+            yield from rows
+            if not isinstance(rows[-1][0], int) or rows[-1][0] <= last:  # this would never end
+                raise self._damaged(ValueError("its rows are not in order"))
+            last = rows[-1][0]
+
+    def read(self, convert: Callable[[list[Any]], T], sql: str, *values: object) -> T:
+        """Return what *convert* makes of the rows of a query; its `ValueError` or `TypeError` is damage."""
         try:
             return convert(self.ask(sql, *values))
         except DAMAGE as error:
@@ -173,21 +208,11 @@ class JournalView:
             self.ask("ROLLBACK")
 
     def outcomes(self, states: Collection[State] = ()) -> Iterator[Outcome]:
-        """
-        Yield the outcomes in the order of the input, only those with one of *states* if given.
-
-        They are read in chunks, each as it is at that time, so that a slow reader does not block a run.
-        """
+        """See `JournalView.outcomes`."""
         wanted = tuple(states)
         condition = f"AND state IN ({', '.join('?' * len(wanted))}) " if wanted else ""
-        sql = f"SELECT * FROM latest WHERE ordinal > ? {condition}ORDER BY ordinal LIMIT ?"
-        last = -1
-        while rows := self.ask(sql, last, *wanted, _CHUNK):
-            for row in rows:
-                yield self.outcome(row)
-            if rows[-1][0] <= last:  # this would never end
-                raise self._damaged(ValueError("its rows are not in order"))
-            last = rows[-1][0]
+        sql = f"SELECT * FROM latest WHERE ordinal > ? {condition}ORDER BY ordinal LIMIT {CHUNK}"
+        return map(self.outcome, self.in_chunks(sql, *wanted))
 
     def outcome(self, row: tuple[Any, ...]) -> Outcome:
         """Return the `Outcome` of a whole row of the view ``latest``."""
@@ -200,16 +225,17 @@ class JournalView:
         return JournalError(f"{self.path} is damaged ({printable(str(error))}): name another journal")
 
 
+def reader_of(view: JournalView) -> JournalReader:
+    """Return what the report uses of *view*; `JournalView` has only what users call."""
+    return view._reader  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
 def connect_read_only(path: Path, stack: ExitStack) -> tuple[sqlite3.Connection, _Stamp | None]:
     """
     Open the database at *path*, which must be absolute, until *stack* is closed, and write nothing.
 
-    Returns:
-        The connection, and the file's stamp if a run could change the file without SQLite's noticing: compare
-        it with the stamp after a query.
-
-    Raises:
-        OSError: The file does not exist, or cannot be copied.
+    Also return the file's stamp if a run could change the file without SQLite's noticing: compare it with the
+    stamp after a query.
     """
     log, index = f"{path}-wal", f"{path}-shm"
     stamp = None
@@ -229,12 +255,7 @@ def connect_read_only(path: Path, stack: ExitStack) -> tuple[sqlite3.Connection,
 
 
 def printable(text: str) -> str:
-    """
-    *text* with its unprintable characters escaped, because a journal may come from someone else.
-
-    Raises:
-        TypeError: It is not a string: SQLite stores any type in any column.
-    """
+    """*text* with its unprintable characters escaped; SQLite stores any type in any column."""
     if not isinstance(text, str):
         raise TypeError("bytes or a number instead of text")
     return _fields.printable(text)

@@ -9,18 +9,22 @@ the process dies, they stay unknown.
 
 import json
 import math
-import secrets
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
-from postpress_async.rotation.journal._schema import CURRENT_RUN, NEW_RUN
-
-FIRST_WATERMARK: Final = 64
-"""The watermark of a run before its first request."""
-
-SET_WATERMARK: Final = "INSERT OR REPLACE INTO run VALUES ('reached', ?)"
+from postpress_async.rotation.journal._database import (
+    FIRST_WATERMARK,
+    delete_marks,
+    has_table,
+    insert_run,
+    read_run,
+    set_fact,
+    set_marks,
+)
+from postpress_async.rotation.journal._schema import CURRENT_RUN
 
 UPDATE: Final = "UPDATE outcomes SET"
 _LATEST: Final = f"WHERE id = {CURRENT_RUN}"
@@ -29,38 +33,12 @@ OF_THIS_RUN: Final = f"WHERE run = {CURRENT_RUN}"
 REFUSED: Final = "(state = 'skipped' AND attempts = 0 AND scope IS 'request' AND status IS NULL)"
 """SQL condition for rows that were refused. A request that the API refused has the status of its response."""
 
-_COVERED: Final = "CREATE TABLE IF NOT EXISTS covered (ordinal INTEGER PRIMARY KEY)"
 _MAY_BE_SENT: Final = f"state = 'skipped' AND NOT {REFUSED} AND ordinal >= ? AND ordinal < ?"
 COVER: Final = (
     f"INSERT OR IGNORE INTO covered SELECT ordinal FROM latest WHERE {_MAY_BE_SENT}",
     f"{UPDATE} state = 'unknown', applied = 'unknown' {OF_THIS_RUN} AND {_MAY_BE_SENT}",
 )
 """Statements before the watermark advances from one ordinal to another."""
-
-INSERT_SKIPPED: Final = f"""
-    INSERT OR IGNORE INTO outcomes
-        (run, ordinal, line, account_id, settled_at, state, attempts, applied, elapsed)
-    VALUES ({CURRENT_RUN}, ?, ?, ?, ?, 'skipped', 0, 'no', 0)
-"""
-"""The statement for a row that has no outcome, before `COVER`."""
-
-COUNTS: Final = "SELECT state, count(*), sum(attempts) FROM latest GROUP BY state"
-
-END_RUN: Final = f"""
-    UPDATE runs SET ended = (SELECT coalesce(max(settled_at), ?) FROM latest WHERE attempts > 0), state = CASE
-        WHEN halted NOT NULL THEN 'halted'
-        WHEN ? OR total > (SELECT count(*) FROM latest) THEN 'interrupted'
-        ELSE 'complete' END
-    WHERE id = {CURRENT_RUN}
-"""
-"""The end of a run. Values: the time, for a run that sent nothing, and whether the run was stopped."""
-
-UNCOVER: Final = (
-    f"""{UPDATE} state = 'skipped', applied = 'no'
-    {OF_THIS_RUN} AND state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)""",
-    "DELETE FROM covered",
-)
-"""Statements at the normal end of a run."""
 
 DISCARD_COVERED: Final = "DELETE FROM covered WHERE ordinal = ?"
 """The statement for an account that is unknown because it was sent."""
@@ -72,34 +50,38 @@ BEFORE_THE_RUN: Final = """(
 )"""
 """A subquery of the outcomes without the doubts that the present run itself has added."""
 
-REOPENED: Final = "CASE applied WHEN 'unknown' THEN 'unknown' ELSE 'skipped' END"
-"""SQL expression: the state of a failed account that is to be sent again."""
-
-REOPEN_FAILED: Final = f"{UPDATE} state = {REOPENED} {OF_THIS_RUN} AND state = 'failed'"
-
-_NEXT_GENERATION: Final = """
-INSERT OR REPLACE INTO generations
-SELECT ordinal, coalesce(generation, 0) + 1, key FROM latest LEFT JOIN generations USING (ordinal) WHERE {}
+REOPEN_FAILED: Final = f"""
+    {UPDATE} state = CASE applied WHEN 'unknown' THEN 'unknown' ELSE 'skipped' END
+    {OF_THIS_RUN} AND state = 'failed'
 """
+"""The statement after which failed accounts are sent again."""
+
+_COVERED: Final = f"{OF_THIS_RUN} AND state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)"
 # Such an account keeps the key that the dead run used.
 _IN_DOUBT: Final = (
     f"{UPDATE} state = 'unknown', applied = 'unknown', attempts = 0 {OF_THIS_RUN} AND {_MAY_BE_SENT}"
 )
-
-
+_NEXT_GENERATION: Final = """
+    INSERT OR REPLACE INTO generations
+    SELECT ordinal, coalesce(generation, 0) + 1, key
+    FROM latest LEFT JOIN generations USING (ordinal) WHERE {}
+"""
 # A run of version 1 did not record when it was resumed.
 _LAST_ACTIVE: Final = f"""
     SELECT max(
         (SELECT coalesce(max(settled_at), 0) FROM latest WHERE attempts > 0),
         (SELECT value FROM run WHERE name = 'under way'),
-        (SELECT coalesce(began, 0) FROM runs WHERE id = {CURRENT_RUN})
+        (SELECT coalesce(began, 0) FROM runs {_LATEST})
     )
 """
-_DATE_COVERED: Final = f"""
-    {UPDATE} settled_at = ?
-    {OF_THIS_RUN} AND state = 'unknown' AND ordinal IN (SELECT ordinal FROM covered)
+# Values: the time, for a run that sent nothing, and whether the run was stopped.
+_END: Final = f"""
+    UPDATE runs SET ended = (SELECT coalesce(max(settled_at), ?) FROM latest WHERE attempts > 0), state = CASE
+        WHEN halted NOT NULL THEN 'halted'
+        WHEN ? OR total > (SELECT count(*) FROM latest) THEN 'interrupted'
+        ELSE 'complete' END
+    {_LATEST}
 """
-
 
 OnUnknown: TypeAlias = Literal["retry", "report"]
 OnFailed: TypeAlias = Literal["report", "retry"]
@@ -122,23 +104,19 @@ def done_condition(on_unknown: OnUnknown, on_failed: OnFailed) -> str:
 
 def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
     """
-    Start a new run, within the caller's transaction.
+    Start a new run, within the caller's transaction. Of all runs, the latest *keep* are kept; None keeps all.
 
-    It has a token of its own, so its idempotency keys differ from those of all earlier runs. Of these, the
-    latest *keep* - 1 are kept; None keeps all.
+    It has a token of its own, so its idempotency keys differ from those of all earlier runs.
     """
-    connection.execute(NEW_RUN, (secrets.token_hex(12),))
+    insert_run(connection)
     connection.execute(
         "UPDATE runs SET (target, api_key) = "
         f"(SELECT target, api_key FROM runs WHERE id = {CURRENT_RUN} - 1) {_LATEST}"
     )
-    connection.execute("DELETE FROM run WHERE name = 'doubts'")
     for rows in ("generations", "changes", "proxies WHERE quarantined_at IS NULL"):
         connection.execute(f"DELETE FROM {rows}")
     connection.execute("UPDATE proxies SET failures = 0")
-    connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', 0)")
-    connection.execute("DELETE FROM run WHERE name = 'removed'")
-    connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
+    delete_marks(connection, "doubts", "doubtful", "removed")
     if keep is not None:
         connection.execute(f"DELETE FROM outcomes WHERE run <= {CURRENT_RUN} - ?", (keep,))
         connection.execute(f"DELETE FROM runs WHERE id <= {CURRENT_RUN} - ?", (keep,))
@@ -146,34 +124,27 @@ def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
 
 def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
     """
-    Record that a run is under way, and how far it may send at once.
-
-    An earlier run that did not end normally may have sent rows without an outcome, but only rows below its
-    watermark.
+    Record that a run is under way. Return the ordinal below which rows without an outcome may have been sent.
 
     With *retry_failed*, accounts that failed are sent again. They get a new idempotency key, because the API
     would repeat its stored response for the old one. A failed account that an earlier run may have changed
     stays in doubt. It has a custom proxy: one with a managed proxy is not `failed` while in doubt.
-
-    Return the ordinal below which rows without an outcome may have been sent.
     """
     with connection:
         had_table = has_table(connection, "covered")
-        connection.execute(_COVERED)
-        watermark, in_doubt_below = read_watermark(connection), _number(connection, "doubtful", 0)
-        died = connection.execute("SELECT 1 FROM run WHERE name = 'under way'").fetchone() is not None
-        if died or watermark == math.inf:  # infinite: unknown, so every row without an outcome is in doubt
-            in_doubt_below = max(in_doubt_below, watermark)
+        connection.execute("CREATE TABLE IF NOT EXISTS covered (ordinal INTEGER PRIMARY KEY)")
+        run = read_run(connection)
+        watermark, died = read_watermark(run), "under way" in run
+        # An infinite watermark is not known, so every row without an outcome is in doubt.
+        in_doubt_below = sent_below(run, died=died or watermark == math.inf)
         if died:
             [(last,)] = connection.execute(_LAST_ACTIVE)
-            doubts = json.dumps([*read_doubts(connection), (watermark, last)])
-            connection.execute("INSERT OR REPLACE INTO run VALUES ('doubts', ?)", (doubts,))
-            connection.execute(_DATE_COVERED, (last,))
+            set_marks(connection, {"doubts": json.dumps([*read_doubts(run), (watermark, last)])})
+            connection.execute(f"{UPDATE} settled_at = ? {_COVERED}", (last,))
         connection.execute("DELETE FROM covered")  # those of a run that died: they stay in doubt
         # Written by a version that had no such table, or the latest commits of the journal are lost.
         if died and (not had_table or watermark == math.inf):
             connection.execute(_IN_DOUBT, (0, in_doubt_below))
-        connection.execute("INSERT OR REPLACE INTO run VALUES ('doubtful', ?)", (in_doubt_below,))
         # A key that got a response is used up, because the API may have stored that response. The next key is
         # on disk before the run sends anything, so an account in doubt after a crash has the new key.
         connection.execute(_NEXT_GENERATION.format("state = 'skipped' AND attempts > 0"))
@@ -181,26 +152,30 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
             connection.execute(_NEXT_GENERATION.format("state = 'failed'"))
             connection.execute(REOPEN_FAILED)
         connection.execute(f"UPDATE runs SET state = 'running', counts = NULL {_LATEST}")
-        connection.execute("INSERT OR REPLACE INTO run VALUES ('under way', ?)", (time.time(),))
-        connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
+        marks = {"doubtful": in_doubt_below, "under way": time.time(), "reached": FIRST_WATERMARK}
+        set_marks(connection, marks)
         for sql in COVER:
             connection.execute(sql, (0, FIRST_WATERMARK))
     return in_doubt_below
 
 
-def may_have_sent(ask: Callable[..., Iterable[Any]], run: Mapping[str, Any], *, died: bool) -> float:
-    """
-    Most accounts without an outcome that a run that died may have sent; infinite if not known.
+def end_run(connection: sqlite3.Connection, *, interrupted: bool) -> None:
+    """Record the normal end of a run: every account that was sent has its outcome on disk."""
+    with connection:
+        connection.execute(f"{UPDATE} state = 'skipped', applied = 'no' {_COVERED}")
+        connection.execute("DELETE FROM covered")
+        connection.execute(_END, (time.time(), interrupted))
+        counts = connection.execute("SELECT state, count(*), sum(attempts) FROM latest GROUP BY state")
+        connection.execute(set_fact("counts"), (json.dumps(counts.fetchall()),))
+        delete_marks(connection, "under way")
 
-    Args:
-        ask: Returns the rows of an SQL query, with its values.
-        run: What is recorded about the latest run; see `read_run`.
-        died: Whether the latest run died, and was not resumed.
-    """
+
+def may_have_sent(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], *, died: bool) -> float:
+    """Most accounts without an outcome that a run that died may have sent; infinite if not known."""
     if not (below := sent_below(run, died=died)):
         return 0
-    sql = "SELECT count(*) FILTER (WHERE ordinal < ?), count(*) FROM latest"
-    [(known, recorded)] = ask(sql, below)
+    sql = f"SELECT count(*) FILTER (WHERE ordinal < {min(below, sys.maxsize)}), count(*) FROM latest"
+    [(known, recorded)] = ask(sql)
     # A blank row has an ordinal, and never an outcome.
     return float(max(0, min(below - known, _ordinal(run.get("total", math.inf)) - recorded)))
 
@@ -215,26 +190,13 @@ def _ordinal(value: object) -> float:
     return value if isinstance(value, int | float) and value >= 0 else math.inf
 
 
-def has_table(connection: sqlite3.Connection, name: str) -> bool:
-    """Whether the journal has a table that older versions did not create."""
-    sql = "SELECT 1 FROM sqlite_master WHERE name = ?"
-    return connection.execute(sql, (name,)).fetchone() is not None
-
-
-def read_doubts(connection: sqlite3.Connection) -> list[tuple[float, float]]:
+def read_doubts(run: Mapping[str, Any]) -> list[tuple[float, float]]:
     """For each time that the latest run died: its watermark, and when it was last active (Unix time)."""
-    row = connection.execute("SELECT value FROM run WHERE name = 'doubts'").fetchone()
-    return [] if row is None else [(float(below), float(last)) for below, last in json.loads(row[0])]
+    return [(float(below), float(last)) for below, last in json.loads(run.get("doubts", "[]"))]
 
 
-def read_watermark(connection: sqlite3.Connection) -> float:
+def read_watermark(run: Mapping[str, Any]) -> float:
     """The ordinal from which on the latest run has sent nothing; infinite if it is not known."""
-    return _number(connection, "reached", math.inf)
-
-
-def _number(connection: sqlite3.Connection, name: str, default: float) -> float:
-    row = connection.execute("SELECT value FROM run WHERE name = ?", (name,)).fetchone()
-    number = default if row is None else row[0]
-    if not isinstance(number, int | float):
-        raise ValueError(f"{name} is not a number")  # handled as damage
-    return number
+    if not isinstance(watermark := run.get("reached", math.inf), int | float):
+        raise ValueError("reached is not a number")  # handled as damage
+    return watermark

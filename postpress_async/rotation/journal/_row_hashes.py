@@ -42,12 +42,7 @@ class RowHashes:
         self._on_disk = 0  # of these, the blocks on disk
 
     def check(self, row: Row | Refusal) -> None:
-        """
-        Compare *row* with its hash in the journal, or have its hash written if it is new.
-
-        Raises:
-            JournalError: The row has another account or another change.
-        """
+        """Have the hash of *row* written if it is new; raise `JournalError` if the journal has another."""
         if not self._is_known(row, digest := self._hash(row)):
             self._keep(row.ordinal, digest)
 
@@ -58,12 +53,7 @@ class RowHashes:
             self._on_disk = max(self._on_disk, put)
 
     async def check_all(self, rows: Iterable[Row | Refusal]) -> None:
-        """
-        Check all rows of an input. Before the first is sent, await `on_disk`.
-
-        Raises:
-            JournalError: A row has another account or another change.
-        """
+        """Check all rows of an input, as `check` does. Before the first is sent, await `on_disk`."""
         first, block = 0, bytearray()
 
         def keep() -> None:

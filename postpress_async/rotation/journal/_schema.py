@@ -99,7 +99,6 @@ CREATE TEMP VIEW proxies AS SELECT * FROM main.proxies WHERE {run:d} = (SELECT m
 """
 
 
-NEW_RUN: Final = "INSERT INTO runs (token, state) VALUES (?, 'running')"
 LATER_ADDITIONS: Final = (
     """CREATE TABLE IF NOT EXISTS proxies (
         label TEXT PRIMARY KEY, failures INTEGER NOT NULL, quarantined_at REAL, probe_at REAL
@@ -108,5 +107,3 @@ LATER_ADDITIONS: Final = (
     "INSERT OR IGNORE INTO run VALUES ('key', randomblob(16)), ('salt', randomblob(16))",
 )
 """Statements for what journals of early versions lack: pools, the hashes of rows, and their key."""
-# In journals of a version that forgot quarantines.
-ADD_PROBE_AT: Final = "ALTER TABLE proxies ADD COLUMN probe_at REAL"

@@ -1,6 +1,7 @@
-"""Statistics of a journal: its rotation's progress, the outcomes, and how the last run ended."""
+"""Statistics of a journal: progress, outcomes, how the last run ended, and what to do next."""
 
 import math
+import os
 import shlex
 from collections import Counter
 from enum import StrEnum
@@ -10,7 +11,7 @@ from attrs import frozen
 
 from postpress_async.errors import Scope
 from postpress_async.rotation._outcome import KEY_EXPIRED, KEY_LIFETIME, MANAGED, State
-from postpress_async.rotation.journal._reading import LATEST, JournalView, printable
+from postpress_async.rotation.journal._reading import LATEST, JournalReader, printable
 from postpress_async.rotation.journal._recovery import may_have_sent
 
 LISTED: Final = 100
@@ -110,12 +111,8 @@ class Statistics:
         return max(0, self.total - self.settled) / self.rate
 
 
-def stage_of(view: JournalView) -> Stage:
-    """
-    Whether a run is under way, died or ended; `collect_statistics` tells how it ended.
-
-    Call it before the view's `at_one_moment`.
-    """
+def stage_of(view: JournalReader) -> Stage:
+    """Whether a run is under way, died or ended. Call it before the reader's `at_one_moment`."""
     if (state := view.run()["state"]) != "running":
         return {"halted": Stage.HALTED, "interrupted": Stage.STOPPED}.get(state, Stage.ENDED)
     marked = "SELECT 1 FROM run WHERE name = 'under way'"
@@ -127,7 +124,7 @@ def stage_of(view: JournalView) -> Stage:
     return Stage.DIED if view.ask(marked) else Stage.ENDED
 
 
-def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistics:
+def collect_statistics(view: JournalReader, stage: Stage, now: float) -> Statistics:
     """The journal's statistics at the Unix time *now*, with the *stage* that `stage_of` returned."""
     run = view.run()
     total, began, halted = _number(run.get("total")), _number(run.get("began")), run.get("halted")
@@ -168,7 +165,7 @@ def collect_statistics(view: JournalView, stage: Stage, now: float) -> Statistic
     )
 
 
-def maybe_sent(view: JournalView, stage: Stage) -> int | None:
+def maybe_sent(view: JournalReader, stage: Stage) -> int | None:
     """Most accounts without an outcome that a run that was killed may have sent; None if not known."""
     most = may_have_sent(view.ask, view.run(), died=stage is Stage.DIED)
     return None if most == math.inf else int(most)
@@ -181,7 +178,7 @@ def _error_counts(rows: list[tuple[str, str | None, int]]) -> tuple[ErrorCount, 
     )
 
 
-def _recent_rate(view: JournalView, now: float) -> float | None:
+def _recent_rate(view: JournalReader, now: float) -> float | None:
     def rate(rows: list[tuple[int, int, float]]) -> float | None:
         [(recent, earlier, oldest)] = rows
         if not recent:
@@ -206,3 +203,60 @@ def _command(value: object) -> str | None:
 def _number(value: object) -> float | None:
     """*value* if it can be a number of accounts or a time."""
     return value if isinstance(value, int | float) and 0 <= value <= LATEST else None
+
+
+def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
+    """The next step in a sentence, with the recorded command; *seen* is whether the report shows it."""
+    name, states = shlex.quote(journal), statistics.states
+    command = _with_folder(statistics.command, statistics.folder)
+    again = f"run the same command again ({command})" if command else "start the same rotation again"
+    if statistics.stage is Stage.UNDER_WAY:
+        return f"nothing; look again with `postpress-async status {name}`"
+    if statistics.stage is Stage.HALTED:
+        return f"correct what halted it, then {again}: it goes on from here"
+    if statistics.stage is not Stage.ENDED:
+        return f"{again}: it goes on from here"
+    if states[State.UNKNOWN] and statistics.leaves_unknown:
+        option = "--on-unknown report" if command else 'on_unknown="report"'
+        return (
+            f"look at the accounts whose outcome is unknown (`postpress-async export {name} --state unknown` "
+            f"lists them); to send them, {again} without {option}"
+        )
+    if states[State.UNKNOWN] or states[State.SKIPPED] > statistics.refused:
+        left = " and ".join(state for state in (State.UNKNOWN, State.SKIPPED) if states[state])
+        return f"{again}: it sends what is {left}{_but_expired(name, statistics.expired)}"
+    if states[State.FAILED]:
+        why = "" if seen else f"see which accounts failed and why with `postpress-async report {name}`; "
+        retry = _with_folder(statistics.retry_command, statistics.folder)
+        send = f"run {retry}" if retry else 'start the same rotation again with on_failed="retry"'
+        return f"{why}once the causes are corrected, {send}: it sends the failed accounts again"
+    if statistics.refused:
+        listed = f"`postpress-async export {name} --state skipped`"
+        return f"correct the rows that were refused ({listed} lists them), and rotate them as another fleet"
+    return "nothing; every account was patched"
+
+
+def _but_expired(name: str, expired: int) -> str:
+    if not expired:
+        return ""
+    accounts = "1 account" if expired == 1 else f"{expired:,} accounts"
+    return (
+        f", except {accounts} that may have got a managed proxy more than 24 hours ago (see --key-lifetime): "
+        f"check them in the dashboard (`postpress-async export {name} --state unknown` lists them)"
+    )
+
+
+def _with_folder(command: str | None, folder: str | None) -> str | None:
+    """*command* in backticks, after a `cd` if it ran in another *folder* than the present one."""
+    if command is None:
+        return None
+    if folder is not None and not _is_here(folder):
+        command = f"cd {shlex.quote(folder)} && {command}"
+    return f"`{command}`"
+
+
+def _is_here(folder: str) -> bool:
+    try:
+        return os.path.samefile(folder, os.curdir)
+    except OSError:  # it was deleted, or the journal comes from another machine
+        return False

@@ -6,9 +6,16 @@ from collections.abc import Collection
 from typing import Final
 
 from postpress_async.rotation._rows import Refusal, Row
-from postpress_async.rotation.journal._recovery import COVER, FIRST_WATERMARK, INSERT_SKIPPED, SET_WATERMARK
+from postpress_async.rotation.journal._database import FIRST_WATERMARK, SET_WATERMARK
+from postpress_async.rotation.journal._recovery import COVER
+from postpress_async.rotation.journal._schema import CURRENT_RUN
 from postpress_async.rotation.journal._writer import Writer
 
+_INSERT_SKIPPED: Final = f"""
+    INSERT OR IGNORE INTO outcomes
+        (run, ordinal, line, account_id, settled_at, state, attempts, applied, elapsed)
+    VALUES ({CURRENT_RUN}, ?, ?, ?, ?, 'skipped', 0, 'no', 0)
+"""
 _LONGEST_STEP: Final = 8_192  # half of it lasts for several commits at tens of thousands of rows per second
 _CALM: Final = 64  # consecutive steps that were on disk in time, after which the next one is half as long
 
@@ -21,10 +28,6 @@ class SendWatermark:
     sent. It advances in steps. The next one is written while half of the last is left, so that rows seldom
     wait for a commit. If a row waits, the step was too short and doubles; after `_CALM` steps that were in
     time it halves.
-
-    Attributes:
-        writer: The journal's.
-        safe_below: Rows below this ordinal may be sent at once; for others, call `advance` first.
     """
 
     def __init__(self, writer: Writer, durable: float, shortest: int = FIRST_WATERMARK) -> None:
@@ -38,21 +41,20 @@ class SendWatermark:
         self._allowed: Final[set[int]] = set()
         self._calm = 0
         self._commit: asyncio.Future[None] | None = None
+        # Rows below this ordinal may be sent at once; for others, call `advance` first.
         self.safe_below: float = durable - self._step // 2
 
     async def allow(self, rows: Collection[tuple[Row | Refusal, bool]]) -> None:
         """
         Return when it is on disk that these *rows* may be sent, although rows before them are not.
 
-        Until they have an outcome, they are skipped; and unknown if the run is killed.
-
-        Args:
-            rows: Each row, and whether an earlier run may have sent it, which the journal knows.
+        Each comes with whether an earlier run may have sent it, which the journal knows. Until they have an
+        outcome, they are skipped; and unknown if the run is killed.
         """
         fresh = [row for row, maybe_sent in rows if not maybe_sent]
         for row in fresh:
             values = (row.ordinal, row.line, row.account_id or "", time.time())
-            self.writer.put(INSERT_SKIPPED, values)
+            self.writer.put(_INSERT_SKIPPED, values)
         await self.writer.committed()  # before, because all rows of a commit's first statement go first
         for sql in COVER:
             for row in fresh:
@@ -61,12 +63,7 @@ class SendWatermark:
         self._allowed.update(row.ordinal for row, _ in rows)
 
     async def advance(self, ordinal: int) -> None:
-        """
-        Return when the watermark on disk is above this *ordinal*.
-
-        Raises:
-            JournalNotWritableError: It cannot be written, so the row must not be sent.
-        """
+        """Return when the watermark on disk is above *ordinal*. If this fails, the row must not be sent."""
         while ordinal >= self.safe_below and ordinal not in self._allowed:
             commit = self._commit or self._write(ordinal)
             if ordinal < self._durable:

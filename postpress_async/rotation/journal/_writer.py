@@ -2,10 +2,8 @@
 
 import asyncio
 import concurrent.futures.thread  # noqa: F401 # pyright: ignore[reportUnusedImport] # see `finish`
-import json
 import sqlite3
 import threading
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +11,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from postpress_async.errors import JournalNotWritableError, RotationError
 from postpress_async.rotation._atomic_write import atomic_write
-from postpress_async.rotation.journal._checkpoint import checkpoint, delete_mark
-from postpress_async.rotation.journal._database import set_fact
-from postpress_async.rotation.journal._recovery import COUNTS, END_RUN, UNCOVER
+from postpress_async.rotation.journal._database import accept, checkpoint
+from postpress_async.rotation.journal._recovery import end_run
 
 COMMIT_EVERY: Final = 0.05  # seconds for which rows are gathered: each commit flushes the disk
 MOST_ROWS: Final = 1_000  # upper bound of the rows after which a commit begins at once
@@ -29,6 +26,12 @@ COMMITS: Final = 256  # commits after which the -wal is copied into the file; it
 ROWS: Final = 20_000  # rows after which the same is done
 ROWS_PER_STATEMENT: Final = (64, 32, 16, 8, 4, 2, 1)  # old versions of SQLite allow 999 values in one INSERT
 
+_FREE_DISK: Final = "Free the disk or fix the file, then run the same command again"
+_PUT_BACK: Final = (
+    "Before the next run, put the file and its -wal back from where they were moved, or from a backup. "
+    "Without them, a new journal would send these accounts again and order managed proxies twice: check the "
+    "accounts, and leave out of the fleet those that are done"
+)
 _ACCOUNT: Final = 2  # index of the account's id in the row of an outcome
 _NAMED: Final = 5  # accounts that a sentence names
 _MOST_NAMED: Final = 1_000  # accounts that a message names if no file can list them
@@ -38,15 +41,10 @@ T = TypeVar("T")
 
 class Insert:
     """
-    An INSERT statement for many rows.
+    An INSERT statement for many rows, whose *values* are those of one row in brackets.
 
     The interpreter's lock changes hands around each statement, while the event loop wants it. Row by row, the
     thread took 3.9 us of CPU time per account; with `ROWS_PER_STATEMENT` it takes 2.5 us.
-
-    Args:
-        into: The statement before VALUES.
-        values: The values of one row, in brackets.
-        upsert: The clause after VALUES, for a row that exists.
     """
 
     def __init__(self, into: str, values: str, upsert: str) -> None:
@@ -65,12 +63,9 @@ class Writer:
         self, path: Path, connection: sqlite3.Connection, inode: tuple[int, int], in_flight: int | None
     ) -> None:
         """
-        Args:
-            path: Path of the journal.
-            connection: Its database. Nothing else in this process may write to it from now on.
-            inode: The file's device and inode.
-            in_flight: Number of accounts in flight at once: half as many rows are committed together. None:
-                `MOST_ROWS`.
+        Take over the *connection*: nothing else in this process may write to the journal from now on.
+
+        Half as many rows as accounts are *in_flight* at once are committed together, or `MOST_ROWS` if None.
         """
         self._path = path
         self._connection = connection
@@ -84,9 +79,7 @@ class Writer:
         self._wake = threading.Event()
         self._due = threading.Event()  # do not gather more rows
         self._closing = False
-        self._failure: str | None = None
-        self._is_gone = False
-        self._recorded = "an unknown number of accounts"
+        self._failure: tuple[str, str] | None = None  # of a commit: what failed, and the next step
         self._lost: list[str] = []  # accounts whose outcomes could not be recorded
         self._commits = self._committed_rows = 0  # since the last checkpoint
         self._thread = threading.Thread(target=self._write, name="postpress-journal", daemon=True)
@@ -100,10 +93,8 @@ class Writer:
         """
         Add a row to the next commit. The third value of an outcome is the account's id.
 
-        Statements of one commit run in the order of their first rows, each with all its rows.
-
-        Raises:
-            JournalNotWritableError: An earlier commit failed. The message counts the row as lost.
+        Statements of one commit run in the order of their first rows, each with all its rows. After a commit
+        that failed, the row is counted as lost, and `JournalNotWritableError` is raised.
         """
         if self._failure is not None:
             self._lose([row])
@@ -127,12 +118,7 @@ class Writer:
         return done
 
     async def committed(self) -> None:
-        """
-        Return when all rows put before are on disk.
-
-        Raises:
-            JournalNotWritableError: A commit has failed.
-        """
+        """Return when all rows put before are on disk; raise `JournalNotWritableError` if this fails."""
         await self.flush()
         self.check()
 
@@ -147,29 +133,22 @@ class Writer:
             raise self._error(_sentence(self._lost, _NAMED))
 
     def _error(self, lost: str) -> JournalNotWritableError:
-        if not self._is_gone:
-            return JournalNotWritableError(
-                f"{self._path}: {self._failure}; {lost}, and nothing more is sent. Free the "
-                "disk or fix the file, then run the same command again"
-            )
-        return JournalNotWritableError(
-            f"{self._path}: {self._failure}, so the journal is lost, with the outcomes of {self._recorded}; "
-            f"{lost}, and nothing more is sent. Before the next run, put the file and its -wal back from "
-            "where they were moved, or from a backup. Without them, a new journal would send these accounts "
-            "again and order managed proxies twice: check the accounts, and leave out of the fleet those "
-            "that are done"
-        )
+        fact, advice = self._failure or ("", "")
+        return JournalNotWritableError(f"{self._path}: {fact}; {lost}, and nothing more is sent. {advice}")
 
     def _lose(self, rows: Iterable[_Row]) -> None:
         self._lost += [row[_ACCOUNT] for row in rows if len(row) > _ACCOUNT]
 
-    def _lose_file(self) -> None:
-        # SQLite still has the deleted file open and can count its rows.
+    def _check_file(self) -> None:
+        # SQLite could still write to a deleted file, which nothing could read.
+        if self._failure is not None or _identity(self._path) == self._inode:
+            return
+        recorded = "an unknown number of accounts"
         with suppress(sqlite3.Error):
-            sql = "SELECT count(*) FROM latest WHERE attempts > 0"
-            self._recorded = _accounts(self._connection.execute(sql).fetchone()[0])
-        self._is_gone = True
-        self._failure = "the file was deleted or replaced under way"  # last: the event loop reads it
+            [(count,)] = self._connection.execute("SELECT count(*) FROM latest WHERE attempts > 0")
+            recorded = _accounts(count)
+        fact = "the file was deleted or replaced under way, so the journal is lost, with the outcomes of"
+        self._failure = f"{fact} {recorded}", _PUT_BACK
 
     async def finish(self) -> None:
         """Commit all rows and end the thread, also if cancelled meanwhile."""
@@ -192,24 +171,12 @@ class Writer:
             raise self._error(_listed(self._path, self._lost))
 
     def end_run(self, *, interrupted: bool) -> None:
-        """
-        Record that every account that was sent has its outcome on disk.
-
-        Args:
-            interrupted: Whether the run was stopped before its last account.
-        """
-        if _identity(self._path) != self._inode:
-            self._lose_file()
-            self.check()
+        """Record the end of the run, and whether it was stopped before its last account."""
+        self._check_file()
+        self.check()
         try:
             self._connection.execute(f"PRAGMA busy_timeout = {BUSY_AT_END * 1_000:.0f}")
-            with self._connection:
-                for sql in UNCOVER:
-                    self._connection.execute(sql)
-                self._connection.execute(END_RUN, (time.time(), interrupted))
-                counts = json.dumps(self._connection.execute(COUNTS).fetchall())
-                self._connection.execute(set_fact("counts"), (counts,))
-                self._connection.execute("DELETE FROM run WHERE name = 'under way'")
+            end_run(self._connection, interrupted=interrupted)
             # While the file is being read, closing this connection would not copy the -wal into it.
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
@@ -218,7 +185,7 @@ class Writer:
     def close(self) -> None:
         """Close the file; the last connection to close copies the -wal into it."""
         with suppress(sqlite3.Error):  # if a checkpoint failed before it deleted the mark
-            delete_mark(self._connection)
+            accept(self._connection)
         self._connection.close()
 
     def _write(self) -> None:
@@ -230,17 +197,18 @@ class Writer:
             closing = self._closing
             # In this order, so that the rows of all tasks that wait are in the commit.
             waiting = _drain(self._waiting)
-            rows = _drain(self._rows)
-            self._commit(rows)
-            self._release(waiting)
+            self._commit(_drain(self._rows))
+            assert self._loop is not None  # noqa: S101 - the thread starts after it is set
+            if waiting:
+                with suppress(RuntimeError):  # the loop is closed, so no task waits
+                    self._loop.call_soon_threadsafe(_set_done, waiting)
             if closing and not self._rows:
                 return
 
     def _commit(self, rows: list[tuple[str | Insert, _Row]]) -> None:
         if not rows:
             return
-        if self._failure is None and _identity(self._path) != self._inode:
-            self._lose_file()
+        self._check_file()
         if self._failure is not None:  # or put while the commit that failed was under way
             self._lose(row for _, row in rows)
             return
@@ -250,7 +218,7 @@ class Writer:
                     _execute(self._connection, statement, [row for other, row in rows if other is statement])
         except Exception as error:  # of SQLite, or for invalid text: the thread must go on to report it
             self._lose(row for _, row in rows)
-            self._failure = str(error)
+            self._failure = str(error), _FREE_DISK
             return
         self._commits += 1
         self._committed_rows += len(rows)
@@ -259,13 +227,7 @@ class Writer:
             try:
                 checkpoint(self._connection, "PASSIVE")
             except sqlite3.Error as error:
-                self._failure = str(error)
-
-    def _release(self, waiting: list[asyncio.Future[None]]) -> None:
-        assert self._loop is not None  # noqa: S101 - the thread starts after it is set
-        if waiting:
-            with suppress(RuntimeError):  # the loop is closed, so no task waits
-                self._loop.call_soon_threadsafe(_set_done, waiting)
+                self._failure = str(error), _FREE_DISK
 
 
 def _execute(connection: sqlite3.Connection, statement: str | Insert, rows: list[_Row]) -> None:
@@ -305,7 +267,6 @@ def _accounts(count: int) -> str:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    # SQLite could still write to a deleted file, which nothing could read.
     try:
         status = path.stat()
     except OSError:

@@ -10,7 +10,7 @@ from typing import Final
 from attrs import frozen
 
 from postpress_async.rotation._outcome import Outcome, State
-from postpress_async.rotation.journal._reading import LATEST, JournalView, printable
+from postpress_async.rotation.journal._reading import LATEST, JournalReader, printable
 from postpress_async.rotation.journal._statistics import SENT, Stage, Statistics, collect_statistics
 
 BARS: Final = 96
@@ -114,11 +114,11 @@ _PROXIES: Final = f"""
 """  # noqa: S608
 
 
-def find(view: JournalView, stage: Stage, now: float) -> Findings:
+def find(view: JournalReader, stage: Stage, now: float) -> Findings:
     """
     Read the journal at Unix time *now*; *stage* is the result of `stage_of`.
 
-    Call it within `JournalView.at_one_moment`, so that the counts are consistent.
+    Call it within `JournalReader.at_one_moment`, so that the counts are consistent.
 
     Raises:
         JournalError: The journal is damaged.

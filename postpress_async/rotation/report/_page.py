@@ -11,9 +11,8 @@ from postpress_async import errors
 from postpress_async._version import __version__
 from postpress_async.errors import BY_CODE, BY_TYPE, PostPressError, RotationError, Scope
 from postpress_async.rotation._outcome import NO_PROXY_LEFT, State
-from postpress_async.rotation.journal._advice import advice
-from postpress_async.rotation.journal._reading import JournalView
-from postpress_async.rotation.journal._statistics import ErrorCount, Stage, Statistics, stage_of
+from postpress_async.rotation.journal._reading import JournalReader, JournalView, reader_of
+from postpress_async.rotation.journal._statistics import ErrorCount, Stage, Statistics, advice, stage_of
 from postpress_async.rotation.journal._times import duration
 from postpress_async.rotation.report._findings import Findings, find
 from postpress_async.rotation.report._listing import COLUMNS, pack
@@ -38,7 +37,7 @@ def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
         RotationError: Jinja or vl-convert is not installed.
     """
     try:
-        page = _page(view, now)
+        page = _page(reader_of(view), now)
     except ModuleNotFoundError as error:
         name = (error.name or "").split(".")[0]
         if name not in {"jinja2", "markupsafe", "vl_convert"}:
@@ -47,7 +46,7 @@ def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
     file.write(page.encode("utf-8", "backslashreplace"))  # the journal's name may be other bytes
 
 
-def _page(view: JournalView, now: float) -> str:
+def _page(view: JournalReader, now: float) -> str:
     import jinja2
 
     from postpress_async.rotation.report import _charts as charts

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
-from postpress_async.rotation._fleet import Fleet, Survey
+from postpress_async.rotation._fleet import Fleet, Survey, reader_of
 from postpress_async.rotation._fleet._file import FleetFile
-from postpress_async.rotation._fleet._first_lines import FirstLines
+from postpress_async.rotation._fleet._row import FirstLines
 from postpress_async.rotation._rows import Refusal, Row
 from tests.support import DATA
 from tests.support.fleet_forms import all_text, refusals
@@ -656,7 +656,7 @@ def test_a_file_that_was_replaced_is_noticed(write) -> None:
     other.replace(path)
 
     with pytest.raises(FleetError, match="has changed"):
-        fleet.digest  # noqa: B018
+        reader_of(fleet).digest  # noqa: B018
 
 
 def test_a_file_that_changes_during_a_pass_is_noticed_at_its_end(write) -> None:
@@ -697,7 +697,7 @@ def test_standard_input_can_be_read_twice(stdin) -> None:
     with Fleet.open("-") as fleet, Fleet.open(DATA / "messy.csv") as file:
         assert fleet.name == "<stdin>"
         assert list(fleet.rows()) == list(fleet.rows()) == list(file.rows())
-        assert fleet.digest == file.digest
+        assert reader_of(fleet).digest == reader_of(file).digest
         assert all(first == second for first, second in zip(fleet.rows(), fleet.rows(), strict=True))
 
 
@@ -707,8 +707,9 @@ def test_the_copy_of_standard_input_is_private_and_does_not_stay(stdin, tmp_path
     stdin(b"id,country\na,US\n")
 
     with Fleet.open("-") as fleet:
-        assert isinstance(fleet._file, FleetFile)
-        spool = fleet._file._spool
+        file = reader_of(fleet)._file
+        assert isinstance(file, FleetFile)
+        spool = file._spool
         assert spool is not None
         assert stat.S_IMODE(os.fstat(spool.fileno()).st_mode) == 0o600
         rows = fleet.rows()
@@ -807,9 +808,9 @@ def test_digest_differs_between_files_and_between_defaults(write) -> None:
         Fleet.open(path, default=default) for path in (first, second) for default in defaults
     ]
 
-    assert len({fleet.digest for fleet in opened}) == len(opened)
+    assert len({reader_of(fleet).digest for fleet in opened}) == len(opened)
     again = CustomProxy(host="h", port=1, username="u", password="q")
-    assert Fleet.open(first, default=again).digest == opened[4].digest
+    assert reader_of(Fleet.open(first, default=again)).digest == reader_of(opened[4]).digest
 
 
 def test_memory_does_not_grow_with_the_fleet(write) -> None:
@@ -840,7 +841,7 @@ def test_first_lines_are_those_a_dict_would_keep(numbers: list[int]) -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["Python's hash", "BLAKE2b"])
 def test_first_lines_are_kept_while_the_table_grows(monkeypatch, own) -> None:
     """Each growth moves all that is in it; on a machine of 32 bits, Python's own hash is too short."""
-    monkeypatch.setattr("postpress_async.rotation._fleet._first_lines._IS_SIPHASH_64", own)
+    monkeypatch.setattr("postpress_async.rotation._fleet._row._IS_SIPHASH_64", own)
     table = FirstLines()
 
     assert all(table.claim(f"acc_{number}", number + 1) is None for number in range(20_000))
@@ -1033,7 +1034,9 @@ def big_fleet(write) -> Path:
     return path
 
 
-@pytest.mark.parametrize("check", [Fleet.survey, lambda fleet: fleet.digest], ids=["survey", "digest"])
+@pytest.mark.parametrize(
+    "check", [Fleet.survey, lambda fleet: reader_of(fleet).digest], ids=["survey", "digest"]
+)
 def test_no_row_of_a_file_that_was_rewritten_after_its_check_is_handed_out(write, check) -> None:
     """Neither its inode nor its size nor its time need change."""
     path = big_fleet(write)

@@ -19,9 +19,8 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from postpress_async.errors import ConfigurationError, FleetError
 from postpress_async.models import CustomProxy, ManagedProxy
 from postpress_async.rotation import Fleet
-from postpress_async.rotation._fleet import Survey
-from postpress_async.rotation._fleet._database_url import check_argument
-from postpress_async.rotation._fleet._query import Query
+from postpress_async.rotation._fleet import Survey, reader_of
+from postpress_async.rotation._fleet._query import Query, check_argument
 from postpress_async.rotation._rows import Row
 from tests.support.fleet_forms import all_text, refusals
 
@@ -143,16 +142,16 @@ def test_rows_do_not_change_between_the_check_and_the_run(database) -> None:
     """It is asked once: between the two passes the database goes on."""
     url = database("id, country", ("a", "US"), ("b", "XX"))
     with Fleet.open_query(url, ALL) as fleet:
-        survey, digest = fleet.survey(), fleet.digest
+        survey, digest = fleet.survey(), reader_of(fleet).digest
         execute(url, "UPDATE fleet SET country = 'DE'")
 
         assert fleet.survey() == survey
         assert survey.rows == 1
-        assert fleet.digest == digest
+        assert reader_of(fleet).digest == digest
         assert all(first == second for first, second in zip(fleet.rows(), fleet.rows(), strict=True))
     with Fleet.open_query(url, ALL) as fleet:
         assert fleet.survey() == Survey(rows=2, managed=2)
-        assert fleet.digest != digest
+        assert reader_of(fleet).digest != digest
 
 
 def test_the_digest_knows_an_input_again(database) -> None:
@@ -162,8 +161,8 @@ def test_the_digest_knows_an_input_again(database) -> None:
     execute(url, "UPDATE fleet SET seen = seen + 1")
 
     with first, Fleet.open_query(url, ALL) as again, Fleet.open_query(url, ALL + " DESC") as other:
-        assert again.digest == first.digest
-        assert other.digest != first.digest
+        assert reader_of(again).digest == reader_of(first).digest
+        assert reader_of(other).digest != reader_of(first).digest
 
 
 def test_memory_does_not_grow_with_the_answer() -> None:

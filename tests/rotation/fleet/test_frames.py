@@ -15,6 +15,7 @@ import pytest
 from postpress_async.errors import FleetError
 from postpress_async.models import CustomProxy, ManagedProxy
 from postpress_async.rotation import Fleet, State
+from postpress_async.rotation._fleet import reader_of
 from postpress_async.rotation._fleet._frame import is_frame
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.sandbox import Sandbox
@@ -212,7 +213,7 @@ def test_memory_does_not_grow_with_the_frame(frame: Made) -> None:
     tracemalloc.start()
     try:
         with Fleet.of(made) as fleet:
-            assert len(fleet.digest) == 32
+            assert len(reader_of(fleet).digest) == 32
             assert fleet.survey().rows == 10_000
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -238,10 +239,13 @@ def test_the_digest_is_over_what_the_rows_say() -> None:
     others = [frame.assign(port=81), frame.iloc[::-1], frame.iloc[:1], frame.assign(id=["a", 7])]
     others += [frame.assign(password="p"), frame.rename(columns={"host": "username"})]
 
-    digests = [Fleet.of(other).digest for other in others]
+    digests = [reader_of(Fleet.of(other)).digest for other in others]
 
-    assert {Fleet.of(equal).digest for equal in same} == {Fleet.of(frame).digest}
-    assert len({*digests, Fleet.of(frame).digest, Fleet.of(frame, default=US).digest}) == len(others) + 2
+    assert {reader_of(Fleet.of(equal)).digest for equal in same} == {reader_of(Fleet.of(frame)).digest}
+    assert (
+        len({*digests, reader_of(Fleet.of(frame)).digest, reader_of(Fleet.of(frame, default=US)).digest})
+        == len(others) + 2
+    )
 
 
 # --- In a rotation -------------------------------------------------------------------------------

@@ -19,11 +19,10 @@ from postpress_async.rotation._export import write_jsonl
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._history import assignments_of
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
-from postpress_async.rotation.journal._statistics import Stage, collect_statistics, stage_of
+from postpress_async.rotation.journal._statistics import Stage, advice, collect_statistics, stage_of
 from tests.support.command_line import run
 from tests.support.journals import NIGHT, change, killed, outcome, refused, write
 
@@ -133,7 +132,7 @@ async def test_each_reader_reports_accounts_maybe_sent_by_a_dead_run(path: Path,
     copy, _ = await dead(path, 60)
     unknown = {ordinal for ordinal, what in table(copy).items() if what == IN_DOUBT}
 
-    with JournalView(copy) as view:
+    with JournalReader(copy) as view:
         numbers = collect_statistics(view, stage_of(view), NIGHT)
         with (tmp_path / "export.jsonl").open("wb") as file:
             write_jsonl(view.outcomes(), file)
@@ -243,7 +242,7 @@ async def test_an_unknown_outcome_of_a_run_stays_unknown_when_it_ends(path: Path
 
 async def test_export_says_how_many_accounts_have_no_line_yet(path: Path) -> None:
     copy, _ = await dead(path, 60)
-    with JournalView(copy) as view:
+    with JournalReader(copy) as view:
         count = collect_statistics(view, stage_of(view), NIGHT).maybe_sent
 
     done = CliRunner().invoke(cli, ["export", str(copy)])
@@ -265,9 +264,9 @@ async def test_doubts_of_a_dead_run_are_not_those_of_the_runs_before_it(path: Pa
         connection.execute("UPDATE runs SET state = 'complete', began = 1.0, total = NULL")
     copy, _ = await dead(path, 60, every=0.0)
 
-    with JournalView(copy, run=1) as view:
+    with JournalReader(copy, run=1) as view:
         first = collect_statistics(view, stage_of(view), NIGHT)
-    with JournalView(copy) as view:
+    with JournalReader(copy) as view:
         latest = collect_statistics(view, stage_of(view), NIGHT)
 
     assert (first.stage, first.maybe_sent) == (Stage.ENDED, 0)
@@ -283,7 +282,7 @@ async def test_assignment_of_an_account_in_doubt_reads_as_unknown(path: Path) ->
     copy, _ = await dead(path, 60)
     in_doubt = {f"acc_{ordinal:06}" for ordinal, what in latest_of(copy).items() if what == IN_DOUBT}
 
-    with JournalView(copy) as view:
+    with JournalReader(copy) as view:
         assigned = {entry.account_id: entry for entry in assignments_of(view)}
 
     assert in_doubt
@@ -296,7 +295,7 @@ async def test_status_names_managed_changes_that_are_too_old_to_send(path: Path)
     outcomes = [outcome(n, State.UNKNOWN, assignment="managed US") for n in range(3)]
     write(path, [*outcomes, outcome(3, State.UNKNOWN, assignment="u@p1:80")], total=4, began=NIGHT)
 
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         young = advice("j", collect_statistics(view, stage_of(view), NIGHT + 3_600))
         old = advice("j", collect_statistics(view, stage_of(view), NIGHT + 90_000))
 
@@ -323,10 +322,10 @@ async def test_accounts_maybe_sent_by_a_dead_run_are_reported_until_completed(pa
     """Also after a run that came to none of these accounts."""
     copy, _ = await dead(path, 60)
     await ended(copy, limit=1, finite=False)
-    with JournalView(copy) as view:
+    with JournalReader(copy) as view:
         before = collect_statistics(view, stage_of(view), NIGHT).maybe_sent
     await ended(copy)
-    with JournalView(copy) as view:
+    with JournalReader(copy) as view:
         after = collect_statistics(view, stage_of(view), NIGHT).maybe_sent
 
     assert before

@@ -18,6 +18,7 @@ from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation import State
 from postpress_async.rotation._outcome import failed_outcome, patched_outcome
 from postpress_async.rotation.journal import Journal, row_of
+from tests.support.journals import recorded_states
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ async def test_it_remembers_run_entries_and_generations(path) -> None:
     assert [(n, entry[:4]) for n, entry in again.entries()] == [(3, done), (5, doubt)]
     assert [(n, entry[:4]) for n, entry in again.entries(but_done=True)] == [(5, doubt)]
     assert again.done() == b"\0\0\0\1"
-    assert again._counted("latest") == {State.PATCHED: 1, State.UNKNOWN: 1}
+    assert recorded_states(again) == {State.PATCHED: 1, State.UNKNOWN: 1}
     await again.aclose()
 
 
@@ -299,7 +300,7 @@ async def test_full_disk_error_lists_unrecorded_outcomes_and_keeps_the_recorded(
     with pytest.raises(JournalNotWritableError, match=r"Free the disk .* run the same command again"):
         await journal.aclose()
     again = Journal.open(path)
-    kept = sum(again._counted("latest").values())
+    kept = sum(recorded_states(again).values())
     entries = [account for _, (account, *_) in again.entries()]
     await again.aclose()
     assert 1 <= kept < 2_000
@@ -365,7 +366,7 @@ def test_a_damaged_journal_is_recovered_or_refused_in_a_sentence(tmp_path_factor
     async def read() -> list[str]:
         journal = Journal.open(path, digest=b"input")
         try:
-            journal._counted("latest")
+            journal.done_counts()
             return [account for _, (account, *_) in journal.entries()]
         finally:
             await journal.aclose()
@@ -421,7 +422,7 @@ def test_journal_of_a_killed_run_is_recovered_or_refused_in_a_sentence(
     async def read() -> list[tuple[int, str, State]]:
         journal = Journal.open(path, digest=b"input")
         try:
-            journal._counted("latest")
+            journal.done_counts()
             return [(ordinal, account, state) for ordinal, (account, state, *_) in journal.entries()]
         finally:
             await journal.aclose()

@@ -22,8 +22,8 @@ from postpress_async.models import Attempt
 from postpress_async.rotation import Row, State
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, _writer
-from postpress_async.rotation.journal._reading import JournalView
-from tests.support.journals import Run, outcome
+from postpress_async.rotation.journal._reading import JournalReader
+from tests.support.journals import Run, outcome, recorded_states
 
 US = ManagedProxy(country="US")
 
@@ -93,7 +93,7 @@ async def test_lock_outlives_a_copy_that_the_program_makes_of_its_journal(path, 
 
 async def test_lock_is_released_when_the_journal_is_closed_and_a_view_of_it_is_open(path) -> None:
     journal = Journal.open(path)
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         assert view.is_written()
         await journal.aclose()
 
@@ -161,7 +161,7 @@ async def test_file_copied_without_its_log_is_refused(path, tmp_path, recorded) 
     shutil.copyfile(path, copy)
     await journal.aclose()
 
-    for open_it in (Journal.open, JournalView):
+    for open_it in (Journal.open, JournalReader):
         with pytest.raises(JournalError, match=r"copy\.sqlite3-wal is missing.* Put it back"):
             open_it(copy)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["copy.sqlite3", "run.sqlite3"]
@@ -196,10 +196,10 @@ async def test_rows_that_were_skipped_before_a_lost_log_are_in_doubt_under_their
         keys_of_the_dead_run = file.execute("SELECT ordinal, generation FROM generations").fetchall()
 
     with pytest.raises(JournalError, match="is missing, or is not its own"):
-        JournalView(path)
+        JournalReader(path)
     journal = Journal.open(path)
 
-    assert journal._counted("latest") == {State.UNKNOWN: 100}
+    assert recorded_states(journal) == {State.UNKNOWN: 100}
     assert [(ordinal, used) for ordinal, (used, _) in journal.generations()] == keys_of_the_dead_run
     await journal.aclose()
 
@@ -214,7 +214,7 @@ async def test_killed_journal_that_another_program_folded_is_resumed(path) -> No
     assert not path.with_name("run.sqlite3-wal").exists()
 
     journal = Journal.open(path)
-    assert journal._counted("latest") == {State.PATCHED: 20}
+    assert recorded_states(journal) == {State.PATCHED: 20}
     await journal.aclose()
 
 
@@ -228,7 +228,7 @@ async def test_killed_journal_that_was_refused_for_another_reason_is_resumed_lat
         Journal.open(path, digest=b"another")
 
     journal = Journal.open(path, digest=b"one input")
-    assert journal._counted("latest") == {State.PATCHED: 20}
+    assert recorded_states(journal) == {State.PATCHED: 20}
     await journal.aclose()
 
 
@@ -417,7 +417,7 @@ async def test_commit_begins_when_half_of_what_is_in_flight_waits_for_it(
     """And not only after a time that has nothing to do with the number of accounts in flight."""
     monkeypatch.setattr(_writer, "COMMIT_EVERY", 3_600.0)
     journal = Journal.open(path, in_flight=in_flight)
-    view = JournalView(path)
+    view = JournalReader(path)
     for ordinal in range(together):
         journal.record(outcome(ordinal))
 
@@ -440,10 +440,10 @@ async def test_rotation_waits_for_a_disk_that_is_five_commits_behind(path, monke
     journal = Journal.open(path, in_flight=100)
     monkeypatch.setattr(journal._writer, "_commit", lambda _: None)
     journal._writer._rows = [("", ())] * 250
-    assert not journal.is_behind
+    assert not journal._writer.is_behind
 
     journal._writer._rows = [("", ())] * 251
 
-    assert journal.is_behind
+    assert journal._writer.is_behind
     journal._writer._rows = []
     await journal.aclose()

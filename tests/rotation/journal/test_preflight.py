@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from postpress_async import _cli as cli
-from postpress_async.rotation.journal._checkpoint import LOG_NEEDED
-from postpress_async.rotation.journal._lock import JournalFile
+from postpress_async.rotation.journal._database import LOG_NEEDED
+from postpress_async.rotation.journal._file import JournalFile
 from tests.support.command_line import JOURNAL, SANDBOX_KEY
 
 SANDBOX = ["--sandbox"]

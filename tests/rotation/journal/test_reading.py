@@ -23,11 +23,16 @@ from postpress_async.errors import Applied, JournalError
 from postpress_async.rotation import State
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._database import APPLICATION_ID
-from postpress_async.rotation.journal._lock import JournalFile
-from postpress_async.rotation.journal._reading import JournalView
-from postpress_async.rotation.journal._statistics import Stage, Statistics, collect_statistics, stage_of
+from postpress_async.rotation.journal._file import JournalFile
+from postpress_async.rotation.journal._reading import JournalReader
+from postpress_async.rotation.journal._statistics import (
+    Stage,
+    Statistics,
+    advice,
+    collect_statistics,
+    stage_of,
+)
 from tests.support.journals import NIGHT, Run, change, outcome, refused, write
 
 PATCHED, FAILED, UNKNOWN, SKIPPED = State
@@ -39,12 +44,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def numbers(path: Path, now: float = NIGHT) -> Statistics:
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         return collect_statistics(view, stage_of(view), now)
 
 
 def accounts(path: Path) -> list[str]:
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         return [read.account_id for read in view.outcomes()]
 
 
@@ -61,14 +66,14 @@ def test_an_outcome_is_read_as_it_was_written(path) -> None:
     written = [outcome(0), outcome(1, FAILED, assignment="line 3"), outcome(2, UNKNOWN), refused(3)]
     write(path, written)
 
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         assert list(view.outcomes()) == written
 
 
 def test_the_states_asked_for_come_in_the_order_of_the_input(path) -> None:
     write(path, (outcome(n, (PATCHED, FAILED, UNKNOWN)[n % 3]) for n in range(10_000)))
 
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         read = [read.ordinal for read in view.outcomes([UNKNOWN, FAILED])]
     assert read == [n for n in range(10_000) if n % 3]
 
@@ -79,7 +84,7 @@ def test_a_slow_reader_holds_up_no_run(path) -> None:
     writer = sqlite3.connect(path)
     writer.execute("UPDATE outcomes SET attempts = 2 WHERE ordinal = 9999")
     writer.commit()
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         outcomes = view.outcomes()
         next(outcomes)
 
@@ -95,7 +100,7 @@ def test_at_one_moment_nothing_changes(path) -> None:
     writer = sqlite3.connect(path)
     writer.execute("UPDATE outcomes SET attempts = 2")
     writer.commit()
-    with JournalView(path) as view, view.at_one_moment():
+    with JournalReader(path) as view, view.at_one_moment():
         writer.execute("DELETE FROM outcomes")
         writer.commit()
 
@@ -229,7 +234,7 @@ def test_a_link_to_a_journal_is_followed_to_its_lock(path, tmp_path) -> None:
 def test_a_run_that_begins_meanwhile_is_noticed(path) -> None:
     """A journal that nobody writes is read without locks: half of one run and half of another is worse."""
     write(path, [outcome(0)])
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         change(path, "UPDATE outcomes SET account_id = 'acc_other'")
         os.utime(path, ns=(1, 1))
 
@@ -239,7 +244,7 @@ def test_a_run_that_begins_meanwhile_is_noticed(path) -> None:
 
 def test_journal_deleted_while_read_is_reported(path) -> None:
     write(path, [outcome(0)])
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         path.unlink()
 
         with pytest.raises(JournalError, match="is gone"):
@@ -279,7 +284,7 @@ def test_file_that_is_not_a_journal_is_refused_in_a_sentence(path, tmp_path, mak
     before = sorted(os.listdir(tmp_path))
 
     with pytest.raises(JournalError, match=fact) as caught:
-        JournalView(path)
+        JournalReader(path)
     assert str(path) in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -331,7 +336,7 @@ def test_a_journal_that_is_only_being_made_is_looked_at_later(path) -> None:
     file.lock()
 
     with pytest.raises(JournalError, match="being created by a run: try again"):
-        JournalView(path)
+        JournalReader(path)
     file.close()
 
 
@@ -360,7 +365,7 @@ def test_unprintable_characters_are_escaped(path) -> None:
     """A journal may come from someone else, and end on a terminal."""
     write(path, [outcome(0, FAILED, account_id="\x1b[2Jacc", instance="a\nb", error_type="errors/\u202egpj")])
 
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         [read] = view.outcomes()
     assert (read.account_id, read.instance, read.error_type) == (
         "\\x1b[2Jacc",
@@ -542,7 +547,7 @@ def test_a_copy_that_had_to_be_made_is_its_owner_s(path) -> None:
         run.kill()
     path.with_name("run.sqlite3-shm").unlink()
 
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         [(_, _, copy)] = view.ask("PRAGMA database_list")
         assert stat.S_IMODE(Path(copy).parent.stat().st_mode) == 0o700
     assert not Path(copy).exists()

@@ -11,8 +11,8 @@ from postpress_async.rotation import State
 from postpress_async.rotation._pool import as_pooled
 from postpress_async.rotation.journal import OUTCOME, row_of
 from postpress_async.rotation.journal._database import connect
-from postpress_async.rotation.journal._reading import JournalView
-from postpress_async.rotation.journal._rollback import RollbackPlan, plan_rollback
+from postpress_async.rotation.journal._history import RollbackPlan, plan_rollback
+from postpress_async.rotation.journal._reading import JournalReader
 from tests.support.journals import outcome
 
 PROXIES = [CustomProxy(host=f"p{number}.example.net", port=8080, password="hunter2") for number in range(4)]
@@ -45,7 +45,7 @@ def patched(*assignments: str | None) -> list[Outcome]:
 
 
 def plan(path: Path, to: int, proxies: Sequence[CustomProxy] = PROXIES) -> RollbackPlan:
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         return plan_rollback(view, to, map(as_pooled, proxies))
 
 

@@ -16,10 +16,10 @@ from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation.journal._recovery import FIRST_WATERMARK, SET_WATERMARK
+from postpress_async.rotation.journal._database import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.sandbox import Sandbox
-from tests.support.journals import killed
+from tests.support.journals import killed, recorded_states
 
 US = ManagedProxy(country="US")
 FLEET = 1_024
@@ -142,7 +142,7 @@ async def test_a_close_that_is_cancelled_leaves_nothing_in_doubt(path: Path) -> 
         await closing_
 
     again = Journal.open(path)
-    assert (again.in_doubt_below, again._counted("latest")) == (0, {State.PATCHED: 1})
+    assert (again.in_doubt_below, recorded_states(again)) == (0, {State.PATCHED: 1})
     await again.aclose()
 
 
@@ -157,7 +157,7 @@ async def test_accounts_skipped_beyond_the_watermark_stay_skipped(path: Path) ->
     await held.aclose()
 
     journal = Journal.open(copy)
-    counts = journal._counted("latest")
+    counts = recorded_states(journal)
     await journal.aclose()
     assert counts == {State.UNKNOWN: FIRST_WATERMARK, State.SKIPPED: FLEET - FIRST_WATERMARK}
 

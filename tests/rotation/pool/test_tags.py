@@ -17,6 +17,7 @@ from postpress_async import CustomProxy, Fleet, ManagedProxy, ProxyPool, errors
 from postpress_async.errors import Applied, FleetError
 from postpress_async.models import AccountPatched
 from postpress_async.rotation import Halt, Outcome, Rotation, RotationSummary, Row, State
+from postpress_async.rotation._fleet import reader_of
 from postpress_async.rotation._input import RotationInput
 from postpress_async.rotation._pool._proxy_list import read_lists
 from postpress_async.rotation._pool._tags import argument_of, digest_of, make_pools, pools_of
@@ -299,7 +300,7 @@ def test_input_with_another_tag_is_another_input(tmp_path) -> None:
 
     def digest(tag: str) -> bytes:
         with Fleet.open(write_fleet(tmp_path, [tag]), pooled=tagged, pool_by="country") as fleet:
-            return fleet.rows_digest
+            return reader_of(fleet).rows_digest
 
     assert digest("US") != digest("DE")
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from postpress_async import Outcome
 from postpress_async.errors import JournalError, RotationError, Scope
 from postpress_async.rotation import State
-from postpress_async.rotation.journal._reading import JournalView
+from postpress_async.rotation.journal._reading import JournalReader, JournalView
 from postpress_async.rotation.journal._statistics import stage_of
 from postpress_async.rotation.report import _charts as charts
 from postpress_async.rotation.report import write_report
@@ -41,7 +41,7 @@ def page(path: Path, now: float = NIGHT + 3_600) -> str:
 
 
 def findings(path: Path) -> Findings:
-    with JournalView(path) as view:
+    with JournalReader(path) as view:
         return find(view, stage_of(view), NIGHT)
 
 
