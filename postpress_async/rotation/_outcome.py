@@ -121,8 +121,8 @@ def failed_outcome(
     error: PostPressError,
     elapsed: float,
     *,
+    attempts: int | None = None,
     assignment: str | None = None,
-    earlier: int = 0,
     cut_short: bool = False,
     final: bool = False,
 ) -> Outcome:
@@ -130,8 +130,8 @@ def failed_outcome(
     The outcome of an account whose last call ended with *error*, which says whether the change was applied.
 
     Args:
+        attempts: Requests of all calls; if None, those of *error*.
         assignment: See `Outcome`.
-        earlier: Requests of earlier calls, with other proxies.
         cut_short: Whether another attempt would have followed if the run had not ended.
         final: Whether a refusal makes the state `FAILED` even though an earlier run may have applied the
             change. Otherwise every later run would send the account again.
@@ -147,7 +147,7 @@ def failed_outcome(
         line,
         account_id,
         state,
-        earlier + len(error.attempts),
+        len(error.attempts) if attempts is None else attempts,
         error.status,
         error.code,
         error.scope,

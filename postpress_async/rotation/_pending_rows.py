@@ -7,7 +7,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from attrs import define, evolve
 
-from postpress_async.errors import Applied, JournalError
+from postpress_async.errors import Applied, JournalError, NotSentError, Scope
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation._outcome import KEY_EXPIRED, Outcome, State
 from postpress_async.rotation._pool import assignment_of
@@ -65,6 +65,22 @@ class PendingRow:
             return outcome
         error_type = KEY_EXPIRED if self.key_expired else None
         return evolve(outcome, error_type=error_type, settled_at=self.in_doubt_since)
+
+
+def refused_outcome(row: Refusal) -> Outcome:
+    """The outcome of an invalid row."""
+    error = NotSentError(f"not sent: {row}")
+    error.account_id = row.account_id
+    return Outcome(
+        row.ordinal,
+        row.line,
+        row.account_id or "",
+        State.SKIPPED,
+        error_type=row.reason,
+        scope=Scope.REQUEST,
+        applied=Applied.NO,
+        error=error,
+    )
 
 
 class PendingRows:
