@@ -44,7 +44,7 @@ class FailureMonitor:
 
     Args:
         halt: The threshold.
-        key_works: Whether an earlier run was accepted with an API key.
+        key_works: Whether the API accepted the API key in an earlier run.
         connected: Whether an earlier run connected to the host.
 
     Attributes:
@@ -60,7 +60,6 @@ class FailureMonitor:
         self._last_connect_error: PostPressError | None = None
         self._key: Final = ApiKeyMonitor(works=key_works)
         self._window: Final[deque[Scope | None]] = deque(maxlen=WINDOW)  # the failures' scopes; None: patched
-        self._failed_in_window: Final[Counter[Scope]] = Counter()
         self._errors: Final[Counter[tuple[Scope, str]]] = Counter()
         self.tried: int = 0
         self.key_refused: bool = False
@@ -85,12 +84,9 @@ class FailureMonitor:
         if outcome.state is State.UNKNOWN and not outcome.attempts:
             return None  # the doubt is an earlier run's, and this run sent nothing
         self.tried += 1
-        if len(self._window) == WINDOW and (oldest := self._window[0]) is not None:
-            self._failed_in_window[oldest] -= 1
         scope = (outcome.scope or Scope.SERVICE) if failed else None
         self._window.append(scope)
         if scope is not None:
-            self._failed_in_window[scope] += 1
             self._errors[scope, outcome.error_type or ""] += 1
         # A patched account reaches no threshold, except as the last of the canary.
         return self._reason() if failed or self.tried == self._halt.canary else None
@@ -98,7 +94,7 @@ class FailureMonitor:
     @property
     def key_error(self) -> str | None:
         """The type of the 401 that all accounts got; None if none, or if the error has scope KEY."""
-        return self._key.refusal_type if self.key_refused else None
+        return self._key.refusal_type
 
     def attempt_failed(self, error: PostPressError) -> str | None:
         """Count a failed attempt. Return the reason to halt, as a sentence; None to continue."""
@@ -138,7 +134,8 @@ class FailureMonitor:
                     return f"{errors.total()} of the canary's {canary} accounts failed{_main(errors, scope)}"
         for scope, threshold in self._halt.thresholds.items():
             errors = self._errors_of(scope)
-            failed = self._failed_in_window.total() if scope is None else self._failed_in_window[scope]
+            of_scope = self._window.count(scope)
+            failed = len(self._window) - of_scope if scope is None else of_scope
             if isinstance(threshold, int):
                 if errors.total() >= threshold:
                     return f"{errors.total()} accounts failed{_main(errors, scope)}, which is the threshold"
