@@ -18,7 +18,7 @@ from postpress_async._call.arguments import suggest_change
 from postpress_async._call.context import CallContext, CallHooks
 from postpress_async._call.idempotency import FixedKey, FreshKeys, KeyGenerator, Keys, check_key
 from postpress_async._call.keyed_lock import KeyedLock
-from postpress_async._call.pace_reports import report_changes, report_pauses
+from postpress_async._call.pace_reports import PaceReports
 from postpress_async._call.tracker import CallTracker, WaitGroup
 from postpress_async._call.update import UpdateCall
 from postpress_async._converter import as_change
@@ -113,15 +113,11 @@ class PostPressSession:
         self._key_maker: Final = KeyGenerator()
         self._tracker: Final = CallTracker()
         observer = None if on_event is None else SafeObserver(on_event)
+        reports = PaceReports(observer)
         self._context: Final = CallContext(
             _make_transport(transport, url, key, ssl=ssl, connector=connector, trust_env=trust_env),
             key,
-            Pacer(
-                pace,
-                random=random.random,
-                on_pause=report_pauses(observer),
-                on_change=report_changes(observer),
-            ),
+            Pacer(pace, random=random.random, on_pause=reports.on_pause, on_change=reports.on_change),
             KeyedLock(latest=same_account == "latest"),
             self._tracker,
             observer,

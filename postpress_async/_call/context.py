@@ -41,9 +41,7 @@ class CallContext:
 
 
 class CallHooks(Protocol):
-    """
-    Callbacks of a call's owner, such as a rotation. The call runs them in its own task.
-    """
+    """Callbacks of a call's owner, such as a rotation. The call runs them in its own task."""
 
     @property
     def waits(self) -> WaitGroup:

@@ -82,7 +82,6 @@ class FreshKeys:
         self.in_doubt = False
 
     async def renew(self) -> None:
-        """See `Keys.renew`."""
         self.current = self._generator.generate()
 
 

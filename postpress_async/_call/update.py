@@ -107,25 +107,25 @@ class UpdateCall:
         account_id = self._request.account_id
         observer(events.CallStarted(account_id, self._request.url))
         error: PostPressError | None = None
-        attempts, given_up = 0, False
+        given_up = False
         try:
-            patched = await self._run()
-            attempts = len(patched.attempts)
-            return patched
+            return await self._run()
         except PostPressError as failure:
-            error, attempts = failure, len(failure.attempts)
+            error = failure
             raise
         except BaseException:
-            given_up, attempts = True, len(self._attempts)
+            given_up = True
             raise
         finally:
+            attempts = len(self._attempts)
             elapsed = max(0.0, self._clock() - self._first_sent)  # 0 if there was no attempt
             observer(events.CallEnded(account_id, attempts, elapsed, error, given_up, self._waited))
             del error  # an exception held by a frame of its own traceback is a reference cycle
 
     async def _run(self) -> AccountPatched:
-        if self._in_doubt and self._is_managed and self._keys.current is None:
-            raise self._cannot_resend()
+        if self._in_doubt and self._is_managed and self._keys.current is None:  # it might assign a second one
+            fact = "an earlier run may have sent this change; without idempotency keys it is not sent again"
+            raise self._add_facts(DeadlineError(fact))
         locks, account_id = self._context.locks, self._request.account_id
         if not locks.try_acquire(account_id):
             await self._wait_for_lock(locks, account_id)
@@ -205,7 +205,7 @@ class UpdateCall:
             elapsed = self._clock() - started
             attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, response.status))
             patched = codec.decode_response(response, request, attempts)
-            signal = _SUCCESS
+            signal, self._attempts = _SUCCESS, attempts
             if context.observer is not None:
                 context.observer(events.AttemptEnded(request.account_id, number, elapsed, 200, None))
             return patched
@@ -373,25 +373,15 @@ class UpdateCall:
             error.applied = Applied.UNKNOWN
         return error
 
-    def _cannot_resend(self) -> PostPressError:
-        # Without a key, a second request might assign a second managed proxy.
-        error = DeadlineError(
-            "an earlier run may have sent this change; without idempotency keys it is not sent again"
-        )
-        error.account_id, error.applied = self._request.account_id, Applied.UNKNOWN
-        return error
-
     def _out_of_time(self) -> PostPressError:
         if self._failure is not None:
             return self._failure
         if self._context.tracker.ended:
-            error: PostPressError = SessionClosedError("the session was closed before the change was sent")
-        elif self._waits.ends_at <= self._clock():
-            error = DeadlineError("the deadline passed before the change was sent")
+            return self._add_facts(SessionClosedError("the session was closed before the change was sent"))
+        if self._waits.ends_at <= self._clock():
+            end = "the deadline passed"
         elif self._waits.ended:
-            error = DeadlineError("the rotation was stopped before the change was sent")
+            end = "the rotation was stopped"
         else:
-            error = DeadlineError(
-                f"the deadline of {self._policy.deadline:g} s passed before the change was sent"
-            )
-        return self._add_facts(error)
+            end = f"the deadline of {self._policy.deadline:g} s passed"
+        return self._add_facts(DeadlineError(f"{end} before the change was sent"))
