@@ -82,7 +82,6 @@ class RotationInput:
     The rows of a rotation.
 
     Attributes:
-        rows: The rows.
         finite: Whether the rows certainly end, so that each can be recorded even if the run ends early.
         total: Number of rows; None if not known beforehand.
         fleet: The input if it is a fleet, which a journal recognizes by a digest. A journal compares the rows
@@ -101,11 +100,7 @@ class RotationInput:
     @classmethod
     def of(cls, changes: Changes, *, pooled: Pooled) -> Self:
         """
-        Convert any input.
-
-        Args:
-            changes: The input.
-            pooled: The pool of the rotation, or pools by tag; False without one.
+        Convert any input, for the pool or pools of the rotation.
 
         Raises:
             ValueError: The fleet was opened for another pool; or no account would use the pool; or a tag has
@@ -143,17 +138,13 @@ class RotationInput:
         if selection.accounts is None and selection.run is not None:  # it takes all rows of this input
             return evolve(self, selection=selection)
 
-        def selected(rows: Iterable[Row | Refusal]) -> Iterator[Row | Refusal]:
+        def selected(rows: Any) -> Any:
+            if isinstance(rows, AsyncIterable):
+                return (row async for row in rows if selection.takes(row.account_id))
             return (row for row in rows if selection.takes(row.account_id))
 
-        rows: Any = self.rows
-        if isinstance(rows, AsyncIterable):
-            rows = (row async for row in rows if selection.takes(row.account_id))
-        else:
-            rows = selected(rows)
-        reread = self.reread
-        reread = None if reread is None else lambda read=reread: selected(read())
-        return evolve(self, rows=rows, total=None, reread=reread, selection=selection)
+        reread = None if (read := self.reread) is None else lambda: selected(read())
+        return evolve(self, rows=selected(self.rows), total=None, reread=reread, selection=selection)
 
     def journal_opener(
         self,
@@ -247,16 +238,12 @@ def make_rotation(
     **options: Unpack[JournalOptions],
 ) -> Rotation:
     """
-    Create a rotation; see ``session.rotate`` for the other arguments and the errors.
+    Create a rotation; see ``session.rotate`` for most arguments and the errors.
 
     Args:
-        update: Updates an account.
-        changes: The input.
         in_flight: Accounts processed at once, which an *executor* changes.
         target: Where requests are sent.
         api_key: The API key, which the journal recognizes; None if only other processes have it.
-        waits: Where the calls wait.
-        observer: Gets the events.
         executor: Carries out the calls, if this process does not.
     """
     check_count("limit", limit)
@@ -312,7 +299,6 @@ class _Pairs:
 
     @property
     def rows_digest(self) -> bytes:
-        """See `KnownInput.rows_digest`."""
         digest = RowsDigest()
         for row in self.rows():
             digest.add(row)
