@@ -45,26 +45,16 @@ class Update(Protocol):
 
 @frozen(kw_only=True)
 class AccountContext:
-    """
-    What the accounts of a rotation share.
-
-    Attributes:
-        update: The session's function.
-        waits: Where the calls wait.
-        pools: Provide proxies for rows without a change, by the tag of the row.
-        on_backoff: Called with True when a call starts to back off, and with False when it continues.
-        on_attempt_failed: Called with the error of each failed attempt.
-        on_cancelled: Called with the outcome of an account for which `AccountTask.run` raises.
-        can_resume: Whether a later run may continue this one. Accounts that were refused, but would have been
-            retried, are then skipped instead of failed if the run ends.
-    """
+    """What the accounts of a rotation share."""
 
     update: Update
     waits: WaitGroup
-    pools: Mapping[Tag, ProxyAllocator]
+    pools: Mapping[Tag, ProxyAllocator]  # for rows without a change, by their tag
     on_backoff: Callable[[bool], object]
     on_attempt_failed: Callable[[PostPressError], object]
-    on_cancelled: Callable[[Outcome], object]
+    on_cancelled: Callable[[Outcome], object]  # before `AccountTask.run` raises
+    # Whether a later run may continue this one. If the run ends, accounts that were refused, but would have
+    # been retried, are then skipped instead of failed.
     can_resume: bool = True
 
 
@@ -76,26 +66,17 @@ class AccountTask:
     The change may have been applied by an earlier run (`was_in_doubt`) or by a request of this run
     (`in_doubt`), and may yet be applied by one that is `in_flight`. A refusal of a later request ends none of
     these doubts.
-
-    Attributes:
-        in_flight: Whether a request may be in flight. True before each call, which sets it to False when it
-            starts to report its attempts.
-        in_doubt: Whether a request of this run may have been applied.
-        was_in_doubt: Whether an earlier run may have sent the change.
-        resumable: The last error of the current call if another attempt would have followed.
-        attempts: Requests of the calls that have ended.
-        proxy: The pool's proxy of the latest call; None if the row has a change of its own.
     """
 
     _context: AccountContext
     _row: Row
     _keys: RowKeys
-    in_flight: bool = False
+    in_flight: bool = False  # True before each call, which sets it to False if it reports its attempts
     in_doubt: bool = False
     was_in_doubt: bool = False
-    resumable: PostPressError | None = None
-    attempts: int = 0
-    proxy: PooledProxy | None = None
+    resumable: PostPressError | None = None  # the call's last error if another attempt would have followed
+    attempts: int = 0  # requests of the calls that have ended
+    proxy: PooledProxy | None = None  # of the latest call; None if the row has a change of its own
     _proxy_in_use: bool = False  # the call with it has not ended
     _first_sent: float = math.inf
     _strikes: int = 0
@@ -104,24 +85,19 @@ class AccountTask:
 
     @property
     def waits(self) -> WaitGroup:
-        """Where the calls wait; the rotation ends all waits when it is stopped."""
         return self._context.waits
 
     def on_backoff(self, backing_off: bool) -> None:
-        """A call starts to back off (True), or continues (False)."""
         self._context.on_backoff(backing_off)
 
     def on_call_started(self) -> None:
-        """A call that reports its attempts has started; none is in flight."""
         self.in_flight = False
 
     def on_attempt_started(self, now: float) -> None:
-        """An attempt starts at *now*, in seconds of the event loop's clock."""
         self.in_flight = True
         self._first_sent = min(self._first_sent, now)
 
     def on_attempt_failed(self, error: PostPressError) -> None:
-        """An attempt ended with *error*, whose `applied` is about this attempt alone."""
         self.in_flight = False
         self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
         self._context.on_attempt_failed(error)
@@ -144,12 +120,7 @@ class AccountTask:
     # --- Calls ---
 
     async def run(self) -> Outcome:
-        """
-        Update the account, and return its outcome.
-
-        Raises:
-            BaseException: The task was cancelled, or the caller's retry strategy or pool raised an error.
-        """
+        """Return the outcome. Raises if it is cancelled, or the caller's retry strategy or pool raises."""
         change, keys = self._row.change, self._keys
         self.was_in_doubt = keys.in_doubt
         try:

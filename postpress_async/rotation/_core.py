@@ -33,36 +33,20 @@ _log = logging.getLogger("postpress_async.rotation")
 
 @define(eq=False, kw_only=True)
 class RotationCore:
-    """
-    Records the outcomes of a rotation, decides when it ends, and hands the outcomes to the caller.
-
-    Attributes:
-        halt: The failure threshold and the canary.
-        pools: The pools by tag.
-        drain: Whether rows are also taken after the rotation was stopped or halts.
-        waits: Where the calls wait.
-        observer: Gets the events.
-        row_source: The rows.
-        outcomes: What the caller iterates over.
-        summary: The counts so far.
-        journal: The journal; None without one, and before it is open.
-        allocators: Assign the proxies, by tag; empty before `open_pools`.
-        stopping: Whether nothing new is sent.
-        error: What ended the rotation; None if nothing did.
-    """
+    """Records the outcomes of a rotation, decides when it ends, and hands the outcomes to the caller."""
 
     halt: Halt
     pools: Pools
-    drain: bool
-    waits: WaitGroup
+    drain: bool  # whether rows are also taken after the rotation was stopped or halts
+    waits: WaitGroup  # of the calls
     observer: SafeObserver[events.Event] | None
     row_source: RowSource
-    outcomes: OutcomeQueue
+    outcomes: OutcomeQueue  # over which the caller iterates
     summary: RotationSummary = Factory(RotationSummary)
-    journal: Journal | None = None
-    allocators: dict[Tag, ProxyAllocator] = Factory(dict)
-    stopping: bool = False
-    error: Exception | None = None
+    journal: Journal | None = None  # also before it is open
+    allocators: dict[Tag, ProxyAllocator] = Factory(dict)  # filled by `open_pools`
+    stopping: bool = False  # nothing new is sent
+    error: Exception | None = None  # what ended the rotation
     _failed: Counter[tuple[str | None, Applied | None]] = Factory(Counter)
     _monitor: FailureMonitor = Factory(lambda core: FailureMonitor(core.halt), takes_self=True)
 
@@ -118,7 +102,6 @@ class RotationCore:
             self.summary.unconsumed.append(outcome)
 
     def on_cancelled(self, outcome: Outcome) -> None:
-        """See `AccountContext`."""
         self._record(outcome)
         self.publish(outcome)
 
@@ -165,7 +148,6 @@ class RotationCore:
         self.end_sending()
 
     def on_attempt_failed(self, error: PostPressError) -> None:
-        """See `AccountContext`."""
         if not self.stopping and (reason := self._monitor.attempt_failed(error)) is not None:
             self._halt_for(reason)
 
@@ -192,12 +174,7 @@ class RotationCore:
         self.end_sending()
 
     def record_end(self, *, failed: bool) -> None:
-        """
-        Halt for reasons that only the whole run shows, and record how the run ended.
-
-        Args:
-            failed: Whether it ended by an exception, such as a cancellation.
-        """
+        """Halt for reasons that only the whole run shows. *failed* if it ended by an exception."""
         if self.error is None:
             self._record_halt(ended_early=failed or self.summary.stopped or self.summary.halted is not None)
         is_done = self.row_source.exhausted and not self.summary.stopped and self.error is None

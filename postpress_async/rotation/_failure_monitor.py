@@ -43,14 +43,12 @@ class FailureMonitor:
     Watches the outcomes and failed attempts of a run, and decides when to halt.
 
     Args:
-        halt: The threshold.
         key_works: Whether the API accepted the API key in an earlier run.
         connected: Whether an earlier run connected to the host.
 
     Attributes:
         tried: Accounts that were patched, or whose call ended in an error.
         key_refused: Whether the reason to halt is the API key.
-        connected: Whether any connection to the host was made.
     """
 
     def __init__(self, halt: Halt, *, key_works: bool = False, connected: bool = False) -> None:

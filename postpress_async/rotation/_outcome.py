@@ -132,7 +132,6 @@ def failed_outcome(
 
     Args:
         attempts: Requests of all calls; if None, those of *error*.
-        assignment: See `Outcome`.
         cut_short: Whether another attempt would have followed if the run had not ended.
         final: Whether a refusal makes the state `FAILED` even though an earlier run may have applied the
             change. Otherwise every later run would send the account again.
@@ -178,15 +177,7 @@ def outcome_without_proxy(
 def not_sent_error(
     outcome: Outcome, halted: str | None, *, deadline_passed: bool, stopped: bool
 ) -> PostPressError:
-    """
-    The error of an account that was not patched, and for which no call raised one.
-
-    Args:
-        outcome: Its outcome.
-        halted: Why the run stopped by itself; None if it did not.
-        deadline_passed: Whether the deadline of all accounts passed.
-        stopped: Whether the run was stopped.
-    """
+    """The error of an account that was not patched, and for which no call raised one."""
     error: PostPressError
     if outcome.error_type is not None:
         error = NotSentError(f"not sent: {outcome.error_type}")

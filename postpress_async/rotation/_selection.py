@@ -33,14 +33,10 @@ class Selection:
     @classmethod
     def of(cls, on: "Iterable[str] | Selection") -> "Selection | None":
         """
-        Select the accounts on certain proxies.
+        Select the accounts on certain proxies; None if *on* is empty.
 
-        Args:
-            on: Any of HOST, HOST:PORT, USER@HOST, USER@HOST:PORT, and networks such as 10.1.1.0/24. Empty for
-                all accounts.
-
-        Raises:
-            ValueError: One of them has another form.
+        Any of HOST, HOST:PORT, USER@HOST, USER@HOST:PORT, and networks such as 10.1.1.0/24. Raises
+        `ValueError` if one has another form.
         """
         if isinstance(on, Selection):
             return on
