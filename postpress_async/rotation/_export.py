@@ -94,12 +94,7 @@ def write_assignments(assignments: Iterable[Assigned], file: BinaryIO, kind: str
 
 
 def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
-    """
-    Write Parquet, with up to 65,536 rows per row group.
-
-    Raises:
-        RotationError: pyarrow is not installed.
-    """
+    """Write Parquet, with up to 65,536 rows per row group. Raises `RotationError` without pyarrow."""
     try:
         import pyarrow as arrow
         from pyarrow import parquet

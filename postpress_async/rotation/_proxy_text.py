@@ -37,9 +37,6 @@ def read_proxy(text: str) -> CustomProxy:
 
     ``a:1:b@c:2`` matches two forms. The one whose host has a dot or is an IPv6 address is used. If that is
     true of both or neither, the text is refused, because part of a password might be used as a host.
-
-    Raises:
-        FieldError: The text is not a proxy, or a field is invalid.
     """
     text = text.strip()
     try:

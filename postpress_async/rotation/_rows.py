@@ -131,13 +131,7 @@ def check_changes(pairs: Iterable[Change], *, pooled: Pooled) -> None:
 def distinct_rows(
     changes: Mapping[str, ProxyChangeLike | str | None] | Iterable[Change], *, pooled: Pooled
 ) -> list[Row]:
-    """
-    Return one row per account.
-
-    Raises:
-        FieldError: An account id or a change is invalid.
-        ValueError: An account occurs twice with different changes.
-    """
+    """Return one row per account. Raises `ValueError` if one is invalid, or has different changes."""
     if not isinstance(changes, Iterable):
         kind = type(changes).__name__
         raise ValueError(f"changes must be a mapping or an iterable of pairs, got {kind}: use rotate for it")
@@ -154,13 +148,8 @@ def distinct_rows(
 
 
 def pairs_of(changes: object) -> Any:
-    """
-    Return the pairs of *changes*: the items of a mapping, otherwise *changes* itself.
-
-    Raises:
-        ValueError: It is a text, whose characters would be account ids.
-    """
-    if isinstance(changes, str):
+    """Return the pairs of *changes*: the items of a mapping, otherwise *changes* itself."""
+    if isinstance(changes, str):  # its characters would be account ids
         raise ValueError("changes must be a mapping or an iterable of pairs, got str: put it into a list")
     # A mapping is also an iterable of its keys, so type checkers cannot tell the two apart.
     return changes.items() if isinstance(changes, Mapping) else changes

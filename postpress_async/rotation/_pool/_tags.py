@@ -15,13 +15,7 @@ Pools: TypeAlias = Mapping[Tag, ProxyPool]
 
 
 def pools_of(pool: ProxyPool | Mapping[str, ProxyPool] | None) -> Pools:
-    """
-    Return *pool* by tag.
-
-    Raises:
-        ValueError: It is neither a pool nor a mapping of tags to pools, or two pools have the same tag or
-            the same proxy.
-    """
+    """Return *pool* by tag. Raises `ValueError` if two pools have the same tag or the same proxy."""
     if pool is None:
         return {}
     if isinstance(pool, ProxyPool):
