@@ -33,12 +33,7 @@ def success(account_id: str) -> Answer:
 
 
 class Errors:
-    """
-    Creates error responses. Their ``instance`` counts up from ``req_000000000001``.
-
-    Args:
-        envelope: ``page`` for the envelope of the API reference, or ``quickstart``.
-    """
+    """Creates error responses. Their ``instance`` counts up from ``req_000000000001``."""
 
     def __init__(self, envelope: Envelope) -> None:
         self._envelope = envelope

@@ -29,12 +29,7 @@ class IdempotencyStore:
         self._executions: OrderedDict[tuple[str, str], _Execution] = OrderedDict()
 
     async def find(self, account_id: str, key: str, change: Json) -> Answer | None:
-        """
-        Wait for the answer of the earlier execution with this key; None if the key is new.
-
-        Raises:
-            Refusal: The earlier request with this key had another body, or failed unexpectedly.
-        """
+        """Wait for the answer of the earlier execution with this key; None if the key is new."""
         execution = self._executions.get((account_id, key))
         if execution is None:
             return None
@@ -54,7 +49,7 @@ class IdempotencyStore:
 
         If *work* fails or is cancelled, requests that wait for its answer get ``unexpected_error``.
         """
-        name = (account_id, key)
+        name = account_id, key
         pending: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         execution = self._executions[name] = _Execution(change, pending)
         if len(self._executions) > self._capacity:

@@ -1,6 +1,7 @@
 """The server's rate limit (a token bucket) and concurrency limit (with a queue)."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 
 
@@ -39,25 +40,23 @@ class ConcurrencyLimit:
 
     def __init__(self, capacity: int | None = None, queue: int = 0) -> None:
         self.active: int = 0
-        self._slots = None if capacity is None else asyncio.Semaphore(capacity)
+        self._slots = asyncio.Semaphore(sys.maxsize if capacity is None else capacity)
         self._queue = queue
         self._waiting = 0
 
     @property
     def is_full(self) -> bool:
         """Whether all slots are held and the queue is full."""
-        return self._slots is not None and self._slots.locked() and self._waiting >= self._queue
+        return self._slots.locked() and self._waiting >= self._queue
 
     async def __aenter__(self) -> None:
-        if self._slots is not None:
-            self._waiting += 1
-            try:
-                await self._slots.acquire()
-            finally:
-                self._waiting -= 1
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
         self.active += 1
 
     async def __aexit__(self, *_: object) -> None:
         self.active -= 1
-        if self._slots is not None:
-            self._slots.release()
+        self._slots.release()

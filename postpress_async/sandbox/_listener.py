@@ -16,12 +16,7 @@ _BACKLOG: Final = 4096
 
 
 class Listener(web.Server):
-    """
-    aiohttp's low-level server on one port, without aiohttp's router, which would unquote the account id.
-
-    Args:
-        keep_alive: Seconds after which an idle connection is closed.
-    """
+    """aiohttp's low-level server on one port, without its router, which would unquote the account id."""
 
     def __init__(self, handle: Handle, host: str, port: int, keep_alive: float) -> None:
         # Compressed bodies are not decompressed, so they are rejected as invalid JSON. Otherwise aiohttp
@@ -79,13 +74,11 @@ class Listener(web.Server):
             await disconnected
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """Called by aiohttp."""
         super().connection_made(handler, transport)
         if not self._open:  # accepted in the loop iteration of `cut_off`
             transport.abort()
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        """Called by aiohttp."""
         super().connection_lost(handler, exc)
         disconnected = self._disconnects.pop(handler, None)
         if disconnected is not None and not disconnected.done():

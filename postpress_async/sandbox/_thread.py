@@ -4,15 +4,13 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
-from postpress_async.sandbox._faults import Fault, read_script
+from postpress_async.sandbox._faults import Fault
 from postpress_async.sandbox._record import Record
 from postpress_async.sandbox._sandbox import Sandbox, describe
 from postpress_async.sandbox._server import Outage
 from postpress_async.session import PostPressSession
-
-T = TypeVar("T")
 
 
 class SandboxThread:
@@ -59,14 +57,7 @@ class SandboxThread:
         self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
         """Append answers for the account's next requests, as `Sandbox.script` does."""
-        faults, default = read_script(account_id, answers, then)  # raises in the caller's thread
-        if self._is_own_thread():
-            self._sandbox.script(account_id, *faults, then=default)
-        else:
-            self._wait_for(self._script(account_id, faults, default))
-
-    async def _script(self, account_id: str, faults: list[Fault], default: Fault | None) -> None:
-        self._sandbox.script(account_id, *faults, then=default)
+        self._sandbox.script(account_id, *answers, then=then)
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
         """The request body last applied to the account, password included; None if no change was applied."""
@@ -84,17 +75,14 @@ class SandboxThread:
         """End the current outage, if any."""
         self._wait_for(self._sandbox.server.recover())
 
-    def _is_own_thread(self) -> bool:
-        return threading.current_thread() is self._thread
-
-    def _wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def _wait_for(self, coroutine: Coroutine[Any, Any, None]) -> None:
         if self._loop is None or self._loop.is_closed():
             coroutine.close()
             raise RuntimeError("the sandbox is not running; start it with: with SandboxThread() as sandbox")
-        if self._is_own_thread():
+        if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("the sandbox's thread cannot wait for itself; call this from another thread")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def _run(self) -> None:
         try:
