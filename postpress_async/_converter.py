@@ -154,9 +154,8 @@ def _refuse_unknown_keys(data: Mapping[Any, Any], known: Iterable[str], advice: 
 def _advice(value: object) -> str:
     if isinstance(value, str) and "://" in value:
         return "for a URL, write CustomProxy.from_url(url)"
-    return (
-        f'{WHAT_TO_WRITE}, ManagedProxy(country="US") or CustomProxy(host=..., port=...), not {_kind(value)}'
-    )
+    models = 'ManagedProxy(country="US") or CustomProxy(host=..., port=...)'
+    return f"{WHAT_TO_WRITE}, {models}, not {_kind(value)}"
 
 
 def _kind(value: object) -> str:

@@ -103,13 +103,7 @@ class TimeoutGroup:
 
 
 class Timeout:
-    """
-    The timeout of one wait: a ``with`` block that raises `TimeoutError` when it expires.
-
-    Attributes:
-        when: Time of the loop's clock at which it expires.
-        expired: Whether it has expired.
-    """
+    """The timeout of one wait: a ``with`` block that raises `TimeoutError` when it expires."""
 
     __slots__ = ("_cancelling", "_group", "_task", "expired", "when")
 
@@ -118,7 +112,7 @@ class Timeout:
 
     def __init__(self, group: TimeoutGroup, when: float) -> None:
         self._group = group
-        self.when: float = when
+        self.when: float = when  # by the loop's clock
         self.expired: bool = False
 
     def __enter__(self) -> Self:
@@ -142,7 +136,6 @@ class Timeout:
             raise TimeoutError from error
 
     def expire(self) -> None:
-        """Cancel the wait."""
         self.expired = True
         if not self._task.get_loop().is_closed():
             self._task.cancel()

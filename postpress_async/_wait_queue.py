@@ -17,15 +17,12 @@ class WaitQueue(Generic[T]):
     Futures that are done, such as cancelled ones, are skipped. Their waiters must `discard` them. That takes
     constant time, because the future is not searched for. The queue takes 8 bytes per future; an
     `OrderedDict` would take 110.
-
-    Attributes:
-        count: Futures in the queue that were not discarded.
     """
 
     __slots__ = ("_futures", "count")
 
     def __init__(self) -> None:
-        self.count: int = 0
+        self.count: int = 0  # futures that were not discarded
         self._futures: deque[asyncio.Future[T]] = deque()
 
     def append(self, future: "asyncio.Future[T]") -> None:

@@ -21,15 +21,12 @@ def check_key(key: Any) -> str:
 
 
 class Keys(Protocol):
-    """
-    The idempotency keys of one call: `FreshKeys`, `FixedKey`, or `RowKeys` in a rotation.
-
-    Attributes:
-        in_doubt: Whether an earlier process may have sent the change under the current key.
-    """
+    """The idempotency keys of one call: `FreshKeys`, `FixedKey`, or `RowKeys` in a rotation."""
 
     @property
-    def in_doubt(self) -> bool: ...
+    def in_doubt(self) -> bool:
+        """Whether an earlier process may have sent the change under the current key."""
+        ...
 
     @property
     def current(self) -> str | None:

@@ -48,13 +48,7 @@ def encode_request(account_id: str, change: ProxyChange, url: str, api_key: Secr
 def decode_response(
     response: Response, request: Request, attempts: tuple[Attempt, ...] = ()
 ) -> AccountPatched:
-    """
-    Return the success, with the history of *attempts*, if *response* is a success of this very request.
-
-    Raises:
-        ApiError: The API refused the request; see its class.
-        AnswerError: The response is invalid.
-    """
+    """Return the success, with the history of *attempts*; or raise an `ApiError` or `AnswerError`."""
     if response.status == 200:
         problem = _find_mismatch(response.body, request.account_id)
         if problem is None:

@@ -31,10 +31,9 @@ def failure_of(
     *sent* says whether the API may have received the request, *closed* whether the session was closed
     meanwhile. *timeout* is that of the attempt, if it has expired.
     """
+    failure: errors.PostPressError
     if closed:
-        failure: errors.PostPressError = errors.ConnectionLostError(
-            "the session was closed before the response arrived"
-        )
+        failure = errors.ConnectionLostError("the session was closed before the response arrived")
     elif timeout is not None:
         missing = f"response from {host}" if sent else f"connection to {host}"
         failure = errors.AttemptTimeoutError(f"no {missing} within {timeout:.3g} s")
@@ -48,9 +47,8 @@ def failure_of(
 def translate(error: Exception, host: str) -> errors.PostPressError:
     """Translate an exception of aiohttp. Only text that cannot contain a secret is copied."""
     if isinstance(error, TooLargeError):
-        return errors.AnswerError(
-            f"the response is larger than {MAX_RESPONSE_SIZE // 1024} KiB", error.status
-        )
+        fact = f"the response is larger than {MAX_RESPONSE_SIZE // 1024} KiB"
+        return errors.AnswerError(fact, error.status)
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch | ssl.SSLError):
         return errors.TlsError(f"no secure connection to {host}: {_tls_reason(error)}")
     if isinstance(error, aiohttp.InvalidURL | UnicodeError) and not isinstance(error, UnicodeDecodeError):
@@ -60,9 +58,8 @@ def translate(error: Exception, host: str) -> errors.PostPressError:
     if isinstance(error, TimeoutError):
         return errors.AttemptTimeoutError(f"no response from {host} in time")
     if isinstance(error, aiohttp.ClientConnectorError):
-        return errors.ConnectError(
-            f"no connection to {host}: {_reason(error.os_error) or 'the host did not answer'}"
-        )
+        fact = _reason(error.os_error) or "the host did not answer"
+        return errors.ConnectError(f"no connection to {host}: {fact}")
     if isinstance(error, UnusableConnectionError):
         return errors.ConnectionLostError(f"the connection to {host} was lost before it was used")
     if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError | ValueError):

@@ -60,12 +60,7 @@ def make_lean_transport(
 
 @define(eq=False, repr=False)
 class LeanTransport:
-    """
-    Sends requests over the connections of an aiohttp connector, which is created on the first request.
-
-    It writes the bytes itself, so `applied` of an error is UNKNOWN only if the request was passed to the
-    socket.
-    """
+    """Sends requests over the connections of an aiohttp connector, which is created on the first request."""
 
     _base_url: URL
     _api_key: Secret
@@ -77,7 +72,6 @@ class LeanTransport:
     _timeouts: TimeoutGroup = field(factory=TimeoutGroup, init=False)
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
-        """See `Transport.send`."""
         connector = self._connector or self._open()
         if connector.closed:
             raise errors.SessionClosedError("the session's connector is closed: create a new session")
@@ -89,7 +83,7 @@ class LeanTransport:
                 protocol = connection.protocol
                 if not is_reusable(protocol):
                     protocol = await check_idle(protocol)
-                sent = True
+                sent = True  # not before: `applied` of an error is UNKNOWN only if bytes were written
                 self._template.write(protocol, request, idempotency_key)
                 head, content = await read_head(protocol)
                 bare_error = error_response(head.code, head.headers)
@@ -126,7 +120,6 @@ class LeanTransport:
         return self._connector
 
     async def aclose(self) -> None:
-        """See `Transport.aclose`."""
         self._timeouts.end()  # also ends requests that are connecting or use the caller's connector
         if self._connector is not None and self._callers_connector is None:
             await self._connector.close()
@@ -182,7 +175,7 @@ async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, aioh
 async def read_response(
     protocol: ResponseHandler, head: RawResponseMessage, content: aiohttp.StreamReader
 ) -> Response:
-    """Read the body. Returns the complete response; raises the same as `read_head`."""
+    """Read the body, and return the complete response."""
     check_lengths(head.headers)
     return make_response(head.code, head.headers, await read_body(content, protocol, head.code))
 
