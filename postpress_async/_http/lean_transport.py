@@ -22,8 +22,14 @@ from yarl import URL
 
 from postpress_async import errors
 from postpress_async._http.connections import Connector, check_idle, is_reusable
-from postpress_async._http.failures import FAILURES, failure_of
-from postpress_async._http.responses import check_lengths, error_response, make_response, read_body
+from postpress_async._http.responses import (
+    FAILURES,
+    check_lengths,
+    error_response,
+    failure_of,
+    make_response,
+    read_body,
+)
 from postpress_async._http.session_transport import AiohttpTransport
 from postpress_async._http.transport import (
     NO_TIMEOUTS,
