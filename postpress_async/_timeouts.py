@@ -5,6 +5,8 @@ import math
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from attrs import define, field
+
 T = TypeVar("T")
 
 MIN_INTERVAL: Final = 1e-6
@@ -102,18 +104,15 @@ class TimeoutGroup:
             self._set_timer(max(earliest, now + MIN_INTERVAL * len(self._open)))
 
 
+@define(eq=False)
 class Timeout:
     """The timeout of one wait: a ``with`` block that raises `TimeoutError` when it expires."""
 
-    __slots__ = ("_cancelling", "_group", "_task", "expired", "when")
-
-    _cancelling: int
-    _task: "asyncio.Task[object]"
-
-    def __init__(self, group: TimeoutGroup, when: float) -> None:
-        self._group = group
-        self.when: float = when  # by the loop's clock
-        self.expired: bool = False
+    _group: TimeoutGroup
+    when: float  # by the loop's clock
+    expired: bool = False
+    _cancelling: int = field(init=False)
+    _task: "asyncio.Task[object]" = field(init=False)
 
     def __enter__(self) -> Self:
         self._task = self._group.enter(self)

@@ -120,7 +120,9 @@ async def check_idle(protocol: ResponseHandler | None) -> ResponseHandler:
 
     With TLS, the unread data may be a session ticket. Raises `UnusableConnectionError` otherwise.
     """
-    if protocol is None or (_is_plain(protocol.transport) and has_unread_data(protocol.transport)):
+    transport = None if protocol is None else protocol.transport
+    is_plain = transport is not None and transport.get_extra_info("ssl_object") is None
+    if protocol is None or (is_plain and has_unread_data(transport)):
         raise UnusableConnectionError  # the start of a line would become the start of the next response
     # The loop reads in its next iteration, after the tasks that are due.
     await asyncio.sleep(0)
@@ -128,10 +130,6 @@ async def check_idle(protocol: ResponseHandler | None) -> ResponseHandler:
     if protocol.should_close or not protocol.is_connected():
         raise UnusableConnectionError
     return protocol
-
-
-def _is_plain(transport: asyncio.BaseTransport | None) -> bool:
-    return transport is not None and transport.get_extra_info("ssl_object") is None
 
 
 def has_unread_data(transport: asyncio.BaseTransport | None) -> bool:

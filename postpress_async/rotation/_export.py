@@ -34,10 +34,6 @@ Cells: TypeAlias = Mapping[str, Any]
 """The cells of a row by column."""
 
 
-def _microseconds(seconds: float) -> int:
-    return round(seconds * 1_000_000)
-
-
 def _cells_function(moment: Callable[[float], object]) -> Callable[[Outcome], Cells]:
     """Make the function that returns an outcome's cells, its time as *moment* returns it."""
     return make_dict_unstructure_fn(
@@ -53,7 +49,7 @@ def _cells_function(moment: Callable[[float], object]) -> Callable[[Outcome], Ce
 
 
 _cells: Final = _cells_function(instant)
-_exact_cells: Final = _cells_function(_microseconds)
+_exact_cells: Final = _cells_function(lambda seconds: round(seconds * 1_000_000))  # microseconds
 COLUMNS: Final = tuple(_cells(Outcome(0, None, "", State.PATCHED)))
 
 

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Final, Literal, NamedTuple
 
 from aiohttp import web
+from attrs import define
 
 from postpress_async.sandbox._catalogue import TYPES, UNLISTED, ErrorEntry
 from postpress_async.sandbox._faults import Fault
@@ -32,12 +33,12 @@ def success(account_id: str) -> Answer:
     return Answer(200, b'{"object": "AccountPatched", "account_id": "%b"}' % account_id.encode())
 
 
+@define(eq=False)
 class Errors:
     """Creates error responses. Their ``instance`` counts up from ``req_000000000001``."""
 
-    def __init__(self, envelope: Envelope) -> None:
-        self._envelope = envelope
-        self._count = 0
+    _envelope: Envelope
+    _count: int = 0
 
     def make(
         self,

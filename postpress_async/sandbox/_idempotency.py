@@ -4,7 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable
 
-from attrs import define
+from attrs import define, field
 
 from postpress_async.sandbox._answers import Answer
 from postpress_async.sandbox._rules import Json, Refusal
@@ -16,6 +16,7 @@ class _Execution:
     answer: Answer | asyncio.Future[Answer | None] | None  # None if it failed unexpectedly
 
 
+@define(eq=False)
 class IdempotencyStore:
     """
     Stores executions by account and Idempotency-Key; the oldest is dropped if there are more than *capacity*.
@@ -23,10 +24,9 @@ class IdempotencyStore:
     *stores_errors* says whether failed executions are stored too.
     """
 
-    def __init__(self, capacity: int, *, stores_errors: bool) -> None:
-        self._capacity = capacity
-        self._stores_errors = stores_errors
-        self._executions: OrderedDict[tuple[str, str], _Execution] = OrderedDict()
+    _capacity: int
+    _stores_errors: bool = field(kw_only=True)
+    _executions: OrderedDict[tuple[str, str], _Execution] = field(factory=OrderedDict)
 
     async def find(self, account_id: str, key: str, change: Json) -> Answer | None:
         """Wait for the answer of the earlier execution with this key; None if the key is new."""
