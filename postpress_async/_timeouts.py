@@ -76,7 +76,6 @@ class TimeoutGroup:
             self._set_timer(when)
 
     def discard(self, wait: "Timeout | asyncio.Future[Any]") -> None:
-        """Remove a wait that is over, in time or not."""
         self._open.pop(wait, None)
 
     def _get_loop(self) -> asyncio.AbstractEventLoop:

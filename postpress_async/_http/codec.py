@@ -103,7 +103,6 @@ def read_retry_after(text: str, now: float) -> float | None:
 
 
 def _read_date(text: str) -> float | None:
-    """The Unix time of a date; None if *text* is not a date."""
     try:
         when = parsedate_to_datetime(text)
         return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()

@@ -152,7 +152,6 @@ class RequestTemplate:
 
     @classmethod
     def of(cls, base_url: URL, headers: Mapping[str, str]) -> "RequestTemplate":
-        """Create the template for requests to *base_url* with *headers*."""
         path, query = account_path(base_url)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         after = f"{query} HTTP/1.1\r\n{lines}Content-Length: "
@@ -181,7 +180,6 @@ async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, aioh
 async def read_response(
     protocol: ResponseHandler, head: RawResponseMessage, content: aiohttp.StreamReader
 ) -> Response:
-    """Read the body, and return the complete response."""
     check_lengths(head.headers)
     return make_response(head.code, head.headers, await read_body(content, protocol, head.code))
 

@@ -63,7 +63,6 @@ class RotationCore:
             )
 
     def resume(self, journal: Journal) -> None:
-        """Continue the run of *journal*."""
         self.journal = journal
         done = journal.done_counts()
         self.summary.states.update(done)
@@ -132,7 +131,6 @@ class RotationCore:
 
     @property
     def takes_rows(self) -> bool:
-        """Whether further rows are taken."""
         return self.drain or not self.stopping
 
     def end_sending(self) -> None:

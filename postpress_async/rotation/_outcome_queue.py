@@ -56,7 +56,6 @@ class OutcomeQueue:
         return outcome
 
     def end(self) -> None:
-        """No more outcomes will be put."""
         self._ended = True
         self._changed.set()
 

@@ -37,7 +37,6 @@ class PendingRow:
 
     @property
     def is_sendable(self) -> bool:
-        """Whether a request is to be sent for it."""
         return not self.leave_in_doubt and not isinstance(self.row, Refusal)
 
     def unsent_outcome(self) -> Outcome:
@@ -56,7 +55,6 @@ class PendingRow:
 
 
 def refused_outcome(row: Refusal) -> Outcome:
-    """The outcome of an invalid row."""
     error = NotSentError(f"not sent: {row}")
     error.account_id = row.account_id
     return Outcome(

@@ -60,7 +60,6 @@ def custom_proxy(host: str, port: int, username: str, password: str, protocol: s
 
 
 def without_brackets(host: str) -> str:
-    """Remove the brackets around an IPv6 address."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 

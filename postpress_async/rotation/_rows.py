@@ -82,7 +82,6 @@ class Refusal:
 
 
 def refusal_of(error: FieldError, ordinal: int, line: int | None, account_id: str | None = None) -> Refusal:
-    """The refusal of a row whose field is invalid."""
     return Refusal(ordinal, line, error.field, account_id, error.reason, error.advice)
 
 
@@ -107,7 +106,6 @@ def rows_of(changes: Iterable[Change], *, pooled: Pooled = False) -> Iterator[Ro
 
 
 async def arows_of(changes: AsyncIterable[Change], *, pooled: Pooled = False) -> AsyncIterator[Row | Refusal]:
-    """`rows_of` for an asynchronous iterable."""
     needs, ordinals = PoolNeeds.of(pooled), count()
     async for pair in changes:
         yield _row_of(next(ordinals), pair, needs)

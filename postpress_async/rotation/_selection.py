@@ -44,14 +44,12 @@ class Selection:
         return cls(f"accounts on {', '.join(patterns)}", patterns) if patterns else None
 
     def matches(self, assignment: str) -> bool:
-        """Whether *assignment* is one of the selected proxies."""
         if assignment.startswith(MANAGED):
             return False
         address = _parsed(LINE_PREFIX.sub("", assignment, count=1))
         return any(test(*address) for test in self._tests)
 
     def takes(self, account_id: str | None) -> bool:
-        """Whether the account is selected."""
         return self.accounts is None or account_id in self.accounts
 
 

@@ -28,7 +28,6 @@ class Answer(NamedTuple):
 
 
 def success(account_id: str) -> Answer:
-    """The API's 200 response."""
     # No character of an account id needs escaping in JSON.
     return Answer(200, b'{"object": "AccountPatched", "account_id": "%b"}' % account_id.encode())
 
@@ -63,7 +62,6 @@ class Errors:
         return Answer(status or entry.status, json.dumps(content).encode(), type_, all_headers, cut)
 
     def from_fault(self, fault: Fault) -> Answer:
-        """Create the response of a fault whose *ends* is ``answered``."""
         headers = dict(fault.headers)
         if fault.retry_after is not None:
             headers["Retry-After"] = str(fault.retry_after)

@@ -31,7 +31,6 @@ class Listener(web.Server):
 
     @property
     def origin(self) -> str:
-        """``http://127.0.0.1:PORT``."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}"
 
@@ -62,12 +61,10 @@ class Listener(web.Server):
                 handler.transport.abort()
 
     async def aclose(self) -> None:
-        """Abort all connections and stop for good."""
         await self.cut_off()
         await self._runner.cleanup()
 
     async def wait_disconnected(self, request: web.BaseRequest) -> None:
-        """Wait until the client closes its connection."""
         if request.transport is not None:
             disconnected = asyncio.get_running_loop().create_future()
             self._disconnects[request.protocol] = disconnected

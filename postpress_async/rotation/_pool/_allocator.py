@@ -191,7 +191,6 @@ class ProxyAllocator:
 
     @property
     def quarantined(self) -> int:
-        """Number of proxies in quarantine."""
         return len(self._quarantine)
 
     @property

@@ -64,7 +64,6 @@ class CheckedProxy:
 
     @property
     def is_failure(self) -> bool:
-        """Whether the proxy does not work."""
         return self.result not in {CheckResult.WORKS, CheckResult.NOT_CHECKED}
 
 
@@ -234,7 +233,6 @@ class _Connection:
         await self._writer.drain()
 
     async def read_exactly(self, count: int) -> bytes:
-        """Read a SOCKS reply."""
         self.reply = await self._reader.readexactly(count)
         return self.reply
 

@@ -151,7 +151,6 @@ def read_lists(
 
 
 def faults_by_list(refused: Iterable[RefusedLine]) -> dict[str, Faults[RefusedLine]]:
-    """Group invalid lines by the name of their list."""
     faults: dict[str, Faults[RefusedLine]] = {}
     for refusal in refused:
         faults.setdefault(refusal.source, Faults()).add(refusal)

@@ -64,7 +64,6 @@ def without_selected(pools: Pools, selection: Selection | None) -> Pools:
 
 
 def make_pools(proxies: Iterable[ListedProxy], **options: Unpack[PoolOptions]) -> Pools:
-    """Return a pool for each tag of *proxies*."""
     by_tag: dict[Tag, list[PooledProxy]] = {}
     for entry in proxies:
         by_tag.setdefault(entry.tag, []).append(as_pooled(entry.proxy))
