@@ -21,7 +21,6 @@ from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
 from postpress_async.errors import PostPressError
 from postpress_async.rotation._account_task import AccountContext, AccountTask, Update
-from postpress_async.rotation._canary import draw_canary
 from postpress_async.rotation._core import RotationCore
 from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import Outcome, RotationSummary
@@ -30,7 +29,7 @@ from postpress_async.rotation._pending_rows import InputRows, PendingRow, Pendin
 from postpress_async.rotation._pool import ProxyPool
 from postpress_async.rotation._pool._tags import pools_of
 from postpress_async.rotation._row_keys import RowKeys
-from postpress_async.rotation._row_source import RowSource
+from postpress_async.rotation._row_source import RowSource, draw_canary
 from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._row_hashes import RowHashes

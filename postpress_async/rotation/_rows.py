@@ -174,14 +174,12 @@ def _row_of(ordinal: int, pair: object, needs: PoolNeeds | None) -> Row | Refusa
         advice = f"give (account_id, change), not {type(pair).__name__}"
         return Refusal(ordinal, None, None, None, "row not a pair", advice)
     account_id, change = pair
+    valid_id = None
     try:
-        check_account_id(account_id)
-    except FieldError as error:
-        return refusal_of(error, ordinal, None)
-    try:
+        valid_id = check_account_id(account_id)
         if needs is None or not (change is None or (needs.by and isinstance(change, str))):
             return Row(ordinal, None, account_id, as_change(change))
         fields = {needs.by: change} if needs.by and change else {}
         return Row(ordinal, None, account_id, None, needs.tag_of(fields), fields)
     except FieldError as error:
-        return refusal_of(error, ordinal, None, account_id)
+        return refusal_of(error, ordinal, None, valid_id)
