@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from collections import Counter
+from operator import attrgetter
 
-from attrs import Factory, define, evolve
+from attrs import Factory, define, evolve, fields
 
 from postpress_async import events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
-from postpress_async.errors import Applied, PostPressError, SessionClosedError
+from postpress_async.errors import Applied, DeadlineError, NotSentError, PostPressError, SessionClosedError
 from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
@@ -18,8 +19,6 @@ from postpress_async.rotation._outcome import (
     RotationSummary,
     State,
     count_outcome,
-    not_sent_error,
-    settled_event,
 )
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._pool import PooledProxy
@@ -29,6 +28,7 @@ from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation.journal import Journal
 
 _log = logging.getLogger("postpress_async.rotation")
+_event_fields = attrgetter(*(field.name for field in fields(events.AccountSettled)))  # of an `Outcome`
 
 
 @define(eq=False, kw_only=True)
@@ -93,12 +93,26 @@ class RotationCore:
     def publish(self, outcome: Outcome) -> None:
         """Give *outcome* to the code that iterates, with an error if the account was not patched."""
         if outcome.error is None and outcome.state is not State.PATCHED:
-            deadline_passed = self.waits.ends_at <= asyncio.get_running_loop().time()
-            halted, stopped = self.summary.halted, self.stopping
-            error = not_sent_error(outcome, halted, deadline_passed=deadline_passed, stopped=stopped)
+            error = self._not_sent_error(outcome)
+            error.account_id, error.scope = outcome.account_id, outcome.scope or error.scope
+            error.applied = outcome.applied or error.applied
             outcome = evolve(outcome, error=error)
         if not self.outcomes.put(outcome):
             self.summary.unconsumed.append(outcome)
+
+    def _not_sent_error(self, outcome: Outcome) -> PostPressError:
+        """The error of an account that was not patched, and for which no call raised one."""
+        if outcome.error_type is not None:
+            return NotSentError(f"not sent: {outcome.error_type}")
+        if self.summary.halted is not None:
+            return NotSentError(f"not sent, because the rotation was halted: {self.summary.halted}")
+        if self.waits.ends_at <= asyncio.get_running_loop().time():
+            return DeadlineError("the deadline passed before the change was sent")
+        if outcome.attempts:
+            return NotSentError("the rotation was cancelled before the response came")
+        if self.stopping:
+            return NotSentError("not sent, because the rotation was stopped")
+        return NotSentError('not sent: an earlier run may have sent it, and on_unknown is "report"')
 
     def on_cancelled(self, outcome: Outcome) -> None:
         self._record(outcome)
@@ -111,7 +125,7 @@ class RotationCore:
         if outcome.state is State.FAILED:
             self._failed[outcome.error_type, outcome.applied] += 1
         if self.observer is not None:
-            self.observer(settled_event(outcome))
+            self.observer(events.AccountSettled(*_event_fields(outcome)))
 
     async def skip_unread_rows(self) -> None:
         """Record an outcome for each row that was not read."""

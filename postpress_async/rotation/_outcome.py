@@ -9,8 +9,7 @@ from typing import Final
 
 from attrs import Factory, define, field, frozen
 
-from postpress_async import events
-from postpress_async.errors import Applied, DeadlineError, NotSentError, PostPressError, Scope
+from postpress_async.errors import Applied, PostPressError, Scope
 
 MANAGED: Final = "managed "
 """The beginning of an assignment that is a managed proxy."""
@@ -174,28 +173,6 @@ def outcome_without_proxy(
     )
 
 
-def not_sent_error(
-    outcome: Outcome, halted: str | None, *, deadline_passed: bool, stopped: bool
-) -> PostPressError:
-    """The error of an account that was not patched, and for which no call raised one."""
-    error: PostPressError
-    if outcome.error_type is not None:
-        error = NotSentError(f"not sent: {outcome.error_type}")
-    elif halted is not None:
-        error = NotSentError(f"not sent, because the rotation was halted: {halted}")
-    elif deadline_passed:
-        error = DeadlineError("the deadline passed before the change was sent")
-    elif outcome.attempts:
-        error = NotSentError("the rotation was cancelled before the response came")
-    elif stopped:
-        error = NotSentError("not sent, because the rotation was stopped")
-    else:
-        error = NotSentError('not sent: an earlier run may have sent it, and on_unknown is "report"')
-    error.account_id, error.scope = outcome.account_id, outcome.scope or error.scope
-    error.applied = outcome.applied or error.applied
-    return error
-
-
 @define
 class RotationSummary:
     """
@@ -315,20 +292,6 @@ class Results(Mapping[str, Outcome]):
     def __repr__(self) -> str:
         counts = [f"{len(found)} {state}" for state in State if (found := self._in_state(state))]
         return f"<{type(self).__name__}: {', '.join(counts) or 'empty'}>"
-
-
-def settled_event(outcome: Outcome) -> events.AccountSettled:
-    """The event that reports *outcome*."""
-    return events.AccountSettled(
-        outcome.account_id,
-        outcome.ordinal,
-        outcome.state,
-        outcome.attempts,
-        outcome.elapsed,
-        outcome.error_type,
-        outcome.scope,
-        outcome.applied,
-    )
 
 
 def count_outcome(summary: RotationSummary, outcome: Outcome) -> None:
