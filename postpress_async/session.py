@@ -16,7 +16,7 @@ from yarl import URL
 
 from postpress_async._call.arguments import suggest_change
 from postpress_async._call.context import CallContext, CallHooks
-from postpress_async._call.idempotency import FixedKey, FreshKeys, KeyGenerator, Keys, check_key
+from postpress_async._call.idempotency import FixedKey, FreshKeys, Keys, check_key
 from postpress_async._call.keyed_lock import KeyedLock
 from postpress_async._call.pace_reports import PaceReports
 from postpress_async._call.tracker import CallTracker, WaitGroup
@@ -110,7 +110,6 @@ class PostPressSession:
         self._retry: Final = retry
         self._pace: Final = pace
         self._idempotency: Final = idempotency
-        self._key_maker: Final = KeyGenerator()
         self._tracker: Final = CallTracker()
         observer = None if on_event is None else SafeObserver(on_event)
         reports = PaceReports(observer)
@@ -177,7 +176,7 @@ class PostPressSession:
         if idempotency_key is not None:
             keys: Keys = FixedKey(check_key(idempotency_key))
         else:
-            keys = FreshKeys(self._key_maker) if self._idempotency else FixedKey(None)
+            keys = FreshKeys() if self._idempotency else FixedKey(None)
         with self._tracker:
             policy = self._retry if retry is None else check_policy(retry)
             return await UpdateCall(self._context, account_id, as_change(change), keys, policy).run()

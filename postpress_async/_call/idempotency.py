@@ -8,7 +8,6 @@ import itertools
 import os
 import secrets
 from typing import Any, Final, Protocol
-from weakref import WeakSet
 
 from attrs import define
 
@@ -39,14 +38,13 @@ class Keys(Protocol):
 
 
 class KeyGenerator:
-    """Generates keys that are unique across sessions and processes: a random prefix and a counter."""
+    """Generates unique keys: a random prefix and a counter."""
 
     def __init__(self) -> None:
         self.restart()
-        _GENERATORS.add(self)
 
     def restart(self) -> None:
-        """Choose a new prefix. A forked process has a copy of this generator with the same prefix."""
+        """Choose a new prefix."""
         self._prefix = secrets.token_hex(12)
         self._numbers = itertools.count(1)
 
@@ -55,17 +53,13 @@ class KeyGenerator:
         return f"{self._prefix}-{next(self._numbers):x}"
 
 
-_GENERATORS: Final[WeakSet[KeyGenerator]] = WeakSet()
-
-
-def _restart_all() -> None:
-    for generator in _GENERATORS:
-        generator.restart()
-
+KEYS: Final = KeyGenerator()
+"""The generator of all sessions of this process."""
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    # Comparing the process id in each `generate` would double its cost.
-    os.register_at_fork(after_in_child=_restart_all)
+    # A forked process has a copy with the same prefix. Comparing the process id in each `generate` would
+    # double its cost.
+    os.register_at_fork(after_in_child=KEYS.restart)
 
 
 class FreshKeys:
@@ -73,7 +67,7 @@ class FreshKeys:
 
     __slots__ = ("_generator", "current", "in_doubt")
 
-    def __init__(self, generator: KeyGenerator) -> None:
+    def __init__(self, generator: KeyGenerator = KEYS) -> None:
         self._generator = generator
         self.current = generator.generate()
         self.in_doubt = False
