@@ -17,7 +17,7 @@ class KeyedLock:
     the latest waiter of a key keeps waiting; the others raise `SupersededError`.
     """
 
-    _latest: bool = field(default=False, kw_only=True)
+    _latest: bool = field(default=False, kw_only=True, alias="latest")
     _waiting: dict[str, WaitQueue[None] | None] = field(factory=dict)
 
     def try_acquire(self, key: str) -> bool:

@@ -17,7 +17,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.http import RawResponseMessage
-from attrs import define, field, frozen
+from attrs import field, frozen
 from yarl import URL
 
 from postpress_async import errors
@@ -64,18 +64,26 @@ def make_lean_transport(
     return AiohttpTransport(base_url, api_key, tls=tls, connector=connector, trust_env=trust_env)
 
 
-@define(eq=False, repr=False)
 class LeanTransport:
     """Sends requests over the connections of an aiohttp connector, which is created on the first request."""
 
-    _base_url: URL
-    _api_key: Secret
-    _tls: ssl.SSLContext | None = field(default=None, kw_only=True)
-    _callers_connector: aiohttp.BaseConnector | None = field(default=None, kw_only=True, alias="connector")
-    _connector: aiohttp.BaseConnector | None = field(default=None, init=False)
-    _endpoint: "_Endpoint" = field(init=False)
-    _template: "RequestTemplate" = field(init=False)
-    _timeouts: TimeoutGroup = field(factory=TimeoutGroup, init=False)
+    _endpoint: "_Endpoint"
+    _template: "RequestTemplate"
+
+    def __init__(
+        self,
+        base_url: URL,
+        api_key: Secret,
+        *,
+        tls: ssl.SSLContext | None = None,
+        connector: aiohttp.BaseConnector | None = None,
+    ) -> None:
+        self._base_url: Final = base_url
+        self._api_key: Final = api_key
+        self._tls: Final = tls
+        self._callers_connector: Final = connector
+        self._connector: aiohttp.BaseConnector | None = None
+        self._timeouts: Final = TimeoutGroup()
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
         connector = self._connector or self._open()

@@ -2,13 +2,12 @@
 
 import asyncio
 import ssl
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.connector import Connection
 from aiohttp.payload import BytesPayload
-from attrs import define, field
 from yarl import URL
 
 from postpress_async import errors
@@ -26,21 +25,26 @@ from postpress_async._timeouts import TimeoutGroup
 from postpress_async.secret import Secret
 
 
-@define(eq=False, repr=False)
 class AiohttpTransport:
     """Sends requests through an `aiohttp.ClientSession`, which is created on the first request."""
 
-    _base_url: URL
-    _api_key: Secret
-    _tls: ssl.SSLContext | None = field(default=None, kw_only=True)
-    _connector: aiohttp.BaseConnector | None = field(default=None, kw_only=True)
-    _trust_env: bool = field(default=False, kw_only=True)
-    _session: aiohttp.ClientSession | None = field(default=None, init=False)
-    _timeouts: TimeoutGroup = field(factory=TimeoutGroup, init=False)
-    _path: str = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._path, _ = account_path(self._base_url)
+    def __init__(
+        self,
+        base_url: URL,
+        api_key: Secret,
+        *,
+        tls: ssl.SSLContext | None = None,
+        connector: aiohttp.BaseConnector | None = None,
+        trust_env: bool = False,
+    ) -> None:
+        self._base_url: Final = base_url
+        self._path, _ = account_path(base_url)
+        self._api_key: Final = api_key
+        self._tls: Final = tls
+        self._connector: Final = connector
+        self._trust_env: Final = trust_env
+        self._session: aiohttp.ClientSession | None = None
+        self._timeouts: Final = TimeoutGroup()
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
         session = self._session or self._open()

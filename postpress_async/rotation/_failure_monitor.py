@@ -4,7 +4,7 @@ from collections import Counter, defaultdict, deque
 from math import ceil, inf
 from typing import Final
 
-from attrs import define, field
+from attrs import define
 
 from postpress_async.errors import (
     BY_TYPE,
@@ -58,7 +58,7 @@ class FailureMonitor:
         self.connected: bool = connected
         self._failed_connects = 0
         self._last_connect_error: PostPressError | None = None
-        self._key: Final = ApiKeyMonitor(works=key_works)
+        self._key: Final = ApiKeyMonitor(key_works)
         self._window: Final[deque[Scope | None]] = deque(maxlen=WINDOW)  # the failures' scopes; None: patched
         # Failed accounts of this run by error type: those of each scope, and all with None.
         self._errors: Final = defaultdict[Scope | None, Counter[str]](Counter)
@@ -177,7 +177,7 @@ class ApiKeyMonitor:
         refusal_type: The type of these 401s once they have proved it; None after an error of scope KEY.
     """
 
-    _works: bool = field(kw_only=True)
+    _works: bool
     _responses: int = 0  # accounts with a response, before the key is known to work
     _refused: int = 0  # those of them with a 401 of the common type
     _type: str | None = None

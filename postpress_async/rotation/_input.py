@@ -138,10 +138,12 @@ class RotationInput:
         if selection.accounts is None and selection.run is not None:  # it takes all rows of this input
             return evolve(self, selection=selection)
 
+        takes = selection.takes
+
         def selected(rows: Any) -> Any:
             if isinstance(rows, AsyncIterable):
-                return (row async for row in rows if selection.takes(row.account_id))
-            return (row for row in rows if selection.takes(row.account_id))
+                return (row async for row in rows if takes(row.account_id))
+            return (row for row in rows if takes(row.account_id))
 
         reread = None if (read := self.reread) is None else lambda: selected(read())
         return evolve(self, rows=selected(self.rows), total=None, reread=reread, selection=selection)

@@ -83,7 +83,7 @@ class IdempotencyStore:
     """
 
     _capacity: int
-    _stores_errors: bool = field(kw_only=True)
+    _stores_errors: bool = field(kw_only=True, alias="stores_errors")
     _executions: OrderedDict[tuple[str, str], _Execution] = field(factory=OrderedDict)
 
     async def find(self, account_id: str, key: str, change: Json) -> Answer | None:
