@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO, Final, TypeAlias
@@ -100,7 +100,8 @@ def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
     kinds |= {"elapsed": arrow.float64(), "settled_at": arrow.timestamp("us", tz="UTC")}
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in COLUMNS])
     with parquet.ParquetWriter(file, schema) as writer:
-        for group in _groups(_exact_cells(outcome).values() for outcome in outcomes):
+        rows = (_exact_cells(outcome).values() for outcome in outcomes)
+        while group := list(islice(rows, _GROUP)):
             columns = zip(schema.types, zip(*group, strict=True), strict=True)
             writer.write_table(arrow.table([arrow.array(cells, kind) for kind, cells in columns], schema))
 
@@ -124,8 +125,3 @@ def _inert(text: str) -> str:
 
 def _csv_text(text: str) -> str:
     return f'"{text}"' if _PLAIN.fullmatch(text) else '"' + _inert(text).replace('"', '""') + '"'
-
-
-def _groups(rows: Iterator[Iterable[Any]]) -> Iterator[list[Iterable[Any]]]:
-    while group := list(islice(rows, _GROUP)):
-        yield group

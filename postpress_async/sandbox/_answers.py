@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from http import HTTPStatus
+from http.client import responses
 from typing import Final, Literal, NamedTuple
 
 from aiohttp import web
@@ -51,7 +51,8 @@ class Errors:
         """Create an error in its envelope, which keeps the status of a known type, whatever *status* is."""
         self._count += 1
         instance = f"req_{self._count:012d}"
-        entry = TYPES.get(type_) or UNLISTED.get(type_) or _unknown(status or 500)
+        unknown = ErrorEntry(status or 500, responses.get(status or 500, "Error"), "")
+        entry = TYPES.get(type_) or UNLISTED.get(type_) or unknown
         detail = entry.detail if detail is None else detail
         content: dict[str, object] = {"title": entry.title, "detail": detail, "instance": instance}
         content |= {"type": type_, "status": entry.status}
@@ -68,13 +69,6 @@ class Errors:
         if fault.type is not None:
             return self.make(fault.type, status=fault.status, headers=headers, cut=fault.cut)
         return Answer(fault.status or 200, fault.body, None, {**_JSON, **headers}, fault.cut)
-
-
-def _unknown(status: int) -> ErrorEntry:
-    try:
-        return ErrorEntry(status, HTTPStatus(status).phrase, "")
-    except ValueError:
-        return ErrorEntry(status, "Error", "")
 
 
 async def write(request: web.BaseRequest, answer: Answer | None) -> web.StreamResponse:
