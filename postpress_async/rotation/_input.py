@@ -102,10 +102,8 @@ class RotationInput:
         """
         Convert any input, for the pool or pools of the rotation.
 
-        Raises:
-            ValueError: The fleet was opened for another pool; or no account would use the pool; or a tag has
-                no pool; or a change is wrong; as far as this can be known without consuming *changes*.
-            FleetError: The columns of a frame are not those of a fleet.
+        Raises `ValueError` if the fleet was opened for another pool, no account would use the pool, a tag has
+        no pool, or a change is wrong; as far as this can be known without consuming *changes*.
         """
         if is_frame(changes):
             changes = Fleet.of(changes, pooled=pooled)
@@ -162,10 +160,6 @@ class RotationInput:
         Return a function that opens the journal at *path* for these rows; None without a path.
 
         *in_flight* is the concurrency limit, which determines the size of commits; None on a cluster.
-
-        Raises:
-            ValueError: *on_unknown* or *on_failed* is neither "retry" nor "report", or *every*, *keep* or
-                *key_lifetime* is out of range.
         """
         for name in ("on_unknown", "on_failed"):
             if (choice := options.get(name, "retry")) not in {"retry", "report"}:

@@ -119,10 +119,8 @@ async def draw_canary(
     """
     Draw *count* rows from the *total* rows of *source*, and declare in the journal that they may be sent.
 
-    The seed is the number of the run: each night has other rows, and the draw can be repeated.
-
-    Returns:
-        The source without these rows, and these rows: none if the input can only be read in its order.
+    Return the source without these rows, and these rows: none if the input can only be read in its order. The
+    seed is the number of the run: each night has other rows, and the draw can be repeated.
     """
     if not callable(source) or total is None or not count:
         return source, []
