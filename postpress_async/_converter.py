@@ -62,10 +62,6 @@ def _is_change(kind: object) -> TypeGuard[type[ProxyChange]]:
     return isinstance(kind, type) and issubclass(kind, (CustomProxy, ManagedProxy))
 
 
-def _is_model(kind: object) -> bool:
-    return _is_change(kind) or kind is Attempt or kind is AccountPatched
-
-
 def _is_change_union(kind: object) -> bool:
     return {*get_args(kind)} - {type(None)} == {CustomProxy, ManagedProxy}  # also if it may be None
 
@@ -73,7 +69,7 @@ def _is_change_union(kind: object) -> bool:
 # --- Structuring ---------------------------------------------------------------------------------
 
 
-@converter.register_structure_hook_factory(_is_model)
+@converter.register_structure_hook_factory(lambda kind: _is_change(kind) or kind in (Attempt, AccountPatched))
 def _make_structure(cls: type[Any], converter: Converter) -> Callable[[Any, Any], Any]:
     known = {field.name: field for field in fields(cls)}
     required = [name for name, field in known.items() if field.default is NOTHING]
@@ -154,9 +150,8 @@ def _refuse_unknown_keys(data: Mapping[Any, Any], known: Iterable[str], advice: 
 def _advice(value: object) -> str:
     if isinstance(value, str) and "://" in value:
         return "for a URL, write CustomProxy.from_url(url)"
-    return (
-        f'{WHAT_TO_WRITE}, ManagedProxy(country="US") or CustomProxy(host=..., port=...), not {_kind(value)}'
-    )
+    models = 'ManagedProxy(country="US") or CustomProxy(host=..., port=...)'
+    return f"{WHAT_TO_WRITE}, {models}, not {_kind(value)}"
 
 
 def _kind(value: object) -> str:
@@ -191,11 +186,9 @@ def _make_unstructure_change(_: Any, converter: Converter) -> Callable[[ProxyCha
     return unstructure
 
 
-def _is_error(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, PostPressError)
-
-
-@converter.register_unstructure_hook_factory(_is_error)
+@converter.register_unstructure_hook_factory(
+    lambda kind: isinstance(kind, type) and issubclass(kind, PostPressError)
+)
 def _make_unstructure_error(_: Any, converter: Converter) -> Callable[[PostPressError], dict[str, Any]]:
     def unstructure(error: PostPressError) -> dict[str, Any]:
         names = (*_ERROR, *_API_ERROR) if isinstance(error, ApiError) else _ERROR

@@ -8,14 +8,10 @@ validators of `models`.
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 from urllib.parse import unquote
 
 from postpress_async import _countries
-from postpress_async.secret import Secret
-
-if TYPE_CHECKING:
-    from attrs import Attribute
 
 # The API reference says only "string". RFC 3986's unreserved characters are not escaped in a path.
 _ACCOUNT_ID = re.compile(r"[A-Za-z0-9._~-]{1,256}")
@@ -26,6 +22,7 @@ LONGEST_CREDENTIAL = 16_384
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _PLAIN_HOST = re.compile(r"(?:[A-Za-z0-9]{1,63}\.)*[A-Za-z]{1,63}")
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_PORT_RULE = "must be a whole number from 1 to 65535"
 
 
 class FieldError(ValueError):
@@ -94,7 +91,7 @@ def read_port(text: str) -> int:
     if not text:
         raise FieldError("port", "port missing", "give a whole number from 1 to 65535")
     if not (text.isascii() and text.isdecimal()):
-        raise FieldError("port", "port not an integer", "must be a whole number from 1 to 65535")
+        raise FieldError("port", "port not an integer", _PORT_RULE)
     return int(text) if len(text) <= 9 else 10**9  # int() rejects very long texts; any large number will do
 
 
@@ -114,20 +111,19 @@ def check_host(host: str) -> None:
     if not host:
         raise FieldError("host", "host missing", "give the proxy's host name or IP address")
     if "://" in host:
-        raise FieldError(
-            "host", "host has a scheme", "put the scheme into protocol, and only the host into host"
-        )
+        advice = "put the scheme into protocol, and only the host into host"
+        raise FieldError("host", "host has a scheme", advice)
     if any(character.isspace() for character in host):
-        raise FieldError(
-            "host", "host has a space", "remove the space; check that no other column was pasted"
-        )
+        advice = "remove the space; check that no other column was pasted"
+        raise FieldError("host", "host has a space", advice)
     if ":" in host:
         _check_ipv6(host)
         return
-    labels = host.removesuffix(".").split(".")
-    if labels[-1].isdecimal() and not _is_ipv4(host):
+    name = host.removesuffix(".")
+    labels = name.split(".")
+    if labels[-1].isdecimal() and not _is_ip(host, 4):
         raise FieldError("host", "host not an IPv4 address", "must be four numbers from 0 to 255")
-    if len(host.removesuffix(".")) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         advice = "use letters, digits, hyphens and dots; write an international name in its xn-- form"
         raise FieldError("host", "host not a host name", advice)
 
@@ -146,53 +142,40 @@ def _check_ipv6(host: str) -> None:
         raise FieldError("host", "host has brackets", "write the IPv6 address without them: 2001:db8::1")
     if "%" in host:
         raise FieldError("host", "host has a zone", "remove the zone; it has no meaning on another machine")
-    if host.count(":") > 1 and not host.startswith("[") and not _is_ipv6(host):
+    if _is_ip(host, 6):
+        return
+    if host.count(":") > 1 and not host.startswith("["):
         raise FieldError("host", "host not an IPv6 address", "must be an address such as 2001:db8::1")
-    if not _is_ipv6(host):
-        raise FieldError("host", "host has a port", "put it into port, and only the host into host")
+    raise FieldError("host", "host has a port", "put it into port, and only the host into host")
 
 
-# These return a bool instead of raising: the text may be a pasted password, which `ipaddress` quotes in its
-# exceptions, and they would become the context of a `FieldError`.
-def _is_ipv4(text: str) -> bool:
+def _is_ip(text: str, version: int) -> bool:
+    # A bool instead of an exception: the text may be a pasted password, which `ipaddress` quotes in its
+    # exceptions, and they would become the context of a `FieldError`.
     try:
-        ipaddress.IPv4Address(text)
+        return ipaddress.ip_address(text).version == version
     except ValueError:
         return False
-    return True
 
 
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def host(_instance: object, _attribute: "Attribute[str]", value: str) -> None:
+def host(_instance: object, _attribute: object, value: str) -> None:
     check_host(value)
 
 
-def port(_instance: object, _attribute: "Attribute[int]", value: int) -> None:
+def port(_instance: object, _attribute: object, value: int) -> None:
     if type(value) is not int:  # isinstance would accept True
-        raise FieldError("port", "port not an integer", "must be a whole number from 1 to 65535")
+        raise FieldError("port", "port not an integer", _PORT_RULE)
     if not 1 <= value <= 65535:
         # The value is not shown: if a URL lost its @, it is a password made of digits.
-        raise FieldError("port", "port out of range", "must be a whole number from 1 to 65535")
+        raise FieldError("port", "port out of range", _PORT_RULE)
 
 
-def username(_instance: object, _attribute: "Attribute[str | None]", value: str | None) -> None:
-    if value is not None:
-        _check_credential("username", value)
-
-
-def password(_instance: object, _attribute: "Attribute[Secret | None]", value: Secret | None) -> None:
-    if value is not None:
-        _check_credential("password", value.reveal())
-
-
-def _check_credential(name: str, text: str) -> None:
+def credential(_instance: object, attribute: Any, value: Any) -> None:
+    """The validator of the user name, which is text, and of the password, which is a `Secret`."""
+    if value is None:
+        return
+    name = attribute.name
+    text = value.reveal() if name == "password" else value
     if not isinstance(text, str):
         raise FieldError(name, f"{name} not text", f"must be a string, got {type(text).__name__}")
     if len(text) > LONGEST_CREDENTIAL:
@@ -202,21 +185,20 @@ def _check_credential(name: str, text: str) -> None:
         return
     if forbidden[0] > "\x7f":
         raise FieldError(name, f"{name} is not Unicode", "it has a lone surrogate; read the file as UTF-8")
-    raise FieldError(
-        name, f"{name} has a control character", "remove the line break, tab or control character"
-    )
+    advice = "remove the line break, tab or control character"
+    raise FieldError(name, f"{name} has a control character", advice)
 
 
-def country(_instance: object, _attribute: "Attribute[str | None]", value: str | None) -> None:
+def country(_instance: object, _attribute: object, value: str | None) -> None:
     if value is not None and value not in _countries.KNOWN:
         correct = _countries.MISTAKEN.get(value)
         advice = f"use {correct} instead of {value}" if correct else f"ISO 3166-1 does not assign {value}"
         raise FieldError("country", "country not assigned", advice)
 
 
-def ip(_instance: object, _attribute: "Attribute[str | None]", value: str | None) -> None:
+def ip(_instance: object, _attribute: object, value: str | None) -> None:
     # `ipaddress` accepts int and bytes too; the API accepts only strings.
-    if value is not None and not (isinstance(value, str) and _is_ipv4(value)):
+    if value is not None and not (isinstance(value, str) and _is_ip(value, 4)):
         advice = "must be four numbers from 0 to 255, such as 203.0.113.42"
         raise FieldError("ip", "ip not an IPv4 address", advice)
 

@@ -3,13 +3,16 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
+
+from attrs import define
 
 _log = logging.getLogger("postpress_async.events")
 
 T = TypeVar("T")
 
 
+@define(eq=False)
 class SafeObserver(Generic[T]):
     """
     Calls an observer, and logs the exceptions that it raises instead of passing them on.
@@ -21,10 +24,9 @@ class SafeObserver(Generic[T]):
     raises does so five times per account, and the log may be on the same disk as the journal.
     """
 
-    def __init__(self, observer: Callable[[T], object]) -> None:
-        self._observer: Final = observer
-        self._raised = 0
-        self._next_logged = 1
+    _observer: Callable[[T], object]
+    _raised: int = 0
+    _next_logged: int = 1
 
     def __call__(self, event: T) -> None:
         try:

@@ -62,9 +62,8 @@ def read_base_url(base_url: str | None, *, allow_http: Iterable[str] = ()) -> UR
         raise ConfigurationError(f"the base URL {fault}")
     if not _is_normalized(text, url):
         accepted = URL(text.strip())
-        raise ConfigurationError(
-            f"the base URL is not in its normalized form; write {accepted} (the default is {BASE_URL})"
-        )
+        advice = f"write {accepted} (the default is {BASE_URL})"
+        raise ConfigurationError(f"the base URL is not in its normalized form; {advice}")
     if url.scheme == "http" and not _is_loopback(url.raw_host or ""):
         _log.warning("requests to %s are not encrypted: the API key can be read on the network", url.raw_host)
     return url.with_path(url.raw_path.rstrip("/"), encoded=True, keep_query=True)
@@ -130,9 +129,7 @@ def make_tls(ssl: "tls.SSLContext | str | os.PathLike[str] | None") -> tls.SSLCo
     try:
         tls_context = tls.create_default_context(cafile=None if ssl is None else Path(ssl))
     except OSError as error:
-        reason = error.strerror or "no certificate in it"
-        raise ConfigurationError(
-            f"the certificates in {os.fspath(ssl or '')} cannot be read: {reason}"
-        ) from error
+        fact = f"the certificates in {os.fspath(ssl or '')} cannot be read"
+        raise ConfigurationError(f"{fact}: {error.strerror or 'no certificate in it'}") from error
     tls_context.minimum_version = tls.TLSVersion.TLSv1_2
     return tls_context

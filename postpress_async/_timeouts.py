@@ -5,6 +5,8 @@ import math
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from attrs import define, field
+
 T = TypeVar("T")
 
 MIN_INTERVAL: Final = 1e-6
@@ -74,7 +76,6 @@ class TimeoutGroup:
             self._set_timer(when)
 
     def discard(self, wait: "Timeout | asyncio.Future[Any]") -> None:
-        """Remove a wait that is over, in time or not."""
         self._open.pop(wait, None)
 
     def _get_loop(self) -> asyncio.AbstractEventLoop:
@@ -102,24 +103,15 @@ class TimeoutGroup:
             self._set_timer(max(earliest, now + MIN_INTERVAL * len(self._open)))
 
 
+@define(eq=False)
 class Timeout:
-    """
-    The timeout of one wait: a ``with`` block that raises `TimeoutError` when it expires.
+    """The timeout of one wait: a ``with`` block that raises `TimeoutError` when it expires."""
 
-    Attributes:
-        when: Time of the loop's clock at which it expires.
-        expired: Whether it has expired.
-    """
-
-    __slots__ = ("_cancelling", "_group", "_task", "expired", "when")
-
-    _cancelling: int
-    _task: "asyncio.Task[object]"
-
-    def __init__(self, group: TimeoutGroup, when: float) -> None:
-        self._group = group
-        self.when: float = when
-        self.expired: bool = False
+    _group: TimeoutGroup
+    when: float  # by the loop's clock
+    expired: bool = False
+    _cancelling: int = field(init=False)
+    _task: "asyncio.Task[object]" = field(init=False)
 
     def __enter__(self) -> Self:
         self._task = self._group.enter(self)
@@ -142,7 +134,6 @@ class Timeout:
             raise TimeoutError from error
 
     def expire(self) -> None:
-        """Cancel the wait."""
         self.expired = True
         if not self._task.get_loop().is_closed():
             self._task.cancel()

@@ -4,12 +4,15 @@ import asyncio
 from collections import deque
 from typing import Final, Generic, TypeVar
 
+from attrs import define, field
+
 T = TypeVar("T")
 
 SLACK: Final = 64
 """Discarded futures that may remain in the queue, in addition to one for each future that still waits."""
 
 
+@define(eq=False)
 class WaitQueue(Generic[T]):
     """
     A FIFO queue of futures.
@@ -17,16 +20,10 @@ class WaitQueue(Generic[T]):
     Futures that are done, such as cancelled ones, are skipped. Their waiters must `discard` them. That takes
     constant time, because the future is not searched for. The queue takes 8 bytes per future; an
     `OrderedDict` would take 110.
-
-    Attributes:
-        count: Futures in the queue that were not discarded.
     """
 
-    __slots__ = ("_futures", "count")
-
-    def __init__(self) -> None:
-        self.count: int = 0
-        self._futures: deque[asyncio.Future[T]] = deque()
+    count: int = 0  # futures that were not discarded
+    _futures: "deque[asyncio.Future[T]]" = field(factory=deque)
 
     def append(self, future: "asyncio.Future[T]") -> None:
         """Add *future* at the end."""

@@ -77,8 +77,8 @@ class CustomProxy:
     host: str = field(validator=_fields.host)
     port: int = field(validator=_fields.port)
     protocol: ProxyProtocol | None = field(default=None, converter=_to_protocol)
-    username: str | None = field(default=None, validator=_fields.username)
-    password: Secret | None = field(default=None, converter=_to_secret, validator=_fields.password)
+    username: str | None = field(default=None, validator=_fields.credential)
+    password: Secret | None = field(default=None, converter=_to_secret, validator=_fields.credential)
 
     @classmethod
     def from_url(cls, url: str) -> Self:

@@ -16,9 +16,9 @@ from yarl import URL
 
 from postpress_async._call.arguments import suggest_change
 from postpress_async._call.context import CallContext, CallHooks
-from postpress_async._call.idempotency import FixedKey, FreshKeys, KeyGenerator, Keys, check_key
+from postpress_async._call.idempotency import FixedKey, FreshKeys, Keys, check_key
 from postpress_async._call.keyed_lock import KeyedLock
-from postpress_async._call.pace_reports import report_changes, report_pauses
+from postpress_async._call.pace_reports import PaceReports
 from postpress_async._call.tracker import CallTracker, WaitGroup
 from postpress_async._call.update import UpdateCall
 from postpress_async._converter import as_change
@@ -110,18 +110,13 @@ class PostPressSession:
         self._retry: Final = retry
         self._pace: Final = pace
         self._idempotency: Final = idempotency
-        self._key_maker: Final = KeyGenerator()
         self._tracker: Final = CallTracker()
         observer = None if on_event is None else SafeObserver(on_event)
+        reports = PaceReports(observer)
         self._context: Final = CallContext(
             _make_transport(transport, url, key, ssl=ssl, connector=connector, trust_env=trust_env),
             key,
-            Pacer(
-                pace,
-                random=random.random,
-                on_pause=report_pauses(observer),
-                on_change=report_changes(observer),
-            ),
+            Pacer(pace, random=random.random, on_pause=reports.on_pause, on_change=reports.on_change),
             KeyedLock(latest=same_account == "latest"),
             self._tracker,
             observer,
@@ -181,7 +176,7 @@ class PostPressSession:
         if idempotency_key is not None:
             keys: Keys = FixedKey(check_key(idempotency_key))
         else:
-            keys = FreshKeys(self._key_maker) if self._idempotency else FixedKey(None)
+            keys = FreshKeys() if self._idempotency else FixedKey(None)
         with self._tracker:
             policy = self._retry if retry is None else check_policy(retry)
             return await UpdateCall(self._context, account_id, as_change(change), keys, policy).run()

@@ -301,6 +301,12 @@ def test_a_lone_surrogate_in_a_credential_is_rejected(field: str, surrogate: str
     assert "hunter2" not in all_text(error)
 
 
+def test_a_secret_is_not_a_user_name() -> None:
+    error = error_of(lambda: with_credential("username", Secret("hunter2")))
+
+    assert (error.field, error.reason) == ("username", "username not text")
+
+
 @pytest.mark.parametrize("field", ["username", "password"])
 @pytest.mark.parametrize(
     "value", [b"hunter2", 12345678, True, ["hunter2"], {"hunter2": 1}], ids=lambda value: type(value).__name__

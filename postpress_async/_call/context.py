@@ -9,7 +9,7 @@ from postpress_async import events
 from postpress_async._call.keyed_lock import KeyedLock
 from postpress_async._call.tracker import CallTracker, WaitGroup
 from postpress_async._http import codec
-from postpress_async._http.transport import Request, Transport
+from postpress_async._http.transport import Request, Transport, account_path
 from postpress_async._safe_observer import SafeObserver
 from postpress_async.errors import PostPressError
 from postpress_async.models import ProxyChange
@@ -31,9 +31,8 @@ class CallContext:
     _url_parts: tuple[str, str] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        before = self.base_url.with_query(None).joinpath("accounts", "")
-        after = self.base_url.raw_query_string
-        object.__setattr__(self, "_url_parts", (str(before), after and f"?{after}"))
+        path, query = account_path(self.base_url)
+        object.__setattr__(self, "_url_parts", (f"{self.base_url.origin()}{path}", query))
 
     def encode_request(self, account_id: str, change: ProxyChange) -> Request:
         """See `codec.encode_request`. A valid account id needs no escaping in the URL."""
@@ -42,9 +41,7 @@ class CallContext:
 
 
 class CallHooks(Protocol):
-    """
-    Callbacks of a call's owner, such as a rotation. The call runs them in its own task.
-    """
+    """Callbacks of a call's owner, such as a rotation. The call runs them in its own task."""
 
     @property
     def waits(self) -> WaitGroup:

@@ -8,7 +8,6 @@ import itertools
 import os
 import secrets
 from typing import Any, Final, Protocol
-from weakref import WeakSet
 
 from attrs import define
 
@@ -21,15 +20,12 @@ def check_key(key: Any) -> str:
 
 
 class Keys(Protocol):
-    """
-    The idempotency keys of one call: `FreshKeys`, `FixedKey`, or `RowKeys` in a rotation.
-
-    Attributes:
-        in_doubt: Whether an earlier process may have sent the change under the current key.
-    """
+    """The idempotency keys of one call: `FreshKeys`, `FixedKey`, or `RowKeys` in a rotation."""
 
     @property
-    def in_doubt(self) -> bool: ...
+    def in_doubt(self) -> bool:
+        """Whether an earlier process may have sent the change under the current key."""
+        ...
 
     @property
     def current(self) -> str | None:
@@ -42,14 +38,13 @@ class Keys(Protocol):
 
 
 class KeyGenerator:
-    """Generates keys that are unique across sessions and processes: a random prefix and a counter."""
+    """Generates unique keys: a random prefix and a counter."""
 
     def __init__(self) -> None:
         self.restart()
-        _GENERATORS.add(self)
 
     def restart(self) -> None:
-        """Choose a new prefix. A forked process has a copy of this generator with the same prefix."""
+        """Choose a new prefix."""
         self._prefix = secrets.token_hex(12)
         self._numbers = itertools.count(1)
 
@@ -58,17 +53,13 @@ class KeyGenerator:
         return f"{self._prefix}-{next(self._numbers):x}"
 
 
-_GENERATORS: Final[WeakSet[KeyGenerator]] = WeakSet()
-
-
-def _restart_all() -> None:
-    for generator in _GENERATORS:
-        generator.restart()
-
+KEYS: Final = KeyGenerator()
+"""The generator of all sessions of this process."""
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    # Comparing the process id in each `generate` would double its cost.
-    os.register_at_fork(after_in_child=_restart_all)
+    # A forked process has a copy with the same prefix. Comparing the process id in each `generate` would
+    # double its cost.
+    os.register_at_fork(after_in_child=KEYS.restart)
 
 
 class FreshKeys:
@@ -76,13 +67,12 @@ class FreshKeys:
 
     __slots__ = ("_generator", "current", "in_doubt")
 
-    def __init__(self, generator: KeyGenerator) -> None:
+    def __init__(self, generator: KeyGenerator = KEYS) -> None:
         self._generator = generator
         self.current = generator.generate()
         self.in_doubt = False
 
     async def renew(self) -> None:
-        """See `Keys.renew`."""
         self.current = self._generator.generate()
 
 

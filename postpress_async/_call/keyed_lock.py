@@ -1,12 +1,14 @@
 """A lock for each key, with a FIFO queue of waiters."""
 
 import asyncio
-from typing import Final
+
+from attrs import define, field
 
 from postpress_async._wait_queue import WaitQueue
 from postpress_async.errors import SupersededError
 
 
+@define(eq=False)
 class KeyedLock:
     """
     One FIFO lock per key. Updates of one account do not overlap: the last call made is the last applied.
@@ -15,9 +17,8 @@ class KeyedLock:
     the latest waiter of a key keeps waiting; the others raise `SupersededError`.
     """
 
-    def __init__(self, *, latest: bool = False) -> None:
-        self._latest: Final = latest
-        self._waiting: Final[dict[str, WaitQueue[None] | None]] = {}
+    _latest: bool = field(default=False, kw_only=True, alias="latest")
+    _waiting: dict[str, WaitQueue[None] | None] = field(factory=dict)
 
     def try_acquire(self, key: str) -> bool:
         """Lock *key* if it is free. Returns whether it was."""

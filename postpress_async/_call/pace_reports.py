@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+
+from attrs import define
 
 from postpress_async import events
 from postpress_async._safe_observer import SafeObserver
@@ -11,49 +12,42 @@ from postpress_async._safe_observer import SafeObserver
 _log = logging.getLogger("postpress_async.pace")
 
 
-def report_pauses(observer: SafeObserver[events.Event] | None) -> Callable[[bool], None]:
+@define
+class PaceReports:
     """
-    Return a function that logs and reports when the circuit breaker opens (True) and closes (False).
+    Logs and reports what a pacer says by its callbacks.
 
-    It has no reference to the session. With a cycle, Python would not warn at once about a session left open.
+    It has no reference to the session: with a cycle, Python would not warn at once about a session left open.
     """
-    began = 0.0
 
-    def on_pause(paused: bool) -> None:
-        nonlocal began
+    _observer: SafeObserver[events.Event] | None
+    _paused_at: float = 0.0
+
+    def on_pause(self, paused: bool) -> None:
+        """The circuit breaker opens (True) or closes (False)."""
         now = asyncio.get_running_loop().time()
         if paused:
-            began = now
+            self._paused_at = now
             _log.warning("the service is down: all calls wait, except for probes", extra={"paused": True})
-            event: events.Event = events.PauseBegan()
+            self._report(events.PauseBegan())
         else:
-            elapsed = now - began
+            elapsed = now - self._paused_at
             message = "the service is up again after %.1f s: calls continue"
             _log.warning(message, elapsed, extra={"paused": False, "elapsed": elapsed})
-            event = events.PauseEnded(elapsed)
-        if observer is not None:
-            observer(event)
+            self._report(events.PauseEnded(elapsed))
 
-    return on_pause
-
-
-def report_changes(
-    observer: SafeObserver[events.Event] | None,
-) -> Callable[[int | None, float | None], None]:
-    """Return a function that logs and reports a new concurrency limit and a new rate limit, if not None."""
-
-    def on_change(limit: int | None, rate: float | None) -> None:
+    def on_change(self, limit: int | None, rate: float | None) -> None:
+        """The concurrency limit and the rate limit have changed, as far as they are not None."""
         if limit is not None:
             _log.debug("the concurrency limit is now %d", limit, extra={"limit": limit})
-            if observer is not None:
-                observer(events.LimitChanged(limit))
-        if rate is not None:
-            value = None if rate == math.inf else rate
-            if value is None:
-                _log.info("the rate is no longer limited", extra={"rate": value})
-            else:
-                _log.info("the rate limit is now %.4g requests per second", value, extra={"rate": value})
-            if observer is not None:
-                observer(events.RateChanged(value))
+            self._report(events.LimitChanged(limit))
+        if rate == math.inf:
+            _log.info("the rate is no longer limited", extra={"rate": None})
+            self._report(events.RateChanged(None))
+        elif rate is not None:
+            _log.info("the rate limit is now %.4g requests per second", rate, extra={"rate": rate})
+            self._report(events.RateChanged(rate))
 
-    return on_change
+    def _report(self, event: events.Event) -> None:
+        if self._observer is not None:
+            self._observer(event)

@@ -14,9 +14,8 @@ class WaitGroup(TimeoutGroup):
     """
     The waits of a group of calls. When it has ended, they may neither wait nor start an attempt any more.
 
-    Attributes:
-        waits_out_outages: Whether the time for which calls wait for the service is added to their deadlines.
-        ends_at: The loop's time at which the owner will end the group. No attempt lasts longer.
+    If it *waits_out_outages*, the time for which calls wait for the service is added to their deadlines.
+    *ends_at* is the loop's time at which the owner will end the group. No attempt lasts longer.
     """
 
     def __init__(self, *, waits_out_outages: bool = False, ends_at: float = math.inf) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
-from attrs import evolve
+from attrs import define, evolve, field
 from tenacity import RetryCallState
 
 from postpress_async import events
@@ -15,6 +15,7 @@ from postpress_async._call.idempotency import Keys
 from postpress_async._call.keyed_lock import KeyedLock
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._http import codec
+from postpress_async._http.transport import Request
 from postpress_async._safe_observer import SafeObserver
 from postpress_async.errors import (
     AnswerError,
@@ -44,6 +45,7 @@ MAX_OUTAGE: Final = 4 * 3600.0
 """Seconds after its first attempt for which a call of a rotation waits out an outage."""
 
 
+@define(eq=False)
 class UpdateCall:
     """
     The update of one account: its attempts, and what must hold whatever its `RetryPolicy` says.
@@ -61,41 +63,34 @@ class UpdateCall:
     and the backoff after them.
     """
 
-    # All attributes are set at once: one that is found on the class takes three times as long to read.
-    __slots__ = (
-        *("_attempts", "_change", "_clock", "_context", "_counts", "_failure", "_first_sent", "_hooks"),
-        *("_in_doubt", "_keys", "_last_response", "_needs_new_key", "_overloaded", "_policy", "_replayed"),
-        *("_request", "_started", "_waited", "_waits"),
-    )
+    _context: CallContext
+    _account_id: str
+    _change: ProxyChange
+    _keys: Keys
+    _policy: RetryPolicy
+    _hooks: CallHooks | None = None
+    _request: Request = field(init=False)
+    _clock: Callable[[], float] = field(init=False)
+    _waits: WaitGroup = field(init=False)
+    _started: float = field(init=False)
+    _first_sent: float = math.inf
+    _waited: float = 0.0  # for permits, in seconds
+    _overloaded: bool = False  # the last attempt was refused because of too many requests
+    _counts: bool = True  # the last attempt counts towards the policy's; see `Pacer.release`
+    _attempts: tuple[Attempt, ...] = ()
+    _failure: PostPressError | None = None
+    _last_response: tuple[str | None, str] | None = None  # its idempotency key and instance
+    _in_doubt: bool = field(init=False)
+    _replayed: bool = False  # the last response was the one stored for its idempotency key
+    _needs_new_key: bool = False
 
-    def __init__(
-        self,
-        context: CallContext,
-        account_id: str,
-        change: ProxyChange,
-        keys: Keys,
-        policy: RetryPolicy,
-        hooks: CallHooks | None = None,
-    ) -> None:
-        self._request: Final = context.encode_request(account_id, change)
-        self._clock: Final = context.tracker.clock
+    def __attrs_post_init__(self) -> None:
+        context, hooks = self._context, self._hooks
+        self._request = context.encode_request(self._account_id, self._change)
+        self._clock = context.tracker.clock
+        self._waits = context.tracker if hooks is None else hooks.waits
         self._started = self._clock()
-        self._first_sent = math.inf
-        self._context: Final = context
-        self._change: Final = change
-        self._keys: Final = keys
-        self._policy: Final = policy
-        self._hooks: Final = hooks
-        self._waits: Final[WaitGroup] = context.tracker if hooks is None else hooks.waits
-        self._waited = 0.0  # for permits, in seconds
-        self._overloaded = False  # whether the last attempt was refused because of too many requests
-        self._counts = True  # whether the last attempt counts towards the policy's; see `Pacer.release`
-        self._attempts: tuple[Attempt, ...] = ()
-        self._failure: PostPressError | None = None
-        self._last_response: tuple[str | None, str] | None = None  # its idempotency key and instance
-        self._in_doubt = keys.in_doubt
-        self._replayed = False  # whether the last response was the one stored for its idempotency key
-        self._needs_new_key = False
+        self._in_doubt = self._keys.in_doubt
         if hooks is not None:
             hooks.on_call_started()
 
@@ -104,31 +99,30 @@ class UpdateCall:
         return self._run() if self._context.observer is None else self._run_observed(self._context.observer)
 
     async def _run_observed(self, observer: SafeObserver[events.Event]) -> AccountPatched:
-        account_id = self._request.account_id
-        observer(events.CallStarted(account_id, self._request.url))
+        observer(events.CallStarted(self._account_id, self._request.url))
         error: PostPressError | None = None
-        attempts, given_up = 0, False
+        given_up = False
         try:
-            patched = await self._run()
-            attempts = len(patched.attempts)
-            return patched
+            return await self._run()
         except PostPressError as failure:
-            error, attempts = failure, len(failure.attempts)
+            error = failure
             raise
         except BaseException:
-            given_up, attempts = True, len(self._attempts)
+            given_up = True
             raise
         finally:
+            attempts = len(self._attempts)
             elapsed = max(0.0, self._clock() - self._first_sent)  # 0 if there was no attempt
-            observer(events.CallEnded(account_id, attempts, elapsed, error, given_up, self._waited))
+            observer(events.CallEnded(self._account_id, attempts, elapsed, error, given_up, self._waited))
             del error  # an exception held by a frame of its own traceback is a reference cycle
 
     async def _run(self) -> AccountPatched:
-        if self._in_doubt and self._is_managed and self._keys.current is None:
-            raise self._cannot_resend()
-        locks, account_id = self._context.locks, self._request.account_id
-        if not locks.try_acquire(account_id):
-            await self._wait_for_lock(locks, account_id)
+        if self._in_doubt and self._is_managed and self._keys.current is None:  # it might assign a second one
+            fact = "an earlier run may have sent this change; without idempotency keys it is not sent again"
+            raise self._add_facts(DeadlineError(fact))
+        locks = self._context.locks
+        if not locks.try_acquire(self._account_id):
+            await self._wait_for_lock(locks)
         state: RetryCallState | None = None
         try:
             if self._policy.before is not None:
@@ -144,7 +138,7 @@ class UpdateCall:
                     state = state or self._new_state()
                     self._set_outcome(state, error)
         finally:
-            locks.release(account_id)
+            locks.release(self._account_id)
             # Each of these is part of a reference cycle: a traceback holds this frame.
             self._failure = None
             if state is not None:
@@ -156,7 +150,7 @@ class UpdateCall:
         retrying.begin()
         # By the loop's clock instead of tenacity's, so that tests can use virtual time.
         retrying.statistics["start_time"] -= self._clock() - self._started
-        return RetryCallState(retrying, self.run, (self._request.account_id, self._change), {})
+        return RetryCallState(retrying, self.run, (self._account_id, self._change), {})
 
     async def _wait_for_next_attempt(self, state: RetryCallState) -> None:
         """Back off as tenacity decides; raise the last error if there is no next attempt."""
@@ -205,7 +199,7 @@ class UpdateCall:
             elapsed = self._clock() - started
             attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, response.status))
             patched = codec.decode_response(response, request, attempts)
-            signal = _SUCCESS
+            signal, self._attempts = _SUCCESS, attempts
             if context.observer is not None:
                 context.observer(events.AttemptEnded(request.account_id, number, elapsed, 200, None))
             return patched
@@ -220,9 +214,9 @@ class UpdateCall:
             if not self._counts:
                 self._exclude(self._clock() - started)
 
-    async def _wait_for_lock(self, locks: KeyedLock, account_id: str) -> None:
+    async def _wait_for_lock(self, locks: KeyedLock) -> None:
         try:
-            await self._wait_for(locks.acquire, account_id)
+            await self._wait_for(locks.acquire, self._account_id)
         except SupersededError as error:
             self._add_facts(error)
             raise
@@ -250,7 +244,7 @@ class UpdateCall:
     def _record_failure(self, error: PostPressError, attempt: Attempt) -> None:
         """Record on *error* what is known about the whole call, and decide about the next key."""
         self._attempts = (*self._attempts, attempt)
-        error.account_id, error.attempts = self._request.account_id, self._attempts
+        error.account_id, error.attempts = self._account_id, self._attempts
         if self._hooks is not None:
             self._hooks.on_attempt_failed(error)
         self._failure = error
@@ -262,9 +256,8 @@ class UpdateCall:
         has_response = isinstance(error, ApiError | AnswerError)
         self._needs_new_key = has_response and not (self._is_managed and self._in_doubt)
         if self._context.observer is not None:
-            ended = events.AttemptEnded(
-                self._request.account_id, attempt.number, attempt.elapsed, error.status, error
-            )
+            number, elapsed = attempt.number, attempt.elapsed
+            ended = events.AttemptEnded(self._account_id, number, elapsed, error.status, error)
             self._context.observer(ended)
 
     def _is_replay(self, instance: str | None) -> bool:
@@ -313,9 +306,8 @@ class UpdateCall:
         self._log_retry(self._failure, seconds)
         if self._context.observer is not None:
             number = len(self._attempts)
-            self._context.observer(
-                events.RetryScheduled(self._request.account_id, number, seconds, self._failure)
-            )
+            event = events.RetryScheduled(self._account_id, number, seconds, self._failure)
+            self._context.observer(event)
         *before, last = self._attempts
         self._attempts = (*before, evolve(last, wait=seconds))
         if self._hooks is not None:
@@ -337,7 +329,7 @@ class UpdateCall:
 
     def _log_retry(self, error: PostPressError, seconds: float) -> None:
         if _log.isEnabledFor(logging.INFO):
-            account_id, number = self._request.account_id, len(self._attempts)
+            account_id, number = self._account_id, len(self._attempts)
             extra = {"account_id": account_id, "attempt": number, "error_type": error.code}
             extra |= {"status": error.status, "wait": seconds, "instance": getattr(error, "instance", None)}
             message = "%s: attempt %d failed with %s; the next one follows in %.2f s"
@@ -368,30 +360,20 @@ class UpdateCall:
 
     def _add_facts(self, error: PostPressError) -> PostPressError:
         """Add to *error*, which is raised instead of an attempt, what is known about the call."""
-        error.account_id = self._request.account_id
+        error.account_id = self._account_id
         if self._in_doubt:
             error.applied = Applied.UNKNOWN
-        return error
-
-    def _cannot_resend(self) -> PostPressError:
-        # Without a key, a second request might assign a second managed proxy.
-        error = DeadlineError(
-            "an earlier run may have sent this change; without idempotency keys it is not sent again"
-        )
-        error.account_id, error.applied = self._request.account_id, Applied.UNKNOWN
         return error
 
     def _out_of_time(self) -> PostPressError:
         if self._failure is not None:
             return self._failure
         if self._context.tracker.ended:
-            error: PostPressError = SessionClosedError("the session was closed before the change was sent")
-        elif self._waits.ends_at <= self._clock():
-            error = DeadlineError("the deadline passed before the change was sent")
+            return self._add_facts(SessionClosedError("the session was closed before the change was sent"))
+        if self._waits.ends_at <= self._clock():
+            end = "the deadline passed"
         elif self._waits.ended:
-            error = DeadlineError("the rotation was stopped before the change was sent")
+            end = "the rotation was stopped"
         else:
-            error = DeadlineError(
-                f"the deadline of {self._policy.deadline:g} s passed before the change was sent"
-            )
-        return self._add_facts(error)
+            end = f"the deadline of {self._policy.deadline:g} s passed"
+        return self._add_facts(DeadlineError(f"{end} before the change was sent"))

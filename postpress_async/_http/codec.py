@@ -10,13 +10,14 @@ import json.encoder
 import re
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import quote
 
 from postpress_async._converter import body_of
 from postpress_async._error_base import listed_type
 from postpress_async._fields import check_account_id, printable
-from postpress_async._http.retry_after import read_date, read_retry_after
 from postpress_async._http.transport import Request, Response
 from postpress_async.errors import AnswerError, ApiError, PostPressError, Problem
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
@@ -47,13 +48,7 @@ def encode_request(account_id: str, change: ProxyChange, url: str, api_key: Secr
 def decode_response(
     response: Response, request: Request, attempts: tuple[Attempt, ...] = ()
 ) -> AccountPatched:
-    """
-    Return the success, with the history of *attempts*, if *response* is a success of this very request.
-
-    Raises:
-        ApiError: The API refused the request; see its class.
-        AnswerError: The response is invalid.
-    """
+    """Return the success, with the history of *attempts*; or raise an `ApiError` or `AnswerError`."""
     if response.status == 200:
         problem = _find_mismatch(response.body, request.account_id)
         if problem is None:
@@ -90,8 +85,29 @@ def _seconds_to_wait(response: Response) -> float | None:
     if response.retry_after is None:
         return None
     # A date is read against the server's clock, which its Date header shows. Ours may be minutes off.
-    sent = None if response.date is None else read_date(response.date)
+    sent = None if response.date is None else _read_date(response.date)
     return read_retry_after(response.retry_after, time.time() if sent is None else sent)
+
+
+def read_retry_after(text: str, now: float) -> float | None:
+    """
+    Seconds to wait from *now* (Unix time), for a number or an HTTP date (RFC 9110, section 10.2.3).
+
+    0.0 for a date in the past; None if *text* is invalid. Dates in other forms are accepted, too: a call
+    gives up if it would have to wait for long.
+    """
+    if text.isascii() and text.isdecimal():
+        return float(text)  # infinite if it is too large: the call gives up
+    when = _read_date(text)
+    return None if when is None else max(0.0, when - now)
+
+
+def _read_date(text: str) -> float | None:
+    try:
+        when = parsedate_to_datetime(text)
+        return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def _decode_problem(payload: object, secrets: tuple[Secret, ...]) -> Problem:

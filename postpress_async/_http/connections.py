@@ -21,13 +21,10 @@ _NEW_SOCKETS: ContextVar[list[socket.socket]] = ContextVar("_NEW_SOCKETS")
 
 
 class Connector(aiohttp.TCPConnector):
-    """
-    A connector without a limit of its own.
-
-    The session's pace limits concurrency, and could not see the delays that a second limit causes.
-    """
+    """A connector with aiohttp's defaults, but for what its comments say."""
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
+        # No limit: the session's pace limits concurrency, and could not see the delays of a second limit.
         super().__init__(limit=0, ssl=tls or True, socket_factory=_make_socket)
         protocol: type[ResponseHandler] = _Protocol
         self._factory = partial(protocol, loop=self._loop)
@@ -119,12 +116,13 @@ def is_reusable(protocol: ResponseHandler | None) -> TypeGuard[ResponseHandler]:
 
 async def check_idle(protocol: ResponseHandler | None) -> ResponseHandler:
     """
-    Let the event loop read from a connection that is not `is_reusable`, and return it if it is still usable.
+    Let the event loop read from a connection that is not `is_reusable`, and return it if it is usable then.
 
-    With TLS, the unread data may be a session ticket, which is not part of a response. Otherwise it raises
-    `UnusableConnectionError`, also if the connection has closed.
+    With TLS, the unread data may be a session ticket. Raises `UnusableConnectionError` otherwise.
     """
-    if protocol is None or (_is_plain(protocol.transport) and has_unread_data(protocol.transport)):
+    transport = None if protocol is None else protocol.transport
+    is_plain = transport is not None and transport.get_extra_info("ssl_object") is None
+    if protocol is None or (is_plain and has_unread_data(transport)):
         raise UnusableConnectionError  # the start of a line would become the start of the next response
     # The loop reads in its next iteration, after the tasks that are due.
     await asyncio.sleep(0)
@@ -132,10 +130,6 @@ async def check_idle(protocol: ResponseHandler | None) -> ResponseHandler:
     if protocol.should_close or not protocol.is_connected():
         raise UnusableConnectionError
     return protocol
-
-
-def _is_plain(transport: asyncio.BaseTransport | None) -> bool:
-    return transport is not None and transport.get_extra_info("ssl_object") is None
 
 
 def has_unread_data(transport: asyncio.BaseTransport | None) -> bool:

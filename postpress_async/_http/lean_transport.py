@@ -1,25 +1,44 @@
 """
 A transport over aiohttp's connections, without `ClientSession`.
 
-It takes half the CPU time, but tools that mock or instrument `ClientSession` do not see its requests.
+It takes half the CPU time, but tools that mock or instrument `ClientSession` do not see its requests. A
+request is a single write, made from a template; aiohttp's parser reads the response. Both use undocumented
+parts of aiohttp, so `find_incompatibility` tests whether they work as expected.
 """
 
 import asyncio
+import inspect
 import logging
 import ssl
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.http import RawResponseMessage
+from attrs import field, frozen
 from yarl import URL
 
 from postpress_async import errors
 from postpress_async._http.connections import Connector, check_idle, is_reusable
-from postpress_async._http.exchange import RequestTemplate, find_incompatibility, read_head, read_response
-from postpress_async._http.failures import FAILURES, failure_of
-from postpress_async._http.responses import error_response
+from postpress_async._http.responses import (
+    FAILURES,
+    check_lengths,
+    error_response,
+    failure_of,
+    make_response,
+    read_body,
+)
 from postpress_async._http.session_transport import AiohttpTransport
-from postpress_async._http.transport import NO_TIMEOUTS, Request, Response, Transport, headers_for
+from postpress_async._http.transport import (
+    NO_TIMEOUTS,
+    Request,
+    Response,
+    Transport,
+    account_path,
+    headers_for,
+)
 from postpress_async._timeouts import TimeoutGroup
 from postpress_async.secret import Secret
 
@@ -46,12 +65,10 @@ def make_lean_transport(
 
 
 class LeanTransport:
-    """
-    Sends requests over the connections of an aiohttp connector, which is created on the first request.
+    """Sends requests over the connections of an aiohttp connector, which is created on the first request."""
 
-    It writes the bytes itself, so `applied` of an error is UNKNOWN only if the request was passed to the
-    socket.
-    """
+    _endpoint: "_Endpoint"
+    _template: "RequestTemplate"
 
     def __init__(
         self,
@@ -66,12 +83,9 @@ class LeanTransport:
         self._tls: Final = tls
         self._callers_connector: Final = connector
         self._connector: aiohttp.BaseConnector | None = None
-        self._endpoint: _Endpoint
-        self._template: RequestTemplate
         self._timeouts: Final = TimeoutGroup()
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
-        """See `Transport.send`."""
         connector = self._connector or self._open()
         if connector.closed:
             raise errors.SessionClosedError("the session's connector is closed: create a new session")
@@ -83,7 +97,7 @@ class LeanTransport:
                 protocol = connection.protocol
                 if not is_reusable(protocol):
                     protocol = await check_idle(protocol)
-                sent = True
+                sent = True  # not before: `applied` of an error is UNKNOWN only if bytes were written
                 self._template.write(protocol, request, idempotency_key)
                 head, content = await read_head(protocol)
                 bare_error = error_response(head.code, head.headers)
@@ -115,12 +129,11 @@ class LeanTransport:
             raise errors.SessionClosedError("the session is closed and cannot be reopened: create a new one")
         self._endpoint = _Endpoint("PATCH", self._base_url, loop=asyncio.get_running_loop())
         self._connector = self._callers_connector or Connector(self._tls)
-        host, headers = self._endpoint.headers["Host"], headers_for(self._connector)
-        self._template = RequestTemplate.of(self._base_url, host, self._api_key, headers)
+        headers = {"Host": self._endpoint.headers["Host"], "X-API-KEY": self._api_key.reveal()}
+        self._template = RequestTemplate.of(self._base_url, headers | headers_for(self._connector))
         return self._connector
 
     async def aclose(self) -> None:
-        """See `Transport.aclose`."""
         self._timeouts.end()  # also ends requests that are connecting or use the caller's connector
         if self._connector is not None and self._callers_connector is None:
             await self._connector.close()
@@ -136,3 +149,105 @@ class _Endpoint(aiohttp.ClientRequest):
         if self._key is None:
             self._key = super().connection_key
         return self._key
+
+
+@frozen
+class RequestTemplate:
+    """The bytes of every request before and after the account id. They contain the API key."""
+
+    before: bytes = field(repr=False)
+    after: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, base_url: URL, headers: Mapping[str, str]) -> "RequestTemplate":
+        path, query = account_path(base_url)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        after = f"{query} HTTP/1.1\r\n{lines}Content-Length: "
+        return cls(f"PATCH {path}".encode("ascii"), after.encode("ascii"))
+
+    def write(self, protocol: ResponseHandler, request: Request, idempotency_key: str | None) -> None:
+        """Write *request*, and prepare *protocol* to parse the response."""
+        key = b"" if idempotency_key is None else b"\r\nIdempotency-Key: " + idempotency_key.encode("ascii")
+        body = request.body
+        protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+        assert protocol.transport is not None  # noqa: S101 - it is reusable
+        protocol.transport.write(
+            b"%b%b%b%d%b\r\n\r\n%b"
+            % (self.before, request.account_id.encode("ascii"), self.after, len(body), key, body)
+        )
+
+
+async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
+    """Read the head of the response, skipping 1xx ones, and return it with the stream of the body."""
+    while True:
+        head, content = await protocol.read()
+        if not 100 <= head.code < 200 or head.code == 101:
+            return head, content
+
+
+async def read_response(
+    protocol: ResponseHandler, head: RawResponseMessage, content: aiohttp.StreamReader
+) -> Response:
+    check_lengths(head.headers)
+    return make_response(head.code, head.headers, await read_body(content, protocol, head.code))
+
+
+# --- Self-test -----------------------------------------------------------------------------------
+
+
+def find_incompatibility() -> str | None:
+    """Return what does not work with the installed aiohttp, or None. Uses no event loop and no network."""
+    try:
+        inspect.signature(aiohttp.BaseConnector.connect).bind(None, None, [], NO_TIMEOUTS)
+        return self_test()
+    except Exception as error:  # a future version of aiohttp may raise anything
+        return f"{type(error).__name__} in the self-test"
+
+
+def self_test() -> str | None:
+    """Run one exchange over a `NullTransport`. Returns what went wrong, or None."""
+    no_loop: Any = object()  # nothing waits, so the loop is not used
+    protocol, transport = ResponseHandler(no_loop), NullTransport()
+    protocol.connection_made(transport)
+    if not is_reusable(protocol):
+        return "a new connection is not usable"
+    template = RequestTemplate(b"PATCH /", b" HTTP/1.1\r\nContent-Length: ")
+    template.write(protocol, Request("a", "", b"{}", Secret("k")), "i")
+    if transport.written != b"PATCH /a HTTP/1.1\r\nContent-Length: 2\r\nIdempotency-Key: i\r\n\r\n{}":
+        return "a request is not written"
+    protocol.data_received(_TEST_RESPONSE)
+    reading = _read_all(protocol)
+    try:
+        reading.send(None)
+    except StopIteration as ended:
+        if ended.value != Response(429, b"[]", "1"):
+            return "a response is not read"
+    else:
+        reading.close()
+        return "a complete response is not recognized"
+    if not is_reusable(protocol):
+        return "a connection cannot be reused"
+    protocol.data_received(_TEST_RESPONSE)
+    return "an unexpected response is not detected" if is_reusable(protocol) else None
+
+
+async def _read_all(protocol: ResponseHandler) -> Response:
+    return await read_response(protocol, *await read_head(protocol))
+
+
+_TEST_RESPONSE: Final = (
+    b"HTTP/1.1 100 Continue\r\n\r\n"
+    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 2\r\n\r\n[]"
+)
+
+
+class NullTransport(asyncio.Transport):
+    """Stores what is written instead of sending it."""
+
+    written = b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return False

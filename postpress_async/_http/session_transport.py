@@ -12,9 +12,15 @@ from yarl import URL
 
 from postpress_async import errors
 from postpress_async._http.connections import Connector, UnusableConnectionError, check_idle, is_reusable
-from postpress_async._http.failures import FAILURES, failure_of
-from postpress_async._http.responses import check_lengths, error_response, make_response, read_body
-from postpress_async._http.transport import NO_TIMEOUTS, Request, Response, headers_for
+from postpress_async._http.responses import (
+    FAILURES,
+    check_lengths,
+    error_response,
+    failure_of,
+    make_response,
+    read_body,
+)
+from postpress_async._http.transport import NO_TIMEOUTS, Request, Response, account_path, headers_for
 from postpress_async._timeouts import TimeoutGroup
 from postpress_async.secret import Secret
 
@@ -32,7 +38,7 @@ class AiohttpTransport:
         trust_env: bool = False,
     ) -> None:
         self._base_url: Final = base_url
-        self._path: Final = (base_url / "accounts" / "").raw_path
+        self._path, _ = account_path(base_url)
         self._api_key: Final = api_key
         self._tls: Final = tls
         self._connector: Final = connector
@@ -41,7 +47,6 @@ class AiohttpTransport:
         self._timeouts: Final = TimeoutGroup()
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
-        """See `Transport.send`."""
         session = self._session or self._open()
         body = _Body(request.body)
         if session.closed:
@@ -109,7 +114,6 @@ class AiohttpTransport:
         return self._session
 
     async def aclose(self) -> None:
-        """See `Transport.aclose`."""
         self._timeouts.end()  # also ends requests that are connecting or use the caller's connector
         if self._session is not None:
             await self._session.close()
@@ -121,39 +125,29 @@ class _Request(aiohttp.ClientRequest):
     # The `update_` methods replace aiohttp's for complete headers and a `_Body`, which saves 5 us each.
 
     def update_headers(self, headers: Any) -> None:
-        """Use the headers without copying them: aiohttp made them for this request."""
         self.headers = headers
 
     def update_auto_headers(self, skip_auto_headers: object) -> None:
         """Add no headers: all are set."""
 
     def update_body_from_data(self, body: Any, _stacklevel: int = 3) -> None:
-        """Use the `_Body` as it is."""
         self._body = body
         self.headers["Content-Length"] = str(body.size)
 
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        """Check the connection, then send the request."""
         if not is_reusable(conn.protocol):
             await check_idle(conn.protocol)
         return await super().send(conn)
 
 
 class _Body(BytesPayload):
-    """
-    A body that records whether it was passed to the socket, from when on the API may have received it.
-
-    Attributes:
-        sent: Whether it was, or may have been, passed to the socket.
-        refused: Whether it certainly was not.
-        error_response: The response without its body, as soon as the head shows an error.
-    """
+    """A body that records whether it was passed to the socket, from when on the API may have received it."""
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body, content_type="application/json")
-        self.sent = False
-        self.refused = False
-        self.error_response: Response | None = None
+        self.sent = False  # it was, or may have been, passed to the socket
+        self.refused = False  # it certainly was not
+        self.error_response: Response | None = None  # without its body, as soon as the head shows an error
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         try:

@@ -4,6 +4,7 @@ from typing import Final, Protocol, runtime_checkable
 
 import aiohttp
 from attrs import define, field
+from yarl import URL
 
 from postpress_async._version import __version__
 from postpress_async.secret import Secret
@@ -91,6 +92,12 @@ class Transport(Protocol):
     async def aclose(self) -> None:
         """Close all connections. Requests in flight raise `ConnectionLostError`."""
         ...
+
+
+def account_path(base_url: URL) -> tuple[str, str]:
+    """The path and the query of an account's URL: what comes before the account id, and after it."""
+    query = base_url.raw_query_string
+    return (base_url / "accounts" / "").raw_path, query and f"?{query}"
 
 
 def headers_for(connector: aiohttp.BaseConnector) -> dict[str, str]:

@@ -43,34 +43,41 @@ class Update(Protocol):
         ...
 
 
-class _NoProxyLeftError(Exception):
-    """The pool has no proxy for the account; nothing was sent."""
+@frozen(kw_only=True)
+class AccountContext:
+    """What the accounts of a rotation share."""
+
+    update: Update
+    waits: WaitGroup
+    pools: Mapping[Tag, ProxyAllocator]  # for rows without a change, by their tag
+    on_backoff: Callable[[bool], object]
+    on_attempt_failed: Callable[[PostPressError], object]
+    on_cancelled: Callable[[Outcome], object]  # before `AccountTask.run` raises
+    # Whether a later run may continue this one. If the run ends, accounts that were refused, but would have
+    # been retried, are then skipped instead of failed.
+    can_resume: bool = True
 
 
 @define(eq=False)
 class AccountTask:
     """
-    The state of one account while it is updated, and the hooks that its calls report to.
+    Updates one account. It is also what its calls report to: their `CallHooks`.
 
-    Attributes:
-        in_flight: Whether a request may be in flight. True before each call, which sets it to False when it
-            starts to report its attempts.
-        proxy: The pool's proxy of the latest call; None if the row has a change of its own.
-        proxy_in_use: Whether the call with `proxy` has not ended.
-        pool: The pool of `proxy`.
-        resumable: The last error of the current call if another attempt would have followed.
-        attempts: Requests of earlier calls.
-        in_doubt: Whether a request of this run may have been applied.
+    The change may have been applied by an earlier run (`was_in_doubt`) or by a request of this run
+    (`in_doubt`), and may yet be applied by one that is `in_flight`. A refusal of a later request ends none of
+    these doubts.
     """
 
-    _runner: "AccountRunner"
-    in_flight: bool = False
-    proxy: PooledProxy | None = None
-    proxy_in_use: bool = False
-    pool: ProxyAllocator | None = None
-    resumable: PostPressError | None = None
-    attempts: int = 0
+    _context: AccountContext
+    _row: Row
+    _keys: RowKeys
+    in_flight: bool = False  # True before each call, which sets it to False if it reports its attempts
     in_doubt: bool = False
+    was_in_doubt: bool = False
+    resumable: PostPressError | None = None  # the call's last error if another attempt would have followed
+    attempts: int = 0  # requests of the calls that have ended
+    proxy: PooledProxy | None = None  # of the latest call; None if the row has a change of its own
+    _proxy_in_use: bool = False  # the call with it has not ended
     _first_sent: float = math.inf
     _strikes: int = 0
 
@@ -78,27 +85,22 @@ class AccountTask:
 
     @property
     def waits(self) -> WaitGroup:
-        """Where the calls wait; the rotation ends all waits when it is stopped."""
-        return self._runner.waits
+        return self._context.waits
 
     def on_backoff(self, backing_off: bool) -> None:
-        """A call starts to back off (True), or continues (False)."""
-        self._runner.on_backoff(backing_off)
+        self._context.on_backoff(backing_off)
 
     def on_call_started(self) -> None:
-        """A call that reports its attempts has started; none is in flight."""
         self.in_flight = False
 
     def on_attempt_started(self, now: float) -> None:
-        """An attempt starts at *now*, in seconds of the event loop's clock."""
         self.in_flight = True
         self._first_sent = min(self._first_sent, now)
 
     def on_attempt_failed(self, error: PostPressError) -> None:
-        """An attempt ended with *error*, whose `applied` is about this attempt alone."""
         self.in_flight = False
         self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
-        self._runner.on_attempt_failed(error)
+        self._context.on_attempt_failed(error)
 
     def should_give_up(self, error: PostPressError) -> bool:
         """Note *error*, and return whether the account gets another proxy instead of another attempt."""
@@ -111,175 +113,83 @@ class AccountTask:
     @property
     def max_strikes(self) -> int:
         """Number of proxy errors in one call after which the account gets another proxy; 0 without a pool."""
-        if self.proxy is None or self.pool is None:
+        if self.proxy is None:
             return 0
-        return STRIKES if self.pool.may_retry(self.proxy) else 1
+        return STRIKES if self._context.pools[self._row.tag].may_retry(self.proxy) else 1
 
-    # --- For the runner ---
+    # --- Calls ---
 
-    @property
-    def applied_nothing(self) -> bool:
-        """Whether no request of this run can have been applied, or still be applied."""
-        return not self.in_flight and not self.in_doubt
-
-    def elapsed(self) -> float:
-        """Seconds since the account's first attempt started; 0 if there was none."""
-        return max(0.0, asyncio.get_running_loop().time() - self._first_sent)
-
-    def start_call(self, proxy: PooledProxy) -> None:
-        """The next call uses *proxy*."""
-        self.proxy = proxy
-        self.proxy_in_use = self.in_flight = True
-        self._strikes = 0
-
-    def end_call(self, error: PostPressError) -> None:
-        """The call ended with *error*, and the account gets another proxy."""
-        self.proxy_in_use = self.in_flight = False
-        self.resumable = None
-        self.attempts += len(error.attempts)
-        self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
-
-    def assignment(self, row: Row) -> str:
-        """What was asked for: the label of a proxy, or a managed proxy."""
-        if self.proxy is not None:
-            return self.proxy.label
-        return MANAGED if row.change is None else assignment_of(row.change)
-
-
-@frozen(kw_only=True)
-class AccountRunner:
-    """
-    Updates the accounts of a rotation.
-
-    Attributes:
-        update: The session's function.
-        waits: Where the calls wait.
-        pools: Provide proxies for rows without a change, by the tag of the row.
-        on_backoff: Called with True when a call starts to back off, and with False when it continues.
-        on_attempt_failed: Called with the error of each failed attempt.
-        on_cancelled: Called with the outcome of an account for which `run` raises.
-        can_resume: Whether a later run may continue this one. Accounts that were refused, but would have been
-            retried, are then skipped instead of failed if the run ends.
-    """
-
-    update: Update
-    waits: WaitGroup
-    pools: Mapping[Tag, ProxyAllocator]
-    on_backoff: Callable[[bool], object]
-    on_attempt_failed: Callable[[PostPressError], object]
-    on_cancelled: Callable[[Outcome], object]
-    can_resume: bool = True
-
-    async def run(self, row: Row, keys: RowKeys) -> Outcome:
-        """
-        Update one account, and return its outcome.
-
-        Raises:
-            BaseException: The task was cancelled, or the caller's retry strategy or pool raised an error.
-        """
-        row_fields = row.ordinal, row.line, row.account_id
-        task, inherited_doubt = AccountTask(self), keys.in_doubt
+    async def run(self) -> Outcome:
+        """Return the outcome. Raises if it is cancelled, or the caller's retry strategy or pool raises."""
+        change, keys = self._row.change, self._keys
+        self.was_in_doubt = keys.in_doubt
         try:
-            if row.change is None:
-                patched = await self._try_proxies(row, keys, task)
-            else:
-                if inherited_doubt and not isinstance(row.change, ManagedProxy):
-                    # The old key could return a stored error, and setting a custom proxy twice is harmless.
-                    await keys.renew()
-                task.in_flight = True
-                patched = await self.update(row.account_id, row.change, keys, task)
-            attempts = task.attempts + len(patched.attempts)
-            return patched_outcome(*row_fields, attempts, task.elapsed(), task.assignment(row))
-        except _NoProxyLeftError:
-            return outcome_without_proxy(*row_fields, in_doubt=inherited_doubt)
+            if self.was_in_doubt and not isinstance(change, ManagedProxy):
+                # The old key could return a stored error, or name another proxy of the pool; and setting a
+                # custom proxy twice is harmless.
+                await keys.renew()
+            patched = await (self._try_proxies() if change is None else self._call(change))
+            if patched is None:
+                return outcome_without_proxy(*self._position, in_doubt=self.was_in_doubt)
+            return patched_outcome(*self._position, self.attempts, self._elapsed(), self._assignment())
         except PostPressError as error:
-            sent = task.attempts or task.in_doubt or inherited_doubt
-            if isinstance(error, DeadlineError) and self.waits.ended and not sent:
-                # The run ended before the account's first attempt.
-                return Outcome(*row_fields, State.SKIPPED, applied=Applied.NO)
-            # If the doubt is inherited, `applied` may be UNKNOWN because of the earlier run alone.
-            own_doubt = task.in_doubt or (error.applied is Applied.UNKNOWN and not inherited_doubt)
-            if inherited_doubt or task.in_doubt:
-                error.applied = Applied.UNKNOWN  # a refusal says nothing about earlier requests
-            return failed_outcome(
-                *row_fields,
-                error,
-                task.elapsed(),
-                assignment=task.assignment(row),
-                earlier=task.attempts,
-                cut_short=self.can_resume and self.waits.ended and error is task.resumable,
-                final=not own_doubt and not isinstance(row.change, ManagedProxy),
-            )
+            return self._failed(error)
         except BaseException:
-            self.on_cancelled(self._cancelled(row, task, inherited_doubt=inherited_doubt))
+            self._context.on_cancelled(self._cancelled())
             raise
         finally:
-            task.resumable = None  # its traceback refers to this frame: a reference cycle
+            self.resumable = None  # its traceback refers to this frame: a reference cycle
 
-    @staticmethod
-    def _cancelled(row: Row, task: AccountTask, *, inherited_doubt: bool) -> Outcome:
-        row_fields = row.ordinal, row.line, row.account_id
-        if inherited_doubt or not task.applied_nothing:
-            return Outcome(
-                *row_fields,
-                State.UNKNOWN,
-                task.attempts + 1,  # at least: those of the call that was cancelled are not known
-                applied=Applied.UNKNOWN,
-                elapsed=task.elapsed(),
-                assignment=task.assignment(row) if task.proxy_in_use or row.change is not None else None,
-            )
-        if task.resumable is None:
-            return Outcome(*row_fields, State.SKIPPED, task.attempts, applied=Applied.NO)
-        return failed_outcome(
-            *row_fields,
-            task.resumable,
-            task.elapsed(),
-            assignment=task.assignment(row),
-            earlier=task.attempts,
-            cut_short=True,
-        )
+    async def _call(self, change: ProxyChange) -> AccountPatched:
+        self.in_flight = True
+        try:
+            patched = await self._context.update(self._row.account_id, change, self._keys, self)
+        except PostPressError as error:
+            self.in_flight = False
+            self.attempts += len(error.attempts)
+            self.in_doubt = self.in_doubt or error.applied is Applied.UNKNOWN
+            raise
+        self.attempts += len(patched.attempts)
+        return patched
 
-    async def _try_proxies(self, row: Row, keys: RowKeys, task: AccountTask) -> AccountPatched:
-        pool = task.pool = self.pools[row.tag]  # rows without a pool are refused
+    async def _try_proxies(self) -> AccountPatched | None:
+        """Try one proxy after the other, and raise the error of the last; None if there was none to try."""
+        account_id, pool = self._row.account_id, self._context.pools[self._row.tag]
         tried = list[PooledProxy]()
         error: PostPressError | None = None
         failovers = 0  # including proxies that `tried` has forgotten after an outage
         try:
-            if keys.in_doubt:
-                await keys.renew()  # the request under the old key may have named another proxy
             while True:
                 if pool.must_wait and await self._wait_for(pool):
                     tried.clear()
                 if error is not None and self.waits.ended:
-                    task.resumable = error  # another proxy might have followed
-                    break
-                if (proxy := pool.give(row.account_id, but_not=tried)) is None:
-                    break
+                    self.resumable = error  # another proxy might have followed
+                    raise error
+                if (proxy := pool.give(account_id, but_not=tried)) is None:
+                    if error is not None:
+                        raise error
+                    return None
                 if error is not None:
-                    await keys.renew()
-                task.start_call(proxy)
+                    await self._keys.renew()
+                self.proxy, self._proxy_in_use, self._strikes = proxy, True, 0
                 try:
-                    change = proxy.change_for(row.account_id, row.fields, failovers)
-                    patched = await self.update(row.account_id, change, keys, task)
-                    pool.worked(proxy, row.account_id)
-                    return patched
+                    patched = await self._call(proxy.change_for(account_id, self._row.fields, failovers))
                 except PostPressError as failure:
                     error = failure
                 except BaseException:
-                    pool.take_back(proxy, may_have_it=not task.applied_nothing)
+                    pool.take_back(proxy, may_have_it=self.in_flight or self.in_doubt)
                     raise
+                else:
+                    pool.worked(proxy, account_id)
+                    return patched
                 if error.scope is Scope.PROXY:
-                    pool.failed(proxy, row.account_id)
+                    pool.failed(proxy, account_id)
                 pool.take_back(proxy, may_have_it=error.applied is not Applied.NO)
                 if error.scope is not Scope.PROXY:
                     raise error
                 tried.append(proxy)
                 failovers += 1
-                task.end_call(error)
-            if error is None:
-                raise _NoProxyLeftError
-            task.attempts -= len(error.attempts)  # `failed_outcome` adds these again
-            raise error
+                self._proxy_in_use, self.resumable = False, None
         finally:
             del error  # its traceback refers to this frame: a reference cycle
 
@@ -289,3 +199,57 @@ class AccountRunner:
             return await pool.wait(self.waits)
         finally:
             self.on_backoff(False)
+
+    # --- Outcomes ---
+
+    @property
+    def _position(self) -> tuple[int, int | None, str]:
+        return self._row.ordinal, self._row.line, self._row.account_id
+
+    def _elapsed(self) -> float:
+        """Seconds since the account's first attempt started; 0 if there was none."""
+        return max(0.0, asyncio.get_running_loop().time() - self._first_sent)
+
+    def _assignment(self) -> str:
+        """What was asked for: the label of a proxy, or a managed proxy."""
+        if self.proxy is not None:
+            return self.proxy.label
+        return MANAGED if self._row.change is None else assignment_of(self._row.change)
+
+    def _failed(self, error: PostPressError) -> Outcome:
+        sent = self.attempts or self.in_doubt or self.was_in_doubt
+        if isinstance(error, DeadlineError) and self.waits.ended and not sent:
+            # The run ended before the account's first attempt.
+            return Outcome(*self._position, State.SKIPPED, applied=Applied.NO)
+        if self.in_doubt or self.was_in_doubt:
+            error.applied = Applied.UNKNOWN  # a refusal says nothing about earlier requests
+        return failed_outcome(
+            *self._position,
+            error,
+            self._elapsed(),
+            attempts=self.attempts,
+            assignment=self._assignment(),
+            cut_short=self._context.can_resume and self.waits.ended and error is self.resumable,
+            final=not self.in_doubt and not isinstance(self._row.change, ManagedProxy),
+        )
+
+    def _cancelled(self) -> Outcome:
+        if self.in_flight or self.in_doubt or self.was_in_doubt:
+            return Outcome(
+                *self._position,
+                State.UNKNOWN,
+                self.attempts + 1,  # at least: those of the call that was cancelled are not known
+                applied=Applied.UNKNOWN,
+                elapsed=self._elapsed(),
+                assignment=self._assignment() if self._proxy_in_use or self._row.change is not None else None,
+            )
+        if self.resumable is None:
+            return Outcome(*self._position, State.SKIPPED, self.attempts, applied=Applied.NO)
+        return failed_outcome(
+            *self._position,
+            self.resumable,
+            self._elapsed(),
+            attempts=self.attempts + len(self.resumable.attempts),
+            assignment=self._assignment(),
+            cut_short=True,
+        )

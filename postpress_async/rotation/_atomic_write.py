@@ -17,9 +17,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Open a temporary file that replaces *path* when the block ends, or is deleted if the block raises.
 
     The temporary file is in the same folder and has mode 0600. It is flushed to disk before it is renamed.
-
-    Raises:
-        RotationError: *path* cannot be written, or is a symbolic link, a folder or a device.
+    Raises `RotationError` if *path* cannot be written, or is not a regular file.
     """
     target = Path(path)
     _check_is_regular(target)

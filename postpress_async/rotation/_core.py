@@ -3,15 +3,14 @@
 import asyncio
 import logging
 from collections import Counter
-from typing import Final
+from operator import attrgetter
 
-from attrs import evolve
+from attrs import Factory, define, evolve, fields
 
 from postpress_async import events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
-from postpress_async.errors import Applied, PostPressError, SessionClosedError
-from postpress_async.rotation._canary_gate import CanaryGate
+from postpress_async.errors import Applied, DeadlineError, NotSentError, PostPressError, SessionClosedError
 from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
@@ -20,11 +19,8 @@ from postpress_async.rotation._outcome import (
     RotationSummary,
     State,
     count_outcome,
-    not_sent_error,
-    settled_event,
 )
 from postpress_async.rotation._outcome_queue import OutcomeQueue
-from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._pool._allocator import ProxyAllocator, Quarantine, unix_clock
 from postpress_async.rotation._pool._tags import Pools
@@ -32,80 +28,48 @@ from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation.journal import Journal
 
 _log = logging.getLogger("postpress_async.rotation")
+_event_fields = attrgetter(*(field.name for field in fields(events.AccountSettled)))  # of an `Outcome`
 
 
+@define(eq=False, kw_only=True)
 class RotationCore:
-    """
-    Records the outcomes of a rotation, decides when it ends, and hands the outcomes to the caller.
+    """Records the outcomes of a rotation, decides when it ends, and hands the outcomes to the caller."""
 
-    Args:
-        halt: The failure threshold and the canary.
-        pools: The pools by tag.
-        limit: Most rows to take; None for all.
-        drain: Whether rows are also taken after the rotation was stopped or halts.
-        waits: Where the calls wait.
-        unread: Outcomes that may wait until the caller iterates over them.
-        observer: Gets the events.
-
-    Attributes:
-        summary: The counts so far.
-        outcomes: What the caller iterates over.
-        row_source: The rows.
-        journal: The journal; None without one, and before it is open.
-        allocators: Assign the proxies, by tag; empty before `open_pools`.
-        stopping: Whether nothing new is sent.
-        error: What ended the rotation; None if nothing did.
-        waits: See above.
-    """
-
-    def __init__(
-        self,
-        *,
-        halt: Halt,
-        pools: Pools,
-        limit: int | None,
-        drain: bool,
-        waits: WaitGroup,
-        unread: int,
-        observer: SafeObserver[events.Event] | None,
-    ) -> None:
-        self.summary: Final = RotationSummary()
-        self.outcomes: Final = OutcomeQueue(unread)
-        self.waits: Final = waits
-        self.journal: Journal | None = None
-        self.allocators: Final[dict[Tag, ProxyAllocator]] = {}
-        self.stopping: bool = False
-        self.error: Exception | None = None
-        self._halt: Final = halt
-        self._pools: Final = pools
-        self._drain: Final = drain
-        self._observer: Final = observer
-        self._failed: Final[Counter[tuple[str | None, Applied | None]]] = Counter()
-        self._monitor = FailureMonitor(halt)
-        self._canary_gate: Final = CanaryGate(halt.canary, limit)
-        self.row_source: Final = RowSource(self._canary_gate)
+    halt: Halt
+    pools: Pools
+    drain: bool  # whether rows are also taken after the rotation was stopped or halts
+    waits: WaitGroup  # of the calls
+    observer: SafeObserver[events.Event] | None
+    row_source: RowSource
+    outcomes: OutcomeQueue  # over which the caller iterates
+    summary: RotationSummary = Factory(RotationSummary)
+    journal: Journal | None = None  # also before it is open
+    allocators: dict[Tag, ProxyAllocator] = Factory(dict)  # filled by `open_pools`
+    stopping: bool = False  # nothing new is sent
+    error: Exception | None = None  # what ended the rotation
+    _failed: Counter[tuple[str | None, Applied | None]] = Factory(Counter)
+    _monitor: FailureMonitor = Factory(lambda core: FailureMonitor(core.halt), takes_self=True)
 
     def open_pools(self) -> None:
         """Create the allocators, which use the clock of the running event loop."""
         clock = unix_clock()
-        for tag, pool in self._pools.items():
+        for tag, pool in self.pools.items():
             self.allocators[tag] = ProxyAllocator(
                 pool,
                 may_wait=self.waits.waits_out_outages,
                 on_proxy=self._on_proxy,
-                observer=self._observer,
+                observer=self.observer,
                 clock=clock,
             )
 
     def resume(self, journal: Journal) -> None:
-        """Continue the run of *journal*."""
         self.journal = journal
         done = journal.done_counts()
         self.summary.states.update(done)
         self.summary.resumed = done.total()
         key_works = done[State.PATCHED] > 0 and journal.check.same_key
         connected = done[State.PATCHED] + done[State.FAILED] > 0
-        self._monitor = FailureMonitor(self._halt, key_works=key_works, connected=connected)
+        self._monitor = FailureMonitor(self.halt, key_works=key_works, connected=connected)
         if self.allocators:
             accounts, quarantines = journal.proxies(), journal.quarantines()
             for allocator in self.allocators.values():
@@ -117,17 +81,103 @@ class RotationCore:
         if self.journal is not None:
             await self.journal.room()
 
+    # --- Outcomes ---
+
+    def complete(self, outcome: Outcome, *, recorded: bool = False) -> None:
+        """Record *outcome* unless it is recorded, and halt if necessary."""
+        self._record(outcome, recorded=recorded)
+        self._check_halt(outcome)
+        if isinstance(outcome.error, SessionClosedError):
+            self.abort(outcome.error)  # all further calls would fail as well
+
+    def publish(self, outcome: Outcome) -> None:
+        """Give *outcome* to the code that iterates, with an error if the account was not patched."""
+        if outcome.error is None and outcome.state is not State.PATCHED:
+            error = self._not_sent_error(outcome)
+            error.account_id, error.scope = outcome.account_id, outcome.scope or error.scope
+            error.applied = outcome.applied or error.applied
+            outcome = evolve(outcome, error=error)
+        if not self.outcomes.put(outcome):
+            self.summary.unconsumed.append(outcome)
+
+    def _not_sent_error(self, outcome: Outcome) -> PostPressError:
+        """The error of an account that was not patched, and for which no call raised one."""
+        if outcome.error_type is not None:
+            return NotSentError(f"not sent: {outcome.error_type}")
+        if self.summary.halted is not None:
+            return NotSentError(f"not sent, because the rotation was halted: {self.summary.halted}")
+        if self.waits.ends_at <= asyncio.get_running_loop().time():
+            return DeadlineError("the deadline passed before the change was sent")
+        if outcome.attempts:
+            return NotSentError("the rotation was cancelled before the response came")
+        if self.stopping:
+            return NotSentError("not sent, because the rotation was stopped")
+        return NotSentError('not sent: an earlier run may have sent it, and on_unknown is "report"')
+
+    def on_cancelled(self, outcome: Outcome) -> None:
+        self._record(outcome)
+        self.publish(outcome)
+
+    def _record(self, outcome: Outcome, *, recorded: bool = False) -> None:
+        count_outcome(self.summary, outcome)
+        if self.journal is not None and not recorded:
+            self.journal.record(outcome)
+        if outcome.state is State.FAILED:
+            self._failed[outcome.error_type, outcome.applied] += 1
+        if self.observer is not None:
+            self.observer(events.AccountSettled(*_event_fields(outcome)))
+
+    async def skip_unread_rows(self) -> None:
+        """Record an outcome for each row that was not read."""
+        count = 0
+        while (pending := await self.row_source.read()) is not None:
+            count += 1
+            if count % 500 == 0:
+                await asyncio.sleep(0)  # there may be millions, and other tasks must run
+            outcome = pending.unsent_outcome()
+            if pending.recorded:
+                self.summary.states[outcome.state] += 1
+            else:
+                self._record(outcome)
+            await self.room()
+
+    # --- The end ---
+
+    @property
+    def takes_rows(self) -> bool:
+        return self.drain or not self.stopping
+
     def end_sending(self) -> None:
         """Send nothing more, not even retries."""
         self.stopping = True
         self.waits.end()
-        if not self._drain:
+        if not self.drain:
             self.row_source.close()
 
     def abort(self, error: Exception) -> None:
         """Send nothing more, and raise *error* once the requests in flight are completed."""
         self.error = self.error or error
         self.end_sending()
+
+    def on_attempt_failed(self, error: PostPressError) -> None:
+        if not self.stopping and (reason := self._monitor.attempt_failed(error)) is not None:
+            self._halt_for(reason)
+
+    def _check_halt(self, outcome: Outcome) -> None:
+        tried, reason = self._monitor.tried, self._monitor.observe(outcome)
+        if self.stopping:  # a request in flight may still show that the key is refused
+            if reason is not None and self._monitor.key_refused and not self.summary.key_refused:
+                self._halt_for(reason)
+        elif reason is not None:
+            self._halt_for(reason)
+        elif self.row_source.is_open:
+            pass
+        elif self._monitor.canary_passed:
+            self.summary.canary_passed = True
+            self.row_source.open()
+            _log.info("the canary passed: the other accounts follow", extra={"canary": "passed"})
+        elif self._monitor.tried == tried:
+            self.row_source.extend_canary()
 
     def _halt_for(self, reason: str) -> None:
         self.summary.halted = reason
@@ -136,12 +186,7 @@ class RotationCore:
         self.end_sending()
 
     def record_end(self, *, failed: bool) -> None:
-        """
-        Halt for reasons that only the whole run shows, and record how the run ended.
-
-        Args:
-            failed: Whether it ended by an exception, such as a cancellation.
-        """
+        """Halt for reasons that only the whole run shows. *failed* if it ended by an exception."""
         if self.error is None:
             self._record_halt(ended_early=failed or self.summary.stopped or self.summary.halted is not None)
         is_done = self.row_source.exhausted and not self.summary.stopped and self.error is None
@@ -168,73 +213,7 @@ class RotationCore:
         if self.journal is not None:
             self.journal.reopen(error_type)
 
-    async def skip_unread_rows(self) -> None:
-        """Record an outcome for each row that was not read."""
-        count = 0
-        while (pending := await self.row_source.read()) is not None:
-            count += 1
-            if count % 500 == 0:
-                await asyncio.sleep(0)  # there may be millions, and other tasks must run
-            self._record_unsent(pending)
-            await self.room()
-
-    def complete(self, outcome: Outcome, *, recorded: bool = False) -> None:
-        """Record *outcome* unless it is recorded, and halt if necessary."""
-        self._record(outcome, recorded=recorded)
-        self._check_halt(outcome)
-        if isinstance(outcome.error, SessionClosedError):
-            self.abort(outcome.error)  # all further calls would fail as well
-
-    def publish(self, outcome: Outcome) -> None:
-        """Give *outcome* to the code that iterates, with an error if the account was not patched."""
-        if outcome.error is None and outcome.state is not State.PATCHED:
-            deadline_passed = self.waits.ends_at <= asyncio.get_running_loop().time()
-            halted, stopped = self.summary.halted, self.stopping
-            error = not_sent_error(outcome, halted, deadline_passed=deadline_passed, stopped=stopped)
-            outcome = evolve(outcome, error=error)
-        if not self.outcomes.put(outcome):
-            self.summary.unconsumed.append(outcome)
-
-    def _check_halt(self, outcome: Outcome) -> None:
-        tried, reason = self._monitor.tried, self._monitor.observe(outcome)
-        if self.stopping:  # a request in flight may still show that the key is refused
-            if reason is not None and self._monitor.key_refused and not self.summary.key_refused:
-                self._halt_for(reason)
-        elif reason is not None:
-            self._halt_for(reason)
-        elif not self._canary_gate.is_open:
-            self.summary.canary_passed = passed = self._monitor.canary_passed
-            self._canary_gate.completed(tried=self._monitor.tried > tried, passed=passed)
-            if passed:
-                _log.info("the canary passed: the other accounts follow", extra={"canary": "passed"})
-
-    def _record(self, outcome: Outcome, *, recorded: bool = False) -> None:
-        count_outcome(self.summary, outcome)
-        if self.journal is not None and not recorded:
-            self.journal.record(outcome)
-        if outcome.state is State.FAILED:
-            self._failed[outcome.error_type, outcome.applied] += 1
-        if self._observer is not None:
-            self._observer(settled_event(outcome))
-
-    def _record_unsent(self, pending: PendingRow) -> None:
-        outcome = pending.unsent_outcome()
-        if pending.recorded:
-            self.summary.states[outcome.state] += 1
-        else:
-            self._record(outcome)
-
-    # --- Callbacks of the runner and of the allocators ---
-
-    def on_cancelled(self, outcome: Outcome) -> None:
-        """See `AccountRunner`."""
-        self._record(outcome)
-        self.publish(outcome)
-
-    def on_attempt_failed(self, error: PostPressError) -> None:
-        """See `AccountRunner`."""
-        if not self.stopping and (reason := self._monitor.attempt_failed(error)) is not None:
-            self._halt_for(reason)
+    # --- Quarantines ---
 
     def _on_proxy(self, proxy: PooledProxy, quarantine: Quarantine | None, failed: bool) -> None:
         self._count_quarantined()

@@ -3,7 +3,7 @@ The rotation itself: updates each account of the input once.
 
 A bounded number of workers share one iterator over the input, plus one more worker for each account in
 backoff. The input is read only as fast as it is processed, so memory does not grow with its length.
-`AccountRunner` updates a single account. Of the session it needs a single function, which tests can replace
+`AccountTask` updates a single account. Of the session it needs a single function, which tests can replace
 with a stub.
 """
 
@@ -19,20 +19,20 @@ from attrs import evolve, frozen
 from postpress_async import events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
-from postpress_async.errors import Applied, NotSentError, PostPressError, Scope
-from postpress_async.rotation._account_task import AccountRunner, Update
-from postpress_async.rotation._canary import draw_canary
+from postpress_async.errors import PostPressError
+from postpress_async.rotation._account_task import AccountContext, AccountTask, Update
 from postpress_async.rotation._core import RotationCore
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import Outcome, RotationSummary, State
-from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
+from postpress_async.rotation._outcome import Outcome, RotationSummary
+from postpress_async.rotation._outcome_queue import OutcomeQueue
+from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows, refused_outcome
 from postpress_async.rotation._pool import ProxyPool
 from postpress_async.rotation._pool._tags import pools_of
 from postpress_async.rotation._row_keys import RowKeys
-from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.rotation._row_source import RowSource, draw_canary
+from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._row_hashes import RowHashes
-from postpress_async.rotation.journal._watermark import SendWatermark
 
 UNREAD: Final = 2_000
 """Outcomes of an `Executor` that may wait until the caller iterates over them: they arrive in groups."""
@@ -128,14 +128,15 @@ class Rotation:
         observer: SafeObserver[events.Event] | None = None,
         executor: Executor | None = None,
     ) -> None:
+        halt = halt or Halt()
         self._core: Final = RotationCore(
-            halt=halt or Halt(),
+            halt=halt,
             pools=pools_of(pool),
-            limit=limit,
             drain=drain,
             waits=waits or WaitGroup(),
-            unread=in_flight if executor is None else UNREAD,
             observer=observer,
+            row_source=RowSource(halt.canary, limit),
+            outcomes=OutcomeQueue(in_flight if executor is None else UNREAD),
         )
         self.summary: Final = self._core.summary
         self.total: Final = total
@@ -147,10 +148,8 @@ class Rotation:
         self._executor: Final = executor
         self._open_journal: Final = journal
         self._finite: Final = finite
-        self._drain: Final = drain
-        self._canary: Final = halt.canary if halt else 0
         self._input: Final = rows
-        self._runner = AccountRunner(
+        self._context = AccountContext(
             update=update,
             waits=self._core.waits,
             pools=self._core.allocators,
@@ -161,9 +160,7 @@ class Rotation:
         )
         self._group: Final = asyncio.TaskGroup()
         self._row_hashes: RowHashes | None = None
-        self._watermark: SendWatermark | None = None
         self._run = ""
-        self._leaves_doubts = False
         self._workers = self._backing_off = 0  # workers, and how many of them back off
         self._publishing = 0  # outcomes that are recorded, and wait for their whole error
         self._entered = False
@@ -212,8 +209,9 @@ class Rotation:
         try:
             await self._open()
             if self._executor is not None:
-                engine = Engine(self._resize, self._core.abort, self._leaves_doubts)
-                await self._executor.start(engine)
+                journal = self._core.journal
+                leaves_doubts = journal is not None and journal.leaves_doubts
+                await self._executor.start(Engine(self._resize, self._core.abort, leaves_doubts))
             await self._group.__aenter__()
         except BaseException:
             await self._close()
@@ -262,26 +260,20 @@ class Rotation:
         """Open the journal, if any, and the input."""
         self._run = secrets.token_hex(12)  # not in __init__: forked processes must not share it
         self._core.open_pools()
-        journal = None
+        source, journal = self._input, None
         if self._open_journal is not None:
             opened = self._open_journal()
             journal = await opened if isinstance(opened, Awaitable) else opened
-            self._resume(journal)
-        # If the run is complete and the next is not due, the input may be another one, and is not read.
-        leaves_alone = journal is not None and journal.check.next_run_at is not None
-        source: InputRows = iter(()) if leaves_alone else self._input
-        source, canary = await draw_canary(source, journal, self._canary, self.total)
+            self._core.resume(journal)
+            self._run, self.input_edit = journal.run, journal.check.difference
+            self.completed_at, self.next_run_at = journal.check.completed_at, journal.check.next_run_at
+            journal.begin(self.total, self.notes)
+            if self.next_run_at is not None:
+                source = iter(())  # nothing is sent, and the input may be another one
+        source, canary = await draw_canary(source, journal, self._core.halt.canary, self.total)
         rows = PendingRows(source, journal, canary)
         self._row_hashes = rows.hashes
         self._core.row_source.read = rows.next
-
-    def _resume(self, journal: Journal) -> None:
-        self._core.resume(journal)
-        self._run, self._watermark = journal.run, journal.watermark
-        self._leaves_doubts = journal.leaves_doubts
-        self.completed_at, self.next_run_at = journal.check.completed_at, journal.check.next_run_at
-        self.input_edit = journal.check.difference
-        journal.begin(self.total, self.notes)
 
     # --- Workers ---
 
@@ -291,21 +283,34 @@ class Rotation:
 
     async def _work(self) -> None:
         try:
-            while self._goes_on and self._workers - self._backing_off <= self._in_flight:
-                if (pending := await self._next_row()) is None:
+            while self._core.takes_rows and self._workers - self._backing_off <= self._in_flight:
+                if (pending := await self._core.row_source.next()) is None:
                     break
-                if (row := await self._prepare(pending)) is not None:
-                    if self._row_hashes is not None:
-                        await self._row_hashes.on_disk()
-                    keep = None if self._core.journal is None else self._core.journal.keep_generation
-                    keys = RowKeys.of(self._run, pending, keep)
-                    await self._complete(await self._runner.run(row, keys))
-        # From the journal, the caller's retry strategy or their pool. Errors of accounts are outcomes.
+                await self._process(pending)
+        # From the input, the journal, the caller's retry strategy or their pool. Errors of accounts are
+        # outcomes.
         except Exception as error:
             self._core.abort(error)
         finally:
             self._workers -= 1
             self._end_outcomes()
+
+    async def _process(self, pending: PendingRow) -> None:
+        """Declare in the journal that the row may be sent, and send it; or complete it if it must not be."""
+        row, journal = pending.row, self._core.journal
+        if isinstance(row, Refusal):
+            await self._complete(refused_outcome(row))
+        elif pending.leave_in_doubt or (self._core.drain and self._core.stopping):
+            # A recorded outcome says since when the account is in doubt: keep it.
+            recorded = pending.leave_in_doubt and pending.recorded
+            await self._complete(pending.unsent_outcome(), recorded=recorded)
+        else:
+            if journal is not None and row.ordinal >= journal.watermark.safe_below:
+                await journal.watermark.advance(row.ordinal)
+            if self._row_hashes is not None:
+                await self._row_hashes.on_disk()
+            keys = RowKeys.of(self._run, pending, None if journal is None else journal.keep_generation)
+            await self._complete(await AccountTask(self._context, row, keys).run())
 
     def _end_outcomes(self) -> None:
         """End the iteration if no outcome can follow."""
@@ -324,44 +329,7 @@ class Rotation:
             self._core.stopping or self._core.row_source.exhausted
         )
 
-    @property
-    def _goes_on(self) -> bool:
-        return self._drain or not self._core.stopping
-
-    async def _next_row(self) -> PendingRow | None:
-        try:
-            return await self._core.row_source.next()
-        except Exception as error:  # the input is the caller's code, and may raise anything
-            self._core.abort(error)
-            return None
-
-    async def _prepare(self, pending: PendingRow) -> Row | None:
-        """Declare in the journal that the row may be sent. If it must not be, complete it and return None."""
-        row = pending.row
-        if isinstance(row, Refusal):
-            error = NotSentError(f"not sent: {row}")
-            error.account_id = row.account_id
-            outcome = Outcome(
-                row.ordinal,
-                row.line,
-                row.account_id or "",
-                State.SKIPPED,
-                error_type=row.reason,
-                scope=Scope.REQUEST,
-                applied=Applied.NO,
-                error=error,
-            )
-        elif pending.leave_in_doubt or (self._drain and self._core.stopping):
-            outcome = pending.unsent_outcome()
-        else:
-            if self._watermark is not None and row.ordinal >= self._watermark.safe_below:
-                await self._watermark.advance(row.ordinal)
-            return row
-        # A recorded outcome says since when the account is in doubt: keep it.
-        await self._complete(outcome, recorded=pending.leave_in_doubt and pending.recorded)
-        return None
-
-    # --- Callbacks of the runner ---
+    # --- Outcomes ---
 
     async def _complete(self, outcome: Outcome, *, recorded: bool = False) -> None:
         """Record *outcome* unless it is, halt if necessary, and hand it to the code that iterates."""

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO, Final, TypeAlias
@@ -34,10 +34,6 @@ Cells: TypeAlias = Mapping[str, Any]
 """The cells of a row by column."""
 
 
-def _microseconds(seconds: float) -> int:
-    return round(seconds * 1_000_000)
-
-
 def _cells_function(moment: Callable[[float], object]) -> Callable[[Outcome], Cells]:
     """Make the function that returns an outcome's cells, its time as *moment* returns it."""
     return make_dict_unstructure_fn(
@@ -53,7 +49,7 @@ def _cells_function(moment: Callable[[float], object]) -> Callable[[Outcome], Ce
 
 
 _cells: Final = _cells_function(instant)
-_exact_cells: Final = _cells_function(_microseconds)
+_exact_cells: Final = _cells_function(lambda seconds: round(seconds * 1_000_000))  # microseconds
 COLUMNS: Final = tuple(_cells(Outcome(0, None, "", State.PATCHED)))
 
 
@@ -94,12 +90,7 @@ def write_assignments(assignments: Iterable[Assigned], file: BinaryIO, kind: str
 
 
 def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
-    """
-    Write Parquet, with up to 65,536 rows per row group.
-
-    Raises:
-        RotationError: pyarrow is not installed.
-    """
+    """Write Parquet, with up to 65,536 rows per row group. Raises `RotationError` without pyarrow."""
     try:
         import pyarrow as arrow
         from pyarrow import parquet
@@ -109,7 +100,8 @@ def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
     kinds |= {"elapsed": arrow.float64(), "settled_at": arrow.timestamp("us", tz="UTC")}
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in COLUMNS])
     with parquet.ParquetWriter(file, schema) as writer:
-        for group in _groups(_exact_cells(outcome).values() for outcome in outcomes):
+        rows = (_exact_cells(outcome).values() for outcome in outcomes)
+        while group := list(islice(rows, _GROUP)):
             columns = zip(schema.types, zip(*group, strict=True), strict=True)
             writer.write_table(arrow.table([arrow.array(cells, kind) for kind, cells in columns], schema))
 
@@ -133,8 +125,3 @@ def _inert(text: str) -> str:
 
 def _csv_text(text: str) -> str:
     return f'"{text}"' if _PLAIN.fullmatch(text) else '"' + _inert(text).replace('"', '""') + '"'
-
-
-def _groups(rows: Iterator[Iterable[Any]]) -> Iterator[list[Iterable[Any]]]:
-    while group := list(islice(rows, _GROUP)):
-        yield group

@@ -1,8 +1,10 @@
 """Decides when a rotation halts: refused API key, unreachable host, too many failures, failed canary."""
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from math import ceil, inf
 from typing import Final
+
+from attrs import define
 
 from postpress_async.errors import (
     BY_TYPE,
@@ -43,14 +45,12 @@ class FailureMonitor:
     Watches the outcomes and failed attempts of a run, and decides when to halt.
 
     Args:
-        halt: The threshold.
-        key_works: Whether an earlier run was accepted with an API key.
+        key_works: Whether the API accepted the API key in an earlier run.
         connected: Whether an earlier run connected to the host.
 
     Attributes:
         tried: Accounts that were patched, or whose call ended in an error.
         key_refused: Whether the reason to halt is the API key.
-        connected: Whether any connection to the host was made.
     """
 
     def __init__(self, halt: Halt, *, key_works: bool = False, connected: bool = False) -> None:
@@ -58,10 +58,10 @@ class FailureMonitor:
         self.connected: bool = connected
         self._failed_connects = 0
         self._last_connect_error: PostPressError | None = None
-        self._key: Final = ApiKeyMonitor(works=key_works)
+        self._key: Final = ApiKeyMonitor(key_works)
         self._window: Final[deque[Scope | None]] = deque(maxlen=WINDOW)  # the failures' scopes; None: patched
-        self._failed_in_window: Final[Counter[Scope]] = Counter()
-        self._errors: Final[Counter[tuple[Scope, str]]] = Counter()
+        # Failed accounts of this run by error type: those of each scope, and all with None.
+        self._errors: Final = defaultdict[Scope | None, Counter[str]](Counter)
         self.tried: int = 0
         self.key_refused: bool = False
 
@@ -85,20 +85,18 @@ class FailureMonitor:
         if outcome.state is State.UNKNOWN and not outcome.attempts:
             return None  # the doubt is an earlier run's, and this run sent nothing
         self.tried += 1
-        if len(self._window) == WINDOW and (oldest := self._window[0]) is not None:
-            self._failed_in_window[oldest] -= 1
         scope = (outcome.scope or Scope.SERVICE) if failed else None
         self._window.append(scope)
         if scope is not None:
-            self._failed_in_window[scope] += 1
-            self._errors[scope, outcome.error_type or ""] += 1
+            for key in (scope, None):
+                self._errors[key][outcome.error_type or ""] += 1
         # A patched account reaches no threshold, except as the last of the canary.
         return self._reason() if failed or self.tried == self._halt.canary else None
 
     @property
     def key_error(self) -> str | None:
         """The type of the 401 that all accounts got; None if none, or if the error has scope KEY."""
-        return self._key.refusal_type if self.key_refused else None
+        return self._key.refusal_type
 
     def attempt_failed(self, error: PostPressError) -> str | None:
         """Count a failed attempt. Return the reason to halt, as a sentence; None to continue."""
@@ -132,13 +130,14 @@ class FailureMonitor:
         if self.tried == canary:
             half = max(1, ceil(canary / 2))
             for scope, threshold in {None: NEVER, **self._halt.thresholds}.items():
-                errors = self._errors_of(scope)
+                errors = self._errors[scope]
                 most = half if threshold == NEVER and scope is None else _accounts(threshold, canary)
                 if errors.total() >= min(most, canary):
                     return f"{errors.total()} of the canary's {canary} accounts failed{_main(errors, scope)}"
         for scope, threshold in self._halt.thresholds.items():
-            errors = self._errors_of(scope)
-            failed = self._failed_in_window.total() if scope is None else self._failed_in_window[scope]
+            errors = self._errors[scope]
+            of_scope = self._window.count(scope)
+            failed = len(self._window) - of_scope if scope is None else of_scope
             if isinstance(threshold, int):
                 if errors.total() >= threshold:
                     return f"{errors.total()} accounts failed{_main(errors, scope)}, which is the threshold"
@@ -146,14 +145,6 @@ class FailureMonitor:
                 latest = f"{failed} of the latest {len(self._window)} accounts failed"
                 return f"{latest}{_main(errors, scope)}; the threshold is {threshold} of {WINDOW}"
         return None
-
-    def _errors_of(self, scope: Scope | None) -> Counter[str]:
-        """Failed accounts of this run by error type: those of one scope, or all."""
-        errors: Counter[str] = Counter()
-        for (of, error_type), count in self._errors.items():
-            if scope in {None, of}:
-                errors[error_type] += count
-        return errors
 
 
 def _main(errors: Counter[str], scope: Scope | None) -> str:
@@ -172,6 +163,7 @@ def _accounts(threshold: Threshold, of: int) -> float:
     return max(1, ceil(of * float(threshold.removesuffix("%")) / 100 - 1e-9))
 
 
+@define(eq=False)
 class ApiKeyMonitor:
     """
     Detects that the API refuses the API key.
@@ -185,12 +177,11 @@ class ApiKeyMonitor:
         refusal_type: The type of these 401s once they have proved it; None after an error of scope KEY.
     """
 
-    def __init__(self, *, works: bool) -> None:
-        self._works = works
-        self._responses = 0  # accounts with a response, before the key is known to work
-        self._refused = 0  # those of them with a 401 of the common type
-        self._type: str | None = None
-        self.refusal_type: str | None = None
+    _works: bool
+    _responses: int = 0  # accounts with a response, before the key is known to work
+    _refused: int = 0  # those of them with a 401 of the common type
+    _type: str | None = None
+    refusal_type: str | None = None
 
     def observe(self, outcome: Outcome) -> str | None:
         """Count *outcome*. Return the reason to halt, as a sentence; None to continue."""

@@ -83,7 +83,6 @@ class RotationInput:
     The rows of a rotation.
 
     Attributes:
-        rows: The rows.
         finite: Whether the rows certainly end, so that each can be recorded even if the run ends early.
         total: Number of rows; None if not known beforehand.
         fleet: The input if it is a fleet, which a journal recognizes by a digest. A journal compares the rows
@@ -102,16 +101,10 @@ class RotationInput:
     @classmethod
     def of(cls, changes: Changes, *, pooled: Pooled) -> Self:
         """
-        Convert any input.
+        Convert any input, for the pool or pools of the rotation.
 
-        Args:
-            changes: The input.
-            pooled: The pool of the rotation, or pools by tag; False without one.
-
-        Raises:
-            ValueError: The fleet was opened for another pool; or no account would use the pool; or a tag has
-                no pool; or a change is wrong; as far as this can be known without consuming *changes*.
-            FleetError: The columns of a frame are not those of a fleet.
+        Raises `ValueError` if the fleet was opened for another pool, no account would use the pool, a tag has
+        no pool, or a change is wrong; as far as this can be known without consuming *changes*.
         """
         if is_frame(changes):
             changes = Fleet.of(changes, pooled=pooled)
@@ -145,17 +138,15 @@ class RotationInput:
         if selection.accounts is None and selection.run is not None:  # it takes all rows of this input
             return evolve(self, selection=selection)
 
-        def selected(rows: Iterable[Row | Refusal]) -> Iterator[Row | Refusal]:
-            return (row for row in rows if selection.takes(row.account_id))
+        takes = selection.takes
 
-        rows: Any = self.rows
-        if isinstance(rows, AsyncIterable):
-            rows = (row async for row in rows if selection.takes(row.account_id))
-        else:
-            rows = selected(rows)
-        reread = self.reread
-        reread = None if reread is None else lambda read=reread: selected(read())
-        return evolve(self, rows=rows, total=None, reread=reread, selection=selection)
+        def selected(rows: Any) -> Any:
+            if isinstance(rows, AsyncIterable):
+                return (row async for row in rows if takes(row.account_id))
+            return (row for row in rows if takes(row.account_id))
+
+        reread = None if (read := self.reread) is None else lambda: selected(read())
+        return evolve(self, rows=selected(self.rows), total=None, reread=reread, selection=selection)
 
     def journal_opener(
         self,
@@ -171,10 +162,6 @@ class RotationInput:
         Return a function that opens the journal at *path* for these rows; None without a path.
 
         *in_flight* is the concurrency limit, which determines the size of commits; None on a cluster.
-
-        Raises:
-            ValueError: *on_unknown* or *on_failed* is neither "retry" nor "report", or *every*, *keep* or
-                *key_lifetime* is out of range.
         """
         for name in ("on_unknown", "on_failed"):
             if (choice := options.get(name, "retry")) not in {"retry", "report"}:
@@ -249,16 +236,12 @@ def make_rotation(
     **options: Unpack[JournalOptions],
 ) -> Rotation:
     """
-    Create a rotation; see ``session.rotate`` for the other arguments and the errors.
+    Create a rotation; see ``session.rotate`` for most arguments and the errors.
 
     Args:
-        update: Updates an account.
-        changes: The input.
         in_flight: Accounts processed at once, which an *executor* changes.
         target: Where requests are sent.
         api_key: The API key, which the journal recognizes; None if only other processes have it.
-        waits: Where the calls wait.
-        observer: Gets the events.
         executor: Carries out the calls, if this process does not.
     """
     check_count("limit", limit)
@@ -314,7 +297,6 @@ class _Pairs:
 
     @property
     def rows_digest(self) -> bytes:
-        """See `KnownInput.rows_digest`."""
         digest = RowsDigest()
         for row in self.rows():
             digest.add(row)

@@ -1,15 +1,15 @@
-"""The outcome of each account, and the counts of a rotation."""
+"""The outcome of each account, all outcomes of ``session.update_many``, and the counts of a rotation."""
 
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Final
 
 from attrs import Factory, define, field, frozen
 
-from postpress_async import events
-from postpress_async.errors import Applied, DeadlineError, NotSentError, PostPressError, Scope
+from postpress_async.errors import Applied, PostPressError, Scope
 
 MANAGED: Final = "managed "
 """The beginning of an assignment that is a managed proxy."""
@@ -121,8 +121,8 @@ def failed_outcome(
     error: PostPressError,
     elapsed: float,
     *,
+    attempts: int | None = None,
     assignment: str | None = None,
-    earlier: int = 0,
     cut_short: bool = False,
     final: bool = False,
 ) -> Outcome:
@@ -130,8 +130,7 @@ def failed_outcome(
     The outcome of an account whose last call ended with *error*, which says whether the change was applied.
 
     Args:
-        assignment: See `Outcome`.
-        earlier: Requests of earlier calls, with other proxies.
+        attempts: Requests of all calls; if None, those of *error*.
         cut_short: Whether another attempt would have followed if the run had not ended.
         final: Whether a refusal makes the state `FAILED` even though an earlier run may have applied the
             change. Otherwise every later run would send the account again.
@@ -147,7 +146,7 @@ def failed_outcome(
         line,
         account_id,
         state,
-        earlier + len(error.attempts),
+        len(error.attempts) if attempts is None else attempts,
         error.status,
         error.code,
         error.scope,
@@ -172,36 +171,6 @@ def outcome_without_proxy(
         scope=Scope.PROXY,
         applied=Applied.UNKNOWN if in_doubt else Applied.NO,
     )
-
-
-def not_sent_error(
-    outcome: Outcome, halted: str | None, *, deadline_passed: bool, stopped: bool
-) -> PostPressError:
-    """
-    The error of an account that was not patched, and for which no call raised one.
-
-    Args:
-        outcome: Its outcome.
-        halted: Why the run stopped by itself; None if it did not.
-        deadline_passed: Whether the deadline of all accounts passed.
-        stopped: Whether the run was stopped.
-    """
-    error: PostPressError
-    if outcome.error_type is not None:
-        error = NotSentError(f"not sent: {outcome.error_type}")
-    elif halted is not None:
-        error = NotSentError(f"not sent, because the rotation was halted: {halted}")
-    elif deadline_passed:
-        error = DeadlineError("the deadline passed before the change was sent")
-    elif outcome.attempts:
-        error = NotSentError("the rotation was cancelled before the response came")
-    elif stopped:
-        error = NotSentError("not sent, because the rotation was stopped")
-    else:
-        error = NotSentError('not sent: an earlier run may have sent it, and on_unknown is "report"')
-    error.account_id, error.scope = outcome.account_id, outcome.scope or error.scope
-    error.applied = outcome.applied or error.applied
-    return error
 
 
 @define
@@ -262,18 +231,67 @@ class RotationSummary:
         return f"{accounts}: {', '.join(counts) or 'none'} in {self.elapsed:.1f} s{resumed}"
 
 
-def settled_event(outcome: Outcome) -> events.AccountSettled:
-    """The event that reports *outcome*."""
-    return events.AccountSettled(
-        outcome.account_id,
-        outcome.ordinal,
-        outcome.state,
-        outcome.attempts,
-        outcome.elapsed,
-        outcome.error_type,
-        outcome.scope,
-        outcome.applied,
-    )
+class Results(Mapping[str, Outcome]):
+    """
+    The outcome of each account, by account id, in the order of the changes.
+
+    An outcome other than patched has an `error`, which is what `PostPressSession.update_proxy` would raise.
+    """
+
+    def __init__(self, outcomes: Mapping[str, Outcome]) -> None:
+        self._outcomes: Final = outcomes
+
+    def __getitem__(self, account_id: str) -> Outcome:
+        return self._outcomes[account_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outcomes)
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+    @property
+    def patched(self) -> tuple[Outcome, ...]:
+        """Accounts that have their new proxy."""
+        return self._in_state(State.PATCHED)
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """Accounts whose change was refused."""
+        return self._in_state(State.FAILED)
+
+    @property
+    def unknown(self) -> tuple[Outcome, ...]:
+        """Accounts whose change may have been applied: no response came."""
+        return self._in_state(State.UNKNOWN)
+
+    @property
+    def skipped(self) -> tuple[Outcome, ...]:
+        """Accounts that got no response, and whose change was certainly not applied."""
+        return self._in_state(State.SKIPPED)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every account was patched."""
+        return len(self.patched) == len(self)
+
+    def raise_for_failures(self) -> None:
+        """
+        Do nothing if every account was patched.
+
+        Raises:
+            ExceptionGroup: Otherwise; it has one `PostPressError` for each other account.
+        """
+        failures: list[PostPressError] = [outcome.error for outcome in self.values() if outcome.error]
+        if failures:
+            raise ExceptionGroup(f"{len(failures)} of {len(self)} accounts were not patched", failures)
+
+    def _in_state(self, state: State) -> tuple[Outcome, ...]:
+        return tuple(outcome for outcome in self.values() if outcome.state is state)
+
+    def __repr__(self) -> str:
+        counts = [f"{len(found)} {state}" for state in State if (found := self._in_state(state))]
+        return f"<{type(self).__name__}: {', '.join(counts) or 'empty'}>"
 
 
 def count_outcome(summary: RotationSummary, outcome: Outcome) -> None:

@@ -2,29 +2,27 @@
 
 import asyncio
 from collections import deque
-from typing import Final
+
+from attrs import define, field
 
 from postpress_async.rotation._outcome import Outcome
 
 
+@define(eq=False)
 class OutcomeQueue:
     """
     A FIFO queue that can end, and that accepts nothing once its reader has left.
 
     Unlike an `asyncio.Queue`, it accepts more than *size* outcomes: a producer first puts its outcome and
     then waits for room, so that no outcome is lost if the producer is cancelled.
-
-    Args:
-        size: Outcomes from which on the queue is full.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size: Final = size
-        self._outcomes: Final[deque[Outcome]] = deque()
-        self._changed: Final = asyncio.Event()  # set by each put, and by the end
-        self._has_room: Final = asyncio.Event()
-        self._ended = False
-        self._abandoned = False
+    _size: int
+    _outcomes: deque[Outcome] = field(factory=deque)
+    _changed: asyncio.Event = field(factory=asyncio.Event)  # set by each put, and by the end
+    _has_room: asyncio.Event = field(factory=asyncio.Event)
+    _ended: bool = False
+    _abandoned: bool = False
 
     @property
     def is_full(self) -> bool:
@@ -58,7 +56,6 @@ class OutcomeQueue:
         return outcome
 
     def end(self) -> None:
-        """No more outcomes will be put."""
         self._ended = True
         self._changed.set()
 

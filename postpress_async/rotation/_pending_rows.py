@@ -7,7 +7,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from attrs import define, evolve
 
-from postpress_async.errors import Applied, JournalError
+from postpress_async.errors import Applied, JournalError, NotSentError, Scope
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation._outcome import KEY_EXPIRED, Outcome, State
 from postpress_async.rotation._pool import assignment_of
@@ -24,32 +24,19 @@ T = TypeVar("T")
 
 @define
 class PendingRow:
-    """
-    A row to process.
-
-    Attributes:
-        row: The row, or why it is refused.
-        maybe_sent: Whether this or an earlier run may have sent it, so that the change may be applied.
-        recorded: Whether the journal has an outcome for it that stays true as long as it is not sent again.
-        generation: Idempotency keys that it has used up.
-        key: The beginning of its idempotency keys, if the input was edited while it was in doubt.
-        leave_in_doubt: Whether it is not sent: it is in doubt, and the operator has to decide.
-        in_doubt_since: Unix time at which an earlier run may have sent it; None if none has.
-        key_expired: Whether the API may have forgotten the idempotency key of that request.
-    """
+    """A row to process."""
 
     row: Row | Refusal
-    maybe_sent: bool = False
-    recorded: bool = False
-    generation: int = 0
-    leave_in_doubt: bool = False
-    key: str | None = None
-    in_doubt_since: float | None = None
-    key_expired: bool = False
+    maybe_sent: bool = False  # by this or an earlier run, so that the change may be applied
+    recorded: bool = False  # the journal's outcome stays true as long as the row is not sent again
+    generation: int = 0  # idempotency keys that it has used up
+    leave_in_doubt: bool = False  # it is not sent: it is in doubt, and the operator has to decide
+    key: str | None = None  # begins its keys, if the input was edited while it was in doubt
+    in_doubt_since: float | None = None  # Unix time at which an earlier run may have sent it
+    key_expired: bool = False  # the API may have forgotten the key of that request
 
     @property
     def is_sendable(self) -> bool:
-        """Whether a request is to be sent for it."""
         return not self.leave_in_doubt and not isinstance(self.row, Refusal)
 
     def unsent_outcome(self) -> Outcome:
@@ -67,14 +54,24 @@ class PendingRow:
         return evolve(outcome, error_type=error_type, settled_at=self.in_doubt_since)
 
 
+def refused_outcome(row: Refusal) -> Outcome:
+    error = NotSentError(f"not sent: {row}")
+    error.account_id = row.account_id
+    return Outcome(
+        row.ordinal,
+        row.line,
+        row.account_id or "",
+        State.SKIPPED,
+        error_type=row.reason,
+        scope=Scope.REQUEST,
+        applied=Applied.NO,
+        error=error,
+    )
+
+
 class PendingRows:
     """
-    Reads the input and leaves out the rows that are done.
-
-    Args:
-        source: The input.
-        journal: The journal, if there is one.
-        first: Rows to return before those of *source*.
+    Reads the input and leaves out the rows that are done. The rows of *first* come before those of *source*.
 
     Attributes:
         hashes: Compares the rows with those of earlier runs; None without a journal, or if the input is
@@ -96,12 +93,7 @@ class PendingRows:
         self._generations: Final = _OrdinalLookup(() if journal is None else journal.generations())
 
     async def next(self) -> PendingRow | None:
-        """
-        Return the next row; None after the last.
-
-        Raises:
-            JournalError: The journal has another account at this position, or another change for it.
-        """
+        """Return the next row; None after the last. Raises `JournalError` if the journal has another one."""
         if self._first:
             return self._first.popleft()
         while (row := await self._read()) is not None:

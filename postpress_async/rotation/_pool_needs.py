@@ -20,16 +20,10 @@ _SHOWN: Final = 10  # tags in a message
 
 @frozen
 class PoolNeeds:
-    """
-    What a pool, or several tagged pools, need from each row that gets its proxy from them.
+    """What a pool, or several tagged pools, need from each row that gets its proxy from them."""
 
-    Attributes:
-        columns: By tag, the columns of the row that the templates of the pool contain.
-        by: The column that contains the tag; None if there is only one pool.
-    """
-
-    columns: Mapping[Tag, tuple[str, ...]]
-    by: str | None = None
+    columns: Mapping[Tag, tuple[str, ...]]  # of the row that the templates of a pool contain, by its tag
+    by: str | None = None  # the column that contains the tag; None if there is only one pool
 
     @classmethod
     def of(cls, pooled: Pooled, by: str = TAG) -> "PoolNeeds | None":
@@ -47,12 +41,7 @@ class PoolNeeds:
         return tuple(sorted(names.union(*self.columns.values())))
 
     def tag_of(self, fields: Mapping[str, str]) -> Tag:
-        """
-        Return the tag of a row with these *fields*.
-
-        Raises:
-            FieldError: It has no tag, there is no pool with its tag, or the pool needs another field.
-        """
+        """The tag of a row. Raises `FieldError` if no pool has it, or the pool needs another field."""
         tag = None
         if self.by is not None:
             tag = as_tag(fields.get(self.by, ""))

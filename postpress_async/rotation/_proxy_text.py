@@ -37,9 +37,6 @@ def read_proxy(text: str) -> CustomProxy:
 
     ``a:1:b@c:2`` matches two forms. The one whose host has a dot or is an IPv6 address is used. If that is
     true of both or neither, the text is refused, because part of a password might be used as a host.
-
-    Raises:
-        FieldError: The text is not a proxy, or a field is invalid.
     """
     text = text.strip()
     try:
@@ -63,7 +60,6 @@ def custom_proxy(host: str, port: int, username: str, password: str, protocol: s
 
 
 def without_brackets(host: str) -> str:
-    """Remove the brackets around an IPv6 address."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 

@@ -55,10 +55,8 @@ class RowsDigest:
         self._hash: Final = hashlib.sha256()
 
     def add(self, row: Row | Refusal) -> None:
-        """Add the next row."""
         text = text_of(row)
         self._hash.update(b"%d %d %b" % (row.ordinal, len(text), text))
 
     def digest(self) -> bytes:
-        """Return the digest of all rows added so far."""
         return self._hash.digest()

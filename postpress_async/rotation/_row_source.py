@@ -1,27 +1,46 @@
-"""Gives each worker of a rotation its next row, in the input's order, until the rotation stops."""
+"""
+The rows that the workers of a rotation take: first the canary's, then the others in the input's order.
+
+The canary of a fleet is drawn evenly from all rows that are left; that of any other input are its first rows.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import compress
 from typing import Final
 
-from postpress_async.rotation._canary_gate import CanaryGate
-from postpress_async.rotation._pending_rows import PendingRow
+from postpress_async.rotation._pending_rows import InputRows, PendingRow, PendingRows
+from postpress_async.rotation._rows import Refusal, Row
+from postpress_async.rotation.journal import Journal
+
+_NOT: Final = bytes([1]).ljust(256, b"\0")
+"""Translates 0 to 1, and any other byte to 0."""
 
 
 class RowSource:
     """
-    The rows that workers take, one at a time, as *gate* admits them.
+    Gives each worker its next row, until the rotation stops.
+
+    Args:
+        canary: Rows that go first. All other workers wait until `open` is called.
+        limit: Rows that may be taken in this run, not counting those that are not sent; None for no limit.
 
     Attributes:
         read: Reads the next row; None after the last. Set it before the first worker starts.
         exhausted: Whether the last row was read.
+        is_open: Whether all workers may take rows: the canary has passed, or is empty.
     """
 
     read: Callable[[], Awaitable[PendingRow | None]]
 
-    def __init__(self, gate: CanaryGate) -> None:
+    def __init__(self, canary: int, limit: int | None) -> None:
         self.exhausted: bool = False
-        self._gate: Final = gate
+        self.is_open: bool = canary == 0
+        self._canary_left = canary
+        self._limit: Final = limit
+        self._taken = 0
+        self._changed: Final = asyncio.Event()
         self._waiting: Final[set[asyncio.Task[None]]] = set()
         self._closed = False
 
@@ -35,7 +54,7 @@ class RowSource:
         assert task is not None  # noqa: S101 - workers are tasks
         self._waiting.add(task)
         try:
-            if not await self._gate.enter():
+            if not await self._may_take():
                 return None
             pending = await self.read()
         except asyncio.CancelledError:
@@ -52,10 +71,32 @@ class RowSource:
             self._waiting.discard(task)
         if pending is None:
             self.exhausted = True
-            self._gate.open()
+            self.open()
         elif not pending.is_sendable:
-            self._gate.uncount()
+            self._taken -= 1
         return pending
+
+    async def _may_take(self) -> bool:
+        """Wait while only the canary may be sent, and others send it. False if the limit is reached."""
+        while not self.is_open and self._canary_left == 0:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._taken == self._limit:
+            return False
+        self._taken += 1
+        if not self.is_open:
+            self._canary_left -= 1
+        return True
+
+    def extend_canary(self) -> None:
+        """Add a row to the canary, in place of one for which no request was sent."""
+        self._canary_left += 1
+        self._changed.set()
+
+    def open(self) -> None:
+        """Let all workers take rows: the canary has passed, or there are no more rows."""
+        self.is_open = True
+        self._changed.set()
 
     def close(self) -> None:
         """Wake all workers that wait for a row: the input may never give another."""
@@ -70,3 +111,54 @@ class RowSource:
     def _cancel_if_waiting(self, task: asyncio.Task[None]) -> None:
         if task in self._waiting:
             task.cancel()
+
+
+async def draw_canary(
+    source: InputRows, journal: Journal | None, count: int, total: int | None
+) -> tuple[InputRows, list[PendingRow]]:
+    """
+    Draw *count* rows from the *total* rows of *source*, and declare in the journal that they may be sent.
+
+    Return the source without these rows, and these rows: none if the input can only be read in its order. The
+    seed is the number of the run: each night has other rows, and the draw can be repeated.
+    """
+    if not callable(source) or total is None or not count:
+        return source, []
+    rows_but, done = source, b""
+    if journal is not None and journal.resumed:
+        if not journal.check.same_input:
+            return source, []  # its rows have to be compared in their order
+        done = journal.done()
+    seed = 0 if journal is None else journal.number
+    ordinals = await asyncio.to_thread(draw, count, total, done, seed)
+
+    def others(done: bytes) -> Iterator[Row | Refusal]:
+        return rows_but(_marked(done.ljust(total, b"\0"), ordinals, 1))
+
+    if not ordinals:
+        return source, []
+    only_these = _marked(b"\1" * total, ordinals, 0)
+    rows = await asyncio.to_thread(lambda: list(rows_but(only_these)))
+    reader, canary = PendingRows(lambda _done: iter(rows), journal), list[PendingRow]()
+    while (pending := await reader.next()) is not None:
+        canary.append(pending)
+    if journal is not None:
+        await journal.watermark.allow(
+            [(pending.row, pending.maybe_sent) for pending in canary if pending.is_sendable]
+        )
+    return others, canary
+
+
+def draw(count: int, total: int, done: bytes, seed: int) -> list[int]:
+    """Up to *count* of the ordinals below *total* whose byte in *done* is 0 or missing, in their order."""
+    is_left = done[:total].ljust(total, b"\0").translate(_NOT)
+    candidates = is_left.count(1)
+    ranks = set(random.Random(seed).sample(range(candidates), min(count, candidates)))  # noqa: S311
+    return [ordinal for rank, ordinal in enumerate(compress(range(total), is_left)) if rank in ranks]
+
+
+def _marked(mask: bytes, ordinals: list[int], mark: int) -> bytes:
+    marked = bytearray(mask)
+    for ordinal in ordinals:
+        marked[ordinal] = mark
+    return bytes(marked)

@@ -82,7 +82,6 @@ class Refusal:
 
 
 def refusal_of(error: FieldError, ordinal: int, line: int | None, account_id: str | None = None) -> Refusal:
-    """The refusal of a row whose field is invalid."""
     return Refusal(ordinal, line, error.field, account_id, error.reason, error.advice)
 
 
@@ -107,7 +106,6 @@ def rows_of(changes: Iterable[Change], *, pooled: Pooled = False) -> Iterator[Ro
 
 
 async def arows_of(changes: AsyncIterable[Change], *, pooled: Pooled = False) -> AsyncIterator[Row | Refusal]:
-    """`rows_of` for an asynchronous iterable."""
     needs, ordinals = PoolNeeds.of(pooled), count()
     async for pair in changes:
         yield _row_of(next(ordinals), pair, needs)
@@ -131,13 +129,7 @@ def check_changes(pairs: Iterable[Change], *, pooled: Pooled) -> None:
 def distinct_rows(
     changes: Mapping[str, ProxyChangeLike | str | None] | Iterable[Change], *, pooled: Pooled
 ) -> list[Row]:
-    """
-    Return one row per account.
-
-    Raises:
-        FieldError: An account id or a change is invalid.
-        ValueError: An account occurs twice with different changes.
-    """
+    """Return one row per account. Raises `ValueError` if one is invalid, or has different changes."""
     if not isinstance(changes, Iterable):
         kind = type(changes).__name__
         raise ValueError(f"changes must be a mapping or an iterable of pairs, got {kind}: use rotate for it")
@@ -154,13 +146,8 @@ def distinct_rows(
 
 
 def pairs_of(changes: object) -> Any:
-    """
-    Return the pairs of *changes*: the items of a mapping, otherwise *changes* itself.
-
-    Raises:
-        ValueError: It is a text, whose characters would be account ids.
-    """
-    if isinstance(changes, str):
+    """Return the pairs of *changes*: the items of a mapping, otherwise *changes* itself."""
+    if isinstance(changes, str):  # its characters would be account ids
         raise ValueError("changes must be a mapping or an iterable of pairs, got str: put it into a list")
     # A mapping is also an iterable of its keys, so type checkers cannot tell the two apart.
     return changes.items() if isinstance(changes, Mapping) else changes
@@ -187,14 +174,12 @@ def _row_of(ordinal: int, pair: object, needs: PoolNeeds | None) -> Row | Refusa
         advice = f"give (account_id, change), not {type(pair).__name__}"
         return Refusal(ordinal, None, None, None, "row not a pair", advice)
     account_id, change = pair
+    valid_id = None
     try:
-        check_account_id(account_id)
-    except FieldError as error:
-        return refusal_of(error, ordinal, None)
-    try:
+        valid_id = check_account_id(account_id)
         if needs is None or not (change is None or (needs.by and isinstance(change, str))):
             return Row(ordinal, None, account_id, as_change(change))
         fields = {needs.by: change} if needs.by and change else {}
         return Row(ordinal, None, account_id, None, needs.tag_of(fields), fields)
     except FieldError as error:
-        return refusal_of(error, ordinal, None, account_id)
+        return refusal_of(error, ordinal, None, valid_id)

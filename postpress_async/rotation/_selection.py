@@ -33,14 +33,10 @@ class Selection:
     @classmethod
     def of(cls, on: "Iterable[str] | Selection") -> "Selection | None":
         """
-        Select the accounts on certain proxies.
+        Select the accounts on certain proxies; None if *on* is empty.
 
-        Args:
-            on: Any of HOST, HOST:PORT, USER@HOST, USER@HOST:PORT, and networks such as 10.1.1.0/24. Empty for
-                all accounts.
-
-        Raises:
-            ValueError: One of them has another form.
+        Any of HOST, HOST:PORT, USER@HOST, USER@HOST:PORT, and networks such as 10.1.1.0/24. Raises
+        `ValueError` if one has another form.
         """
         if isinstance(on, Selection):
             return on
@@ -48,14 +44,12 @@ class Selection:
         return cls(f"accounts on {', '.join(patterns)}", patterns) if patterns else None
 
     def matches(self, assignment: str) -> bool:
-        """Whether *assignment* is one of the selected proxies."""
         if assignment.startswith(MANAGED):
             return False
         address = _parsed(LINE_PREFIX.sub("", assignment, count=1))
         return any(test(*address) for test in self._tests)
 
     def takes(self, account_id: str | None) -> bool:
-        """Whether the account is selected."""
         return self.accounts is None or account_id in self.accounts
 
 

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from http import HTTPStatus
+from http.client import responses
 from typing import Final, Literal, NamedTuple
 
 from aiohttp import web
+from attrs import define
 
 from postpress_async.sandbox._catalogue import TYPES, UNLISTED, ErrorEntry
 from postpress_async.sandbox._faults import Fault
@@ -27,22 +28,16 @@ class Answer(NamedTuple):
 
 
 def success(account_id: str) -> Answer:
-    """The API's 200 response."""
     # No character of an account id needs escaping in JSON.
     return Answer(200, b'{"object": "AccountPatched", "account_id": "%b"}' % account_id.encode())
 
 
+@define(eq=False)
 class Errors:
-    """
-    Creates error responses. Their ``instance`` counts up from ``req_000000000001``.
+    """Creates error responses. Their ``instance`` counts up from ``req_000000000001``."""
 
-    Args:
-        envelope: ``page`` for the envelope of the API reference, or ``quickstart``.
-    """
-
-    def __init__(self, envelope: Envelope) -> None:
-        self._envelope = envelope
-        self._count = 0
+    _envelope: Envelope
+    _count: int = 0
 
     def make(
         self,
@@ -56,7 +51,8 @@ class Errors:
         """Create an error in its envelope, which keeps the status of a known type, whatever *status* is."""
         self._count += 1
         instance = f"req_{self._count:012d}"
-        entry = TYPES.get(type_) or UNLISTED.get(type_) or _unknown(status or 500)
+        unknown = ErrorEntry(status or 500, responses.get(status or 500, "Error"), "")
+        entry = TYPES.get(type_) or UNLISTED.get(type_) or unknown
         detail = entry.detail if detail is None else detail
         content: dict[str, object] = {"title": entry.title, "detail": detail, "instance": instance}
         content |= {"type": type_, "status": entry.status}
@@ -67,20 +63,12 @@ class Errors:
         return Answer(status or entry.status, json.dumps(content).encode(), type_, all_headers, cut)
 
     def from_fault(self, fault: Fault) -> Answer:
-        """Create the response of a fault whose *ends* is ``answered``."""
         headers = dict(fault.headers)
         if fault.retry_after is not None:
             headers["Retry-After"] = str(fault.retry_after)
         if fault.type is not None:
             return self.make(fault.type, status=fault.status, headers=headers, cut=fault.cut)
         return Answer(fault.status or 200, fault.body, None, {**_JSON, **headers}, fault.cut)
-
-
-def _unknown(status: int) -> ErrorEntry:
-    try:
-        return ErrorEntry(status, HTTPStatus(status).phrase, "")
-    except ValueError:
-        return ErrorEntry(status, "Error", "")
 
 
 async def write(request: web.BaseRequest, answer: Answer | None) -> web.StreamResponse:

@@ -7,7 +7,7 @@ even if the requests of different accounts interleave differently.
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Final, Literal, NamedTuple
@@ -113,10 +113,6 @@ class _Draw(NamedTuple):
     executing: int
 
 
-def _steady(_: _Draw) -> Fault:
-    return NONE
-
-
 def _flaky(draw: _Draw) -> Fault:
     if _chances(draw.seed, draw.account_id)[0] < 0.01:
         return _NOT_FOUND
@@ -167,7 +163,7 @@ def _hostile(draw: _Draw) -> Fault:
 
 
 _PROFILES: Final[Mapping[str, Callable[[_Draw], Fault]]] = {
-    "steady": _steady,
+    "steady": lambda _: NONE,
     "flaky": _flaky,
     "overloaded": _overloaded,
     "outage": _outage,
@@ -202,8 +198,10 @@ class Faults:
     def script(
         self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
-        """Append answers to the script of an account, as `Sandbox.script` does."""
-        faults, default = read_script(account_id, answers, then)
+        """Append answers to the script of an account, as `Sandbox.script` does; from any thread."""
+        if not is_account_id(account_id):
+            raise ValueError(f"account_id must consist of A-Z a-z 0-9 . _ ~ -, got {account_id!r}")
+        faults, default = [_scripted(answer) for answer in answers], None if then is None else _scripted(then)
         if default is not None:
             self._then[account_id] = default
         self._scripts.setdefault(account_id, deque()).extend(faults)
@@ -218,15 +216,6 @@ class Faults:
             return NONE
         chances = _chances(self.seed, account_id, nth)
         return self._choose(_Draw(self.seed, account_id, *chances, elapsed, executing))
-
-
-def read_script(
-    account_id: str, answers: Iterable[str | int | Fault], then: str | int | Fault | None
-) -> tuple[list[Fault], Fault | None]:
-    """Convert the arguments of `Faults.script` to faults. Raise `ValueError` if one is invalid."""
-    if not is_account_id(account_id):
-        raise ValueError(f"account_id must consist of A-Z a-z 0-9 . _ ~ -, got {account_id!r}")
-    return [_scripted(answer) for answer in answers], None if then is None else _scripted(then)
 
 
 def _scripted(answer: object) -> Fault:

@@ -1,7 +1,14 @@
-"""The server's rate limit (a token bucket) and concurrency limit (with a queue)."""
+"""What limits executions: the rate, the concurrency, and the idempotency keys of earlier ones."""
 
 import asyncio
-from collections.abc import Callable
+import sys
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from attrs import define, field
+
+from postpress_async.sandbox._answers import Answer
+from postpress_async.sandbox._rules import Json, Refusal
 
 
 class TokenBucket:
@@ -39,25 +46,79 @@ class ConcurrencyLimit:
 
     def __init__(self, capacity: int | None = None, queue: int = 0) -> None:
         self.active: int = 0
-        self._slots = None if capacity is None else asyncio.Semaphore(capacity)
+        self._slots = asyncio.Semaphore(sys.maxsize if capacity is None else capacity)
         self._queue = queue
         self._waiting = 0
 
     @property
     def is_full(self) -> bool:
         """Whether all slots are held and the queue is full."""
-        return self._slots is not None and self._slots.locked() and self._waiting >= self._queue
+        return self._slots.locked() and self._waiting >= self._queue
 
     async def __aenter__(self) -> None:
-        if self._slots is not None:
-            self._waiting += 1
-            try:
-                await self._slots.acquire()
-            finally:
-                self._waiting -= 1
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
         self.active += 1
 
     async def __aexit__(self, *_: object) -> None:
         self.active -= 1
-        if self._slots is not None:
-            self._slots.release()
+        self._slots.release()
+
+
+@define(eq=False)
+class _Execution:
+    change: Json
+    answer: Answer | asyncio.Future[Answer | None] | None  # None if it failed unexpectedly
+
+
+@define(eq=False)
+class IdempotencyStore:
+    """
+    Stores executions by account and Idempotency-Key; the oldest is dropped if there are more than *capacity*.
+
+    *stores_errors* says whether failed executions are stored too.
+    """
+
+    _capacity: int
+    _stores_errors: bool = field(kw_only=True, alias="stores_errors")
+    _executions: OrderedDict[tuple[str, str], _Execution] = field(factory=OrderedDict)
+
+    async def find(self, account_id: str, key: str, change: Json) -> Answer | None:
+        """Wait for the answer of the earlier execution with this key; None if the key is new."""
+        execution = self._executions.get((account_id, key))
+        if execution is None:
+            return None
+        if execution.change != change:
+            detail = "This Idempotency-Key was already used with another body."
+            raise Refusal("errors/invalid_parameters", detail)
+        answer = execution.answer
+        if isinstance(answer, asyncio.Future):
+            answer = await asyncio.shield(answer)
+        if answer is None:
+            raise Refusal("errors/unexpected_error")
+        return answer
+
+    async def run(self, account_id: str, key: str, change: Json, work: Awaitable[Answer]) -> Answer:
+        """
+        Run *work* for a key that `find` does not know, and store its answer.
+
+        If *work* fails or is cancelled, requests that wait for its answer get ``unexpected_error``.
+        """
+        name = account_id, key
+        pending: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        execution = self._executions[name] = _Execution(change, pending)
+        if len(self._executions) > self._capacity:
+            self._executions.popitem(last=False)
+        answer: Answer | None = None
+        try:
+            answer = await work
+            return answer
+        finally:
+            execution.answer = answer  # in place of the future: a million may be stored
+            pending.set_result(answer)
+            stored = answer is not None and (answer.status == 200 or self._stores_errors)
+            if not stored and self._executions.get(name) is execution:
+                del self._executions[name]

@@ -16,76 +16,61 @@ _BACKLOG: Final = 4096
 
 
 class Listener(web.Server):
-    """
-    aiohttp's low-level server on one port, without aiohttp's router, which would unquote the account id.
-
-    Args:
-        keep_alive: Seconds after which an idle connection is closed.
-    """
+    """aiohttp's low-level server on one port, without its router, which would unquote the account id."""
 
     def __init__(self, handle: Handle, host: str, port: int, keep_alive: float) -> None:
         # Compressed bodies are not decompressed, so they are rejected as invalid JSON. Otherwise aiohttp
         # would log each one that is corrupt.
         super().__init__(handle, access_log=None, keepalive_timeout=keep_alive, auto_decompress=False)
-        self._runner = web.ServerRunner(self, handle_signals=False, shutdown_timeout=0.1)
         self._host = host
         self._port = port
-        self._open = False
-        self._socket: socket.socket | None = None
+        self._socket: socket.socket | None = None  # None if it does not listen
+        self._server: asyncio.Server | None = None
         self._disconnects: dict[RequestHandler, asyncio.Future[None]] = {}
 
     @property
     def origin(self) -> str:
-        """``http://127.0.0.1:PORT``."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}"
 
     async def open(self) -> None:
         """Start to listen; after `cut_off`, on the same port."""
-        if self._runner.server is None:
-            await self._runner.setup()
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         self._socket = socket.create_server((self._host, self._port), family=family, backlog=_BACKLOG)
         self._port = self._socket.getsockname()[1]
-        self._open = True
-        await web.SockSite(self._runner, self._socket, backlog=_BACKLOG).start()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self, sock=self._socket, backlog=_BACKLOG)
 
     async def cut_off(self) -> None:
         """Abort all connections, and accept no new ones until `open`."""
-        self._open = False
+        listening, self._socket = self._socket, None
         # If the socket closes in the loop iteration after an accept, asyncio loses that connection: it is
         # neither served nor closed. So stop accepting, wait one iteration, and only then close the socket.
-        if self._socket is not None:
+        if listening is not None and self._server is not None:
             with suppress(NotImplementedError):  # some event loops do not support readers
-                asyncio.get_running_loop().remove_reader(self._socket)
+                asyncio.get_running_loop().remove_reader(listening)
             await asyncio.sleep(0)
-            self._socket = None
-        for site in self._runner.sites:
-            await site.stop()
+            self._server.close()
         for handler in self.connections:
             if handler.transport is not None:
                 handler.transport.abort()
 
     async def aclose(self) -> None:
-        """Abort all connections and stop for good."""
         await self.cut_off()
-        await self._runner.cleanup()
+        await self.shutdown(timeout=0.1)
 
     async def wait_disconnected(self, request: web.BaseRequest) -> None:
-        """Wait until the client closes its connection."""
         if request.transport is not None:
             disconnected = asyncio.get_running_loop().create_future()
             self._disconnects[request.protocol] = disconnected
             await disconnected
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """Called by aiohttp."""
         super().connection_made(handler, transport)
-        if not self._open:  # accepted in the loop iteration of `cut_off`
+        if self._socket is None:  # accepted in the loop iteration of `cut_off`
             transport.abort()
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        """Called by aiohttp."""
         super().connection_lost(handler, exc)
         disconnected = self._disconnects.pop(handler, None)
         if disconnected is not None and not disconnected.done():

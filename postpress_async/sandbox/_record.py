@@ -73,11 +73,9 @@ class Recorder(Record):
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
 
     def note_send(self, account_id: str) -> None:
-        """Count the received request for its account."""
         self._sends[account_id] += 1
 
     def note_change(self, account_id: str, change: Json) -> None:
-        """Count an applied change and keep its body."""
         self.patched_accounts[account_id] += 1
         self._proxies[account_id] = change
         if "proxy" not in change:

@@ -35,7 +35,6 @@ def account_segment(raw_path: str) -> str | None:
 
 
 def is_account_id(account_id: object) -> bool:
-    """Whether *account_id* is a well-formed account id."""
     return isinstance(account_id, str) and _ACCOUNT_ID.fullmatch(account_id) is not None
 
 

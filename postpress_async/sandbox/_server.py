@@ -17,8 +17,7 @@ from attrs import evolve
 
 from postpress_async.sandbox._answers import Answer, Envelope, Errors, success, write
 from postpress_async.sandbox._faults import HANG, Fault, Faults, handles_normally, is_outcome
-from postpress_async.sandbox._idempotency import IdempotencyStore
-from postpress_async.sandbox._limits import ConcurrencyLimit, TokenBucket
+from postpress_async.sandbox._limits import ConcurrencyLimit, IdempotencyStore, TokenBucket
 from postpress_async.sandbox._listener import Listener
 from postpress_async.sandbox._record import Record, Recorder
 from postpress_async.sandbox._rules import (

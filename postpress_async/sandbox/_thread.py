@@ -2,17 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping
-from contextlib import suppress
-from typing import Any, Final, Self, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, Self
 
-from postpress_async.sandbox._faults import Fault, read_script
+from postpress_async.sandbox._faults import Fault
 from postpress_async.sandbox._record import Record
 from postpress_async.sandbox._sandbox import Sandbox, describe
 from postpress_async.sandbox._server import Outage
 from postpress_async.session import PostPressSession
-
-T = TypeVar("T")
 
 
 class SandboxThread:
@@ -28,10 +25,9 @@ class SandboxThread:
     def __init__(self, sandbox: Sandbox | None = None) -> None:
         self._sandbox: Final = sandbox or Sandbox()
         self._thread: Final = threading.Thread(target=self._run, name="postpress-sandbox", daemon=True)
-        self._ready: Final = threading.Event()
-        self._failure: BaseException | None = None
+        # With a factory, it does not become the current loop of the caller's thread.
+        self._runner: Final = asyncio.Runner(loop_factory=lambda: asyncio.events.new_event_loop())
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
 
     @property
     def url(self) -> str:
@@ -59,14 +55,8 @@ class SandboxThread:
         self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
         """Append answers for the account's next requests, as `Sandbox.script` does."""
-        faults, default = read_script(account_id, answers, then)  # raises in the caller's thread
-        if self._is_own_thread():
-            self._sandbox.script(account_id, *faults, then=default)
-        else:
-            self._wait_for(self._script(account_id, faults, default))
-
-    async def _script(self, account_id: str, faults: list[Fault], default: Fault | None) -> None:
-        self._sandbox.script(account_id, *faults, then=default)
+        self._check_running()
+        self._sandbox.script(account_id, *answers, then=then)
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
         """The request body last applied to the account, password included; None if no change was applied."""
@@ -78,54 +68,47 @@ class SandboxThread:
 
     def outage(self, kind: Outage) -> None:
         """Simulate an outage until `recover`. See `Sandbox.outage` for the kinds."""
-        self._wait_for(self._sandbox.server.outage(kind))
+        self._wait_for(lambda: self._sandbox.outage(kind))
 
     def recover(self) -> None:
         """End the current outage, if any."""
-        self._wait_for(self._sandbox.server.recover())
+        self._wait_for(self._sandbox.recover)
 
-    def _is_own_thread(self) -> bool:
-        return threading.current_thread() is self._thread
-
-    def _wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def _check_running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None or self._loop.is_closed():
-            coroutine.close()
             raise RuntimeError("the sandbox is not running; start it with: with SandboxThread() as sandbox")
-        if self._is_own_thread():
-            coroutine.close()
+        return self._loop
+
+    def _wait_for(self, start: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Run a coroutine in the sandbox's thread."""
+        loop = self._check_running()
+        if threading.current_thread() is self._thread:
             raise RuntimeError("the sandbox's thread cannot wait for itself; call this from another thread")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        asyncio.run_coroutine_threadsafe(start(), loop).result()
 
     def _run(self) -> None:
-        try:
-            with asyncio.Runner() as runner:  # creates the loop first; if that fails, no coroutine is lost
-                runner.run(self._serve())
-        except BaseException as error:  # raised by `__enter__` or `__exit__`
-            self._failure = error
-        finally:
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        async with self._sandbox:
-            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-            self._ready.set()
-            await self._stop.wait()
+        with self._runner:  # which closes the loop
+            self._runner.get_loop().run_forever()
 
     def __enter__(self) -> Self:
         if self._thread.ident is not None:
             raise RuntimeError("this sandbox was started before; create a new one")
+        self._loop = self._runner.get_loop()
         self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            self._thread.join()
-            raise self._failure
+        try:
+            self._wait_for(self._sandbox.__aenter__)
+        except BaseException:
+            self._stop(self._loop)
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._loop is None or self._stop is None:
-            return
-        with suppress(RuntimeError):  # the loop is closed, after an earlier exit or a failure of the thread
-            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._loop is not None and not self._loop.is_closed():
+            try:
+                self._wait_for(self._sandbox.__aexit__)
+            finally:
+                self._stop(self._loop)
+
+    def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
-        if self._failure is not None:
-            raise self._failure

@@ -72,9 +72,8 @@ def test_a_forked_process_makes_keys_of_its_own() -> None:
     # In a process of its own: pytest may have threads, and Python warns of a fork where there are some.
     program = """
 import os
-from postpress_async._call.idempotency import KeyGenerator
+from postpress_async._call.idempotency import KEYS as maker
 
-maker = KeyGenerator()
 print(maker.generate(), flush=True)
 if (child := os.fork()) == 0:
     print(maker.generate(), flush=True)

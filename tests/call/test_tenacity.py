@@ -10,7 +10,7 @@ from attrs import evolve
 from tenacity import RetryCallState
 
 from postpress_async import RetryPolicy, errors
-from postpress_async._call.idempotency import FreshKeys, KeyGenerator
+from postpress_async._call.idempotency import FreshKeys
 from postpress_async._call.update import UpdateCall
 from postpress_async._http.transport import Request, Response
 from postpress_async.errors import PostPressError
@@ -321,7 +321,7 @@ def test_a_thousand_concurrent_calls_share_no_state() -> None:
 
         async def call(account_id: str) -> Any:
             with context.tracker:
-                keys = FreshKeys(KeyGenerator())
+                keys = FreshKeys()
                 return await UpdateCall(context, account_id, PROXY, keys, policy).run()
 
         return await asyncio.gather(*(call(str(number)) for number in range(1000)), return_exceptions=True)

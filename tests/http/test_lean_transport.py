@@ -12,9 +12,8 @@ import trustme
 from aiohttp.client_proto import ResponseHandler
 
 from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy, errors
-from postpress_async._http import exchange
-from postpress_async._http.exchange import find_incompatibility
-from postpress_async._http.lean_transport import LeanTransport
+from postpress_async._http import lean_transport
+from postpress_async._http.lean_transport import LeanTransport, find_incompatibility
 from postpress_async._http.session_transport import AiohttpTransport
 from postpress_async._settings import read_base_url
 from postpress_async._version import __version__
@@ -72,7 +71,7 @@ async def test_without_idempotency_no_key_is_sent() -> None:
 )
 async def test_the_base_url_is_where_it_should_be(base_url: str, line: str, host: str) -> None:
     """Both ways to the API ask for the same thing of the same host."""
-    url, wire = read_base_url(base_url), exchange.NullTransport()
+    url, wire = read_base_url(base_url), lean_transport.NullTransport()
     protocol = ResponseHandler(asyncio.get_running_loop())
     protocol.connection_made(wire)
     transport = LeanTransport(url, Secret(KEY))
@@ -266,11 +265,11 @@ def _closes_after_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _writes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange.NullTransport, "write", lambda self, data: None)
+    monkeypatch.setattr(lean_transport.NullTransport, "write", lambda self, data: None)
 
 
 def _answers_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "make_response", lambda status, headers, body: body)
+    monkeypatch.setattr(lean_transport, "make_response", lambda status, headers, body: body)
 
 
 @pytest.mark.parametrize(

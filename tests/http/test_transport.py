@@ -17,9 +17,8 @@ from yarl import URL
 
 from postpress_async import ManagedProxy, PostPressSession, RetryPolicy, errors
 from postpress_async._http.connections import UnusableConnectionError, has_unread_data
-from postpress_async._http.failures import failure_of, translate
 from postpress_async._http.lean_transport import LeanTransport
-from postpress_async._http.responses import NotHttpError, fail_when_closed
+from postpress_async._http.responses import NotHttpError, fail_when_closed, failure_of, translate
 from postpress_async._http.session_transport import AiohttpTransport, _Body
 from postpress_async._settings import read_base_url
 from postpress_async.secret import Secret

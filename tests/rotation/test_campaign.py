@@ -16,8 +16,8 @@ from attrs import evolve
 
 from postpress_async import ManagedProxy, Outcome, RotationSummary
 from postpress_async.errors import Applied
-from postpress_async.rotation import Halt, Row, State, _account_task, _core
-from postpress_async.rotation._account_task import AccountRunner
+from postpress_async.rotation import Halt, State, _account_task, _core
+from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._outcome import count_outcome, patched_outcome
 from postpress_async.rotation._outcome_queue import OutcomeQueue
@@ -249,10 +249,10 @@ def the_same_key_for_all(patch: pytest.MonkeyPatch) -> None:
 
 
 def cancelled_is_skipped(patch: pytest.MonkeyPatch) -> None:
-    def skipped(row: Row, *_: object, **__: object) -> Outcome:
-        return Outcome(row.ordinal, row.line, row.account_id, State.SKIPPED, applied=Applied.NO)
+    def skipped(task: AccountTask) -> Outcome:
+        return Outcome(*task._position, State.SKIPPED, applied=Applied.NO)
 
-    patch.setattr(AccountRunner, "_cancelled", staticmethod(skipped))
+    patch.setattr(AccountTask, "_cancelled", skipped)
 
 
 def failed_is_patched(patch: pytest.MonkeyPatch) -> None:

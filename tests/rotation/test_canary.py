@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from postpress_async import Fleet, PostPressSession, events
 from postpress_async.rotation import Halt, Rotation, State
-from postpress_async.rotation._canary import draw
+from postpress_async.rotation._row_source import draw
 from postpress_async.sandbox import Sandbox
 
 ROWS = 1_000

@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 
 from postpress_async import CustomProxy, ManagedProxy, Pace, PostPressSession, ProxyPool, RetryPolicy, errors
-from postpress_async.rotation import Halt, Rotation, State
+from postpress_async._call.tracker import WaitGroup
+from postpress_async.rotation import Halt, Rotation, Row, State
+from postpress_async.rotation._account_task import AccountContext, AccountTask
 from postpress_async.rotation._outcome import KEY_EXPIRED
+from postpress_async.rotation._pending_rows import PendingRow
+from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._database import FIRST_WATERMARK
 from postpress_async.sandbox import Fault, Sandbox
@@ -180,6 +184,28 @@ async def test_one_call_s_refusal_does_not_end_the_doubt_about_its_earlier_attem
             await session.update_proxy("acc_1", change)
 
     assert caught.value.applied is errors.Applied.UNKNOWN
+
+
+async def test_unknown_outcome_of_this_run_is_not_failed_after_a_killed_run() -> None:
+    """Even if only the call's error says so, and not the report of its attempt, as on a cluster."""
+
+    async def unknown(*_: object) -> Any:
+        raise errors.UnexpectedError(500, errors.Problem("errors/unexpected_error"))
+
+    row = Row(0, None, "acc_1", OWN)
+    context = AccountContext(
+        update=unknown,
+        waits=WaitGroup(),
+        pools={},
+        on_backoff=bool,
+        on_attempt_failed=bool,
+        on_cancelled=bool,
+    )
+    keys = RowKeys.of("run", PendingRow(row, maybe_sent=True), None)
+
+    outcome = await AccountTask(context, row, keys).run()
+
+    assert (outcome.state, outcome.applied) == (State.UNKNOWN, errors.Applied.UNKNOWN)
 
 
 async def test_a_spent_key_is_not_used_again_after_a_run_that_was_killed_before_it_came_to_the_account(

@@ -26,7 +26,7 @@ from postpress_async import (
 )
 from postpress_async._call.tracker import WaitGroup
 from postpress_async.rotation import Halt, RotationSummary, State
-from postpress_async.rotation._account_task import AccountRunner
+from postpress_async.rotation._account_task import AccountContext, AccountTask
 from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._row_keys import RowKeys
@@ -394,7 +394,7 @@ async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
         raise errors.ProxyError(502, errors.Problem("errors/proxy_error"))
 
     allocator = ProxyAllocator(ProxyPool(proxies(2), accounts_per_proxy=1))
-    runner = AccountRunner(
+    context = AccountContext(
         update=refuses,
         waits=WaitGroup(),
         pools={None: allocator},
@@ -403,7 +403,7 @@ async def test_one_that_is_given_up_between_two_proxies_has_neither() -> None:
         on_cancelled=lost.append,
     )
     row = Row(0, None, "acc_1", None)
-    task = asyncio.create_task(runner.run(row, RowKeys.of("run", PendingRow(row), keep)))
+    task = asyncio.create_task(AccountTask(context, row, RowKeys.of("run", PendingRow(row), keep)).run())
     await renewing.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -420,7 +420,7 @@ async def test_accounts_in_flight_have_their_row_hash_on_the_disk(tmp_path, form
             return AccountPatched(account_id)
 
         rotation = session.rotate(form(changes(US)), journal=tmp_path / "j", in_flight=3)
-        rotation._runner = evolve(rotation._runner, update=update)
+        rotation._context = evolve(rotation._context, update=update)
         async with rotation:
             await arrived.wait()
             copy = killed(tmp_path / "j")

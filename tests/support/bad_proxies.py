@@ -1,9 +1,11 @@
 """A stub of an API with bad proxies, for rotations in virtual time."""
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from postpress_async import AccountPatched, CustomProxy, ProxyPool, errors
@@ -68,7 +70,8 @@ class Memory:
         changes: The arguments of each call of `record_proxy`.
     """
 
-    run, watermark, leaves_doubts, by_row, resumed = "run", None, False, False, False
+    run, leaves_doubts, by_row, resumed = "run", False, False, False
+    watermark = SimpleNamespace(safe_below=math.inf)
     check = InputCheck(facts={})
 
     def __init__(self) -> None:

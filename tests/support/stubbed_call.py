@@ -10,7 +10,7 @@ from yarl import URL
 
 from postpress_async import CustomProxy, Pace, RetryPolicy
 from postpress_async._call.context import CallContext
-from postpress_async._call.idempotency import FreshKeys, KeyGenerator, Keys
+from postpress_async._call.idempotency import FreshKeys, Keys
 from postpress_async._call.keyed_lock import KeyedLock
 from postpress_async._call.tracker import CallTracker
 from postpress_async._call.update import UpdateCall
@@ -95,7 +95,7 @@ class StubApi:
     counted: bool = True
     pacer: type[Pacer] = Pacer
     change: ProxyChange = PROXY
-    keys: Keys = field(factory=lambda: FreshKeys(KeyGenerator()))
+    keys: Keys = field(factory=FreshKeys)
     made: int = 0
     naps: list[float] = field(factory=list)
     ends: list[float] = field(factory=list)

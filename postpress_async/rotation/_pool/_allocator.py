@@ -74,15 +74,8 @@ class ProxyAllocator:
     After its cool-down, the next account whose turn it is probes a quarantined proxy: a success ends the
     quarantine, a failure doubles the cool-down.
 
-    If most proxies fail at the same time, the cause is not the proxies: a pause begins. All accounts `wait`
-    but one from time to time, until one is patched. What failed meanwhile is forgotten.
-
-    Args:
-        pool: The pool.
-        may_wait: Whether there are pauses.
-        on_proxy: See `OnProxy`.
-        observer: Called with an event when a quarantine or a pause begins, and when a pause ends.
-        clock: Returns the Unix time.
+    If most proxies fail at the same time, the cause is not the proxies: a pause begins.
+    All accounts `wait` but one from time to time, until one is patched. What failed meanwhile is forgotten.
 
     Attributes:
         available: Number of proxies that accounts can get; at 0 the pool is exhausted.
@@ -92,10 +85,10 @@ class ProxyAllocator:
         self,
         pool: ProxyPool,
         *,
-        may_wait: bool = True,
+        may_wait: bool = True,  # in pauses
         on_proxy: OnProxy = lambda *_: None,
         observer: Callable[[events.Event], object] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.time,  # the Unix time
     ) -> None:
         self._pool: Final = pool
         self._may_wait: Final = may_wait
@@ -174,13 +167,12 @@ class ProxyAllocator:
         self, accounts: Mapping[str, int], quarantine: Mapping[str, tuple[float, float | None]] | None = None
     ) -> None:
         """
-        Continue after an earlier run.
+        Continue after an earlier run. Labels that are not in the pool are ignored.
 
         Args:
             accounts: Number of accounts by label of the proxy that they have. They count towards
                 `accounts_per_proxy`, and ``round-robin`` continues where that run ended.
-            quarantine: By label, when the quarantine began, and when the proxy is probed; None for the latter
-                stands for the pool's cool-down. Labels that are not in the pool are ignored in both.
+            quarantine: By label, when it began, and when the proxy is probed; None for after the cool-down.
         """
         counts: dict[int, int] = {}
         for label, count in accounts.items():
@@ -199,7 +191,6 @@ class ProxyAllocator:
 
     @property
     def quarantined(self) -> int:
-        """Number of proxies in quarantine."""
         return len(self._quarantine)
 
     @property
@@ -246,15 +237,7 @@ class ProxyAllocator:
             self._on_proxy(proxy, None, False)
             self._wake()
         if self._paused_at is not None:
-            seconds, self._paused_at = self._clock() - self._paused_at, None
-            self._known_bad.update(self._failures)
-            self._failures.clear()
-            self._failed_by.clear()
-            self._failing.clear()
-            message = "proxies work again after %.1f s: accounts continue"
-            _log.warning(message, seconds, extra={"paused": False, "elapsed": seconds})
-            self._report(events.PauseEnded(seconds))
-            self._wake()
+            self._end_pause(self._paused_at)
         elif self._failing:
             self._failing.popleft()
         for other in self._failed_by.pop(account_id, ()):
@@ -272,8 +255,7 @@ class ProxyAllocator:
         """
         Wait until `give` has a proxy, or the group of *waits* ends, or nothing works for the cool-down.
 
-        Returns:
-            Whether most proxies failed meanwhile. Then what has failed the account does not count.
+        Return whether most proxies failed meanwhile. Then what has failed the account does not count.
         """
         was_paused, loop = False, asyncio.get_running_loop()
         while not waits.ended and (seconds := self._seconds_to_wait()) > 0:
@@ -369,6 +351,17 @@ class ProxyAllocator:
             self._probe_at = now + SHORTEST_PROBE_INTERVAL
             _log.warning("most proxies fail at the same time: accounts wait", extra={"paused": True})
             self._report(events.PauseBegan())
+
+    def _end_pause(self, began: float) -> None:
+        seconds, self._paused_at = self._clock() - began, None
+        self._known_bad.update(self._failures)
+        self._failures.clear()
+        self._failed_by.clear()
+        self._failing.clear()
+        message = "proxies work again after %.1f s: accounts continue"
+        _log.warning(message, seconds, extra={"paused": False, "elapsed": seconds})
+        self._report(events.PauseEnded(seconds))
+        self._wake()
 
     @property
     def _gives_up_at(self) -> float:

@@ -64,7 +64,6 @@ class CheckedProxy:
 
     @property
     def is_failure(self) -> bool:
-        """Whether the proxy does not work."""
         return self.result not in {CheckResult.WORKS, CheckResult.NOT_CHECKED}
 
 
@@ -80,32 +79,18 @@ class _Stage(StrEnum):
 
 @frozen(kw_only=True)
 class ProxyChecker:
-    """
-    Checks proxies by asking them for a connection to a target.
+    """Checks proxies by asking them for a connection to the host and port of a target."""
 
-    Attributes:
-        target: Its host and port are the target. Nothing is sent to it unless *echo*.
-        echo: Whether to request *target*, whose response must contain the client's IP address.
-        deadline: Maximum duration of a check in seconds.
-        protocol: Protocol of proxies that have none.
-        tls: Context for proxies that speak TLS, and for the echo URL.
-    """
-
-    target: URL
-    echo: bool = False
-    deadline: float = 10.0
-    protocol: ProxyProtocol = ProxyProtocol.HTTP
+    target: URL  # nothing is sent to it unless `echo`
+    echo: bool = False  # whether to request it; the response must contain the client's IP address
+    deadline: float = 10.0  # of a check, in seconds
+    protocol: ProxyProtocol = ProxyProtocol.HTTP  # of proxies that have none
     tls: ssl.SSLContext = field(factory=lambda: make_tls(None), repr=False)
 
     async def check_all(
         self, proxies: Iterable[PooledProxy], in_flight: int, on_result: Callable[[CheckedProxy], None]
     ) -> None:
-        """
-        Check *proxies*, up to *in_flight* at the same time, and call *on_result* after each check.
-
-        Raises:
-            OSError: The process has too many open files. Errors of *on_result* are passed on as well.
-        """
+        """Check *proxies*, up to *in_flight* at the same time, and call *on_result* after each check."""
         remaining = iter(proxies)
 
         async def work() -> None:
@@ -248,7 +233,6 @@ class _Connection:
         await self._writer.drain()
 
     async def read_exactly(self, count: int) -> bytes:
-        """Read a SOCKS reply."""
         self.reply = await self._reader.readexactly(count)
         return self.reply
 

@@ -30,41 +30,23 @@ Source: TypeAlias = str | os.PathLike[str]
 
 @frozen
 class ListedProxy:
-    """
-    A proxy of a list.
+    """A proxy of a list."""
 
-    Attributes:
-        line: Its line in the list, from 1, counting comments and blank lines.
-        proxy: The proxy.
-        tag: The tag of its pool; None if there is only one.
-    """
-
-    line: int
+    line: int  # from 1, counting comments and blank lines
     proxy: CustomProxy
-    tag: Tag = None
+    tag: Tag = None  # of its pool; None if there is only one
 
 
 @frozen
 class RefusedLine:
-    """
-    An invalid line, or one that repeats a proxy. Contains no text of the line.
+    """An invalid line, or one that repeats a proxy. Contains no text of the line."""
 
-    Attributes:
-        line: The line, from 1.
-        column: The API's name of the invalid field; None if the fault is not in a single field.
-        reason: What is wrong, in a few words, such as ``port out of range``.
-        advice: How to fix it.
-        first: For a repeated proxy, where it occurs first, such as ``line 2`` or ``line 2 of us.txt``;
-            otherwise None.
-        source: Name of the list; empty if it has none.
-    """
-
-    line: int
-    column: str | None
-    reason: str
-    advice: str
-    first: str | None = None
-    source: str = ""
+    line: int  # from 1
+    column: str | None  # the API's name of the invalid field; None if the fault is not in a single field
+    reason: str  # in a few words, such as "port out of range"
+    advice: str  # how to fix it
+    first: str | None = None  # where a repeated proxy occurs first, such as "line 2" or "line 2 of us.txt"
+    source: str = ""  # name of the list
 
     def __str__(self) -> str:
         column = "" if self.column is None else f", {self.column}"
@@ -88,33 +70,19 @@ def identity(proxy: CustomProxy) -> tuple[str, int, str]:
 
 @frozen
 class ProxyLists:
-    """
-    The content of one or more lists.
+    """The content of one or more lists, whose name is their path or ``standard input``."""
 
-    Attributes:
-        proxies: The distinct proxies.
-        refused: The invalid lines, and those that repeat a proxy of any list.
-        ignored_columns: Printable names of the unused columns, by the name of the list, which is its path or
-            ``standard input``.
-    """
-
-    proxies: list[ListedProxy] = field(factory=list)
+    proxies: list[ListedProxy] = field(factory=list)  # distinct ones
     refused: list[RefusedLine] = field(factory=list)
-    ignored_columns: dict[str, tuple[str, ...]] = field(factory=dict)
+    ignored_columns: dict[str, tuple[str, ...]] = field(factory=dict)  # printable, by the name of the list
     _first: dict[tuple[str, int, str], tuple[str, ListedProxy]] = field(factory=dict)  # by identity
 
     def add(self, lines: Iterable[str], source: str = "", tag: Tag = None, by: str | None = None) -> None:
         """
         Read a list, in which blank lines and comments (``#``) do not count.
 
-        Args:
-            lines: Its lines.
-            source: Its name.
-            tag: The tag of all its proxies.
-            by: The column with the tag of each proxy.
-
-        Raises:
-            FleetError: Its header has a column twice, or no column *by*.
+        *tag* is that of all its proxies, or the column *by* has the tag of each. Raises `FleetError` if the
+        header has a column twice, or no column *by*.
         """
         table, is_first = None, True
         self.ignored_columns[source] = ()
@@ -161,16 +129,10 @@ def read_lists(
     sources: Iterable[tuple[Tag, Source]], *, by: str | None = None, skip_bad: bool = False
 ) -> ProxyLists:
     """
-    Read lists.
+    Read lists, each with its tag, or None if its column *by* has the tags of its proxies.
 
-    Args:
-        sources: The tag of each list, or None, and its path, or ``-`` for standard input.
-        by: The column with the tags of the proxies of a list that has no tag; None if there are no tags.
-        skip_bad: Whether to return invalid lines. If no line is valid, they are raised in any case.
-
-    Raises:
-        FleetError: A list cannot be read, is empty, has a column twice or no column *by*, or has invalid
-            lines.
+    With *skip_bad*, invalid lines are returned, unless no line is valid. Otherwise they raise a `FleetError`,
+    like a list that cannot be read, is empty, has a column twice, or no column *by*.
     """
     lists = ProxyLists()
     for tag, source in sources:
@@ -189,7 +151,6 @@ def read_lists(
 
 
 def faults_by_list(refused: Iterable[RefusedLine]) -> dict[str, Faults[RefusedLine]]:
-    """Group invalid lines by the name of their list."""
     faults: dict[str, Faults[RefusedLine]] = {}
     for refusal in refused:
         faults.setdefault(refusal.source, Faults()).add(refusal)
@@ -207,20 +168,12 @@ def _describe(refused: list[RefusedLine]) -> Iterator[str]:
 
 @frozen
 class _Table:
-    """
-    The header of a CSV list, and the parser of its rows.
+    """The header of a CSV list, and the parser of its rows."""
 
-    Attributes:
-        columns: The meaning of each column: ``proxy``, one of `PARTS`, *by*, or None if it is not used.
-        ignored: Printable names of the unused columns.
-        delimiter: What separates the cells.
-        by: The column with the tags of the proxies; None if the list has no tags.
-    """
-
-    columns: list[str | None]
-    ignored: tuple[str, ...]
+    columns: list[str | None]  # "proxy", one of `PARTS`, `by`, or None if it is not used
+    ignored: tuple[str, ...]  # printable names of the unused columns
     delimiter: str
-    by: str | None
+    by: str | None  # the column with the tags of the proxies
 
     @classmethod
     def of_header(cls, text: str, line: int, by: str | None) -> Self | None:
@@ -246,9 +199,8 @@ class _Table:
         except csv.Error:
             cells = []
         if not cells:
-            raise FieldError(
-                None, "quotes not closed", 'quote a cell with "", and double each quote inside it'
-            )
+            advice = 'quote a cell with "", and double each quote inside it'
+            raise FieldError(None, "quotes not closed", advice)
         if any(cell.strip() for cell in cells[len(self.columns) :]):
             raise FieldError(None, "more cells than columns", "quote cells that contain a comma")
         # Not strict, because a row may omit empty cells at its end.

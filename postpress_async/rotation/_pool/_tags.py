@@ -15,13 +15,7 @@ Pools: TypeAlias = Mapping[Tag, ProxyPool]
 
 
 def pools_of(pool: ProxyPool | Mapping[str, ProxyPool] | None) -> Pools:
-    """
-    Return *pool* by tag.
-
-    Raises:
-        ValueError: It is neither a pool nor a mapping of tags to pools, or two pools have the same tag or
-            the same proxy.
-    """
+    """Return *pool* by tag. Raises `ValueError` if two pools have the same tag or the same proxy."""
     if pool is None:
         return {}
     if isinstance(pool, ProxyPool):
@@ -70,7 +64,6 @@ def without_selected(pools: Pools, selection: Selection | None) -> Pools:
 
 
 def make_pools(proxies: Iterable[ListedProxy], **options: Unpack[PoolOptions]) -> Pools:
-    """Return a pool for each tag of *proxies*."""
     by_tag: dict[Tag, list[PooledProxy]] = {}
     for entry in proxies:
         by_tag.setdefault(entry.tag, []).append(as_pooled(entry.proxy))

@@ -109,7 +109,7 @@ async def test_attempts_of_an_account_add_up_over_the_runs(path) -> None:
 async def test_attempts_of_an_account_that_failed_are_counted_when_it_is_sent_again(path) -> None:
     refused = errors.ApiError.of(400, errors.Problem("errors/invalid_parameters", instance="req_1"))
     journal = Journal.open(path)
-    journal.record(failed_outcome(0, None, "acc_1", refused, 0.1, earlier=2))
+    journal.record(failed_outcome(0, None, "acc_1", refused, 0.1, attempts=2))
     await journal.aclose()
     journal = Journal.open(path, on_failed="retry")
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
