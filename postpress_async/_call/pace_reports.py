@@ -37,6 +37,11 @@ def report_pauses(observer: SafeObserver[events.Event] | None) -> Callable[[bool
     return on_pause
 
 
+def shown_rate(rate: float) -> float | None:
+    """The rate limit as users see it: None for an infinite one."""
+    return None if rate == math.inf else rate
+
+
 def report_changes(
     observer: SafeObserver[events.Event] | None,
 ) -> Callable[[int | None, float | None], None]:
@@ -48,7 +53,7 @@ def report_changes(
             if observer is not None:
                 observer(events.LimitChanged(limit))
         if rate is not None:
-            value = None if rate == math.inf else rate
+            value = shown_rate(rate)
             if value is None:
                 _log.info("the rate is no longer limited", extra={"rate": value})
             else:

@@ -37,10 +37,7 @@ def history(journal: str, account: str | None, run: int | None, as_json: bool) -
       postpress-async history fleet.csv.rotation.sqlite3 acc_01HXYZ
     """
     with JournalView(journal, run=run) as view:
-        entries: list[Any] = runs_of(view) if account is None else changes_of(view, account)
-    if run is not None:
-        number = "number" if account is None else "run"
-        entries = [entry for entry in entries if getattr(entry, number) == run]
+        entries: list[Any] = runs_of(view, run) if account is None else changes_of(view, account, run)
     if account is not None and not entries:
         raise JournalError(f"no run in {journal} has an account {account}: check the id")
     if as_json:

@@ -62,7 +62,7 @@ def preview(job: Job, events: EventStream) -> int:
     outside = {} if job.selection is None else job.selection.outside
     allocators = {tag: ProxyAllocator(pool) for tag, pool in job.pools.items()}
     for allocator in allocators.values():
-        allocator.resume(Counter(progress.accounts) + Counter(outside))
+        allocator.resume(Counter(progress.accounts) + Counter(outside), progress.quarantines)
     survey, done = job.survey, progress.done
     to_send = survey.rows - done if due_at is None else 0
     if options.limit is not None:
