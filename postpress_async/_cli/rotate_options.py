@@ -1,6 +1,7 @@
 """The options of a rotation, which ``rotate``, ``retry-failed`` and ``rollback`` share."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, Literal, Self, get_args
@@ -8,13 +9,26 @@ from typing import Any, Final, Literal, Self, get_args
 import click
 from attrs import frozen
 
-from postpress_async._cli import options
-from postpress_async._cli.command import option
-from postpress_async._cli.next_command import arguments_by_option, retry_command, same_command
+from postpress_async._cli.options import (
+    COUNT,
+    COUNT_OR_ZERO,
+    FILE,
+    WORDS,
+    combine,
+    connection,
+    duration,
+    duration_from_zero,
+    halt,
+    option,
+    random_faults,
+)
 from postpress_async.rotation._column_names import as_tag
 from postpress_async.rotation._pool import Assign
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.sandbox import Profile
+
+SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
+"""For commands that read the same environment variables: --rate is POSTPRESS_RATE."""
 
 _input: Final = partial(option, group="Input")
 _assignment: Final = partial(option, group="Proxy assignment")
@@ -24,18 +38,17 @@ _output: Final = partial(option, group="Output")
 _cluster: Final = partial(option, group="Cluster")
 _sandbox: Final = partial(option, group="Sandbox")
 
-journal_options: Final = options.combine(
+journal_options: Final = combine(
     _stopping(
         "--journal",
-        type=options.FILE,
-        metavar="FILE",
+        type=FILE,
         show_default="FLEET.rotation.sqlite3 in the current directory",
         help="SQLite file that records the runs and the outcome of each account (the journal). If its latest "
         "run is unfinished, it is resumed: completed accounts are not sent again.",
     ),
     _stopping(
         "--every",
-        type=options.duration_from_zero,
+        type=duration_from_zero,
         metavar="DURATION",
         help="Start a new run of all accounts if the latest run in the journal is complete and started at "
         "least this long ago: 20h for a nightly job (less than 24h, so that a late start does not skip the "
@@ -44,8 +57,7 @@ journal_options: Final = options.combine(
     ),
     _stopping(
         "--keep",
-        type=click.IntRange(1),
-        metavar="N",
+        type=COUNT,
         help="Number of runs that the journal keeps when --every starts a new one. All by default.",
     ),
     _input(
@@ -60,11 +72,10 @@ journal_options: Final = options.combine(
 )
 """Adds the options of a journal and its runs."""
 
-run_options: Final = options.combine(
+run_options: Final = combine(
     _limit(
         "--in-flight",
-        type=click.IntRange(1),
-        metavar="N",
+        type=COUNT,
         default=100,
         help="Maximum number of requests in flight at the same time; with --cluster, per worker. The run "
         "uses fewer while the API is overloaded.",
@@ -80,8 +91,7 @@ run_options: Final = options.combine(
     # row, and none six times.
     _limit(
         "--attempts",
-        type=click.IntRange(1),
-        metavar="N",
+        type=COUNT,
         default=6,
         help="Maximum number of requests for an account through the same proxy: the first request and its "
         "retries. Only errors that may be temporary are retried. A proxy from --pool that fails twice for an "
@@ -89,21 +99,19 @@ run_options: Final = options.combine(
     ),
     _limit(
         "--limit",
-        type=click.IntRange(1),
-        metavar="N",
+        type=COUNT,
         help="Maximum number of accounts to send in this run. Run the same command again to send the next "
         "ones. No maximum by default.",
     ),
     _limit(
         "--max-duration",
-        type=options.duration,
-        metavar="DURATION",
+        type=duration,
         help="Stop after this time, such as 90s, 15m, 6h or 1h30m: start no more requests, wait for those in "
         "flight, and exit. Run the same command again to continue. No limit by default.",
     ),
     _stopping(
         "--halt",
-        type=options.halt,
+        type=halt,
         metavar="5%|100|SCOPE=5%,...|never",
         default="50%",
         help="Stop the run when this many accounts have failed: a percentage of the latest 200 accounts (5% "
@@ -115,8 +123,7 @@ run_options: Final = options.combine(
     ),
     _stopping(
         "--canary",
-        type=click.IntRange(0),
-        metavar="N",
+        type=COUNT_OR_ZERO,
         default=0,
         help="Send N accounts first. The run stops if as many of them fail as --halt allows (a percentage is "
         "of N, at least one account), or if all N fail; with --halt never or with scopes, if half of them "
@@ -132,8 +139,7 @@ run_options: Final = options.combine(
     ),
     _stopping(
         "--key-lifetime",
-        type=options.duration,
-        metavar="DURATION",
+        type=duration,
         default="24h",
         help="Time for which the API is assumed to remember an idempotency key. An account whose order of "
         "a managed proxy has an unknown outcome for longer is not sent again, because it could get a second "
@@ -163,7 +169,7 @@ run_options: Final = options.combine(
         help="Print each retry, each pause while the API is down, and each proxy that is no longer used "
         "because it failed, to standard error.",
     ),
-    options.connection,
+    connection,
     _cluster(
         "--cluster",
         metavar="local:N|tls://HOST:PORT",
@@ -184,11 +190,10 @@ run_options: Final = options.combine(
         help="Send to the sandbox, a fake of the API on this machine, instead of the real API. No API key is "
         "required. Without FLEET, the sandbox provides 1,000 accounts.",
     ),
-    options.random_faults(" Requires --sandbox.", group="Sandbox"),
+    random_faults(" Requires --sandbox.", group="Sandbox"),
     _sandbox(
         "--dead-proxies",
-        type=click.IntRange(0),
-        metavar="N",
+        type=COUNT_OR_ZERO,
         default=0,
         help="Number of proxies at the start of --pool that do not work in the sandbox. Requires --sandbox "
         "and --pool.",
@@ -196,7 +201,7 @@ run_options: Final = options.combine(
 )
 """Adds the options of a run that do not depend on its input."""
 
-rotation_options: Final = options.combine(
+rotation_options: Final = combine(
     _input(
         "--query",
         metavar="SQL",
@@ -214,8 +219,7 @@ rotation_options: Final = options.combine(
     _input(
         "--from-file",
         "database_file",
-        type=options.FILE,
-        metavar="FILE",
+        type=FILE,
         help="File that contains the URL of the database for --query; - is standard input.",
     ),
     _input(
@@ -226,7 +230,7 @@ rotation_options: Final = options.combine(
     ),
     _assignment(
         "--pool",
-        type=options.FILE,
+        type=FILE,
         metavar="[TAG=]FILE",
         multiple=True,
         help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
@@ -253,23 +257,20 @@ rotation_options: Final = options.combine(
     ),
     _assignment(
         "--accounts-per-proxy",
-        type=click.IntRange(1),
-        metavar="N",
+        type=COUNT,
         help="Maximum number of accounts that get the same proxy from --pool, including accounts of earlier "
         "runs in the journal. No maximum by default.",
     ),
     _assignment(
         "--failovers",
-        type=click.IntRange(0),
-        metavar="N",
+        type=COUNT_OR_ZERO,
         default=3,
         help="Maximum number of other proxies from --pool to try for an account whose proxy does not work; "
         "then the account fails. With 0, it gets only its first proxy.",
     ),
     _assignment(
         "--cool-down",
-        type=options.duration,
-        metavar="DURATION",
+        type=duration,
         default="30m",
         help="How long a proxy from --pool is left out (quarantined) after it failed for two accounts that "
         "other proxies then served. After that, one account tries it, and each further failure doubles the "
@@ -288,6 +289,14 @@ rotation_options: Final = options.combine(
 
 _REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers", "cool_down", "pool_by")
 
+# Options of a single run. The others select accounts, proxies and the API, which the next run needs too.
+_ONE_RUN_ONLY: Final = frozenset(
+    "journal every keep limit canary halt max_duration dry_run json verbose accept_new_key on profile seed "
+    "dead_proxies".split()
+)
+
+_PROGRAM: Final = "postpress-async"
+
 
 @frozen(kw_only=True)
 class RotateOptions:
@@ -295,7 +304,7 @@ class RotateOptions:
     The arguments and options of a rotation, named as on the command line.
 
     Attributes:
-        command: The whole command as it was typed.
+        command: The whole command as it was typed. It contains no secret: see `refuse_secrets`.
         arguments: The words of each option that was an argument. The other options have their values from
             environment variables or defaults.
     """
@@ -349,7 +358,8 @@ class RotateOptions:
     def parse(cls, **values: Any) -> Self:
         """Create from the current command's parameters, or raise `click.UsageError`."""
         context = click.get_current_context()
-        parsed = cls(**values, command=same_command(context), arguments=arguments_by_option(context))
+        command = shlex.join([_PROGRAM, str(context.info_name), *context.meta[WORDS]])
+        parsed = cls(**values, command=command, arguments=_arguments_by_option(context))
         parsed._check()
         return parsed
 
@@ -358,24 +368,25 @@ class RotateOptions:
         if not self.pool and (unused := [name for name in _REQUIRE_POOL if name in self.arguments]):
             names = " and ".join(f"--{name.replace('_', '-')}" for name in unused)
             raise click.UsageError(f"{names} require{'s' if len(unused) == 1 else ''} --pool")
-        if not self.sandbox and (self.profile != "steady" or self.seed or self.dead_proxies):
-            raise click.UsageError("--profile, --seed and --dead-proxies require --sandbox")
-        if self.dead_proxies and not self.pool:
-            raise click.UsageError("--dead-proxies requires --pool")
-        if self.pool and self.country is not None:
-            raise click.UsageError("--pool cannot be combined with --country")
-        if self.trust_env and self.transport != "session":
-            raise click.UsageError("--trust-env requires --transport session")
-        if self.query is not None and self.fleet is not None:
-            raise click.UsageError("FLEET cannot be combined with --query")
-        if self.query is None and (self.database is not None or self.database_file is not None):
-            raise click.UsageError("--from and --from-file require --query")
-        if self.certificates is not None and self.cluster is None:
-            raise click.UsageError("--certificates requires --cluster")
-        if self.on and "every" in self.arguments:
-            raise click.UsageError("--on cannot be combined with --every: it always starts a new run")
-        if [self.fleet, *(path for _, path in self.lists)].count("-") > 1:
-            raise click.UsageError("standard input can be FLEET or one --pool, not both")
+        has_faults = self.profile != "steady" or self.seed or self.dead_proxies
+        has_database = self.database is not None or self.database_file is not None
+        inputs = [self.fleet, *(path for _, path in self.lists)]
+        for is_wrong, message in (
+            (has_faults and not self.sandbox, "--profile, --seed and --dead-proxies require --sandbox"),
+            (self.dead_proxies and not self.pool, "--dead-proxies requires --pool"),
+            (self.pool and self.country is not None, "--pool cannot be combined with --country"),
+            (self.trust_env and self.transport != "session", "--trust-env requires --transport session"),
+            (self.query is not None and self.fleet is not None, "FLEET cannot be combined with --query"),
+            (has_database and self.query is None, "--from and --from-file require --query"),
+            (self.certificates is not None and self.cluster is None, "--certificates requires --cluster"),
+            (
+                self.on and "every" in self.arguments,
+                "--on cannot be combined with --every: it always starts a new run",
+            ),
+            (inputs.count("-") > 1, "standard input can be FLEET or one --pool, not both"),
+        ):
+            if is_wrong:
+                raise click.UsageError(message)
 
     @property
     def lists(self) -> list[tuple[str | None, str]]:
@@ -388,7 +399,26 @@ class RotateOptions:
         return lists
 
     def retry_command(self, journal: str) -> str:
-        """The command that retries the failed accounts of *journal*."""
+        """The command that retries the failed accounts of *journal* with the same fleet, proxies and API."""
         if self.on or self.to is not None:  # it takes them again, since they did not change
             return self.command
-        return retry_command(self.arguments, journal, self.fleet)
+        words = [_PROGRAM, "retry-failed", journal, *([] if self.fleet is None else [self.fleet])]
+        for name, typed in self.arguments.items():
+            words += [] if name in _ONE_RUN_ONLY else typed
+        return shlex.join(words)
+
+
+def _arguments_by_option(context: click.Context) -> dict[str, list[str]]:
+    """By option: its words as typed. Options from environment variables are left out."""
+    params = {param.name: param for param in context.command.params}
+    values_by_name, _, _ = context.command.make_parser(context).parse_args(list(context.meta[WORDS]))
+    arguments: dict[str, list[str]] = {}
+    for name, values in values_by_name.items():
+        param = params[name]
+        if isinstance(param, click.Option):
+            typed = max(param.opts, key=len)
+            values = values if isinstance(values, list) else [values]
+            arguments[name] = (
+                [typed] if param.is_flag else [word for value in values for word in (typed, value)]
+            )
+    return arguments

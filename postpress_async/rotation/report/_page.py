@@ -20,13 +20,6 @@ from postpress_async.rotation.report._listing import COLUMNS, pack
 
 SHOWN: Final = 100
 """Accounts per page of the list, and the number shown without scripts."""
-_STATUS: Final = {
-    Stage.UNDER_WAY: "The run is still in progress; this page shows its state when it was written.",
-    Stage.DIED: "The last run was killed, or its machine stopped.",
-    Stage.HALTED: "The last run halted",
-    Stage.STOPPED: "The last run was stopped before all accounts were sent.",
-    Stage.ENDED: "The run has ended.",
-}
 
 
 def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
@@ -95,7 +88,9 @@ def _page(view: JournalView, now: float) -> str:
 
 
 def _status(numbers: Statistics) -> str:
-    return f"{_STATUS[numbers.stage]}: {numbers.halted[:500]}." if numbers.halted else _STATUS[numbers.stage]
+    summary = numbers.summary[:500]
+    more = "; this page shows its state when it was written" if numbers.stage is Stage.UNDER_WAY else ""
+    return f"{summary[0].upper()}{summary[1:]}{more}."
 
 
 def _colour(numbers: Statistics) -> str:
