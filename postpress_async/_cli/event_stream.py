@@ -26,15 +26,12 @@ class EventStream:
     Args:
         out: The stream for events. If None, no events are written and the summary goes to standard output.
         verbose: Whether to report retries, pauses and quarantined proxies in messages.
-
-    Attributes:
-        is_closed: Whether the reader of *out* has closed it.
     """
 
     def __init__(self, out: TextIO | None, *, verbose: bool) -> None:
         self._out: Final = out
         self._verbose: Final = verbose
-        self.is_closed: bool = False
+        self.is_closed: bool = False  # by its reader
 
     def say(self, text: str) -> None:
         """Write a line of the summary. Failing to write it does not change the exit code."""
@@ -45,7 +42,6 @@ class EventStream:
                 discard_stdout()
 
     def write(self, name: str, **fields: Any) -> None:
-        """Write an event."""
         if self._out is None or self.is_closed:
             return
         at = fields.pop("settled_at", None) or time.time()
@@ -72,13 +68,11 @@ class EventStream:
         self.ended(RotationSummary(), code, journal, message=message)
 
     def settled(self, outcome: Outcome) -> None:
-        """Report that an account was completed."""
         if self._out is not None:
             fields = attrs.asdict(outcome, filter=lambda field, _: field.name != "error", recurse=False)
             self.write("settled", **fields)
 
     def ended(self, summary: RotationSummary, code: int, journal: str, **fields: str) -> None:
-        """Report that the rotation has ended."""
         counts = attrs.asdict(summary, filter=lambda field, _: field.name != "unconsumed", recurse=False)
         self.write("ended", exit_code=code, journal=journal, **fields, **counts)
 

@@ -38,34 +38,20 @@ _NO_CHANGE_ADVICE: Final = "use --pool FILE or --country CC, or give each row a 
 
 @frozen
 class Job:
-    """
-    A rotation that is ready to start.
-
-    Attributes:
-        options: The options of the command.
-        changes: The accounts, as the argument of ``session.rotate``.
-        pools: Proxies for the accounts without a change.
-        journal: Path of the journal.
-        survey: Numbers of rows; only their total if the journal knows the fleet.
-        invalid_lines: Number of invalid lines of the lists of proxies.
-        is_checked: Whether the rows were read. If the journal knows the fleet, all are known to be valid.
-        selection: The accounts of the run; None for all.
-        left_behind: For a rollback, the number of accounts that cannot go back.
-    """
+    """A rotation that is ready to start."""
 
     options: RotateOptions
-    changes: Changes
-    pools: Pools
+    changes: Changes  # the argument of ``session.rotate``
+    pools: Pools  # for the accounts without a change
     journal: str
-    survey: Survey
-    invalid_lines: int = 0
-    is_checked: bool = True
-    selection: Selection | None = None
-    left_behind: int = 0
+    survey: Survey  # has only the total if the journal knows the fleet
+    invalid_lines: int = 0  # of the lists of proxies
+    is_checked: bool = True  # whether the rows were read; a fleet that the journal knows is valid
+    selection: Selection | None = None  # the accounts of the run; None for all
+    left_behind: int = 0  # accounts that a rollback cannot move
 
     @property
     def proxies(self) -> list[PooledProxy]:
-        """The proxies of all pools."""
         return list(chain.from_iterable(self.pools.values()))
 
     @property

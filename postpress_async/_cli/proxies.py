@@ -72,12 +72,7 @@ def proxies() -> None:
     default=200,
     help="Maximum number of proxies that are checked at the same time.",
 )
-@option(
-    "--deadline",
-    type=duration,
-    default="10s",
-    help="Maximum duration of the check of one proxy.",
-)
+@option("--deadline", type=duration, default="10s", help="Maximum duration of the check of one proxy.")
 @option(
     "--write",
     type=click.Path(),

@@ -9,19 +9,7 @@ from typing import Any, Final, Literal, Self, get_args
 import click
 from attrs import frozen
 
-from postpress_async._cli.options import (
-    COUNT,
-    COUNT_OR_ZERO,
-    FILE,
-    WORDS,
-    combine,
-    connection,
-    duration,
-    duration_from_zero,
-    halt,
-    option,
-    random_faults,
-)
+from postpress_async._cli import options
 from postpress_async.rotation._column_names import as_tag
 from postpress_async.rotation._pool import Assign
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
@@ -30,25 +18,25 @@ from postpress_async.sandbox import Profile
 SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
 """For commands that read the same environment variables: --rate is POSTPRESS_RATE."""
 
-_input: Final = partial(option, group="Input")
-_assignment: Final = partial(option, group="Proxy assignment")
-_limit: Final = partial(option, group="Limits")
-_stopping: Final = partial(option, group="Stopping and resuming")
-_output: Final = partial(option, group="Output")
-_cluster: Final = partial(option, group="Cluster")
-_sandbox: Final = partial(option, group="Sandbox")
+_input: Final = partial(options.option, group="Input")
+_assignment: Final = partial(options.option, group="Proxy assignment")
+_limit: Final = partial(options.option, group="Limits")
+_stopping: Final = partial(options.option, group="Stopping and resuming")
+_output: Final = partial(options.option, group="Output")
+_cluster: Final = partial(options.option, group="Cluster")
+_sandbox: Final = partial(options.option, group="Sandbox")
 
-journal_options: Final = combine(
+journal_options: Final = options.combine(
     _stopping(
         "--journal",
-        type=FILE,
+        type=options.FILE,
         show_default="FLEET.rotation.sqlite3 in the current directory",
         help="SQLite file that records the runs and the outcome of each account (the journal). If its latest "
         "run is unfinished, it is resumed: completed accounts are not sent again.",
     ),
     _stopping(
         "--every",
-        type=duration_from_zero,
+        type=options.duration_from_zero,
         metavar="DURATION",
         help="Start a new run of all accounts if the latest run in the journal is complete and started at "
         "least this long ago: 20h for a nightly job (less than 24h, so that a late start does not skip the "
@@ -57,7 +45,7 @@ journal_options: Final = combine(
     ),
     _stopping(
         "--keep",
-        type=COUNT,
+        type=options.COUNT,
         help="Number of runs that the journal keeps when --every starts a new one. All by default.",
     ),
     _input(
@@ -72,10 +60,10 @@ journal_options: Final = combine(
 )
 """Adds the options of a journal and its runs."""
 
-run_options: Final = combine(
+run_options: Final = options.combine(
     _limit(
         "--in-flight",
-        type=COUNT,
+        type=options.COUNT,
         default=100,
         help="Maximum number of requests in flight at the same time; with --cluster, per worker. The run "
         "uses fewer while the API is overloaded.",
@@ -91,7 +79,7 @@ run_options: Final = combine(
     # row, and none six times.
     _limit(
         "--attempts",
-        type=COUNT,
+        type=options.COUNT,
         default=6,
         help="Maximum number of requests for an account through the same proxy: the first request and its "
         "retries. Only errors that may be temporary are retried. A proxy from --pool that fails twice for an "
@@ -99,19 +87,19 @@ run_options: Final = combine(
     ),
     _limit(
         "--limit",
-        type=COUNT,
+        type=options.COUNT,
         help="Maximum number of accounts to send in this run. Run the same command again to send the next "
         "ones. No maximum by default.",
     ),
     _limit(
         "--max-duration",
-        type=duration,
+        type=options.duration,
         help="Stop after this time, such as 90s, 15m, 6h or 1h30m: start no more requests, wait for those in "
         "flight, and exit. Run the same command again to continue. No limit by default.",
     ),
     _stopping(
         "--halt",
-        type=halt,
+        type=options.halt,
         metavar="5%|100|SCOPE=5%,...|never",
         default="50%",
         help="Stop the run when this many accounts have failed: a percentage of the latest 200 accounts (5% "
@@ -123,7 +111,7 @@ run_options: Final = combine(
     ),
     _stopping(
         "--canary",
-        type=COUNT_OR_ZERO,
+        type=options.COUNT_OR_ZERO,
         default=0,
         help="Send N accounts first. The run stops if as many of them fail as --halt allows (a percentage is "
         "of N, at least one account), or if all N fail; with --halt never or with scopes, if half of them "
@@ -139,7 +127,7 @@ run_options: Final = combine(
     ),
     _stopping(
         "--key-lifetime",
-        type=duration,
+        type=options.duration,
         default="24h",
         help="Time for which the API is assumed to remember an idempotency key. An account whose order of "
         "a managed proxy has an unknown outcome for longer is not sent again, because it could get a second "
@@ -169,7 +157,7 @@ run_options: Final = combine(
         help="Print each retry, each pause while the API is down, and each proxy that is no longer used "
         "because it failed, to standard error.",
     ),
-    connection,
+    options.connection,
     _cluster(
         "--cluster",
         metavar="local:N|tls://HOST:PORT",
@@ -190,10 +178,10 @@ run_options: Final = combine(
         help="Send to the sandbox, a fake of the API on this machine, instead of the real API. No API key is "
         "required. Without FLEET, the sandbox provides 1,000 accounts.",
     ),
-    random_faults(" Requires --sandbox.", group="Sandbox"),
+    options.random_faults(" Requires --sandbox.", group="Sandbox"),
     _sandbox(
         "--dead-proxies",
-        type=COUNT_OR_ZERO,
+        type=options.COUNT_OR_ZERO,
         default=0,
         help="Number of proxies at the start of --pool that do not work in the sandbox. Requires --sandbox "
         "and --pool.",
@@ -201,7 +189,7 @@ run_options: Final = combine(
 )
 """Adds the options of a run that do not depend on its input."""
 
-rotation_options: Final = combine(
+rotation_options: Final = options.combine(
     _input(
         "--query",
         metavar="SQL",
@@ -219,7 +207,7 @@ rotation_options: Final = combine(
     _input(
         "--from-file",
         "database_file",
-        type=FILE,
+        type=options.FILE,
         help="File that contains the URL of the database for --query; - is standard input.",
     ),
     _input(
@@ -230,7 +218,7 @@ rotation_options: Final = combine(
     ),
     _assignment(
         "--pool",
-        type=FILE,
+        type=options.FILE,
         metavar="[TAG=]FILE",
         multiple=True,
         help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
@@ -257,20 +245,20 @@ rotation_options: Final = combine(
     ),
     _assignment(
         "--accounts-per-proxy",
-        type=COUNT,
+        type=options.COUNT,
         help="Maximum number of accounts that get the same proxy from --pool, including accounts of earlier "
         "runs in the journal. No maximum by default.",
     ),
     _assignment(
         "--failovers",
-        type=COUNT_OR_ZERO,
+        type=options.COUNT_OR_ZERO,
         default=3,
         help="Maximum number of other proxies from --pool to try for an account whose proxy does not work; "
         "then the account fails. With 0, it gets only its first proxy.",
     ),
     _assignment(
         "--cool-down",
-        type=duration,
+        type=options.duration,
         default="30m",
         help="How long a proxy from --pool is left out (quarantined) after it failed for two accounts that "
         "other proxies then served. After that, one account tries it, and each further failure doubles the "
@@ -300,17 +288,10 @@ _PROGRAM: Final = "postpress-async"
 
 @frozen(kw_only=True)
 class RotateOptions:
-    """
-    The arguments and options of a rotation, named as on the command line.
+    """The arguments and options of a rotation, named as on the command line."""
 
-    Attributes:
-        command: The whole command as it was typed. It contains no secret: see `refuse_secrets`.
-        arguments: The words of each option that was an argument. The other options have their values from
-            environment variables or defaults.
-    """
-
-    command: str
-    arguments: Mapping[str, list[str]]
+    command: str  # the whole command as it was typed; it contains no secret, see `refuse_secrets`
+    arguments: Mapping[str, list[str]]  # by option, without those from environment variables: its words
     fleet: str | None = None
     database: str | None = None
     database_file: str | None = None
@@ -358,7 +339,7 @@ class RotateOptions:
     def parse(cls, **values: Any) -> Self:
         """Create from the current command's parameters, or raise `click.UsageError`."""
         context = click.get_current_context()
-        command = shlex.join([_PROGRAM, str(context.info_name), *context.meta[WORDS]])
+        command = shlex.join([_PROGRAM, str(context.info_name), *context.meta[options.WORDS]])
         parsed = cls(**values, command=command, arguments=_arguments_by_option(context))
         parsed._check()
         return parsed
@@ -411,7 +392,7 @@ class RotateOptions:
 def _arguments_by_option(context: click.Context) -> dict[str, list[str]]:
     """By option: its words as typed. Options from environment variables are left out."""
     params = {param.name: param for param in context.command.params}
-    values_by_name, _, _ = context.command.make_parser(context).parse_args(list(context.meta[WORDS]))
+    values_by_name, _, _ = context.command.make_parser(context).parse_args(list(context.meta[options.WORDS]))
     arguments: dict[str, list[str]] = {}
     for name, values in values_by_name.items():
         param = params[name]

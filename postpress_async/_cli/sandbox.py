@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from itertools import islice
 
 import click
@@ -15,12 +16,7 @@ from postpress_async.sandbox._sandbox import API_KEY
 
 
 @click.command(cls=Command, short_help="Run the sandbox, a local fake of the API.")
-@option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    help="TCP port to listen on. 0: any free port.",
-)
+@option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port to listen on. 0: any free port.")
 @random_faults()
 @option(
     "--latency",
@@ -76,15 +72,13 @@ def first_addresses(pool: Iterable[PooledProxy], count: int) -> frozenset[str]:
 async def _serve(server: Sandbox, port: int) -> None:
     interrupted = asyncio.Event()
     report_file_limit_once(asyncio.get_running_loop())
-    with on_interrupt(interrupted.set):
+    async with AsyncExitStack() as stack:
+        stack.enter_context(on_interrupt(interrupted.set))
         try:
-            await server.__aenter__()
+            await stack.enter_async_context(server)
         except OSError as error:
             message = f"the sandbox cannot listen on port {port} ({error.strerror}); choose another port"
             raise click.ClickException(message) from None
-        try:
-            click.echo(f"export POSTPRESS_BASE_URL={server.url} POSTPRESS_API_KEY={API_KEY}")
-            await interrupted.wait()
-        finally:
-            await server.__aexit__(None, None, None)
+        click.echo(f"export POSTPRESS_BASE_URL={server.url} POSTPRESS_API_KEY={API_KEY}")
+        await interrupted.wait()
     click.echo(json.dumps(server.record.as_dict(), indent=2))
