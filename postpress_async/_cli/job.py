@@ -111,11 +111,11 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
         selection = _select(options, journal)
         pools = _leave(selection, pools)
         accounts = [name for name in own_accounts() if selection is None or selection.takes(name)]
-        changes: Changes = accounts
         survey = Survey(rows=len(accounts), pooled=len(accounts), tags=Counter({None: len(accounts)}))
+        changes: Changes = accounts
         if not pools:
-            changes = dict.fromkeys(accounts, default or ManagedProxy(country="US"))
             survey = Survey(rows=len(accounts), managed=len(accounts))
+            changes = dict.fromkeys(accounts, default or ManagedProxy(country="US"))
         yield Job(options, changes, pools, journal, survey, invalid_lines, selection=selection)
         return
     with _open_fleet(options, default, pools) as fleet:

@@ -110,9 +110,8 @@ def _rotate(options: RotateOptions) -> int:
         code = _start(job, events)
     if options.every is None or unfinished is None or options.on or options.dry_run:
         return code
-    if options.fleet == "-" or code not in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}:
-        return code
-    if not is_due(job.journal, options.every, unfinished):
+    is_over = code in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}
+    if not is_over or options.fleet == "-" or not is_due(job.journal, options.every, unfinished):
         return code
     events.say("the run that was unfinished is complete: starting the new run that is due")
     return _rotate(options)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Final, Literal, Self, get_args
 
 import click
-from attrs import frozen
+from attrs import Attribute, field, fields, frozen
 
 from postpress_async._cli import options
 from postpress_async.rotation._column_names import as_tag
@@ -18,262 +18,38 @@ from postpress_async.sandbox import Profile
 SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
 """For commands that read the same environment variables: --rate is POSTPRESS_RATE."""
 
-_input: Final = partial(options.option, group="Input")
-_assignment: Final = partial(options.option, group="Proxy assignment")
-_limit: Final = partial(options.option, group="Limits")
-_stopping: Final = partial(options.option, group="Stopping and resuming")
-_output: Final = partial(options.option, group="Output")
-_cluster: Final = partial(options.option, group="Cluster")
-_sandbox: Final = partial(options.option, group="Sandbox")
+_DECLARE: Final = "declare"
+"""Key of a field's metadata for a function that returns the decorator with the option of the field."""
 
-journal_options: Final = options.combine(
-    _stopping(
-        "--journal",
-        type=options.FILE,
-        show_default="FLEET.rotation.sqlite3 in the current directory",
-        help="SQLite file that records the runs and the outcome of each account (the journal). If its latest "
-        "run is unfinished, it is resumed: completed accounts are not sent again.",
-    ),
-    _stopping(
-        "--every",
-        type=options.duration_from_zero,
-        metavar="DURATION",
-        help="Start a new run of all accounts if the latest run in the journal is complete and started at "
-        "least this long ago: 20h for a nightly job (less than 24h, so that a late start does not skip the "
-        "next night), 0s for always. An unfinished run is "
-        "resumed first. Without this option, the accounts of a complete run are never sent again.",
-    ),
-    _stopping(
-        "--keep",
-        type=options.COUNT,
-        help="Number of runs that the journal keeps when --every starts a new one. All by default.",
-    ),
-    _input(
-        "--on",
-        metavar="PROXY",
-        multiple=True,
-        allow_from_autoenv=False,
-        help="Send only the accounts whose latest proxy, according to the journal, is PROXY: HOST, "
-        "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. This starts a separate run of these "
-        "accounts, or resumes it. Repeat the option for several proxies. Cannot be combined with --every.",
-    ),
-)
-"""Adds the options of a journal and its runs."""
 
-run_options: Final = options.combine(
-    _limit(
-        "--in-flight",
-        type=options.COUNT,
-        default=100,
-        help="Maximum number of requests in flight at the same time; with --cluster, per worker. The run "
-        "uses fewer while the API is overloaded.",
-    ),
-    _limit(
-        "--rate",
-        type=click.FloatRange(0, min_open=True),
-        metavar="N",
-        help="Maximum number of requests per second, with --cluster of all workers together. No maximum by "
-        "default, but the run slows down when the API responds with 429 (too many requests).",
-    ),
-    # The sandbox's flaky profile fails 1 request in 20: of 100,000 accounts, about one fails four times in a
-    # row, and none six times.
-    _limit(
-        "--attempts",
-        type=options.COUNT,
-        default=6,
-        help="Maximum number of requests for an account through the same proxy: the first request and its "
-        "retries. Only errors that may be temporary are retried. A proxy from --pool that fails twice for an "
-        "account is replaced earlier (see --failovers).",
-    ),
-    _limit(
-        "--limit",
-        type=options.COUNT,
-        help="Maximum number of accounts to send in this run. Run the same command again to send the next "
-        "ones. No maximum by default.",
-    ),
-    _limit(
-        "--max-duration",
-        type=options.duration,
-        help="Stop after this time, such as 90s, 15m, 6h or 1h30m: start no more requests, wait for those in "
-        "flight, and exit. Run the same command again to continue. No limit by default.",
-    ),
-    _stopping(
-        "--halt",
-        type=options.halt,
-        metavar="5%|100|SCOPE=5%,...|never",
-        default="50%",
-        help="Stop the run when this many accounts have failed: a percentage of the latest 200 accounts (5% "
-        "is always ten failures, even if fewer than 200 were sent), a number in the whole run, or "
-        "never. With scopes, such as proxy=5%,service=20%, only failures of these scopes count: request (it "
-        "is invalid), account (it must be reconnected, for example), proxy, or service (the API or the "
-        "network). A refused API key always stops the run; so does invalid_credentials for each of the first "
-        "20 accounts, because it may be about the key.",
-    ),
-    _stopping(
-        "--canary",
-        type=options.COUNT_OR_ZERO,
-        default=0,
-        help="Send N accounts first. The run stops if as many of them fail as --halt allows (a percentage is "
-        "of N, at least one account), or if all N fail; with --halt never or with scopes, if half of them "
-        "fail. 0 disables it.",
-    ),
-    _stopping(
-        "--on-unknown",
-        type=click.Choice(get_args(OnUnknown)),
-        default="retry",
-        help="What to do with accounts whose outcome is unknown: a request of an earlier run got no "
-        "response, or a killed run may have sent one, so the API may have applied the change. retry: send "
-        "them again. report: do not send them, so that you can check them first.",
-    ),
-    _stopping(
-        "--key-lifetime",
-        type=options.duration,
-        default="24h",
-        help="Time for which the API is assumed to remember an idempotency key. An account whose order of "
-        "a managed proxy has an unknown outcome for longer is not sent again, because it could get a second "
-        "one: check it in the dashboard.",
-    ),
-    _stopping(
-        "--accept-new-key",
-        is_flag=True,
-        help="Accept an API key other than that of the journal's earlier runs. Use it once if the key was "
-        "replaced by a new one of the same workspace. By default, another key is refused.",
-    ),
-    _output(
-        "--dry-run",
-        is_flag=True,
-        help="Check all inputs, print the first requests and an estimate of the duration, and send nothing.",
-    ),
-    _output(
-        "--json",
-        is_flag=True,
-        help="Write events to standard output for programs, one JSON object per line. Messages go to "
-        "standard error.",
-    ),
-    _output(
-        "-v",
-        "--verbose",
-        is_flag=True,
-        help="Print each retry, each pause while the API is down, and each proxy that is no longer used "
-        "because it failed, to standard error.",
-    ),
-    options.connection,
-    _cluster(
-        "--cluster",
-        metavar="local:N|tls://HOST:PORT",
-        help="Send from several processes. local:N starts N workers on this machine. tls://HOST:PORT uses "
-        "the workers of the Dask scheduler at that address. Requires pip install "
-        "'postpress-async[distributed]'.",
-    ),
-    _cluster(
-        "--certificates",
-        type=click.Path(),
-        metavar="DIR",
-        help="Directory with the TLS certificate and key for --cluster, as the command cluster-certificates "
-        "creates them. Needed only for tls://. Default: those in Dask's configuration.",
-    ),
-    _sandbox(
-        "--sandbox",
-        is_flag=True,
-        help="Send to the sandbox, a fake of the API on this machine, instead of the real API. No API key is "
-        "required. Without FLEET, the sandbox provides 1,000 accounts.",
-    ),
-    options.random_faults(" Requires --sandbox.", group="Sandbox"),
-    _sandbox(
-        "--dead-proxies",
-        type=options.COUNT_OR_ZERO,
-        default=0,
-        help="Number of proxies at the start of --pool that do not work in the sandbox. Requires --sandbox "
-        "and --pool.",
-    ),
-)
-"""Adds the options of a run that do not depend on its input."""
+def _option(*names: str, **settings: Any) -> Any:
+    """
+    A field that is set by an option with its name, or with *names*. If the field is a bool, it is a flag.
 
-rotation_options: Final = options.combine(
-    _input(
-        "--query",
-        metavar="SQL",
-        help="Read the accounts from a database instead of FLEET, with this SQL query. Its columns are those "
-        "of a FLEET file. Requires --from, --from-file or the environment variable POSTPRESS_DATABASE_URL.",
-    ),
-    _input(
-        "--from",
-        "database",
-        metavar="URL",
-        allow_from_autoenv=False,
-        help="URL of the database for --query, such as postgresql+psycopg://me@host/db. A URL with a "
-        "password must come from --from-file or the environment variable POSTPRESS_DATABASE_URL.",
-    ),
-    _input(
-        "--from-file",
-        "database_file",
-        type=options.FILE,
-        help="File that contains the URL of the database for --query; - is standard input.",
-    ),
-    _input(
-        "--skip-bad",
-        is_flag=True,
-        help="Send the valid accounts even if other rows of FLEET or lines of --pool are invalid. By "
-        "default, nothing is sent if anything is invalid.",
-    ),
-    _assignment(
-        "--pool",
-        type=options.FILE,
-        metavar="[TAG=]FILE",
-        multiple=True,
-        help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
-        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. - is "
-        "standard input. Repeat the option to combine several lists. With a TAG, such as US=us.txt, the list "
-        "is only for accounts with that tag in the column pool, or in the column of --pool-by. For a gateway "
-        "with one address for all exits, a user name such as customer-{account_id}-{try} is filled in for "
-        "each account; {try} is the number of failovers, and columns of FLEET can be named, too.",
-    ),
-    _assignment(
-        "--pool-by",
-        metavar="COLUMN",
-        help="Column of FLEET, such as country, whose value is the TAG of the --pool to use. The column "
-        "country then orders no managed proxy. A list of --pool without a TAG must be CSV with this column, "
-        "too. By default, the column pool if any --pool has a TAG.",
-    ),
-    _assignment(
-        "--assign",
-        type=click.Choice(get_args(Assign)),
-        default="round-robin",
-        help="How accounts get a proxy from --pool. round-robin: take the proxies in the order of the list, "
-        "over and over. sticky: choose by account id, so that an account gets the same proxy in every "
-        "run.",
-    ),
-    _assignment(
-        "--accounts-per-proxy",
-        type=options.COUNT,
-        help="Maximum number of accounts that get the same proxy from --pool, including accounts of earlier "
-        "runs in the journal. No maximum by default.",
-    ),
-    _assignment(
-        "--failovers",
-        type=options.COUNT_OR_ZERO,
-        default=3,
-        help="Maximum number of other proxies from --pool to try for an account whose proxy does not work; "
-        "then the account fails. With 0, it gets only its first proxy.",
-    ),
-    _assignment(
-        "--cool-down",
-        type=options.duration,
-        default="30m",
-        help="How long a proxy from --pool is left out (quarantined) after it failed for two accounts that "
-        "other proxies then served. After that, one account tries it, and each further failure doubles the "
-        "time, up to 24h. The journal remembers quarantined proxies for the next run. If most proxies fail "
-        "at the same time, all accounts wait until one works again, at most for this time.",
-    ),
-    _assignment(
-        "--country",
-        metavar="CC",
-        help="Order a managed proxy (one that PostPress provides) in this country, a two-letter code such as "
-        "US, for each account whose row names no proxy, country or ip. Cannot be combined with --pool.",
-    ),
-    run_options,
-)
-"""Adds all options but those of a journal, which ``retry-failed`` takes as an argument."""
+    A command without the option leaves the field at its default.
+    """
+
+    def declare(attribute: "Attribute[Any]") -> options.Decorator:
+        words = names or [_option_name(attribute.name)]
+        return options.option(*words, is_flag=attribute.type is bool, **settings)
+
+    default = () if settings.get("multiple") else settings.get("default")
+    return field(default=default, metadata={_DECLARE: declare})
+
+
+def _option_name(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+_input: Final = partial(_option, group="Input")
+_assignment: Final = partial(_option, group="Proxy assignment")
+_limit: Final = partial(_option, group="Limits")
+_stopping: Final = partial(_option, group="Stopping and resuming")
+_output: Final = partial(_option, group="Output")
+_cluster: Final = partial(_option, group="Cluster")
+_sandbox: Final = partial(_option, group="Sandbox")
+
+_FAULTS: Final = options.random_faults(" Requires --sandbox.", group="Sandbox")
 
 _REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers", "cool_down", "pool_by")
 
@@ -287,53 +63,234 @@ _PROGRAM: Final = "postpress-async"
 
 
 @frozen(kw_only=True)
-class RotateOptions:
-    """The arguments and options of a rotation, named as on the command line."""
+class _RunOptions:
+    """The options of all three commands."""
+
+    in_flight: int = _limit(
+        type=options.COUNT,
+        default=100,
+        help="Maximum number of requests in flight at the same time; with --cluster, per worker. The run "
+        "uses fewer while the API is overloaded.",
+    )
+    rate: float | None = _limit(
+        type=click.FloatRange(0, min_open=True),
+        metavar="N",
+        help="Maximum number of requests per second, with --cluster of all workers together. No maximum by "
+        "default, but the run slows down when the API responds with 429 (too many requests).",
+    )
+    # The sandbox's flaky profile fails 1 request in 20: of 100,000 accounts, about one fails four times in a
+    # row, and none six times.
+    attempts: int = _limit(
+        type=options.COUNT,
+        default=6,
+        help="Maximum number of requests for an account through the same proxy: the first request and its "
+        "retries. Only errors that may be temporary are retried. A proxy from --pool that fails twice for an "
+        "account is replaced earlier (see --failovers).",
+    )
+    limit: int | None = _limit(
+        type=options.COUNT,
+        help="Maximum number of accounts to send in this run. Run the same command again to send the next "
+        "ones. No maximum by default.",
+    )
+    max_duration: float | None = _limit(
+        type=options.duration,
+        help="Stop after this time, such as 90s, 15m, 6h or 1h30m: start no more requests, wait for those in "
+        "flight, and exit. Run the same command again to continue. No limit by default.",
+    )
+    halt: str | int | Mapping[str, str | int] = _stopping(
+        type=options.halt,
+        metavar="5%|100|SCOPE=5%,...|never",
+        default="50%",
+        help="Stop the run when this many accounts have failed: a percentage of the latest 200 accounts (5% "
+        "is always ten failures, even if fewer than 200 were sent), a number in the whole run, or "
+        "never. With scopes, such as proxy=5%,service=20%, only failures of these scopes count: request (it "
+        "is invalid), account (it must be reconnected, for example), proxy, or service (the API or the "
+        "network). A refused API key always stops the run; so does invalid_credentials for each of the first "
+        "20 accounts, because it may be about the key.",
+    )
+    canary: int = _stopping(
+        type=options.COUNT_OR_ZERO,
+        default=0,
+        help="Send N accounts first. The run stops if as many of them fail as --halt allows (a percentage is "
+        "of N, at least one account), or if all N fail; with --halt never or with scopes, if half of them "
+        "fail. 0 disables it.",
+    )
+    on_unknown: OnUnknown = _stopping(  # noqa: RUF009 - it is a field
+        type=click.Choice(get_args(OnUnknown)),
+        default="retry",
+        help="What to do with accounts whose outcome is unknown: a request of an earlier run got no "
+        "response, or a killed run may have sent one, so the API may have applied the change. retry: send "
+        "them again. report: do not send them, so that you can check them first.",
+    )
+    key_lifetime: float = _stopping(
+        type=options.duration,
+        default="24h",
+        help="Time for which the API is assumed to remember an idempotency key. An account whose order of "
+        "a managed proxy has an unknown outcome for longer is not sent again, because it could get a second "
+        "one: check it in the dashboard.",
+    )
+    accept_new_key: bool = _stopping(
+        help="Accept an API key other than that of the journal's earlier runs. Use it once if the key was "
+        "replaced by a new one of the same workspace. By default, another key is refused.",
+    )
+    dry_run: bool = _output(
+        help="Check all inputs, print the first requests and an estimate of the duration, and send nothing.",
+    )
+    json: bool = _output(
+        help="Write events to standard output for programs, one JSON object per line. Messages go to "
+        "standard error.",
+    )
+    verbose: bool = _output(
+        "-v",
+        "--verbose",
+        help="Print each retry, each pause while the API is down, and each proxy that is no longer used "
+        "because it failed, to standard error.",
+    )
+    api_key_file: str | None = field(default=None, metadata={_DECLARE: lambda _: options.connection})
+    base_url: str | None = None
+    transport: Literal["session", "lean"] = "session"
+    trust_env: bool = False
+    no_idempotency: bool = False
+
+    cluster: str | None = _cluster(
+        metavar="local:N|tls://HOST:PORT",
+        help="Send from several processes. local:N starts N workers on this machine. tls://HOST:PORT uses "
+        "the workers of the Dask scheduler at that address. Requires pip install "
+        "'postpress-async[distributed]'.",
+    )
+    certificates: str | None = _cluster(
+        type=click.Path(),
+        metavar="DIR",
+        help="Directory with the TLS certificate and key for --cluster, as the command cluster-certificates "
+        "creates them. Needed only for tls://. Default: those in Dask's configuration.",
+    )
+    sandbox: bool = _sandbox(
+        help="Send to the sandbox, a fake of the API on this machine, instead of the real API. No API key is "
+        "required. Without FLEET, the sandbox provides 1,000 accounts.",
+    )
+    profile: Profile = field(default="steady", metadata={_DECLARE: lambda _: _FAULTS})
+    seed: int = 0
+
+    dead_proxies: int = _sandbox(
+        type=options.COUNT_OR_ZERO,
+        default=0,
+        help="Number of proxies at the start of --pool that do not work in the sandbox. Requires --sandbox "
+        "and --pool.",
+    )
+
+
+@frozen(kw_only=True)
+class _InputOptions(_RunOptions):
+    """The options of ``rotate`` and ``retry-failed``."""
+
+    query: str | None = _input(
+        metavar="SQL",
+        help="Read the accounts from a database instead of FLEET, with this SQL query. Its columns are those "
+        "of a FLEET file. Requires --from, --from-file or the environment variable POSTPRESS_DATABASE_URL.",
+    )
+    database: str | None = _input(
+        "--from",
+        "database",
+        metavar="URL",
+        allow_from_autoenv=False,
+        help="URL of the database for --query, such as postgresql+psycopg://me@host/db. A URL with a "
+        "password must come from --from-file or the environment variable POSTPRESS_DATABASE_URL.",
+    )
+    database_file: str | None = _input(
+        "--from-file",
+        "database_file",
+        type=options.FILE,
+        help="File that contains the URL of the database for --query; - is standard input.",
+    )
+    skip_bad: bool = _input(
+        help="Send the valid accounts even if other rows of FLEET or lines of --pool are invalid. By "
+        "default, nothing is sent if anything is invalid.",
+    )
+    pool: tuple[str, ...] = _assignment(
+        type=options.FILE,
+        metavar="[TAG=]FILE",
+        multiple=True,
+        help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
+        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. - is "
+        "standard input. Repeat the option to combine several lists. With a TAG, such as US=us.txt, the list "
+        "is only for accounts with that tag in the column pool, or in the column of --pool-by. For a gateway "
+        "with one address for all exits, a user name such as customer-{account_id}-{try} is filled in for "
+        "each account; {try} is the number of failovers, and columns of FLEET can be named, too.",
+    )
+    pool_by: str | None = _assignment(
+        metavar="COLUMN",
+        help="Column of FLEET, such as country, whose value is the TAG of the --pool to use. The column "
+        "country then orders no managed proxy. A list of --pool without a TAG must be CSV with this column, "
+        "too. By default, the column pool if any --pool has a TAG.",
+    )
+    assign: Assign = _assignment(  # noqa: RUF009 - it is a field
+        type=click.Choice(get_args(Assign)),
+        default="round-robin",
+        help="How accounts get a proxy from --pool. round-robin: take the proxies in the order of the list, "
+        "over and over. sticky: choose by account id, so that an account gets the same proxy in every "
+        "run.",
+    )
+    accounts_per_proxy: int | None = _assignment(
+        type=options.COUNT,
+        help="Maximum number of accounts that get the same proxy from --pool, including accounts of earlier "
+        "runs in the journal. No maximum by default.",
+    )
+    failovers: int = _assignment(
+        type=options.COUNT_OR_ZERO,
+        default=3,
+        help="Maximum number of other proxies from --pool to try for an account whose proxy does not work; "
+        "then the account fails. With 0, it gets only its first proxy.",
+    )
+    cool_down: float = _assignment(
+        type=options.duration,
+        default="30m",
+        help="How long a proxy from --pool is left out (quarantined) after it failed for two accounts that "
+        "other proxies then served. After that, one account tries it, and each further failure doubles the "
+        "time, up to 24h. The journal remembers quarantined proxies for the next run. If most proxies fail "
+        "at the same time, all accounts wait until one works again, at most for this time.",
+    )
+    country: str | None = _assignment(
+        metavar="CC",
+        help="Order a managed proxy (one that PostPress provides) in this country, a two-letter code such as "
+        "US, for each account whose row names no proxy, country or ip. Cannot be combined with --pool.",
+    )
+
+
+@frozen(kw_only=True)
+class RotateOptions(_InputOptions):
+    """The arguments and options of a rotation; this class has those that only ``rotate`` has."""
 
     command: str  # the whole command as it was typed; it contains no secret, see `refuse_secrets`
     arguments: Mapping[str, list[str]]  # by option, without those from environment variables: its words
     fleet: str | None = None
-    database: str | None = None
-    database_file: str | None = None
-    query: str | None = None
-    journal: str | None
-    pool: tuple[str, ...]
-    pool_by: str | None = None
-    assign: Assign = "round-robin"
-    accounts_per_proxy: int | None = None
-    failovers: int = 3
-    cool_down: float = 1800.0
-    country: str | None = None
-    skip_bad: bool
-    in_flight: int
-    rate: float | None
-    attempts: int
-    limit: int | None
-    max_duration: float | None
-    cluster: str | None
-    certificates: str | None
-    halt: str | int | Mapping[str, str | int]
-    canary: int
-    on_unknown: OnUnknown
+    to: int | None = None  # of ``rollback``
     on_failed: OnFailed = "report"
-    key_lifetime: float
-    accept_new_key: bool
-    every: float | None = None
-    keep: int | None = None
-    on: tuple[str, ...] = ()
-    to: int | None = None
-    dry_run: bool
-    json: bool
-    verbose: bool
-    sandbox: bool
-    profile: Profile
-    seed: int
-    dead_proxies: int
-    api_key_file: str | None
-    base_url: str | None
-    transport: Literal["session", "lean"]
-    trust_env: bool
-    no_idempotency: bool
+    journal: str | None = _stopping(
+        type=options.FILE,
+        show_default="FLEET.rotation.sqlite3 in the current directory",
+        help="SQLite file that records the runs and the outcome of each account (the journal). If its latest "
+        "run is unfinished, it is resumed: completed accounts are not sent again.",
+    )
+    every: float | None = _stopping(
+        type=options.duration_from_zero,
+        metavar="DURATION",
+        help="Start a new run of all accounts if the latest run in the journal is complete and started at "
+        "least this long ago: 20h for a nightly job (less than 24h, so that a late start does not skip the "
+        "next night), 0s for always. An unfinished run is "
+        "resumed first. Without this option, the accounts of a complete run are never sent again.",
+    )
+    keep: int | None = _stopping(
+        type=options.COUNT,
+        help="Number of runs that the journal keeps when --every starts a new one. All by default.",
+    )
+    on: tuple[str, ...] = _input(
+        metavar="PROXY",
+        multiple=True,
+        allow_from_autoenv=False,
+        help="Send only the accounts whose latest proxy, according to the journal, is PROXY: HOST, "
+        "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. This starts a separate run of these "
+        "accounts, or resumes it. Repeat the option for several proxies. Cannot be combined with --every.",
+    )
 
     @classmethod
     def parse(cls, **values: Any) -> Self:
@@ -347,7 +304,7 @@ class RotateOptions:
     def _check(self) -> None:
         # An environment variable may be set for all runs, and this one may have no pool.
         if not self.pool and (unused := [name for name in _REQUIRE_POOL if name in self.arguments]):
-            names = " and ".join(f"--{name.replace('_', '-')}" for name in unused)
+            names = " and ".join(map(_option_name, unused))
             raise click.UsageError(f"{names} require{'s' if len(unused) == 1 else ''} --pool")
         has_faults = self.profile != "steady" or self.seed or self.dead_proxies
         has_database = self.database is not None or self.database_file is not None
@@ -403,3 +360,14 @@ def _arguments_by_option(context: click.Context) -> dict[str, list[str]]:
                 [typed] if param.is_flag else [word for value in values for word in (typed, value)]
             )
     return arguments
+
+
+def _add_options(cls: type) -> options.Decorator:
+    """A decorator that adds the options of *cls*, without those of its base classes."""
+    own = [each for each in fields(cls) if not each.inherited and _DECLARE in each.metadata]
+    return options.combine(*(each.metadata[_DECLARE](each) for each in own))
+
+
+run_options: Final = _add_options(_RunOptions)
+rotation_options: Final = options.combine(_add_options(_InputOptions), run_options)
+journal_options: Final = _add_options(RotateOptions)
