@@ -80,13 +80,11 @@ class Job:
         invalid = survey.refused + self.invalid_lines
         if invalid and not skip_bad:
             correct = f"correct {'it' if invalid == 1 else 'them'}"
+            if not survey.rows:
+                return correct
             if self.pools:
                 valid += f" and {counted(len(self.proxies), 'proxy', 'proxies')}"
-            return (
-                f"{correct}, or use --skip-bad to send only what is valid: {valid}"
-                if survey.rows
-                else correct
-            )
+            return f"{correct}, or use --skip-bad to send only what is valid: {valid}"
         if self.selection is not None and not self.total:
             return f"the input has none of the {self.selection.text} in {self.journal}"
         if self.pools and self.is_checked and survey.rows and not survey.pooled:

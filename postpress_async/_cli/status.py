@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from postpress_async._cli.options import Command, option
-from postpress_async._cli.terminal import by_state, counted, moment
+from postpress_async._cli.terminal import aligned, by_state, counted, moment
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._advice import advice
 from postpress_async.rotation.journal._reading import JournalView
@@ -54,15 +54,16 @@ def _lines(journal: str, numbers: Statistics) -> Iterator[str]:
         accounts = f"up to {counted(numbers.maybe_sent or 0, 'more account')}" if known else "more accounts"
         yield f"  {accounts} may have been sent by a run that was killed"
     yield from (f"  {line}" for line in _pace(numbers))
-    shown = numbers.errors[:_LISTED]
-    if shown:
+    if numbers.errors:
         yield ""
-        rows = [("accounts", "scope", "error")]
-        rows += [(f"{error.accounts:,}", error.scope or "-", error.error_type) for error in shown]
+        rows = [("  accounts", "scope", "error")]
+        rows += [
+            (f"{error.accounts:>10,}", error.scope or "-", error.error_type)
+            for error in numbers.errors[:_LISTED]
+        ]
         if more := numbers.more_errors + sum(error.accounts for error in numbers.errors[_LISTED:]):
-            rows.append((f"{more:,}", "", "others"))
-        width = max(len(scope) for _, scope, _ in rows)
-        yield from (f"  {accounts:>10}  {scope:{width}}  {error}" for accounts, scope, error in rows)
+            rows.append((f"{more:>10,}", "", "others"))
+        yield from (f"  {line}" for line in aligned(rows))
     yield ""
     yield f"next: {advice(journal, numbers)}"
 

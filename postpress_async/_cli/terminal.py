@@ -1,4 +1,4 @@
-"""What the commands share: words for messages, standard output and error, Ctrl-C, and imports of extras."""
+"""What commands need to speak with their user: words, output, Ctrl-C, and messages about missing extras."""
 
 import asyncio
 import errno

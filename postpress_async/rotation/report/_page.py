@@ -60,7 +60,7 @@ def _page(view: JournalView, now: float) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"n": "{:,}".format, "clock": _clock, "date": _date, "duration": duration}
+    environment.filters |= {"n": "{:,}".format, "moment": _moment, "duration": duration}
     numbers = findings.numbers
     sources = f"style-src {_hash(style)}; script-src {_hash(script)}"
     return environment.from_string(_text("page.html")).render(
@@ -116,9 +116,9 @@ def _facts(findings: Findings) -> Iterator[tuple[str, str]]:
     numbers = findings.numbers
     started = numbers.first if numbers.began is None else numbers.began
     if started is not None:
-        yield "started", f"{_date(started)} {_clock(started)}"
+        yield "started", _moment(started)
     if numbers.last is not None:
-        yield "last account", f"{_date(numbers.last)} {_clock(numbers.last)}"
+        yield "last account", _moment(numbers.last)
         yield "duration", duration(numbers.last - (started or numbers.last))
     if numbers.rate is not None:
         yield "accounts per second", f"{numbers.rate:,.1f}"
@@ -152,9 +152,5 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M:%S")
-
-
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
