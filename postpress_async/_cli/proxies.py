@@ -135,9 +135,8 @@ def check(
         return exit_codes.INTERRUPTED
     if write is not None:
         labels = {checked.proxy for checked in results if not checked.is_failure}
-        _write_list(
-            write, [e for e, pooled in zip(listed.proxies, pool, strict=True) if pooled.label in labels]
-        )
+        entries = zip(listed.proxies, pool, strict=True)
+        _write_list(write, [entry for entry, pooled in entries if pooled.label in labels])
     is_bad = listed.refused or any(checked.is_failure for checked in results)
     return exit_codes.SOME_LEFT if is_bad else exit_codes.ALL_PATCHED
 

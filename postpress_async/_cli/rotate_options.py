@@ -276,8 +276,8 @@ class RotateOptions(_InputOptions):
         metavar="DURATION",
         help="Start a new run of all accounts if the latest run in the journal is complete and started at "
         "least this long ago: 20h for a nightly job (less than 24h, so that a late start does not skip the "
-        "next night), 0s for always. An unfinished run is "
-        "resumed first. Without this option, the accounts of a complete run are never sent again.",
+        "next night), 0s for always. An unfinished run is resumed first. Without this option, the accounts "
+        "of a complete run are never sent again.",
     )
     keep: int | None = _stopping(
         type=options.COUNT,
