@@ -5,7 +5,7 @@ import logging
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -111,17 +111,38 @@ def _silence_dask() -> None:
 
 @define
 class _Stop:
-    """Why the run stopped early."""
+    """Stops a rotation at a signal or after a time, and cancels it at the second signal."""
 
+    rotation: Rotation
+    task: asyncio.Task[Any]
     interrupted: bool = False  # by a signal
     immediate: bool = False  # by a second signal, which cancels the requests in flight
     timed_out: bool = False
 
+    def interrupt(self) -> None:
+        if self.immediate:
+            return  # already cancelled; another cancellation would prevent the summary
+        if self.interrupted:
+            self.immediate = True
+            self.task.cancel()
+            return
+        self.interrupted = True
+        self.rotation.stop()
+        write_stderr("stopping: waiting for the requests in flight. Press Ctrl-C again to stop at once")
+
+    def time_out(self) -> None:
+        self.timed_out = True
+        self.rotation.stop()
+        write_stderr("stopping: --max-duration has passed; waiting for the requests in flight")
+
 
 async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream) -> _Stop:
-    stop = _Stop()
+    task, seconds = asyncio.current_task(), job.options.max_duration
+    assert task is not None  # noqa: S101 - a coroutine runs in a task
+    stop = _Stop(rotation, task)
+    timer = None if seconds is None else task.get_loop().call_later(seconds, stop.time_out)
     try:
-        with _interruptible(rotation, stop, job.options.max_duration):
+        with on_interrupt(stop.interrupt):
             async with rotation:
                 if rotation.input_edit is not None:
                     events.say(f"the input was edited since the last run: {rotation.input_edit}")
@@ -139,10 +160,11 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
         events.ended(rotation.summary, exit_codes.HALTED, job.journal)
         raise _HaltedError(str(error)) from None
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine runs in a task
         if not stop.immediate or task.uncancel():
             raise
+    finally:
+        if timer is not None:
+            timer.cancel()
     return stop
 
 
@@ -180,37 +202,6 @@ def _why_complete(job: Job, rotation: Rotation) -> str:
 
 class _HaltedError(click.ClickException):
     exit_code = exit_codes.HALTED
-
-
-@contextmanager
-def _interruptible(rotation: Rotation, stop: _Stop, seconds: float | None) -> Iterator[None]:
-    """Stop the rotation at the first SIGINT or SIGTERM, or after *seconds*; cancel it at the second."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine runs in a task
-
-    def interrupt() -> None:
-        if stop.immediate:
-            return  # already cancelled; another cancellation would prevent the summary
-        if stop.interrupted:
-            stop.immediate = True
-            task.cancel()
-            return
-        stop.interrupted = True
-        rotation.stop()
-        write_stderr("stopping: waiting for the requests in flight. Press Ctrl-C again to stop at once")
-
-    def time_out() -> None:
-        stop.timed_out = True
-        rotation.stop()
-        write_stderr("stopping: --max-duration has passed; waiting for the requests in flight")
-
-    timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, time_out)
-    try:
-        with on_interrupt(interrupt):
-            yield
-    finally:
-        if timer is not None:
-            timer.cancel()
 
 
 def _summarize(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream) -> None:
