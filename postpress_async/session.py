@@ -18,7 +18,7 @@ from postpress_async._call.arguments import suggest_change
 from postpress_async._call.context import CallContext, CallHooks
 from postpress_async._call.idempotency import FixedKey, FreshKeys, Keys, check_key
 from postpress_async._call.keyed_lock import KeyedLock
-from postpress_async._call.pace_reports import PaceReports
+from postpress_async._call.pace_reports import PaceReports, shown_rate
 from postpress_async._call.tracker import CallTracker, WaitGroup
 from postpress_async._call.update import UpdateCall
 from postpress_async._converter import as_change
@@ -135,7 +135,7 @@ class PostPressSession:
             in_flight=pacer.in_flight,
             waiting=pacer.waiting,
             limit=pacer.limit,
-            rate=None if pacer.rate == math.inf else pacer.rate,
+            rate=shown_rate(pacer.rate),
             breaker=pacer.breaker_state,
         )
 

@@ -12,6 +12,11 @@ from postpress_async._safe_observer import SafeObserver
 _log = logging.getLogger("postpress_async.pace")
 
 
+def shown_rate(rate: float) -> float | None:
+    """The rate limit as users see it: None for an infinite one."""
+    return None if rate == math.inf else rate
+
+
 @define
 class PaceReports:
     """
@@ -41,12 +46,13 @@ class PaceReports:
         if limit is not None:
             _log.debug("the concurrency limit is now %d", limit, extra={"limit": limit})
             self._report(events.LimitChanged(limit))
-        if rate == math.inf:
-            _log.info("the rate is no longer limited", extra={"rate": None})
-            self._report(events.RateChanged(None))
-        elif rate is not None:
-            _log.info("the rate limit is now %.4g requests per second", rate, extra={"rate": rate})
-            self._report(events.RateChanged(rate))
+        if rate is not None:
+            value = shown_rate(rate)
+            if value is None:
+                _log.info("the rate is no longer limited", extra={"rate": value})
+            else:
+                _log.info("the rate limit is now %.4g requests per second", value, extra={"rate": value})
+            self._report(events.RateChanged(value))
 
     def _report(self, event: events.Event) -> None:
         if self._observer is not None:

@@ -7,20 +7,15 @@ from typing import Final, NoReturn
 import click
 
 from postpress_async._cli import exit_codes
-from postpress_async._cli.certificates import cluster_certificates
-from postpress_async._cli.command import Commands
-from postpress_async._cli.completion import completion
-from postpress_async._cli.errors import errors
-from postpress_async._cli.export import export
+from postpress_async._cli.export import export, report
 from postpress_async._cli.history import history
-from postpress_async._cli.output import TOO_MANY_FILES, discard_stdout, is_file_limit
 from postpress_async._cli.proxies import proxies
-from postpress_async._cli.report import report
-from postpress_async._cli.rollback import rollback
-from postpress_async._cli.rotate import retry_failed, rotate
+from postpress_async._cli.rotate import retry_failed, rollback, rotate
 from postpress_async._cli.sandbox import sandbox
 from postpress_async._cli.secret_input import refuse_secrets
 from postpress_async._cli.status import status
+from postpress_async._cli.terminal import TOO_MANY_FILES, discard_stdout, is_file_limit
+from postpress_async._cli.tools import cluster_certificates, completion, errors
 from postpress_async._cli.update import update
 from postpress_async._version import __version__
 from postpress_async.errors import ConfigurationError, JournalNotWritableError, RotationError
@@ -33,7 +28,14 @@ _SETTINGS: Final = {
 }
 
 
-@click.group(cls=Commands, context_settings=_SETTINGS, epilog=exit_codes.HELP)
+class _InOrder(click.Group):
+    """A group whose help lists its commands in the order of use, in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings=_SETTINGS, epilog=exit_codes.HELP)
 @click.version_option(__version__, allow_from_autoenv=False)  # container images often set POSTPRESS_VERSION
 def cli() -> None:
     """

@@ -3,56 +3,35 @@
 import json
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import Any, Final, TextIO
 
 import attrs
 import click
 
 from postpress_async import events
-from postpress_async._cli.output import counted, discard_stdout, write_stderr
+from postpress_async._cli.terminal import discard_stdout, write_stderr
 from postpress_async.errors import TransportError
 from postpress_async.rotation import Outcome, Refusal, RotationSummary
 from postpress_async.rotation._pool._proxy_list import RefusedLine
 from postpress_async.rotation.journal._history import LeftBehind
-
-if TYPE_CHECKING:
-    from postpress_async._cli.job import Job
 
 
 class EventStream:
     """
     Writes events to *out* as JSON Lines, and messages to standard error.
 
-    Each event has ``event`` and ``at`` (Unix time in seconds). Events and fields may be added, but existing
-    ones never change. No event contains a secret.
-
-    - ``refused``: a row of the fleet or a line of a proxy list is invalid, or an account cannot be rolled
-      back: ``source``, ``line``, ``column``, ``account_id``, ``reason``, ``advice``, and ``message``, which
-      contains all of these.
-    - ``begun``: ``total``, ``resumed`` (accounts completed by earlier runs), ``journal``.
-    - ``settled``: an account was completed; the fields are the columns of the journal.
-    - ``retry``: ``account_id``, ``number`` of the attempt that failed, ``wait`` in seconds, ``error_type``.
-    - ``canary_passed``: ``accounts`` of the canary; the others follow.
-    - ``pause_began``, ``pause_ended``: the service is down, or most proxies fail; or this is over.
-    - ``limit_changed``, ``rate_changed``: the new ``limit`` of requests in flight, or ``rate`` in requests
-      per second (null for none), after a change by a tenth or more.
-    - ``proxy_quarantined``: ``proxy``, the label of a proxy that is not used for its cool-down.
-    - ``ended``: ``exit_code``, ``states``, ``errors``, ``halted``, ``attempts``, ``elapsed``; and
-      ``message`` if nothing was sent.
-    - ``dry_run``, the last event of ``--dry-run``: ``exit_code`` and the results of `preview`.
+    The documentation lists the events. Events and fields may be added, but existing ones never change. No
+    event contains a secret.
 
     Args:
         out: The stream for events. If None, no events are written and the summary goes to standard output.
         verbose: Whether to report retries, pauses and quarantined proxies in messages.
-
-    Attributes:
-        is_closed: Whether the reader of *out* has closed it.
     """
 
     def __init__(self, out: TextIO | None, *, verbose: bool) -> None:
         self._out: Final = out
         self._verbose: Final = verbose
-        self.is_closed: bool = False
+        self.is_closed: bool = False  # by its reader
 
     def say(self, text: str) -> None:
         """Write a line of the summary. Failing to write it does not change the exit code."""
@@ -62,80 +41,7 @@ class EventStream:
             if self._out is None:
                 discard_stdout()
 
-    def refused(self, source: str, refusal: Refusal | RefusedLine | LeftBehind) -> None:
-        """Report an invalid row or line of the input *source*, or an account that a rollback leaves."""
-        if self._out is not None:
-            self._write(
-                "refused",
-                source=source,
-                line=refusal.line,
-                column=refusal.column,
-                account_id=getattr(refusal, "account_id", None),
-                reason=refusal.reason,
-                advice=refusal.advice,
-                message=str(refusal),
-            )
-
-    def dry_run(self, **fields: Any) -> None:
-        """Report what a run would do."""
-        self._write("dry_run", **fields)
-
-    def not_begun(self, code: int, message: str, journal: str) -> None:
-        """Report that no rotation was started: it cannot, or there is nothing to send."""
-        self.ended(RotationSummary(), code, journal, message=message)
-
-    def begun(self, job: "Job", summary: RotationSummary) -> None:
-        """Report that the rotation has started."""
-        self._write("begun", total=job.total, resumed=summary.resumed, journal=job.journal)
-
-    def settled(self, outcome: Outcome) -> None:
-        """Report that an account was completed."""
-        if self._out is not None:
-            fields = attrs.asdict(outcome, filter=lambda field, _: field.name != "error", recurse=False)
-            self._write("settled", **fields)
-
-    def canary_passed(self, accounts: int) -> None:
-        """Report that the canary has passed."""
-        self._write("canary_passed", accounts=accounts)
-        write_stderr(f"the canary of {counted(accounts, 'account')} passed: the others follow")
-
-    def ended(self, summary: RotationSummary, code: int, journal: str, **fields: str) -> None:
-        """Report that the rotation has ended."""
-        counts = attrs.asdict(summary, filter=lambda field, _: field.name != "unconsumed", recurse=False)
-        self._write("ended", exit_code=code, journal=journal, **fields, **counts)
-
-    def observe(self, event: events.Event) -> None:
-        """Report an event of the session (see `postpress_async.events`)."""
-        match event:
-            case events.RetryScheduled(account_id, number, wait, error):
-                self._write("retry", account_id=account_id, number=number, wait=wait, error_type=error.code)
-                # Without a response, the host and the reason are in the message.
-                reason = f" ({error.args[0]})" if isinstance(error, TransportError) else ""
-                text = f"{error.code} in attempt {number}; retrying in {wait:.1f} s{reason}"
-                self._explain(f"{account_id}: {text}")
-            case events.PauseBegan():
-                self._write("pause_began")
-                self._explain("the service is down, or most proxies fail: accounts wait, except probes")
-            case events.PauseEnded():
-                self._write("pause_ended")
-                self._explain("the service and proxies work again: accounts continue")
-            case events.LimitChanged(limit):
-                self._write("limit_changed", limit=limit)
-            case events.RateChanged(rate):
-                self._write("rate_changed", rate=rate)
-                limited = "none" if rate is None else f"{rate:.4g} requests per second"
-                self._explain(f"the rate limit is now {limited}")
-            case events.ProxyQuarantined(proxy):
-                self._write("proxy_quarantined", proxy=proxy)
-                self._explain(f"{proxy} failed: it is quarantined (see --cool-down)")
-            case _:
-                pass
-
-    def _explain(self, text: str) -> None:
-        if self._verbose:
-            write_stderr(f"{datetime.now():%H:%M:%S} {text}")
-
-    def _write(self, name: str, **fields: Any) -> None:
+    def write(self, name: str, **fields: Any) -> None:
         if self._out is None or self.is_closed:
             return
         at = fields.pop("settled_at", None) or time.time()
@@ -143,3 +49,60 @@ class EventStream:
             print(json.dumps({"event": name, "at": at, **fields}), file=self._out, flush=True)
         except (OSError, ValueError):  # ValueError: Python has already closed the stream
             self.is_closed = True
+
+    def refused(self, source: str, refusal: Refusal | RefusedLine | LeftBehind) -> None:
+        """Report an invalid row or line of the input *source*, or an account that a rollback leaves."""
+        self.write(
+            "refused",
+            source=source,
+            line=refusal.line,
+            column=refusal.column,
+            account_id=getattr(refusal, "account_id", None),
+            reason=refusal.reason,
+            advice=refusal.advice,
+            message=str(refusal),
+        )
+
+    def not_begun(self, code: int, message: str, journal: str) -> None:
+        """Report that no rotation was started: it cannot, or there is nothing to send."""
+        self.ended(RotationSummary(), code, journal, message=message)
+
+    def settled(self, outcome: Outcome) -> None:
+        if self._out is not None:
+            fields = attrs.asdict(outcome, filter=lambda field, _: field.name != "error", recurse=False)
+            self.write("settled", **fields)
+
+    def ended(self, summary: RotationSummary, code: int, journal: str, **fields: str) -> None:
+        counts = attrs.asdict(summary, filter=lambda field, _: field.name != "unconsumed", recurse=False)
+        self.write("ended", exit_code=code, journal=journal, **fields, **counts)
+
+    def observe(self, event: events.Event) -> None:
+        """Report an event of the session (see `postpress_async.events`)."""
+        match event:
+            case events.RetryScheduled(account_id, number, wait, error):
+                self.write("retry", account_id=account_id, number=number, wait=wait, error_type=error.code)
+                # Without a response, the host and the reason are in the message.
+                reason = f" ({error.args[0]})" if isinstance(error, TransportError) else ""
+                text = f"{error.code} in attempt {number}; retrying in {wait:.1f} s{reason}"
+                self._explain(f"{account_id}: {text}")
+            case events.PauseBegan():
+                self.write("pause_began")
+                self._explain("the service is down, or most proxies fail: accounts wait, except probes")
+            case events.PauseEnded():
+                self.write("pause_ended")
+                self._explain("the service and proxies work again: accounts continue")
+            case events.LimitChanged(limit):
+                self.write("limit_changed", limit=limit)
+            case events.RateChanged(rate):
+                self.write("rate_changed", rate=rate)
+                limited = "none" if rate is None else f"{rate:.4g} requests per second"
+                self._explain(f"the rate limit is now {limited}")
+            case events.ProxyQuarantined(proxy):
+                self.write("proxy_quarantined", proxy=proxy)
+                self._explain(f"{proxy} failed: it is quarantined (see --cool-down)")
+            case _:
+                pass
+
+    def _explain(self, text: str) -> None:
+        if self._verbose:
+            write_stderr(f"{datetime.now():%H:%M:%S} {text}")

@@ -1,19 +1,20 @@
-"""``postpress-async export``: the outcome of each account, for other programs."""
+"""``postpress-async export`` and ``report``: files made from a journal, for other programs and for people."""
 
 import sys
+import time
 from pathlib import Path
 
 import click
 
-from postpress_async._cli import options
-from postpress_async._cli.command import Command, option
-from postpress_async._cli.output import counted, open_output
+from postpress_async._cli.options import Command, option, run_number
+from postpress_async._cli.terminal import counted, open_output
 from postpress_async.rotation import State
 from postpress_async.rotation._export import ENDINGS, FORMATS, write_assignments
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._history import assignments_of
-from postpress_async.rotation.journal._reading import JournalReader
+from postpress_async.rotation.journal._reading import JournalReader, JournalView
 from postpress_async.rotation.journal._statistics import maybe_sent, stage_of
+from postpress_async.rotation.report import write_report
 
 
 @click.command(cls=Command, short_help="Write the outcome of each account as CSV, JSON Lines or Parquet.")
@@ -43,7 +44,7 @@ from postpress_async.rotation.journal._statistics import maybe_sent, stage_of
     show_default="standard output",
     help="File to write, which only you can read; - for standard output.",
 )
-@options.run_number
+@run_number
 @option(
     "--on",
     metavar="PROXY",
@@ -114,3 +115,31 @@ def _format_of(name: str) -> str:
     raise click.UsageError(
         f"{name}: {ending} is not a known format. Use .csv, .jsonl or .parquet, or set --format{report}"
     )
+
+
+@click.command(cls=Command, short_help="Write an HTML report of a rotation.")
+@click.argument("journal")
+@option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    show_default="the name of JOURNAL with .html, in the current directory",
+    help="HTML file to write, readable only by you; - is standard output.",
+)
+@run_number
+def report(journal: str, output: str | None, run: int | None) -> None:
+    """
+    Write a report of a rotation as a single HTML page that works offline.
+
+    JOURNAL is the file in which `postpress-async rotate` records the outcome of each account. The rotation
+    may be running or have ended. The report shows totals, throughput, latency, errors by type and scope, the
+    proxies that failed most, the slowest accounts, and all accounts that were not patched, each with the
+    request id (instance) to quote to PostPress support. Requires the extra postpress-async[report]. Example:
+
+      postpress-async report fleet.csv.rotation.sqlite3 -o night.html
+    """
+    path = output or f"{Path(journal).name.removesuffix('.sqlite3')}.html"
+    with JournalView(journal, run=run) as view, open_output(path) as file:
+        write_report(view, file, time.time())
+    if path != "-":
+        click.echo(f"written: {path}", err=True)

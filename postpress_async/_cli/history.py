@@ -7,10 +7,9 @@ from typing import Any, Final
 import attrs
 import click
 
-from postpress_async._cli.command import Command, option
-from postpress_async._cli.output import counted, moment
+from postpress_async._cli.options import COUNT, Command, option
+from postpress_async._cli.terminal import by_state, counted, moment
 from postpress_async.errors import JournalError
-from postpress_async.rotation import State
 from postpress_async.rotation.journal._history import AccountChange, Run, changes_of, runs_of
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._times import duration, instant
@@ -21,7 +20,7 @@ _TIMES: Final = ("began", "ended")
 @click.command(cls=Command, short_help="List the runs of a journal, or the changes of an account.")
 @click.argument("journal")
 @click.argument("account", required=False)
-@option("--run", type=click.IntRange(1), metavar="N", help="List only run number N. All by default.")
+@option("--run", type=COUNT, help="List only run number N. All by default.")
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def history(journal: str, account: str | None, run: int | None, as_json: bool) -> None:
     """
@@ -37,10 +36,7 @@ def history(journal: str, account: str | None, run: int | None, as_json: bool) -
       postpress-async history fleet.csv.rotation.sqlite3 acc_01HXYZ
     """
     with JournalReader(journal, run=run) as view:
-        entries: list[Any] = runs_of(view) if account is None else changes_of(view, account)
-    if run is not None:
-        number = "number" if account is None else "run"
-        entries = [entry for entry in entries if getattr(entry, number) == run]
+        entries: list[Any] = runs_of(view, run) if account is None else changes_of(view, account, run)
     if account is not None and not entries:
         raise JournalError(f"no run in {journal} has an account {account}: check the id")
     if as_json:
@@ -56,13 +52,12 @@ def _run_lines(run: Run) -> Iterator[str]:
     took = "" if run.ended is None else f", {duration(run.ended - run.began)}"
     reason = f": {run.halted}" if run.halted else ""
     yield f"run {run.number}: {moment(run.began)}{took}, {run.state}{reason}"
-    counts = [f"{run.states[state]:,} {state}" for state in State if run.states[state]]
     if run.selection is not None:
         yield f"  {run.selection}"
     total = "" if run.total is None else f" of {counted(run.total, 'account')}"
     # A process that was killed has not recorded its requests in flight.
     least = "at least " if run.state == "killed" or len(run.starts) > 1 else ""
-    yield f"  {', '.join(counts) or 'no account'}{total}, {least}{counted(run.requests, 'request')}"
+    yield f"  {by_state(run.states) or 'no account'}{total}, {least}{counted(run.requests, 'request')}"
     for number, start in enumerate(run.starts):
         resumed = f"resumed {moment(start.began)} " if number else ""
         by = f"{start.operator or 'an unknown user'} on {start.host or 'an unknown machine'}"

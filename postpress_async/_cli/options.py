@@ -1,4 +1,4 @@
-"""Types of option values, and the options that several commands share."""
+"""What the commands share: click classes, types of option values, and options."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,15 +7,85 @@ from typing import Any, Final, TypeAlias, get_args
 
 import click
 
-from postpress_async._cli.command import option
 from postpress_async._settings import BASE_URL
 from postpress_async.rotation import Halt
 from postpress_async.sandbox import Profile
 
-FILE: Final = click.Path(allow_dash=True)
-"""A path, or ``-`` for standard input. The code that opens it reports whether it exists."""
+WORDS: Final = "postpress_async.words"
+"""Key of `click.Context.meta` for the command's arguments as the user typed them."""
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Command(click.Command):
+    """A command whose help lists its options by group."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            # Some versions of click also return a record for arguments.
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "group", "Options"), []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class Option(click.Option):
+    """
+    An option whose help names its environment variable.
+
+    Args:
+        group: Heading of the option in the command's help.
+    """
+
+    def __init__(self, *args: Any, group: str = "Options", **settings: Any) -> None:
+        super().__init__(*args, **{"show_envvar": True, **settings})
+        self.group: Final = group
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Name the environment variable even if click derives its name."""
+        hint = super().get_error_hint(ctx)
+        if ctx is None or self.envvar is not None or not self.resolve_envvar_value(ctx):
+            return hint
+        return f"{hint} (env var: '{ctx.auto_envvar_prefix}_{str(self.name).upper()}')"
+
+
+option: Final = partial(click.option, cls=Option)
+"""Adds an `Option` to a command."""
+
+
+def combine(*decorators: Decorator) -> Decorator:
+    """Combine decorators that add options to a command. The help lists the options in this order."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return add
+
+
+# --- Types ---
+
+
+class _Count(click.IntRange):
+    """A whole number, which the help shows as N."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 - click's signature
+        return "N"
+
+
+COUNT: Final = _Count(1)
+COUNT_OR_ZERO: Final = _Count(0)
+
+FILE: Final = click.Path(allow_dash=True)
+"""A path, or ``-`` for standard input. The code that opens it reports whether it exists."""
+FILE.name = "file"  # for the help
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 
@@ -50,21 +120,11 @@ def halt(text: str | int) -> str | int | Mapping[str, str | int]:
         raise click.BadParameter(str(error)) from None
 
 
-def combine(*decorators: Decorator) -> Decorator:
-    """Combine decorators that add options to a command. The help lists the options in this order."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return add
-
+# --- Options ---
 
 run_number: Final = option(
     "--run",
-    type=click.IntRange(1),
-    metavar="N",
+    type=COUNT,
     show_default="the latest",
     help="Number of the run, as `postpress-async history` lists it.",
 )
@@ -76,7 +136,6 @@ connection: Final = combine(
     _connection_option(
         "--api-key-file",
         type=FILE,
-        metavar="FILE",
         envvar="POSTPRESS_API_KEY_FILE",
         help="File that contains the API key; - is standard input. By default, the key is read from the "
         "environment variable POSTPRESS_API_KEY.",

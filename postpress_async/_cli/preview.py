@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import chain, islice
@@ -14,19 +14,19 @@ import click
 from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.job import Job
-from postpress_async._cli.output import counted, moment
 from postpress_async._cli.secret_input import read_key
+from postpress_async._cli.terminal import counted, moment
 from postpress_async._converter import converter
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Row
-from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._fleet import reader_of
 from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._pool._tags import argument_of, digest_of
 from postpress_async.rotation._rows import rows_of
 from postpress_async.rotation.journal._input_check import RunRequest
-from postpress_async.rotation.journal._preflight import read_progress
+from postpress_async.rotation.journal._preflight import Progress, read_progress
+from postpress_async.rotation.journal._times import duration
 
 SHOWN: Final = 3
 """Number of requests to print."""
@@ -34,7 +34,7 @@ SHOWN: Final = 3
 
 def preview(job: Job, events: EventStream) -> int:
     """Print what *job* would do and how long it would take, after the checks of a real run."""
-    options = job.options
+    options, survey = job.options, job.survey
     url, target = "the sandbox", "this machine"
     has_key, api_key = True, None
     if not options.sandbox:
@@ -58,23 +58,24 @@ def preview(job: Job, events: EventStream) -> int:
         on_failed=options.on_failed,
     )
     progress = read_progress(job.journal, request)
-    input_edit = None if progress.check is None else progress.check.difference
-    due_at = None if progress.check is None or request.every is None else progress.check.next_run_at
-    outside = {} if job.selection is None else job.selection.outside
-    allocators = {tag: ProxyAllocator(pool) for tag, pool in job.pools.items()}
-    for allocator in allocators.values():
-        allocator.resume(Counter(progress.accounts) + Counter(outside))
-    survey, done = job.survey, progress.done
+    done, input_edit, due_at = progress.done, None, None
+    if progress.check is not None:
+        input_edit = progress.check.difference
+        due_at = None if request.every is None else progress.check.next_run_at
     to_send = survey.rows - done if due_at is None else 0
     if options.limit is not None:
         to_send = min(to_send, options.limit)
-    rows = (row for row in _rows(job, progress.ordinals) if isinstance(row, Row))
-    first = islice(rows, SHOWN if to_send else 0)
-    requests = [(f"{url}/accounts/{row.account_id}", _body(_change(allocators, row))) for row in first]
+    first = islice(_changes(job, progress), SHOWN if to_send else 0)
+    # The body has its password masked.
+    requests = [
+        (f"{url}/accounts/{account}", None if change is None else converter.unstructure(change, ProxyChange))
+        for account, change in first
+    ]
     if not options.sandbox:
         _warn_of_private_addresses(job)
     if options.json:
-        events.dry_run(
+        events.write(
+            "dry_run",
             exit_code=exit_codes.ALL_PATCHED,
             accounts=survey.rows,
             own=survey.rows - survey.managed - survey.pooled,
@@ -97,8 +98,8 @@ def preview(job: Job, events: EventStream) -> int:
     click.echo(f"{counted(survey.rows, 'account')}: {_kinds(job)}")
     for tag, pool in job.pools.items():
         if accounts := survey.tags[tag]:
-            proxies, where = counted(len(pool), "proxy", "proxies"), " and ".join(options.pool)
-            where = f"for {tag}" if tag else f"in {where}"
+            proxies = counted(len(pool), "proxy", "proxies")
+            where = f"for {tag}" if tag else f"in {' and '.join(options.pool)}"
             click.echo(f"{proxies} {where}, assigned {options.assign} to {counted(accounts, 'account')}")
     if input_edit is not None:
         click.echo(f"the input was edited since the last run: {input_edit}")
@@ -109,7 +110,11 @@ def preview(job: Job, events: EventStream) -> int:
         for url, body in requests:
             text = "(the pool is exhausted)" if body is None else json.dumps(body, ensure_ascii=True)
             click.echo(f"  PATCH {url} {text}")
-        click.echo(_duration(to_send, options.rate))
+        if options.rate is None:
+            click.echo("without --rate, the run is as fast as the service responds")
+        else:
+            seconds = duration(to_send / options.rate)
+            click.echo(f"at --rate {options.rate:g} it would take {seconds} without retries")
     elif due_at is not None:
         click.echo(f"the next run is due at {moment(due_at)} (--every)")
     if not has_key and options.cluster is None:
@@ -125,28 +130,35 @@ def _kinds(job: Job) -> str:
     return ", ".join(kinds)
 
 
-def _rows(job: Job, done: bytes = b"") -> Iterator[Any]:
-    """The rows of *job* but for those whose ordinal has a nonzero byte in *done*."""
+def _rows(job: Job, done: bytes = b"") -> Iterator[Row]:
+    """The valid rows of *job* but for those whose ordinal has a nonzero byte in *done*."""
     if isinstance(job.changes, Fleet):
-        return job.changes.rows(done)
-    changes: Any = job.changes.items() if isinstance(job.changes, dict) else job.changes
-    rows = rows_of(changes, pooled=argument_of(job.pools) or False)
-    return (row for row in rows if not done[row.ordinal : row.ordinal + 1].strip(b"\0"))
+        rows: Iterator[Any] = job.changes.rows(done)
+    else:
+        changes: Any = job.changes.items() if isinstance(job.changes, dict) else job.changes
+        all_rows = rows_of(changes, pooled=argument_of(job.pools) or False)
+        rows = (row for row in all_rows if not done[row.ordinal : row.ordinal + 1].strip(b"\0"))
+    return (row for row in rows if isinstance(row, Row))
 
 
-def _change(allocators: Mapping[Tag, ProxyAllocator], row: Row) -> ProxyChange | None:
-    """The change of the account; None if the pool is exhausted."""
-    if row.change is not None:
-        return row.change
-    pooled = allocators[row.tag].give(row.account_id)
-    return None if pooled is None else pooled.change_for(row.account_id, row.fields)
+def _changes(job: Job, progress: Progress) -> Iterator[tuple[str, ProxyChange | None]]:
+    """The accounts that a run would send, each with its change; None if the pool is exhausted."""
+    outside = {} if job.selection is None else job.selection.outside
+    allocators = {tag: ProxyAllocator(pool) for tag, pool in job.pools.items()}
+    for allocator in allocators.values():
+        allocator.resume(Counter(progress.accounts) + Counter(outside), progress.quarantines)
+    for row in _rows(job, progress.ordinals):
+        change = row.change
+        if change is None and (pooled := allocators[row.tag].give(row.account_id)) is not None:
+            change = pooled.change_for(row.account_id, row.fields)
+        yield row.account_id, change
 
 
 def _warn_of_private_addresses(job: Job) -> None:
     """Report proxies that PostPress, which is on another machine, can probably not reach."""
     # A fleet may be large: do not read it again if no row has a change of its own.
     rows = _rows(job) if job.survey.pooled < job.survey.rows else ()
-    changes = ((row.account_id, row.change) for row in rows if isinstance(row, Row) and row.change)
+    changes = ((row.account_id, row.change) for row in rows if row.change is not None)
     proxies = ((pooled.label, pooled.proxy) for pooled in job.proxies)
     hosts = (
         (name, change.host if isinstance(change, CustomProxy) else change.ip)
@@ -171,22 +183,3 @@ def _is_private(host: str) -> bool:
         return not ip_address(name).is_global
     except ValueError:
         return name == "localhost" or name.endswith(".localhost")
-
-
-def _body(change: ProxyChange | None) -> dict[str, Any] | None:
-    """The request body with its password masked; None if the pool is exhausted."""
-    return None if change is None else converter.unstructure(change, ProxyChange)
-
-
-def _duration(accounts: int, rate: float | None) -> str:
-    if rate is None:
-        return "without --rate, the run is as fast as the service responds"
-    return f"at --rate {rate:g} it would take {_time(accounts / rate)} without retries"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

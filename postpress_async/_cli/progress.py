@@ -4,15 +4,18 @@ import asyncio
 import sys
 import time
 from collections import deque
-from contextlib import suppress
-from typing import Any, Final, Protocol, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Final, Protocol
 
-import rich.progress
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.text import Text
 
-from postpress_async._cli.output import counted, write_stderr
+from postpress_async._cli.terminal import by_state, counted, write_stderr
 from postpress_async.rotation import Outcome, Rotation, State
+from postpress_async.rotation.journal._times import duration
 from postpress_async.session import PostPressSession
 
 _REDRAW_INTERVAL: Final = 0.1  # seconds
@@ -65,12 +68,12 @@ class ProgressStats:
     def counts(self) -> str:
         """Accounts by state, accounts being retried, and quarantined proxies."""
         summary, rotation = self._rotation.summary, self._rotation
-        words = [f"{summary.states[state]:,} {state}" for state in State if summary.states[state]]
+        words = [by_state(summary.states)]
         if rotation.retrying:
             words.append(f"{rotation.retrying:,} retrying")
         if summary.quarantined:
             words.append(f"{counted(summary.quarantined, 'proxy', 'proxies')} quarantined")
-        return ", ".join(words)
+        return ", ".join(filter(None, words))
 
     def pace(self) -> str:
         """Rate, latency, time that accounts wait for the limits, and time left."""
@@ -85,7 +88,7 @@ class ProgressStats:
             # Little's law: the mean time that an account waits for the limits of the session.
             words.append(f"queued {_seconds(waiting / rate)}")
         if rate and self.completed < self.total:
-            words.append(f"{_clock((self.total - self.completed) / rate)} left")
+            words.append(f"{duration(max(1.0, (self.total - self.completed) / rate))} left")
         if self._sender.paused:
             words.append("PAUSED: the service is down")
         if self._rotation.proxies_failing:
@@ -93,96 +96,62 @@ class ProgressStats:
         return ", ".join(words)
 
 
-class Progress:
-    """Shows the progress of *rotation*, which has *total* accounts, during the block."""
-
-    def __init__(self, total: int, rotation: Rotation, sender: Sender) -> None:
-        stats = ProgressStats(total, rotation, sender)
-        is_terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._display: Final = _Bar(stats) if is_terminal else _Lines(stats)
-        self._timer: asyncio.TimerHandle | None = None
-        self.update: Final = stats.add
-        """Record a completed account, without redrawing."""
-
-    def __enter__(self) -> Self:
-        self._tick()
-        return self
-
-    def _tick(self) -> None:
-        # On a timer rather than in `update`, because it must also show an outage, in which no account is
-        # completed.
-        self._display.show()
-        self._timer = asyncio.get_running_loop().call_later(_REDRAW_INTERVAL, self._tick)
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._display.show()
-        self._display.stop()
+@contextmanager
+def shown(stats: ProgressStats) -> Iterator[None]:
+    """Show *stats* during the block."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    with _bar(stats) if is_terminal else nullcontext(_lines(stats)) as draw:
+        # A task, because it must also show an outage, in which no account is completed.
+        redrawing = asyncio.create_task(_redraw(draw))
+        try:
+            yield
+        finally:
+            redrawing.cancel()
+            draw()
 
 
-class _Bar:
-    """A progress bar drawn by rich, which prints other output above it."""
+async def _redraw(draw: Callable[[], None]) -> None:
+    while True:
+        draw()
+        await asyncio.sleep(_REDRAW_INTERVAL)
 
-    def __init__(self, stats: ProgressStats) -> None:
-        self._stats = stats
-        self._progress = _ThreeLines(
-            stats,
-            rich.progress.BarColumn(bar_width=None),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeElapsedColumn(),
-            console=Console(stderr=True),
-            expand=True,
-            auto_refresh=False,  # rich would refresh in a thread, while the statistics change
-        )
-        self._task = self._progress.add_task("", total=stats.total)
 
-    def show(self) -> None:
+@contextmanager
+def _bar(stats: ProgressStats) -> Iterator[Callable[[], None]]:
+    """A bar with two lines of statistics below it. Other output is printed above it."""
+    bar = Progress(BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(), expand=True)
+    task = bar.add_task("", total=stats.total)
+    # rich would refresh in a thread, while the statistics change.
+    live = Live(console=Console(stderr=True), auto_refresh=False)
+
+    def draw() -> None:
+        bar.update(task, completed=stats.completed)
         with suppress(OSError):
-            self._progress.start()
-            self._progress.update(self._task, completed=self._stats.completed, refresh=True)
+            live.start()
+            live.update(Group(bar.get_renderable(), Text(stats.counts()), Text(stats.pace())), refresh=True)
 
-    def stop(self) -> None:
+    try:
+        yield draw
+    finally:
         with suppress(OSError):
-            self._progress.stop()
+            live.stop()
 
 
-class _ThreeLines(rich.progress.Progress):
-    """The bar with two lines of statistics below it."""
+def _lines(stats: ProgressStats) -> Callable[[], None]:
+    """A function that writes a line after each tenth of the accounts, and at least once a minute."""
+    tenths, written_at = 0, time.monotonic()
 
-    def __init__(self, stats: ProgressStats, *columns: rich.progress.ProgressColumn, **options: Any) -> None:
-        self._stats = stats
-        super().__init__(*columns, **options)
-
-    def get_renderable(self) -> RenderableType:
-        return Group(*self.get_renderables(), Text(self._stats.counts()), Text(self._stats.pace()))
-
-
-class _Lines:
-    """Writes a line after each tenth of the accounts, and at least once a minute."""
-
-    def __init__(self, stats: ProgressStats) -> None:
-        self._stats = stats
-        self._tenths = 0
-        self._written_at = time.monotonic()
-
-    def show(self) -> None:
-        total, completed = self._stats.total, self._stats.completed
-        tenths, now = 10 * completed // max(1, total), time.monotonic()
-        if tenths > self._tenths or now - self._written_at > 60:
-            self._tenths, self._written_at = tenths, now
-            details = ", ".join(filter(None, (self._stats.counts(), self._stats.pace())))
+    def draw() -> None:
+        nonlocal tenths, written_at
+        total, completed = stats.total, stats.completed
+        now_tenths, now = 10 * completed // max(1, total), time.monotonic()
+        if now_tenths > tenths or now - written_at > 60:
+            tenths, written_at = now_tenths, now
+            details = ", ".join(filter(None, (stats.counts(), stats.pace())))
             write_stderr(f"{completed:,} of {total:,}: {details}")
 
-    def stop(self) -> None:
-        pass
+    return draw
 
 
 def _seconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -5,13 +5,13 @@ import csv
 import io
 import json
 import os
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from itertools import chain
+from typing import TYPE_CHECKING, Final
 
 import click
 import rich.progress
@@ -19,17 +19,17 @@ from attrs import asdict
 from rich.console import Console
 from yarl import URL
 
-from postpress_async._cli import exit_codes, options
-from postpress_async._cli.command import Command, Commands, option
-from postpress_async._cli.inputs import report_lists
-from postpress_async._cli.output import aligned, counted, write_stderr
+from postpress_async._cli import exit_codes
+from postpress_async._cli.job import report_lists
+from postpress_async._cli.options import COUNT, FILE, Command, duration, option
+from postpress_async._cli.terminal import aligned, counted, import_extra, on_interrupt, write_stderr
 from postpress_async._settings import read_base_url
-from postpress_async.errors import ConfigurationError
 from postpress_async.models import ProxyProtocol
 from postpress_async.rotation import PooledProxy
 from postpress_async.rotation._atomic_write import atomic_write
+from postpress_async.rotation._column_names import PARTS
 from postpress_async.rotation._pool import as_pooled
-from postpress_async.rotation._pool._proxy_list import read_lists
+from postpress_async.rotation._pool._proxy_list import ListedProxy, read_lists
 
 if TYPE_CHECKING:
     from postpress_async.rotation._pool._check import CheckedProxy, ProxyChecker
@@ -44,13 +44,13 @@ Exit codes:
 _MAX_THREADS: Final = 256  # in which host names are resolved
 
 
-@click.group(cls=Commands, short_help="Check lists of proxies.")
+@click.group()
 def proxies() -> None:
     """Check lists of proxies."""
 
 
 @proxies.command(cls=Command, short_help="Find out which proxies of a list work.", epilog=_EXIT_CODES)
-@click.argument("lists", metavar="LIST...", nargs=-1, required=True, type=options.FILE)
+@click.argument("lists", metavar="LIST...", nargs=-1, required=True, type=FILE)
 @option(
     "--protocol",
     type=click.Choice([protocol.value for protocol in ProxyProtocol]),
@@ -68,18 +68,11 @@ def proxies() -> None:
 )
 @option(
     "--in-flight",
-    type=click.IntRange(1),
-    metavar="N",
+    type=COUNT,
     default=200,
     help="Maximum number of proxies that are checked at the same time.",
 )
-@option(
-    "--deadline",
-    type=options.duration,
-    metavar="DURATION",
-    default="10s",
-    help="Maximum duration of the check of one proxy.",
-)
+@option("--deadline", type=duration, default="10s", help="Maximum duration of the check of one proxy.")
 @option(
     "--write",
     type=click.Path(),
@@ -114,9 +107,11 @@ def check(
         raise click.UsageError(f"{write} exists and is not overwritten; name another file for --write")
     if echo_url is not None and (echo_url.scheme not in {"http", "https"} or not echo_url.host):
         raise click.UsageError("--echo-url must be an http:// or https:// URL")
-    target = echo_url or read_base_url(None)
-    checker = make_checker(
-        target=target, echo=echo_url is not None, deadline=deadline, protocol=ProxyProtocol(protocol)
+    checker: ProxyChecker = import_extra("rotation._pool._check", "checking proxies", "check").ProxyChecker(
+        target=echo_url or read_base_url(None),
+        echo=echo_url is not None,
+        deadline=deadline,
+        protocol=ProxyProtocol(protocol),
     )
     listed = read_lists([(None, path) for path in lists], skip_bad=True)
     report_lists(listed)
@@ -139,20 +134,11 @@ def check(
         write_stderr(f"interrupted: {left} not checked{f', and {write} was not written' if write else ''}")
         return exit_codes.INTERRUPTED
     if write is not None:
-        _write_list(write, pool, {checked.proxy for checked in results if not checked.is_failure})
+        labels = {checked.proxy for checked in results if not checked.is_failure}
+        entries = zip(listed.proxies, pool, strict=True)
+        _write_list(write, [entry for entry, pooled in entries if pooled.label in labels])
     is_bad = listed.refused or any(checked.is_failure for checked in results)
     return exit_codes.SOME_LEFT if is_bad else exit_codes.ALL_PATCHED
-
-
-def make_checker(**settings: Any) -> "ProxyChecker":
-    """Create a checker, which requires an extra. Raises `ConfigurationError` if it is not installed."""
-    try:
-        from postpress_async.rotation._pool._check import ProxyChecker
-    except ImportError as error:
-        raise ConfigurationError(
-            f"checking proxies requires {error.name}: pip install 'postpress-async[check]'"
-        ) from None
-    return ProxyChecker(**settings)
 
 
 async def _check(
@@ -162,7 +148,6 @@ async def _check(
     loop = asyncio.get_running_loop()
     # With asyncio's few threads, proxies would wait behind others whose names are resolved slowly.
     loop.set_default_executor(ThreadPoolExecutor(min(in_flight, _MAX_THREADS)))
-    signals: Final = (signal.SIGINT, signal.SIGTERM)
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     with rich.progress.Progress(console=Console(stderr=True), disable=not is_terminal) as progress:
         bar = progress.add_task("", total=len(pool))
@@ -172,15 +157,11 @@ async def _check(
             progress.advance(bar)
 
         task = loop.create_task(checker.check_all(pool, in_flight, add))
-        for number in signals:
-            loop.add_signal_handler(number, task.cancel)
-        try:
-            await task
-        except asyncio.CancelledError:
-            return True
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+        with on_interrupt(task.cancel):
+            try:
+                await task
+            except asyncio.CancelledError:
+                return True
     return False
 
 
@@ -192,17 +173,19 @@ def _table(results: "list[CheckedProxy]") -> Iterator[str]:
     return aligned(rows)
 
 
-def _write_list(path: str, pool: list[PooledProxy], labels: set[str]) -> None:
-    if not labels:
+def _write_list(path: str, listed: list[ListedProxy]) -> None:
+    if not listed:
         write_stderr(f"no proxy works, so {path} was not written")
         return
     text = io.StringIO()
     # A table, because lines without a protocol cannot express each user name and password.
+    others = list(dict.fromkeys(chain.from_iterable(entry.others for entry in listed)))
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["host", "port", "protocol", "username", "password"])
-    for proxy in (pooled.proxy for pooled in pool if pooled.label in labels):
+    table.writerow([*PARTS, *others])
+    for entry in listed:
+        proxy, cells = entry.proxy, (entry.others.get(name, "") for name in others)
         password = proxy.password and proxy.password.reveal()
-        table.writerow([proxy.host, proxy.port, proxy.protocol, proxy.username, password])
+        table.writerow([proxy.host, proxy.port, proxy.protocol, proxy.username, password, *cells])
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
-    write_stderr(f"written: {path} ({counted(len(labels), 'proxy', 'proxies')} with their passwords)")
+    write_stderr(f"written: {path} ({counted(len(listed), 'proxy', 'proxies')} with their passwords)")

@@ -1,4 +1,4 @@
-"""``postpress-async rotate`` and ``retry-failed``: run a rotation."""
+"""The commands that run a rotation: ``rotate``, ``retry-failed`` and ``rollback``."""
 
 import asyncio
 import sys
@@ -7,18 +7,26 @@ from typing import Any, Final
 
 import click
 
-from postpress_async._cli import exit_codes, options
-from postpress_async._cli.command import Command
+from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
-from postpress_async._cli.inputs import open_job
-from postpress_async._cli.job import Job
+from postpress_async._cli.job import Job, open_job
+from postpress_async._cli.options import COUNT, FILE, Command, option
 from postpress_async._cli.preview import preview
-from postpress_async._cli.rotate_options import RotateOptions, journal_options, rotation_options
+from postpress_async._cli.rotate_options import (
+    SETTINGS,
+    RotateOptions,
+    journal_options,
+    rotation_options,
+    run_options,
+)
 from postpress_async._cli.running import run_job
+from postpress_async.models import ManagedProxy
+from postpress_async.rotation import ProxyPool, Survey
+from postpress_async.rotation.journal._history import plan_rollback
 from postpress_async.rotation.journal._preflight import is_due, unfinished_run
+from postpress_async.rotation.journal._reading import JournalReader
 
-SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
-"""For commands that read the same environment variables: --rate is POSTPRESS_RATE."""
+_LISTED: Final = 20  # accounts that cannot go back; --json lists all of them
 
 
 @click.command(
@@ -27,7 +35,7 @@ SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
     short_help="Give each account of a fleet a new proxy.",
     epilog=exit_codes.HELP,
 )
-@click.argument("fleet", required=False, type=options.FILE)
+@click.argument("fleet", required=False, type=FILE)
 @rotation_options
 @journal_options
 def rotate(**values: Any) -> int:
@@ -71,8 +79,8 @@ def rotate(**values: Any) -> int:
     short_help="Send the failed accounts of a rotation again.",
     epilog=exit_codes.HELP,
 )
-@click.argument("journal", type=options.FILE)
-@click.argument("fleet", required=False, type=options.FILE)
+@click.argument("journal", type=FILE)
+@click.argument("fleet", required=False, type=FILE)
 @rotation_options
 def retry_failed(**values: Any) -> int:
     """
@@ -89,14 +97,31 @@ def retry_failed(**values: Any) -> int:
     parsed = RotateOptions.parse(**values, on_failed="retry")
     if parsed.fleet is None and parsed.query is None and not parsed.sandbox:
         raise click.UsageError("name the FLEET file, or the --query, of the rotation")
-    if not Path(str(parsed.journal)).exists():
-        raise click.UsageError(
-            f"the journal {parsed.journal} does not exist. Name the journal of the rotation"
-        )
+    journal = str(parsed.journal)
+    if not Path(journal).exists():
+        raise click.UsageError(f"the journal {journal} does not exist. Name the journal of the rotation")
     return _rotate(parsed)
 
 
-def start(job: Job, events: EventStream) -> int:
+def _rotate(options: RotateOptions) -> int:
+    events = _events(options)
+    with open_job(options, events) as job:
+        unfinished = None if options.every is None else unfinished_run(job.journal)
+        code = _start(job, events)
+    if options.every is None or unfinished is None or options.on or options.dry_run:
+        return code
+    is_over = code in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}
+    if not is_over or options.fleet == "-" or not is_due(job.journal, options.every, unfinished):
+        return code
+    events.say("the run that was unfinished is complete: starting the new run that is due")
+    return _rotate(options)
+
+
+def _events(options: RotateOptions) -> EventStream:
+    return EventStream(sys.stdout if options.json else None, verbose=options.verbose)
+
+
+def _start(job: Job, events: EventStream) -> int:
     """Run or preview the rotation, unless it must not start. Return the exit code."""
     if (reason := job.reason_not_to_start) is not None:
         click.echo(reason, err=True)
@@ -105,16 +130,81 @@ def start(job: Job, events: EventStream) -> int:
     return preview(job, events) if job.options.dry_run else asyncio.run(run_job(job, events))
 
 
-def _rotate(parsed: RotateOptions) -> int:
-    events = EventStream(sys.stdout if parsed.json else None, verbose=parsed.verbose)
-    with open_job(parsed, events) as job:
-        unfinished = None if parsed.every is None else unfinished_run(job.journal)
-        code = start(job, events)
-    if parsed.every is None or unfinished is None or parsed.on or parsed.dry_run:
-        return code
-    if parsed.fleet == "-" or code not in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}:
-        return code
-    if not is_due(job.journal, parsed.every, unfinished):
-        return code
-    events.say("the run that was unfinished is complete: starting the new run that is due")
-    return _rotate(parsed)
+@click.command(
+    cls=Command,
+    context_settings=SETTINGS,
+    short_help="Give accounts the proxies that they had after an earlier run.",
+    epilog=exit_codes.HELP,
+)
+@click.argument("journal", type=FILE)
+@option(
+    "--to",
+    type=COUNT,
+    metavar="RUN",
+    required=True,
+    allow_from_autoenv=False,
+    help="Number of the run to go back to, as the command history lists it.",
+)
+@option(
+    "--pool",
+    type=FILE,
+    metavar="[TAG=]FILE",
+    multiple=True,
+    help="List of proxies, in any form that rotate accepts, in which the earlier proxies are looked up by "
+    "user name, host and port; a TAG makes no difference. - is standard input. Repeat the option to combine "
+    "several lists.",
+)
+@option(
+    "--skip-bad",
+    is_flag=True,
+    help="Send the other accounts even if some cannot go back, and use the valid lines of --pool even if "
+    "others are invalid. By default, nothing is sent in these cases.",
+)
+@run_options
+def rollback(**values: Any) -> int:
+    """
+    Give accounts the proxies that they had after an earlier run.
+
+    JOURNAL is the file in which `postpress-async rotate` recorded what each run assigned. Accounts that still
+    have the same assignment are not sent. Proxies of your own are looked up in --pool, because the journal
+    has no passwords. A managed proxy is ordered again for the same country or ip, so it may be another one.
+    An account cannot go back if its proxy is in no list, or if the journal does not know what it had.
+
+    A rollback is a run of its own in the same journal. If it is stopped or killed, run the same command
+    again.
+
+    \b
+    See what would be sent, and which accounts cannot go back:
+      postpress-async rollback fleet.csv.rotation.sqlite3 --to 1 --pool old.txt --dry-run
+    """
+    options = RotateOptions.parse(**values)
+    events = _events(options)
+    # The tags do not matter: each proxy is looked up by its name.
+    lists = [path for _, path in options.lists]
+    pool = ProxyPool.read(*lists, skip_bad=options.skip_bad) if lists else ()
+    journal, to = str(options.journal), int(options.to or 0)
+    with JournalReader(journal) as view:
+        plan = plan_rollback(view, to, pool)
+    for account in plan.left_behind:
+        events.refused(journal, account)
+    for account in plan.left_behind[:_LISTED]:
+        click.echo(str(account), err=True)
+    if (more := len(plan.left_behind) - _LISTED) > 0:
+        click.echo(f"{more:,} more accounts cannot go back: --json lists them", err=True)
+    if not plan.changes and (options.skip_bad or not plan.left_behind):
+        others = "other " if plan.left_behind else ""
+        message = f"nothing was sent: each {others}account has the assignment that it had after run {to}"
+        events.say(message)
+        events.not_begun(exit_codes.ALL_PATCHED, message, journal)
+        return exit_codes.ALL_PATCHED
+    managed = sum(isinstance(change, ManagedProxy) for change in plan.changes.values())
+    job = Job(
+        options,
+        plan.changes,
+        pools={},
+        journal=journal,
+        survey=Survey(rows=len(plan.changes), managed=managed),
+        selection=plan.selection,
+        left_behind=len(plan.left_behind),
+    )
+    return _start(job, events)

@@ -1,108 +1,103 @@
 """The options of a rotation, which ``rotate``, ``retry-failed`` and ``rollback`` share."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, Literal, Self, get_args
 
 import click
-from attrs import frozen
+from attrs import Attribute, field, fields, frozen
 
 from postpress_async._cli import options
-from postpress_async._cli.command import option
-from postpress_async._cli.next_command import arguments_by_option, retry_command, same_command
 from postpress_async.rotation._column_names import as_tag
 from postpress_async.rotation._pool import Assign
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.sandbox import Profile
 
-_input: Final = partial(option, group="Input")
-_assignment: Final = partial(option, group="Proxy assignment")
-_limit: Final = partial(option, group="Limits")
-_stopping: Final = partial(option, group="Stopping and resuming")
-_output: Final = partial(option, group="Output")
-_cluster: Final = partial(option, group="Cluster")
-_sandbox: Final = partial(option, group="Sandbox")
+SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
+"""For commands that read the same environment variables: --rate is POSTPRESS_RATE."""
 
-journal_options: Final = options.combine(
-    _stopping(
-        "--journal",
-        type=options.FILE,
-        metavar="FILE",
-        show_default="FLEET.rotation.sqlite3 in the current directory",
-        help="SQLite file that records the runs and the outcome of each account (the journal). If its latest "
-        "run is unfinished, it is resumed: completed accounts are not sent again.",
-    ),
-    _stopping(
-        "--every",
-        type=options.duration_from_zero,
-        metavar="DURATION",
-        help="Start a new run of all accounts if the latest run in the journal is complete and started at "
-        "least this long ago: 20h for a nightly job (less than 24h, so that a late start does not skip the "
-        "next night), 0s for always. An unfinished run is "
-        "resumed first. Without this option, the accounts of a complete run are never sent again.",
-    ),
-    _stopping(
-        "--keep",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Number of runs that the journal keeps when --every starts a new one. All by default.",
-    ),
-    _input(
-        "--on",
-        metavar="PROXY",
-        multiple=True,
-        allow_from_autoenv=False,
-        help="Send only the accounts whose latest proxy, according to the journal, is PROXY: HOST, "
-        "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. This starts a separate run of these "
-        "accounts, or resumes it. Repeat the option for several proxies. Cannot be combined with --every.",
-    ),
+_DECLARE: Final = "declare"
+"""Key of a field's metadata for a function that returns the decorator with the option of the field."""
+
+
+def _option(*names: str, **settings: Any) -> Any:
+    """
+    A field that is set by an option with its name, or with *names*. If the field is a bool, it is a flag.
+
+    A command without the option leaves the field at its default.
+    """
+
+    def declare(attribute: "Attribute[Any]") -> options.Decorator:
+        words = names or [_option_name(attribute.name)]
+        return options.option(*words, is_flag=attribute.type is bool, **settings)
+
+    default = () if settings.get("multiple") else settings.get("default")
+    return field(default=default, metadata={_DECLARE: declare})
+
+
+def _option_name(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+_input: Final = partial(_option, group="Input")
+_assignment: Final = partial(_option, group="Proxy assignment")
+_limit: Final = partial(_option, group="Limits")
+_stopping: Final = partial(_option, group="Stopping and resuming")
+_output: Final = partial(_option, group="Output")
+_cluster: Final = partial(_option, group="Cluster")
+_sandbox: Final = partial(_option, group="Sandbox")
+
+_FAULTS: Final = options.random_faults(" Requires --sandbox.", group="Sandbox")
+
+_REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers", "cool_down", "pool_by")
+
+# Options of a single run. The others select accounts, proxies and the API, which the next run needs too.
+_ONE_RUN_ONLY: Final = frozenset(
+    "journal every keep limit canary halt max_duration dry_run json verbose accept_new_key on profile seed "
+    "dead_proxies".split()
 )
-"""Adds the options of a journal and its runs."""
 
-run_options: Final = options.combine(
-    _limit(
-        "--in-flight",
-        type=click.IntRange(1),
-        metavar="N",
+_PROGRAM: Final = "postpress-async"
+
+
+@frozen(kw_only=True)
+class _RunOptions:
+    """The options of all three commands."""
+
+    in_flight: int = _limit(
+        type=options.COUNT,
         default=100,
         help="Maximum number of requests in flight at the same time; with --cluster, per worker. The run "
         "uses fewer while the API is overloaded.",
-    ),
-    _limit(
-        "--rate",
+    )
+    rate: float | None = _limit(
         type=click.FloatRange(0, min_open=True),
         metavar="N",
         help="Maximum number of requests per second, with --cluster of all workers together. No maximum by "
         "default, but the run slows down when the API responds with 429 (too many requests).",
-    ),
+    )
     # The sandbox's flaky profile fails 1 request in 20: of 100,000 accounts, about one fails four times in a
     # row, and none six times.
-    _limit(
-        "--attempts",
-        type=click.IntRange(1),
-        metavar="N",
+    attempts: int = _limit(
+        type=options.COUNT,
         default=6,
         help="Maximum number of requests for an account through the same proxy: the first request and its "
         "retries. Only errors that may be temporary are retried. A proxy from --pool that fails twice for an "
         "account is replaced earlier (see --failovers).",
-    ),
-    _limit(
-        "--limit",
-        type=click.IntRange(1),
-        metavar="N",
+    )
+    limit: int | None = _limit(
+        type=options.COUNT,
         help="Maximum number of accounts to send in this run. Run the same command again to send the next "
         "ones. No maximum by default.",
-    ),
-    _limit(
-        "--max-duration",
+    )
+    max_duration: float | None = _limit(
         type=options.duration,
-        metavar="DURATION",
         help="Stop after this time, such as 90s, 15m, 6h or 1h30m: start no more requests, wait for those in "
         "flight, and exit. Run the same command again to continue. No limit by default.",
-    ),
-    _stopping(
-        "--halt",
+    )
+    halt: str | int | Mapping[str, str | int] = _stopping(
         type=options.halt,
         metavar="5%|100|SCOPE=5%,...|never",
         default="50%",
@@ -112,120 +107,106 @@ run_options: Final = options.combine(
         "is invalid), account (it must be reconnected, for example), proxy, or service (the API or the "
         "network). A refused API key always stops the run; so does invalid_credentials for each of the first "
         "20 accounts, because it may be about the key.",
-    ),
-    _stopping(
-        "--canary",
-        type=click.IntRange(0),
-        metavar="N",
+    )
+    canary: int = _stopping(
+        type=options.COUNT_OR_ZERO,
         default=0,
         help="Send N accounts first. The run stops if as many of them fail as --halt allows (a percentage is "
         "of N, at least one account), or if all N fail; with --halt never or with scopes, if half of them "
         "fail. 0 disables it.",
-    ),
-    _stopping(
-        "--on-unknown",
+    )
+    on_unknown: OnUnknown = _stopping(  # noqa: RUF009 - it is a field
         type=click.Choice(get_args(OnUnknown)),
         default="retry",
         help="What to do with accounts whose outcome is unknown: a request of an earlier run got no "
         "response, or a killed run may have sent one, so the API may have applied the change. retry: send "
         "them again. report: do not send them, so that you can check them first.",
-    ),
-    _stopping(
-        "--key-lifetime",
+    )
+    key_lifetime: float = _stopping(
         type=options.duration,
-        metavar="DURATION",
         default="24h",
         help="Time for which the API is assumed to remember an idempotency key. An account whose order of "
         "a managed proxy has an unknown outcome for longer is not sent again, because it could get a second "
         "one: check it in the dashboard.",
-    ),
-    _stopping(
-        "--accept-new-key",
-        is_flag=True,
+    )
+    accept_new_key: bool = _stopping(
         help="Accept an API key other than that of the journal's earlier runs. Use it once if the key was "
         "replaced by a new one of the same workspace. By default, another key is refused.",
-    ),
-    _output(
-        "--dry-run",
-        is_flag=True,
+    )
+    dry_run: bool = _output(
         help="Check all inputs, print the first requests and an estimate of the duration, and send nothing.",
-    ),
-    _output(
-        "--json",
-        is_flag=True,
+    )
+    json: bool = _output(
         help="Write events to standard output for programs, one JSON object per line. Messages go to "
         "standard error.",
-    ),
-    _output(
+    )
+    verbose: bool = _output(
         "-v",
         "--verbose",
-        is_flag=True,
         help="Print each retry, each pause while the API is down, and each proxy that is no longer used "
         "because it failed, to standard error.",
-    ),
-    options.connection,
-    _cluster(
-        "--cluster",
+    )
+    api_key_file: str | None = field(default=None, metadata={_DECLARE: lambda _: options.connection})
+    base_url: str | None = None
+    transport: Literal["session", "lean"] = "session"
+    trust_env: bool = False
+    no_idempotency: bool = False
+
+    cluster: str | None = _cluster(
         metavar="local:N|tls://HOST:PORT",
         help="Send from several processes. local:N starts N workers on this machine. tls://HOST:PORT uses "
         "the workers of the Dask scheduler at that address. Requires pip install "
         "'postpress-async[distributed]'.",
-    ),
-    _cluster(
-        "--certificates",
+    )
+    certificates: str | None = _cluster(
         type=click.Path(),
         metavar="DIR",
         help="Directory with the TLS certificate and key for --cluster, as the command cluster-certificates "
         "creates them. Needed only for tls://. Default: those in Dask's configuration.",
-    ),
-    _sandbox(
-        "--sandbox",
-        is_flag=True,
+    )
+    sandbox: bool = _sandbox(
         help="Send to the sandbox, a fake of the API on this machine, instead of the real API. No API key is "
         "required. Without FLEET, the sandbox provides 1,000 accounts.",
-    ),
-    options.random_faults(" Requires --sandbox.", group="Sandbox"),
-    _sandbox(
-        "--dead-proxies",
-        type=click.IntRange(0),
-        metavar="N",
+    )
+    profile: Profile = field(default="steady", metadata={_DECLARE: lambda _: _FAULTS})
+    seed: int = 0
+
+    dead_proxies: int = _sandbox(
+        type=options.COUNT_OR_ZERO,
         default=0,
         help="Number of proxies at the start of --pool that do not work in the sandbox. Requires --sandbox "
         "and --pool.",
-    ),
-)
-"""Adds the options of a run that do not depend on its input."""
+    )
 
-rotation_options: Final = options.combine(
-    _input(
-        "--query",
+
+@frozen(kw_only=True)
+class _InputOptions(_RunOptions):
+    """The options of ``rotate`` and ``retry-failed``."""
+
+    query: str | None = _input(
         metavar="SQL",
         help="Read the accounts from a database instead of FLEET, with this SQL query. Its columns are those "
         "of a FLEET file. Requires --from, --from-file or the environment variable POSTPRESS_DATABASE_URL.",
-    ),
-    _input(
+    )
+    database: str | None = _input(
         "--from",
         "database",
         metavar="URL",
         allow_from_autoenv=False,
         help="URL of the database for --query, such as postgresql+psycopg://me@host/db. A URL with a "
         "password must come from --from-file or the environment variable POSTPRESS_DATABASE_URL.",
-    ),
-    _input(
+    )
+    database_file: str | None = _input(
         "--from-file",
         "database_file",
         type=options.FILE,
-        metavar="FILE",
         help="File that contains the URL of the database for --query; - is standard input.",
-    ),
-    _input(
-        "--skip-bad",
-        is_flag=True,
+    )
+    skip_bad: bool = _input(
         help="Send the valid accounts even if other rows of FLEET or lines of --pool are invalid. By "
         "default, nothing is sent if anything is invalid.",
-    ),
-    _assignment(
-        "--pool",
+    )
+    pool: tuple[str, ...] = _assignment(
         type=options.FILE,
         metavar="[TAG=]FILE",
         multiple=True,
@@ -235,147 +216,115 @@ rotation_options: Final = options.combine(
         "is only for accounts with that tag in the column pool, or in the column of --pool-by. For a gateway "
         "with one address for all exits, a user name such as customer-{account_id}-{try} is filled in for "
         "each account; {try} is the number of failovers, and columns of FLEET can be named, too.",
-    ),
-    _assignment(
-        "--pool-by",
+    )
+    pool_by: str | None = _assignment(
         metavar="COLUMN",
         help="Column of FLEET, such as country, whose value is the TAG of the --pool to use. The column "
         "country then orders no managed proxy. A list of --pool without a TAG must be CSV with this column, "
         "too. By default, the column pool if any --pool has a TAG.",
-    ),
-    _assignment(
-        "--assign",
+    )
+    assign: Assign = _assignment(  # noqa: RUF009 - it is a field
         type=click.Choice(get_args(Assign)),
         default="round-robin",
         help="How accounts get a proxy from --pool. round-robin: take the proxies in the order of the list, "
         "over and over. sticky: choose by account id, so that an account gets the same proxy in every "
         "run.",
-    ),
-    _assignment(
-        "--accounts-per-proxy",
-        type=click.IntRange(1),
-        metavar="N",
+    )
+    accounts_per_proxy: int | None = _assignment(
+        type=options.COUNT,
         help="Maximum number of accounts that get the same proxy from --pool, including accounts of earlier "
         "runs in the journal. No maximum by default.",
-    ),
-    _assignment(
-        "--failovers",
-        type=click.IntRange(0),
-        metavar="N",
+    )
+    failovers: int = _assignment(
+        type=options.COUNT_OR_ZERO,
         default=3,
         help="Maximum number of other proxies from --pool to try for an account whose proxy does not work; "
         "then the account fails. With 0, it gets only its first proxy.",
-    ),
-    _assignment(
-        "--cool-down",
+    )
+    cool_down: float = _assignment(
         type=options.duration,
-        metavar="DURATION",
         default="30m",
         help="How long a proxy from --pool is left out (quarantined) after it failed for two accounts that "
         "other proxies then served. After that, one account tries it, and each further failure doubles the "
         "time, up to 24h. The journal remembers quarantined proxies for the next run. If most proxies fail "
         "at the same time, all accounts wait until one works again, at most for this time.",
-    ),
-    _assignment(
-        "--country",
+    )
+    country: str | None = _assignment(
         metavar="CC",
         help="Order a managed proxy (one that PostPress provides) in this country, a two-letter code such as "
         "US, for each account whose row names no proxy, country or ip. Cannot be combined with --pool.",
-    ),
-    run_options,
-)
-"""Adds all options but those of a journal, which ``retry-failed`` takes as an argument."""
-
-_REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers", "cool_down", "pool_by")
+    )
 
 
 @frozen(kw_only=True)
-class RotateOptions:
-    """
-    The arguments and options of a rotation, named as on the command line.
+class RotateOptions(_InputOptions):
+    """The arguments and options of a rotation; this class has those that only ``rotate`` has."""
 
-    Attributes:
-        command: The whole command as it was typed.
-        arguments: The words of each option that was an argument. The other options have their values from
-            environment variables or defaults.
-    """
-
-    command: str
-    arguments: Mapping[str, list[str]]
+    command: str  # the whole command as it was typed; it contains no secret, see `refuse_secrets`
+    arguments: Mapping[str, list[str]]  # by option, without those from environment variables: its words
     fleet: str | None = None
-    database: str | None = None
-    database_file: str | None = None
-    query: str | None = None
-    journal: str | None
-    pool: tuple[str, ...]
-    pool_by: str | None = None
-    assign: Assign = "round-robin"
-    accounts_per_proxy: int | None = None
-    failovers: int = 3
-    cool_down: float = 1800.0
-    country: str | None = None
-    skip_bad: bool
-    in_flight: int
-    rate: float | None
-    attempts: int
-    limit: int | None
-    max_duration: float | None
-    cluster: str | None
-    certificates: str | None
-    halt: str | int | Mapping[str, str | int]
-    canary: int
-    on_unknown: OnUnknown
+    to: int | None = None  # of ``rollback``
     on_failed: OnFailed = "report"
-    key_lifetime: float
-    accept_new_key: bool
-    every: float | None = None
-    keep: int | None = None
-    on: tuple[str, ...] = ()
-    to: int | None = None
-    dry_run: bool
-    json: bool
-    verbose: bool
-    sandbox: bool
-    profile: Profile
-    seed: int
-    dead_proxies: int
-    api_key_file: str | None
-    base_url: str | None
-    transport: Literal["session", "lean"]
-    trust_env: bool
-    no_idempotency: bool
+    journal: str | None = _stopping(
+        type=options.FILE,
+        show_default="FLEET.rotation.sqlite3 in the current directory",
+        help="SQLite file that records the runs and the outcome of each account (the journal). If its latest "
+        "run is unfinished, it is resumed: completed accounts are not sent again.",
+    )
+    every: float | None = _stopping(
+        type=options.duration_from_zero,
+        metavar="DURATION",
+        help="Start a new run of all accounts if the latest run in the journal is complete and started at "
+        "least this long ago: 20h for a nightly job (less than 24h, so that a late start does not skip the "
+        "next night), 0s for always. An unfinished run is resumed first. Without this option, the accounts "
+        "of a complete run are never sent again.",
+    )
+    keep: int | None = _stopping(
+        type=options.COUNT,
+        help="Number of runs that the journal keeps when --every starts a new one. All by default.",
+    )
+    on: tuple[str, ...] = _input(
+        metavar="PROXY",
+        multiple=True,
+        allow_from_autoenv=False,
+        help="Send only the accounts whose latest proxy, according to the journal, is PROXY: HOST, "
+        "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. This starts a separate run of these "
+        "accounts, or resumes it. Repeat the option for several proxies. Cannot be combined with --every.",
+    )
 
     @classmethod
     def parse(cls, **values: Any) -> Self:
         """Create from the current command's parameters, or raise `click.UsageError`."""
         context = click.get_current_context()
-        parsed = cls(**values, command=same_command(context), arguments=arguments_by_option(context))
+        command = shlex.join([_PROGRAM, str(context.info_name), *context.meta[options.WORDS]])
+        parsed = cls(**values, command=command, arguments=_arguments_by_option(context))
         parsed._check()
         return parsed
 
     def _check(self) -> None:
         # An environment variable may be set for all runs, and this one may have no pool.
         if not self.pool and (unused := [name for name in _REQUIRE_POOL if name in self.arguments]):
-            names = " and ".join(f"--{name.replace('_', '-')}" for name in unused)
+            names = " and ".join(map(_option_name, unused))
             raise click.UsageError(f"{names} require{'s' if len(unused) == 1 else ''} --pool")
-        if not self.sandbox and (self.profile != "steady" or self.seed or self.dead_proxies):
-            raise click.UsageError("--profile, --seed and --dead-proxies require --sandbox")
-        if self.dead_proxies and not self.pool:
-            raise click.UsageError("--dead-proxies requires --pool")
-        if self.pool and self.country is not None:
-            raise click.UsageError("--pool cannot be combined with --country")
-        if self.trust_env and self.transport != "session":
-            raise click.UsageError("--trust-env requires --transport session")
-        if self.query is not None and self.fleet is not None:
-            raise click.UsageError("FLEET cannot be combined with --query")
-        if self.query is None and (self.database is not None or self.database_file is not None):
-            raise click.UsageError("--from and --from-file require --query")
-        if self.certificates is not None and self.cluster is None:
-            raise click.UsageError("--certificates requires --cluster")
-        if self.on and "every" in self.arguments:
-            raise click.UsageError("--on cannot be combined with --every: it always starts a new run")
-        if [self.fleet, *(path for _, path in self.lists)].count("-") > 1:
-            raise click.UsageError("standard input can be FLEET or one --pool, not both")
+        has_faults = self.profile != "steady" or self.seed or self.dead_proxies
+        has_database = self.database is not None or self.database_file is not None
+        inputs = [self.fleet, *(path for _, path in self.lists)]
+        for is_wrong, message in (
+            (has_faults and not self.sandbox, "--profile, --seed and --dead-proxies require --sandbox"),
+            (self.dead_proxies and not self.pool, "--dead-proxies requires --pool"),
+            (self.pool and self.country is not None, "--pool cannot be combined with --country"),
+            (self.trust_env and self.transport != "session", "--trust-env requires --transport session"),
+            (self.query is not None and self.fleet is not None, "FLEET cannot be combined with --query"),
+            (has_database and self.query is None, "--from and --from-file require --query"),
+            (self.certificates is not None and self.cluster is None, "--certificates requires --cluster"),
+            (
+                self.on and "every" in self.arguments,
+                "--on cannot be combined with --every: it always starts a new run",
+            ),
+            (inputs.count("-") > 1, "standard input can be FLEET or one --pool, not both"),
+        ):
+            if is_wrong:
+                raise click.UsageError(message)
 
     @property
     def lists(self) -> list[tuple[str | None, str]]:
@@ -388,7 +337,37 @@ class RotateOptions:
         return lists
 
     def retry_command(self, journal: str) -> str:
-        """The command that retries the failed accounts of *journal*."""
+        """The command that retries the failed accounts of *journal* with the same fleet, proxies and API."""
         if self.on or self.to is not None:  # it takes them again, since they did not change
             return self.command
-        return retry_command(self.arguments, journal, self.fleet)
+        words = [_PROGRAM, "retry-failed", journal, *([] if self.fleet is None else [self.fleet])]
+        for name, typed in self.arguments.items():
+            words += [] if name in _ONE_RUN_ONLY else typed
+        return shlex.join(words)
+
+
+def _arguments_by_option(context: click.Context) -> dict[str, list[str]]:
+    """By option: its words as typed. Options from environment variables are left out."""
+    params = {param.name: param for param in context.command.params}
+    values_by_name, _, _ = context.command.make_parser(context).parse_args(list(context.meta[options.WORDS]))
+    arguments: dict[str, list[str]] = {}
+    for name, values in values_by_name.items():
+        param = params[name]
+        if isinstance(param, click.Option):
+            typed = max(param.opts, key=len)
+            values = values if isinstance(values, list) else [values]
+            arguments[name] = (
+                [typed] if param.is_flag else [word for value in values for word in (typed, value)]
+            )
+    return arguments
+
+
+def _add_options(cls: type) -> options.Decorator:
+    """A decorator that adds the options of *cls*, without those of its base classes."""
+    own = [each for each in fields(cls) if not each.inherited and _DECLARE in each.metadata]
+    return options.combine(*(each.metadata[_DECLARE](each) for each in own))
+
+
+run_options: Final = _add_options(_RunOptions)
+rotation_options: Final = options.combine(_add_options(_InputOptions), run_options)
+journal_options: Final = _add_options(RotateOptions)

@@ -4,12 +4,9 @@ import asyncio
 import logging
 import os
 import shlex
-import signal
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import define
@@ -17,10 +14,17 @@ from attrs import define
 from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.job import Job
-from postpress_async._cli.output import counted, moment, report_file_limit_once, write_stderr
-from postpress_async._cli.progress import Progress, Sender
+from postpress_async._cli.progress import ProgressStats, Sender, shown
 from postpress_async._cli.sandbox import first_addresses
 from postpress_async._cli.secret_input import read_key
+from postpress_async._cli.terminal import (
+    counted,
+    import_extra,
+    moment,
+    on_interrupt,
+    report_file_limit_once,
+    write_stderr,
+)
 from postpress_async.errors import RotationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
@@ -62,7 +66,7 @@ async def run_job(job: Job, events: EventStream) -> int:
         if options.cluster is None:
             sender = PostPressSession(key, **settings)
         else:
-            cluster = import_cluster()
+            cluster = import_extra("cluster", "a cluster", "distributed")
             _silence_dask()
             certificates = options.certificates
             sender = cluster.Cluster(options.cluster, api_key=key, certificates=certificates, **settings)
@@ -98,16 +102,6 @@ async def run_job(job: Job, events: EventStream) -> int:
     return code
 
 
-def import_cluster() -> ModuleType:
-    """Import `postpress_async.cluster`; raise `click.UsageError` if its extra is not installed."""
-    try:
-        return import_module("postpress_async.cluster")
-    except ImportError as error:
-        raise click.UsageError(
-            f"a cluster requires {error.name}: pip install 'postpress-async[distributed]'"
-        ) from None
-
-
 def _silence_dask() -> None:
     """Turn off Dask's log messages about lost workers. The cluster reports those that matter."""
     for name in tuple(logging.root.manager.loggerDict):
@@ -117,49 +111,75 @@ def _silence_dask() -> None:
 
 @define
 class _Stop:
-    """Why the run stopped early."""
+    """Stops a rotation at a signal or after a time, and cancels it at the second signal."""
 
+    rotation: Rotation
+    task: asyncio.Task[Any]
     interrupted: bool = False  # by a signal
     immediate: bool = False  # by a second signal, which cancels the requests in flight
     timed_out: bool = False
 
+    def interrupt(self) -> None:
+        if self.immediate:
+            return  # already cancelled; another cancellation would prevent the summary
+        if self.interrupted:
+            self.immediate = True
+            self.task.cancel()
+            return
+        self.interrupted = True
+        self.rotation.stop()
+        write_stderr("stopping: waiting for the requests in flight. Press Ctrl-C again to stop at once")
+
+    def time_out(self) -> None:
+        self.timed_out = True
+        self.rotation.stop()
+        write_stderr("stopping: --max-duration has passed; waiting for the requests in flight")
+
 
 async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream) -> _Stop:
-    stop = _Stop()
+    task, seconds = asyncio.current_task(), job.options.max_duration
+    assert task is not None  # noqa: S101 - a coroutine runs in a task
+    stop = _Stop(rotation, task)
+    timer = None if seconds is None else task.get_loop().call_later(seconds, stop.time_out)
     try:
-        with _interruptible(rotation, stop, job.options.max_duration):
+        with on_interrupt(stop.interrupt):
             async with rotation:
                 if rotation.input_edit is not None:
                     events.say(f"the input was edited since the last run: {rotation.input_edit}")
                 if rotation.completed_at is not None:
                     events.say(f"nothing was sent: {_why_complete(job, rotation)}")
-                events.begun(job, rotation.summary)
-                if (
-                    rotation.next_run_at is not None
-                ):  # the counts are those of the latest run, perhaps of --on
+                resumed = rotation.summary.resumed
+                events.write("begun", total=job.total, resumed=resumed, journal=job.journal)
+                if rotation.next_run_at is None:
+                    await _send(job, sender, rotation, events)
+                else:  # the counts are those of the latest run, perhaps of --on
                     await rotation.run()
-                    return stop
-                with Progress(job.total, rotation, sender) as progress:
-                    canary_passed = False
-                    async for outcome in rotation:
-                        progress.update(outcome)
-                        events.settled(outcome)
-                        if rotation.summary.canary_passed and not canary_passed:
-                            canary_passed = True
-                            events.canary_passed(job.options.canary)
-                        if events.is_closed and not rotation.summary.stopped:
-                            rotation.stop()
     except RotationError as error:
         if not rotation.summary.attempts:
             raise
         events.ended(rotation.summary, exit_codes.HALTED, job.journal)
         raise _HaltedError(str(error)) from None
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine runs in a task
         if not stop.immediate or task.uncancel():
             raise
+    finally:
+        if timer is not None:
+            timer.cancel()
     return stop
+
+
+async def _send(job: Job, sender: Sender, rotation: Rotation, events: EventStream) -> None:
+    stats, canary_passed = ProgressStats(job.total, rotation, sender), False
+    with shown(stats):
+        async for outcome in rotation:
+            stats.add(outcome)
+            events.settled(outcome)
+            if rotation.summary.canary_passed and not canary_passed:
+                canary_passed, accounts = True, job.options.canary
+                events.write("canary_passed", accounts=accounts)
+                write_stderr(f"the canary of {counted(accounts, 'account')} passed: the others follow")
+            if events.is_closed and not rotation.summary.stopped:
+                rotation.stop()
 
 
 def _why_complete(job: Job, rotation: Rotation) -> str:
@@ -182,41 +202,6 @@ def _why_complete(job: Job, rotation: Rotation) -> str:
 
 class _HaltedError(click.ClickException):
     exit_code = exit_codes.HALTED
-
-
-@contextmanager
-def _interruptible(rotation: Rotation, stop: _Stop, seconds: float | None) -> Iterator[None]:
-    """Stop the rotation at the first SIGINT or SIGTERM, or after *seconds*; cancel it at the second."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine runs in a task
-
-    def interrupt() -> None:
-        if stop.immediate:
-            return  # already cancelled; another cancellation would prevent the summary
-        if stop.interrupted:
-            stop.immediate = True
-            task.cancel()
-            return
-        stop.interrupted = True
-        rotation.stop()
-        write_stderr("stopping: waiting for the requests in flight. Press Ctrl-C again to stop at once")
-
-    def time_out() -> None:
-        stop.timed_out = True
-        rotation.stop()
-        write_stderr("stopping: --max-duration has passed; waiting for the requests in flight")
-
-    timer = None if seconds is None else loop.call_later(seconds, time_out)
-    signals: Final = (signal.SIGINT, signal.SIGTERM)
-    for number in signals:
-        loop.add_signal_handler(number, interrupt)
-    try:
-        yield
-    finally:
-        if timer is not None:
-            timer.cancel()
-        for number in signals:
-            loop.remove_signal_handler(number)
 
 
 def _summarize(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream) -> None:
@@ -251,16 +236,11 @@ def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream
             f"dashboard: `postpress-async export {shlex.quote(job.journal)} --state unknown` lists them. To "
             "send them again, give a longer --key-lifetime"
         )
+    is_incomplete = unknown > reported + expired or summary.states[State.SKIPPED] > summary.refused
     if summary.halted:
         yield f"halted: {summary.halted}"
         yield f"fix the cause, then run the same command again: {job.options.command}"
-    elif (
-        stop.interrupted
-        or stop.timed_out
-        or events.is_closed
-        or unknown > reported + expired
-        or summary.states[State.SKIPPED] > summary.refused
-    ):
+    elif stop.interrupted or stop.timed_out or events.is_closed or is_incomplete:
         yield "to continue, run the same command again"
     elif summary.refused:
         rows = counted(summary.refused, "invalid row")

@@ -2,28 +2,22 @@
 
 import asyncio
 import json
-import signal
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from itertools import islice
 
 import click
 
-from postpress_async._cli import options
-from postpress_async._cli.command import Command, option
-from postpress_async._cli.output import report_file_limit_once
+from postpress_async._cli.options import COUNT_OR_ZERO, FILE, Command, option, random_faults
+from postpress_async._cli.terminal import on_interrupt, report_file_limit_once
 from postpress_async.rotation import PooledProxy, ProxyPool
 from postpress_async.sandbox import Profile, Sandbox
 from postpress_async.sandbox._sandbox import API_KEY
 
 
 @click.command(cls=Command, short_help="Run the sandbox, a local fake of the API.")
-@option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    help="TCP port to listen on. 0: any free port.",
-)
-@options.random_faults()
+@option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port to listen on. 0: any free port.")
+@random_faults()
 @option(
     "--latency",
     metavar="SECONDS",
@@ -37,11 +31,10 @@ from postpress_async.sandbox._sandbox import API_KEY
     help="Maximum number of requests per second; excess ones get a 429 Too Many Requests. No limit by "
     "default.",
 )
-@option("--pool", type=options.FILE, metavar="FILE", help="List of proxies, for --dead-proxies.")
+@option("--pool", type=FILE, help="List of proxies, for --dead-proxies.")
 @option(
     "--dead-proxies",
-    metavar="N",
-    type=click.IntRange(0),
+    type=COUNT_OR_ZERO,
     default=0,
     help="Number of proxies, from the start of --pool, that fail.",
 )
@@ -78,18 +71,14 @@ def first_addresses(pool: Iterable[PooledProxy], count: int) -> frozenset[str]:
 
 async def _serve(server: Sandbox, port: int) -> None:
     interrupted = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    report_file_limit_once(loop)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupted.set)
-    try:
-        await server.__aenter__()
-    except OSError as error:
-        message = f"the sandbox cannot listen on port {port} ({error.strerror}); choose another port"
-        raise click.ClickException(message) from None
-    try:
+    report_file_limit_once(asyncio.get_running_loop())
+    async with AsyncExitStack() as stack:
+        stack.enter_context(on_interrupt(interrupted.set))
+        try:
+            await stack.enter_async_context(server)
+        except OSError as error:
+            message = f"the sandbox cannot listen on port {port} ({error.strerror}); choose another port"
+            raise click.ClickException(message) from None
         click.echo(f"export POSTPRESS_BASE_URL={server.url} POSTPRESS_API_KEY={API_KEY}")
         await interrupted.wait()
-    finally:
-        await server.__aexit__(None, None, None)
     click.echo(json.dumps(server.record.as_dict(), indent=2))

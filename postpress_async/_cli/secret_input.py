@@ -47,11 +47,7 @@ def refuse_secrets(arguments: Iterable[str]) -> None:
 
 def read_secret_file(path: str, content: str) -> Secret:
     """
-    Read a secret from the only line of a file.
-
-    Args:
-        path: The file, or ``-`` for standard input.
-        content: What the file should contain, such as ``the API key``, for error messages.
+    Read *content*, such as ``the API key``, from the only line of a file; ``-`` is standard input.
 
     Raises:
         ConfigurationError: The file cannot be read, or does not contain exactly one word.

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import click
 
-from postpress_async._cli.command import Command, option
-from postpress_async._cli.output import counted, moment
+from postpress_async._cli.options import Command, option
+from postpress_async._cli.terminal import aligned, by_state, counted, moment
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._statistics import (
@@ -21,14 +21,6 @@ from postpress_async.rotation.journal._statistics import (
 from postpress_async.rotation.journal._times import duration, instant
 
 _LISTED: Final = 12  # error types on a terminal; --json and the report list more
-
-_DESCRIPTIONS: Final = {
-    Stage.UNDER_WAY: "a run is in progress",
-    Stage.DIED: "the last run was killed, or its machine stopped",
-    Stage.HALTED: "the last run halted",
-    Stage.STOPPED: "the last run was stopped before all accounts were sent",
-    Stage.ENDED: "the run has ended",
-}
 
 
 @click.command(cls=Command, short_help="Show the progress of a rotation and what to do next.")
@@ -57,12 +49,11 @@ def status(journal: str, as_json: bool) -> None:
 
 
 def _lines(journal: str, numbers: Statistics) -> Iterator[str]:
-    reason = f": {numbers.halted}" if numbers.halted else ""
-    yield f"{journal}: {_DESCRIPTIONS[numbers.stage]}{reason}"
+    yield f"{journal}: {numbers.summary}"
     if numbers.selection is not None:
         yield f"  {numbers.selection}"
     yield f"  {_progress(numbers)}"
-    yield f"  {', '.join(_counts(numbers)) or 'no account is completed yet'}"
+    yield f"  {by_state(numbers.states) or 'no account is completed yet'}"
     if numbers.maybe_sent != 0:
         known = numbers.maybe_sent is not None
         accounts = f"up to {counted(numbers.maybe_sent or 0, 'more account')}" if known else "more accounts"
@@ -70,15 +61,14 @@ def _lines(journal: str, numbers: Statistics) -> Iterator[str]:
     yield from (f"  {line}" for line in _pace(numbers))
     if numbers.errors:
         yield ""
-        rows = [("accounts", "scope", "error")]
+        rows = [("  accounts", "scope", "error")]
         rows += [
-            (f"{error.accounts:,}", error.scope or "-", error.error_type)
+            (f"{error.accounts:>10,}", error.scope or "-", error.error_type)
             for error in numbers.errors[:_LISTED]
         ]
         if more := numbers.more_errors + sum(error.accounts for error in numbers.errors[_LISTED:]):
-            rows.append((f"{more:,}", "", "others"))
-        width = max(len(scope) for _, scope, _ in rows)
-        yield from (f"  {accounts:>10}  {scope:{width}}  {error}" for accounts, scope, error in rows)
+            rows.append((f"{more:>10,}", "", "others"))
+        yield from (f"  {line}" for line in aligned(rows))
     yield ""
     yield f"next: {advice(journal, numbers)}"
 
@@ -89,10 +79,6 @@ def _progress(numbers: Statistics) -> str:
     share = numbers.settled / numbers.accounts if numbers.accounts else 1.0
     # Rounded down, so that 100% means all.
     return f"{numbers.settled:,} of {numbers.accounts:,} completed ({int(share * 1000) / 10:.1f}%)"
-
-
-def _counts(numbers: Statistics) -> list[str]:
-    return [f"{numbers.states[state]:,} {state}" for state in State if numbers.states[state]]
 
 
 def _pace(numbers: Statistics) -> Iterator[str]:

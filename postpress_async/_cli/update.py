@@ -3,16 +3,16 @@
 import asyncio
 import os
 import shlex
-from collections.abc import Callable
 from functools import partial
 from typing import Final, Literal
 
 import click
 
 from postpress_async._call.idempotency import FixedKey, FreshKeys, KeyGenerator, Keys, check_key
-from postpress_async._cli import exit_codes, options
-from postpress_async._cli.command import Command, option
+from postpress_async._cli import exit_codes
+from postpress_async._cli.options import Command, connection, option
 from postpress_async._cli.secret_input import EXPOSED_PROXY, read_key, read_secret_file
+from postpress_async._cli.terminal import counted
 from postpress_async.errors import Applied, PostPressError, Scope
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.session import PostPressSession
@@ -43,7 +43,7 @@ _assignment: Final = partial(option, group="Proxy assignment")
     metavar="IP",
     help="Order a managed proxy (one that PostPress provides) in the country of this IPv4 address.",
 )
-@options.connection
+@connection
 @option(
     "--idempotency-key",
     group="Connection",
@@ -54,16 +54,13 @@ _assignment: Final = partial(option, group="Proxy assignment")
 )
 def update(
     account_id: str,
-    proxy: str | None,
-    proxy_file: str | None,
-    country: str | None,
-    ip: str | None,
     idempotency_key: str | None,
+    no_idempotency: bool,
     api_key_file: str | None,
     base_url: str | None,
     transport: Literal["session", "lean"],
     trust_env: bool,
-    no_idempotency: bool,
+    **proxy: str | None,
 ) -> int:
     """
     Give one account a new proxy.
@@ -73,49 +70,47 @@ def update(
 
       postpress-async update acc_01HXYZ --country US
     """
-    change = _change(proxy, proxy_file, country, ip)
+    change = _change(**proxy)
+    keys: Keys = FreshKeys(KeyGenerator())
     if idempotency_key is not None:
         if no_idempotency:
             raise click.UsageError("--idempotency-key cannot be combined with --no-idempotency")
         check_key(idempotency_key)
-    has_own_key = idempotency_key is not None
-    keys: Keys = FixedKey(idempotency_key) if has_own_key or no_idempotency else FreshKeys(KeyGenerator())
+    if idempotency_key is not None or no_idempotency:
+        keys = FixedKey(idempotency_key)
     key = read_key(api_key_file)
-    open_session = partial(PostPressSession, key, base_url=base_url, transport=transport, trust_env=trust_env)
-    return asyncio.run(_update(open_session, account_id, change, keys, has_own_key=has_own_key))
+
+    async def send() -> int:
+        async with PostPressSession(
+            key, base_url=base_url, transport=transport, trust_env=trust_env
+        ) as session:
+            return await _update(session, account_id, change, keys)
+
+    return asyncio.run(send())
 
 
-async def _update(
-    open_session: Callable[[], PostPressSession],
-    account_id: str,
-    change: ProxyChange,
-    keys: Keys,
-    *,
-    has_own_key: bool,
-) -> int:
-    async with open_session() as session:
-        try:
-            result = await session._run_call(account_id, change, keys)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        except PostPressError as error:
-            click.echo(f"postpress-async: {error}", err=True)
-            # An earlier command with the user's own key may have applied the change.
-            if error.applied is Applied.UNKNOWN or has_own_key:
-                _suggest_key(keys)
-            return exit_codes.KEY_REFUSED if error.scope is Scope.KEY else exit_codes.SOME_LEFT
-        except asyncio.CancelledError:
-            click.echo(f"postpress-async: {account_id}: the change may have been applied.", err=True)
+async def _update(session: PostPressSession, account_id: str, change: ProxyChange, keys: Keys) -> int:
+    try:
+        result = await session._run_call(account_id, change, keys)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    except PostPressError as error:
+        click.echo(f"postpress-async: {error}", err=True)
+        # An earlier command with the user's own key may have applied the change.
+        if error.applied is Applied.UNKNOWN or isinstance(keys, FixedKey):
             _suggest_key(keys)
-            raise
-    attempts = len(result.attempts)
-    click.echo(f"{result.account_id} patched, in {attempts} attempt{'s' if attempts > 1 else ''}")
+        return exit_codes.KEY_REFUSED if error.scope is Scope.KEY else exit_codes.SOME_LEFT
+    except asyncio.CancelledError:
+        click.echo(f"postpress-async: {account_id}: the change may have been applied.", err=True)
+        _suggest_key(keys)
+        raise
+    attempts = counted(len(result.attempts), "attempt")
+    click.echo(f"{result.account_id} patched, in {attempts}")
     return exit_codes.ALL_PATCHED
 
 
 def _suggest_key(keys: Keys) -> None:
-    if keys.current is None:
-        return
-    advice = "To get the outcome without applying the change twice, run the same command with:"
-    click.echo(f"{advice} --idempotency-key {shlex.quote(keys.current)}", err=True)
+    if keys.current is not None:
+        advice = "To get the outcome without applying the change twice, run the same command with:"
+        click.echo(f"{advice} --idempotency-key {shlex.quote(keys.current)}", err=True)
 
 
 def _change(proxy: str | None, proxy_file: str | None, country: str | None, ip: str | None) -> ProxyChange:

@@ -65,7 +65,7 @@ async def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(folder, sand
     assert lines[2] == "nothing was sent; the first requests would be:"
     body = '{"proxy": {"host": "p000.example.net", "port": 8080, "username": "user0", "password": "***"}}'
     assert lines[3] == f"  PATCH {sandbox.url}/accounts/acc_000000 {body}"
-    assert lines[6] == "at --rate 2 it would take 8 min without retries"
+    assert lines[6] == "at --rate 2 it would take 8 min 20 s without retries"
     assert len(lines) == 7
     assert "hunter2" not in done.stdout
     assert sandbox.record.requests == 0

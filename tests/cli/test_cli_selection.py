@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.support.command_line import JOURNAL, arun, write_fleet
+from tests.support.journals import change
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +94,17 @@ async def test_history_shows_one_run(night, sandbox) -> None:
     assert account.startswith("run 2: ")
     assert account.count("\n") == 1
     assert (missing.returncode, "has no run 3" in missing.stderr) == (2, True)
+
+
+async def test_history_of_one_run_does_not_read_the_others(night, sandbox) -> None:
+    """An old run of which something is damaged kept all others from being listed."""
+    await arun(sandbox, "rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.1")
+    change(night / JOURNAL, "UPDATE runs SET counts = 'damaged' WHERE id = 1")
+
+    first, second = [await arun(sandbox, "history", JOURNAL, "--run", number) for number in (1, 2)]
+
+    assert (first.returncode, second.returncode) == (2, 0), second.stderr
+    assert second.stdout.startswith("run 2: ")
 
 
 async def test_a_dry_run_says_when_the_next_run_is_due(night, sandbox) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from postpress_async._cli.output import report_file_limit_once
+from postpress_async._cli.terminal import report_file_limit_once
 from postpress_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.slow

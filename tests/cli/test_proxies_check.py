@@ -21,6 +21,7 @@ import trustme
 from aiohttp import web
 
 from postpress_async.rotation import ProxyPool
+from postpress_async.rotation._pool._proxy_list import read_lists
 from tests.support.command_line import run
 from tests.support.fake_proxies import closed_port, http_proxy, reset, serve, silent, socks_proxy, web_server
 from tests.support.real_proxies import PASSWORD, USER, dante, microsocks, requires, squid, tinyproxy
@@ -238,6 +239,26 @@ async def test_written_list_has_what_works_unchanged(folder) -> None:
     assert after == [before[0], *before[2:]]
     assert stat.S_IMODE(os.stat("working.csv").st_mode) == 0o600
     assert "written: working.csv (3 proxies with their passwords)\n" in done.stderr
+
+
+async def test_written_list_keeps_the_tags_of_its_proxies(folder) -> None:
+    """The column of --pool-by was dropped, so the list that was written could not be used like the other."""
+    async with serve(http_proxy()) as port, serve(silent) as target:
+        path = write_list(
+            f"country;host;port;note\nus;127.0.0.1;{port};first\nde;127.0.0.1;{closed_port()};\nfr;localhost;{port};"
+        )
+        (folder / "plain.txt").write_text(f"http://{USER}:{PASSWORD}@127.0.0.1:{port}\n")
+        done = await check(path, "plain.txt", "--write", "working.csv", target=target)
+
+    assert (folder / "working.csv").read_text() == (
+        "host,port,protocol,username,password,country,note\n"
+        f"127.0.0.1,{port},,,,us,first\n"
+        f"localhost,{port},,,,fr,\n"
+        f"127.0.0.1,{port},http,{USER},{PASSWORD},,\n"
+    )
+    lists = read_lists([(None, "working.csv")], by="country", skip_bad=True)
+    assert [entry.tag for entry in lists.proxies] == ["US", "FR"]
+    assert done.stderr.startswith("proxies.txt: 2 columns are not used: 'country', 'note'\n")
 
 
 async def test_existing_file_is_not_overwritten(folder) -> None:

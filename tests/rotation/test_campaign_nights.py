@@ -104,7 +104,7 @@ def test_a_history_without_a_run_is_noticed(
     finished: tuple[Case, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     history = import_module("postpress_async._cli.history")
-    monkeypatch.setattr(history, "runs_of", lambda view: runs_of(view)[1:])
+    monkeypatch.setattr(history, "runs_of", lambda view, run: runs_of(view, run)[1:])
 
     assert "history lists other runs" in {finding.kind for finding in audit(*finished)}
 

@@ -10,7 +10,7 @@ import csv
 import ipaddress
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Self, TypeAlias
 
@@ -35,6 +35,7 @@ class ListedProxy:
     line: int  # from 1, counting comments and blank lines
     proxy: CustomProxy
     tag: Tag = None  # of its pool; None if there is only one
+    others: Mapping[str, str] = field(factory=dict)  # its cells in the columns that are not used
 
 
 @frozen
@@ -100,14 +101,16 @@ class ProxyLists:
                 if table is not None:
                     continue
             try:
-                # Do not strip the row of a table, because a password may end in a space.
-                proxy, row_tag = table.read_row(line.rstrip("\r\n")) if table else (read_proxy(text), None)
+                if table is None:
+                    entry = ListedProxy(number, read_proxy(text), tag)
+                else:  # do not strip the row, because a password may end in a space
+                    proxy, row_tag, others = table.read_row(line.rstrip("\r\n"))
+                    entry = ListedProxy(number, proxy, tag or row_tag, others)
             except FieldError as error:
                 refusal = RefusedLine(number, error.field, error.reason, error.advice, source=source)
                 self.refused.append(refusal)
                 continue
-            entry = ListedProxy(number, proxy, tag or row_tag)
-            first = self._first.setdefault(identity(proxy), (source, entry))
+            first = self._first.setdefault(identity(entry.proxy), (source, entry))
             if first[1] is entry:
                 self.proxies.append(entry)
             else:
@@ -171,6 +174,7 @@ class _Table:
     """The header of a CSV list, and the parser of its rows."""
 
     columns: list[str | None]  # "proxy", one of `PARTS`, `by`, or None if it is not used
+    names: list[str]
     ignored: tuple[str, ...]  # printable names of the unused columns
     delimiter: str
     by: str | None  # the column with the tags of the proxies
@@ -190,10 +194,16 @@ class _Table:
         if tags is not None:
             columns[tags] = by
         unused = (name for name, column in zip(names, columns, strict=True) if name and column is None)
-        return cls(columns, tuple(map(printable_name, unused)), delimiter, None if tags is None else by)
+        return cls(
+            columns, names, tuple(map(printable_name, unused)), delimiter, None if tags is None else by
+        )
 
-    def read_row(self, text: str) -> tuple[CustomProxy, Tag]:
-        """Parse a row, which is always one line: no field of a proxy can contain a line break."""
+    def read_row(self, text: str) -> tuple[CustomProxy, Tag, dict[str, str]]:
+        """
+        Parse a row into the proxy, its tag, and its cells in unused columns.
+
+        A row is always one line: no field of a proxy can contain a line break.
+        """
         try:
             cells = next(csv.reader([text], delimiter=self.delimiter, strict=True))
         except csv.Error:
@@ -205,6 +215,10 @@ class _Table:
             raise FieldError(None, "more cells than columns", "quote cells that contain a comma")
         # Not strict, because a row may omit empty cells at its end.
         row = {name: cell for name, cell in zip(self.columns, cells, strict=False) if name}
+        unused = (
+            name if column is None else "" for name, column in zip(self.names, self.columns, strict=True)
+        )
+        others = {name: cell for name, cell in zip(unused, cells, strict=False) if name}
         tag = as_tag(row.get(self.by, "")) if self.by else None
         if tag == "":
             raise FieldError(self.by, f"{self.by} missing", "it must have the tag of the proxy's pool")
@@ -214,8 +228,10 @@ class _Table:
         password = row.get("password", "")
         password = "" if password.isspace() else password
         if not proxy:
-            return custom_proxy(without_brackets(host), read_port(port), username, password, protocol), tag
-        if host or port or protocol or username or password:
+            found = custom_proxy(without_brackets(host), read_port(port), username, password, protocol)
+        elif host or port or protocol or username or password:
             advice = "use either the column proxy or host, port and the rest"
             raise FieldError(None, "proxy given twice", advice)
-        return read_proxy(proxy), tag
+        else:
+            found = read_proxy(proxy)
+        return found, tag, others

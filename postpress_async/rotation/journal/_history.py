@@ -19,12 +19,12 @@ from postpress_async.rotation.journal._reading import JournalReader
 
 _RUNS: Final = """
     SELECT id, began, ended, state, selection, halted, total, starts, command, counts FROM runs
-    WHERE began NOT NULL ORDER BY id
+    WHERE began NOT NULL AND id = coalesce(?, id) ORDER BY id
 """
 _COUNTS: Final = "SELECT state, count(*), sum(attempts) FROM outcomes WHERE run = ? GROUP BY state"
 _CHANGES: Final = """
     SELECT run, settled_at, state, assignment, attempts, error_type, applied FROM outcomes
-    WHERE account_id = ? ORDER BY run
+    WHERE account_id = ? AND run = coalesce(?, run) ORDER BY run
 """
 _ASSIGNED: Final = """
     SELECT ordinal, line, account_id, assignment, state, settled_at FROM outcomes
@@ -87,8 +87,8 @@ class Assigned(NamedTuple):  # made three times as fast as a class of attrs
     settled_at: float
 
 
-def runs_of(view: JournalReader) -> list[Run]:
-    """All runs that the journal keeps, oldest first."""
+def runs_of(view: JournalReader, run: int | None = None) -> list[Run]:
+    """The runs that the journal keeps, oldest first; or only number *run*."""
     is_written = view.is_written()
 
     def convert(rows: list[Any]) -> list[Run]:
@@ -114,7 +114,7 @@ def runs_of(view: JournalReader) -> list[Run]:
             )
         return runs
 
-    return view.read(convert, _RUNS)
+    return view.read(convert, _RUNS, run)
 
 
 def _start(view: JournalReader, entry: dict[str, Any]) -> Start:
@@ -122,8 +122,8 @@ def _start(view: JournalReader, entry: dict[str, Any]) -> Start:
     return Start(began=float(entry["began"]), **{name: view.text(entry.get(name)) for name in names})
 
 
-def changes_of(view: JournalReader, account_id: str) -> list[AccountChange]:
-    """What each run did to the account, oldest first."""
+def changes_of(view: JournalReader, account_id: str, run: int | None = None) -> list[AccountChange]:
+    """What each run, or only number *run*, did to the account, oldest first."""
 
     def convert(rows: list[Any]) -> list[AccountChange]:
         return [
@@ -133,7 +133,7 @@ def changes_of(view: JournalReader, account_id: str) -> list[AccountChange]:
             for run, settled_at, state, assignment, *rest in rows
         ]
 
-    return view.read(convert, _CHANGES, account_id)
+    return view.read(convert, _CHANGES, account_id, run)
 
 
 def assignments_of(

@@ -1,6 +1,7 @@
 """Checks a journal before a run opens it. Nothing is written to the file or beside it."""
 
 import os
+import sqlite3
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -38,9 +39,9 @@ class Progress:
     done: int = 0  # accounts that the run would leave as they are
     check: InputCheck | None = None  # the comparison of its input with that of earlier runs; None without any
     ordinals: bytes = b""  # a byte for each ordinal, 1 if its account is done; empty if the input was edited
-    accounts: Mapping[str, int] = Factory(
-        dict
-    )  # number of accounts that are done, by the label of their proxy
+    # Number of accounts that are done, by the label of their proxy.
+    accounts: Mapping[str, int] = Factory(dict)
+    quarantines: Mapping[str, tuple[float, float | None]] = Factory(dict)  # as `Journal.quarantines` has them
 
 
 def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress:
@@ -59,8 +60,9 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
             add_views(connection)
             refuse_lost_log(path)
             comparison = check(path, connection, request)
+            quarantines = _quarantines(connection, comparison)
             if comparison.starts_run:
-                return Progress(check=comparison)
+                return Progress(check=comparison, quarantines=quarantines)
             done = done_condition(request.on_unknown, request.on_failed)
             rows = f"FROM latest WHERE {done} AND {comparison.of_input}"
             [(count,)] = connection.execute(f"SELECT count(*) {rows}")
@@ -82,11 +84,27 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
                 ordinals[:below] = b"\1" * below
             if comparison.difference is not None:
                 ordinals.clear()
-            return Progress(count, comparison, bytes(ordinals), dict(accounts))
+            return Progress(count, comparison, bytes(ordinals), dict(accounts), quarantines)
         except DAMAGE as error:
             raise damage_error(path, error) from None
         except OSError as error:
             raise JournalError(f"{path} cannot be read ({error.strerror}): name another journal") from None
+
+
+def _quarantines(
+    connection: sqlite3.Connection, comparison: InputCheck
+) -> dict[str, tuple[float, float | None]]:
+    columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(proxies)")}
+    if not columns:  # a journal of an early version
+        return {}
+    recorded = read_run(connection).get("pool")
+    # A run with another pool probes its proxies at once.
+    is_same_pool = comparison.facts.get("pool", recorded) == recorded
+    probe_at = "NULL" if "probe_at" not in columns else "probe_at" if is_same_pool else "quarantined_at"
+    rows = connection.execute(
+        f"SELECT label, quarantined_at, {probe_at} FROM proxies WHERE quarantined_at NOT NULL"
+    )
+    return {label: (began, until) for label, began, until in rows}
 
 
 def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:

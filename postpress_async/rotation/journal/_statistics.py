@@ -56,6 +56,15 @@ class Stage(StrEnum):
     ENDED = "ended"
 
 
+_SUMMARIES: Final = {
+    Stage.UNDER_WAY: "a run is in progress",
+    Stage.DIED: "the last run was killed, or its machine stopped",
+    Stage.HALTED: "the last run halted",
+    Stage.STOPPED: "the last run was stopped before all accounts were sent",
+    Stage.ENDED: "the run has ended",
+}
+
+
 @frozen
 class ErrorCount:
     """How many accounts ended with an error type and scope (None if the journal has no scope for it)."""
@@ -91,6 +100,12 @@ class Statistics:
     retry_command: str | None  # the one that sends its failed accounts again
     folder: str | None  # working directory of both
     leaves_unknown: bool  # whether the last run did not send accounts whose outcome was unknown
+
+    @property
+    def summary(self) -> str:
+        """How the last run ended, or that it has not, with the reason if it stopped by itself."""
+        reason = f": {self.halted}" if self.halted else ""
+        return f"{_SUMMARIES[self.stage]}{reason}"
 
     @property
     def accounts(self) -> int:

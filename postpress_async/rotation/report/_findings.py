@@ -35,62 +35,38 @@ class Bar:
 
 @frozen
 class Latency:
-    """
-    The distribution of the seconds per account, from the first attempt to the end, including backoff.
-
-    All values are rounded to three digits. A bucket has a lower edge, an upper edge and a number of accounts.
-    """
+    """The distribution of the seconds per account, including backoff, rounded to three digits."""
 
     p50: float
     p95: float
     longest: float
-    buckets: list[tuple[float, float, int]]
+    buckets: list[tuple[float, float, int]]  # lower edge, upper edge, accounts
 
 
 @frozen
 class ProxyCount:
-    """
-    The counts of one proxy.
-
-    Attributes:
-        accounts: Accounts that had it as their last proxy.
-        not_patched: Accounts among these that were not patched, for any reason.
-        failures: Accounts for which it failed; most of them then got another proxy from the pool.
-    """
+    """The counts of one proxy."""
 
     proxy: str
-    accounts: int
-    not_patched: int
-    failures: int
+    accounts: int  # that had it as their last proxy
+    not_patched: int  # of these, for any reason
+    failures: int  # accounts for which it failed; most of them then got another proxy from the pool
     quarantined: bool
 
 
 @frozen(kw_only=True)
 class Findings:
-    """
-    The content of the page.
-
-    Attributes:
-        numbers: The counts of the journal.
-        requests: Requests of all runs, except those that a killed run did not record.
-        bars: Accounts over time.
-        step: Width of a bar in seconds.
-        latency: None if nothing was sent.
-        proxies: Proxies by descending number of failures.
-        more_proxies: Number of further proxies with failures.
-        slowest: Accounts by descending duration.
-        not_patched: Number of accounts to list; the page may not have space for all of them.
-    """
+    """The content of the page."""
 
     numbers: Statistics
-    requests: int
-    bars: list[Bar]
-    step: float
-    latency: Latency | None
-    proxies: list[ProxyCount]
-    more_proxies: int
-    slowest: list[Outcome]
-    not_patched: int
+    requests: int  # of all runs, except those that a killed run did not record
+    bars: list[Bar]  # accounts over time
+    step: float  # width of a bar in seconds
+    latency: Latency | None  # None if nothing was sent
+    proxies: list[ProxyCount]  # by descending number of failures
+    more_proxies: int  # number of further proxies with failures
+    slowest: list[Outcome]  # by descending duration
+    not_patched: int  # number of accounts to list; the page may not have space for all of them
 
 
 _ELAPSED: Final = f"SELECT elapsed FROM latest WHERE {SENT} AND elapsed < 1e9"  # noqa: S608

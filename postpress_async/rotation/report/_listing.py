@@ -26,20 +26,12 @@ _LONGEST: Final = 300  # characters of a cell; do not trust the journal
 
 @frozen
 class Listing:
-    """
-    A table of accounts.
+    """A table of accounts."""
 
-    Attributes:
-        packed: A JSON list of blocks, each with a list per column of `COLUMNS`; gzipped and base64-encoded.
-        rows: Number of accounts.
-        first: The first accounts, which are shown even without scripts.
-        complete: Whether all accounts fit.
-    """
-
-    packed: str
+    packed: str  # a JSON list of blocks, each with a list per column of `COLUMNS`; gzip in base64
     rows: int
-    first: list[tuple[Any, ...]]
-    complete: bool
+    first: list[tuple[Any, ...]]  # which are shown even without scripts
+    complete: bool  # whether all accounts fit
 
 
 def pack(outcomes: Iterable[Outcome], *, shown: int, budget: int = BUDGET) -> Listing:
@@ -68,17 +60,18 @@ def pack(outcomes: Iterable[Outcome], *, shown: int, budget: int = BUDGET) -> Li
 def _row(outcome: Outcome) -> tuple[Any, ...]:
     return (
         outcome.line,
-        _cut(outcome.account_id),
+        cut(outcome.account_id),
         outcome.state.value,
-        _cut(outcome.error_type),
+        cut(outcome.error_type),
         outcome.attempts,
         round(outcome.elapsed, 2),
-        _cut(outcome.instance),
-        _cut(outcome.proxy),
+        cut(outcome.instance),
+        cut(outcome.proxy),
         outcome.status,
         round(outcome.settled_at, 1),
     )
 
 
-def _cut(text: str | None) -> str | None:
-    return text if text is None or len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+def cut(text: str | None, length: int = _LONGEST) -> str | None:
+    """*text* in at most *length* characters."""
+    return text if text is None or len(text) <= length else text[: length - 1] + "…"

@@ -19,13 +19,6 @@ from postpress_async.rotation.report._listing import COLUMNS, pack
 
 SHOWN: Final = 100
 """Accounts per page of the list, and the number shown without scripts."""
-_STATUS: Final = {
-    Stage.UNDER_WAY: "The run is still in progress; this page shows its state when it was written.",
-    Stage.DIED: "The last run was killed, or its machine stopped.",
-    Stage.HALTED: "The last run halted",
-    Stage.STOPPED: "The last run was stopped before all accounts were sent.",
-    Stage.ENDED: "The run has ended.",
-}
 
 
 def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
@@ -66,7 +59,7 @@ def _page(view: JournalReader, now: float) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"n": "{:,}".format, "clock": _clock, "date": _date, "duration": duration}
+    environment.filters |= {"n": "{:,}".format, "moment": _moment, "duration": duration}
     numbers = findings.numbers
     sources = f"style-src {_hash(style)}; script-src {_hash(script)}"
     return environment.from_string(_text("page.html")).render(
@@ -94,7 +87,9 @@ def _page(view: JournalReader, now: float) -> str:
 
 
 def _status(numbers: Statistics) -> str:
-    return f"{_STATUS[numbers.stage]}: {numbers.halted[:500]}." if numbers.halted else _STATUS[numbers.stage]
+    summary = numbers.summary[:500]
+    more = "; this page shows its state when it was written" if numbers.stage is Stage.UNDER_WAY else ""
+    return f"{summary[0].upper()}{summary[1:]}{more}."
 
 
 def _colour(numbers: Statistics) -> str:
@@ -120,9 +115,9 @@ def _facts(findings: Findings) -> Iterator[tuple[str, str]]:
     numbers = findings.numbers
     started = numbers.first if numbers.began is None else numbers.began
     if started is not None:
-        yield "started", f"{_date(started)} {_clock(started)}"
+        yield "started", _moment(started)
     if numbers.last is not None:
-        yield "last account", f"{_date(numbers.last)} {_clock(numbers.last)}"
+        yield "last account", _moment(numbers.last)
         yield "duration", duration(numbers.last - (started or numbers.last))
     if numbers.rate is not None:
         yield "accounts per second", f"{numbers.rate:,.1f}"
@@ -156,9 +151,5 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M:%S")
-
-
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

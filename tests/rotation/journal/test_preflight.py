@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import re
 import sqlite3
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -249,3 +251,27 @@ def test_dry_run_without_completed_accounts_does_not_mention_them(folder, run, m
     assert code == 0
     assert "settled" not in output
     assert files(folder) == before
+
+
+def test_a_dry_run_does_not_show_proxies_that_an_earlier_run_quarantined(folder, run) -> None:
+    """Its first request named a proxy that the real run leaves out."""
+    (folder / "fleet.csv").write_text("account_id\nacc_0\nacc_1\n")
+    (folder / "proxies.txt").write_text("p0.example:80\np1.example:80\n")
+    words = ("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--every", "0s")
+    run(*words)
+    now = time.time()
+    change(f"INSERT INTO proxies VALUES ('p0.example:80', 2, {now}, {now + 3600})")
+
+    _, same_list, _ = run(*words, "--dry-run")
+    (folder / "proxies.txt").write_text("p0.example:80:user:new\np0.example:80\np1.example:80\n")
+    _, edited_list, _ = run(*words, "--dry-run")
+
+    assert hosts(same_list) == ["p1.example", "p1.example"]
+    assert "p0.example" in hosts(edited_list), "a new list is probed at once"
+    assert run(*words)[0] == 0
+    assert hosts(run(*words, "--dry-run")[1])[0] == "p0.example", "it works again"
+
+
+def hosts(output: str) -> list[str]:
+    """The proxies in the requests that a dry run shows."""
+    return re.findall('"host": "([^"]+)"', output)

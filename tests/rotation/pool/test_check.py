@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from postpress_async._cli.proxies import make_checker
+from postpress_async._cli.terminal import import_extra
 from postpress_async.errors import ConfigurationError
 from postpress_async.models import CustomProxy, ProxyProtocol
 from postpress_async.rotation import PooledProxy
@@ -79,7 +79,7 @@ def test_missing_extra_is_reported(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "postpress_async.rotation._pool._check")
 
     with pytest.raises(ConfigurationError) as caught:
-        make_checker(target=URL("http://127.0.0.1:1"))
+        import_extra("rotation._pool._check", "checking proxies", "check")
     assert str(caught.value) == "checking proxies requires python_socks: pip install 'postpress-async[check]'"
 
 

@@ -1,21 +1,31 @@
-"""Output of the commands: files or standard output for data, standard error for messages."""
+"""What commands need to speak with their user: words, output, Ctrl-C, and messages about missing extras."""
 
 import asyncio
 import errno
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from importlib import import_module
+from types import ModuleType
 from typing import Any, BinaryIO, Final
 
-from postpress_async.errors import RotationError
+from postpress_async.errors import ConfigurationError, RotationError
+from postpress_async.rotation import State
 from postpress_async.rotation._atomic_write import atomic_write
 
 
 def counted(count: int, singular: str, plural: str = "") -> str:
     """*count* and the noun in singular or plural, such as ``1 account`` or ``1,000 accounts``."""
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
+
+
+def by_state(states: Counter[State]) -> str:
+    """The number of accounts in each state, such as ``90 patched, 10 failed``; empty without any."""
+    return ", ".join(f"{states[state]:,} {state}" for state in State if states[state])
 
 
 def listed(words: Sequence[str], most: int = 10) -> str:
@@ -71,6 +81,28 @@ def report_file_limit_once(loop: asyncio.AbstractEventLoop) -> None:
             loop.default_exception_handler(context)
 
     loop.set_exception_handler(handle)
+
+
+@contextmanager
+def on_interrupt(handler: Callable[[], object]) -> Iterator[None]:
+    """Call *handler* in the event loop at each SIGINT and SIGTERM during the block."""
+    loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def import_extra(module: str, purpose: str, extra: str) -> ModuleType:
+    """Import a module of this package that requires an extra; raise `ConfigurationError` without it."""
+    try:
+        return import_module(f"postpress_async.{module}")
+    except ImportError as error:
+        message = f"{purpose} requires {error.name}: pip install 'postpress-async[{extra}]'"
+        raise ConfigurationError(message) from None
 
 
 @contextmanager
