@@ -79,6 +79,7 @@ class _Call:
 @define(eq=False)
 class _Worker:
     address: str
+    process: str  # as `Shard.process`: another process at the same address is another worker
     last_seen: float = 0.0  # the scheduler's time of its last heartbeat
     heard_at: float = 0.0  # our time at which that last changed
     is_lost: bool = False  # gone or silent
@@ -124,7 +125,8 @@ class Coordinator:
         self._pace: Final[Pace] = settings["pace"]
         self._settings: Final = settings
         self._observer: Final = observer
-        self._workers: Final[dict[str, _Worker]] = {}
+        self._workers: Final[dict[str, _Worker]] = {}  # by process
+        self._usable: list[_Worker] = []  # at the last look
         self._waiting: Final[deque[_Call]] = deque()
         self._failed: Final = WeakKeyDictionary[PostPressError, tuple[int, "asyncio.Task[Any] | None"]]()
         self._numbers: Final = itertools.count(1)
@@ -242,21 +244,19 @@ class Coordinator:
 
     async def _carry_out(self, worker: _Worker, calls: list[_Call]) -> dict[int, Any]:
         """Have a shard carried out, and return the errors by number of the call."""
-        shard = remote.Shard.of(self.token, [call.pack() for call in calls])
+        shard = remote.Shard.of(self.token, worker.process, [call.pack() for call in calls])
         sent, found = True, dict[int, Any]()
         options = {"key": shard.key, "workers": [worker.address], "pure": False, "retries": 0}
         future = self._client.submit(remote.run_shard, shard, **options)
         try:
-            error = await future.exception()
-            if isinstance(error, PostPressError):  # which the task raises before it begins
-                sent, worker.problem = False, f"{worker.address}: {error}"
-            elif isinstance(error, Exception) and not isinstance(error, KilledWorker):
-                worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
-            elif error is None and any(call.has_failed or call.number in worker.calls for call in calls):
-                found = await future
+            failed = await future.exception()
+            if failed or any(call.has_failed or call.number in worker.calls for call in calls):
+                found = await future  # raises that exception
+        except PostPressError as error:  # which the task raises before it begins
+            sent, worker.problem = False, f"{worker.address}: {error}"
         except (CancelledError, KilledWorker, OSError):  # the worker or the scheduler is gone
-            pass
-        except Exception as error:  # the result cannot be unpickled, nor could it be next time
+            self._lose(worker)
+        except Exception as error:  # or the result cannot be unpickled, nor could it be next time
             worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
         finally:
             future.release()  # if it still runs, the worker cancels it
@@ -292,7 +292,7 @@ class Coordinator:
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take in the reports of a worker."""
-        if event["token"] != self.token or (worker := self._workers.get(event["worker"])) is None:
+        if event["token"] != self.token or (worker := self._workers.get(event["process"])) is None:
             return
         storing: dict[int, asyncio.Task[None]] = {}
         for kind, number, *values in pickle.loads(event["reports"]):  # noqa: S301 - of a worker
@@ -381,28 +381,27 @@ class Coordinator:
                 self._compare(identity["workers"], now)
             problems = [worker.problem for worker in self._workers.values() if not worker.is_lost]
             usable_at = now if None in problems else usable_at
-            again = "run the same command again"
             if now - answered_at > NO_SCHEDULER:
-                start = f"start it and its workers, and {again}"
-                self._abort(f"the cluster's scheduler does not respond any more: {start}")
+                self._abort("the cluster's scheduler does not respond any more: start it and its workers")
             elif all(problems) and (problems or now - usable_at > NO_WORKER):
                 problem = problems[-1] if problems else "no worker is connected"
-                self._abort(f"the cluster has no usable worker ({problem}): fix that, then {again}")
+                self._abort(f"the cluster has no usable worker ({problem}): fix that")
             await asyncio.sleep(LOOK_EVERY)
             if (elapsed := self._clock() - began) > 2 * TIMEOUT:  # this process was suspended
                 suspended += elapsed
 
     def _compare(self, found: dict[str, dict[str, Any]], now: float) -> None:
-        before = [worker for worker in self._workers.values() if worker.is_usable]
         for address, facts in found.items():
-            worker = self._workers.setdefault(address, _Worker(address))
+            worker = self._workers.setdefault(process := facts["local_directory"], _Worker(address, process))
             if worker.last_seen != facts["last_seen"]:
                 worker.last_seen, worker.heard_at, worker.is_lost = facts["last_seen"], now, False
             worker.speed, worker.ended = worker.ended / LOOK_EVERY, 0
+        processes = {facts["local_directory"] for facts in found.values()}
         for worker in self._workers.values():
-            if worker.address not in found or now - worker.heard_at > SILENT:
+            if worker.process not in processes or now - worker.heard_at > SILENT:
                 self._lose(worker)
-        if before != [worker for worker in self._workers.values() if worker.is_usable]:
+        before, self._usable = self._usable, [w for w in self._workers.values() if w.is_usable]
+        if before != self._usable:
             self._wake.set()
             if self._pace.rate is not None:
                 self._create_task(self._share_rate(self._pace.rate))
@@ -419,7 +418,7 @@ class Coordinator:
     async def _share_rate(self, rate: float) -> None:
         """Split the rate evenly. No share grows before others have shrunk."""
         async with self._sharing:
-            usable = [worker for worker in self._workers.values() if worker.is_usable]
+            usable = self._usable
             for worker in sorted(usable, key=lambda worker: worker.rate, reverse=True):
                 others = sum(other.rate for other in usable if other is not worker)
                 share = min(rate / len(usable), rate - others)
@@ -439,7 +438,7 @@ class Coordinator:
 
     def _abort(self, reason: str) -> None:
         """The rotation cannot go on, and its calls end now."""
-        self._engine.abort(errors.ClusterError(reason))
+        self._engine.abort(errors.ClusterError(f"{reason}, then run the same command again"))
         self._stopping = True
         self._lose(*self._workers.values())
 

@@ -175,9 +175,9 @@ def test_events_contain_nothing_of_a_row() -> None:
 
 def test_repr_of_a_shard_shows_nothing_of_a_row() -> None:
     """Dask logs it if the task fails."""
-    shard = _worker.Shard.of("token", [_worker.RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)])
+    shard = _worker.Shard.of("token", "process", [_worker.RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)])
 
-    assert repr(shard) == "Shard(token='token', key='token-1')"
+    assert repr(shard) == "Shard(token='token', process='process', key='token-1')"
     assert shard.calls() == [_worker.RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)]
 
 
@@ -337,6 +337,52 @@ def test_frozen_worker_is_lost_and_what_it_reports_later_is_ignored() -> None:
     assert sum(len(keys) == 2 for keys in dask.keys.values()) <= 2 * (2 * 20 + 50)
     assert all(len(set(keys)) == 1 for keys in dask.keys.values())
     assert {len(keys) for keys in dask.keys.values()} == {1, 2}
+
+
+@pytest.mark.parametrize("change", [US, OWN], ids=["managed", "custom"])
+def test_worker_that_restarts_at_its_address_sends_nothing_of_its_predecessor(change: ProxyChange) -> None:
+    """The scheduler gives it the same shards, some calls of which were reported."""
+    completed: set[str] = set()
+
+    def on_event(event: events.Event) -> None:
+        if isinstance(event, events.AccountSettled):
+            completed.add(event.account_id)
+
+    async def main() -> tuple[FakeDask, set[str]]:
+        dask = FakeDask("w1")
+        async with rotation_of(dask, accounts(300, change), on_event=on_event) as rotation:
+            await wait_until(lambda: rotation.summary.patched >= 130)
+            before = completed.copy()
+            dask.kill("w1", restarts=True)
+            await rotation.run()
+        assert rotation.summary.patched == rotation.summary.attempts == 300
+        return dask, before
+
+    dask, before = run(main())
+    twice = {account: keys for account, keys in dask.keys.items() if len(keys) == 2}
+
+    assert before & twice.keys() == set()
+    assert 0 < len(twice) <= 20 + 20  # in flight, and not reported yet
+    assert {len(keys) for keys in dask.keys.values()} == {1, 2}
+    assert {len(set(keys)) for keys in twice.values()} == {1 if change is US else 2}
+
+
+def test_account_is_in_doubt_if_its_worker_restarts_without_an_api_key() -> None:
+    """The worker that reports that it sends nothing is not the one that may have sent the account."""
+
+    async def main() -> list[Outcome]:
+        dask = FakeDask("w1")
+        async with rotation_of(dask, accounts(1)) as rotation:
+            await wait_until(lambda: dask.sent["w1"])
+            dask.setup_errors["w1"] = ConfigurationError("no API key")
+            dask.kill("w1", restarts=True)
+            await asyncio.sleep(LATENCY)
+            rotation.stop()
+            return [outcome async for outcome in rotation]
+
+    [outcome] = run(main())
+
+    assert (outcome.state, outcome.applied) == (State.UNKNOWN, Applied.UNKNOWN)
 
 
 def test_suspended_coordinator_does_not_blame_the_workers() -> None:
