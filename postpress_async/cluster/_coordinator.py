@@ -58,7 +58,7 @@ class _Call:
     keys: RowKeys
     hooks: AccountTask
     in_doubt: bool
-    done: "asyncio.Future[AccountPatched]"
+    done: "asyncio.Future[AccountPatched]" = field(init=False, factory=asyncio.Future)
     number: int = 0
     worker: "_Worker | None" = None
     task: "asyncio.Task[Any] | None" = None  # of its shard
@@ -126,7 +126,7 @@ class Coordinator:
         self._settings: Final = settings
         self._observer: Final = observer
         self._workers: Final[dict[str, _Worker]] = {}  # by process
-        self._usable: list[_Worker] = []  # at the last look
+        self._sharers: list[_Worker] = []  # of the rate; they send, or have calls despite a problem
         self._waiting: Final[deque[_Call]] = deque()
         self._failed: Final = WeakKeyDictionary[PostPressError, tuple[int, "asyncio.Task[Any] | None"]]()
         self._numbers: Final = itertools.count(1)
@@ -156,11 +156,10 @@ class Coordinator:
         hooks.on_call_started()
         in_doubt = keys.in_doubt
         while True:
-            done: asyncio.Future[AccountPatched] = asyncio.get_running_loop().create_future()
-            call = _Call(account_id, change, keys, hooks, in_doubt, done)
+            call = _Call(account_id, change, keys, hooks, in_doubt)
             self._enqueue(call)
             try:
-                return await done
+                return await call.done
             except _UnreportedError as unreported:
                 if not unreported.args[0]:
                     continue
@@ -202,14 +201,12 @@ class Coordinator:
     def _enqueue(self, call: _Call) -> None:
         if self._stopping:
             error = errors.DeadlineError("the rotation was stopped before the change was sent")
-            error.account_id = call.account_id
             error.applied = Applied.UNKNOWN if call.in_doubt else Applied.NO
+            error.account_id = call.account_id
             call.fail(error)
-        elif call.in_doubt:
-            self._waiting.appendleft(call)
         else:
-            self._waiting.append(call)
-        self._wake.set()
+            self._waiting.insert(0 if call.in_doubt else len(self._waiting), call)
+            self._wake.set()
 
     async def _submit(self) -> None:
         """Fill the windows of the workers, and have the rotation read as many rows."""
@@ -245,10 +242,10 @@ class Coordinator:
     async def _carry_out(self, worker: _Worker, calls: list[_Call]) -> dict[int, Any]:
         """Have a shard carried out, and return the errors by number of the call."""
         shard = remote.Shard.of(self.token, worker.process, [call.pack() for call in calls])
-        sent, found = True, dict[int, Any]()
+        sent, found, future = True, dict[int, Any](), None
         options = {"key": shard.key, "workers": [worker.address], "pure": False, "retries": 0}
-        future = self._client.submit(remote.run_shard, shard, **options)
         try:
+            future = self._client.submit(remote.run_shard, shard, **options)
             failed = await future.exception()
             if failed or any(call.has_failed or call.number in worker.calls for call in calls):
                 found = await future  # raises that exception
@@ -259,7 +256,8 @@ class Coordinator:
         except Exception as error:  # or the result cannot be unpickled, nor could it be next time
             worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
         finally:
-            future.release()  # if it still runs, the worker cancels it
+            if future is not None:
+                future.release()  # if it still runs, the worker cancels it
             for call in calls:
                 self._give_up(call, found.get(call.number) or _UnreportedError(sent))
         return found
@@ -347,12 +345,15 @@ class Coordinator:
 
     def _on_paused(self, worker: _Worker, paused: bool) -> None:
         worker.is_paused = paused
-        for other in self._workers.values():  # they need not find out by themselves
-            if paused and other.is_usable and not other.is_paused:
+        for other in self._workers.values() if paused and not worker.is_lost else ():
+            if other.is_usable and not other.is_paused:  # it need not find out by itself
                 other.is_paused = True
                 self._create_task(self._control(other, pause=True))
-        working = [other for other in self._workers.values() if other.calls]
-        was_paused, self.paused = self.paused, bool(working) and all(other.is_paused for other in working)
+        self._note_pause()
+
+    def _note_pause(self) -> None:
+        working = [worker.is_paused for worker in self._workers.values() if worker.calls]
+        was_paused, self.paused = self.paused, bool(working) and all(working)
         if self._observer is not None and self.paused is not was_paused:
             began, self._paused_at = self._paused_at, self._clock()
             self._observer(events.PauseBegan() if self.paused else events.PauseEnded(self._paused_at - began))
@@ -372,8 +373,7 @@ class Coordinator:
         """Follow the scheduler's list of workers."""
         suspended, answered_at, usable_at = 0.0, self._clock(), self._clock()
         while True:
-            began = self._clock()
-            now = began - suspended
+            now = (began := self._clock()) - suspended
             with suppress(Exception):  # Dask raises many types
                 async with asyncio.timeout(TIMEOUT):
                     identity = await self._client.scheduler.identity()
@@ -387,8 +387,8 @@ class Coordinator:
                 problem = problems[-1] if problems else "no worker is connected"
                 self._abort(f"the cluster has no usable worker ({problem}): fix that")
             await asyncio.sleep(LOOK_EVERY)
-            if (elapsed := self._clock() - began) > 2 * TIMEOUT:  # this process was suspended
-                suspended += elapsed
+            elapsed = self._clock() - began
+            suspended += elapsed if elapsed > 2 * TIMEOUT else 0.0  # of this process, by Ctrl-Z
 
     def _compare(self, found: dict[str, dict[str, Any]], now: float) -> None:
         for address, facts in found.items():
@@ -400,8 +400,9 @@ class Coordinator:
         for worker in self._workers.values():
             if worker.process not in processes or now - worker.heard_at > SILENT:
                 self._lose(worker)
-        before, self._usable = self._usable, [w for w in self._workers.values() if w.is_usable]
-        if before != self._usable:
+        self._note_pause()
+        before, self._sharers = self._sharers, [w for w in self._workers.values() if w.is_usable or w.calls]
+        if before != self._sharers:
             self._wake.set()
             if self._pace.rate is not None:
                 self._create_task(self._share_rate(self._pace.rate))
@@ -418,10 +419,10 @@ class Coordinator:
     async def _share_rate(self, rate: float) -> None:
         """Split the rate evenly. No share grows before others have shrunk."""
         async with self._sharing:
-            usable = self._usable
-            for worker in sorted(usable, key=lambda worker: worker.rate, reverse=True):
-                others = sum(other.rate for other in usable if other is not worker)
-                share = min(rate / len(usable), rate - others)
+            workers = self._sharers
+            for worker in sorted(workers, key=lambda worker: worker.rate, reverse=True):
+                others = sum(other.rate for other in workers if other is not worker)
+                share = min(rate / len(workers), rate - others)
                 if share > 0 and share != worker.rate and await self._control(worker, rate=share):
                     worker.rate = share
         self._wake.set()

@@ -600,6 +600,20 @@ def test_account_whose_result_cannot_be_read_is_sent_once_by_each_worker() -> No
     assert dask.sent == {"w1": 1, "w2": 1}
 
 
+def test_task_that_cannot_be_submitted_ends_the_rotation() -> None:
+    """Otherwise its calls would never end."""
+
+    async def main() -> None:
+        dask = FakeDask("w1")
+        async with asyncio.timeout(60), rotation_of(dask, accounts(300)) as rotation:
+            await wait_until(lambda: rotation.summary.patched >= 100)
+            dask.submit_error = RuntimeError("the client is closed")
+            await rotation.run()
+
+    with pytest.raises(ClusterError, match="w1: RuntimeError: the client is closed"):
+        run(main())
+
+
 def test_worker_that_cannot_run_shards_leaves_them_to_others() -> None:
     """For example because installing the plugin failed there."""
 
@@ -719,6 +733,46 @@ def test_pause_that_one_worker_finds_reaches_the_others() -> None:
     ]
 
 
+def test_pause_ends_with_the_loss_of_the_worker_that_found_it() -> None:
+    seen: list[events.Event] = []
+
+    async def main() -> bool:
+        dask = FakeDask("w1")
+        async with rotation_of(dask, accounts(500), on_event=seen.append) as rotation:
+            coordinator = dask.coordinator
+            assert coordinator is not None
+            await wait_until(lambda: rotation.summary.patched >= 100)
+            dask.workers["w1"].pacer.paused = True
+            await wait_until(lambda: coordinator.paused)
+            dask.join("w2")
+            dask.kill("w1")
+            await wait_until(lambda: rotation.summary.patched >= 400)
+            return coordinator.paused
+
+    assert not run(main())
+    assert [type(event) for event in seen if not isinstance(event, events.AccountSettled)] == [
+        events.PauseBegan,
+        events.PauseEnded,
+    ]
+
+
+def test_pause_that_a_lost_worker_finds_does_not_reach_the_others() -> None:
+    """It may be that worker's network that fails."""
+
+    async def main() -> FakeDask:
+        dask = FakeDask("w1", "w2")
+        async with rotation_of(dask, accounts(3_000)) as rotation:
+            await wait_until(lambda: rotation.summary.patched >= 300)
+            frozen = dask.workers["w1"]
+            frozen.is_frozen = frozen.pacer.paused = True
+            await asyncio.sleep(_coordinator.SILENT + 1)
+            frozen.thaw()
+            await rotation.run()
+        return dask
+
+    assert run(main()).workers["w2"].pacer.pauses == 0
+
+
 # --- Rate, pool, stop ---
 
 
@@ -750,6 +804,32 @@ def test_rate_is_shared_evenly_and_never_exceeded() -> None:
         {"w1": 300.0, "w2": 300.0, "w3": 300.0},
         {"w2": 450.0, "w3": 450.0},
     ]
+
+
+def test_rate_of_a_worker_with_a_problem_goes_to_the_others_once_its_calls_ended() -> None:
+    async def main() -> list[float]:
+        dask = FakeDask("w1", "w2")
+        pace = Pace(in_flight=20, rate=900.0)
+        async with rotation_of(_with(dask, stay_on_w1), accounts(5_000), pace=pace) as rotation:
+            await wait_until(lambda: dask.sent["w1"] >= 100)
+            plugin = dask.workers["w1"].plugins.popitem()
+            await wait_until(lambda: rotation.summary.patched >= 1_000)
+            rates = [dask.workers["w2"].pacer.rates[-1]]
+            dask.workers["w1"].plugins.update([plugin])
+            ended.set()
+            await wait_until(lambda: rotation.summary.patched >= 2_000)
+            rates.append(dask.workers["w2"].pacer.rates[-1])
+            await rotation.run()
+        return rates
+
+    ended = asyncio.Event()
+
+    async def stay_on_w1(worker: FakeWorker, *_: object) -> None:
+        if worker.address == "w1" and worker.dask.sent["w1"] == 50:
+            await ended.wait()
+        await respond(worker)
+
+    assert run(main()) == [450.0, 900.0]
 
 
 def test_dead_proxy_is_quarantined_for_all_workers() -> None:

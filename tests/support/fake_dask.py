@@ -189,6 +189,7 @@ class FakeDask:
         workers: Those that the scheduler knows.
         setup_errors: What the session of a worker raises, by address.
         is_gone: Whether the scheduler does not respond.
+        submit_error: What the client raises if a task is submitted.
         loses_results: Whether the client cannot unpickle the results of tasks.
         keys: The idempotency keys by account.
         sent: Number of calls by worker.
@@ -201,6 +202,7 @@ class FakeDask:
         self.script: Script = respond
         self.setup_errors: dict[str, Exception] = {}
         self.is_gone = self.loses_results = False
+        self.submit_error: Exception | None = None
         self.keys: defaultdict[str, list[str]] = defaultdict(list)
         self.sent: Counter[str] = Counter()
         self.sizes: list[int] = []
@@ -271,6 +273,8 @@ class FakeDask:
 
     def submit(self, function: Any, shard: Any, **options: Any) -> FakeFuture:
         assert function is _worker.run_shard
+        if self.submit_error is not None:
+            raise self.submit_error
         [address] = options.pop("workers")
         assert options == {"key": shard.key, "pure": False, "retries": 0}
         self.sizes.append(len(shard.calls()))
