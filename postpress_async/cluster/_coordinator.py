@@ -36,6 +36,7 @@ SHARD: Final = 200  # most calls of a shard
 FIRST_WINDOW: Final = 50  # calls of a worker until `TRIED` have ended: a refused key is not tried on many
 TRIED: Final = 100
 AHEAD: Final = 0.25  # seconds of work besides the requests in flight, so that no worker waits for a shard
+REFILL: Final = 5 / 8  # share of a window below which it is filled: smaller shards would cost more CPU time
 LARGEST_WINDOW: Final = 4_000  # most calls of a worker
 GATHER: Final = 0.02  # seconds for which calls are gathered into shards
 LOOK_EVERY: Final = 0.5  # seconds between two looks at the scheduler's list of workers
@@ -216,8 +217,7 @@ class Coordinator:
             workers = [w for w in self._workers.values() if w.is_usable and (w.rate or not self._pace.rate)]
             for worker in sorted(workers, key=lambda worker: worker.load):
                 window = self._window(worker)
-                has_room = worker.load * 4 <= window * 3  # otherwise wait for a larger shard
-                while has_room and self._waiting and worker.load < window:
+                while self._waiting and worker.load <= window * REFILL:
                     count = min(SHARD, window - worker.load, len(self._waiting))
                     calls = [self._waiting.popleft() for _ in range(count)]
                     if calls := [call for call in calls if not call.done.done()]:
@@ -245,10 +245,14 @@ class Coordinator:
         sent, found, future = True, dict[int, Any](), None
         options = {"key": shard.key, "workers": [worker.address], "pure": False, "retries": 0}
         try:
+            await self._engine.rows_on_disk()
             future = self._client.submit(remote.run_shard, shard, **options)
             failed = await future.exception()
             if failed or any(call.has_failed or call.number in worker.calls for call in calls):
                 found = await future  # raises that exception
+        except errors.JournalError as error:
+            sent = False
+            self._engine.abort(error)
         except PostPressError as error:  # which the task raises before it begins
             sent, worker.problem = False, f"{worker.address}: {error}"
         except (CancelledError, KilledWorker, OSError):  # the worker or the scheduler is gone
@@ -266,7 +270,6 @@ class Coordinator:
         """Its worker will not report the call."""
         if self._forget(call):
             call.fail(error)
-            self._wake.set()
 
     def _forget(self, call: _Call) -> bool:
         """The call has ended, or is given up. Returns whether its worker had it."""
@@ -283,8 +286,7 @@ class Coordinator:
         self._stopping = True
         while self._waiting:
             self._enqueue(self._waiting.popleft())
-        for worker in self._workers.values():
-            self._create_task(self._control(worker, stop=True))
+        await asyncio.gather(*(self._control(worker, stop=True) for worker in self._workers.values()))
 
     # --- Reports ---
 
@@ -403,9 +405,7 @@ class Coordinator:
         self._note_pause()
         before, self._sharers = self._sharers, [w for w in self._workers.values() if w.is_usable or w.calls]
         if before != self._sharers:
-            self._wake.set()
-            if self._pace.rate is not None:
-                self._create_task(self._share_rate(self._pace.rate))
+            self._create_task(self._share_rate())
 
     def _lose(self, *workers: _Worker) -> None:
         """Have others carry out what the workers have not reported."""
@@ -416,10 +416,10 @@ class Coordinator:
             for call in tuple(worker.calls.values()):
                 self._give_up(call, _UnreportedError(True))
 
-    async def _share_rate(self, rate: float) -> None:
-        """Split the rate evenly. No share grows before others have shrunk."""
+    async def _share_rate(self) -> None:
+        """Split the rate, if any, evenly. No share grows before others have shrunk."""
         async with self._sharing:
-            workers = self._sharers
+            workers, rate = self._sharers, self._pace.rate or 0.0
             for worker in sorted(workers, key=lambda worker: worker.rate, reverse=True):
                 others = sum(other.rate for other in workers if other is not worker)
                 share = min(rate / len(workers), rate - others)

@@ -203,7 +203,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
         pending = self._shards[shard.key] = tasks
         try:
             while pending:
-                _, pending = await asyncio.wait(tasks, timeout=REPORT_INTERVAL)
+                _, pending = await asyncio.wait(pending, timeout=REPORT_INTERVAL)
                 self._send_reports()  # which the scheduler passes on before the task's result
         finally:
             for task in tasks:

@@ -48,11 +48,13 @@ class Engine:
 
     Attributes:
         resize: Changes the number of accounts that may be in flight.
+        rows_on_disk: Awaited before accounts are sent: a later run must recognise their rows.
         abort: Sends nothing more, and has the rotation raise this error.
         leaves_doubts: Whether an account that may have been sent is not sent again.
     """
 
     resize: Callable[[int], None]
+    rows_on_disk: Callable[[], Awaitable[None]]
     abort: Callable[[Exception], None]
     leaves_doubts: bool
 
@@ -212,7 +214,7 @@ class Rotation:
         try:
             await self._open()
             if self._executor is not None:
-                engine = Engine(self._resize, self._core.abort, self._leaves_doubts)
+                engine = Engine(self._resize, self._rows_on_disk, self._core.abort, self._leaves_doubts)
                 await self._executor.start(engine)
             await self._group.__aenter__()
         except BaseException:
@@ -295,8 +297,8 @@ class Rotation:
                 if (pending := await self._next_row()) is None:
                     break
                 if (row := await self._prepare(pending)) is not None:
-                    if self._row_hashes is not None:
-                        await self._row_hashes.on_disk()
+                    if self._executor is None:  # it awaits this once for many rows
+                        await self._rows_on_disk()
                     keep = None if self._core.journal is None else self._core.journal.keep_generation
                     keys = RowKeys.of(self._run, pending, keep)
                     await self._complete(await self._runner.run(row, keys))
@@ -360,6 +362,10 @@ class Rotation:
         # A recorded outcome says since when the account is in doubt: keep it.
         await self._complete(outcome, recorded=pending.leave_in_doubt and pending.recorded)
         return None
+
+    async def _rows_on_disk(self) -> None:
+        if self._row_hashes is not None:
+            await self._row_hashes.on_disk()
 
     # --- Callbacks of the runner ---
 

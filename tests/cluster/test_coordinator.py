@@ -27,6 +27,7 @@ from postpress_async.rotation import Halt, Outcome, Rotation, State
 from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.journal._row_hashes import RowHashes
 from tests.support.fake_dask import LATENCY, FakeDask, FakeWorker, fake_dask, patched, respond, rotation_of
 from tests.support.virtual_loop import VirtualLoop, run
 
@@ -915,6 +916,44 @@ async def test_journal_that_cannot_be_written_ends_the_rotation(
     with pytest.raises(JournalNotWritableError, match="the disk is full"):
         async with rotation_of(FakeDask("w1"), accounts(50), journal=tmp_path / "j") as rotation:
             await rotation.run()
+
+
+async def test_rows_are_on_disk_before_their_shard_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later run must be able to tell that a row has changed meanwhile."""
+    dask, may_write = FakeDask("w1"), asyncio.Event()
+    on_disk = RowHashes.on_disk
+
+    async def write_late(hashes: RowHashes) -> None:
+        await may_write.wait()
+        await on_disk(hashes)
+
+    monkeypatch.setattr(RowHashes, "on_disk", write_late)
+    async with rotation_of(dask, iter(accounts(50).items()), journal=tmp_path / "j") as rotation:
+        await asyncio.sleep(5 * _coordinator.GATHER)
+        before = dask.sizes.copy()
+        may_write.set()
+        await rotation.run()
+
+    assert before == []
+    assert rotation.summary.patched == 50
+
+
+async def test_nothing_is_sent_if_the_rows_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: RowHashes) -> None:
+        raise JournalNotWritableError("the disk is full")
+
+    dask = FakeDask("w1")
+    monkeypatch.setattr(RowHashes, "on_disk", fail)
+    with pytest.raises(JournalNotWritableError, match="the disk is full"):
+        async with rotation_of(dask, iter(accounts(50).items()), journal=tmp_path / "j") as rotation:
+            await rotation.run()
+
+    assert dask.sizes == []
+    assert rotation.summary.states == {State.SKIPPED: 50}
 
 
 async def test_cluster_leaves_the_journal_of_a_single_machine(tmp_path: Path) -> None:
