@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from attrs import define, field
 from distributed import Client
+from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from postpress_async import errors, events
@@ -44,6 +45,7 @@ SILENT: Final = 8.0  # seconds without a heartbeat at the scheduler after which 
 TIMEOUT: Final = 5.0  # seconds in which the scheduler, or a worker, has to respond
 NO_SCHEDULER: Final = 10.0  # seconds without a response of the scheduler after which the rotation ends
 NO_WORKER: Final = 60.0  # seconds without a usable worker after which the rotation ends
+GONE: Final = (ProcessLookupError, KilledWorker, CommClosedError, CancelledError)  # worker or scheduler
 
 
 class _UnreportedError(Exception):
@@ -137,8 +139,6 @@ class Coordinator:
         self._paused_at = 0.0
         self._stopping = False
         self._tasks: Final[set[asyncio.Task[Any]]] = set()
-
-    # --- What a rotation needs ---
 
     async def start(self, engine: Engine) -> None:
         """See `Executor`."""
@@ -255,7 +255,7 @@ class Coordinator:
             self._engine.abort(error)
         except PostPressError as error:  # which the task raises before it begins
             sent, worker.problem = False, f"{worker.address}: {error}"
-        except (CancelledError, KilledWorker, OSError):  # the worker or the scheduler is gone
+        except GONE:
             self._lose(worker)
         except Exception as error:  # or the result cannot be unpickled, nor could it be next time
             worker.problem = f"{worker.address}: {type(error).__name__}: {error}"

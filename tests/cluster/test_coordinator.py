@@ -630,6 +630,23 @@ def test_worker_that_cannot_run_shards_leaves_them_to_others() -> None:
     assert run(main()).sent == {"w2": 200}
 
 
+def test_worker_whose_shards_raise_an_os_error_is_not_tried_for_ever() -> None:
+    """Such as a stale file handle of a network file system, when Dask imports the package."""
+
+    async def fail(_: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    async def main() -> None:
+        dask = FakeDask("w1")
+        async with asyncio.timeout(60), rotation_of(dask, accounts(10)) as rotation:
+            [plugin] = dask.workers["w1"].plugins.values()
+            plugin.run = fail
+            await rotation.run()
+
+    with pytest.raises(ClusterError, match=r"w1: OSError: .*Stale file handle"):
+        run(main())
+
+
 @pytest.mark.parametrize("stop", [False, True], ids=["a new key is stored", "the rotation is stopped"])
 def test_worker_with_a_problem_is_still_controlled(stop: bool) -> None:
     """Only one of its shards failed. The calls of the others wait for what the coordinator says."""
