@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from attrs import define, field
 from distributed import Client
-from distributed.comm import CommClosedError
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from postpress_async import errors, events
