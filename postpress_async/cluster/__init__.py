@@ -44,10 +44,8 @@ ClusterRotation: TypeAlias = Rotation
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds in which a scheduler has to respond."""
 
-# Of a cluster that this process starts. Dask must not repeat a task, because some accounts are completed. The
-# dashboards are off, because everyone on the machine could open them.
+# For a cluster that this process starts. The dashboards are off: everyone on the machine could open them.
 _LOCAL_CONFIG: Final = {
-    "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-ttl": "10s",
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from attrs import define, field
 from distributed import Client
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from postpress_async import errors, events
@@ -36,6 +37,7 @@ SHARD: Final = 200  # most calls of a shard
 FIRST_WINDOW: Final = 50  # calls of a worker until `TRIED` have ended: a refused key is not tried on many
 TRIED: Final = 100
 AHEAD: Final = 0.25  # seconds of work besides the requests in flight, so that no worker waits for a shard
+REFILL: Final = 5 / 8  # share of a window below which it is filled: smaller shards would cost more CPU time
 LARGEST_WINDOW: Final = 4_000  # most calls of a worker
 GATHER: Final = 0.02  # seconds for which calls are gathered into shards
 LOOK_EVERY: Final = 0.5  # seconds between two looks at the scheduler's list of workers
@@ -43,6 +45,7 @@ SILENT: Final = 8.0  # seconds without a heartbeat at the scheduler after which 
 TIMEOUT: Final = 5.0  # seconds in which the scheduler, or a worker, has to respond
 NO_SCHEDULER: Final = 10.0  # seconds without a response of the scheduler after which the rotation ends
 NO_WORKER: Final = 60.0  # seconds without a usable worker after which the rotation ends
+GONE: Final = (ProcessLookupError, KilledWorker, CommClosedError, CancelledError)  # worker or scheduler
 
 
 class _UnreportedError(Exception):
@@ -58,7 +61,7 @@ class _Call:
     keys: RowKeys
     hooks: AccountTask
     in_doubt: bool
-    done: "asyncio.Future[AccountPatched]"
+    done: "asyncio.Future[AccountPatched]" = field(init=False, factory=asyncio.Future)
     number: int = 0
     worker: "_Worker | None" = None
     task: "asyncio.Task[Any] | None" = None  # of its shard
@@ -79,6 +82,7 @@ class _Call:
 @define(eq=False)
 class _Worker:
     address: str
+    process: str  # as `Shard.process`: another process at the same address is another worker
     last_seen: float = 0.0  # the scheduler's time of its last heartbeat
     heard_at: float = 0.0  # our time at which that last changed
     is_lost: bool = False  # gone or silent
@@ -124,7 +128,8 @@ class Coordinator:
         self._pace: Final[Pace] = settings["pace"]
         self._settings: Final = settings
         self._observer: Final = observer
-        self._workers: Final[dict[str, _Worker]] = {}
+        self._workers: Final[dict[str, _Worker]] = {}  # by process
+        self._sharers: list[_Worker] = []  # of the rate; they send, or have calls despite a problem
         self._waiting: Final[deque[_Call]] = deque()
         self._failed: Final = WeakKeyDictionary[PostPressError, tuple[int, "asyncio.Task[Any] | None"]]()
         self._numbers: Final = itertools.count(1)
@@ -134,8 +139,6 @@ class Coordinator:
         self._paused_at = 0.0
         self._stopping = False
         self._tasks: Final[set[asyncio.Task[Any]]] = set()
-
-    # --- What a rotation needs ---
 
     async def start(self, engine: Engine) -> None:
         """See `Executor`."""
@@ -154,11 +157,10 @@ class Coordinator:
         hooks.on_call_started()
         in_doubt = keys.in_doubt
         while True:
-            done: asyncio.Future[AccountPatched] = asyncio.get_running_loop().create_future()
-            call = _Call(account_id, change, keys, hooks, in_doubt, done)
+            call = _Call(account_id, change, keys, hooks, in_doubt)
             self._enqueue(call)
             try:
-                return await done
+                return await call.done
             except _UnreportedError as unreported:
                 if not unreported.args[0]:
                     continue
@@ -200,14 +202,12 @@ class Coordinator:
     def _enqueue(self, call: _Call) -> None:
         if self._stopping:
             error = errors.DeadlineError("the rotation was stopped before the change was sent")
-            error.account_id = call.account_id
             error.applied = Applied.UNKNOWN if call.in_doubt else Applied.NO
+            error.account_id = call.account_id
             call.fail(error)
-        elif call.in_doubt:
-            self._waiting.appendleft(call)
         else:
-            self._waiting.append(call)
-        self._wake.set()
+            self._waiting.insert(0 if call.in_doubt else len(self._waiting), call)
+            self._wake.set()
 
     async def _submit(self) -> None:
         """Fill the windows of the workers, and have the rotation read as many rows."""
@@ -217,8 +217,7 @@ class Coordinator:
             workers = [w for w in self._workers.values() if w.is_usable and (w.rate or not self._pace.rate)]
             for worker in sorted(workers, key=lambda worker: worker.load):
                 window = self._window(worker)
-                has_room = worker.load * 4 <= window * 3  # otherwise wait for a larger shard
-                while has_room and self._waiting and worker.load < window:
+                while self._waiting and worker.load <= window * REFILL:
                     count = min(SHARD, window - worker.load, len(self._waiting))
                     calls = [self._waiting.popleft() for _ in range(count)]
                     if calls := [call for call in calls if not call.done.done()]:
@@ -242,24 +241,27 @@ class Coordinator:
 
     async def _carry_out(self, worker: _Worker, calls: list[_Call]) -> dict[int, Any]:
         """Have a shard carried out, and return the errors by number of the call."""
-        shard = remote.Shard.of(self.token, [call.pack() for call in calls])
-        sent, found = True, dict[int, Any]()
+        shard = remote.Shard.of(self.token, worker.process, [call.pack() for call in calls])
+        sent, found, future = True, dict[int, Any](), None
         options = {"key": shard.key, "workers": [worker.address], "pure": False, "retries": 0}
-        future = self._client.submit(remote.run_shard, shard, **options)
         try:
-            error = await future.exception()
-            if isinstance(error, PostPressError):  # which the task raises before it begins
-                sent, worker.problem = False, f"{worker.address}: {error}"
-            elif isinstance(error, Exception) and not isinstance(error, KilledWorker):
-                worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
-            elif error is None and any(call.has_failed or call.number in worker.calls for call in calls):
-                found = await future
-        except (CancelledError, KilledWorker, OSError):  # the worker or the scheduler is gone
-            pass
-        except Exception as error:  # the result cannot be unpickled, nor could it be next time
+            await self._engine.rows_on_disk()
+            future = self._client.submit(remote.run_shard, shard, **options)
+            failed = await future.exception()
+            if failed or any(call.has_failed or call.number in worker.calls for call in calls):
+                found = await future  # raises that exception
+        except errors.JournalError as error:
+            sent = False
+            self._engine.abort(error)
+        except PostPressError as error:  # which the task raises before it begins
+            sent, worker.problem = False, f"{worker.address}: {error}"
+        except GONE:
+            self._lose(worker)
+        except Exception as error:  # or the result cannot be unpickled, nor could it be next time
             worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
         finally:
-            future.release()  # if it still runs, the worker cancels it
+            if future is not None:
+                future.release()  # if it still runs, the worker cancels it
             for call in calls:
                 self._give_up(call, found.get(call.number) or _UnreportedError(sent))
         return found
@@ -268,7 +270,6 @@ class Coordinator:
         """Its worker will not report the call."""
         if self._forget(call):
             call.fail(error)
-            self._wake.set()
 
     def _forget(self, call: _Call) -> bool:
         """The call has ended, or is given up. Returns whether its worker had it."""
@@ -285,14 +286,13 @@ class Coordinator:
         self._stopping = True
         while self._waiting:
             self._enqueue(self._waiting.popleft())
-        for worker in self._workers.values():
-            self._create_task(self._control(worker, stop=True))
+        await asyncio.gather(*(self._control(worker, stop=True) for worker in self._workers.values()))
 
     # --- Reports ---
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take in the reports of a worker."""
-        if event["token"] != self.token or (worker := self._workers.get(event["worker"])) is None:
+        if event["token"] != self.token or (worker := self._workers.get(event["process"])) is None:
             return
         storing: dict[int, asyncio.Task[None]] = {}
         for kind, number, *values in pickle.loads(event["reports"]):  # noqa: S301 - of a worker
@@ -347,12 +347,15 @@ class Coordinator:
 
     def _on_paused(self, worker: _Worker, paused: bool) -> None:
         worker.is_paused = paused
-        for other in self._workers.values():  # they need not find out by themselves
-            if paused and other.is_usable and not other.is_paused:
+        for other in self._workers.values() if paused and not worker.is_lost else ():
+            if other.is_usable and not other.is_paused:  # it need not find out by itself
                 other.is_paused = True
                 self._create_task(self._control(other, pause=True))
-        working = [other for other in self._workers.values() if other.calls]
-        was_paused, self.paused = self.paused, bool(working) and all(other.is_paused for other in working)
+        self._note_pause()
+
+    def _note_pause(self) -> None:
+        working = [worker.is_paused for worker in self._workers.values() if worker.calls]
+        was_paused, self.paused = self.paused, bool(working) and all(working)
         if self._observer is not None and self.paused is not was_paused:
             began, self._paused_at = self._paused_at, self._clock()
             self._observer(events.PauseBegan() if self.paused else events.PauseEnded(self._paused_at - began))
@@ -372,8 +375,7 @@ class Coordinator:
         """Follow the scheduler's list of workers."""
         suspended, answered_at, usable_at = 0.0, self._clock(), self._clock()
         while True:
-            began = self._clock()
-            now = began - suspended
+            now = (began := self._clock()) - suspended
             with suppress(Exception):  # Dask raises many types
                 async with asyncio.timeout(TIMEOUT):
                     identity = await self._client.scheduler.identity()
@@ -381,31 +383,29 @@ class Coordinator:
                 self._compare(identity["workers"], now)
             problems = [worker.problem for worker in self._workers.values() if not worker.is_lost]
             usable_at = now if None in problems else usable_at
-            again = "run the same command again"
             if now - answered_at > NO_SCHEDULER:
-                start = f"start it and its workers, and {again}"
-                self._abort(f"the cluster's scheduler does not respond any more: {start}")
+                self._abort("the cluster's scheduler does not respond any more: start it and its workers")
             elif all(problems) and (problems or now - usable_at > NO_WORKER):
                 problem = problems[-1] if problems else "no worker is connected"
-                self._abort(f"the cluster has no usable worker ({problem}): fix that, then {again}")
+                self._abort(f"the cluster has no usable worker ({problem}): fix that")
             await asyncio.sleep(LOOK_EVERY)
-            if (elapsed := self._clock() - began) > 2 * TIMEOUT:  # this process was suspended
-                suspended += elapsed
+            elapsed = self._clock() - began
+            suspended += elapsed if elapsed > 2 * TIMEOUT else 0.0  # of this process, by Ctrl-Z
 
     def _compare(self, found: dict[str, dict[str, Any]], now: float) -> None:
-        before = [worker for worker in self._workers.values() if worker.is_usable]
         for address, facts in found.items():
-            worker = self._workers.setdefault(address, _Worker(address))
+            worker = self._workers.setdefault(process := facts["local_directory"], _Worker(address, process))
             if worker.last_seen != facts["last_seen"]:
                 worker.last_seen, worker.heard_at, worker.is_lost = facts["last_seen"], now, False
             worker.speed, worker.ended = worker.ended / LOOK_EVERY, 0
+        processes = {facts["local_directory"] for facts in found.values()}
         for worker in self._workers.values():
-            if worker.address not in found or now - worker.heard_at > SILENT:
+            if worker.process not in processes or now - worker.heard_at > SILENT:
                 self._lose(worker)
-        if before != [worker for worker in self._workers.values() if worker.is_usable]:
-            self._wake.set()
-            if self._pace.rate is not None:
-                self._create_task(self._share_rate(self._pace.rate))
+        self._note_pause()
+        before, self._sharers = self._sharers, [w for w in self._workers.values() if w.is_usable or w.calls]
+        if before != self._sharers:
+            self._create_task(self._share_rate())
 
     def _lose(self, *workers: _Worker) -> None:
         """Have others carry out what the workers have not reported."""
@@ -416,13 +416,13 @@ class Coordinator:
             for call in tuple(worker.calls.values()):
                 self._give_up(call, _UnreportedError(True))
 
-    async def _share_rate(self, rate: float) -> None:
-        """Split the rate evenly. No share grows before others have shrunk."""
+    async def _share_rate(self) -> None:
+        """Split the rate, if any, evenly. No share grows before others have shrunk."""
         async with self._sharing:
-            usable = [worker for worker in self._workers.values() if worker.is_usable]
-            for worker in sorted(usable, key=lambda worker: worker.rate, reverse=True):
-                others = sum(other.rate for other in usable if other is not worker)
-                share = min(rate / len(usable), rate - others)
+            workers, rate = self._sharers, self._pace.rate or 0.0
+            for worker in sorted(workers, key=lambda worker: worker.rate, reverse=True):
+                others = sum(other.rate for other in workers if other is not worker)
+                share = min(rate / len(workers), rate - others)
                 if share > 0 and share != worker.rate and await self._control(worker, rate=share):
                     worker.rate = share
         self._wake.set()
@@ -439,7 +439,7 @@ class Coordinator:
 
     def _abort(self, reason: str) -> None:
         """The rotation cannot go on, and its calls end now."""
-        self._engine.abort(errors.ClusterError(reason))
+        self._engine.abort(errors.ClusterError(f"{reason}, then run the same command again"))
         self._stopping = True
         self._lose(*self._workers.values())
 

@@ -53,17 +53,18 @@ class RemoteCall:
 
 @frozen
 class Shard:
-    """The calls of one task, as JSON. Dask logs its repr if the task fails."""
+    """The calls of one task for one process, as JSON. Dask logs its repr if the task fails."""
 
     token: str
+    process: str  # its `Worker.local_directory`, which Dask creates for each process
     key: str
     _calls: str = field(repr=False)  # with passwords
 
     @classmethod
-    def of(cls, token: str, calls: list[RemoteCall]) -> "Shard":
+    def of(cls, token: str, process: str, calls: list[RemoteCall]) -> "Shard":
         """Pack the *calls* of the rotation *token*."""
         packed = own_converter.unstructure(calls, list[RemoteCall])
-        return cls(token, f"{token}-{calls[0].number}", json.dumps(packed))
+        return cls(token, process, f"{token}-{calls[0].number}", json.dumps(packed))
 
     def calls(self) -> list[RemoteCall]:
         """Unpack the calls."""
@@ -202,7 +203,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
         pending = self._shards[shard.key] = tasks
         try:
             while pending:
-                _, pending = await asyncio.wait(tasks, timeout=REPORT_INTERVAL)
+                _, pending = await asyncio.wait(pending, timeout=REPORT_INTERVAL)
                 self._send_reports()  # which the scheduler passes on before the task's result
         finally:
             for task in tasks:
@@ -284,7 +285,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             self._report("paused", 0, self._paused)
         if self._reports:
             reports = pickle.dumps(self._reports)  # of which the scheduler need not decode anything
-            event = {"token": self.name, "worker": self._worker.address, "reports": reports}
+            event = {"token": self.name, "process": self._worker.local_directory, "reports": reports}
             self._worker.log_event(TOPIC, event)
             self._reports = []
 
@@ -294,11 +295,15 @@ async def run_shard(shard: Shard) -> dict[int, BaseException]:
     Carry out a shard; see `SessionPlugin.run`. It is the task that Dask runs.
 
     Raises:
+        ProcessLookupError: The shard was submitted for an earlier process at this address. If a worker is
+            lost, the scheduler runs its tasks again.
         PostPressError: This worker cannot carry out any shard. Nothing was sent.
     """
     worker = get_worker()
     # It only waits, so it must not take one of the few threads for which Dask starts tasks.
     worker.handle_stimulus(SecedeEvent(key=shard.key, compute_duration=0.0, stimulus_id=shard.key))
+    if shard.process != worker.local_directory:
+        raise ProcessLookupError(shard.process)
     plugin: Any = worker.plugins[shard.token]
     if plugin.problem is not None:
         raise plugin.problem

@@ -48,11 +48,13 @@ class Engine:
 
     Attributes:
         resize: Changes the number of accounts that may be in flight.
+        rows_on_disk: Awaited before accounts are sent: a later run must recognise their rows.
         abort: Sends nothing more, and has the rotation raise this error.
         leaves_doubts: Whether an account that may have been sent is not sent again.
     """
 
     resize: Callable[[int], None]
+    rows_on_disk: Callable[[], Awaitable[None]]
     abort: Callable[[Exception], None]
     leaves_doubts: bool
 
@@ -211,7 +213,8 @@ class Rotation:
             if self._executor is not None:
                 journal = self._core.journal
                 leaves_doubts = journal is not None and journal.leaves_doubts
-                await self._executor.start(Engine(self._resize, self._core.abort, leaves_doubts))
+                engine = Engine(self._resize, self._rows_on_disk, self._core.abort, leaves_doubts)
+                await self._executor.start(engine)
             await self._group.__aenter__()
         except BaseException:
             await self._close()
@@ -307,10 +310,14 @@ class Rotation:
         else:
             if journal is not None and row.ordinal >= journal.watermark.safe_below:
                 await journal.watermark.advance(row.ordinal)
-            if self._row_hashes is not None:
-                await self._row_hashes.on_disk()
+            if self._executor is None:  # it awaits this once for many rows
+                await self._rows_on_disk()
             keys = RowKeys.of(self._run, pending, None if journal is None else journal.keep_generation)
             await self._complete(await AccountTask(self._context, row, keys).run())
+
+    async def _rows_on_disk(self) -> None:
+        if self._row_hashes is not None:
+            await self._row_hashes.on_disk()
 
     def _end_outcomes(self) -> None:
         """End the iteration if no outcome can follow."""

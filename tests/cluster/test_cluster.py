@@ -24,7 +24,7 @@ from attrs import evolve
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._statistics import Statistics, collect_statistics, stage_of
 from postpress_async.sandbox import Sandbox
-from tests.support.cluster_world import World, sent_times, settled, until, write_fleet
+from tests.support.cluster_world import World, free_port, sent_times, settled, until, write_fleet
 
 pytestmark = pytest.mark.slow
 
@@ -181,6 +181,16 @@ def assert_settled(sandbox: Sandbox, names: list[str], journal: Path) -> None:
     assert sandbox.record.managed_handed_out == len(names)
 
 
+async def worker_processes(client: Any) -> dict[str, str]:
+    """The running workers by address, with the directory that Dask creates for each process."""
+    workers = (await client.scheduler.identity())["workers"]
+    return {
+        address: facts["local_directory"]
+        for address, facts in workers.items()
+        if facts["status"] == "running"
+    }
+
+
 async def wait_for_success(process: asyncio.subprocess.Process) -> None:
     _, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
@@ -205,6 +215,37 @@ async def test_workers_are_killed_in_turn_while_another_one_joins(tmp_path: Path
         assert_settled(sandbox, names, world.journal)
         assert times[2] + times[3] <= 2 * (IN_FLIGHT + UNREPORTED)
         assert set(times) <= {1, 2, 3}
+
+
+async def test_worker_that_restarts_at_its_address_sends_nothing_of_its_predecessor(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    """The scheduler gives it the same shards, and the suspended command does not notice the loss."""
+    fleet, names = write_fleet(tmp_path, 1_500)
+    async with World(tmp_path, sandbox) as world:
+        await world.start_worker("--nanny", "--worker-port", str(free_port()))
+        process = await world.rotate(fleet, "--in-flight", "15")  # so that shards are completed in parts
+        await until(lambda: sandbox.record.requests > 600)
+        process.send_signal(signal.SIGSTOP)
+        completed = settled(world.journal)
+        async with world.client() as client:
+            before = await worker_processes(client)
+            [pid] = (await client.run(os.getpid)).values()
+            os.kill(pid, signal.SIGKILL)
+            async with asyncio.timeout(60.0):
+                while await worker_processes(client) in ({}, before) or any(
+                    (await client.processing()).values()
+                ):
+                    await asyncio.sleep(0.1)
+        process.send_signal(signal.SIGCONT)
+        await wait_for_success(process)
+
+        times = sent_times(sandbox, names)
+        print(times)
+        assert_settled(sandbox, names, world.journal)
+        assert [name for name in completed if sandbox.record.sends(name) > 1] == []
+        assert 0 < times[2] <= IN_FLIGHT + UNREPORTED
+        assert set(times) <= {1, 2}
 
 
 @long

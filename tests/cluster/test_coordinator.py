@@ -27,6 +27,7 @@ from postpress_async.rotation import Halt, Outcome, Rotation, State
 from postpress_async.rotation._pending_rows import PendingRow
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.journal._row_hashes import RowHashes
 from tests.support.fake_dask import LATENCY, FakeDask, FakeWorker, fake_dask, patched, respond, rotation_of
 from tests.support.virtual_loop import VirtualLoop, run
 
@@ -175,9 +176,9 @@ def test_events_contain_nothing_of_a_row() -> None:
 
 def test_repr_of_a_shard_shows_nothing_of_a_row() -> None:
     """Dask logs it if the task fails."""
-    shard = _worker.Shard.of("token", [_worker.RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)])
+    shard = _worker.Shard.of("token", "process", [_worker.RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)])
 
-    assert repr(shard) == "Shard(token='token', key='token-1')"
+    assert repr(shard) == "Shard(token='token', process='process', key='token-1')"
     assert shard.calls() == [_worker.RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)]
 
 
@@ -337,6 +338,52 @@ def test_frozen_worker_is_lost_and_what_it_reports_later_is_ignored() -> None:
     assert sum(len(keys) == 2 for keys in dask.keys.values()) <= 2 * (2 * 20 + 50)
     assert all(len(set(keys)) == 1 for keys in dask.keys.values())
     assert {len(keys) for keys in dask.keys.values()} == {1, 2}
+
+
+@pytest.mark.parametrize("change", [US, OWN], ids=["managed", "custom"])
+def test_worker_that_restarts_at_its_address_sends_nothing_of_its_predecessor(change: ProxyChange) -> None:
+    """The scheduler gives it the same shards, some calls of which were reported."""
+    completed: set[str] = set()
+
+    def on_event(event: events.Event) -> None:
+        if isinstance(event, events.AccountSettled):
+            completed.add(event.account_id)
+
+    async def main() -> tuple[FakeDask, set[str]]:
+        dask = FakeDask("w1")
+        async with rotation_of(dask, accounts(300, change), on_event=on_event) as rotation:
+            await wait_until(lambda: rotation.summary.patched >= 130)
+            before = completed.copy()
+            dask.kill("w1", restarts=True)
+            await rotation.run()
+        assert rotation.summary.patched == rotation.summary.attempts == 300
+        return dask, before
+
+    dask, before = run(main())
+    twice = {account: keys for account, keys in dask.keys.items() if len(keys) == 2}
+
+    assert before & twice.keys() == set()
+    assert 0 < len(twice) <= 20 + 20  # in flight, and not reported yet
+    assert {len(keys) for keys in dask.keys.values()} == {1, 2}
+    assert {len(set(keys)) for keys in twice.values()} == {1 if change is US else 2}
+
+
+def test_account_is_in_doubt_if_its_worker_restarts_without_an_api_key() -> None:
+    """The worker that reports that it sends nothing is not the one that may have sent the account."""
+
+    async def main() -> list[Outcome]:
+        dask = FakeDask("w1")
+        async with rotation_of(dask, accounts(1)) as rotation:
+            await wait_until(lambda: dask.sent["w1"])
+            dask.setup_errors["w1"] = ConfigurationError("no API key")
+            dask.kill("w1", restarts=True)
+            await asyncio.sleep(LATENCY)
+            rotation.stop()
+            return [outcome async for outcome in rotation]
+
+    [outcome] = run(main())
+
+    assert (outcome.state, outcome.applied) == (State.UNKNOWN, Applied.UNKNOWN)
 
 
 def test_suspended_coordinator_does_not_blame_the_workers() -> None:
@@ -554,6 +601,20 @@ def test_account_whose_result_cannot_be_read_is_sent_once_by_each_worker() -> No
     assert dask.sent == {"w1": 1, "w2": 1}
 
 
+def test_task_that_cannot_be_submitted_ends_the_rotation() -> None:
+    """Otherwise its calls would never end."""
+
+    async def main() -> None:
+        dask = FakeDask("w1")
+        async with asyncio.timeout(60), rotation_of(dask, accounts(300)) as rotation:
+            await wait_until(lambda: rotation.summary.patched >= 100)
+            dask.submit_error = RuntimeError("the client is closed")
+            await rotation.run()
+
+    with pytest.raises(ClusterError, match="w1: RuntimeError: the client is closed"):
+        run(main())
+
+
 def test_worker_that_cannot_run_shards_leaves_them_to_others() -> None:
     """For example because installing the plugin failed there."""
 
@@ -567,6 +628,23 @@ def test_worker_that_cannot_run_shards_leaves_them_to_others() -> None:
         return dask
 
     assert run(main()).sent == {"w2": 200}
+
+
+def test_worker_whose_shards_raise_an_os_error_is_not_tried_for_ever() -> None:
+    """Such as a stale file handle of a network file system, when Dask imports the package."""
+
+    async def fail(_: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    async def main() -> None:
+        dask = FakeDask("w1")
+        async with asyncio.timeout(60), rotation_of(dask, accounts(10)) as rotation:
+            [plugin] = dask.workers["w1"].plugins.values()
+            plugin.run = fail
+            await rotation.run()
+
+    with pytest.raises(ClusterError, match=r"w1: OSError: .*Stale file handle"):
+        run(main())
 
 
 @pytest.mark.parametrize("stop", [False, True], ids=["a new key is stored", "the rotation is stopped"])
@@ -673,6 +751,46 @@ def test_pause_that_one_worker_finds_reaches_the_others() -> None:
     ]
 
 
+def test_pause_ends_with_the_loss_of_the_worker_that_found_it() -> None:
+    seen: list[events.Event] = []
+
+    async def main() -> bool:
+        dask = FakeDask("w1")
+        async with rotation_of(dask, accounts(500), on_event=seen.append) as rotation:
+            coordinator = dask.coordinator
+            assert coordinator is not None
+            await wait_until(lambda: rotation.summary.patched >= 100)
+            dask.workers["w1"].pacer.paused = True
+            await wait_until(lambda: coordinator.paused)
+            dask.join("w2")
+            dask.kill("w1")
+            await wait_until(lambda: rotation.summary.patched >= 400)
+            return coordinator.paused
+
+    assert not run(main())
+    assert [type(event) for event in seen if not isinstance(event, events.AccountSettled)] == [
+        events.PauseBegan,
+        events.PauseEnded,
+    ]
+
+
+def test_pause_that_a_lost_worker_finds_does_not_reach_the_others() -> None:
+    """It may be that worker's network that fails."""
+
+    async def main() -> FakeDask:
+        dask = FakeDask("w1", "w2")
+        async with rotation_of(dask, accounts(3_000)) as rotation:
+            await wait_until(lambda: rotation.summary.patched >= 300)
+            frozen = dask.workers["w1"]
+            frozen.is_frozen = frozen.pacer.paused = True
+            await asyncio.sleep(_coordinator.SILENT + 1)
+            frozen.thaw()
+            await rotation.run()
+        return dask
+
+    assert run(main()).workers["w2"].pacer.pauses == 0
+
+
 # --- Rate, pool, stop ---
 
 
@@ -704,6 +822,32 @@ def test_rate_is_shared_evenly_and_never_exceeded() -> None:
         {"w1": 300.0, "w2": 300.0, "w3": 300.0},
         {"w2": 450.0, "w3": 450.0},
     ]
+
+
+def test_rate_of_a_worker_with_a_problem_goes_to_the_others_once_its_calls_ended() -> None:
+    async def main() -> list[float]:
+        dask = FakeDask("w1", "w2")
+        pace = Pace(in_flight=20, rate=900.0)
+        async with rotation_of(_with(dask, stay_on_w1), accounts(5_000), pace=pace) as rotation:
+            await wait_until(lambda: dask.sent["w1"] >= 100)
+            plugin = dask.workers["w1"].plugins.popitem()
+            await wait_until(lambda: rotation.summary.patched >= 1_000)
+            rates = [dask.workers["w2"].pacer.rates[-1]]
+            dask.workers["w1"].plugins.update([plugin])
+            ended.set()
+            await wait_until(lambda: rotation.summary.patched >= 2_000)
+            rates.append(dask.workers["w2"].pacer.rates[-1])
+            await rotation.run()
+        return rates
+
+    ended = asyncio.Event()
+
+    async def stay_on_w1(worker: FakeWorker, *_: object) -> None:
+        if worker.address == "w1" and worker.dask.sent["w1"] == 50:
+            await ended.wait()
+        await respond(worker)
+
+    assert run(main()) == [450.0, 900.0]
 
 
 def test_dead_proxy_is_quarantined_for_all_workers() -> None:
@@ -789,6 +933,44 @@ async def test_journal_that_cannot_be_written_ends_the_rotation(
     with pytest.raises(JournalNotWritableError, match="the disk is full"):
         async with rotation_of(FakeDask("w1"), accounts(50), journal=tmp_path / "j") as rotation:
             await rotation.run()
+
+
+async def test_rows_are_on_disk_before_their_shard_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later run must be able to tell that a row has changed meanwhile."""
+    dask, may_write = FakeDask("w1"), asyncio.Event()
+    on_disk = RowHashes.on_disk
+
+    async def write_late(hashes: RowHashes) -> None:
+        await may_write.wait()
+        await on_disk(hashes)
+
+    monkeypatch.setattr(RowHashes, "on_disk", write_late)
+    async with rotation_of(dask, iter(accounts(50).items()), journal=tmp_path / "j") as rotation:
+        await asyncio.sleep(5 * _coordinator.GATHER)
+        before = dask.sizes.copy()
+        may_write.set()
+        await rotation.run()
+
+    assert before == []
+    assert rotation.summary.patched == 50
+
+
+async def test_nothing_is_sent_if_the_rows_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: RowHashes) -> None:
+        raise JournalNotWritableError("the disk is full")
+
+    dask = FakeDask("w1")
+    monkeypatch.setattr(RowHashes, "on_disk", fail)
+    with pytest.raises(JournalNotWritableError, match="the disk is full"):
+        async with rotation_of(dask, iter(accounts(50).items()), journal=tmp_path / "j") as rotation:
+            await rotation.run()
+
+    assert dask.sizes == []
+    assert rotation.summary.states == {State.SKIPPED: 50}
 
 
 async def test_cluster_leaves_the_journal_of_a_single_machine(tmp_path: Path) -> None:

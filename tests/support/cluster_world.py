@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sqlite3
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -12,15 +13,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from postpress_async.cluster import write_certificates
+from distributed import Client
+
+from postpress_async.cluster import read_certificates, write_certificates
 from postpress_async.sandbox import Sandbox
 
-DASK = {
-    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
-    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s",
-}
+DASK = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s"}
 
 
 async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -32,6 +32,13 @@ async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
 
 
 def settled(journal: Path) -> dict[str, str]:
@@ -125,6 +132,11 @@ class World:
         log.close()
         self._started.append(made)
         return made
+
+    def client(self) -> Any:
+        """Connect to the scheduler."""
+        security = read_certificates(self.folder / "certificates")
+        return Client(self.address, security=security, asynchronous=True)
 
     def logs(self) -> bytes:
         """The output of the scheduler and the workers."""

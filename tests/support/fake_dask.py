@@ -1,6 +1,7 @@
 """Dask in one process, for tests: a client whose workers run the real plugin with a stub of the session."""
 
 import asyncio
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -49,12 +50,17 @@ class FakeWorker:
     def __init__(self, dask: "FakeDask", address: str) -> None:
         self.dask = dask
         self.address = address
+        self.local_directory = f"/tmp/{address}-{next(dask.processes)}"
         self.plugins: dict[str, Any] = {}
         self.is_frozen = False
         self.pacer = SimpleNamespace(paused=False, rates=[], pauses=0)
         self.pacer.lease = self.pacer.rates.append
         self.pacer.pause = self._pause
         self._events: list[dict[str, Any]] = []
+
+    @property
+    def is_alive(self) -> bool:
+        return self.dask.workers.get(self.address) is self
 
     def _pause(self) -> None:
         self.pacer.paused = True
@@ -67,7 +73,7 @@ class FakeWorker:
         self.dask.events.append(event)
         if self.is_frozen:
             self._events.append(event)
-        elif self.address in self.dask.workers:
+        elif self.is_alive:
             asyncio.get_running_loop().call_soon(self.dask.deliver, event)
 
     def thaw(self) -> None:
@@ -119,44 +125,58 @@ class StubSession:
 class FakeFuture:
     """A future of a task."""
 
-    def __init__(self, worker: FakeWorker, shard: Any) -> None:
-        self.worker = worker
+    def __init__(self, dask: "FakeDask", address: str, shard: Any) -> None:
+        self.address = address
         self.key = shard.key
-        is_there = worker.address in worker.dask.workers
-        self.task: asyncio.Future[Any] = asyncio.create_task(
-            self._run(shard) if is_there else asyncio.sleep(1e9)
-        )
+        self._dask = dask
+        self._shard = shard
+        self._result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+        dask.futures[self.key] = self
+        self.start()
 
-    async def _run(self, shard: Any) -> Any:
-        _current.set(self.worker)
-        return await _worker.run_shard(loads(dumps(shard)))
+    @property
+    def is_done(self) -> bool:
+        return self._result.done()
+
+    def start(self) -> None:
+        """Run the task if there is a worker at its address."""
+        if (worker := self._dask.workers.get(self.address)) is not None:
+            self._task = asyncio.create_task(self._run(worker))
+
+    async def _run(self, worker: FakeWorker) -> None:
+        _current.set(worker)
+        result = await asyncio.gather(_worker.run_shard(loads(dumps(self._shard))), return_exceptions=True)
+        if worker.is_alive and self.key in self._dask.futures:
+            self._end(*result)
+
+    def _end(self, result: Any) -> None:
+        if isinstance(result, BaseException):
+            self._result.set_exception(result)
+        else:
+            self._result.set_result(result)
+
+    def fail(self) -> None:
+        """Its worker was killed, and the scheduler does not run it again."""
+        self._end(KilledWorker(self.key, cast("Any", SimpleNamespace(address=self.address)), 0))
 
     async def exception(self) -> Any:
-        waits = asyncio.ensure_future(asyncio.wait([self.task]))
-        killed = asyncio.ensure_future(self.worker.dask.killed[self.worker.address].wait())
-        try:
-            await asyncio.wait([waits, killed], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waits.cancel()
-            killed.cancel()
-        if not self.task.done() or self.task.cancelled():
-            return KilledWorker(self.key, cast("Any", SimpleNamespace(address=self.worker.address)), 0)
-        return self.task.exception()
+        await asyncio.wait([self._result])
+        return self._result.exception()
 
-    async def _result(self) -> Any:
-        result = await self.task
-        if self.worker.dask.loses_results:
+    async def _unpickled(self) -> Any:
+        result = await self._result
+        if self._dask.loses_results:
             raise ModuleNotFoundError("No module named 'strategy'")
         return loads(dumps(result))
 
     def __await__(self) -> Any:
-        return self._result().__await__()
+        return self._unpickled().__await__()
 
     def release(self) -> None:
-        if self.worker.address not in self.worker.dask.workers:
-            self.task.cancel()
-        elif not self.task.done():
-            for plugin in self.worker.plugins.values():
+        del self._dask.futures[self.key]
+        if self.address in self._dask.workers and not self.is_done:
+            for plugin in self._dask.workers[self.address].plugins.values():
                 plugin.transition(self.key, "long-running", "released")
 
 
@@ -169,6 +189,7 @@ class FakeDask:
         workers: Those that the scheduler knows.
         setup_errors: What the session of a worker raises, by address.
         is_gone: Whether the scheduler does not respond.
+        submit_error: What the client raises if a task is submitted.
         loses_results: Whether the client cannot unpickle the results of tasks.
         keys: The idempotency keys by account.
         sent: Number of calls by worker.
@@ -181,32 +202,41 @@ class FakeDask:
         self.script: Script = respond
         self.setup_errors: dict[str, Exception] = {}
         self.is_gone = self.loses_results = False
+        self.submit_error: Exception | None = None
         self.keys: defaultdict[str, list[str]] = defaultdict(list)
         self.sent: Counter[str] = Counter()
         self.sizes: list[int] = []
         self.events: list[dict[str, Any]] = []
         self.closed: list[str] = []
-        self.killed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.futures: dict[str, FakeFuture] = {}  # that are not released
+        self.processes = itertools.count(1)
         self.coordinator: Coordinator | None = None
         self.workers: dict[str, FakeWorker] = {}
-        self._known: dict[str, FakeWorker] = {}  # killed workers included
         self._plugin: bytes | None = None
         for address in workers:
             self.join(address)
 
     def join(self, address: str) -> FakeWorker:
-        worker = self.workers[address] = self._known[address] = FakeWorker(self, address)
+        worker = self.workers[address] = FakeWorker(self, address)
         if self._plugin is not None:
             worker.install(self._plugin)
         return worker
 
-    def kill(self, address: str) -> None:
-        """Kill a worker in the middle of all it does, and have the scheduler notice."""
+    def kill(self, address: str, *, restarts: bool = False) -> None:
+        """
+        Kill a worker in the middle of all it does, and have the scheduler notice.
+
+        If it restarts at once at the same address, the scheduler runs its tasks again there.
+        """
         worker = self.workers.pop(address)
         for plugin in worker.plugins.values():
             for key in plugin._shards:
                 plugin.transition(key, "executing", "released")
-        self.killed[address].set()
+        if restarts:
+            self.join(address)
+        for future in [*self.futures.values()]:
+            if future.address == address and not future.is_done:
+                future.start() if restarts else future.fail()
 
     def deliver(self, event: dict[str, Any]) -> None:
         if self.coordinator is not None:
@@ -224,7 +254,10 @@ class FakeDask:
         now = asyncio.get_running_loop().time()
         return {
             "workers": {
-                address: {"last_seen": 0.0 if worker.is_frozen else now}
+                address: {
+                    "last_seen": 0.0 if worker.is_frozen else now,
+                    "local_directory": worker.local_directory,
+                }
                 for address, worker in self.workers.items()
             }
         }
@@ -240,10 +273,12 @@ class FakeDask:
 
     def submit(self, function: Any, shard: Any, **options: Any) -> FakeFuture:
         assert function is _worker.run_shard
+        if self.submit_error is not None:
+            raise self.submit_error
         [address] = options.pop("workers")
         assert options == {"key": shard.key, "pure": False, "retries": 0}
         self.sizes.append(len(shard.calls()))
-        return FakeFuture(self._known[address], shard)
+        return FakeFuture(self, address, shard)
 
     async def run(self, function: Any, token: str, *, workers: list[str], **changes: Any) -> None:
         worker = self.workers[workers[0]]
