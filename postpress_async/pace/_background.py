@@ -72,7 +72,11 @@ class Background:
         Returns the cumulative sum.
         """
         requests = served + in_flight + self._refused + 1
-        self._sum -= self.tolerated * max(0, requests - self._requests)
+        added = requests - self._requests
+        if added < 0:
+            # Requests that ended otherwise, for example with a 503, are no longer in *in_flight*.
+            self._requests_at_zero += added
+        self._sum -= self.tolerated * max(0, added)
         if self._sum <= 0:
             self._sum = 0.0
             self._refused_at_zero, self._requests_at_zero = self._refused, requests - 1

@@ -222,6 +222,8 @@ class Pacer:
             if signal is _SUCCESS or signal is _ALIVE:
                 self._rate_limiter.served += 1
                 if now >= self._record_served_at:
+                    if permit.sent - breaker.last_success > self._rate_limiter.measuring_window:
+                        self._rate_limiter.resume(now)  # no call was made for a while
                     self._record_served_at = self._rate_limiter.record_served(now)
                 self._limiter.record_response(permit.sent, self._permits, now, signal is _SUCCESS)
                 breaker.record_success(now)

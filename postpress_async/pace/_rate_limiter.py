@@ -127,7 +127,12 @@ class RateLimiter:
         self._samples = [*self._samples[-1:], (now, self.served)]
         if self._background.share:
             self._background.update(self.served, limited=self._learned < math.inf)
-        return now + max(MEASURING_WINDOW, MIN_MEASURED / self.value)
+        return now + self.measuring_window
+
+    @property
+    def measuring_window(self) -> float:
+        """Seconds over which the served rate is measured."""
+        return max(MEASURING_WINDOW, MIN_MEASURED / self.value)
 
     def resume(self, now: float) -> None:
         """Restart the measurement after a pause, in which nothing was served."""

@@ -67,6 +67,17 @@ def test_the_recent_share_begins_with_the_excess() -> None:
     assert refused / requests == pytest.approx(0.5, abs=0.1)
 
 
+def test_requests_that_end_otherwise_stay_among_the_recent_ones() -> None:
+    """Of 50 requests in flight, 40 end with a 503, which leaves fewer in flight and none of them served."""
+    background = Background()
+    background.record_throttled(100, 50, below=False)
+    _, before = background.recent
+    background.record_throttled(100, 9, below=False)
+    refused, requests = background.recent
+
+    assert (refused, requests) == (2, before)
+
+
 def test_a_small_share_below_the_plateau_is_the_background() -> None:
     """Where an unchanged tier refuses nothing; more than a few must be put to a trial."""
     small, large = Background(), Background()

@@ -7,15 +7,18 @@ used to tune the pace.
 ``python -m tests.pace.test_pace_scenarios [accounts]`` prints the table.
 """
 
+import asyncio
 import os
 import sys
 
 import pytest
 from attrs import evolve
 
+from postpress_async.pace import Pace
 from tests.support.pace_generated import HELD_OUT, TUNED, generated
 from tests.support.pace_scenarios import MORE, TABLE
-from tests.support.pace_world import HEAD, Behavior, Result, Scenario, always, measure
+from tests.support.pace_world import HEAD, Behavior, Result, Rotation, Scenario, Service, always, measure
+from tests.support.virtual_loop import run
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +117,21 @@ def test_429s_whatever_the_rate_cost_hardly_more_than_503s(share: float) -> None
     unavailable = Scenario("503", Behavior(unavailable=always(share)), always(1000.0), 1.2, 1.1)
 
     assert measure(throttled, seed=SEED).makespan <= measure(unavailable, seed=SEED).makespan / 0.9
+
+
+def test_a_pause_between_rotations_does_not_lower_the_rate() -> None:
+    """A tier of 1,000/s is not known yet after the first rotation of a thousand accounts."""
+
+    async def two_rotations() -> float:
+        service = Service(Behavior(tier=always(1000.0), latency=lambda _chance: 0.002), SEED)
+        rotation = Rotation(service, Pace(in_flight=50), 30.0, SEED)
+        await rotation.run(range(1_000))
+        await asyncio.sleep(60.0)
+        started = asyncio.get_running_loop().time()
+        await rotation.run(range(1_000))
+        return asyncio.get_running_loop().time() - started
+
+    assert run(two_rotations()) <= 3.0
 
 
 @pytest.mark.parametrize(
