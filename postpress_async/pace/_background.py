@@ -14,24 +14,28 @@ CUSUM_THRESHOLD: Final = 7.0
 chance once in about 10,000 429s."""
 
 THRESHOLD_PER_SHARE: Final = 150.0
-"""At the limit of a known tier, a single 429 is enough, and with a background so many more."""
+"""At the limit of a known tier, the threshold is 1 plus this multiple of the background share."""
 
 MIN_REFUSED: Final = 6
 """Minimum number of 429s from which a share is estimated."""
 
 MIN_EXPECTED: Final = 16.0
-"""Minimum number of expected 429s for a lower estimate. By chance, half of them arrive once in 100 times."""
+"""Minimum number of expected 429s for a lower estimate: two standard deviations above their number."""
 
 UNTESTED_SHARE: Final = 0.03
 """Highest share that is believed without a trial, because it does little harm if it is wrong."""
 
-MIN_EFFECT, MAX_EFFECT = 0.6, 0.1
+UNCHANGED_RATIO, LOWERED_RATIO = 0.6, 0.1
 """Multiples of the share of 429s before a trial that speak against and for the rate as their cause. The share
 before is too high on average, because an unusual number of 429s starts the trial."""
 
 RATE_IS_CAUSE, RATE_IS_NOT_CAUSE = -3.0, 4.0
 """Log-likelihood ratios at which a trial ends, for errors of about 5% and 2%. The second error is worse: the
 session then exceeds its tier until the next trial."""
+
+
+TRIAL_429S: Final = 8.0
+"""Number of 429s, expected if the rate is not their cause, after which a trial ends with the likelier one."""
 
 
 class Background:
@@ -102,7 +106,7 @@ class Background:
 
     def update(self, served: int, *, limited: bool) -> None:
         """
-        Lower the share if fewer than half of the expected 429s arrived; *served* is the total so far.
+        Lower the share if significantly fewer 429s arrived; *served* is the total so far.
 
         *limited* says that the limit of a tier is known. Then only requests below the plateau count.
         """
@@ -113,7 +117,7 @@ class Background:
         expected = self.share * requests
         if expected < MIN_EXPECTED:
             return
-        share = self.share * refused / expected if refused < expected / 2 else self.share
+        share = min(self.share, (refused + 2 * math.sqrt(refused)) / requests)
         self.learn(share if share >= ALLOWANCE / 10 else 0.0, served)
         self.requests_below = self._refused_below = 0
 
@@ -135,12 +139,15 @@ class Trial:
     def __init__(self, refused: int, requests: int, background: float, served: int) -> None:
         self.sent: int = 0
         self.refused: int = 0
+        self.is_second: bool = False
+        self._background: Final = background
         self._before: Final = refused, requests
-        lowered = max(background, MAX_EFFECT * refused / requests)
-        unchanged = min(max(MIN_EFFECT * refused / requests, 2 * lowered), (1 + lowered) / 2)
+        lowered = max(background, LOWERED_RATIO * refused / requests)
+        unchanged = min(max(UNCHANGED_RATIO * refused / requests, 2 * lowered), (1 + lowered) / 2)
         self._refused_weight: Final = math.log(unchanged / lowered)
         self._served_weight: Final = math.log((1 - unchanged) / (1 - lowered))
         self._served_before: Final = served
+        self._longest: Final = TRIAL_429S / unchanged
 
     @property
     def share(self) -> float:
@@ -148,12 +155,24 @@ class Trial:
         refused, requests = self._before
         return (refused + self.refused) / (requests + self.sent)
 
+    def second(self, served: int) -> "Trial":
+        """A trial at another rate, after this one; *served* is the total so far."""
+        refused, requests = self._before
+        in_flight = max(0, self.sent - self.refused - max(0, served - self._served_before))
+        trial = Trial(refused + self.refused, requests + self.sent, self._background, served + in_flight)
+        trial.is_second = True
+        return trial
+
     def result(self, served: int) -> bool | None:
         """Whether the rate causes the 429s; None if that is not known yet. *served* is the total so far."""
-        # Refusals may arrive before the responses to earlier requests. Neither result may come of that.
+        # Refusals may arrive long before the other responses: count all requests against the first result,
+        # and only those with a response for the second.
         evidence = self.refused * self._refused_weight
         if evidence + (self.sent - self.refused) * self._served_weight >= RATE_IS_NOT_CAUSE:
             return False
         if evidence + (served - self._served_before) * self._served_weight <= RATE_IS_CAUSE:
             return True
+        responses = served - self._served_before + self.refused
+        if responses >= self._longest:
+            return evidence + (responses - self.refused) * self._served_weight < 0
         return None

@@ -37,6 +37,16 @@ BELOW_PLATEAU: Final = 0.97
 TRIAL_FACTOR: Final = 0.7
 """Multiple of the served rate that a trial allows. That rate may be inaccurate, or shared by sessions."""
 
+SECOND_TRIAL_SHARE: Final = 0.12
+"""Share of 429s above which a second trial at a much lower rate must agree. If several sessions with the same
+key exceed the tier, a slightly lower rate of one of them changes little."""
+
+SECOND_TRIAL_FACTOR: Final = 0.1
+"""Multiple of the served rate that a second trial allows. It allows at least `MIN_TRIAL_429S`."""
+
+MIN_TRIAL_429S: Final = 1.2
+"""429s per second that a second trial would get if the rate does not cause them. It takes about 10 s then."""
+
 MAX_TRIAL_SHARE: Final = 0.5
 """Share of 429s above which only the rate can be the cause."""
 
@@ -77,7 +87,7 @@ class RateLimiter:
         self._due = -math.inf  # time of the next request, as in the generic cell rate algorithm
         self._learned = math.inf
         self._plateau = 0.0
-        self._plateau_reached = False  # before the last decrease, so that it is not too high
+        self._plateau_reached = False  # by the time of the last decrease; otherwise it may be too high
         self._searching = True
         self._recovery = RECOVERY_TIME
         self._grown = 0.0  # seconds along the cubic
@@ -88,7 +98,7 @@ class RateLimiter:
         self._samples: list[tuple[float, int]] = []  # times, and the total served by then
         self._background: Final = Background()
         self._trial: Trial | None = None
-        self._before_trial = math.inf, True  # the learned rate, and whether it was searching
+        self._learned_before_trial, self._searching_before_trial = math.inf, True
 
     def try_acquire(self, now: float) -> bool:
         """Take a token if there is one. Returns whether there was."""
@@ -158,7 +168,7 @@ class RateLimiter:
                     within = self.value * (1 - (refused - 1) / requests)
                     self._decrease(now, retry_after, at_least=min(within, self._plateau))
             elif excess:
-                self._start_trial(now, retry_after, in_flight)
+                self._decrease_and_try(now, retry_after, in_flight)
         return excess and refused >= requests / 2
 
     @property
@@ -167,10 +177,10 @@ class RateLimiter:
         known = self._plateau_reached and not self._searching and self._trial is None
         return known and self._learned < BELOW_PLATEAU * self._plateau
 
-    def _start_trial(self, now: float, retry_after: float, in_flight: int) -> None:
-        """Decrease the rate, and at first by more, unless it is certain to cause the 429s."""
+    def _decrease_and_try(self, now: float, retry_after: float, in_flight: int) -> None:
+        """Decrease the rate. If it may not be the cause of the 429s, start a trial of an even lower one."""
         if self._trial is None:
-            self._before_trial = self._learned, self._searching
+            self._learned_before_trial, self._searching_before_trial = self._learned, self._searching
         self._trial = None
         accurate = self._decrease(now, retry_after)
         refused, requests = self._background.recent
@@ -185,16 +195,22 @@ class RateLimiter:
         rate_is_cause = self._trial.result(self.served)
         if rate_is_cause is None:
             return False
+        trial, self._trial = self._trial, None
+        if not rate_is_cause and trial.share > SECOND_TRIAL_SHARE and not trial.is_second:
+            self._trial = trial.second(self.served)
+            self._set_learned(
+                max(SECOND_TRIAL_FACTOR * self._plateau, MIN_TRIAL_429S / trial.share, MIN_RATE)
+            )
+            return True
         self._decreased_at = self._grown_at = now
         if rate_is_cause:
             self._set_learned(max(self._plateau * DECREASE_FACTOR, MIN_RATE))
         else:
-            self._background.learn(self._trial.share, self.served)
-            learned, self._searching = self._before_trial
+            self._background.learn(trial.share, self.served)
+            learned, self._searching = self._learned_before_trial, self._searching_before_trial
             self._plateau = learned if learned < math.inf else 0.0
             self._set_learned(learned)
         self._background.restart()
-        self._trial = None
         return True
 
     def _decrease(self, now: float, retry_after: float, at_least: float = 0.0) -> bool:

@@ -118,7 +118,7 @@ def _mixture(chance: random.Random) -> Scenario:
         case _:
             pass
     timeout = min(one.timeout, other.timeout)
-    return Scenario(name, behavior, None, 1.3, 1.25, in_flight=one.in_flight, timeout=timeout, failures=3)
+    return Scenario(name, behavior, None, 1.35, 1.25, in_flight=one.in_flight, timeout=timeout, failures=3)
 
 
 _USUAL: Final = asdict(Behavior(), recurse=False)
