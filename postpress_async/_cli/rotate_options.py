@@ -222,8 +222,8 @@ class _InputOptions(_RunOptions):
         metavar="COLUMN",
         help="Column of FLEET, such as country, whose value is the TAG of the --pool to use. If it is "
         "country, its values order no managed proxies. A --pool without a TAG must be CSV with this column, "
-        "from which each proxy gets its tag. A row whose value is no tag is invalid. By default, the column pool if any "
-        "--pool has a TAG.",
+        "from which each proxy gets its tag. A row whose value is no tag is invalid. By default, the "
+        "column pool if any --pool has a TAG.",
     )
     assign: Assign = _assignment(  # noqa: RUF009 - it is a field
         type=click.Choice(get_args(Assign)),
@@ -249,9 +249,9 @@ class _InputOptions(_RunOptions):
         default="30m",
         help="How long a proxy from --pool is left out (quarantined) after it failed for two accounts that "
         "other proxies then served. After that, one account tries it: a success ends the quarantine, a "
-        "failure doubles the time, up to 24h. The journal remembers quarantined proxies for the next run. If most "
-        "proxies fail at the same time, all accounts wait until one works again, at most for this time; then "
-        "they are skipped.",
+        "failure doubles the time, up to 24h. The journal remembers quarantined proxies for the next run. "
+        "If most proxies fail at the same time, all accounts wait until one works again, at most for this "
+        "time; then they are skipped.",
     )
     country: str | None = _assignment(
         metavar="CC",
@@ -265,9 +265,9 @@ class RotateOptions(_InputOptions):
     """The arguments and options of a rotation; this class has those that only ``rotate`` has."""
 
     command: str  # the whole command as it was typed; it contains no secret, see `refuse_secrets`
-    arguments: Mapping[str, list[str]]  # by option, without those from environment variables: its words
+    arguments: Mapping[str, list[str]]  # typed words by option, without environment variables
     fleet: str | None = None
-    to: int | None = None  # of ``rollback``
+    to: int | None = None  # the option of ``rollback``
     on_failed: OnFailed = "report"
     journal: str | None = _stopping(
         type=options.FILE,
@@ -296,7 +296,8 @@ class RotateOptions(_InputOptions):
         help="Send only the accounts whose latest proxy, according to the journal, is PROXY: HOST, "
         "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. This starts a separate run of these "
         "accounts, or resumes it. When that run is complete, the same command starts another one, of the "
-        "accounts that still have PROXY. Repeat the option for several proxies. Cannot be combined with --every.",
+        "accounts that still have PROXY. Repeat the option for several proxies. Cannot be combined with "
+        "--every.",
     )
 
     @classmethod
@@ -354,7 +355,7 @@ class RotateOptions(_InputOptions):
 
 
 def _arguments_by_option(context: click.Context) -> dict[str, list[str]]:
-    """By option: its words as typed. Options from environment variables are left out."""
+    """The typed words by option. Options from environment variables are left out."""
     params = {param.name: param for param in context.command.params}
     values_by_name, _, _ = context.command.make_parser(context).parse_args(list(context.meta[options.WORDS]))
     arguments: dict[str, list[str]] = {}

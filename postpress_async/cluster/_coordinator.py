@@ -82,7 +82,7 @@ class _Call:
 @define(eq=False)
 class _Worker:
     address: str
-    process: str  # as `Shard.process`: another process at the same address is another worker
+    process: str  # see `Shard.process`: another process at the same address is another worker
     last_seen: float = 0.0  # the scheduler's time of its last heartbeat
     heard_at: float = 0.0  # our clock when `last_seen` last changed
     is_lost: bool = False  # gone or silent

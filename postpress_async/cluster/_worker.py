@@ -101,7 +101,7 @@ def _portable(error: BaseException) -> BaseException:
     """Return *error*, or one with its text if the coordinator could not unpickle it."""
     try:
         pickle.loads(dumps(error))  # noqa: S301 - our own
-    except Exception:  # by the error's class
+    except Exception:  # raised by the error's class
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
