@@ -157,7 +157,7 @@ async def test_cancelled_waiter_passes_the_lock_on(updates: Updates, lock: Keyed
 async def test_last_waiter_frees_the_lock_if_cancelled_while_holding_it(
     updates: Updates, lock: KeyedLock
 ) -> None:
-    """The same, for the last of the queue."""
+    """The last waiter of the queue frees the lock, too."""
     updates.ask()
     updates.ask()
     await run_ready_tasks()
@@ -243,7 +243,7 @@ async def test_cancelling_a_waiter_does_not_search_the_queue(
 
 
 async def test_waiter_leaves_the_queue_at_its_deadline(lock: KeyedLock) -> None:
-    """As the session waits: the timeout is a cancellation from inside."""
+    """The session waits like this: the timeout cancels the waiter."""
     assert lock.try_acquire("acc_1")
 
     with pytest.raises(TimeoutError):

@@ -220,7 +220,7 @@ async def test_an_answer_that_leaves_it_open_keeps_a_managed_change_s_key(api, s
 
 
 async def test_a_stored_answer_that_comes_back_ends_a_managed_change_as_unknown(api, session) -> None:
-    """The same instance again is no new try: what was applied will not become known by asking on."""
+    """A replayed response is not a new attempt, so retrying cannot clear the doubt."""
     api.patch(ENDPOINT, status=504, payload=envelope("request_timeout", 504, "req_1"), repeat=True)
 
     with pytest.raises(errors.RequestTimeoutError) as caught:
@@ -242,7 +242,7 @@ async def test_a_refusal_after_a_doubt_keeps_a_managed_change_s_key(api, session
 
 
 async def test_no_refusal_ends_the_doubt_about_a_managed_change_or_renews_its_key(api, session) -> None:
-    """It may come from something in front of the API, whatever its status and type."""
+    """Any refusal may come from a gateway in front of the API."""
     api.patch(ENDPOINT, exception=aiohttp.ServerDisconnectedError())
     api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502, "req_1"))
     api.patch(ENDPOINT, payload=PATCHED)
@@ -497,7 +497,7 @@ async def test_closing_waits_for_what_is_in_flight(transport: Any) -> None:
 
 
 def test_a_session_may_be_made_outside_the_loop_and_belongs_to_the_first(transport: Any) -> None:
-    """Its connections die with their loop; a second loop would meet 'Event loop is closed'."""
+    """Connections end with their loop; with a second loop they would raise 'Event loop is closed'."""
     session = PostPressSession(
         KEY, base_url="http://127.0.0.1:1", retry=RetryPolicy(attempts=1), transport=transport
     )
@@ -646,6 +646,6 @@ asyncio.run(main())
     "travel", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda function: function.__name__
 )
 def test_a_session_cannot_be_pickled_or_copied(travel) -> None:
-    """It has connections and an event loop; the message says what to do instead."""
+    """A session has connections and a loop; the message says what to do instead."""
     with pytest.raises(TypeError, match="a session cannot be pickled or copied: create a new one"):
         travel(PostPressSession(KEY))

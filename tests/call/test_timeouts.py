@@ -59,7 +59,7 @@ def test_work_finished_in_time_is_not_cancelled() -> None:
 
 
 def test_a_thousand_waits_that_end_in_time_set_one_timer() -> None:
-    """That is what this is for."""
+    """`TimeoutGroup` exists to set one timer instead of a thousand."""
 
     async def scene(loop: VirtualLoop) -> int:
         timeouts, ready = TimeoutGroup(), asyncio.sleep(0)
@@ -158,7 +158,7 @@ def test_a_wait_within_a_cancelled_task_still_has_its_end() -> None:
 
 
 def test_an_error_inside_passes_through() -> None:
-    """It is not taken for the end of the time."""
+    """The error is not converted to a timeout."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
@@ -186,8 +186,8 @@ def test_one_that_catches_the_cancellation_of_its_time_goes_on() -> None:
     assert play(scene) == 0
 
 
-def test_the_end_is_everybody_s() -> None:
-    """Of those who wait, whatever their time, and of those who come after."""
+def test_end_ends_all_waits() -> None:
+    """Open waits end at once, whatever their timeout, and so do later ones."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
@@ -225,7 +225,7 @@ def test_the_end_may_come_after_the_loop_s() -> None:
 
 
 def test_a_future_is_woken_in_time() -> None:
-    """With None, which says that what it waited for did not come."""
+    """The result None says that the time is up."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, future = TimeoutGroup(), loop.create_future()
@@ -239,7 +239,7 @@ def test_a_future_is_woken_in_time() -> None:
 
 
 def test_a_future_that_has_its_result_keeps_it() -> None:
-    """Its waiter may not have run yet when its time is up."""
+    """The waiter may not have run yet when the timeout expires."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, future = TimeoutGroup(), loop.create_future()
@@ -268,7 +268,7 @@ def test_a_future_that_left_is_not_woken() -> None:
 
 
 def test_the_end_wakes_futures_too() -> None:
-    """Those that wait, and those that come after it."""
+    """Open futures get a result at once, and so do later ones."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, before, after = TimeoutGroup(), loop.create_future(), loop.create_future()

@@ -318,7 +318,7 @@ def test_a_session_that_is_closed_or_out_of_time_shows_no_secret(everything: Eve
 
 
 def test_a_call_that_is_cancelled_shows_no_secret(everything: Everything) -> None:
-    """Its exception is asyncio's own; its traceback is ours."""
+    """The exception is asyncio's, but its traceback has frames of the package."""
 
     async def main() -> list[str]:
         with FaultServer() as server:
@@ -343,7 +343,7 @@ def test_a_call_that_is_cancelled_shows_no_secret(everything: Everything) -> Non
 
 
 def test_a_success_shows_no_secret(everything: Everything) -> None:
-    """What goes well is logged too."""
+    """Successful calls are logged, too."""
 
     async def main() -> Any:
         with FaultServer() as server:
@@ -451,7 +451,7 @@ def test_objects_with_a_secret_cannot_be_pickled(held: object, write: Callable[[
 
 @pytest.mark.parametrize("bad", [KEY + "\n", " " + KEY, KEY + "é", KEY.encode()], ids=ascii)
 def test_a_key_that_is_refused_is_not_repeated(bad: Any) -> None:
-    """It is nearly right, and so nearly as good as the key itself."""
+    """An almost correct key is almost as secret as the correct one."""
     with pytest.raises(errors.ConfigurationError) as caught:
         PostPressSession(bad)
 

@@ -161,7 +161,7 @@ async def test_a_connector_s_own_tls_is_used(transport: Any) -> None:
 
 
 async def test_nothing_is_acquired_after_a_call_however_it_ended(transport: Any) -> None:
-    """What a pool believes to be in use is lost to it."""
+    """A connection that is not released is lost to the pool."""
     names = ["silence in the body", "garbage after the body", "closed in a header", "a 101", "endless 1xx"]
     brief = RetryPolicy(attempts=1, attempt_timeout=0.1)
     with FaultServer() as server:
@@ -293,7 +293,7 @@ def test_another_aiohttp_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What is not documented may change any day: the session then goes the way that is, and says so once."""
+    """Undocumented parts may change: the session then uses ClientSession, and logs one warning."""
     change(monkeypatch)
 
     with caplog.at_level(logging.WARNING, "postpress_async.transport"):

@@ -157,7 +157,7 @@ def test_the_present_moment_is_no_wait() -> None:
     ],
 )
 def test_the_29th_of_february_is_a_day_in_leap_years(text: str, seconds: float | None) -> None:
-    """It comes back every four years, and so do the bugs about it."""
+    """Code that handles dates often forgets leap years."""
     assert read_retry_after(text, at(2028, 2, 29)) == seconds
 
 

@@ -153,7 +153,7 @@ def test_a_timeout_says_what_did_not_come(sent: bool, fact: str) -> None:
 
 @pytest.mark.parametrize("transport", ["session", "lean"])
 async def test_the_host_in_a_message_is_the_base_url_s(unused_tcp_port: int, transport: Any) -> None:
-    """With its port, if it is not the scheme's own."""
+    """The message has the port if it is not the scheme's default."""
     url = f"http://localhost:{unused_tcp_port}/v1"
     async with PostPressSession(KEY, base_url=url, transport=transport) as session:
         with pytest.raises(errors.ConnectError, match=f"no connection to localhost:{unused_tcp_port}: Conn"):
