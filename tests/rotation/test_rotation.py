@@ -231,7 +231,7 @@ async def test_stop_is_in_the_summary_and_the_next_run_completes_the_rest(journa
 
 
 async def test_cancelling_a_rotation_leaves_what_was_in_flight_unknown(journal) -> None:
-    """It may have been carried out; to call it failed would be a guess."""
+    """The change may have been applied, so the state is not failed."""
     started = asyncio.Event()
 
     async def never(
@@ -268,7 +268,7 @@ async def test_a_refused_key_stops_the_rotation(type_, journal) -> None:
 async def test_a_key_that_is_revoked_under_way_stops_the_rotation_and_fails_no_account(
     type_, journal
 ) -> None:
-    """Those in flight get the same answer after the halt was decided; the next run sends all of them."""
+    """Requests in flight are refused, too; the next run sends all of these accounts."""
     accounts = [f"acc_{number}" for number in range(300)]
     first = Stub(**{account: refusal(type_) for account in accounts[200:]})
     opener = partial(Journal.open, journal)
@@ -406,7 +406,7 @@ async def test_the_block_s_own_exception_comes_out_as_it_is() -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 async def test_an_input_that_breaks_lets_what_is_in_flight_settle(journal, asynchronous) -> None:
-    """What it raises comes out as it is; what was sent has its row."""
+    """The input's error is raised unchanged; accounts that were sent have their outcomes."""
 
     def broken() -> Iterator[Row]:
         yield from list(rows())[:5]
@@ -676,7 +676,7 @@ async def test_an_input_may_stop_its_own_rotation(journal) -> None:
 
 
 async def test_an_input_that_stops_its_rotation_and_then_waits_keeps_nobody(journal) -> None:
-    """It ended the night and listens to its queue again: what is in flight settles, and that is all."""
+    """The input stopped the rotation and blocks: requests in flight end, and then the rotation."""
     rotation: Rotation
     gate = asyncio.Event()
 

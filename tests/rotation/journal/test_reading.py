@@ -517,7 +517,7 @@ def test_next_step_names_the_folder_of_the_command(path, tmp_path) -> None:
 
 
 def test_no_command_is_suggested_if_the_journal_has_none(path) -> None:
-    """What a run in Python began, no command line continues."""
+    """A run that was started in Python cannot be continued by a command."""
     found = numbers(write(path, [outcome(0, UNKNOWN)]))
 
     assert advice(str(path), found) == "start the same rotation again: it sends what is unknown"

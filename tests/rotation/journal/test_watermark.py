@@ -192,7 +192,7 @@ async def test_a_journal_that_knows_no_reach_leaves_all_in_doubt(path: Path) -> 
 
 
 async def test_a_reach_that_is_no_number_is_damage(path: Path) -> None:
-    """It is compared with every ordinal: what a damaged file has there must not end in a traceback."""
+    """The value is compared with every ordinal; a damaged one must not cause a traceback."""
     await Journal.open(path).aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE run SET value = 'far' WHERE name = 'reached'")

@@ -68,7 +68,7 @@ def quarantine(pool: ProxyAllocator, label: str) -> None:
 
 
 def test_success_costs_the_same_however_many_proxies_are_failing() -> None:
-    """It looked at each of them: 100,000 accounts took minutes."""
+    """Before, each success looked at all failing proxies: 100,000 accounts took minutes."""
 
     def lines_of_a_success(failing: int) -> int:
         pool, lines = allocator(proxies(2000)), 0
@@ -249,7 +249,7 @@ def test_exhausted_pool_gives_none(assign: Assign) -> None:
 
 
 def test_a_proxy_of_another_pool_is_refused() -> None:
-    """It would count for one that had nothing to do with it."""
+    """Otherwise the failure would count for another proxy."""
     pool, other = allocator(proxies(2)), allocator(proxies(3)[2:])
     stranger = other.give("acc_0")
     assert stranger is not None
@@ -318,7 +318,7 @@ def test_no_proxy_ever_has_more_accounts_than_its_cap(
 
 @pytest.mark.parametrize("assign", WAYS)
 def test_every_place_under_the_cap_is_given_out(assign: Assign) -> None:
-    """As many accounts as places: the last one finds the last place, however it is looked for."""
+    """With as many accounts as places, the last account gets the last place."""
     pool = allocator(proxies(7), assign=assign, accounts_per_proxy=3)
 
     assert Counter(Counter(given_to(pool, accounts(21)).values()).values()) == {3: 7}
@@ -354,7 +354,7 @@ def test_an_account_that_tries_again_keeps_its_place() -> None:
 
 
 def test_quarantined_proxy_counts_accounts_of_an_earlier_run() -> None:
-    """It is closed for two reasons, and opens again when both are gone."""
+    """A full and quarantined proxy is used again when neither applies any more."""
     pool = allocator(proxies(2), accounts_per_proxy=1)
     quarantine(pool, "user0@p0.example.net:3128")
 
@@ -375,7 +375,7 @@ def test_accounts_of_an_earlier_run_count_towards_the_cap() -> None:
 
 
 def test_labels_of_an_older_journal_count_without_their_line() -> None:
-    """It numbered them by the list, which may have been edited since."""
+    """Older labels begin with the line in the list, which may have been edited since."""
     pool = allocator(proxies(2), accounts_per_proxy=1)
 
     pool.resume({"line 17 user0@p0.example.net:3128": 1})
@@ -437,7 +437,7 @@ def test_bad_lines_can_be_skipped() -> None:
 
 
 def test_a_label_is_user_host_and_port() -> None:
-    """By it an operator finds the line in the seller's list."""
+    """Operators find the line in the seller's list by the label."""
     pool = ProxyPool.read(LIST, skip_bad=True)
 
     labels = [pooled.label for pooled in pool._proxies[:4]]
@@ -484,7 +484,7 @@ def test_several_lists_are_one_pool(tmp_path: Path) -> None:
 
 
 def test_a_proxy_of_two_lists_is_in_the_pool_once(tmp_path: Path) -> None:
-    """As one that a single list has twice: refused, and with skip_bad left out."""
+    """Like a duplicate in one list, it is refused, or skipped with skip_bad."""
     us, de = tmp_path / "us.txt", tmp_path / "de.txt"
     us.write_text("a.example:80:u:p\n")
     de.write_text("b.example:80:u:p\nu:another@A.example:80\n")

@@ -206,7 +206,7 @@ def test_wrong_line_names_the_form_that_was_probably_meant(line: str, form: str)
 
 
 def test_a_refusal_reads_as_a_sentence() -> None:
-    """It is printed as it is."""
+    """The refusal is printed without changes."""
     assert (
         str(refusal_of("", "h:99999"))
         == "line 2, port: port out of range: must be a whole number from 1 to 65535"
@@ -222,7 +222,7 @@ def test_a_refusal_reads_as_a_sentence() -> None:
     ],
 )
 def test_duplicate_proxy_is_reported(first: str, again: str) -> None:
-    """It is one exit, not two: it would get twice the accounts, and be tried twice by those it fails."""
+    """A duplicate would get twice the accounts, and be tried twice by an account that it fails."""
     refusal = refusal_of("", first, again)
 
     assert refusal.reason == "proxy already listed"
@@ -455,7 +455,7 @@ def test_any_proxy_written_as_a_url_is_read_back(proxy: CustomProxy, upper: bool
     columns=st.permutations(["Host", "PORT", "protocol", "UserName", "password", "city"]),
 )
 def test_any_proxies_written_as_csv_are_read_back(proxies: list[CustomProxy], columns: list[str]) -> None:
-    """Whatever a spreadsheet quotes is unquoted; user names lose their edges, passwords do not."""
+    """Quotes are removed; spaces around user names are stripped, but not those around passwords."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, quoting=csv.QUOTE_ALL)
     writer.writeheader()
