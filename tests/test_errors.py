@@ -1,4 +1,4 @@
-"""The catalogue of errors: every type of the reference, and what each one tells."""
+"""The errors: all types of the reference, and the attributes of each."""
 
 import copy
 import pickle

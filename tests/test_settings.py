@@ -1,4 +1,4 @@
-"""Key, base URL and certificates: a session that could not work, or would give its key away, is not made."""
+"""Key, base URL and certificates: a session with invalid or unsafe settings is refused."""
 
 import re
 import ssl
@@ -326,7 +326,7 @@ def pem(tmp_path: Path) -> Path:
 
 
 def test_certificates_are_checked_without_being_told() -> None:
-    """Else the key would be anyone's who stands on the way."""
+    """Otherwise anyone on the network path could read the API key."""
     context = make_tls(None)
 
     assert context.verify_mode is ssl.CERT_REQUIRED

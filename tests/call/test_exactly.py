@@ -1,5 +1,5 @@
 """
-Whatever text is given as an id, a key, a proxy or a URL: it is sent exactly so, or refused and not sent.
+Any text as an id, key, proxy or URL is sent exactly as given, or refused and not sent.
 
 Over a real socket, to a server that keeps the bytes as they came: what a library between would change on
 the way (a line break dropped, a dot resolved, an escape undone) is seen here.

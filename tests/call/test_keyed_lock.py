@@ -1,4 +1,4 @@
-"""One update of an account at a time, in the order in which they were asked for."""
+"""Updates of an account run one at a time, in the order of the calls."""
 
 import asyncio
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def test_accounts_do_not_wait_for_each_other(lock: KeyedLock) -> None:
 
 
 async def test_who_waited_longest_goes_first(updates: Updates) -> None:
-    """The last update asked for must be the last one applied."""
+    """The last update that was called must be applied last."""
     for _ in range(5):
         updates.ask()
     for _ in range(5):
@@ -304,7 +304,7 @@ STEPS: dict[str, Callable[[Updates, int], None]] = {
     )
 )
 def test_no_order_of_events_loses_the_lock_or_lets_two_in(steps: list[tuple[str, int]]) -> None:
-    """However takes, gives and cancels meet: one inside, first come first served, and nobody forgotten."""
+    """In any order of acquire, release and cancel: one owner, FIFO, and no waiter forgotten."""
 
     async def play() -> None:
         lock = KeyedLock()

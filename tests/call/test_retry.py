@@ -1,4 +1,4 @@
-"""When a call is tried again, and after how long: on a stub of the transport and a clock set by hand."""
+"""When a call is retried, and after how long: with a stub of the transport and a manual clock."""
 
 import asyncio
 import copy
@@ -116,7 +116,7 @@ def test_the_first_success_is_the_result(failures: int) -> None:
 
 
 def test_the_last_error_is_raised_as_it_was() -> None:
-    """The very object, with nothing on its chain: what the earlier ones told is in its history."""
+    """The same object is raised, without a chain; its history has the earlier errors."""
     made = [errors.ConnectError("first"), errors.ConnectError("second"), errors.TlsError("last")]
 
     error = failed(RetryPolicy(), StubApi([lambda cause=cause: cause for cause in made]))
@@ -220,7 +220,7 @@ def test_no_strategy_repeats_a_managed_change_in_doubt_without_a_key(policy: Ret
 
 
 def test_a_wait_that_would_overrun_the_deadline_is_not_begun() -> None:
-    """The error is raised at once: waiting for nothing helps nobody."""
+    """The error is raised at once instead of after a useless wait."""
     api = StubApi([BUSY], takes=3.0)
 
     failed(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(5.0)), api)
@@ -620,7 +620,7 @@ def test_attempts_are_a_whole_number_from_1(value: Any) -> None:
     ids=["ValueError", "Exception", "an error, not its class", "a type", "a status", "text", "None"],
 )
 def test_classes_are_classes_of_errors(name: str, value: Any) -> None:
-    """A type or a status by mistake would match nothing, and nobody would notice."""
+    """A type or status given by mistake would match nothing."""
     with pytest.raises(ValueError, match=f"{name} must have classes of postpress_async.errors"):
         RetryPolicy(**{name: value})
 
@@ -635,7 +635,7 @@ def test_a_single_error_class_must_be_in_a_tuple(name: str) -> None:
 @pytest.mark.parametrize("name", ["retry", "wait", "stop", "before", "after", "before_sleep", "sleep"])
 @pytest.mark.parametrize("value", [5], ids=["number"])
 def test_a_strategy_is_something_to_call(name: str, value: Any) -> None:
-    """Else the first failure of the night would be a TypeError of ours in place of the API's answer."""
+    """Otherwise the first failure would be a TypeError instead of the API's error."""
     with pytest.raises(ValueError, match=name):
         RetryPolicy(**{name: value})
 
@@ -644,7 +644,7 @@ def test_a_strategy_is_something_to_call(name: str, value: Any) -> None:
     "kinds", [[errors.NoChannelError], {errors.NoChannelError}, iter([errors.NoChannelError])]
 )
 def test_classes_may_come_in_any_collection(kinds: Any) -> None:
-    """And are kept as a tuple, which nobody can change afterwards."""
+    """The classes are kept as a tuple, which cannot change."""
     assert RetryPolicy(also_on=kinds).also_on == (errors.NoChannelError,)
 
 

@@ -1,4 +1,4 @@
-"""One timer for many waits: each ends in time, and one that ends in time costs no timer."""
+"""One timer serves many waits; a wait that ends before its timeout needs no timer."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -47,7 +47,7 @@ def test_a_wait_that_is_too_long_is_ended(seconds: float) -> None:
 
 
 def test_work_finished_in_time_is_not_cancelled() -> None:
-    """And a deadline that passes after it disturbs nobody."""
+    """A timeout that passes afterwards has no effect."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
@@ -118,7 +118,7 @@ def test_a_loop_whose_clock_ticks_early_ends_it_all_the_same() -> None:
 
 
 def test_cancellation_during_the_timeout_stays_a_cancellation() -> None:
-    """A caller that gives up must not be told of a timeout, even in the very moment of one."""
+    """A cancelled caller gets CancelledError, even if the timeout expires at the same time."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()

@@ -1,4 +1,4 @@
-"""A session's life: one loop, calls counted, and nobody left waiting when it ends."""
+"""The life of a session: one loop, counted calls, and no call left waiting at its end."""
 
 import asyncio
 import math
@@ -126,7 +126,7 @@ def test_a_session_may_be_closed_in_another_loop() -> None:
 
 
 def test_closing_an_idle_session_takes_no_time() -> None:
-    """Neither one that was never used, nor one whose calls have ended, nor one that is closed."""
+    """An idle session is unused, or closed, or all of its calls have ended."""
 
     async def scene() -> float:
         unused, used = CallTracker(), CallTracker()
@@ -180,7 +180,7 @@ def test_no_call_begins_while_a_session_closes() -> None:
 
 
 def test_two_may_close_at_once() -> None:
-    """An ``async with`` that ends while somebody calls `aclose`: both wait, each as long as it said."""
+    """An ``async with`` ends during `aclose`: both wait, each for its own timeout."""
 
     async def scene() -> list[float]:
         tracker = CallTracker()

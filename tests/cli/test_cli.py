@@ -1,4 +1,4 @@
-"""The command line: words in, exit codes out, one clear sentence for what is wrong."""
+"""The command line: arguments, exit codes, and one sentence for each error."""
 
 import asyncio
 import json

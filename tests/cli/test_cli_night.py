@@ -1,4 +1,4 @@
-"""The operator's night on the command line: what is tried first, what stops it, what is left at its end."""
+"""A nightly run on the command line: dry runs, what stops it, and what its end reports."""
 
 import asyncio
 import json
@@ -159,7 +159,7 @@ def test_words_that_mean_nothing_are_refused_before_anything_is_sent(folder, wor
 
 
 def test_bad_lines_of_a_proxy_list_are_reported_by_number(folder) -> None:
-    """A seller's list as they come: refused as it is, and usable without its bad lines."""
+    """A seller's list with bad lines is refused, and usable with --skip-bad."""
     write_fleet(folder, 20, "")
     refused = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox")
     left_out = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox", "--skip-bad")
@@ -470,7 +470,7 @@ async def test_a_journal_that_is_deleted_under_way_stops_the_sending(folder) -> 
 
 
 def test_read_only_journal_path_is_reported_before_anything_is_sent(folder) -> None:
-    """A folder in which nobody, not even root, makes a file."""
+    """Not even root can create a file in this folder."""
     write_fleet(folder, 3)
     done = run("rotate", "fleet.csv", "--sandbox", "--journal", "/proc/run.sqlite3")
 
@@ -530,7 +530,7 @@ def test_a_reader_that_hangs_up_is_no_traceback(folder, words) -> None:
 
 
 def test_closed_standard_error_does_not_end_the_run(folder) -> None:
-    """A terminal that was closed: the night goes on."""
+    """The run continues if its terminal is closed."""
     write_fleet(folder, 500)
     command = f"{sys.executable} -m postpress_async rotate fleet.csv --sandbox 2>&1 >/dev/null | true"
 
@@ -805,7 +805,7 @@ def test_full_disk_under_standard_output_is_reported_in_a_sentence(folder, words
 
 
 def test_closed_standard_output_is_reported_in_a_sentence(folder) -> None:
-    """A table of nothing to nobody, as from a job without one."""
+    """A job may have no standard output."""
     run("rotate", "--sandbox")
     words = f"{sys.executable} -m postpress_async export sandbox.rotation.sqlite3 >&-"
     done = subprocess.run(["sh", "-c", words], stderr=subprocess.PIPE, text=True, check=False)

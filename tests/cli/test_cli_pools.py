@@ -1,4 +1,4 @@
-"""The inputs of the command line: lists and fleets that do not fit, and the commands that hints name."""
+"""Inputs of the command line: lists and fleets that do not match, and suggested commands."""
 
 import asyncio
 import json
@@ -499,7 +499,7 @@ async def _run_one(session: Any, fleet: Any) -> None:
 
 
 def test_no_secret_of_a_command_line_reaches_the_journal(folder) -> None:
-    """A command with a secret in it is refused before there is a journal, wherever the secret stands."""
+    """A command with a secret in any place is refused before a journal is created."""
     write_fleet(folder, 2)
     url = "postgresql+psycopg://me:hunter2@db.invalid/crm"
     for words in (

@@ -1,4 +1,4 @@
-"""A process that may open few files: each failure is a sentence, and nothing that was sent is lost."""
+"""A low limit of open files: each failure is a sentence, and all sent accounts are recorded."""
 
 import asyncio
 import errno

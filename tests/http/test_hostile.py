@@ -438,7 +438,7 @@ def test_nothing_that_came_over_an_idle_connection_is_an_answer(
 
 
 def test_a_refused_connection_was_never_sent_anything(session_to: Any) -> None:
-    """And as soon as somebody listens, the same session gets through."""
+    """The same session works once the server listens."""
 
     async def main() -> None:
         with FaultServer(listening=False) as server:
@@ -690,7 +690,7 @@ def test_a_connection_is_secure_or_is_not_used(
 def test_an_idle_connection_over_tls_is_held_to_the_same(
     name: str, authority: trustme.CA, trusted: str, session_to: Any
 ) -> None:
-    """The tickets that TLS 1.3 sends unasked are no answers, and disturb nobody."""
+    """Session tickets of TLS 1.3 are not taken for responses."""
 
     async def main() -> None:
         with FaultServer(serving(authority.issue_cert("localhost"))) as server:

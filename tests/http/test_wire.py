@@ -1,4 +1,4 @@
-"""Values to bytes, bytes to values or errors: bytes in, value out, with neither a loop nor a mock."""
+"""Values to bytes, and bytes to values or errors, without a loop or a mock."""
 
 import json
 import time
@@ -109,7 +109,7 @@ def unbelieved(status: int, body: bytes) -> errors.AnswerError:
     ],
 )
 def test_only_what_was_given_is_sent(change: ProxyChange, fields: dict[str, Any]) -> None:
-    """A null, or a default of ours, could mean something to the API; the page's names mean what they say."""
+    """A null or a default could mean something else to the API."""
     request = encoded(change)
 
     assert json.loads(request.body) == fields
@@ -304,7 +304,7 @@ def test_a_200_for_this_account_is_a_success(body: bytes) -> None:
     ],
 )
 def test_a_200_that_cannot_be_true_is_no_success(body: bytes) -> None:
-    """An account that is taken for patched and is not goes on with a dead proxy, and nobody looks again."""
+    """An account that is wrongly recorded as patched would keep a dead proxy."""
     error = unbelieved(200, body)
 
     assert error.status == 200
@@ -400,7 +400,7 @@ def test_the_quickstart_s_own_code_is_its_class() -> None:
 def test_a_field_that_is_missing_or_odd_leaves_the_rest(
     envelope: dict[str, Any], title: str, detail: str | None, instance: str | None
 ) -> None:
-    """The type is what the class hangs on; no field beside it may break the reading."""
+    """The type determines the class; no other field may prevent reading it."""
     error = refused(502, {"type": "errors/proxy_error", **envelope})
 
     assert type(error) is errors.ProxyError
@@ -421,7 +421,7 @@ def test_a_field_that_is_missing_or_odd_leaves_the_rest(
     ],
 )
 def test_a_detail_that_is_not_text_is_kept_as_compact_json(detail: object, text: str) -> None:
-    """Validators list the faults of each field there; without it nobody knows what to correct."""
+    """Validators list there what is wrong with each field."""
     error = refused(400, {"type": "errors/invalid_parameters", "title": "x", "detail": detail})
 
     assert error.detail == text
@@ -650,7 +650,7 @@ def test_masking_a_long_password_does_not_hold_up_the_loop() -> None:
 
 
 def test_a_secret_that_is_empty_masks_nothing() -> None:
-    """An empty password is allowed, and stands between any two characters."""
+    """An empty password is allowed, and would match between any two characters."""
     assert clean("text", (Secret(""),)) == "text"
 
 
@@ -725,7 +725,7 @@ FORMS: list[Any] = [
 @pytest.mark.parametrize("status", [200, 201, 302, 400, 401, 418, 502])
 @pytest.mark.parametrize("secret", [KEY, PASSWORD], ids=["key", "password"])
 def test_no_error_repeats_a_secret(form: Any, status: int, secret: Secret) -> None:
-    """In whichever field the answer repeats it, and whichever error comes of it."""
+    """The secret may be in any field of the response, for any error."""
     text = f"a {secret.reveal()} b {quote(secret.reveal(), safe='')} c"
     with pytest.raises(errors.PostPressError) as caught:
         read(status, json.dumps(form(text)).encode())

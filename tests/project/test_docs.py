@@ -74,7 +74,7 @@ def test_a_command_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
 
 
 def test_every_page_is_in_the_contents() -> None:
-    """Otherwise nobody finds it."""
+    """A page that the contents lack cannot be found."""
     listed = {"index.md"}
     for page, text in TEXTS.items():
         for tree in blocks(text, "{toctree}"):

@@ -67,7 +67,7 @@ def test_links_lead_to_files() -> None:
 
 
 def test_every_session_that_is_named_exists() -> None:
-    """A merge of two branches may lose a session of nox, and nobody would notice."""
+    """A merge of two branches may lose a session of nox unnoticed."""
     sessions = set(
         re.findall(r"^def (\w+)\(session: nox\.Session", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
     )

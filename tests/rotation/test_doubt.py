@@ -1,4 +1,4 @@
-"""A change that may have been applied: nothing but a 200 ends the doubt, and records never say otherwise."""
+"""A change that may have been applied: only a 200 ends the doubt."""
 
 import asyncio
 import json
@@ -112,7 +112,7 @@ async def test_no_refusal_ends_the_doubt_about_a_managed_change(journal, refusal
 
 
 async def test_a_wrong_api_key_between_two_runs_costs_no_second_managed_proxy(journal) -> None:
-    """The wrong key is refused before the store of keys is asked."""
+    """The API refuses the wrong API key before it looks up the idempotency key."""
     async with Sandbox() as sandbox:
         copy = await killed_in_flight(sandbox, journal)
         async with PostPressSession(KEY, base_url=sandbox.url, retry=ONCE) as wrong:

@@ -1,4 +1,4 @@
-"""A pool joined to a rotation: every account a proxy that works, and few accounts for each that does not."""
+"""A rotation with a pool: all accounts get a working proxy, and few try a dead one."""
 
 import asyncio
 import sqlite3
@@ -264,7 +264,7 @@ async def test_a_refused_account_leaves_its_place_to_another() -> None:
 
 
 async def test_one_that_may_have_got_it_keeps_its_place() -> None:
-    """A lost answer: the account may be on that proxy, so nobody else is put there."""
+    """If the response is lost, the account may have that proxy, so its place stays taken."""
     pool = ProxyPool(proxies(1), accounts_per_proxy=1)
     once = RetryPolicy(attempts=1)
     async with Sandbox() as sandbox, sandbox.session(retry=once) as session:
@@ -350,7 +350,7 @@ async def test_a_second_run_counts_who_has_a_proxy_already(tmp_path) -> None:
 
 
 async def test_account_of_a_dead_run_is_sent_again_with_the_next_proxy(tmp_path) -> None:
-    """Under a fresh key: the old one stands for the old body, and another is refused under it."""
+    """The request has a new key, because the old one belongs to the old body."""
     journal = tmp_path / "run.sqlite3"
     async with Sandbox() as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", Fault(executes=True, ends="never"))

@@ -1,4 +1,4 @@
-"""Which input and which pool a journal goes on with: the same rows and changes, whatever their bytes."""
+"""A journal accepts the same rows and pool, in any format."""
 
 import asyncio
 import sqlite3

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: the same command settles the rest, and sends nothing twice that was settled."""
+"""SIGKILL at any time: the same command completes the rest, and sends no completed account again."""
 
 import asyncio
 import os

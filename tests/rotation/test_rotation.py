@@ -1,4 +1,4 @@
-"""Many accounts: each settled once, whatever the service, the journal and the operator do."""
+"""Many accounts: each is completed once, despite errors of the service, journal and operator."""
 
 import asyncio
 import sqlite3
@@ -357,7 +357,7 @@ async def test_a_flake_does_not_hide_that_the_key_is_wrong() -> None:
 
 
 async def test_an_account_that_was_never_reached_is_sent_by_the_next_run(journal) -> None:
-    """A wrong base URL, a session that was closed: none of it speaks of the account."""
+    """A wrong base URL or a closed session says nothing about the account."""
     first, second = (
         Stub(acc_1=errors.ConnectError("no connection"), acc_2=errors.DeadlineError("late")),
         Stub(),
@@ -425,7 +425,7 @@ async def test_an_input_that_breaks_lets_what_is_in_flight_settle(journal, async
 
 
 async def test_an_input_that_waits_does_not_keep_a_stopped_rotation() -> None:
-    """A queue that nobody fills any more."""
+    """The input waits for a queue that stays empty."""
 
     async def waits() -> AsyncIterator[Row]:
         yield next(rows())

@@ -60,7 +60,7 @@ async def test_after_a_stop_nothing_more_is_sent_no_retry_either() -> None:
 
 @in_virtual_time
 async def test_a_stop_in_an_outage_ends_at_once() -> None:
-    """The gate is shut and nobody is answered: nothing is in flight but a probe."""
+    """The circuit breaker is open, so only a probe is in flight."""
     at: World
     async with world() as at:
         await at.server.outage("503")
@@ -212,7 +212,7 @@ async def test_a_canary_that_dies_sends_nobody_else(journal) -> None:
 
 @pytest.mark.parametrize("canary", [1, 5, 10, 11, 1000])
 async def test_a_canary_never_keeps_the_end_waiting(canary) -> None:
-    """Rows that are refused, or fewer rows than canaries: nobody waits for an account that never comes."""
+    """With refused rows, or fewer rows than the canary, the rotation does not wait for more."""
 
     def mixed() -> Iterator[Any]:
         for row in rows():
@@ -278,7 +278,7 @@ async def test_a_limit_is_a_number(limit, sandbox) -> None:
 
 
 async def test_doubts_can_be_left_to_a_person(journal) -> None:
-    """`report`: who may have got a proxy is not sent again, whatever it costs."""
+    """With `report`, accounts that may have got a proxy are not sent again."""
     doubt = refusal("request_timeout", applied=errors.Applied.UNKNOWN, attempts=(object(),))
     await collect(make(Stub(acc_2=doubt), journal))
     left = Rotation(
@@ -347,7 +347,7 @@ def fleet(folder: Path, count: int = 20) -> Path:
 
 
 async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal) -> None:
-    """A million settled rows are a million models that nobody looks at; and who is named twice stays so."""
+    """Rows of completed accounts need no models; duplicates stay refused."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         with Fleet.open(fleet(tmp_path)) as opened:
             first = await collect(session.rotate(opened, journal=journal, limit=12, in_flight=1))

@@ -1,4 +1,4 @@
-"""A host that was never reached: a mistyped name, a port where nobody listens, a certificate of another."""
+"""A host that was never reached: a mistyped name, a closed port, another host's certificate."""
 
 import asyncio
 import json

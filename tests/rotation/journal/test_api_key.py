@@ -1,4 +1,4 @@
-"""The API key of a journal: its runs are of one workspace, whose accounts another key would not reach."""
+"""The API key of a journal: all runs are of one workspace, and other keys are refused."""
 
 import sqlite3
 from contextlib import closing

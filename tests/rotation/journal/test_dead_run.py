@@ -1,4 +1,4 @@
-"""What all readers say of a journal between a run that was killed and the next one: the truth."""
+"""All readers of a journal report a killed run correctly, before the next one starts."""
 
 import asyncio
 import json

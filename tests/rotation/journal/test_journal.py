@@ -1,4 +1,4 @@
-"""The journal: what is on the disk, who may write it, and what happens when it cannot be written."""
+"""The journal: what is on disk, who may write it, and errors of writing."""
 
 import asyncio
 import os
@@ -384,7 +384,7 @@ def test_a_damaged_journal_is_recovered_or_refused_in_a_sentence(tmp_path_factor
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> tuple[bytes, bytes]:
-    """A journal's file and the -wal beside it, as a run that is killed leaves them."""
+    """A journal's file and its -wal as a killed run leaves them."""
     path = tmp_path_factory.mktemp("killed") / "run.sqlite3"
 
     async def main() -> tuple[bytes, bytes]:

@@ -379,7 +379,7 @@ async def test_commit_waits_30_seconds_for_another_program_that_writes(path) -> 
 
 
 async def test_sending_pauses_while_another_program_holds_the_write_lock(path) -> None:
-    """And goes on afterwards; what is sent and not recorded stays near what is in flight."""
+    """Sending continues afterwards; meanwhile few accounts are sent without being recorded."""
     sent: list[str] = []
 
     async def update(account_id: str, *_: object) -> AccountPatched:

@@ -1,4 +1,4 @@
-"""What a dry run knows of a journal: all that would stop the real one, and nothing is written for it."""
+"""A dry run reports all that would stop the real run, and does not write the journal."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Checks of proxies: what each way to fail is called, and that no secret is repeated."""
+"""Checks of proxies: the name of each failure, without secrets."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""The pool: who gets which proxy, which proxies are given up, and that no cap is passed."""
+"""The pool: assignment, quarantines, and the maximum of accounts per proxy."""
 
 import random
 import sys
@@ -122,7 +122,7 @@ def test_a_round_passes_over_what_is_in_quarantine() -> None:
 
 
 def test_accounts_that_come_back_are_spread_over_the_others() -> None:
-    """A dead proxy's accounts must not all fall on its neighbour, nor shift those who come first."""
+    """A dead proxy's accounts must not all get the next proxy, or shift other accounts."""
     pool = allocator(proxies(5))
     dead = pool.give("acc_0")
     assert dead is not None
@@ -141,7 +141,7 @@ def test_accounts_that_come_back_are_spread_over_the_others() -> None:
 def test_an_account_keeps_its_proxy_when_another_is_taken_out(
     count: int, out: st.DataObject, shuffled: random.Random
 ) -> None:
-    """Only the accounts of the one taken out move, in whatever order the rest of the list is then."""
+    """Only accounts of the removed proxy move, in any order of the list."""
     listed = proxies(count)
     ids = accounts(200)
     before = given_to(allocator(listed, assign="sticky"), ids)
@@ -279,7 +279,7 @@ ACTS = st.lists(
 def test_no_proxy_ever_has_more_accounts_than_its_cap(
     acts: list[tuple[int, str]], count: int, cap: int, assign: Assign, earlier: list[int]
 ) -> None:
-    """However accounts fail, try again and go on, and whatever an earlier run gave out."""
+    """This holds for all sequences of failures and retries, and after any earlier run."""
     pool = allocator(proxies(count), assign=assign, accounts_per_proxy=cap, failovers=9)
     before = dict(zip([pooled.label for pooled in pool._proxies], earlier, strict=False))
     pool.resume(before)
@@ -414,7 +414,7 @@ def test_a_proxy_that_is_new_in_a_resumed_run_gets_no_flood() -> None:
 
 
 def test_list_with_bad_lines_is_refused_and_each_is_reported() -> None:
-    """Nothing is sent by half of a list that somebody believes to be whole."""
+    """A list with bad lines is never used in part without the user's consent."""
     with pytest.raises(FleetError) as caught:
         ProxyPool.read(LIST)
 
@@ -429,7 +429,7 @@ def test_list_with_bad_lines_is_refused_and_each_is_reported() -> None:
 
 
 def test_bad_lines_can_be_skipped() -> None:
-    """The caller asked for it, and can still read which lines were skipped."""
+    """With skip_bad, the caller can still read which lines were skipped."""
     pool = ProxyPool.read(LIST, skip_bad=True, assign="sticky", accounts_per_proxy=2)
 
     assert len(pool) == 500

@@ -1,4 +1,4 @@
-"""The lists that sellers hand out: every form read, every bad line told, no password shown."""
+"""Lists of proxies from sellers: all forms are read, bad lines reported, and passwords hidden."""
 
 import csv
 import io
@@ -119,7 +119,7 @@ FULL = CustomProxy(host="h.example", port=8080, username="u", password="p")
     ],
 )
 def test_a_line_is_read_in_the_form_it_has(line: str, proxy: CustomProxy) -> None:
-    """Only a URL is decoded: elsewhere a password is what stands there, whatever its characters."""
+    """Only a URL is decoded: in other forms, the password is taken literally."""
     assert proxy_of(line) == proxy
 
 
@@ -333,7 +333,7 @@ def test_bad_row_is_reported(header: str, row: str, field: str, reason: str) -> 
 
 
 def test_a_column_named_twice_is_no_header_to_read_by() -> None:
-    """Every row would be wrong in the same way, so it is said once."""
+    """Every row would have the same error, so it is reported once."""
     with pytest.raises(FleetError, match="line 2 has the column username twice"):
         read_lines(["", "host,port,user,username", "h.example,80,a,b"])
 
@@ -428,14 +428,14 @@ def password(proxy: CustomProxy) -> str:
 @deterministic
 @given(proxy=PROXIES)
 def test_any_proxy_written_by_place_is_read_back(proxy: CustomProxy) -> None:
-    """host:port:user:password takes the password as it stands, to the end of the line."""
+    """In host:port:user:password, the password extends to the end of the line."""
     assert proxy_of(f"  {address(proxy)}:{proxy.username}:{password(proxy)}\r\n") == proxy
 
 
 @deterministic
 @given(proxy=PROXIES)
 def test_any_proxy_written_by_user_is_read_back(proxy: CustomProxy) -> None:
-    """user:password@host:port takes it as it stands, to the last @."""
+    """In user:password@host:port, the password extends to the last @."""
     assert proxy_of(f"{proxy.username}:{password(proxy)}@{address(proxy)}\n") == proxy
 
 

@@ -1,4 +1,4 @@
-"""Pools with tags: an account gets proxies of its own tag and of no other, whatever fails."""
+"""Pools with tags: an account gets only proxies of its own tag."""
 
 import asyncio
 import random

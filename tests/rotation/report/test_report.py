@@ -1,4 +1,4 @@
-"""The report: the journal's own numbers, nothing from outside that a browser would run, never too large."""
+"""The report: the journal's numbers, no active content from outside, and a limited size."""
 
 import base64
 import gzip

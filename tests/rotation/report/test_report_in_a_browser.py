@@ -1,4 +1,4 @@
-"""The report as a person sees it: in Chromium, at a desk, on a phone, in the dark, on paper."""
+"""The report in Chromium: on a desktop and a phone, in dark mode, and printed."""
 
 import base64
 import os
