@@ -62,7 +62,7 @@ class TimeoutGroup:
             self._set_timer(timeout.when)
         return task
 
-    def wake(self, future: "asyncio.Future[T | None]", when: float) -> None:
+    def complete_at(self, future: "asyncio.Future[T | None]", when: float) -> None:
         """
         Give *future* the result None at *when* by the loop's clock, or at `end`, unless it is done.
 

@@ -281,7 +281,7 @@ class Coordinator:
 
     async def _stop_when_ended(self) -> None:
         ended = asyncio.get_running_loop().create_future()
-        self.waits.wake(ended, float("inf"))
+        self.waits.complete_at(ended, float("inf"))
         await ended
         self._stopping = True
         while self._waiting:

@@ -229,7 +229,7 @@ def test_a_future_is_woken_in_time() -> None:
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, future = TimeoutGroup(), loop.create_future()
-        timeouts.wake(future, 5.0)
+        timeouts.complete_at(future, 5.0)
 
         assert await future is None
         assert loop.time() == pytest.approx(5.0)
@@ -243,7 +243,7 @@ def test_a_future_that_has_its_result_keeps_it() -> None:
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, future = TimeoutGroup(), loop.create_future()
-        timeouts.wake(future, 5.0)
+        timeouts.complete_at(future, 5.0)
         future.set_result("came")
         await asyncio.sleep(10.0)
 
@@ -257,7 +257,7 @@ def test_a_future_that_left_is_not_woken() -> None:
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, future = TimeoutGroup(), loop.create_future()
-        timeouts.wake(future, 5.0)
+        timeouts.complete_at(future, 5.0)
         timeouts.discard(future)
         await asyncio.sleep(10.0)
 
@@ -272,9 +272,9 @@ def test_the_end_wakes_futures_too() -> None:
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, before, after = TimeoutGroup(), loop.create_future(), loop.create_future()
-        timeouts.wake(before, float("inf"))
+        timeouts.complete_at(before, float("inf"))
         timeouts.end()
-        timeouts.wake(after, float("inf"))
+        timeouts.complete_at(after, float("inf"))
 
         assert (await before, await after) == (None, None)
         assert len(timeouts._open) == 0
@@ -288,7 +288,7 @@ def test_the_end_wakes_no_future_of_a_closed_loop() -> None:
 
     async def scene(loop: VirtualLoop) -> "asyncio.Future[Any]":
         future = loop.create_future()
-        timeouts.wake(future, float("inf"))
+        timeouts.complete_at(future, float("inf"))
         return future
 
     future = play(scene)
