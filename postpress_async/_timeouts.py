@@ -10,7 +10,7 @@ from attrs import define, field
 T = TypeVar("T")
 
 MIN_INTERVAL: Final = 1e-6
-"""Seconds between two checks, for each open timeout: a check takes less than a tenth of that."""
+"""Minimum seconds between two checks per open timeout; checking one takes less than a tenth of it."""
 
 
 class TimeoutGroup:
@@ -23,7 +23,7 @@ class TimeoutGroup:
     and is set for the next earliest timeout.
 
     Attributes:
-        ended: All waits were ended; new ones expire at once.
+        ended: Whether all waits were ended; new ones expire at once.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class TimeoutGroup:
         return Timeout(self, (self._loop or self._get_loop()).time() + seconds)
 
     def until(self, when: float) -> "Timeout":
-        """The same, which expires at *when* by the loop's clock; with `math.inf` only `end` expires it."""
+        """A timeout that expires at *when* by the loop's clock; with `math.inf`, only `end` expires it."""
         return Timeout(self, when)
 
     def end(self) -> None:
@@ -62,7 +62,7 @@ class TimeoutGroup:
             self._set_timer(timeout.when)
         return task
 
-    def wake(self, future: "asyncio.Future[T | None]", when: float) -> None:
+    def complete_at(self, future: "asyncio.Future[T | None]", when: float) -> None:
         """
         Give *future* the result None at *when* by the loop's clock, or at `end`, unless it is done.
 
@@ -122,7 +122,7 @@ class Timeout:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         task = self._task
-        del self._task  # whose error may have this block's frame in its traceback: a reference cycle
+        del self._task  # its error's traceback may refer to this object: a reference cycle
         if not self.expired:
             self._group.discard(self)
         elif (

@@ -39,7 +39,7 @@ class CallEnded:
         attempts: Number of requests sent.
         elapsed: Seconds from the start of the first attempt to the end of the call, including backoff; 0 if
             there was no attempt.
-        error: The error that it raised; None if it succeeded or was given up.
+        error: The error that it raised; None if it succeeded or *given_up* is true.
         waited: Seconds for which it waited for permits, before its first attempt and between attempts.
         given_up: Whether it was cancelled, or ended by an exception that is not a `PostPressError`. An
             attempt in flight then has no `AttemptEnded`.
@@ -113,7 +113,7 @@ class RateChanged:
 
 @frozen
 class ProxyQuarantined:
-    """A proxy of a pool failed too often and gets no account for its cool-down. *proxy* is its label."""
+    """*proxy*, a label, of a pool failed too often: it gets no accounts until its cool-down ends."""
 
     proxy: str
 
@@ -121,7 +121,7 @@ class ProxyQuarantined:
 @frozen(slots=False)  # with slots, creating one takes twice as long
 class AccountSettled:
     """
-    An account of a rotation is completed: its *state* is patched, failed, unknown or skipped.
+    A rotation has the outcome of an account: its *state* is patched, failed, unknown or skipped.
 
     Attributes:
         elapsed: Seconds from the start of its first attempt to its end.

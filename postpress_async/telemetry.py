@@ -68,7 +68,7 @@ class _ActiveCall:
     token: Token[Any]  # restores the span that was current before the call
     url: str
     template: str  # the path of the URL, with a placeholder for the account id
-    server: Attributes  # of all spans and metrics of the call
+    server: Attributes  # attributes of all spans and metrics of the call
     outer: "_ActiveCall | None"  # the call of the same task during which this one was made
     attempt: Span | None = None  # in flight
     attempt_started: float = 0.0  # the loop's time

@@ -1,4 +1,4 @@
-"""The catalogue of errors: every type of the reference, and what each one tells."""
+"""The errors: all types of the reference, and the attributes of each."""
 
 import copy
 import pickle
@@ -202,7 +202,7 @@ def test_each_spelling_of_a_type_has_the_same_code(type_: str) -> None:
 
 
 def test_a_type_that_nobody_lists_keeps_its_spelling_in_the_code() -> None:
-    """It need not be the API's: a gateway in front of it has types of its own."""
+    """The type may come from a gateway in front of the API."""
     assert answered(502, "https://gateway.example.com/problems/down").code == (
         "https://gateway.example.com/problems/down"
     )

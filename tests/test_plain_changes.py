@@ -162,7 +162,7 @@ def test_update_proxy_is_still_a_coroutine_function_for_mocks() -> None:
 
 
 def test_json_lines_row_with_plain_data_is_the_same_change(tmp_path: Path) -> None:
-    """What `update_proxy` accepts can be a line of a fleet."""
+    """Plain data for `update_proxy` can be a line of a fleet."""
     full = {"host": "h", "port": 1, "protocol": "socks5h", "username": "u", "password": "p@ss"}
     changes: list[dict[str, Any]] = [
         {"country": "us"},

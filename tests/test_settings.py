@@ -1,4 +1,4 @@
-"""Key, base URL and certificates: a session that could not work, or would give its key away, is not made."""
+"""Key, base URL and certificates: a session with invalid or unsafe settings is refused."""
 
 import re
 import ssl
@@ -41,14 +41,14 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.mark.parametrize("api_key", ["pp_live_1", Secret("pp_live_1")], ids=["text", "secret"])
 def test_a_key_that_is_given_is_used(api_key: str | Secret, environment: pytest.MonkeyPatch) -> None:
-    """What the program says is nearer than what the environment says."""
+    """The argument precedes the environment variable."""
     environment.setenv("POSTPRESS_API_KEY", "pp_live_2")
 
     assert read_api_key(api_key) == Secret("pp_live_1")
 
 
 def test_a_key_may_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
-    """So that none need stand in a source file."""
+    """So no source file needs to contain the key."""
     environment.setenv("POSTPRESS_API_KEY", "pp_live_2")
 
     assert read_api_key(None) == Secret("pp_live_2")
@@ -160,7 +160,7 @@ def test_a_base_url_may_come_from_the_environment(environment: pytest.MonkeyPatc
     ],
 )
 def test_a_base_url_is_read_without_its_last_slash(text: str, read: str) -> None:
-    """So that the path that is added stands after exactly one."""
+    """So exactly one slash precedes the path that is added."""
     assert str(read_base_url(text)) == read
 
 
@@ -294,7 +294,7 @@ def test_a_base_url_that_cannot_work_is_refused(url: Any) -> None:
     ],
 )
 def test_the_message_for_a_refused_base_url_shows_the_accepted_form(url: str, message: str) -> None:
-    """What is wrong, and what to write instead."""
+    """The message says what is wrong, and what to write instead."""
     with pytest.raises(ConfigurationError) as caught:
         read_base_url(url)
 
@@ -326,7 +326,7 @@ def pem(tmp_path: Path) -> Path:
 
 
 def test_certificates_are_checked_without_being_told() -> None:
-    """Else the key would be anyone's who stands on the way."""
+    """Otherwise anyone on the network path could read the API key."""
     context = make_tls(None)
 
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -346,7 +346,7 @@ def test_a_file_of_certificates_is_trusted_and_no_other(kind: Any, pem: Path) ->
 
 
 def test_a_context_that_checks_is_used_as_it_is() -> None:
-    """Its creator may have set options that we do not know."""
+    """The caller may have set options in the context."""
     context = ssl.create_default_context()
 
     assert make_tls(context) is context
@@ -374,7 +374,7 @@ def optional_certificate() -> ssl.SSLContext:
     ],
 )
 def test_a_context_that_does_not_check_is_refused(make: Any) -> None:
-    """It is what people find when they search for their error, and the key is gone."""
+    """Without verification, anyone on the network path could read the API key."""
     with pytest.raises(ConfigurationError, match="does not check certificates"):
         make_tls(make())
 

@@ -227,7 +227,7 @@ class UpdateCall:
             advice = "try again later, or raise Pace.max_waiting"
             raise self._add_facts(BusyError(f"too many calls wait to be sent: {advice}"))
         future: PermitFuture = pacer.enqueue(retry=retry)
-        self._waits.wake(future, self._wait_until())
+        self._waits.complete_at(future, self._wait_until())
         permit = None
         try:
             permit = await future

@@ -31,7 +31,7 @@ class EventStream:
     def __init__(self, out: TextIO | None, *, verbose: bool) -> None:
         self._out: Final = out
         self._verbose: Final = verbose
-        self.is_closed: bool = False  # by its reader
+        self.is_closed: bool = False  # its reader has closed it
 
     def say(self, text: str) -> None:
         """Write a line of the summary. Failing to write it does not change the exit code."""

@@ -46,7 +46,7 @@ class Job:
     pools: Pools  # for the accounts without a change
     journal: str
     survey: Survey  # has only the total if the journal knows the fleet
-    invalid_lines: int = 0  # of the lists of proxies
+    invalid_lines: int = 0  # invalid lines in the lists of proxies
     is_checked: bool = True  # whether the rows were read; a fleet that the journal knows is valid
     selection: Selection | None = None  # the accounts of the run; None for all
     left_behind: int = 0  # accounts that a rollback cannot move

@@ -20,7 +20,7 @@ from postpress_async.session import PostPressSession
 
 _REDRAW_INTERVAL: Final = 0.1  # seconds
 
-_MAX_LATENCIES: Final = 2_000  # of the latest accounts, for the percentiles
+_MAX_LATENCIES: Final = 2_000  # number of latest accounts in the percentiles
 
 _RATE_WINDOW: Final = 10.0  # seconds
 

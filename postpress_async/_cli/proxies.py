@@ -41,7 +41,7 @@ Exit codes:
   2    The command line or a list is invalid, and nothing was checked.
   130  The check was interrupted by Ctrl-C or SIGTERM."""
 
-_MAX_THREADS: Final = 256  # in which host names are resolved
+_MAX_THREADS: Final = 256  # threads that resolve host names
 
 
 @click.group()

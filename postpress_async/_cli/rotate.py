@@ -48,8 +48,9 @@ def rotate(**values: Any) -> int:
     (country, ip or both). If they are empty, the account gets a proxy from --pool or --country.
 
     All rows are checked before the first request. The outcome of each account is recorded in a journal. If
-    the run is stopped or killed, run the same command again: it sends only the accounts that are not
-    completed yet. Press Ctrl-C once to stop after the requests in flight, twice to stop at once.
+    the run is stopped or killed, run the same command again: it sends only the accounts that are neither
+    patched nor failed yet. The command retry-failed sends failed accounts again. Press Ctrl-C once to stop
+    after the requests in flight, twice to stop at once.
 
     \b
     Try it without an API key or a fleet:

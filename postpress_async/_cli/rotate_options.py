@@ -89,7 +89,7 @@ class _RunOptions:
     )
     limit: int | None = _limit(
         type=options.COUNT,
-        help="Maximum number of accounts to send in this run. Run the same command again to send the next "
+        help="Maximum number of accounts to send now. Run the same command again to resume with the next "
         "ones. No maximum by default.",
     )
     max_duration: float | None = _limit(
@@ -105,15 +105,15 @@ class _RunOptions:
         "is always ten failures, even if fewer than 200 were sent), a number in the whole run, or "
         "never. With scopes, such as proxy=5%,service=20%, only failures of these scopes count: request (it "
         "is invalid), account (it must be reconnected, for example), proxy, or service (the API or the "
-        "network). A refused API key always stops the run; so does invalid_credentials for each of the first "
-        "20 accounts, because it may be about the key.",
+        "network). A refused API key always stops the run. So does the same error 401, such as "
+        "invalid_credentials, for each of the first 20 accounts: the API key may be wrong.",
     )
     canary: int = _stopping(
         type=options.COUNT_OR_ZERO,
         default=0,
-        help="Send N accounts first. The run stops if as many of them fail as --halt allows (a percentage is "
-        "of N, at least one account), or if all N fail; with --halt never or with scopes, if half of them "
-        "fail. 0 disables it.",
+        help="Send N accounts first: a random sample of FLEET, or without FLEET the first accounts. The run "
+        "stops if as many of them fail as --halt says (a percentage is of N, at least one account), or if "
+        "all N fail; with --halt never or with scopes, if half of them fail. 0 disables it.",
     )
     on_unknown: OnUnknown = _stopping(  # noqa: RUF009 - it is a field
         type=click.Choice(get_args(OnUnknown)),
@@ -127,7 +127,7 @@ class _RunOptions:
         default="24h",
         help="Time for which the API is assumed to remember an idempotency key. An account whose order of "
         "a managed proxy has an unknown outcome for longer is not sent again, because it could get a second "
-        "one: check it in the dashboard.",
+        "one: check it in the dashboard. Change this only if PostPress states another time.",
     )
     accept_new_key: bool = _stopping(
         help="Accept an API key other than that of the journal's earlier runs. Use it once if the key was "
@@ -213,15 +213,17 @@ class _InputOptions(_RunOptions):
         help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
         "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. - is "
         "standard input. Repeat the option to combine several lists. With a TAG, such as US=us.txt, the list "
-        "is only for accounts with that tag in the column pool, or in the column of --pool-by. For a gateway "
-        "with one address for all exits, a user name such as customer-{account_id}-{try} is filled in for "
-        "each account; {try} is the number of failovers, and columns of FLEET can be named, too.",
+        "is only for accounts with that tag in the column pool, or in the column of --pool-by. A user "
+        "name in FILE may have placeholders for a gateway that chooses the exit by user name, such "
+        "as customer-{account_id}-{try}: {try} is 0, and 1 more at each failover, to get another exit. Other "
+        "placeholders are columns of FLEET.",
     )
     pool_by: str | None = _assignment(
         metavar="COLUMN",
-        help="Column of FLEET, such as country, whose value is the TAG of the --pool to use. The column "
-        "country then orders no managed proxy. A list of --pool without a TAG must be CSV with this column, "
-        "too. By default, the column pool if any --pool has a TAG.",
+        help="Column of FLEET, such as country, whose value is the TAG of the --pool to use. If it is "
+        "country, its values order no managed proxies. A --pool without a TAG must be CSV with this column, "
+        "from which each proxy gets its tag. A row whose value is no tag is invalid. By default, the "
+        "column pool if any --pool has a TAG.",
     )
     assign: Assign = _assignment(  # noqa: RUF009 - it is a field
         type=click.Choice(get_args(Assign)),
@@ -232,8 +234,9 @@ class _InputOptions(_RunOptions):
     )
     accounts_per_proxy: int | None = _assignment(
         type=options.COUNT,
-        help="Maximum number of accounts that get the same proxy from --pool, including accounts of earlier "
-        "runs in the journal. No maximum by default.",
+        help="Maximum number of accounts that get the same proxy from --pool. Accounts that got it earlier, "
+        "according to the journal, count unless they are sent again. If all proxies are full, further "
+        "accounts are skipped. No maximum by default.",
     )
     failovers: int = _assignment(
         type=options.COUNT_OR_ZERO,
@@ -245,9 +248,10 @@ class _InputOptions(_RunOptions):
         type=options.duration,
         default="30m",
         help="How long a proxy from --pool is left out (quarantined) after it failed for two accounts that "
-        "other proxies then served. After that, one account tries it, and each further failure doubles the "
-        "time, up to 24h. The journal remembers quarantined proxies for the next run. If most proxies fail "
-        "at the same time, all accounts wait until one works again, at most for this time.",
+        "other proxies then served. After that, one account tries it: a success ends the quarantine, a "
+        "failure doubles the time, up to 24h. The journal remembers quarantined proxies for the next run. "
+        "If most proxies fail at the same time, all accounts wait until one works again, at most for this "
+        "time; then they are skipped.",
     )
     country: str | None = _assignment(
         metavar="CC",
@@ -261,13 +265,14 @@ class RotateOptions(_InputOptions):
     """The arguments and options of a rotation; this class has those that only ``rotate`` has."""
 
     command: str  # the whole command as it was typed; it contains no secret, see `refuse_secrets`
-    arguments: Mapping[str, list[str]]  # by option, without those from environment variables: its words
+    arguments: Mapping[str, list[str]]  # typed words by option, without environment variables
     fleet: str | None = None
-    to: int | None = None  # of ``rollback``
+    to: int | None = None  # the option of ``rollback``
     on_failed: OnFailed = "report"
     journal: str | None = _stopping(
         type=options.FILE,
-        show_default="FLEET.rotation.sqlite3 in the current directory",
+        show_default="fleet.csv.rotation.sqlite3 for fleet.csv, in the current directory; without FLEET, "
+        "query.rotation.sqlite3 or sandbox.rotation.sqlite3",
         help="SQLite file that records the runs and the outcome of each account (the journal). If its latest "
         "run is unfinished, it is resumed: completed accounts are not sent again.",
     )
@@ -281,7 +286,8 @@ class RotateOptions(_InputOptions):
     )
     keep: int | None = _stopping(
         type=options.COUNT,
-        help="Number of runs that the journal keeps when --every starts a new one. All by default.",
+        help="Number of runs that the journal keeps, including the new one, when --every starts a new run. "
+        "All by default.",
     )
     on: tuple[str, ...] = _input(
         metavar="PROXY",
@@ -289,7 +295,9 @@ class RotateOptions(_InputOptions):
         allow_from_autoenv=False,
         help="Send only the accounts whose latest proxy, according to the journal, is PROXY: HOST, "
         "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. This starts a separate run of these "
-        "accounts, or resumes it. Repeat the option for several proxies. Cannot be combined with --every.",
+        "accounts, or resumes it. When that run is complete, the same command starts another one, of the "
+        "accounts that still have PROXY. Repeat the option for several proxies. Cannot be combined with "
+        "--every.",
     )
 
     @classmethod
@@ -347,7 +355,7 @@ class RotateOptions(_InputOptions):
 
 
 def _arguments_by_option(context: click.Context) -> dict[str, list[str]]:
-    """By option: its words as typed. Options from environment variables are left out."""
+    """The typed words by option. Options from environment variables are left out."""
     params = {param.name: param for param in context.command.params}
     values_by_name, _, _ = context.command.make_parser(context).parse_args(list(context.meta[options.WORDS]))
     arguments: dict[str, list[str]] = {}

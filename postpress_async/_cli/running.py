@@ -115,8 +115,8 @@ class _Stop:
 
     rotation: Rotation
     task: asyncio.Task[Any]
-    interrupted: bool = False  # by a signal
-    immediate: bool = False  # by a second signal, which cancels the requests in flight
+    interrupted: bool = False  # a signal was received
+    immediate: bool = False  # a second signal was received: cancel the requests in flight
     timed_out: bool = False
 
     def interrupt(self) -> None:

@@ -118,7 +118,7 @@ class Cluster:
             )
         try:
             dumps(retry)
-        except Exception as error:  # of whatever the caller's functions refer to
+        except Exception as error:  # from pickling the caller's functions
             raise ConfigurationError(
                 f"the retry policy cannot be sent to workers ({error}): its functions may only use values "
                 "that can be pickled"
@@ -126,7 +126,7 @@ class Cluster:
         self._observer: Final = None if on_event is None else SafeObserver(on_event)
         self._stack: Final = AsyncExitStack()
         self._client: Client | None = None
-        self._coordinators: Final = WeakSet[Coordinator]()  # of rotations that are in use
+        self._coordinators: Final = WeakSet[Coordinator]()  # one for each open rotation
 
     @property
     def paused(self) -> bool:

@@ -16,7 +16,7 @@ KEY: Final = "cluster-key.pem"
 
 _FORMS: Final = "use local:N for N workers on this machine, or tls://HOST:PORT for a Dask scheduler"
 _ADDRESS: Final = re.compile(r"(tls|tcp)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
-_MOST: Final = 256
+_MAX_LOCAL_WORKERS: Final = 256
 
 
 @frozen
@@ -44,8 +44,10 @@ class ClusterAddress:
         """
         kind, _, rest = text.partition(":")
         if kind == "local":
-            if not re.fullmatch("[0-9]{1,9}", rest) or not 1 <= int(rest) <= _MOST:
-                raise ConfigurationError(f"N of local:N must be from 1 to {_MOST}, got {rest[:20]!r}")
+            if not re.fullmatch("[0-9]{1,9}", rest) or not 1 <= int(rest) <= _MAX_LOCAL_WORKERS:
+                raise ConfigurationError(
+                    f"N of local:N must be from 1 to {_MAX_LOCAL_WORKERS}, got {rest[:20]!r}"
+                )
             return cls(int(rest))
         parts = _ADDRESS.fullmatch(text)
         if parts is None or not 1 <= int(parts[3]) <= 65535:
@@ -71,8 +73,8 @@ class ClusterAddress:
         Return the TLS settings of connections; None for unencrypted connections on this machine.
 
         Args:
-            certificates: A directory that `write_certificates` filled. If None, workers that this process
-                starts get temporary certificates, and otherwise Dask's configuration names the files.
+            certificates: A directory that `write_certificates` filled. If None: temporary ones if this
+                process starts the workers, else the files that Dask's configuration names.
 
         Raises:
             ConfigurationError: There are no certificates, or they cannot be read.
@@ -83,7 +85,7 @@ class ClusterAddress:
             return Security.temporary()
         if not self.scheduler.startswith("tls:"):
             return None
-        security: Any = Security(require_encryption=True)  # creates its fields from Dask's configuration
+        security: Any = Security(require_encryption=True)  # reads Dask's configuration
         if not (security.tls_ca_file and security.tls_client_cert):
             raise ConfigurationError(
                 f"{self.scheduler} requires certificates: create them with postpress-async "

@@ -2,8 +2,8 @@
 The coordinator's side: submits the calls of a rotation as shards to workers, and takes in their reports.
 
 To the rotation, `Coordinator.update` is what the session's function is on one machine. A shard is a Dask task
-for one worker. A worker has only a small window of calls, because those that a lost or silent worker has not
-reported are in doubt: they are submitted again, under the same idempotency keys.
+for one worker. Calls that a lost or silent worker has not reported are in doubt, so their number is limited
+by a window. Another worker sends them again, custom proxies under a new idempotency key.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ from postpress_async.rotation._engine import Engine
 from postpress_async.rotation._row_keys import RowKeys
 
 SHARD: Final = 200  # most calls of a shard
-FIRST_WINDOW: Final = 50  # calls of a worker until `TRIED` have ended: a refused key is not tried on many
-TRIED: Final = 100
+FIRST_WINDOW: Final = 50  # most calls of a worker in the trial: few accounts meet a refused API key
+TRIAL: Final = 100  # ended calls of the rotation with which the trial ends
 AHEAD: Final = 0.25  # seconds of work besides the requests in flight, so that no worker waits for a shard
 REFILL: Final = 5 / 8  # share of a window below which it is filled: smaller shards would cost more CPU time
 LARGEST_WINDOW: Final = 4_000  # most calls of a worker
@@ -45,7 +45,7 @@ SILENT: Final = 8.0  # seconds without a heartbeat at the scheduler after which 
 TIMEOUT: Final = 5.0  # seconds in which the scheduler, or a worker, has to respond
 NO_SCHEDULER: Final = 10.0  # seconds without a response of the scheduler after which the rotation ends
 NO_WORKER: Final = 60.0  # seconds without a usable worker after which the rotation ends
-GONE: Final = (ProcessLookupError, KilledWorker, CommClosedError, CancelledError)  # worker or scheduler
+GONE: Final = (ProcessLookupError, KilledWorker, CommClosedError, CancelledError)  # lost worker or scheduler
 
 
 class _UnreportedError(Exception):
@@ -64,10 +64,10 @@ class _Call:
     done: "asyncio.Future[AccountPatched]" = field(init=False, factory=asyncio.Future)
     number: int = 0
     worker: "_Worker | None" = None
-    task: "asyncio.Task[Any] | None" = None  # of its shard
+    task: "asyncio.Task[Any] | None" = None  # carries out its shard
     has_failed: bool = False
     backing_off: bool = False
-    storing: "asyncio.Task[None] | None" = None  # a new generation of its keys
+    storing: "asyncio.Task[None] | None" = None  # stores a new generation of its keys
 
     def pack(self) -> remote.RemoteCall:
         strikes, keys = self.hooks.max_strikes, (self.keys.prefix, self.keys.generation)
@@ -82,18 +82,18 @@ class _Call:
 @define(eq=False)
 class _Worker:
     address: str
-    process: str  # as `Shard.process`: another process at the same address is another worker
+    process: str  # see `Shard.process`: another process at the same address is another worker
     last_seen: float = 0.0  # the scheduler's time of its last heartbeat
-    heard_at: float = 0.0  # our time at which that last changed
+    heard_at: float = 0.0  # our clock when `last_seen` last changed
     is_lost: bool = False  # gone or silent
     problem: str | None = None  # why it cannot carry out calls
     rate: float = 0.0  # its share, if there is a rate limit
     is_paused: bool = False  # its calls wait because the service is down
     cannot_connect: bool = False  # its last attempt did not connect to the API
-    calls: dict[int, _Call] = field(factory=dict)  # that are not reported
-    tasks: "set[asyncio.Task[Any]]" = field(factory=set)  # of its shards
-    backing_off: int = 0  # calls
-    ended: int = 0  # calls since the last look
+    calls: dict[int, _Call] = field(factory=dict)  # not reported yet, by number
+    tasks: "set[asyncio.Task[Any]]" = field(factory=set)  # one for each open shard
+    backing_off: int = 0  # its calls in backoff
+    ended: int = 0  # its calls that ended since the last look
     speed: float = 0.0  # calls per second that ended lately
 
     @property
@@ -110,8 +110,8 @@ class Coordinator:
     The `Executor` of one rotation.
 
     Args:
-        client: The cluster's.
-        settings: Arguments of the workers' sessions; but the rate of the pace is of all workers together.
+        client: Connected to the cluster.
+        settings: Arguments of the workers' sessions. The rate of their pace is shared by all workers.
         observer: Gets retries and pauses.
     """
 
@@ -129,7 +129,7 @@ class Coordinator:
         self._settings: Final = settings
         self._observer: Final = observer
         self._workers: Final[dict[str, _Worker]] = {}  # by process
-        self._sharers: list[_Worker] = []  # of the rate; they send, or have calls despite a problem
+        self._sharers: list[_Worker] = []  # workers that share the rate: usable, or with open calls
         self._waiting: Final[deque[_Call]] = deque()
         self._failed: Final = WeakKeyDictionary[PostPressError, tuple[int, "asyncio.Task[Any] | None"]]()
         self._numbers: Final = itertools.count(1)
@@ -144,7 +144,7 @@ class Coordinator:
         """See `Executor`."""
         self._engine, self._clock = engine, asyncio.get_running_loop().time
         plugin = remote.SessionPlugin(self.token, self._settings, self._observer is not None)
-        with suppress(Exception):  # a worker without our package, say: the shards of that worker raise it
+        with suppress(Exception):  # a worker without our package, say: its shards will raise it
             async with asyncio.timeout(2 * TIMEOUT):
                 await self._client.register_plugin(plugin)
         for work in (self._watch(), self._submit(), self._stop_when_ended()):
@@ -172,7 +172,7 @@ class Coordinator:
                 if call.storing is not None:
                     await call.storing  # before another worker uses that generation
                 if not isinstance(change, ManagedProxy):
-                    await keys.renew()  # as a run that is resumed does
+                    await keys.renew()  # a resumed run does the same
             finally:
                 self._forget(call)
 
@@ -210,7 +210,7 @@ class Coordinator:
             self._wake.set()
 
     async def _submit(self) -> None:
-        """Fill the windows of the workers, and have the rotation read as many rows."""
+        """Fill the workers' windows, and have the rotation read as many rows as fit in all of them."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -228,7 +228,7 @@ class Coordinator:
 
     def _window(self, worker: _Worker) -> int:
         ahead = self._pace.in_flight + max(self._pace.in_flight, int(worker.speed * AHEAD))
-        return FIRST_WINDOW if self._ended < TRIED else min(LARGEST_WINDOW, ahead)
+        return FIRST_WINDOW if self._ended < TRIAL else min(LARGEST_WINDOW, ahead)
 
     def _send(self, worker: _Worker, calls: list[_Call]) -> None:
         task = self._create_task(self._carry_out(worker, calls))
@@ -253,11 +253,11 @@ class Coordinator:
         except errors.JournalError as error:
             sent = False
             self._engine.abort(error)
-        except PostPressError as error:  # which the task raises before it begins
+        except PostPressError as error:  # raised before anything was sent
             sent, worker.problem = False, f"{worker.address}: {error}"
         except GONE:
             self._lose(worker)
-        except Exception as error:  # or the result cannot be unpickled, nor could it be next time
+        except Exception as error:  # also if the result cannot be unpickled: it never can be
             worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
         finally:
             if future is not None:
@@ -267,12 +267,12 @@ class Coordinator:
         return found
 
     def _give_up(self, call: _Call, error: Exception) -> None:
-        """Its worker will not report the call."""
+        """Fail a call that its worker will not report."""
         if self._forget(call):
             call.fail(error)
 
     def _forget(self, call: _Call) -> bool:
-        """The call has ended, or is given up. Returns whether its worker had it."""
+        """Remove the call from its worker. Returns whether the worker had it."""
         if call.worker is None or call.number not in call.worker.calls:
             return False
         self._on_backoff(call, call.worker, False)
@@ -281,7 +281,7 @@ class Coordinator:
 
     async def _stop_when_ended(self) -> None:
         ended = asyncio.get_running_loop().create_future()
-        self.waits.wake(ended, float("inf"))
+        self.waits.complete_at(ended, float("inf"))
         await ended
         self._stopping = True
         while self._waiting:
@@ -295,7 +295,7 @@ class Coordinator:
         if event["token"] != self.token or (worker := self._workers.get(event["process"])) is None:
             return
         storing: dict[int, asyncio.Task[None]] = {}
-        for kind, number, *values in pickle.loads(event["reports"]):  # noqa: S301 - of a worker
+        for kind, number, *values in pickle.loads(event["reports"]):  # noqa: S301 - from a worker
             if kind == "paused":
                 self._on_paused(worker, *values)
             elif (call := worker.calls.get(number)) is None:
@@ -320,7 +320,7 @@ class Coordinator:
         if packed:
             error = remote.unpack_error(packed, call.account_id)
             self._failed[error] = call.number, call.task
-            call.hooks.in_flight = False  # unlike after a success: a cancellation may precede its result
+            call.hooks.in_flight = False  # stays True on success: a cancellation may precede the result
             call.hooks.resumable = error if resumable else None
             call.fail(error)
         elif not call.done.done():
@@ -348,7 +348,7 @@ class Coordinator:
     def _on_paused(self, worker: _Worker, paused: bool) -> None:
         worker.is_paused = paused
         for other in self._workers.values() if paused and not worker.is_lost else ():
-            if other.is_usable and not other.is_paused:  # it need not find out by itself
+            if other.is_usable and not other.is_paused:  # so that it need not find out by itself
                 other.is_paused = True
                 self._create_task(self._control(other, pause=True))
         self._note_pause()
@@ -364,7 +364,7 @@ class Coordinator:
         """Once new generations of keys are stored, let the worker use them."""
         try:
             await asyncio.gather(*storing.values())
-        except PostPressError as error:  # of the journal
+        except PostPressError as error:  # from the journal
             self._engine.abort(error)
         else:
             await self._control(worker, stored=list(storing))
@@ -390,7 +390,7 @@ class Coordinator:
                 self._abort(f"the cluster has no usable worker ({problem}): fix that")
             await asyncio.sleep(LOOK_EVERY)
             elapsed = self._clock() - began
-            suspended += elapsed if elapsed > 2 * TIMEOUT else 0.0  # of this process, by Ctrl-Z
+            suspended += elapsed if elapsed > 2 * TIMEOUT else 0.0  # this process was suspended (Ctrl-Z)
 
     def _compare(self, found: dict[str, dict[str, Any]], now: float) -> None:
         for address, facts in found.items():
@@ -412,7 +412,7 @@ class Coordinator:
         for worker in workers:
             worker.is_lost, worker.rate = True, 0.0
             for task in worker.tasks:
-                task.cancel()  # which releases the shard
+                task.cancel()  # releases the shard
             for call in tuple(worker.calls.values()):
                 self._give_up(call, _UnreportedError(True))
 
@@ -438,7 +438,7 @@ class Coordinator:
         return False
 
     def _abort(self, reason: str) -> None:
-        """The rotation cannot go on, and its calls end now."""
+        """End the rotation and its calls now."""
         self._engine.abort(errors.ClusterError(f"{reason}, then run the same command again"))
         self._stopping = True
         self._lose(*self._workers.values())

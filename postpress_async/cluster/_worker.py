@@ -3,7 +3,7 @@ The worker's side: a Dask plugin with one session per worker, and the task that 
 
 A call is one update with one proxy. The coordinator has the journal and the pool, and decides about failover
 and halting. A worker reports the end of each call in an event. The scheduler keeps events and may show them,
-so they contain numbers and error types, but nothing of a row. The errors are the result of the shard's task.
+so they contain numbers and error types, but nothing of a row. The task's result has the complete errors.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.session import PostPressSession
 
 TOPIC: Final = "postpress-async"
-"""Topic of all events. The scheduler keeps the latest of each topic, so one per rotation would fill it."""
+"""Topic of all events. The scheduler keeps events per topic: one per rotation would fill its memory."""
 
 REPORT_INTERVAL: Final = 0.05
 """Seconds for which reports are collected into one event."""
@@ -45,9 +45,9 @@ class RemoteCall:
     number: int
     account_id: str
     change: ProxyChange
-    max_strikes: int  # as `AccountTask.max_strikes`
-    prefix: str  # of its idempotency keys
-    generation: int  # number of keys that are used up
+    max_strikes: int  # proxy errors after which it ends; 0: no limit
+    prefix: str  # start of its idempotency keys
+    generation: int  # number of its earlier idempotency keys
     in_doubt: bool  # whether an earlier request may have applied the change
 
 
@@ -56,7 +56,7 @@ class Shard:
     """The calls of one task for one process, as JSON. Dask logs its repr if the task fails."""
 
     token: str
-    process: str  # its `Worker.local_directory`, which Dask creates for each process
+    process: str  # the worker's `local_directory`, which Dask creates for each process
     key: str
     _calls: str = field(repr=False)  # with passwords
 
@@ -87,7 +87,7 @@ def pack_error(error: PostPressError, account_id: str) -> bytes:
 
 def unpack_error(packed: bytes, account_id: str) -> PostPressError:
     """Return the error of `pack_error`."""
-    kind, args, facts = pickle.loads(packed)  # noqa: S301 - of a worker, which runs our code anyway
+    kind, args, facts = pickle.loads(packed)  # noqa: S301 - from a worker, which runs our code anyway
     error: PostPressError = kind(
         *(arg.replace(_ID, account_id) if isinstance(arg, str) else arg for arg in args)
     )
@@ -101,13 +101,13 @@ def _portable(error: BaseException) -> BaseException:
     """Return *error*, or one with its text if the coordinator could not unpickle it."""
     try:
         pickle.loads(dumps(error))  # noqa: S301 - our own
-    except Exception:  # of its class
+    except Exception:  # raised by the error's class
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
 class _Hooks:
-    """The `CallHooks` of a call. `resumable` is the last error if another attempt would have followed."""
+    """The `CallHooks` of a call. `resumable` is the last error that was still to be retried."""
 
     def __init__(self, call: RemoteCall, waits: WaitGroup, report: Callable[..., None]) -> None:
         self.waits: Final = waits
@@ -139,7 +139,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
     Opens a session on each worker, also on those that join later, and closes it after the rotation.
 
     Args:
-        token: The rotation, and the name of the plugin.
+        token: Identifies the rotation; also the plugin's name.
         settings: Arguments of the session. Without an API key, each worker reads its own environment.
         watched: Whether to report retries.
 
@@ -154,12 +154,12 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
 
     def __init__(self, token: str, settings: dict[str, Any], watched: bool) -> None:
         self.name: str = token
-        self.problem: PostPressError | None = ClusterError("the worker's log says why")
+        self.problem: PostPressError | None = ClusterError("its setup failed, see its log")
         self._settings: Final = settings
         self._watched: Final = watched
         self._version: Final = __version__
         self._shards: Final[dict[str, set[asyncio.Task[None]]]] = {}
-        self._stored: Final[dict[int, asyncio.Future[None]]] = {}  # done once a generation is stored
+        self._storing: Final[dict[int, asyncio.Future[None]]] = {}  # by call number; see `_store_generation`
         self._reports: list[tuple[Any, ...]] = []
         self._paused = False
 
@@ -204,14 +204,14 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
         try:
             while pending:
                 _, pending = await asyncio.wait(pending, timeout=REPORT_INTERVAL)
-                self._send_reports()  # which the scheduler passes on before the task's result
+                self._send_reports()  # so they arrive before the task's result
         finally:
             for task in tasks:
                 task.cancel()
             del self._shards[shard.key]
         for task in tasks:
             if not task.cancelled() and (error := task.exception()) is not None:
-                errors[int(task.get_name())] = _portable(error)  # of the caller's retry strategy
+                errors[int(task.get_name())] = _portable(error)  # raised by the retry strategy
         return errors
 
     def control(
@@ -235,17 +235,17 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             self._pacer.lease(rate)
         if pause:
             self._pacer.pause()
-            self._paused = True  # as the coordinator knows
+            self._paused = True  # the coordinator knows: do not report it
         if stop:
             self._waits.end()
         for number in stored:
-            if number in self._stored:
-                self._stored.pop(number).set_result(None)
+            if number in self._storing:
+                self._storing.pop(number).set_result(None)
 
     async def _carry_out(self, call: RemoteCall, errors: dict[int, BaseException]) -> None:
         number, account_id = call.number, call.account_id
         hooks = _Hooks(call, self._waits, self._report)
-        keys = RowKeys(call.prefix, call.generation, number, self._keep_generation, in_doubt=call.in_doubt)
+        keys = RowKeys(call.prefix, call.generation, number, self._store_generation, in_doubt=call.in_doubt)
         update = self._session._run_call  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         packed, resumable = b"", False
         try:
@@ -262,14 +262,14 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
         elapsed = attempts[-1].began + attempts[-1].elapsed - attempts[0].began if attempts else 0.0
         self._report("ended", number, len(attempts), elapsed, packed, resumable)
 
-    async def _keep_generation(self, number: int, generation: int) -> None:
+    async def _store_generation(self, number: int, generation: int) -> None:
         """Return once the coordinator has stored that the call uses keys of this generation."""
-        self._stored[number] = stored = asyncio.get_running_loop().create_future()
+        self._storing[number] = stored = asyncio.get_running_loop().create_future()
         self._report("generation", number, generation)
         try:
             await stored
         finally:
-            self._stored.pop(number, None)
+            self._storing.pop(number, None)
 
     def _observe(self, event: events.Event) -> None:
         if isinstance(event, events.RetryScheduled) and (task := asyncio.current_task()) is not None:
@@ -284,7 +284,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             self._paused = not self._paused
             self._report("paused", 0, self._paused)
         if self._reports:
-            reports = pickle.dumps(self._reports)  # of which the scheduler need not decode anything
+            reports = pickle.dumps(self._reports)  # bytes, which the scheduler need not decode
             event = {"token": self.name, "process": self._worker.local_directory, "reports": reports}
             self._worker.log_event(TOPIC, event)
             self._reports = []
@@ -300,7 +300,7 @@ async def run_shard(shard: Shard) -> dict[int, BaseException]:
         PostPressError: This worker cannot carry out any shard. Nothing was sent.
     """
     worker = get_worker()
-    # It only waits, so it must not take one of the few threads for which Dask starts tasks.
+    # It only waits, so it must not occupy one of the few slots that Dask has for tasks.
     worker.handle_stimulus(SecedeEvent(key=shard.key, compute_duration=0.0, stimulus_id=shard.key))
     if shard.process != worker.local_directory:
         raise ProcessLookupError(shard.process)

@@ -76,7 +76,7 @@ class AccountTask:
     was_in_doubt: bool = False
     resumable: PostPressError | None = None  # the call's last error if another attempt would have followed
     attempts: int = 0  # requests of the calls that have ended
-    proxy: PooledProxy | None = None  # of the latest call; None if the row has a change of its own
+    proxy: PooledProxy | None = None  # the latest call's; None if the row has a change of its own
     _proxy_in_use: bool = False  # the call with it has not ended
     _first_sent: float = math.inf
     _strikes: int = 0

@@ -28,7 +28,9 @@ from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation.journal import Journal
 
 _log = logging.getLogger("postpress_async.rotation")
-_event_fields = attrgetter(*(field.name for field in fields(events.AccountSettled)))  # of an `Outcome`
+_event_fields = attrgetter(
+    *(field.name for field in fields(events.AccountSettled))
+)  # takes them from an `Outcome`
 
 
 @define(eq=False, kw_only=True)
@@ -38,7 +40,7 @@ class RotationCore:
     halt: Halt
     pools: Pools
     drain: bool  # whether rows are also taken after the rotation was stopped or halts
-    waits: WaitGroup  # of the calls
+    waits: WaitGroup  # the waits of the calls
     observer: SafeObserver[events.Event] | None
     row_source: RowSource
     outcomes: OutcomeQueue  # over which the caller iterates

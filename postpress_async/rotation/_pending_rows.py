@@ -27,7 +27,7 @@ class PendingRow:
     """A row to process."""
 
     row: Row | Refusal
-    maybe_sent: bool = False  # by this or an earlier run, so that the change may be applied
+    maybe_sent: bool = False  # this or an earlier run may have sent it
     recorded: bool = False  # the journal's outcome stays true as long as the row is not sent again
     generation: int = 0  # idempotency keys that it has used up
     leave_in_doubt: bool = False  # it is not sent: it is in doubt, and the operator has to decide
@@ -40,7 +40,7 @@ class PendingRow:
         return not self.leave_in_doubt and not isinstance(self.row, Refusal)
 
     def unsent_outcome(self) -> Outcome:
-        """Its outcome if the run ends before it is sent."""
+        """The row's outcome if the run ends before the row is sent."""
         row, state, applied, assignment = self.row, State.SKIPPED, Applied.NO, None
         if self.maybe_sent:
             state, applied = State.UNKNOWN, Applied.UNKNOWN

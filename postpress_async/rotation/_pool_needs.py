@@ -22,7 +22,7 @@ _SHOWN: Final = 10  # tags in a message
 class PoolNeeds:
     """What a pool, or several tagged pools, need from each row that gets its proxy from them."""
 
-    columns: Mapping[Tag, tuple[str, ...]]  # of the row that the templates of a pool contain, by its tag
+    columns: Mapping[Tag, tuple[str, ...]]  # columns in the templates of a pool, by its tag
     by: str | None = None  # the column that contains the tag; None if there is only one pool
 
     @classmethod

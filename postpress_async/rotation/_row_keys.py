@@ -23,8 +23,8 @@ class RowKeys:
     an older key: a managed change could be executed twice, and a custom one could get an old stored error.
     """
 
-    prefix: str  # of the keys
-    generation: int  # number of keys that are used up
+    prefix: str  # start of each key
+    generation: int  # number of earlier keys
     _ordinal: int
     _keep: KeepGeneration | None
     in_doubt: bool = field(kw_only=True)  # see `Keys`

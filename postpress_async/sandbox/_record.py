@@ -13,10 +13,10 @@ class Record:
     Attributes:
         requests: Requests received.
         by_status: Responses sent, by HTTP status, replays included.
-        by_type: Errors sent in an envelope, by error type.
+        by_type: Error envelopes sent, by error type.
         unanswered: Requests that were dropped or never answered.
         patched_accounts: Number of applied changes, by account.
-        managed_handed_out: Managed proxies assigned, one for each managed change executed.
+        managed_handed_out: Number of managed proxies assigned: one per managed change that was executed.
         replayed: Responses that repeated the stored response of an Idempotency-Key.
         in_flight: Requests being handled now, including those whose client has disconnected.
         most_in_flight: Highest value that `in_flight` ever had.
@@ -64,7 +64,7 @@ class Record:
 
 
 class Recorder(Record):
-    """The server's own `Record`, which it updates."""
+    """The `Record` that the server updates."""
 
     def note_arrival(self) -> None:
         """Count a received request. `note_end` must follow."""

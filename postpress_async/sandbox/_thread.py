@@ -87,7 +87,7 @@ class SandboxThread:
         asyncio.run_coroutine_threadsafe(start(), loop).result()
 
     def _run(self) -> None:
-        with self._runner:  # which closes the loop
+        with self._runner:  # closes the loop at the end
             self._runner.get_loop().run_forever()
 
     def __enter__(self) -> Self:

@@ -1,5 +1,5 @@
 """
-Whatever text is given as an id, a key, a proxy or a URL: it is sent exactly so, or refused and not sent.
+Any text as an id, key, proxy or URL is sent exactly as given, or refused and not sent.
 
 Over a real socket, to a server that keeps the bytes as they came: what a library between would change on
 the way (a line break dropped, a dot resolved, an escape undone) is seen here.
@@ -131,7 +131,7 @@ def test_any_text_is_a_part_of_a_proxy_as_it_is_or_is_not_sent(
 @example(path="v1\r\n")
 @example(path="?")
 def test_any_text_is_a_base_url_s_path_as_it_is_or_is_not_sent(api: Api, path: str) -> None:
-    """What is written in a setting, and what a log of the other side shows, are to be the same."""
+    """The server receives the path exactly as it was configured."""
 
     async def ask() -> None:
         async with PostPressSession(KEY, base_url=f"{api.target}/{path}", retry=ONCE) as session:
@@ -154,7 +154,7 @@ def test_any_text_is_a_base_url_s_path_as_it_is_or_is_not_sent(api: Api, path: s
     url=st.tuples(st.sampled_from(["http://", "https://"]), ANY, st.sampled_from(["", "/v1"])).map("".join)
 )
 def test_a_key_goes_to_the_host_that_is_written_and_to_no_other(url: str) -> None:
-    """What one reader of URLs takes for the host, another takes for a user name, or drops a character of."""
+    """URL parsers differ in what they take for the host, so ambiguous URLs are refused."""
     try:
         session = PostPressSession(KEY, base_url=url)
     except ConfigurationError:

@@ -1,4 +1,4 @@
-"""Processes that share a session made before they began: their idempotency keys never collide."""
+"""Idempotency keys of processes that were forked with a session never collide."""
 
 import asyncio
 import os

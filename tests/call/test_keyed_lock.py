@@ -1,4 +1,4 @@
-"""One update of an account at a time, in the order in which they were asked for."""
+"""Updates of an account run one at a time, in the order of the calls."""
 
 import asyncio
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def test_accounts_do_not_wait_for_each_other(lock: KeyedLock) -> None:
 
 
 async def test_who_waited_longest_goes_first(updates: Updates) -> None:
-    """The last update asked for must be the last one applied."""
+    """The last update that was called must be applied last."""
     for _ in range(5):
         updates.ask()
     for _ in range(5):
@@ -157,7 +157,7 @@ async def test_cancelled_waiter_passes_the_lock_on(updates: Updates, lock: Keyed
 async def test_last_waiter_frees_the_lock_if_cancelled_while_holding_it(
     updates: Updates, lock: KeyedLock
 ) -> None:
-    """The same, for the last of the queue."""
+    """The last waiter of the queue frees the lock, too."""
     updates.ask()
     updates.ask()
     await run_ready_tasks()
@@ -243,7 +243,7 @@ async def test_cancelling_a_waiter_does_not_search_the_queue(
 
 
 async def test_waiter_leaves_the_queue_at_its_deadline(lock: KeyedLock) -> None:
-    """As the session waits: the timeout is a cancellation from inside."""
+    """The session waits like this: the timeout cancels the waiter."""
     assert lock.try_acquire("acc_1")
 
     with pytest.raises(TimeoutError):
@@ -304,7 +304,7 @@ STEPS: dict[str, Callable[[Updates, int], None]] = {
     )
 )
 def test_no_order_of_events_loses_the_lock_or_lets_two_in(steps: list[tuple[str, int]]) -> None:
-    """However takes, gives and cancels meet: one inside, first come first served, and nobody forgotten."""
+    """In any order of acquire, release and cancel: one owner, FIFO, and no waiter forgotten."""
 
     async def play() -> None:
         lock = KeyedLock()

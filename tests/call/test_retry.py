@@ -1,4 +1,4 @@
-"""When a call is tried again, and after how long: on a stub of the transport and a clock set by hand."""
+"""When a call is retried, and after how long: with a stub of the transport and a manual clock."""
 
 import asyncio
 import copy
@@ -116,7 +116,7 @@ def test_the_first_success_is_the_result(failures: int) -> None:
 
 
 def test_the_last_error_is_raised_as_it_was() -> None:
-    """The very object, with nothing on its chain: what the earlier ones told is in its history."""
+    """The same object is raised, without a chain; its history has the earlier errors."""
     made = [errors.ConnectError("first"), errors.ConnectError("second"), errors.TlsError("last")]
 
     error = failed(RetryPolicy(), StubApi([lambda cause=cause: cause for cause in made]))
@@ -126,7 +126,7 @@ def test_the_last_error_is_raised_as_it_was() -> None:
 
 @pytest.mark.parametrize("attempts", [1, 2, 3, 10])
 def test_attempts_are_counted_with_the_first(attempts: int) -> None:
-    """As the word says: one attempt is no retry."""
+    """One attempt means no retry."""
     api = StubApi([BUSY])
 
     failed(RetryPolicy(attempts=attempts, deadline=math.inf), api)
@@ -138,7 +138,7 @@ def test_attempts_are_counted_with_the_first(attempts: int) -> None:
 
 
 def test_attempts_that_do_not_count_use_up_none() -> None:
-    """What meets an outage that is known says nothing of its call."""
+    """Attempts during a known outage do not count."""
     api = StubApi([BUSY] * 9 + [DONE], counted=False)
 
     assert play(RetryPolicy(attempts=2, wait=NO_WAIT), api) == DONE
@@ -181,7 +181,7 @@ def test_a_fatal_class_can_be_added(also_on: Any, never_on: Any, retried: bool) 
 
 @pytest.mark.parametrize("never_on", [errors.ProxyError, errors.BadGatewayError, ApiError, PostPressError])
 def test_a_retried_class_can_be_taken_away(never_on: type[PostPressError]) -> None:
-    """By itself or with its whole family; the others stay."""
+    """A class is excluded alone or with its subclasses; others are still retried."""
     policy = RetryPolicy(never_on=(never_on,))
     api = StubApi([answer(502, "errors/proxy_error")])
 
@@ -220,7 +220,7 @@ def test_no_strategy_repeats_a_managed_change_in_doubt_without_a_key(policy: Ret
 
 
 def test_a_wait_that_would_overrun_the_deadline_is_not_begun() -> None:
-    """The error is raised at once: waiting for nothing helps nobody."""
+    """The error is raised at once instead of after a useless wait."""
     api = StubApi([BUSY], takes=3.0)
 
     failed(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(5.0)), api)
@@ -279,7 +279,7 @@ def test_no_wait_ends_after_the_deadline(
     floors: list[float | None],
     stop: Callable[[tenacity.RetryCallState], bool] | None,
 ) -> None:
-    """Whatever the attempts take, the strategies say and the API asks for."""
+    """This holds for all durations, wait strategies and Retry-After values."""
     chain = tenacity.wait_chain(*map(tenacity.wait_fixed, [*waits, 1.0]))
     policy = RetryPolicy(attempts=20, deadline=deadline, wait=chain, stop=stop)
     api = StubApi(
@@ -435,7 +435,7 @@ def test_a_stop_of_the_user_s_own_takes_the_place_of_the_attempts(stop: Any, mad
 
 
 def test_a_wait_that_is_a_coroutine_function_is_awaited() -> None:
-    """As tenacity's own asyncio retrying does."""
+    """tenacity's own AsyncRetrying awaits them, too."""
 
     async def wait(state: tenacity.RetryCallState) -> float:
         return 2.0 * state.attempt_number
@@ -490,7 +490,7 @@ def test_the_waits_of_a_call_keep_the_formula(first_wait: float, max_wait: float
 
 
 def test_the_policy_s_own_waits_are_its_jitter() -> None:
-    """Its two numbers arrive there, without a strategy of the user's own."""
+    """Without another strategy, `first_wait` and `max_wait` determine the jitter."""
     apis = [StubApi([BUSY]) for _ in range(300)]
     for api in apis:
         failed(RetryPolicy(first_wait=1.0, max_wait=3.0), api)
@@ -620,7 +620,7 @@ def test_attempts_are_a_whole_number_from_1(value: Any) -> None:
     ids=["ValueError", "Exception", "an error, not its class", "a type", "a status", "text", "None"],
 )
 def test_classes_are_classes_of_errors(name: str, value: Any) -> None:
-    """A type or a status by mistake would match nothing, and nobody would notice."""
+    """A type or status given by mistake would match nothing."""
     with pytest.raises(ValueError, match=f"{name} must have classes of postpress_async.errors"):
         RetryPolicy(**{name: value})
 
@@ -635,7 +635,7 @@ def test_a_single_error_class_must_be_in_a_tuple(name: str) -> None:
 @pytest.mark.parametrize("name", ["retry", "wait", "stop", "before", "after", "before_sleep", "sleep"])
 @pytest.mark.parametrize("value", [5], ids=["number"])
 def test_a_strategy_is_something_to_call(name: str, value: Any) -> None:
-    """Else the first failure of the night would be a TypeError of ours in place of the API's answer."""
+    """Otherwise the first failure would be a TypeError instead of the API's error."""
     with pytest.raises(ValueError, match=name):
         RetryPolicy(**{name: value})
 
@@ -644,7 +644,7 @@ def test_a_strategy_is_something_to_call(name: str, value: Any) -> None:
     "kinds", [[errors.NoChannelError], {errors.NoChannelError}, iter([errors.NoChannelError])]
 )
 def test_classes_may_come_in_any_collection(kinds: Any) -> None:
-    """And are kept as a tuple, which nobody can change afterwards."""
+    """The classes are kept as a tuple, which cannot change."""
     assert RetryPolicy(also_on=kinds).also_on == (errors.NoChannelError,)
 
 
@@ -670,7 +670,7 @@ def test_a_policy_is_a_value() -> None:
 
 
 def test_a_policy_made_from_another_follows_its_own_numbers() -> None:
-    """What the one derived from its numbers is not the other's."""
+    """Values that the first policy derived from its numbers are not copied."""
     api = StubApi([answer(503, "errors/no_channel")])
     policy = evolve(RetryPolicy(), attempts=2, also_on=(errors.NoChannelError,), wait=tenacity.wait_fixed(9))
 

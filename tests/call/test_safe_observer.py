@@ -1,4 +1,4 @@
-"""An observer's mistakes are its own: they disturb nothing, and fill no disk."""
+"""Errors of an observer do not affect calls, and do not fill the log."""
 
 import asyncio
 import logging

@@ -77,7 +77,7 @@ async def test_latest_leaves_other_accounts_alone() -> None:
 
 @in_virtual_time
 async def test_a_row_of_a_rotation_is_superseded_by_a_newer_call() -> None:
-    """The row is skipped, with its reason, and the rotation goes on."""
+    """The row is skipped with the reason, and the rotation continues."""
     us = ManagedProxy(country="US")
     async with world(same_account="latest") as (server, session, _, _):
         server.latency = 1.0
@@ -129,7 +129,7 @@ async def test_wrong_policy_is_refused_and_the_account_stays_usable(retry: Any) 
 
 
 async def test_account_stays_usable_if_a_policy_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock of the account is released, whatever fails after it was acquired."""
+    """The account's lock is released if anything fails after it was acquired."""
     policy = RetryPolicy(before=print)
     async with Sandbox() as sandbox, sandbox.session() as session:
         with monkeypatch.context() as patch:

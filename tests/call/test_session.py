@@ -1,4 +1,4 @@
-"""One account: the request that is sent, the answer that comes back, and what happens in between."""
+"""One account: the request, the response, and retries in between."""
 
 import asyncio
 import copy
@@ -136,7 +136,7 @@ async def test_what_the_reference_does_not_list_is_retried_where_every_api_s_cli
 
 
 async def test_a_retry_after_is_a_floor_under_the_wait(api, session, naps) -> None:
-    """The service knows better than our dice when it can be asked again."""
+    """The wait is never shorter than the service asks for."""
     api.patch(ENDPOINT, status=429, headers={"Retry-After": "7"})
     api.patch(ENDPOINT, payload=PATCHED)
 
@@ -146,7 +146,7 @@ async def test_a_retry_after_is_a_floor_under_the_wait(api, session, naps) -> No
 
 
 async def test_a_retry_after_beyond_the_deadline_gives_up_at_once(api, session, naps) -> None:
-    """Waiting before failing helps nobody; the error carries the seconds for a caller who can wait."""
+    """Waiting would be useless; the error has the seconds, for callers that can wait longer."""
     api.patch(ENDPOINT, status=503, headers={"Retry-After": "121"}, payload=envelope("network_down", 503))
 
     with pytest.raises(errors.NetworkDownError) as caught:
@@ -220,7 +220,7 @@ async def test_an_answer_that_leaves_it_open_keeps_a_managed_change_s_key(api, s
 
 
 async def test_a_stored_answer_that_comes_back_ends_a_managed_change_as_unknown(api, session) -> None:
-    """The same instance again is no new try: what was applied will not become known by asking on."""
+    """A replayed response is not a new attempt, so retrying cannot clear the doubt."""
     api.patch(ENDPOINT, status=504, payload=envelope("request_timeout", 504, "req_1"), repeat=True)
 
     with pytest.raises(errors.RequestTimeoutError) as caught:
@@ -242,7 +242,7 @@ async def test_a_refusal_after_a_doubt_keeps_a_managed_change_s_key(api, session
 
 
 async def test_no_refusal_ends_the_doubt_about_a_managed_change_or_renews_its_key(api, session) -> None:
-    """It may come from something in front of the API, whatever its status and type."""
+    """Any refusal may come from a gateway in front of the API."""
     api.patch(ENDPOINT, exception=aiohttp.ServerDisconnectedError())
     api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502, "req_1"))
     api.patch(ENDPOINT, payload=PATCHED)
@@ -255,7 +255,7 @@ async def test_no_refusal_ends_the_doubt_about_a_managed_change_or_renews_its_ke
 
 @pytest.mark.parametrize("instance", ["", "-", "/v1/accounts/acc_01", "req_1", None])
 async def test_a_gateway_s_refusals_never_cost_a_second_managed_proxy(sandbox, policy, instance) -> None:
-    """However often it comes, and whatever instance it bears, a 503 knows nothing of the lost answer."""
+    """A 503 says nothing about the lost response, even if it repeats or has another instance."""
     busy = Fault(
         status=503,
         headers={"Content-Type": "application/json"},
@@ -459,7 +459,7 @@ async def test_a_closed_session_says_so_and_stays_closed(sandbox) -> None:
 
 
 async def test_closing_leaves_no_call_hanging(sandbox, transport: Any) -> None:
-    """In flight, backing off, waiting for a slot, waiting for its turn: each ends with an error of ours."""
+    """Calls in flight, in backoff, or waiting for a permit or the lock end with a PostPressError."""
     sandbox.script("acc_1", "hang")
     sandbox.script("acc_2", "errors/network_down")
     session = sandbox.session(
@@ -497,7 +497,7 @@ async def test_closing_waits_for_what_is_in_flight(transport: Any) -> None:
 
 
 def test_a_session_may_be_made_outside_the_loop_and_belongs_to_the_first(transport: Any) -> None:
-    """Its connections die with their loop; a second loop would meet 'Event loop is closed'."""
+    """Connections end with their loop; with a second loop they would raise 'Event loop is closed'."""
     session = PostPressSession(
         KEY, base_url="http://127.0.0.1:1", retry=RetryPolicy(attempts=1), transport=transport
     )
@@ -576,7 +576,7 @@ async def test_cancelling_a_call_frees_all_it_held(sandbox, transport: Any) -> N
 
 
 async def test_an_observer_sees_each_step_and_cannot_disturb_it(sandbox, policy, transport: Any) -> None:
-    """A mistake in somebody's logging must not lose an account."""
+    """An error in the user's logging must not fail a call."""
     sandbox.script("acc_1", "errors/proxy_error")
     seen: list[str] = []
 
@@ -592,7 +592,7 @@ async def test_an_observer_sees_each_step_and_cannot_disturb_it(sandbox, policy,
 
 
 async def test_events_name_the_target_of_a_call(sandbox, policy) -> None:
-    """The quickstart's base URL ends in a query, and that stands behind the account."""
+    """The quickstart's base URL ends in a query, which follows the account id."""
     urls: list[str] = []
     port = sandbox.url.split(":")[2].split("/")[0]
 
@@ -646,6 +646,6 @@ asyncio.run(main())
     "travel", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda function: function.__name__
 )
 def test_a_session_cannot_be_pickled_or_copied(travel) -> None:
-    """It has connections and an event loop; the message says what to do instead."""
+    """A session has connections and a loop; the message says what to do instead."""
     with pytest.raises(TypeError, match="a session cannot be pickled or copied: create a new one"):
         travel(PostPressSession(KEY))

@@ -67,7 +67,7 @@ async def is_busy(error: BaseException) -> bool:
     ],
 )
 def test_retry_strategy_takes_the_place_of_retryable(retry: Any) -> None:
-    """By default both are retried."""
+    """By default, both errors are retried."""
 
     def busy() -> PostPressError:
         return errors.ServiceUnavailableError(503, errors.Problem("errors/service_unavailable", "busy"), None)
@@ -100,7 +100,7 @@ def test_also_on_overrides_the_retry_strategy(retry: Any) -> None:
 
 
 def test_class_of_errors_is_refused_as_a_strategy() -> None:
-    """It can be called with an error, and its instance is true: it would retry everything."""
+    """Calling the class returns a true instance, so every error would be retried."""
     with pytest.raises(ValueError, match=r"write tenacity\.retry_if_exception_type\(ProxyError\)"):
         RetryPolicy(retry=errors.ProxyError)  # type: ignore[arg-type]
 
@@ -151,7 +151,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_before_sleep_log(caplog: pytest.LogCaptureFixture) -> None:
-    """It has the seconds that follow, a Retry-After included."""
+    """The log has the seconds of the next wait, including a Retry-After."""
     api = StubApi([answer(503, "errors/service_unavailable", 7.0), DEAD, DONE])
     before_sleep = tenacity.before_sleep_log(LOG, logging.WARNING)
 
@@ -165,7 +165,7 @@ def test_before_sleep_log(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_after_log(caplog: pytest.LogCaptureFixture) -> None:
-    """As in tenacity, it is called after attempts that are to be retried."""
+    """As in tenacity, `after_log` is called after attempts that will be retried."""
     api = StubApi([BUSY, BUSY, FATAL], takes=1.0)
     policy = RetryPolicy(wait=tenacity.wait_fixed(2), after=tenacity.after_log(LOG, logging.WARNING))
 
@@ -178,7 +178,7 @@ def test_after_log(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_before_log(caplog: pytest.LogCaptureFixture) -> None:
-    """It is called before the first attempt, too."""
+    """`before_log` is called before the first attempt, too."""
     caplog.set_level(logging.INFO)
     api = StubApi([BUSY, BUSY, DONE])
 
@@ -226,7 +226,7 @@ def test_callback_sees_the_call_and_its_error() -> None:
 
 
 def test_error_of_a_callback_is_raised() -> None:
-    """It is a mistake in the caller's code, which must show."""
+    """An error in the caller's code must not be hidden."""
 
     def mistake(_state: RetryCallState) -> None:
         raise KeyError("mistake")

@@ -1,4 +1,4 @@
-"""One timer for many waits: each ends in time, and one that ends in time costs no timer."""
+"""One timer serves many waits; a wait that ends before its timeout needs no timer."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -47,7 +47,7 @@ def test_a_wait_that_is_too_long_is_ended(seconds: float) -> None:
 
 
 def test_work_finished_in_time_is_not_cancelled() -> None:
-    """And a deadline that passes after it disturbs nobody."""
+    """A timeout that passes afterwards has no effect."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
@@ -59,7 +59,7 @@ def test_work_finished_in_time_is_not_cancelled() -> None:
 
 
 def test_a_thousand_waits_that_end_in_time_set_one_timer() -> None:
-    """That is what this is for."""
+    """`TimeoutGroup` exists to set one timer instead of a thousand."""
 
     async def scene(loop: VirtualLoop) -> int:
         timeouts, ready = TimeoutGroup(), asyncio.sleep(0)
@@ -118,7 +118,7 @@ def test_a_loop_whose_clock_ticks_early_ends_it_all_the_same() -> None:
 
 
 def test_cancellation_during_the_timeout_stays_a_cancellation() -> None:
-    """A caller that gives up must not be told of a timeout, even in the very moment of one."""
+    """A cancelled caller gets CancelledError, even if the timeout expires at the same time."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
@@ -158,7 +158,7 @@ def test_a_wait_within_a_cancelled_task_still_has_its_end() -> None:
 
 
 def test_an_error_inside_passes_through() -> None:
-    """It is not taken for the end of the time."""
+    """The error is not converted to a timeout."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
@@ -186,8 +186,8 @@ def test_one_that_catches_the_cancellation_of_its_time_goes_on() -> None:
     assert play(scene) == 0
 
 
-def test_the_end_is_everybody_s() -> None:
-    """Of those who wait, whatever their time, and of those who come after."""
+def test_end_ends_all_waits() -> None:
+    """Open waits end at once, whatever their timeout, and so do later ones."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
@@ -225,11 +225,11 @@ def test_the_end_may_come_after_the_loop_s() -> None:
 
 
 def test_a_future_is_woken_in_time() -> None:
-    """With None, which says that what it waited for did not come."""
+    """The result None says that the time is up."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, future = TimeoutGroup(), loop.create_future()
-        timeouts.wake(future, 5.0)
+        timeouts.complete_at(future, 5.0)
 
         assert await future is None
         assert loop.time() == pytest.approx(5.0)
@@ -239,11 +239,11 @@ def test_a_future_is_woken_in_time() -> None:
 
 
 def test_a_future_that_has_its_result_keeps_it() -> None:
-    """Its waiter may not have run yet when its time is up."""
+    """The waiter may not have run yet when the timeout expires."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, future = TimeoutGroup(), loop.create_future()
-        timeouts.wake(future, 5.0)
+        timeouts.complete_at(future, 5.0)
         future.set_result("came")
         await asyncio.sleep(10.0)
 
@@ -257,7 +257,7 @@ def test_a_future_that_left_is_not_woken() -> None:
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, future = TimeoutGroup(), loop.create_future()
-        timeouts.wake(future, 5.0)
+        timeouts.complete_at(future, 5.0)
         timeouts.discard(future)
         await asyncio.sleep(10.0)
 
@@ -268,13 +268,13 @@ def test_a_future_that_left_is_not_woken() -> None:
 
 
 def test_the_end_wakes_futures_too() -> None:
-    """Those that wait, and those that come after it."""
+    """Open futures get a result at once, and so do later ones."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, before, after = TimeoutGroup(), loop.create_future(), loop.create_future()
-        timeouts.wake(before, float("inf"))
+        timeouts.complete_at(before, float("inf"))
         timeouts.end()
-        timeouts.wake(after, float("inf"))
+        timeouts.complete_at(after, float("inf"))
 
         assert (await before, await after) == (None, None)
         assert len(timeouts._open) == 0
@@ -288,7 +288,7 @@ def test_the_end_wakes_no_future_of_a_closed_loop() -> None:
 
     async def scene(loop: VirtualLoop) -> "asyncio.Future[Any]":
         future = loop.create_future()
-        timeouts.wake(future, float("inf"))
+        timeouts.complete_at(future, float("inf"))
         return future
 
     future = play(scene)

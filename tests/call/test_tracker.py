@@ -1,4 +1,4 @@
-"""A session's life: one loop, calls counted, and nobody left waiting when it ends."""
+"""The life of a session: one loop, counted calls, and no call left waiting at its end."""
 
 import asyncio
 import math
@@ -74,7 +74,7 @@ async def test_calls_may_overlap() -> None:
 
 
 async def test_a_closed_session_takes_no_call() -> None:
-    """It says so, and does not reopen."""
+    """The error says that the session is closed; a call does not reopen it."""
     tracker = CallTracker()
     await tracker.close(0)
 
@@ -84,7 +84,7 @@ async def test_a_closed_session_takes_no_call() -> None:
 
 
 def test_a_session_belongs_to_the_loop_that_first_uses_it() -> None:
-    """Its connections are of that loop, and would hang in another one."""
+    """The connections belong to that loop, and would hang in another one."""
     tracker = CallTracker()
 
     async def use() -> None:
@@ -126,7 +126,7 @@ def test_a_session_may_be_closed_in_another_loop() -> None:
 
 
 def test_closing_an_idle_session_takes_no_time() -> None:
-    """Neither one that was never used, nor one whose calls have ended, nor one that is closed."""
+    """An idle session is unused, or closed, or all of its calls have ended."""
 
     async def scene() -> float:
         unused, used = CallTracker(), CallTracker()
@@ -148,7 +148,7 @@ def test_closing_an_idle_session_takes_no_time() -> None:
     ],
 )
 def test_closing_waits_for_the_last_call_and_no_longer_than_told(patience: float, closed: float) -> None:
-    """What is under way may settle; a call that hangs does not hang the program."""
+    """Open calls may end; a call that hangs does not block the program."""
 
     async def scene() -> float:
         tracker = CallTracker()
@@ -180,7 +180,7 @@ def test_no_call_begins_while_a_session_closes() -> None:
 
 
 def test_two_may_close_at_once() -> None:
-    """An ``async with`` that ends while somebody calls `aclose`: both wait, each as long as it said."""
+    """An ``async with`` ends during `aclose`: both wait, each for its own timeout."""
 
     async def scene() -> list[float]:
         tracker = CallTracker()
@@ -238,7 +238,7 @@ def test_closing_may_be_cancelled_and_begun_again() -> None:
 
 @pytest.mark.parametrize("until", [5.0, 0.0, -1.0], ids=["later", "now", "past"])
 def test_a_wait_ends_when_its_time_is_up(until: float) -> None:
-    """By the loop's clock, and also where it is up already."""
+    """The loop's clock decides; a time in the past ends the wait at once."""
     assert play(wait(CallTracker(), until)) == pytest.approx(max(0.0, until))
 
 
@@ -283,7 +283,7 @@ def test_after_the_end_nobody_begins_to_wait() -> None:
 
 
 def test_an_end_may_come_twice() -> None:
-    """As when a session is closed again before its calls have noticed."""
+    """A session may be closed twice before its calls have run."""
 
     async def scene() -> float:
         tracker = CallTracker()
@@ -320,7 +320,7 @@ def test_the_end_may_meet_a_wait_whose_time_is_up() -> None:
 
 
 def test_a_wait_that_is_cancelled_is_cancelled() -> None:
-    """It is not turned into a timeout, and it is forgotten."""
+    """The cancellation does not become a timeout, and the wait is removed."""
 
     async def scene() -> CallTracker:
         tracker = CallTracker()

@@ -37,7 +37,7 @@ async def test_a_future_that_is_done_is_passed_over() -> None:
 
 
 async def test_a_wait_that_was_thrown_away_leaves_the_queue() -> None:
-    """Its future is not done: the coroutine was closed."""
+    """Closing the coroutine leaves the future pending."""
     queue, futures = filled(2)
     queue.discard(futures[0])
 

@@ -1,4 +1,4 @@
-"""The command line: words in, exit codes out, one clear sentence for what is wrong."""
+"""The command line: arguments, exit codes, and one sentence for each error."""
 
 import asyncio
 import json
@@ -99,8 +99,8 @@ def test_options_of_a_pool_need_a_pool(folder, words, message) -> None:
     assert os.listdir(folder) == []
 
 
-def test_a_variable_may_speak_of_a_pool_that_is_not_used_today(folder) -> None:
-    """It stands in a profile, for all nights; and the command that is named at the end can be pasted."""
+def test_variables_for_a_pool_are_ignored_without_a_pool(folder) -> None:
+    """Variables may be set for all runs; the suggested command works with them, too."""
     variables = {"POSTPRESS_ASSIGN": "sticky", "POSTPRESS_ACCOUNTS_PER_PROXY": "2"}
 
     done = run("rotate", "--sandbox", "--profile", "flaky", env=variables)
@@ -222,7 +222,7 @@ async def test_no_command_sends_an_idempotency_key_that_was_not_wanted(folder, s
 
 
 async def test_a_wrong_key_and_a_few_accounts_is_the_key_too(folder, sandbox) -> None:
-    """Each gets a 401 that could as well be about its own credentials."""
+    """The 401 of each account could also be about its own credentials."""
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\nacc_2,US\nacc_3,US\n")
     environment = {"POSTPRESS_API_KEY": "pp_test_wrong", "POSTPRESS_BASE_URL": sandbox.url}
 
@@ -431,7 +431,7 @@ def test_a_secret_in_an_argument_is_refused(words, advice) -> None:
 
 
 def test_a_database_s_url_is_no_proxy_s(tmp_path: Path) -> None:
-    """What is said of one does not help with the other."""
+    """The advice for a proxy's URL does not help with a database's."""
     done = run("rotate", "mysql://u@h:3306", cwd=tmp_path, env={"POSTPRESS_API_KEY": SANDBOX_KEY})
 
     assert done.returncode == 2
@@ -439,7 +439,7 @@ def test_a_database_s_url_is_no_proxy_s(tmp_path: Path) -> None:
 
 
 def test_a_file_may_be_named_like_a_secret(tmp_path: Path) -> None:
-    """What is there to be read is a file, whatever its name."""
+    """If the file exists, it is read, whatever its name."""
     path = tmp_path / "pp_live_key"
     path.write_text("two lines\nof text\n")
 

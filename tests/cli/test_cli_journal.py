@@ -33,7 +33,7 @@ def journal(folder: Path) -> Path:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the names of files are bytes on Linux alone")
 def test_files_whose_names_are_not_utf8_can_be_used(folder) -> None:
-    """The command line with such a name could not be recorded, nor any outcome after it."""
+    """Before, a command with such a name could not be recorded, nor any outcome after it."""
     fleet, journal = (os.fsdecode(name) for name in (b"f\xff.csv", b"j\xff.sqlite3"))
     (folder / fleet).write_text("account_id,country\nacc_sandbox_000001,US\n")
 
@@ -162,7 +162,7 @@ def test_export_takes_the_format_from_the_file_s_name(journal, folder, name, beg
 
 @pytest.mark.parametrize("name", ["a.html", "a.json", "a.xlsx", "a.csv.gz"])
 def test_export_writes_no_format_into_a_file_that_is_named_after_another(journal, folder, name) -> None:
-    """A browser would show a page of commas that nobody can read."""
+    """A browser would show a CSV file as one paragraph."""
     done = run("export", JOURNAL, "-o", name)
 
     ending = Path(name).suffix

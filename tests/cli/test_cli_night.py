@@ -1,4 +1,4 @@
-"""The operator's night on the command line: what is tried first, what stops it, what is left at its end."""
+"""A nightly run on the command line: dry runs, what stops it, and what its end reports."""
 
 import asyncio
 import json
@@ -73,7 +73,7 @@ async def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(folder, sand
 
 
 async def test_rewriting_the_fleet_file_ends_the_run(folder, sandbox) -> None:
-    """With its size and its time as they were: only its bytes tell."""
+    """Size and time stay the same: only the content differs."""
     fleet = write_fleet(folder, 10_000)
     content, before = fleet.read_bytes(), fleet.stat()
 
@@ -113,7 +113,7 @@ def test_a_dry_run_needs_no_key(folder) -> None:
 
 
 def test_a_dry_run_checks_the_key_that_it_has_and_every_row(folder) -> None:
-    """What would stop the real run stops this one."""
+    """Whatever stops a real run also stops a dry run."""
     write_fleet(folder, 10)
     wrong = run("rotate", "fleet.csv", "--dry-run", env={"POSTPRESS_API_KEY": "pp_test_a b"})
     assert (wrong.returncode, "the API key has a space" in wrong.stderr) == (2, True)
@@ -159,7 +159,7 @@ def test_words_that_mean_nothing_are_refused_before_anything_is_sent(folder, wor
 
 
 def test_bad_lines_of_a_proxy_list_are_reported_by_number(folder) -> None:
-    """A seller's list as they come: refused as it is, and usable without its bad lines."""
+    """A seller's list with bad lines is refused, and usable with --skip-bad."""
     write_fleet(folder, 20, "")
     refused = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox")
     left_out = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox", "--skip-bad")
@@ -217,7 +217,7 @@ def make_database(folder: Path, count: int = 5) -> str:
 
 
 def test_a_query_is_a_fleet(folder) -> None:
-    """Its journal knows it again, so a second run sends what the first one left."""
+    """The journal recognizes the query, so a second run sends the remaining accounts."""
     asked = ("--query", "SELECT id AS account_id, country FROM accounts ORDER BY id", "--sandbox")
     database = make_database(folder)
     first = run("rotate", "--from", database, *asked, "--limit", "2")
@@ -454,7 +454,7 @@ async def test_a_full_disk_stops_the_sending_and_says_what_is_not_recorded(folde
 
 
 async def test_a_journal_that_is_deleted_under_way_stops_the_sending(folder) -> None:
-    """Its inode still takes every row."""
+    """Rows could still be written to the deleted file."""
     write_fleet(folder, 20_000)
     async with Sandbox(latency=0.005) as sandbox:
         async with started(sandbox, "rotate", "fleet.csv", "--in-flight", "20") as process:
@@ -470,7 +470,7 @@ async def test_a_journal_that_is_deleted_under_way_stops_the_sending(folder) -> 
 
 
 def test_read_only_journal_path_is_reported_before_anything_is_sent(folder) -> None:
-    """A folder in which nobody, not even root, makes a file."""
+    """Not even root can create a file in this folder."""
     write_fleet(folder, 3)
     done = run("rotate", "fleet.csv", "--sandbox", "--journal", "/proc/run.sqlite3")
 
@@ -530,7 +530,7 @@ def test_a_reader_that_hangs_up_is_no_traceback(folder, words) -> None:
 
 
 def test_closed_standard_error_does_not_end_the_run(folder) -> None:
-    """A terminal that was closed: the night goes on."""
+    """The run continues if its terminal is closed."""
     write_fleet(folder, 500)
     command = f"{sys.executable} -m postpress_async rotate fleet.csv --sandbox 2>&1 >/dev/null | true"
 
@@ -620,7 +620,7 @@ def test_the_command_that_retries_can_be_pasted(folder) -> None:
 
 
 def test_rows_that_were_refused_are_no_reason_to_run_it_again(folder) -> None:
-    """The same command would refuse the same rows, every night."""
+    """The same command would refuse the same rows again."""
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\nacc_2,UK\n")
 
     for _ in range(2):  # a journal that is gone on with too
@@ -717,7 +717,7 @@ def test_retrying_a_rotation_in_which_nothing_failed_sends_nothing_and_exits_0(f
 
 @pytest.mark.parametrize("transport", ["session", "lean"])
 async def test_either_transport_carries_a_rotation_and_an_update(folder, sandbox, transport) -> None:
-    """What it costs is another matter: what comes of it is the same."""
+    """Both transports have the same results."""
     write_fleet(folder, 50)
     many = await arun(sandbox, "rotate", "fleet.csv", "--transport", transport)
     single = await arun(sandbox, "update", "acc_1", "--country", "US", "--transport", transport)
@@ -771,7 +771,7 @@ def test_help_shows_each_command_without_cutting_its_summary() -> None:
 
 
 def test_every_command_has_an_example_in_its_help() -> None:
-    """What an operator reads at night is not the README."""
+    """Operators read --help rather than the README."""
     listed = run("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0]
     commands = [line.split()[0] for line in listed.splitlines() if not line.startswith("   ")]
 
@@ -805,7 +805,7 @@ def test_full_disk_under_standard_output_is_reported_in_a_sentence(folder, words
 
 
 def test_closed_standard_output_is_reported_in_a_sentence(folder) -> None:
-    """A table of nothing to nobody, as from a job without one."""
+    """A job may have no standard output."""
     run("rotate", "--sandbox")
     words = f"{sys.executable} -m postpress_async export sandbox.rotation.sqlite3 >&-"
     done = subprocess.run(["sh", "-c", words], stderr=subprocess.PIPE, text=True, check=False)
@@ -820,7 +820,7 @@ def test_a_version_in_the_environment_is_nobodys_option(folder) -> None:
 
 
 async def test_programs_hear_the_end_of_a_run_whose_journal_was_lost(folder) -> None:
-    """Each `begun` has its `ended`."""
+    """Each event `begun` is followed by `ended`."""
     write_fleet(folder, 20_000)
     async with Sandbox(latency=0.01) as sandbox:
         async with started(sandbox, "rotate", "fleet.csv", "--json") as process:

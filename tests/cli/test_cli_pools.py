@@ -1,4 +1,4 @@
-"""The inputs of the command line: lists and fleets that do not fit, and the commands that hints name."""
+"""Inputs of the command line: lists and fleets that do not match, and suggested commands."""
 
 import asyncio
 import json
@@ -123,8 +123,8 @@ def test_unused_columns_of_a_proxy_list_are_reported(folder) -> None:
     assert body in done.stdout
 
 
-def test_a_run_goes_on_in_the_list_where_the_last_one_left_off(folder) -> None:
-    """With a limit an evening, the first proxies of the list had all the accounts."""
+def test_a_run_continues_in_the_list_where_the_last_one_ended(folder) -> None:
+    """Before, with --limit, the first proxies of the list got all accounts."""
     write_fleet(folder, 12, "")
     write_pool(folder, 6)
     for _ in range(3):
@@ -136,8 +136,8 @@ def test_a_run_goes_on_in_the_list_where_the_last_one_left_off(folder) -> None:
     assert shares == {f"user{n}@p{n:03}.example.net:8080": 2 for n in range(6)}
 
 
-def test_a_dry_run_goes_on_where_the_last_run_left_off(folder) -> None:
-    """It showed requests for accounts that were completed."""
+def test_a_dry_run_continues_where_the_last_run_ended(folder) -> None:
+    """Before, it showed requests for completed accounts."""
     write_fleet(folder, 12, "")
     write_pool(folder, 6)
     words = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--in-flight", "1"]
@@ -435,7 +435,7 @@ def pasted(text: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 async def test_the_command_that_status_names_goes_on_with_the_run(folder, sandbox, tmp_path_factory) -> None:
-    """It left --pool out, and was refused."""
+    """Before, the command had no --pool and was refused."""
     write_fleet(folder, 30, "")
     write_pool(folder, 3).rename(folder / "my list.txt")
     words = ["--pool", "my list.txt", "--limit", "10", "--journal", "night 1.sqlite3"]
@@ -452,7 +452,7 @@ async def test_the_command_that_status_names_goes_on_with_the_run(folder, sandbo
 
 
 async def test_the_command_that_status_names_sends_again_what_failed(folder, sandbox) -> None:
-    """With the lists, the target and the ways of the run that failed; not with its limits."""
+    """The command repeats the lists, the target and the options of the run, without its limits."""
     write_fleet(folder, 30, "")
     write_pool(folder, 3)
     for number in (3, 4):
@@ -481,7 +481,7 @@ def test_the_report_names_the_command_too(folder) -> None:
 
 
 async def test_a_run_from_python_leaves_no_command_of_an_earlier_one(folder, sandbox) -> None:
-    """It may have had other proxies, and that command would not repeat it."""
+    """The run may have had other proxies, so that command would not repeat it."""
     from postpress_async import Fleet
 
     write_fleet(folder, 4)
@@ -499,7 +499,7 @@ async def _run_one(session: Any, fleet: Any) -> None:
 
 
 def test_no_secret_of_a_command_line_reaches_the_journal(folder) -> None:
-    """A command with a secret in it is refused before there is a journal, wherever the secret stands."""
+    """A command with a secret in any place is refused before a journal is created."""
     write_fleet(folder, 2)
     url = "postgresql+psycopg://me:hunter2@db.invalid/crm"
     for words in (
@@ -539,7 +539,7 @@ def test_rotate_and_update_have_the_same_variable_for_the_transport(folder) -> N
 
 
 def test_a_variable_of_rotate_is_not_one_of_the_sandbox(folder) -> None:
-    """Its --rate is what it answers 429 beyond, and no pace of ours."""
+    """The sandbox's --rate is the rate above which it responds with 429."""
     done = run("sandbox", "--help", env={"POSTPRESS_RATE": "nonsense"})
 
     assert done.returncode == 0, done.stderr

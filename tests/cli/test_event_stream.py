@@ -9,7 +9,7 @@ from postpress_async.rotation._outcome import count_outcome, patched_outcome
 
 
 def test_last_event_of_a_stopped_run_has_counts_and_no_outcomes() -> None:
-    """Outcomes that nobody iterated over are no JSON, and each account has an event of its own."""
+    """The last event has no outcomes, because each account has an event of its own."""
     out, summary = io.StringIO(), RotationSummary(stopped=True)
     outcome = patched_outcome(0, None, "acc_1", 1, 0.5)
     count_outcome(summary, outcome)

@@ -1,4 +1,4 @@
-"""Tables for other programs: nothing lost, nothing that a spreadsheet would run, no half a file."""
+"""Tables for other programs: complete, without formulas for spreadsheets, and written atomically."""
 
 import csv
 import io
@@ -236,7 +236,7 @@ def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path, failure) -> 
     ],
 )
 def test_nothing_but_a_file_is_written(tmp_path, make, fact) -> None:
-    """A link may lead to what somebody else wants overwritten."""
+    """A symbolic link could lead to another file, which must not be overwritten."""
     path = tmp_path / "out.csv"
     make(path)
 

@@ -1,4 +1,4 @@
-"""A process that may open few files: each failure is a sentence, and nothing that was sent is lost."""
+"""A low limit of open files: each failure is a sentence, and all sent accounts are recorded."""
 
 import asyncio
 import errno
@@ -79,6 +79,6 @@ def test_a_server_that_cannot_accept_says_so_once(capsys: pytest.CaptureFixture[
 def test_another_failure_of_the_event_loop_is_reported_as_ever(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is a mistake of ours, and its traceback is needed."""
+    """Such a failure is a bug of the package, so the traceback is needed."""
     assert complaints(capsys, ValueError("a mistake")) == ""
     assert "a mistake" in caplog.text

@@ -1,4 +1,4 @@
-"""A night of a pool is put back, account by account."""
+"""A rollback of a run with a pool, on the command line."""
 
 import json
 import sqlite3

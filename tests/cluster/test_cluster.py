@@ -272,7 +272,7 @@ async def test_worker_that_freezes_for_20_s_is_lost_and_sends_nothing_more(
 
 
 async def test_command_is_killed_and_its_workers_send_nothing_more(tmp_path: Path, sandbox: Sandbox) -> None:
-    """The same command would send it again, so they stop when the scheduler loses the command."""
+    """The same command sends them again, so workers stop when the scheduler loses the command."""
     fleet, names = write_fleet(tmp_path, 1_000)
     async with World(tmp_path, sandbox) as world:
         await world.start_worker()
@@ -450,7 +450,7 @@ async def reached_by_tls(sandbox: Sandbox, host: str, folder: Path) -> AsyncIter
 
 @long
 async def test_worker_without_connection_to_the_scheduler_for_30_s(tmp_path: Path) -> None:
-    """It still reaches the API, and sends at most its window. Others send these accounts once more."""
+    """The worker still reaches the API, and sends at most its window. Others send these accounts again."""
     fleet, names = write_fleet(tmp_path, 9_000)
     with another_host() as prefix:
         async with (

@@ -456,7 +456,7 @@ async def test_lost_account_that_is_not_sent_again_is_recorded_as_unknown(tmp_pa
 
 
 def test_account_that_no_other_worker_gets_before_the_stop_is_unknown() -> None:
-    """It waits for a worker when the run is stopped."""
+    """The account waits for a worker when the run is stopped."""
 
     async def main() -> list[Outcome]:
         dask = FakeDask("w1")
@@ -495,7 +495,7 @@ def test_account_that_the_next_worker_has_not_sent_at_the_stop_is_unknown() -> N
 
 
 def test_account_that_was_patched_when_the_rotation_is_cancelled_is_not_skipped() -> None:
-    """Its task has not run since the worker reported it."""
+    """The account's task has not run since the worker reported it."""
     reported: list[Any] = []
 
     async def main() -> Rotation:
@@ -631,7 +631,7 @@ def test_worker_that_cannot_run_shards_leaves_them_to_others() -> None:
 
 
 def test_worker_whose_shards_raise_an_os_error_is_not_tried_for_ever() -> None:
-    """Such as a stale file handle of a network file system, when Dask imports the package."""
+    """Example: a stale file handle of a network file system when Dask imports the package."""
 
     async def fail(_: object) -> None:
         raise OSError(116, "Stale file handle")
@@ -726,7 +726,7 @@ def test_host_that_no_worker_reaches_halts_the_rotation(reachable: bool) -> None
 
 
 def test_pause_that_one_worker_finds_reaches_the_others() -> None:
-    """They would otherwise each send 20 requests into the outage."""
+    """Otherwise each worker would send 20 requests into the outage."""
     seen: list[events.Event] = []
 
     async def main() -> FakeDask:
@@ -775,7 +775,7 @@ def test_pause_ends_with_the_loss_of_the_worker_that_found_it() -> None:
 
 
 def test_pause_that_a_lost_worker_finds_does_not_reach_the_others() -> None:
-    """It may be that worker's network that fails."""
+    """The cause may be that worker's own network."""
 
     async def main() -> FakeDask:
         dask = FakeDask("w1", "w2")
@@ -974,7 +974,7 @@ async def test_nothing_is_sent_if_the_rows_cannot_be_written(
 
 
 async def test_cluster_leaves_the_journal_of_a_single_machine(tmp_path: Path) -> None:
-    """The same outcomes of the same API, failures and unknown ones included."""
+    """The journal has the same outcomes, failed and unknown ones included."""
 
     async def answer(worker: FakeWorker, account_id: str, *_: object) -> object:
         await respond(worker)

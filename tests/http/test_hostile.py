@@ -408,7 +408,7 @@ IDLE = [name for name, fault in FAULTS.items() if fault.after is not None]
 def test_nothing_that_came_over_an_idle_connection_is_an_answer(
     name: str, noticed: bool, change: Any, session_to: Any
 ) -> None:
-    """It is another call's late answer, or was put there; and what was not sent is known not to have been."""
+    """Such data is a late or injected response; a request that was not sent is known as not sent."""
     began: list[Any] = []
 
     async def main() -> None:
@@ -438,7 +438,7 @@ def test_nothing_that_came_over_an_idle_connection_is_an_answer(
 
 
 def test_a_refused_connection_was_never_sent_anything(session_to: Any) -> None:
-    """And as soon as somebody listens, the same session gets through."""
+    """The same session works once the server listens."""
 
     async def main() -> None:
         with FaultServer(listening=False) as server:
@@ -476,7 +476,7 @@ def test_a_redirect_is_never_followed(name: str, session_to: Any) -> None:
 
 @pytest.mark.parametrize("name", COOKIES)
 def test_a_cookie_does_not_come_back(name: str, session_to: Any) -> None:
-    """What a server, or what stands before it, wants to know one by is no business of this session."""
+    """The session does not send cookies of a server or gateway back."""
 
     async def main() -> None:
         with FaultServer() as server:
@@ -532,7 +532,7 @@ def test_the_environment_changes_nothing(
     "name", ["silence after the request", "a body that drips", "endless 1xx", "silent accept"]
 )
 def test_a_call_that_is_cancelled_leaves_no_connection_half_read(name: str, session_to: Any) -> None:
-    """Its answer would be the next call's."""
+    """Otherwise the next call would get its response."""
 
     async def main() -> None:
         with FaultServer() as server:
@@ -690,7 +690,7 @@ def test_a_connection_is_secure_or_is_not_used(
 def test_an_idle_connection_over_tls_is_held_to_the_same(
     name: str, authority: trustme.CA, trusted: str, session_to: Any
 ) -> None:
-    """The tickets that TLS 1.3 sends unasked are no answers, and disturb nobody."""
+    """Session tickets of TLS 1.3 are not taken for responses."""
 
     async def main() -> None:
         with FaultServer(serving(authority.issue_cert("localhost"))) as server:

@@ -1,5 +1,5 @@
 """
-A curious log: a key and a password are on no surface that somebody prints, keeps or sends on.
+API keys and passwords are in nothing that is printed, logged, stored or pickled.
 
 Secrets here are long and odd, so that whatever form of them is found anywhere is a leak and no accident.
 """
@@ -39,7 +39,7 @@ OWN = CustomProxy(host="proxy.example.com", port=8080, username="u", password=PA
 
 
 def forms(secret: str) -> set[str]:
-    """*secret* as it is, and in the ways in which programs write it."""
+    """*secret* and its encodings in logs and URLs."""
     plain = {secret, quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1]}
     plain |= {json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1], ascii(secret)[1:-1]}
     return plain | {repr(secret.encode())[2:-1]}
@@ -65,7 +65,7 @@ POLICY = RetryPolicy(attempts=2, attempt_timeout=0.3, deadline=1.0, sleep=_at_on
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """*error* and whatever hangs on it."""
+    """*error* and the exceptions of its chain."""
     yield error
     for other in (error.__cause__, error.__context__):
         if other is not None:
@@ -265,7 +265,7 @@ BROKEN: dict[str, tuple[Fault | None, type[errors.PostPressError]]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_no_broken_connection_shows_a_secret(everything: Everything, name: str) -> None:
-    """aiohttp's exceptions hold the request's headers; none of them is on the chain of ours."""
+    """aiohttp's exceptions contain the request's headers, so no error has them in its chain."""
     fault, kind = BROKEN[name]
     with FaultServer(listening=fault is not None) as server:
         [error] = failures(server, everything, fault)
@@ -276,7 +276,7 @@ def test_no_broken_connection_shows_a_secret(everything: Everything, name: str) 
 
 
 def test_no_secure_connection_shows_no_secret(everything: Everything) -> None:
-    """A handshake with a server that speaks something else."""
+    """The server does not speak TLS, so the handshake fails."""
     with FaultServer() as server:
         server.secure = True
         [error] = failures(server, everything, CONNECTIONS["another protocol's greeting"])
@@ -318,7 +318,7 @@ def test_a_session_that_is_closed_or_out_of_time_shows_no_secret(everything: Eve
 
 
 def test_a_call_that_is_cancelled_shows_no_secret(everything: Everything) -> None:
-    """Its exception is asyncio's own; its traceback is ours."""
+    """The exception is asyncio's, but its traceback has frames of the package."""
 
     async def main() -> list[str]:
         with FaultServer() as server:
@@ -343,7 +343,7 @@ def test_a_call_that_is_cancelled_shows_no_secret(everything: Everything) -> Non
 
 
 def test_a_success_shows_no_secret(everything: Everything) -> None:
-    """What goes well is logged too."""
+    """Successful calls are logged, too."""
 
     async def main() -> Any:
         with FaultServer() as server:
@@ -442,7 +442,7 @@ def test_a_change_shows_no_password() -> None:
 @pytest.mark.parametrize("held", [OWN, Secret(KEY)], ids=["change", "secret"])
 @pytest.mark.parametrize("write", [pickle.dumps, json.dumps], ids=["pickle", "JSON"])
 def test_objects_with_a_secret_cannot_be_pickled(held: object, write: Callable[[object], object]) -> None:
-    """A file that nobody thinks of as holding keys is the one that is passed on."""
+    """A pickle file with keys would be passed on without care."""
     with pytest.raises(TypeError) as caught:
         write(held)
 
@@ -451,7 +451,7 @@ def test_objects_with_a_secret_cannot_be_pickled(held: object, write: Callable[[
 
 @pytest.mark.parametrize("bad", [KEY + "\n", " " + KEY, KEY + "é", KEY.encode()], ids=ascii)
 def test_a_key_that_is_refused_is_not_repeated(bad: Any) -> None:
-    """It is nearly right, and so nearly as good as the key itself."""
+    """An almost correct key is almost as secret as the correct one."""
     with pytest.raises(errors.ConfigurationError) as caught:
         PostPressSession(bad)
 
@@ -461,7 +461,7 @@ def test_a_key_that_is_refused_is_not_repeated(bad: Any) -> None:
 
 
 def test_the_journal_of_a_rotation_holds_no_secret(everything: Everything, tmp_path: Path) -> None:
-    """The file, what waits beside it to be written into it, and each outcome as it settles."""
+    """This includes the file, its -wal, and each outcome."""
     path = tmp_path / "run.sqlite3"
     found: dict[str, bytes] = {}
 

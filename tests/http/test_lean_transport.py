@@ -1,4 +1,4 @@
-"""The lean transport: its bytes, its pool, and what it does where aiohttp is another than expected."""
+"""The lean transport: its bytes, its pool, and what it does with an incompatible aiohttp."""
 
 import asyncio
 import logging
@@ -34,7 +34,7 @@ def lean(url: str, **options: Any) -> PostPressSession:
 
 
 async def test_a_request_is_these_bytes() -> None:
-    """To the byte, since nobody else looks at them before the socket does."""
+    """All bytes are compared, because no library checks them before they are sent."""
     with FaultServer() as server:
         async with lean(server.url) as session:
             await session.update_proxy("acc_1", US, idempotency_key="i-1")
@@ -161,7 +161,7 @@ async def test_a_connector_s_own_tls_is_used(transport: Any) -> None:
 
 
 async def test_nothing_is_acquired_after_a_call_however_it_ended(transport: Any) -> None:
-    """What a pool believes to be in use is lost to it."""
+    """A connection that is not released is lost to the pool."""
     names = ["silence in the body", "garbage after the body", "closed in a header", "a 101", "endless 1xx"]
     brief = RetryPolicy(attempts=1, attempt_timeout=0.1)
     with FaultServer() as server:
@@ -220,7 +220,7 @@ async def test_before_the_write_nothing_was_applied(
 
 
 def test_this_aiohttp_is_as_expected() -> None:
-    """Else every session would go the other way, and nobody would notice that it costs twice as much."""
+    """Otherwise all sessions would use ClientSession, unnoticed, at twice the CPU time."""
     assert find_incompatibility() is None
 
 
@@ -293,7 +293,7 @@ def test_another_aiohttp_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What is not documented may change any day: the session then goes the way that is, and says so once."""
+    """Undocumented parts may change: the session then uses ClientSession, and logs one warning."""
     change(monkeypatch)
 
     with caplog.at_level(logging.WARNING, "postpress_async.transport"):
@@ -305,8 +305,8 @@ def test_another_aiohttp_is_noticed(
     assert f"aiohttp {aiohttp.__version__} is incompatible with the lean transport (" in record.getMessage()
 
 
-def test_as_long_as_all_is_well_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A line each time would be read by nobody."""
+def test_nothing_is_logged_with_a_compatible_aiohttp(caplog: pytest.LogCaptureFixture) -> None:
+    """A log record per session would be noise."""
     with caplog.at_level(logging.DEBUG):
         session = lean("http://localhost:1/v1")
 

@@ -50,7 +50,7 @@ def test_digits_are_seconds(text: str, seconds: float) -> None:
     ],
 )
 def test_more_digits_are_seconds_too(text: str) -> None:
-    """An API that asks for a very long wait must not be asked again at once, as if it had said nothing."""
+    """A very long Retry-After must not be ignored."""
     seconds = read_retry_after(text, NOW)
 
     assert seconds is not None
@@ -113,7 +113,7 @@ def test_a_change_of_the_local_clocks_is_no_matter(text: str, now: float) -> Non
 
 @pytest.mark.parametrize("name", "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split())
 def test_every_month_has_its_name(name: str) -> None:
-    """English names, whatever the machine's language."""
+    """The names are English in every locale."""
     month = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split().index(name) + 1
 
     assert read_retry_after(f"Mon, 15 {name} 2027 00:00:10 GMT", at(2027, month, 15)) == 10.0
@@ -157,7 +157,7 @@ def test_the_present_moment_is_no_wait() -> None:
     ],
 )
 def test_the_29th_of_february_is_a_day_in_leap_years(text: str, seconds: float | None) -> None:
-    """It comes back every four years, and so do the bugs about it."""
+    """Code that handles dates often forgets leap years."""
     assert read_retry_after(text, at(2028, 2, 29)) == seconds
 
 

@@ -1,4 +1,4 @@
-"""The way out and back: what is known of a request that broke, where only a stub can break it so."""
+"""What is known about a request that failed, in cases that need a stub."""
 
 import asyncio
 import errno
@@ -153,7 +153,7 @@ def test_a_timeout_says_what_did_not_come(sent: bool, fact: str) -> None:
 
 @pytest.mark.parametrize("transport", ["session", "lean"])
 async def test_the_host_in_a_message_is_the_base_url_s(unused_tcp_port: int, transport: Any) -> None:
-    """With its port, if it is not the scheme's own."""
+    """The message has the port if it is not the scheme's default."""
     url = f"http://localhost:{unused_tcp_port}/v1"
     async with PostPressSession(KEY, base_url=url, transport=transport) as session:
         with pytest.raises(errors.ConnectError, match=f"no connection to localhost:{unused_tcp_port}: Conn"):
@@ -173,7 +173,7 @@ async def test_the_quickstart_s_port_goes_with_each_request() -> None:
 async def test_response_with_two_lengths_is_rejected(
     api: aioresponses, session: PostPressSession, second: str
 ) -> None:
-    """aiohttp's parser in Python takes the first one, and what stands between may take the other."""
+    """aiohttp's parser in Python uses the first one, and a gateway may use the other."""
     lengths = CIMultiDict([("Content-Length", "51"), ("Content-Length", second)])
     body = {"object": "AccountPatched", "account_id": "acc_1"}
     api.patch("https://api.postpress.ai/v1/accounts/acc_1", payload=body, headers=lengths)
@@ -248,7 +248,7 @@ async def test_a_body_whose_connection_was_given_back_needs_no_watching() -> Non
 @pytest.mark.parametrize("kind", [AiohttpTransport, LeanTransport])
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
 async def test_closed_transport_does_not_reopen(kind: Any, used: bool) -> None:
-    """A connection that is made after the end is closed by nobody."""
+    """A connection that is opened after closing would never be closed."""
     with FaultServer() as server:
         transport = kind(read_base_url(server.url), Secret(KEY))
         if used:

@@ -71,7 +71,7 @@ def test_http_to_another_host_is_refused(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["mock:8080", "http://mock", "[::1]", "10.0.0.0/8", "*"])
 def test_allow_http_refuses_what_is_not_a_host_name(host: str) -> None:
-    """It could never match."""
+    """Such an entry could never match."""
     with pytest.raises(
         errors.ConfigurationError, match="allow_http must be host names without scheme or port, got"
     ):

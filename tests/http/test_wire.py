@@ -1,4 +1,4 @@
-"""Values to bytes, bytes to values or errors: bytes in, value out, with neither a loop nor a mock."""
+"""Values to bytes, and bytes to values or errors, without a loop or a mock."""
 
 import json
 import time
@@ -109,7 +109,7 @@ def unbelieved(status: int, body: bytes) -> errors.AnswerError:
     ],
 )
 def test_only_what_was_given_is_sent(change: ProxyChange, fields: dict[str, Any]) -> None:
-    """A null, or a default of ours, could mean something to the API; the page's names mean what they say."""
+    """A null or a default could mean something else to the API."""
     request = encoded(change)
 
     assert json.loads(request.body) == fields
@@ -217,7 +217,7 @@ def test_bodies_of_random_changes_have_the_same_bytes_as_ever() -> None:
 
 
 def test_a_change_of_the_caller_s_own_class_is_sent_with_all_its_fields() -> None:
-    """What the API takes tomorrow can be sent today."""
+    """Fields that the API accepts later can be sent without a new version."""
 
     @frozen(kw_only=True)
     class Sticky(CustomProxy):
@@ -304,7 +304,7 @@ def test_a_200_for_this_account_is_a_success(body: bytes) -> None:
     ],
 )
 def test_a_200_that_cannot_be_true_is_no_success(body: bytes) -> None:
-    """An account that is taken for patched and is not goes on with a dead proxy, and nobody looks again."""
+    """An account that is wrongly recorded as patched would keep a dead proxy."""
     error = unbelieved(200, body)
 
     assert error.status == 200
@@ -338,7 +338,7 @@ def test_a_redirect_is_an_error(status: int) -> None:
 
 
 def test_the_reference_s_envelope_is_kept_whole() -> None:
-    """What a person needs to understand it, and what support asks for."""
+    """Title, detail and instance are kept, which support asks for."""
     error = refused(
         502,
         {
@@ -400,7 +400,7 @@ def test_the_quickstart_s_own_code_is_its_class() -> None:
 def test_a_field_that_is_missing_or_odd_leaves_the_rest(
     envelope: dict[str, Any], title: str, detail: str | None, instance: str | None
 ) -> None:
-    """The type is what the class hangs on; no field beside it may break the reading."""
+    """The type determines the class; no other field may prevent reading it."""
     error = refused(502, {"type": "errors/proxy_error", **envelope})
 
     assert type(error) is errors.ProxyError
@@ -421,7 +421,7 @@ def test_a_field_that_is_missing_or_odd_leaves_the_rest(
     ],
 )
 def test_a_detail_that_is_not_text_is_kept_as_compact_json(detail: object, text: str) -> None:
-    """Validators list the faults of each field there; without it nobody knows what to correct."""
+    """Validators list there what is wrong with each field."""
     error = refused(400, {"type": "errors/invalid_parameters", "title": "x", "detail": detail})
 
     assert error.detail == text
@@ -440,7 +440,7 @@ def test_a_detail_that_is_not_text_is_masked_and_capped_like_text() -> None:
 
 
 def test_without_an_encoder_in_c_bodies_are_the_same(monkeypatch) -> None:
-    """It is undocumented; PyPy has none."""
+    """The encoder in C is undocumented, and PyPy has none."""
     value = {"country": "US", "proxy": {"host": "é", "port": 1}}
     with_c = _make_json_encoder()(value)
     monkeypatch.setattr(json.encoder, "c_make_encoder", None)
@@ -504,7 +504,7 @@ def test_a_type_written_as_a_url_is_known_whatever_the_password(password: str, s
     ],
 )
 def test_an_error_without_an_envelope_is_its_status_s(body: bytes) -> None:
-    """What stands in front of the API knows nothing of its envelopes, nor of anybody's proxy."""
+    """Gateways in front of the API do not know its envelopes or the proxies."""
     error = refused(502, body)
 
     assert type(error) is errors.BadGatewayError
@@ -537,7 +537,7 @@ def test_retry_after_is_on_the_error(status: int, header: str | None, seconds: f
 
 
 def test_a_retry_after_that_is_a_date_counts_from_now() -> None:
-    """By the system's clock, since a date is of that clock."""
+    """The system's clock decides, because the value is a date."""
     header = format_datetime(datetime.fromtimestamp(time.time() + 3600, UTC), usegmt=True)
 
     seconds = refused(503, b"", header).retry_after
@@ -561,7 +561,7 @@ def test_a_date_is_read_against_the_answer_s_own_date(skew: float) -> None:
 
 @pytest.mark.parametrize("date", ["", "yesterday", "7"])
 def test_a_date_that_cannot_be_read_leaves_the_system_s_clock(date: str) -> None:
-    """As if the answer had none."""
+    """An unreadable date is ignored."""
     header = format_datetime(datetime.fromtimestamp(time.time() + 3600, UTC), usegmt=True)
 
     with pytest.raises(errors.UnavailableError) as caught:
@@ -571,7 +571,7 @@ def test_a_date_that_cannot_be_read_leaves_the_system_s_clock(date: str) -> None
 
 
 def test_seconds_do_not_depend_on_the_answer_s_date() -> None:
-    """They count from the answer's arrival."""
+    """The seconds count from the arrival of the response."""
     with pytest.raises(errors.UnavailableError) as caught:
         decode_response(Response(503, b"", "7", "Sun, 06 Nov 1994 08:49:37 GMT"), REQUEST)
 
@@ -599,7 +599,7 @@ def test_seconds_do_not_depend_on_the_answer_s_date() -> None:
     ],
 )
 def test_what_could_deceive_a_reader_is_escaped(text: str, cleaned: str) -> None:
-    """It ends in logs and terminals, and any server may have written it."""
+    """The text reaches logs and terminals, and any server may have written it."""
     assert clean(text, ()) == cleaned
 
 
@@ -650,7 +650,7 @@ def test_masking_a_long_password_does_not_hold_up_the_loop() -> None:
 
 
 def test_a_secret_that_is_empty_masks_nothing() -> None:
-    """An empty password is allowed, and stands between any two characters."""
+    """An empty password is allowed, and would match between any two characters."""
     assert clean("text", (Secret(""),)) == "text"
 
 
@@ -704,7 +704,7 @@ def test_a_secret_over_the_cut_leaves_no_half() -> None:
     secrets=st.lists(st.sampled_from(["hunter2", "unte", "€", "pp_key", "pp_key_hunter2", ""]), max_size=4),
 )
 def test_cleaned_text_is_printable_short_and_without_secrets(text: str, secrets: list[str]) -> None:
-    """Whatever comes, and whatever the secrets have in common."""
+    """This holds for any text and secrets, even overlapping ones."""
     cleaned = clean(text, tuple(map(Secret, secrets)))
 
     assert cleaned.isprintable()
@@ -725,7 +725,7 @@ FORMS: list[Any] = [
 @pytest.mark.parametrize("status", [200, 201, 302, 400, 401, 418, 502])
 @pytest.mark.parametrize("secret", [KEY, PASSWORD], ids=["key", "password"])
 def test_no_error_repeats_a_secret(form: Any, status: int, secret: Secret) -> None:
-    """In whichever field the answer repeats it, and whichever error comes of it."""
+    """The secret may be in any field of the response, for any error."""
     text = f"a {secret.reveal()} b {quote(secret.reveal(), safe='')} c"
     with pytest.raises(errors.PostPressError) as caught:
         read(status, json.dumps(form(text)).encode())
@@ -745,7 +745,7 @@ def test_a_listed_type_is_known_whatever_the_password(password: str) -> None:
 
 @pytest.mark.parametrize("password", ["key", "missing", "errors", "_"])
 def test_the_quickstart_s_own_type_is_known_whatever_the_password(password: str) -> None:
-    """The same for the one that only the quickstart lists: a rotation stops at it."""
+    """The same for the type that only the quickstart lists, and that stops a rotation."""
     body = b'{"error": {"code": "key_missing"}}'
     with pytest.raises(errors.KeyMissingError):
         decode_response(Response(401, body), make_request(password=password))
@@ -783,7 +783,7 @@ BODIES = st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).enco
 )
 @example(status=200, body=PATCHED, retry_after=None)
 def test_any_answer_is_a_value_or_an_error_of_ours(status: int, body: bytes, retry_after: str | None) -> None:
-    """Whatever a server, a gateway or an enemy sends, a caller has one kind of exception to think of."""
+    """Whatever a server or gateway sends, callers need to handle only one kind of exception."""
     try:
         outcome: AccountPatched | errors.PostPressError = read(status, body, retry_after)
     except errors.PostPressError as error:

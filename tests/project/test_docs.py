@@ -74,7 +74,7 @@ def test_a_command_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
 
 
 def test_every_page_is_in_the_contents() -> None:
-    """Otherwise nobody finds it."""
+    """A page that the contents lack cannot be found."""
     listed = {"index.md"}
     for page, text in TEXTS.items():
         for tree in blocks(text, "{toctree}"):
@@ -195,7 +195,7 @@ def function_of(value: object) -> object:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    """By the name under which it is imported, or where it is defined."""
+    """A name counts by the path of its import or of its definition."""
     listed = set(re.findall(r"^\.\. auto\w+:: (\S+)$", REFERENCE, re.MULTILINE))
     # An object with two names, such as `postpress_async.Scope`, is listed under one of them.
     missing = [
@@ -209,7 +209,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 def test_public_names_are_documented() -> None:
-    """What it is, and each error that it raises itself."""
+    """The docstring says what the name is, and which errors it raises itself."""
     for name, called in CALLED.items():
         value = function_of(called)
         if not (inspect.isclass(value) or inspect.isfunction(value)):

@@ -26,7 +26,7 @@ def test_imports_point_down() -> None:
 
 
 def test_sandbox_server_does_not_use_the_client() -> None:
-    """It follows the API reference alone, so a mistake of the client is not repeated on both sides."""
+    """The server follows only the API reference, so it does not repeat errors of the client."""
     graph = grimp.build_graph("postpress_async", cache_dir=None)
     parts = graph.find_children("postpress_async.sandbox")
     server = parts - {f"postpress_async.sandbox.{name}" for name in ("_sandbox", "_thread")}

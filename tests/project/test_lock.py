@@ -33,7 +33,7 @@ def pinned_versions(text: str) -> dict[str, str]:
 
 
 def test_every_requirement_is_pinned_at_an_allowed_version() -> None:
-    """It fails if a requirement was added or raised without `nox -s lock`."""
+    """This fails if a requirement was added or raised without `nox -s lock`."""
     versions = pinned_versions(LOCK.read_text("utf-8"))
     stale = [
         str(requirement)

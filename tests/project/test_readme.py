@@ -29,7 +29,7 @@ def test_every_program_has_its_output() -> None:
 
 @pytest.mark.parametrize(("program", "output"), PROGRAMS, ids=range(1, len(PROGRAMS) + 1))
 def test_a_program_prints_what_the_readme_says(program: str, output: str, tmp_path: Path) -> None:
-    """With the environment variables of a sandbox, as the README says."""
+    """The environment has the variables of a sandbox, as the README says."""
     with SandboxThread() as sandbox:
         environment = {"POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
         done = subprocess.run(
@@ -67,7 +67,7 @@ def test_links_lead_to_files() -> None:
 
 
 def test_every_session_that_is_named_exists() -> None:
-    """A merge of two branches may lose a session of nox, and nobody would notice."""
+    """A merge of two branches may lose a session of nox unnoticed."""
     sessions = set(
         re.findall(r"^def (\w+)\(session: nox\.Session", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
     )

@@ -9,10 +9,10 @@ OUTPUTS = Path(__file__).parent / "outputs"
 
 
 @pytest.fixture
-def shows() -> Callable[[str, list[str]], None]:
+def assert_output() -> Callable[[str, list[str]], None]:
     """Compare lines with ``outputs/NAME.txt``, which the recipe's page shows."""
 
-    def shows(name: str, lines: list[str]) -> None:
+    def assert_output(name: str, lines: list[str]) -> None:
         assert lines == (OUTPUTS / f"{name}.txt").read_text("utf-8").splitlines(), "\n".join(lines)
 
-    return shows
+    return assert_output

@@ -10,7 +10,7 @@ CHANGES = {f"acc_{number}": ManagedProxy(country="US") for number in range(1, 7)
 
 
 async def test_each_account_has_its_outcome(
-    postpress_sandbox: SandboxThread, capsys: pytest.CaptureFixture[str], shows
+    postpress_sandbox: SandboxThread, capsys: pytest.CaptureFixture[str], assert_output
 ) -> None:
     """An error of one account does not affect the others."""
     postpress_sandbox.script("acc_2", "errors/proxy_error", then=200)
@@ -19,7 +19,7 @@ async def test_each_account_has_its_outcome(
 
     await main(CHANGES)
 
-    shows("deadline", capsys.readouterr().out.splitlines())
+    assert_output("deadline", capsys.readouterr().out.splitlines())
 
 
 async def test_a_request_without_a_response_at_the_deadline_has_an_unknown_outcome(

@@ -20,7 +20,7 @@ def client(postpress_sandbox: SandboxThread) -> Iterator[TestClient]:
 
 
 def test_each_kind_of_error_has_its_response(
-    postpress_sandbox: SandboxThread, client: TestClient, shows
+    postpress_sandbox: SandboxThread, client: TestClient, assert_output
 ) -> None:
     """The client learns what to do, but nothing about the API key."""
     postpress_sandbox.script("acc_2", "errors/proxy_error", then=200)
@@ -36,7 +36,7 @@ def test_each_kind_of_error_has_its_response(
         lines.append(f"PUT /accounts/{account}/proxy -> {response.status_code} {response.text}")
         lines[-1] += f" (Retry-After: {retry_after})" if retry_after else ""
 
-    shows("fastapi_service", lines)
+    assert_output("fastapi_service", lines)
     assert postpress_sandbox.proxy_of("acc_2") == {"country": "US"}
     assert postpress_sandbox.sends("acc_8") == 0
 

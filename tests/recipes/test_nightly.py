@@ -75,7 +75,7 @@ def ask(folder: Path, query: str) -> list[tuple[object, ...]]:
         return connection.execute(query).fetchall()
 
 
-async def test_killed_night_is_resumed_and_each_night_is_a_run(folder: Path, shows) -> None:
+async def test_killed_night_is_resumed_and_each_night_is_a_run(folder: Path, assert_output) -> None:
     """No account is left out, and no recorded one is sent again in the same night."""
     async with Sandbox(accounts=ACCOUNTS[:-2], latency=0.1) as sandbox:
         process = await start(sandbox, folder, rate="100")  # so that it cannot be over before it is killed
@@ -96,7 +96,7 @@ async def test_killed_night_is_resumed_and_each_night_is_a_run(folder: Path, sho
     assert first.keys() == set(ACCOUNTS[:-2])
     assert all(sandbox.record.patched_accounts[account] > first[account] for account in first)
     assert ask(folder, "SELECT id, state FROM runs") == [(1, "complete"), (2, "complete")]
-    shows("nightly", [re.sub(VARIES, "N", line) for line in lines if not re.match(PROGRESS, line)])
+    assert_output("nightly", [re.sub(VARIES, "N", line) for line in lines if not re.match(PROGRESS, line)])
 
 
 async def test_signal_lets_requests_in_flight_finish(folder: Path) -> None:

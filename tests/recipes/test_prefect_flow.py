@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 async def test_a_halted_flow_is_retried_and_resumed(
     postpress_sandbox: SandboxThread,
     folder: Path,
-    shows,
+    assert_output,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -46,7 +46,7 @@ async def test_a_halted_flow_is_retried_and_resumed(
 
     lines = [record.getMessage() for record in caplog.records if record.name == "prefect.task_runs"]
     lines = [re.sub(r"\d\.\d s", "N s", line) for line in lines if not line.startswith("acc_")]
-    shows("prefect_flow", [*lines, str(states)])
+    assert_output("prefect_flow", [*lines, str(states)])
     assert postpress_sandbox.record.patched_accounts.total() == 52
     assert max(postpress_sandbox.sends(f"acc_{number}") for number in range(60)) == 1
 

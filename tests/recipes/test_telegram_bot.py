@@ -84,7 +84,7 @@ async def dispatcher(postpress_sandbox: SandboxThread) -> AsyncIterator[Dispatch
 
 
 async def test_the_replies_of_the_bot(
-    postpress_sandbox: SandboxThread, dispatcher: Dispatcher, bot: Bot, telegram: Telegram, shows
+    postpress_sandbox: SandboxThread, dispatcher: Dispatcher, bot: Bot, telegram: Telegram, assert_output
 ) -> None:
     """For each kind of error the reply says what to do."""
     postpress_sandbox.script("acc_2", "errors/disconnected_account")
@@ -97,7 +97,7 @@ async def test_the_replies_of_the_bot(
         await dispatcher.feed_update(bot, update(text))
         lines += [f"> {text}", telegram.replies.pop()]
 
-    shows("telegram_bot", lines)
+    assert_output("telegram_bot", lines)
     assert postpress_sandbox.proxy_of("acc_1") == {"country": "DE"}
 
 

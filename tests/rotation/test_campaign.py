@@ -80,8 +80,8 @@ async def test_no_sequence_of_commands_does_either(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [15, 137, 139])
-async def test_no_nights_of_commands_do_either(seed: int, tmp_path: Path) -> None:
-    """With ``--every``, ``--keep``, ``--on``, ``rollback``, re-saved files and kills."""
+async def test_nights_of_commands_break_no_rule(seed: int, tmp_path: Path) -> None:
+    """The nights have ``--every``, ``--keep``, ``--on``, ``rollback``, re-saved files and kills."""
     player = await campaign_commands.play(seed, tmp_path, nights=True)
 
     if player.findings:
@@ -99,7 +99,7 @@ KILLED_THEN_STOPPED = (
 
 
 def test_a_sequence_without_troubles_finds_nothing() -> None:
-    """What the mutations below are compared with."""
+    """The baseline for the mutations below."""
     player = play(small(*KILLED_THEN_STOPPED))
 
     assert player.findings == [], describe(player)
@@ -335,7 +335,7 @@ async def _execute_always(server: Any, request: Any, conditions: Conditions) -> 
 def test_a_broken_rule_is_noticed(
     monkeypatch: pytest.MonkeyPatch, broken: Break, sequence: Sequence, kind: str
 ) -> None:
-    """Each rule that the package keeps is broken once."""
+    """Each mutation breaks one rule of the package."""
     broken(monkeypatch)
 
     assert kind in {finding.kind for _, finding in play(sequence).findings}

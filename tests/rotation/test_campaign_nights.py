@@ -43,7 +43,7 @@ ROLLED_BACK = (*ROTATED, Step(back=0.0))
 
 @pytest.mark.parametrize(("steps", "runs"), [(ROTATED, 3), (ROLLED_BACK, 4)], ids=["rotated", "rolled back"])
 def test_nights_without_troubles_find_nothing(steps: tuple[Step, ...], runs: int) -> None:
-    """What the mutations below are compared with."""
+    """The baseline for the mutations below."""
     player = play(nights(*steps))
 
     assert player.findings == [], describe(player)
@@ -234,7 +234,7 @@ BROKEN: dict[str, tuple[Break, Sequence, str]] = {
 def test_a_broken_rule_is_noticed(
     monkeypatch: pytest.MonkeyPatch, broken: Break, sequence: Sequence, kind: str
 ) -> None:
-    """Each rule about several runs is broken once."""
+    """Each mutation breaks one rule about several runs."""
     broken(monkeypatch)
 
     assert kind in {finding.kind for _, finding in play(sequence).findings}

@@ -1,4 +1,4 @@
-"""A change that may have been applied: nothing but a 200 ends the doubt, and records never say otherwise."""
+"""A change that may have been applied: only a 200 ends the doubt."""
 
 import asyncio
 import json
@@ -112,7 +112,7 @@ async def test_no_refusal_ends_the_doubt_about_a_managed_change(journal, refusal
 
 
 async def test_a_wrong_api_key_between_two_runs_costs_no_second_managed_proxy(journal) -> None:
-    """The wrong key is refused before the store of keys is asked."""
+    """The API refuses the wrong API key before it looks up the idempotency key."""
     async with Sandbox() as sandbox:
         copy = await killed_in_flight(sandbox, journal)
         async with PostPressSession(KEY, base_url=sandbox.url, retry=ONCE) as wrong:
@@ -177,7 +177,7 @@ async def test_a_custom_change_that_is_refused_after_a_killed_run_is_failed_and_
 async def test_one_call_s_refusal_does_not_end_the_doubt_about_its_earlier_attempt(
     sandbox, policy, change, refusal
 ) -> None:
-    """Its answer was lost; the refusal may come from something that never saw it."""
+    """The earlier response was lost; the refusal may come from a gateway that did not see that attempt."""
     sandbox.script("acc_1", "lost", then=gateway(refusal))
     async with sandbox.session(retry=policy) as session:
         with pytest.raises(errors.ApiError) as caught:
@@ -251,7 +251,7 @@ async def test_on_unknown_report_leaves_accounts_maybe_sent_by_a_dead_run(
 
 
 async def test_accounts_left_to_the_operator_use_up_neither_a_limit_nor_a_canary(journal) -> None:
-    """They come first, and are many after a kill: a canary of them would never be over."""
+    """After a kill, many of them come first: a canary of them would never end."""
     async with Sandbox() as sandbox:
         copy = await killed_in_flight(sandbox, journal)
         changes = dict.fromkeys([*ACCOUNTS, *(f"more_{number}" for number in range(FIRST_WATERMARK))], US)
@@ -304,7 +304,7 @@ async def test_managed_change_of_a_killed_run_is_sent_again_within_a_day(journal
 
 
 async def test_aged_unknown_change_is_reported_until_a_longer_lifetime_is_given(journal, monkeypatch) -> None:
-    """What is only reported does not become younger."""
+    """Reporting an account does not reset its age."""
     async with Sandbox() as sandbox:
         copy = await killed_in_flight(sandbox, journal)
         async with sandbox.session() as session:
@@ -403,7 +403,7 @@ async def test_a_rotation_that_is_cancelled_after_a_lost_answer_records_unknown(
 
 @in_virtual_time
 async def test_a_proxy_is_free_again_if_its_account_was_only_refused() -> None:
-    """It was cancelled while it backed off."""
+    """The account was cancelled in backoff."""
     at: World
     pool = ProxyPool([OWN], accounts_per_proxy=1)
     async with world(retry=RetryPolicy(wait=lambda _: 20.0)) as at:

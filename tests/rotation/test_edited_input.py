@@ -170,7 +170,7 @@ def test_killed_run_takes_appended_rows(nights) -> None:
 
 
 def test_killed_run_refuses_a_removed_row_until_it_was_resumed(nights) -> None:
-    """Which accounts it sent and did not record is known only by their positions in the old input."""
+    """The accounts that the killed run may have sent are known only by their positions in the old input."""
 
     async def scenario(played: Nights) -> None:
         await played.run(end="kill", at=6)
@@ -203,7 +203,7 @@ def test_account_in_doubt_keeps_its_key_at_its_new_position(nights) -> None:
 
 @pytest.mark.parametrize("change", [DE, ",,a.example:1"], ids=["other country", "custom proxy"])
 def test_account_in_doubt_that_asks_for_another_change_is_refused(nights, change: str) -> None:
-    """Its key would have two bodies, and another key could order a second proxy."""
+    """With the same key, two bodies would differ; another key could order a second proxy."""
 
     async def scenario(played: Nights) -> None:
         await played.run(end="stop", at=1, conditions=Conditions(unanswered=1.0))
@@ -262,7 +262,7 @@ def change_in(body: dict[str, Any]) -> str:
 @settings(phases=[Phase.generate])
 @given(st.lists(st.sampled_from(CHANGES), min_size=8, max_size=30), st.lists(runs, min_size=2, max_size=6))
 def test_no_edit_between_runs_loses_or_doubles_an_account(changes: list[str], steps: list[Any]) -> None:
-    """Whatever ends the runs: after each, `Nights` checks what the server got and the journal has."""
+    """After each run, however it ends, `Nights` compares the server with the journal."""
 
     async def play(played: Nights) -> None:
         names = iter(range(1_000))

@@ -1,4 +1,4 @@
-"""A pool joined to a rotation: every account a proxy that works, and few accounts for each that does not."""
+"""A rotation with a pool: all accounts get a working proxy, and few try a dead one."""
 
 import asyncio
 import sqlite3
@@ -76,7 +76,7 @@ async def rotate(
 
 
 async def test_accounts_that_name_nothing_get_a_proxy_of_the_pool() -> None:
-    """By id alone, or with None; a row's own change is nobody else's business."""
+    """These are ids, or pairs with None; rows with a change keep it."""
     own, managed = CustomProxy(host="own.example.net", port=1), ManagedProxy(country="US")
     accounts = ["acc_1", ("acc_2", None), ("acc_3", own), ("acc_4", managed)]
     async with Sandbox() as sandbox, sandbox.session() as session:
@@ -124,7 +124,7 @@ async def test_a_pool_that_no_row_of_a_fleet_would_use_is_refused(session, tmp_p
 
 
 async def test_a_fleet_that_was_not_opened_for_a_pool_does_not_take_one(session, tmp_path) -> None:
-    """Its rows without a change would be refused, and those with one have it."""
+    """Rows without a change would be refused, and the others do not use the pool."""
     path = tmp_path / "fleet.csv"
     path.write_text("account_id,country\nacc_1,US\nacc_2,\n")
     with Fleet.open(path) as fleet, pytest.raises(ValueError, match="open it with pooled=True"):
@@ -132,7 +132,7 @@ async def test_a_fleet_that_was_not_opened_for_a_pool_does_not_take_one(session,
 
 
 async def test_pairs_that_come_once_are_not_used_up_to_look_at_them(session) -> None:
-    """Of an iterator nobody knows what it holds."""
+    """An iterator can be read only once."""
     pairs = iter([("acc_1", ManagedProxy(country="US"))])
 
     session.rotate(pairs, pool=ProxyPool(proxies(2)))
@@ -191,7 +191,7 @@ async def test_refused_credentials_are_confirmed_by_a_second_account() -> None:
 
 
 async def test_a_row_s_own_proxy_is_never_replaced() -> None:
-    """It is retried as any call is, and its failure tells which proxy it was."""
+    """The call is retried like any other; its outcome names the proxy."""
     own = CustomProxy(host="own.example.net", port=1, username="me", password="hunter2")
     async with (
         Sandbox(dead_proxies=["own.example.net:1"]) as sandbox,
@@ -233,7 +233,7 @@ async def test_dead_pool_is_given_up_after_the_cool_down() -> None:
 
 
 async def test_a_dead_proxy_is_found_out_by_few() -> None:
-    """Of 2,000 accounts on 20 proxies, 2 of them dead: nobody stays on one, and not hundreds try it."""
+    """2,000 accounts, 20 proxies, 2 of them dead: no account keeps a dead one, and few try one."""
     tries = Tries(proxy_label(3), proxy_label(11))
     accounts = [f"acc_{n}" for n in range(2000)]
     async with Sandbox(dead_proxies=tries) as sandbox, sandbox.session(retry=QUICK) as session:
@@ -251,7 +251,7 @@ async def test_a_dead_proxy_is_found_out_by_few() -> None:
 
 
 async def test_a_refused_account_leaves_its_place_to_another() -> None:
-    """With one account a proxy, an account that does not exist must not use one up."""
+    """With one account per proxy, an account that does not exist must not take a place."""
     pool = ProxyPool(proxies(2), accounts_per_proxy=1)
     async with Sandbox(accounts=["acc_2", "acc_3"]) as sandbox, sandbox.session() as session:
         _, summary = await rotate(session, ["acc_1", "acc_2", "acc_3"], pool, in_flight=1)
@@ -264,7 +264,7 @@ async def test_a_refused_account_leaves_its_place_to_another() -> None:
 
 
 async def test_one_that_may_have_got_it_keeps_its_place() -> None:
-    """A lost answer: the account may be on that proxy, so nobody else is put there."""
+    """If the response is lost, the account may have that proxy, so its place stays taken."""
     pool = ProxyPool(proxies(1), accounts_per_proxy=1)
     once = RetryPolicy(attempts=1)
     async with Sandbox() as sandbox, sandbox.session(retry=once) as session:
@@ -317,7 +317,7 @@ def recorded(journal: Path, query: str) -> list[Any]:
 
 
 async def test_the_journal_tells_of_accounts_and_of_proxies(tmp_path) -> None:
-    """Which list to complain of to the seller is read there the next morning."""
+    """Operators see in the journal which proxies to report to the seller."""
     journal = tmp_path / "run.sqlite3"
     accounts = [f"acc_{n}" for n in range(12)]
     async with Sandbox(dead_proxies=[proxy_label(1)]) as sandbox, sandbox.session(retry=QUICK) as session:
@@ -350,7 +350,7 @@ async def test_a_second_run_counts_who_has_a_proxy_already(tmp_path) -> None:
 
 
 async def test_account_of_a_dead_run_is_sent_again_with_the_next_proxy(tmp_path) -> None:
-    """Under a fresh key: the old one stands for the old body, and another is refused under it."""
+    """The request has a new key, because the old one belongs to the old body."""
     journal = tmp_path / "run.sqlite3"
     async with Sandbox() as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", Fault(executes=True, ends="never"))
@@ -364,7 +364,7 @@ async def test_account_of_a_dead_run_is_sent_again_with_the_next_proxy(tmp_path)
 
 
 async def test_one_in_doubt_for_which_no_proxy_is_left_stays_in_doubt(tmp_path, monkeypatch) -> None:
-    """It may be on the proxy of the run before: not skipped, nor sent under the key that has that body."""
+    """The account may have the earlier proxy: it is not skipped, nor sent with the same key."""
     journal = tmp_path / "run.sqlite3"
     once = RetryPolicy(attempts=1)
     async with Sandbox() as sandbox, sandbox.session(retry=once) as session:
@@ -431,7 +431,7 @@ async def test_one_that_was_given_up_may_have_its_proxy(tmp_path) -> None:
 
 @pytest.mark.parametrize("on_unknown", ["retry", "report"])
 async def test_one_that_is_sent_again_has_no_place_from_before(tmp_path, on_unknown) -> None:
-    """With one at its old proxy and one at the new, a pool with a place for each has none for the last."""
+    """If it had a place at its old and its new proxy, the last account would find no place."""
     journal, accounts = tmp_path / "run.sqlite3", ["acc_1", "acc_2"]
     once = RetryPolicy(attempts=1)
 
@@ -492,7 +492,7 @@ async def test_quarantine_lasts_until_the_next_run(tmp_path, probe_at) -> None:
 
 
 async def test_edited_list_is_probed_at_once(tmp_path) -> None:
-    """Its passwords may have been corrected, and labels do not have them."""
+    """Passwords may have been corrected, and labels do not contain them."""
     journal, tries = tmp_path / "run.sqlite3", Tries(proxy_label(0))
     async with Sandbox(dead_proxies=tries) as sandbox, sandbox.session(retry=QUICK) as session:
         await quarantine_first(session, journal)

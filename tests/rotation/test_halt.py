@@ -289,7 +289,7 @@ def test_wrong_thresholds_by_scope_are_refused(failures: Any, message: str) -> N
 
 
 def test_the_reason_names_the_error_that_came_most() -> None:
-    """What to look up is in the sentence, and the others are not hidden."""
+    """The sentence names the error to look up, and shows that there are others."""
     monitor = FailureMonitor(Halt(failures=3))
     outcomes = [
         failed("errors/no_channel", 503),

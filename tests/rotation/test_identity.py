@@ -1,4 +1,4 @@
-"""Which input and which pool a journal goes on with: the same rows and changes, whatever their bytes."""
+"""A journal accepts the same rows and pool, in any format."""
 
 import asyncio
 import sqlite3
@@ -102,7 +102,7 @@ EDITS: list[Any] = [
 
 @pytest.mark.parametrize(("edit", "fact", "patched"), EDITS)
 def test_edited_input_is_taken_into_an_unfinished_run(folder, edit, fact, patched) -> None:
-    """Each account is patched once, those that were removed after it included, and the edit is said once."""
+    """Each account is patched once, even if it was removed later; the edit is reported once."""
     write_fleet(folder)
     run(*ROTATE, "--limit", "20")
     write_fleet(folder, "\n".join(edit(lines())) + "\n")
@@ -183,7 +183,7 @@ def test_a_journal_that_knows_the_bytes_alone_goes_on_with_these(folder) -> None
 
 
 async def test_a_fleet_in_python_is_known_by_its_rows_too(folder, sandbox) -> None:
-    """It was surveyed by nobody before."""
+    """The fleet was not surveyed before."""
     write_fleet(folder)
     async with sandbox.session() as session:
         for text in (rows(), rows(end="\r\n", note="x")):
@@ -197,7 +197,7 @@ async def test_a_fleet_in_python_is_known_by_its_rows_too(folder, sandbox) -> No
 
 
 def test_rows_of_the_same_words_in_other_places_are_others() -> None:
-    """What ends one word and begins the next is part of none."""
+    """The digest separates words, so text cannot move from one to the next."""
 
     def own(**parts: str) -> CustomProxy:
         return CustomProxy(host="h.example", port=1, **parts)
@@ -251,7 +251,7 @@ def pooled(folder: Path, *hosts: str) -> tuple[str, ...]:
 
 
 def test_a_complete_rotation_is_not_said_to_have_another_pool(folder) -> None:
-    """It was left alone with exit code 0, and looked as if the accounts had the new proxies."""
+    """Before, the exit code was 0, as if the accounts had the new proxies."""
     run(*ROTATE, *pooled(folder, "a", "b"))
 
     for words in (ROTATE, (*ROTATE, "--dry-run")):
@@ -408,7 +408,7 @@ async def test_a_killed_run_is_not_resumed_with_another_change(tmp_path, sandbox
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_accounts_in_flight_have_their_row_hash_on_the_disk(tmp_path, form: Form) -> None:
-    """It was sent, and killed before the first answer was recorded."""
+    """The run was killed after sending, before the first response was recorded."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         arrived, over = asyncio.Event(), asyncio.Event()
         seen: list[str] = []

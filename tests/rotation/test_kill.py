@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: the same command settles the rest, and sends nothing twice that was settled."""
+"""SIGKILL at any time: the same command completes the rest, and sends no completed account again."""
 
 import asyncio
 import os
@@ -100,7 +100,7 @@ def outcomes(journal: Path) -> dict[str, tuple[str, str | None]]:
 async def test_kills_without_idempotency_never_order_a_second_managed_proxy(
     tmp_path: Path, seed: int
 ) -> None:
-    """With --on-unknown report: what a killed run may have sent, or got no answer to, is left."""
+    """With --on-unknown report, accounts that a killed run may have sent are not sent again."""
     print(f"seed {seed}")
     chance = random.Random(seed)
     fleet, journal = tmp_path / "fleet.csv", tmp_path / "run.sqlite3"

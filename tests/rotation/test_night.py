@@ -1,5 +1,5 @@
 """
-A night: a fleet, a bad service and a pool with dead proxies, and three accounts of it that must agree.
+A run with a bad service and dead proxies: server, journal and outcomes must agree.
 
 The suite plays 3,000 accounts; ``nox -s night`` plays 100,000.
 """

@@ -1,4 +1,4 @@
-"""Outcomes on their way to the iterator: in order, each once, and without needless waiting."""
+"""The queue gives each outcome to the iterator once, in order, without needless waiting."""
 
 import asyncio
 import random
@@ -74,7 +74,7 @@ async def test_more_than_there_is_room_for_holds_back_until_enough_was_asked_for
 
 
 async def test_when_nobody_listens_nobody_is_held_back() -> None:
-    """The block was left: what is in flight settles, and has not to be told."""
+    """After the block, requests in flight end, and their outcomes are not queued."""
     queue = OutcomeQueue(1)
     queue.put(outcome(0))
     held = [await waits(queue.wait_for_room()) for _ in range(2)]
@@ -99,7 +99,7 @@ async def test_all_waiting_readers_see_the_end() -> None:
 
 @pytest.mark.parametrize("is_woken", [False, True])
 async def test_cancelled_reader_loses_no_outcome(is_woken: bool) -> None:
-    """Neither before it was woken, nor when it was woken and has not looked yet."""
+    """The reader is cancelled before it is woken, or after that and before it runs."""
     queue = OutcomeQueue(5)
     first, second = await waits(queue.get()), await waits(queue.get())
     if is_woken:

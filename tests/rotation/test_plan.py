@@ -40,7 +40,7 @@ def test_each_pair_is_a_row_with_its_place() -> None:
 
 
 def test_a_list_of_two_is_a_pair() -> None:
-    """So pairs come out of JSON, and their meaning is plain."""
+    """JSON has pairs as lists."""
     pairs: Any = [["acc_1", US]]
 
     assert list(rows_of(pairs)) == [Row(0, None, "acc_1", US)]
@@ -102,7 +102,7 @@ def test_only_what_is_asked_for_is_taken() -> None:
 
 
 def test_error_of_the_iterable_is_raised() -> None:
-    """It is the caller's own failure, and no row of ours."""
+    """The error of the caller's iterable is not an invalid row."""
 
     def pairs() -> Iterator[tuple[str, ManagedProxy]]:
         yield "acc_1", US
@@ -141,7 +141,7 @@ async def test_pairs_may_come_asynchronously() -> None:
     )
 )
 def test_anything_at_all_is_a_row_or_a_refusal(pairs: list[Any]) -> None:
-    """What a caller's own code yields is not ours to trust, and must not end the rotation."""
+    """A caller's code may yield anything, which must not end the rotation."""
     rows = list(rows_of(pairs))
 
     assert [row.ordinal for row in rows] == list(range(len(pairs)))

@@ -1,4 +1,4 @@
-"""Many accounts: each settled once, whatever the service, the journal and the operator do."""
+"""Many accounts: each is completed once, despite errors of the service, journal and operator."""
 
 import asyncio
 import sqlite3
@@ -231,7 +231,7 @@ async def test_stop_is_in_the_summary_and_the_next_run_completes_the_rest(journa
 
 
 async def test_cancelling_a_rotation_leaves_what_was_in_flight_unknown(journal) -> None:
-    """It may have been carried out; to call it failed would be a guess."""
+    """The change may have been applied, so the state is not failed."""
     started = asyncio.Event()
 
     async def never(
@@ -268,7 +268,7 @@ async def test_a_refused_key_stops_the_rotation(type_, journal) -> None:
 async def test_a_key_that_is_revoked_under_way_stops_the_rotation_and_fails_no_account(
     type_, journal
 ) -> None:
-    """Those in flight get the same answer after the halt was decided; the next run sends all of them."""
+    """Requests in flight are refused, too; the next run sends all of these accounts."""
     accounts = [f"acc_{number}" for number in range(300)]
     first = Stub(**{account: refusal(type_) for account in accounts[200:]})
     opener = partial(Journal.open, journal)
@@ -357,7 +357,7 @@ async def test_a_flake_does_not_hide_that_the_key_is_wrong() -> None:
 
 
 async def test_an_account_that_was_never_reached_is_sent_by_the_next_run(journal) -> None:
-    """A wrong base URL, a session that was closed: none of it speaks of the account."""
+    """A wrong base URL or a closed session says nothing about the account."""
     first, second = (
         Stub(acc_1=errors.ConnectError("no connection"), acc_2=errors.DeadlineError("late")),
         Stub(),
@@ -406,7 +406,7 @@ async def test_the_block_s_own_exception_comes_out_as_it_is() -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 async def test_an_input_that_breaks_lets_what_is_in_flight_settle(journal, asynchronous) -> None:
-    """What it raises comes out as it is; what was sent has its row."""
+    """The input's error is raised unchanged; accounts that were sent have their outcomes."""
 
     def broken() -> Iterator[Row]:
         yield from list(rows())[:5]
@@ -425,7 +425,7 @@ async def test_an_input_that_breaks_lets_what_is_in_flight_settle(journal, async
 
 
 async def test_an_input_that_waits_does_not_keep_a_stopped_rotation() -> None:
-    """A queue that nobody fills any more."""
+    """The input waits for a queue that stays empty."""
 
     async def waits() -> AsyncIterator[Row]:
         yield next(rows())
@@ -676,7 +676,7 @@ async def test_an_input_may_stop_its_own_rotation(journal) -> None:
 
 
 async def test_an_input_that_stops_its_rotation_and_then_waits_keeps_nobody(journal) -> None:
-    """It ended the night and listens to its queue again: what is in flight settles, and that is all."""
+    """The input stopped the rotation and blocks: requests in flight end, and then the rotation."""
     rotation: Rotation
     gate = asyncio.Event()
 

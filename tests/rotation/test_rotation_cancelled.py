@@ -231,7 +231,7 @@ async def test_unsent_accounts_get_a_key_of_their_own_in_the_next_run(journal) -
 
 @in_virtual_time
 async def test_a_proxy_is_free_again_if_its_account_was_never_sent() -> None:
-    """Its place counts for nobody else."""
+    """The place of that account is free again."""
     at: World
     pool = ProxyPool(PROXIES[:2], accounts_per_proxy=1)
     async with world(Pace(in_flight=1)) as at:

@@ -60,7 +60,7 @@ async def test_after_a_stop_nothing_more_is_sent_no_retry_either() -> None:
 
 @in_virtual_time
 async def test_a_stop_in_an_outage_ends_at_once() -> None:
-    """The gate is shut and nobody is answered: nothing is in flight but a probe."""
+    """The circuit breaker is open, so only a probe is in flight."""
     at: World
     async with world() as at:
         await at.server.outage("503")
@@ -76,7 +76,7 @@ async def test_a_stop_in_an_outage_ends_at_once() -> None:
 
 @in_virtual_time
 async def test_accounts_that_only_waited_for_a_permit_have_no_error() -> None:
-    """It was not sent, because a person said so: a fault of the service would be looked for in vain."""
+    """They were not sent because the rotation was stopped, which is no error of the service."""
     at: World
     async with world(Pace(rate=10.0)) as at:
         async with at.session.rotate(changes(100), in_flight=50) as rotation:
@@ -107,7 +107,7 @@ async def test_temporarily_refused_accounts_get_a_new_key_in_the_next_run(journa
 
 
 async def test_a_doubt_that_is_cut_short_stays_one(journal) -> None:
-    """Its answer was lost, and the stop left no time to ask again."""
+    """The response was lost, and the stop left no time to retry."""
     async with Sandbox() as sandbox, sandbox.session(retry=RetryPolicy(first_wait=60.0)) as session:
         sandbox.script("acc_1", "lost")
         async with session.rotate({"acc_1": US}, journal=journal) as rotation:
@@ -122,7 +122,7 @@ async def test_a_doubt_that_is_cut_short_stays_one(journal) -> None:
 
 
 async def test_a_refusal_that_is_final_is_so_after_a_stop_too(journal) -> None:
-    """It was in flight, and is answered: nothing is gained by asking again tomorrow."""
+    """The request in flight got its response, so the next run need not send the account."""
     async with Sandbox(latency=0.02) as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", Fault(type="errors/resource_not_found", latency=0.01))
         async with session.rotate({"acc_1": US}, journal=journal) as rotation:
@@ -212,7 +212,7 @@ async def test_a_canary_that_dies_sends_nobody_else(journal) -> None:
 
 @pytest.mark.parametrize("canary", [1, 5, 10, 11, 1000])
 async def test_a_canary_never_keeps_the_end_waiting(canary) -> None:
-    """Rows that are refused, or fewer rows than canaries: nobody waits for an account that never comes."""
+    """With refused rows, or fewer rows than the canary, the rotation does not wait for more."""
 
     def mixed() -> Iterator[Any]:
         for row in rows():
@@ -227,7 +227,7 @@ async def test_a_canary_never_keeps_the_end_waiting(canary) -> None:
 
 
 async def test_a_canary_can_be_stopped() -> None:
-    """Those who wait for it to end are woken."""
+    """Workers that wait for the end of the canary are woken."""
 
     async def never(*_: Any) -> Any:
         await asyncio.get_running_loop().create_future()
@@ -258,7 +258,7 @@ async def test_a_limit_takes_so_many_and_skips_the_rest(journal) -> None:
 
 @pytest.mark.parametrize("in_flight", [1, 3])
 async def test_rows_that_are_refused_do_not_use_a_limit_up(journal, in_flight) -> None:
-    """They are refused in each run: with three of them first, a limit of three never sent anything."""
+    """Refused rows are refused in each run: three of them first would use up a limit of three."""
     pairs: list[Any] = [("no id", US)] * 3 + list(changes(4).items())
     async with Sandbox() as sandbox, sandbox.session() as session:
         for _ in range(2):
@@ -278,7 +278,7 @@ async def test_a_limit_is_a_number(limit, sandbox) -> None:
 
 
 async def test_doubts_can_be_left_to_a_person(journal) -> None:
-    """`report`: who may have got a proxy is not sent again, whatever it costs."""
+    """With `report`, accounts that may have got a proxy are not sent again."""
     doubt = refusal("request_timeout", applied=errors.Applied.UNKNOWN, attempts=(object(),))
     await collect(make(Stub(acc_2=doubt), journal))
     left = Rotation(
@@ -296,7 +296,7 @@ async def test_doubts_can_be_left_to_a_person(journal) -> None:
 
 
 async def test_on_unknown_report_leaves_accounts_of_a_dead_run(journal) -> None:
-    """Its old rows say "not sent", which the dead run may have made untrue."""
+    """The recorded rows say "not sent", but the dead run may have sent them since."""
     stopped = make(Stub(), journal)
     async with stopped:
         stopped.stop()
@@ -347,7 +347,7 @@ def fleet(folder: Path, count: int = 20) -> Path:
 
 
 async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal) -> None:
-    """A million settled rows are a million models that nobody looks at; and who is named twice stays so."""
+    """Rows of completed accounts need no models; duplicates stay refused."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         with Fleet.open(fleet(tmp_path)) as opened:
             first = await collect(session.rotate(opened, journal=journal, limit=12, in_flight=1))
@@ -371,7 +371,7 @@ async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal
 
 
 async def test_a_journal_that_was_begun_without_the_file_checks_every_row(tmp_path, journal) -> None:
-    """It knows no input by its bytes: what it has as number 3 may be another account of the file."""
+    """The journal has no digest of the file: its account number 3 may be another one of the file."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         await collect(session.rotate({"acc_other": US}, journal=journal))
         with Fleet.open(fleet(tmp_path)) as opened:
@@ -430,7 +430,7 @@ async def test_accounts_maybe_sent_by_a_dead_run_and_not_reached_by_this_one_are
 
 
 async def test_a_run_that_does_not_reach_an_account_does_not_forget_its_spent_key(journal) -> None:
-    """It was refused while the run stopped; under that key the store of keys may only say so again."""
+    """The account was refused while the run stopped; with the same key, the API may replay the refusal."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", Fault(type="errors/provider_error", latency=0.05))
         async with session.rotate(changes(2), journal=journal, in_flight=2) as rotation:

@@ -186,7 +186,7 @@ async def test_an_asynchronous_input_is_restricted_too(tmp_path, sandbox) -> Non
 
 
 async def test_an_account_that_may_have_the_proxy_is_taken(tmp_path, sandbox) -> None:
-    """Its latest request got no response, so it may have that proxy or the one of the run before."""
+    """The latest request got no response: the account may have its new proxy or the earlier one."""
     await rotate(sandbox, {"acc_1": proxies("10.1.1", 1)[0]}, tmp_path / "j")
     sandbox.script("acc_1", "lost")
     await rotate(sandbox, {"acc_1": proxies("10.2.2", 1)[0]}, tmp_path / "j", every=0)
@@ -299,7 +299,7 @@ async def test_an_unfinished_run_of_all_accounts_is_finished_first(tmp_path, san
 
 
 async def test_a_complete_run_does_not_prevent_the_next(tmp_path, sandbox) -> None:
-    """Those that moved are not taken again, and those that came back are."""
+    """Accounts that moved are not sent again; accounts that came back are."""
     new = await first_half(sandbox, tmp_path / "j")
     await rotate(sandbox, new, tmp_path / "j", on=["10.1.1.0/24"])
 
@@ -317,7 +317,7 @@ async def test_a_complete_run_does_not_prevent_the_next(tmp_path, sandbox) -> No
 
 
 async def test_accounts_in_doubt_keep_their_keys(tmp_path, sandbox) -> None:
-    """The same command resumes its complete run, and orders no second managed proxy."""
+    """The same command resumes the complete run, and orders no second managed proxy."""
     await rotate(sandbox, {"acc_1": proxies("10.1.1", 1)[0]}, tmp_path / "j")
     us = {"acc_1": ManagedProxy(country="US")}
     sandbox.script("acc_1", "lost")

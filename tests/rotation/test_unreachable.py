@@ -1,4 +1,4 @@
-"""A host that was never reached: a mistyped name, a port where nobody listens, a certificate of another."""
+"""A host that was never reached: a mistyped name, a closed port, another host's certificate."""
 
 import asyncio
 import json
@@ -58,7 +58,7 @@ def test_a_host_that_was_never_reached_stops_the_rotation_within_seconds(in_flig
 
 @in_virtual_time
 async def test_a_host_that_was_reached_before_is_waited_for() -> None:
-    """That is an outage, which a rotation waits out."""
+    """An outage of a host that worked before is waited out."""
     at: World
     async with world(Pace(in_flight=10)) as at:
         async with at.session.rotate(changes(500), in_flight=10) as rotation:
@@ -77,7 +77,7 @@ async def test_a_host_that_was_reached_before_is_waited_for() -> None:
 
 @pytest.mark.parametrize("resumed", [False, True])
 async def test_a_host_that_an_earlier_run_reached_is_not_a_mistyped_name(tmp_path, resumed, policy) -> None:
-    """It is an outage: each account is skipped after its attempts, and the rotation does not halt."""
+    """In such an outage, each account is skipped after its attempts, and the rotation does not halt."""
     journal = tmp_path / "run.sqlite3"
     retry = evolve(policy, attempts=6)
     async with Sandbox() as sandbox:

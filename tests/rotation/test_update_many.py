@@ -83,7 +83,7 @@ async def test_what_was_not_sent_at_the_deadline_is_skipped() -> None:
 
 @in_virtual_time
 async def test_an_account_in_backoff_at_the_deadline_has_its_last_error() -> None:
-    """It is what `update_proxy` raises when its deadline passes during a backoff."""
+    """`update_proxy` raises the same error when its deadline passes in backoff."""
     policy = RetryPolicy(first_wait=30.0, max_wait=30.0, wait=lambda _: 30.0)
     async with world(retry=policy) as (server, session, _, _):
         server.faults.script("acc_1", "errors/proxy_error")
@@ -123,7 +123,7 @@ async def test_the_retry_policy_of_the_call_overrides_the_session_s() -> None:
 @pytest.mark.parametrize("strategy", ["retry", "wait", "stop", "before_sleep"])
 @in_virtual_time
 async def test_error_of_a_retry_strategy_is_raised_itself(strategy: str) -> None:
-    """As from `update_proxy`, without a group around it; requests in flight are completed first."""
+    """The error is not in an exception group; requests in flight are completed first."""
 
     def mistake(_about: object) -> Any:
         raise KeyError("mistake")
@@ -244,7 +244,7 @@ async def test_an_invalid_change_is_an_error_with_its_account_and_field() -> Non
 
 
 async def test_twenty_disconnected_accounts_do_not_keep_the_others_from_being_sent() -> None:
-    """They were taken for a refused API key, and 30 of 50 accounts were skipped."""
+    """Before, this was reported as a refused API key, and 30 of 50 accounts were skipped."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         for account in ACCOUNTS[:20]:
             sandbox.script(account, "errors/disconnected_account")

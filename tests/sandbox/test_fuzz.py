@@ -1,5 +1,5 @@
 """
-The sandbox's server against its own OpenAPI document: what is allowed is done, what is not is refused.
+The sandbox follows its OpenAPI document: valid requests succeed, others are refused.
 
 schemathesis makes the requests, valid ones and broken ones, from the document.
 It runs as a program of its own: what it loads, and warns of, is no part of this suite.

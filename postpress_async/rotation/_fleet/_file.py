@@ -192,7 +192,7 @@ class _FilePass(io.RawIOBase):
         self._file = file
         self._digests = digests
         self._at = 0
-        self._number = -1  # of the block in memory
+        self._number = -1  # number of the block in memory
         self._block = b""
 
     def readable(self) -> bool:

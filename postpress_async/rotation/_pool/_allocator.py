@@ -262,7 +262,7 @@ class ProxyAllocator:
             was_paused = was_paused or self.paused
             future: asyncio.Future[None] = loop.create_future()
             self._waiting[future] = None
-            waits.wake(future, loop.time() + seconds)
+            waits.complete_at(future, loop.time() + seconds)
             try:
                 await future
             finally:

@@ -21,7 +21,7 @@ class RoundRobin:
     def __init__(self, count: int) -> None:
         self._count: Final = count
         self._open: Final = list(range(count))  # sorted
-        self._next = {False: 0, True: 0}  # by whether it is a failover
+        self._next = {False: 0, True: 0}  # key: whether it is a failover
         self._surplus: dict[int, int] = {}
 
     def mark(self, index: int, *, is_open: bool) -> None:

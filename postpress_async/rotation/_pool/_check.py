@@ -60,7 +60,7 @@ class CheckedProxy:
     result: CheckResult
     detail: str = ""  # the reason if the proxy does not work
     elapsed: float = 0.0  # seconds
-    exit_address: str | None = None  # from which the proxy connects, according to the echo URL
+    exit_address: str | None = None  # the proxy's address as the echo URL sees it
 
     @property
     def is_failure(self) -> bool:
@@ -83,8 +83,8 @@ class ProxyChecker:
 
     target: URL  # nothing is sent to it unless `echo`
     echo: bool = False  # whether to request it; the response must contain the client's IP address
-    deadline: float = 10.0  # of a check, in seconds
-    protocol: ProxyProtocol = ProxyProtocol.HTTP  # of proxies that have none
+    deadline: float = 10.0  # seconds per check
+    protocol: ProxyProtocol = ProxyProtocol.HTTP  # for proxies without a protocol
     tls: ssl.SSLContext = field(factory=lambda: make_tls(None), repr=False)
 
     async def check_all(

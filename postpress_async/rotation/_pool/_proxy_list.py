@@ -34,7 +34,7 @@ class ListedProxy:
 
     line: int  # from 1, counting comments and blank lines
     proxy: CustomProxy
-    tag: Tag = None  # of its pool; None if there is only one
+    tag: Tag = None  # the tag of its pool; None if there is only one pool
     others: Mapping[str, str] = field(factory=dict)  # its cells in the columns that are not used
 
 

@@ -79,7 +79,7 @@ UPDATE SET failures = failures + excluded.failures, quarantined_at = excluded.qu
 probe_at = excluded.probe_at
 """
 _COMMAND_NOTES: Final = ("command", "retry_command", "folder")
-_BLOCKS: Final = 256  # of hashes, of up to 16 KiB each
+_BLOCKS: Final = 256  # blocks of hashes per query, each up to 16 KiB
 _MOST_ACCOUNTS: Final = 2**31  # a larger ordinal is damage
 _STATES: Final = frozenset(State)
 
@@ -137,7 +137,7 @@ class Journal:
         )
         # The ordinal below which rows without an outcome may have been sent.
         self.in_doubt_below: Final = in_doubt_below
-        self.run: Final[str] = run["token"]  # of which its idempotency keys are made
+        self.run: Final[str] = run["token"]  # start of its idempotency keys
         self.number: Final[int] = run["id"]  # from 1
         self._of_input: Final = of_input(run)
         self._began: Final = float(run.get("began") or 0)
@@ -218,8 +218,8 @@ class Journal:
         return RowHashes(self.path, self._writer, key, self._reader.in_chunks(sql))
 
     def proxies(self) -> dict[str, int]:
-        """By label of a proxy: number of accounts, in any run, that may have it and are not sent again."""
-        # An account that is sent again gets another proxy. Counted here too, it would find a full pool.
+        """Number of accounts by label of a proxy that they may have, without those that are sent again."""
+        # An account that is sent again gets another proxy. If its old one counted, the pool could be full.
         sql = (
             f"SELECT assignment, count(*) FROM {BEFORE_THE_RUN} WHERE assignment NOT NULL AND {self._done} "
             "AND state IN ('patched', 'unknown') GROUP BY assignment"
@@ -227,7 +227,7 @@ class Journal:
         return Counter(dict(self._reader.ask(sql))) + Counter(self._outside)
 
     def quarantines(self) -> dict[str, tuple[float, float | None]]:
-        """By label: Unix times at which the quarantine of a proxy began, and of its next probe if known."""
+        """Unix times at which a proxy's quarantine began and, if known, of its next probe; by label."""
         sql = "SELECT label, quarantined_at, probe_at FROM proxies WHERE quarantined_at NOT NULL"
         return {label: (began, probe_at) for label, began, probe_at in self._reader.ask(sql)}
 

@@ -34,7 +34,7 @@ APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
 DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)
 """What reading a damaged file raises: an error of SQLite, an invalid value, or a missing row."""
 
-FIRST_WATERMARK: Final = 64  # of a run before its first request
+FIRST_WATERMARK: Final = 64  # the value before a run's first request
 SET_WATERMARK: Final = "INSERT OR REPLACE INTO run VALUES ('reached', ?)"
 
 LOG_NEEDED: Final = "log needed"

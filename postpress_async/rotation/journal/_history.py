@@ -146,7 +146,7 @@ def assignments_of(
     applied is followed by the next older one, which the account may still have.
     """
     seen: set[int] = set()  # hashes take half the memory of the ids
-    in_doubt: set[int] = set()  # of later runs, which may have changed them
+    in_doubt: set[int] = set()  # accounts that a later run may have changed
     patched: dict[bytes, bytearray] = {}  # by the digest of an input: its rows that a later run has patched
     runs = "SELECT id, rows, total FROM runs WHERE id < coalesce(?, id + 1) ORDER BY id DESC"
     for run, digest, total in view.ask(runs, before):

@@ -29,7 +29,7 @@ _HOW_TO_START: Final = "To rotate these accounts again, add --every 0s (in Pytho
 class RunRequest:
     """What a run asks of its journal. None compares nothing if not said otherwise."""
 
-    digest: bytes | None = None  # of the input's bytes, if it has one
+    digest: bytes | None = None  # digest of the input's bytes; None if it has none
     rows: KnownInput | None = None  # if it can be read again: its rows are compared if its bytes differ
     by_row: bool = False  # whether the caller compares rows one by one, with `RowHashes`
     total: int | None = None  # rows in the input, if known

@@ -39,7 +39,7 @@ class RowHashes:
         self._stored: Final = _unpack(stored)
         self._next = next(self._stored, None)
         self._put = 0  # blocks given to the writer
-        self._on_disk = 0  # of these, the blocks on disk
+        self._on_disk = 0  # how many of these blocks are on disk
 
     def check(self, row: Row | Refusal) -> None:
         """Have the hash of *row* written if it is new; raise `JournalError` if the journal has another."""

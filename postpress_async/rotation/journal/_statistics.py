@@ -135,7 +135,7 @@ def stage_of(view: JournalReader) -> Stage:
         return Stage.ENDED
     if view.is_written():
         return Stage.UNDER_WAY
-    # It may have ended between the two queries.
+    # The run may have ended between the two queries.
     return Stage.DIED if view.ask(marked) else Stage.ENDED
 
 

@@ -79,7 +79,7 @@ class Writer:
         self._wake = threading.Event()
         self._due = threading.Event()  # do not gather more rows
         self._closing = False
-        self._failure: tuple[str, str] | None = None  # of a commit: what failed, and the next step
+        self._failure: tuple[str, str] | None = None  # what failed in a commit, and the next step
         self._lost: list[str] = []  # accounts whose outcomes could not be recorded
         self._commits = self._committed_rows = 0  # since the last checkpoint
         self._thread = threading.Thread(target=self._write, name="postpress-journal", daemon=True)
@@ -184,7 +184,7 @@ class Writer:
 
     def close(self) -> None:
         """Close the file; the last connection to close copies the -wal into it."""
-        with suppress(sqlite3.Error):  # if a checkpoint failed before it deleted the mark
+        with suppress(sqlite3.Error):  # a checkpoint may have failed before it deleted the mark
             accept(self._connection)
         self._connection.close()
 
@@ -216,7 +216,7 @@ class Writer:
             with self._connection:
                 for statement in dict.fromkeys(statement for statement, _ in rows):
                     _execute(self._connection, statement, [row for other, row in rows if other is statement])
-        except Exception as error:  # of SQLite, or for invalid text: the thread must go on to report it
+        except Exception as error:  # from SQLite, or for invalid text: the thread must go on to report it
             self._lose(row for _, row in rows)
             self._failure = str(error), _FREE_DISK
             return

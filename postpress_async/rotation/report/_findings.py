@@ -48,8 +48,8 @@ class ProxyCount:
     """The counts of one proxy."""
 
     proxy: str
-    accounts: int  # that had it as their last proxy
-    not_patched: int  # of these, for any reason
+    accounts: int  # number of accounts whose last proxy it was
+    not_patched: int  # how many of them were not patched, for any reason
     failures: int  # accounts for which it failed; most of them then got another proxy from the pool
     quarantined: bool
 
@@ -59,7 +59,7 @@ class Findings:
     """The content of the page."""
 
     numbers: Statistics
-    requests: int  # of all runs, except those that a killed run did not record
+    requests: int  # number in all runs, without those that a killed run did not record
     bars: list[Bar]  # accounts over time
     step: float  # width of a bar in seconds
     latency: Latency | None  # None if nothing was sent

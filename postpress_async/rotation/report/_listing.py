@@ -30,7 +30,7 @@ class Listing:
 
     packed: str  # a JSON list of blocks, each with a list per column of `COLUMNS`; gzip in base64
     rows: int
-    first: list[tuple[Any, ...]]  # which are shown even without scripts
+    first: list[tuple[Any, ...]]  # rows that are shown even without scripts
     complete: bool  # whether all accounts fit
 
 

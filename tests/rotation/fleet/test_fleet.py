@@ -1,4 +1,4 @@
-"""A fleet file: every right row is read exactly, every wrong one told, and no password shown."""
+"""A fleet file: valid rows are read exactly, invalid ones are reported, and no password is shown."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ one_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixt
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a file of that name, and give its path."""
+    """Writes a file with that name; returns its path."""
 
     def write(name: str, content: str | bytes) -> Path:
         path: Path = tmp_path / name
@@ -58,7 +58,7 @@ def rows(write):
 
 
 def body(change: ProxyChange) -> dict[str, Any]:
-    """The change as plain values, for comparing with what a file of truths says."""
+    """The change as plain values, to compare it with the file of expected results."""
     if isinstance(change, ManagedProxy):
         return {name: value for name in ("country", "ip") if (value := getattr(change, name)) is not None}
     names = ("host", "port", "protocol", "username")
@@ -70,7 +70,7 @@ def body(change: ProxyChange) -> dict[str, Any]:
 
 
 def test_a_clean_fleet_has_no_refusals() -> None:
-    """Two hundred rows of each kind, as an operator's export has them."""
+    """The file has two hundred rows of each kind, like an operator's export."""
     with Fleet.open(DATA / "fleet.csv") as fleet:
         survey = fleet.survey()
         assert (survey.rows, survey.refused) == (200, 0)
@@ -87,7 +87,7 @@ def messy():
 
 @pytest.mark.parametrize("truth", MESSY, ids=[f"line {truth['line']}" for truth in MESSY])
 def test_each_line_of_the_messy_fleet_is_read_or_refused_as_it_should(messy, truth) -> None:
-    """The file collects what spreadsheets do to a fleet; beside it lies what each line means."""
+    """The file has typical errors of spreadsheets; another file has the expected result of each line."""
     row = messy[truth["line"]]
 
     assert row.ordinal == truth["line"] - 2
@@ -98,12 +98,12 @@ def test_each_line_of_the_messy_fleet_is_read_or_refused_as_it_should(messy, tru
 
 
 def test_the_messy_fleet_has_no_other_rows(messy) -> None:
-    """Each of its lines is in the file of truths."""
+    """The file of expected results has all of its lines."""
     assert sorted(messy) == [truth["line"] for truth in MESSY]
 
 
 def test_rows_can_be_read_again_and_at_once() -> None:
-    """The command line checks a fleet and then sends it; neither pass may move the other."""
+    """The command line reads a fleet twice, to check and to send it; the passes are independent."""
     with Fleet.open(DATA / "messy.csv") as fleet:
         pairs = list(zip(fleet.rows(), fleet.rows(), strict=True))
 
@@ -121,7 +121,7 @@ HEADERS = [
 
 @pytest.mark.parametrize("header", HEADERS)
 def test_headers_are_read_as_spreadsheets_have_them(rows, header) -> None:
-    """Nobody renames ten columns for a tool; the short list of other names is in the docstring."""
+    """Common other names of columns are accepted; the docstring lists them."""
     assert rows(f"{header}\nacc_1,h.example,80,u,p\n") == [
         Row(0, 2, "acc_1", CustomProxy(host="h.example", port=80, username="u", password="p"))
     ]
@@ -129,7 +129,7 @@ def test_headers_are_read_as_spreadsheets_have_them(rows, header) -> None:
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
 def test_the_delimiter_is_the_one_the_header_has(rows, delimiter) -> None:
-    """It is asked of the header alone: a password full of semicolons says nothing."""
+    """Only the header decides: a password may contain semicolons."""
     header = delimiter.join(["account_id", "host", "port", "password"])
     line = delimiter.join(["acc_1", "h", "80", '";,;,;,;,;"'])
 
@@ -141,7 +141,7 @@ def test_the_delimiter_is_the_one_the_header_has(rows, delimiter) -> None:
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
 @pytest.mark.parametrize("last", [True, False], ids=["ended", "open"])
 def test_lines_end_in_any_of_three_ways(rows, end, last) -> None:
-    """Windows, the rest, and old spreadsheets on a Mac; and many a file has no last line end."""
+    """Windows, Unix and old Mac spreadsheets differ; the last line end may be missing."""
     text = end.join(["account_id,country", "acc_1,US", "", "acc_2,U"]) + end * last
 
     assert [(row.ordinal, row.line) for row in rows(text)] == [(0, 2), (2, 4)]
@@ -159,7 +159,7 @@ def test_the_encodings_of_spreadsheets_are_read(rows, encoding) -> None:
 
 
 def test_a_quoted_cell_may_go_over_lines_and_the_next_row_knows_its_line(rows) -> None:
-    """An editor counts physical lines, so a refusal does; the ordinal counts rows."""
+    """A refusal gives the line as editors count it; the ordinal counts rows."""
     text = 'account_id,note,country\nacc_1,"a\r\nb\n\nc",US\nacc_2,,X\n'
 
     first, second = rows(text)
@@ -169,7 +169,7 @@ def test_a_quoted_cell_may_go_over_lines_and_the_next_row_knows_its_line(rows) -
 
 
 def test_a_refused_row_of_several_lines_says_which(rows) -> None:
-    """A stray quote swallows the rows after it, and they must not vanish unheard of."""
+    """A stray quote makes the next rows part of its cell; the refusal names all of their lines."""
     text = 'account_id,host,port,password\nacc_1,h,80,"x\nacc_2,h,80,y"\nacc_3,h,80,z\n'
 
     refusal, row = rows(text)
@@ -181,7 +181,7 @@ def test_a_refused_row_of_several_lines_says_which(rows) -> None:
 
 @pytest.mark.parametrize("blank", ["", ",,", "  , ,\t", ",,,,,,", '"",""'])
 def test_blank_rows_are_skipped_but_counted(rows, blank) -> None:
-    """A spreadsheet leaves them at the end or between; filling one must not renumber the others."""
+    """A blank row that is filled later must not change the numbers of the others."""
     assert rows(f"account_id,country,note\nacc_1,US,\n{blank}\nacc_2,US,\n") == [
         Row(0, 2, "acc_1", US),
         Row(2, 4, "acc_2", US),
@@ -189,12 +189,12 @@ def test_blank_rows_are_skipped_but_counted(rows, blank) -> None:
 
 
 def test_blank_lines_may_stand_before_the_header(rows) -> None:
-    """Exports have them, and the line numbers stay those of the file."""
+    """They count in the line numbers."""
     assert rows("\n ,, \r\naccount_id,country\nacc_1,US\n") == [Row(0, 4, "acc_1", US)]
 
 
 def test_a_short_row_has_its_last_cells_empty(rows) -> None:
-    """Tools leave trailing delimiters out."""
+    """Some tools omit trailing delimiters."""
     assert rows("account_id,country,ip,note\nacc_1,US\n") == [Row(0, 2, "acc_1", US)]
 
 
@@ -209,7 +209,7 @@ def test_a_passwords_own_spaces_are_kept(rows) -> None:
 
 
 def test_a_row_that_names_nothing_but_an_account_takes_the_default(rows) -> None:
-    """A plain list of ids is a fleet, once the command says what they all get."""
+    """A list of ids is a fleet if the command says which proxy all accounts get."""
     text = "account_id,country\nacc_1,\nacc_2,DE\n"
 
     assert [row.change for row in rows(text, default=US)] == [US, ManagedProxy(country="DE")]
@@ -218,7 +218,7 @@ def test_a_row_that_names_nothing_but_an_account_takes_the_default(rows) -> None
 
 
 def test_default_does_not_complete_half_a_proxy(rows) -> None:
-    """A forgotten host is a mistake, and must not send the account through another proxy."""
+    """A missing host is an error: the account must not get the default proxy."""
     assert refusals(rows("account_id,host,port\nacc_1,,80\n", default=US)) == [(2, "host", "host missing")]
 
 
@@ -257,7 +257,7 @@ def test_proxy_cell_takes_every_form_of_a_list_line(rows, cell) -> None:
 
 @pytest.mark.parametrize(("line", "column", "reason"), REFUSED)
 def test_a_row_that_contradicts_itself_is_refused(rows, line, column, reason) -> None:
-    """What cannot be meant is not guessed at: one column is named, and the next row goes on."""
+    """The refusal names one column; the next row is read."""
     read = rows(f"{HEADER}\n{line}\nz,,,,,,,US,\n")
 
     assert refusals(read) == [(2, column, reason)]
@@ -265,7 +265,7 @@ def test_a_row_that_contradicts_itself_is_refused(rows, line, column, reason) ->
 
 
 def test_moved_cells_do_not_make_a_password_an_account(rows) -> None:
-    """With a comma too many the last column holds a piece of the password."""
+    """With an extra comma, the last column contains a part of the password."""
     (refusal,) = rows("host,port,password,account_id\nh,80,pass,word,acc_1\n")
 
     assert refusal.account_id is None
@@ -273,7 +273,7 @@ def test_moved_cells_do_not_make_a_password_an_account(rows) -> None:
 
 
 def test_a_password_that_stands_where_a_port_should_is_not_shown(rows) -> None:
-    """A URL that forgot its host reads so, and its number is no port to be repeated."""
+    """A URL without a host is read like this, so the message must not quote the port."""
     (refusal,) = rows("account_id,proxy\nacc_1,https://user:12345678\n")
 
     assert refusal.reason == "port out of range"
@@ -281,7 +281,7 @@ def test_a_password_that_stands_where_a_port_should_is_not_shown(rows) -> None:
 
 
 def test_an_account_counts_from_the_first_line_that_names_it(rows) -> None:
-    """Right or wrong, that line asked for something: the fleet must say which one is meant."""
+    """Even if that line is invalid, later lines with the account are refused."""
     text = "account_id,country\nacc_1,XX\nacc_2,US\nacc_1,US\nacc_2,\nacc_1,US\n"
 
     assert refusals(rows(text)) == [
@@ -293,7 +293,7 @@ def test_an_account_counts_from_the_first_line_that_names_it(rows) -> None:
 
 
 def test_a_survey_counts_rows_and_tells_each_kind_of_fault(write) -> None:
-    """All mistakes come in one list, so that a fleet is corrected once."""
+    """One list has all errors, so that a fleet needs to be corrected only once."""
     with Fleet.open(write("f.csv", "account_id,country\nacc_1,US\nacc_2,X\n,\nacc_3,DE\n")) as fleet:
         survey = fleet.survey()
 
@@ -304,7 +304,7 @@ def test_a_survey_counts_rows_and_tells_each_kind_of_fault(write) -> None:
 
 
 def test_rows_with_the_same_fault_are_one_sentence(write) -> None:
-    """With its number, the first few lines, and what would be right."""
+    """The sentence has the number of rows, the first lines, and what is valid."""
     rows = (
         "acc_1,X\nacc_2,US\nacc_3,US\n" + "".join(f"acc_{n},X\n" for n in range(4, 1004)) + "acc_2,US\n" * 2
     )
@@ -320,7 +320,7 @@ def test_rows_with_the_same_fault_are_one_sentence(write) -> None:
 
 
 def test_a_survey_hands_on_each_refused_row(write) -> None:
-    """To get all of them, a caller need not read the file a second time."""
+    """A caller gets all of them without reading the file again."""
     seen: list[Refusal] = []
     with Fleet.open(write("f.csv", "account_id,country\nacc_1,X\nacc_2,US\nacc_1,US\n")) as fleet:
         survey = fleet.survey(seen.append)
@@ -334,7 +334,7 @@ def test_a_survey_hands_on_each_refused_row(write) -> None:
 
 @pytest.mark.slow
 def test_a_survey_of_bad_rows_takes_hardly_more_memory_than_one_of_good_rows(write) -> None:
-    """Two million of them took 904 MiB, and good ones 220."""
+    """Before, two million invalid rows took 904 MiB, and valid ones 220 MiB."""
 
     def peak(country: str) -> int:
         path = write("f.csv", "account_id,country\n" + "".join(f"a{n},{country}\n" for n in range(50_000)))
@@ -356,7 +356,7 @@ def test_a_survey_of_bad_rows_takes_hardly_more_memory_than_one_of_good_rows(wri
 
 @pytest.mark.parametrize("name", ["f.jsonl", "f.ndjson", "f.json-lines", "F.JSONL", "f.txt", "fleet"])
 def test_json_lines_are_known_by_their_extension_or_their_first_character(rows, name) -> None:
-    """Standard input has no extension."""
+    """Standard input has no extension, so its first character decides."""
     assert rows('\n {"account_id": "acc_1", "country": "us"}\n', name) == [Row(1, 2, "acc_1", US)]
 
 
@@ -376,7 +376,7 @@ JSON_ROWS = [
 
 @pytest.mark.parametrize(("text", "change"), JSON_ROWS)
 def test_an_object_has_the_columns_as_keys(rows, text, change) -> None:
-    """A row means the same in both formats; a proxy may be an object, as the API has it."""
+    """Rows mean the same in CSV and JSON Lines; a proxy may be an object, as in the API."""
     assert rows(text, "f.jsonl") == [Row(0, 1, "a", change)]
 
 
@@ -425,7 +425,7 @@ JSON_REFUSED = [
     ("text", "column", "reason"), JSON_REFUSED, ids=[text[:60] for text, _, _ in JSON_REFUSED]
 )
 def test_a_wrong_object_is_refused_and_the_next_goes_on(rows, text, column, reason) -> None:
-    """Whatever a line holds, it costs that line alone; and none of it is repeated."""
+    """An invalid line affects no other, and no message quotes it."""
     read = rows(f'{text}\n{{"id":"z","country":"US"}}\n', "f.jsonl")
 
     assert refusals(read) == [(1, column, reason)]
@@ -434,7 +434,7 @@ def test_a_wrong_object_is_refused_and_the_next_goes_on(rows, text, column, reas
 
 
 def test_a_wrong_object_still_claims_its_account(rows) -> None:
-    """As in CSV: the first line that names an account is the one that counts."""
+    """As in CSV, the first line with an account counts, even if it is invalid."""
     text = '{"id":"a","host":"h","port":1.5}\n{"id":"a","country":"US"}\n'
 
     assert refusals(rows(text, "f.jsonl")) == [
@@ -444,7 +444,7 @@ def test_a_wrong_object_still_claims_its_account(rows) -> None:
 
 
 def test_unknown_keys_are_named_once_read(write) -> None:
-    """A misspelt key is found by it; of JSON Lines there is no header to ask before."""
+    """This shows misspelt keys. JSON Lines has no header, so the rows must be read first."""
     text = '{"id":"a","county":"DE","country":"US"}\n{"id":"b","proxy":{"host":"h","port":1,"ttl":"x\\n"}}\n'
     with Fleet.open(write("f.jsonl", text)) as fleet:
         fleet.survey()
@@ -453,7 +453,7 @@ def test_unknown_keys_are_named_once_read(write) -> None:
 
 
 def test_only_twenty_unknown_keys_are_remembered(write) -> None:
-    """A file whose keys are data would fill the memory."""
+    """Otherwise a file with data as keys would fill the memory."""
     text = "".join(json.dumps({"id": f"a{n}", "country": "US", f"key {n}": 1}) + "\n" for n in range(50))
     with Fleet.open(write("f.jsonl", text)) as fleet:
         fleet.survey()
@@ -553,7 +553,7 @@ NO_FLEETS = [
 
 @pytest.mark.parametrize(("name", "content", "sentence"), NO_FLEETS)
 def test_file_that_is_not_a_fleet_is_reported_in_a_sentence(write, name, content, sentence) -> None:
-    """It names the file, the fact and the next step, and the command line prints it as it is."""
+    """The message names the file, the problem and the next step."""
     path = write(name, content)
 
     with pytest.raises(FleetError) as caught:
@@ -568,7 +568,7 @@ def test_file_that_is_not_a_fleet_is_reported_in_a_sentence(write, name, content
 
 
 def test_a_missing_header_does_not_show_the_first_row(rows) -> None:
-    """That row is an account's, and has its password."""
+    """The first row has an account's password."""
     with pytest.raises(FleetError) as caught:
         rows("acc_1,h.example,8080,https,user,hunter\n")
 
@@ -576,7 +576,7 @@ def test_a_missing_header_does_not_show_the_first_row(rows) -> None:
 
 
 def test_missing_file_is_reported(tmp_path) -> None:
-    """With the path as it was given: it may be the folder that is wrong."""
+    """The message has the path as it was given, because the folder may be wrong."""
     with pytest.raises(FleetError, match=r"gone\.csv does not exist: check the path") as caught:
         Fleet.open(tmp_path / "gone.csv")
 
@@ -585,13 +585,13 @@ def test_missing_file_is_reported(tmp_path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there it is a matter of permission")
 def test_directory_is_reported(tmp_path) -> None:
-    """A completed path often stops one word short."""
+    """Shells often complete a path only up to a directory."""
     with pytest.raises(FleetError, match=r"is a directory: give a file in it$"):
         Fleet.open(tmp_path)
 
 
 def test_unreadable_file_is_reported(write, monkeypatch) -> None:
-    """The double stands for the system's refusal, which a test run by root never meets."""
+    """Opening is patched to fail, because root can read any file."""
 
     def refuse(path: str) -> io.FileIO:
         raise PermissionError(13, "Permission denied", path)
@@ -606,7 +606,7 @@ def test_unreadable_file_is_reported(write, monkeypatch) -> None:
     "path", ["", "a\0b.csv", "\ud800.csv", "x" * 5000], ids=["empty", "NUL", "surrogate", "long"]
 )
 def test_impossible_path_is_reported(path) -> None:
-    """It comes from a command line or a form, and says so printably."""
+    """The message has only printable characters."""
     with pytest.raises(FleetError) as caught:
         Fleet.open(path)
 
@@ -614,7 +614,7 @@ def test_impossible_path_is_reported(path) -> None:
 
 
 def test_read_error_is_reported(write, monkeypatch) -> None:
-    """A fleet on a network drive ends so, in the middle."""
+    """A network drive may fail while the file is read."""
 
     class Failing(io.FileIO):
         def readinto(self, buffer: Any, /) -> int | None:
@@ -647,7 +647,7 @@ def test_a_file_that_grew_is_noticed_by_the_next_pass(write) -> None:
 
 
 def test_a_file_that_was_replaced_is_noticed(write) -> None:
-    """Editors save by renaming: the size and even the time may be the same, the inode is not."""
+    """Editors save by renaming: size and time may stay the same, but the inode changes."""
     path = write("f.csv", "id,country\na,US\n")
     fleet = Fleet.open(path)
     was = path.stat()
@@ -660,7 +660,7 @@ def test_a_file_that_was_replaced_is_noticed(write) -> None:
 
 
 def test_a_file_that_changes_during_a_pass_is_noticed_at_its_end(write) -> None:
-    """The rows were already handed out; the pass does not end as if all were well."""
+    """The rows were already returned, so the pass ends with an error."""
     path = write("f.csv", "id,country\na,US\nb,US\n")
     rows = Fleet.open(path).rows()
     next(rows)
@@ -670,8 +670,8 @@ def test_a_file_that_changes_during_a_pass_is_noticed_at_its_end(write) -> None:
         list(rows)
 
 
-def test_a_closed_fleet_says_so(write) -> None:
-    """Closing it again does nothing."""
+def test_a_closed_fleet_cannot_be_read(write) -> None:
+    """Closing a fleet twice has no effect."""
     with Fleet.open(write("f.csv", "id,country\na,US\n")) as fleet:
         pass
     fleet.close()
@@ -691,7 +691,7 @@ def stdin(monkeypatch):
 
 
 def test_standard_input_can_be_read_twice(stdin) -> None:
-    """It is copied, so that every row is checked before the first is sent."""
+    """Standard input is copied, so that every row is checked before the first is sent."""
     stdin((DATA / "messy.csv").read_bytes())
 
     with Fleet.open("-") as fleet, Fleet.open(DATA / "messy.csv") as file:
@@ -701,8 +701,8 @@ def test_standard_input_can_be_read_twice(stdin) -> None:
         assert all(first == second for first, second in zip(fleet.rows(), fleet.rows(), strict=True))
 
 
-def test_the_copy_of_standard_input_is_private_and_does_not_stay(stdin, tmp_path, monkeypatch) -> None:
-    """It has passwords: nobody else may read it, and closing the fleet leaves nothing behind."""
+def test_the_copy_of_standard_input_is_private_and_is_deleted(stdin, tmp_path, monkeypatch) -> None:
+    """The copy has passwords: only its owner can read it, and closing the fleet deletes it."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     stdin(b"id,country\na,US\n")
 
@@ -719,8 +719,8 @@ def test_the_copy_of_standard_input_is_private_and_does_not_stay(stdin, tmp_path
         next(rows)
 
 
-def test_a_fleet_that_is_closed_while_it_is_read_says_so(stdin) -> None:
-    """The copy is gone, and the pass cannot go on."""
+def test_a_fleet_that_is_closed_while_it_is_read_is_reported(stdin) -> None:
+    """Its copy is deleted, so the remaining rows cannot be read."""
     stdin(b"id,country\n" + b"".join(b"acc_%d,US\n" % number for number in range(50_000)))
 
     with Fleet.open("-") as fleet:
@@ -731,8 +731,8 @@ def test_a_fleet_that_is_closed_while_it_is_read_says_so(stdin) -> None:
         list(rows)
 
 
-def test_a_copy_that_is_broken_off_is_deleted(monkeypatch) -> None:
-    """Ctrl-C comes while a slow pipe is read, and what was copied has passwords."""
+def test_an_interrupted_copy_is_deleted(monkeypatch) -> None:
+    """Ctrl-C is pressed while a pipe is copied; the copy already has passwords."""
 
     class Slow(io.BytesIO):
         def read(self, _: int | None = -1, /) -> bytes:
@@ -749,7 +749,7 @@ def test_a_copy_that_is_broken_off_is_deleted(monkeypatch) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 1_000_000, b"PK\x03\x04"], ids=["empty", "NULs", "zip"])
 def test_errors_of_standard_input_name_it(stdin, content) -> None:
-    """There is no path to name. An endless stream of NULs, as of /dev/zero, is not copied for ever."""
+    """They say standard input instead of a path. An endless stream of NULs, such as /dev/zero, is refused."""
     stdin(content)
 
     with pytest.raises(FleetError, match=r"^(line 1 of )?standard input (has|is) "):
@@ -758,7 +758,7 @@ def test_errors_of_standard_input_name_it(stdin, content) -> None:
 
 @pytest.mark.parametrize("stream", [None, io.StringIO("id\na\n")], ids=["none", "text alone"])
 def test_missing_standard_input_is_reported(monkeypatch, stream) -> None:
-    """A service has none."""
+    """A service may have no standard input."""
     monkeypatch.setattr(sys, "stdin", stream)
 
     with pytest.raises(FleetError, match="standard input is closed: give the path of a file"):
@@ -766,7 +766,7 @@ def test_missing_standard_input_is_reported(monkeypatch, stream) -> None:
 
 
 def test_full_disk_is_reported(stdin, monkeypatch) -> None:
-    """The temporary folder may be smaller than the fleet, and the half copy is deleted."""
+    """The temporary folder may be smaller than the fleet; the incomplete copy is deleted."""
 
     class Full(io.BytesIO):
         def write(self, _: object) -> int:
@@ -783,7 +783,7 @@ def test_full_disk_is_reported(stdin, monkeypatch) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_with_a_name_is_copied_like_standard_input(tmp_path) -> None:
-    """A shell's <(command) is one: it gives its bytes once."""
+    """A shell's <(command) is such a pipe, and can be read only once."""
     path = tmp_path / "fleet.csv"
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_bytes, args=(b"id,country\na,US\n",))
@@ -796,7 +796,7 @@ def test_a_pipe_with_a_name_is_copied_like_standard_input(tmp_path) -> None:
 
 
 def test_digest_differs_between_files_and_between_defaults(write) -> None:
-    """A journal belongs to one input; a corrected password for all does not make it another."""
+    """A journal belongs to one input; a new default password does not make it another input."""
     first, second = write("f.csv", "id\na\n"), write("g.csv", "id\nb\n")
     defaults: list[ProxyChange] = [
         US,
@@ -814,7 +814,7 @@ def test_digest_differs_between_files_and_between_defaults(write) -> None:
 
 
 def test_memory_does_not_grow_with_the_fleet(write) -> None:
-    """A million accounts are to fit in a small container: some 40 bytes an account, however long its id."""
+    """A million accounts fit in a small container: 40 bytes per account, for ids of any length."""
     rows = "".join(f"{n:0250d},US\n" for n in range(10_000))
     fleet = Fleet.open(write("f.csv", f"id,country\n{rows}"))
     tracemalloc.start()
@@ -830,7 +830,7 @@ def test_memory_does_not_grow_with_the_fleet(write) -> None:
 @one_directory
 @given(st.lists(st.integers(0, 3000), max_size=4000))
 def test_first_lines_are_those_a_dict_would_keep(numbers: list[int]) -> None:
-    """The table is our own, and a wrong answer would refuse or repeat an account."""
+    """A wrong result of the hash table would refuse or repeat an account."""
     table, truth = FirstLines(), dict[str, int]()
 
     for line, number in enumerate(numbers, start=1):
@@ -840,7 +840,7 @@ def test_first_lines_are_those_a_dict_would_keep(numbers: list[int]) -> None:
 
 @pytest.mark.parametrize("own", [True, False], ids=["Python's hash", "BLAKE2b"])
 def test_first_lines_are_kept_while_the_table_grows(monkeypatch, own) -> None:
-    """Each growth moves all that is in it; on a machine of 32 bits, Python's own hash is too short."""
+    """Growing the table moves all entries; with 32 bits, Python's own hash is too short."""
     monkeypatch.setattr("postpress_async.rotation._fleet._row._IS_SIPHASH_64", own)
     table = FirstLines()
 
@@ -877,7 +877,7 @@ COLUMNS = ["account_id", "host", "port", "protocol", "username", "password", "co
 
 
 def cells(account_id: str, change: ProxyChange) -> dict[str, Any]:
-    """The change as a row of our columns."""
+    """The change as the cells of a row."""
     parts = body(change)
     proxy: dict[str, Any] = parts.pop("proxy", {})
     return {"account_id": account_id} | proxy | parts
@@ -896,7 +896,7 @@ def cells(account_id: str, change: ProxyChange) -> dict[str, Any]:
 def test_output_of_csv_writer_is_read_back(
     tmp_path, fleet, columns, style, delimiter, quoting, end, encoding
 ) -> None:
-    """Ids, hosts and passwords come back to the letter, however the file is laid out."""
+    """Ids, hosts and passwords are read unchanged with any delimiter, quotes and line ends."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end)
     writer.writerow(map(style, columns))
@@ -916,7 +916,7 @@ def test_output_of_csv_writer_is_read_back(
 @one_directory
 @given(fleet=FLEETS, ascii_only=st.booleans(), nested=st.booleans())
 def test_output_of_json_dumps_is_read_back(tmp_path, fleet, ascii_only, nested) -> None:
-    """The same law for JSON Lines, with the proxy's parts as keys or as an object."""
+    """The same for JSON Lines, with the parts of the proxy as keys or as an object."""
     path = tmp_path / "fleet.jsonl"
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for account_id, change in fleet.items():
@@ -998,7 +998,7 @@ CONTENTS = st.one_of(
 @example(content=b"account_id,password\na," + SECRET.encode() + b"\xff", name="f.csv")
 @example(content=f"account_id,proxy\na,https://u:{SECRET}@h".encode(), name="f.csv")
 def test_any_bytes_are_rows_refusals_or_one_error_and_none_shows_a_password(tmp_path, content, name) -> None:
-    """A fleet is a stranger's file: nothing else may come of it, and what is said may be logged."""
+    """A fleet may have any content, and messages may be logged."""
     path = tmp_path / name
     path.write_bytes(content)
     error, rows = None, list[Row | Refusal]()
@@ -1019,7 +1019,7 @@ def test_any_bytes_are_rows_refusals_or_one_error_and_none_shows_a_password(tmp_
 
 
 def rewritten(path: Path, was: bytes, becomes: bytes) -> None:
-    """Write into the file itself, and give it its old time back, as `touch -r` does."""
+    """Overwrites a part of the file and restores its modification time, as `touch -r` does."""
     before = path.stat()
     content = path.read_bytes()
     with path.open("r+b") as file:
@@ -1037,8 +1037,8 @@ def big_fleet(write) -> Path:
 @pytest.mark.parametrize(
     "check", [Fleet.survey, lambda fleet: reader_of(fleet).digest], ids=["survey", "digest"]
 )
-def test_no_row_of_a_file_that_was_rewritten_after_its_check_is_handed_out(write, check) -> None:
-    """Neither its inode nor its size nor its time need change."""
+def test_no_row_of_a_file_that_was_overwritten_after_its_check_is_returned(write, check) -> None:
+    """Inode, size and time of the file may be the same as before."""
     path = big_fleet(write)
     with Fleet.open(path) as fleet:
         check(fleet)

@@ -1,4 +1,4 @@
-"""The same fleet is the same rows and the same refusals, whatever it comes in."""
+"""A fleet has the same rows and refusals in all formats."""
 
 import csv
 import re
@@ -20,7 +20,7 @@ OTHERS = [pytest.param(form, id=name) for name, form in FORMS.items() if name !=
 
 
 def meant(fleet: Fleet) -> list[tuple[Any, ...]]:
-    """What each row comes to. A CSV file has a header, so its lines are others."""
+    """The result of each row. In CSV, the header shifts the line numbers."""
     with fleet:
         return [
             (row.ordinal, row.account_id, row.change)
@@ -38,7 +38,7 @@ def messy() -> Values:
 
 @pytest.mark.parametrize("form", OTHERS)
 def test_the_messy_fleet_means_the_same_in_every_form(form: Form, tmp_path) -> None:
-    """An operator may export it otherwise, and must not be told otherwise."""
+    """The format of an export does not change the results."""
     assert meant(form(messy(), tmp_path, None)) == meant(Fleet.open(DATA / "messy.csv"))
 
 
@@ -82,7 +82,7 @@ def fleets(draw: st.DrawFn) -> Values:
 def test_any_fleet_means_the_same_in_every_form(
     tmp_path, values: Values, default: ProxyChange | None
 ) -> None:
-    """One reader of rows serves them all, and what leads to it must not add or take away."""
+    """All formats share one reader of rows; what precedes it must not change a row."""
     read = {name: meant(form(values, tmp_path, default)) for name, form in FORMS.items()}
 
     assert read == dict.fromkeys(FORMS, read["CSV"])

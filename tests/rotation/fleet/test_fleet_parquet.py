@@ -1,4 +1,4 @@
-"""A fleet as Parquet: read in pieces, by the types that a column may have, and refused in a sentence."""
+"""A Parquet fleet: it is read in pieces, with columns of several types, and errors are sentences."""
 
 import io
 import os
@@ -34,7 +34,7 @@ WIDE = {"account_id": ["a", "b"], "host": ["h", "i"], "port": [1, 2], "password"
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a table, or columns of one, as a file of that name, and give its path."""
+    """Writes a table, or the columns of one, as a file with that name; returns its path."""
 
     def write(table: Any, name: str = "fleet.parquet", **options: Any) -> Path:
         path: Path = tmp_path / name
@@ -60,7 +60,7 @@ def rows(write):
 
 
 def test_a_row_is_an_account_and_its_line_is_its_number(rows) -> None:
-    """There are no lines in it; the number is what a person counts in a viewer."""
+    """Parquet has no lines, so the line is the number of the row, as a viewer shows it."""
     assert rows({"Account ID": ["a", "b"], "Country Code": [" us ", None], "IP": [None, "192.0.2.1"]}) == [
         Row(0, 1, "a", US),
         Row(1, 2, "b", ManagedProxy(ip="192.0.2.1")),
@@ -77,7 +77,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("kind", TEXTS, ids=str)
 def test_text_may_be_of_any_kind_of_text(rows, kind) -> None:
-    """pandas, polars and Spark each write another; categories come back as dictionaries."""
+    """pandas, polars and Spark write different types of text; categories are dictionaries."""
 
     def column(*values: str | None) -> Any:
         if not pyarrow.types.is_dictionary(kind):
@@ -123,7 +123,7 @@ WRONG_PORTS = [
 
 @pytest.mark.parametrize(("port", "reason"), WRONG_PORTS)
 def test_invalid_port_refuses_its_row(rows, port, reason) -> None:
-    """It is one cell of many, and the others are right."""
+    """Other rows are not affected."""
     read = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [port, 80.0]})
 
     assert refusals(read) == [(1, "port", reason)]
@@ -131,7 +131,7 @@ def test_invalid_port_refuses_its_row(rows, port, reason) -> None:
 
 
 def test_a_column_of_floats_without_a_value_is_an_empty_one(rows) -> None:
-    """So pandas writes a column of text that has no text; a number in it costs its row."""
+    """pandas writes an empty column of text as floats; a number in it makes its row invalid."""
     table = {"id": ["a", "b"], "country": ["US", "US"], "ip": pyarrow.array([float("nan"), 4.5])}
 
     read = rows(table)
@@ -154,7 +154,7 @@ def test_a_proxy_may_be_a_struct_as_in_json_lines(write) -> None:
 
 
 def test_a_struct_of_nulls_is_no_proxy(rows) -> None:
-    """A struct cannot leave its fields out: so a row without a proxy looks after polars."""
+    """polars writes a row without a proxy as a struct of nulls."""
     nothing = dict.fromkeys(STRUCT)
 
     read = rows({"id": ["a", "b"], "proxy": [STRUCT, nothing]}, default=US)
@@ -163,7 +163,7 @@ def test_a_struct_of_nulls_is_no_proxy(rows) -> None:
 
 
 def test_a_struct_that_contradicts_its_row_is_refused(rows) -> None:
-    """What cannot be meant is not guessed at."""
+    """The refusal names one column."""
     half = dict.fromkeys(STRUCT) | {"port": 80}
     table = {
         "id": ["a", "b", "c", "a"],
@@ -180,8 +180,8 @@ def test_a_struct_that_contradicts_its_row_is_refused(rows) -> None:
     ]
 
 
-def test_text_that_is_not_utf8_costs_its_row_and_is_not_shown(rows) -> None:
-    """A writer in C++ may have put Latin-1 into it; what the decoder says would hold the password."""
+def test_text_that_is_not_utf8_makes_its_row_invalid_and_is_not_shown(rows) -> None:
+    """A column may have Latin-1 text; the decoder's message would contain the password."""
     content = SECRET.encode() + b"\xff"
     offsets = b"".join(at.to_bytes(4, "little") for at in (0, len(content), len(content) + 1))
     buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(content + b"x")]
@@ -195,14 +195,14 @@ def test_text_that_is_not_utf8_costs_its_row_and_is_not_shown(rows) -> None:
 
 
 def test_a_row_of_nulls_is_refused(rows) -> None:
-    """Only our columns are read, so nothing says that it was meant to be blank."""
+    """Unused columns are not read, so it is not known whether the row is blank."""
     assert refusals(rows({"id": ["a", None], "country": ["US", None]})) == [
         (2, "account_id", "account_id missing")
     ]
 
 
 def test_two_passes_do_not_move_each_other(write) -> None:
-    """The command line checks a fleet and then sends it."""
+    """The command line reads a fleet twice, to check and to send it."""
     path = write({"id": [f"a{n}" for n in range(5000)], "country": ["US"] * 5000}, row_group_size=700)
 
     with Fleet.open(path) as fleet:
@@ -215,8 +215,8 @@ def test_two_passes_do_not_move_each_other(write) -> None:
 # --- Only what is needed -------------------------------------------------------------------------
 
 
-def test_only_the_columns_that_are_ours_are_read(write) -> None:
-    """An export has a hundred others: one that is broken does not matter, for it is never looked at."""
+def test_only_columns_of_a_fleet_are_read(write) -> None:
+    """A damaged column that is not used does not matter."""
     path = write({"note": ["x" * 99] * 99, "id": [f"a{n}" for n in range(99)], "country": ["US"] * 99})
     note = pyarrow.parquet.ParquetFile(path).metadata.row_group(0).column(0)
     begin = note.dictionary_page_offset or note.data_page_offset
@@ -230,7 +230,7 @@ def test_only_the_columns_that_are_ours_are_read(write) -> None:
 
 
 def test_a_row_group_is_read_in_pieces(write) -> None:
-    """pandas writes a million rows as one group, and they are not to be in memory at once."""
+    """pandas writes a million rows as one group, which must not be in memory at once."""
     size = 20_000
     table = {
         "id": [f"a{n}" for n in range(size)],
@@ -266,7 +266,7 @@ with open("/proc/self/status") as status:
 
 
 def surveyed(path: Path) -> tuple[str, int]:
-    """What a survey in a process of its own says, and the most memory it had, in MiB."""
+    """The result of a survey in another process, and its peak memory in MiB."""
     done = subprocess.run(
         [sys.executable, "-c", _SURVEY, path], capture_output=True, text=True, check=True, timeout=60
     )
@@ -277,7 +277,7 @@ def surveyed(path: Path) -> tuple[str, int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells a process's peak so")
 def test_one_huge_cell_is_refused_before_it_is_read(write) -> None:
-    """Compressed it is nothing: 16 KB of a file took 2.5 GB."""
+    """It compresses well: a file of 16 KB took 2.5 GB of memory."""
     path = write({"id": ["a"], "country": ["x" * (65 * 2**20)]}, compression="zstd")
     assert path.stat().st_size < 20_000
 
@@ -291,7 +291,7 @@ def test_one_huge_cell_is_refused_before_it_is_read(write) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells a process's peak so")
 def test_a_large_cell_that_repeats_takes_bounded_memory(write) -> None:
-    """It is written once, and would be read a thousand times at once: 1 GB of text, twice."""
+    """The file has the cell once, and a piece of the rows would have it a thousand times: 1 GB, twice."""
     country = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), ["x" * 2**20])
     path = write({"id": [f"a{n}" for n in range(1000)], "country": country}, compression="zstd")
 
@@ -315,7 +315,7 @@ def test_a_large_cell_that_repeats_takes_bounded_memory(write) -> None:
     ],
 )
 def test_few_rows_are_read_at_once_if_their_values_share(write, monkeypatch, options, repeats, most) -> None:
-    """As many as fit into the memory of one column; what shares nothing is no larger than the file says."""
+    """If many rows share a value, the file's sizes do not show how much memory they take."""
     monkeypatch.setattr(_parquet, "MAX_COLUMN_SIZE", 2**18)
     sizes: list[int] = []
     make = BatchMaker.make
@@ -339,14 +339,14 @@ def test_few_rows_are_read_at_once_if_their_values_share(write, monkeypatch, opt
 
 
 @pytest.mark.parametrize("name", ["f.parquet", "f.pq", "f", "f.csv", "f.jsonl"])
-def test_it_is_known_by_its_first_bytes(write, name) -> None:
-    """Whatever it is called: no CSV begins so."""
+def test_parquet_is_recognized_by_its_first_bytes(write, name) -> None:
+    """The file may have any name; no CSV file begins like this."""
     with Fleet.open(write({"id": ["a"], "country": ["US"]}, name)) as fleet:
         assert list(fleet.rows()) == [Row(0, 1, "a", US)]
 
 
-def test_it_may_come_through_standard_input(write, monkeypatch) -> None:
-    """Its end says where its columns are: it is copied first, NULs and all."""
+def test_parquet_can_be_read_from_standard_input(write, monkeypatch) -> None:
+    """The end of the file says where the columns are, so standard input is copied first."""
     size = 9000
     path = write({"id": [f"a{n}" for n in range(size)], "port": [1] * size, "host": ["h"] * size})
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
@@ -359,8 +359,8 @@ def test_it_may_come_through_standard_input(write, monkeypatch) -> None:
     assert all(first == second for first, second in pairs)
 
 
-def test_without_pyarrow_it_says_what_to_install(write, monkeypatch) -> None:
-    """It is 150 MB that few need."""
+def test_the_message_without_pyarrow_says_what_to_install(write, monkeypatch) -> None:
+    """pyarrow is an optional dependency of 150 MB."""
     path = write(WIDE)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
 
@@ -370,7 +370,7 @@ def test_without_pyarrow_it_says_what_to_install(write, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_a_csv_file_does_not_load_pyarrow(tmp_path) -> None:
-    """It takes a fifth of a second, and 60 MB."""
+    """Loading pyarrow takes a fifth of a second, and 60 MB."""
     path = tmp_path / "f.csv"
     path.write_text("id,country\na,US\n")
     code = (
@@ -430,7 +430,7 @@ def test_columns_that_no_fleet_has_are_reported(write, table, sentence) -> None:
 
 
 def test_a_file_that_changed_is_noticed(write) -> None:
-    """What was checked is not what would be sent."""
+    """The rows that were checked would not be those that are sent."""
     path = write(WIDE)
     with Fleet.open(path) as fleet:
         rows = fleet.rows()
@@ -441,8 +441,8 @@ def test_a_file_that_changed_is_noticed(write) -> None:
             list(rows)
 
 
-def test_a_closed_fleet_says_so(write) -> None:
-    """As any other does."""
+def test_a_closed_fleet_cannot_be_read(write) -> None:
+    """As with other formats."""
     with Fleet.open(write(WIDE)) as fleet:
         pass
 
@@ -451,7 +451,7 @@ def test_a_closed_fleet_says_so(write) -> None:
 
 
 def test_read_error_is_reported(write, monkeypatch) -> None:
-    """It is not the file that is damaged."""
+    """The message does not say that the file is damaged."""
 
     class Failing(io.FileIO):
         def readinto(self, buffer: Any, /) -> int | None:
@@ -477,7 +477,7 @@ def outcome(path: Path) -> tuple[list[Row | Refusal], FleetError | None]:
 
 
 def test_a_file_that_is_cut_short_is_damaged(write) -> None:
-    """A download that broke off: the end, which lists the columns, is missing."""
+    """An interrupted download has no end, which lists the columns."""
     path = write(WIDE)
     content = path.read_bytes()
 
@@ -501,7 +501,7 @@ def test_a_file_that_is_cut_short_is_damaged(write) -> None:
 def test_a_file_with_wrong_bytes_is_rows_refusals_or_one_error(
     write, data: st.DataObject, compression: str, dictionary: bool
 ) -> None:
-    """It is a stranger's, and what is said of it may be logged: no password, and nothing but our error."""
+    """Damaged files raise only FleetError, whose message never has a password: it may be logged."""
     path = write(WIDE, compression=compression, use_dictionary=dictionary, write_statistics=False)
     content = bytearray(path.read_bytes())
     for at in data.draw(st.lists(st.integers(4, len(content) - 1), min_size=1, max_size=4)):
@@ -515,8 +515,8 @@ def test_a_file_with_wrong_bytes_is_rows_refusals_or_one_error(
     assert all(SECRET not in f"{row}{row!r}" for row in rows)
 
 
-def test_no_row_of_a_parquet_file_that_was_rewritten_after_its_check_is_handed_out(tmp_path) -> None:
-    """Its pages are read from wherever they are, and each is compared before a row of it is made."""
+def test_no_row_of_a_parquet_file_that_was_overwritten_after_its_check_is_returned(tmp_path) -> None:
+    """Pages are read in any order; each is compared with the checked one before its rows are returned."""
     path = tmp_path / "f.parquet"
     table = pyarrow.table({"account_id": [f"acc_{n:06}" for n in range(50_000)], "country": ["US"] * 50_000})
     pyarrow.parquet.write_table(table, path, row_group_size=1_000)
@@ -538,7 +538,7 @@ def test_no_row_of_a_parquet_file_that_was_rewritten_after_its_check_is_handed_o
 
 @pytest.mark.parametrize("writer", ["pyarrow", "polars", "pandas"])
 def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path, writer) -> None:
-    """It is read without pyarrow; of a whole file both say the same."""
+    """The footer is read without pyarrow; for an undamaged file, both agree."""
     path = tmp_path / "f.parquet"
     columns = {"id": [f"a{n}" for n in range(2000)], "port": [80] * 2000, "country": ["US"] * 2000}
     if writer == "pyarrow":
@@ -568,7 +568,7 @@ def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path, writer) -> None:
 
 @pytest.mark.slow
 def test_damaged_column_entry_is_reported_without_a_crash(write) -> None:
-    """pyarrow's own view of it ends the process with many a wrong byte."""
+    """pyarrow's own reader crashes the process for some damaged bytes."""
     path = write({"id": [f"a{n}" for n in range(99)], "country": ["US"] * 99}, row_group_size=50)
     content = path.read_bytes()
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")

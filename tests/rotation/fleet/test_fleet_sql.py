@@ -1,4 +1,4 @@
-"""A fleet as the answer of a query: asked once, only reading, and with no row in what is said."""
+"""A fleet from an SQL query: it runs once, only reads, and no message shows a row."""
 
 import io
 import json
@@ -30,7 +30,7 @@ ALL = "SELECT * FROM fleet ORDER BY id"
 
 
 class RefusingError(Exception):
-    """What a driver raises, with the state that the SQL standard gives it."""
+    """A driver's error, with a SQLSTATE."""
 
     def __init__(self, sqlstate: str | None, *words: object) -> None:
         super().__init__(*words)
@@ -51,7 +51,7 @@ sqlalchemy.dialects.registry.register("hosted", __name__, "Hosted")
 
 @pytest.fixture
 def database(tmp_path):
-    """A SQLite database with that table, and the URL that names it."""
+    """Makes a SQLite database with a table fleet; returns its URL."""
     path = tmp_path / "fleet.db"
 
     def database(columns: str, *rows: Sequence[Any]) -> str:
@@ -69,11 +69,11 @@ def execute(url: str, statement: str) -> list[Any]:
         return connection.execute(statement).fetchall()
 
 
-# --- What is read --------------------------------------------------------------------------------
+# --- Rows ---------------------------------------------------------------------------------------
 
 
-def test_a_row_of_the_answer_is_an_account(database) -> None:
-    """The query names its columns as a fleet's are named; the line is the number in the answer."""
+def test_a_row_of_the_result_is_an_account(database) -> None:
+    """The query's columns have the names of a fleet's; a row's line is its place in the result."""
     url = database("id, cc, region", ("a", "us", "x"), ("b", "de", "y"))
 
     with Fleet.open_query(
@@ -85,7 +85,7 @@ def test_a_row_of_the_answer_is_an_account(database) -> None:
 
 
 def test_values_are_read_by_their_types(database) -> None:
-    """A column of SQLite may hold any type; a wrong one costs its row, and is not shown."""
+    """A SQLite column may hold any type: a wrong one makes the row invalid, and is not shown."""
     url = database(
         "id, host, port, password",
         *[("a", "h", 80, "p"), ("b", "h", 80.0, None), ("c", "h", 80.5, "p"), ("d", "h", "81", "p")],
@@ -113,8 +113,8 @@ def test_values_are_read_by_their_types(database) -> None:
     assert "12345678" not in repr(rows)
 
 
-def test_any_text_comes_back_to_the_letter(database) -> None:
-    """The copy is our own format, and a password may have what ends a line or a quote."""
+def test_text_is_read_unchanged(database) -> None:
+    """Rows are copied to a file; a password may contain line ends and quotes."""
     passwords = ["п𝛼ß\u2028\x85", "\"';,{[\\", " p ", "%s :x ?"]
     url = database("id, host, port, password", *[(f"a{n}", "h", 1, p) for n, p in enumerate(passwords)])
 
@@ -124,22 +124,22 @@ def test_any_text_comes_back_to_the_letter(database) -> None:
     assert [row.change.password.reveal() for row in rows] == passwords
 
 
-def test_a_query_is_taken_as_it_is(database) -> None:
-    """Its percent signs, colons and question marks are no parameters of ours."""
+def test_a_query_is_executed_unchanged(database) -> None:
+    """Percent signs, colons and question marks in it are not parameters."""
     url = database("id, country", ("a:b", "US"), ("acc_1", "US"), ("acc%2", "US"))
 
     with Fleet.open_query(url, "SELECT * FROM fleet WHERE id LIKE 'acc_%' AND id <> ':x?%s'") as fleet:
         assert [row.account_id for row in fleet.rows()] == ["acc_1", None]
 
 
-def test_a_row_that_names_nothing_but_an_account_takes_the_default(database) -> None:
-    """A list of ids is what a database is asked for most."""
+def test_a_row_with_only_an_account_gets_the_default(database) -> None:
+    """Most queries return only account ids."""
     with Fleet.open_query(database("id", ("a",)), ALL, default=US) as fleet:
         assert list(fleet.rows()) == [Row(0, 1, "a", US)]
 
 
 def test_rows_do_not_change_between_the_check_and_the_run(database) -> None:
-    """It is asked once: between the two passes the database goes on."""
+    """The query runs once: the data may change between two passes."""
     url = database("id, country", ("a", "US"), ("b", "XX"))
     with Fleet.open_query(url, ALL) as fleet:
         survey, digest = fleet.survey(), reader_of(fleet).digest
@@ -154,8 +154,8 @@ def test_rows_do_not_change_between_the_check_and_the_run(database) -> None:
         assert reader_of(fleet).digest != digest
 
 
-def test_the_digest_knows_an_input_again(database) -> None:
-    """A run that was stopped queries again; an unused column may have changed by then."""
+def test_the_digest_recognizes_an_input(database) -> None:
+    """A resumed run queries again, and an unused column may have changed by then."""
     url = database("id, country, seen", ("a", "US", 1), ("b", "DE", 2))
     first = Fleet.open_query(url, ALL)
     execute(url, "UPDATE fleet SET seen = seen + 1")
@@ -165,11 +165,11 @@ def test_the_digest_knows_an_input_again(database) -> None:
         assert reader_of(other).digest != reader_of(first).digest
 
 
-def test_memory_does_not_grow_with_the_answer() -> None:
-    """It comes by the cursor, some hundred rows at a time, and goes to the disk."""
+def test_memory_does_not_grow_with_the_result() -> None:
+    """The rows are fetched some hundred at a time, and written to the disk."""
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)"
     query = f"{numbers} SELECT printf('%0250d', i) AS id, 'US' AS country FROM n"
-    Fleet.open_query("sqlite://", "SELECT 'a' AS id, 'US' AS country").close()  # what it imports, is
+    Fleet.open_query("sqlite://", "SELECT 'a' AS id, 'US' AS country").close()  # imports first
     tracemalloc.start()
     try:
         with Fleet.open_query("sqlite://", query) as fleet:
@@ -178,7 +178,7 @@ def test_memory_does_not_grow_with_the_answer() -> None:
     finally:
         tracemalloc.stop()
 
-    assert peak < 3_000_000  # two and a half million bytes of ids went by, twice
+    assert peak < 3_000_000  # the ids have 2.5 million bytes, and are read twice
 
 
 # --- The copy ------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_memory_does_not_grow_with_the_answer() -> None:
 
 @pytest.fixture
 def copies(monkeypatch):
-    """The temporary files that are made."""
+    """The temporary files that the test made."""
     made = []
     make = sys.modules["tempfile"].TemporaryFile
 
@@ -198,8 +198,8 @@ def copies(monkeypatch):
     return made
 
 
-def test_the_copy_is_private_and_does_not_stay(database, copies, tmp_path, monkeypatch) -> None:
-    """It has passwords: nobody else may read it, and closing the fleet leaves nothing behind."""
+def test_the_copy_is_private_and_is_deleted(database, copies, tmp_path, monkeypatch) -> None:
+    """The copy has passwords: only its owner can read it, and closing the fleet deletes it."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -217,8 +217,8 @@ def test_the_copy_is_private_and_does_not_stay(database, copies, tmp_path, monke
         fleet.survey()
 
 
-def test_a_fleet_that_is_closed_while_it_is_read_says_so() -> None:
-    """The copy is gone, and the pass cannot go on."""
+def test_a_fleet_that_is_closed_while_it_is_read_is_reported() -> None:
+    """Its copy is deleted, so the remaining rows cannot be read."""
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)"
     with Fleet.open_query(
         "sqlite://", f"{numbers} SELECT 'acc_' || i AS id, 'US' AS country FROM n"
@@ -230,8 +230,8 @@ def test_a_fleet_that_is_closed_while_it_is_read_says_so() -> None:
         list(rows)
 
 
-def test_a_query_that_is_broken_off_leaves_no_copy(database, copies, monkeypatch) -> None:
-    """Ctrl-C comes while the database is slow."""
+def test_an_interrupted_query_leaves_no_copy(database, copies, monkeypatch) -> None:
+    """Ctrl-C is pressed while rows are fetched."""
 
     def interrupted(self: Query, size: int) -> Any:
         raise KeyboardInterrupt
@@ -258,7 +258,7 @@ def test_full_disk_is_reported(database, monkeypatch) -> None:
     assert full.closed
 
 
-# --- It only reads -------------------------------------------------------------------------------
+# --- Read-only ----------------------------------------------------------------------------------
 
 
 WRITES = [
@@ -271,7 +271,7 @@ WRITES = [
 
 @pytest.mark.parametrize("statement", WRITES)
 def test_a_statement_that_writes_is_refused(database, statement) -> None:
-    """A slip in a query must not cost the table from which it reads."""
+    """A mistake in a query must not change the table."""
     url = database("id, country", ("a", "US"))
 
     with pytest.raises(
@@ -286,7 +286,7 @@ def test_a_statement_that_writes_is_refused(database, statement) -> None:
     ["ATTACH 'made.db' AS made", "VACUUM INTO 'made.db'", "VACUUM"],
 )
 def test_a_statement_that_makes_a_file_is_refused(database, tmp_path, monkeypatch, statement) -> None:
-    """It changes nothing in the database, and is no read of it either."""
+    """The statement does not change the database, but it is not a query either."""
     monkeypatch.chdir(tmp_path)
     url = database("id, country", ("a", "US"))
     before = sorted(os.listdir())
@@ -300,7 +300,7 @@ def test_a_statement_that_makes_a_file_is_refused(database, tmp_path, monkeypatc
 
 
 def test_a_pragma_cannot_make_the_database_writable(database) -> None:
-    """The file itself was opened read-only."""
+    """The file was opened read-only, which no statement can change."""
     url = database("id, country", ("a", "US"))
 
     with pytest.raises(FleetError):
@@ -320,7 +320,7 @@ def test_a_pragma_cannot_make_the_database_writable(database) -> None:
     ids=["a virtual table", "full text", "a view", "a write-ahead log"],
 )
 def test_reading_queries_are_allowed(database, make, query) -> None:
-    """Virtual tables prepare changes to be read, and a log's readers share a file beside it."""
+    """Virtual tables are prepared like changes, and readers of a write-ahead log write to a shared file."""
     url = database("id, country", ("a", "US"))
     execute(url, make)
 
@@ -329,7 +329,7 @@ def test_reading_queries_are_allowed(database, make, query) -> None:
 
 
 def test_a_database_may_have_any_name(tmp_path, monkeypatch) -> None:
-    """It is opened by a URI, in which such characters mean something else."""
+    """The file is opened by a URI, in which these characters have a meaning."""
     name = "a b?c#d%41.db"
     monkeypatch.chdir(tmp_path)
     with closing(sqlite3.connect(name)) as connection, connection:
@@ -353,7 +353,7 @@ def test_a_uri_is_opened_read_only_too(database, tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("backend", ["postgresql", "mysql", "mariadb"])
 def test_connections_to_other_databases_are_read_only(monkeypatch, backend) -> None:
-    """Each in its own way, before the query; here SQLite plays them, and the words are what is looked at."""
+    """They are made read-only before the query. SQLite stands in for them: only what is sent is checked."""
     executed: list[Any] = []
     monkeypatch.setattr(Hosted, "name", backend)
     option, execute = sqlalchemy.Connection.execution_options, sqlalchemy.Connection.exec_driver_sql
@@ -376,8 +376,8 @@ def test_connections_to_other_databases_are_read_only(monkeypatch, backend) -> N
     assert executed[:2] == [first, query]
 
 
-def test_a_database_that_does_not_exist_is_not_made(tmp_path) -> None:
-    """SQLite would make an empty one, and then say that it has no such table."""
+def test_a_database_that_does_not_exist_is_not_created(tmp_path) -> None:
+    """SQLite would create an empty one, and then report a missing table."""
     path = tmp_path / "gone.db"
 
     with pytest.raises(FleetError, match=r"the sqlite database gone\.db does not exist: check its path"):
@@ -385,7 +385,7 @@ def test_a_database_that_does_not_exist_is_not_made(tmp_path) -> None:
     assert not path.exists()
 
 
-# --- What is said --------------------------------------------------------------------------------
+# --- Messages ------------------------------------------------------------------------------------
 
 
 REFUSED = [
@@ -413,7 +413,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("query", "sentence"), REFUSED)
 def test_invalid_query_is_reported(database, query, sentence) -> None:
-    """By the database's own words, where they cannot quote a row or a literal."""
+    """The database's message is quoted if it cannot contain a row or a literal."""
     url = database("id, host, port, password", ("a", "h", 1, SECRET))
 
     with pytest.raises(FleetError) as caught:
@@ -437,7 +437,7 @@ URLS = [
 
 @pytest.mark.parametrize(("url", "sentence"), URLS)
 def test_invalid_database_url_is_reported(url, sentence) -> None:
-    """It may have a password, and none of it is shown."""
+    """The URL may have a password, so no part of it is shown."""
     with pytest.raises(FleetError) as caught:
         Fleet.open_query(url, "SELECT 1")
 
@@ -457,8 +457,8 @@ def test_driver_without_its_dependency_is_reported(monkeypatch) -> None:
         Fleet.open_query("hosted:///d", "SELECT 1")
 
 
-def test_a_connection_that_cannot_even_be_closed_hides_nothing(monkeypatch, database) -> None:
-    """The cause is reported, not its consequence."""
+def test_an_error_at_closing_does_not_hide_the_cause(monkeypatch, database) -> None:
+    """A lost connection cannot be closed either; the first error is reported."""
     close = sqlalchemy.Connection.close
 
     def lost(self: sqlalchemy.Connection) -> None:
@@ -472,22 +472,22 @@ def test_a_connection_that_cannot_even_be_closed_hides_nothing(monkeypatch, data
 
 
 def test_an_asynchronous_driver_is_refused(monkeypatch) -> None:
-    """SQLAlchemy would say that a greenlet is missing."""
+    """Otherwise SQLAlchemy's message would be about a missing greenlet."""
     monkeypatch.setitem(sys.modules, "aiosqlite", sqlite3)
 
     with pytest.raises(FleetError, match=r"^sqlite\+aiosqlite is asynchronous: name another driver"):
         Fleet.open_query("sqlite+aiosqlite:///x.db", "SELECT 1")
 
 
-def test_without_sqlalchemy_it_says_what_to_install(monkeypatch) -> None:
-    """Few need it."""
+def test_the_message_without_sqlalchemy_says_what_to_install(monkeypatch) -> None:
+    """SQLAlchemy is an optional dependency."""
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
 
     with pytest.raises(FleetError, match=r"pip install 'postpress-async\[sql\]'$"):
         Fleet.open_query("sqlite://", "SELECT 1")
 
 
-SAYINGS = [
+DATABASE_ERRORS = [
     ("42703", ['column "ide" does not exist\nLINE 1: ...'], 'column "ide" does not exist'),
     ("42601", [f"syntax error at or near \"'{SECRET}'\""], "syntax error at or near \"'...'\""),
     ("25006", ["cannot execute DELETE in a read-only transaction"], "cannot execute DELETE in a read-only"),
@@ -499,11 +499,11 @@ SAYINGS = [
 ]
 
 
-@pytest.mark.parametrize(("state", "words", "sentence"), SAYINGS)
-def test_a_database_is_quoted_only_where_it_cannot_quote_a_row(
+@pytest.mark.parametrize(("state", "words", "sentence"), DATABASE_ERRORS)
+def test_a_database_is_quoted_only_if_it_cannot_quote_a_row(
     database, monkeypatch, state, words, sentence
 ) -> None:
-    """By the state of the SQL standard: those of names and rights, and none of values."""
+    """The SQLSTATE decides: messages about names and rights are quoted, those about values are not."""
 
     def refuse(*_: object, **__: object) -> None:
         raise RefusingError(state, *words)
@@ -517,8 +517,8 @@ def test_a_database_is_quoted_only_where_it_cannot_quote_a_row(
     assert SECRET not in all_text(caught.value)
 
 
-def test_a_database_that_breaks_off_is_not_quoted(database, monkeypatch, copies) -> None:
-    """What comes after the first rows may be about any of them."""
+def test_an_error_while_reading_rows_is_not_quoted(database, monkeypatch, copies) -> None:
+    """Its message may be about any row."""
 
     def refuse(*_: object) -> None:
         raise RefusingError(None, f"the row with {SECRET}")
@@ -534,8 +534,8 @@ def test_a_database_that_breaks_off_is_not_quoted(database, monkeypatch, copies)
 
 
 @pytest.mark.parametrize("written", ["p@s/s w%örd", "p%40s%2Fs%20w%25%C3%B6rd", "p%40s/s%20w%25%C3%B6rd"])
-def test_a_database_that_cannot_be_reached_does_not_get_its_password_shown(monkeypatch, written) -> None:
-    """Drivers quote what they were given, in one way or another."""
+def test_a_password_is_not_shown_if_the_database_cannot_be_reached(monkeypatch, written) -> None:
+    """Drivers quote the password, decoded or as it was written in the URL."""
 
     def refuse(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError(f"no route to db.example by u:{written}\nhint: {written}")
@@ -554,7 +554,7 @@ def test_a_database_that_cannot_be_reached_does_not_get_its_password_shown(monke
 
 
 def test_no_row_is_logged(database, caplog) -> None:
-    """SQLAlchemy logs every row at its debug level, and a service may have that on."""
+    """SQLAlchemy logs every row at the level DEBUG, which a service may have set."""
     url = database("id, host, port, password", ("a", "h", 1, SECRET))
     levels = {name: logging.getLogger(name).level for name in ("", "sqlalchemy", "sqlalchemy.engine")}
     for name in levels:
@@ -571,7 +571,7 @@ def test_no_row_is_logged(database, caplog) -> None:
 # --- A URL in an argument ------------------------------------------------------------------------
 
 
-HIDDEN = [
+URLS_WITH_PASSWORD = [
     f"postgresql://u:{SECRET}@h/d",
     f"postgresql+psycopg://u:{SECRET}@h:5432/d?sslmode=require",
     "postgresql://u:p/a@s?s#@h/d",
@@ -585,9 +585,9 @@ HIDDEN = [
 ]
 
 
-@pytest.mark.parametrize("url", HIDDEN)
+@pytest.mark.parametrize("url", URLS_WITH_PASSWORD)
 def test_a_password_in_an_argument_is_refused(url) -> None:
-    """Every user of the machine sees the arguments of every process; there are three better places."""
+    """All users of a machine can see all arguments; the message names three better places."""
     with pytest.raises(ConfigurationError) as caught:
         check_argument(url)
 
@@ -596,7 +596,7 @@ def test_a_password_in_an_argument_is_refused(url) -> None:
     assert all(name in message for name in ("POSTPRESS_DATABASE_URL", "--from-file", "PGPASSFILE"))
 
 
-OPEN = [
+URLS_WITHOUT_PASSWORD = [
     "postgresql://h/d",
     "postgresql://u@h:5432/d",
     "postgresql+psycopg://u@[::1]:5432/d?sslmode=require",
@@ -608,7 +608,7 @@ OPEN = [
 ]
 
 
-@pytest.mark.parametrize("url", OPEN)
+@pytest.mark.parametrize("url", URLS_WITHOUT_PASSWORD)
 def test_a_url_without_a_password_may_be_an_argument(url) -> None:
-    """An error in the statement is reported when it is executed."""
+    """Any other error in the URL is reported when the database is opened."""
     assert check_argument(url) == url

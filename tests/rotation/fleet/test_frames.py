@@ -1,4 +1,4 @@
-"""A frame of pandas or polars: known by what it can do, read in pieces, and never loaded for it."""
+"""A frame of pandas or polars: it is recognized without importing them, and read in pieces."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -44,8 +44,8 @@ def test_a_row_is_an_account_and_its_line_is_its_number(frame: Made) -> None:
     assert rows(made) == [Row(0, 1, "a", US), Row(1, 2, "b", ManagedProxy(ip="192.0.2.1"))]
 
 
-def test_the_index_says_nothing_of_the_line() -> None:
-    """After a filter or a sort it is what is left of another frame's numbers, and may be any text."""
+def test_the_index_does_not_affect_the_line() -> None:
+    """After a filter or a sort, the index has gaps or another order; it may also be text."""
     frame = pandas.DataFrame({"id": ["a", "b", "c"], "country": ["US", "XX", "US"]}, index=[7, 7, 3])
 
     read = rows(frame[frame["id"] != "a"].sort_index())
@@ -66,7 +66,7 @@ MISSING = {
 
 @pytest.mark.parametrize("countries", MISSING.values(), ids=MISSING)
 def test_missing_values_of_pandas_are_empty(countries: Any) -> None:
-    """It has five words for it, by the type of the column."""
+    """pandas has five missing values, depending on the type of the column."""
     read = rows(pandas.DataFrame({"id": ["a", "b"], "country": countries}))
 
     assert refusals(read) == [(1, None, "no proxy and no country")]
@@ -94,7 +94,7 @@ PORTS = {
 
 @pytest.mark.parametrize("ports", PORTS.values(), ids=PORTS)
 def test_a_port_may_be_any_number_that_is_whole(ports: Any) -> None:
-    """pandas makes floats of a column with gaps, and nobody meant port 8080.0."""
+    """pandas makes floats of a column with gaps, such as 8080.0."""
     kind = polars.DataFrame if isinstance(ports, polars.Series) else pandas.DataFrame
 
     first, _ = rows(kind({"id": ["a", "b"], "host": ["h", "h"], "port": ports}))
@@ -124,8 +124,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("column", "value", "reason"), WRONG)
-def test_a_wrong_value_costs_its_row_and_is_not_shown(column: str, value: Any, reason: str) -> None:
-    """A column of objects holds anything, and each of them is a stranger's."""
+def test_an_invalid_value_refuses_its_row_and_is_not_shown(column: str, value: Any, reason: str) -> None:
+    """A column of objects may contain objects of any class."""
     right: dict[str, list[Any]] = {"account_id": ["a", "b"], "host": ["h", "h"], "port": [80, 80]}
     cells = pandas.Series([None, right.get(column, [None, None])[1]], dtype=object)
     cells.iat[0] = value
@@ -138,7 +138,7 @@ def test_a_wrong_value_costs_its_row_and_is_not_shown(column: str, value: Any, r
 
 
 def test_an_address_may_be_an_object() -> None:
-    """PostgreSQL's inet arrives so, by way of its driver."""
+    """Drivers return PostgreSQL's inet as such an object."""
     frame = pandas.DataFrame(
         {
             "id": ["a", "b"],
@@ -156,7 +156,7 @@ def test_an_address_may_be_an_object() -> None:
 
 @BOTH
 def test_a_proxy_may_be_a_dict_as_in_json_lines(frame: Made) -> None:
-    """``read_json`` gives it so, and polars a struct."""
+    """``read_json`` returns a dict, and polars a struct."""
     proxies = [{"host": "h", "port": 80, "user": "u", "pass": SECRET, "ttl": 1}, None]
 
     with Fleet.of(frame({"id": ["a", "b"], "proxy": proxies, "country": [None, "US"]})) as fleet:
@@ -167,8 +167,8 @@ def test_a_proxy_may_be_a_dict_as_in_json_lines(frame: Made) -> None:
     assert second == Row(1, 2, "b", US)
 
 
-def test_a_dict_that_is_no_proxy_costs_its_row() -> None:
-    """As in JSON Lines; the first wrong column is reported."""
+def test_an_invalid_dict_refuses_its_row() -> None:
+    """As in JSON Lines, the first invalid column is reported."""
     frame = pandas.DataFrame(
         {
             "id": ["a", "b", "c", "d", 5],
@@ -187,7 +187,7 @@ def test_a_dict_that_is_no_proxy_costs_its_row() -> None:
 
 @BOTH
 def test_a_frame_may_be_longer_than_a_piece_of_it(frame: Made) -> None:
-    """Each piece goes on where the last one ended, and knows the accounts of those before."""
+    """Line numbers and accounts continue from piece to piece."""
     ids = [f"acc_{number}" for number in range(2500)] + ["acc_7"]
 
     read = rows(frame({"id": ids, "country": ["US"] * 2501}))
@@ -197,7 +197,7 @@ def test_a_frame_may_be_longer_than_a_piece_of_it(frame: Made) -> None:
 
 
 def test_two_passes_do_not_move_each_other() -> None:
-    """A fleet is checked and then sent."""
+    """A fleet is read twice, to check and to send it."""
     frame = polars.DataFrame({"id": [f"a{n}" for n in range(3000)], "country": ["US"] * 3000})
 
     with Fleet.of(frame, default=US) as fleet:
@@ -208,7 +208,7 @@ def test_two_passes_do_not_move_each_other() -> None:
 
 @BOTH
 def test_memory_does_not_grow_with_the_frame(frame: Made) -> None:
-    """The frame is in memory already; as Python's own objects it would be five times as large."""
+    """As Python objects, the frame would take five times its memory."""
     made = frame({"id": [f"{n:0250d}" for n in range(10_000)], "country": ["US"] * 10_000})
     tracemalloc.start()
     try:
@@ -226,7 +226,7 @@ def test_memory_does_not_grow_with_the_frame(frame: Made) -> None:
 
 
 def test_the_digest_is_over_what_the_rows_say() -> None:
-    """A journal knows its input again from either library, and by nothing that is not its business."""
+    """A journal recognizes its input from either library; unused columns do not matter."""
     columns: dict[str, Any] = {"id": ["a", "b"], "host": ["h", "i"], "port": [80, None], "note": [1, 2]}
     frame = pandas.DataFrame(columns)
     same = [
@@ -253,7 +253,7 @@ def test_the_digest_is_over_what_the_rows_say() -> None:
 
 @BOTH
 async def test_a_session_rotates_a_frame(frame: Made, tmp_path) -> None:
-    """It is a fleet as any other: wrong rows are outcomes, and the journal knows it again."""
+    """A frame is a fleet like any other: invalid rows are outcomes, and the journal recognizes it."""
     made = frame({"id": ["acc_1", "acc_2", "acc/3"], "country": ["US", "XX", "US"]})
     async with Sandbox() as sandbox, sandbox.session() as session:
         async with session.rotate(made, journal=tmp_path / "run.sqlite3") as rotation:
@@ -268,8 +268,8 @@ async def test_a_session_rotates_a_frame(frame: Made, tmp_path) -> None:
 
 
 @BOTH
-async def test_a_frame_without_rows_is_done_at_once(frame: Made) -> None:
-    """A service rotates what its filter left, and some nights it left nothing."""
+async def test_a_rotation_of_a_frame_without_rows_ends_at_once(frame: Made) -> None:
+    """A service may rotate a filtered frame, which may be empty."""
     made = frame({"id": ["a"], "country": ["US"]})[:0]
     async with Sandbox() as sandbox, sandbox.session() as session, session.rotate(made) as rotation:
         assert [outcome async for outcome in rotation] == []
@@ -303,7 +303,7 @@ NO_FLEETS = [
 
 @pytest.mark.parametrize(("frame", "sentence"), NO_FLEETS)
 def test_frame_that_is_not_a_fleet_is_reported(frame: Any, sentence: str) -> None:
-    """Before a row is read, and with what would be right."""
+    """The error is raised before a row is read, and says what is valid."""
     with pytest.raises(FleetError) as caught:
         Fleet.of(frame)
 
@@ -311,7 +311,7 @@ def test_frame_that_is_not_a_fleet_is_reported(frame: Any, sentence: str) -> Non
 
 
 def test_no_name_of_a_column_breaks_a_line() -> None:
-    """A frame made of a file without a header has its first row for names."""
+    """A frame from a file without a header has its first row as column names."""
     with pytest.raises(FleetError) as caught:
         Fleet.of(pandas.DataFrame({"a\nb\x1b[2J" + "x" * 90: [1]}))
 
@@ -333,12 +333,12 @@ class Odd:
     ids=lambda value: type(value).__name__,
 )
 def test_nothing_else_is_taken_for_a_frame(value: Any) -> None:
-    """An iterable of pairs stays one, and its attributes are not looked at."""
+    """An iterable of pairs is not inspected for attributes."""
     assert not is_frame(value)
 
 
-def test_a_frame_of_a_class_of_ones_own_is_one() -> None:
-    """geopandas and others are such."""
+def test_a_subclass_of_a_frame_is_a_frame() -> None:
+    """geopandas has such a class, for example."""
 
     class Own(pandas.DataFrame):  # type: ignore[misc]  # pandas has no types
         pass

@@ -1,4 +1,4 @@
-"""The API key of a journal: its runs are of one workspace, whose accounts another key would not reach."""
+"""The API key of a journal: all runs are of one workspace, and other keys are refused."""
 
 import sqlite3
 from contextlib import closing
@@ -65,7 +65,7 @@ async def test_right_key_after_a_wrong_one_needs_no_option(sandbox, journal) -> 
 
 
 async def test_journal_without_a_key_accepts_the_next_one(sandbox, journal) -> None:
-    """It was written by an earlier version, or by a cluster whose workers had the key."""
+    """Earlier versions wrote such journals, and so do clusters whose workers have the key."""
     await rotate(sandbox, journal, "pp_one")
     with closing(sqlite3.connect(journal)) as connection, connection:
         connection.execute("UPDATE runs SET api_key = NULL")
@@ -91,7 +91,7 @@ async def test_journal_has_no_key_that_could_be_read_or_guessed_fast(journal) ->
 
 
 async def test_wrong_new_key_is_detected_although_another_one_has_worked(sandbox, journal) -> None:
-    """Few accounts are left, and all of them are refused: that is about the key, not about them."""
+    """All of the few remaining accounts are refused, so the cause is the key."""
     await rotate(sandbox, journal, "pp_old", limit=2)
     sandbox.server.api_key = "pp_new"
 

@@ -1,4 +1,4 @@
-"""What all readers say of a journal between a run that was killed and the next one: the truth."""
+"""All readers of a journal report a killed run correctly, before the next one starts."""
 
 import asyncio
 import json
@@ -146,7 +146,7 @@ async def test_each_reader_reports_accounts_maybe_sent_by_a_dead_run(path: Path,
 
 
 async def test_an_account_that_failed_and_is_sent_again_by_a_dead_run_is_unknown(path: Path) -> None:
-    """Its refusal is that of another request."""
+    """The recorded refusal belongs to an earlier request."""
     write(path, [outcome(n, State.FAILED, status=400, scope="request") for n in range(FLEET)], total=FLEET)
     copy, api = await dead(path, 10, on_failed="retry")
 
@@ -197,8 +197,8 @@ async def test_accounts_that_a_cancelled_run_did_not_send_are_skipped_again(path
 
 
 @pytest.mark.parametrize("on_unknown", ["retry", "report"])
-async def test_a_run_is_in_no_doubt_about_what_it_may_send_itself(path, on_unknown) -> None:
-    """It reads its rows from the same table in which it has said that they may be sent."""
+async def test_a_run_does_not_doubt_accounts_that_it_may_send_itself(path, on_unknown) -> None:
+    """A run marks accounts as possibly sent in the table from which it reads its rows."""
     await ended(path, limit=100)
     api = await ended(path, on_unknown=on_unknown)
 
@@ -218,7 +218,7 @@ async def test_the_next_run_is_in_doubt_about_what_a_dead_run_may_have_sent(path
 
 
 async def test_accounts_maybe_sent_by_a_dead_run_of_an_earlier_version_are_in_doubt(path: Path) -> None:
-    """It left these accounts skipped, whatever it had sent."""
+    """The earlier version recorded them as skipped, even if they had been sent."""
     write(path, [outcome(n, State.SKIPPED) for n in range(3)], **{"total": 3, "under way": 1, "reached": 2})
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DROP TABLE IF EXISTS covered")
@@ -231,7 +231,7 @@ async def test_accounts_maybe_sent_by_a_dead_run_of_an_earlier_version_are_in_do
 
 
 async def test_an_unknown_outcome_of_a_run_stays_unknown_when_it_ends(path: Path) -> None:
-    """It is no longer unknown only because the run might send it."""
+    """The account is unknown by its outcome, not only because the run may send it."""
     write(path, [outcome(n, State.SKIPPED) for n in range(3)], total=3)
     journal = Journal.open(path)
     journal.record(outcome(1, State.UNKNOWN))
@@ -306,7 +306,7 @@ async def test_status_names_managed_changes_that_are_too_old_to_send(path: Path)
 
 @pytest.mark.slow
 async def test_a_dead_first_run_says_how_many_accounts_it_may_have_sent(path: Path) -> None:
-    """They have no row yet: the journal does not know them, but it knows how far the run may have come."""
+    """The journal has no rows of these accounts yet, but it has the watermark of the run."""
     copy, api = await dead(path, 60)
     patched = len(table(copy))
 

@@ -1,4 +1,4 @@
-"""The journal: what is on the disk, who may write it, and what happens when it cannot be written."""
+"""The journal: what is on disk, who may write it, and errors of writing."""
 
 import asyncio
 import os
@@ -242,7 +242,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path) -> None:
 
 
 async def test_outcomes_queued_during_a_failed_commit_are_reported_too(path, monkeypatch) -> None:
-    """It waits for a next commit that never comes: sent, not recorded, and not reported."""
+    """Before, they waited for a next commit that never came, and were not reported."""
     journal = Journal.open(path)
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -320,7 +320,7 @@ async def test_writer_thread_survives_any_error_of_a_commit(path) -> None:
 
 
 async def test_a_journal_that_is_deleted_under_way_is_noticed(path) -> None:
-    """It would still take every row, and nobody could ever read one."""
+    """Rows could still be written to the deleted file, but never be read."""
     journal = Journal.open(path)
     path.unlink()
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
@@ -330,7 +330,7 @@ async def test_a_journal_that_is_deleted_under_way_is_noticed(path) -> None:
 
 
 def test_existing_file_that_is_not_a_journal_is_not_changed(path) -> None:
-    """It may be the fleet itself, named by mistake."""
+    """The file may be the fleet, named by mistake."""
     path.write_bytes(b"a")
 
     with pytest.raises(JournalError, match="was not changed"):
@@ -384,7 +384,7 @@ def test_a_damaged_journal_is_recovered_or_refused_in_a_sentence(tmp_path_factor
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> tuple[bytes, bytes]:
-    """A journal's file and the -wal beside it, as a run that is killed leaves them."""
+    """A journal's file and its -wal as a killed run leaves them."""
     path = tmp_path_factory.mktemp("killed") / "run.sqlite3"
 
     async def main() -> tuple[bytes, bytes]:

@@ -128,7 +128,7 @@ def test_forked_child_does_not_hold_the_lock_of_its_dead_parent(path) -> None:
 
 
 async def test_journal_with_two_names_is_refused(path, tmp_path) -> None:
-    """What one run leaves beside one name would be missing beside the other."""
+    """The -wal is beside one name, so a run that uses the other name would miss it."""
     await Journal.open(path).aclose()
     (tmp_path / "other.sqlite3").hardlink_to(path)
 
@@ -220,7 +220,7 @@ async def test_killed_journal_that_another_program_folded_is_resumed(path) -> No
 
 @pytest.mark.slow
 async def test_killed_journal_that_was_refused_for_another_reason_is_resumed_later(path) -> None:
-    """Such as another fleet: that refusal closes the database, too."""
+    """Any refusal, for example of another fleet, closes the database."""
     await Journal.open(path, digest=b"one input").aclose()
     with Run(path):
         pass
@@ -379,7 +379,7 @@ async def test_commit_waits_30_seconds_for_another_program_that_writes(path) -> 
 
 
 async def test_sending_pauses_while_another_program_holds_the_write_lock(path) -> None:
-    """And goes on afterwards; what is sent and not recorded stays near what is in flight."""
+    """Sending continues afterwards; meanwhile few accounts are sent without being recorded."""
     sent: list[str] = []
 
     async def update(account_id: str, *_: object) -> AccountPatched:

@@ -1,4 +1,4 @@
-"""What a dry run knows of a journal: all that would stop the real one, and nothing is written for it."""
+"""A dry run reports all that would stop the real run, and does not write the journal."""
 
 import errno
 import json
@@ -205,7 +205,7 @@ def test_a_dry_run_says_what_is_new_in_an_edited_input(folder, run) -> None:
 
 
 def test_a_dry_run_does_not_count_accounts_that_a_killed_run_may_have_sent(folder, run) -> None:
-    """With ``--on-unknown report`` they are not sent, but it said that they would be."""
+    """With ``--on-unknown report`` they are not sent; before, the dry run said that they would be."""
     run("rotate", "fleet.csv", "--sandbox", "--limit", "4")
     change("DELETE FROM outcomes WHERE ordinal >= 4")
     change("UPDATE runs SET state = 'running'")
@@ -223,7 +223,7 @@ def test_a_dry_run_does_not_count_accounts_that_a_killed_run_may_have_sent(folde
 
 
 def test_a_dry_run_of_what_failed_knows_that_it_is_sent_again(folder, run) -> None:
-    """It said that all were settled, and none would be sent."""
+    """Before, the dry run said that no account would be sent."""
     run("rotate", "fleet.csv", "--sandbox")
     change("UPDATE outcomes SET state = 'failed' WHERE ordinal < 3")
 
@@ -254,7 +254,7 @@ def test_dry_run_without_completed_accounts_does_not_mention_them(folder, run, m
 
 
 def test_a_dry_run_does_not_show_proxies_that_an_earlier_run_quarantined(folder, run) -> None:
-    """Its first request named a proxy that the real run leaves out."""
+    """Before, the first request had a proxy that the real run leaves out."""
     (folder / "fleet.csv").write_text("account_id\nacc_0\nacc_1\n")
     (folder / "proxies.txt").write_text("p0.example:80\np1.example:80\n")
     words = ("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--every", "0s")

@@ -1,4 +1,4 @@
-"""A journal as its readers see it: whole while it is written, after a crash, and however damaged."""
+"""Readers of a journal: consistent while it is written, after a crash, and if it is damaged."""
 
 import asyncio
 import os
@@ -95,7 +95,7 @@ def test_a_slow_reader_holds_up_no_run(path) -> None:
 
 
 def test_at_one_moment_nothing_changes(path) -> None:
-    """Numbers of one report that contradict each other are believed by nobody."""
+    """The numbers of one report must not contradict each other."""
     write(path, [outcome(0)])
     writer = sqlite3.connect(path)
     writer.execute("UPDATE outcomes SET attempts = 2")
@@ -232,7 +232,7 @@ def test_a_link_to_a_journal_is_followed_to_its_lock(path, tmp_path) -> None:
 
 
 def test_a_run_that_begins_meanwhile_is_noticed(path) -> None:
-    """A journal that nobody writes is read without locks: half of one run and half of another is worse."""
+    """A journal without a writer is read without locks, so it must not mix two runs."""
     write(path, [outcome(0)])
     with JournalReader(path) as view:
         change(path, "UPDATE outcomes SET account_id = 'acc_other'")
@@ -517,7 +517,7 @@ def test_next_step_names_the_folder_of_the_command(path, tmp_path) -> None:
 
 
 def test_no_command_is_suggested_if_the_journal_has_none(path) -> None:
-    """What a run in Python began, no command line continues."""
+    """A run that was started in Python cannot be continued by a command."""
     found = numbers(write(path, [outcome(0, UNKNOWN)]))
 
     assert advice(str(path), found) == "start the same rotation again: it sends what is unknown"

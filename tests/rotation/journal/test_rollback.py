@@ -145,7 +145,7 @@ def test_a_run_that_is_not_there_is_refused(tmp_path, to) -> None:
 
 
 def test_the_same_rollback_with_accounts_in_doubt_has_the_plan_that_it_began_with(tmp_path) -> None:
-    """So its rows are the same, and its accounts in doubt keep their keys."""
+    """The rows stay the same, so accounts in doubt keep their keys."""
     rollback = [outcome(0, assignment=P0), outcome(1, State.UNKNOWN, assignment=P1)]
     night = write_runs(
         tmp_path / "j", patched(P0, P1), patched(P2, P3), rollback, selection="rollback to run 1"

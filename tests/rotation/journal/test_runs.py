@@ -37,7 +37,7 @@ def facts(journal: Path) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("state", ["interrupted", "halted", "running"])
 async def test_run_that_ended_with_its_last_account_does_not_delay_the_next(sandbox, journal, state) -> None:
-    """It was stopped, or killed, after the last account was recorded: nothing is left to resume."""
+    """The run was stopped or killed after its last account, so nothing is left to resume."""
     await rotate(sandbox, journal)
     with closing(sqlite3.connect(journal)) as connection, connection:
         connection.execute("UPDATE runs SET state = ?, began = began - ?", (state, DAY))

@@ -227,7 +227,7 @@ async def test_migration_that_was_cut_short_leaves_version_1(make, monkeypatch, 
 
 
 async def test_lost_log_is_noticed_although_the_migration_writes_a_new_one(make) -> None:
-    """Accounts whose outcomes may have been in the lost -wal are in doubt, whatever the file says."""
+    """Accounts whose outcomes may have been in the lost -wal are in doubt."""
     path = make("halted")
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT INTO run VALUES ('log needed', 1)")

@@ -1,4 +1,4 @@
-"""How much a crash leaves in doubt: what the dead run had said that it would reach, and no more."""
+"""A crash leaves in doubt only accounts below the watermark of the dead run."""
 
 import asyncio
 import sqlite3
@@ -74,7 +74,7 @@ async def test_nothing_is_sent_that_the_disk_has_not_said_before(path: Path) -> 
 
 
 async def test_a_crash_leaves_in_doubt_what_was_in_reach(path: Path) -> None:
-    """The rest of the fleet was not sent, and the next run knows it; what was settled is left alone."""
+    """The next run knows that the rest was not sent; completed accounts are not sent again."""
     first = Api(path)
     async with rotation(first) as dying:
         async for outcome in dying:
@@ -180,7 +180,7 @@ async def test_without_idempotency_keys_a_crash_costs_hundreds_and_not_the_fleet
 
 
 async def test_a_journal_that_knows_no_reach_leaves_all_in_doubt(path: Path) -> None:
-    """One begun by a version that had none: what it does not say, nobody may guess."""
+    """A version without watermarks started it, so any account may have been sent."""
     await Journal.open(path).aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM run WHERE name = 'reached'")
@@ -192,7 +192,7 @@ async def test_a_journal_that_knows_no_reach_leaves_all_in_doubt(path: Path) -> 
 
 
 async def test_a_reach_that_is_no_number_is_damage(path: Path) -> None:
-    """It is compared with every ordinal: what a damaged file has there must not end in a traceback."""
+    """The value is compared with every ordinal; a damaged one must not cause a traceback."""
     await Journal.open(path).aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE run SET value = 'far' WHERE name = 'reached'")
@@ -320,7 +320,7 @@ async def test_waiter_that_arrives_between_a_commit_and_its_notification_does_no
 
 
 async def test_accounts_beyond_the_watermark_are_not_sent_if_it_cannot_be_written(path: Path) -> None:
-    """The disk is full: accounts beyond the watermark wait, and so do later ones."""
+    """With a full disk, accounts beyond the watermark wait, and so do later ones."""
     disk = Disk()
     watermark = SendWatermark(disk, 0)  # type: ignore[arg-type]
     waiting = asyncio.create_task(watermark.advance(0))

@@ -1,4 +1,4 @@
-"""Checks of proxies: what each way to fail is called, and that no secret is repeated."""
+"""Checks of proxies: the name of each failure, without secrets."""
 
 import asyncio
 import errno
@@ -283,7 +283,7 @@ async def test_https_proxy_that_closes_the_connection_in_the_handshake() -> None
 
 
 async def test_template_is_not_checked() -> None:
-    """Its user name depends on the account, so the line as it is written is no user name."""
+    """The user name of a template depends on the account, so the line itself cannot be checked."""
     proxy = pooled(closed_port(), username="customer-{account_id}-s{try}")
     checked = await ProxyChecker(target=URL("http://127.0.0.1:1")).check(proxy)
 

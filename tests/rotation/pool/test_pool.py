@@ -1,4 +1,4 @@
-"""The pool: who gets which proxy, which proxies are given up, and that no cap is passed."""
+"""The pool: assignment, quarantines, and the maximum of accounts per proxy."""
 
 import random
 import sys
@@ -68,7 +68,7 @@ def quarantine(pool: ProxyAllocator, label: str) -> None:
 
 
 def test_success_costs_the_same_however_many_proxies_are_failing() -> None:
-    """It looked at each of them: 100,000 accounts took minutes."""
+    """Before, each success looked at all failing proxies: 100,000 accounts took minutes."""
 
     def lines_of_a_success(failing: int) -> int:
         pool, lines = allocator(proxies(2000)), 0
@@ -122,7 +122,7 @@ def test_a_round_passes_over_what_is_in_quarantine() -> None:
 
 
 def test_accounts_that_come_back_are_spread_over_the_others() -> None:
-    """A dead proxy's accounts must not all fall on its neighbour, nor shift those who come first."""
+    """A dead proxy's accounts must not all get the next proxy, or shift other accounts."""
     pool = allocator(proxies(5))
     dead = pool.give("acc_0")
     assert dead is not None
@@ -141,7 +141,7 @@ def test_accounts_that_come_back_are_spread_over_the_others() -> None:
 def test_an_account_keeps_its_proxy_when_another_is_taken_out(
     count: int, out: st.DataObject, shuffled: random.Random
 ) -> None:
-    """Only the accounts of the one taken out move, in whatever order the rest of the list is then."""
+    """Only accounts of the removed proxy move, in any order of the list."""
     listed = proxies(count)
     ids = accounts(200)
     before = given_to(allocator(listed, assign="sticky"), ids)
@@ -249,7 +249,7 @@ def test_exhausted_pool_gives_none(assign: Assign) -> None:
 
 
 def test_a_proxy_of_another_pool_is_refused() -> None:
-    """It would count for one that had nothing to do with it."""
+    """Otherwise the failure would count for another proxy."""
     pool, other = allocator(proxies(2)), allocator(proxies(3)[2:])
     stranger = other.give("acc_0")
     assert stranger is not None
@@ -279,7 +279,7 @@ ACTS = st.lists(
 def test_no_proxy_ever_has_more_accounts_than_its_cap(
     acts: list[tuple[int, str]], count: int, cap: int, assign: Assign, earlier: list[int]
 ) -> None:
-    """However accounts fail, try again and go on, and whatever an earlier run gave out."""
+    """This holds for all sequences of failures and retries, and after any earlier run."""
     pool = allocator(proxies(count), assign=assign, accounts_per_proxy=cap, failovers=9)
     before = dict(zip([pooled.label for pooled in pool._proxies], earlier, strict=False))
     pool.resume(before)
@@ -318,7 +318,7 @@ def test_no_proxy_ever_has_more_accounts_than_its_cap(
 
 @pytest.mark.parametrize("assign", WAYS)
 def test_every_place_under_the_cap_is_given_out(assign: Assign) -> None:
-    """As many accounts as places: the last one finds the last place, however it is looked for."""
+    """With as many accounts as places, the last account gets the last place."""
     pool = allocator(proxies(7), assign=assign, accounts_per_proxy=3)
 
     assert Counter(Counter(given_to(pool, accounts(21)).values()).values()) == {3: 7}
@@ -354,7 +354,7 @@ def test_an_account_that_tries_again_keeps_its_place() -> None:
 
 
 def test_quarantined_proxy_counts_accounts_of_an_earlier_run() -> None:
-    """It is closed for two reasons, and opens again when both are gone."""
+    """A full and quarantined proxy is used again when neither applies any more."""
     pool = allocator(proxies(2), accounts_per_proxy=1)
     quarantine(pool, "user0@p0.example.net:3128")
 
@@ -375,7 +375,7 @@ def test_accounts_of_an_earlier_run_count_towards_the_cap() -> None:
 
 
 def test_labels_of_an_older_journal_count_without_their_line() -> None:
-    """It numbered them by the list, which may have been edited since."""
+    """Older labels begin with the line in the list, which may have been edited since."""
     pool = allocator(proxies(2), accounts_per_proxy=1)
 
     pool.resume({"line 17 user0@p0.example.net:3128": 1})
@@ -414,7 +414,7 @@ def test_a_proxy_that_is_new_in_a_resumed_run_gets_no_flood() -> None:
 
 
 def test_list_with_bad_lines_is_refused_and_each_is_reported() -> None:
-    """Nothing is sent by half of a list that somebody believes to be whole."""
+    """A list with bad lines is never used in part without the user's consent."""
     with pytest.raises(FleetError) as caught:
         ProxyPool.read(LIST)
 
@@ -429,7 +429,7 @@ def test_list_with_bad_lines_is_refused_and_each_is_reported() -> None:
 
 
 def test_bad_lines_can_be_skipped() -> None:
-    """The caller asked for it, and can still read which lines were skipped."""
+    """With skip_bad, the caller can still read which lines were skipped."""
     pool = ProxyPool.read(LIST, skip_bad=True, assign="sticky", accounts_per_proxy=2)
 
     assert len(pool) == 500
@@ -437,7 +437,7 @@ def test_bad_lines_can_be_skipped() -> None:
 
 
 def test_a_label_is_user_host_and_port() -> None:
-    """By it an operator finds the line in the seller's list."""
+    """Operators find the line in the seller's list by the label."""
     pool = ProxyPool.read(LIST, skip_bad=True)
 
     labels = [pooled.label for pooled in pool._proxies[:4]]
@@ -484,7 +484,7 @@ def test_several_lists_are_one_pool(tmp_path: Path) -> None:
 
 
 def test_a_proxy_of_two_lists_is_in_the_pool_once(tmp_path: Path) -> None:
-    """As one that a single list has twice: refused, and with skip_bad left out."""
+    """Like a duplicate in one list, it is refused, or skipped with skip_bad."""
     us, de = tmp_path / "us.txt", tmp_path / "de.txt"
     us.write_text("a.example:80:u:p\n")
     de.write_text("b.example:80:u:p\nu:another@A.example:80\n")

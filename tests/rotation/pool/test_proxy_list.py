@@ -1,4 +1,4 @@
-"""The lists that sellers hand out: every form read, every bad line told, no password shown."""
+"""Lists of proxies from sellers: all forms are read, bad lines reported, and passwords hidden."""
 
 import csv
 import io
@@ -119,7 +119,7 @@ FULL = CustomProxy(host="h.example", port=8080, username="u", password="p")
     ],
 )
 def test_a_line_is_read_in_the_form_it_has(line: str, proxy: CustomProxy) -> None:
-    """Only a URL is decoded: elsewhere a password is what stands there, whatever its characters."""
+    """Only a URL is decoded: in other forms, the password is taken literally."""
     assert proxy_of(line) == proxy
 
 
@@ -206,7 +206,7 @@ def test_wrong_line_names_the_form_that_was_probably_meant(line: str, form: str)
 
 
 def test_a_refusal_reads_as_a_sentence() -> None:
-    """It is printed as it is."""
+    """The refusal is printed without changes."""
     assert (
         str(refusal_of("", "h:99999"))
         == "line 2, port: port out of range: must be a whole number from 1 to 65535"
@@ -222,7 +222,7 @@ def test_a_refusal_reads_as_a_sentence() -> None:
     ],
 )
 def test_duplicate_proxy_is_reported(first: str, again: str) -> None:
-    """It is one exit, not two: it would get twice the accounts, and be tried twice by those it fails."""
+    """A duplicate would get twice the accounts, and be tried twice by an account that it fails."""
     refusal = refusal_of("", first, again)
 
     assert refusal.reason == "proxy already listed"
@@ -333,7 +333,7 @@ def test_bad_row_is_reported(header: str, row: str, field: str, reason: str) -> 
 
 
 def test_a_column_named_twice_is_no_header_to_read_by() -> None:
-    """Every row would be wrong in the same way, so it is said once."""
+    """Every row would have the same error, so it is reported once."""
     with pytest.raises(FleetError, match="line 2 has the column username twice"):
         read_lines(["", "host,port,user,username", "h.example,80,a,b"])
 
@@ -428,14 +428,14 @@ def password(proxy: CustomProxy) -> str:
 @deterministic
 @given(proxy=PROXIES)
 def test_any_proxy_written_by_place_is_read_back(proxy: CustomProxy) -> None:
-    """host:port:user:password takes the password as it stands, to the end of the line."""
+    """In host:port:user:password, the password extends to the end of the line."""
     assert proxy_of(f"  {address(proxy)}:{proxy.username}:{password(proxy)}\r\n") == proxy
 
 
 @deterministic
 @given(proxy=PROXIES)
 def test_any_proxy_written_by_user_is_read_back(proxy: CustomProxy) -> None:
-    """user:password@host:port takes it as it stands, to the last @."""
+    """In user:password@host:port, the password extends to the last @."""
     assert proxy_of(f"{proxy.username}:{password(proxy)}@{address(proxy)}\n") == proxy
 
 
@@ -455,7 +455,7 @@ def test_any_proxy_written_as_a_url_is_read_back(proxy: CustomProxy, upper: bool
     columns=st.permutations(["Host", "PORT", "protocol", "UserName", "password", "city"]),
 )
 def test_any_proxies_written_as_csv_are_read_back(proxies: list[CustomProxy], columns: list[str]) -> None:
-    """Whatever a spreadsheet quotes is unquoted; user names lose their edges, passwords do not."""
+    """Quotes are removed; spaces around user names are stripped, but not those around passwords."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, quoting=csv.QUOTE_ALL)
     writer.writeheader()

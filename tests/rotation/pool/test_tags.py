@@ -1,4 +1,4 @@
-"""Pools with tags: an account gets proxies of its own tag and of no other, whatever fails."""
+"""Pools with tags: an account gets only proxies of its own tag."""
 
 import asyncio
 import random
@@ -104,7 +104,7 @@ async def test_tag_of_a_pair_chooses_its_pool() -> None:
 
 @pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in FORMS.items()])
 def test_column_of_a_fleet_chooses_the_pool_in_every_form(form: Form, tmp_path) -> None:
-    """It orders no managed proxy, and its values may be numbers."""
+    """The column orders no managed proxy, and its values may be numbers."""
     values = {
         "id": ["a", "b", "c"],
         "Country": ["us", "DE", None],
@@ -211,7 +211,7 @@ def test_template_cannot_take_the_column_of_an_own_proxy(tmp_path) -> None:
 
 @pytest.mark.parametrize("pooled", [True, pool("US")])
 def test_fleet_that_was_opened_for_another_pool_is_refused(session, tmp_path, pooled) -> None:
-    """Its country column orders managed proxies."""
+    """Without the pool, the column country orders managed proxies."""
     path = write_fleet(tmp_path, [""])
 
     with Fleet.open(path, pooled=pooled) as fleet, pytest.raises(ValueError, match="opened for another pool"):

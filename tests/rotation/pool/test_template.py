@@ -210,7 +210,7 @@ def test_pairs_have_no_columns_for_a_template(session) -> None:
     ],
 )
 def test_template_in_a_row_of_a_fleet_is_refused(tmp_path, header, row, column) -> None:
-    """It would be sent as it is."""
+    """The template would be sent without being filled in."""
     (tmp_path / "fleet.csv").write_text(f"account_id,{header}\nacc_1,{row}\n")
     with Fleet.open(tmp_path / "fleet.csv") as fleet:
         [fault] = fleet.survey().faults

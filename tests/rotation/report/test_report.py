@@ -1,4 +1,4 @@
-"""The report: the journal's own numbers, nothing from outside that a browser would run, never too large."""
+"""The report: the journal's numbers, no active content from outside, and a limited size."""
 
 import base64
 import gzip
@@ -102,7 +102,7 @@ def test_the_page_has_the_journal_s_numbers(night) -> None:
 
 
 def test_outcomes_without_a_response_are_explained_too(path) -> None:
-    """Of the names that an operator cannot look up in the API's own pages, least of all."""
+    """The API's documentation does not have these names."""
     lost = {"error_type": "ConnectionLostError", "scope": Scope.SERVICE, "status": None}
     dry = {"error_type": "no proxy left", "scope": Scope.PROXY}
     unlisted = {"error_type": "errors/brand_new", "scope": Scope.REQUEST}
@@ -120,7 +120,7 @@ def test_outcomes_without_a_response_are_explained_too(path) -> None:
 
 
 def test_each_account_that_was_not_patched_is_listed(night) -> None:
-    """With its line, id, error, attempts, proxy, and the instance that support asks for."""
+    """The list has line, id, error, attempts, proxy, and the instance that support asks for."""
     rows = listed(page(night))
 
     assert [row["account_id"] for row in rows] == [f"acc_{n:06}" for n in range(80, 97)]
@@ -177,7 +177,7 @@ def test_proxies_that_failed_alike_stand_in_the_order_of_their_list(path) -> Non
 
 
 def test_invalid_label_is_reported_in_a_sentence(path) -> None:
-    """Whatever a disk made of it: it is compared with the others before it is read."""
+    """Labels are compared before they are read, which a damaged one must not break."""
     write(path, [outcome(0), outcome(1)])
     change(path, "INSERT INTO proxies VALUES (x'ff', 2, 1.0, 2.0), ('line 1', 2, 1.0, 2.0)")
 
@@ -248,7 +248,7 @@ def nasty(path: Path) -> Path:
 
 
 def test_nothing_from_outside_is_markup(nasty, night_elements) -> None:
-    """Its elements are those of a page that tells of nothing hostile: no script, no handler, no image."""
+    """Hostile text adds no elements to the page: no script, handler or image."""
     found = Elements(page(nasty)).found
 
     assert {tag for tag, _ in found} <= {tag for tag, _ in night_elements}
@@ -272,7 +272,7 @@ def test_hostile_text_is_escaped(nasty) -> None:
 
 
 def test_the_page_asks_nothing_of_any_network(night) -> None:
-    """It is opened in a train, and a report of accounts is nobody else's business."""
+    """The report works offline, and tells nobody about the accounts."""
     text = page(night)
     urls = set(re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+[^\s\"'<]*", text))
 

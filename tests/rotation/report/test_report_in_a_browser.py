@@ -1,4 +1,4 @@
-"""The report as a person sees it: in Chromium, at a desk, on a phone, in the dark, on paper."""
+"""The report in Chromium: on a desktop and a phone, in dark mode, and printed."""
 
 import base64
 import os
@@ -125,8 +125,8 @@ def column(browser: Browser, number: int) -> list[str]:
 # --- The charts ---
 
 
-def test_it_opens_without_a_complaint_and_asks_for_nothing(browser, page) -> None:
-    """Whatever it would fetch is missing without a network."""
+def test_the_page_opens_without_errors_or_requests(browser, page) -> None:
+    """The page must work without a network."""
     browser.open(page)
 
     assert browser.find_one("h1").text == "750 of 1,000 accounts patched"
@@ -135,7 +135,7 @@ def test_it_opens_without_a_complaint_and_asks_for_nothing(browser, page) -> Non
 
 @pytest.mark.parametrize(("width", "drawn", "other"), [(1280, "wide", "narrow"), (390, "narrow", "wide")])
 def test_the_charts_are_drawn(browser, page, width, drawn, other) -> None:
-    """Each has bars with a size and a colour; the drawing for the other width is not shown."""
+    """Each chart has bars with a size and a colour; the drawing for the other width is hidden."""
     browser.open(page, width=width)
 
     charts = browser.all(f".chart.{drawn}")
@@ -270,8 +270,8 @@ def test_without_scripts_the_beginning_is_shown(browser, page) -> None:
 # --- A phone, the dark, paper ---
 
 
-def test_it_fits_a_phone(browser, page) -> None:
-    """Nobody pans a page to and fro at seven in the morning."""
+def test_the_page_fits_a_phone(browser, page) -> None:
+    """The page does not scroll horizontally."""
     browser.open(page, width=390)
     browser.wait(".tools")
 
