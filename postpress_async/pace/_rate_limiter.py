@@ -42,7 +42,7 @@ SECOND_TRIAL_SHARE: Final = 0.12
 key exceed the tier, a slightly lower rate of one of them changes little."""
 
 SECOND_TRIAL_FACTOR: Final = 0.1
-"""Multiple of the served rate that a second trial allows. It allows at least `MIN_TRIAL_429S`."""
+"""Multiple of the served rate that a second trial allows, or more for `MIN_TRIAL_429S`."""
 
 MIN_TRIAL_429S: Final = 1.2
 """429s per second that a second trial would get if the rate does not cause them. It takes about 10 s then."""
@@ -198,9 +198,8 @@ class RateLimiter:
         trial, self._trial = self._trial, None
         if not rate_is_cause and trial.share > SECOND_TRIAL_SHARE and not trial.is_second:
             self._trial = trial.second(self.served)
-            self._set_learned(
-                max(SECOND_TRIAL_FACTOR * self._plateau, MIN_TRIAL_429S / trial.share, MIN_RATE)
-            )
+            rate = max(SECOND_TRIAL_FACTOR * self._plateau, MIN_TRIAL_429S / trial.share)
+            self._set_learned(max(min(rate, TRIAL_FACTOR * self._plateau), MIN_RATE))
             return True
         self._decreased_at = self._grown_at = now
         if rate_is_cause:

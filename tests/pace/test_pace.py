@@ -489,6 +489,24 @@ def test_a_rate_that_is_not_the_cause_is_restored() -> None:
     assert sent <= 200
 
 
+def test_a_second_trial_has_no_higher_rate_than_the_first() -> None:
+    """Of 10 requests a second, every seventh is refused."""
+    rate, now, marked = RateLimiter(10.0), 0.0, 0.0
+    rates = list[float]()
+    for number in range(400):
+        now = max(now, rate.ready_at)
+        assert rate.try_acquire(now)
+        if number % 7 == 6:
+            rate.record_throttled(now, now)
+        else:
+            rate.served += 1
+            marked = rate.record_served(now) if now >= marked else marked
+        rates.append(round(rate.value, 3))
+
+    assert set(rates) == {7.0, 10.0}
+    assert rates[-1] == 10.0
+
+
 @pytest.mark.parametrize(("share", "kept"), [(0.01, 1.0), (0.03, 0.95), (0.1, 0.9), (0.3, 0.5)])
 def test_429s_that_come_at_any_rate_do_not_slow(share: float, kept: float) -> None:
     """As of a limit per account: a lower rate does not lower their share."""
