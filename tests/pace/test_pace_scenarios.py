@@ -109,13 +109,18 @@ def test_generated_scenarios(scenario: Scenario) -> None:
 @pytest.mark.parametrize(
     "scenario", generated(HELD_OUT if FULL else TUNED[:4], "stray"), ids=lambda s: s.name
 )
-def test_429s_at_any_rate_leave_nine_tenths_of_the_throughput(scenario: Scenario) -> None:
-    """Compared with a client that does not adapt to them, and has to send as many requests again."""
+def test_429s_at_any_rate_leave_most_of_the_throughput(scenario: Scenario) -> None:
+    """
+    Nine tenths for a share of up to 3%, and eight tenths for up to 5%.
+
+    Compared with a client that does not adapt to them, and has to send as many requests again.
+    """
+    kept = 0.9 if scenario.behavior.stray(10.0) <= 0.03 else 0.8
     pressing = measure(evolve(scenario, adaptive=False), seed=SEED)
     result = measure(scenario, seed=SEED)
     print(f"seed {SEED}: {pressing.makespan / result.makespan:.3f}")
 
-    assert result.makespan <= pressing.makespan / 0.9
+    assert result.makespan <= pressing.makespan / kept
 
 
 @pytest.mark.parametrize("share", [0.01, 0.03])

@@ -132,7 +132,7 @@ MORE = [
     Scenario("slower for good, 5 times, then room", Behavior(slow=between(3, 1e9, 5, 1)), between(3, 1e9, 1600, 8000), 1.2, 1.0, in_flight=400, accounts=200_000),
     Scenario("two sessions, tier of 100/s", Behavior(tier=always(100.0)), always(100.0), 1.05, 1.02, sessions=2, throttled=0.015),
     Scenario("three sessions, tier of 100/s", Behavior(tier=always(100.0)), always(100.0), 2.5, 1.06, sessions=3),
-    Scenario("four sessions, tier of 100/s", Behavior(tier=always(100.0)), always(100.0), 3.0, 1.08, sessions=4, failures=20),
+    Scenario("four sessions, tier of 100/s", Behavior(tier=always(100.0)), always(100.0), 3.5, 1.15, sessions=4, failures=50),
     Scenario("two sessions, 50 at once", CROWD, THOUSAND, 1.05, 1.02, in_flight=1000, sessions=2, failures=3),
     Scenario("out for an hour: 503", Behavior(out=outage("503", 5, 3605)), between(5, 3605, 0, 2000), 1.01, 1.06, in_flight=100),
     Scenario("out for an hour: silent", Behavior(out=outage("silent", 5, 3605)), between(5, 3605, 0, 2000), 1.01, 1.06, in_flight=100),
