@@ -20,7 +20,8 @@ MIN_REFUSED: Final = 6
 """Minimum number of 429s from which a share is estimated."""
 
 MIN_EXPECTED: Final = 16.0
-"""Minimum number of expected 429s for a lower estimate: two standard deviations above their number."""
+"""Minimum number of expected 429s before the share is lowered, at most to two standard deviations above the
+observed one."""
 
 UNTESTED_SHARE: Final = 0.03
 """Highest share that is believed without a trial, because it does little harm if it is wrong."""
@@ -33,7 +34,6 @@ RATE_IS_CAUSE, RATE_IS_NOT_CAUSE = -3.0, 4.0
 """Log-likelihood ratios at which a trial ends, for errors of about 5% and 2%. The second error is worse: the
 session then exceeds its tier until the next trial."""
 
-
 TRIAL_429S: Final = 8.0
 """Number of 429s, expected if the rate is not their cause, after which a trial ends with the likelier one."""
 
@@ -42,8 +42,9 @@ class Background:
     """
     The share of requests that get a 429 at any request rate, for example because of limits per account.
 
-    A cumulative sum detects more 429s than that: each 429 adds 1, each request subtracts the tolerated share,
-    and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection Schemes", Biometrika 41, 1954).
+    A cumulative sum detects that more requests get one: each 429 adds 1, each request subtracts the tolerated
+    share, and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection Schemes", Biometrika 41,
+    1954).
 
     Attributes:
         share: The share, as far as it is known.
