@@ -1,6 +1,5 @@
 """
-The sources of the documentation.
+The sources of the documentation, which `nox -s docs` builds.
 
-They are below `tests` because `tests/project/test_docs.py` runs their examples. The wheel does not contain
-them. `nox -s docs` builds the site.
+They are below `tests` because `tests/project/test_docs.py` runs their examples.
 """

@@ -1,8 +1,4 @@
-"""
-Settings of the documentation: `nox -s docs` builds it with Sphinx, and warnings fail the build.
-
-The pages are below `tests` because the tests run their examples.
-"""
+"""Settings of Sphinx, with which `nox -s docs` builds the documentation. Warnings fail the build."""
 
 import sys
 from pathlib import Path
@@ -10,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from postpress_async import __version__  # noqa: E402 - the line above makes it importable
+from postpress_async import __version__  # noqa: E402 - needs the line above
 
 project = "postpress_async"
 version = release = __version__
@@ -26,8 +22,8 @@ extensions = [
 ]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-default_role = "py:obj"  # docstrings name objects in single backticks
-smartquotes = False  # "--sandbox" is not a dash
+default_role = "py:obj"  # single backticks in docstrings are links to objects
+smartquotes = False  # they would turn the -- of options into dashes
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_class_signature = "mixed"

@@ -1,59 +1,53 @@
-"""The public names, and the paths of their definitions, under which the reference has them."""
+"""The public names of the package, for tests of the documentation and of the public API."""
 
 import inspect
 from importlib import import_module
 from types import ModuleType
 
-# All names of WHOLE without an underscore are public; of SOME only the listed ones are.
-WHOLE = ["", "errors", "events", "models", "rotation", "sandbox", "cluster"]
-SOME = {
+ALL_NAMES_PUBLIC = ["", "errors", "events", "models", "rotation", "sandbox", "cluster"]
+"""Modules in which every name without an underscore is public; "" is the package itself."""
+
+SOME_NAMES_PUBLIC = {
     "rotation.report": ["write_report"],
     "telemetry": ["Telemetry"],
     "pytest_plugin": ["postpress_sandbox"],
 }
+"""Modules in which only the listed names are public."""
 
 
 def public() -> dict[str, object]:
-    """The public objects by the path that a user imports; an object of two modules has the first path."""
+    """Return the public objects by import path. An object in two modules has the path in the first module."""
     objects: dict[str, object] = {}
-    for module_name in [*WHOLE, *SOME]:
+    for module_name in [*ALL_NAMES_PUBLIC, *SOME_NAMES_PUBLIC]:
         module = import_module(f"postpress_async.{module_name}".removesuffix("."))
-        for name in SOME.get(module_name) or _names(module):
+        for name in SOME_NAMES_PUBLIC.get(module_name) or _public_names(module):
             value = getattr(module, name)
             if not inspect.ismodule(value) and not any(value is other for other in objects.values()):
                 objects[f"{module.__name__}.{name}"] = value
     return objects
 
 
-def _names(module: ModuleType) -> list[str]:
+def _public_names(module: ModuleType) -> list[str]:
     if hasattr(module, "__all__"):
         return [name for name in module.__all__ if not name.startswith("__")]
-    names = [
+    return [
         name
         for name, value in vars(module).items()
         if not name.startswith("_")
         and (inspect.isclass(value) or inspect.isfunction(value))
         and value.__module__.startswith("postpress_async")
+        and _is_exported(module, name)
     ]
-    # Names that a module only uses, such as `Scope` in events, are not public there.
-    return [name for name in names if _is_exported(module, name)]
 
 
 def _is_exported(module: ModuleType, name: str) -> bool:
+    """Whether *module* defines or re-exports the name. It may only use it, as events uses `Scope`."""
     value = vars(module)[name]
     return value.__module__ == module.__name__ or f"{name} as {name}" in inspect.getsource(module)
 
 
-def home(name: str, value: object) -> str:
-    """The path of the object's definition."""
-    module = getattr(value, "__module__", "")
-    if module.startswith("postpress_async") and (inspect.isclass(value) or inspect.isfunction(value)):
-        return f"{module}.{value.__qualname__}"
-    return name
-
-
 def members(value: object) -> list[str]:
-    """The public methods and properties that a class itself defines."""
+    """Return the names of the documented public methods and properties that a class itself defines."""
     if not inspect.isclass(value):
         return []
     kinds = (property, classmethod, staticmethod)

@@ -1,7 +1,7 @@
 """
-The public API as text, read by griffe, and the options of each command.
+Describes the public API as text: names and signatures, read by griffe, and the options of each command.
 
-`python -m tests.project.public_api` renews `tests/data/public-api.txt`.
+`python -m tests.project.public_api` updates `tests/data/public-api.txt`.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from tests.support import DATA, ROOT
 SNAPSHOT = DATA / "public-api.txt"
 
 
-def load() -> griffe.Module:
+def load_package() -> griffe.Module:
     package = griffe.load("postpress_async", search_paths=[ROOT], resolve_aliases=True)
     assert isinstance(package, griffe.Module)
     return package
 
 
 def describe(name: str, found: griffe.Object | griffe.Alias) -> Iterator[str]:
-    """A class with its public members, a function's signature, or an attribute's type and default."""
+    """Yield the lines of a class with its public members, of a function, or of an attribute."""
     labels = sorted(found.labels & {"async", "classmethod", "property", "staticmethod"})
     if isinstance(found, griffe.Class):
         decorators = [f"@{decorator.value}" for decorator in found.decorators]
@@ -43,7 +43,7 @@ def describe(name: str, found: griffe.Object | griffe.Alias) -> Iterator[str]:
 
 
 def default_of(attribute: griffe.Attribute) -> object:
-    """The value of a class attribute or a constant; the default or factory of a field of attrs."""
+    """Return the value of a class attribute or constant, or the default or factory of an attrs field."""
     value = attribute.value
     if attribute.labels == {"instance-attribute"}:  # computed by the constructor
         return None
@@ -54,7 +54,7 @@ def default_of(attribute: griffe.Attribute) -> object:
 
 
 def describe_command(command: click.Command, path: str) -> Iterator[str]:
-    """A command with its arguments and options, then its subcommands."""
+    """Yield the lines of a command with its arguments and options, then of its subcommands."""
     yield path
     for option in command.params:
         yield f"    {', '.join([*option.opts, *option.secondary_opts])}"
@@ -64,6 +64,7 @@ def describe_command(command: click.Command, path: str) -> Iterator[str]:
 
 
 def public_api(package: griffe.Module) -> str:
+    """Return the text of the snapshot."""
     lines: list[str] = []
     for path in sorted(names.public()):
         found = package[path.removeprefix("postpress_async.")]
@@ -72,4 +73,4 @@ def public_api(package: griffe.Module) -> str:
 
 
 if __name__ == "__main__":
-    SNAPSHOT.write_text(public_api(load()), "utf-8")
+    SNAPSHOT.write_text(public_api(load_package()), "utf-8")

@@ -1,4 +1,4 @@
-"""The documentation: its programs and commands are run, and it has every public name, option and column."""
+"""The examples of the documentation print what the pages say, and the pages list every public name."""
 
 import ast
 import contextlib
@@ -34,33 +34,32 @@ CONSOLES = {
 PUBLIC = names.public()
 
 
-def test_every_program_has_its_output() -> None:
-    """A program without its output would not be run below."""
+def test_every_program_is_followed_by_its_output() -> None:
+    """A program without output would not be run by `test_program_prints_the_output_in_its_page`."""
     assert len(PROGRAMS) == sum(text.count("```python") for text in TEXTS.values()) > 0
 
 
-def needs_process(program: str) -> bool:
-    """Workers of a cluster import the program, and an exporter keeps the standard output of its import."""
+def needs_own_process(program: str) -> bool:
+    """Workers of a cluster import the program, and an exporter writes to the `sys.stdout` at its import."""
     return '__name__ == "__main__"' in program or "ConsoleSpanExporter" in program
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if needs_process(program) else [])
+        pytest.param(name, marks=[pytest.mark.slow] if needs_own_process(program) else [])
         for name, (program, _) in PROGRAMS.items()
     ],
 )
-def test_a_program_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
-    """In this process if possible, because a new one takes longer."""
+def test_program_prints_the_output_in_its_page(name: str, tmp_path: Path) -> None:
     program, output = PROGRAMS[name]
     file = tmp_path / "program.py"
     file.write_text(program)
-    if needs_process(program):
+    if needs_own_process(program):
         command = [sys.executable, "-W", "error", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         printed = done.stdout + done.stderr
-    else:
+    else:  # in this process, which is faster
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(program, str(file), "exec"), {"__name__": "program"})
         printed = out.getvalue()
@@ -70,12 +69,11 @@ def test_a_program_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONSOLES)
-def test_a_command_prints_what_its_page_says(name: str, tmp_path: Path) -> None:
+def test_command_prints_the_output_in_its_page(name: str, tmp_path: Path) -> None:
     run_console(CONSOLES[name], tmp_path)
 
 
-def test_every_page_is_in_the_contents() -> None:
-    """A page that the contents lack cannot be found."""
+def test_every_page_is_in_a_table_of_contents() -> None:
     listed = {"index.md"}
     for page, text in TEXTS.items():
         for tree in blocks(text, "{toctree}"):
@@ -85,50 +83,58 @@ def test_every_page_is_in_the_contents() -> None:
     assert listed == TEXTS.keys()
 
 
-def test_links_lead_to_pages_and_files() -> None:
-    broken = [
-        f"{page}: {target}"
-        for page, text in TEXTS.items()
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
-        + re.findall(r"^```{(?:literal)?include} (.+)$", text, re.MULTILINE)
-        if not (PAGES / page).parent.joinpath(target).is_file()
-    ]
+def test_links_and_includes_lead_to_existing_files() -> None:
+    broken = []
+    for page, text in TEXTS.items():
+        targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+        targets += re.findall(r"^```{(?:literal)?include} (.+)$", text, re.MULTILINE)
+        folder = (PAGES / page).parent
+        broken += [f"{page}: {target}" for target in targets if not (folder / target).is_file()]
 
     assert broken == []
 
 
-def test_the_page_on_exit_codes_has_those_of_the_help() -> None:
+def test_links_have_the_syntax_of_markdown() -> None:
+    """Sphinx shows a link to an undefined label, such as `[text][label]`, as it is written."""
+    code = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+    wrong = {page: re.findall(r"\]\[\w.*?\]", code.sub("code", text)) for page, text in TEXTS.items()}
+
+    assert {page: links for page, links in wrong.items() if links} == {}
+
+
+def test_exit_codes_page_has_the_exit_codes_of_the_help() -> None:
     documented = re.findall(r"^\| (\d+) \| ([^|]+) \|", TEXTS["reference/exit-codes.md"], re.MULTILINE)
 
     assert documented == re.findall(r"^  (\d+) +(.+)$", exit_codes.HELP, re.MULTILINE)
 
 
-def test_the_page_on_the_journal_has_the_columns_of_an_outcome() -> None:
+def test_journal_page_has_the_columns_of_outcomes() -> None:
     table = TEXTS["reference/journal.md"].partition("## Table `outcomes`")[2].partition("## Files")[0]
 
     assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == ["run", *OUTCOME_COLUMNS.split()]
 
 
-def test_the_page_on_json_has_all_results_of_a_check() -> None:
+def test_json_page_has_all_results_of_a_proxy_check() -> None:
     table = TEXTS["reference/json.md"].partition("## `proxies check --json`")[2]
 
     assert re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE) == [result.value for result in CheckResult]
 
 
-def test_the_page_on_columns_has_the_names_that_are_read() -> None:
+def test_columns_page_has_all_accepted_names() -> None:
     fleet, _, lists = TEXTS["reference/columns.md"].partition("## A list of proxies")
-    names = {
-        column: re.findall(r"`(\w+)`", others)
-        for column, others in re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", fleet, re.MULTILINE)
+    names_in_fleets = {
+        column: re.findall(r"`(\w+)`", other_names)
+        for column, other_names in re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", fleet, re.MULTILINE)
     }
-    part_names = {
-        column: re.findall(r"`(\w+)`", others)
-        for column, others in re.findall(r"^\| `(\w+)` \| (.+) \|$", lists, re.MULTILINE)
+    names_in_lists = {
+        column: tuple(map(plain_name, re.findall(r"`(\w+)`", other_names)))
+        for column, other_names in re.findall(r"^\| `(\w+)` \| (.+) \|$", lists, re.MULTILINE)
     }
 
-    assert tuple(names) == COLUMNS
-    assert all(column_of(other) == column for column, others in names.items() for other in others)
-    assert {column: tuple(map(plain_name, others)) for column, others in part_names.items()} == _PART_NAMES
+    assert tuple(names_in_fleets) == COLUMNS
+    for column, other_names in names_in_fleets.items():
+        assert {column_of(name) for name in other_names} == {column}
+    assert names_in_lists == _PART_NAMES
 
 
 def environment_variables(command: click.Command, prefix: str = "POSTPRESS") -> Iterator[str]:
@@ -142,7 +148,7 @@ def environment_variables(command: click.Command, prefix: str = "POSTPRESS") -> 
             yield from environment_variables(subcommand, f"{prefix}_{name}".upper().replace("-", "_"))
 
 
-def test_variables_that_the_environment_page_names_exist() -> None:
+def test_variables_on_the_environment_page_exist() -> None:
     named = set(re.findall(r"`(POSTPRESS_[A-Z_]+)(?:=\w+)?`", TEXTS["reference/environment.md"]))
     read_without_an_option = {"POSTPRESS_API_KEY", "POSTPRESS_DATABASE_URL", "POSTPRESS_PROXY"}
 
@@ -150,121 +156,133 @@ def test_variables_that_the_environment_page_names_exist() -> None:
     assert len(named) > len(read_without_an_option)
 
 
-REFUSALS = {
+QUOTED_ERRORS = {
     *("BadParameter", "ConfigurationError", "FleetError", "JournalError", "JournalNotWritableError"),
     *("NotSentError", "RotationError", "SessionClosedError", "UsageError"),
 }
-"""Errors whose messages end a command with exit code 2 to 4, or say why a rotation did not send."""
+"""Errors whose messages users see if a command ends with exit code 2 to 4, or a rotation sends nothing."""
+
+
+def first_words(message: ast.expr) -> str:
+    """Return up to five words from the first constant part of *message* that has several words."""
+    parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+    for part in parts:
+        if isinstance(part, ast.Constant) and len(words := str(part.value).split()) > 1:
+            return " ".join(words[:5]).strip(" .,:;(")
+    return ""
 
 
 def messages() -> Iterator[tuple[str, str]]:
-    """The first words of each message of these errors, up to five, and where it is raised."""
+    """Yield the first words of each message of `QUOTED_ERRORS`, and the line that creates the error."""
     for file in sorted((ROOT / "postpress_async").rglob("*.py")):
         if {"cluster", "sandbox"} & set(file.parts) or file.name == "pytest_plugin.py":
             continue
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            if not (isinstance(node, ast.Call) and node.args):
-                continue
-            if ast.unparse(node.func).rpartition(".")[2] in REFUSALS:
-                text = node.args[0]
-                parts = text.values if isinstance(text, ast.JoinedStr) else [text]
-                texts = [str(part.value) for part in parts if isinstance(part, ast.Constant)]
-                words = next((" ".join(text.split()[:5]) for text in texts if len(text.split()) > 1), "")
-                yield words.strip(" .,:;("), f"{file.name}:{node.lineno}"
+            if isinstance(node, ast.Call) and node.args:
+                called = ast.unparse(node.func).rpartition(".")[2]
+                if called in QUOTED_ERRORS:
+                    yield first_words(node.args[0]), f"{file.name}:{node.lineno}"
 
 
-def test_troubleshooting_has_each_message() -> None:
-    """A user searches it for the first words of a message."""
+def test_troubleshooting_page_has_each_message() -> None:
     page = " ".join(TEXTS["troubleshooting.md"].split())
 
-    assert {words: where for words, where in messages() if words not in page} == {}
+    assert {words: line for words, line in messages() if words not in page} == {}
 
 
-# --- Every public name ----------------------------------------------------------------------------
+# --- Public names ---------------------------------------------------------------------------------
 
 REFERENCE = "\n".join(text for page, text in TEXTS.items() if page.startswith("reference/"))
-CALLED = {
-    f"{name}.{member}" if member else name: made
-    for name, value in PUBLIC.items()
-    for member, made in [("", value), *((member, vars(value)[member]) for member in names.members(value))]
-}
-
-
-def function_of(value: object) -> object:
-    """What is behind a property, or a class's constructor."""
-    if isinstance(value, property):
-        return value.fget
-    if isinstance(value, classmethod | staticmethod):
-        return value.__func__
-    return value
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    """A name counts by the path of its import or of its definition."""
     listed = set(re.findall(r"^\.\. auto\w+:: (\S+)$", REFERENCE, re.MULTILINE))
-    # An object with two names, such as `postpress_async.Scope`, is listed under one of them.
+    # The reference may list an object under another path, such as that of the module that defines it.
+    listed_names = {path.rpartition(".")[2] for path in listed}
     missing = [
-        name
-        for name, value in PUBLIC.items()
-        if {name, names.home(name, value), getattr(value, "__module__", None)}.isdisjoint(listed)
-        and name.rpartition(".")[2] not in {entry.rpartition(".")[2] for entry in listed}
+        path
+        for path, value in PUBLIC.items()
+        if path.rpartition(".")[2] not in listed_names and getattr(value, "__module__", None) not in listed
     ]
 
     assert missing == []
 
 
-def test_public_names_are_documented() -> None:
-    """The docstring says what the name is, and which errors it raises itself."""
-    for name, called in CALLED.items():
-        value = function_of(called)
-        if not (inspect.isclass(value) or inspect.isfunction(value)):
-            continue  # a type alias says what it is by itself
-        text = inspect.getdoc(value) if inspect.isfunction(value) else value.__doc__
-        assert text, name
-        if inspect.isclass(value):
-            continue
-        node = ast.parse(inspect.cleandoc("\n" + inspect.getsource(value))).body[0]
-        raised = set(filter(None, map(raised_by, ast.walk(node))))
-        own = {error for error in raised if error.endswith("Error") and error != "AttributeError"}
-        module = inspect.getdoc(inspect.getmodule(value)) or ""
-        for error in own:
-            assert error in text or "Raises" in text or error in module, f"{name} raises {error}"
+def public_functions_and_classes() -> Iterator[tuple[str, object]]:
+    """Yield the public classes, functions, methods and properties by path."""
+    for path, value in PUBLIC.items():
+        yield path, value
+        for name in names.members(value):
+            member = vars(value)[name]
+            if isinstance(member, property):
+                member = member.fget
+            elif isinstance(member, classmethod | staticmethod):
+                member = member.__func__
+            yield f"{path}.{name}", member
 
 
-def raised_by(node: ast.AST) -> str | None:
-    made = isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
-    return ast.unparse(node.exc.func) if made else None  # type: ignore[attr-defined]
+def test_every_public_function_and_class_has_a_docstring() -> None:
+    missing = [
+        path
+        for path, value in public_functions_and_classes()
+        if (inspect.isclass(value) or inspect.isfunction(value)) and not value.__doc__
+    ]
+
+    assert missing == []
 
 
-UNIT = re.compile(r"[Ss]econd|Unix time|[Uu]pper edge of the first wait")
+def raised_errors(function: object) -> set[str]:
+    """Return the names of the errors that *function* itself creates and raises."""
+    tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(function)))  # type: ignore[arg-type]
+    raised = {
+        ast.unparse(node.exc.func)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+    }
+    return {name for name in raised if name.endswith("Error") and name != "AttributeError"}
 
 
-def test_numbers_that_are_not_counts_have_a_unit() -> None:
-    """Seconds or milliseconds: a reader must not have to guess."""
+def test_docstrings_name_the_errors_that_functions_raise() -> None:
+    """The docstring of the function or of its module names the error, or has a section "Raises"."""
+    missing = []
+    for path, function in public_functions_and_classes():
+        if inspect.isfunction(function):
+            text = inspect.getdoc(function) or ""
+            module_text = inspect.getdoc(inspect.getmodule(function)) or ""
+            if "Raises" not in text:
+                unnamed = [error for error in raised_errors(function) if error not in text + module_text]
+                missing += [f"{path} raises {error}" for error in unnamed]
+
+    assert missing == []
+
+
+UNIT = re.compile(r"[Ss]econd|Unix time")
+
+
+def test_docstrings_give_the_unit_of_float_fields() -> None:
     fields = [
-        (name, value.__doc__ or "", field)
-        for name, value in PUBLIC.items()
+        (path, value.__doc__ or "", field)
+        for path, value in PUBLIC.items()
         if inspect.isclass(value)
         for field, kind in getattr(value, "__annotations__", {}).items()
         if not field.startswith("_") and "float" in str(kind) and "Callable" not in str(kind)
     ]
     assert len(fields) > 10
-    for name, text, field in fields:
+    for path, text, field in fields:
         entry = re.search(rf"^ *{field}: .*(?:\n {{12}}.*)*", text, re.MULTILINE)
         description = entry or re.search(rf"[^.]*\*{field}\*[^.]*", text)
-        assert description is not None, f"{name}.{field} is not described"
-        assert UNIT.search(description[0]), f"{name}.{field} has no unit: {description[0]}"
+        assert description is not None, f"{path}.{field} is not described"
+        assert UNIT.search(description[0]), f"{path}.{field} has no unit: {description[0]}"
 
 
-def run_somewhere() -> str:
-    """Every program that a test runs, and what it prints."""
+def text_of_examples() -> str:
+    """Return all programs in pages, README and recipes, and the outputs of the programs in pages."""
     texts = [*TEXTS.values(), README]
     code = "".join(block for text in texts for block in blocks(text, "(?:python|py|text)"))
     return code + "".join(file.read_text() for file in (ROOT / "tests/recipes").glob("*.py"))
 
 
-def test_public_names_have_an_example_that_is_run() -> None:
-    """In a page, in the README or in a recipe; or an example prints it, as the one of all errors does."""
-    words = {*re.findall(r"\w+", run_somewhere())}
+def test_every_public_name_is_in_an_example() -> None:
+    words = set(re.findall(r"\w+", text_of_examples()))
 
-    assert [name for name in PUBLIC if name.rpartition(".")[2] not in words] == []
+    assert [path for path in PUBLIC if path.rpartition(".")[2] not in words] == []

@@ -1,4 +1,4 @@
-"""`tests/constraints.txt` pins all libraries, so that new releases do not break unrelated changes."""
+"""`tests/constraints.txt` pins the version of each library, so that a new release does not fail the tests."""
 
 import re
 import tomllib
@@ -12,7 +12,7 @@ LOCK = ROOT / "tests" / "constraints.txt"
 
 
 def requirements() -> list[Requirement]:
-    """All requirements in pyproject.toml, for users and for development."""
+    """Return all requirements of the package, its extras and the dependency groups in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     extras, groups = project["project"]["optional-dependencies"], project["dependency-groups"]
     texts = list(project["project"]["dependencies"])
@@ -22,7 +22,7 @@ def requirements() -> list[Requirement]:
 
 
 def pinned_versions(text: str) -> dict[str, str]:
-    """The pinned version of each library. Lines of another form, such as URLs, are errors."""
+    """Return the pinned version of each library. A line of another form, such as a URL, fails the test."""
     versions = {}
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -33,7 +33,7 @@ def pinned_versions(text: str) -> dict[str, str]:
 
 
 def test_every_requirement_is_pinned_at_an_allowed_version() -> None:
-    """This fails if a requirement was added or raised without `nox -s lock`."""
+    """Otherwise, a requirement was added or raised without `nox -s lock`."""
     versions = pinned_versions(LOCK.read_text("utf-8"))
     stale = [
         str(requirement)
@@ -44,10 +44,11 @@ def test_every_requirement_is_pinned_at_an_allowed_version() -> None:
     assert stale == [], "run: nox -s lock"
 
 
-def test_a_library_has_the_same_versions_in_all_extras_and_groups() -> None:
-    """The tests of an extra must use a version that the extra allows."""
+def test_all_extras_and_groups_allow_the_same_versions_of_a_library() -> None:
+    """Tests of an extra must use a version that the extra allows."""
     specifiers: dict[str, set[str]] = {}
     for requirement in requirements():
         specifiers.setdefault(requirement.name, set()).add(str(requirement.specifier))
+    different = {name: texts for name, texts in specifiers.items() if len(texts) > 1}
 
-    assert {name: versions for name, versions in specifiers.items() if len(versions) > 1} == {}
+    assert different == {}
