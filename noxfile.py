@@ -1,4 +1,4 @@
-"""All checks: `nox` runs what a change must pass, `nox -l` lists every session."""
+"""Sessions of nox: `nox` runs the checks that a change must pass, and `nox -l` lists all sessions."""
 
 from pathlib import Path
 
@@ -10,20 +10,20 @@ nox.options.sessions = "lint types public_types changelog tests-3.11 docs packag
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 TYPES = [word for word in PYPROJECT["dependency-groups"]["types"] if "pyright" in word]
-EVERY = ("-m", "slow or not slow")  # pytest alone leaves out the slow tests
-LOCK = "tests/constraints.txt"  # the versions that sessions install
+ALL_TESTS = ("-m", "slow or not slow")  # by default, pytest runs only the fast tests
+LOCK = "tests/constraints.txt"  # pins the versions that most sessions install
 TESTED = ".[cli,parquet,report]"  # the package with the extras that the tests need
 
 
 def install(session: nox.Session, *groups: str, package: str = TESTED) -> None:
-    """The package and what *groups* of pyproject.toml name, all of the versions that are locked."""
+    """Install the package and the dependency *groups* of pyproject.toml, in the locked versions."""
     named = nox.project.dependency_groups(PYPROJECT, *groups)
     session.install("-c", LOCK, "-e", package, *named)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and common mistakes, by ruff; `nox -s lint -- --fix` corrects what it can."""
+    """Check style and common mistakes with ruff. `nox -s lint -- --fix` fixes what ruff can fix."""
     session.install("-c", LOCK, *(word for word in PYPROJECT["dependency-groups"]["lint"] if "ruff" in word))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
@@ -31,7 +31,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy, pyright and pyrefly on the package and the claims about types, strict; mypy on the tests too."""
+    """Check types: mypy on everything; pyright and pyrefly on the package and tests/typing_claims.py."""
     install(session, "types")
     session.run("mypy")
     session.run("pyrefly", "check")
@@ -40,7 +40,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def public_types(session: nox.Session) -> None:
-    """Every public name of the installed wheel has a known type, by pyright; it lists the public modules."""
+    """Check with pyright that every public name of the installed package has a known type."""
     session.install("-c", LOCK, f".[{','.join(EXTRAS)}]", "pytest", *TYPES)
     session.cd(session.create_tmp())  # so that the installed package is imported, not the folder
     session.run("pyright", "--ignoreexternal", "--verifytypes", "postpress_async")
@@ -48,7 +48,7 @@ def public_types(session: nox.Session) -> None:
 
 @nox.session
 def changelog(session: nox.Session) -> None:
-    """A branch has a news fragment in .changes, by towncrier; `-- BASE` is the branch it forks from."""
+    """Check with towncrier that a branch adds a file to .changes; `-- BASE` names its base branch."""
     session.install(
         "-c", LOCK, *(word for word in PYPROJECT["dependency-groups"]["lint"] if "towncrier" in word)
     )
@@ -59,15 +59,15 @@ def changelog(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The suite under branch coverage, on each Python; `nox -s tests -- -k retry` runs a few."""
+    """Run all tests with branch coverage, on each Python. `nox -s tests -- -k retry` runs some of them."""
     install(session, "test")
-    session.run("coverage", "run", "-m", "pytest", "-n", "0", *EVERY, *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "-n", "0", *ALL_TESTS, *session.posargs)
     session.run("coverage", "report")
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation into build/docs, by Sphinx; a broken link or an unknown name fails the build."""
+    """Build the documentation in build/docs with Sphinx. A broken link or an unknown name is an error."""
     install(session, "docs", package=".[cli,distributed,otel]")
     session.run(
         "sphinx-build", "-W", "--keep-going", "-q", "-c", "tests/docs", "tests/docs/pages", "build/docs"
@@ -76,16 +76,16 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def recipes(session: nox.Session) -> None:
-    """The recipes that need FastAPI, aiogram or Prefect; the suite runs the others."""
+    """Test the recipes, including those that need FastAPI, aiogram or Prefect."""
     install(session, "test", "recipes")
     session.install("-c", LOCK, *(w for w in PYPROJECT["dependency-groups"]["types"] if "mypy" in w))
-    session.run("mypy", "tests/recipes")  # with the types of the frameworks
+    session.run("mypy", "tests/recipes")  # with the types of these frameworks
     session.run("pytest", "tests/recipes", *session.posargs)
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build the sdist and the wheel, check their contents, and use the wheel in a fresh environment."""
+    """Build the sdist and the wheel, check their contents, and try the wheel in a new environment."""
     dist = Path(session.create_tmp(), "dist")
     for old in [*dist.glob("*"), *dist.parent.glob("*.sqlite3*")]:  # a journal would be resumed
         old.unlink()
@@ -118,7 +118,7 @@ def package(session: nox.Session) -> None:
         session.error("pytest does not find the fixture postpress_sandbox by the wheel's entry point.")
 
 
-EXTRAS = {  # a program that uses the extra
+EXTRAS = {  # by extra, a program that uses it
     "check": """
 import asyncio
 from yarl import URL
@@ -185,7 +185,7 @@ with Fleet.open_query('sqlite:///fleet.db', 'select account_id, country from fle
 @nox.session
 @nox.parametrize("extra", [*EXTRAS, "all"])
 def extras(session: nox.Session, extra: str) -> None:
-    """Each extra without the others, with a program that uses it; then all extras together."""
+    """Install each extra alone, and all extras together, and run programs that use them."""
     session.install(f".[{','.join(EXTRAS) if extra == 'all' else extra}]")
     session.cd(session.create_tmp())  # so that the installed package is imported, not the folder
     for program in EXTRAS.values() if extra == "all" else [EXTRAS[extra]]:
@@ -194,97 +194,107 @@ def extras(session: nox.Session, extra: str) -> None:
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """The suite on the newest version of every dependency, as a user installs it today."""
+    """Run all tests with the newest version of every dependency, as a user installs it today."""
     session.install("-e", TESTED, *nox.project.dependency_groups(PYPROJECT, "test"))
-    session.run("pytest", *EVERY, *session.posargs)
+    session.run("pytest", *ALL_TESTS, *session.posargs)
 
 
 @nox.session(venv_backend="uv")
 def lowest(session: nox.Session) -> None:
-    """The suite on the lowest version that pyproject.toml allows of each dependency and extra, by uv."""
+    """Run all tests with the lowest version of each dependency that pyproject.toml allows."""
     floors = ["--resolution", "lowest-direct", "-e", f".[{','.join(EXTRAS)}]"]
     session.install(*floors, *nox.project.dependency_groups(PYPROJECT, "test"))
-    session.install("--upgrade", *floors)  # the test tools had raised some of them
-    session.run("pytest", *EVERY, *session.posargs)
+    session.install("--upgrade", *floors)  # the test tools may have replaced some of them
+    session.run("pytest", *ALL_TESTS, *session.posargs)
 
 
 @nox.session
 def loops(session: nox.Session) -> None:
-    """The suite on uvloop; the other sessions use asyncio's event loop."""
+    """Run all tests on uvloop. The other sessions use asyncio's event loop."""
     install(session, "test")
-    session.run("pytest", *EVERY, *session.posargs, env={"POSTPRESS_TEST_LOOP": "uvloop"})
+    session.run("pytest", *ALL_TESTS, *session.posargs, env={"POSTPRESS_TEST_LOOP": "uvloop"})
 
 
 @nox.session
 def debug(session: nox.Session) -> None:
-    """The suite in asyncio's debug mode and Python's development mode, warnings as errors; forty minutes."""
+    """Run all tests in asyncio's debug mode and Python's development mode, in about forty minutes."""
     install(session, "test")
-    session.run("python", "-X", "dev", "-m", "pytest", "--asyncio-debug", *EVERY, *session.posargs)
+    session.run("python", "-X", "dev", "-m", "pytest", "--asyncio-debug", *ALL_TESTS, *session.posargs)
 
 
 @nox.session
 @nox.parametrize("parser", ["C", "Python"])
 @nox.parametrize("loop", ["asyncio", "uvloop"])
 def hostile(session: nox.Session, loop: str, parser: str) -> None:
-    """The tests of a hostile network, on each event loop and with each of aiohttp's parsers."""
+    """Test hostile servers on each event loop and with each of aiohttp's HTTP parsers."""
     install(session, "test")
-    twin = {"POSTPRESS_TEST_LOOP": loop} | ({"AIOHTTP_NO_EXTENSIONS": "1"} if parser == "Python" else {})
-    session.run("pytest", "tests/http/test_hostile.py", *EVERY, *session.posargs, env=twin)
+    environment = {"POSTPRESS_TEST_LOOP": loop} | (
+        {"AIOHTTP_NO_EXTENSIONS": "1"} if parser == "Python" else {}
+    )
+    session.run("pytest", "tests/http/test_hostile.py", *ALL_TESTS, *session.posargs, env=environment)
 
 
 @nox.session
 def branches(session: nox.Session) -> None:
-    """Branch coverage of the code that sends requests and decides on retries; it fails below 100%."""
+    """Require full branch coverage of the code that sends requests and decides on retries."""
     modules = "_http/* _timeouts _error_base errors retry secret".split()
     files = ["tests/http", "tests/call", "tests/test_errors.py", "tests/test_secret.py"]
     install(session, "test")
-    session.run("coverage", "run", "-m", "pytest", "-n", "0", *EVERY, *files)
+    session.run("coverage", "run", "-m", "pytest", "-n", "0", *ALL_TESTS, *files)
     included = ",".join(f"postpress_async/{name}.py" for name in modules)
     session.run("coverage", "report", f"--include={included}", "--fail-under=100")
 
 
 @nox.session
 def properties(session: nox.Session) -> None:
-    """The tests that generate their input, with a thousand random inputs each; the suite takes fifty."""
+    """Run the property tests with a thousand random inputs each instead of fifty."""
     install(session, "test")
     session.run("pytest", "-m", "hypothesis", "--hypothesis-profile=thorough", *session.posargs)
 
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Fuzz the sandbox against its OpenAPI document with 2,000 requests a run; the suite sends 60."""
+    """Fuzz the sandbox against its OpenAPI document with 2,000 requests instead of 60."""
     install(session, "test")
     session.run(
-        "pytest", "tests/sandbox/test_fuzz.py", *EVERY, *session.posargs, env={"POSTPRESS_TEST_FUZZ": "2000"}
+        "pytest",
+        "tests/sandbox/test_fuzz.py",
+        *ALL_TESTS,
+        *session.posargs,
+        env={"POSTPRESS_TEST_FUZZ": "2000"},
     )
 
 
 @nox.session
 def kill(session: nox.Session) -> None:
-    """Kill a rotation at fifty moments; the suite does ten."""
+    """Kill a rotation at fifty moments instead of ten."""
     install(session, "test")
     session.run(
-        "pytest", "tests/rotation/test_kill.py", *EVERY, *session.posargs, env={"POSTPRESS_TEST_KILLS": "50"}
+        "pytest",
+        "tests/rotation/test_kill.py",
+        *ALL_TESTS,
+        *session.posargs,
+        env={"POSTPRESS_TEST_KILLS": "50"},
     )
 
 
 @nox.session
 def campaign(session: nox.Session) -> None:
-    """500 seeded sequences of runs, kills and stops, audited after each run, and 30 of real commands."""
+    """Audit 500 random sequences of runs, kills and stops after each run, and 30 of real commands."""
     install(session, "test")
     counts = {"POSTPRESS_TEST_CAMPAIGN": "500", "POSTPRESS_TEST_CAMPAIGN_COMMANDS": "30"}
-    session.run("pytest", "tests/rotation/test_campaign.py", *EVERY, *session.posargs, env=counts)
+    session.run("pytest", "tests/rotation/test_campaign.py", *ALL_TESTS, *session.posargs, env=counts)
 
 
 @nox.session
 def night(session: nox.Session) -> None:
-    """A rotation of 100,000 accounts with 25 dead proxies, and thirty nights of a fleet in real processes."""
+    """Rotate 100,000 accounts with 25 dead proxies, and a fleet for thirty nights in real processes."""
     install(session, "test")
     session.run(
         "pytest",
         "tests/rotation/test_night.py",
         "tests/rotation/test_nights.py",
-        *EVERY,
+        *ALL_TESTS,
         *session.posargs,
         env={"POSTPRESS_TEST_NIGHT": "100000", "POSTPRESS_TEST_NIGHTS": "30"},
     )
@@ -292,12 +302,12 @@ def night(session: nox.Session) -> None:
 
 @nox.session
 def cluster(session: nox.Session) -> None:
-    """Clusters that lose workers, at full length, one over two hosts; then the throughput by workers."""
+    """Run long tests of clusters that lose workers, then measure the throughput by number of workers."""
     install(session, "test")
     session.run(
         "pytest",
         "tests/cluster/test_cluster.py",
-        *EVERY,
+        *ALL_TESTS,
         *session.posargs,
         env={"POSTPRESS_TEST_CLUSTER": "1"},
     )
@@ -306,24 +316,24 @@ def cluster(session: nox.Session) -> None:
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """Retry and pace in virtual time at full length; arguments go to `benchmarks.simulation`."""
+    """Simulate retries and pace in virtual time. Arguments go to `benchmarks.simulation`."""
     install(session, "test")
     if not session.posargs:
         environment = {"POSTPRESS_TEST_PACE": "1"}
-        session.run("pytest", "tests/pace/test_pace_scenarios.py", *EVERY, env=environment)
+        session.run("pytest", "tests/pace/test_pace_scenarios.py", *ALL_TESTS, env=environment)
     session.run("python", "-m", "benchmarks.simulation", *session.posargs)
 
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Compare a call with its peers: CPU time per request, requests per second; nginx too, if installed."""
+    """Compare a call with other clients: CPU time per request and requests per second."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks.peers", *session.posargs)
 
 
 @nox.session
 def micro(session: nox.Session) -> None:
-    """Microseconds of each part of a call; `-- --benchmark-autosave` saves them for a comparison."""
+    """Measure the parts of a call in microseconds; `-- --benchmark-autosave` saves the results."""
     install(session, "bench")
     columns = "--benchmark-columns=median,iqr,min,max,rounds"
     session.run(
@@ -339,21 +349,21 @@ def micro(session: nox.Session) -> None:
 
 @nox.session
 def scale(session: nox.Session) -> None:
-    """Rotations of 10,000 to a million accounts: CPU, memory, journal size, resuming; five minutes."""
+    """Measure rotations of 10,000 to a million accounts: CPU, memory, journal, resuming (five minutes)."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks.scale", *session.posargs)
 
 
 @nox.session
 def startup(session: nox.Session) -> None:
-    """Time of the import and of `--help`, compared with the import of aiohttp."""
+    """Measure the time of the import and of `--help`, compared with the import of aiohttp."""
     install(session)
     session.run("python", "-m", "benchmarks.startup", *session.posargs)
 
 
 @nox.session
 def inputs(session: nox.Session) -> None:
-    """Speed and memory of reading a fleet of a million rows in each format."""
+    """Measure the time and the memory of reading a fleet of a million rows in each format."""
     install(session, "test")
     session.run("python", "-m", "benchmarks.inputs", *session.posargs)
 
@@ -370,7 +380,7 @@ def lock(session: nox.Session) -> None:
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Known vulnerabilities in the locked and in the lowest allowed versions, by pip-audit."""
+    """Look for known vulnerabilities in the locked and the lowest allowed versions with pip-audit."""
     session.install("pip-audit", "uv")
     floors = str(Path(session.create_tmp(), "lowest.txt").absolute())
     lowest = ["--all-extras", "--resolution", "lowest-direct", "--python-version", PYTHONS[0]]

@@ -1,4 +1,4 @@
-"""The README: its programs and commands are run, and what they print is compared."""
+"""The programs and commands of the README print what it says."""
 
 import os
 import re
@@ -18,18 +18,17 @@ PROGRAMS = programs(README)
 CONSOLES = blocks(README, "console")
 
 
-def test_it_fits_on_a_screen_and_a_half() -> None:
+def test_readme_has_at_most_8_kib() -> None:
     assert len(README.encode()) <= 8_192
 
 
-def test_every_program_has_its_output() -> None:
-    """A program without its output would not be run below."""
+def test_every_program_is_followed_by_its_output() -> None:
+    """A program without output would not be run by `test_program_prints_the_output_in_the_readme`."""
     assert len(PROGRAMS) == README.count("```python") > 0
 
 
 @pytest.mark.parametrize(("program", "output"), PROGRAMS, ids=range(1, len(PROGRAMS) + 1))
-def test_a_program_prints_what_the_readme_says(program: str, output: str, tmp_path: Path) -> None:
-    """The environment has the variables of a sandbox, as the README says."""
+def test_program_prints_the_output_in_the_readme(program: str, output: str, tmp_path: Path) -> None:
     with SandboxThread() as sandbox:
         environment = {"POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
         done = subprocess.run(
@@ -45,29 +44,29 @@ def test_a_program_prints_what_the_readme_says(program: str, output: str, tmp_pa
     assert (done.stdout, done.stderr) == (output, "")
 
 
-def test_the_first_commands_install_it_and_run_the_tests() -> None:
-    """`.ci/run` runs the second, and `test_cli` what the first one runs."""
-    first, second = blocks(README, "sh")[:2]
+def test_first_two_commands_install_the_package_and_try_or_test_it() -> None:
+    """`.ci/run` runs the second command."""
+    try_command, test_command = blocks(README, "sh")[:2]
 
-    assert first.endswith(".venv/bin/postpress-async rotate --sandbox\n")
-    assert second.endswith(".venv/bin/python -m pytest\n")
-    assert all(command.startswith("python3 -m venv .venv && ") for command in (first, second))
+    assert try_command.endswith(".venv/bin/postpress-async rotate --sandbox\n")
+    assert test_command.endswith(".venv/bin/python -m pytest\n")
+    assert all(command.startswith("python3 -m venv .venv && ") for command in (try_command, test_command))
 
 
 @pytest.mark.parametrize("console", CONSOLES, ids=range(1, len(CONSOLES) + 1))
-def test_a_command_prints_what_the_readme_says(console: str, tmp_path: Path) -> None:
+def test_command_prints_the_output_in_the_readme(console: str, tmp_path: Path) -> None:
     run_console(console, tmp_path)
 
 
-def test_links_lead_to_files() -> None:
+def test_links_lead_to_existing_files() -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
 
     assert [target for target in targets if not (ROOT / target).is_file()] == []
     assert len(targets) > 8
 
 
-def test_every_session_that_is_named_exists() -> None:
-    """A merge of two branches may lose a session of nox unnoticed."""
+def test_nox_sessions_that_texts_name_exist() -> None:
+    """Otherwise, a merge may have lost a session."""
     sessions = set(
         re.findall(r"^def (\w+)\(session: nox\.Session", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
     )

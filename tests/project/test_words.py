@@ -1,4 +1,4 @@
-"""Code and prose use plain English and the field's standard terms."""
+"""Texts use plain English, and names are standard terms."""
 
 import ast
 import re
@@ -9,13 +9,13 @@ import pytest
 
 from tests.support import DATA, ROOT
 
-# `is none` is lower case, because `is None` is Python.
+# "is none" must be lower case, because `is None` is Python.
 ARCHAIC = re.compile(
     r"\b((?i:whoever|mend(s|ed)?|unwell|(?<!material/)weather|anew|begun with)"
     r"|(is|are) none|that is none|(?i:is|are|was|were) told)\b"
 )
 
-FORMER = """
+REPLACED = """
     CREDIT Deadlines Errand Feed Figures Gate Given Guarded Halts Head Intake KeyHalt LASTING Lifetime Limit
     Line Notes OVER OpenRow OpenRows Outlet PATIENCE ROW Rate Reach Replays SHARE Settler Sign Ticket Turns
     Waits Wishes _NoWire _rehearse _rest deadlines foresight has_news is_clean is_hopeless lifetime
@@ -30,9 +30,9 @@ TEXT_TYPES = {"", ".css", ".html", ".js", ".md", ".py", ".service", ".timer", ".
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """The name and text of each file, except this one and test data."""
+    """Yield the name and the text of each file, except test data and this file, which has the words."""
     files = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "noxfile.py"]
-    for folder in ("postpress_async", "tests", "benchmarks"):
+    for folder in ("postpress_async", "tests", "benchmarks", ".changes", ".github"):
         files += [file for file in (ROOT / folder).rglob("*") if file.is_file() and file.suffix in TEXT_TYPES]
     for file in files:
         name = str(file.relative_to(ROOT))
@@ -41,12 +41,12 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 def archaic_words(text: str) -> list[str]:
-    """The words in prose and in names, such as those of tests, whose underscores are read as spaces."""
+    """Return the archaic words of *text*. An underscore counts as a space, so names are searched too."""
     return [match[0] for match in ARCHAIC.finditer(text.replace("_", " "))]
 
 
 def defined_names(module: str) -> Iterator[str]:
-    """The functions, classes, parameters, variables and attributes that a module defines."""
+    """Yield the names of functions, classes, parameters, variables and attributes that *module* defines."""
     for node in ast.walk(ast.parse(module)):
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -80,7 +80,7 @@ def test_texts_are_plain_english() -> None:
 
 
 def test_names_are_standard_terms() -> None:
-    replaced = {*FORMER, *VAGUE}
-    found = {name: replaced & {*defined_names(text)} for name, text in texts() if name.endswith(".py")}
+    forbidden = {*REPLACED, *VAGUE}
+    found = {name: forbidden & {*defined_names(text)} for name, text in texts() if name.endswith(".py")}
 
     assert {name: names for name, names in found.items() if names} == {}
