@@ -26,11 +26,7 @@ PROGRAMS = {
     for page, text in TEXTS.items()
     for number, program in enumerate(programs(text), 1)
 }
-CONSOLES = {
-    f"{page}-{number}": console
-    for page, text in TEXTS.items()
-    for number, console in enumerate(blocks(text, "console"), 1)
-}
+CONSOLES = {page: "".join(consoles) for page, text in TEXTS.items() if (consoles := blocks(text, "console"))}
 PUBLIC = names.public()
 
 
@@ -68,9 +64,10 @@ def test_program_prints_the_output_in_its_page(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONSOLES)
-def test_command_prints_the_output_in_its_page(name: str, tmp_path: Path) -> None:
-    run_console(CONSOLES[name], tmp_path)
+@pytest.mark.parametrize("page", CONSOLES)
+def test_commands_print_the_output_in_their_page(page: str, tmp_path: Path) -> None:
+    """All commands of a page run in one folder, as a reader runs them."""
+    run_console(CONSOLES[page], tmp_path)
 
 
 def test_every_page_is_in_a_table_of_contents() -> None:
