@@ -402,7 +402,9 @@ NO_COLUMNS = [
         {"id": ["a"], "proxy": [{"host": "h", "port": [1]}]}, "has proxy.port as list<", id="a field"
     ),
     pytest.param(
-        {"id": ["a"], "proxy": [{"server": "h"}]}, "has a struct proxy without a host: see", id="a struct"
+        {"id": ["a"], "proxy": [{"server": "h"}]},
+        "has a struct proxy with none of the fields host, port,",
+        id="a struct",
     ),
     pytest.param({"id": ["a"], "host": [{"host": "h"}]}, "has host as struct<", id="a struct elsewhere"),
     pytest.param(
