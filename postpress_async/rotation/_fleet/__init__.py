@@ -58,8 +58,8 @@ class Fleet:
         """
         Open the fleet in a file.
 
-        Parquet is recognized by its first bytes. CSV and JSON Lines are recognized by the file extension; if
-        there is none, by the first character. Standard input, and anything else that can be read only once,
+        Parquet is recognized by its first bytes. CSV and JSON Lines are recognized by the file extension
+        or, without one, by the first character. Standard input, and anything else that can be read only once,
         is copied to a private temporary file.
 
         Args:
