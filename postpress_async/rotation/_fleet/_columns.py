@@ -21,8 +21,8 @@ from postpress_async.rotation._fleet._row import ONE_FORM, RowReader
 from postpress_async.rotation._rows import Refusal, Row
 
 BATCH: Final = 1024  # rows in memory at once
-KNOWN: Final = ", ".join(COLUMNS)
-_MAX_IGNORED: Final = 20
+KNOWN: Final = ", ".join(COLUMNS)  # for messages
+_MAX_NAMES: Final = 20  # unknown names to show
 _TOO_LARGE_PORT: Final = 10**9
 _TEXT_TYPES: Final = {str, type(None)}
 
@@ -51,7 +51,7 @@ def read_header(
         else:
             positions[column] = index
     if "account_id" not in positions:
-        found = ", ".join(filter(None, map(printable_name, names[:20]))) or "columns without a name"
+        found = ", ".join(filter(None, map(printable_name, names[:_MAX_NAMES]))) or "columns without a name"
         advice = f"rename one of them; the known columns are {KNOWN}"
         raise error(f"has no column account_id, only {found}: {advice}")
     if missing := next((name for name in columns[len(COLUMNS) :] if name not in positions), None):
@@ -75,7 +75,7 @@ class KeyReader:
         for key, value in values.items():
             column = field_of(key) if isinstance(key, str) else ""
             if column not in columns:
-                if len(self._ignored) < _MAX_IGNORED:
+                if len(self._ignored) < _MAX_NAMES:
                     self._ignored.setdefault(str(key), printable_name(str(key)))
             elif column in found:
                 raise FieldError(column, "duplicate key", "remove one of them")
@@ -108,7 +108,7 @@ class Batch:
 
 
 def read_batches(batches: Iterable[Batch], reader: RowReader) -> Generator[Row | Refusal, None, None]:
-    """Yield each row, or its refusal. The line of a row is its position in the result, from 1."""
+    """Yield each row, or its refusal. The line of a row is its position in all batches, from 1."""
     line = 0
     for batch in batches:
         for index, cells in enumerate(zip(*batch.columns, strict=True)):
@@ -173,6 +173,8 @@ class BatchMaker:
 
 
 def _texts(column: str, values: Sequence[object], faults: dict[int, FieldError]) -> list[str]:
+    """The text of each value of a column. Errors of invalid values are added to *faults*, by index."""
+
     def convert(index: int, value: object) -> str:
         try:
             return _text(column, value)
@@ -211,7 +213,7 @@ def is_missing(value: object) -> bool:
     """Whether *value* is None or NaN."""
     if value is None:
         return True
-    if isinstance(value, str):  # not needed, but most values are text and `Real` is slow to check
+    if isinstance(value, str):  # for speed: most values are text, and the check of `Real` is slow
         return False
     if isinstance(value, Decimal):
         return value.is_nan()

@@ -188,11 +188,10 @@ class _FilePass(io.RawIOBase):
     """
     One pass over a file, with a position of its own, because several passes may share the file.
 
-    If digests are given, each block is compared with its digest before it is used. A block that differs
-    raises `OSError` with ``ESTALE``.
+    A block that differs from its digest raises `OSError` with ``ESTALE``. Without digests, it is not checked.
     """
 
-    def __init__(self, file: IO[bytes], digests: Sequence[bytes] = ()) -> None:
+    def __init__(self, file: IO[bytes], digests: Sequence[bytes]) -> None:
         self._file = file
         self._digests = digests
         self._position = 0

@@ -113,7 +113,7 @@ class Query:
         elif backend in {"mysql", "mariadb"}:
             connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
         # Without parameters, percent signs and colons in the query have no special meaning.
-        options = {"stream_results": True, "no_parameters": True, "max_row_buffer": 1024}
+        options = {"stream_results": True, "no_parameters": True, "max_row_buffer": BATCH}
         return connection.exec_driver_sql(query, execution_options=options)
 
     def _run(self, fact: str, call: Callable[[], T], *, connecting: bool = False) -> T:

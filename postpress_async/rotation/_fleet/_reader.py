@@ -122,7 +122,7 @@ class FleetReader:
     @cached_property
     def digest(self) -> bytes:
         """
-        SHA-256 over the file's bytes, or the values of a query or frame, and the default.
+        SHA-256 of the file's bytes, or the values of a query or frame, and of the options that affect rows.
 
         If a journal has the same digest, the rows need not be compared. The default's password is left out,
         because an input with another password is still the same input.

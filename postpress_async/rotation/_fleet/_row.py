@@ -44,12 +44,7 @@ class RowReader:
     """
 
     def __init__(self, default: ProxyChange | None, needs: PoolNeeds | None, done: bytes) -> None:
-        """
-        Create the reader for one pass.
-
-        Rows with only an account get the *default*, or, if the pool has *needs*, a proxy of the pool. Rows
-        whose byte in *done* is nonzero are skipped.
-        """
+        """Rows with only an account get *default*, or a proxy of the pool if *needs* is not None."""
         self._default = default
         self._needs = needs
         self._names = () if needs is None else needs.names
@@ -161,9 +156,8 @@ def _read_change(cells: Cells) -> ProxyChange | None:
     password = "" if password.isspace() else password
     proxy = proxy and proxy.strip()
     if proxy and (host or port or protocol or username or password):
-        raise FieldError(
-            _first_filled(host, port, protocol, username, password), "proxy given twice", ONE_FORM
-        )
+        part = _first_filled(host, port, protocol, username, password)
+        raise FieldError(part, "proxy given twice", ONE_FORM)
     if proxy or host:
         if country or ip:
             raise FieldError("country" if country else "ip", "custom and managed mixed", _ONE_KIND)

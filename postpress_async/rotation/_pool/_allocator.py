@@ -35,7 +35,7 @@ UNCONFIRMED: Final = 5
 with another proxy, for example because the pool has no failovers."""
 
 MASS_FAILURE: Final = 10
-"""If this number of proxies fail, or most of a small pool, the cause is not the proxies. Each success cancels
+"""If this number of proxies fail, or most of a small pool, a common cause is assumed. Each success cancels
 the oldest failure. If one call in three fails at random, this is wrong once in 1,000 calls."""
 
 SHORTEST_PROBE_INTERVAL, LONGEST_PROBE_INTERVAL = 0.5, 60.0  # seconds
@@ -76,9 +76,9 @@ class ProxyAllocator:
     When the cool-down of a quarantined proxy is over, the next account to get that proxy probes it. A success
     ends the quarantine, and a failure doubles the cool-down.
 
-    If most proxies fail at the same time, the cause is not the proxies, and a pause begins. Accounts `wait`,
-    except for one that probes a proxy from time to time, until one is patched. Then all failures are
-    forgotten.
+    If most proxies fail at the same time, the cause is probably not the proxies, and a pause begins: accounts
+    `wait`, except for one that tries a proxy from time to time. The pause ends when an account is patched,
+    and all failures until then are forgotten.
 
     Attributes:
         available: Number of proxies that accounts can get; at 0 the pool is exhausted.
@@ -261,9 +261,9 @@ class ProxyAllocator:
 
     async def wait(self, waits: WaitGroup) -> bool:
         """
-        Wait until `give` can assign a proxy, or *waits* ends, or a pause has lasted for the cool-down.
+        Wait until `give` can assign a proxy, *waits* ends, or a pause has lasted as long as the cool-down.
 
-        Return whether there was a pause. If so, the account may get the proxies that failed for it again.
+        Return whether there was a pause. If so, the account may get proxies again that failed for it before.
         """
         was_paused, loop = False, asyncio.get_running_loop()
         while not waits.ended and (seconds := self._seconds_to_wait()) > 0:

@@ -133,7 +133,10 @@ def read_lists(
     sources: Iterable[tuple[Tag, Source]], *, by: str | None = None, skip_bad: bool = False
 ) -> ProxyLists:
     """
-    Read lists, each given with the tag of its proxies; None if there are no tags, or *by* names their column.
+    Read lists of proxies.
+
+    Each list is given with the tag of its proxies. The tag is None if there is only one pool, or if the
+    column *by* contains the tags.
 
     Raises `FleetError` if a list cannot be read, is empty, has a column twice, or has no column *by*. Invalid
     lines raise it too, unless *skip_bad* is set and at least one line is valid.
