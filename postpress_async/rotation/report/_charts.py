@@ -127,17 +127,20 @@ def _over_time(axis: Spec, states: list[str], width: int, height: int, title: st
     }
 
 
-def latency(found: Latency) -> Chart:
+def latency(distribution: Latency) -> Chart:
     """The distribution of the time per account, on a logarithmic scale."""
     rows = [
         {"from": low, "to": high, "accounts": n, "description": f"{low:.2g} to {high:.2g} s: {n:,} accounts"}
-        for low, high, n in found.buckets
+        for low, high, n in distribution.buckets
     ]
     # The median and the 95th percentile may be close, so their labels are on opposite sides of the two lines.
     # Widen the axis to make space for the labels.
-    edges = [min(found.buckets[0][0], found.p50 / 4), max(found.buckets[-1][1], found.p95 * 4)]
+    edges = [
+        min(distribution.buckets[0][0], distribution.p50 / 4),
+        max(distribution.buckets[-1][1], distribution.p95 * 4),
+    ]
     scale = {"type": "log", "domain": edges, "nice": False}
-    marks = [_percentile("p50", found.p50, "right"), _percentile("p95", found.p95, "left")]
+    marks = [_percentile("p50", distribution.p50, "right"), _percentile("p95", distribution.p95, "left")]
 
     def spec(width: int) -> Spec:
         digits = (1,) if width == NARROW else (1, 2, 5)
@@ -160,7 +163,9 @@ def latency(found: Latency) -> Chart:
         }
         return {"width": width, "height": 150, "layer": [bars, *marks]}
 
-    return _chart(f"Accounts by duration: half within {found.p50:g} s, 95% within {found.p95:g} s.", spec)
+    return _chart(
+        f"Accounts by duration: half within {distribution.p50:g} s, 95% within {distribution.p95:g} s.", spec
+    )
 
 
 def _percentile(name: str, seconds: float, align: str) -> Spec:
@@ -176,7 +181,7 @@ def _percentile(name: str, seconds: float, align: str) -> Spec:
     }
 
 
-def errors(found: Iterable[ErrorCount]) -> Chart:
+def errors(counts: Iterable[ErrorCount]) -> Chart:
     """Accounts by error; the colour shows the error's scope."""
     rows = [
         {
@@ -185,7 +190,7 @@ def errors(found: Iterable[ErrorCount]) -> Chart:
             "scope": error.scope or "none",
             "description": f"{cut(error.error_type, 120)}: {error.accounts:,} accounts",
         }
-        for error in islice(found, ERRORS_DRAWN)
+        for error in islice(counts, ERRORS_DRAWN)
     ]
     names = [*(scope.value for scope in Scope), "none"]
     scale = {"domain": names, "range": [f"var(--{name})" for name in names]}

@@ -250,10 +250,10 @@ def test_proxy_cell_may_have_any_form_of_a_line_in_a_proxy_list(rows, cell) -> N
 
 @pytest.mark.parametrize(("line", "column", "reason"), REFUSED)
 def test_invalid_row_is_refused_and_the_next_row_is_read(rows, line, column, reason) -> None:
-    read = rows(f"{HEADER}\n{line}\nz,,,,,,,US,\n")
+    results = rows(f"{HEADER}\n{line}\nz,,,,,,,US,\n")
 
-    assert refusals(read) == [(2, column, reason)]
-    assert read[1] == Row(1, 3, "z", US)
+    assert refusals(results) == [(2, column, reason)]
+    assert results[1] == Row(1, 3, "z", US)
 
 
 def test_refusal_of_a_row_with_shifted_cells_shows_no_account(rows) -> None:
@@ -414,11 +414,11 @@ JSON_REFUSED = [
     ("text", "column", "reason"), JSON_REFUSED, ids=[text[:60] for text, _, _ in JSON_REFUSED]
 )
 def test_invalid_json_line_is_refused_and_the_next_line_is_read(rows, text, column, reason) -> None:
-    read = rows(f'{text}\n{{"id":"z","country":"US"}}\n', "f.jsonl")
+    results = rows(f'{text}\n{{"id":"z","country":"US"}}\n', "f.jsonl")
 
-    assert refusals(read) == [(1, column, reason)]
-    assert read[1] == Row(1, 2, "z", US)
-    assert "12345678" not in repr(read)
+    assert refusals(results) == [(1, column, reason)]
+    assert results[1] == Row(1, 2, "z", US)
+    assert "12345678" not in repr(results)
 
 
 def test_later_json_line_of_an_account_is_refused_even_if_the_first_is_invalid(rows) -> None:
@@ -886,8 +886,8 @@ def test_output_of_csv_writer_is_read_back(
     path = tmp_path / "fleet.csv"
     path.write_bytes(text.getvalue().encode(encoding))
 
-    with Fleet.open(path) as read:
-        rows = list(read.rows())
+    with Fleet.open(path) as opened:
+        rows = list(opened.rows())
 
     assert {row.account_id: row.change for row in rows if isinstance(row, Row)} == fleet
     assert [row.ordinal for row in rows] == list(range(len(fleet)))
@@ -902,8 +902,8 @@ def test_output_of_json_dumps_is_read_back(tmp_path, fleet, ascii_only, nested) 
             row = {"account_id": account_id} | body(change) if nested else cells(account_id, change)
             file.write(json.dumps(row, ensure_ascii=ascii_only) + "\n")
 
-    with Fleet.open(path) as read:
-        assert {row.account_id: row.change for row in read.rows() if isinstance(row, Row)} == fleet
+    with Fleet.open(path) as opened:
+        assert {row.account_id: row.change for row in opened.rows() if isinstance(row, Row)} == fleet
 
 
 PIECES = [

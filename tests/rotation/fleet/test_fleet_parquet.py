@@ -124,20 +124,20 @@ INVALID_PORTS = [
 
 @pytest.mark.parametrize(("port", "reason"), INVALID_PORTS)
 def test_row_with_an_invalid_port_is_refused_and_the_next_row_is_read(rows, port, reason) -> None:
-    read = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [port, 80.0]})
+    results = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [port, 80.0]})
 
-    assert refusals(read) == [(1, "port", reason)]
-    assert read[1].change == CustomProxy(host="h", port=80)
+    assert refusals(results) == [(1, "port", reason)]
+    assert results[1].change == CustomProxy(host="h", port=80)
 
 
 def test_nan_in_a_text_column_is_a_missing_value_and_a_number_is_refused(rows) -> None:
     """pandas writes a text column without values as a column of floats."""
     table = {"id": ["a", "b"], "country": ["US", "US"], "ip": pyarrow.array([float("nan"), 4.5])}
 
-    read = rows(table)
+    results = rows(table)
 
-    assert read[0] == Row(0, 1, "a", US)
-    assert refusals(read) == [(2, "ip", "ip not text")]
+    assert results[0] == Row(0, 1, "a", US)
+    assert refusals(results) == [(2, "ip", "ip not text")]
 
 
 OWN = CustomProxy(host="h", port=80, protocol="socks5", username="u", password=" p ")
@@ -157,9 +157,9 @@ def test_struct_with_only_nulls_is_a_missing_value(rows) -> None:
     """polars writes a row without a proxy as a struct of nulls."""
     nulls = dict.fromkeys(STRUCT)
 
-    read = rows({"id": ["a", "b"], "proxy": [STRUCT, nulls]}, default=US)
+    results = rows({"id": ["a", "b"], "proxy": [STRUCT, nulls]}, default=US)
 
-    assert [row.change for row in read] == [OWN, US]
+    assert [row.change for row in results] == [OWN, US]
 
 
 def test_row_with_an_invalid_struct_or_a_second_change_is_refused(rows) -> None:
@@ -186,11 +186,11 @@ def test_row_with_invalid_utf8_is_refused_and_the_text_is_not_shown(rows) -> Non
     buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(content + b"x")]
     passwords = pyarrow.Array.from_buffers(pyarrow.string(), 2, buffers)
 
-    read = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [1, 1], "password": passwords})
+    results = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [1, 1], "password": passwords})
 
-    assert refusals(read) == [(1, "password", "password not text")]
-    assert read[1].change.password.reveal() == "x"
-    assert SECRET not in repr(read)
+    assert refusals(results) == [(1, "password", "password not text")]
+    assert results[1].change.password.reveal() == "x"
+    assert SECRET not in repr(results)
 
 
 def test_row_with_only_nulls_is_refused(rows) -> None:

@@ -50,9 +50,9 @@ def test_index_does_not_affect_the_line() -> None:
     """After a filter or a sort, the index has gaps or another order."""
     frame = pandas.DataFrame({"id": ["a", "b", "c"], "country": ["US", "XX", "US"]}, index=[7, 7, 3])
 
-    read = rows(frame[frame["id"] != "a"].sort_index())
+    results = rows(frame[frame["id"] != "a"].sort_index())
 
-    assert [(row.ordinal, row.line, row.account_id) for row in read] == [(0, 1, "c"), (1, 2, "b")]
+    assert [(row.ordinal, row.line, row.account_id) for row in results] == [(0, 1, "c"), (1, 2, "b")]
 
 
 MISSING = {
@@ -68,10 +68,10 @@ MISSING = {
 
 @pytest.mark.parametrize("countries", MISSING.values(), ids=MISSING)
 def test_missing_values_of_pandas_are_empty(countries: Any) -> None:
-    read = rows(pandas.DataFrame({"id": ["a", "b"], "country": countries}))
+    results = rows(pandas.DataFrame({"id": ["a", "b"], "country": countries}))
 
-    assert refusals(read) == [(1, None, "no proxy and no country")]
-    assert read[1] == Row(1, 2, "b", US)
+    assert refusals(results) == [(1, None, "no proxy and no country")]
+    assert results[1] == Row(1, 2, "b", US)
 
 
 PORTS = {
@@ -133,11 +133,11 @@ def test_row_with_an_invalid_value_is_refused_and_the_value_is_not_shown(
     cells = pandas.Series([None, valid.get(column, [None, None])[1]], dtype=object)
     cells.iat[0] = value
 
-    read = rows(pandas.DataFrame(valid | {column: cells}))
+    results = rows(pandas.DataFrame(valid | {column: cells}))
 
-    assert refusals(read) == [(1, column, reason)]
-    assert read[1] == Row(1, 2, "b", CustomProxy(host="h", port=80))
-    assert all(secret not in f"{read}{read!r}" for secret in (SECRET, "12345678"))
+    assert refusals(results) == [(1, column, reason)]
+    assert results[1] == Row(1, 2, "b", CustomProxy(host="h", port=80))
+    assert all(secret not in f"{results}{results!r}" for secret in (SECRET, "12345678"))
 
 
 def test_host_and_ip_may_be_address_objects() -> None:
@@ -192,10 +192,10 @@ def test_lines_and_duplicate_accounts_are_correct_across_batches(make_frame: Mak
     """A batch has 1,024 rows."""
     ids = [f"acc_{number}" for number in range(2500)] + ["acc_7"]
 
-    read = rows(make_frame({"id": ids, "country": ["US"] * 2501}))
+    results = rows(make_frame({"id": ids, "country": ["US"] * 2501}))
 
-    assert [(row.ordinal, row.line) for row in read] == [(number, number + 1) for number in range(2501)]
-    assert refusals(read) == [(2501, "account_id", "account already named")]
+    assert [(row.ordinal, row.line) for row in results] == [(number, number + 1) for number in range(2501)]
+    assert refusals(results) == [(2501, "account_id", "account already named")]
 
 
 def test_two_passes_at_the_same_time_are_independent() -> None:

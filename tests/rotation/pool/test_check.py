@@ -397,12 +397,12 @@ async def test_certificate_of_the_echo_url_is_checked(authority) -> None:
 
 async def test_checks_run_at_the_same_time_up_to_the_limit() -> None:
     """The server responds only after as many connections as the limit have been opened."""
-    limit_reached, most, connected = asyncio.Event(), 0, 0
+    limit_reached, peak, connected = asyncio.Event(), 0, 0
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal most, connected
+        nonlocal peak, connected
         connected += 1
-        most = max(most, connected)
+        peak = max(peak, connected)
         if connected == 3:
             limit_reached.set()
         await limit_reached.wait()
@@ -416,6 +416,6 @@ async def test_checks_run_at_the_same_time_up_to_the_limit() -> None:
         proxies = [pooled(port, username=f"user{number}") for number in range(10)]
         await checker.check_all(proxies, 3, results.append)
 
-    assert most == 3
+    assert peak == 3
     assert {checked.proxy for checked in results} == {proxy.label for proxy in proxies}
     assert {checked.result for checked in results} == {"works"}

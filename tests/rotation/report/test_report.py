@@ -311,13 +311,13 @@ def test_page_of_100_000_failures_has_a_limited_size_and_says_how_many_are_liste
     letters = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
     def failures() -> Iterator[Outcome]:
-        for n in range(100_000):
+        for ordinal in range(100_000):
             facts = {"account_id": "acc_" + "".join(generator.choices(letters, k=26))}
             facts |= {
                 "instance": f"req_{generator.getrandbits(128):032x}",
-                "assignment": f"line {n % 500}: h:80",
+                "assignment": f"line {ordinal % 500}: h:80",
             }
-            yield outcome(n, State.FAILED, elapsed=generator.random(), **facts)
+            yield outcome(ordinal, State.FAILED, elapsed=generator.random(), **facts)
 
     text = page(write(path, failures()))
     rows = listed(text)

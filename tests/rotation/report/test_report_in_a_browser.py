@@ -110,15 +110,22 @@ def write_page(folder: Path, outcomes: Any, **run_entries: object) -> Path:
 def page(tmp_path: Path) -> Path:
     """The report of 1,000 accounts, of which 250 failed with one of two errors."""
     outcomes = []
-    for n in range(1_000):
-        if n % 4:
-            outcomes.append(outcome(n, elapsed=0.1 + n / 500, assignment=f"line {n % 20}"))
-        elif n % 8:
-            outcomes.append(outcome(n, State.FAILED, assignment="line 3"))
+    for ordinal in range(1_000):
+        if ordinal % 4:
+            outcomes.append(outcome(ordinal, elapsed=0.1 + ordinal / 500, assignment=f"line {ordinal % 20}"))
+        elif ordinal % 8:
+            outcomes.append(outcome(ordinal, State.FAILED, assignment="line 3"))
         else:
             proxy_error = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "instance": None}
             outcomes.append(
-                outcome(n, State.FAILED, elapsed=float(n), attempts=8, assignment="line 7", **proxy_error)
+                outcome(
+                    ordinal,
+                    State.FAILED,
+                    elapsed=float(ordinal),
+                    attempts=8,
+                    assignment="line 7",
+                    **proxy_error,
+                )
             )
     return write_page(tmp_path, outcomes, total=1_000)
 
