@@ -1,6 +1,7 @@
 """Fleets from CSV and JSON Lines: valid rows are read exactly, and errors never show a password."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -580,7 +581,9 @@ def test_directory_is_reported(tmp_path) -> None:
 def test_unreadable_file_is_reported(write, monkeypatch) -> None:
 
     def refuse(path: str) -> io.FileIO:
-        raise PermissionError(13, "Permission denied", path)  # simulated, because root can read any file
+        raise PermissionError(
+            errno.EACCES, "Permission denied", path
+        )  # simulated, because root can read any file
 
     monkeypatch.setattr("postpress_async.rotation._fleet._file.io.FileIO", refuse)
 
@@ -604,7 +607,7 @@ def test_read_error_is_reported(write, monkeypatch) -> None:
     class Failing(io.FileIO):
         def readinto(self, buffer: Any, /) -> int | None:
             if self.tell():
-                raise OSError(5, "Input/output error")
+                raise OSError(errno.EIO, "Input/output error")
             return super().readinto(buffer)
 
     path = write("f.csv", "id,country\na,US\n")
@@ -752,7 +755,7 @@ def test_full_disk_is_reported_and_the_incomplete_copy_is_deleted(stdin, monkeyp
 
     class Full(io.BytesIO):
         def write(self, _: object) -> int:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     full = Full()
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full)

@@ -1,5 +1,6 @@
 """Fleets from Parquet: types of columns, memory use, and damaged or unsupported files."""
 
+import errno
 import io
 import os
 import random
@@ -454,7 +455,7 @@ def test_read_error_is_not_reported_as_a_damaged_file(write, monkeypatch) -> Non
     class Failing(io.FileIO):
         def readinto(self, buffer: Any, /) -> int | None:
             if self.tell() > 4:
-                raise OSError(5, "Input/output error")
+                raise OSError(errno.EIO, "Input/output error")
             return super().readinto(buffer)
 
     path = write(WITH_PASSWORD)

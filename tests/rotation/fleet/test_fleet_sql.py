@@ -1,5 +1,6 @@
 """Fleets from SQL queries: a query runs once, cannot write, and its errors show no values of rows."""
 
+import errno
 import io
 import json
 import logging
@@ -69,7 +70,14 @@ def database(tmp_path):
     return database
 
 
+def numbers_to(count: int) -> str:
+    """The beginning of a query of numbers, from 1 to *count*."""
+    step = f"SELECT number + 1 FROM numbers WHERE number < {count}"
+    return f"WITH RECURSIVE numbers(number) AS (SELECT 1 UNION ALL {step})"
+
+
 def execute(url: str, statement: str) -> list[Any]:
+    """Execute a statement in the database of the fixture, outside the fleet."""
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
         return connection.execute(statement).fetchall()
 
@@ -93,9 +101,16 @@ def test_row_with_a_value_of_the_wrong_type_is_refused(database) -> None:
     """A column of SQLite can contain values of all types. The refusal does not show the value."""
     url = database(
         "id, host, port, password",
-        *[("a", "h", 80, "p"), ("b", "h", 80.0, None), ("c", "h", 80.5, "p"), ("d", "h", "81", "p")],
-        *[("e", "h", 80, 12345678), ("f", "h", 80, b"p"), (7, "h", 80, "p"), ("g", "h", -1, "p")],
-        *[(None, "h", -1, "p"), ("c", "h", 80, "p")],
+        ("a", "h", 80, "p"),
+        ("b", "h", 80.0, None),
+        ("c", "h", 80.5, "p"),
+        ("d", "h", "81", "p"),
+        ("e", "h", 80, 12345678),
+        ("f", "h", 80, b"p"),
+        (7, "h", 80, "p"),
+        ("g", "h", -1, "p"),
+        (None, "h", -1, "p"),
+        ("c", "h", 80, "p"),
     )
 
     with Fleet.open_query(url, "SELECT * FROM fleet ORDER BY rowid") as fleet:
@@ -133,6 +148,7 @@ def test_percent_signs_colons_and_question_marks_in_a_query_are_not_parameters(d
     url = database("id, country", ("a:b", "US"), ("acc_1", "US"), ("acc%2", "US"))
 
     with Fleet.open_query(url, "SELECT * FROM fleet WHERE id LIKE 'acc_%' AND id <> ':x?%s'") as fleet:
+        # The second row is refused, because an account id cannot contain a percent sign.
         assert [row.account_id for row in fleet.rows()] == ["acc_1", None]
 
 
@@ -170,8 +186,7 @@ def test_digest_depends_on_the_order_of_rows_but_not_on_unused_columns(database)
 
 def test_memory_does_not_grow_with_the_size_of_the_rows() -> None:
     """The rows are fetched in batches and copied to a file."""
-    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)"
-    query = f"{numbers} SELECT printf('%0250d', i) AS id, 'US' AS country FROM n"
+    query = f"{numbers_to(10_000)} SELECT printf('%0250d', number) AS id, 'US' AS country FROM numbers"
     # Import SQLAlchemy before memory is measured.
     Fleet.open_query("sqlite://", "SELECT 'a' AS id, 'US' AS country").close()
     tracemalloc.start()
@@ -225,10 +240,8 @@ def test_copy_is_readable_by_its_owner_only_and_deleted_with_the_fleet(
 
 def test_closing_a_fleet_during_a_pass_ends_the_pass_with_an_error() -> None:
     """The copy is deleted, so the remaining rows cannot be read."""
-    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)"
-    with Fleet.open_query(
-        "sqlite://", f"{numbers} SELECT 'acc_' || i AS id, 'US' AS country FROM n"
-    ) as fleet:
+    query = f"{numbers_to(50_000)} SELECT 'acc_' || number AS id, 'US' AS country FROM numbers"
+    with Fleet.open_query("sqlite://", query) as fleet:
         rows = fleet.rows()
         next(rows)
 
@@ -252,7 +265,7 @@ def test_full_disk_is_reported_and_the_incomplete_copy_is_deleted(database, monk
 
     class Full(io.BytesIO):
         def write(self, _: object) -> int:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     full = Full()
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full)
@@ -305,7 +318,7 @@ def test_statement_that_creates_a_file_is_refused(database, tmp_path, monkeypatc
 def test_pragma_cannot_change_the_database(database) -> None:
     url = database("id, country", ("a", "US"))
 
-    with pytest.raises(FleetError):
+    with pytest.raises(FleetError, match="refused the query: attempt to write a readonly database"):
         Fleet.open_query(url, "PRAGMA user_version = 7")
 
     assert execute(url, "PRAGMA user_version") == [(0,)]
@@ -314,15 +327,18 @@ def test_pragma_cannot_change_the_database(database) -> None:
 @pytest.mark.parametrize(
     ("setup", "query"),
     [
-        ("SELECT 1", """SELECT 'acc_' || value AS id, 'US' AS country FROM json_each('[1]')"""),
-        ("CREATE VIRTUAL TABLE words USING fts5(id)", "SELECT 'acc_1' AS id, 'US' AS country FROM fleet"),
-        ("CREATE VIEW v AS SELECT 'acc_1' AS id, 'US' AS country", "SELECT * FROM v"),
+        ("SELECT 1", "SELECT 'acc_' || value AS id, 'US' AS country FROM json_each('[1]')"),
+        (
+            "CREATE VIRTUAL TABLE words USING fts5(word)",
+            "SELECT 'acc_1' AS id, 'US' AS country FROM fleet LEFT JOIN words",
+        ),
+        ("CREATE VIEW view AS SELECT 'acc_1' AS id, 'US' AS country", "SELECT * FROM view"),
         ("PRAGMA journal_mode = WAL", "SELECT 'acc_1' AS id, 'US' AS country FROM fleet"),
     ],
-    ids=["a virtual table", "full text", "a view", "a write-ahead log"],
+    ids=["JSON function", "full-text index", "view", "write-ahead log"],
 )
 def test_query_that_only_reads_is_allowed(database, setup, query) -> None:
-    """SQLite prepares virtual tables like changes, and reading a write-ahead log writes to a shared file."""
+    """To read a full-text index or a write-ahead log, SQLite itself needs actions that look like writing."""
     url = database("id, country", ("a", "US"))
     execute(url, setup)
 
@@ -375,8 +391,9 @@ def test_query_runs_in_a_read_only_transaction(monkeypatch, backend) -> None:
 
     with Fleet.open_query("server://db.example/d", query) as fleet:
         assert list(fleet.rows()) == [Row(0, 1, "a", US)]
-    first = {"postgresql_readonly": True} if backend == "postgresql" else "SET SESSION TRANSACTION READ ONLY"
-    assert executed[:2] == [first, query]
+    is_postgresql = backend == "postgresql"
+    read_only = {"postgresql_readonly": True} if is_postgresql else "SET SESSION TRANSACTION READ ONLY"
+    assert executed[:2] == [read_only, query]
 
 
 def test_missing_database_is_reported_and_not_created(tmp_path) -> None:
