@@ -200,7 +200,7 @@ class ProxyChecker:
         if code is None or (not is_socks and code in _NO_CONNECT):
             status = f" (HTTP {code})" if code else ""
             kind = "a SOCKS5" if is_socks else "an HTTP"
-            return CheckResult.NOT_A_PROXY, f"the server does not answer as {kind} proxy does{status}"
+            return CheckResult.NOT_A_PROXY, f"the server does not respond like {kind} proxy{status}"
         return CheckResult.TARGET_REFUSED, f"no connection to {self.target.raw_host}: {detail}"
 
 

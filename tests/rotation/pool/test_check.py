@@ -75,7 +75,7 @@ def finding(checked: CheckedProxy) -> tuple[CheckResult, str]:
     return checked.result, checked.detail
 
 
-def test_missing_extra_is_reported(monkeypatch) -> None:
+def test_error_without_python_socks_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "python_socks", None)
     monkeypatch.delitem(sys.modules, "postpress_async.rotation._pool._check")
 
@@ -123,7 +123,7 @@ async def test_password_is_sent_to_http_proxies_as_utf_8() -> None:
 # --- Proxies that do not work ---
 
 CLOSED = "the connection was closed: no response to the request for a connection"
-NOT_HTTP = "the server does not answer as an HTTP proxy does"
+NOT_HTTP = "the server does not respond like an HTTP proxy"
 
 HTTP_FAILURES = {
     "wrong password": (http_proxy([("user", "other")]), "wrong-credentials", "HTTP 407"),
@@ -164,7 +164,7 @@ async def test_failure_of_a_socks_proxy_is_classified(handler, result) -> None:
     assert finding(await check(handler, "socks5"))[0] == result
 
 
-async def test_socks_proxy_that_requires_credentials_the_list_does_not_have() -> None:
+async def test_missing_credentials_for_a_socks_proxy_have_the_result_wrong_credentials() -> None:
     checked = await check(socks_proxy(CREDENTIALS), "socks5", password=None)
 
     assert finding(checked) == ("wrong-credentials", "the proxy did not accept the credentials")

@@ -273,7 +273,7 @@ def test_columns_of_a_table_may_have_names_that_sellers_use(header: str) -> None
 
 
 def test_usual_column_name_has_priority_over_a_sellers_name() -> None:
-    """In a table with both, "type" is not the protocol, and "ip" is not the host but the exit address."""
+    """Next to a protocol, "type" has another meaning. Next to a host, "ip" is the exit address."""
     lists = ProxyLists()
 
     lists.add(["host,ip,port,protocol,type", "h.example,203.0.113.7,80,http,residential"], "list.csv")

@@ -142,7 +142,7 @@ async def test_failover_stays_within_the_tag_and_quarantine_is_summed(tmp_path) 
     assert {host[:2] for n in (1, 3, 5) for host in api.hosts[f"acc_{n}"]} == {"de"}
 
 
-async def test_update_many_takes_tags(sandbox, session) -> None:
+async def test_update_many_accepts_tags_as_changes(sandbox, session) -> None:
     results = await session.update_many({"acc_1": "US", "acc_2": "DE"}, pool=pools("US", "DE"))
 
     assert [outcome.assignment for outcome in results.values()] == [
@@ -154,7 +154,7 @@ async def test_update_many_takes_tags(sandbox, session) -> None:
 # --- Errors ---
 
 
-def test_rows_whose_tag_has_no_pool_are_refused_once_before_anything_is_sent(session, tmp_path) -> None:
+def test_rows_whose_tag_has_no_pool_are_reported_together_before_anything_is_sent(session, tmp_path) -> None:
     path = write_fleet(tmp_path, ["US"] * 5 + ["fr"] * 3000 + [""] * 2)
     tagged = pools("US", "DE")
 
@@ -171,7 +171,7 @@ def test_rows_whose_tag_has_no_pool_are_refused_once_before_anything_is_sent(ses
     )
 
 
-def test_pairs_whose_tag_has_no_pool_are_refused_once(session) -> None:
+def test_pairs_whose_tag_has_no_pool_are_reported_together(session) -> None:
     changes = {"acc_0": "US", **{f"acc_{n}": "FR" for n in range(1, 1001)}}
 
     with pytest.raises(ValueError, match=r"acc_1: changes\[1\], pool: no pool for FR: .* \(1,000 changes\)"):
@@ -261,7 +261,7 @@ def test_table_is_split_into_pools_by_its_column(tmp_path) -> None:
     assert lists.ignored_columns == {str(path): ()}
 
 
-def test_list_with_a_tag_needs_no_column(tmp_path) -> None:
+def test_list_with_a_tag_needs_no_column_for_it(tmp_path) -> None:
     (tmp_path / "us.txt").write_text("h.example:80\n")
     (tmp_path / "others.csv").write_text("country,host,port\nDE,h.example,81\n,h.example,82\n")
 

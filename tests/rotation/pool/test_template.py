@@ -183,7 +183,9 @@ def test_fleet_without_a_column_of_the_template_is_refused(tmp_path) -> None:
         Fleet.open(tmp_path / "fleet.csv", pooled=pool_of(LINE))
 
 
-def test_rows_with_an_empty_cell_are_refused_once_before_anything_is_sent(session, tmp_path) -> None:
+def test_rows_with_an_empty_cell_for_a_template_are_reported_together_before_anything_is_sent(
+    session, tmp_path
+) -> None:
     (tmp_path / "fleet.csv").write_text(
         "account_id,country\n" + "".join(f"a{n},\n" for n in range(90)) + "b,us\n"
     )
