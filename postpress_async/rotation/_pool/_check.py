@@ -82,7 +82,7 @@ class ProxyChecker:
     """Checks proxies by asking them for a connection to the host and port of a target."""
 
     target: URL  # nothing is sent to it unless `echo`
-    echo: bool = False  # whether to request it; the response must contain the client's IP address
+    echo: bool = False  # whether to request the target, whose response must contain the client's address
     deadline: float = 10.0  # seconds per check
     protocol: ProxyProtocol = ProxyProtocol.HTTP  # for proxies without a protocol
     tls: ssl.SSLContext = field(factory=lambda: make_tls(None), repr=False)
@@ -133,10 +133,12 @@ class ProxyChecker:
             await connection.start_tls(self.tls, proxy.host)
         connection.stage = _Stage.HANDSHAKE
         is_socks = protocol is ProxyProtocol.SOCKS5
-        username, password = proxy.username or "", proxy.password.reveal() if proxy.password else ""
-        if not is_socks:  # python-socks encodes them as latin-1. This makes it UTF-8, like curl.
+        username = proxy.username or ""
+        password = proxy.password.reveal() if proxy.password else ""
+        if not is_socks:  # python-socks encodes credentials as latin-1, and curl as UTF-8. Send UTF-8.
             username, password = (text.encode().decode("latin-1") for text in (username, password))
-        kind, forward = ProxyType.SOCKS5 if is_socks else ProxyType.HTTP, cast("Any", connection)
+        kind = ProxyType.SOCKS5 if is_socks else ProxyType.HTTP
+        forward = cast("Any", connection)
         client = Proxy(kind, proxy.host, proxy.port, username, password, rdns=True, forward=forward)
         timeout = self.deadline + 1  # never reached, because `check` ends at the deadline
         await client.connect(str(self.target.raw_host), self.target.port or 443, timeout=timeout)
