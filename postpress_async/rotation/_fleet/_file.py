@@ -106,7 +106,7 @@ class FleetFile:
             self._spool.close()
 
     def first_bytes(self) -> bytes:
-        """Return some of the first bytes; raise `FleetError` if they are those of an unsupported format."""
+        """Return some of the first bytes; raise `FleetError` if the format is not supported."""
         with self.opened() as file:
             content = file.peek()
         for magic, fact in _FORMATS.items():

@@ -50,7 +50,7 @@ class ProxyCount:
     proxy: str
     accounts: int  # number of accounts whose last proxy it was
     not_patched: int  # how many of these accounts were not patched, for any reason
-    failures: int  # number of accounts for which it failed, most of which then got another proxy
+    failures: int  # number of accounts for which it failed; most of them then got another proxy
     quarantined: bool
 
 

@@ -108,7 +108,7 @@ def write_page(folder: Path, outcomes: Any, **run_entries: object) -> Path:
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    """The report of 1,000 accounts, of which 250 failed with one of two errors."""
+    """The report of 1,000 accounts. 250 of them failed, with two kinds of errors."""
     outcomes = []
     for ordinal in range(1_000):
         if ordinal % 4:
@@ -131,7 +131,7 @@ def page(tmp_path: Path) -> Path:
 
 
 def column(browser: Browser, number: int) -> list[str]:
-    """The texts in a column of the list, of which the first has the number 1."""
+    """The texts in a column of the list. Columns are numbered from 1."""
     script = (
         f"return [...document.querySelectorAll('.list tbody td:nth-child({number})')].map(e => e.innerText)"
     )
