@@ -11,3 +11,8 @@ KEY: Final = "pp_test_key_of_the_tests"
 
 DATA: Final = ROOT / "tests" / "data"
 """Input files, as users have them."""
+
+HOSTILE_TEXT: Final = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{7*7}}{% raw %}</svg><!--"
+)
+"""A text that would add elements or run scripts if it were inserted into a page without escaping."""

@@ -1,4 +1,4 @@
-"""One fleet in every form in which a rotation takes it."""
+"""Opens the same values as a fleet in each format, and helpers to compare the results."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from postpress_async.rotation import Fleet
 from postpress_async.rotation._rows import Refusal, Row
 
 Values: TypeAlias = Mapping[str, Sequence[Any]]
-"""Columns by name; None is not given."""
+"""Values by column, in which None is a missing value."""
 
 Form: TypeAlias = Callable[..., Fleet]
 """A function of the values, a folder, the default change, and other options of a fleet."""
@@ -61,7 +61,7 @@ def as_query(values: Values, folder: Path, default: ProxyChange | None = None, *
 
 
 def as_pandas(values: Values, folder: Path, default: ProxyChange | None = None, **options: Any) -> Fleet:
-    # An index of its own, as a frame has that was filtered and sorted.
+    # The index is not 0, 1, 2 and so on, as in a frame that was filtered.
     size = len(next(iter(values.values())))
     return Fleet.of(
         pandas.DataFrame(dict(values), index=range(7, 7 + 3 * size, 3)), default=default, **options
@@ -83,20 +83,21 @@ FORMS: dict[str, Form] = {
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """*error* and all errors chained to it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def all_text(error: BaseException | None) -> str:
-    """All that an error and the errors behind it hold, their attributes included."""
-    shown = ""
+    """All text and attributes of *error* and of the errors chained to it."""
+    text = ""
     for exception in chain(error):
-        held = vars(exception) | {name: getattr(exception, name, None) for name in ("args", "doc", "object")}
-        shown += f"{exception} {exception!r} {held!r}"
-    return shown
+        attributes = {name: getattr(exception, name, None) for name in ("args", "doc", "object")}
+        text += f"{exception} {exception!r} {vars(exception) | attributes!r}"
+    return text
 
 
 def refusals(rows: Sequence[Row | Refusal]) -> list[tuple[int | None, str | None, str]]:
-    """Line, column and reason of what was refused."""
+    """Line, column and reason of each refused row."""
     return [(row.line, row.column, row.reason) for row in rows if isinstance(row, Refusal)]

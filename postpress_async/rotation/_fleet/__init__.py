@@ -1,9 +1,9 @@
 """
 The fleet: the accounts of a rotation, and the change for each.
 
-It is read from CSV, JSON Lines or Parquet, from an SQL query, or from a frame. Every row is validated; a
-refusal names the line, the column and the reason. A fleet can be read several times, so all rows can be
-validated before anything is sent.
+A fleet is read from CSV, JSON Lines or Parquet, from an SQL query, or from a pandas or polars frame. Every
+row is validated. The `Refusal` of an invalid row names the line, the column and the reason. A fleet can be
+read several times, so all rows can be validated before anything is sent.
 """
 
 import os
@@ -26,11 +26,16 @@ class Fleet:
     """
     A fleet: named columns, and a row for each account.
 
-    The columns are ``account_id``; ``proxy`` (in any form that a list of proxies can have), or ``host``,
-    ``port``, ``protocol``, ``username`` and ``password``; ``country`` and ``ip``. Case, ``_``, ``-`` and
-    spaces in names are ignored, and common other names such as ``id``, ``account``, ``user``, ``pass`` and
-    ``proxy_host`` are recognized. An empty cell is a missing value. Spaces around a cell are removed, except
-    in passwords.
+    The columns are:
+
+    - ``account_id``, which is required;
+    - ``proxy``, in any form that a list of proxies can have;
+    - ``host``, ``port``, ``protocol``, ``username`` and ``password`` instead of ``proxy``;
+    - ``country`` and ``ip`` of a managed proxy.
+
+    Case, ``_``, ``-`` and spaces in column names are ignored. Common other names such as ``id``, ``account``,
+    ``user``, ``pass`` and ``proxy_host`` are recognized. An empty cell is a missing value. Spaces around a
+    cell are removed, except in passwords.
 
     Attributes:
         name: The file's name without its folder; or ``<stdin>``, ``<query>`` or ``<frame>``.
@@ -53,21 +58,21 @@ class Fleet:
         """
         Open the fleet in a file.
 
-        Parquet is recognized by its first bytes, CSV and JSON Lines by the extension, or without one by the
-        first character. Standard input, and anything else that can be read only once, is copied to a private
-        temporary file.
+        Parquet is recognized by its first bytes. CSV and JSON Lines are recognized by the file extension
+        or, without one, by the first character. Standard input, and anything else that can be read only once,
+        is copied to a private temporary file.
 
         Args:
             source: A path, or ``-`` for standard input.
             default: The change for rows with only an account; if None, such rows are refused.
-            pooled: Whether such rows get their proxies from the pool of ``session.rotate``. If it has
-                templates, or there are several pools by tag, pass the pool or the mapping here as well. The
-                columns that they need order no managed proxy.
-            pool_by: The column with the tag of a row's pool, if there are several.
+            pooled: Whether such rows get their proxies from the pool of ``session.rotate``. If the pool has
+                templates, or there are several pools by tag, pass the same pool or mapping here. A column
+                that a pool needs, such as ``country``, then does not order a managed proxy.
+            pool_by: If there are several pools, the column that contains the tag of a row's pool.
 
         Raises:
-            ValueError: Both *default* and *pooled* are given, or the default is wrong, or the pool needs a
-                column that describes the account or its own proxy.
+            ValueError: Both *default* and *pooled* are given; or the default is invalid; or the pool needs a
+                column that describes the account or the proxy in a row, such as ``account_id`` or ``host``.
             FleetError: The file cannot be read, has another format, or has no rows.
         """
         return cls(FleetReader.open(partial(open_file, source), default, pooled, pool_by))
@@ -86,13 +91,13 @@ class Fleet:
         Open the fleet that an SQL query returns: ``SELECT id AS account_id, country FROM ...``.
 
         This requires the extra ``sql`` and the database's driver. The query runs once, and all rows are
-        copied to a private temporary file; it blocks, so use `asyncio.to_thread` in an event loop. Use
-        ``ORDER BY``, so that a second run recognizes its input.
+        copied to a private temporary file. This method blocks, so call it with `asyncio.to_thread` in an
+        event loop. Use ``ORDER BY``: a later run recognizes the same input only in the same order.
 
         SQLite is opened read-only, and the query cannot attach another file. PostgreSQL, MySQL and MariaDB
-        run the query in a read-only transaction, which cannot change tables; use an account with read access
-        only to prevent other effects, such as ``COPY ... TO`` and ``INTO OUTFILE``. In other databases, the
-        transaction is rolled back.
+        run the query in a read-only transaction, which cannot change tables. To prevent other effects, such
+        as ``COPY ... TO`` and ``INTO OUTFILE``, use a database account with read access only. In other
+        databases, the transaction is rolled back.
 
         Args:
             url: An SQLAlchemy URL, such as ``postgresql+psycopg://user:password@host/name``.
@@ -102,8 +107,8 @@ class Fleet:
             pool_by: As for `open`.
 
         Raises:
-            FleetError: The query fails, its columns are not a fleet's, or it returns no rows. The message
-                contains neither the password nor values of rows.
+            FleetError: The query fails, its columns are not those of a fleet, or it returns no rows. The
+                message contains neither the password nor values of rows.
         """
         return cls(FleetReader.open(partial(QueryTable, url, query), default, pooled, pool_by))
 
@@ -119,11 +124,11 @@ class Fleet:
         """
         Open the fleet in a pandas or polars *frame*, which may have no rows.
 
-        The frame is read again in each pass, so it must not change. The line of a row is its number from 1,
-        regardless of the index. A port may be a float without a fraction.
+        The frame is read again in each pass, so it must not change. The line of a row is its position in the
+        frame, from 1, regardless of the index. A port may be a float without a fraction.
 
         Raises:
-            FleetError: The frame is lazy, or its columns are not a fleet's.
+            FleetError: The frame is lazy, or its columns are not those of a fleet.
         """
         open_table = partial(FrameTable, frame)
         return cls(FleetReader.open(open_table, default, pooled, pool_by, may_be_empty=True))
@@ -135,12 +140,12 @@ class Fleet:
 
     def rows(self, done: bytes = b"") -> Generator[Row | Refusal, None, None]:
         """
-        Yield each row, or its refusal, from the first row on.
+        Yield each row, or its `Refusal`, starting from the first row.
 
         Memory use does not grow with the file, except for about 40 bytes per account to find duplicates.
 
         Args:
-            done: One byte per ordinal; rows with a nonzero byte are skipped.
+            done: One byte per row, at the index of its ordinal. Rows with a nonzero byte are skipped.
 
         Raises:
             FleetError: The file changed, or cannot be read to its end.
@@ -154,8 +159,8 @@ class Fleet:
         A file must not change afterwards: a later pass fails at the first block that differs.
 
         Args:
-            on_refusal: Called with each refused row, in order. The survey keeps only their number and a few
-                lines of each kind of fault.
+            on_refusal: Called with the `Refusal` of each invalid row, in order. The survey itself keeps only
+                their number and a few lines of each kind of fault.
 
         Raises:
             FleetError: The file changed, or cannot be read to its end.
@@ -174,5 +179,5 @@ class Fleet:
 
 
 def reader_of(fleet: Fleet) -> FleetReader:
-    """Return what the rotation uses of *fleet*; `Fleet` has only what users call."""
+    """Return the reader of *fleet*, which only the rotation uses; `Fleet` has the methods for users."""
     return fleet._reader  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]

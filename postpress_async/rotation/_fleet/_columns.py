@@ -1,8 +1,8 @@
 """
-A fleet as named columns of values, for JSON, Parquet, queries and frames.
+A fleet as named columns of values, for JSON Lines, Parquet, queries and frames.
 
 Each column of a batch is converted to text as a whole, because most of its values have the same type. Then
-the rows are read like those of a text file.
+the rows of text are read like those of a CSV file.
 """
 
 import json
@@ -21,8 +21,9 @@ from postpress_async.rotation._fleet._row import ONE_FORM, RowReader
 from postpress_async.rotation._rows import Refusal, Row
 
 BATCH: Final = 1024  # rows in memory at once
-KNOWN: Final = ", ".join(COLUMNS)
-_MOST_IGNORED: Final = 20
+KNOWN: Final = ", ".join(COLUMNS)  # for messages
+_MAX_NAMES: Final = 20  # unknown names to show
+_TOO_LARGE_PORT: Final = 10**9
 _TEXT_TYPES: Final = {str, type(None)}
 
 Values: TypeAlias = Mapping[str, Sequence[object]]
@@ -33,10 +34,10 @@ def read_header(
     names: Sequence[str], error: Callable[[str], FleetError], columns: Sequence[str] = COLUMNS
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """
-    Return the index of each of *columns* that is among *names*, and the unknown names, safe to print.
+    Return the index in *names* of each of *columns* that it contains, and the unknown names, safe to print.
 
-    Raise what *error* returns if two names mean the same column, or no name means account_id or a column that
-    the pool needs.
+    Raise the exception that *error* creates if two names mean the same column, or if account_id or a column
+    that the pool needs is missing.
     """
     positions: dict[str, int] = {}
     ignored: list[str] = []
@@ -50,7 +51,7 @@ def read_header(
         else:
             positions[column] = index
     if "account_id" not in positions:
-        found = ", ".join(filter(None, map(printable_name, names[:20]))) or "columns without a name"
+        found = ", ".join(filter(None, map(printable_name, names[:_MAX_NAMES]))) or "columns without a name"
         advice = f"rename one of them; the known columns are {KNOWN}"
         raise error(f"has no column account_id, only {found}: {advice}")
     if missing := next((name for name in columns[len(COLUMNS) :] if name not in positions), None):
@@ -70,11 +71,11 @@ class KeyReader:
         return tuple(self._ignored.values())
 
     def read(self, values: Mapping[Any, object], columns: tuple[str, ...], found: dict[str, object]) -> None:
-        """Add the values of *columns* that are not missing to *found*; raise `FieldError` for a second."""
+        """Add the values of *columns* that are not missing to *found*; raise `FieldError` for a duplicate."""
         for key, value in values.items():
             column = field_of(key) if isinstance(key, str) else ""
             if column not in columns:
-                if len(self._ignored) < _MOST_IGNORED:
+                if len(self._ignored) < _MAX_NAMES:
                     self._ignored.setdefault(str(key), printable_name(str(key)))
             elif column in found:
                 raise FieldError(column, "duplicate key", "remove one of them")
@@ -86,12 +87,12 @@ class KeyReader:
 class Batch:
     """The text of some rows, by column."""
 
-    columns: Sequence[Sequence[str]]  # the cells of each of `cell_columns`; "" for missing values
+    columns: Sequence[Sequence[str]]  # for each of `cell_columns`, its cells; "" for missing values
     faults: Mapping[int, FieldError]  # the error of each row with an invalid value, by index in the batch
 
     def encode(self) -> bytes:
-        """Return a line of JSON: the columns, null for an empty one, and the faults."""
-        first, *others = self.columns  # the first is never null, because its length is the number of rows
+        """Return a line of JSON with the columns, null for each column without values, and the faults."""
+        first, *others = self.columns  # `decode` takes the number of rows from the first
         columns = [first, *(column if any(column) else None for column in others)]
         faults = [[index, *fault.args] for index, fault in self.faults.items()]
         return json.dumps([columns, faults], separators=(",", ":")).encode() + b"\n"
@@ -107,7 +108,7 @@ class Batch:
 
 
 def read_batches(batches: Iterable[Batch], reader: RowReader) -> Generator[Row | Refusal, None, None]:
-    """Yield each row, or its refusal. The line of a row is its number, from 1."""
+    """Yield each row, or its refusal. The line of a row is its position in all batches, from 1."""
     line = 0
     for batch in batches:
         for index, cells in enumerate(zip(*batch.columns, strict=True)):
@@ -126,7 +127,8 @@ class BatchMaker:
 
     A port may be a number, even a float without a fraction, because pandas converts integers to floats if
     values are missing. A proxy may be a mapping with host, port, protocol, username and password, as in JSON
-    Lines. A mapping with only nulls is a missing value, because a struct column cannot omit its fields.
+    Lines. A mapping with only nulls is a missing value, because a struct column of Parquet has a value for
+    every field in every row.
     """
 
     def __init__(self, columns: Sequence[str]) -> None:
@@ -136,7 +138,7 @@ class BatchMaker:
     def make(self, values: Values, size: int) -> Batch:
         """Return the `Batch` of *size* rows with *values*."""
         faults: dict[int, FieldError] = {}
-        # The first fault of a row is reported, and that of the account before all others.
+        # Only the first fault of a row is reported, and a fault of the account has priority.
         columns: list[Sequence[str]] = [_texts("account_id", values["account_id"], faults)]
         if any(isinstance(proxy, Mapping) for proxy in values.get("proxy", ())):
             values = self._spread(values, size, faults)
@@ -159,8 +161,9 @@ class BatchMaker:
                 self.keys.read(proxy, PARTS, found)
                 if "host" not in found and (found or not proxy):  # an empty mapping is an error
                     raise FieldError("host", "host missing", "give the proxy's host name or address")
-                if duplicate := next((n for n in PARTS if found and not is_missing(parts[n][index])), None):
-                    raise FieldError(duplicate, "proxy given twice", ONE_FORM)
+                for name in PARTS:
+                    if found and not is_missing(parts[name][index]):
+                        raise FieldError(name, "proxy given twice", ONE_FORM)
             except FieldError as fault:
                 faults.setdefault(index, fault)
                 continue
@@ -170,6 +173,8 @@ class BatchMaker:
 
 
 def _texts(column: str, values: Sequence[object], faults: dict[int, FieldError]) -> list[str]:
+    """The text of each value of a column. Errors of invalid values are added to *faults*, by index."""
+
     def convert(index: int, value: object) -> str:
         try:
             return _text(column, value)
@@ -184,7 +189,7 @@ def _texts(column: str, values: Sequence[object], faults: dict[int, FieldError])
 
 
 def _text(column: str, value: object) -> str:
-    if column == "port" and type(value) is int and 0 <= value < 10**9:
+    if column == "port" and type(value) is int and 0 <= value < _TOO_LARGE_PORT:  # the fast path
         return str(value)
     if is_missing(value):
         return ""
@@ -206,15 +211,17 @@ def _whole(value: object) -> object:
 
 def is_missing(value: object) -> bool:
     """Whether *value* is None or NaN."""
-    if value is None or isinstance(value, str):
-        return value is None
+    if value is None:
+        return True
+    if isinstance(value, str):  # for speed: most values are text, and the check of `Real` is slow
+        return False
     if isinstance(value, Decimal):
         return value.is_nan()
     return isinstance(value, float | Real) and value != value
 
 
 def cell_text(column: str, value: object) -> str:
-    """Return the text of a value that is not missing; raise `FieldError` for a type that it cannot have."""
+    """Return the text of a *value* that is not missing; raise `FieldError` if *column* has no such type."""
     if isinstance(value, str):  # a subclass, such as numpy's, becomes a plain str
         return str(value)
     if column == "proxy":
@@ -227,4 +234,5 @@ def cell_text(column: str, value: object) -> str:
         raise FieldError(column, "port not an integer", "must be a whole number from 1 to 65535")
     if value < 0:
         raise FieldError(column, "port out of range", "must be a whole number from 1 to 65535")
-    return str(min(value, 10**9))  # still out of range; Python refuses to convert 5,000 digits
+    # A larger number would be out of range too, and Python refuses to convert 5,000 digits to text.
+    return str(min(value, _TOO_LARGE_PORT))

@@ -17,12 +17,12 @@ from postpress_async.rotation._fleet._row import Cells, RowReader
 from postpress_async.rotation._rows import Refusal, Row
 
 _QUOTES: Final = "write a quote inside quotes twice, and put nothing after the closing one"
-# A line is a header if each cell has only letters, spaces, _ and -: a row with a proxy has a port or a URL.
+# A cell that may be the name of a column has only letters, spaces, _ and -. A row with a password also has a
+# port or a URL, so not all of its cells match.
 _WORDS: Final = re.compile(r"(?:[^\W\d]|[ _-])*")
 
-
-# A record's first and last line, and its cells; None instead of the cells if its quotes are wrong.
 _Record: TypeAlias = tuple[int, int, list[str] | None]
+"""First line, last line and cells of a record; None instead of the cells if its quotes are wrong."""
 
 
 class CsvTable:
@@ -32,7 +32,7 @@ class CsvTable:
         """Raise `FleetError` if the header cannot be read or has no account_id."""
         self.file = file
         with closing(file.lines()) as lines:
-            names, _ = self._begin(lines)
+            names, _ = self._split(lines)
         positions, self.ignored_columns = read_header(names, file.error, columns)
         self._width = len(names)
         # `_read` appends an empty cell, which stands for every missing column.
@@ -43,23 +43,24 @@ class CsvTable:
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
         """Yield each row that is not blank, or its refusal."""
         with closing(self.file.lines()) as lines:
-            _, records = self._begin(lines)
+            _, records = self._split(lines)
             for ordinal, (first, last, cells) in enumerate(records):
                 row = self._read(reader, ordinal, first, cells)
                 if last > first and isinstance(row, Refusal):
-                    # If a quote was meant literally, this row has swallowed others.
+                    # A quote that was meant literally joins the following lines to this row.
                     together = f"lines {first} to {last} are one row because of their quotes"
                     row = evolve(row, advice=f"{row.advice}; {together}")
                 if row is not None:
                     yield row
 
-    def _begin(self, lines: Iterator[str]) -> tuple[list[str], Iterator[_Record]]:
-        """Read the header; return its names, and an iterator of the other records."""
-        number, line = next(
-            ((n, line) for n, line in enumerate(lines, start=1) if line.strip(" \t\r\n,;")), (0, "")
-        )
-        if not number:
+    def _split(self, lines: Iterator[str]) -> tuple[list[str], Iterator[_Record]]:
+        """Return the names in the header, and an iterator of the records after it."""
+        # A blank row of a spreadsheet consists of delimiters.
+        filled = ((n, line) for n, line in enumerate(lines, start=1) if line.strip(" \t\r\n,;"))
+        header = next(filled, None)
+        if header is None:
             raise self.file.error("has no rows: it needs a header, and a line for each account")
+        number, line = header
         records = self._records(chain((line,), lines), _delimiter(line), number)
         names = next(records)[2]
         if names is None:
@@ -72,10 +73,10 @@ class CsvTable:
         return names, records
 
     def _records(self, lines: Iterator[str], delimiter: str, first: int) -> Generator[_Record, None, None]:
-        """Split *lines*, of which the first has the number *first*."""
+        """Yield the records of *lines*, which start at line *first* of the file."""
         # Without `strict`, an unclosed quote would silently swallow the rest of the file.
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        before = first - 1
+        skipped = first - 1
         while True:
             try:
                 cells, fault = next(reader), ""
@@ -88,7 +89,7 @@ class CsvTable:
                 raise self.file.error(f"has a cell of over {size} KiB: is a quote never closed?", first)
             if "end of data" in fault:
                 raise self.file.error(f"opens a quote that is never closed: {_QUOTES}", first)
-            last = before + reader.line_num
+            last = skipped + reader.line_num
             yield first, last, cells
             first = last + 1
 
@@ -102,7 +103,7 @@ class CsvTable:
         if missing < 0:
             if not any(map(str.strip, cells)):
                 return None
-            # The account is not named: the cells have shifted, so its cell may be part of a password.
+            # Do not name the account: the cells have shifted, so its cell may contain part of a password.
             counts = f"it has {len(cells)} for {self._width} columns"
             advice = f"{counts}; put quotes around cells that contain a delimiter"
             return Refusal(ordinal, line, None, None, "more cells than the header", advice)

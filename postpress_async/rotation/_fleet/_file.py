@@ -1,8 +1,8 @@
 """
-The bytes of a fleet as lines of text, which can be read several times.
+A file with a fleet, whose bytes or lines of text can be read several times.
 
-Anything except a regular file is first copied to a private temporary file. Errors never contain text of the
-file, because a fleet holds passwords; that is why a decoder's exception is not chained.
+Anything except a regular file is first copied to a private temporary file. A fleet contains passwords, so
+errors never contain text of the file, not even in a chained exception of a decoder.
 """
 
 import codecs
@@ -32,8 +32,8 @@ LONGEST_LINE: Final = 1024 * 1024
 _BLOCK: Final = 64 * 1024
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as in Excel's "Unicode text"
 
-# In place of invalid bytes, so that `lines` can report the line. No valid text has a lone surrogate, and the
-# NUL makes one test of each line enough.
+# Replaces invalid bytes, so that `lines` can report the line. The lone surrogate, which valid text never
+# contains, marks them. The NUL lets `lines` find both invalid bytes and NULs with one test per line.
 _INVALID: Final = "\0\udcff"
 _MARK_INVALID: Final = "postpress_async.mark_invalid"
 codecs.register_error(_MARK_INVALID, lambda error: (_INVALID, getattr(error, "end")))  # noqa: B009 - a UnicodeError has it
@@ -58,7 +58,7 @@ _OPEN_ERRORS: Final[dict[type[Exception], str]] = {
 
 class FleetFile:
     """
-    A file, or a copy of what a pipe or a query contained.
+    A file, or a copy of the content of a pipe or a query.
 
     The file is opened for each pass. After `sha256`, each pass compares every block with its digest before
     using it, because a file can be rewritten in place with its modification time restored.
@@ -71,7 +71,11 @@ class FleetFile:
         content: Iterable[bytes] | None = None,
         shown: str | None = None,
     ) -> None:
-        """Raise `FleetError` if *source* cannot be read. Instead of it, *content* is copied if given."""
+        """
+        Raise `FleetError` if *source* cannot be read.
+
+        If *content* is given, it is copied, and *source* is only a name. *shown* is the name in errors.
+        """
         path = os.fspath(source)
         self.name: str = "<stdin>" if path == STDIN else printable(os.path.basename(path))
         named = "standard input" if path == STDIN else printable(path) or "a file without a name"
@@ -102,7 +106,7 @@ class FleetFile:
             self._spool.close()
 
     def first_bytes(self) -> bytes:
-        """Return the first block, or the beginning of it; raise `FleetError` for another known format."""
+        """Return some of the first bytes; raise `FleetError` if the format is not supported."""
         with self.opened() as file:
             content = file.peek()
         for magic, fact in _FORMATS.items():
@@ -118,12 +122,12 @@ class FleetFile:
                 for block in _blocks(file):
                     digest.update(block)
                     digests.append(_block_digest(block))
-            digests.append(_block_digest(b""))  # nothing follows
+            digests.append(_block_digest(b""))  # so that a pass fails if blocks were appended
             self._hash, self._digests = digest, digests
         return self._hash.copy()
 
     def lines(self) -> Generator[str, None, None]:
-        r"""Yield each line with its end; raise `FleetError` if it is too long, or no UTF-8 or UTF-16."""
+        r"""Yield each line with its end; raise `FleetError` if it is too long or invalid UTF-8 or UTF-16."""
         encoding = "utf-16" if self.first_bytes().startswith(_UTF16) else "utf-8-sig"
         with self.opened() as file:
             text = io.TextIOWrapper(file, encoding, _MARK_INVALID, newline="")
@@ -163,7 +167,7 @@ class FleetFile:
             raise self.error(fact) from error
 
     def _copy(self, content: Iterable[bytes]) -> None:
-        # On most systems it has no name, so a killed run leaves no passwords behind.
+        # On most systems the temporary file has no name, so it disappears even if the process is killed.
         self._spool = spool = tempfile.TemporaryFile(prefix="postpress-fleet-")  # noqa: SIM115 - until `close`
         first = b""
         try:
@@ -171,7 +175,7 @@ class FleetFile:
                 spool.write(block)
                 first = first or block
                 if b"\0" in block and not first.startswith((*_UTF16, PARQUET)):
-                    break  # reading it will fail, and /dev/zero has no end
+                    break  # it is not text, so reading it will fail; /dev/zero has no end
             spool.flush()
         except BaseException as error:
             spool.close()
@@ -184,15 +188,14 @@ class _FilePass(io.RawIOBase):
     """
     One pass over a file, with a position of its own, because several passes may share the file.
 
-    If the digests of its blocks are known, each block is compared with its digest before it is used; reading
-    one that differs raises `OSError` with ``ESTALE``.
+    A block that differs from its digest raises `OSError` with ``ESTALE``. Without digests, it is not checked.
     """
 
-    def __init__(self, file: IO[bytes], digests: Sequence[bytes] = ()) -> None:
+    def __init__(self, file: IO[bytes], digests: Sequence[bytes]) -> None:
         self._file = file
         self._digests = digests
-        self._at = 0
-        self._number = -1  # number of the block in memory
+        self._position = 0
+        self._block_number = -1  # of the block in memory
         self._block = b""
 
     def readable(self) -> bool:
@@ -203,20 +206,20 @@ class _FilePass(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         if whence == os.SEEK_CUR:
-            offset += self._at
+            offset += self._position
         elif whence == os.SEEK_END:
             offset += self._file.seek(0, os.SEEK_END)
-        self._at = offset
+        self._position = offset
         return offset
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         view = memoryview(buffer).cast("B")
-        number, begin = divmod(self._at, _BLOCK)
-        if number != self._number:
-            self._number, self._block = number, self._read_block(number)
-        piece = self._block[begin : begin + len(view)]
+        number, start = divmod(self._position, _BLOCK)
+        if number != self._block_number:
+            self._block_number, self._block = number, self._read_block(number)
+        piece = self._block[start : start + len(view)]
         view[: len(piece)] = piece
-        self._at += len(piece)
+        self._position += len(piece)
         return len(piece)
 
     def _read_block(self, number: int) -> bytes:
@@ -246,6 +249,7 @@ def _block_digest(block: bytes) -> bytes:
 
 
 def _stamp(file: IO[bytes]) -> tuple[int, int, int, int]:
+    """Metadata that changes if the file is replaced or written to."""
     status = os.fstat(file.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

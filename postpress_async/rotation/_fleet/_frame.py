@@ -1,4 +1,4 @@
-"""A pandas or polars frame as a fleet. It is recognized by its attributes, without importing a library."""
+"""A pandas or polars frame as a fleet. A frame is recognized by its attributes, so no library is imported."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ class Frame(Protocol):
 
 def is_frame(value: object) -> "TypeIs[Frame]":
     """Whether *value* is a frame of pandas or polars, including a lazy one."""
-    # Attributes of the type, because those of an object include its columns, and can compute a lazy frame.
+    # Check the type: attributes of a frame include its columns, and reading one may compute a lazy frame.
     kind = type(value)
     has_columns = hasattr(kind, "columns") and hasattr(kind, "dtypes")
     return has_columns and any(hasattr(kind, name) for name in ("iloc", "to_series", "collect"))
@@ -39,12 +39,12 @@ class FrameTable:
     name: str = "<frame>"
 
     def __init__(self, frame: Frame, columns: Sequence[str]) -> None:
-        """Raise `FleetError` if the frame is lazy, or its columns are not a fleet's."""
+        """Raise `FleetError` if the frame is lazy, or its columns are not those of a fleet."""
         if hasattr(type(frame), "collect"):
             raise self.error("is lazy, and would be computed for every pass: pass frame.collect()")
         names = [str(name) for name in frame.columns]
-        labels = [str(name) for name in getattr(getattr(frame, "index", None), "names", ())]
-        if "account_id" in map(column_of, labels) and "account_id" not in map(column_of, names):
+        index_names = [str(name) for name in getattr(getattr(frame, "index", None), "names", ())]
+        if "account_id" in map(column_of, index_names) and "account_id" not in map(column_of, names):
             raise self.error("has account_id as its index: pass frame.reset_index()")
         self._frame = frame
         self._positions, self._ignored = read_header(names, self.error, columns)
@@ -72,14 +72,13 @@ class FrameTable:
     def batches(self) -> Iterator[Batch]:
         """Yield the rows."""
         size = self._frame.shape[0]
-        for begin in range(0, size, BATCH):
-            rows = slice(begin, min(begin + BATCH, size))
+        for start in range(0, size, BATCH):
+            rows = slice(start, min(start + BATCH, size))
             values = {name: _values(self._frame, rows, index) for name, index in self._positions.items()}
-            yield self._maker.make(values, rows.stop - begin)
+            yield self._maker.make(values, rows.stop - start)
 
 
 def _values(frame: Any, rows: slice, column: int) -> Sequence[object]:
-    """The values of some rows of a column, as Python objects."""
     if hasattr(type(frame), "iloc"):
         # A missing value may be None, NaN, NaT or NA, depending on the type of the column.
         return frame.iloc[rows, column].to_numpy(dtype=object, na_value=None).tolist()  # type: ignore[no-any-return]

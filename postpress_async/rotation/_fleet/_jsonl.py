@@ -56,14 +56,12 @@ class JsonLines:
             self._keys.read(proxy, PARTS, found)
             if "host" not in found:  # an empty object is an error, not a missing value
                 raise FieldError("host", "host missing", "give the proxy's host name or address")
-        return tuple(
-            value if type(value := found.get(name, "")) is str else cell_text(name, value)
-            for name in self._columns
-        )
+        values = ((name, found.get(name, "")) for name in self._columns)
+        return tuple(value if type(value) is str else cell_text(name, value) for name, value in values)
 
 
 def _read_object(text: str) -> dict[str, Any] | FieldError:
-    """Parse *text*. An error is returned: raised, it would be chained to one that holds a password."""
+    """Parse *text*. Errors are returned: a raised one would be chained to one that contains a password."""
     try:
         text = text.strip(" \t\r\n")
         value, end = _DECODER.raw_decode(text)
@@ -77,7 +75,7 @@ def _read_object(text: str) -> dict[str, Any] | FieldError:
     return FieldError(None, "not a JSON object", f"write one per line, such as {example}")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         raise KeyError("duplicate key")
@@ -88,4 +86,4 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_to_dict, parse_constant=_refuse_constant)

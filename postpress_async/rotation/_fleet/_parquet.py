@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet
 
-# Bytes to read at once: by default, pyarrow reads the whole column of a row group.
+# Bytes to read at once. By default, pyarrow reads the whole column of a row group.
 _BUFFER: Final = 64 * 1024
 
 MAX_COLUMN_SIZE: Final = 64 * 1024 * 1024
@@ -31,8 +31,8 @@ class ParquetTable:
     """
     The rows of a Parquet file, whose unknown columns are not read.
 
-    Columns are strings, dictionary-encoded or not, and ``port`` may be a column of numbers. ``proxy`` may be
-    a struct with `PARTS` as its fields. A row with only nulls is refused, because it has no account.
+    Columns contain strings, which may be dictionary-encoded; ``port`` may contain numbers. ``proxy`` may be a
+    struct with `PARTS` as its fields. A row with only nulls is refused, because it has no account.
     """
 
     def __init__(self, file: FleetFile, columns: Sequence[str]) -> None:
@@ -64,18 +64,17 @@ class ParquetTable:
         """Check the known fields of *struct*; return the unknown ones, safe to print."""
         known = [field for field in struct if column_of(field.name) in PARTS]
         if not known:
-            raise self.file.error(
-                f"has a struct {printable_name(name)} without a host: see what its fields are called"
-            )
+            fact = f"has a struct {printable_name(name)} with none of the fields {', '.join(PARTS)}"
+            raise self.file.error(f"{fact}: rename its fields")
         for field in known:
             self._check(field_of(field.name), f"{name}.{field.name}", field.type)
         return tuple(printable_name(field.name) for field in struct if field not in known)
 
     def _check(self, column: str, path: str, kind: "pyarrow.DataType") -> None:
-        """Add *path* to the leaves to read; raise `FleetError` if they have an unsupported type."""
+        """Add *path* to the columns to read; raise `FleetError` if its type is not supported."""
         if self._arrow.types.is_dictionary(kind):
             kind = kind.value_type
-        # pandas writes a column without values as floats. A row with a float value is refused.
+        # pandas writes a column without values as floats. If it has values, their rows are refused.
         allowed = ["string", "large_string", "string_view", "null", "floating"]
         if may_be_number(column):
             allowed += ["integer", "decimal"]
@@ -90,7 +89,9 @@ class ParquetTable:
         """Yield the rows."""
         maker = BatchMaker(self._columns)
         with self._opened() as parquet:
-            for size, groups in groupby(range(len(self._batch_sizes)), key=self._batch_sizes.__getitem__):
+            row_groups = range(len(self._batch_sizes))
+            # Read adjacent row groups together if they have the same batch size.
+            for size, groups in groupby(row_groups, key=self._batch_sizes.__getitem__):
                 for batch in self._read(parquet, size, list(groups), self._leaves):
                     convert = partial(_to_lists, batch, self._names)
                     yield maker.make(self._convert_errors(convert), batch.num_rows)
@@ -98,7 +99,7 @@ class ParquetTable:
     def _read(
         self, parquet: "pyarrow.parquet.ParquetFile", size: int, row_groups: list[int], columns: list[str]
     ) -> Iterator["pyarrow.RecordBatch"]:
-        # Threads would read ahead, which takes memory.
+        # With threads, pyarrow would read ahead, which takes memory.
         batches = parquet.iter_batches(size, row_groups=row_groups, columns=columns, use_threads=False)
         while (batch := self._convert_errors(partial(next, batches, None))) is not None:
             yield batch
@@ -106,10 +107,10 @@ class ParquetTable:
     @cached_property
     def _batch_sizes(self) -> list[int]:
         """
-        The number of rows of each row group that may be in memory at once.
+        For each row group, the number of rows that may be in memory at once.
 
-        The size of the file does not limit memory: long values can be compressed to a few bytes, or repeated
-        by a dictionary.
+        Even a small file can need much memory, because long values can be compressed to a few bytes, or be
+        repeated by a dictionary.
         """
         with self.file.opened() as file:
             row_groups = self._convert_errors(partial(read_row_groups, file))
@@ -126,9 +127,10 @@ class ParquetTable:
                             f"(of {rows:,} rows), too many for a fleet: correct long values, "
                             "or write smaller row groups"
                         )
-                    # Only values that are stored once and repeated can take more memory than *size*.
+                    # This fits into memory even if one value fills the column, and each row repeats it.
                     if size * BATCH <= MAX_COLUMN_SIZE:
                         continue
+                    # With all other encodings, a batch takes no more memory than *size*.
                     if DELTA_BYTE_ARRAY in encodings:
                         longest = max(longest, size)
                     elif DICTIONARIES & encodings:
@@ -139,9 +141,9 @@ class ParquetTable:
     def _longest_in_dictionary(
         self, parquet: "pyarrow.parquet.ParquetFile", row_group: int, path: str
     ) -> int:
-        """Size in bytes of the longest text in a dictionary; 0 if it has none."""
+        """Size in bytes of the longest text in the dictionary of a column; 0 without one."""
         batch = next(self._read(parquet, 1, [row_group], [path]), None)
-        if batch is None:  # without rows
+        if batch is None:  # the row group is empty
             return 0
         values = batch.column(0)
         while self._arrow.types.is_struct(values.type):
@@ -166,12 +168,12 @@ class ParquetTable:
                 raise
         except (self._arrow.ArrowException, ValueError, TypeError, KeyError, MemoryError):
             pass
-        # Outside the except block: otherwise an error that may hold a value would be chained.
+        # Outside the except block, so that pyarrow's error, which may contain a value, is not chained.
         raise self.file.error("is damaged, or a Parquet file that pyarrow cannot read: write it again")
 
 
 def _to_lists(batch: "pyarrow.RecordBatch", names: dict[str, str]) -> dict[str, list[Any]]:
-    """The values of each column as Python objects; bytes, which are refused, for text that is not UTF-8."""
+    """The values of each column. Text that is not UTF-8 becomes bytes, so that its row is refused."""
     lists = {}
     for column, name in names.items():
         values = batch.column(name)

@@ -3,9 +3,9 @@ A fleet as the rows of an SQL query, read by SQLAlchemy and any installed driver
 
 The rows are read through a server-side cursor and copied to a private temporary file, so that the rows sent
 are those that were validated. A database's error message may quote a row with a password, so only messages
-that cannot do so are shown.
+that cannot quote a row are shown.
 
-A mistake in a query must not write: see `Fleet.open_query` for what each database prevents.
+A mistake in a query must not change the database. See `Fleet.open_query` for what each database prevents.
 """
 
 import logging
@@ -32,28 +32,28 @@ T = TypeVar("T")
 DATABASE_URL: Final = "POSTPRESS_DATABASE_URL"
 """The environment variable for the URL, which may contain a password."""
 
-# As SQLAlchemy parses it: from the first colon to the first "@", including slashes.
+# SQLAlchemy takes all text from the first colon to the first "@" as the password, even slashes.
 _CREDENTIALS: Final = re.compile(r"[a-zA-Z][\w+.-]*://[^:/]*:[^@]+@", re.DOTALL)
-# Drivers also accept a password in the query, and ODBC's connection strings have PWD.
+# Drivers also accept a password after the "?" of a URL. A passfile is not a secret. PWD is ODBC's name.
 _IN_QUERY: Final = re.compile(r"(?:pass(?!file)\w*|pwd|secret\w*|token\w*)\s*=\s*[^&;\s]", re.IGNORECASE)
 
 _EXAMPLE: Final = "write it as postgresql+psycopg://user@host/database"
 # SQLSTATE classes whose messages name tables, columns, users and servers, but quote no values.
 _SAFE_CLASSES: Final = {"08", "25", "26", "28", "3D", "3F", "42", "53", "55", "57"}
-# Prefixes of such messages of SQLite.
+# Prefixes of SQLite's messages that quote no values.
 _SQLITE_MESSAGES: Final = tuple(
     "no such |near |ambiguous column name|unable to open|file is not a database|database is locked|"
     "incomplete input|unrecognized token|attempt to write|You can only execute one statement|"
     "not authorized|authorization denied".split("|")
 )
-_LONGEST: Final = 200
+_MAX_SHOWN: Final = 200  # characters of a message or a name of the database
 
 
 class QueryTable:
-    """The rows of a query, copied to a file. The line of a row is its number in the result, from 1."""
+    """The rows of a query, copied to a file. The line of a row is its position in the result, from 1."""
 
     def __init__(self, url: str, query: str, columns: Sequence[str]) -> None:
-        """Raise `FleetError` if the database refuses the query, or its columns are not a fleet's."""
+        """Raise `FleetError` if the database refuses the query, or its columns are not those of a fleet."""
         self.ignored_columns: tuple[str, ...] = ()
         with closing(Query(url, query)) as result:
             self.file = FleetFile("<query>", content=self._encoded(result, columns), shown="the query")
@@ -73,7 +73,7 @@ class QueryTable:
 
 
 class Query:
-    """The result of one query, which reads the database; *names* are those of its columns."""
+    """One query and its result. `names` are the names of the result's columns."""
 
     def __init__(self, url: str, query: str) -> None:
         """Raise `FleetError` if SQLAlchemy or the driver is not installed, or the database refuses."""
@@ -99,7 +99,7 @@ class Query:
             yield rows
 
     def close(self) -> None:
-        with suppress(Exception):  # from a driver that has lost its connection
+        with suppress(Exception):  # drivers raise errors of any type if the connection is lost
             self._closing.close()
 
     def _execute(self, query: str) -> "CursorResult[Any]":
@@ -113,7 +113,7 @@ class Query:
         elif backend in {"mysql", "mariadb"}:
             connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
         # Without parameters, percent signs and colons in the query have no special meaning.
-        options = {"stream_results": True, "no_parameters": True, "max_row_buffer": 1024}
+        options = {"stream_results": True, "no_parameters": True, "max_row_buffer": BATCH}
         return connection.exec_driver_sql(query, execution_options=options)
 
     def _run(self, fact: str, call: Callable[[], T], *, connecting: bool = False) -> T:
@@ -124,7 +124,7 @@ class Query:
             fact = f"requires the driver {error.name or 'of its own'}, which is not installed: install it"
         except Exception as error:  # SQLAlchemy does not wrap all errors of drivers
             fact = f"{fact}: {self._message(error, connecting)}"
-        # Outside the except block: otherwise an error that may hold a row would be chained.
+        # Outside the except block, so that the driver's error, which may contain a row, is not chained.
         raise FleetError(f"{self._shown} {fact}")
 
     def _message(self, error: Exception, connecting: bool) -> str:
@@ -137,9 +137,9 @@ class Query:
         if connecting or state[:2] in _SAFE_CLASSES or text.startswith(_SQLITE_MESSAGES):
             for form in self._password_forms:
                 text = text.replace(form, MASK)
-            if not connecting:  # it may be a literal of the query
+            if not connecting:  # text in quotes may be a literal of the query
                 text = re.sub(r"'[^']*'?", "'...'", text)
-            text = "".join(c if c.isprintable() else " " for c in text)[:_LONGEST]
+            text = "".join(c if c.isprintable() else " " for c in text)[:_MAX_SHOWN]
             denied = text.startswith(("not authorized", "authorization denied"))
             return f"{text}: write one that only reads, such as SELECT" if denied else text
         name = type(error).__name__
@@ -147,7 +147,7 @@ class Query:
 
 
 def _create_engine(url: str) -> "tuple[Engine, str]":
-    """Return an engine that reads only, as far as a URL allows, and the name of the database in errors."""
+    """Return an engine, read-only if *url* can request that, and the name of the database for errors."""
     try:
         import sqlalchemy.exc
     except ImportError:
@@ -158,7 +158,7 @@ def _create_engine(url: str) -> "tuple[Engine, str]":
     driver = ""
     try:
         parsed = sqlalchemy.make_url(url)
-        driver = parsed.drivername[:40]
+        driver = parsed.drivername[:_MAX_SHOWN]
         engine = sqlalchemy.create_engine(_read_only(parsed), poolclass=sqlalchemy.NullPool, **options)
     except sqlalchemy.exc.NoSuchModuleError:
         fact = f"SQLAlchemy has no dialect {driver!r}: {_EXAMPLE}"
@@ -177,14 +177,14 @@ def _create_engine(url: str) -> "tuple[Engine, str]":
             fact = f"{_shown(parsed)} does not exist: check its path, after sqlite:/// in the URL"
         else:
             return engine, _shown(parsed)
-    # Outside the except block: otherwise an error that may hold the URL would be chained.
+    # Outside the except block, so that an error that may contain the URL is not chained.
     raise FleetError(fact)
 
 
 def _read_only(url: "URL") -> "URL":
-    """Add the options that open a SQLite file read-only; leave the *url* of another database unchanged."""
+    """Add the options that open a SQLite file read-only. The *url* of any other database stays unchanged."""
     path = url.database
-    # Only this driver accepts a URI with options. An in-memory database has no file.
+    # Of SQLite's drivers, only pysqlite accepts a URI with options. An in-memory database has no file.
     if url.drivername not in {"sqlite", "sqlite+pysqlite"} or not path or ":memory:" in path:
         return url
     if url.query.get("mode") == "memory":
@@ -195,11 +195,11 @@ def _read_only(url: "URL") -> "URL":
 
 def _authorize(action: int, *_: object) -> int:
     """
-    Deny ATTACH and DETACH: SQLite calls this for each action while it prepares a query.
+    Deny ATTACH and DETACH. SQLite calls this function for each action while it prepares a query.
 
     ATTACH creates a missing file, and VACUUM INTO attaches the file that it creates. Changes of tables are
-    not denied: reading a virtual table, such as a full-text index, prepares some, and none can be made in a
-    file that is open read-only.
+    allowed here, because SQLite prepares some to read a virtual table, such as a full-text index. They fail
+    later, because the file is open read-only.
     """
     denied = action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}
     return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK
@@ -208,7 +208,7 @@ def _authorize(action: int, *_: object) -> int:
 def _shown(url: "URL") -> str:
     name = (url.database or "").rpartition("/")[2]
     words = ["the", url.get_backend_name(), "database", name, f"on {url.host}" if url.host else ""]
-    return "".join(c for c in " ".join(filter(None, words)) if c.isprintable())[:_LONGEST]
+    return "".join(c for c in " ".join(filter(None, words)) if c.isprintable())[:_MAX_SHOWN]
 
 
 def _password_forms(password: object) -> list[str]:

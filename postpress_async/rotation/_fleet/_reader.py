@@ -1,4 +1,4 @@
-"""Reads a fleet in any format, for its `Fleet` and for the rotation."""
+"""Reads a fleet in any format, for `Fleet` and for the rotation."""
 
 import json
 import os
@@ -39,7 +39,7 @@ class Survey:
         rows: Number of valid rows.
         managed: Number of valid rows that order a managed proxy.
         pooled: Number of valid rows that get a proxy from the pool.
-        tags: Number of these rows by the tag of their pool, which is None if there is only one.
+        tags: The same number for each pool, by its tag; the tag is None if there is only one pool.
         faults: The refused rows, by kind of fault.
     """
 
@@ -56,7 +56,7 @@ class Survey:
 
     @property
     def kinds(self) -> str:
-        """How many of the valid rows get which kind of proxy, in words."""
+        """The number of valid rows by kind of proxy, such as ``5 with a managed proxy``."""
         kinds = (
             (self.rows - self.managed - self.pooled, "with a proxy of their own"),
             (self.managed, "with a managed proxy"),
@@ -67,13 +67,13 @@ class Survey:
 
 @define(eq=False, slots=False)
 class FleetReader:
-    """What a rotation uses of a fleet. For the methods of `Fleet`, see there."""
+    """Reads the rows of a fleet. The methods that `Fleet` also has are documented there."""
 
     _table: Table
     _default: ProxyChange | None
     needs: PoolNeeds | None  # what the pool needs from rows with only an account; None without a pool
-    selection: Selection | None = None  # the accounts whose rows it yields; None for all
-    counted: int | None = field(default=None, init=False)  # rows with refused ones; None before a `survey`
+    selection: Selection | None = None  # the accounts whose rows are read; None for all
+    counted: int | None = field(default=None, init=False)  # valid and refused rows; None before a `survey`
     _uses_pool: bool | None = field(default=None, init=False)
     _rows_digest: bytes | None = field(default=None, init=False)
 
@@ -87,7 +87,7 @@ class FleetReader:
         *,
         may_be_empty: bool = False,
     ) -> Self:
-        """Open the table whose cells have the columns that *open_table* gets; see `Fleet.open`."""
+        """Open a table by calling *open_table* with the columns to read; see `Fleet.open`."""
         if pooled is not False and default is not None:
             raise ValueError("default and pooled cannot be combined")
         needs = PoolNeeds.of(pooled, field_of(pool_by))
@@ -122,10 +122,10 @@ class FleetReader:
     @cached_property
     def digest(self) -> bytes:
         """
-        SHA-256 over the file's bytes, or the values of a query or frame, and the default.
+        SHA-256 of the file's bytes, or the values of a query or frame, and of the options that affect rows.
 
         If a journal has the same digest, the rows need not be compared. The default's password is left out,
-        because changing it does not change the rows.
+        because an input with another password is still the same input.
         """
         digest = self._file.sha256()
         if self.needs is not None:
@@ -138,7 +138,7 @@ class FleetReader:
 
     @property
     def rows_digest(self) -> bytes:
-        """The `RowsDigest` of all rows, by which a journal recognizes its input in any format."""
+        """The `RowsDigest` of all rows, with which a journal recognizes the same input in another format."""
         if self._rows_digest is None:
             self.survey()
             assert self._rows_digest is not None  # noqa: S101 - the survey sets it
@@ -161,7 +161,7 @@ class FleetReader:
 
     def survey(self, on_refusal: Callable[[Refusal], object] | None = None) -> Survey:
         if isinstance(self._file, FleetFile):
-            self._file.sha256()
+            self._file.sha256()  # from now on, a pass fails if the file has changed
         survey, digest = Survey(), RowsDigest()
         for row in self.rows():
             digest.add(row)
@@ -181,7 +181,7 @@ class FleetReader:
         return survey
 
     def uses_pool(self) -> bool:
-        """Whether any row gets a proxy from the pool, or no row is valid; reads no row without need."""
+        """Whether any row gets a proxy from the pool, or no row is valid. Reads rows only before `survey`."""
         if self._uses_pool is None:
             with closing(self.rows()) as rows:
                 self._uses_pool = uses_pool(rows)

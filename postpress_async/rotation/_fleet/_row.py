@@ -1,4 +1,4 @@
-"""Converts the cells of a fleet's row to a change, for all formats; most convert values to text first."""
+"""Converts the cells of a fleet's row, which are text in every format, to a change."""
 
 import sys
 from array import array
@@ -26,24 +26,25 @@ Cells: TypeAlias = tuple[str, ...]
 
 def cell_columns(names: Collection[str]) -> tuple[str, ...]:
     """
-    The columns of `Cells`: `COLUMNS`, and after them the columns *names* that the pool needs.
+    The columns of `Cells`: `COLUMNS`, followed by the columns *names* that the pool needs.
 
-    Such a column chooses the proxy of the pool, so it is no part of a change, and its usual cell stays empty.
+    A column that the pool needs, such as ``country``, is not part of a change. So the name at its usual place
+    in `COLUMNS` is replaced by one that no column has, and the cell there is always empty.
     """
-    nowhere = "-"  # the name of no column, since `field_of` removes hyphens from the names in a header
-    return (*(nowhere if name in names else name for name in COLUMNS), *names)
+    unused = "-"  # no column has this name, because `field_of` removes hyphens from the names in a header
+    return (*(unused if name in names else name for name in COLUMNS), *names)
 
 
 class RowReader:
     """
     Reads the rows of one pass over a fleet, and refuses duplicate accounts.
 
-    The first line of an account counts, even if that line is otherwise invalid: fixing it must not change
-    which of the two lines is refused as the duplicate.
+    Of two lines with the same account, the second is the duplicate, even if the first is otherwise invalid:
+    correcting the first must not change which of them is refused as the duplicate.
     """
 
     def __init__(self, default: ProxyChange | None, needs: PoolNeeds | None, done: bytes) -> None:
-        """Give rows with only an account the *default* or a proxy of the pool; skip what is *done*."""
+        """Rows with only an account get *default*, or a proxy of the pool if *needs* is not None."""
         self._default = default
         self._needs = needs
         self._names = () if needs is None else needs.names
@@ -51,10 +52,10 @@ class RowReader:
         self._first_lines = FirstLines()
 
     def read(self, ordinal: int, line: int, cells: Cells) -> Row | Refusal | None:
-        """Return the row, or its refusal; None if it is done."""
+        """Return the row, or its refusal; None if the row is to be skipped."""
         account_id = cells[0].strip()
         if ordinal < len(self._done) and self._done[ordinal]:
-            self._first_lines.claim(account_id, line)  # so that a later line with the account is refused
+            self._first_lines.claim(account_id, line)  # so that a later duplicate is refused
             return None
         if (refusal := self._claim(ordinal, line, account_id)) is not None:
             return refusal
@@ -71,7 +72,7 @@ class RowReader:
         return Row(ordinal, line, account_id, change)
 
     def refuse(self, ordinal: int, line: int, account_id: str | None, error: FieldError) -> Refusal:
-        """Return the refusal of a row whose cells, or even its account, could not be read."""
+        """Return the refusal of a row with an unreadable cell; *account_id* is None if it is that cell."""
         if account_id is None:
             return refusal_of(error, ordinal, line)
         account_id = account_id.strip()
@@ -90,8 +91,8 @@ class RowReader:
         return Refusal(ordinal, line, "account_id", account_id, reason, advice, first)
 
 
-# Python's hash of a string is usually a 64-bit SipHash with a random key, cached in the string. Otherwise use
-# BLAKE2b.
+# Python's hash of a string is usually a 64-bit SipHash with a random key, cached in the string. If it is
+# anything else, use BLAKE2b.
 _IS_SIPHASH_64: Final = sys.hash_info.hash_bits == 64 and sys.hash_info.algorithm.startswith("siphash")
 
 
@@ -99,9 +100,9 @@ class FirstLines:
     """
     The first line of each account, in 32 to 64 bytes per account.
 
-    A hash table with open addressing in two arrays: 36 MB for a million accounts, where a dict from hash to
-    line takes 122 MB; a fleet can have ten million accounts. Accounts are compared by a 64-bit hash, which
-    collides once in 37 million fleets of a million accounts.
+    This is a hash table with open addressing in two arrays. For a million accounts it takes 36 MB, and a dict
+    from hash to line takes 122 MB; a fleet can have ten million accounts. Accounts are compared by a 64-bit
+    hash. In one of 37 million fleets of a million accounts, two accounts have the same hash.
     """
 
     def __init__(self) -> None:
@@ -144,7 +145,7 @@ class FirstLines:
 def _read_change(cells: Cells) -> ProxyChange | None:
     """The change in *cells*; None if they contain only an account."""
     _, proxy, host, port, protocol, username, password, country, ip, *_ = cells
-    # Most of the nine million cells of a million rows are empty, and `and` is faster than a call.
+    # A million rows have nine million cells. Most are empty, and `and` saves the call for those.
     host = host and host.strip()
     country = country and country.strip()
     ip = ip and ip.strip()
@@ -155,36 +156,37 @@ def _read_change(cells: Cells) -> ProxyChange | None:
     password = "" if password.isspace() else password
     proxy = proxy and proxy.strip()
     if proxy and (host or port or protocol or username or password):
-        raise FieldError(_first(host, port, protocol, username, password), "proxy given twice", ONE_FORM)
+        part = _first_filled(host, port, protocol, username, password)
+        raise FieldError(part, "proxy given twice", ONE_FORM)
     if proxy or host:
         if country or ip:
             raise FieldError("country" if country else "ip", "custom and managed mixed", _ONE_KIND)
         if proxy:
             try:
-                return _no_template("proxy", read_proxy(proxy))
+                return _refuse_template("proxy", read_proxy(proxy))
             except FieldError as error:
                 raise FieldError("proxy", error.reason, error.advice) from None
         change = custom_proxy(without_brackets(host), read_port(port), username, password, protocol)
-        return _no_template("username", change)
+        return _refuse_template("username", change)
     if port or protocol or username or password:
         if country or ip:
-            part = _first(host, port, protocol, username, password)
+            part = _first_filled(host, port, protocol, username, password)
             raise FieldError(part, f"{part} without a proxy", _ONE_KIND)
         raise FieldError("host", "host missing", "give the proxy's host name or address")
     if country or ip:
-        return ManagedProxy(country=country or None, ip=ip) if ip else _of_country(country)
+        return ManagedProxy(country=country or None, ip=ip) if ip else _managed_in(country)
     return None
 
 
 _ONE_KIND: Final = "give a proxy of your own, or a country and an ip, not both"
 
 
-def _first(*cells: str) -> str:
+def _first_filled(*cells: str) -> str:
     """The name of the first of `PARTS` whose cell is not empty."""
     return next(name for name, cell in zip(PARTS, cells, strict=True) if cell)
 
 
-def _no_template(column: str, proxy: CustomProxy) -> CustomProxy:
+def _refuse_template(column: str, proxy: CustomProxy) -> CustomProxy:
     if placeholders(proxy) & OWN_NAMES:
         raise FieldError(column, "template in a row", "put it into a list of proxies, which is a pool")
     return proxy
@@ -192,7 +194,7 @@ def _no_template(column: str, proxy: CustomProxy) -> CustomProxy:
 
 # The value is frozen, so all rows with the same country can share it.
 @lru_cache(maxsize=1024)
-def _of_country(country: str) -> ManagedProxy:
+def _managed_in(country: str) -> ManagedProxy:
     return ManagedProxy(country=country)
 
 

@@ -35,13 +35,13 @@ class PooledProxy:
 
     @property
     def is_template(self) -> bool:
-        """Whether each account gets a session of its own, which says nothing about those of others."""
+        """Whether each account gets a session of its own, whose failure says nothing about other accounts."""
         return bool(self.placeholders)
 
     def change_for(
         self, account_id: str, fields: Mapping[str, str] | None = None, failovers: int = 0
     ) -> CustomProxy:
-        """Return the proxy for the account, whose row has these *fields*, at this number of *failovers*."""
+        """Return the proxy for an account whose row has *fields*, after this number of *failovers*."""
         if not self.placeholders:
             return self.proxy
         values = {**(fields or {}), "account_id": account_id, TRY: str(failovers)}
@@ -49,7 +49,7 @@ class PooledProxy:
 
 
 def as_pooled(proxy: CustomProxy) -> PooledProxy:
-    """Create the label of *proxy*, and find its placeholders. Raises `ValueError` if it is not one."""
+    """Create the label of *proxy*, and find its placeholders. Raises `ValueError` for another type."""
     if not isinstance(proxy, CustomProxy):
         kind = type(proxy).__name__
         raise ValueError(f"proxies must be CustomProxy, got {kind}: ProxyPool.read reads a list as text")
@@ -60,7 +60,7 @@ def _label(proxy: CustomProxy) -> str:
     """
     The label of *proxy*, made from its `identity`.
 
-    So the label does not change if a list is sorted or shortened, or gets new passwords.
+    It does not change if the list of proxies is sorted or shortened, or gets new passwords.
     """
     host, port, user = identity(proxy)
     host = f"[{host}]" if ":" in host else host
@@ -70,7 +70,7 @@ def _label(proxy: CustomProxy) -> str:
 
 
 def assignment_of(change: ProxyChange) -> str:
-    """The `Outcome.assignment` of an account that gets this change."""
+    """The `Outcome.assignment` of an account that gets this *change*."""
     if isinstance(change, CustomProxy):
         return _label(change)
     return MANAGED + " ".join(part for part in (change.country, change.ip) if part)
@@ -89,17 +89,17 @@ class ProxyPool:
     """
     Distinct proxies for the accounts of a rotation.
 
-    A pool does not change. Each rotation that uses it counts accounts and failures for itself; with a
-    journal, quarantines last from run to run.
+    A pool does not change. Each rotation that uses it keeps its own counts of accounts and failures. With a
+    journal, a quarantine continues in the next run.
 
-    The strategies, both of which skip proxies that are quarantined or full:
+    There are two strategies. Both skip proxies that are quarantined or full:
 
-    - ``round-robin``: the accounts get the proxies in turn. A resumed run continues where the journal ends: a
-      proxy with more accounts than the others is skipped until they have as many.
-    - ``sticky``: rendezvous hashing. An account keeps its proxy from run to run, in any order of proxies and
+    - ``round-robin``: The accounts get the proxies in turn. A resumed run continues where the journal ends: a
+      proxy with more accounts than the others is skipped until the others have as many.
+    - ``sticky``: Rendezvous hashing. An account keeps its proxy from run to run, in any order of proxies and
       accounts: it gets the available proxy that ranks first by a hash of its id and of the proxy's host,
-      port and user name. Removing a proxy moves only its accounts. A proxy that fills up keeps the
-      accounts that came first.
+      port and user name. Removing a proxy moves only its accounts. If more accounts rank a proxy first than
+      it can have, those that came first keep it.
 
     Args:
         proxies: At least one. Host, port and user name together must be unique. A user name with
@@ -107,17 +107,17 @@ class ProxyPool:
             account gets a proxy with its id, the columns of its row, and its number of failovers. A template
             is never full or quarantined, because the session of one account says nothing about the others.
         assign: The strategy.
-        accounts_per_proxy: Maximum number of accounts per proxy that is not a template; None for no limit.
+        accounts_per_proxy: Maximum number of accounts per proxy; None for no limit. Templates have no limit.
         failovers: Maximum number of further proxies that an account can get after its first.
-        cool_down: Seconds for which a proxy is quarantined after it failed two accounts that were then
-            patched with other proxies. After that, one account probes it with one request; each failed probe
-            doubles the time, up to 24 hours. Also the most seconds for which accounts wait if most proxies
-            fail at the same time.
+        cool_down: Seconds for which a proxy is quarantined after it failed for two accounts that were then
+            patched with other proxies. After that time, one account probes the proxy with one request. Each
+            failed probe doubles the time, up to 24 hours. This is also the maximum number of seconds for
+            which accounts wait if most proxies fail at the same time.
 
     Attributes:
         refusals: Invalid and duplicate lines of the lists.
         ignored_columns: Unused columns of lists that are tables, by the name of the list.
-        assign: See above, as *accounts_per_proxy*, *failovers* and *cool_down*.
+        assign: The argument. The same holds for *accounts_per_proxy*, *failovers* and *cool_down*.
 
     Raises:
         ValueError: There is no proxy, there are duplicates, or an argument is out of range.
@@ -167,7 +167,7 @@ class ProxyPool:
             source: Path of a list, or ``-`` for standard input.
             more: Further lists.
             skip_bad: Skip lines that are invalid, or repeat a proxy of any list; see `refusals`.
-            options: See above.
+            options: The other arguments of `ProxyPool`.
 
         Raises:
             FleetError: A list cannot be read, is empty, or has invalid lines.
@@ -197,13 +197,14 @@ class ProxyPool:
         ]
         if self.assign == "sticky":  # the order of the list does not matter
             rows.sort(key=json.dumps)
-        # None stands for an option of older versions: without it, their journals would name another pool.
+        # None takes the place of an option that older versions had: the digest must equal theirs, so that
+        # their journals still recognize the pool.
         facts = [self.assign, None, self.accounts_per_proxy, rows]
         return hashlib.sha256(json.dumps(facts).encode()).digest()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of a row that its templates contain."""
+        """The columns of a row that the pool's templates need."""
         names = frozenset[str]().union(*(pooled.placeholders for pooled in self._proxies))
         return tuple(sorted(names - OWN_NAMES))
 

@@ -27,41 +27,43 @@ from postpress_async.rotation._template import TRY
 _log = logging.getLogger("postpress_async.rotation")
 
 CONFIRMED: Final = 2
-"""Accounts that a proxy must fail before it is quarantined, if each of them was then patched with another
-proxy. So an account that no proxy suits, or an outage of all proxies, quarantines none."""
+"""A proxy is quarantined after it has failed for this number of accounts that were then patched with other
+proxies. So an account that no proxy suits, or an outage of all proxies, quarantines no proxy."""
 
 UNCONFIRMED: Final = 5
-"""The same if they were not patched, for example because the pool has no failovers."""
+"""A proxy is quarantined after it has failed for this number of accounts even if none of them was patched
+with another proxy, for example because the pool has no failovers."""
 
 MASS_FAILURE: Final = 10
-"""Failing proxies, not outweighed by successes, that show a common cause; fewer if they are most of the
-pool. With one call in three failing at random, this happens once in 1,000 of them."""
+"""If this number of proxies fail, or most of a small pool, a common cause is assumed. Each success cancels
+the oldest failure. If one call in three fails at random, this is wrong once in 1,000 calls."""
 
-SHORTEST_PROBE_INTERVAL, LONGEST_PROBE_INTERVAL = 0.5, 60.0
-"""Seconds between two probes while most proxies fail; in between, an eighth of the time since they do."""
+SHORTEST_PROBE_INTERVAL, LONGEST_PROBE_INTERVAL = 0.5, 60.0  # seconds
+PROBE_INTERVAL_SHARE: Final = 1 / 8
+"""The seconds between two probes in a pause are this share of the pause so far, within the above limits."""
 
 LONGEST_COOL_DOWN: Final = 86_400.0
-"""Seconds beyond which failed probes do not extend a cool-down."""
+"""Failed probes do not extend a cool-down beyond this number of seconds."""
 
 
 @define
 class Quarantine:
-    """The quarantine of one proxy: the Unix times of the failure that began it, and of its next probe."""
+    """The quarantine of one proxy."""
 
-    began: float
-    probe_at: float
-    prober: str | None = None  # the account that has probed the proxy last
+    began: float  # Unix time of the failure that caused it
+    probe_at: float  # Unix time of the next probe
+    prober: str | None = None  # the account that probed the proxy last
 
 
 OnProxy: TypeAlias = Callable[[PooledProxy, Quarantine | None, bool], object]
 """
-Called after each change of a proxy's health with the proxy, its quarantine, and whether it has failed an
-account. Otherwise its quarantine has just begun, or ended.
+Called with a proxy, its quarantine, and whether it has just failed for an account. If it has not, its
+quarantine has just begun or ended.
 """
 
 
 def unix_clock() -> Callable[[], float]:
-    """Return a function for the Unix time that goes by the running loop's clock, and so never jumps."""
+    """Return a clock that shows the Unix time, but is driven by the running loop's clock and never jumps."""
     loop = asyncio.get_running_loop()
     since = time.time() - loop.time()
     return lambda: since + loop.time()
@@ -71,11 +73,12 @@ class ProxyAllocator:
     """
     The state of a `ProxyPool` in one rotation. Accounts and failures of other rotations do not count.
 
-    After its cool-down, the next account whose turn it is probes a quarantined proxy: a success ends the
-    quarantine, a failure doubles the cool-down.
+    When the cool-down of a quarantined proxy is over, the next account to get that proxy probes it. A success
+    ends the quarantine, and a failure doubles the cool-down.
 
-    If most proxies fail at the same time, the cause is not the proxies: a pause begins.
-    All accounts `wait` but one from time to time, until one is patched. What failed meanwhile is forgotten.
+    If most proxies fail at the same time, the cause is probably not the proxies, and a pause begins: accounts
+    `wait`, except for one that tries a proxy from time to time. The pause ends when an account is patched,
+    and all failures until then are forgotten.
 
     Attributes:
         available: Number of proxies that accounts can get; at 0 the pool is exhausted.
@@ -106,14 +109,16 @@ class ProxyAllocator:
         self._is_open: Final = [True] * len(self._proxies)
         self.available: int = len(self._proxies)
         self._quarantine: Final[dict[int, Quarantine]] = {}
-        self._probe_times: Final[list[tuple[float, int]]] = []  # a heap; may have those of ended quarantines
-        self._due: Final[set[int]] = set()  # quarantined proxies that the next account probes
-        self._probing: Final[set[int]] = set()  # those that an account probes now
-        # By proxy: the accounts that it has failed since it last worked, and whether they were patched since.
+        # A heap of the times of probes and their proxies. It keeps the entries of ended quarantines.
+        self._probe_times: Final[list[tuple[float, int]]] = []
+        self._due: Final[set[int]] = set()  # quarantined proxies whose cool-down is over
+        self._probing: Final[set[int]] = set()  # quarantined proxies that an account is probing
+        # By proxy: the accounts it failed for since it last worked, and whether another proxy patched them.
         self._failures: Final[dict[int, dict[str, bool]]] = {}
-        self._failed_by: Final[dict[str, set[int]]] = {}  # the same by account, until it is patched
-        self._failing: Final[deque[tuple[int, str]]] = deque(maxlen=10 * MASS_FAILURE)
-        self._known_bad: Final[set[int]] = set()  # failing when a pause ended, and not working since
+        self._failed_by: Final[dict[str, set[int]]] = {}  # by account: its proxies in `_failures`
+        # Recent failures by proxy and account. Each success removes the oldest one.
+        self._recent: Final[deque[tuple[int, str]]] = deque(maxlen=10 * MASS_FAILURE)
+        self._known_bad: Final[set[int]] = set()  # had failed when a pause ended, and have not worked since
         self._random: Final = random.Random(0)  # noqa: S311 - no secret
         self._paused_at: float | None = None
         self._probe_at = 0.0
@@ -123,10 +128,10 @@ class ProxyAllocator:
 
     def give(self, account_id: str, *, but_not: Collection[PooledProxy] = ()) -> PooledProxy | None:
         """
-        Assign a proxy to the account; None if none is left, or the account has used up its failovers.
+        Assign a proxy to the account; None if no proxy is left, or the account has used up its failovers.
 
-        The proxies that have failed it (*but_not*, in order) are left out, except that a template with
-        ``{try}`` is used again if there is no other. If `must_wait`, call `wait` before.
+        *but_not* are the proxies that have failed for the account, in order. They are not assigned again,
+        except for a template with ``{try}`` if no other proxy is left. If `must_wait`, call `wait` first.
         """
         tried = {self._index(pooled) for pooled in but_not}
         self._open_due()
@@ -134,7 +139,7 @@ class ProxyAllocator:
             now = self._clock()
             if now >= self._gives_up_at:
                 return None
-            interval = (now - self._paused_at) / 8
+            interval = PROBE_INTERVAL_SHARE * (now - self._paused_at)
             self._probe_at = now + min(max(interval, SHORTEST_PROBE_INTERVAL), LONGEST_PROBE_INTERVAL)
         elif sum(not self._was_probe(pooled, account_id) for pooled in but_not) > self._pool.failovers:
             return None
@@ -152,14 +157,14 @@ class ProxyAllocator:
 
     def take_back(self, proxy: PooledProxy, *, may_have_it: bool = False) -> None:
         """
-        Record that the account's call with *proxy* ended without success, after `failed` if that applies.
+        Record that the account's call with *proxy* did not succeed. Call `failed` first if the proxy failed.
 
-        If the account *may_have_it* nevertheless, its place stays taken.
+        If the account *may_have_it* nevertheless, it still counts as an account of the proxy.
         """
         index = self._index(proxy)
         if index in self._probing:
             self._probing.remove(index)
-            self._due.add(index)  # nothing was learned: the next account probes it
+            self._due.add(index)  # the probe was inconclusive, so the next account probes again
         self._count(index, 0 if may_have_it else -1)
         self._wake()
 
@@ -170,13 +175,15 @@ class ProxyAllocator:
         Continue after an earlier run. Labels that are not in the pool are ignored.
 
         Args:
-            accounts: Number of accounts by label of the proxy that they have. They count towards
-                `accounts_per_proxy`, and ``round-robin`` continues where that run ended.
-            quarantine: By label, when it began, and when the proxy is probed; None for after the cool-down.
+            accounts: By label of a proxy: the number of accounts that have it. They count towards
+                `accounts_per_proxy`, and ``round-robin`` continues where the earlier run ended.
+            quarantine: By label of a quarantined proxy: the Unix times when its quarantine began and when it
+                is to be probed. Without a time for the probe, it is probed after the cool-down.
         """
         counts: dict[int, int] = {}
         for label, count in accounts.items():
-            index = self._indices.get(label, self._indices.get(LINE_PREFIX.sub("", label, 1)))
+            without_line = LINE_PREFIX.sub("", label, 1)  # for labels in journals of older versions
+            index = self._indices.get(label, self._indices.get(without_line))
             if index is not None:
                 self._count(index, count)
                 counts[index] = counts.get(index, 0) + count
@@ -191,6 +198,7 @@ class ProxyAllocator:
 
     @property
     def quarantined(self) -> int:
+        """Number of quarantined proxies."""
         return len(self._quarantine)
 
     @property
@@ -203,7 +211,7 @@ class ProxyAllocator:
         return self._paused_at is None and self._index(proxy) not in self._quarantine
 
     def failed(self, proxy: PooledProxy, account_id: str) -> None:
-        """Record that *proxy* failed for its account. Call `take_back` next."""
+        """Record that *proxy* failed for the account. Call `take_back` next."""
         if proxy.is_template:  # the session of one account says nothing about those of others
             self._on_proxy(proxy, None, True)
             return
@@ -215,7 +223,7 @@ class ProxyAllocator:
             self._watch_for_mass_failure(index, account_id)
         elif index in self._probing and entry.prober == account_id:
             now = self._clock()
-            factor = 1 if self.paused else 2
+            factor = 1 if self.paused else 2  # in a pause, the failure need not be the proxy's
             longest = max(self._pool.cool_down, LONGEST_COOL_DOWN)
             cool_down = min(factor * (entry.probe_at - entry.began), longest)
             self._close(index, now, now + cool_down, prober=account_id)
@@ -225,26 +233,26 @@ class ProxyAllocator:
         self._wake()
 
     def worked(self, proxy: PooledProxy, account_id: str) -> None:
-        """Record that the account was patched with *proxy*: what failed it before was not its own fault."""
+        """Record that the account was patched with *proxy*, so its earlier failures were proxies' faults."""
         index = self._index(proxy)
         self._forget_failures(index)
         self._known_bad.discard(index)
         if self._quarantine.pop(index, None) is not None:
             self._due.discard(index)
             self._probing.discard(index)
-            self._mark(index)
+            self._update(index)
             _log.warning("proxy %s works again", proxy.label, extra={"proxy": proxy.label})
             self._on_proxy(proxy, None, False)
             self._wake()
         if self._paused_at is not None:
             self._end_pause(self._paused_at)
-        elif self._failing:
-            self._failing.popleft()
-        for other in self._failed_by.pop(account_id, ()):
-            failures = self._failures[other]
+        elif self._recent:
+            self._recent.popleft()
+        for failed in self._failed_by.pop(account_id, ()):
+            failures = self._failures[failed]
             failures[account_id] = True
             if sum(failures.values()) >= CONFIRMED:
-                self._quarantine_now(other)
+                self._quarantine_now(failed)
 
     @property
     def must_wait(self) -> bool:
@@ -253,9 +261,9 @@ class ProxyAllocator:
 
     async def wait(self, waits: WaitGroup) -> bool:
         """
-        Wait until `give` has a proxy, or the group of *waits* ends, or nothing works for the cool-down.
+        Wait until `give` can assign a proxy, *waits* ends, or a pause has lasted as long as the cool-down.
 
-        Return whether most proxies failed meanwhile. Then what has failed the account does not count.
+        Return whether there was a pause. If so, the account may get proxies again that failed for it before.
         """
         was_paused, loop = False, asyncio.get_running_loop()
         while not waits.ended and (seconds := self._seconds_to_wait()) > 0:
@@ -280,17 +288,17 @@ class ProxyAllocator:
 
     def _count(self, index: int, accounts: int) -> None:
         self._accounts[index] += accounts
-        self._mark(index)
+        self._update(index)
 
-    def _mark(self, index: int) -> None:
-        """Open or close *index* for further accounts."""
+    def _update(self, index: int) -> None:
+        """Open or close the proxy for further accounts, by its quarantine and its number of accounts."""
         cap, entry = self._pool.accounts_per_proxy, self._quarantine.get(index)
         cap = None if self._proxies[index].is_template else cap
         is_open = (cap is None or self._accounts[index] < cap) and (entry is None or index in self._due)
         if is_open != self._is_open[index]:
             self._is_open[index] = is_open
             self.available += 1 if is_open else -1
-            self._assignment.mark(index, is_open=is_open)
+            self._assignment.set_open(index, is_open=is_open)
 
     def _open_due(self) -> None:
         """Let accounts probe the proxies whose cool-down has ended."""
@@ -299,17 +307,18 @@ class ProxyAllocator:
             entry = self._quarantine.get(index)
             if entry is not None and entry.probe_at == probe_at:
                 self._due.add(index)
-                self._mark(index)
+                self._update(index)
 
     def _choose(self, account_id: str, tried: set[int]) -> int | None:
         if self.paused:
-            # At random: a part of the list may be dead.
+            # Choose at random, because neighbours in the list may all be dead.
             usable = [n for n, is_open in enumerate(self._is_open) if is_open and n not in self._quarantine]
-            hopeful = [n for n in usable if n not in self._failures and n not in self._known_bad]
-            return self._random.choice(hopeful or usable) if usable else None
+            without_failures = [n for n in usable if n not in self._failures and n not in self._known_bad]
+            return self._random.choice(without_failures or usable) if usable else None
         chosen = None
         if tried and self._due:
-            chosen = self._assignment.choose(account_id, tried | self._due)  # one probe is enough
+            # An account that already had a failure probes a quarantined proxy only if there is no other.
+            chosen = self._assignment.choose(account_id, tried | self._due)
         return self._assignment.choose(account_id, tried) if chosen is None else chosen
 
     def _was_probe(self, proxy: PooledProxy, account_id: str) -> bool:
@@ -330,7 +339,7 @@ class ProxyAllocator:
         self._probing.discard(index)
         self._quarantine[index] = Quarantine(began, probe_at, prober)
         heappush(self._probe_times, (probe_at, index))
-        self._mark(index)
+        self._update(index)
 
     def _forget_failures(self, index: int) -> None:
         for account_id in self._failures.pop(index, ()):
@@ -340,11 +349,12 @@ class ProxyAllocator:
                     del self._failed_by[account_id]
 
     def _watch_for_mass_failure(self, index: int, account_id: str) -> None:
-        # A proxy that is known to be bad tells nothing about the others.
+        # The failure of a proxy that is known to be bad says nothing about the others.
         if not self._may_wait or self._paused_at is not None or index in self._known_bad:
             return
-        self._failing.append((index, account_id))
-        indices, accounts = ({pair[item] for pair in self._failing} for item in (0, 1))
+        self._recent.append((index, account_id))
+        indices = {index for index, _ in self._recent}
+        accounts = {account for _, account in self._recent}
         watched = len(self._proxies) - len(self._quarantine) - len(self._known_bad)
         if len(accounts) > 1 and len(indices) >= min(MASS_FAILURE, watched // 2 + 1):
             self._paused_at = now = self._clock()
@@ -357,7 +367,7 @@ class ProxyAllocator:
         self._known_bad.update(self._failures)
         self._failures.clear()
         self._failed_by.clear()
-        self._failing.clear()
+        self._recent.clear()
         message = "proxies work again after %.1f s: accounts continue"
         _log.warning(message, seconds, extra={"paused": False, "elapsed": seconds})
         self._report(events.PauseEnded(seconds))
@@ -365,7 +375,7 @@ class ProxyAllocator:
 
     @property
     def _gives_up_at(self) -> float:
-        """Unix time from which a pause has lasted too long, and accounts get no proxy."""
+        """Unix time from which accounts get no proxy, because the pause has lasted too long."""
         return math.inf if self._paused_at is None else self._paused_at + self._pool.cool_down
 
     def _seconds_to_wait(self) -> float:

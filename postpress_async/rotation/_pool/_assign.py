@@ -14,18 +14,18 @@ class RoundRobin:
     """
     Each account gets the next index. All indices are open at first.
 
-    Failovers have a position of their own. With a common position, they would shift the other accounts; with
-    none, all accounts of a dead proxy would get the next proxy.
+    Failovers have a position of their own. With a common position, they would shift the proxies of the other
+    accounts. Without a position, all accounts of a dead proxy would fail over to the proxy after it.
     """
 
     def __init__(self, count: int) -> None:
         self._count: Final = count
         self._open: Final = list(range(count))  # sorted
         self._next = {False: 0, True: 0}  # key: whether it is a failover
-        self._surplus: dict[int, int] = {}
+        self._surplus: dict[int, int] = {}  # by index: how often it is still to be skipped
 
-    def mark(self, index: int, *, is_open: bool) -> None:
-        """Open or close *index*; no effect if it already is."""
+    def set_open(self, index: int, *, is_open: bool) -> None:
+        """Open or close *index*; no effect if it already is open or closed."""
         position = bisect_left(self._open, index)
         if is_open == (index in self._open[position : position + 1]):
             return
@@ -38,9 +38,8 @@ class RoundRobin:
         """
         Continue after an earlier run, in which the indices got *counts* accounts.
 
-        An index is skipped once for each account above the number of complete rounds. That is the mean rather
-        than the minimum of the counts: otherwise a proxy that was added to the list would get all accounts
-        until it had as many as the others.
+        An index is skipped once for each of its accounts above the mean. With the minimum instead of the
+        mean, a proxy that was added to the list would get all accounts until it had as many as the others.
         """
         rounds = sum(counts.values()) // self._count
         self._surplus = {index: count - rounds for index, count in counts.items() if count > rounds}
@@ -72,9 +71,9 @@ class Sticky:
     Rendezvous hashing: the account gets the open index with the highest score.
 
     The score of a pair is the product of their two hashes modulo ``2**32``. Both hashes are odd, so no score
-    is 0. One multiplication computes all products of an account: a long integer has a 64-bit lane per index,
-    which is 0 if the index is closed. For 500 proxies this takes 10 to 20 microseconds, a quarter of the time
-    of a loop.
+    is 0. One multiplication computes the scores of all indices for an account: a long integer has a 64-bit
+    lane per index, which is 0 if the index is closed. For 500 proxies this takes 10 to 20 microseconds, a
+    quarter of the time of a loop.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -82,8 +81,8 @@ class Sticky:
         packed = b"".join(number.to_bytes(8, "little") for number in self._hashes)
         self._open = int.from_bytes(packed, "little")
 
-    def mark(self, index: int, *, is_open: bool) -> None:
-        """Open or close *index*; no effect if it already is."""
+    def set_open(self, index: int, *, is_open: bool) -> None:
+        """Open or close *index*; no effect if it already is open or closed."""
         self._open = self._open | self._lane(index) if is_open else self._open & ~self._lane(index)
 
     def _lane(self, index: int) -> int:
@@ -97,11 +96,12 @@ class Sticky:
         if not lanes:
             return None
         products = (lanes * _odd_hash(account_id)).to_bytes(8 * len(self._hashes), "little")
-        # Compare the most significant bytes first. With many proxies, a high one is found at once.
+        # Search for the most significant byte first. With many proxies, a high one is found at once.
         highest = products[3::8]
         byte = 255
         while (index := highest.find(byte)) < 0:
             byte -= 1
+        # Several indices may have this byte. The lower bytes decide.
         best, score = index, _low_bytes(products, index)
         while (index := highest.find(byte, index + 1)) >= 0:
             if (other := _low_bytes(products, index)) > score:
@@ -110,7 +110,7 @@ class Sticky:
 
 
 def _low_bytes(products: bytes, index: int) -> bytes:
-    """The lower bytes of a score in big-endian order, in which bytes compare like numbers."""
+    """The lower three bytes of a score, most significant first, so that they compare like numbers."""
     return products[8 * index : 8 * index + 3][::-1]
 
 

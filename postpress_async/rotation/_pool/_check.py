@@ -1,7 +1,7 @@
 """
-Checks whether proxies work: TCP, TLS if they speak it, and the handshake of HTTP CONNECT or SOCKS5.
+Checks whether proxies work: TCP, TLS for HTTPS proxies, and the handshake of HTTP CONNECT or SOCKS5.
 
-Requires the extra ``check``. Results never contain text of a response, which could repeat a password.
+This requires the extra ``check``. Results never contain text of a response, which could repeat a password.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ _PAGE: Final = re.compile(
 )
 """A response to CONNECT with a body, which proxies must not send (RFC 9110, 9.3.6)."""
 _NO_CONNECT: Final = {400, 404, 405, 501, *range(201, 400)}
-"""Statuses of web servers that do not know CONNECT. With another one, a proxy refuses the target."""
+"""Statuses of web servers that do not know CONNECT. With any other one, a proxy refuses the target."""
 
 
 class CheckResult(StrEnum):
     """What a check found."""
 
     WORKS = "works"
-    NOT_CHECKED = "not-checked"  # no failure either
+    NOT_CHECKED = "not-checked"  # does not count as a failure
     NAME_NOT_FOUND = "name-not-found"
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
@@ -68,7 +68,7 @@ class CheckedProxy:
 
 
 class _Stage(StrEnum):
-    """What a check waits for; the value says that it did not happen."""
+    """What a check is waiting for. The value is the message for when that does not happen."""
 
     NAME = "the host name was not resolved"
     CONNECT = "no connection"
@@ -82,7 +82,7 @@ class ProxyChecker:
     """Checks proxies by asking them for a connection to the host and port of a target."""
 
     target: URL  # nothing is sent to it unless `echo`
-    echo: bool = False  # whether to request it; the response must contain the client's IP address
+    echo: bool = False  # whether to request the target, whose response must contain the client's address
     deadline: float = 10.0  # seconds per check
     protocol: ProxyProtocol = ProxyProtocol.HTTP  # for proxies without a protocol
     tls: ssl.SSLContext = field(factory=lambda: make_tls(None), repr=False)
@@ -133,12 +133,15 @@ class ProxyChecker:
             await connection.start_tls(self.tls, proxy.host)
         connection.stage = _Stage.HANDSHAKE
         is_socks = protocol is ProxyProtocol.SOCKS5
-        username, password = proxy.username or "", proxy.password.reveal() if proxy.password else ""
-        if not is_socks:  # python-socks encodes them as latin-1. This makes it UTF-8, like curl.
+        username = proxy.username or ""
+        password = proxy.password.reveal() if proxy.password else ""
+        if not is_socks:  # python-socks encodes credentials as latin-1, and curl as UTF-8. Send UTF-8.
             username, password = (text.encode().decode("latin-1") for text in (username, password))
-        kind, forward = ProxyType.SOCKS5 if is_socks else ProxyType.HTTP, cast("Any", connection)
+        kind = ProxyType.SOCKS5 if is_socks else ProxyType.HTTP
+        forward = cast("Any", connection)
         client = Proxy(kind, proxy.host, proxy.port, username, password, rdns=True, forward=forward)
-        await client.connect(str(self.target.raw_host), self.target.port or 443, timeout=self.deadline + 1)
+        timeout = self.deadline + 1  # never reached, because `check` ends at the deadline
+        await client.connect(str(self.target.raw_host), self.target.port or 443, timeout=timeout)
 
     async def _read_exit_address(self, connection: "_Connection") -> str:
         connection.stage = _Stage.ECHO
@@ -164,8 +167,9 @@ class ProxyChecker:
         if isinstance(error, ProxyError):
             return self._classify_reply(error, connection.reply, protocol)
         if isinstance(error, TimeoutError):
-            late = {_Stage.NAME: CheckResult.NAME_NOT_FOUND, _Stage.TLS: CheckResult.TLS_FAILED}
-            result, detail = late.get(stage, CheckResult.TIMED_OUT), f"{stage} within {self.deadline:g} s"
+            results = {_Stage.NAME: CheckResult.NAME_NOT_FOUND, _Stage.TLS: CheckResult.TLS_FAILED}
+            result = results.get(stage, CheckResult.TIMED_OUT)
+            detail = f"{stage} within {self.deadline:g} s"
         elif isinstance(error, ssl.SSLError):
             result = CheckResult.TLS_FAILED
             detail = getattr(error, "verify_message", "") or str(error.reason).lower().replace("_", " ")
@@ -188,15 +192,17 @@ class ProxyChecker:
         self, error: ProxyError, reply: bytes, protocol: ProxyProtocol
     ) -> tuple[CheckResult, str]:
         code, is_socks = error.error_code, protocol is ProxyProtocol.SOCKS5
-        detail = str(error) if is_socks else f"HTTP {code}"  # not the phrase of the response
+        # The text of an HTTP error contains the reason phrase of the response.
+        detail = str(error) if is_socks else f"HTTP {code}"
         if code in {401, 407}:
             return CheckResult.WRONG_CREDENTIALS, detail
+        # A refusal of the credentials (01 and a status) or of all methods of authentication (05 FF).
         if is_socks and code is None and len(reply) == 2 and reply[:1] in {b"\x01", b"\x05"}:
             return CheckResult.WRONG_CREDENTIALS, "the proxy did not accept the credentials"
         if code is None or (not is_socks and code in _NO_CONNECT):
             status = f" (HTTP {code})" if code else ""
             kind = "a SOCKS5" if is_socks else "an HTTP"
-            return CheckResult.NOT_A_PROXY, f"the server does not answer as {kind} proxy does{status}"
+            return CheckResult.NOT_A_PROXY, f"the server does not respond like {kind} proxy{status}"
         return CheckResult.TARGET_REFUSED, f"no connection to {self.target.raw_host}: {detail}"
 
 
@@ -204,8 +210,8 @@ class _Connection:
     """
     A connection to a proxy, through which python-socks performs the handshake.
 
-    python-socks can open it as well. But its errors do not say whether TCP, TLS or the handshake timed out,
-    and it takes the first packet of an HTTP response for the whole.
+    python-socks could open the connection itself. But its errors do not say whether TCP, TLS or the handshake
+    timed out, and it takes the first packet of an HTTP response for the whole response.
     """
 
     _reader: asyncio.StreamReader
@@ -216,16 +222,16 @@ class _Connection:
     async def open(self, host: str, port: int) -> None:
         addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         self.stage = _Stage.CONNECT
-        # Unlike asyncio, it keeps the errno if several addresses fail.
+        # Unlike asyncio, aiohappyeyeballs keeps the errno if several addresses fail.
         sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=0.25)
         self._reader, self._writer = await asyncio.open_connection(sock=sock)
 
     async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
-        # The check has a deadline. asyncio's timeout would be another error.
+        # The check has its own deadline. asyncio's timeout would raise a different error before it.
         await self._writer.start_tls(tls, server_hostname=host, ssl_handshake_timeout=86_400.0)
 
     async def connect(self, **_: object) -> Self:
-        """Called by python-socks, for which this connection is that of another proxy."""
+        """Return the open connection when python-socks asks *forward* to connect to the proxy."""
         return self
 
     async def write(self, data: bytes) -> None:
@@ -256,7 +262,7 @@ class _Connection:
         return data
 
     async def close(self) -> None:
-        """Called by python-socks."""
+        """Do nothing when python-socks calls this; `abort` closes the connection."""
 
     def abort(self) -> None:
         if hasattr(self, "_writer"):  # it is open

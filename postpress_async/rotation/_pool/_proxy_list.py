@@ -2,8 +2,8 @@
 Reads lists of proxies in the formats that sellers use: lines of text, or CSV with a header.
 
 A line has any form of `read_proxy`. The columns of a table have the names used in a fleet, or names that
-sellers use, such as ``Type``, ``IP`` or ``Login``. An invalid line is returned and not raised, without text
-of the line, which could be a password.
+sellers use, such as ``Type``, ``IP`` or ``Login``. An invalid line does not raise an error, but becomes a
+`RefusedLine`, which contains no text of the line, because that could be a password.
 """
 
 import csv
@@ -35,7 +35,7 @@ class ListedProxy:
     line: int  # from 1, counting comments and blank lines
     proxy: CustomProxy
     tag: Tag = None  # the tag of its pool; None if there is only one pool
-    others: Mapping[str, str] = field(factory=dict)  # its cells in the columns that are not used
+    others: Mapping[str, str] = field(factory=dict)  # its cells in unused columns, by the column's name
 
 
 @frozen
@@ -60,8 +60,8 @@ def identity(proxy: CustomProxy) -> tuple[str, int, str]:
     Return the normalized host, port and user name; proxies with the same ones are the same proxy.
 
     Case and the notation of IPv6 addresses do not matter. Sellers encode the exit node in the user name, so
-    two user names on one host are two proxies. If lines differ only in the password, one of the passwords is
-    wrong or old.
+    two user names on one host are two proxies. The password is left out: if two lines differ only in it, one
+    of the passwords is wrong or old.
     """
     host = proxy.host.lower().removesuffix(".")
     if ":" in host:
@@ -71,25 +71,26 @@ def identity(proxy: CustomProxy) -> tuple[str, int, str]:
 
 @frozen
 class ProxyLists:
-    """The content of one or more lists, whose name is their path or ``standard input``."""
+    """The content of one or more lists. The name of a list is its path or ``standard input``."""
 
-    proxies: list[ListedProxy] = field(factory=list)  # distinct ones
+    proxies: list[ListedProxy] = field(factory=list)  # each proxy once
     refused: list[RefusedLine] = field(factory=list)
     ignored_columns: dict[str, tuple[str, ...]] = field(factory=dict)  # printable, by the name of the list
-    _first: dict[tuple[str, int, str], tuple[str, ListedProxy]] = field(factory=dict)  # by identity
+    # By identity: the name of the list that contains the proxy first, and its entry there.
+    _first: dict[tuple[str, int, str], tuple[str, ListedProxy]] = field(factory=dict)
 
     def add(self, lines: Iterable[str], source: str = "", tag: Tag = None, by: str | None = None) -> None:
         """
-        Read a list, in which blank lines and comments (``#``) do not count.
+        Read a list. Blank lines and comments (``#``) are skipped.
 
-        *tag* is that of all its proxies, or the column *by* has the tag of each. Raises `FleetError` if the
-        header has a column twice, or no column *by*.
+        Its proxies get the *tag*. If the column *by* is given, it contains the tag of each proxy instead.
+        Raises `FleetError` if the header has a column twice, or if it has no column *by*.
         """
         table, is_first = None, True
         self.ignored_columns[source] = ()
         for number, line in enumerate(lines, 1):
             text = line.strip()
-            if not text.strip(",;\t") or text.startswith("#"):  # empty rows of a spreadsheet have commas
+            if not text.strip(",;\t") or text.startswith("#"):  # blank rows of a spreadsheet have commas
                 continue
             if is_first:
                 is_first = False
@@ -110,15 +111,15 @@ class ProxyLists:
                 refusal = RefusedLine(number, error.field, error.reason, error.advice, source=source)
                 self.refused.append(refusal)
                 continue
-            first = self._first.setdefault(identity(entry.proxy), (source, entry))
-            if first[1] is entry:
+            first_source, first = self._first.setdefault(identity(entry.proxy), (source, entry))
+            if first is entry:
                 self.proxies.append(entry)
             else:
-                self.refused.append(_repetition(entry, source, *first))
+                self.refused.append(_repetition(entry, source, first, first_source))
 
 
-def _repetition(entry: ListedProxy, source: str, first_source: str, first: ListedProxy) -> RefusedLine:
-    """The refusal of *entry*, a proxy that is listed before as *first*."""
+def _repetition(entry: ListedProxy, source: str, first: ListedProxy, first_source: str) -> RefusedLine:
+    """The refusal of *entry*, whose proxy was listed before as *first*."""
     advice = "list each proxy once"
     if first.tag != entry.tag:
         advice = "a proxy belongs to one pool: remove it from the wrong one"
@@ -132,21 +133,24 @@ def read_lists(
     sources: Iterable[tuple[Tag, Source]], *, by: str | None = None, skip_bad: bool = False
 ) -> ProxyLists:
     """
-    Read lists, each with its tag, or None if its column *by* has the tags of its proxies.
+    Read lists of proxies.
 
-    With *skip_bad*, invalid lines are returned, unless no line is valid. Otherwise they raise a `FleetError`,
-    like a list that cannot be read, is empty, has a column twice, or no column *by*.
+    Each list is given with the tag of its proxies. The tag is None if there is only one pool, or if the
+    column *by* contains the tags.
+
+    Raises `FleetError` if a list cannot be read, is empty, has a column twice, or has no column *by*. Invalid
+    lines raise it too, unless *skip_bad* is set and at least one line is valid.
     """
     lists = ProxyLists()
     for tag, source in sources:
         name = os.fspath(source)
         if ("@" in name or name.count(":") > 1) and not os.path.exists(name):
-            # A proxy instead of a file: an error that names it would show its password.
+            # This is probably a proxy, not a path, so an error that quotes it would show its password.
             raise FleetError("the list of proxies cannot be read: pass the path of a file, not a proxy")
-        before = len(lists.proxies) + len(lists.refused)
+        lines_before = len(lists.proxies) + len(lists.refused)
         with closing(FleetFile(source)) as file:
             lists.add(file.lines(), file.shown, tag, None if tag else by)
-        if len(lists.proxies) + len(lists.refused) == before:
+        if len(lists.proxies) + len(lists.refused) == lines_before:
             raise FleetError(f"the list of proxies in {file.shown} is empty: list one proxy per line")
     if lists.refused and not (skip_bad and lists.proxies):
         raise FleetError("\n".join(_describe(lists.refused)))
@@ -177,26 +181,26 @@ class _Table:
     names: list[str]
     ignored: tuple[str, ...]  # printable names of the unused columns
     delimiter: str
-    by: str | None  # the column with the tags of the proxies
+    by: str | None  # the column with the tags of the proxies, if there are tags
 
     @classmethod
     def of_header(cls, text: str, line: int, by: str | None) -> Self | None:
-        """Parse a header, in which the column *by* has the tags; None if *text* is not one."""
+        """Parse a header, whose column *by* has the tags; return None if *text* is not a header."""
         delimiter = max(",;\t", key=text.count)
         names = [name.strip().strip('"') for name in text.split(delimiter)]
-        tags = next((index for index, name in enumerate(names) if field_of(name) == by), None)
-        columns = list_columns(["" if index == tags else name for index, name in enumerate(names)])
+        tag_index = next((index for index, name in enumerate(names) if field_of(name) == by), None)
+        columns = list_columns(["" if index == tag_index else name for index, name in enumerate(names)])
         if not {"host", "proxy"} & set(columns) or any(re.search("[:@]", name) for name in names):
             return None
         for name in ("proxy", *PARTS):
             if columns.count(name) > 1:
                 raise FleetError(f"line {line} has the column {name} twice: remove one")
-        if tags is not None:
-            columns[tags] = by
+        if tag_index is None:
+            by = None
+        else:
+            columns[tag_index] = by
         unused = (name for name, column in zip(names, columns, strict=True) if name and column is None)
-        return cls(
-            columns, names, tuple(map(printable_name, unused)), delimiter, None if tags is None else by
-        )
+        return cls(columns, names, tuple(map(printable_name, unused)), delimiter, by)
 
     def read_row(self, text: str) -> tuple[CustomProxy, Tag, dict[str, str]]:
         """
@@ -213,12 +217,14 @@ class _Table:
             raise FieldError(None, "quotes not closed", advice)
         if any(cell.strip() for cell in cells[len(self.columns) :]):
             raise FieldError(None, "more cells than columns", "quote cells that contain a comma")
+        row: dict[str, str] = {}
+        others: dict[str, str] = {}
         # Not strict, because a row may omit empty cells at its end.
-        row = {name: cell for name, cell in zip(self.columns, cells, strict=False) if name}
-        unused = (
-            name if column is None else "" for name, column in zip(self.names, self.columns, strict=True)
-        )
-        others = {name: cell for name, cell in zip(unused, cells, strict=False) if name}
+        for column, name, cell in zip(self.columns, self.names, cells, strict=False):
+            if column is not None:
+                row[column] = cell
+            elif name:
+                others[name] = cell
         tag = as_tag(row.get(self.by, "")) if self.by else None
         if tag == "":
             raise FieldError(self.by, f"{self.by} missing", "it must have the tag of the proxy's pool")

@@ -1,4 +1,4 @@
-"""Several pools, of which each account's tag chooses one."""
+"""Several pools with tags. The tag of an account chooses its pool."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from postpress_async.rotation._pool._proxy_list import ListedProxy
 from postpress_async.rotation._selection import Selection
 
 Pools: TypeAlias = Mapping[Tag, ProxyPool]
-"""The pools of a rotation by tag. A single pool has the tag None; without any, there are no rows for one."""
+"""The pools of a rotation by tag. A single pool has the tag None. Without a pool, the mapping is empty."""
 
 
 def pools_of(pool: ProxyPool | Mapping[str, ProxyPool] | None) -> Pools:
@@ -49,18 +49,18 @@ def argument_of(pools: Pools) -> ProxyPool | Mapping[str, ProxyPool] | None:
 
 def without_selected(pools: Pools, selection: Selection | None) -> Pools:
     """
-    Return *pools* without the proxies of *selection*, which its accounts are to leave.
+    Return *pools* without the proxies that *selection* matches, because its accounts must get other proxies.
 
-    A pool that has no others keeps them: they may be the same proxies with new passwords.
+    A pool without other proxies stays as it is, because its proxies may have new passwords.
     """
     if selection is None:
         return pools
-    left: dict[Tag, ProxyPool] = {}
+    remaining: dict[Tag, ProxyPool] = {}
     for tag, pool in pools.items():
         others = [pooled for pooled in pool if not selection.matches(pooled.label)]
         options = {name: getattr(pool, name) for name in PoolOptions.__annotations__}
-        left[tag] = ProxyPool(others, **options) if 0 < len(others) < len(pool) else pool
-    return left
+        remaining[tag] = ProxyPool(others, **options) if 0 < len(others) < len(pool) else pool
+    return remaining
 
 
 def make_pools(proxies: Iterable[ListedProxy], **options: Unpack[PoolOptions]) -> Pools:

@@ -1,9 +1,9 @@
 """
 The report's charts, rendered by Vega-Lite to SVG when the page is written.
 
-SVG needs no script, prints sharply, and takes its colours from the page's style sheet, so one drawing serves
-light mode, dark mode and paper. Each chart is rendered twice, for wide and narrow screens, because a
-scaled-down drawing would be illegible.
+SVG needs no script, prints sharply, and takes its colours from the page's style sheet, so the same drawing
+works in light mode, in dark mode and on paper. Each chart is rendered twice, for wide and narrow screens,
+because a scaled-down drawing would be illegible.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,10 +24,11 @@ Spec: TypeAlias = dict[str, Any]
 
 WIDE: Final = 880
 NARROW: Final = 290
-"""Width of the plot area in pixels; labels to its left are added."""
+"""Width of the plot area in pixels, without the labels on its left."""
 ERRORS_DRAWN: Final = 12
+"""Maximum number of errors in the chart."""
 
-_COUNT: Final = {
+_COUNT_AXIS: Final = {
     "title": None,
     "tickCount": 3,
     "labelExpr": "format(datum.value, datum.value < 10 ? '~g' : ',')",
@@ -48,28 +49,28 @@ class Chart:
 
 
 def throughput(findings: Findings) -> Chart | None:
-    """Accounts per second over time, with a separate scale for those not patched; None without accounts."""
+    """Accounts per second over time; accounts that were not patched have a plot with a scale of its own."""
     bars, step = findings.bars, findings.step
     if not bars:
         return None
     states = {bar.state for bar in bars}
     if State.PATCHED not in states:
-        which = "None of them was patched."
+        patched = "None of them was patched."
     elif len(states) > 1:
-        which = "Accounts that were not patched are shown below."
+        patched = "Accounts that were not patched are shown below."
     else:
-        which = "All of them were patched."
+        patched = "All of them were patched."
     rows = [
         {
-            "from": bar.at * 1000,
-            "to": (bar.at + step) * 1000,
+            "from": bar.start * 1000,
+            "to": (bar.start + step) * 1000,
             "state": bar.state.value,
             "rate": bar.accounts / step,
-            "description": f"{_clock(bar.at, step)}: {bar.accounts:,} {bar.state}",
+            "description": f"{_time_range(bar.start, step)}: {bar.accounts:,} {bar.state}",
         }
         for bar in bars
     ]
-    first, last = bars[0].at * 1000, (bars[-1].at + step) * 1000
+    first, last = bars[0].start * 1000, (bars[-1].start + step) * 1000
 
     def spec(width: int) -> Spec:
         axis = _time_axis(first, last, ticks=max(3, width // 100))
@@ -84,24 +85,30 @@ def throughput(findings: Findings) -> Chart | None:
         return {"data": {"values": rows}, "vconcat": plots, "spacing": 18, "resolve": {"scale": scale}}
 
     peak = max(bar.accounts for bar in bars) / step
-    return _chart(f"Completed accounts per second, over time: at most {peak:,.1f}. {which}", spec)
+    return _chart(f"Completed accounts per second, over time: at most {peak:,.1f}. {patched}", spec)
 
 
 def _time_axis(first: float, last: float, ticks: int) -> Spec:
     """The axis that both plots share, from *first* to *last* in milliseconds."""
-    minutes = (last - first) / 60_000
-    clock = "%H:%M:%S" if minutes < 10 else "%H:%M" if minutes < 2 * 1440 else "%d %b %H:%M"
-    if last - first < 1_000 * ticks:  # more than one tick per second
-        clock = "%H:%M:%S.%L"
+    seconds = (last - first) / 1000
+    if seconds < ticks:  # more than one tick per second
+        time_format = "%H:%M:%S.%L"
+    elif seconds < 600:
+        time_format = "%H:%M:%S"
+    elif seconds < 2 * 86_400:
+        time_format = "%H:%M"
+    else:
+        time_format = "%d %b %H:%M"
     return {
         "field": "from",
         "type": "temporal",
         "scale": {"type": "utc", "domain": [first, last], "nice": False},
-        "axis": {"format": clock, "title": None, "grid": False, "tickCount": ticks},
+        "axis": {"format": time_format, "title": None, "grid": False, "tickCount": ticks},
     }
 
 
 def _over_time(axis: Spec, states: list[str], width: int, height: int, title: str) -> Spec:
+    """One plot of the chart over time, with the accounts in *states*."""
     colours = {"domain": states, "range": [f"var(--{state})" for state in states]}
     return {
         "width": width,
@@ -112,7 +119,7 @@ def _over_time(axis: Spec, states: list[str], width: int, height: int, title: st
         "encoding": {
             "x": axis,
             "x2": {"field": "to"},
-            "y": {"field": "rate", "type": "quantitative", "axis": _COUNT},
+            "y": {"field": "rate", "type": "quantitative", "axis": _COUNT_AXIS},
             "color": {"field": "state", "scale": colours, "legend": None},
             "order": {"field": "state"},
             "description": _DESCRIPTION,
@@ -120,16 +127,20 @@ def _over_time(axis: Spec, states: list[str], width: int, height: int, title: st
     }
 
 
-def latency(found: Latency) -> Chart:
+def latency(distribution: Latency) -> Chart:
     """The distribution of the time per account, on a logarithmic scale."""
     rows = [
         {"from": low, "to": high, "accounts": n, "description": f"{low:.2g} to {high:.2g} s: {n:,} accounts"}
-        for low, high, n in found.buckets
+        for low, high, n in distribution.buckets
     ]
-    # Leave room for the labels of the two marks, which are on opposite sides, because they may be close.
-    edges = [min(found.buckets[0][0], found.p50 / 4), max(found.buckets[-1][1], found.p95 * 4)]
+    # The median and the 95th percentile may be close, so their labels are on opposite sides of the two lines.
+    # Widen the axis to make space for the labels.
+    edges = [
+        min(distribution.buckets[0][0], distribution.p50 / 4),
+        max(distribution.buckets[-1][1], distribution.p95 * 4),
+    ]
     scale = {"type": "log", "domain": edges, "nice": False}
-    marks = [_mark("p50", found.p50, "right"), _mark("p95", found.p95, "left")]
+    marks = [_percentile("p50", distribution.p50, "right"), _percentile("p95", distribution.p95, "left")]
 
     def spec(width: int) -> Spec:
         digits = (1,) if width == NARROW else (1, 2, 5)
@@ -146,29 +157,31 @@ def latency(found: Latency) -> Chart:
             "encoding": {
                 "x": {"field": "from", "type": "quantitative", "scale": scale, "axis": axis},
                 "x2": {"field": "to"},
-                "y": {"field": "accounts", "type": "quantitative", "axis": _COUNT},
+                "y": {"field": "accounts", "type": "quantitative", "axis": _COUNT_AXIS},
                 "description": _DESCRIPTION,
             },
         }
         return {"width": width, "height": 150, "layer": [bars, *marks]}
 
-    return _chart(f"Accounts by duration: half within {found.p50:g} s, 95% within {found.p95:g} s.", spec)
+    return _chart(
+        f"Accounts by duration: half within {distribution.p50:g} s, 95% within {distribution.p95:g} s.", spec
+    )
 
 
-def _mark(name: str, second: float, align: str) -> Spec:
-    """A line with a label."""
+def _percentile(name: str, seconds: float, align: str) -> Spec:
+    """A vertical line with a label."""
     label = _LABEL | {"align": align, "fontWeight": 600}
     return {
-        "data": {"values": [{"at": second, "mark": f"{name} {second:g} s"}]},
-        "encoding": {"x": {"field": "at", "type": "quantitative"}, "description": {"field": "mark"}},
+        "data": {"values": [{"seconds": seconds, "label": f"{name} {seconds:g} s"}]},
+        "encoding": {"x": {"field": "seconds", "type": "quantitative"}, "description": {"field": "label"}},
         "layer": [
             {"mark": {"type": "rule", "color": "var(--ink)", "strokeDash": [3, 3]}},
-            {"mark": label, "encoding": {"y": {"value": -8}, "text": {"field": "mark"}}},
+            {"mark": label, "encoding": {"y": {"value": -8}, "text": {"field": "label"}}},
         ],
     }
 
 
-def errors(found: Iterable[ErrorCount]) -> Chart:
+def errors(counts: Iterable[ErrorCount]) -> Chart:
     """Accounts by error; the colour shows the error's scope."""
     rows = [
         {
@@ -177,10 +190,10 @@ def errors(found: Iterable[ErrorCount]) -> Chart:
             "scope": error.scope or "none",
             "description": f"{cut(error.error_type, 120)}: {error.accounts:,} accounts",
         }
-        for error in islice(found, ERRORS_DRAWN)
+        for error in islice(counts, ERRORS_DRAWN)
     ]
-    names = [*(scope.value for scope in Scope), "none", "unknown"]
-    scale = {"domain": names, "range": [f"var(--{name})" for name in [*names[:-1], "other"]]}
+    names = [*(scope.value for scope in Scope), "none"]
+    scale = {"domain": names, "range": [f"var(--{name})" for name in names]}
     colour = {"field": "scope", "scale": scale, "legend": None}
 
     def spec(width: int) -> Spec:
@@ -220,7 +233,7 @@ def _chart(description: str, spec: Callable[[int], Spec]) -> Chart:
 
 
 def _draw(spec: Spec) -> Markup:
-    # Imported here because it contains a JavaScript engine, and the specs can be tested without it.
+    # Imported only here, because it contains a whole JavaScript engine.
     import vl_convert
 
     whole = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "config": _CONFIG, **spec}
@@ -250,7 +263,12 @@ _CONFIG: Final[Spec] = {
 }
 
 
-def _clock(at: float, step: float) -> str:
-    start, end = (datetime.fromtimestamp(moment, UTC) for moment in (at, at + step))
-    form = "%H:%M" if step >= 60 else "%H:%M:%S" if step >= 1 else "%H:%M:%S.%f"
-    return f"{start.strftime(form)} to {end.strftime(form)}"
+def _time_range(start: float, step: float) -> str:
+    if step >= 60:
+        time_format = "%H:%M"
+    elif step >= 1:
+        time_format = "%H:%M:%S"
+    else:
+        time_format = "%H:%M:%S.%f"
+    first, last = (datetime.fromtimestamp(moment, UTC) for moment in (start, start + step))
+    return f"{first.strftime(time_format)} to {last.strftime(time_format)}"

@@ -18,17 +18,17 @@ BARS: Final = 96
 RANKED: Final = 15
 """Maximum number of listed proxies, and of listed slow accounts."""
 NOT_PATCHED: Final = "(state IN ('failed', 'unknown') OR state = 'skipped' AND error_type IS NOT NULL)"
-"""SQL condition for accounts that are listed. Accounts not sent before the run ended are only counted."""
+"""SQL condition for the accounts to list. Accounts that were not sent before the run ended are not listed."""
 
-_WIDTHS: Final = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200)
+_STEPS: Final = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200)
 _DAY: Final = 86_400
 
 
 @frozen
 class Bar:
-    """The number of accounts completed in one state during the time step that starts at Unix time *at*."""
+    """The number of accounts that were completed in one state during one time step."""
 
-    at: float
+    start: float  # Unix time
     state: State
     accounts: int
 
@@ -40,7 +40,7 @@ class Latency:
     p50: float
     p95: float
     longest: float
-    buckets: list[tuple[float, float, int]]  # lower edge, upper edge, accounts
+    buckets: list[tuple[float, float, int]]  # lower edge, upper edge, number of accounts
 
 
 @frozen
@@ -49,8 +49,8 @@ class ProxyCount:
 
     proxy: str
     accounts: int  # number of accounts whose last proxy it was
-    not_patched: int  # how many of them were not patched, for any reason
-    failures: int  # accounts for which it failed; most of them then got another proxy from the pool
+    not_patched: int  # how many of these accounts were not patched, for any reason
+    failures: int  # number of accounts for which it failed; most of them then got another proxy
     quarantined: bool
 
 
@@ -58,7 +58,7 @@ class ProxyCount:
 class Findings:
     """The content of the page."""
 
-    numbers: Statistics
+    statistics: Statistics
     requests: int  # number in all runs, without those that a killed run did not record
     bars: list[Bar]  # accounts over time
     step: float  # width of a bar in seconds
@@ -69,6 +69,7 @@ class Findings:
     not_patched: int  # number of accounts to list; the page may not have space for all of them
 
 
+# A damaged journal may have an infinite time.
 _ELAPSED: Final = f"SELECT elapsed FROM latest WHERE {SENT} AND elapsed < 1e9"  # noqa: S608
 _SLOWEST: Final = f"SELECT * FROM latest WHERE {SENT} ORDER BY elapsed DESC LIMIT ?"  # noqa: S608
 _SPAN: Final = f"SELECT coalesce(min(settled_at), 0), coalesce(max(settled_at), 0) FROM latest WHERE {SENT}"  # noqa: S608
@@ -79,14 +80,16 @@ _BARS: Final = f"""
 """  # noqa: S608
 _PROXIES: Final = f"""
     WITH ended AS (
-        SELECT assignment AS proxy, count(*) AS accounts, count(*) FILTER (WHERE {NOT_PATCHED}) AS bad,
-            count(*) FILTER (WHERE scope = 'proxy') AS own
+        SELECT assignment AS proxy, count(*) AS accounts,
+            count(*) FILTER (WHERE {NOT_PATCHED}) AS not_patched,
+            count(*) FILTER (WHERE scope = 'proxy') AS last_failures
         FROM latest WHERE assignment IS NOT NULL GROUP BY assignment
-    ), named AS (SELECT proxy FROM ended WHERE own > 0 UNION SELECT label FROM proxies)
-    SELECT named.proxy, coalesce(accounts, 0), coalesce(bad, 0) AS bad, coalesce(failures, own, 0) AS failed,
-        quarantined_at IS NOT NULL AS out, count(*) OVER () AS every
-    FROM named LEFT JOIN ended USING (proxy) LEFT JOIN proxies ON label = named.proxy
-    ORDER BY failed DESC, bad DESC, out DESC, as_counted(named.proxy) LIMIT ?
+    ), failing AS (SELECT proxy FROM ended WHERE last_failures > 0 UNION SELECT label FROM proxies)
+    SELECT failing.proxy, coalesce(accounts, 0), coalesce(not_patched, 0) AS not_patched,
+        coalesce(failures, last_failures, 0) AS failed, quarantined_at IS NOT NULL AS quarantined,
+        count(*) OVER () AS total
+    FROM failing LEFT JOIN ended USING (proxy) LEFT JOIN proxies ON label = failing.proxy
+    ORDER BY failed DESC, not_patched DESC, quarantined DESC, as_counted(failing.proxy) LIMIT ?
 """  # noqa: S608
 
 
@@ -99,14 +102,14 @@ def find(view: JournalReader, stage: Stage, now: float) -> Findings:
     Raises:
         JournalError: The journal is damaged.
     """
-    start, step = view.read(_axis, _SPAN)
+    start, step = view.read(_time_axis, _SPAN)
     proxies, more_proxies = view.read(_proxies, _PROXIES, RANKED)
     [(requests, not_patched)] = view.ask(_TOTALS)
     return Findings(
-        numbers=collect_statistics(view, stage, now),
+        statistics=collect_statistics(view, stage, now),
         requests=requests,
         bars=view.read(
-            lambda rows: [Bar(start + number * step, State(state), count) for number, state, count in rows],
+            lambda rows: [Bar(start + bar * step, State(state), accounts) for bar, state, accounts in rows],
             _BARS,
             {"start": start, "step": step},
         ),
@@ -119,7 +122,7 @@ def find(view: JournalReader, stage: Stage, now: float) -> Findings:
     )
 
 
-def _axis(rows: list[tuple[float, float]]) -> tuple[float, float]:
+def _time_axis(rows: list[tuple[float, float]]) -> tuple[float, float]:
     """The start and the width of the first bar."""
     [(first, last)] = rows
     if not 0 <= first <= last <= LATEST:
@@ -130,7 +133,7 @@ def _axis(rows: list[tuple[float, float]]) -> tuple[float, float]:
 
 def _step(first: float, last: float) -> float:
     span = last - first
-    return next((width for width in _WIDTHS if span / width < BARS), _DAY * (1 + span // (BARS * _DAY)))
+    return next((step for step in _STEPS if span / step < BARS), _DAY * (1 + span // (BARS * _DAY)))
 
 
 def _latency(seconds: Iterable[float]) -> Latency | None:
@@ -141,8 +144,9 @@ def _latency(seconds: Iterable[float]) -> Latency | None:
     values = [elapsed for elapsed, _ in counted]
     totals = list(accumulate(accounts for _, accounts in counted))
     p50, p95 = (values[bisect_left(totals, share * totals[-1])] for share in (0.50, 0.95))
-    buckets: Counter[int] = Counter()  # ten per decade
+    buckets: Counter[int] = Counter()  # ten for each power of ten
     for elapsed, accounts in counted:
+        # The small term keeps a time at the edge of a bucket in this bucket, despite rounding errors.
         buckets[floor(log10(elapsed) * 10 + 1e-9)] += accounts
     edges = [(10 ** (n / 10), 10 ** ((n + 1) / 10), accounts) for n, accounts in buckets.items()]
     return Latency(p50, p95, values[-1], edges)
@@ -150,7 +154,8 @@ def _latency(seconds: Iterable[float]) -> Latency | None:
 
 def _proxies(rows: list[tuple[str, int, int, int, int, int]]) -> tuple[list[ProxyCount], int]:
     proxies = [
-        ProxyCount(printable(proxy), accounts, bad, failed, bool(out))
-        for proxy, accounts, bad, failed, out, _ in rows
+        ProxyCount(printable(proxy), accounts, not_patched, failures, bool(quarantined))
+        for proxy, accounts, not_patched, failures, quarantined, _ in rows
     ]
-    return proxies, rows[0][-1] - len(rows) if rows else 0
+    total = rows[0][-1] if rows else 0  # every row has the total
+    return proxies, total - len(rows)

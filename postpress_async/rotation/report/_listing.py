@@ -20,25 +20,25 @@ COLUMNS: Final = tuple("line account_id state error attempts seconds instance pr
 
 BUDGET: Final = 4_550_000
 """Maximum size of the packed listing in bytes; keeps the page below 5 MB."""
-_BLOCK: Final = 4_000
-_LONGEST: Final = 300  # characters of a cell; do not trust the journal
+_BLOCK: Final = 4_000  # rows
+_LONGEST: Final = 300  # characters of a cell, because a damaged journal may have a longer text
 
 
 @frozen
 class Listing:
-    """A table of accounts."""
+    """A list of accounts."""
 
     packed: str  # a JSON list of blocks, each with a list per column of `COLUMNS`; gzip in base64
     rows: int
-    first: list[tuple[Any, ...]]  # rows that are shown even without scripts
+    first: list[tuple[Any, ...]]  # the rows that are shown in browsers without scripts
     complete: bool  # whether all accounts fit
 
 
 def pack(outcomes: Iterable[Outcome], *, shown: int, budget: int = BUDGET) -> Listing:
-    """Pack as many *outcomes* as fit into *budget* bytes, and keep the first *shown* of them."""
+    """Pack as many *outcomes* as fit into *budget* bytes, and also keep the first *shown* rows unpacked."""
     remaining = iter(outcomes)
-    # 31 means a gzip header, for browsers. Z_FILTERED makes the result 5% smaller, because most of the
-    # content is random ids.
+    # 31 makes zlib write gzip, which browsers can read. Z_FILTERED makes the result 5% smaller, because most
+    # of the content is random ids.
     compressor = zlib.compressobj(9, zlib.DEFLATED, 31, strategy=zlib.Z_FILTERED)
     packed = compressor.compress(b"[")
     first: list[tuple[Any, ...]] = []
@@ -47,7 +47,7 @@ def pack(outcomes: Iterable[Outcome], *, shown: int, budget: int = BUDGET) -> Li
         text = ("," if rows else "") + json.dumps(list(zip(*block, strict=True)), separators=(",", ":"))
         trial = compressor.copy()
         part = trial.compress(text.encode("ascii")) + trial.flush(zlib.Z_SYNC_FLUSH)
-        # Base64 encodes three bytes as four; 64 bytes are reserved for the end.
+        # Base64 encodes three bytes as four. 64 bytes are reserved for the end of the stream.
         if (len(packed) + len(part) + 64) * 4 > budget * 3:
             complete = False
             break
@@ -73,5 +73,5 @@ def _row(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def cut(text: str | None, length: int = _LONGEST) -> str | None:
-    """*text* in at most *length* characters."""
+    """*text*, shortened to at most *length* characters."""
     return text if text is None or len(text) <= length else text[: length - 1] + "…"

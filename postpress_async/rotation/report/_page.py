@@ -36,7 +36,7 @@ def write_report(view: JournalView, file: BinaryIO, now: float) -> None:
         if name not in {"jinja2", "markupsafe", "vl_convert"}:
             raise
         raise RotationError(f"a report requires {name}: pip install 'postpress-async[report]'") from None
-    file.write(page.encode("utf-8", "backslashreplace"))  # the journal's name may be other bytes
+    file.write(page.encode("utf-8", "backslashreplace"))  # a file name may be invalid UTF-8
 
 
 def _page(view: JournalReader, now: float) -> str:
@@ -59,8 +59,8 @@ def _page(view: JournalReader, now: float) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"n": "{:,}".format, "moment": _moment, "duration": duration}
-    numbers = findings.numbers
+    environment.filters |= {"grouped": "{:,}".format, "moment": _moment, "duration": duration}
+    statistics = findings.statistics
     sources = f"style-src {_hash(style)}; script-src {_hash(script)}"
     return environment.from_string(_text("page.html")).render(
         style=style,
@@ -69,64 +69,64 @@ def _page(view: JournalReader, now: float) -> str:
         version=__version__,
         now=now,
         journal=str(view.path),
-        status=_status(numbers),
-        colour=_colour(numbers),
-        advice=advice(str(view.path), numbers, seen=True),
-        states=list(_shares(numbers)),
+        status=_status(statistics),
+        colour=_colour(statistics),
+        advice=advice(str(view.path), statistics, seen=True),
+        states=list(_shares(statistics)),
         facts=list(_facts(findings)),
         findings=findings,
-        numbers=numbers,
-        meanings=[(error, _meaning(error)) for error in numbers.errors],
+        statistics=statistics,
+        meanings=[(error, _meaning(error)) for error in statistics.errors],
         throughput=charts.throughput(findings),
         latency=findings.latency and charts.latency(findings.latency),
-        errors=charts.errors(numbers.errors) if numbers.errors else None,
+        errors=charts.errors(statistics.errors) if statistics.errors else None,
         listing=listing,
         columns=COLUMNS,
         shown=SHOWN,
     )
 
 
-def _status(numbers: Statistics) -> str:
-    summary = numbers.summary[:500]
-    more = "; this page shows its state when it was written" if numbers.stage is Stage.UNDER_WAY else ""
-    return f"{summary[0].upper()}{summary[1:]}{more}."
+def _status(statistics: Statistics) -> str:
+    summary = statistics.summary[:500]
+    note = "; this page shows its state when it was written" if statistics.stage is Stage.UNDER_WAY else ""
+    return f"{summary[0].upper()}{summary[1:]}{note}."
 
 
-def _colour(numbers: Statistics) -> str:
-    """The colour of the header, as the name of a state: red, green, or that of unknown for any other run."""
-    if numbers.stage is Stage.HALTED or numbers.states[State.FAILED] > numbers.states[State.PATCHED]:
+def _colour(statistics: Statistics) -> str:
+    """The state whose colour the header gets: failed (red), patched (green), or otherwise unknown."""
+    if statistics.stage is Stage.HALTED or statistics.states[State.FAILED] > statistics.states[State.PATCHED]:
         return "failed"
-    if numbers.accounts and numbers.states[State.PATCHED] == numbers.accounts:
+    if statistics.accounts and statistics.states[State.PATCHED] == statistics.accounts:
         return "patched"
     return "unknown"
 
 
-def _shares(numbers: Statistics) -> Iterator[tuple[str, int, float, float]]:
+def _shares(statistics: Statistics) -> Iterator[tuple[str, int, float, float]]:
     """For each state, and for accounts without one: name, accounts, start and width of the bar in percent."""
-    parts = [(state.value, numbers.states[state]) for state in State]
+    parts = [(state.value, statistics.states[state]) for state in State]
     start = 0.0
-    for name, accounts in [*parts, ("not completed", numbers.accounts - numbers.states.total())]:
-        width = 100 * accounts / max(1, numbers.accounts)
+    for name, accounts in [*parts, ("not completed", statistics.accounts - statistics.states.total())]:
+        width = 100 * accounts / max(1, statistics.accounts)
         yield name, accounts, start, width
         start += width
 
 
 def _facts(findings: Findings) -> Iterator[tuple[str, str]]:
-    numbers = findings.numbers
-    started = numbers.first if numbers.began is None else numbers.began
+    statistics = findings.statistics
+    started = statistics.first if statistics.began is None else statistics.began
     if started is not None:
         yield "started", _moment(started)
-    if numbers.last is not None:
-        yield "last account", _moment(numbers.last)
-        yield "duration", duration(numbers.last - (started or numbers.last))
-    if numbers.rate is not None:
-        yield "accounts per second", f"{numbers.rate:,.1f}"
+    if statistics.last is not None:
+        yield "last account", _moment(statistics.last)
+        yield "duration", duration(statistics.last - (started or statistics.last))
+    if statistics.rate is not None:
+        yield "accounts per second", f"{statistics.rate:,.1f}"
     if findings.latency is not None:
         yield "median time", f"{findings.latency.p50:g} s"
         yield "95th percentile", f"{findings.latency.p95:g} s"
     yield "requests", f"{findings.requests:,}"
-    if numbers.maybe_sent:
-        yield "maybe sent, not recorded", f"up to {numbers.maybe_sent:,}"
+    if statistics.maybe_sent:
+        yield "maybe sent, not recorded", f"up to {statistics.maybe_sent:,}"
 
 
 def _meaning(error: ErrorCount) -> str:
@@ -138,7 +138,7 @@ def _meaning(error: ErrorCount) -> str:
         kind = getattr(errors, error.error_type, None) if error.error_type.isidentifier() else None
     if isinstance(kind, type) and issubclass(kind, PostPressError):
         return " ".join((kind.__doc__ or "").split("\n\n")[0].replace("`", "").split())
-    # The reason of a refused row consists of several words; the type of a response contains no space.
+    # A refused row has a reason of several words instead of a type, and types contain no spaces.
     is_reason = error.scope is Scope.REQUEST and " " in error.error_type
     return "The row is invalid and was not sent." if is_reason else ""
 

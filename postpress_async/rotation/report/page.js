@@ -2,19 +2,20 @@
 
 // --- Tooltips of the charts ---
 
-const tip = document.getElementById("tip");
+const tooltip = document.getElementById("tip");
 document.addEventListener("pointermove", (event) => {
   const mark = event.target.closest?.(".chart [aria-roledescription][aria-label][d]");
-  tip.hidden = !mark;
+  tooltip.hidden = !mark;
   if (mark) {
-    tip.textContent = mark.getAttribute("aria-label");
-    tip.style.left = Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8) + "px";
-    tip.style.top = Math.max(event.clientY - tip.offsetHeight - 8, 4) + "px";
+    tooltip.textContent = mark.getAttribute("aria-label");
+    tooltip.style.left = Math.min(event.clientX + 12, innerWidth - tooltip.offsetWidth - 8) + "px";
+    tooltip.style.top = Math.max(event.clientY - tooltip.offsetHeight - 8, 4) + "px";
   }
 });
 
 // --- The accounts that were not patched ---
 
+// Decode the list, which is stored by column in blocks.
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -27,21 +28,22 @@ async function unpack(text) {
 
 // Numbers are sorted by value. Missing values come last in both directions.
 const natural = new Intl.Collator("en", { numeric: true }).compare;
-const compare = (one, other) => (typeof one === "string" ? natural(one, other) : one - other);
-const sorted = (rows, column, down) =>
-  rows.sort((one, other) => {
-    const [a, b] = [one[column], other[column]];
+const compare = (a, b) => (typeof a === "string" ? natural(a, b) : a - b);
+function sort(rows, column, descending) {
+  rows.sort((row, other) => {
+    const [a, b] = [row[column], other[column]];
     if (a === null || b === null) return (a === null) - (b === null);
-    return down ? compare(b, a) : compare(a, b);
+    return descending ? compare(b, a) : compare(a, b);
   });
+}
 
-const shownAs = { seconds: (n) => n.toFixed(2), settled: (n) => new Date(n * 1000).toISOString().slice(0, 19).replace("T", " ") };
+const formatters = { seconds: (n) => n.toFixed(2), settled: (n) => new Date(n * 1000).toISOString().slice(0, 19).replace("T", " ") };
 
 function table(rows, packed) {
   const section = document.getElementById("listing");
   const [tools, pages, count] = [".tools", ".pages", ".count"].map((name) => section.querySelector(name));
   const [search, state, error] = tools.elements;
-  const [back, on] = pages.querySelectorAll("button");
+  const [previous, next] = pages.querySelectorAll("button");
   const heads = [...section.querySelectorAll(".list th")];
   const names = heads.map((head) => head.textContent);
   const body = section.querySelector(".list tbody");
@@ -49,7 +51,7 @@ function table(rows, packed) {
   const size = matchMedia("(max-width: 44rem)").matches ? 20 : Number(packed.dataset.shown);
   const [STATE, ERROR] = [names.indexOf("state"), names.indexOf("error")];
   const texts = new Map(rows.map((row) => [row, row.join("\n").toLowerCase()]));
-  let [found, page, by, down] = [rows, 0, 0, false];
+  let [found, page, sortedBy, descending] = [rows, 0, 0, false];
 
   function show() {
     const lines = found.slice(page * size, (page + 1) * size).map((row) => {
@@ -58,15 +60,15 @@ function table(rows, packed) {
         const td = line.insertCell();
         td.dataset.name = names[column];
         td.className = heads[column].className;
-        if (cell !== null) td.textContent = (shownAs[names[column]] ?? String)(cell);
+        if (cell !== null) td.textContent = (formatters[names[column]] ?? String)(cell);
       });
       return line;
     });
     body.replaceChildren(...lines);
     const last = Math.max(0, Math.ceil(found.length / size) - 1);
     pages.hidden = last === 0;
-    back.disabled = page === 0;
-    on.disabled = page === last;
+    previous.disabled = page === 0;
+    next.disabled = page === last;
     pages.querySelector("span").textContent = `page ${(page + 1).toLocaleString("en")} of ${(last + 1).toLocaleString("en")}`;
     count.textContent = found.length === rows.length ? "" : `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} match`;
   }
@@ -84,8 +86,8 @@ function table(rows, packed) {
   }
 
   for (const [select, column] of [[state, STATE], [error, ERROR]]) {
-    const all = [...new Set(rows.map((row) => row[column]))].filter(Boolean).sort();
-    select.append(...all.slice(0, 200).map((text) => new Option(text, text)));
+    const values = [...new Set(rows.map((row) => row[column]))].filter(Boolean).sort();
+    select.append(...values.slice(0, 200).map((text) => new Option(text, text)));
     select.addEventListener("change", filter);
   }
   heads.forEach((head, column) => {
@@ -93,19 +95,19 @@ function table(rows, packed) {
     button.textContent = head.textContent;
     head.replaceChildren(button);
     button.addEventListener("click", () => {
-      down = by === column ? !down : false;
-      by = column;
-      sorted(rows, by, down);
+      descending = sortedBy === column && !descending;
+      sortedBy = column;
+      sort(rows, sortedBy, descending);
       heads.forEach((other) => other.setAttribute("aria-sort", "none"));
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      head.setAttribute("aria-sort", descending ? "descending" : "ascending");
       filter();
     });
   });
   heads[0].setAttribute("aria-sort", "ascending");
   search.addEventListener("input", filter);
   tools.addEventListener("submit", (event) => event.preventDefault());
-  back.addEventListener("click", () => { page -= 1; show(); });
-  on.addEventListener("click", () => { page += 1; show(); });
+  previous.addEventListener("click", () => { page -= 1; show(); });
+  next.addEventListener("click", () => { page += 1; show(); });
   tools.hidden = false;
   show();
 }

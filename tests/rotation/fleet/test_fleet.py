@@ -1,6 +1,7 @@
-"""A fleet file: valid rows are read exactly, invalid ones are reported, and no password is shown."""
+"""Fleets from CSV and JSON Lines: valid rows are read exactly, and errors never show a password."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -24,17 +25,17 @@ from postpress_async.rotation._rows import Refusal, Row
 from tests.support import DATA
 from tests.support.fleet_forms import all_text, refusals
 
-MESSY = json.loads((DATA / "messy-expected.json").read_text("utf-8"))
+MESSY = json.loads((DATA / "messy-expected.json").read_text("utf-8"))  # the expected result of each line
 US = ManagedProxy(country="US")
-SECRET = "pa55!word"  # no valid id: it is not mistaken for one where the columns have moved
+SECRET = "pa55!word"  # not a valid account id, so it is never shown as one if cells are shifted
 
-# One directory for all examples: each overwrites the file.
-one_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+# All examples of a test share a directory, and each overwrites the file in it.
+shared_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a file with that name; returns its path."""
+    """A function that writes a file and returns its path."""
 
     def write(name: str, content: str | bytes) -> Path:
         path: Path = tmp_path / name
@@ -46,7 +47,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def rows(write):
-    """The rows of a file with that content."""
+    """A function that returns the rows of a file with the given content."""
 
     def rows(
         content: str | bytes, name: str = "fleet.csv", default: ProxyChange | None = None
@@ -58,7 +59,7 @@ def rows(write):
 
 
 def body(change: ProxyChange) -> dict[str, Any]:
-    """The change as plain values, to compare it with the file of expected results."""
+    """The change as plain values, like those in the file of expected results."""
     if isinstance(change, ManagedProxy):
         return {name: value for name in ("country", "ip") if (value := getattr(change, name)) is not None}
     names = ("host", "port", "protocol", "username")
@@ -69,8 +70,7 @@ def body(change: ProxyChange) -> dict[str, Any]:
 # --- The rows ------------------------------------------------------------------------------------
 
 
-def test_a_clean_fleet_has_no_refusals() -> None:
-    """The file has two hundred rows of each kind, like an operator's export."""
+def test_clean_fleet_has_no_refusals() -> None:
     with Fleet.open(DATA / "fleet.csv") as fleet:
         survey = fleet.survey()
         assert (survey.rows, survey.refused) == (200, 0)
@@ -85,25 +85,23 @@ def messy():
         return {row.line: row for row in fleet.rows()}
 
 
-@pytest.mark.parametrize("truth", MESSY, ids=[f"line {truth['line']}" for truth in MESSY])
-def test_each_line_of_the_messy_fleet_is_read_or_refused_as_it_should(messy, truth) -> None:
-    """The file has typical errors of spreadsheets; another file has the expected result of each line."""
-    row = messy[truth["line"]]
+@pytest.mark.parametrize("expected", MESSY, ids=[f"line {expected['line']}" for expected in MESSY])
+def test_line_of_the_messy_fleet_has_the_expected_result(messy, expected) -> None:
+    """The file has errors that are typical of spreadsheets."""
+    row = messy[expected["line"]]
 
-    assert row.ordinal == truth["line"] - 2
-    if truth["ok"]:
-        assert {"account_id": row.account_id} | body(row.change) == truth["change"]
+    assert row.ordinal == expected["line"] - 2
+    if expected["ok"]:
+        assert {"account_id": row.account_id} | body(row.change) == expected["change"]
     else:
-        assert (row.column, row.reason) == (truth["column"], truth["because"])
+        assert (row.column, row.reason) == (expected["column"], expected["because"])
 
 
-def test_the_messy_fleet_has_no_other_rows(messy) -> None:
-    """The file of expected results has all of its lines."""
-    assert sorted(messy) == [truth["line"] for truth in MESSY]
+def test_every_row_of_the_messy_fleet_has_an_expected_result(messy) -> None:
+    assert sorted(messy) == [expected["line"] for expected in MESSY]
 
 
-def test_rows_can_be_read_again_and_at_once() -> None:
-    """The command line reads a fleet twice, to check and to send it; the passes are independent."""
+def test_two_passes_at_the_same_time_are_independent() -> None:
     with Fleet.open(DATA / "messy.csv") as fleet:
         pairs = list(zip(fleet.rows(), fleet.rows(), strict=True))
 
@@ -120,16 +118,15 @@ HEADERS = [
 
 
 @pytest.mark.parametrize("header", HEADERS)
-def test_headers_are_read_as_spreadsheets_have_them(rows, header) -> None:
-    """Common other names of columns are accepted; the docstring lists them."""
+def test_common_column_names_are_recognized_in_any_case_and_spelling(rows, header) -> None:
     assert rows(f"{header}\nacc_1,h.example,80,u,p\n") == [
         Row(0, 2, "acc_1", CustomProxy(host="h.example", port=80, username="u", password="p"))
     ]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
-def test_the_delimiter_is_the_one_the_header_has(rows, delimiter) -> None:
-    """Only the header decides: a password may contain semicolons."""
+def test_delimiter_is_detected_from_the_header_alone(rows, delimiter) -> None:
+    """A password may contain other delimiters."""
     header = delimiter.join(["account_id", "host", "port", "password"])
     line = delimiter.join(["acc_1", "h", "80", '";,;,;,;,;"'])
 
@@ -138,18 +135,17 @@ def test_the_delimiter_is_the_one_the_header_has(rows, delimiter) -> None:
     assert row.change.password.reveal() == ";,;,;,;,;"
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
-@pytest.mark.parametrize("last", [True, False], ids=["ended", "open"])
-def test_lines_end_in_any_of_three_ways(rows, end, last) -> None:
-    """Windows, Unix and old Mac spreadsheets differ; the last line end may be missing."""
-    text = end.join(["account_id,country", "acc_1,US", "", "acc_2,U"]) + end * last
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("ends_last_line", [True, False], ids=["last line ended", "last line not ended"])
+def test_line_ends_of_all_platforms_are_recognized(rows, line_end, ends_last_line) -> None:
+    text = line_end.join(["account_id,country", "acc_1,US", "", "acc_2,U"]) + line_end * ends_last_line
 
     assert [(row.ordinal, row.line) for row in rows(text)] == [(0, 2), (2, 4)]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-def test_the_encodings_of_spreadsheets_are_read(rows, encoding) -> None:
-    """Excel writes a byte-order mark, and UTF-16 for what it calls Unicode text."""
+def test_utf8_and_utf16_are_detected(rows, encoding) -> None:
+    """Excel writes UTF-8 with a byte-order mark, and its format "Unicode text" is UTF-16."""
     mark = "\ufeff" if encoding in {"utf-16-le", "utf-16-be"} else ""
     text = mark + "account_id\thost\tport\tpassword\r\nacc_1\th\t80\tп𝛼ß\u2028\x85ẅ\r\n"
 
@@ -158,8 +154,8 @@ def test_the_encodings_of_spreadsheets_are_read(rows, encoding) -> None:
     assert row.change.password.reveal() == "п𝛼ß\u2028\x85ẅ"
 
 
-def test_a_quoted_cell_may_go_over_lines_and_the_next_row_knows_its_line(rows) -> None:
-    """A refusal gives the line as editors count it; the ordinal counts rows."""
+def test_line_numbers_stay_correct_after_a_quoted_cell_of_several_lines(rows) -> None:
+    """The line of a row is the one that an editor shows. The ordinal counts rows."""
     text = 'account_id,note,country\nacc_1,"a\r\nb\n\nc",US\nacc_2,,X\n'
 
     first, second = rows(text)
@@ -168,8 +164,8 @@ def test_a_quoted_cell_may_go_over_lines_and_the_next_row_knows_its_line(rows) -
     assert (second.ordinal, second.line) == (1, 6)
 
 
-def test_a_refused_row_of_several_lines_says_which(rows) -> None:
-    """A stray quote makes the next rows part of its cell; the refusal names all of their lines."""
+def test_refusal_of_a_row_with_several_lines_names_the_lines(rows) -> None:
+    """A stray quote makes the following rows part of its cell."""
     text = 'account_id,host,port,password\nacc_1,h,80,"x\nacc_2,h,80,y"\nacc_3,h,80,z\n'
 
     refusal, row = rows(text)
@@ -181,25 +177,24 @@ def test_a_refused_row_of_several_lines_says_which(rows) -> None:
 
 @pytest.mark.parametrize("blank", ["", ",,", "  , ,\t", ",,,,,,", '"",""'])
 def test_blank_rows_are_skipped_but_counted(rows, blank) -> None:
-    """A blank row that is filled later must not change the numbers of the others."""
+    """Filling in a blank row later must not change the ordinals of the other rows."""
     assert rows(f"account_id,country,note\nacc_1,US,\n{blank}\nacc_2,US,\n") == [
         Row(0, 2, "acc_1", US),
         Row(2, 4, "acc_2", US),
     ]
 
 
-def test_blank_lines_may_stand_before_the_header(rows) -> None:
-    """They count in the line numbers."""
+def test_blank_lines_before_the_header_are_skipped_but_counted(rows) -> None:
     assert rows("\n ,, \r\naccount_id,country\nacc_1,US\n") == [Row(0, 4, "acc_1", US)]
 
 
-def test_a_short_row_has_its_last_cells_empty(rows) -> None:
+def test_missing_cells_at_the_end_of_a_row_are_empty(rows) -> None:
     """Some tools omit trailing delimiters."""
     assert rows("account_id,country,ip,note\nacc_1,US\n") == [Row(0, 2, "acc_1", US)]
 
 
-def test_a_passwords_own_spaces_are_kept(rows) -> None:
-    """Every other cell is stripped; a password of spaces alone counts as empty."""
+def test_spaces_are_removed_except_in_passwords(rows) -> None:
+    """A password with only spaces is a missing value."""
     text = "account_id,host,port,username,password\na, h , 80 , u ,  p w  \nb,h,80,u,   \n"
 
     first, second = (row.change for row in rows(text))
@@ -208,8 +203,7 @@ def test_a_passwords_own_spaces_are_kept(rows) -> None:
     assert second.password is None
 
 
-def test_a_row_that_names_nothing_but_an_account_takes_the_default(rows) -> None:
-    """A list of ids is a fleet if the command says which proxy all accounts get."""
+def test_row_with_only_an_account_gets_the_default_or_is_refused(rows) -> None:
     text = "account_id,country\nacc_1,\nacc_2,DE\n"
 
     assert [row.change for row in rows(text, default=US)] == [US, ManagedProxy(country="DE")]
@@ -217,8 +211,8 @@ def test_a_row_that_names_nothing_but_an_account_takes_the_default(rows) -> None
     assert refusals(rows(text)) == [(2, None, "no proxy and no country")]
 
 
-def test_default_does_not_complete_half_a_proxy(rows) -> None:
-    """A missing host is an error: the account must not get the default proxy."""
+def test_row_with_a_proxy_without_a_host_does_not_get_the_default(rows) -> None:
+    """The row probably lost its host by mistake."""
     assert refusals(rows("account_id,host,port\nacc_1,,80\n", default=US)) == [(2, "host", "host missing")]
 
 
@@ -248,7 +242,7 @@ REFUSED = [
     "cell",
     ["h.example:80:u:p", "u:p@h.example:80", "http://u:p@h.example:80"],
 )
-def test_proxy_cell_takes_every_form_of_a_list_line(rows, cell) -> None:
+def test_proxy_cell_may_have_any_form_of_a_line_in_a_proxy_list(rows, cell) -> None:
     [row] = rows(f"account_id,proxy\na,{cell}\n")
 
     assert (row.change.host, row.change.port, row.change.username) == ("h.example", 80, "u")
@@ -256,32 +250,30 @@ def test_proxy_cell_takes_every_form_of_a_list_line(rows, cell) -> None:
 
 
 @pytest.mark.parametrize(("line", "column", "reason"), REFUSED)
-def test_a_row_that_contradicts_itself_is_refused(rows, line, column, reason) -> None:
-    """The refusal names one column; the next row is read."""
-    read = rows(f"{HEADER}\n{line}\nz,,,,,,,US,\n")
+def test_invalid_row_is_refused_and_the_next_row_is_read(rows, line, column, reason) -> None:
+    results = rows(f"{HEADER}\n{line}\nz,,,,,,,US,\n")
 
-    assert refusals(read) == [(2, column, reason)]
-    assert read[1] == Row(1, 3, "z", US)
+    assert refusals(results) == [(2, column, reason)]
+    assert results[1] == Row(1, 3, "z", US)
 
 
-def test_moved_cells_do_not_make_a_password_an_account(rows) -> None:
-    """With an extra comma, the last column contains a part of the password."""
+def test_refusal_of_a_row_with_shifted_cells_shows_no_account(rows) -> None:
+    """Because of the extra comma, the cell for the account contains part of the password."""
     (refusal,) = rows("host,port,password,account_id\nh,80,pass,word,acc_1\n")
 
     assert refusal.account_id is None
     assert "word" not in str(refusal)
 
 
-def test_a_password_that_stands_where_a_port_should_is_not_shown(rows) -> None:
-    """A URL without a host is read like this, so the message must not quote the port."""
+def test_invalid_port_is_not_shown(rows) -> None:
+    """In a URL without a host, the password is at the place of the port."""
     (refusal,) = rows("account_id,proxy\nacc_1,https://user:12345678\n")
 
     assert refusal.reason == "port out of range"
     assert "12345678" not in str(refusal) + repr(refusal)
 
 
-def test_an_account_counts_from_the_first_line_that_names_it(rows) -> None:
-    """Even if that line is invalid, later lines with the account are refused."""
+def test_later_lines_of_an_account_are_refused_even_if_the_first_is_invalid(rows) -> None:
     text = "account_id,country\nacc_1,XX\nacc_2,US\nacc_1,US\nacc_2,\nacc_1,US\n"
 
     assert refusals(rows(text)) == [
@@ -292,8 +284,8 @@ def test_an_account_counts_from_the_first_line_that_names_it(rows) -> None:
     ]
 
 
-def test_a_survey_counts_rows_and_tells_each_kind_of_fault(write) -> None:
-    """One list has all errors, so that a fleet needs to be corrected only once."""
+def test_survey_counts_valid_rows_and_lists_the_faults(write) -> None:
+    """The list has all faults, so that a fleet needs to be corrected only once."""
     with Fleet.open(write("f.csv", "account_id,country\nacc_1,US\nacc_2,X\n,\nacc_3,DE\n")) as fleet:
         survey = fleet.survey()
 
@@ -303,8 +295,7 @@ def test_a_survey_counts_rows_and_tells_each_kind_of_fault(write) -> None:
     ]
 
 
-def test_rows_with_the_same_fault_are_one_sentence(write) -> None:
-    """The sentence has the number of rows, the first lines, and what is valid."""
+def test_survey_describes_rows_with_the_same_fault_in_one_sentence(write) -> None:
     rows = (
         "acc_1,X\nacc_2,US\nacc_3,US\n" + "".join(f"acc_{n},X\n" for n in range(4, 1004)) + "acc_2,US\n" * 2
     )
@@ -319,8 +310,8 @@ def test_rows_with_the_same_fault_are_one_sentence(write) -> None:
     ]
 
 
-def test_a_survey_hands_on_each_refused_row(write) -> None:
-    """A caller gets all of them without reading the file again."""
+def test_survey_passes_each_refusal_to_the_callback(write) -> None:
+    """The callback gets all refusals without a second pass over the file."""
     seen: list[Refusal] = []
     with Fleet.open(write("f.csv", "account_id,country\nacc_1,X\nacc_2,US\nacc_1,US\n")) as fleet:
         survey = fleet.survey(seen.append)
@@ -333,8 +324,8 @@ def test_a_survey_hands_on_each_refused_row(write) -> None:
 
 
 @pytest.mark.slow
-def test_a_survey_of_bad_rows_takes_hardly_more_memory_than_one_of_good_rows(write) -> None:
-    """Before, two million invalid rows took 904 MiB, and valid ones 220 MiB."""
+def test_survey_of_invalid_rows_takes_about_as_much_memory_as_of_valid_rows(write) -> None:
+    """If the survey kept all refusals, two million invalid rows would take 904 MiB instead of 220 MiB."""
 
     def peak(country: str) -> int:
         path = write("f.csv", "account_id,country\n" + "".join(f"a{n},{country}\n" for n in range(50_000)))
@@ -346,16 +337,16 @@ def test_a_survey_of_bad_rows_takes_hardly_more_memory_than_one_of_good_rows(wri
             finally:
                 tracemalloc.stop()
 
-    good, bad = peak("US"), peak("X")
+    valid, invalid = peak("US"), peak("X")
 
-    assert bad < good + 1_000_000
+    assert invalid < valid + 1_000_000
 
 
 # --- JSON Lines ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["f.jsonl", "f.ndjson", "f.json-lines", "F.JSONL", "f.txt", "fleet"])
-def test_json_lines_are_known_by_their_extension_or_their_first_character(rows, name) -> None:
+def test_json_lines_are_recognized_by_the_extension_or_the_first_character(rows, name) -> None:
     """Standard input has no extension, so its first character decides."""
     assert rows('\n {"account_id": "acc_1", "country": "us"}\n', name) == [Row(1, 2, "acc_1", US)]
 
@@ -375,8 +366,7 @@ JSON_ROWS = [
 
 
 @pytest.mark.parametrize(("text", "change"), JSON_ROWS)
-def test_an_object_has_the_columns_as_keys(rows, text, change) -> None:
-    """Rows mean the same in CSV and JSON Lines; a proxy may be an object, as in the API."""
+def test_keys_of_an_object_are_column_names_and_a_proxy_may_be_an_object(rows, text, change) -> None:
     assert rows(text, "f.jsonl") == [Row(0, 1, "a", change)]
 
 
@@ -424,17 +414,15 @@ JSON_REFUSED = [
 @pytest.mark.parametrize(
     ("text", "column", "reason"), JSON_REFUSED, ids=[text[:60] for text, _, _ in JSON_REFUSED]
 )
-def test_a_wrong_object_is_refused_and_the_next_goes_on(rows, text, column, reason) -> None:
-    """An invalid line affects no other, and no message quotes it."""
-    read = rows(f'{text}\n{{"id":"z","country":"US"}}\n', "f.jsonl")
+def test_invalid_json_line_is_refused_and_the_next_line_is_read(rows, text, column, reason) -> None:
+    results = rows(f'{text}\n{{"id":"z","country":"US"}}\n', "f.jsonl")
 
-    assert refusals(read) == [(1, column, reason)]
-    assert read[1] == Row(1, 2, "z", US)
-    assert "12345678" not in repr(read)
+    assert refusals(results) == [(1, column, reason)]
+    assert results[1] == Row(1, 2, "z", US)
+    assert "12345678" not in repr(results)
 
 
-def test_a_wrong_object_still_claims_its_account(rows) -> None:
-    """As in CSV, the first line with an account counts, even if it is invalid."""
+def test_later_json_line_of_an_account_is_refused_even_if_the_first_is_invalid(rows) -> None:
     text = '{"id":"a","host":"h","port":1.5}\n{"id":"a","country":"US"}\n'
 
     assert refusals(rows(text, "f.jsonl")) == [
@@ -443,8 +431,8 @@ def test_a_wrong_object_still_claims_its_account(rows) -> None:
     ]
 
 
-def test_unknown_keys_are_named_once_read(write) -> None:
-    """This shows misspelt keys. JSON Lines has no header, so the rows must be read first."""
+def test_unknown_keys_are_ignored_columns_after_the_rows_were_read(write) -> None:
+    """The list shows misspelt keys. JSON Lines has no header, so the rows must be read first."""
     text = '{"id":"a","county":"DE","country":"US"}\n{"id":"b","proxy":{"host":"h","port":1,"ttl":"x\\n"}}\n'
     with Fleet.open(write("f.jsonl", text)) as fleet:
         fleet.survey()
@@ -452,8 +440,8 @@ def test_unknown_keys_are_named_once_read(write) -> None:
         assert fleet.ignored_columns == ("county", "ttl")
 
 
-def test_only_twenty_unknown_keys_are_remembered(write) -> None:
-    """Otherwise a file with data as keys would fill the memory."""
+def test_at_most_twenty_unknown_keys_are_stored(write) -> None:
+    """A file with data as keys must not fill the memory."""
     text = "".join(json.dumps({"id": f"a{n}", "country": "US", f"key {n}": 1}) + "\n" for n in range(50))
     with Fleet.open(write("f.jsonl", text)) as fleet:
         fleet.survey()
@@ -461,10 +449,11 @@ def test_only_twenty_unknown_keys_are_remembered(write) -> None:
         assert len(fleet.ignored_columns) == 20
 
 
-# --- Files that are no fleet ---------------------------------------------------------------------
+# --- Files that are not fleets --------------------------------------------------------------------
 
 
-NO_FLEETS = [
+# An asterisk stands for the folder.
+NOT_FLEETS = [
     pytest.param("f.csv", b"", "f.csv has no rows: it needs a header, and a line", id="no bytes"),
     pytest.param(
         "f.csv", b"\xef\xbb\xbf", "f.csv has no rows: it needs a header, and", id="a byte-order mark alone"
@@ -551,24 +540,25 @@ NO_FLEETS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "sentence"), NO_FLEETS)
-def test_file_that_is_not_a_fleet_is_reported_in_a_sentence(write, name, content, sentence) -> None:
-    """The message names the file, the problem and the next step."""
+@pytest.mark.parametrize(("name", "content", "sentence"), NOT_FLEETS)
+def test_error_for_a_file_that_is_not_a_fleet_names_path_problem_and_fix(
+    write, name, content, sentence
+) -> None:
     path = write(name, content)
 
     with pytest.raises(FleetError) as caught:
         Fleet.open(path).survey()
 
     message = str(caught.value)
-    begin, _, end = sentence.rpartition("*")
-    assert begin in message
+    start, _, end = sentence.rpartition("*")
+    assert start in message
     assert end in message
     assert str(path) in message
     assert "\n" not in message
 
 
-def test_a_missing_header_does_not_show_the_first_row(rows) -> None:
-    """The first row has an account's password."""
+def test_error_for_a_missing_header_does_not_show_the_first_row(rows) -> None:
+    """The first row may contain a password."""
     with pytest.raises(FleetError) as caught:
         rows("acc_1,h.example,8080,https,user,hunter\n")
 
@@ -576,25 +566,24 @@ def test_a_missing_header_does_not_show_the_first_row(rows) -> None:
 
 
 def test_missing_file_is_reported(tmp_path) -> None:
-    """The message has the path as it was given, because the folder may be wrong."""
     with pytest.raises(FleetError, match=r"gone\.csv does not exist: check the path") as caught:
         Fleet.open(tmp_path / "gone.csv")
 
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there it is a matter of permission")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows reports a missing permission instead")
 def test_directory_is_reported(tmp_path) -> None:
-    """Shells often complete a path only up to a directory."""
     with pytest.raises(FleetError, match=r"is a directory: give a file in it$"):
         Fleet.open(tmp_path)
 
 
 def test_unreadable_file_is_reported(write, monkeypatch) -> None:
-    """Opening is patched to fail, because root can read any file."""
 
     def refuse(path: str) -> io.FileIO:
-        raise PermissionError(13, "Permission denied", path)
+        raise PermissionError(
+            errno.EACCES, "Permission denied", path
+        )  # simulated, because root can read any file
 
     monkeypatch.setattr("postpress_async.rotation._fleet._file.io.FileIO", refuse)
 
@@ -605,8 +594,7 @@ def test_unreadable_file_is_reported(write, monkeypatch) -> None:
 @pytest.mark.parametrize(
     "path", ["", "a\0b.csv", "\ud800.csv", "x" * 5000], ids=["empty", "NUL", "surrogate", "long"]
 )
-def test_impossible_path_is_reported(path) -> None:
-    """The message has only printable characters."""
+def test_error_for_an_impossible_path_is_printable(path) -> None:
     with pytest.raises(FleetError) as caught:
         Fleet.open(path)
 
@@ -619,7 +607,7 @@ def test_read_error_is_reported(write, monkeypatch) -> None:
     class Failing(io.FileIO):
         def readinto(self, buffer: Any, /) -> int | None:
             if self.tell():
-                raise OSError(5, "Input/output error")
+                raise OSError(errno.EIO, "Input/output error")
             return super().readinto(buffer)
 
     path = write("f.csv", "id,country\na,US\n")
@@ -633,8 +621,8 @@ def test_read_error_is_reported(write, monkeypatch) -> None:
 # --- More than one pass --------------------------------------------------------------------------
 
 
-def test_a_file_that_grew_is_noticed_by_the_next_pass(write) -> None:
-    """What was checked is not what would be sent."""
+def test_pass_over_a_file_that_grew_since_it_was_opened_fails(write) -> None:
+    """The rows that are sent must be those that were checked."""
     path = write("f.csv", "id,country\na,US\n")
     fleet = Fleet.open(path)
     with path.open("ab") as file:
@@ -646,21 +634,20 @@ def test_a_file_that_grew_is_noticed_by_the_next_pass(write) -> None:
         fleet.survey()
 
 
-def test_a_file_that_was_replaced_is_noticed(write) -> None:
+def test_file_that_was_replaced_is_noticed(write) -> None:
     """Editors save by renaming: size and time may stay the same, but the inode changes."""
     path = write("f.csv", "id,country\na,US\n")
     fleet = Fleet.open(path)
-    was = path.stat()
+    before = path.stat()
     other = write("g.csv", "id,country\nb,DE\n")
-    os.utime(other, ns=(was.st_atime_ns, was.st_mtime_ns))
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
     other.replace(path)
 
     with pytest.raises(FleetError, match="has changed"):
         reader_of(fleet).digest  # noqa: B018
 
 
-def test_a_file_that_changes_during_a_pass_is_noticed_at_its_end(write) -> None:
-    """The rows were already returned, so the pass ends with an error."""
+def test_pass_over_a_file_that_changes_meanwhile_ends_with_an_error(write) -> None:
     path = write("f.csv", "id,country\na,US\nb,US\n")
     rows = Fleet.open(path).rows()
     next(rows)
@@ -670,11 +657,10 @@ def test_a_file_that_changes_during_a_pass_is_noticed_at_its_end(write) -> None:
         list(rows)
 
 
-def test_a_closed_fleet_cannot_be_read(write) -> None:
-    """Closing a fleet twice has no effect."""
+def test_closed_fleet_cannot_be_read(write) -> None:
     with Fleet.open(write("f.csv", "id,country\na,US\n")) as fleet:
         pass
-    fleet.close()
+    fleet.close()  # a second time
 
     with pytest.raises(FleetError, match="is closed: open the fleet again"):
         fleet.survey()
@@ -682,7 +668,7 @@ def test_a_closed_fleet_cannot_be_read(write) -> None:
 
 @pytest.fixture
 def stdin(monkeypatch):
-    """Standard input with that content."""
+    """A function that replaces standard input by the given content."""
 
     def stdin(content: bytes) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -690,8 +676,8 @@ def stdin(monkeypatch):
     return stdin
 
 
-def test_standard_input_can_be_read_twice(stdin) -> None:
-    """Standard input is copied, so that every row is checked before the first is sent."""
+def test_standard_input_can_be_read_several_times(stdin) -> None:
+    """Standard input is copied, so that every row can be checked before the first is sent."""
     stdin((DATA / "messy.csv").read_bytes())
 
     with Fleet.open("-") as fleet, Fleet.open(DATA / "messy.csv") as file:
@@ -701,8 +687,8 @@ def test_standard_input_can_be_read_twice(stdin) -> None:
         assert all(first == second for first, second in zip(fleet.rows(), fleet.rows(), strict=True))
 
 
-def test_the_copy_of_standard_input_is_private_and_is_deleted(stdin, tmp_path, monkeypatch) -> None:
-    """The copy has passwords: only its owner can read it, and closing the fleet deletes it."""
+def test_copy_of_standard_input_is_private_and_deleted_with_the_fleet(stdin, tmp_path, monkeypatch) -> None:
+    """The copy contains passwords."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     stdin(b"id,country\na,US\n")
 
@@ -719,8 +705,8 @@ def test_the_copy_of_standard_input_is_private_and_is_deleted(stdin, tmp_path, m
         next(rows)
 
 
-def test_a_fleet_that_is_closed_while_it_is_read_is_reported(stdin) -> None:
-    """Its copy is deleted, so the remaining rows cannot be read."""
+def test_closing_a_fleet_during_a_pass_ends_the_pass_with_an_error(stdin) -> None:
+    """The copy is deleted, so the remaining rows cannot be read."""
     stdin(b"id,country\n" + b"".join(b"acc_%d,US\n" % number for number in range(50_000)))
 
     with Fleet.open("-") as fleet:
@@ -731,16 +717,16 @@ def test_a_fleet_that_is_closed_while_it_is_read_is_reported(stdin) -> None:
         list(rows)
 
 
-def test_an_interrupted_copy_is_deleted(monkeypatch) -> None:
-    """Ctrl-C is pressed while a pipe is copied; the copy already has passwords."""
+def test_ctrl_c_while_standard_input_is_copied_deletes_the_copy(monkeypatch) -> None:
+    """The copy may already contain passwords."""
 
-    class Slow(io.BytesIO):
+    class Interrupted(io.BytesIO):
         def read(self, _: int | None = -1, /) -> bytes:
             raise KeyboardInterrupt
 
     copy = io.BytesIO()
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: copy)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Slow()))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Interrupted()))
 
     with pytest.raises(KeyboardInterrupt):
         Fleet.open("-")
@@ -748,15 +734,14 @@ def test_an_interrupted_copy_is_deleted(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 1_000_000, b"PK\x03\x04"], ids=["empty", "NULs", "zip"])
-def test_errors_of_standard_input_name_it(stdin, content) -> None:
-    """They say standard input instead of a path. An endless stream of NULs, such as /dev/zero, is refused."""
+def test_error_names_standard_input_instead_of_a_path(stdin, content) -> None:
     stdin(content)
 
     with pytest.raises(FleetError, match=r"^(line 1 of )?standard input (has|is) "):
         Fleet.open("-")
 
 
-@pytest.mark.parametrize("stream", [None, io.StringIO("id\na\n")], ids=["none", "text alone"])
+@pytest.mark.parametrize("stream", [None, io.StringIO("id\na\n")], ids=["no stream", "text stream"])
 def test_missing_standard_input_is_reported(monkeypatch, stream) -> None:
     """A service may have no standard input."""
     monkeypatch.setattr(sys, "stdin", stream)
@@ -765,12 +750,12 @@ def test_missing_standard_input_is_reported(monkeypatch, stream) -> None:
         Fleet.open("-")
 
 
-def test_full_disk_is_reported(stdin, monkeypatch) -> None:
-    """The temporary folder may be smaller than the fleet; the incomplete copy is deleted."""
+def test_full_disk_is_reported_and_the_incomplete_copy_is_deleted(stdin, monkeypatch) -> None:
+    """The temporary folder may be smaller than the fleet."""
 
     class Full(io.BytesIO):
         def write(self, _: object) -> int:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     full = Full()
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full)
@@ -781,9 +766,9 @@ def test_full_disk_is_reported(stdin, monkeypatch) -> None:
     assert full.closed
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_pipe_with_a_name_is_copied_like_standard_input(tmp_path) -> None:
-    """A shell's <(command) is such a pipe, and can be read only once."""
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the platform has no named pipes")
+def test_named_pipe_can_be_read_several_times(tmp_path) -> None:
+    """The shell's <(command) passes a pipe, which is copied like standard input."""
     path = tmp_path / "fleet.csv"
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_bytes, args=(b"id,country\na,US\n",))
@@ -795,8 +780,8 @@ def test_a_pipe_with_a_name_is_copied_like_standard_input(tmp_path) -> None:
         assert fleet.name == "fleet.csv"
 
 
-def test_digest_differs_between_files_and_between_defaults(write) -> None:
-    """A journal belongs to one input; a new default password does not make it another input."""
+def test_digest_differs_between_files_and_between_defaults_except_for_their_passwords(write) -> None:
+    """A journal belongs to one input. With a new default password, it is still the same input."""
     first, second = write("f.csv", "id\na\n"), write("g.csv", "id\nb\n")
     defaults: list[ProxyChange] = [
         US,
@@ -809,12 +794,12 @@ def test_digest_differs_between_files_and_between_defaults(write) -> None:
     ]
 
     assert len({reader_of(fleet).digest for fleet in opened}) == len(opened)
-    again = CustomProxy(host="h", port=1, username="u", password="q")
-    assert reader_of(Fleet.open(first, default=again)).digest == reader_of(opened[4]).digest
+    new_password = CustomProxy(host="h", port=1, username="u", password="q")
+    assert reader_of(Fleet.open(first, default=new_password)).digest == reader_of(opened[4]).digest
 
 
-def test_memory_does_not_grow_with_the_fleet(write) -> None:
-    """A million accounts fit in a small container: 40 bytes per account, for ids of any length."""
+def test_survey_needs_less_memory_than_the_account_ids(write) -> None:
+    """A million accounts must fit into a small container."""
     rows = "".join(f"{n:0250d},US\n" for n in range(10_000))
     fleet = Fleet.open(write("f.csv", f"id,country\n{rows}"))
     tracemalloc.start()
@@ -824,31 +809,30 @@ def test_memory_does_not_grow_with_the_fleet(write) -> None:
     finally:
         tracemalloc.stop()
 
-    assert peak < 2_000_000  # two and a half million bytes of ids went by
+    assert peak < 2_000_000  # the ids have 2.5 million bytes
 
 
-@one_directory
+@shared_directory
 @given(st.lists(st.integers(0, 3000), max_size=4000))
-def test_first_lines_are_those_a_dict_would_keep(numbers: list[int]) -> None:
-    """A wrong result of the hash table would refuse or repeat an account."""
-    table, truth = FirstLines(), dict[str, int]()
+def test_hash_table_of_first_lines_agrees_with_a_dict(numbers: list[int]) -> None:
+    """A wrong result of the hash table would refuse an account, or send it twice."""
+    table, expected = FirstLines(), dict[str, int]()
 
     for line, number in enumerate(numbers, start=1):
-        first = truth.setdefault(f"acc_{number}", line)
+        first = expected.setdefault(f"acc_{number}", line)
         assert table.claim(f"acc_{number}", line) == (None if first == line else first)
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["Python's hash", "BLAKE2b"])
-def test_first_lines_are_kept_while_the_table_grows(monkeypatch, own) -> None:
-    """Growing the table moves all entries; with 32 bits, Python's own hash is too short."""
-    monkeypatch.setattr("postpress_async.rotation._fleet._row._IS_SIPHASH_64", own)
+@pytest.mark.parametrize("uses_siphash", [True, False], ids=["Python's hash", "BLAKE2b"])
+def test_hash_table_of_first_lines_keeps_its_entries_when_it_grows(monkeypatch, uses_siphash) -> None:
+    monkeypatch.setattr("postpress_async.rotation._fleet._row._IS_SIPHASH_64", uses_siphash)
     table = FirstLines()
 
     assert all(table.claim(f"acc_{number}", number + 1) is None for number in range(20_000))
     assert all(table.claim(f"acc_{number}", 99_999) == number + 1 for number in range(20_000))
 
 
-# --- Laws ----------------------------------------------------------------------------------------
+# --- Generated files --------------------------------------------------------------------------------------
 
 
 IDS = st.from_regex(r"[A-Za-z0-9._~-]{1,40}", fullmatch=True).filter(lambda text: text not in {".", ".."})
@@ -857,7 +841,7 @@ HOSTS = st.one_of(
     st.ip_addresses(v=4).map(str),
     st.ip_addresses(v=6).map(str),
 )
-# All that a model takes; of blanks, CSV cannot tell an empty cell from one that is spaces.
+# All characters that a model accepts. A cell with only spaces is a missing value, so no text has only spaces.
 LETTERS = st.characters(min_codepoint=32, exclude_categories=["Cs"], exclude_characters="\x7f")
 PASSWORDS = st.text(LETTERS, min_size=1, max_size=20).filter(lambda text: not text.isspace())
 NAMES = PASSWORDS.map(str.strip)
@@ -883,7 +867,7 @@ def cells(account_id: str, change: ProxyChange) -> dict[str, Any]:
     return {"account_id": account_id} | proxy | parts
 
 
-@one_directory
+@shared_directory
 @given(
     fleet=FLEETS,
     columns=st.permutations(COLUMNS),
@@ -896,7 +880,6 @@ def cells(account_id: str, change: ProxyChange) -> dict[str, Any]:
 def test_output_of_csv_writer_is_read_back(
     tmp_path, fleet, columns, style, delimiter, quoting, end, encoding
 ) -> None:
-    """Ids, hosts and passwords are read unchanged with any delimiter, quotes and line ends."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=end)
     writer.writerow(map(style, columns))
@@ -906,25 +889,24 @@ def test_output_of_csv_writer_is_read_back(
     path = tmp_path / "fleet.csv"
     path.write_bytes(text.getvalue().encode(encoding))
 
-    with Fleet.open(path) as read:
-        rows = list(read.rows())
+    with Fleet.open(path) as opened:
+        rows = list(opened.rows())
 
     assert {row.account_id: row.change for row in rows if isinstance(row, Row)} == fleet
     assert [row.ordinal for row in rows] == list(range(len(fleet)))
 
 
-@one_directory
+@shared_directory
 @given(fleet=FLEETS, ascii_only=st.booleans(), nested=st.booleans())
 def test_output_of_json_dumps_is_read_back(tmp_path, fleet, ascii_only, nested) -> None:
-    """The same for JSON Lines, with the parts of the proxy as keys or as an object."""
     path = tmp_path / "fleet.jsonl"
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for account_id, change in fleet.items():
             row = {"account_id": account_id} | body(change) if nested else cells(account_id, change)
             file.write(json.dumps(row, ensure_ascii=ascii_only) + "\n")
 
-    with Fleet.open(path) as read:
-        assert {row.account_id: row.change for row in read.rows() if isinstance(row, Row)} == fleet
+    with Fleet.open(path) as opened:
+        assert {row.account_id: row.change for row in opened.rows() if isinstance(row, Row)} == fleet
 
 
 PIECES = [
@@ -990,15 +972,15 @@ CONTENTS = st.one_of(
 )
 
 
-@settings(one_directory, max_examples=500)
+@settings(shared_directory, max_examples=500)
 @given(content=CONTENTS, name=st.sampled_from(["f.csv", "f.jsonl", "f"]))
 @example(content=f"a,{SECRET}\n".encode() + b"\xff", name="f.csv")
 @example(content=f'account_id,password\na,"{SECRET}\n'.encode(), name="f.csv")
 @example(content=f'{{"account_id":"a","password":"{SECRET}"'.encode(), name="f.jsonl")
 @example(content=b"account_id,password\na," + SECRET.encode() + b"\xff", name="f.csv")
 @example(content=f"account_id,proxy\na,https://u:{SECRET}@h".encode(), name="f.csv")
-def test_any_bytes_are_rows_refusals_or_one_error_and_none_shows_a_password(tmp_path, content, name) -> None:
-    """A fleet may have any content, and messages may be logged."""
+def test_any_content_gives_rows_or_an_error_and_no_message_shows_a_password(tmp_path, content, name) -> None:
+    """Messages may be logged."""
     path = tmp_path / name
     path.write_bytes(content)
     error, rows = None, list[Row | Refusal]()
@@ -1018,12 +1000,12 @@ def test_any_bytes_are_rows_refusals_or_one_error_and_none_shows_a_password(tmp_
 # --- A file that is rewritten in place -------------------------------------------------------------
 
 
-def rewritten(path: Path, was: bytes, becomes: bytes) -> None:
-    """Overwrites a part of the file and restores its modification time, as `touch -r` does."""
+def rewrite(path: Path, old: bytes, new: bytes) -> None:
+    """Replace bytes of the file in place, and restore its modification time, as `touch -r` does."""
     before = path.stat()
     content = path.read_bytes()
     with path.open("r+b") as file:
-        file.write(content.replace(was, becomes))
+        file.write(content.replace(old, new))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
@@ -1037,36 +1019,36 @@ def big_fleet(write) -> Path:
 @pytest.mark.parametrize(
     "check", [Fleet.survey, lambda fleet: reader_of(fleet).digest], ids=["survey", "digest"]
 )
-def test_no_row_of_a_file_that_was_overwritten_after_its_check_is_returned(write, check) -> None:
-    """Inode, size and time of the file may be the same as before."""
+def test_no_row_is_returned_that_was_overwritten_after_the_check(write, check) -> None:
+    """Inode, size and modification time of the file are the same as before."""
     path = big_fleet(write)
     with Fleet.open(path) as fleet:
         check(fleet)
         rows = fleet.rows()
-        handed_out = [next(rows)]
-        rewritten(path, b",US", b",DE")
+        returned = [next(rows)]
+        rewrite(path, b",US", b",DE")
 
         with pytest.raises(FleetError, match=r"f\.csv has changed since it was opened"):
-            handed_out.extend(rows)
+            returned.extend(rows)
 
-    assert {row.change for row in handed_out if isinstance(row, Row)} == {ManagedProxy(country="US")}
-    assert len(handed_out) < 10_000
+    assert {row.change for row in returned if isinstance(row, Row)} == {ManagedProxy(country="US")}
+    assert len(returned) < 10_000  # only rows of the blocks that were read before
 
 
-def test_a_file_that_was_cut_at_the_end_of_a_block_after_its_check_is_noticed(write) -> None:
+def test_file_that_was_truncated_at_the_end_of_a_block_after_the_check_is_noticed(write) -> None:
     path = big_fleet(write)
     with Fleet.open(path) as fleet:
         fleet.survey()
         rows = fleet.rows()
-        handed_out = [next(rows)]
+        returned = [next(rows)]
         os.truncate(path, 2 * 64 * 1024)
 
         with pytest.raises(FleetError, match="has changed"):
-            handed_out.extend(rows)
-    assert isinstance(handed_out[-1], Row)
+            returned.extend(rows)
+    assert isinstance(returned[-1], Row)
 
 
-def test_a_file_that_is_the_same_is_read_as_often_as_it_is_asked_for(write) -> None:
+def test_unchanged_file_can_be_read_after_the_check(write) -> None:
     with Fleet.open(big_fleet(write)) as fleet:
         assert fleet.survey().rows == 30_000
         assert len(list(fleet.rows())) == 30_000

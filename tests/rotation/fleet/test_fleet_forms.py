@@ -1,4 +1,4 @@
-"""A fleet has the same rows and refusals in all formats."""
+"""A fleet has the same rows and refusals in every format."""
 
 import csv
 import re
@@ -16,11 +16,11 @@ from tests.support.fleet_forms import FORMS, Form, Values
 
 US = ManagedProxy(country="US")
 
-OTHERS = [pytest.param(form, id=name) for name, form in FORMS.items() if name != "CSV"]
+ALL_BUT_CSV = [pytest.param(form, id=name) for name, form in FORMS.items() if name != "CSV"]
 
 
-def meant(fleet: Fleet) -> list[tuple[Any, ...]]:
-    """The result of each row. In CSV, the header shifts the line numbers."""
+def results(fleet: Fleet) -> list[tuple[Any, ...]]:
+    """The result of each row, without its line number, which is 1 higher in CSV because of the header."""
     with fleet:
         return [
             (row.ordinal, row.account_id, row.change)
@@ -36,13 +36,12 @@ def messy() -> Values:
     return {name: [row[name] or None for row in rows] for name in rows[0]}
 
 
-@pytest.mark.parametrize("form", OTHERS)
-def test_the_messy_fleet_means_the_same_in_every_form(form: Form, tmp_path) -> None:
-    """The format of an export does not change the results."""
-    assert meant(form(messy(), tmp_path, None)) == meant(Fleet.open(DATA / "messy.csv"))
+@pytest.mark.parametrize("form", ALL_BUT_CSV)
+def test_messy_fleet_has_the_same_results_in_every_format(form: Form, tmp_path) -> None:
+    assert results(form(messy(), tmp_path, None)) == results(Fleet.open(DATA / "messy.csv"))
 
 
-# Half of them right: each form has its own way to a wrong cell.
+# About half of the values are valid, because each format could spoil valid and invalid cells differently.
 TEXTS: dict[str, list[Any]] = {
     "account_id": ["a", "b", " c ", "acc_1", "acc/../x", "é", "..", "x" * 257],
     "proxy": [None, None, "https://u:p%40@h.example:80", " http://h:1 ", "h:80", "ftp://h:80", "https://u:12345678"],
@@ -79,10 +78,10 @@ def fleets(draw: st.DrawFn) -> Values:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(values=fleets(), default=st.sampled_from([None, US]))
-def test_any_fleet_means_the_same_in_every_form(
+def test_generated_fleet_has_the_same_results_in_every_format(
     tmp_path, values: Values, default: ProxyChange | None
 ) -> None:
-    """All formats share one reader of rows; what precedes it must not change a row."""
-    read = {name: meant(form(values, tmp_path, default)) for name, form in FORMS.items()}
+    """All formats share one reader of rows, but each converts values to text before that."""
+    by_form = {name: results(form(values, tmp_path, default)) for name, form in FORMS.items()}
 
-    assert read == dict.fromkeys(FORMS, read["CSV"])
+    assert by_form == dict.fromkeys(FORMS, by_form["CSV"])

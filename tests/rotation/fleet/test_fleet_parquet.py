@@ -1,5 +1,6 @@
-"""A Parquet fleet: it is read in pieces, with columns of several types, and errors are sentences."""
+"""Fleets from Parquet: types of columns, memory use, and damaged or unsupported files."""
 
+import errno
 import io
 import os
 import random
@@ -29,17 +30,18 @@ from tests.support.fleet_forms import all_text, refusals
 
 US = ManagedProxy(country="US")
 SECRET = "pa55!word"
-WIDE = {"account_id": ["a", "b"], "host": ["h", "i"], "port": [1, 2], "password": [SECRET, None]}
+WITH_PASSWORD = {"account_id": ["a", "b"], "host": ["h", "i"], "port": [1, 2], "password": [SECRET, None]}
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a table, or the columns of one, as a file with that name; returns its path."""
+    """A function that writes a table, or columns given by name, to a file and returns its path."""
 
     def write(table: Any, name: str = "fleet.parquet", **options: Any) -> Path:
         path: Path = tmp_path / name
-        made = table if isinstance(table, pyarrow.Table) else pyarrow.table(table)
-        pyarrow.parquet.write_table(made, path, **options)
+        if not isinstance(table, pyarrow.Table):
+            table = pyarrow.table(table)
+        pyarrow.parquet.write_table(table, path, **options)
         return path
 
     return write
@@ -47,7 +49,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def rows(write):
-    """The rows of a file with those columns."""
+    """A function that returns the rows of a file with the given columns."""
 
     def rows(table: Any, default: ProxyChange | None = None, **options: Any) -> list[Row | Refusal]:
         with Fleet.open(write(table, **options), default=default) as fleet:
@@ -56,18 +58,18 @@ def rows(write):
     return rows
 
 
-# --- What is read --------------------------------------------------------------------------------
+# --- Rows and types -------------------------------------------------------------------------------
 
 
-def test_a_row_is_an_account_and_its_line_is_its_number(rows) -> None:
-    """Parquet has no lines, so the line is the number of the row, as a viewer shows it."""
+def test_line_of_a_row_is_its_position_in_the_file(rows) -> None:
+    """Parquet has no lines, so rows are counted from 1, as a viewer shows them."""
     assert rows({"Account ID": ["a", "b"], "Country Code": [" us ", None], "IP": [None, "192.0.2.1"]}) == [
         Row(0, 1, "a", US),
         Row(1, 2, "b", ManagedProxy(ip="192.0.2.1")),
     ]
 
 
-TEXTS = [
+TEXT_TYPES = [
     pyarrow.string(),
     pyarrow.large_string(),
     pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
@@ -75,14 +77,14 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", TEXTS, ids=str)
-def test_text_may_be_of_any_kind_of_text(rows, kind) -> None:
-    """pandas, polars and Spark write different types of text; categories are dictionaries."""
+@pytest.mark.parametrize("text_type", TEXT_TYPES, ids=str)
+def test_columns_may_have_any_text_type(rows, text_type) -> None:
+    """pandas, polars and Spark write different types. Categories are written as dictionaries."""
 
     def column(*values: str | None) -> Any:
-        if not pyarrow.types.is_dictionary(kind):
-            return pyarrow.array(values, kind)
-        return pyarrow.array(values, kind.value_type).dictionary_encode()
+        if not pyarrow.types.is_dictionary(text_type):
+            return pyarrow.array(values, text_type)
+        return pyarrow.array(values, text_type.value_type).dictionary_encode()
 
     text = {"id": column("x", None, "y"), "host": column("h", None, "i"), "password": column("x", None, "y")}
 
@@ -105,14 +107,14 @@ PORTS = [
 
 
 @pytest.mark.parametrize("ports", PORTS, ids=lambda ports: str(ports.type))
-def test_a_port_may_be_any_number_that_is_whole(rows, ports) -> None:
-    """pandas makes floats of a column with gaps, and a database's export has decimals."""
+def test_port_may_have_any_numeric_type(rows, ports) -> None:
+    """pandas converts integers to floats if values are missing, and exports of databases have decimals."""
     table = {"id": ["a", "b"], "host": ["h", None], "port": ports, "country": [None, "US"]}
 
     assert [row.change for row in rows(table)] == [CustomProxy(host="h", port=80), US]
 
 
-WRONG_PORTS = [
+INVALID_PORTS = [
     (8080.5, "port not an integer"),
     (float("inf"), "port not an integer"),
     (-1.0, "port out of range"),
@@ -121,31 +123,30 @@ WRONG_PORTS = [
 ]
 
 
-@pytest.mark.parametrize(("port", "reason"), WRONG_PORTS)
-def test_invalid_port_refuses_its_row(rows, port, reason) -> None:
-    """Other rows are not affected."""
-    read = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [port, 80.0]})
+@pytest.mark.parametrize(("port", "reason"), INVALID_PORTS)
+def test_row_with_an_invalid_port_is_refused_and_the_next_row_is_read(rows, port, reason) -> None:
+    results = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [port, 80.0]})
 
-    assert refusals(read) == [(1, "port", reason)]
-    assert read[1].change == CustomProxy(host="h", port=80)
+    assert refusals(results) == [(1, "port", reason)]
+    assert results[1].change == CustomProxy(host="h", port=80)
 
 
-def test_a_column_of_floats_without_a_value_is_an_empty_one(rows) -> None:
-    """pandas writes an empty column of text as floats; a number in it makes its row invalid."""
+def test_nan_in_a_text_column_is_a_missing_value_and_a_number_is_refused(rows) -> None:
+    """pandas writes a text column without values as a column of floats."""
     table = {"id": ["a", "b"], "country": ["US", "US"], "ip": pyarrow.array([float("nan"), 4.5])}
 
-    read = rows(table)
+    results = rows(table)
 
-    assert read[0] == Row(0, 1, "a", US)
-    assert refusals(read) == [(2, "ip", "ip not text")]
+    assert results[0] == Row(0, 1, "a", US)
+    assert refusals(results) == [(2, "ip", "ip not text")]
 
 
 OWN = CustomProxy(host="h", port=80, protocol="socks5", username="u", password=" p ")
 STRUCT = {"host": "h", "port": 80, "protocol": "SOCKS5", "user": "u", "pass": " p "}
 
 
-def test_a_proxy_may_be_a_struct_as_in_json_lines(write) -> None:
-    """polars and Spark write JSON data like this; an unknown field is named."""
+def test_proxy_may_be_a_struct_whose_unknown_fields_are_ignored_columns(write) -> None:
+    """polars and Spark write the objects of JSON data as structs."""
     path = write({"id": ["a", "b"], "proxy": [STRUCT | {"ttl": 5}, None], "country": [None, "US"]})
 
     with Fleet.open(path) as fleet:
@@ -153,21 +154,20 @@ def test_a_proxy_may_be_a_struct_as_in_json_lines(write) -> None:
         assert fleet.ignored_columns == ("ttl",)
 
 
-def test_a_struct_of_nulls_is_no_proxy(rows) -> None:
+def test_struct_with_only_nulls_is_a_missing_value(rows) -> None:
     """polars writes a row without a proxy as a struct of nulls."""
-    nothing = dict.fromkeys(STRUCT)
+    nulls = dict.fromkeys(STRUCT)
 
-    read = rows({"id": ["a", "b"], "proxy": [STRUCT, nothing]}, default=US)
+    results = rows({"id": ["a", "b"], "proxy": [STRUCT, nulls]}, default=US)
 
-    assert [row.change for row in read] == [OWN, US]
+    assert [row.change for row in results] == [OWN, US]
 
 
-def test_a_struct_that_contradicts_its_row_is_refused(rows) -> None:
-    """The refusal names one column."""
-    half = dict.fromkeys(STRUCT) | {"port": 80}
+def test_row_with_an_invalid_struct_or_a_second_change_is_refused(rows) -> None:
+    only_port = dict.fromkeys(STRUCT) | {"port": 80}
     table = {
         "id": ["a", "b", "c", "a"],
-        "proxy": [STRUCT, half, STRUCT, None],
+        "proxy": [STRUCT, only_port, STRUCT, None],
         "host": ["h", None, None, None],
         "country": [None, None, "US", "US"],
     }
@@ -180,29 +180,28 @@ def test_a_struct_that_contradicts_its_row_is_refused(rows) -> None:
     ]
 
 
-def test_text_that_is_not_utf8_makes_its_row_invalid_and_is_not_shown(rows) -> None:
-    """A column may have Latin-1 text; the decoder's message would contain the password."""
+def test_row_with_invalid_utf8_is_refused_and_the_text_is_not_shown(rows) -> None:
+    """The message of the decoder would contain the password."""
     content = SECRET.encode() + b"\xff"
-    offsets = b"".join(at.to_bytes(4, "little") for at in (0, len(content), len(content) + 1))
+    offsets = b"".join(offset.to_bytes(4, "little") for offset in (0, len(content), len(content) + 1))
     buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(content + b"x")]
     passwords = pyarrow.Array.from_buffers(pyarrow.string(), 2, buffers)
 
-    read = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [1, 1], "password": passwords})
+    results = rows({"id": ["a", "b"], "host": ["h", "h"], "port": [1, 1], "password": passwords})
 
-    assert refusals(read) == [(1, "password", "password not text")]
-    assert read[1].change.password.reveal() == "x"
-    assert SECRET not in repr(read)
+    assert refusals(results) == [(1, "password", "password not text")]
+    assert results[1].change.password.reveal() == "x"
+    assert SECRET not in repr(results)
 
 
-def test_a_row_of_nulls_is_refused(rows) -> None:
-    """Unused columns are not read, so it is not known whether the row is blank."""
+def test_row_with_only_nulls_is_refused(rows) -> None:
+    """It may have values in columns that are not read, so it is not skipped like a blank line of CSV."""
     assert refusals(rows({"id": ["a", None], "country": ["US", None]})) == [
         (2, "account_id", "account_id missing")
     ]
 
 
-def test_two_passes_do_not_move_each_other(write) -> None:
-    """The command line reads a fleet twice, to check and to send it."""
+def test_two_passes_at_the_same_time_are_independent(write) -> None:
     path = write({"id": [f"a{n}" for n in range(5000)], "country": ["US"] * 5000}, row_group_size=700)
 
     with Fleet.open(path) as fleet:
@@ -212,16 +211,16 @@ def test_two_passes_do_not_move_each_other(write) -> None:
     assert all(first == second for first, second in pairs)
 
 
-# --- Only what is needed -------------------------------------------------------------------------
+# --- Memory ----------------------------------------------------------------------
 
 
-def test_only_columns_of_a_fleet_are_read(write) -> None:
-    """A damaged column that is not used does not matter."""
+def test_unknown_columns_are_not_read(write) -> None:
+    """The unknown column of this file is damaged, so reading it would fail."""
     path = write({"note": ["x" * 99] * 99, "id": [f"a{n}" for n in range(99)], "country": ["US"] * 99})
     note = pyarrow.parquet.ParquetFile(path).metadata.row_group(0).column(0)
-    begin = note.dictionary_page_offset or note.data_page_offset
+    start = note.dictionary_page_offset or note.data_page_offset
     with path.open("r+b") as file:
-        file.seek(begin)
+        file.seek(start)
         file.write(b"\xff" * note.total_compressed_size)
 
     with Fleet.open(path) as fleet:
@@ -229,8 +228,8 @@ def test_only_columns_of_a_fleet_are_read(write) -> None:
         assert fleet.ignored_columns == ("note",)
 
 
-def test_a_row_group_is_read_in_pieces(write) -> None:
-    """pandas writes a million rows as one group, which must not be in memory at once."""
+def test_large_row_group_is_not_in_memory_at_once(write) -> None:
+    """pandas writes up to a million rows as one row group."""
     size = 20_000
     table = {
         "id": [f"a{n}" for n in range(size)],
@@ -242,14 +241,14 @@ def test_a_row_group_is_read_in_pieces(write) -> None:
     del table
     assert path.stat().st_size > 20_000_000
 
-    begin, most = pyarrow.total_allocated_bytes(), 0
+    before, peak = pyarrow.total_allocated_bytes(), 0
     with Fleet.open(path) as fleet:
         for number, _ in enumerate(fleet.rows()):
             if number % 500 == 0:
-                most = max(most, pyarrow.total_allocated_bytes() - begin)
+                peak = max(peak, pyarrow.total_allocated_bytes() - before)
 
     assert number == size - 1
-    assert most < 6_000_000
+    assert peak < 6_000_000
 
 
 _SURVEY = """
@@ -265,23 +264,23 @@ with open("/proc/self/status") as status:
 """
 
 
-def surveyed(path: Path) -> tuple[str, int]:
-    """The result of a survey in another process, and its peak memory in MiB."""
-    done = subprocess.run(
+def survey_in_process(path: Path) -> tuple[str, int]:
+    """The output of a survey in another process, and the peak memory of this process in MiB."""
+    process = subprocess.run(
         [sys.executable, "-c", _SURVEY, path], capture_output=True, text=True, check=True, timeout=60
     )
-    output, kibibytes = done.stdout.splitlines()
+    output, kibibytes = process.stdout.splitlines()
     return output, int(kibibytes) // 1024
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells a process's peak so")
-def test_one_huge_cell_is_refused_before_it_is_read(write) -> None:
-    """It compresses well: a file of 16 KB took 2.5 GB of memory."""
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="only Linux has this file")
+def test_column_with_a_huge_cell_is_refused_before_it_is_read(write) -> None:
+    """The cell compresses well: if this file of 16 KB were read, it would take 2.5 GB of memory."""
     path = write({"id": ["a"], "country": ["x" * (65 * 2**20)]}, compression="zstd")
     assert path.stat().st_size < 20_000
 
-    output, memory = surveyed(path)
+    output, memory = survey_in_process(path)
 
     fact = f"{path} has 68,157,[0-9]{{3}} bytes in column country of row group 0 \\(of 1 rows\\), too many"
     assert re.match(fact, output)
@@ -289,42 +288,44 @@ def test_one_huge_cell_is_refused_before_it_is_read(write) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells a process's peak so")
-def test_a_large_cell_that_repeats_takes_bounded_memory(write) -> None:
-    """The file has the cell once, and a piece of the rows would have it a thousand times: 1 GB, twice."""
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="only Linux has this file")
+def test_large_cell_that_a_dictionary_repeats_takes_bounded_memory(write) -> None:
+    """The file contains the cell once. A batch of 1,000 rows would contain it 1,000 times, which is 1 GB."""
     country = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), ["x" * 2**20])
     path = write({"id": [f"a{n}" for n in range(1000)], "country": country}, compression="zstd")
 
-    output, memory = surveyed(path)
+    output, memory = survey_in_process(path)
 
     assert output == "1000"
     assert memory < 500
 
 
 @pytest.mark.parametrize(
-    ("options", "repeats", "most"),
+    ("options", "repeats", "largest_batch"),
     [
-        pytest.param({"use_dictionary": True}, 100, 4, id="a dictionary"),
+        pytest.param({"use_dictionary": True}, 100, 4, id="dictionary"),
         pytest.param(
             {"use_dictionary": False, "column_encoding": {"country": "DELTA_BYTE_ARRAY"}},
             100,
             3,
-            id="its beginning",
+            id="shared prefixes",
         ),
-        pytest.param({"use_dictionary": False}, 4, 104, id="nothing"),
+        pytest.param({"use_dictionary": False}, 4, 104, id="no sharing"),
     ],
 )
-def test_few_rows_are_read_at_once_if_their_values_share(write, monkeypatch, options, repeats, most) -> None:
-    """If many rows share a value, the file's sizes do not show how much memory they take."""
+def test_batches_are_smaller_if_an_encoding_stores_long_values_once(
+    write, monkeypatch, options, repeats, largest_batch
+) -> None:
+    """If rows share a value, the sizes in the file do not show how much memory the rows take."""
     monkeypatch.setattr(_parquet, "MAX_COLUMN_SIZE", 2**18)
     sizes: list[int] = []
     make = BatchMaker.make
 
-    def noted(self: BatchMaker, values: Any, size: int) -> Any:
+    def record_size(self: BatchMaker, values: Any, size: int) -> Any:
         sizes.append(size)
         return make(self, values, size)
 
-    monkeypatch.setattr(BatchMaker, "make", noted)
+    monkeypatch.setattr(BatchMaker, "make", record_size)
     countries = ["x" * 2**16] * repeats + ["US"] * 100
     path = write({"id": [f"a{n}" for n in range(len(countries))], "country": countries}, **options)
 
@@ -332,21 +333,20 @@ def test_few_rows_are_read_at_once_if_their_values_share(write, monkeypatch, opt
         sizes.clear()
         fleet.survey()
 
-    assert max(sizes) == most
+    assert max(sizes) == largest_batch
 
 
-# --- How it is known -----------------------------------------------------------------------------
+# --- Recognizing Parquet -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["f.parquet", "f.pq", "f", "f.csv", "f.jsonl"])
 def test_parquet_is_recognized_by_its_first_bytes(write, name) -> None:
-    """The file may have any name; no CSV file begins like this."""
     with Fleet.open(write({"id": ["a"], "country": ["US"]}, name)) as fleet:
         assert list(fleet.rows()) == [Row(0, 1, "a", US)]
 
 
 def test_parquet_can_be_read_from_standard_input(write, monkeypatch) -> None:
-    """The end of the file says where the columns are, so standard input is copied first."""
+    """The positions of the columns are at the end of a file, so standard input is copied first."""
     size = 9000
     path = write({"id": [f"a{n}" for n in range(size)], "port": [1] * size, "host": ["h"] * size})
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
@@ -359,9 +359,8 @@ def test_parquet_can_be_read_from_standard_input(write, monkeypatch) -> None:
     assert all(first == second for first, second in pairs)
 
 
-def test_the_message_without_pyarrow_says_what_to_install(write, monkeypatch) -> None:
-    """pyarrow is an optional dependency of 150 MB."""
-    path = write(WIDE)
+def test_error_without_pyarrow_says_what_to_install(write, monkeypatch) -> None:
+    path = write(WITH_PASSWORD)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
 
     with pytest.raises(FleetError, match=r"pip install 'postpress-async\[parquet\]', or export it as CSV$"):
@@ -369,8 +368,8 @@ def test_the_message_without_pyarrow_says_what_to_install(write, monkeypatch) ->
 
 
 @pytest.mark.slow
-def test_a_csv_file_does_not_load_pyarrow(tmp_path) -> None:
-    """Loading pyarrow takes a fifth of a second, and 60 MB."""
+def test_reading_csv_does_not_import_libraries_for_other_formats(tmp_path) -> None:
+    """Importing pyarrow alone takes a fifth of a second and 60 MB."""
     path = tmp_path / "f.csv"
     path.write_text("id,country\na,US\n")
     code = (
@@ -378,17 +377,17 @@ def test_a_csv_file_does_not_load_pyarrow(tmp_path) -> None:
         "print(sorted({'pyarrow', 'pandas', 'polars', 'sqlalchemy', 'numpy'} & set(sys.modules)))"
     )
 
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=60
     )
 
-    assert done.stdout == "[]\n"
+    assert process.stdout == "[]\n"
 
 
-# --- What is refused -----------------------------------------------------------------------------
+# --- Errors --------------------------------------------------------------------------
 
 
-NO_COLUMNS = [
+INVALID_COLUMNS = [
     pytest.param({"id": [1]}, "has id as int64: write that column as text", id="ids as numbers"),
     pytest.param(
         {"id": ["a"], "My Pass": ["x"], "pass": [12345678]}, "has pass as int64: write that", id="passwords"
@@ -402,7 +401,9 @@ NO_COLUMNS = [
         {"id": ["a"], "proxy": [{"host": "h", "port": [1]}]}, "has proxy.port as list<", id="a field"
     ),
     pytest.param(
-        {"id": ["a"], "proxy": [{"server": "h"}]}, "has a struct proxy without a host: see", id="a struct"
+        {"id": ["a"], "proxy": [{"server": "h"}]},
+        "has a struct proxy with none of the fields host, port,",
+        id="a struct",
     ),
     pytest.param({"id": ["a"], "host": [{"host": "h"}]}, "has host as struct<", id="a struct elsewhere"),
     pytest.param(
@@ -411,15 +412,15 @@ NO_COLUMNS = [
     pytest.param(
         {"Kontonummer": ["a"], "host": ["h"]},
         "has no column account_id, only Kontonummer, host: rename",
-        id="none",
+        id="no account_id",
     ),
     pytest.param({"id": pyarrow.array([], pyarrow.string())}, "has no rows: it needs", id="no rows"),
 ]
 
 
-@pytest.mark.parametrize(("table", "sentence"), NO_COLUMNS)
-def test_columns_that_no_fleet_has_are_reported(write, table, sentence) -> None:
-    """A column has one type, so it is reported once and not a million times."""
+@pytest.mark.parametrize(("table", "sentence"), INVALID_COLUMNS)
+def test_invalid_columns_are_reported_when_the_file_is_opened(write, table, sentence) -> None:
+    """Otherwise each row would be refused for the type of its column."""
     path = write(table)
 
     with pytest.raises(FleetError) as caught:
@@ -429,9 +430,9 @@ def test_columns_that_no_fleet_has_are_reported(write, table, sentence) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_changed_is_noticed(write) -> None:
-    """The rows that were checked would not be those that are sent."""
-    path = write(WIDE)
+def test_pass_over_a_file_that_changes_meanwhile_ends_with_an_error(write) -> None:
+    """The rows that are sent must be those that were checked."""
+    path = write(WITH_PASSWORD)
     with Fleet.open(path) as fleet:
         rows = fleet.rows()
         next(rows)
@@ -441,32 +442,31 @@ def test_a_file_that_changed_is_noticed(write) -> None:
             list(rows)
 
 
-def test_a_closed_fleet_cannot_be_read(write) -> None:
-    """As with other formats."""
-    with Fleet.open(write(WIDE)) as fleet:
+def test_closed_fleet_cannot_be_read(write) -> None:
+    with Fleet.open(write(WITH_PASSWORD)) as fleet:
         pass
 
     with pytest.raises(FleetError, match="is closed: open the fleet again"):
         fleet.survey()
 
 
-def test_read_error_is_reported(write, monkeypatch) -> None:
-    """The message does not say that the file is damaged."""
+def test_read_error_is_not_reported_as_a_damaged_file(write, monkeypatch) -> None:
 
     class Failing(io.FileIO):
         def readinto(self, buffer: Any, /) -> int | None:
             if self.tell() > 4:
-                raise OSError(5, "Input/output error")
+                raise OSError(errno.EIO, "Input/output error")
             return super().readinto(buffer)
 
-    path = write(WIDE)
+    path = write(WITH_PASSWORD)
     monkeypatch.setattr("postpress_async.rotation._fleet._file.io.FileIO", Failing)
 
     with pytest.raises(FleetError, match=r"fleet\.parquet cannot be read: Input/output error"):
         Fleet.open(path)
 
 
-def outcome(path: Path) -> tuple[list[Row | Refusal], FleetError | None]:
+def read_fleet(path: Path) -> tuple[list[Row | Refusal], FleetError | None]:
+    """The rows of the fleet in a file, and the error that ended the pass."""
     rows = list[Row | Refusal]()
     try:
         with Fleet.open(path) as fleet:
@@ -476,14 +476,14 @@ def outcome(path: Path) -> tuple[list[Row | Refusal], FleetError | None]:
     return rows, None
 
 
-def test_a_file_that_is_cut_short_is_damaged(write) -> None:
-    """An interrupted download has no end, which lists the columns."""
-    path = write(WIDE)
+def test_truncated_file_is_reported_as_damaged(write) -> None:
+    """A download may be interrupted, and the end of the file lists the columns."""
+    path = write(WITH_PASSWORD)
     content = path.read_bytes()
 
     for length in range(4, len(content)):
         path.write_bytes(content[:length])
-        rows, error = outcome(path)
+        rows, error = read_fleet(path)
         assert rows == []
         assert str(error) == (
             f"{path} is damaged, or a Parquet file that pyarrow cannot read: write it again"
@@ -498,25 +498,25 @@ def test_a_file_that_is_cut_short_is_damaged(write) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data(), compression=st.sampled_from(["none", "snappy"]), dictionary=st.booleans())
-def test_a_file_with_wrong_bytes_is_rows_refusals_or_one_error(
+def test_damaged_file_gives_rows_or_an_error_and_no_message_shows_a_password(
     write, data: st.DataObject, compression: str, dictionary: bool
 ) -> None:
-    """Damaged files raise only FleetError, whose message never has a password: it may be logged."""
-    path = write(WIDE, compression=compression, use_dictionary=dictionary, write_statistics=False)
+    """Messages may be logged."""
+    path = write(WITH_PASSWORD, compression=compression, use_dictionary=dictionary, write_statistics=False)
     content = bytearray(path.read_bytes())
-    for at in data.draw(st.lists(st.integers(4, len(content) - 1), min_size=1, max_size=4)):
-        content[at] = data.draw(st.integers(0, 255))
+    for position in data.draw(st.lists(st.integers(4, len(content) - 1), min_size=1, max_size=4)):
+        content[position] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
 
-    rows, error = outcome(path)
+    rows, error = read_fleet(path)
 
     assert rows or error
     assert SECRET not in all_text(error)
     assert all(SECRET not in f"{row}{row!r}" for row in rows)
 
 
-def test_no_row_of_a_parquet_file_that_was_overwritten_after_its_check_is_returned(tmp_path) -> None:
-    """Pages are read in any order; each is compared with the checked one before its rows are returned."""
+def test_no_row_is_returned_that_was_overwritten_after_the_check(tmp_path) -> None:
+    """Inode, size and modification time of the file are the same as before."""
     path = tmp_path / "f.parquet"
     table = pyarrow.table({"account_id": [f"acc_{n:06}" for n in range(50_000)], "country": ["US"] * 50_000})
     pyarrow.parquet.write_table(table, path, row_group_size=1_000)
@@ -524,21 +524,20 @@ def test_no_row_of_a_parquet_file_that_was_overwritten_after_its_check_is_return
         assert fleet.survey().rows == 50_000
         assert sum(1 for _ in fleet.rows()) == 50_000
         rows = fleet.rows()
-        handed_out = [next(rows)]
+        returned = [next(rows)]
         content, before = path.read_bytes(), path.stat()
         with path.open("r+b") as file:
             file.write(content.replace(b"US", b"DE"))
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
         with pytest.raises(FleetError, match="has changed since it was opened"):
-            handed_out.extend(rows)
+            returned.extend(rows)
 
-    assert {row.change for row in handed_out if isinstance(row, Row)} == {ManagedProxy(country="US")}
+    assert {row.change for row in returned if isinstance(row, Row)} == {ManagedProxy(country="US")}
 
 
 @pytest.mark.parametrize("writer", ["pyarrow", "polars", "pandas"])
-def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path, writer) -> None:
-    """The footer is read without pyarrow; for an undamaged file, both agree."""
+def test_footer_is_parsed_with_the_same_result_as_by_pyarrow(tmp_path, writer) -> None:
     path = tmp_path / "f.parquet"
     columns = {"id": [f"a{n}" for n in range(2000)], "port": [80] * 2000, "country": ["US"] * 2000}
     if writer == "pyarrow":
@@ -549,7 +548,7 @@ def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path, writer) -> None:
     else:
         pandas.DataFrame(columns).to_parquet(path, row_group_size=300)
     metadata = pyarrow.parquet.read_metadata(path)
-    theirs = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    expected = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
 
     with path.open("rb") as file:
         groups = read_row_groups(file)
@@ -562,13 +561,13 @@ def test_the_footer_says_what_pyarrow_reads_in_it(tmp_path, writer) -> None:
                 for index in range(group.num_columns)
             ],
         )
-        for group in theirs
+        for group in expected
     ]
 
 
 @pytest.mark.slow
 def test_damaged_column_entry_is_reported_without_a_crash(write) -> None:
-    """pyarrow's own reader crashes the process for some damaged bytes."""
+    """Some of these files would crash the process if pyarrow read the entries of columns."""
     path = write({"id": [f"a{n}" for n in range(99)], "country": ["US"] * 99}, row_group_size=50)
     content = path.read_bytes()
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
@@ -586,14 +585,14 @@ def test_damaged_column_entry_is_reported_without_a_crash(write) -> None:
     )
     paths = []
     for seed in range(300):
-        chance, damaged = random.Random(seed), bytearray(content)
+        generator, damaged = random.Random(seed), bytearray(content)
         for _ in range(3):
-            damaged[chance.randrange(footer, len(content) - 8)] = chance.randrange(256)
+            damaged[generator.randrange(footer, len(content) - 8)] = generator.randrange(256)
         paths.append(path.with_name(f"{seed}.parquet"))
         paths[-1].write_bytes(damaged)
 
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, *paths], capture_output=True, text=True, check=False, timeout=60
     )
 
-    assert (done.returncode, done.stdout) == (0, "all read\n"), done.stderr
+    assert (process.returncode, process.stdout) == (0, "all read\n"), process.stderr

@@ -1,5 +1,6 @@
-"""A fleet from an SQL query: it runs once, only reads, and no message shows a row."""
+"""Fleets from SQL queries: a query runs once, cannot write, and its errors show no values of rows."""
 
+import errno
 import io
 import json
 import logging
@@ -7,6 +8,7 @@ import os
 import sqlite3
 import stat
 import sys
+import tempfile
 import tracemalloc
 from collections.abc import Sequence
 from contextlib import closing
@@ -29,16 +31,20 @@ SECRET = "pa55!word"
 ALL = "SELECT * FROM fleet ORDER BY id"
 
 
-class RefusingError(Exception):
-    """A driver's error, with a SQLSTATE."""
+class DriverError(Exception):
+    """An error of a database driver, with a SQLSTATE."""
 
-    def __init__(self, sqlstate: str | None, *words: object) -> None:
-        super().__init__(*words)
+    def __init__(self, sqlstate: str | None, *args: object) -> None:
+        super().__init__(*args)
         self.sqlstate = sqlstate
 
 
-class Hosted(SQLiteDialect_pysqlite):
-    """SQLite as if it were on another machine: its URL has a host, a user and a password."""
+class ServerDialect(SQLiteDialect_pysqlite):
+    """
+    A dialect whose URLs have a host, a user and a password, like those of a database server.
+
+    It connects to an empty SQLite database in memory.
+    """
 
     supports_statement_cache = True
 
@@ -46,25 +52,32 @@ class Hosted(SQLiteDialect_pysqlite):
         return [":memory:"], {}
 
 
-sqlalchemy.dialects.registry.register("hosted", __name__, "Hosted")
+sqlalchemy.dialects.registry.register("server", __name__, "ServerDialect")
 
 
 @pytest.fixture
 def database(tmp_path):
-    """Makes a SQLite database with a table fleet; returns its URL."""
+    """A function that creates a SQLite database with a table named fleet, and returns its URL."""
     path = tmp_path / "fleet.db"
 
     def database(columns: str, *rows: Sequence[Any]) -> str:
         with closing(sqlite3.connect(path)) as connection, connection:
             connection.execute(f"CREATE TABLE fleet ({columns})")
-            marks = ", ".join("?" * len(columns.split(",")))
-            connection.executemany(f"INSERT INTO fleet VALUES ({marks})", rows)
+            parameters = ", ".join("?" * len(columns.split(",")))
+            connection.executemany(f"INSERT INTO fleet VALUES ({parameters})", rows)
         return f"sqlite:///{path}"
 
     return database
 
 
+def numbers_to(count: int) -> str:
+    """The beginning of a query of numbers, from 1 to *count*."""
+    step = f"SELECT number + 1 FROM numbers WHERE number < {count}"
+    return f"WITH RECURSIVE numbers(number) AS (SELECT 1 UNION ALL {step})"
+
+
 def execute(url: str, statement: str) -> list[Any]:
+    """Execute a statement in the database of the fixture, outside the fleet."""
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
         return connection.execute(statement).fetchall()
 
@@ -72,8 +85,8 @@ def execute(url: str, statement: str) -> list[Any]:
 # --- Rows ---------------------------------------------------------------------------------------
 
 
-def test_a_row_of_the_result_is_an_account(database) -> None:
-    """The query's columns have the names of a fleet's; a row's line is its place in the result."""
+def test_row_of_the_result_is_a_row_of_the_fleet(database) -> None:
+    """The line of a row is its position in the result, from 1."""
     url = database("id, cc, region", ("a", "us", "x"), ("b", "de", "y"))
 
     with Fleet.open_query(
@@ -84,13 +97,20 @@ def test_a_row_of_the_result_is_an_account(database) -> None:
         assert fleet.name == "<query>"
 
 
-def test_values_are_read_by_their_types(database) -> None:
-    """A SQLite column may hold any type: a wrong one makes the row invalid, and is not shown."""
+def test_row_with_a_value_of_the_wrong_type_is_refused(database) -> None:
+    """A column of SQLite can contain values of all types. The refusal does not show the value."""
     url = database(
         "id, host, port, password",
-        *[("a", "h", 80, "p"), ("b", "h", 80.0, None), ("c", "h", 80.5, "p"), ("d", "h", "81", "p")],
-        *[("e", "h", 80, 12345678), ("f", "h", 80, b"p"), (7, "h", 80, "p"), ("g", "h", -1, "p")],
-        *[(None, "h", -1, "p"), ("c", "h", 80, "p")],
+        ("a", "h", 80, "p"),
+        ("b", "h", 80.0, None),
+        ("c", "h", 80.5, "p"),
+        ("d", "h", "81", "p"),
+        ("e", "h", 80, 12345678),
+        ("f", "h", 80, b"p"),
+        (7, "h", 80, "p"),
+        ("g", "h", -1, "p"),
+        (None, "h", -1, "p"),
+        ("c", "h", 80, "p"),
     )
 
     with Fleet.open_query(url, "SELECT * FROM fleet ORDER BY rowid") as fleet:
@@ -113,8 +133,8 @@ def test_values_are_read_by_their_types(database) -> None:
     assert "12345678" not in repr(rows)
 
 
-def test_text_is_read_unchanged(database) -> None:
-    """Rows are copied to a file; a password may contain line ends and quotes."""
+def test_password_with_special_characters_is_read_unchanged(database) -> None:
+    """Rows are copied to a file as lines of JSON, so line ends and quotes must be escaped."""
     passwords = ["п𝛼ß\u2028\x85", "\"';,{[\\", " p ", "%s :x ?"]
     url = database("id, host, port, password", *[(f"a{n}", "h", 1, p) for n, p in enumerate(passwords)])
 
@@ -124,22 +144,21 @@ def test_text_is_read_unchanged(database) -> None:
     assert [row.change.password.reveal() for row in rows] == passwords
 
 
-def test_a_query_is_executed_unchanged(database) -> None:
-    """Percent signs, colons and question marks in it are not parameters."""
+def test_percent_signs_colons_and_question_marks_in_a_query_are_not_parameters(database) -> None:
     url = database("id, country", ("a:b", "US"), ("acc_1", "US"), ("acc%2", "US"))
 
     with Fleet.open_query(url, "SELECT * FROM fleet WHERE id LIKE 'acc_%' AND id <> ':x?%s'") as fleet:
+        # The second row is refused, because an account id cannot contain a percent sign.
         assert [row.account_id for row in fleet.rows()] == ["acc_1", None]
 
 
-def test_a_row_with_only_an_account_gets_the_default(database) -> None:
-    """Most queries return only account ids."""
+def test_row_with_only_an_account_gets_the_default(database) -> None:
     with Fleet.open_query(database("id", ("a",)), ALL, default=US) as fleet:
         assert list(fleet.rows()) == [Row(0, 1, "a", US)]
 
 
-def test_rows_do_not_change_between_the_check_and_the_run(database) -> None:
-    """The query runs once: the data may change between two passes."""
+def test_changes_in_the_database_do_not_affect_a_fleet_that_is_open(database) -> None:
+    """The query runs only once, so that the rows that are sent are those that were checked."""
     url = database("id, country", ("a", "US"), ("b", "XX"))
     with Fleet.open_query(url, ALL) as fleet:
         survey, digest = fleet.survey(), reader_of(fleet).digest
@@ -154,22 +173,22 @@ def test_rows_do_not_change_between_the_check_and_the_run(database) -> None:
         assert reader_of(fleet).digest != digest
 
 
-def test_the_digest_recognizes_an_input(database) -> None:
-    """A resumed run queries again, and an unused column may have changed by then."""
+def test_digest_depends_on_the_order_of_rows_but_not_on_unused_columns(database) -> None:
+    """A resumed run repeats the query and compares the digests. Unused columns may have changed by then."""
     url = database("id, country, seen", ("a", "US", 1), ("b", "DE", 2))
     first = Fleet.open_query(url, ALL)
     execute(url, "UPDATE fleet SET seen = seen + 1")
 
-    with first, Fleet.open_query(url, ALL) as again, Fleet.open_query(url, ALL + " DESC") as other:
-        assert reader_of(again).digest == reader_of(first).digest
-        assert reader_of(other).digest != reader_of(first).digest
+    with first, Fleet.open_query(url, ALL) as second, Fleet.open_query(url, ALL + " DESC") as reordered:
+        assert reader_of(second).digest == reader_of(first).digest
+        assert reader_of(reordered).digest != reader_of(first).digest
 
 
-def test_memory_does_not_grow_with_the_result() -> None:
-    """The rows are fetched some hundred at a time, and written to the disk."""
-    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)"
-    query = f"{numbers} SELECT printf('%0250d', i) AS id, 'US' AS country FROM n"
-    Fleet.open_query("sqlite://", "SELECT 'a' AS id, 'US' AS country").close()  # imports first
+def test_memory_does_not_grow_with_the_size_of_the_rows() -> None:
+    """The rows are fetched in batches and copied to a file."""
+    query = f"{numbers_to(10_000)} SELECT printf('%0250d', number) AS id, 'US' AS country FROM numbers"
+    # Import SQLAlchemy before memory is measured.
+    Fleet.open_query("sqlite://", "SELECT 'a' AS id, 'US' AS country").close()
     tracemalloc.start()
     try:
         with Fleet.open_query("sqlite://", query) as fleet:
@@ -178,7 +197,7 @@ def test_memory_does_not_grow_with_the_result() -> None:
     finally:
         tracemalloc.stop()
 
-    assert peak < 3_000_000  # the ids have 2.5 million bytes, and are read twice
+    assert peak < 3_000_000  # the ids have 2.5 million bytes, and the query and the survey each read them
 
 
 # --- The copy ------------------------------------------------------------------------------------
@@ -186,20 +205,22 @@ def test_memory_does_not_grow_with_the_result() -> None:
 
 @pytest.fixture
 def copies(monkeypatch):
-    """The temporary files that the test made."""
-    made = []
-    make = sys.modules["tempfile"].TemporaryFile
+    """A list of the temporary files that were created during the test."""
+    created = []
+    create = tempfile.TemporaryFile
 
-    def remember(**options: Any) -> Any:
-        made.append(make(**options))
-        return made[-1]
+    def record(**options: Any) -> Any:
+        created.append(create(**options))
+        return created[-1]
 
-    monkeypatch.setattr("tempfile.TemporaryFile", remember)
-    return made
+    monkeypatch.setattr("tempfile.TemporaryFile", record)
+    return created
 
 
-def test_the_copy_is_private_and_is_deleted(database, copies, tmp_path, monkeypatch) -> None:
-    """The copy has passwords: only its owner can read it, and closing the fleet deletes it."""
+def test_copy_is_readable_by_its_owner_only_and_deleted_with_the_fleet(
+    database, copies, tmp_path, monkeypatch
+) -> None:
+    """The copy contains passwords."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -217,12 +238,10 @@ def test_the_copy_is_private_and_is_deleted(database, copies, tmp_path, monkeypa
         fleet.survey()
 
 
-def test_a_fleet_that_is_closed_while_it_is_read_is_reported() -> None:
-    """Its copy is deleted, so the remaining rows cannot be read."""
-    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)"
-    with Fleet.open_query(
-        "sqlite://", f"{numbers} SELECT 'acc_' || i AS id, 'US' AS country FROM n"
-    ) as fleet:
+def test_closing_a_fleet_during_a_pass_ends_the_pass_with_an_error() -> None:
+    """The copy is deleted, so the remaining rows cannot be read."""
+    query = f"{numbers_to(50_000)} SELECT 'acc_' || number AS id, 'US' AS country FROM numbers"
+    with Fleet.open_query("sqlite://", query) as fleet:
         rows = fleet.rows()
         next(rows)
 
@@ -230,25 +249,23 @@ def test_a_fleet_that_is_closed_while_it_is_read_is_reported() -> None:
         list(rows)
 
 
-def test_an_interrupted_query_leaves_no_copy(database, copies, monkeypatch) -> None:
-    """Ctrl-C is pressed while rows are fetched."""
-
-    def interrupted(self: Query, size: int) -> Any:
+def test_ctrl_c_while_rows_are_fetched_deletes_the_copy(database, copies, monkeypatch) -> None:
+    def interrupt(self: Query, size: int) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Query, "batches", interrupted)
+    monkeypatch.setattr(Query, "batches", interrupt)
 
     with pytest.raises(KeyboardInterrupt):
         Fleet.open_query(database("id, country", ("a", "US")), ALL)
     assert copies[0].closed
 
 
-def test_full_disk_is_reported(database, monkeypatch) -> None:
+def test_full_disk_is_reported_and_the_incomplete_copy_is_deleted(database, monkeypatch) -> None:
     """The temporary folder may be smaller than the fleet."""
 
     class Full(io.BytesIO):
         def write(self, _: object) -> int:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     full = Full()
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full)
@@ -270,8 +287,7 @@ WRITES = [
 
 
 @pytest.mark.parametrize("statement", WRITES)
-def test_a_statement_that_writes_is_refused(database, statement) -> None:
-    """A mistake in a query must not change the table."""
+def test_statement_that_writes_is_refused(database, statement) -> None:
     url = database("id, country", ("a", "US"))
 
     with pytest.raises(
@@ -285,8 +301,8 @@ def test_a_statement_that_writes_is_refused(database, statement) -> None:
     "statement",
     ["ATTACH 'made.db' AS made", "VACUUM INTO 'made.db'", "VACUUM"],
 )
-def test_a_statement_that_makes_a_file_is_refused(database, tmp_path, monkeypatch, statement) -> None:
-    """The statement does not change the database, but it is not a query either."""
+def test_statement_that_creates_a_file_is_refused(database, tmp_path, monkeypatch, statement) -> None:
+    """ATTACH and VACUUM INTO would create a file even if the database is open read-only."""
     monkeypatch.chdir(tmp_path)
     url = database("id, country", ("a", "US"))
     before = sorted(os.listdir())
@@ -299,37 +315,39 @@ def test_a_statement_that_makes_a_file_is_refused(database, tmp_path, monkeypatc
     assert sorted(os.listdir()) == before
 
 
-def test_a_pragma_cannot_make_the_database_writable(database) -> None:
-    """The file was opened read-only, which no statement can change."""
+def test_pragma_cannot_change_the_database(database) -> None:
     url = database("id, country", ("a", "US"))
 
-    with pytest.raises(FleetError):
+    with pytest.raises(FleetError, match="refused the query: attempt to write a readonly database"):
         Fleet.open_query(url, "PRAGMA user_version = 7")
 
     assert execute(url, "PRAGMA user_version") == [(0,)]
 
 
 @pytest.mark.parametrize(
-    ("make", "query"),
+    ("setup", "query"),
     [
-        ("SELECT 1", """SELECT 'acc_' || value AS id, 'US' AS country FROM json_each('[1]')"""),
-        ("CREATE VIRTUAL TABLE words USING fts5(id)", "SELECT 'acc_1' AS id, 'US' AS country FROM fleet"),
-        ("CREATE VIEW v AS SELECT 'acc_1' AS id, 'US' AS country", "SELECT * FROM v"),
+        ("SELECT 1", "SELECT 'acc_' || value AS id, 'US' AS country FROM json_each('[1]')"),
+        (
+            "CREATE VIRTUAL TABLE words USING fts5(word)",
+            "SELECT 'acc_1' AS id, 'US' AS country FROM fleet LEFT JOIN words",
+        ),
+        ("CREATE VIEW view AS SELECT 'acc_1' AS id, 'US' AS country", "SELECT * FROM view"),
         ("PRAGMA journal_mode = WAL", "SELECT 'acc_1' AS id, 'US' AS country FROM fleet"),
     ],
-    ids=["a virtual table", "full text", "a view", "a write-ahead log"],
+    ids=["JSON function", "full-text index", "view", "write-ahead log"],
 )
-def test_reading_queries_are_allowed(database, make, query) -> None:
-    """Virtual tables are prepared like changes, and readers of a write-ahead log write to a shared file."""
+def test_query_that_only_reads_is_allowed(database, setup, query) -> None:
+    """To read a full-text index or a write-ahead log, SQLite itself needs actions that look like writing."""
     url = database("id, country", ("a", "US"))
-    execute(url, make)
+    execute(url, setup)
 
     with Fleet.open_query(url, query) as fleet:
         assert list(fleet.rows()) == [Row(0, 1, "acc_1", US)]
 
 
-def test_a_database_may_have_any_name(tmp_path, monkeypatch) -> None:
-    """The file is opened by a URI, in which these characters have a meaning."""
+def test_file_name_of_a_database_may_have_special_characters(tmp_path, monkeypatch) -> None:
+    """The file is opened by a URI, in which these characters must be escaped."""
     name = "a b?c#d%41.db"
     monkeypatch.chdir(tmp_path)
     with closing(sqlite3.connect(name)) as connection, connection:
@@ -340,7 +358,7 @@ def test_a_database_may_have_any_name(tmp_path, monkeypatch) -> None:
         assert list(fleet.rows()) == [Row(0, 1, "a", US)]
 
 
-def test_a_uri_is_opened_read_only_too(database, tmp_path, monkeypatch) -> None:
+def test_database_given_as_a_uri_is_opened_read_only(database, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     name = database("id, country", ("a", "US")).rpartition("/")[2]
     url = f"sqlite:///file:{name}?mode=rwc&uri=true"
@@ -352,32 +370,34 @@ def test_a_uri_is_opened_read_only_too(database, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("backend", ["postgresql", "mysql", "mariadb"])
-def test_connections_to_other_databases_are_read_only(monkeypatch, backend) -> None:
-    """They are made read-only before the query. SQLite stands in for them: only what is sent is checked."""
+def test_query_runs_in_a_read_only_transaction(monkeypatch, backend) -> None:
+    """SQLite takes the place of the server, so only the statements and options that are sent are checked."""
     executed: list[Any] = []
-    monkeypatch.setattr(Hosted, "name", backend)
-    option, execute = sqlalchemy.Connection.execution_options, sqlalchemy.Connection.exec_driver_sql
+    monkeypatch.setattr(ServerDialect, "name", backend)
+    set_options, execute = sqlalchemy.Connection.execution_options, sqlalchemy.Connection.exec_driver_sql
 
-    def execution_options(self: sqlalchemy.Connection, **options: Any) -> Any:
+    def record_options(self: sqlalchemy.Connection, **options: Any) -> Any:
         executed.append(options)
-        return option(self, **options)
+        return set_options(self, **options)
 
-    def exec_driver_sql(self: sqlalchemy.Connection, statement: str, **options: Any) -> Any:
+    def record_statement(self: sqlalchemy.Connection, statement: str, **options: Any) -> Any:
         executed.append(statement)
+        # SQLite does not know SET SESSION TRANSACTION.
         return execute(self, statement if statement.startswith("SELECT") else "SELECT 1", **options)
 
-    monkeypatch.setattr(sqlalchemy.Connection, "execution_options", execution_options)
-    monkeypatch.setattr(sqlalchemy.Connection, "exec_driver_sql", exec_driver_sql)
+    monkeypatch.setattr(sqlalchemy.Connection, "execution_options", record_options)
+    monkeypatch.setattr(sqlalchemy.Connection, "exec_driver_sql", record_statement)
     query = "SELECT 'a' AS id, 'US' AS country"
 
-    with Fleet.open_query("hosted://db.example/d", query) as fleet:
+    with Fleet.open_query("server://db.example/d", query) as fleet:
         assert list(fleet.rows()) == [Row(0, 1, "a", US)]
-    first = {"postgresql_readonly": True} if backend == "postgresql" else "SET SESSION TRANSACTION READ ONLY"
-    assert executed[:2] == [first, query]
+    is_postgresql = backend == "postgresql"
+    read_only = {"postgresql_readonly": True} if is_postgresql else "SET SESSION TRANSACTION READ ONLY"
+    assert executed[:2] == [read_only, query]
 
 
-def test_a_database_that_does_not_exist_is_not_created(tmp_path) -> None:
-    """SQLite would create an empty one, and then report a missing table."""
+def test_missing_database_is_reported_and_not_created(tmp_path) -> None:
+    """By itself, SQLite would create an empty database and then report a missing table."""
     path = tmp_path / "gone.db"
 
     with pytest.raises(FleetError, match=r"the sqlite database gone\.db does not exist: check its path"):
@@ -388,7 +408,7 @@ def test_a_database_that_does_not_exist_is_not_created(tmp_path) -> None:
 # --- Messages ------------------------------------------------------------------------------------
 
 
-REFUSED = [
+INVALID_QUERIES = [
     ("SELECT id FROM fleat", "refused the query: no such table: fleat"),
     ("SELECT ide FROM fleet", "refused the query: no such column: ide"),
     ("SELCT id FROM fleet", 'refused the query: near "SELCT": syntax error'),
@@ -411,9 +431,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("query", "sentence"), REFUSED)
-def test_invalid_query_is_reported(database, query, sentence) -> None:
-    """The database's message is quoted if it cannot contain a row or a literal."""
+@pytest.mark.parametrize(("query", "sentence"), INVALID_QUERIES)
+def test_invalid_query_is_reported_without_values_of_rows_or_literals(database, query, sentence) -> None:
+    """The database's message is quoted only if it cannot contain a value of a row or a literal."""
     url = database("id, host, port, password", ("a", "h", 1, SECRET))
 
     with pytest.raises(FleetError) as caught:
@@ -425,7 +445,7 @@ def test_invalid_query_is_reported(database, query, sentence) -> None:
     assert SECRET not in all_text(caught.value)
 
 
-URLS = [
+INVALID_URLS = [
     (f"{SECRET}", "the database's URL cannot be read: write it as postgresql+psycopg://user@host/database"),
     ("", "the database's URL cannot be read: write it as "),
     (f"postgresql://u:{SECRET}@h:port/d", "the database's URL cannot be read: write it as "),
@@ -435,9 +455,8 @@ URLS = [
 ]
 
 
-@pytest.mark.parametrize(("url", "sentence"), URLS)
-def test_invalid_database_url_is_reported(url, sentence) -> None:
-    """The URL may have a password, so no part of it is shown."""
+@pytest.mark.parametrize(("url", "sentence"), INVALID_URLS)
+def test_invalid_database_url_is_reported_without_its_password(url, sentence) -> None:
     with pytest.raises(FleetError) as caught:
         Fleet.open_query(url, "SELECT 1")
 
@@ -445,42 +464,41 @@ def test_invalid_database_url_is_reported(url, sentence) -> None:
     assert SECRET not in all_text(caught.value)
 
 
-def test_driver_without_its_dependency_is_reported(monkeypatch) -> None:
-    """psycopg looks for its C library when it connects."""
+def test_driver_with_a_missing_dependency_is_reported(monkeypatch) -> None:
+    """Some drivers import a dependency only when they connect, such as psycopg its C library."""
 
-    def refuse(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("no pq", name="psycopg_c")
 
-    monkeypatch.setattr(Hosted, "connect", refuse)
+    monkeypatch.setattr(ServerDialect, "connect", fail)
 
-    with pytest.raises(FleetError, match="the hosted database d requires the driver psycopg_c, which is not"):
-        Fleet.open_query("hosted:///d", "SELECT 1")
+    with pytest.raises(FleetError, match="the server database d requires the driver psycopg_c, which is not"):
+        Fleet.open_query("server:///d", "SELECT 1")
 
 
-def test_an_error_at_closing_does_not_hide_the_cause(monkeypatch, database) -> None:
-    """A lost connection cannot be closed either; the first error is reported."""
+def test_error_of_closing_the_connection_does_not_hide_the_first_error(monkeypatch, database) -> None:
+    """If the connection is lost, closing it fails too."""
     close = sqlalchemy.Connection.close
 
-    def lost(self: sqlalchemy.Connection) -> None:
+    def close_and_fail(self: sqlalchemy.Connection) -> None:
         close(self)
-        raise RefusingError(None, "gone")
+        raise DriverError(None, "gone")
 
-    monkeypatch.setattr(sqlalchemy.Connection, "close", lost)
+    monkeypatch.setattr(sqlalchemy.Connection, "close", close_and_fail)
 
     with pytest.raises(FleetError, match="no such table: fleat"):
         Fleet.open_query(database("id", ("a",)), "SELECT id FROM fleat")
 
 
-def test_an_asynchronous_driver_is_refused(monkeypatch) -> None:
-    """Otherwise SQLAlchemy's message would be about a missing greenlet."""
+def test_asynchronous_driver_is_refused(monkeypatch) -> None:
+    """By itself, SQLAlchemy would report a missing greenlet."""
     monkeypatch.setitem(sys.modules, "aiosqlite", sqlite3)
 
     with pytest.raises(FleetError, match=r"^sqlite\+aiosqlite is asynchronous: name another driver"):
         Fleet.open_query("sqlite+aiosqlite:///x.db", "SELECT 1")
 
 
-def test_the_message_without_sqlalchemy_says_what_to_install(monkeypatch) -> None:
-    """SQLAlchemy is an optional dependency."""
+def test_error_without_sqlalchemy_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
 
     with pytest.raises(FleetError, match=r"pip install 'postpress-async\[sql\]'$"):
@@ -492,23 +510,23 @@ DATABASE_ERRORS = [
     ("42601", [f"syntax error at or near \"'{SECRET}'\""], "syntax error at or near \"'...'\""),
     ("25006", ["cannot execute DELETE in a read-only transaction"], "cannot execute DELETE in a read-only"),
     ("42S02", [1146, "Table d.fleat is not there"], "Table d.fleat is not there"),
-    ("22P02", [f'invalid input syntax for type integer: "{SECRET}"'], "RefusingError 22P02"),
-    ("22007", [1292, f"Truncated incorrect DOUBLE value: {SECRET}"], "RefusingError 22007"),
-    (None, [f"row {SECRET} is odd"], "RefusingError (its message may quote a row)"),
-    (None, [], "RefusingError (its message may quote a row)"),
+    ("22P02", [f'invalid input syntax for type integer: "{SECRET}"'], "DriverError 22P02"),
+    ("22007", [1292, f"Truncated incorrect DOUBLE value: {SECRET}"], "DriverError 22007"),
+    (None, [f"row {SECRET} is odd"], "DriverError (its message may quote a row)"),
+    (None, [], "DriverError (its message may quote a row)"),
 ]
 
 
-@pytest.mark.parametrize(("state", "words", "sentence"), DATABASE_ERRORS)
-def test_a_database_is_quoted_only_if_it_cannot_quote_a_row(
-    database, monkeypatch, state, words, sentence
+@pytest.mark.parametrize(("sqlstate", "args", "sentence"), DATABASE_ERRORS)
+def test_message_of_a_database_is_shown_only_if_it_cannot_quote_a_row(
+    database, monkeypatch, sqlstate, args, sentence
 ) -> None:
-    """The SQLSTATE decides: messages about names and rights are quoted, those about values are not."""
+    """The SQLSTATE decides: messages about names and permissions are shown, those about values are not."""
 
-    def refuse(*_: object, **__: object) -> None:
-        raise RefusingError(state, *words)
+    def fail(*_: object, **__: object) -> None:
+        raise DriverError(sqlstate, *args)
 
-    monkeypatch.setattr(sqlalchemy.Connection, "exec_driver_sql", refuse)
+    monkeypatch.setattr(sqlalchemy.Connection, "exec_driver_sql", fail)
 
     with pytest.raises(FleetError) as caught:
         Fleet.open_query(database("id", ("a",)), ALL)
@@ -517,44 +535,44 @@ def test_a_database_is_quoted_only_if_it_cannot_quote_a_row(
     assert SECRET not in all_text(caught.value)
 
 
-def test_an_error_while_reading_rows_is_not_quoted(database, monkeypatch, copies) -> None:
-    """Its message may be about any row."""
+def test_message_of_an_error_while_rows_are_read_is_not_shown(database, monkeypatch, copies) -> None:
+    """The message may quote a row."""
 
-    def refuse(*_: object) -> None:
-        raise RefusingError(None, f"the row with {SECRET}")
+    def fail(*_: object) -> None:
+        raise DriverError(None, f"the row with {SECRET}")
 
-    monkeypatch.setattr(sqlalchemy.CursorResult, "fetchmany", refuse)
+    monkeypatch.setattr(sqlalchemy.CursorResult, "fetchmany", fail)
 
     with pytest.raises(
-        FleetError, match=r"fleet\.db failed while reading the rows: RefusingError \(its message"
+        FleetError, match=r"fleet\.db failed while reading the rows: DriverError \(its message"
     ) as caught:
         Fleet.open_query(database("id", ("a",)), ALL)
     assert SECRET not in all_text(caught.value)
     assert copies[0].closed
 
 
-@pytest.mark.parametrize("written", ["p@s/s w%örd", "p%40s%2Fs%20w%25%C3%B6rd", "p%40s/s%20w%25%C3%B6rd"])
-def test_a_password_is_not_shown_if_the_database_cannot_be_reached(monkeypatch, written) -> None:
-    """Drivers quote the password, decoded or as it was written in the URL."""
+@pytest.mark.parametrize("quoted", ["p@s/s w%örd", "p%40s%2Fs%20w%25%C3%B6rd", "p%40s/s%20w%25%C3%B6rd"])
+def test_password_in_the_message_of_a_failed_connection_is_masked(monkeypatch, quoted) -> None:
+    """Drivers may quote the password, either decoded or encoded as in a URL."""
 
-    def refuse(*_: object, **__: object) -> None:
-        raise sqlite3.OperationalError(f"no route to db.example by u:{written}\nhint: {written}")
+    def fail(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError(f"no route to db.example by u:{quoted}\nhint: {quoted}")
 
-    monkeypatch.setattr(Hosted, "connect", refuse)
+    monkeypatch.setattr(ServerDialect, "connect", fail)
 
     with pytest.raises(FleetError) as caught:
-        Fleet.open_query("hosted://u:p%40s%2Fs%20w%25%C3%B6rd@db.example/d", "SELECT 1")
+        Fleet.open_query("server://u:p%40s%2Fs%20w%25%C3%B6rd@db.example/d", "SELECT 1")
 
     shown = all_text(caught.value)
     assert str(caught.value) == (
-        "the hosted database d on db.example cannot be reached: no route to db.example by u:***"
+        "the server database d on db.example cannot be reached: no route to db.example by u:***"
     )
     assert "p@s/s" not in shown
     assert "%2Fs" not in shown
 
 
 def test_no_row_is_logged(database, caplog) -> None:
-    """SQLAlchemy logs every row at the level DEBUG, which a service may have set."""
+    """By itself, SQLAlchemy logs every row if the level is DEBUG."""
     url = database("id, host, port, password", ("a", "h", 1, SECRET))
     levels = {name: logging.getLogger(name).level for name in ("", "sqlalchemy", "sqlalchemy.engine")}
     for name in levels:
@@ -568,7 +586,7 @@ def test_no_row_is_logged(database, caplog) -> None:
     assert SECRET not in caplog.text + json.dumps([str(record.args) for record in caplog.records])
 
 
-# --- A URL in an argument ------------------------------------------------------------------------
+# --- URLs on the command line ---------------------------------------------------------------------
 
 
 URLS_WITH_PASSWORD = [
@@ -586,8 +604,8 @@ URLS_WITH_PASSWORD = [
 
 
 @pytest.mark.parametrize("url", URLS_WITH_PASSWORD)
-def test_a_password_in_an_argument_is_refused(url) -> None:
-    """All users of a machine can see all arguments; the message names three better places."""
+def test_password_in_a_url_on_the_command_line_is_refused(url) -> None:
+    """All users of a machine can read its command lines. The message names three better places."""
     with pytest.raises(ConfigurationError) as caught:
         check_argument(url)
 
@@ -609,6 +627,6 @@ URLS_WITHOUT_PASSWORD = [
 
 
 @pytest.mark.parametrize("url", URLS_WITHOUT_PASSWORD)
-def test_a_url_without_a_password_may_be_an_argument(url) -> None:
+def test_url_without_a_password_is_allowed_on_the_command_line(url) -> None:
     """Any other error in the URL is reported when the database is opened."""
     assert check_argument(url) == url

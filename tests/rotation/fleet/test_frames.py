@@ -1,4 +1,4 @@
-"""A frame of pandas or polars: it is recognized without importing them, and read in pieces."""
+"""Fleets from pandas and polars frames: types of columns, memory use, and errors."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -24,8 +24,10 @@ from tests.support.fleet_forms import all_text, refusals
 US = ManagedProxy(country="US")
 SECRET = "pa55!word"
 
-BOTH = pytest.mark.parametrize("frame", [pandas.DataFrame, polars.DataFrame], ids=["pandas", "polars"])
-Made = Callable[[dict[str, Any]], Any]
+BOTH_LIBRARIES = pytest.mark.parametrize(
+    "make_frame", [pandas.DataFrame, polars.DataFrame], ids=["pandas", "polars"]
+)
+MakeFrame = Callable[[dict[str, Any]], Any]
 
 
 def rows(frame: Any) -> list[Row | Refusal]:
@@ -33,24 +35,24 @@ def rows(frame: Any) -> list[Row | Refusal]:
         return list(fleet.rows())
 
 
-# --- What is read --------------------------------------------------------------------------------
+# --- Rows and types -------------------------------------------------------------------------------
 
 
-@BOTH
-def test_a_row_is_an_account_and_its_line_is_its_number(frame: Made) -> None:
-    """``frame.iloc[line - 1]`` is the row that a refusal is about."""
-    made = frame({"Account ID": ["a", "b"], "Country Code": [" us ", None], "IP": [None, "192.0.2.1"]})
+@BOTH_LIBRARIES
+def test_line_of_a_row_is_its_position_in_the_frame(make_frame: MakeFrame) -> None:
+    """The row of a refusal can be found with ``frame.iloc[line - 1]``."""
+    frame = make_frame({"Account ID": ["a", "b"], "Country Code": [" us ", None], "IP": [None, "192.0.2.1"]})
 
-    assert rows(made) == [Row(0, 1, "a", US), Row(1, 2, "b", ManagedProxy(ip="192.0.2.1"))]
+    assert rows(frame) == [Row(0, 1, "a", US), Row(1, 2, "b", ManagedProxy(ip="192.0.2.1"))]
 
 
-def test_the_index_does_not_affect_the_line() -> None:
-    """After a filter or a sort, the index has gaps or another order; it may also be text."""
+def test_index_does_not_affect_the_line() -> None:
+    """After a filter or a sort, the index has gaps or another order."""
     frame = pandas.DataFrame({"id": ["a", "b", "c"], "country": ["US", "XX", "US"]}, index=[7, 7, 3])
 
-    read = rows(frame[frame["id"] != "a"].sort_index())
+    results = rows(frame[frame["id"] != "a"].sort_index())
 
-    assert [(row.ordinal, row.line, row.account_id) for row in read] == [(0, 1, "c"), (1, 2, "b")]
+    assert [(row.ordinal, row.line, row.account_id) for row in results] == [(0, 1, "c"), (1, 2, "b")]
 
 
 MISSING = {
@@ -66,11 +68,10 @@ MISSING = {
 
 @pytest.mark.parametrize("countries", MISSING.values(), ids=MISSING)
 def test_missing_values_of_pandas_are_empty(countries: Any) -> None:
-    """pandas has five missing values, depending on the type of the column."""
-    read = rows(pandas.DataFrame({"id": ["a", "b"], "country": countries}))
+    results = rows(pandas.DataFrame({"id": ["a", "b"], "country": countries}))
 
-    assert refusals(read) == [(1, None, "no proxy and no country")]
-    assert read[1] == Row(1, 2, "b", US)
+    assert refusals(results) == [(1, None, "no proxy and no country")]
+    assert results[1] == Row(1, 2, "b", US)
 
 
 PORTS = {
@@ -93,25 +94,25 @@ PORTS = {
 
 
 @pytest.mark.parametrize("ports", PORTS.values(), ids=PORTS)
-def test_a_port_may_be_any_number_that_is_whole(ports: Any) -> None:
-    """pandas makes floats of a column with gaps, such as 8080.0."""
-    kind = polars.DataFrame if isinstance(ports, polars.Series) else pandas.DataFrame
+def test_port_may_have_any_numeric_type(ports: Any) -> None:
+    """pandas converts integers to floats if values are missing."""
+    make_frame = polars.DataFrame if isinstance(ports, polars.Series) else pandas.DataFrame
 
-    first, _ = rows(kind({"id": ["a", "b"], "host": ["h", "h"], "port": ports}))
+    first, _ = rows(make_frame({"id": ["a", "b"], "host": ["h", "h"], "port": ports}))
 
     assert first == Row(0, 1, "a", CustomProxy(host="h", port=80))
 
 
-WRONG = [
+INVALID_VALUES = [
     pytest.param("port", 8080.5, "port not an integer", id="a fraction"),
     pytest.param("port", float("inf"), "port not an integer", id="infinite"),
-    pytest.param("port", True, "port not an integer", id="a truth"),
-    pytest.param("port", numpy.bool_(True), "port not an integer", id="numpy's truth"),
-    pytest.param("port", 1j, "port not an integer", id="a complex one"),
+    pytest.param("port", True, "port not an integer", id="a bool"),
+    pytest.param("port", numpy.bool_(True), "port not an integer", id="a bool of numpy"),
+    pytest.param("port", 1j, "port not an integer", id="a complex number"),
     pytest.param("port", [80], "port not an integer", id="a list"),
     pytest.param("port", numpy.array([80, 81]), "port not an integer", id="an array"),
-    pytest.param("port", -1, "port out of range", id="a negative one"),
-    pytest.param("port", 10**5000, "port out of range", id="one of 5,000 digits"),
+    pytest.param("port", -1, "port out of range", id="a negative number"),
+    pytest.param("port", 10**5000, "port out of range", id="5,000 digits"),
     pytest.param("password", 12345678, "password not text", id="a password as a number"),
     pytest.param("password", SECRET.encode(), "password not text", id="a password as bytes"),
     pytest.param("password", [SECRET], "password not text", id="a password in a list"),
@@ -123,22 +124,24 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("column", "value", "reason"), WRONG)
-def test_an_invalid_value_refuses_its_row_and_is_not_shown(column: str, value: Any, reason: str) -> None:
-    """A column of objects may contain objects of any class."""
-    right: dict[str, list[Any]] = {"account_id": ["a", "b"], "host": ["h", "h"], "port": [80, 80]}
-    cells = pandas.Series([None, right.get(column, [None, None])[1]], dtype=object)
+@pytest.mark.parametrize(("column", "value", "reason"), INVALID_VALUES)
+def test_row_with_an_invalid_value_is_refused_and_the_value_is_not_shown(
+    column: str, value: Any, reason: str
+) -> None:
+    """A column of objects may contain values of any class."""
+    valid: dict[str, list[Any]] = {"account_id": ["a", "b"], "host": ["h", "h"], "port": [80, 80]}
+    cells = pandas.Series([None, valid.get(column, [None, None])[1]], dtype=object)
     cells.iat[0] = value
 
-    read = rows(pandas.DataFrame(right | {column: cells}))
+    results = rows(pandas.DataFrame(valid | {column: cells}))
 
-    assert refusals(read) == [(1, column, reason)]
-    assert read[1] == Row(1, 2, "b", CustomProxy(host="h", port=80))
-    assert all(secret not in f"{read}{read!r}" for secret in (SECRET, "12345678"))
+    assert refusals(results) == [(1, column, reason)]
+    assert results[1] == Row(1, 2, "b", CustomProxy(host="h", port=80))
+    assert all(secret not in f"{results}{results!r}" for secret in (SECRET, "12345678"))
 
 
-def test_an_address_may_be_an_object() -> None:
-    """Drivers return PostgreSQL's inet as such an object."""
+def test_host_and_ip_may_be_address_objects() -> None:
+    """Drivers return values of PostgreSQL's type inet as such objects."""
     frame = pandas.DataFrame(
         {
             "id": ["a", "b"],
@@ -154,12 +157,12 @@ def test_an_address_may_be_an_object() -> None:
     ]
 
 
-@BOTH
-def test_a_proxy_may_be_a_dict_as_in_json_lines(frame: Made) -> None:
-    """``read_json`` returns a dict, and polars a struct."""
+@BOTH_LIBRARIES
+def test_proxy_may_be_a_mapping_whose_unknown_keys_are_ignored_columns(make_frame: MakeFrame) -> None:
+    """``read_json`` of pandas returns a dict, and polars a struct."""
     proxies = [{"host": "h", "port": 80, "user": "u", "pass": SECRET, "ttl": 1}, None]
 
-    with Fleet.of(frame({"id": ["a", "b"], "proxy": proxies, "country": [None, "US"]})) as fleet:
+    with Fleet.of(make_frame({"id": ["a", "b"], "proxy": proxies, "country": [None, "US"]})) as fleet:
         first, second = fleet.rows()
         assert fleet.ignored_columns == ("ttl",)
 
@@ -167,8 +170,7 @@ def test_a_proxy_may_be_a_dict_as_in_json_lines(frame: Made) -> None:
     assert second == Row(1, 2, "b", US)
 
 
-def test_an_invalid_dict_refuses_its_row() -> None:
-    """As in JSON Lines, the first invalid column is reported."""
+def test_row_with_an_invalid_mapping_is_refused() -> None:
     frame = pandas.DataFrame(
         {
             "id": ["a", "b", "c", "d", 5],
@@ -185,19 +187,18 @@ def test_an_invalid_dict_refuses_its_row() -> None:
     ]
 
 
-@BOTH
-def test_a_frame_may_be_longer_than_a_piece_of_it(frame: Made) -> None:
-    """Line numbers and accounts continue from piece to piece."""
+@BOTH_LIBRARIES
+def test_lines_and_duplicate_accounts_are_correct_across_batches(make_frame: MakeFrame) -> None:
+    """A batch has 1,024 rows."""
     ids = [f"acc_{number}" for number in range(2500)] + ["acc_7"]
 
-    read = rows(frame({"id": ids, "country": ["US"] * 2501}))
+    results = rows(make_frame({"id": ids, "country": ["US"] * 2501}))
 
-    assert [(row.ordinal, row.line) for row in read] == [(number, number + 1) for number in range(2501)]
-    assert refusals(read) == [(2501, "account_id", "account already named")]
+    assert [(row.ordinal, row.line) for row in results] == [(number, number + 1) for number in range(2501)]
+    assert refusals(results) == [(2501, "account_id", "account already named")]
 
 
-def test_two_passes_do_not_move_each_other() -> None:
-    """A fleet is read twice, to check and to send it."""
+def test_two_passes_at_the_same_time_are_independent() -> None:
     frame = polars.DataFrame({"id": [f"a{n}" for n in range(3000)], "country": ["US"] * 3000})
 
     with Fleet.of(frame, default=US) as fleet:
@@ -206,27 +207,26 @@ def test_two_passes_do_not_move_each_other() -> None:
     assert all(first == second for first, second in pairs)
 
 
-@BOTH
-def test_memory_does_not_grow_with_the_frame(frame: Made) -> None:
-    """As Python objects, the frame would take five times its memory."""
-    made = frame({"id": [f"{n:0250d}" for n in range(10_000)], "country": ["US"] * 10_000})
+@BOTH_LIBRARIES
+def test_memory_does_not_grow_with_the_frame(make_frame: MakeFrame) -> None:
+    frame = make_frame({"id": [f"{n:0250d}" for n in range(10_000)], "country": ["US"] * 10_000})
     tracemalloc.start()
     try:
-        with Fleet.of(made) as fleet:
+        with Fleet.of(frame) as fleet:
             assert len(reader_of(fleet).digest) == 32
             assert fleet.survey().rows == 10_000
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
 
-    assert peak < 2_000_000
+    assert peak < 2_000_000  # the ids have 2.5 million bytes
 
 
 # --- The digest ----------------------------------------------------------------------------------
 
 
-def test_the_digest_is_over_what_the_rows_say() -> None:
-    """A journal recognizes its input from either library; unused columns do not matter."""
+def test_digest_depends_only_on_the_values_of_known_columns() -> None:
+    """A journal recognizes the same input from either library, whatever the index and unused columns."""
     columns: dict[str, Any] = {"id": ["a", "b"], "host": ["h", "i"], "port": [80, None], "note": [1, 2]}
     frame = pandas.DataFrame(columns)
     same = [
@@ -236,30 +236,29 @@ def test_the_digest_is_over_what_the_rows_say() -> None:
         frame.astype({"port": "Int64", "host": "category"}),
         polars.DataFrame(columns),
     ]
-    others = [frame.assign(port=81), frame.iloc[::-1], frame.iloc[:1], frame.assign(id=["a", 7])]
-    others += [frame.assign(password="p"), frame.rename(columns={"host": "username"})]
+    different = [frame.assign(port=81), frame.iloc[::-1], frame.iloc[:1], frame.assign(id=["a", 7])]
+    different += [frame.assign(password="p"), frame.rename(columns={"host": "username"})]
 
-    digests = [reader_of(Fleet.of(other)).digest for other in others]
+    digest = reader_of(Fleet.of(frame)).digest
+    with_default = reader_of(Fleet.of(frame, default=US)).digest
+    digests = [reader_of(Fleet.of(other)).digest for other in different]
 
-    assert {reader_of(Fleet.of(equal)).digest for equal in same} == {reader_of(Fleet.of(frame)).digest}
-    assert (
-        len({*digests, reader_of(Fleet.of(frame)).digest, reader_of(Fleet.of(frame, default=US)).digest})
-        == len(others) + 2
-    )
+    assert {reader_of(Fleet.of(other)).digest for other in same} == {digest}
+    assert len({digest, with_default, *digests}) == len(different) + 2
 
 
 # --- In a rotation -------------------------------------------------------------------------------
 
 
-@BOTH
-async def test_a_session_rotates_a_frame(frame: Made, tmp_path) -> None:
-    """A frame is a fleet like any other: invalid rows are outcomes, and the journal recognizes it."""
-    made = frame({"id": ["acc_1", "acc_2", "acc/3"], "country": ["US", "XX", "US"]})
+@BOTH_LIBRARIES
+async def test_rotation_of_a_frame_is_recognized_by_its_journal(make_frame: MakeFrame, tmp_path) -> None:
+    """The second rotation of the same frame sends no request. Invalid rows are outcomes too."""
+    frame = make_frame({"id": ["acc_1", "acc_2", "acc/3"], "country": ["US", "XX", "US"]})
     async with Sandbox() as sandbox, sandbox.session() as session:
-        async with session.rotate(made, journal=tmp_path / "run.sqlite3") as rotation:
+        async with session.rotate(frame, journal=tmp_path / "run.sqlite3") as rotation:
             outcomes = {outcome.ordinal: outcome async for outcome in rotation}
-        async with session.rotate(made, journal=tmp_path / "run.sqlite3") as again:
-            summary = await again.run()
+        async with session.rotate(frame, journal=tmp_path / "run.sqlite3") as second:
+            summary = await second.run()
 
         assert sandbox.record.requests == 1
     assert [outcomes[n].state for n in range(3)] == [State.PATCHED, State.SKIPPED, State.SKIPPED]
@@ -267,22 +266,22 @@ async def test_a_session_rotates_a_frame(frame: Made, tmp_path) -> None:
     assert summary.states[State.PATCHED] == 1
 
 
-@BOTH
-async def test_a_rotation_of_a_frame_without_rows_ends_at_once(frame: Made) -> None:
+@BOTH_LIBRARIES
+async def test_rotation_of_a_frame_without_rows_has_no_outcomes(make_frame: MakeFrame) -> None:
     """A service may rotate a filtered frame, which may be empty."""
-    made = frame({"id": ["a"], "country": ["US"]})[:0]
-    async with Sandbox() as sandbox, sandbox.session() as session, session.rotate(made) as rotation:
+    frame = make_frame({"id": ["a"], "country": ["US"]})[:0]
+    async with Sandbox() as sandbox, sandbox.session() as session, session.rotate(frame) as rotation:
         assert [outcome async for outcome in rotation] == []
 
 
-# --- What is refused -----------------------------------------------------------------------------
+# --- Errors --------------------------------------------------------------------------
 
 
-NO_FLEETS = [
+NOT_FLEETS = [
     pytest.param(
         pandas.DataFrame({"name": ["a"], 5: ["h"]}),
         "has no column account_id, only name, 5: rename",
-        id="none",
+        id="no account_id",
     ),
     pytest.param(
         pandas.DataFrame(), "has no column account_id, only columns without a name: rename", id="empty"
@@ -290,7 +289,7 @@ NO_FLEETS = [
     pytest.param(
         pandas.DataFrame([["a", "b"]], columns=["id", "id"]),
         "has two columns for account_id, id and",
-        id="two",
+        id="two columns",
     ),
     pytest.param(
         pandas.DataFrame({"country": ["US"]}, index=pandas.Index(["a"], name="account_id")),
@@ -301,17 +300,16 @@ NO_FLEETS = [
 ]
 
 
-@pytest.mark.parametrize(("frame", "sentence"), NO_FLEETS)
+@pytest.mark.parametrize(("frame", "sentence"), NOT_FLEETS)
 def test_frame_that_is_not_a_fleet_is_reported(frame: Any, sentence: str) -> None:
-    """The error is raised before a row is read, and says what is valid."""
     with pytest.raises(FleetError) as caught:
         Fleet.of(frame)
 
     assert str(caught.value).startswith(f"the frame {sentence}")
 
 
-def test_no_name_of_a_column_breaks_a_line() -> None:
-    """A frame from a file without a header has its first row as column names."""
+def test_error_shows_column_names_shortened_and_printable() -> None:
+    """If a file has no header, the columns of its frame have the first row as their names."""
     with pytest.raises(FleetError) as caught:
         Fleet.of(pandas.DataFrame({"a\nb\x1b[2J" + "x" * 90: [1]}))
 
@@ -320,27 +318,37 @@ def test_no_name_of_a_column_breaks_a_line() -> None:
     assert "x" * 41 not in all_text(caught.value)
 
 
-class Odd:
-    """Something of a caller's own, that answers to any name."""
+class FailsOnAccess:
+    """An object none of whose attributes may be read."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"{name} was asked for")
+        raise AssertionError(f"{name} was read")
 
 
 @pytest.mark.parametrize(
     "value",
-    [{}, [], "", None, Odd(), {"columns": 1}, pandas.Series([1]), polars.Series([1]), pandas.DataFrame],
+    [
+        {},
+        [],
+        "",
+        None,
+        FailsOnAccess(),
+        {"columns": 1},
+        pandas.Series([1]),
+        polars.Series([1]),
+        pandas.DataFrame,
+    ],
     ids=lambda value: type(value).__name__,
 )
-def test_nothing_else_is_taken_for_a_frame(value: Any) -> None:
-    """An iterable of pairs is not inspected for attributes."""
+def test_other_values_are_not_recognized_as_frames(value: Any) -> None:
+    """The check must not read attributes of the value, because that may have effects."""
     assert not is_frame(value)
 
 
-def test_a_subclass_of_a_frame_is_a_frame() -> None:
+def test_subclass_of_a_frame_is_recognized_as_a_frame() -> None:
     """geopandas has such a class, for example."""
 
-    class Own(pandas.DataFrame):  # type: ignore[misc]  # pandas has no types
+    class Subclass(pandas.DataFrame):  # type: ignore[misc]  # pandas has no types
         pass
 
-    assert is_frame(Own({"id": ["a"]}))
+    assert is_frame(Subclass({"id": ["a"]}))

@@ -1,4 +1,4 @@
-"""Checks of proxies: the name of each failure, without secrets."""
+"""Checks of proxies: each failure is classified, and no result contains a secret."""
 
 import asyncio
 import errno
@@ -32,7 +32,7 @@ from tests.support.fake_proxies import (
 )
 
 SECRET = "hunter2"
-GOOD = [("user", SECRET)]
+CREDENTIALS = [("user", SECRET)]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def pooled(port: int, protocol: str | None = None, password: str | None = SECRET
 async def check(
     handler: Handler, protocol: str = "http", *, tls=None, password=SECRET, **settings
 ) -> CheckedProxy:
-    """Check a proxy that is served by *handler*, with a target that accepts connections."""
+    """Check a proxy whose server is *handler*; the target accepts connections."""
     client = settings.pop("client_tls", None) or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     async with serve(silent) as target, serve(handler, tls) as port:
         settings = {"target": URL(f"http://127.0.0.1:{target}"), "deadline": 30.0, **settings}
@@ -69,12 +69,13 @@ async def check(
 
 
 def finding(checked: CheckedProxy) -> tuple[CheckResult, str]:
+    """The result and its detail, after a check that *checked* does not contain the password."""
     assert SECRET not in repr(checked)
     assert "aHVudGVyMg" not in repr(checked)  # in base64
     return checked.result, checked.detail
 
 
-def test_missing_extra_is_reported(monkeypatch) -> None:
+def test_error_without_python_socks_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "python_socks", None)
     monkeypatch.delitem(sys.modules, "postpress_async.rotation._pool._check")
 
@@ -89,40 +90,40 @@ def test_missing_extra_is_reported(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("protocol", "handler"),
     [
-        pytest.param("http", http_proxy(GOOD), id="HTTP"),
+        pytest.param("http", http_proxy(CREDENTIALS), id="HTTP"),
         pytest.param("http", http_proxy(), id="HTTP without credentials"),
-        pytest.param("socks5", socks_proxy(GOOD), id="SOCKS5"),
+        pytest.param("socks5", socks_proxy(CREDENTIALS), id="SOCKS5"),
         pytest.param("socks5", socks_proxy(), id="SOCKS5 without credentials"),
     ],
 )
-async def test_proxy_that_connects_works(protocol, handler) -> None:
-    """The fakes send their replies byte by byte."""
+async def test_proxy_that_connects_works_even_if_its_reply_arrives_in_pieces(protocol, handler) -> None:
+    """The fake proxies send their replies byte by byte."""
     assert finding(await check(handler, protocol)) == ("works", "")
 
 
 async def test_https_proxy_works(authority, client_tls) -> None:
-    checked = await check(http_proxy(GOOD), "https", tls=server_tls(authority), client_tls=client_tls)
+    checked = await check(http_proxy(CREDENTIALS), "https", tls=server_tls(authority), client_tls=client_tls)
 
     assert finding(checked) == ("works", "")
 
 
 async def test_protocol_of_the_checker_is_used_if_the_proxy_has_none() -> None:
-    async with serve(silent) as target, serve(socks_proxy(GOOD)) as port:
+    async with serve(silent) as target, serve(socks_proxy(CREDENTIALS)) as port:
         checker = ProxyChecker(target=URL(f"http://127.0.0.1:{target}"), protocol=ProxyProtocol.SOCKS5)
 
         assert (await checker.check(pooled(port))).result == "works"
 
 
 async def test_password_is_sent_to_http_proxies_as_utf_8() -> None:
-    accepted = [("user", "пароль")]
+    credentials = [("user", "пароль")]
 
-    assert finding(await check(http_proxy(accepted), password="пароль")) == ("works", "")
+    assert finding(await check(http_proxy(credentials), password="пароль")) == ("works", "")
 
 
-# --- Proxies that do not ---
+# --- Proxies that do not work ---
 
 CLOSED = "the connection was closed: no response to the request for a connection"
-NOT_HTTP = "the server does not answer as an HTTP proxy does"
+NOT_HTTP = "the server does not respond like an HTTP proxy"
 
 HTTP_FAILURES = {
     "wrong password": (http_proxy([("user", "other")]), "wrong-credentials", "HTTP 407"),
@@ -163,15 +164,15 @@ async def test_failure_of_a_socks_proxy_is_classified(handler, result) -> None:
     assert finding(await check(handler, "socks5"))[0] == result
 
 
-async def test_socks_proxy_that_requires_credentials() -> None:
-    checked = await check(socks_proxy(GOOD), "socks5", password=None)
+async def test_missing_credentials_for_a_socks_proxy_have_the_result_wrong_credentials() -> None:
+    checked = await check(socks_proxy(CREDENTIALS), "socks5", password=None)
 
     assert finding(checked) == ("wrong-credentials", "the proxy did not accept the credentials")
 
 
-async def test_credentials_that_socks_cannot_transmit() -> None:
-    """python-socks names the password in its error."""
-    checked = await check(socks_proxy(GOOD), "socks5", password=f"{SECRET}é")
+async def test_password_that_socks_cannot_transmit_is_reported_without_it() -> None:
+    """The error of python-socks contains the password."""
+    checked = await check(socks_proxy(CREDENTIALS), "socks5", password=f"{SECRET}é")
 
     assert finding(checked) == ("wrong-credentials", "socks5 cannot transmit this user name or password")
 
@@ -182,14 +183,16 @@ async def test_closed_port_is_refused() -> None:
     assert finding(checked) == ("refused", "Connection refused")
 
 
-def fail(error: Exception):
+def raiser(error: Exception):
+    """A coroutine function that raises *error*."""
+
     async def raise_error(*_: object, **__: object) -> None:
         raise error
 
     return raise_error
 
 
-async def check_elsewhere() -> CheckedProxy:
+async def check_named_host() -> CheckedProxy:
     return await ProxyChecker(target=URL("http://127.0.0.1:1")).check(pooled(80, host="p.example.net"))
 
 
@@ -201,10 +204,10 @@ async def check_elsewhere() -> CheckedProxy:
     ],
     ids=["unknown", "not a name"],
 )
-async def test_host_name_that_cannot_be_resolved(monkeypatch, error, detail) -> None:
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail(error), raising=False)
+async def test_host_name_that_cannot_be_resolved_is_not_found(monkeypatch, error, detail) -> None:
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", raiser(error), raising=False)
 
-    assert finding(await check_elsewhere()) == ("name-not-found", detail)
+    assert finding(await check_named_host()) == ("name-not-found", detail)
 
 
 @pytest.mark.parametrize(
@@ -216,40 +219,35 @@ async def test_host_name_that_cannot_be_resolved(monkeypatch, error, detail) -> 
     ids=["no route", "several addresses"],
 )
 async def test_host_without_a_route_is_unreachable(monkeypatch, error, detail) -> None:
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail_not, raising=False)
-    monkeypatch.setattr(aiohappyeyeballs, "start_connection", fail(error))
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", no_addresses, raising=False)
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", raiser(error))
 
-    assert finding(await check_elsewhere()) == ("unreachable", detail)
+    assert finding(await check_named_host()) == ("unreachable", detail)
 
 
-async def fail_not(*_: object, **__: object) -> list[object]:
+async def no_addresses(*_: object, **__: object) -> list[object]:
     return []
 
 
 @pytest.mark.parametrize("limit", [errno.EMFILE, errno.ENFILE], ids=["process", "system"])
-async def test_lack_of_file_descriptors_is_no_result(monkeypatch, limit) -> None:
-    """Otherwise every proxy would seem dead."""
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail_not, raising=False)
-    monkeypatch.setattr(aiohappyeyeballs, "start_connection", fail(OSError(limit, "")))
+async def test_lack_of_file_descriptors_is_an_error_and_not_a_result(monkeypatch, limit) -> None:
+    """As a result, it would make every proxy seem dead."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", no_addresses, raising=False)
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", raiser(OSError(limit, "")))
     checker = ProxyChecker(target=URL("http://127.0.0.1:1"))
 
     with pytest.raises(OSError, match=rf"\[Errno {limit}\]"):
         await checker.check_all([pooled(80), pooled(81)], 2, lambda checked: pytest.fail(f"{checked}"))
 
 
-async def test_stage_that_takes_too_long_is_named() -> None:
-    """All at once, because each of them takes its whole deadline."""
-    async with (
-        serve(silent) as port,
-        serve(answer(b"\x05\x02", b"\x01\x00", close=False)) as connecting,
-        serve(silent) as target,
-    ):
+async def test_result_of_a_timeout_names_the_stage() -> None:
+    """The checks run at the same time, because each takes its whole deadline."""
+    accepts_credentials = answer(b"\x05\x02", b"\x01\x00", close=False)
+    async with serve(silent) as port, serve(accepts_credentials) as accepting, serve(silent) as target:
         checker = ProxyChecker(target=URL(f"http://127.0.0.1:{target}"), deadline=0.5)
-        proxies = [(port, "http"), (port, "socks5"), (port, "https"), (connecting, "socks5")]
-        found = [
-            finding(checked)
-            for checked in await asyncio.gather(*(checker.check(pooled(*proxy)) for proxy in proxies))
-        ]
+        proxies = [(port, "http"), (port, "socks5"), (port, "https"), (accepting, "socks5")]
+        checks = await asyncio.gather(*(checker.check(pooled(*proxy)) for proxy in proxies))
+        found = [finding(checked) for checked in checks]
 
     no_response = ("timed-out", "no response to the request for a connection within 0.5 s")
     no_tls = ("tls-failed", "the TLS handshake was not completed within 0.5 s")
@@ -257,33 +255,33 @@ async def test_stage_that_takes_too_long_is_named() -> None:
 
 
 async def test_certificate_of_an_unknown_authority_is_refused(authority) -> None:
-    checked = await check(http_proxy(GOOD), "https", tls=server_tls(authority))
+    checked = await check(http_proxy(CREDENTIALS), "https", tls=server_tls(authority))
 
     assert finding(checked) == ("tls-failed", "unable to get local issuer certificate")
 
 
 async def test_certificate_of_another_host_is_refused(authority, client_tls) -> None:
     tls = server_tls(authority, "other.example")
-    result, detail = finding(await check(http_proxy(GOOD), "https", tls=tls, client_tls=client_tls))
+    result, detail = finding(await check(http_proxy(CREDENTIALS), "https", tls=tls, client_tls=client_tls))
 
     assert result == "tls-failed"
     assert detail.startswith("IP address mismatch")
 
 
-async def test_https_proxy_that_does_not_speak_tls() -> None:
+async def test_https_proxy_that_does_not_speak_tls_has_the_result_tls_failed() -> None:
     result, detail = finding(await check(web_server("400 Bad Request"), "https"))
 
     assert (result, detail) == ("tls-failed", "wrong version number")
 
 
-async def test_https_proxy_that_closes_the_connection_in_the_handshake() -> None:
+async def test_https_proxy_that_closes_the_connection_during_the_tls_handshake_is_reset() -> None:
     checked = await check(reset, "https")
 
     assert finding(checked) == ("reset", "the connection was closed: the TLS handshake was not completed")
 
 
 async def test_template_is_not_checked() -> None:
-    """The user name of a template depends on the account, so the line itself cannot be checked."""
+    """Its user name depends on the account."""
     proxy = pooled(closed_port(), username="customer-{account_id}-s{try}")
     checked = await ProxyChecker(target=URL("http://127.0.0.1:1")).check(proxy)
 
@@ -314,7 +312,7 @@ def test_any_response_has_a_result_without_the_password(replies, protocol) -> No
 
 
 def echo(text: str, status: str = "200 OK") -> Handler:
-    """A service that responds with *text*, to the right request only."""
+    """A service that responds with *text* to the expected request."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
@@ -325,11 +323,11 @@ def echo(text: str, status: str = "200 OK") -> Handler:
     return handle
 
 
-async def ask(
+async def check_with_echo(
     service: Handler, protocol: str = "http", *, scheme="http", service_tls=None, tls=None, client=None
 ):
     """Check a proxy with the echo URL of *service*."""
-    handler = socks_proxy(GOOD) if protocol == "socks5" else http_proxy(GOOD)
+    handler = socks_proxy(CREDENTIALS) if protocol == "socks5" else http_proxy(CREDENTIALS)
     async with serve(service, service_tls) as port, serve(handler, tls) as proxy:
         url = URL(f"{scheme}://127.0.0.1:{port}/ip?key=1")
         client = client or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -341,7 +339,7 @@ async def ask(
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_exit_address_is_read(protocol, scheme, authority, client_tls) -> None:
     tls = server_tls(authority)
-    checked = await ask(
+    checked = await check_with_echo(
         echo("203.0.113.7\n"),
         protocol,
         scheme=scheme,
@@ -363,7 +361,7 @@ async def test_exit_address_is_read(protocol, scheme, authority, client_tls) -> 
     ],
 )
 async def test_exit_address_is_found_in_json_and_html(text, address) -> None:
-    assert (await ask(echo(text))).exit_address == address
+    assert (await check_with_echo(echo(text))).exit_address == address
 
 
 @pytest.mark.parametrize(
@@ -380,34 +378,34 @@ async def test_exit_address_is_found_in_json_and_html(text, address) -> None:
         pytest.param(answer(b""), "the echo URL does not respond with HTTP 200", id="closed"),
     ],
 )
-async def test_echo_url_that_does_not_tell_the_address(service, detail) -> None:
-    checked = await ask(service)
+async def test_echo_url_whose_response_has_no_address_is_a_failure(service, detail) -> None:
+    checked = await check_with_echo(service)
 
     assert finding(checked) == ("echo-failed", detail)
     assert checked.exit_address is None
 
 
 async def test_certificate_of_the_echo_url_is_checked(authority) -> None:
-    """A proxy could otherwise answer in its place."""
-    checked = await ask(echo("203.0.113.7"), scheme="https", service_tls=server_tls(authority))
+    """Otherwise a proxy could respond in place of the echo URL."""
+    checked = await check_with_echo(echo("203.0.113.7"), scheme="https", service_tls=server_tls(authority))
 
     assert finding(checked) == ("echo-failed", "unable to get local issuer certificate")
 
 
-# --- Many ---
+# --- Checking several proxies ---
 
 
 async def test_checks_run_at_the_same_time_up_to_the_limit() -> None:
-    """The server answers when it has as many connections as the limit allows, and never has more."""
-    full, most, connected = asyncio.Event(), 0, 0
+    """The server responds only after as many connections as the limit have been opened."""
+    limit_reached, peak, connected = asyncio.Event(), 0, 0
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal most, connected
+        nonlocal peak, connected
         connected += 1
-        most = max(most, connected)
+        peak = max(peak, connected)
         if connected == 3:
-            full.set()
-        await full.wait()
+            limit_reached.set()
+        await limit_reached.wait()
         await reader.readuntil(b"\r\n\r\n")
         connected -= 1
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -418,6 +416,6 @@ async def test_checks_run_at_the_same_time_up_to_the_limit() -> None:
         proxies = [pooled(port, username=f"user{number}") for number in range(10)]
         await checker.check_all(proxies, 3, results.append)
 
-    assert most == 3
+    assert peak == 3
     assert {checked.proxy for checked in results} == {proxy.label for proxy in proxies}
     assert {checked.result for checked in results} == {"works"}

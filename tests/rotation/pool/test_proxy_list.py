@@ -1,4 +1,4 @@
-"""Lists of proxies from sellers: all forms are read, bad lines reported, and passwords hidden."""
+"""Lists of proxies: every form of a line is read, and refusals of invalid lines contain no password."""
 
 import csv
 import io
@@ -35,25 +35,25 @@ def read_lines(lines: Iterable[str]) -> list[ListedProxy | RefusedLine]:
 
 
 def read_one(*lines: str) -> ListedProxy | RefusedLine:
-    """What comes of the last of *lines*."""
+    """The proxy or refusal of the last of *lines*."""
     return read_lines(lines)[-1]
 
 
 def proxy_of(*lines: str) -> CustomProxy:
-    """The proxy of the last of *lines*, which must be one."""
+    """The proxy of the last of *lines*, which must be valid."""
     item = read_one(*lines)
     assert isinstance(item, ListedProxy), str(item)
     return item.proxy
 
 
 def refusal_of(*lines: str) -> RefusedLine:
-    """The refusal of the last of *lines*, which must be none."""
+    """The refusal of the last of *lines*, which must be invalid."""
     item = read_one(*lines)
     assert isinstance(item, RefusedLine)
     return item
 
 
-# --- A seller's list as they come ---
+# --- A whole list ---
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,9 @@ def sellers_list() -> dict[int, ListedProxy | RefusedLine]:
     return {item.line: item for item in items}
 
 
-def test_each_line_of_a_sellers_list_is_what_it_is(
+def test_each_line_of_a_sellers_list_has_the_expected_proxy_or_refusal(
     sellers_list: dict[int, ListedProxy | RefusedLine],
 ) -> None:
-    """Each line of a real list, in any of its forms, is the proxy meant or is refused in these words."""
     for expected in EXPECTED:
         item, proxy = sellers_list[expected["line"]], expected["proxy"]
 
@@ -76,14 +75,13 @@ def test_each_line_of_a_sellers_list_is_what_it_is(
             assert (item.line, item.proxy) == (expected["line"], CustomProxy(**proxy))
 
 
-def test_comments_and_blank_lines_of_a_list_give_no_proxy(
+def test_comments_and_blank_lines_are_skipped_but_counted(
     sellers_list: dict[int, ListedProxy | RefusedLine],
 ) -> None:
-    """Comments and blank lines give nothing, and still count."""
     assert sorted(sellers_list) == [expected["line"] for expected in EXPECTED]
 
 
-# --- The forms ---
+# --- The forms of a line ---
 
 FULL = CustomProxy(host="h.example", port=8080, username="u", password="p")
 
@@ -118,8 +116,8 @@ FULL = CustomProxy(host="h.example", port=8080, username="u", password="p")
         (" \th.example:8080:u:p \r\n", FULL),
     ],
 )
-def test_a_line_is_read_in_the_form_it_has(line: str, proxy: CustomProxy) -> None:
-    """Only a URL is decoded: in other forms, the password is taken literally."""
+def test_line_may_have_any_of_the_forms(line: str, proxy: CustomProxy) -> None:
+    """Percent-encoding is decoded only in a URL. In any other form, the password is taken literally."""
     assert proxy_of(line) == proxy
 
 
@@ -135,14 +133,14 @@ def test_a_line_is_read_in_the_form_it_has(line: str, proxy: CustomProxy) -> Non
         ("p1.example:80:u:p@w.example:99999", "p1.example"),
     ],
 )
-def test_ambiguous_line_is_read_as_the_form_with_a_whole_host(line: str, host: str) -> None:
-    """A dot or brackets show which end is the host; no user name or password has to be guessed at."""
+def test_line_with_two_possible_forms_is_read_as_the_one_with_a_clear_host(line: str, host: str) -> None:
+    """A dot or brackets show which end of the line is the host."""
     assert proxy_of(line).host == host
 
 
 @pytest.mark.parametrize("line", ["p1.example:80:u:pw@p2.example:90", "p1:80:u:pw@p2:90"])
-def test_a_line_that_may_be_either_form_is_refused(line: str) -> None:
-    """A wrong guess would send a piece of the password about as the name of a host."""
+def test_line_with_two_equally_likely_forms_is_refused(line: str) -> None:
+    """After a wrong guess, part of the password would be sent as a host name."""
     refusal = refusal_of(line)
 
     assert refusal.reason == "form ambiguous"
@@ -177,8 +175,7 @@ def test_a_line_that_may_be_either_form_is_refused(line: str) -> None:
         ("192.0.2.1,8080,u,p", None, "columns not named"),
     ],
 )
-def test_bad_line_is_reported_with_number_field_and_reason(line: str, field: str, reason: str) -> None:
-    """A user who bought 500 lines must find the wrong one, and what is wrong with it."""
+def test_refusal_of_a_line_has_its_number_field_and_reason(line: str, field: str, reason: str) -> None:
     refusal = refusal_of("# bought today", line)
 
     assert (refusal.line, refusal.column, refusal.reason) == (2, field, reason)
@@ -198,15 +195,14 @@ def test_bad_line_is_reported_with_number_field_and_reason(line: str, field: str
         ("192.0.2.1:8000 user:pw", "write host:port:user:password"),
     ],
 )
-def test_wrong_line_names_the_form_that_was_probably_meant(line: str, form: str) -> None:
+def test_refusal_of_an_unknown_form_names_the_form_that_was_probably_meant(line: str, form: str) -> None:
     refusal = refusal_of(line)
 
     assert (refusal.column, refusal.reason) == (None, "form unknown")
     assert form in refusal.advice
 
 
-def test_a_refusal_reads_as_a_sentence() -> None:
-    """The refusal is printed without changes."""
+def test_text_of_a_refusal_is_a_sentence() -> None:
     assert (
         str(refusal_of("", "h:99999"))
         == "line 2, port: port out of range: must be a whole number from 1 to 65535"
@@ -214,23 +210,23 @@ def test_a_refusal_reads_as_a_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "again"),
+    ("first", "second"),
     [
         ("h.example:80", "http://H.Example.:80"),
         ("[2001:db8::0]:80", "[2001:DB8:0::]:80"),
         ("u:p@h.example:80", "h.example:80:u:another"),
     ],
 )
-def test_duplicate_proxy_is_reported(first: str, again: str) -> None:
-    """A duplicate would get twice the accounts, and be tried twice by an account that it fails."""
-    refusal = refusal_of("", first, again)
+def test_duplicate_proxy_is_refused(first: str, second: str) -> None:
+    """A duplicate would get twice as many accounts, and an account could fail over to the same proxy."""
+    refusal = refusal_of("", first, second)
 
     assert refusal.reason == "proxy already listed"
     assert str(refusal).startswith("line 3: proxy already listed on line 2: list each proxy once")
 
 
 def test_proxies_that_differ_in_the_user_name_are_different_proxies() -> None:
-    """Sellers put the exit into the user name, behind one host and port."""
+    """Sellers encode the exit node in the user name, with the same host and port."""
     lines = ["h.example:80", "h.example:80:u-1:p", "h.example:80:u-2:p", "h.example:81", "H.example:81:U-1:p"]
     assert all(isinstance(item, ListedProxy) for item in read_lines(lines))
 
@@ -251,8 +247,7 @@ def test_proxies_that_differ_in_the_user_name_are_different_proxies() -> None:
         ["host,port,username,password", "h.example,8080,u,p,,"],
     ],
 )
-def test_a_table_is_read_by_its_header(lines: list[str]) -> None:
-    """Columns come in any order and case, among others that are of no use here."""
+def test_columns_of_a_table_may_have_any_order_and_case(lines: list[str]) -> None:
     assert proxy_of(*lines) == FULL
 
 
@@ -268,8 +263,8 @@ def test_a_table_is_read_by_its_header(lines: list[str]) -> None:
         "proxy type,gateway,port,auth user,auth password",
     ],
 )
-def test_a_table_is_read_by_the_names_that_sellers_use(header: str) -> None:
-    """A protocol or user name that is dropped without a word fails every account."""
+def test_columns_of_a_table_may_have_names_that_sellers_use(header: str) -> None:
+    """If an unknown name made the list lose its protocol or user name, every account would fail."""
     delimiter = ";" if ";" in header else ","
 
     proxy = proxy_of(header, delimiter.join(["SOCKS5", "h.example", "8080", "u", "p"]))
@@ -277,8 +272,8 @@ def test_a_table_is_read_by_the_names_that_sellers_use(header: str) -> None:
     assert proxy == CustomProxy(host="h.example", port=8080, protocol="socks5", username="u", password="p")
 
 
-def test_a_column_with_its_usual_name_comes_before_a_seller_s() -> None:
-    """Beside a protocol, a type says residential; beside a host, an ip is the exit's."""
+def test_usual_column_name_has_priority_over_a_sellers_name() -> None:
+    """Next to a protocol, "type" has another meaning. Next to a host, "ip" is the exit address."""
     lists = ProxyLists()
 
     lists.add(["host,ip,port,protocol,type", "h.example,203.0.113.7,80,http,residential"], "list.csv")
@@ -289,22 +284,20 @@ def test_a_column_with_its_usual_name_comes_before_a_seller_s() -> None:
 
 
 @pytest.mark.parametrize("word", ["socks5h", "socks", "SOCKS5H", "Socks"])
-def test_every_name_of_socks5_is_socks5(word: str) -> None:
-    """curl has a socks5h, which the API does not need; sellers leave the 5 out."""
+def test_other_names_of_socks5_are_recognized(word: str) -> None:
+    """socks5h is a name that curl uses."""
     expected = CustomProxy(host="h.example", port=80, protocol="socks5")
 
     assert proxy_of(f"{word}://h.example:80") == expected
     assert proxy_of("host,port,protocol", f"h.example,80,{word}") == expected
 
 
-def test_a_cell_holds_an_address_with_or_without_brackets() -> None:
-    """A column has no port to part it from, so both are clear."""
+def test_ipv6_address_in_a_cell_may_have_brackets() -> None:
     proxies = [proxy_of("host,port", f"{host},80") for host in ("2001:db8::1", "[2001:db8::1]")]
     assert {proxy.host for proxy in proxies} == {"2001:db8::1"}
 
 
-def test_a_password_in_a_table_keeps_its_edges() -> None:
-    """Between two commas a space is meant, or was quoted on purpose."""
+def test_spaces_in_a_table_are_removed_except_in_passwords() -> None:
     proxy = proxy_of("host,port,username,password", ' h.example , 80 , u ," a,""b "\r\n')
     assert proxy == CustomProxy(host="h.example", port=80, username="u", password=' a,"b ')
 
@@ -323,17 +316,18 @@ def test_a_password_in_a_table_keeps_its_edges() -> None:
         ("proxy,port", "h.example", "port", "port missing"),
     ],
 )
-def test_bad_row_is_reported(header: str, row: str, field: str, reason: str) -> None:
-    """An open quote ends with its line, so it takes no other proxy with it."""
+def test_invalid_row_is_refused_and_the_next_row_is_read(
+    header: str, row: str, field: str, reason: str
+) -> None:
+    """A quote that is not closed ends with its line, so it does not affect the next proxy."""
     refusal = refusal_of(header, row)
 
     assert (refusal.line, refusal.column, refusal.reason) == (2, field, reason)
-    after = proxy_of(header, row, "p.example:1" if "proxy" in header else "p.example,1")
-    assert after.host == "p.example"
+    following = proxy_of(header, row, "p.example:1" if "proxy" in header else "p.example,1")
+    assert following.host == "p.example"
 
 
-def test_a_column_named_twice_is_no_header_to_read_by() -> None:
-    """Every row would have the same error, so it is reported once."""
+def test_header_with_two_names_of_one_column_is_refused() -> None:
     with pytest.raises(FleetError, match="line 2 has the column username twice"):
         read_lines(["", "host,port,user,username", "h.example,80,a,b"])
 
@@ -341,11 +335,10 @@ def test_a_column_named_twice_is_no_header_to_read_by() -> None:
 # --- Files ---
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_byte_order_mark_and_any_line_end_are_read_over(tmp_path: Path, end: str) -> None:
-    """Lists come by way of Windows and of spreadsheets."""
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+def test_byte_order_mark_and_line_ends_of_all_platforms_are_recognized(tmp_path: Path, line_end: str) -> None:
     path = tmp_path / "list.txt"
-    path.write_bytes(end.join(["\ufeffh.example:80:u:p", "", "bad"]).encode())
+    path.write_bytes(line_end.join(["\ufeffh.example:80:u:p", "", "bad"]).encode())
 
     listed = read_lists([(None, path)], skip_bad=True)
 
@@ -353,8 +346,8 @@ def test_a_byte_order_mark_and_any_line_end_are_read_over(tmp_path: Path, end: s
     assert [refusal.line for refusal in listed.refused] == [3]
 
 
-def test_a_list_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists come from a seller's API, by way of curl."""
+def test_list_can_be_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list may be the output of curl for a seller's API."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfh.example:80\n")))
 
     listed = read_lists([(None, "-")])
@@ -364,8 +357,7 @@ def test_a_list_comes_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("content", [b"h.example:80\n\0\0", b"h.example:80:u:\xff" + PASSWORD.encode()])
-def test_a_list_that_is_no_text_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
-    """And its bytes, which can be a password's, are in no part of it."""
+def test_error_for_a_list_that_is_not_text_does_not_show_its_bytes(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "list.txt"
     path.write_bytes(content)
 
@@ -375,33 +367,32 @@ def test_a_list_that_is_no_text_is_one_clear_error(tmp_path: Path, content: byte
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """A wrong path is the likeliest mistake."""
+def test_error_for_a_missing_list_names_its_path(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match=r"list\.txt"):
         read_lists([(None, tmp_path / "list.txt")])
 
 
 @pytest.mark.parametrize("form", ["u:{}@h.example:80", "http://u:{}@h.example:80", "h.example:80:u:{}"])
-def test_a_proxy_given_for_a_path_is_not_shown(form: str) -> None:
-    """The error of a file names it, and here the name holds the password."""
+def test_error_for_a_proxy_in_place_of_a_path_does_not_show_it(form: str) -> None:
+    """The error for a missing file would name its path, which here contains a password."""
     with pytest.raises(FleetError, match="not a proxy") as caught:
         read_lists([(None, form.format(PASSWORD))])
 
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
-# --- Laws ---
+# --- Generated lists ---
 
-# Whole hosts, and none in a user name or password: else a line can have two forms at once.
+# Hosts have a dot or brackets, but user names and passwords have neither. So no line has two possible forms.
 HOSTS = st.one_of(
     st.from_regex(r"[a-z][a-z0-9]{0,8}\.(example|test)", fullmatch=True),
     st.ip_addresses(v=4).map(str),
     st.ip_addresses(v=6).map(str),
 )
 PORTS = st.integers(1, 65535)
-SIGNS = st.sampled_from(":@#/%,;\"' 0189")
-TEXT = st.text(SIGNS | st.characters(exclude_categories=["Cc", "Cs"], exclude_characters=".["), min_size=1)
-# The underscore keeps "ab://" from being a scheme, and what has none is not taken for a comment.
+SPECIAL = st.sampled_from(":@#/%,;\"' 0189")
+TEXT = st.text(SPECIAL | st.characters(exclude_categories=["Cc", "Cs"], exclude_characters=".["), min_size=1)
+# With the underscore, a user name is not the scheme of a URL, and "#" is not at the beginning of a line.
 USERNAMES = TEXT.map(lambda text: "u_" + text.replace(":", "") + "_")
 PASSWORDS = TEXT.filter(lambda text: text == text.strip())
 PROXIES = st.builds(CustomProxy, host=HOSTS, port=PORTS, username=USERNAMES, password=PASSWORDS)
@@ -416,33 +407,32 @@ WITH_PROTOCOL = st.builds(
 
 
 def address(proxy: CustomProxy) -> str:
-    """Host and port as a line has them."""
+    """Host and port, as in a line."""
     return f"[{proxy.host}]:{proxy.port}" if ":" in proxy.host else f"{proxy.host}:{proxy.port}"
 
 
 def password(proxy: CustomProxy) -> str:
-    """The password itself."""
     return "" if proxy.password is None else proxy.password.reveal()
 
 
 @deterministic
 @given(proxy=PROXIES)
-def test_any_proxy_written_by_place_is_read_back(proxy: CustomProxy) -> None:
-    """In host:port:user:password, the password extends to the end of the line."""
+def test_any_proxy_written_as_host_port_user_password_is_read_back(proxy: CustomProxy) -> None:
+    """The password extends to the end of the line, so it may contain colons."""
     assert proxy_of(f"  {address(proxy)}:{proxy.username}:{password(proxy)}\r\n") == proxy
 
 
 @deterministic
 @given(proxy=PROXIES)
-def test_any_proxy_written_by_user_is_read_back(proxy: CustomProxy) -> None:
-    """In user:password@host:port, the password extends to the last @."""
+def test_any_proxy_written_as_user_password_at_host_port_is_read_back(proxy: CustomProxy) -> None:
+    """The password extends to the last "@", so it may contain others."""
     assert proxy_of(f"{proxy.username}:{password(proxy)}@{address(proxy)}\n") == proxy
 
 
 @deterministic
 @given(proxy=WITH_PROTOCOL, upper=st.booleans(), slash=st.sampled_from(["", "/"]))
 def test_any_proxy_written_as_a_url_is_read_back(proxy: CustomProxy, upper: bool, slash: str) -> None:
-    """A URL can say everything, since everything in it can be escaped."""
+    """In a URL, any character can be escaped."""
     scheme = str(proxy.protocol).upper() if upper else str(proxy.protocol)
     credentials = f"{quote(proxy.username or '', safe='')}:{quote(password(proxy), safe='')}"
 
@@ -455,7 +445,7 @@ def test_any_proxy_written_as_a_url_is_read_back(proxy: CustomProxy, upper: bool
     columns=st.permutations(["Host", "PORT", "protocol", "UserName", "password", "city"]),
 )
 def test_any_proxies_written_as_csv_are_read_back(proxies: list[CustomProxy], columns: list[str]) -> None:
-    """Quotes are removed; spaces around user names are stripped, but not those around passwords."""
+    """Spaces around user names are removed, but not those around passwords."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, quoting=csv.QUOTE_ALL)
     writer.writeheader()
@@ -491,9 +481,9 @@ def test_any_proxies_written_as_csv_are_read_back(proxies: list[CustomProxy], co
     ),
     header=st.sampled_from(["", "host,port,username,password", "proxy"]),
 )
-def test_no_refusal_shows_what_is_on_the_line(before: str, after: str, header: str) -> None:
-    """However broken a line is, any piece of it can be the password."""
-    secret = "73519284620"  # digits too: a port that is out of range is another's password
+def test_no_refusal_shows_text_of_its_line(before: str, after: str, header: str) -> None:
+    """Any part of an invalid line may be a password."""
+    secret = "73519284620"  # digits, because a port out of range may be a password
 
     for item in read_lines([header, before + secret + after]):
         if isinstance(item, RefusedLine):

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,8 +41,12 @@ def write_fleet(folder: Path, tags: list[str], header: str = "account_id,country
     return path
 
 
-class Api:
-    """Answers requests; *fails* says which pairs of account and host do not work."""
+class FakeApi:
+    """
+    Takes the place of a session's calls, and records the hosts that each account tried.
+
+    *fails* is a function of account and host, which returns the error class of a failure, or None.
+    """
 
     def __init__(self, fails: Any) -> None:
         self.hosts: defaultdict[str, list[str]] = defaultdict(list)
@@ -51,15 +55,15 @@ class Api:
     async def __call__(self, account_id: str, change: Any, *_: object) -> AccountPatched:
         self.hosts[account_id].append(change.host)
         await asyncio.sleep(0)
-        if kind := self._fails(account_id, change.host):
-            error = kind(502, errors.Problem("errors/proxy_error"))
+        if error_class := self._fails(account_id, change.host):
+            error = error_class(502, errors.Problem("errors/proxy_error"))
             error.applied = Applied.NO
             raise error
         return AccountPatched(account_id)
 
 
 async def rotate(
-    api: Api, changes: Any, tagged: Any, journal: Path | None = None, limit: int | None = None
+    api: FakeApi, changes: Any, tagged: Any, journal: Path | None = None, limit: int | None = None
 ) -> tuple[dict[str, Outcome], RotationSummary]:
     rows = RotationInput.of(changes, pooled=tagged)
     opener = rows.journal_opener(
@@ -82,15 +86,15 @@ async def rotate(
 
 
 def works(*_: object) -> None:
-    """Every proxy works."""
+    """For `FakeApi`: every proxy works."""
 
 
-# --- Which pool ---
+# --- Choosing the pool ---
 
 
 async def test_tag_of_a_pair_chooses_its_pool() -> None:
-    api, own = Api(works), CustomProxy(host="own.example.net", port=1)
-    changes = {"acc_1": "US", "acc_2": " de ", "acc_3": own}
+    api, own_proxy = FakeApi(works), CustomProxy(host="own.example.net", port=1)
+    changes = {"acc_1": "US", "acc_2": " de ", "acc_3": own_proxy}
 
     outcomes, _ = await rotate(api, changes, pools("US", "DE"))
 
@@ -104,7 +108,7 @@ async def test_tag_of_a_pair_chooses_its_pool() -> None:
 
 @pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in FORMS.items()])
 def test_column_of_a_fleet_chooses_the_pool_in_every_form(form: Form, tmp_path) -> None:
-    """The column orders no managed proxy, and its values may be numbers."""
+    """The column "country" does not order managed proxies then. A template may use a column of numbers."""
     values = {
         "id": ["a", "b", "c"],
         "Country": ["us", "DE", None],
@@ -126,7 +130,7 @@ def test_column_of_a_fleet_chooses_the_pool_in_every_form(form: Form, tmp_path) 
 
 
 async def test_failover_stays_within_the_tag_and_quarantine_is_summed(tmp_path) -> None:
-    api = Api(lambda _, host: errors.InvalidProxyCredentialsError if host[2] == "0" else None)
+    api = FakeApi(lambda _, host: errors.InvalidProxyCredentialsError if host[2] == "0" else None)
     fleet = Fleet.open(write_fleet(tmp_path, ["US", "DE"] * 3, "account_id,pool"), pooled=pools("US", "DE"))
 
     with fleet:
@@ -138,7 +142,7 @@ async def test_failover_stays_within_the_tag_and_quarantine_is_summed(tmp_path) 
     assert {host[:2] for n in (1, 3, 5) for host in api.hosts[f"acc_{n}"]} == {"de"}
 
 
-async def test_update_many_takes_tags(sandbox, session) -> None:
+async def test_update_many_accepts_tags_as_changes(sandbox, session) -> None:
     results = await session.update_many({"acc_1": "US", "acc_2": "DE"}, pool=pools("US", "DE"))
 
     assert [outcome.assignment for outcome in results.values()] == [
@@ -147,10 +151,10 @@ async def test_update_many_takes_tags(sandbox, session) -> None:
     ]
 
 
-# --- What is refused ---
+# --- Errors ---
 
 
-def test_rows_whose_tag_has_no_pool_are_refused_once_before_anything_is_sent(session, tmp_path) -> None:
+def test_rows_whose_tag_has_no_pool_are_reported_together_before_anything_is_sent(session, tmp_path) -> None:
     path = write_fleet(tmp_path, ["US"] * 5 + ["fr"] * 3000 + [""] * 2)
     tagged = pools("US", "DE")
 
@@ -167,7 +171,7 @@ def test_rows_whose_tag_has_no_pool_are_refused_once_before_anything_is_sent(ses
     )
 
 
-def test_pairs_whose_tag_has_no_pool_are_refused_once(session) -> None:
+def test_pairs_whose_tag_has_no_pool_are_reported_together(session) -> None:
     changes = {"acc_0": "US", **{f"acc_{n}": "FR" for n in range(1, 1001)}}
 
     with pytest.raises(ValueError, match=r"acc_1: changes\[1\], pool: no pool for FR: .* \(1,000 changes\)"):
@@ -179,12 +183,12 @@ def test_pair_without_a_tag_is_refused(session) -> None:
         session.rotate(["acc_1"], pool=pools("US"))
 
 
-def test_tag_without_pools_is_no_change(session) -> None:
+def test_tag_is_not_a_valid_change_if_there_are_no_pools(session) -> None:
     with pytest.raises(ValueError, match="acc_1"):
         session.rotate({"acc_1": "US"})
 
 
-def test_fleet_without_the_column_is_refused(tmp_path) -> None:
+def test_fleet_without_the_column_for_the_tag_is_refused(tmp_path) -> None:
     path = write_fleet(tmp_path, ["US"])
 
     with pytest.raises(FleetError, match=r"fleet\.csv has no column pool, which the pool needs"):
@@ -193,15 +197,15 @@ def test_fleet_without_the_column_is_refused(tmp_path) -> None:
 
 @pytest.mark.parametrize("by", ["", " - ", "Account ID", "proxy", "pass"])
 def test_column_that_has_another_meaning_cannot_choose_the_pool(tmp_path, by) -> None:
-    """The tag is part of messages, and a password must not be. An empty name ignored the pools."""
+    """Tags are shown in messages, so they must not be passwords."""
     path = write_fleet(tmp_path, ["US"])
 
     with pytest.raises(ValueError, match="rename the column in the fleet"):
         Fleet.open(path, pooled=pools("US"), pool_by=by)
 
 
-def test_template_cannot_take_the_column_of_an_own_proxy(tmp_path) -> None:
-    """Rows with a proxy of their own lost its user name."""
+def test_template_cannot_use_a_column_that_describes_the_proxy_of_a_row(tmp_path) -> None:
+    """Otherwise the proxy in a row would lose its user name, because the pool uses the column."""
     template = ProxyPool([CustomProxy(host="gw", port=1, username="{account_id}-{user}")])
     path = write_fleet(tmp_path, ["h"], "account_id,host")
 
@@ -209,9 +213,9 @@ def test_template_cannot_take_the_column_of_an_own_proxy(tmp_path) -> None:
         Fleet.open(path, pooled=template)
 
 
-@pytest.mark.parametrize("pooled", [True, pool("US")])
+@pytest.mark.parametrize("pooled", [True, pool("US")], ids=["pool without templates", "single pool"])
 def test_fleet_that_was_opened_for_another_pool_is_refused(session, tmp_path, pooled) -> None:
-    """Without the pool, the column country orders managed proxies."""
+    """The pool decides how columns are read, such as whether "country" orders a managed proxy."""
     path = write_fleet(tmp_path, [""])
 
     with Fleet.open(path, pooled=pooled) as fleet, pytest.raises(ValueError, match="opened for another pool"):
@@ -240,23 +244,24 @@ def test_pools_that_no_account_would_use_are_refused(session) -> None:
         session.rotate({"acc_1": ManagedProxy(country="US")}, pool=pools("US"))
 
 
-# --- Lists ---
+# --- Lists with tags ---
 
 
-def test_table_is_split_by_its_column(tmp_path) -> None:
+def test_table_is_split_into_pools_by_its_column(tmp_path) -> None:
     path = tmp_path / "list.csv"
     path.write_text("Country,IP,Port,Type\nus,192.0.2.1,80,SOCKS5h\nDE,192.0.2.2,80,http\nUS,192.0.2.3,80,\n")
 
     lists = read_lists([(None, path)], by="country")
 
-    assert {tag: [str(p.label) for p in one] for tag, one in make_pools(lists.proxies).items()} == {
+    tagged = make_pools(lists.proxies)
+    assert {tag: [pooled.label for pooled in tagged[tag]] for tag in tagged} == {
         "US": ["192.0.2.1:80", "192.0.2.3:80"],
         "DE": ["192.0.2.2:80"],
     }
     assert lists.ignored_columns == {str(path): ()}
 
 
-def test_list_with_a_tag_needs_no_column(tmp_path) -> None:
+def test_list_with_a_tag_needs_no_column_for_it(tmp_path) -> None:
     (tmp_path / "us.txt").write_text("h.example:80\n")
     (tmp_path / "others.csv").write_text("country,host,port\nDE,h.example,81\n,h.example,82\n")
 
@@ -276,7 +281,7 @@ def test_list_with_neither_tag_nor_column_is_refused(tmp_path) -> None:
         read_lists([(None, tmp_path / "us.txt")], by="country")
 
 
-def test_proxy_of_two_tags_is_refused(tmp_path) -> None:
+def test_proxy_with_two_tags_is_refused(tmp_path) -> None:
     for name in ("us.txt", "de.txt"):
         (tmp_path / name).write_text("h.example:80:u:p\n")
 
@@ -286,7 +291,7 @@ def test_proxy_of_two_tags_is_refused(tmp_path) -> None:
         read_lists([("US", tmp_path / "us.txt"), ("DE", tmp_path / "de.txt")])
 
 
-def test_digest_of_pools_covers_their_tags() -> None:
+def test_digest_of_pools_depends_on_their_tags_but_not_on_their_order() -> None:
     us, de = pool("US"), pool("DE")
 
     assert digest_of(pools_of(us)) == us.digest
@@ -295,7 +300,7 @@ def test_digest_of_pools_covers_their_tags() -> None:
     assert digest_of({}) == b""
 
 
-def test_input_with_another_tag_is_another_input(tmp_path) -> None:
+def test_digest_of_a_fleet_depends_on_the_tags(tmp_path) -> None:
     tagged = pools("US", "DE")
 
     def digest(tag: str) -> bytes:
@@ -305,11 +310,11 @@ def test_input_with_another_tag_is_another_input(tmp_path) -> None:
     assert digest("US") != digest("DE")
 
 
-# --- No account on another country's proxy ---
+# --- Whole rotations ---
 
 
 def failure(seed: int, share: float) -> Any:
-    """A function of account and host: a proxy error for that share of them, the same for the same *seed*."""
+    """A function for `FakeApi`, which fails for this share of accounts and hosts, chosen by *seed*."""
 
     def fails(account_id: str, host: str) -> Any:
         chance = zlib.crc32(f"{seed} {account_id} {host}".encode()) / 2**32
@@ -328,9 +333,9 @@ def failure(seed: int, share: float) -> Any:
     seed=st.integers(0, 99),
 )
 def test_no_account_gets_a_proxy_of_another_tag(tags, counts, assign, limits, share, seed) -> None:
-    """In any order of failures and resumed runs."""
+    """This holds for any failures, and for a run that is resumed several times."""
 
-    async def nights() -> None:
+    async def resume_until_complete() -> None:
         with TemporaryDirectory() as folder:
             path = write_fleet(Path(folder), tags)
             for number, limit in enumerate([*limits, None]):
@@ -338,7 +343,7 @@ def test_no_account_gets_a_proxy_of_another_tag(tags, counts, assign, limits, sh
                     tag: pool(tag, count, assign=assign, accounts_per_proxy=20)
                     for tag, count in zip(TAGS, counts, strict=True)
                 }
-                api = Api(failure(seed + number, share))
+                api = FakeApi(failure(seed + number, share))
                 with Fleet.open(path, pooled=tagged, pool_by="country") as fleet:
                     outcomes, _ = await rotate(api, fleet, tagged, Path(folder, "journal"), limit)
                 for account, hosts in api.hosts.items():
@@ -346,15 +351,15 @@ def test_no_account_gets_a_proxy_of_another_tag(tags, counts, assign, limits, sh
                     assert {host[:2].upper() for host in hosts} == {tag}
                     assert outcomes[account].assignment == f"{hosts[-1]}:80"
 
-    asyncio.run(nights())
+    asyncio.run(resume_until_complete())
 
 
 @pytest.mark.slow
-def test_100_000_accounts_of_12_countries_with_lists_of_three_sellers(tmp_path) -> None:
-    """A run that is resumed twice, with one in twenty pairs of account and proxy that does not work."""
+def test_100_000_accounts_get_proxies_of_their_country_from_three_lists(tmp_path) -> None:
+    """The run is resumed twice, and one in twenty pairs of account and proxy fails."""
     countries = ["US", "DE", "FR", "GB", "IT", "ES", "NL", "PL", "SE", "NO", "BR", "JP"]
-    chance = random.Random(5)
-    tags = chance.choices(countries, weights=range(1, 13), k=100_000)
+    generator = random.Random(5)
+    tags = generator.choices(countries, weights=range(1, 13), k=100_000)
     path = write_fleet(tmp_path, tags)
     headers = ("IP;Port;Login;Pass;Country", "country,protocol,host,port,username", "Proxy\tCountry Code")
     lines = [
@@ -363,20 +368,20 @@ def test_100_000_accounts_of_12_countries_with_lists_of_three_sellers(tmp_path) 
         [f"{c.lower()}{n}.c.example:80:u:p\t{c}" for c in countries for n in range(7)],
     ]
     for number, (header, rows) in enumerate(zip(headers, lines, strict=True)):
-        chance.shuffle(rows)
+        generator.shuffle(rows)
         (tmp_path / f"{number}.csv").write_text("\n".join([header, *rows]))
-    tried: Counter[str] = Counter()
+    sent: set[str] = set()
     used: defaultdict[str, set[str]] = defaultdict(set)
 
     async def runs() -> RotationSummary:
         for number, limit in enumerate([30_000, 30_000, None]):
             sources = [(None, tmp_path / f"{n}.csv") for n in range(3)]
             tagged: Any = argument_of(make_pools(read_lists(sources, by="country").proxies))
-            api = Api(failure(number, 0.05))
+            api = FakeApi(failure(number, 0.05))
             with closing(Fleet.open(path, pooled=tagged, pool_by="country")) as fleet:
                 _, summary = await rotate(api, fleet, tagged, tmp_path / "journal", limit)
             for account, hosts in api.hosts.items():
-                tried.update([account])
+                sent.add(account)
                 tag = tags[int(account.removeprefix("acc_"))]
                 assert {host[:2].upper() for host in hosts} == {tag}, account
                 used[tag].update(hosts)
@@ -385,5 +390,5 @@ def test_100_000_accounts_of_12_countries_with_lists_of_three_sellers(tmp_path) 
     summary = asyncio.run(runs())
 
     assert summary.states[State.PATCHED] > 99_000
-    assert len(tried) == 100_000
+    assert len(sent) == 100_000
     assert {tag: len(hosts) for tag, hosts in used.items()} == dict.fromkeys(countries, 21)

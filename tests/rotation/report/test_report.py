@@ -1,4 +1,4 @@
-"""The report: the journal's numbers, no active content from outside, and a limited size."""
+"""The report: its numbers are those of the journal, hostile text is escaped, and its size is limited."""
 
 import base64
 import gzip
@@ -25,18 +25,18 @@ from postpress_async.rotation.report import _charts as charts
 from postpress_async.rotation.report import write_report
 from postpress_async.rotation.report._findings import Findings, _latency, _step, find
 from postpress_async.rotation.report._listing import COLUMNS, pack
+from tests.support import HOSTILE_TEXT
 from tests.support.journals import NIGHT, change, outcome, refused, write
 
-LARGEST = 5_000_000
-
-NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{7*7}}{% raw %}</svg><!--"
+MAX_SIZE = 5_000_000  # bytes of a page
 
 
 def page(path: Path, now: float = NIGHT + 3_600) -> str:
+    """The report of a journal."""
     file = io.BytesIO()
     with JournalView(path) as view:
         write_report(view, file, now)
-    assert len(file.getvalue()) <= LARGEST
+    assert len(file.getvalue()) <= MAX_SIZE
     return file.getvalue().decode("utf-8")
 
 
@@ -46,15 +46,15 @@ def findings(path: Path) -> Findings:
 
 
 def listed(text: str) -> list[dict[str, object]]:
-    """The accounts that the page has, as its script unpacks them."""
-    found = re.search(r'<script type="text/plain" id="packed"[^>]*>([^<]*)</script>', text)
-    assert found is not None
-    blocks = json.loads(gzip.decompress(base64.b64decode(found[1])))
+    """The accounts in the list of the page, unpacked like by its script."""
+    packed = re.search(r'<script type="text/plain" id="packed"[^>]*>([^<]*)</script>', text)
+    assert packed is not None
+    blocks = json.loads(gzip.decompress(base64.b64decode(packed[1])))
     return [dict(zip(COLUMNS, row, strict=True)) for block in blocks for row in zip(*block, strict=True)]
 
 
 class Elements(HTMLParser):
-    """Every element of a page, as a browser would see it, and its attributes."""
+    """The elements of a page, as tags with their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -72,11 +72,13 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def night(path: Path) -> Path:
-    """A hundred accounts in which something of everything went wrong."""
+    """A journal of 100 accounts with outcomes of every state."""
     outcomes = [outcome(n, elapsed=0.1 + n / 100, assignment=f"line {n % 5}") for n in range(80)]
     outcomes += [outcome(n, State.FAILED, assignment="line 1") for n in range(80, 90)]
-    proxy = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502, "attempts": 8}
-    outcomes += [outcome(n, State.FAILED, assignment="line 2", elapsed=60.0, **proxy) for n in range(90, 95)]
+    proxy_error = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502, "attempts": 8}
+    outcomes += [
+        outcome(n, State.FAILED, assignment="line 2", elapsed=60.0, **proxy_error) for n in range(90, 95)
+    ]
     outcomes += [
         outcome(95, State.UNKNOWN),
         refused(96),
@@ -86,11 +88,10 @@ def night(path: Path) -> Path:
     return write(path, outcomes, total=100, began=NIGHT - 1)
 
 
-# --- What it tells ---
+# --- Content ---
 
 
-def test_the_page_has_the_journal_s_numbers(night) -> None:
-    """An operator compares them with the summary; a difference costs the trust in both."""
+def test_page_has_the_numbers_and_error_explanations_of_the_journal(night) -> None:
     text = html.unescape(re.sub(r"<[^>]+>", "", page(night)))
     words = " ".join(text.split())
 
@@ -98,29 +99,30 @@ def test_the_page_has_the_journal_s_numbers(night) -> None:
     for count in ("80 patched", "15 failed", "1 unknown", "3 skipped", "1 not completed"):
         assert count in words
     assert "The last run was stopped before all accounts were sent." in words
-    assert "The account does not exist." in words  # what an error means, from its class
+    assert "The account does not exist." in words  # from the docstring of the error class
 
 
-def test_outcomes_without_a_response_are_explained_too(path) -> None:
-    """The API's documentation does not have these names."""
+def test_errors_without_a_type_of_the_api_are_explained(path) -> None:
+    """The API's documentation cannot explain these names."""
     lost = {"error_type": "ConnectionLostError", "scope": Scope.SERVICE, "status": None}
-    dry = {"error_type": "no proxy left", "scope": Scope.PROXY}
+    exhausted = {"error_type": "no proxy left", "scope": Scope.PROXY}
     unlisted = {"error_type": "errors/brand_new", "scope": Scope.REQUEST}
-    outcomes = [outcome(0, State.UNKNOWN, **lost), refused(1), outcome(2, State.SKIPPED, **dry)]
+    outcomes = [outcome(0, State.UNKNOWN, **lost), refused(1), outcome(2, State.SKIPPED, **exhausted)]
     text = page(write(path, [*outcomes, outcome(3, State.FAILED, **unlisted)], total=4))
     rows = re.findall(r'<td class="text">([^<]+)</td><td>\w*</td><td>([^<]*)</td>', text)
 
-    broken = "The connection was lost before the response was complete. applied is no if nothing was sent."
+    connection_lost = (
+        "The connection was lost before the response was complete. applied is no if nothing was sent."
+    )
     assert dict(rows) == {
-        "ConnectionLostError": broken,
+        "ConnectionLostError": connection_lost,
         "port out of range": "The row is invalid and was not sent.",
         "no proxy left": "The pool had no proxy left for the account: add proxies to the list.",
         "errors/brand_new": "",
     }
 
 
-def test_each_account_that_was_not_patched_is_listed(night) -> None:
-    """The list has line, id, error, attempts, proxy, and the instance that support asks for."""
+def test_list_has_all_facts_about_each_account_that_was_not_patched(night) -> None:
     rows = listed(page(night))
 
     assert [row["account_id"] for row in rows] == [f"acc_{n:06}" for n in range(80, 97)]
@@ -147,12 +149,12 @@ def test_findings_agree_with_the_journal(night) -> None:
     assert found.requests == 80 + 10 + 5 * 8 + 1
     assert found.not_patched == 17
     assert [(proxy.proxy, proxy.accounts, proxy.not_patched, proxy.failures) for proxy in found.proxies] == [
-        ("line 2", 21, 5, 5),  # and not "line 1", whose accounts failed for reasons of their own
+        ("line 2", 21, 5, 5),  # but not "line 1", because the errors of its accounts are not proxy errors
     ]
 
 
-def test_a_proxy_whose_accounts_all_went_on_to_another_is_ranked_too(night) -> None:
-    """The dead ones of the list are what the seller is to hear of, and no account ended on them."""
+def test_failed_proxy_is_listed_even_if_all_its_accounts_got_another_proxy(night) -> None:
+    """The operator needs all dead proxies for a complaint to the seller."""
     change(night, "INSERT INTO proxies VALUES ('line 9', 7, 1.0, 2.0), ('line 2', 6, NULL, NULL)")
 
     found = findings(night)
@@ -166,18 +168,18 @@ def test_a_proxy_whose_accounts_all_went_on_to_another_is_ranked_too(night) -> N
     assert sum(accounts for _, _, accounts in found.latency.buckets) == 96
 
 
-def test_proxies_that_failed_alike_stand_in_the_order_of_their_list(path) -> None:
-    """Line 10 comes after line 2, the order of the file."""
-    proxy = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502}
+def test_proxies_with_equally_many_failures_are_sorted_by_line(path) -> None:
+    """Lines are compared as numbers, so line 10 comes after line 2."""
+    proxy_error = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502}
     labels = [f"line {n} p{n}.example.net:80" for n in (10, 2, 100, 1, 20)]
-    write(path, [outcome(n, State.FAILED, assignment=label, **proxy) for n, label in enumerate(labels)])
+    write(path, [outcome(n, State.FAILED, assignment=label, **proxy_error) for n, label in enumerate(labels)])
     change(path, "INSERT INTO proxies VALUES ('line 30 p30.example.net:80', 2, 1.0, 2.0)")
 
     assert [found.proxy.split()[1] for found in findings(path).proxies] == ["30", "1", "2", "10", "20", "100"]
 
 
-def test_invalid_label_is_reported_in_a_sentence(path) -> None:
-    """Labels are compared before they are read, which a damaged one must not break."""
+def test_label_that_is_not_text_is_reported_as_damage(path) -> None:
+    """SQLite sorts the labels with a function of this project, in which such a label must not fail."""
     write(path, [outcome(0), outcome(1)])
     change(path, "INSERT INTO proxies VALUES (x'ff', 2, 1.0, 2.0), ('line 1', 2, 1.0, 2.0)")
 
@@ -185,27 +187,26 @@ def test_invalid_label_is_reported_in_a_sentence(path) -> None:
         findings(path)
 
 
-def test_no_empty_chart_if_nothing_was_patched(path) -> None:
-    """Axes without a bar look as if the page were broken; and where something was, it stands first."""
+def test_chart_over_time_has_no_empty_plot_if_no_account_was_patched(path) -> None:
+    """Axes without bars look like a broken page."""
     failures = [outcome(n, State.FAILED) for n in range(5)]
-    drawn = charts.throughput(findings(write(path, failures)))
+    only_failures = charts.throughput(findings(write(path, failures)))
     both = charts.throughput(findings(write(path.with_name("both.sqlite3"), [*failures, outcome(9)])))
 
-    assert drawn is not None
+    assert only_failures is not None
     assert both is not None
-    for drawing in (drawn.wide, drawn.narrow):
-        assert "accounts per second that were not patched" in drawing
-        assert ">patched accounts per second" not in drawing
+    for svg in (only_failures.wide, only_failures.narrow):
+        assert "accounts per second that were not patched" in svg
+        assert ">patched accounts per second" not in svg
     assert ">patched accounts per second" in both.wide
-    assert (
-        drawn.description
-        == "Completed accounts per second, over time: at most 10.0. None of them was patched."
+    assert only_failures.description == (
+        "Completed accounts per second, over time: at most 10.0. None of them was patched."
     )
 
 
 @given(st.lists(st.floats(0.001, 1e5), min_size=1, max_size=300))
-def test_percentiles_are_right_to_three_digits(seconds) -> None:
-    """Counted by their first three digits, a million of them need no memory."""
+def test_percentiles_are_correct_to_three_digits(seconds) -> None:
+    """The times are rounded, so that a million times have few distinct values."""
     found = _latency(seconds)
     ordered = sorted(seconds)
 
@@ -217,62 +218,67 @@ def test_percentiles_are_right_to_three_digits(seconds) -> None:
 
 
 @given(st.floats(0, 1e9))
-def test_a_chart_has_a_hundred_bars_at_most(span) -> None:
+def test_chart_over_time_has_at_most_97_bars(span) -> None:
     assert span / _step(NIGHT, NIGHT + span) <= 97
 
 
 @pytest.mark.parametrize(
     "outcomes",
     [
-        pytest.param([], id="nothing yet"),
+        pytest.param([], id="no account"),
         pytest.param([outcome(0)], id="one account"),
-        pytest.param([outcome(0, elapsed=0.0)], id="one that took no time"),
-        pytest.param([outcome(0, State.SKIPPED)], id="one that was not sent"),
-        pytest.param([refused(0)], id="one that was refused"),
+        pytest.param([outcome(0, elapsed=0.0)], id="account without a duration"),
+        pytest.param([outcome(0, State.SKIPPED)], id="account that was not sent"),
+        pytest.param([refused(0)], id="refused row"),
         pytest.param([outcome(0), outcome(1, settled_at=NIGHT + 864_000)], id="two runs, ten days apart"),
-        pytest.param([outcome(0, elapsed=3e6), outcome(1, elapsed=1e-9)], id="no time and a month"),
+        pytest.param([outcome(0, elapsed=3e6), outcome(1, elapsed=1e-9)], id="a nanosecond and a month"),
     ],
 )
-def test_there_is_a_page_however_little_there_is_to_tell(path, outcomes) -> None:
+def test_page_of_an_unusual_journal_is_complete(path, outcomes) -> None:
     assert page(write(path, outcomes)).endswith("</html>\n")
 
 
-# --- What comes from outside ---
+# --- Hostile text ---
 
 
 @pytest.fixture
-def nasty(path: Path) -> Path:
-    texts = {"account_id": NASTY, "error_type": NASTY, "instance": NASTY, "assignment": NASTY}
+def hostile(path: Path) -> Path:
+    """A journal with markup and scripts in all its texts."""
+    texts = {
+        "account_id": HOSTILE_TEXT,
+        "error_type": HOSTILE_TEXT,
+        "instance": HOSTILE_TEXT,
+        "assignment": HOSTILE_TEXT,
+    }
     outcomes = [outcome(n, State.FAILED, elapsed=9.0, **texts) for n in range(3)]
-    return write(path, outcomes, halted=NASTY)
+    return write(path, outcomes, halted=HOSTILE_TEXT)
 
 
-def test_nothing_from_outside_is_markup(nasty, night_elements) -> None:
-    """Hostile text adds no elements to the page: no script, handler or image."""
-    found = Elements(page(nasty)).found
+def test_hostile_text_adds_no_elements_or_handlers_to_the_page(hostile, harmless_elements) -> None:
+    found = Elements(page(hostile)).found
 
-    assert {tag for tag, _ in found} <= {tag for tag, _ in night_elements}
+    assert {tag for tag, _ in found} <= {tag for tag, _ in harmless_elements}
     assert [tag for tag, _ in found].count("script") == 2
     assert not [name for _, attributes in found for name in attributes if name.startswith("on")]
 
 
 @pytest.fixture
-def night_elements(tmp_path: Path) -> list[tuple[str, dict[str, str | None]]]:
+def harmless_elements(tmp_path: Path) -> list[tuple[str, dict[str, str | None]]]:
     outcomes = [outcome(n, State.FAILED, assignment="line 1") for n in range(3)]
     return Elements(page(write(tmp_path / "plain.sqlite3", outcomes, halted="too many"))).found
 
 
-def test_hostile_text_is_escaped(nasty) -> None:
-    """Escaped, not left out: it is what the API said."""
-    text = page(nasty)
+def test_hostile_text_is_escaped_and_not_left_out(hostile) -> None:
+    """The text is what the API sent."""
+    text = page(hostile)
 
-    assert NASTY not in text
-    assert html.escape(NASTY[:40], quote=False) in text
-    assert {row["account_id"] for row in listed(text)} == {NASTY}
+    assert HOSTILE_TEXT not in text
+    assert html.escape(HOSTILE_TEXT[:40], quote=False) in text
+    assert {row["account_id"] for row in listed(text)} == {HOSTILE_TEXT}
 
 
-def test_the_page_asks_nothing_of_any_network(night) -> None:
-    """The report works offline, and tells nobody about the accounts."""
+def test_page_loads_nothing_from_the_network(night) -> None:
+    """The report works offline, and tells no server about the accounts."""
     text = page(night)
     urls = set(re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+[^\s\"'<]*", text))
 
@@ -288,31 +294,30 @@ def test_the_page_asks_nothing_of_any_network(night) -> None:
     assert str(policy).startswith("default-src 'none'; style-src 'sha256-")
 
 
-def test_a_long_text_is_cut(path) -> None:
-    """A page of 5 MB cannot hold a text of 9."""
+def test_long_texts_are_shortened(path) -> None:
     texts = {"account_id": "a" * 90_000, "error_type": "b" * 90_000, "assignment": "c" * 90_000}
     outcomes = [outcome(n, State.FAILED, **texts) for n in range(200)]
 
     assert len(page(write(path, outcomes))) < 400_000
 
 
-# --- How large it gets ---
+# --- Size ---
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_failures_fit_and_the_page_says_what_is_left_out(path) -> None:
-    """The worst night: all failed, with ids in which there is nothing to compress."""
-    chance = random.Random(7)
+def test_page_of_100_000_failures_has_a_limited_size_and_says_how_many_are_listed(path) -> None:
+    """This is the worst case: random ids cannot be compressed."""
+    generator = random.Random(7)
     letters = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
     def failures() -> Iterator[Outcome]:
-        for n in range(100_000):
-            facts = {"account_id": "acc_" + "".join(chance.choices(letters, k=26))}
+        for ordinal in range(100_000):
+            facts = {"account_id": "acc_" + "".join(generator.choices(letters, k=26))}
             facts |= {
-                "instance": f"req_{chance.getrandbits(128):032x}",
-                "assignment": f"line {n % 500}: h:80",
+                "instance": f"req_{generator.getrandbits(128):032x}",
+                "assignment": f"line {ordinal % 500}: h:80",
             }
-            yield outcome(n, State.FAILED, elapsed=chance.random(), **facts)
+            yield outcome(ordinal, State.FAILED, elapsed=generator.random(), **facts)
 
     text = page(write(path, failures()))
     rows = listed(text)
@@ -323,22 +328,22 @@ def test_a_hundred_thousand_failures_fit_and_the_page_says_what_is_left_out(path
     assert [row["line"] for row in rows[:3] + rows[-1:]] == [2, 3, 4, len(rows) + 1]
 
 
-def test_a_listing_that_fits_is_whole() -> None:
+def test_listing_is_complete_if_it_fits_and_otherwise_ends_with_a_whole_block() -> None:
     outcomes = [outcome(n, State.FAILED) for n in range(9_000)]
 
     whole = pack(outcomes, shown=10)
-    cut = pack(outcomes, shown=10, budget=len(whole.packed) - 500)
+    partial = pack(outcomes, shown=10, budget=len(whole.packed) - 500)
 
     assert (whole.rows, whole.complete, len(whole.first)) == (9_000, True, 10)
-    assert (cut.rows, cut.complete, cut.first) == (8_000, False, whole.first)
-    assert len(cut.packed) <= len(whole.packed) - 500
+    assert (partial.rows, partial.complete, partial.first) == (8_000, False, whole.first)
+    assert len(partial.packed) <= len(whole.packed) - 500
 
 
-# --- What goes wrong ---
+# --- Errors and other details ---
 
 
 @pytest.mark.parametrize("name", ["jinja2", "vl_convert"])
-def test_without_the_extra_it_says_what_to_install(night, monkeypatch, name) -> None:
+def test_error_without_an_optional_dependency_says_what_to_install(night, monkeypatch, name) -> None:
     monkeypatch.setitem(sys.modules, name, None)
 
     with pytest.raises(RotationError, match=rf"{name}: pip install 'postpress-async\[report\]'"):
@@ -349,15 +354,14 @@ def test_without_the_extra_it_says_what_to_install(night, monkeypatch, name) -> 
     "damage",
     ["state = 'done'", "elapsed = 'long'", "elapsed = 9e999", "settled_at = 1e300", "settled_at = 'today'"],
 )
-def test_damaged_journal_is_reported_in_a_sentence(night, damage) -> None:
+def test_damaged_journal_is_reported(night, damage) -> None:
     change(night, f"UPDATE outcomes SET {damage} WHERE ordinal = 0")
 
     with pytest.raises(JournalError, match="is damaged"):
         page(night)
 
 
-def test_a_drawing_is_the_same_each_time(night) -> None:
-    """Two reports of one journal differ in nothing but when they were written."""
+def test_two_reports_of_a_journal_at_the_same_time_are_equal(night) -> None:
     found = findings(night)
 
     assert charts.throughput(found) == charts.throughput(found)
@@ -366,17 +370,17 @@ def test_a_drawing_is_the_same_each_time(night) -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2, 0.9, 2.0, 9.0, 30.0])
 def test_labels_of_a_short_time_axis_are_distinct(path, seconds) -> None:
-    """A run of some seconds has several ticks within each of them."""
-    begin = NIGHT + 0.25
-    moments = enumerate((begin, begin + seconds))
+    """The axis of a run of a few seconds has several ticks per second."""
+    start = NIGHT + 0.25
+    moments = enumerate((start, start + seconds))
     write(path, [outcome(n, settled_at=moment) for n, moment in moments], total=2, began=NIGHT)
 
     chart = charts.throughput(findings(path))
 
     assert chart is not None
-    for drawing in (chart.wide, chart.narrow):
-        labels = re.findall(r">(\d\d:\d\d:\d\d[^<]*)<", drawing)
-        edges = re.findall(r"X-axis for a utc scale with values from (\S+) to ([0-9:.]+)", drawing)
+    for svg in (chart.wide, chart.narrow):
+        labels = re.findall(r">(\d\d:\d\d:\d\d[^<]*)<", svg)
+        edges = re.findall(r"X-axis for a utc scale with values from (\S+) to ([0-9:.]+)", svg)
         assert labels
         assert len(set(labels)) == len(labels)
         assert [first < last for first, last in edges] == [True]
