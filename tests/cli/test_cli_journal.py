@@ -63,7 +63,7 @@ def test_status_tells_how_it_went_and_what_to_do(journal) -> None:
         "           9  account  errors/resource_not_found\n"
         "           1  service  errors/request_timeout\n"
         "\n"
-        "next: start the same rotation again: it sends what is unknown\n"
+        "next: start the same rotation again: it sends the accounts that are unknown\n"
     )
 
 

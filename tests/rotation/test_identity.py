@@ -336,7 +336,7 @@ async def test_in_python_a_complete_journal_refuses_another_pool_on_entering(tmp
         first = rotation.completed_at
         async with session.rotate(accounts, journal=tmp_path / "j", pool=pool("a.example")) as again:
             await again.run()
-        with pytest.raises(JournalError, match="had another pool"):
+        with pytest.raises(JournalError, match="used another pool"):
             async with session.rotate(accounts, journal=tmp_path / "j", pool=pool("b.example")):
                 pass
 
@@ -491,7 +491,7 @@ async def test_a_row_that_was_taken_and_not_sent_has_no_hash_that_another_one_ge
     again = journal.row_hashes()
     for row in rows:
         again.check(row)
-    put = again._put
+    put = again._put_blocks
     await journal.aclose()
 
     assert put == 0

@@ -455,7 +455,7 @@ async def test_a_journal_of_another_target_is_refused(sandbox, journal) -> None:
         await rotation.run()
 
     async with PostPressSession("pp_live_key") as real:
-        with pytest.raises(errors.JournalError, match="is of a rotation for this machine, not for https://"):
+        with pytest.raises(errors.JournalError, match="for this machine, not for https://"):
             await _run(real.rotate({"acc_1": US}, journal=journal))
 
 

@@ -210,7 +210,7 @@ def may_refuse(case: Case, step: Step, message: str) -> bool:
     is_complete = bool(reading.latest) and is_over(reading, step, step.on_unknown or case.sequence.on_unknown)
     if step.on and ("has no accounts on" in message or "the input has none of" in message):
         return True  # `check_selection` knows whether an account is on it
-    if "had another pool" in message:
+    if "used another pool" in message:
         return is_complete and step.every is None
     if "belongs to another input" not in message:
         return False

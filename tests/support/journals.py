@@ -101,7 +101,7 @@ async def main():
     journal = Journal.open(sys.argv[1])
     for ordinal in range(20):
         journal.record(patched_outcome(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
-    await journal.keep_generation(0, 1)
+    await journal.record_generation(0, 1)
     print("written", flush=True)
     await asyncio.Event().wait()
 

@@ -68,7 +68,7 @@ async def test_it_can_be_read_while_it_is_written(path) -> None:
     """`status` from another terminal must not wait for the night to end."""
     journal = Journal.open(path)
     journal.record(patched_outcome(0, 2, "acc_1", 1, 0.1))
-    await journal.keep_generation(0, 1)  # returns once all before it is committed
+    await journal.record_generation(0, 1)  # returns once all before it is committed
 
     assert states(path) == {"patched": 1}
     await journal.aclose()
@@ -123,7 +123,7 @@ async def test_it_remembers_run_entries_and_generations(path) -> None:
     journal = Journal.open(path)
     journal.record(patched_outcome(3, None, "acc_3", 1, 0.1))
     journal.record(Outcome(5, None, "acc_5", State.UNKNOWN, 1, applied=errors.Applied.UNKNOWN, elapsed=0.1))
-    await journal.keep_generation(5, 2)
+    await journal.record_generation(5, 2)
     await journal.aclose()
 
     again = Journal.open(path)
@@ -131,7 +131,7 @@ async def test_it_remembers_run_entries_and_generations(path) -> None:
     assert list(again.generations()) == [(5, (2, None))]
     done, doubt = ("acc_3", State.PATCHED, True, True), ("acc_5", State.UNKNOWN, True, False)
     assert [(n, entry[:4]) for n, entry in again.entries()] == [(3, done), (5, doubt)]
-    assert [(n, entry[:4]) for n, entry in again.entries(but_done=True)] == [(5, doubt)]
+    assert [(n, entry[:4]) for n, entry in again.entries(skip_done=True)] == [(5, doubt)]
     assert again.done() == b"\0\0\0\1"
     assert recorded_states(again) == {State.PATCHED: 1, State.UNKNOWN: 1}
     await again.aclose()
@@ -201,7 +201,7 @@ async def test_a_journal_begun_without_a_target_takes_the_first_that_is_named(pa
     await Journal.open(path, target="https://one.example").aclose()
 
     with pytest.raises(
-        JournalError, match=r"of a rotation for https://one\.example, not for https://two\.example"
+        JournalError, match=r"to a rotation for https://one\.example, not for https://two\.example"
     ):
         Journal.open(path, target="https://two.example")
 
@@ -269,7 +269,7 @@ async def test_failed_commit_is_reported_and_no_more_outcomes_are_accepted(path)
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
 
     with pytest.raises(JournalNotWritableError, match=r"1 account could not be recorded \(acc_1\)"):
-        await journal.keep_generation(0, 1)
+        await journal.record_generation(0, 1)
     with pytest.raises(JournalNotWritableError):
         journal.record(patched_outcome(1, None, "acc_2", 1, 0.1))
     with pytest.raises(JournalNotWritableError, match=r"2 accounts could not be recorded \(acc_1, acc_2\)"):
@@ -282,7 +282,7 @@ async def test_full_disk_error_lists_unrecorded_outcomes_and_keeps_the_recorded(
     """SQLite's own word for it; who waits for a commit is woken, and the rows before it are whole."""
     journal = Journal.open(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
-    await journal.keep_generation(0, 1)
+    await journal.record_generation(0, 1)
     [(pages,)] = journal._writer._connection.execute("PRAGMA page_count")
     journal._writer._connection.execute(f"PRAGMA max_page_count = {pages}")
 
@@ -291,7 +291,7 @@ async def test_full_disk_error_lists_unrecorded_outcomes_and_keeps_the_recorded(
             1, 2_000
         ):  # on a slow machine the first of them are refused before the last come
             journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
-        await journal.keep_generation(1, 1)
+        await journal.record_generation(1, 1)
 
     with pytest.raises(
         JournalNotWritableError, match=r"run\.sqlite3: database or disk is full; the outcome of "
@@ -313,7 +313,7 @@ async def test_writer_thread_survives_any_error_of_a_commit(path) -> None:
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1, "a label\ud800"))
 
     with pytest.raises(JournalNotWritableError, match=r"surrogates not allowed; .* recorded \(acc_0\)"):
-        await asyncio.wait_for(journal.keep_generation(0, 1), 10)
+        await asyncio.wait_for(journal.record_generation(0, 1), 10)
     with pytest.raises(JournalNotWritableError, match="surrogates not allowed"):
         await journal.aclose()
     assert states(path) == {}
@@ -344,7 +344,7 @@ async def test_it_waits_for_the_disk_when_that_is_far_behind(path) -> None:
     journal = Journal.open(path)
     for ordinal in range(20_000):
         journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
-        await journal.room()
+        await journal.limit_backlog()
     await journal.aclose()
 
     assert states(path) == {"patched": 20_000}
@@ -392,7 +392,7 @@ def killed(tmp_path_factory) -> tuple[bytes, bytes]:
         for ordinal in range(50):
             journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
             if ordinal % 10 == 9:
-                await journal.keep_generation(ordinal, 1)
+                await journal.record_generation(ordinal, 1)
         left = path.read_bytes(), path.with_name("run.sqlite3-wal").read_bytes()
         await journal.aclose()
         return left

@@ -268,7 +268,7 @@ def copies(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[st
 @pytest.mark.slow
 def test_journal_is_accepted_whenever_its_run_was_killed(path, tmp_path, copies, monkeypatch) -> None:
     """While it is made, opened again, folded in and closed: a refusal here would stop an honest night."""
-    monkeypatch.setattr(_writer, "COMMITS", 2)
+    monkeypatch.setattr(_writer, "COMMITS_PER_CHECKPOINT", 2)
 
     async def run(first: int) -> None:
         journal = Journal.open(path)
@@ -292,7 +292,7 @@ def test_journal_is_accepted_whenever_its_run_was_killed(path, tmp_path, copies,
 
 async def test_log_is_checkpointed_at_intervals(path, tmp_path, monkeypatch) -> None:
     """The -wal stays small, and a lost one costs little."""
-    monkeypatch.setattr(_writer, "COMMITS", 8)
+    monkeypatch.setattr(_writer, "COMMITS_PER_CHECKPOINT", 8)
     log, largest = path.with_name("run.sqlite3-wal"), 0
     journal = Journal.open(path)
     for group in range(64):
@@ -431,7 +431,7 @@ async def test_commit_begins_at_once_if_it_is_waited_for(path, monkeypatch) -> N
     journal = Journal.open(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
 
-    await asyncio.wait_for(journal.keep_generation(0, 1), 10)
+    await asyncio.wait_for(journal.record_generation(0, 1), 10)
 
     await journal.aclose()
 

@@ -104,7 +104,7 @@ def without_its_log(folder: Path, run: Run) -> None:
             lambda _, run: run("rotate", "fleet.csv", "--sandbox"),
             ["--base-url", "https://127.0.0.1:1/v1"],
             2,
-            "of a rotation for this machine, not for https://127.0.0.1:1/v1",
+            "to a rotation for this machine, not for https://127.0.0.1:1/v1",
             id="another target's",
         ),
         pytest.param(lambda *_: locked(Path(JOURNAL)), SANDBOX, 3, "in use", id="another run's"),

@@ -137,7 +137,7 @@ async def test_a_program_may_look_at_its_own_journal(path) -> None:
     """A file that is closed lets go of the locks its process has on it: the view must not."""
     journal = Journal.open(path)
     journal.record(outcome(0))
-    await journal.keep_generation(0, 1)
+    await journal.record_generation(0, 1)
 
     assert (await asyncio.to_thread(numbers, path)).stage is Stage.UNDER_WAY
     program = f"from postpress_async.rotation.journal import Journal; Journal.open({str(path)!r})"
@@ -447,7 +447,7 @@ async def test_the_rate_and_the_time_left_are_of_the_last_minute(path) -> None:
     journal = Journal.open(path)
     for n in range(1_200):
         journal.record(outcome(n))  # ten a second
-    await journal.keep_generation(0, 1)
+    await journal.record_generation(0, 1)
     change(path, "UPDATE runs SET total = 1800")
     last = NIGHT + 119.9
 
@@ -464,7 +464,7 @@ async def test_a_run_of_seconds_has_a_rate_too(path) -> None:
     journal = Journal.open(path)
     for n in range(100):
         journal.record(outcome(n))
-    await journal.keep_generation(0, 1)
+    await journal.record_generation(0, 1)
 
     assert numbers(path, now=NIGHT + 10).rate == pytest.approx(10, rel=0.01)
     await journal.aclose()
@@ -491,13 +491,15 @@ RETRY = "postpress-async retry-failed fleet.csv.rotation.sqlite3 fleet.csv --poo
     [
         pytest.param([outcome(0)], {}, "nothing; every account", id="all patched"),
         pytest.param([outcome(0, FAILED)], {}, f"run `{RETRY}`: it sends the failed", id="failed"),
-        pytest.param([outcome(0, UNKNOWN)], {}, f"(`{COMMAND}`): it sends what is unknown", id="unknown"),
-        pytest.param([outcome(0, SKIPPED)], {}, f"(`{COMMAND}`): it goes on", id="stopped"),
+        pytest.param(
+            [outcome(0, UNKNOWN)], {}, f"(`{COMMAND}`): it sends the accounts that are unknown", id="unknown"
+        ),
+        pytest.param([outcome(0, SKIPPED)], {}, f"(`{COMMAND}`): it continues", id="stopped"),
         pytest.param([refused(0)], {}, "--state skipped", id="refused rows"),
         pytest.param(
             [], {"halted": "x"}, f"halted it, then run the same command again (`{COMMAND}`)", id="halted"
         ),
-        pytest.param([], {"under way": 1}, f"(`{COMMAND}`): it goes on", id="killed"),
+        pytest.param([], {"under way": 1}, f"(`{COMMAND}`): it continues", id="killed"),
     ],
 )
 def test_next_step_includes_the_command(tmp_path, monkeypatch, outcomes, run_entries, words) -> None:
@@ -520,7 +522,7 @@ def test_no_command_is_suggested_if_the_journal_has_none(path) -> None:
     """A run that was started in Python cannot be continued by a command."""
     found = numbers(write(path, [outcome(0, UNKNOWN)]))
 
-    assert advice(str(path), found) == "start the same rotation again: it sends what is unknown"
+    assert advice(str(path), found) == "start the same rotation again: it sends the accounts that are unknown"
 
 
 @pytest.mark.parametrize(
