@@ -32,7 +32,7 @@ from tests.support.campaign_machine import machine
 from tests.support.campaign_nights import EVERY, draw_nights
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw, small
 from tests.support.counting_server import Conditions, Traits
-from tests.support.journals import change
+from tests.support.journals import execute_sql
 
 pytestmark = pytest.mark.slow
 
@@ -214,7 +214,7 @@ FALSE = {
 @pytest.mark.parametrize(("statement", "kind"), FALSE.values(), ids=FALSE)
 def test_a_falsified_journal_is_noticed(finished: Player, statement: str, kind: str) -> None:
     """The table says what is not so; the two other readers repeat it."""
-    change(finished.journal, statement)
+    execute_sql(finished.journal, statement)
 
     assert kind in {finding.kind for finding in audit(finished.case, finished.journal)}
 

@@ -26,7 +26,7 @@ from tests.support.campaign_machine import machine
 from tests.support.campaign_nights import EVERY, audit
 from tests.support.campaign_plan import End, Sequence, Step, small
 from tests.support.campaign_reading import copy_journal
-from tests.support.journals import change
+from tests.support.journals import execute_sql
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ FALSE = {
 @pytest.mark.parametrize(("statement", "kinds"), FALSE.values(), ids=FALSE)
 def test_a_falsified_journal_is_noticed(finished: tuple[Case, Path], statement: str, kinds: set[str]) -> None:
     case, journal = finished
-    change(journal, statement)
+    execute_sql(journal, statement)
 
     assert kinds <= {finding.kind for finding in audit(case, journal)}
 
@@ -120,7 +120,7 @@ def left_alone(finished: tuple[Case, Path]) -> tuple[Case, Path]:
 
 def test_a_change_by_a_command_that_does_nothing_is_noticed(left_alone: tuple[Case, Path]) -> None:
     case, journal = left_alone
-    change(journal, "DELETE FROM outcomes WHERE account_id = 'acc_003'")
+    execute_sql(journal, "DELETE FROM outcomes WHERE account_id = 'acc_003'")
 
     found = audit(case, journal)
 

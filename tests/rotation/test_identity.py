@@ -20,7 +20,7 @@ from postpress_async.rotation.journal import Journal
 from postpress_async.sandbox import Sandbox
 from postpress_async.session import PostPressSession
 from tests.support.command_line import JOURNAL, run, states
-from tests.support.journals import killed
+from tests.support.journals import crash_copy
 
 pytestmark = pytest.mark.slow
 
@@ -385,7 +385,7 @@ async def killed_run(session: PostPressSession, input_: Changes, journal: Path, 
     async with session.rotate(input_, journal=journal, in_flight=20) as dying:
         for _ in range(settled):
             await anext(dying)
-        return killed(journal)
+        return crash_copy(journal)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -423,7 +423,7 @@ async def test_accounts_in_flight_have_their_row_hash_on_the_disk(tmp_path, form
         rotation._context = evolve(rotation._context, update=update)
         async with rotation:
             await arrived.wait()
-            copy = killed(tmp_path / "j")
+            copy = crash_copy(tmp_path / "j")
             over.set()
             rotation.stop()
         with pytest.raises(JournalError, match="asks for another change"):

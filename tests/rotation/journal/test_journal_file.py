@@ -23,7 +23,7 @@ from postpress_async.rotation import Row, State
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, _writer
 from postpress_async.rotation.journal._reading import JournalReader
-from tests.support.journals import Run, outcome, recorded_states
+from tests.support.journals import RunProcess, outcome, recorded_states
 
 US = ManagedProxy(country="US")
 
@@ -141,7 +141,7 @@ async def test_journal_with_two_names_is_refused(path, tmp_path) -> None:
 @pytest.mark.slow
 def test_run_killed_under_one_name_is_not_resumed_under_another(path, tmp_path) -> None:
     other = tmp_path / "other.sqlite3"
-    with Run(path):
+    with RunProcess(path):
         other.hardlink_to(path)
     path.unlink()
 
@@ -170,7 +170,7 @@ async def test_file_copied_without_its_log_is_refused(path, tmp_path, recorded) 
 @pytest.mark.slow
 async def test_empty_log_in_place_of_a_lost_one_leaves_each_account_in_doubt(path) -> None:
     """The way out that the refusal names."""
-    with Run(path):
+    with RunProcess(path):
         pass
     path.with_name("run.sqlite3-wal").write_bytes(b"")
 
@@ -188,7 +188,7 @@ async def test_rows_that_were_skipped_before_a_lost_log_are_in_doubt_under_their
     for ordinal in range(100):  # more than the watermark of a run covers at first
         journal.record(outcome(ordinal, State.SKIPPED, attempts=ordinal % 2))
     await journal.aclose()
-    with Run(path):
+    with RunProcess(path):
         pass
     path.with_name("run.sqlite3-wal").write_bytes(log)
     path.with_name("run.sqlite3-shm").unlink()
@@ -207,7 +207,7 @@ async def test_rows_that_were_skipped_before_a_lost_log_are_in_doubt_under_their
 @pytest.mark.slow
 async def test_killed_journal_that_another_program_folded_is_resumed(path) -> None:
     """The sqlite3 shell deletes the -wal of a dead run once all of it is in the file."""
-    with Run(path):
+    with RunProcess(path):
         pass
     with closing(sqlite3.connect(path)) as shell:
         shell.execute("SELECT count(*) FROM outcomes").fetchone()
@@ -222,7 +222,7 @@ async def test_killed_journal_that_another_program_folded_is_resumed(path) -> No
 async def test_killed_journal_that_was_refused_for_another_reason_is_resumed_later(path) -> None:
     """Any refusal, for example of another fleet, closes the database."""
     await Journal.open(path, digest=b"one input").aclose()
-    with Run(path):
+    with RunProcess(path):
         pass
     with pytest.raises(JournalError, match="another input"):
         Journal.open(path, digest=b"another")

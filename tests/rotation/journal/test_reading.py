@@ -33,7 +33,7 @@ from postpress_async.rotation.journal._statistics import (
     collect_statistics,
     stage_of,
 )
-from tests.support.journals import NIGHT, Run, change, outcome, refused, write
+from tests.support.journals import NIGHT, RunProcess, execute_sql, outcome, refused, write
 
 PATCHED, FAILED, UNKNOWN, SKIPPED = State
 
@@ -124,7 +124,7 @@ def test_nothing_is_written_to_or_beside_a_journal(path, tmp_path) -> None:
 @pytest.mark.slow
 def test_a_run_is_seen_while_it_goes_on(path) -> None:
     """From another terminal; the run's lock is its own afterwards, too."""
-    with Run(path):
+    with RunProcess(path):
         for _ in range(2):
             found = numbers(path)
             assert (found.stage, found.states) == (Stage.UNDER_WAY, {PATCHED: 20})
@@ -152,7 +152,7 @@ async def test_a_program_may_look_at_its_own_journal(path) -> None:
 @pytest.mark.slow
 def test_outcomes_of_a_killed_run_are_read_without_changing_the_journal(path, tmp_path) -> None:
     """The next run corrects it; a reader that did so would race with it."""
-    with Run(path) as run:
+    with RunProcess(path) as run:
         run.kill()
         before = contents(tmp_path)
         found = numbers(path)
@@ -165,7 +165,7 @@ def test_outcomes_of_a_killed_run_are_read_without_changing_the_journal(path, tm
 @pytest.mark.slow
 def test_a_journal_that_was_copied_without_its_index_is_read(path, tmp_path) -> None:
     """`cp run.sqlite3*` of a killed run may lack the -shm, and SQLite would make one."""
-    with Run(path) as run:
+    with RunProcess(path) as run:
         run.kill()
     path.with_name("run.sqlite3-shm").unlink()
     before = sorted(os.listdir(tmp_path))
@@ -207,7 +207,7 @@ def test_a_journal_in_a_read_only_folder_is_read(read_only_folder, killed) -> No
     """A backup, or another user's."""
     path = read_only_folder / "run.sqlite3"
     if killed:
-        with Run(path):
+        with RunProcess(path):
             pass
     else:
         write(path, (outcome(n) for n in range(20)))
@@ -227,7 +227,7 @@ def test_a_journal_in_a_read_only_folder_is_read(read_only_folder, killed) -> No
 def test_a_link_to_a_journal_is_followed_to_its_lock(path, tmp_path) -> None:
     link = tmp_path / "latest"
     link.symlink_to(path)
-    with Run(path):
+    with RunProcess(path):
         assert numbers(link).stage is Stage.UNDER_WAY
 
 
@@ -235,7 +235,7 @@ def test_a_run_that_begins_meanwhile_is_noticed(path) -> None:
     """A journal without a writer is read without locks, so it must not mix two runs."""
     write(path, [outcome(0)])
     with JournalReader(path) as view:
-        change(path, "UPDATE outcomes SET account_id = 'acc_other'")
+        execute_sql(path, "UPDATE outcomes SET account_id = 'acc_other'")
         os.utime(path, ns=(1, 1))
 
         with pytest.raises(JournalError, match="run the same command again"):
@@ -270,12 +270,14 @@ def test_journal_deleted_while_read_is_reported(path) -> None:
             id="another database",
         ),
         pytest.param(
-            lambda path: change(write(path, []), "PRAGMA user_version = 3"),
+            lambda path: execute_sql(write(path, []), "PRAGMA user_version = 3"),
             "newer postpress-async",
             id="one from the future",
         ),
         pytest.param(
-            lambda path: change(write(path, []), "DROP TABLE outcomes"), "no such table", id="one cut short"
+            lambda path: execute_sql(write(path, []), "DROP TABLE outcomes"),
+            "no such table",
+            id="one cut short",
         ),
     ],
 )
@@ -352,7 +354,7 @@ def test_a_journal_that_is_only_being_made_is_looked_at_later(path) -> None:
 def test_a_value_that_cannot_be_is_refused_in_a_sentence(path, damage) -> None:
     """SQLite keeps any text in any column; a traceback tells an operator nothing."""
     write(path, [outcome(0, FAILED), outcome(1)])
-    change(path, f"UPDATE outcomes SET {damage} WHERE ordinal = 0")
+    execute_sql(path, f"UPDATE outcomes SET {damage} WHERE ordinal = 0")
 
     with pytest.raises(JournalError, match="is damaged") as caught:
         accounts(path)
@@ -448,7 +450,7 @@ async def test_the_rate_and_the_time_left_are_of_the_last_minute(path) -> None:
     for n in range(1_200):
         journal.record(outcome(n))  # ten a second
     await journal.record_generation(0, 1)
-    change(path, "UPDATE runs SET total = 1800")
+    execute_sql(path, "UPDATE runs SET total = 1800")
     last = NIGHT + 119.9
 
     found = numbers(path, now=last)
@@ -545,7 +547,7 @@ def test_a_command_that_no_run_noted_is_not_told(path, text) -> None:
 @pytest.mark.slow
 def test_a_copy_that_had_to_be_made_is_its_owner_s(path) -> None:
     """A journal names accounts; on a shared machine, the folder for temporary files is everybody's."""
-    with Run(path) as run:
+    with RunProcess(path) as run:
         run.kill()
     path.with_name("run.sqlite3-shm").unlink()
 

@@ -27,7 +27,7 @@ from postpress_async.rotation.journal._database import APPLICATION_ID
 from postpress_async.rotation.journal._schema import MIGRATION
 from tests.support import DATA
 from tests.support.command_line import JOURNAL
-from tests.support.journals import killed
+from tests.support.journals import crash_copy
 
 ACCOUNTS: Final = [f"acc_{number:02}" for number in range(12)]
 STATES: Final = {
@@ -208,7 +208,7 @@ async def test_migration_that_was_cut_short_leaves_version_1(make, monkeypatch, 
         def executescript(self, sql_script: str, /) -> sqlite3.Cursor:
             for statement in statements()[:count]:
                 self.execute(statement)
-            copies.append(killed(path))
+            copies.append(crash_copy(path))
             raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patched:

@@ -19,7 +19,7 @@ from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._database import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.sandbox import Sandbox
-from tests.support.journals import killed, recorded_states
+from tests.support.journals import crash_copy, recorded_states
 
 US = ManagedProxy(country="US")
 FLEET = 1_024
@@ -79,7 +79,7 @@ async def test_a_crash_leaves_in_doubt_what_was_in_reach(path: Path) -> None:
     async with rotation(first) as dying:
         async for outcome in dying:
             if outcome.ordinal == 50:
-                copy = killed(path)
+                copy = crash_copy(path)
                 break
     reached = run_value(copy, "reached")
 
@@ -100,7 +100,7 @@ async def test_a_crash_is_remembered_until_its_doubts_are_settled(path: Path) ->
     """The next run may end before it comes to them; that it ended well says nothing of the one before."""
     async with rotation(Api(path)) as dying:
         async for _ in dying:
-            copy = killed(path)
+            copy = crash_copy(path)
             break
     stopped = rotation(Api(copy))
     async with stopped:
@@ -153,7 +153,7 @@ async def test_accounts_skipped_beyond_the_watermark_stay_skipped(path: Path) ->
         stopped.stop()
         await stopped.run()
     held = Journal.open(path)
-    copy = killed(path)
+    copy = crash_copy(path)
     await held.aclose()
 
     journal = Journal.open(copy)
@@ -168,7 +168,7 @@ async def test_without_idempotency_keys_a_crash_costs_hundreds_and_not_the_fleet
     async with Sandbox() as sandbox, sandbox.session(idempotency=False) as session:
         async with session.rotate(changes, journal=path, in_flight=4) as dying:
             async for _ in dying:
-                copy = killed(path)
+                copy = crash_copy(path)
                 break
         before = sandbox.record.requests
         async with session.rotate(changes, journal=copy, in_flight=50) as next_run:

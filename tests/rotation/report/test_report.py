@@ -25,7 +25,7 @@ from postpress_async.rotation.report import _charts as charts
 from postpress_async.rotation.report import write_report
 from postpress_async.rotation.report._findings import Findings, _latency, _step, find
 from postpress_async.rotation.report._listing import COLUMNS, pack
-from tests.support.journals import NIGHT, change, outcome, refused, write
+from tests.support.journals import NIGHT, execute_sql, outcome, refused, write
 
 LARGEST = 5_000_000
 
@@ -153,7 +153,7 @@ def test_findings_agree_with_the_journal(night) -> None:
 
 def test_a_proxy_whose_accounts_all_went_on_to_another_is_ranked_too(night) -> None:
     """The dead ones of the list are what the seller is to hear of, and no account ended on them."""
-    change(night, "INSERT INTO proxies VALUES ('line 9', 7, 1.0, 2.0), ('line 2', 6, NULL, NULL)")
+    execute_sql(night, "INSERT INTO proxies VALUES ('line 9', 7, 1.0, 2.0), ('line 2', 6, NULL, NULL)")
 
     found = findings(night)
 
@@ -171,7 +171,7 @@ def test_proxies_that_failed_alike_stand_in_the_order_of_their_list(path) -> Non
     proxy = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502}
     labels = [f"line {n} p{n}.example.net:80" for n in (10, 2, 100, 1, 20)]
     write(path, [outcome(n, State.FAILED, assignment=label, **proxy) for n, label in enumerate(labels)])
-    change(path, "INSERT INTO proxies VALUES ('line 30 p30.example.net:80', 2, 1.0, 2.0)")
+    execute_sql(path, "INSERT INTO proxies VALUES ('line 30 p30.example.net:80', 2, 1.0, 2.0)")
 
     assert [found.proxy.split()[1] for found in findings(path).proxies] == ["30", "1", "2", "10", "20", "100"]
 
@@ -179,7 +179,7 @@ def test_proxies_that_failed_alike_stand_in_the_order_of_their_list(path) -> Non
 def test_invalid_label_is_reported_in_a_sentence(path) -> None:
     """Labels are compared before they are read, which a damaged one must not break."""
     write(path, [outcome(0), outcome(1)])
-    change(path, "INSERT INTO proxies VALUES (x'ff', 2, 1.0, 2.0), ('line 1', 2, 1.0, 2.0)")
+    execute_sql(path, "INSERT INTO proxies VALUES (x'ff', 2, 1.0, 2.0), ('line 1', 2, 1.0, 2.0)")
 
     with pytest.raises(JournalError, match="is damaged"):
         findings(path)
@@ -350,7 +350,7 @@ def test_without_the_extra_it_says_what_to_install(night, monkeypatch, name) -> 
     ["state = 'done'", "elapsed = 'long'", "elapsed = 9e999", "settled_at = 1e300", "settled_at = 'today'"],
 )
 def test_damaged_journal_is_reported_in_a_sentence(night, damage) -> None:
-    change(night, f"UPDATE outcomes SET {damage} WHERE ordinal = 0")
+    execute_sql(night, f"UPDATE outcomes SET {damage} WHERE ordinal = 0")
 
     with pytest.raises(JournalError, match="is damaged"):
         page(night)
