@@ -92,9 +92,9 @@ async def test_nights_of_commands_break_no_rule(seed: int, tmp_path: Path) -> No
 
 
 KILLED_THEN_STOPPED = (
-    Step(end=End.KILL, at=8, delay=0.06, in_flight=4),
-    Step(end=End.STOP, at=3, in_flight=4),
-    Step(end=End.CANCEL, at=4, delay=0.01, in_flight=4),
+    Step(end=End.KILL, after_requests=8, delay=0.06, in_flight=4),
+    Step(end=End.STOP, after_requests=3, in_flight=4),
+    Step(end=End.CANCEL, after_requests=4, delay=0.01, in_flight=4),
 )
 
 
@@ -114,7 +114,7 @@ def test_a_command_that_is_killed_while_it_leaves_a_run_alone_changes_nothing() 
     player = play(
         small(
             Step(every=EVERY),
-            Step(every=EVERY, accounts=more, end=End.KILL, rest=2 * EVERY),
+            Step(every=EVERY, accounts=more, end=End.KILL, pause=2 * EVERY),
             Step(every=EVERY, accounts=more),
         )
     )
@@ -127,7 +127,9 @@ def test_failures_after_a_stop_need_not_halt() -> None:
     """The operator has ended the run, and only waits for the requests in flight."""
     traits = Traits(unknown=frozenset(f"acc_{number:03}" for number in range(10)))
 
-    player = play(small(Step(halt=Halt(failures=5), end=End.STOP, at=10, in_flight=10), traits=traits))
+    player = play(
+        small(Step(halt=Halt(failures=5), end=End.STOP, after_requests=10, in_flight=10), traits=traits)
+    )
 
     assert player.findings == [], describe(player)
     assert player.case.runs[0].summary is not None
@@ -141,7 +143,7 @@ def test_a_killed_run_may_be_dated_by_a_command_that_is_refused() -> None:
     player = play(
         small(
             Step(limit=10),
-            Step(end=End.KILL, at=3, rest=60.0),
+            Step(end=End.KILL, after_requests=3, pause=60.0),
             Step(accounts=more),
             on_unknown="report",
             is_nights=True,
@@ -173,7 +175,7 @@ def finished(tmp_path: Path) -> Iterator[Player]:
         yield player
 
 
-FALSE = {
+FALSIFICATIONS = {
     "patched that was refused": (
         "UPDATE outcomes SET state = 'patched', status = 200, applied = NULL WHERE account_id = 'acc_017'",
         "patched, but not applied",
@@ -211,7 +213,7 @@ FALSE = {
 }
 
 
-@pytest.mark.parametrize(("statement", "kind"), FALSE.values(), ids=FALSE)
+@pytest.mark.parametrize(("statement", "kind"), FALSIFICATIONS.values(), ids=FALSIFICATIONS)
 def test_a_falsified_journal_is_noticed(finished: Player, statement: str, kind: str) -> None:
     """The table says what is not so; the two other readers repeat it."""
     execute_sql(finished.journal, statement)
@@ -224,7 +226,7 @@ def test_a_reader_that_disagrees_is_noticed(finished: Player, monkeypatch: pytes
     from postpress_async.rotation.journal._reading import JournalReader
 
     outcomes = JournalReader.outcomes
-    monkeypatch.setattr(JournalReader, "outcomes", lambda *words: list(outcomes(*words))[1:])
+    monkeypatch.setattr(JournalReader, "outcomes", lambda *args: list(outcomes(*args))[1:])
 
     assert "readers disagree" in {finding.kind for finding in audit(finished.case, finished.journal)}
 
@@ -236,7 +238,7 @@ def test_a_journal_that_cannot_be_read_is_noticed(finished: Player) -> None:
     assert "journal cannot be read" in {finding.kind for finding in audit(finished.case, finished.journal)}
 
 
-Break = Callable[[pytest.MonkeyPatch], object]
+Mutation = Callable[[pytest.MonkeyPatch], object]
 
 
 def another_key_each_time(patch: pytest.MonkeyPatch) -> None:
@@ -287,7 +289,7 @@ def the_summary_counts_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 REFUSING = Step(conditions=Conditions(away=frozenset(f"acc_{number:03}" for number in range(10))))
-BROKEN: dict[str, tuple[Break, Sequence, str]] = {
+MUTATIONS: dict[str, tuple[Mutation, Sequence, str]] = {
     "a key for each request": (
         another_key_each_time,
         small(*KILLED_THEN_STOPPED),
@@ -305,7 +307,7 @@ BROKEN: dict[str, tuple[Break, Sequence, str]] = {
     ),
     "what was in flight is skipped": (
         cancelled_is_skipped,
-        small(Step(end=End.CANCEL, at=10, delay=0.01)),
+        small(Step(end=End.CANCEL, after_requests=10, delay=0.01)),
         "skipped with applied = no, but applied",
     ),
     "a failure is patched": (failed_is_patched, small(), "patched, but not applied"),
@@ -331,11 +333,11 @@ async def _execute_always(server: Any, request: Any, conditions: Conditions) -> 
     return await server._execute(request, conditions)
 
 
-@pytest.mark.parametrize(("broken", "sequence", "kind"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize(("mutate", "sequence", "kind"), MUTATIONS.values(), ids=MUTATIONS)
 def test_a_broken_rule_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, broken: Break, sequence: Sequence, kind: str
+    monkeypatch: pytest.MonkeyPatch, mutate: Mutation, sequence: Sequence, kind: str
 ) -> None:
     """Each mutation breaks one rule of the package."""
-    broken(monkeypatch)
+    mutate(monkeypatch)
 
     assert kind in {finding.kind for _, finding in play(sequence).findings}

@@ -38,7 +38,7 @@ def nights(*steps: Step, **other: Any) -> Sequence:
 OTHER_POOL = tuple(CustomProxy(host=f"q{number}.example.net", port=8080) for number in range(3))
 ROTATED = (Step(every=0.0), Step(every=0.0, pool=OTHER_POOL))
 MOVED = (*ROTATED, Step(on=("q0.example.net", "q1.example.net"), pool=OTHER_POOL))
-ROLLED_BACK = (*ROTATED, Step(back=0.0))
+ROLLED_BACK = (*ROTATED, Step(rollback_to=0.0))
 
 
 @pytest.mark.parametrize(("steps", "runs"), [(ROTATED, 3), (ROLLED_BACK, 4)], ids=["rotated", "rolled back"])
@@ -64,10 +64,10 @@ def finished(played: Player, tmp_path: Path) -> tuple[Case, Path]:
     """A copy of it that a test can falsify, and its journal."""
     case, journal = played.case, tmp_path / "journal.sqlite3"
     copy_journal(played.journal, journal)
-    return evolve(case, first_of=dict(case.first_of), patched_by=dict(case.patched_by)), journal
+    return evolve(case, first_runs=dict(case.first_runs), patched_by=dict(case.patched_by)), journal
 
 
-FALSE = {
+FALSIFICATIONS = {
     "an outcome that is missing": (
         "DELETE FROM outcomes WHERE run = 1 AND account_id = 'acc_003'",
         {"an earlier run has changed", "history counts wrong"},
@@ -92,7 +92,7 @@ FALSE = {
 }
 
 
-@pytest.mark.parametrize(("statement", "kinds"), FALSE.values(), ids=FALSE)
+@pytest.mark.parametrize(("statement", "kinds"), FALSIFICATIONS.values(), ids=FALSIFICATIONS)
 def test_a_falsified_journal_is_noticed(finished: tuple[Case, Path], statement: str, kinds: set[str]) -> None:
     case, journal = finished
     execute_sql(journal, statement)
@@ -138,7 +138,7 @@ def test_a_request_by_a_command_that_does_nothing_is_noticed(left_alone: tuple[C
     assert "refused, but sent" in {finding.kind for finding in found}
 
 
-Break = Callable[[pytest.MonkeyPatch], object]
+Mutation = Callable[[pytest.MonkeyPatch], object]
 
 
 def every_run_has_one_token(patch: pytest.MonkeyPatch) -> None:
@@ -189,15 +189,15 @@ def accounts_outside_are_not_counted(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_rollback_forgets_an_account(patch: pytest.MonkeyPatch) -> None:
-    def forget(*words: Any) -> RollbackPlan:
-        plan = plan_rollback(*words)
+    def forget(*args: Any) -> RollbackPlan:
+        plan = plan_rollback(*args)
         plan.changes.popitem()
         return plan
 
     patch.setattr(campaign_nights, "plan_rollback", forget)
 
 
-BROKEN: dict[str, tuple[Break, Sequence, str]] = {
+MUTATIONS: dict[str, tuple[Mutation, Sequence, str]] = {
     "runs have the same keys": (every_run_has_one_token, nights(*ROTATED), "key of an earlier run"),
     "--keep keeps all": (
         all_runs_are_kept,
@@ -206,13 +206,15 @@ BROKEN: dict[str, tuple[Break, Sequence, str]] = {
     ),
     "no run is due": (
         no_run_is_due,
-        nights(Step(every=EVERY, rest=2 * EVERY), Step(every=EVERY)),
+        nights(Step(every=EVERY, pause=2 * EVERY), Step(every=EVERY)),
         "a run that is due was left alone",
     ),
     "every start is refused": (everything_is_refused, nights(Step()), "refused without a cause"),
     "an unfinished run is left": (
         no_unfinished_run_is_respected,
-        nights(*ROTATED, Step(every=0.0, pool=OTHER_POOL, end=End.STOP, at=3, in_flight=3), MOVED[-1]),
+        nights(
+            *ROTATED, Step(every=0.0, pool=OTHER_POOL, end=End.STOP, after_requests=3, in_flight=3), MOVED[-1]
+        ),
         "not refused",
     ),
     "--on takes all": (every_proxy_matches, nights(*MOVED), "another account was taken"),
@@ -230,11 +232,11 @@ BROKEN: dict[str, tuple[Break, Sequence, str]] = {
 }
 
 
-@pytest.mark.parametrize(("broken", "sequence", "kind"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize(("mutate", "sequence", "kind"), MUTATIONS.values(), ids=MUTATIONS)
 def test_a_broken_rule_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, broken: Break, sequence: Sequence, kind: str
+    monkeypatch: pytest.MonkeyPatch, mutate: Mutation, sequence: Sequence, kind: str
 ) -> None:
     """Each mutation breaks one rule about several runs."""
-    broken(monkeypatch)
+    mutate(monkeypatch)
 
     assert kind in {finding.kind for _, finding in play(sequence).findings}

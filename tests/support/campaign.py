@@ -39,7 +39,7 @@ from postpress_async.rotation.journal._recovery import OnUnknown
 from tests.support import stepped_loop
 from tests.support.campaign_audit import Case, Finding, RunReport
 from tests.support.campaign_machine import Disk, machine, session_over
-from tests.support.campaign_nights import SAVED, audit, draw_nights, intent_of
+from tests.support.campaign_nights import FILE_FORMATS, audit, draw_nights, intent_of
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw, healthy
 from tests.support.campaign_reading import copy_journal
 from tests.support.counting_server import API_KEY, Conditions, CountingServer, Wire
@@ -116,8 +116,10 @@ class Player:
 
     def _same(self, step: Step) -> Step:
         """*step*, for the accounts of the journal's latest run."""
-        opening = self.case.runs[self.case.first - 1].step if self.case.runs else Step()
-        return evolve(step, on=opening.on, back=opening.back, accounts=self._fleet, pool=opening.pool)
+        opening = self.case.runs[self.case.first_run - 1].step if self.case.runs else Step()
+        return evolve(
+            step, on=opening.on, rollback_to=opening.rollback_to, accounts=self._fleet, pool=opening.pool
+        )
 
     async def _play_run(self, step: Step) -> None:
         case = self.case
@@ -134,9 +136,9 @@ class Player:
             stack.enter_context(_noting_open(report))
             await self._run(step, report, changes, selection)
         self._note(audit(case, self.journal))
-        if report.opened and not report.left_alone and step.back is None:
+        if report.opened and not report.left_alone and step.rollback_to is None:
             self._fleet = intent.accounts
-        await asyncio.sleep(step.rest)
+        await asyncio.sleep(step.pause)
 
     def _note(self, found: list[Finding]) -> None:
         for finding in found:
@@ -157,7 +159,7 @@ class Player:
             changes,
             journal=self.journal,
             halt=step.halt,
-            pool=None if step.back is not None else self._pool(step),
+            pool=None if step.rollback_to is not None else self._pool(step),
             limit=step.limit,
             on_unknown=step.on_unknown or self.sequence.on_unknown,
             on_failed=step.on_failed,
@@ -185,11 +187,11 @@ class Player:
                 task.cancel()
 
         def on_request(number: int) -> None:
-            if number == step.at:
+            if number == step.after_requests:
                 loop.call_later(step.delay, end)
 
         server.on_request = on_request
-        if step.at == 0:
+        if step.after_requests == 0:
             if step.end is End.DISK_FULL:
                 end()
             else:
@@ -236,7 +238,7 @@ class Player:
         if not self.sequence.from_file:
             return [(account.account_id, account.change) for account in accounts]
         path = self.folder / "fleet.csv"
-        write_fleet(accounts, path, step.saved_as)
+        write_fleet(accounts, path, step.file_format)
         pooled = any(account.change is None for account in accounts)
         fleet = stack.enter_context(Fleet.open(path, pooled=pooled))
         fleet.survey()
@@ -248,8 +250,8 @@ def _noting_open(report: RunReport) -> Iterator[None]:
     """Note in *report* when the run has opened its journal."""
     open_journal = Journal.open
 
-    def opened(*words: Any, **options: Any) -> Journal:
-        journal = open_journal(*words, **options)
+    def opened(*args: Any, **options: Any) -> Journal:
+        journal = open_journal(*args, **options)
         report.opened = True
         report.left_alone = (
             journal.check.next_run_at is not None
@@ -266,8 +268,8 @@ async def _drive(session: PostPressSession, rotation: Rotation, report: RunRepor
             report.outcomes.append(outcome)
 
 
-def write_fleet(accounts: Iterable[Account], path: Path, saved_as: int = 0) -> None:
-    """The accounts as a CSV file, saved in one of the ways of `SAVED`."""
+def write_fleet(accounts: Iterable[Account], path: Path, file_format: int = 0) -> None:
+    """The accounts as a CSV file, saved in one of the ways of `FILE_FORMATS`."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["account_id", "country", "host", "port", "username", "password"])
@@ -276,7 +278,7 @@ def write_fleet(accounts: Iterable[Account], path: Path, saved_as: int = 0) -> N
         proxy = body.get("proxy", {})
         cells = [proxy.get(name, "") for name in ("host", "port", "username", "password")]
         table.writerow([account.account_id, body.get("country", ""), *cells])
-    path.write_bytes(SAVED[saved_as](text.getvalue()))
+    path.write_bytes(FILE_FORMATS[file_format](text.getvalue()))
 
 
 def play(sequence: Sequence) -> Player:
@@ -369,12 +371,12 @@ def tabulate(found: dict[str, list[int]], sequences: int) -> str:
 
 def _features(case: Case) -> Iterator[str]:
     """What happened in the sequence, to be counted."""
-    yield from ["runs of journals"] * len(case.first_of)
+    yield from ["runs of journals"] * len(case.first_runs)
     for run in case.runs:
         if run.was_refused or run.left_alone:
             yield "refused" if run.was_refused else "left alone"
         elif run.opened:
-            yield "--on" if run.step.on else "rollback" if run.step.back is not None else "rotate"
+            yield "--on" if run.step.on else "rollback" if run.step.rollback_to is not None else "rotate"
         if run.edit is not None:
             yield "edited inputs taken"
 

@@ -78,14 +78,14 @@ class Intent:
         accounts: Its input.
         taken: The ids of the accounts that it takes; None for all.
         expected: The number that the journal's latest run must have afterwards.
-        back_to: The number of the run that it goes back to; None if it is no rollback.
+        rollback_run: The number of the run that it goes back to; None if it is no rollback.
         left_behind: Accounts that cannot go back.
     """
 
     accounts: tuple[Account, ...] = ()
-    taken: frozenset[str] | None = None
-    expected: int = 1
-    back_to: int | None = None
+    selected: frozenset[str] | None = None
+    expected_run: int = 1
+    rollback_run: int | None = None
     left_behind: frozenset[str] = frozenset()
 
 
@@ -114,12 +114,12 @@ class Case:
     server: CountingServer
     runs: list[RunReport] = field(factory=list)
     reading: Reading = field(factory=Reading)
-    before: Reading = field(factory=Reading)
+    previous: Reading = field(factory=Reading)
     accounts: tuple[Account, ...] = ()
-    taken: frozenset[str] | None = None
-    first: int = 1
-    first_of: dict[int, int] = field(factory=dict)
-    start: Reading = field(factory=Reading)
+    selected: frozenset[str] | None = None
+    first_run: int = 1
+    first_runs: dict[int, int] = field(factory=dict)
+    reading_at_start: Reading = field(factory=Reading)
     intent: Intent = field(factory=Intent)
     patched_by: dict[str, int] = field(factory=dict)
     is_last: bool = False
@@ -132,13 +132,13 @@ class Case:
     def records(self) -> Iterator[tuple[Account, Record | None]]:
         """Each account with its row of the table."""
         for ordinal, account in enumerate(self.accounts):
-            if self.taken is None or account.account_id in self.taken:
+            if self.selected is None or account.account_id in self.selected:
                 yield account, self.reading.table.get(ordinal)
 
     @property
     def runs_of_latest(self) -> list[RunReport]:
         """The runs that started and resumed the journal's latest run."""
-        return self.runs[self.first - 1 :]
+        return self.runs[self.first_run - 1 :]
 
     @property
     def refused_for_good(self) -> frozenset[str]:
@@ -156,21 +156,21 @@ class Case:
         """The command has opened the journal: its accounts are those of the journal's latest run."""
         if not self.run.opened or self.run.left_alone:
             return
-        if (number := self.reading.latest) not in self.first_of:
-            self.first_of[number] = self.first = self.run.number
-            self.start = self.before
+        if (number := self.reading.latest) not in self.first_runs:
+            self.first_runs[number] = self.first_run = self.run.number
+            self.reading_at_start = self.previous
             self.patched_by.clear()
         if self.intent.accounts:
-            self.accounts, self.taken = self.intent.accounts, self.intent.taken
+            self.accounts, self.selected = self.intent.accounts, self.intent.selected
 
     def sent(self, account_id: str) -> list[Request]:
         """What was sent for the account since the journal's latest run began."""
-        return [r for r in self.server.by_account.get(account_id, ()) if r.run >= self.first]
+        return [r for r in self.server.by_account.get(account_id, ()) if r.run >= self.first_run]
 
 
 def audit(case: Case, journal: Path, checks: "tuple[Check, ...] | None" = None) -> list[Finding]:
     """What is wrong after the latest run of *case*, whose journal lies at *journal*."""
-    case.before, case.reading = case.reading, read(journal)
+    case.previous, case.reading = case.reading, read(journal)
     case.adopt()
     found = [finding for check in checks or CHECKS for finding in check(case)]
     for account, record in case.records:

@@ -31,7 +31,7 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation import State
 from tests.support.campaign import describe, write_fleet
 from tests.support.campaign_audit import Case, Finding, RunReport
-from tests.support.campaign_nights import audit, draw_nights, intent_of, is_over
+from tests.support.campaign_nights import audit, draw_nights, intent_of, is_finished
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw
 from tests.support.command_line import BENT
 from tests.support.counting_server import API_KEY, KEY_TYPE, Conditions, CountingServer, Gateway
@@ -42,7 +42,7 @@ _AT_THE_END: Final[dict[str, Any]] = {
     "every": 0.0,
     "keep": None,
     "on": (),
-    "back": None,
+    "rollback_to": None,
     "on_failed": "report",
 }
 LONGEST: Final = 60.0
@@ -80,24 +80,24 @@ async def listening(server: CountingServer) -> AsyncIterator[str]:
 
 def draw_commands(seed: int) -> Sequence:
     """The sequence of this *seed*, with what takes long in real time left out."""
-    dice = random.Random(f"commands {seed}")
-    drawn = draw(seed, accounts=dice.randint(60, 150))
+    rng = random.Random(f"commands {seed}")
+    drawn = draw(seed, accounts=rng.randint(60, 150))
     traits = evolve(drawn.traits, dead_proxies=frozenset())
-    steps = tuple(_step(dice, len(drawn.accounts)) for _ in range(dice.randint(1, 3)))
+    steps = tuple(_step(rng, len(drawn.accounts)) for _ in range(rng.randint(1, 3)))
     # Without keys a killed run leaves most accounts to the operator; virtual time is enough for that.
     return evolve(drawn, traits=traits, steps=steps, idempotency=True, assign="round-robin")
 
 
 def draw_night_commands(seed: int) -> Sequence:
     """The nights of this *seed*, with the troubles and ends of `draw_commands`, but the right key."""
-    dice = random.Random(f"commands of nights {seed}")
-    drawn = draw_nights(seed, accounts=dice.randint(30, 60))
+    rng = random.Random(f"commands of nights {seed}")
+    drawn = draw_nights(seed, accounts=rng.randint(30, 60))
     steps: list[Step] = []
     for night in drawn.steps[:3]:
-        step = _step(dice, len(drawn.accounts))
+        step = _step(rng, len(drawn.accounts))
         if len(steps) == 2 and seed % 2:
-            night = evolve(night, back=0.0, on=(), every=None, keep=None)
-        names = "every keep on back accounts pool saved_as rest".split()
+            night = evolve(night, rollback_to=0.0, on=(), every=None, keep=None)
+        names = "every keep on rollback_to accounts pool file_format pause".split()
         step = evolve(step, limit=None, **{name: getattr(night, name) for name in names})
         is_wrong_key = step.conditions.key_fails_after == 0
         steps.append(
@@ -105,7 +105,7 @@ def draw_night_commands(seed: int) -> Sequence:
                 step,
                 conditions=Conditions() if is_wrong_key else step.conditions,
                 end=End.NATURAL if step.end is End.DISK_FULL else step.end,
-                on_failed="report" if step.every is not None or step.takes_some else step.on_failed,
+                on_failed="report" if step.every is not None or step.is_partial else step.on_failed,
             )
         )
     traits = evolve(drawn.traits, dead_proxies=frozenset())
@@ -114,23 +114,23 @@ def draw_night_commands(seed: int) -> Sequence:
     )
 
 
-def _step(dice: random.Random, accounts: int) -> Step:
+def _step(rng: random.Random, accounts: int) -> Step:
     conditions = Conditions()
-    match dice.choice(["healthy", "healthy", "wrong key", "revoked key", "gateway"]):
+    match rng.choice(["healthy", "healthy", "wrong key", "revoked key", "gateway"]):
         case "wrong key":
             conditions = Conditions(key_fails_after=0)
         case "revoked key":
-            conditions = Conditions(key_fails_after=dice.randint(1, accounts))
+            conditions = Conditions(key_fails_after=rng.randint(1, accounts))
         case "gateway":
-            conditions = Conditions(gateway=Gateway(status=dice.choice([400, 401, 403, 404])))
+            conditions = Conditions(gateway=Gateway(status=rng.choice([400, 401, 403, 404])))
     return Step(
         conditions=conditions,
-        end=dice.choices([End.KILL, End.NATURAL, End.STOP, End.DISK_FULL], [6, 2, 1, 1])[0],
-        at=dice.randint(1, accounts),
-        delay=dice.choice([0.0, dice.uniform(0, 0.1)]),
-        limit=dice.randint(1, accounts) if dice.random() < 0.2 else None,
-        in_flight=dice.randint(5, 40),
-        on_failed=dice.choice(["report", "report", "retry"]),
+        end=rng.choices([End.KILL, End.NATURAL, End.STOP, End.DISK_FULL], [6, 2, 1, 1])[0],
+        after_requests=rng.randint(1, accounts),
+        delay=rng.choice([0.0, rng.uniform(0, 0.1)]),
+        limit=rng.randint(1, accounts) if rng.random() < 0.2 else None,
+        in_flight=rng.randint(5, 40),
+        on_failed=rng.choice(["report", "report", "retry"]),
     )
 
 
@@ -181,8 +181,10 @@ class CommandPlayer:
 
     def _same(self, step: Step) -> Step:
         """*step*, for the accounts of the journal's latest run."""
-        opening = self.case.runs[self.case.first - 1].step if self.case.runs else Step()
-        return evolve(step, on=opening.on, back=opening.back, accounts=self._fleet, pool=opening.pool)
+        opening = self.case.runs[self.case.first_run - 1].step if self.case.runs else Step()
+        return evolve(
+            step, on=opening.on, rollback_to=opening.rollback_to, accounts=self._fleet, pool=opening.pool
+        )
 
     def _note(self, found: list[Finding]) -> None:
         known = {(finding.kind, finding.account_id) for _, finding in self.findings}
@@ -191,7 +193,7 @@ class CommandPlayer:
 
     async def _run(self, step: Step, url: str) -> None:
         case, server = self.case, self.case.server
-        if step.every is not None and case.reading.latest and not is_over(case.reading, step, "retry"):
+        if step.every is not None and case.reading.latest and not is_finished(case.reading, step, "retry"):
             step = evolve(step, every=None, keep=None)
         case.intent, changes, _ = intent_of(case, self.journal, step, time.time() + self.ahead)
         if changes is not None and not changes:
@@ -211,7 +213,9 @@ class CommandPlayer:
                 with suppress(ProcessLookupError):
                     process.send_signal(signal.SIGKILL if step.end is End.KILL else signal.SIGTERM)
 
-        server.on_request = lambda number: loop.call_later(step.delay, end) if number == step.at else None
+        server.on_request = lambda number: (
+            loop.call_later(step.delay, end) if number == step.after_requests else None
+        )
         try:
             output, errors = await asyncio.wait_for(process.communicate(), LONGEST)
         except TimeoutError:
@@ -228,22 +232,22 @@ class CommandPlayer:
         report.opened = code != exit_codes.BAD_INPUT
         report.error = None if report.opened else JournalError(errors.decode())
         report.left_alone = b"the next is due at" in output
-        self.ahead += step.rest
+        self.ahead += step.pause
         if not (self.journal.exists() or server.requests):
             return  # killed before there was anything to audit
         self._note(audit(case, self.journal))
         self._note(self._check_exit(report, code, errors.decode()))
-        if report.opened and not report.left_alone and step.back is None:
+        if report.opened and not report.left_alone and step.rollback_to is None:
             self._fleet = case.intent.accounts
 
     async def _start(self, step: Step, url: str, key: str) -> asyncio.subprocess.Process:
-        words = self._words(step)
-        self.commands.append(" ".join(["postpress-async", *words]))
+        args = self._words(step)
+        self.commands.append(" ".join(["postpress-async", *args]))
         options: dict[str, Any] = {}
         if step.end is End.DISK_FULL:
-            options["preexec_fn"] = _no_file_over(step.at * 1_000)
+            options["preexec_fn"] = _no_file_over(step.after_requests * 1_000)
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", BENT, str(self.ahead), *words),
+            *(sys.executable, "-c", BENT, str(self.ahead), *args),
             cwd=self.folder,
             env={**os.environ, "POSTPRESS_API_KEY": key, "POSTPRESS_BASE_URL": url},
             stdout=asyncio.subprocess.PIPE,
@@ -255,16 +259,16 @@ class CommandPlayer:
         """The command of *step*, for files that are written here."""
         accounts, options = self.case.intent.accounts, list[str]()
         pool: list[CustomProxy] = []
-        if step.back is not None:
-            words = ["rollback", self.journal.name, "--to", str(self.case.intent.back_to), "--skip-bad"]
+        if step.rollback_to is not None:
+            args = ["rollback", self.journal.name, "--to", str(self.case.intent.rollback_run), "--skip-bad"]
             fleets = (*self.sequence.accounts, *(step.accounts or ()))
             pool = [account.change for account in fleets if isinstance(account.change, CustomProxy)]
             pool = list(dict.fromkeys([*pool, *self.sequence.pool]))
         else:
-            write_fleet(accounts, self.folder / "fleet.csv", step.saved_as)
-            words = ["rotate", "fleet.csv", "--journal", self.journal.name]
+            write_fleet(accounts, self.folder / "fleet.csv", step.file_format)
+            args = ["rotate", "fleet.csv", "--journal", self.journal.name]
             if step.on_failed == "retry" and self.journal.exists():
-                words = ["retry-failed", self.journal.name, "fleet.csv"]
+                args = ["retry-failed", self.journal.name, "fleet.csv"]
             if any(account.change is None for account in accounts):
                 pool = list(step.pool or self.sequence.pool)
                 cap = self.sequence.accounts_per_proxy
@@ -277,7 +281,7 @@ class CommandPlayer:
             options += ["--pool", "proxies.txt"]
         options += [] if step.limit is None else ["--limit", str(step.limit)]
         return [
-            *words,
+            *args,
             "--in-flight",
             str(step.in_flight),
             "--halt",
@@ -290,7 +294,7 @@ class CommandPlayer:
     def _check_exit(self, report: RunReport, code: int | None, errors: str) -> list[Finding]:
         if "Traceback" in errors:
             return [Finding("traceback", None, errors)]
-        if report.ended is End.STOP and code != exit_codes.INTERRUPTED and self._is_over():
+        if report.ended is End.STOP and code != exit_codes.INTERRUPTED and self._is_finished():
             if code == -signal.SIGTERM:
                 return []  # the signal came while the process exited
             report.ended = End.NATURAL
@@ -311,7 +315,7 @@ class CommandPlayer:
             return self._check_natural_exit(code)
         return [] if code == right else [_wrong_exit(code, right, errors)]
 
-    def _is_over(self) -> bool:
+    def _is_finished(self) -> bool:
         """Whether the latest run has ended by itself."""
         settled = {State.PATCHED, State.FAILED}
         return self.case.reading.status["run"] == "halted" or all(

@@ -32,7 +32,7 @@ HOUR: Final = 3_600.0
 EVERY: Final = 20 * HOUR
 NO_RUN: Final = -1
 
-SAVED: Final[tuple[Callable[[str], bytes], ...]] = (
+FILE_FORMATS: Final[tuple[Callable[[str], bytes], ...]] = (
     str.encode,
     lambda text: text.replace("\n", "\r\n").encode(),
     lambda text: text.encode("utf-8-sig"),
@@ -47,53 +47,55 @@ SAVED: Final[tuple[Callable[[str], bytes], ...]] = (
 
 def draw_nights(seed: int, accounts: int | None = None) -> Sequence:
     """The nights of this *seed*; with another number of *accounts* if given."""
-    dice = random.Random(f"nights {seed}")
-    drawn = draw(seed, accounts or dice.randint(10, 60))
+    rng = random.Random(f"nights {seed}")
+    drawn = draw(seed, accounts or rng.randint(10, 60))
     # A new run sends an account in doubt under a new key: only a service that knows the keys bounds doubles.
-    drawn = evolve(drawn, idempotency=True, from_file=dice.random() < 0.8)
+    drawn = evolve(drawn, idempotency=True, from_file=rng.random() < 0.8)
     if drawn.accounts_per_proxy is not None:
         drawn = evolve(drawn, accounts_per_proxy=2 * drawn.accounts_per_proxy)  # rows are appended
     steps: list[Step] = []
     fleet, pool, unused = list(drawn.accounts), drawn.pool, iter(range(1_000))
     # Nights on which nothing is left, so that more of them are followed by others.
-    is_calm = dice.random() < 0.5
-    for number in range(dice.randint(3, 8)):
+    is_calm = rng.random() < 0.5
+    for number in range(rng.randint(3, 8)):
         # The troubles and the end of one of the other campaign's runs; most nights have few.
-        step = dice.choice(draw(dice.randrange(10**9), len(fleet)).steps)
-        if dice.random() < 0.6:
-            step = Step(end=step.end, at=step.at, delay=step.delay, in_flight=step.in_flight)
-        if dice.random() < (0.8 if is_calm else 0.2):
+        step = rng.choice(draw(rng.randrange(10**9), len(fleet)).steps)
+        if rng.random() < 0.6:
+            step = Step(
+                end=step.end, after_requests=step.after_requests, delay=step.delay, in_flight=step.in_flight
+            )
+        if rng.random() < (0.8 if is_calm else 0.2):
             step = Step(in_flight=step.in_flight)
-        if number and dice.random() < 0.5:
-            fleet = _edited(dice, fleet, unused)
-        if number and dice.random() < 0.4:
+        if number and rng.random() < 0.5:
+            fleet = _edited(rng, fleet, unused)
+        if number and rng.random() < 0.4:
             fleet = [_on_next_port(account) for account in fleet]
-        if pool and dice.random() < 0.6:
-            pool = tuple(dice.sample(pool, len(pool)))
+        if pool and rng.random() < 0.6:
+            pool = tuple(rng.sample(pool, len(pool)))
         step = evolve(
             step,
-            on_failed="report" if dice.random() < 0.8 else "retry",
-            rest=dice.choice([1.0, HOUR, 24 * HOUR, 24 * HOUR]),
+            on_failed="report" if rng.random() < 0.8 else "retry",
+            pause=rng.choice([1.0, HOUR, 24 * HOUR, 24 * HOUR]),
             accounts=tuple(fleet),
             pool=pool,
-            saved_as=dice.randrange(len(SAVED)),
+            file_format=rng.randrange(len(FILE_FORMATS)),
         )
-        steps.append(evolve(step, **_command(dice, number, fleet, pool)))
+        steps.append(evolve(step, **_command(rng, number, fleet, pool)))
     return evolve(drawn, steps=tuple(steps), is_nights=True)
 
 
 def _command(
-    dice: random.Random, number: int, fleet: list[Account], pool: tuple[CustomProxy, ...]
+    rng: random.Random, number: int, fleet: list[Account], pool: tuple[CustomProxy, ...]
 ) -> dict[str, Any]:
-    chance = dice.random()
+    chance = rng.random()
     if number and chance < 0.25:
         own = [account.change for account in fleet if isinstance(account.change, CustomProxy)]
         if proxies := [*pool, *pool, *own[:3]]:
-            return {"on": tuple({proxy.host for proxy in dice.choices(proxies, k=2)})}
+            return {"on": tuple({proxy.host for proxy in rng.choices(proxies, k=2)})}
     if number and chance < 0.5:
-        return {"back": dice.choice([0.0, dice.random()])}
-    keep = dice.choice([None, None, None, 1, 2, 5])
-    return {"every": None if chance > 0.9 else dice.choice([0.0, EVERY, EVERY]), "keep": keep}
+        return {"rollback_to": rng.choice([0.0, rng.random()])}
+    keep = rng.choice([None, None, None, 1, 2, 5])
+    return {"every": None if chance > 0.9 else rng.choice([0.0, EVERY, EVERY]), "keep": keep}
 
 
 def _on_next_port(account: Account) -> Account:
@@ -103,25 +105,25 @@ def _on_next_port(account: Account) -> Account:
     return evolve(account, change=evolve(change, port=change.port + 1))
 
 
-def _edited(dice: random.Random, fleet: list[Account], unused: Iterator[int]) -> list[Account]:
+def _edited(rng: random.Random, fleet: list[Account], unused: Iterator[int]) -> list[Account]:
     """The fleet with rows appended, removed, reordered, inserted, or with another change."""
     fleet = list(fleet)
-    new = [Account(f"new_{next(unused):03}", dice.choice(fleet).change) for _ in range(dice.randint(1, 5))]
-    match dice.choice(["append", "append", "remove", "reorder", "insert", "change"]):
+    new = [Account(f"new_{next(unused):03}", rng.choice(fleet).change) for _ in range(rng.randint(1, 5))]
+    match rng.choice(["append", "append", "remove", "reorder", "insert", "change"]):
         case "append":
             fleet += new
         case "remove" if len(fleet) > 5:
-            for _ in range(dice.randint(1, 4)):
-                fleet.pop(dice.randrange(len(fleet)))
+            for _ in range(rng.randint(1, 4)):
+                fleet.pop(rng.randrange(len(fleet)))
         case "reorder":
-            dice.shuffle(fleet)
+            rng.shuffle(fleet)
         case "insert":
             for account in new:
-                fleet.insert(dice.randrange(len(fleet)), account)
+                fleet.insert(rng.randrange(len(fleet)), account)
         case "change":
-            for index in dice.sample(range(len(fleet)), min(len(fleet), 5)):
+            for index in rng.sample(range(len(fleet)), min(len(fleet), 5)):
                 if isinstance(fleet[index].change, ManagedProxy):
-                    change = ManagedProxy(country=dice.choice(COUNTRIES))
+                    change = ManagedProxy(country=rng.choice(COUNTRIES))
                     fleet[index] = Account(fleet[index].account_id, change)
     return fleet
 
@@ -137,10 +139,10 @@ def intent_of(case: Case, journal: Path, step: Step, now: float) -> tuple[Intent
     """
     reading = case.reading
     accounts = step.accounts or case.accounts
-    if not step.takes_some or not reading.latest:
-        return Intent(accounts, expected=expected_run(case, step, None, now)), None, None
+    if not step.is_partial or not reading.latest:
+        return Intent(accounts, expected_run=expected_run(case, step, None, now)), None, None
     with JournalReader(journal) as view:
-        if step.back is None:
+        if step.rollback_to is None:
             selection = Selection.of(step.on)
             assert selection is not None
             with suppress(JournalError):  # no account matches: the command says so
@@ -148,7 +150,7 @@ def intent_of(case: Case, journal: Path, step: Step, now: float) -> tuple[Intent
             taken = frozenset(selection.accounts or ())
             intent = Intent(accounts, taken, expected_run(case, step, None, now))
             return intent, None, selection
-        to = _back_to(case, step)
+        to = _rollback_target(case, step)
         proxies = {proxy: None for fleet in (case.sequence.accounts, accounts) for proxy in _proxies(fleet)}
         lists = [*proxies, *case.sequence.pool]
         plan = plan_rollback(view, to, ProxyPool(lists) if lists else ())
@@ -158,12 +160,15 @@ def intent_of(case: Case, journal: Path, step: Step, now: float) -> tuple[Intent
     return Intent(rows, None, expected, to, behind), plan.changes, plan.selection
 
 
-def _back_to(case: Case, step: Step) -> int:
+def _rollback_target(case: Case, step: Step) -> int:
     """The run to which a rollback goes back; that of an unfinished one if there is one."""
-    if case.intent.back_to is not None and case.runs[case.first - 1].step.back == step.back:
-        return case.intent.back_to
+    if (
+        case.intent.rollback_run is not None
+        and case.runs[case.first_run - 1].step.rollback_to == step.rollback_to
+    ):
+        return case.intent.rollback_run
     runs = sorted(case.reading.runs)
-    return runs[int((step.back or 0) * (len(runs) - 1))]
+    return runs[int((step.rollback_to or 0) * (len(runs) - 1))]
 
 
 def selection_of(step: Step, to: int | None) -> str | None:
@@ -179,7 +184,7 @@ def expected_run(case: Case, step: Step, to: int | None, now: float) -> int:
     number, selection = reading.latest, selection_of(step, to)
     if not number:
         return 1 if selection is None else NO_RUN
-    latest, is_complete = reading.runs[number], is_over(reading, step, on_unknown)
+    latest, is_complete = reading.runs[number], is_finished(reading, step, on_unknown)
     if selection is not None:
         # What is left of a run of some accounts is sent under the keys that it began with.
         is_left = any(record.state in {State.UNKNOWN, State.SKIPPED} for record in reading.table.values())
@@ -194,7 +199,7 @@ def expected_run(case: Case, step: Step, to: int | None, now: float) -> int:
     return number + (began + step.every <= now)
 
 
-def is_over(reading: Reading, step: Step, on_unknown: OnUnknown) -> bool:
+def is_finished(reading: Reading, step: Step, on_unknown: OnUnknown) -> bool:
     """Whether the latest run is complete, or has nothing left that *step* would send."""
     done = {State.PATCHED, State.FAILED, State.UNKNOWN}
     done -= {State.FAILED} if step.on_failed == "retry" else set()
@@ -206,15 +211,17 @@ def is_over(reading: Reading, step: Step, on_unknown: OnUnknown) -> bool:
 
 def may_refuse(case: Case, step: Step, message: str) -> bool:
     """Whether a command may be refused with this *message* although its run could be started or resumed."""
-    reading, accounts = case.before, case.intent.accounts
-    is_complete = bool(reading.latest) and is_over(reading, step, step.on_unknown or case.sequence.on_unknown)
+    reading, accounts = case.previous, case.intent.accounts
+    is_complete = bool(reading.latest) and is_finished(
+        reading, step, step.on_unknown or case.sequence.on_unknown
+    )
     if step.on and ("has no accounts on" in message or "the input has none of" in message):
         return True  # `check_selection` knows whether an account is on it
     if "used another pool" in message:
         return is_complete and step.every is None
     if "belongs to another input" not in message:
         return False
-    if step.takes_some or is_complete:
+    if step.is_partial or is_complete:
         return True
     if accounts[: len(case.accounts)] == case.accounts:
         return False  # rows were appended at most
@@ -239,7 +246,7 @@ def label_of(change: dict[str, Any]) -> str:
     return f"{user}{proxy['host']}:{proxy['port']}"
 
 
-def _held(case: Case, account_id: str, until: int | None = None) -> str | None:
+def _assignment_held(case: Case, account_id: str, until: int | None = None) -> str | None:
     """What the account has, or had before the run *until*, as the server knows."""
     applied = [
         request
@@ -259,7 +266,7 @@ def audit(case: Case, journal: Path) -> list[Finding]:
 
 def check_nothing_happened(case: Case) -> Iterator[Finding]:
     """A command that was refused, or that left a complete run alone, had a cause, and changed nothing."""
-    run, before, after, expected = case.run, case.before, case.reading, case.intent.expected
+    run, before, after, expected = case.run, case.previous, case.reading, case.intent.expected_run
     if sent := case.server.sent_in(run.number):
         yield Finding("refused, but sent", sent[0].account_id, str(run.error))
     # Pairs are compared after failed accounts were made ready to be sent again, and after doubts were dated.
@@ -269,7 +276,7 @@ def check_nothing_happened(case: Case) -> Iterator[Finding]:
         yield Finding("refused, but the journal has changed", None, str(run.error))
     if run.left_alone and (
         expected != before.latest
-        or not is_over(before, run.step, run.step.on_unknown or case.sequence.on_unknown)
+        or not is_finished(before, run.step, run.step.on_unknown or case.sequence.on_unknown)
     ):
         yield Finding("a run that is due was left alone", None, str(run.step))
     if run.was_refused and expected != NO_RUN and not may_refuse(case, run.step, str(run.error)):
@@ -285,7 +292,7 @@ def _recorded(reading: Reading, *, dated: bool) -> list[list[Any]]:
 
 def check_number(case: Case) -> Iterator[Finding]:
     """A command starts a run exactly if one is due, and otherwise resumes the latest one."""
-    reading, expected = case.reading, case.intent.expected
+    reading, expected = case.reading, case.intent.expected_run
     if expected == NO_RUN and case.run.opened:
         yield Finding("not refused", None, str(case.run.step))
     elif reading.latest != expected and case.run.opened:
@@ -294,10 +301,10 @@ def check_number(case: Case) -> Iterator[Finding]:
 
 def check_past(case: Case) -> Iterator[Finding]:
     """What the journal says of earlier runs never changes."""
-    before, after = case.before, case.reading
-    if case.run.number == case.first:  # it started a run
+    before, after = case.previous, case.reading
+    if case.run.number == case.first_run:  # it started a run
         keep = case.run.step.keep
-        if keep is not None and not case.run.step.takes_some and len(after.runs) > keep:
+        if keep is not None and not case.run.step.is_partial and len(after.runs) > keep:
             yield Finding("too many runs are kept", None, f"{list(after.runs)}, with keep={keep}")
     for run in before.runs:
         was = (before.runs[run], before.outcomes[run])
@@ -307,7 +314,7 @@ def check_past(case: Case) -> Iterator[Finding]:
 
 def check_fresh_keys(case: Case) -> Iterator[Finding]:
     """No run uses an idempotency key of an earlier one."""
-    keys = {request.key for request in case.server.requests if request.run < case.first}
+    keys = {request.key for request in case.server.requests if request.run < case.first_run}
     for request in case.server.sent_in(case.run.number):
         if request.key in keys:
             yield Finding("key of an earlier run", request.account_id, str(request))
@@ -339,30 +346,34 @@ def check_assignments(case: Case) -> Iterator[Finding]:
         account_id = line["account_id"]
         if line["state"] != State.PATCHED or account_id in unrecorded:
             continue
-        if (held := _held(case, account_id)) != line["assignment"]:
+        if (held := _assignment_held(case, account_id)) != line["assignment"]:
             yield Finding("assignment that is not so", account_id, f"{line}, but it has {held}")
 
 
 def check_selection(case: Case) -> Iterator[Finding]:
     """A run of the accounts on a proxy takes all of them that are in the input, and no others."""
-    step = case.runs[case.first - 1].step
-    if not step.on or case.reading.latest != case.intent.expected:
+    step = case.runs[case.first_run - 1].step
+    if not step.on or case.reading.latest != case.intent.expected_run:
         return
     # A run that died recorded no assignment of some accounts.
-    latest = {row[3]: row for run in sorted(case.start.outcomes) for row in case.start.outcomes[run]}
+    latest = {
+        row[3]: row
+        for run in sorted(case.reading_at_start.outcomes)
+        for row in case.reading_at_start.outcomes[run]
+    }
     known = {account_id for account_id, row in latest.items() if row[4] == State.PATCHED}
     # What --on-unknown report records of a killed run, although nothing was sent.
     doubts = {
         id_ for id_, row in latest.items() if row[4:6] == (State.UNKNOWN, 0) and _is_on(row[13], step.on)
     }
     for account in case.accounts:
-        held, sent = _held(case, account.account_id, case.first), case.sent(account.account_id)
+        held, sent = _assignment_held(case, account.account_id, case.first_run), case.sent(account.account_id)
         is_on = _is_on(held, step.on)
         is_on_if_sent = account.account_id in doubts
         if sent and not is_on and not is_on_if_sent and not _may_be_on(case, account.account_id, step.on):
             yield Finding("another account was taken", account.account_id, f"{step.on}, but it has {held}")
         is_known = account.account_id in known
-        is_taken = case.taken is not None and account.account_id in case.taken
+        is_taken = case.selected is not None and account.account_id in case.selected
         if is_on and is_known and not is_taken:
             yield Finding("an account was left out", account.account_id, f"{step.on}, and it has {held}")
 
@@ -370,8 +381,8 @@ def check_selection(case: Case) -> Iterator[Finding]:
 def _may_be_on(case: Case, account_id: str, hosts: tuple[str, ...]) -> bool:
     """Whether a request that the client is not certain about asked for one of the *hosts*."""
     for request in reversed(case.server.by_account.get(account_id, ())):
-        has_died = request.run < case.first and case.runs[request.run - 1].died
-        if request.run >= case.first or (request.is_refused and not has_died):
+        has_died = request.run < case.first_run and case.runs[request.run - 1].died
+        if request.run >= case.first_run or (request.is_refused and not has_died):
             continue
         if _host(label_of(request.change)) in hosts:
             return True
@@ -393,7 +404,7 @@ def check_caps_outside(case: Case) -> Iterator[Finding]:
     cap = case.sequence.accounts_per_proxy
     if cap is None or not case.run.step.on:
         return
-    held = Counter(_held(case, account.account_id) for account in case.accounts)
+    held = Counter(_assignment_held(case, account.account_id) for account in case.accounts)
     assigned = {record.proxy for _, record in case.records if record is not None and record.proxy}
     for label in assigned & {proxy.host + f":{proxy.port}" for proxy in case.sequence.pool}:
         if held[label] > cap:
@@ -403,18 +414,21 @@ def check_caps_outside(case: Case) -> Iterator[Finding]:
 def check_rollback(case: Case) -> Iterator[Finding]:
     """After a rollback, each account has what it had, unless the plan says that it cannot go back."""
     if (
-        case.intent.back_to is None
+        case.intent.rollback_run is None
         or not case.run.opened
         or case.reading.runs[case.reading.latest]["state"] != "complete"
     ):
         return
-    until = case.first_of.get(case.intent.back_to + 1, case.first)
+    until = case.first_runs.get(case.intent.rollback_run + 1, case.first_run)
     for account_id in case.server.by_account:
-        had = _held(case, account_id, until)
+        had = _assignment_held(case, account_id, until)
         if had is None or account_id in case.intent.left_behind:
             continue
         states = {record.account_id: record.state for record in case.reading.table.values()}
-        if states.get(account_id, State.PATCHED) == State.PATCHED and (now := _held(case, account_id)) != had:
+        if (
+            states.get(account_id, State.PATCHED) == State.PATCHED
+            and (now := _assignment_held(case, account_id)) != had
+        ):
             yield Finding("not rolled back", account_id, f"it had {had}, and has {now}")
 
 
