@@ -1,11 +1,13 @@
 """
-The campaign's sequences of real commands: processes, a socket, SIGKILL, a full disk by a limit on file sizes.
+Sequences of real commands: processes, a socket, SIGKILL, and a limit on file sizes in place of a full disk.
 
-They are fewer than those in virtual time (`campaign`), since each command takes half a second to start. They
-meet no troubles that are retried, since backoffs would pass in real time. Server and audit are the same.
+There are fewer of them than in virtual time (`campaign`), because each command takes half a second to start.
+They meet no failures that are retried, because backoffs would pass in real time. The server and the audit are
+the same.
 
-Nights are played with a clock that is ahead. There, ``--every`` is left out while a run is unfinished, since
-one command would finish it and start the next, and the server counts by command.
+For nights, the clock of the commands is set ahead. A command has no ``--every`` while a journal run is
+unfinished: otherwise one command would finish that run and start the next, but the server counts requests by
+command.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from tests.support.campaign_plan import Account, End, Sequence, Step, draw
 from tests.support.command_line import BENT
 from tests.support.counting_server import API_KEY, KEY_TYPE, Conditions, CountingServer, Gateway
 
-_AT_THE_END: Final[dict[str, Any]] = {
+_LAST_NIGHT: Final[dict[str, Any]] = {
     "conditions": Conditions(),
     "end": End.NATURAL,
     "every": 0.0,
@@ -46,12 +48,12 @@ _AT_THE_END: Final[dict[str, Any]] = {
     "on_failed": "report",
 }
 LONGEST: Final = 60.0
-"""Seconds that a command may take; on an idle machine it takes one."""
+"""Seconds that a command may take. On an idle machine it takes one second."""
 
 
 @asynccontextmanager
 async def listening(server: CountingServer) -> AsyncIterator[str]:
-    """The base URL of *server* on a real socket."""
+    """Serve *server* on a real socket, and yield its base URL."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         account_id, body = request.path.rsplit("/", 1)[-1], await request.read()
@@ -60,7 +62,7 @@ async def listening(server: CountingServer) -> AsyncIterator[str]:
         reply = await asyncio.shield(task)
         if request.transport is None:
             return web.Response()  # the client was killed
-        if reply is None:
+        if reply is None:  # the response is lost
             request.transport.abort()
             return web.Response()
         sent.heard = True
@@ -79,17 +81,17 @@ async def listening(server: CountingServer) -> AsyncIterator[str]:
 
 
 def draw_commands(seed: int) -> Sequence:
-    """The sequence of this *seed*, with what takes long in real time left out."""
+    """Draw the sequence of this *seed*, without anything that takes long in real time."""
     rng = random.Random(f"commands {seed}")
     drawn = draw(seed, accounts=rng.randint(60, 150))
     traits = evolve(drawn.traits, dead_proxies=frozenset())
     steps = tuple(_step(rng, len(drawn.accounts)) for _ in range(rng.randint(1, 3)))
-    # Without keys a killed run leaves most accounts to the operator; virtual time is enough for that.
+    # Without keys, most accounts of a killed run stay unknown. Sequences in virtual time cover this case.
     return evolve(drawn, traits=traits, steps=steps, idempotency=True, assign="round-robin")
 
 
 def draw_night_commands(seed: int) -> Sequence:
-    """The nights of this *seed*, with the troubles and ends of `draw_commands`, but the right key."""
+    """Draw the nights of this *seed*, with failures and ends as in `draw_commands`, but the right key."""
     rng = random.Random(f"commands of nights {seed}")
     drawn = draw_nights(seed, accounts=rng.randint(30, 60))
     steps: list[Step] = []
@@ -137,14 +139,14 @@ def _step(rng: random.Random, accounts: int) -> Step:
 @define
 class CommandPlayer:
     """
-    Plays a sequence by commands, and audits it after each.
+    Plays a sequence with commands, and audits it after each command.
 
     Attributes:
-        sequence: What to play.
-        folder: Where the fleet, the list of proxies and the journal go.
-        case: The sequence so far.
-        findings: Each with the number of the run after which it was found.
-        commands: The command lines, as they were given.
+        sequence: The sequence to play.
+        folder: Folder of the fleet, the proxy list and the journal.
+        case: The state of the sequence.
+        findings: The findings, each with the number of the run that was audited.
+        commands: The command lines so far.
         ahead: Seconds by which the clock of the commands is ahead.
     """
 
@@ -166,30 +168,30 @@ class CommandPlayer:
         return self.folder / "journal.sqlite3"
 
     async def play(self) -> list[tuple[int, Finding]]:
-        """The findings, each with the number of the run after which it was made."""
+        """Play the sequence and return the findings."""
         async with listening(self.case.server) as url:
             for step in self.sequence.steps:
                 await self._run(step, url)
-            await self._run(self._same(Step(in_flight=40)), url)
+            await self._run(self._for_latest_run(Step(in_flight=40)), url)
             if self.sequence.is_nights:
-                await self._run(evolve(self.sequence.steps[-1], **_AT_THE_END), url)
+                await self._run(evolve(self.sequence.steps[-1], **_LAST_NIGHT), url)
             if any(record is None or record.state == State.FAILED for _, record in self.case.records):
-                await self._run(self._same(Step(in_flight=40, on_failed="retry")), url)
+                await self._run(self._for_latest_run(Step(in_flight=40, on_failed="retry")), url)
             self.case.is_last = True
-            self._note(audit(self.case, self.journal))
+            self._add_findings(audit(self.case, self.journal))
         return self.findings
 
-    def _same(self, step: Step) -> Step:
-        """*step*, for the accounts of the journal's latest run."""
+    def _for_latest_run(self, step: Step) -> Step:
+        """Return *step* with the input and selection of the latest journal run."""
         opening = self.case.runs[self.case.first_run - 1].step if self.case.runs else Step()
         return evolve(
             step, on=opening.on, rollback_to=opening.rollback_to, accounts=self._fleet, pool=opening.pool
         )
 
-    def _note(self, found: list[Finding]) -> None:
+    def _add_findings(self, findings: list[Finding]) -> None:
         known = {(finding.kind, finding.account_id) for _, finding in self.findings}
-        fresh = [finding for finding in found if (finding.kind, finding.account_id) not in known]
-        self.findings += [(self.case.run.number, finding) for finding in fresh]
+        new = [finding for finding in findings if (finding.kind, finding.account_id) not in known]
+        self.findings += [(self.case.run.number, finding) for finding in new]
 
     async def _run(self, step: Step, url: str) -> None:
         case, server = self.case, self.case.server
@@ -197,10 +199,10 @@ class CommandPlayer:
             step = evolve(step, every=None, keep=None)
         case.intent, changes, _ = intent_of(case, self.journal, step, time.time() + self.ahead)
         if changes is not None and not changes:
-            return  # a rollback has nothing to do
+            return  # there is nothing to roll back
         report = RunReport(len(case.runs) + 1, step)
         case.runs.append(report)
-        # A wrong key is given to the command; a revoked one is the server's doing.
+        # For a wrong key, the command gets another one. For a revoked key, the server starts to refuse it.
         is_wrong = step.conditions.key_fails_after == 0
         server.begin_run(evolve(step.conditions, key_fails_after=None) if is_wrong else step.conditions)
         key = "pp_test_a_wrong_key" if is_wrong else API_KEY
@@ -219,7 +221,9 @@ class CommandPlayer:
         try:
             output, errors = await asyncio.wait_for(process.communicate(), LONGEST)
         except TimeoutError:
-            self._note([Finding("hangs", None, f"{self.commands[-1]} is not over after {LONGEST:g} s")])
+            self._add_findings(
+                [Finding("hangs", None, f"{self.commands[-1]} has not ended after {LONGEST:g} s")]
+            )
             process.kill()
             output, errors = await process.communicate()
         server.on_request = None
@@ -228,15 +232,15 @@ class CommandPlayer:
         if step.end is End.DISK_FULL and code == exit_codes.HALTED:
             report.ended = End.DISK_FULL
         if report.ended is End.KILL and code != -signal.SIGKILL:
-            report.ended = End.NATURAL  # it had ended before the signal came
+            report.ended = End.NATURAL  # it ended before the signal arrived
         report.opened = code != exit_codes.BAD_INPUT
         report.error = None if report.opened else JournalError(errors.decode())
         report.left_alone = b"the next is due at" in output
         self.ahead += step.pause
         if not (self.journal.exists() or server.requests):
-            return  # killed before there was anything to audit
-        self._note(audit(case, self.journal))
-        self._note(self._check_exit(report, code, errors.decode()))
+            return  # it was killed before it created a journal or sent a request
+        self._add_findings(audit(case, self.journal))
+        self._add_findings(self._check_exit(report, code, errors.decode()))
         if report.opened and not report.left_alone and step.rollback_to is None:
             self._fleet = case.intent.accounts
 
@@ -245,7 +249,7 @@ class CommandPlayer:
         self.commands.append(" ".join(["postpress-async", *args]))
         options: dict[str, Any] = {}
         if step.end is End.DISK_FULL:
-            options["preexec_fn"] = _no_file_over(step.after_requests * 1_000)
+            options["preexec_fn"] = _limit_file_size(step.after_requests * 1_000)
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", BENT, str(self.ahead), *args),
             cwd=self.folder,
@@ -256,7 +260,7 @@ class CommandPlayer:
         )
 
     def _words(self, step: Step) -> list[str]:
-        """The command of *step*, for files that are written here."""
+        """Write the files for *step*, and return the arguments of its command."""
         accounts, options = self.case.intent.accounts, list[str]()
         pool: list[CustomProxy] = []
         if step.rollback_to is not None:
@@ -296,53 +300,54 @@ class CommandPlayer:
             return [Finding("traceback", None, errors)]
         if report.ended is End.STOP and code != exit_codes.INTERRUPTED and self._is_finished():
             if code == -signal.SIGTERM:
-                return []  # the signal came while the process exited
+                return []  # the signal arrived while the process exited
             report.ended = End.NATURAL
         refused = [r for r in self.case.server.sent_in(report.number) if r.by_key_check]
         if report.ended is End.KILL:
-            right = -signal.SIGKILL
+            expected = -signal.SIGKILL
         elif report.left_alone:
-            right = exit_codes.ALL_PATCHED
+            expected = exit_codes.ALL_PATCHED
         elif report.ended is End.DISK_FULL:
-            right = exit_codes.HALTED
+            expected = exit_codes.HALTED
         elif any(request.type == KEY_TYPE for request in refused):
-            right = exit_codes.KEY_REFUSED
+            expected = exit_codes.KEY_REFUSED
         elif report.ended is End.STOP:
-            right = exit_codes.INTERRUPTED
+            expected = exit_codes.INTERRUPTED
         elif report.was_refused and ("another API key" in errors or self.sequence.is_nights):
-            right = exit_codes.BAD_INPUT  # `audit` knows whether nights had a cause
+            expected = exit_codes.BAD_INPUT  # for nights, `audit` checks whether the refusal was right
         else:
             return self._check_natural_exit(code)
-        return [] if code == right else [_wrong_exit(code, right, errors)]
+        return [] if code == expected else [_wrong_exit(code, expected, errors)]
 
     def _is_finished(self) -> bool:
         """Whether the latest run has ended by itself."""
-        settled = {State.PATCHED, State.FAILED}
+        done = {State.PATCHED, State.FAILED}
         return self.case.reading.status["run"] == "halted" or all(
-            record is not None and record.state in settled for _, record in self.case.records
+            record is not None and record.state in done for _, record in self.case.records
         )
 
     def _check_natural_exit(self, code: int | None) -> list[Finding]:
         patched = all(record is not None and record.state == State.PATCHED for _, record in self.case.records)
-        # A page with a 401 for every account looks like the refusal of the key.
+        # A 401 for every account looks like a refused key.
         may_blame_key = any(
             request.status == 401 for request in self.case.server.sent_in(self.case.run.number)
         )
-        right = exit_codes.ALL_PATCHED if patched else exit_codes.SOME_LEFT
-        if code == right or (may_blame_key and code == exit_codes.KEY_REFUSED):
+        expected = exit_codes.ALL_PATCHED if patched else exit_codes.SOME_LEFT
+        if code == expected or (may_blame_key and code == exit_codes.KEY_REFUSED):
             return []
-        return [_wrong_exit(code, right, "")]
+        return [_wrong_exit(code, expected, "")]
 
 
 async def play(seed: int, folder: Path, *, nights: bool = False) -> CommandPlayer:
-    """The sequence of this *seed*, played in *folder*."""
-    player = CommandPlayer((draw_night_commands if nights else draw_commands)(seed), folder)
+    """Play the sequence of this *seed* in *folder*, and return its player."""
+    sequence = draw_night_commands(seed) if nights else draw_commands(seed)
+    player = CommandPlayer(sequence, folder)
     await player.play()
     return player
 
 
 def describe_commands(player: CommandPlayer) -> str:
-    """What the sequence was, its command lines, what was found, and how to play it again."""
+    """Describe a sequence, its findings and command lines, and how to play it again."""
     lines = [describe(player), *(f"  $ {command}" for command in player.commands)]
     nights = " --nights" if player.sequence.is_nights else ""
     repeat = f"python -m tests.support.campaign_commands{nights} --seed {player.sequence.seed}"
@@ -350,7 +355,7 @@ def describe_commands(player: CommandPlayer) -> str:
 
 
 def main() -> int:
-    """Play the one sequence that the command line names; 1 if something was found."""
+    """Play the sequence of the command line; return 1 if there are findings."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.campaign_commands", description=__doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--nights", action="store_true")
@@ -369,11 +374,11 @@ def _write_pool(proxies: Iterable[CustomProxy], path: Path) -> None:
     path.write_text("".join(lines))
 
 
-def _wrong_exit(code: int | None, right: int, errors: str) -> Finding:
-    return Finding("wrong exit code", None, f"{code}, not {right}: {errors[-500:]}")
+def _wrong_exit(code: int | None, expected: int, errors: str) -> Finding:
+    return Finding("wrong exit code", None, f"{code}, not {expected}: {errors[-500:]}")
 
 
-def _no_file_over(size: int) -> Callable[[], None]:
+def _limit_file_size(size: int) -> Callable[[], None]:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
