@@ -258,17 +258,16 @@ class Journal:
         """
         Record who started or resumed the run, and clear the reason of an earlier halt.
 
-        Args:
-            total: Number of accounts; None if not known.
-            notes: ``command``, ``folder`` and ``retry_command`` of the command line, without secrets; empty
-                if the run was started from Python.
+        The *notes* are ``command``, ``folder`` and ``retry_command`` of the command line, without secrets. A
+        run that is started from Python has none.
         """
         if self.check.next_run_at is not None:
             return
-        self._writer.put(_BEGAN, (began := time.time(),))
+        began = time.time()
+        self._writer.put(_BEGAN, (began,))
         # SQLite stores UTF-8, but a file name may contain bytes that are not.
         notes = {name: note.encode("utf-8", "backslashreplace").decode() for name, note in notes.items()}
-        # Notes that are not given become NULL: the command of an earlier start would not repeat this one.
+        # Missing notes become NULL, because the command of an earlier start would not repeat this one.
         facts = {name: notes.get(name) for name in _COMMAND_NOTES} | {
             "halted": None,
             "on_unknown": "report" if self.leaves_unknown else "retry",

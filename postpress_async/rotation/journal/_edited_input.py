@@ -110,16 +110,7 @@ def compare(
     recorded: int,
     is_recorded: Callable[[bytes], bool],
 ) -> Edit:
-    """
-    Compare *rows* with those that the latest *run* has recorded.
-
-    Args:
-        connection: The journal; it gets the temporary table ``positions`` unless rows were only appended.
-        run: What is recorded about the latest run.
-        rows: The edited input.
-        recorded: Number of rows that the run has recorded.
-        is_recorded: Whether a digest is that of the recorded rows.
-    """
+    """Compare *rows* with the *recorded* number of earlier rows; *is_recorded* recognizes their digest."""
     unread, digest = iter(rows.rows()), RowsDigest()
     for row in islice(unread, recorded):
         digest.add(row)

@@ -145,11 +145,9 @@ def assignments_of(
     """
     Yield the latest assignment of each account, from the newest run to the oldest.
 
-    Args:
-        view: The journal.
-        before: Only runs with a lower number are read; None for all.
-        possible: Yield every assignment that the account may have: after one that may not have been applied,
-            also the next older one.
+    Only runs with a number below *before* are read. If *possible*, yield every assignment that the account
+    may
+    have: after one that may not have been applied, the next older one, too.
     """
     finished: set[int] = set()  # hashes of account ids, which take half the memory of the ids
     in_doubt: set[int] = set()  # hashes of accounts that a later run may have changed
@@ -191,12 +189,7 @@ def _unmarked_rows(view: JournalReader, run: int, marks: bytearray) -> Iterator[
 
 
 def select(selection: Selection, view: JournalReader) -> None:
-    """
-    Store in *selection* the accounts that match it, and the number of other accounts by assignment.
-
-    Raises:
-        JournalError: No account matches.
-    """
+    """Store in *selection* its accounts, and the number of others by assignment; raise if it has none."""
     run = view.run()
     # An unfinished run of this selection is resumed. Otherwise a new run starts.
     selection.run = run["id"] + (not resumes(view.ask, run, selection.text))

@@ -64,9 +64,7 @@ class InputCheck:
     same_key: bool = True  # whether earlier runs had this API key; True if not known
     facts: Mapping[str, Any]  # columns of ``runs`` to write
     edit: Edit | None = None  # how the input differs from the recorded one; None if it does not
-    difference: str | None = (
-        None  # the same in words; if rows are compared one by one, only the appended ones
-    )
+    difference: str | None = None  # the same in words; only appended rows if these are compared one by one
     of_input: str = "true"  # SQL condition for the outcomes whose accounts are in the input
 
 
@@ -75,15 +73,14 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
     run = read_run(connection)
     salt = run.get("salt") or secrets.token_bytes(16)  # an old journal that is only read has no salt
     facts, same_key = _check_sender(path, connection, run, salt, request)
-    selection, every, total = request.selection, request.every, request.total
+    selection, every = request.selection, request.every
     done = f"({done_condition(request.on_unknown, request.on_failed)} OR {REFUSED}) AND {of_input(run)}"
     [(done_count, last_outcome_at)] = connection.execute(
         f"SELECT count(*), max(settled_at) FROM latest WHERE {done}"
     )
     recorded = recorded_rows(connection.execute, run)
-    remaining = (
-        max(recorded - done_count, 0) if recorded else None
-    )  # accounts that the latest run has to send
+    # Number of accounts that the latest run still has to send.
+    remaining = max(recorded - done_count, 0) if recorded else None
     is_complete = run["state"] == COMPLETE or remaining == 0
     _check_selection(path, run, selection, every, is_complete=is_complete)
     # Only runs of all accounts count for *every*.
@@ -91,10 +88,11 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
     [(began,)] = connection.execute(sql)
     next_run_at = began + (every or 0)
     is_due = every is not None and next_run_at <= time.time()
+    # The result if the latest run is complete and no other is due.
     sends_nothing = InputCheck(
         next_run_at=next_run_at,
         completed_at=last_outcome_at or run.get("ended", began),
-        facts=dict(facts),
+        facts=dict(facts),  # without the facts that are added below
     )
     if selection is not None:
         starts_run = not resumes(connection.execute, run, selection.text)
@@ -118,8 +116,8 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
             return sends_nothing
         raise JournalError(f"{error}. {_HOW_TO_START}") from None
     difference = None if edit is None else edit.facts
-    if request.by_row and total is not None and recorded is not None and total > recorded:
-        difference = number_of(total - recorded, "row", "more")
+    if request.by_row and request.total is not None and recorded is not None and request.total > recorded:
+        difference = number_of(request.total - recorded, "row", "more")
     is_done = remaining == 0 and difference is None
     if request.digest is not None and ("input" not in run or edit is not None):
         facts["input"] = _stretch(request.digest, salt)

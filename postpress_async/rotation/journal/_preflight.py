@@ -39,9 +39,7 @@ class Progress:
     done: int = 0  # number of accounts that the run would not send
     check: InputCheck | None = None  # comparison with earlier runs; None without earlier runs
     ordinals: bytes = b""  # one byte per ordinal: 1 if its account is done; empty if the input was edited
-    accounts: Mapping[str, int] = Factory(
-        dict
-    )  # number of accounts that are done, by the label of their proxy
+    accounts: Mapping[str, int] = Factory(dict)  # number of done accounts, by the label of their proxy
     quarantines: Mapping[str, tuple[float, float | None]] = Factory(dict)  # see `Journal.quarantines`
 
 
@@ -82,8 +80,8 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
                 died = run["state"] == "running"
                 in_doubt = may_have_sent(connection.execute, run, died=died)
                 count += int(min(in_doubt, len(ordinals) - count))
-                below = int(min(sent_below(run, died=died), len(ordinals)))
-                ordinals[:below] = b"\1" * below
+                watermark = int(min(sent_below(run, died=died), len(ordinals)))
+                ordinals[:watermark] = b"\1" * watermark
             if comparison.difference is not None:
                 ordinals.clear()
             return Progress(count, comparison, bytes(ordinals), dict(accounts), quarantines)

@@ -143,13 +143,12 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
             set_marks(connection, {"doubts": json.dumps([*read_crashes(run), (watermark, last)])})
             connection.execute(f"{UPDATE} settled_at = ? {_COVERED}", (last,))
         connection.execute("DELETE FROM covered")  # so that accounts covered by a run that died stay unknown
-        # An early version had no such table, or the latest commits are lost: skipped accounts may have been
-        # sent.
+        # Skipped accounts may have been sent if an early version, without this table, wrote the journal, or
+        # if the latest commits are lost.
         if died and (not had_table or watermark == math.inf):
             connection.execute(_IN_DOUBT, (0, in_doubt_below))
-        # The API may have stored the response of a key, so an account that got a response needs a new key.
-        # This is on disk before the run sends anything: an account in doubt after a crash was sent under the
-        # new key.
+        # The API may have stored the response for a key, so an account that got a response needs a new key.
+        # The new key is on disk before the run sends anything, so it is known if this run dies.
         connection.execute(_NEXT_GENERATION.format("state = 'skipped' AND attempts > 0"))
         if retry_failed:
             connection.execute(_NEXT_GENERATION.format("state = 'failed'"))

@@ -221,14 +221,7 @@ def _number(value: object) -> float | None:
 
 
 def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
-    """
-    Return the next step as a sentence.
-
-    Args:
-        journal: Path of the journal.
-        statistics: Its statistics, which include the recorded command.
-        seen: Whether the reader already sees which accounts failed and why.
-    """
+    """Return the next step as a sentence; *seen* if the reader already sees which accounts failed and why."""
     name, states = shlex.quote(journal), statistics.states
     command = _with_folder(statistics.command, statistics.folder)
     again = f"run the same command again ({command})" if command else "start the same rotation again"
