@@ -57,7 +57,7 @@ class Reading:
 
     @property
     def latest(self) -> int:
-        """Number of the latest run; 0 if there is none."""
+        """Number of the latest run; 0 without any run."""
         return max(self.runs, default=0)
 
 

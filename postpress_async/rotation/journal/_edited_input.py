@@ -114,7 +114,8 @@ def compare(
     unread, digest = iter(rows.rows()), RowsDigest()
     for row in islice(unread, recorded):
         digest.add(row)
-    if (first := next(unread, None)) is not None and is_recorded(digest.digest()):
+    first = next(unread, None)
+    if first is not None and is_recorded(digest.digest()):  # rows were only appended
         count, end = recorded + 1, first.ordinal + 1
         for row in unread:
             count, end = count + 1, row.ordinal + 1

@@ -167,7 +167,7 @@ class JournalReader:
         """
         Yield the rows of a query in chunks, so that a slow reader does not block a run.
 
-        The query's first column must be the ordinal, and its first parameter the ordinal after which it
+        The query's first column must be the ordinal. Its first parameter must be the ordinal after which it
         starts.
         """
         last = -1
@@ -245,8 +245,7 @@ def connect_read_only(path: Path, stack: ExitStack) -> tuple[sqlite3.Connection,
     if os.path.exists(log) and os.path.exists(index):  # a run is under way, or died
         mode = "mode=ro"
     elif os.path.exists(log) and os.path.getsize(log):
-        # The -shm index is missing, for example in a copy. SQLite would create it, so it reads a copy
-        # instead.
+        # The -shm index is missing, as in a copied journal. SQLite would create it, so open a temporary copy.
         copy = Path(stack.enter_context(TemporaryDirectory(prefix="postpress-"))) / "journal"
         shutil.copyfile(path, copy)
         shutil.copyfile(log, f"{copy}-wal")
@@ -291,8 +290,7 @@ def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else convert(value)
 
 
-# For each column of ``latest``, in order. SQLite checks no types, and any value of a damaged file may be
-# wrong.
+# For each column of ``latest``, in order. SQLite checks no types, and a damaged file may contain any value.
 _CONVERTERS: Final[tuple[Callable[[Any], Any], ...]] = (
     *(int, _optional(int), printable, State, int, _optional(int)),
     *(_optional(printable), _optional(Scope), _optional(Applied), _optional(printable)),

@@ -329,7 +329,7 @@ async def test_reader_of_an_incomplete_journal_after_a_full_disk_says_what_to_do
     await Journal.open(path).aclose()  # that command works
 
 
-def test_reader_of_a_journal_that_is_being_created_is_told_to_try_again(path) -> None:
+def test_error_for_a_journal_that_is_being_created_suggests_to_try_again(path) -> None:
     """A run holds the lock, and has not created the tables yet."""
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
