@@ -147,7 +147,7 @@ async def test_program_can_read_its_own_journal_without_releasing_the_lock(path)
 
 @pytest.mark.slow
 def test_outcomes_of_a_killed_run_are_read_without_changing_the_journal(path, tmp_path) -> None:
-    """A reader that recovered the journal would compete with the next run, which does it."""
+    """The next run recovers the journal. A reader that did so, too, would compete with that run."""
     with RunProcess(path) as run:
         run.kill()
         before = contents(tmp_path)
@@ -188,11 +188,11 @@ def test_journal_without_the_log_of_another_program_is_read_as_at_the_last_check
 
 @pytest.fixture
 def read_only_folder() -> Iterator[Path]:
-    """A folder to remove write permission from. If the test runs as root, root is restored afterwards."""
+    """A folder that a test may make read-only. Afterwards, its permissions and the user are restored."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         yield folder
-        if os.geteuid() == 0 or os.getuid() == 0:
+        if os.getuid() == 0:
             os.seteuid(0)
         folder.chmod(0o700)
 

@@ -142,11 +142,11 @@ async def test_close_that_is_cancelled_still_records_the_end_of_the_run(path: Pa
     """A second Ctrl-C may arrive while the last outcomes are committed. No account may be in doubt then."""
     journal = Journal.open(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
-    closing_ = asyncio.create_task(journal.aclose())
+    closing_task = asyncio.create_task(journal.aclose())
     await asyncio.sleep(0)
-    closing_.cancel()
+    closing_task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await closing_
+        await closing_task
 
     again = Journal.open(path)
     assert (again.in_doubt_below, recorded_states(again)) == (0, {State.PATCHED: 1})
@@ -249,15 +249,12 @@ async def test_watermark_advances_early_and_its_step_doubles_if_a_row_has_to_wai
 
     waiting = asyncio.gather(*(watermark.advance(2 * FIRST_WATERMARK + number) for number in range(10)))
     await asyncio.sleep(0)
-    assert (waiting.done(), writer.watermarks) == (
-        False,
-        [2 * FIRST_WATERMARK, 3 * FIRST_WATERMARK],
-    )  # one write for all ten rows
+    assert not waiting.done()
+    assert writer.watermarks == [2 * FIRST_WATERMARK, 3 * FIRST_WATERMARK]  # one write for all ten rows
     writer.commit()
     await waiting
-    assert writer.watermarks[2:] == [
-        5 * FIRST_WATERMARK
-    ]  # the next step is twice as long, and already written
+    # The next step is twice as long, and already written.
+    assert writer.watermarks[2:] == [5 * FIRST_WATERMARK]
 
 
 async def test_rotation_waits_only_until_the_step_is_long_enough_for_a_slow_disk(path: Path) -> None:
