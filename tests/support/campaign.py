@@ -47,6 +47,8 @@ from tests.support.counting_server import API_KEY, Conditions, CountingServer, W
 
 LONGEST: Final = 8 * 3600.0
 """Virtual seconds that a run may take. A rotation waits up to four hours for the end of an outage."""
+SECOND_CTRL_C_AFTER: Final = 0.01
+"""Virtual seconds between a stop and the cancellation that follows it."""
 RETRIES: Final = 3
 """Maximum number of healthy runs with `on_failed="retry"` at the end of a sequence."""
 
@@ -72,8 +74,8 @@ class Player:
     case: Case = field(init=False)
     findings: list[tuple[int, Finding]] = field(factory=list, init=False)
     journal: Path = field(init=False)
-    _fleet: tuple[Account, ...] = field(init=False)
-    _seen: set[tuple[str, str | None]] = field(factory=set, init=False)
+    _fleet: tuple[Account, ...] = field(init=False)  # input of the latest run that was no rollback
+    _seen: set[tuple[str, str | None]] = field(factory=set, init=False)  # kind and account of all findings
 
     def __attrs_post_init__(self) -> None:
         server = CountingServer(self.sequence.seed, self.sequence.traits)
@@ -108,18 +110,23 @@ class Player:
         await self.case.server.settle()
 
     def _is_done(self) -> bool:
-        good = self.case.refused_for_good
+        """Whether another run with `on_failed="retry"` would change nothing."""
+        refused_for_good = self.case.refused_for_good
         return all(
             record is not None
-            and (record.state in {State.PATCHED, State.UNKNOWN} or account.account_id in good)
+            and (record.state in {State.PATCHED, State.UNKNOWN} or account.account_id in refused_for_good)
             for account, record in self.case.records
         )
 
     def _for_latest_run(self, step: Step) -> Step:
         """Return *step* with the input and selection of the latest journal run."""
-        opening = self.case.runs[self.case.first_run - 1].step if self.case.runs else Step()
+        first_step = self.case.runs[self.case.first_run - 1].step if self.case.runs else Step()
         return evolve(
-            step, on=opening.on, rollback_to=opening.rollback_to, accounts=self._fleet, pool=opening.pool
+            step,
+            on=first_step.on,
+            rollback_to=first_step.rollback_to,
+            accounts=self._fleet,
+            pool=first_step.pool,
         )
 
     async def _play_run(self, step: Step) -> None:
@@ -184,7 +191,7 @@ class Player:
                 rotation.stop()
             elif step.stop_before_cancel:
                 rotation.stop()
-                loop.call_later(0.01, task.cancel)
+                loop.call_later(SECOND_CTRL_C_AFTER, task.cancel)
             else:
                 task.cancel()
 

@@ -183,9 +183,13 @@ class CommandPlayer:
 
     def _for_latest_run(self, step: Step) -> Step:
         """Return *step* with the input and selection of the latest journal run."""
-        opening = self.case.runs[self.case.first_run - 1].step if self.case.runs else Step()
+        first_step = self.case.runs[self.case.first_run - 1].step if self.case.runs else Step()
         return evolve(
-            step, on=opening.on, rollback_to=opening.rollback_to, accounts=self._fleet, pool=opening.pool
+            step,
+            on=first_step.on,
+            rollback_to=first_step.rollback_to,
+            accounts=self._fleet,
+            pool=first_step.pool,
         )
 
     def _add_findings(self, findings: list[Finding]) -> None:

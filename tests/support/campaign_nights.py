@@ -185,11 +185,12 @@ def selection_of(step: Step, to: int | None) -> str | None:
 
 def expected_run(case: Case, step: Step, to: int | None, now: float) -> int:
     """Return the journal run that *step* must start or resume, or `NO_RUN` if it must be refused."""
-    reading, on_unknown = case.reading, step.on_unknown or case.sequence.on_unknown
+    reading = case.reading
     number, selection = reading.latest, selection_of(step, to)
     if not number:
         return 1 if selection is None else NO_RUN
-    latest, is_complete = reading.runs[number], is_finished(reading, step, on_unknown)
+    latest = reading.runs[number]
+    is_complete = is_finished(reading, step, step.on_unknown or case.sequence.on_unknown)
     if selection is not None:
         # The remaining accounts of a selection are sent under the keys of its journal run.
         has_remaining = any(
@@ -257,8 +258,7 @@ def _assignment_held(case: Case, account_id: str, until: int | None = None) -> s
         for request in case.server.by_account.get(account_id, ())
         if request.applied_at is not None and (until is None or request.run < until)
     ]
-    # The last one sent, as in `check_patched`, because a client cannot know that a slow one was applied
-    # later.
+    # By the order of sending, as in `check_patched`: a client cannot know in which order they were applied.
     return label_of(applied[-1].change) if applied else None
 
 
@@ -279,9 +279,8 @@ def check_nothing_happened(case: Case) -> Iterator[Finding]:
     # times of accounts in doubt, although the run is refused.
     from_file = case.sequence.from_file
     reopens_failed = run.step.on_failed == "retry" and not from_file
-    if not reopens_failed and _recorded(before, with_times=from_file) != _recorded(
-        after, with_times=from_file
-    ):
+    has_changed = _recorded(before, with_times=from_file) != _recorded(after, with_times=from_file)
+    if has_changed and not reopens_failed:
         yield Finding("refused, but the journal has changed", None, str(run.error))
     if run.left_alone and (
         expected != before.latest
