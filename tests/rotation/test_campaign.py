@@ -63,7 +63,7 @@ def test_sequence_of_nights_in_virtual_time_breaks_no_rule(seed: int) -> None:
         pytest.fail(f"{describe(player)}\nrepeat: {repeat}", pytrace=False)
 
 
-async def test_sequence_of_commands_breaks_no_rule(tmp_path: Path) -> None:
+async def test_sequences_of_commands_break_no_rule(tmp_path: Path) -> None:
     """Commands are real processes, which are killed by SIGKILL and use a real socket."""
     two_at_a_time = asyncio.Semaphore(2)
 
