@@ -81,7 +81,7 @@ class RotationCore:
     async def room(self) -> None:
         """Wait while too many outcomes are not on disk yet."""
         if self.journal is not None:
-            await self.journal.room()
+            await self.journal.limit_backlog()
 
     # --- Outcomes ---
 
@@ -193,7 +193,7 @@ class RotationCore:
             self._record_halt(ended_early=failed or self.summary.stopped or self.summary.halted is not None)
         is_done = self.row_source.exhausted and not self.summary.stopped and self.error is None
         if self.journal is not None and (failed or not is_done):
-            self.journal.interrupted()
+            self.journal.record_interruption()
 
     def _record_halt(self, *, ended_early: bool) -> None:
         reason = None if self.summary.key_refused else self._monitor.at_end()
@@ -203,7 +203,7 @@ class RotationCore:
         if (key_error := self._monitor.key_error) is not None:
             self._reopen(key_error)
         if self.journal is not None and self.summary.halted is not None:
-            self.journal.halted(self.summary.halted)
+            self.journal.record_halt(self.summary.halted)
 
     def _reopen(self, error_type: str) -> None:
         """Have the next run send the accounts that failed only because of the API key."""

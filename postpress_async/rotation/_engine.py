@@ -212,7 +212,7 @@ class Rotation:
             await self._open()
             if self._executor is not None:
                 journal = self._core.journal
-                leaves_doubts = journal is not None and journal.leaves_doubts
+                leaves_doubts = journal is not None and journal.leaves_unknown
                 engine = Engine(self._resize, self._rows_on_disk, self._core.abort, leaves_doubts)
                 await self._executor.start(engine)
             await self._group.__aenter__()
@@ -312,7 +312,7 @@ class Rotation:
                 await journal.watermark.advance(row.ordinal)
             if self._executor is None:  # it awaits this once for many rows
                 await self._rows_on_disk()
-            keys = RowKeys.of(self._run, pending, None if journal is None else journal.keep_generation)
+            keys = RowKeys.of(self._run, pending, None if journal is None else journal.record_generation)
             await self._complete(await AccountTask(self._context, row, keys).run())
 
     async def _rows_on_disk(self) -> None:

@@ -208,7 +208,8 @@ class RotationInput:
                 if reread is not None and journal.by_row and journal.check.next_run_at is None:
                     hashes = journal.row_hashes()
                     await hashes.check_all(reread())
-                    journal.take(total)  # is on disk with the hashes of appended rows, before any is sent
+                    # On disk together with the hashes of appended rows, before any of these is sent.
+                    journal.record_total(total)
                     await hashes.on_disk()
             except BaseException:
                 await journal.aclose()

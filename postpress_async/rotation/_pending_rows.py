@@ -89,7 +89,8 @@ class PendingRows:
             source = source(journal.done() if skips_done and journal is not None else b"")
         self._rows: Final = source if isinstance(source, Iterator) else None
         self._async_rows: Final = None if isinstance(source, Iterator) else source
-        self._entries: Final = _OrdinalLookup(() if journal is None else journal.entries(but_done=skips_done))
+        entries = () if journal is None else journal.entries(skip_done=skips_done)
+        self._entries: Final = _OrdinalLookup(entries)
         self._generations: Final = _OrdinalLookup(() if journal is None else journal.generations())
 
     async def next(self) -> PendingRow | None:
@@ -136,7 +137,7 @@ class PendingRows:
             since is not None,
             recorded=recorded,
             generation=generation,
-            leave_in_doubt=expired or (since is not None and journal.leaves_doubts),
+            leave_in_doubt=expired or (since is not None and journal.leaves_unknown),
             key=key,
             in_doubt_since=since,
             key_expired=expired,

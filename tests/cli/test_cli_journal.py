@@ -15,7 +15,7 @@ import pytest
 from postpress_async.rotation import State
 from tests.support import ROOT
 from tests.support.command_line import JOURNAL, run
-from tests.support.journals import NIGHT, Run, outcome, write
+from tests.support.journals import NIGHT, RunProcess, outcome, write
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +63,7 @@ def test_status_tells_how_it_went_and_what_to_do(journal) -> None:
         "           9  account  errors/resource_not_found\n"
         "           1  service  errors/request_timeout\n"
         "\n"
-        "next: start the same rotation again: it sends what is unknown\n"
+        "next: start the same rotation again: it sends the accounts that are unknown\n"
     )
 
 
@@ -106,7 +106,7 @@ def test_status_as_json(journal) -> None:
 
 def test_status_works_while_the_run_goes_on(folder) -> None:
     """From another terminal, at two in the morning."""
-    with Run(folder / JOURNAL):
+    with RunProcess(folder / JOURNAL):
         done = run("status", JOURNAL)
         assert f"{JOURNAL}: a run is in progress\n  20 completed\n  20 patched\n" in done.stdout
         assert re.search(r"^  \d+\.\d accounts per second in the last minute$", done.stdout, re.MULTILINE)
@@ -226,7 +226,7 @@ def test_report_writes_one_page_beside_you(journal, folder) -> None:
 
 
 def test_report_is_written_while_the_run_goes_on(folder) -> None:
-    with Run(folder / JOURNAL):
+    with RunProcess(folder / JOURNAL):
         done = run("report", JOURNAL, "-o", "now.html")
 
     assert done.returncode == 0

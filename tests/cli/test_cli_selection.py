@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support.command_line import JOURNAL, arun, write_fleet
-from tests.support.journals import change
+from tests.support.journals import execute_sql
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ async def test_history_shows_one_run(night, sandbox) -> None:
 async def test_history_of_one_run_does_not_read_the_others(night, sandbox) -> None:
     """An old run of which something is damaged kept all others from being listed."""
     await arun(sandbox, "rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.1")
-    change(night / JOURNAL, "UPDATE runs SET counts = 'damaged' WHERE id = 1")
+    execute_sql(night / JOURNAL, "UPDATE runs SET counts = 'damaged' WHERE id = 1")
 
     first, second = [await arun(sandbox, "history", JOURNAL, "--run", number) for number in (1, 2)]
 

@@ -1,7 +1,7 @@
 """
-The audit of several runs on one journal can fail.
+Proves that the audit of several journal runs notices falsified journals and broken rules of the package.
 
-`test_campaign` plays the nights; here, journals are falsified and rules of the package are broken.
+`test_campaign` plays the random sequences of nights.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from tests.support.campaign_machine import machine
 from tests.support.campaign_nights import EVERY, audit
 from tests.support.campaign_plan import End, Sequence, Step, small
 from tests.support.campaign_reading import copy_journal
-from tests.support.journals import change
+from tests.support.journals import execute_sql
 
 pytestmark = pytest.mark.slow
 
@@ -38,12 +38,12 @@ def nights(*steps: Step, **other: Any) -> Sequence:
 OTHER_POOL = tuple(CustomProxy(host=f"q{number}.example.net", port=8080) for number in range(3))
 ROTATED = (Step(every=0.0), Step(every=0.0, pool=OTHER_POOL))
 MOVED = (*ROTATED, Step(on=("q0.example.net", "q1.example.net"), pool=OTHER_POOL))
-ROLLED_BACK = (*ROTATED, Step(back=0.0))
+ROLLED_BACK = (*ROTATED, Step(rollback_to=0.0))
 
 
 @pytest.mark.parametrize(("steps", "runs"), [(ROTATED, 3), (ROLLED_BACK, 4)], ids=["rotated", "rolled back"])
-def test_nights_without_troubles_find_nothing(steps: tuple[Step, ...], runs: int) -> None:
-    """The baseline for the mutations below."""
+def test_audit_of_nights_without_failures_finds_nothing(steps: tuple[Step, ...], runs: int) -> None:
+    """This is the baseline for the mutations below."""
     player = play(nights(*steps))
 
     assert player.findings == [], describe(player)
@@ -52,7 +52,7 @@ def test_nights_without_troubles_find_nothing(steps: tuple[Step, ...], runs: int
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Player:
-    """Nights that were played to their end and find nothing; the journal is still there."""
+    """Nights that were played to their end without findings, with their journal."""
     with machine():
         player = Player(nights(*MOVED), tmp_path_factory.mktemp("nights"))
         assert player.play() == [], describe(player)
@@ -61,46 +61,54 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Player:
 
 @pytest.fixture
 def finished(played: Player, tmp_path: Path) -> tuple[Case, Path]:
-    """A copy of it that a test can falsify, and its journal."""
+    """A copy of `played` that a test can falsify: its case and its journal."""
     case, journal = played.case, tmp_path / "journal.sqlite3"
     copy_journal(played.journal, journal)
-    return evolve(case, first_of=dict(case.first_of), patched_by=dict(case.patched_by)), journal
+    return evolve(case, first_runs=dict(case.first_runs), patched_by=dict(case.patched_by)), journal
 
 
-FALSE = {
-    "an outcome that is missing": (
+FALSIFICATIONS = {
+    "outcome of an earlier run is missing": (
         "DELETE FROM outcomes WHERE run = 1 AND account_id = 'acc_003'",
-        {"an earlier run has changed", "history counts wrong"},
+        {"an earlier run has changed", "wrong counts in history"},
     ),
-    "another total": ("UPDATE runs SET total = 31 WHERE id = 2", {"an earlier run has changed"}),
-    "another operator": (
+    "total of an earlier run is wrong": (
+        "UPDATE runs SET total = 31 WHERE id = 2",
+        {"an earlier run has changed"},
+    ),
+    "start of an earlier run is wrong": (
         "UPDATE runs SET starts = replace(starts, 'operator', 'user') WHERE id = 1",
         {"an earlier run has changed"},
     ),
-    "other counts": (
+    "counts of an earlier run are wrong": (
         """UPDATE runs SET counts = '[["patched", 30, 30]]' WHERE id = 1""",
-        {"an earlier run has changed", "history counts wrong"},
+        {"an earlier run has changed", "wrong counts in history"},
     ),
-    "two assignments swapped": (
+    "two assignments are swapped": (
         """UPDATE outcomes SET assignment = (
             SELECT assignment FROM outcomes AS other
             WHERE other.run = outcomes.run AND other.ordinal = 43 - outcomes.ordinal
         ) WHERE run = (SELECT max(id) FROM runs) AND ordinal IN (20, 23)""",
-        {"assignment that is not so"},
+        {"wrong assignment"},
     ),
-    "another number": ("UPDATE runs SET id = 9 WHERE id = (SELECT max(id) FROM runs)", {"wrong run"}),
+    "number of the run is wrong": (
+        "UPDATE runs SET id = 9 WHERE id = (SELECT max(id) FROM runs)",
+        {"wrong run"},
+    ),
 }
 
 
-@pytest.mark.parametrize(("statement", "kinds"), FALSE.values(), ids=FALSE)
-def test_a_falsified_journal_is_noticed(finished: tuple[Case, Path], statement: str, kinds: set[str]) -> None:
+@pytest.mark.parametrize(("statement", "kinds"), FALSIFICATIONS.values(), ids=FALSIFICATIONS)
+def test_audit_notices_a_falsified_journal(
+    finished: tuple[Case, Path], statement: str, kinds: set[str]
+) -> None:
     case, journal = finished
-    change(journal, statement)
+    execute_sql(journal, statement)
 
     assert kinds <= {finding.kind for finding in audit(case, journal)}
 
 
-def test_a_history_without_a_run_is_noticed(
+def test_audit_notices_a_history_that_omits_a_run(
     finished: tuple[Case, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     history = import_module("postpress_async._cli.history")
@@ -111,23 +119,27 @@ def test_a_history_without_a_run_is_noticed(
 
 @pytest.fixture
 def left_alone(finished: tuple[Case, Path]) -> tuple[Case, Path]:
-    """The same after a command that has left the complete run alone."""
+    """`finished` after a command that has left the complete run alone, because no other is due."""
     case, journal = finished
     case.runs = [*case.runs, RunReport(case.run.number + 1, Step(every=EVERY), left_alone=True)]
     assert audit(case, journal) == []
     return finished
 
 
-def test_a_change_by_a_command_that_does_nothing_is_noticed(left_alone: tuple[Case, Path]) -> None:
+def test_audit_notices_that_a_command_without_a_due_run_changed_the_journal(
+    left_alone: tuple[Case, Path],
+) -> None:
     case, journal = left_alone
-    change(journal, "DELETE FROM outcomes WHERE account_id = 'acc_003'")
+    execute_sql(journal, "DELETE FROM outcomes WHERE account_id = 'acc_003'")
 
     found = audit(case, journal)
 
     assert "refused, but the journal has changed" in {finding.kind for finding in found}
 
 
-def test_a_request_by_a_command_that_does_nothing_is_noticed(left_alone: tuple[Case, Path]) -> None:
+def test_audit_notices_that_a_command_without_a_due_run_sent_a_request(
+    left_alone: tuple[Case, Path],
+) -> None:
     case, journal = left_alone
     requests = [*case.server.requests, evolve(case.server.requests[0], run=case.run.number)]
 
@@ -138,7 +150,7 @@ def test_a_request_by_a_command_that_does_nothing_is_noticed(left_alone: tuple[C
     assert "refused, but sent" in {finding.kind for finding in found}
 
 
-Break = Callable[[pytest.MonkeyPatch], object]
+Mutation = Callable[[pytest.MonkeyPatch], object]
 
 
 def every_run_has_one_token(patch: pytest.MonkeyPatch) -> None:
@@ -163,12 +175,12 @@ def no_run_is_due(patch: pytest.MonkeyPatch) -> None:
 
 def everything_is_refused(patch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise JournalError("not today")
+        raise JournalError("no reason")
 
     patch.setattr(_input_check, "_check_selection", refuse)
 
 
-def no_unfinished_run_is_respected(patch: pytest.MonkeyPatch) -> None:
+def unfinished_runs_are_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_input_check, "_check_selection", lambda *_, **__: None)
 
 
@@ -176,28 +188,28 @@ def every_proxy_matches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Selection, "matches", lambda self, assignment: True)
 
 
-def one_of_the_proxies_matches(patch: pytest.MonkeyPatch) -> None:
+def only_one_proxy_matches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Selection, "matches", lambda self, assignment: assignment.startswith("q0."))
 
 
 def accounts_outside_are_not_counted(patch: pytest.MonkeyPatch) -> None:
-    def forget(selection: Selection, view: JournalReader) -> None:
+    def select_without_others(selection: Selection, view: JournalReader) -> None:
         select(selection, view)
         selection.outside.clear()
 
-    patch.setattr(_input, "select", forget)
+    patch.setattr(_input, "select", select_without_others)
 
 
-def a_rollback_forgets_an_account(patch: pytest.MonkeyPatch) -> None:
-    def forget(*words: Any) -> RollbackPlan:
-        plan = plan_rollback(*words)
+def rollback_omits_an_account(patch: pytest.MonkeyPatch) -> None:
+    def plan_without_last_account(*args: Any) -> RollbackPlan:
+        plan = plan_rollback(*args)
         plan.changes.popitem()
         return plan
 
-    patch.setattr(campaign_nights, "plan_rollback", forget)
+    patch.setattr(campaign_nights, "plan_rollback", plan_without_last_account)
 
 
-BROKEN: dict[str, tuple[Break, Sequence, str]] = {
+MUTATIONS: dict[str, tuple[Mutation, Sequence, str]] = {
     "runs have the same keys": (every_run_has_one_token, nights(*ROTATED), "key of an earlier run"),
     "--keep keeps all": (
         all_runs_are_kept,
@@ -206,35 +218,41 @@ BROKEN: dict[str, tuple[Break, Sequence, str]] = {
     ),
     "no run is due": (
         no_run_is_due,
-        nights(Step(every=EVERY, rest=2 * EVERY), Step(every=EVERY)),
+        nights(Step(every=EVERY, pause=2 * EVERY), Step(every=EVERY)),
         "a run that is due was left alone",
     ),
     "every start is refused": (everything_is_refused, nights(Step()), "refused without a cause"),
-    "an unfinished run is left": (
-        no_unfinished_run_is_respected,
-        nights(*ROTATED, Step(every=0.0, pool=OTHER_POOL, end=End.STOP, at=3, in_flight=3), MOVED[-1]),
+    "unfinished run is not finished first": (
+        unfinished_runs_are_ignored,
+        nights(
+            *ROTATED, Step(every=0.0, pool=OTHER_POOL, end=End.STOP, after_requests=3, in_flight=3), MOVED[-1]
+        ),
         "not refused",
     ),
-    "--on takes all": (every_proxy_matches, nights(*MOVED), "another account was taken"),
-    "--on leaves accounts out": (one_of_the_proxies_matches, nights(*MOVED), "an account was left out"),
+    "--on selects all accounts": (
+        every_proxy_matches,
+        nights(*MOVED),
+        "an account was sent that is not selected",
+    ),
+    "--on omits accounts": (only_one_proxy_matches, nights(*MOVED), "an account was left out"),
     "--on ignores other accounts": (
         accounts_outside_are_not_counted,
         nights(Step(), Step(on=("p0.example.net",), pool=small().pool[1:]), accounts_per_proxy=2),
         "proxy over its cap",
     ),
-    "a rollback forgets an account": (
-        a_rollback_forgets_an_account,
+    "rollback omits an account": (
+        rollback_omits_an_account,
         nights(*ROLLED_BACK),
         "not rolled back",
     ),
 }
 
 
-@pytest.mark.parametrize(("broken", "sequence", "kind"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_rule_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, broken: Break, sequence: Sequence, kind: str
+@pytest.mark.parametrize(("mutate", "sequence", "kind"), MUTATIONS.values(), ids=MUTATIONS)
+def test_audit_notices_a_broken_rule(
+    monkeypatch: pytest.MonkeyPatch, mutate: Mutation, sequence: Sequence, kind: str
 ) -> None:
-    """Each mutation breaks one rule about several runs."""
-    broken(monkeypatch)
+    """Each mutation breaks one rule about several journal runs."""
+    mutate(monkeypatch)
 
     assert kind in {finding.kind for _, finding in play(sequence).findings}

@@ -22,7 +22,7 @@ from postpress_async.rotation.journal._database import FIRST_WATERMARK
 from postpress_async.sandbox import Fault, Sandbox
 from tests.rotation.test_rotation_cancelled import cancel, settled
 from tests.support import KEY
-from tests.support.journals import killed, killed_in
+from tests.support.journals import crash_copy, crash_copy_after
 from tests.support.virtual_world import World, in_virtual_time, world
 
 US = ManagedProxy(country="US")
@@ -71,7 +71,7 @@ async def killed_in_flight(sandbox: Sandbox, journal: Path, change: Any = US) ->
     copy = journal
     async with sandbox.session() as session:
         task = asyncio.create_task(rotate(session, journal, change))
-        copy = await killed_in(task, sandbox.record, len(ACCOUNTS), journal)
+        copy = await crash_copy_after(task, sandbox.record, len(ACCOUNTS), journal)
     assert rows_of(copy) == {}
     return copy
 
@@ -221,7 +221,7 @@ async def test_a_spent_key_is_not_used_again_after_a_run_that_was_killed_before_
                 rotation.stop()
         assert rows_of(journal) == {"acc_1": ("skipped", "no")}
         held = Journal.open(journal)
-        copy = killed(journal)
+        copy = crash_copy(journal)
         await held.aclose()
         async with sandbox.session(retry=ONCE) as session:
             async with session.rotate({"acc_1": US}, journal=copy) as rotation:
@@ -353,7 +353,7 @@ async def test_row_that_a_dead_run_sent_after_an_earlier_one_skipped_it_is_as_ol
             sandbox.script(account, then=Fault(executes=True, ends="never"))
         async with sandbox.session() as session:
             task = asyncio.create_task(rotate(session, journal))
-            copy = await killed_in(task, sandbox.record, len(ACCOUNTS), journal)
+            copy = await crash_copy_after(task, sandbox.record, len(ACCOUNTS), journal)
         for account in ACCOUNTS:
             sandbox.script(account, then=200)
         later(monkeypatch, 5)

@@ -32,7 +32,7 @@ from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 from postpress_async.sandbox import Fault, Sandbox
-from tests.support.journals import killed_in
+from tests.support.journals import crash_copy_after
 
 QUICK = RetryPolicy(first_wait=0.001, max_wait=0.01)
 NEVER = Halt(failures="never")
@@ -355,7 +355,7 @@ async def test_account_of_a_dead_run_is_sent_again_with_the_next_proxy(tmp_path)
     async with Sandbox() as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", Fault(executes=True, ends="never"))
         first = asyncio.create_task(rotate(session, ["acc_1"], ProxyPool(proxies(1)), journal=journal))
-        copy = await killed_in(first, sandbox.record, 1, journal)
+        copy = await crash_copy_after(first, sandbox.record, 1, journal)
         outcomes, _ = await rotate(session, ["acc_1"], ProxyPool(proxies(2)[1:]), journal=copy)
 
     assert outcomes["acc_1"].state is State.PATCHED

@@ -20,7 +20,7 @@ from postpress_async.rotation.journal import Journal
 from postpress_async.sandbox import Sandbox
 from postpress_async.session import PostPressSession
 from tests.support.command_line import JOURNAL, run, states
-from tests.support.journals import killed
+from tests.support.journals import crash_copy
 
 pytestmark = pytest.mark.slow
 
@@ -336,7 +336,7 @@ async def test_in_python_a_complete_journal_refuses_another_pool_on_entering(tmp
         first = rotation.completed_at
         async with session.rotate(accounts, journal=tmp_path / "j", pool=pool("a.example")) as again:
             await again.run()
-        with pytest.raises(JournalError, match="had another pool"):
+        with pytest.raises(JournalError, match="used another pool"):
             async with session.rotate(accounts, journal=tmp_path / "j", pool=pool("b.example")):
                 pass
 
@@ -385,7 +385,7 @@ async def killed_run(session: PostPressSession, input_: Changes, journal: Path, 
     async with session.rotate(input_, journal=journal, in_flight=20) as dying:
         for _ in range(settled):
             await anext(dying)
-        return killed(journal)
+        return crash_copy(journal)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -423,7 +423,7 @@ async def test_accounts_in_flight_have_their_row_hash_on_the_disk(tmp_path, form
         rotation._context = evolve(rotation._context, update=update)
         async with rotation:
             await arrived.wait()
-            copy = killed(tmp_path / "j")
+            copy = crash_copy(tmp_path / "j")
             over.set()
             rotation.stop()
         with pytest.raises(JournalError, match="asks for another change"):
@@ -491,7 +491,7 @@ async def test_a_row_that_was_taken_and_not_sent_has_no_hash_that_another_one_ge
     again = journal.row_hashes()
     for row in rows:
         again.check(row)
-    put = again._put
+    put = again._put_blocks
     await journal.aclose()
 
     assert put == 0

@@ -30,7 +30,7 @@ from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal import Journal
 from postpress_async.sandbox import Fault, Sandbox
-from tests.support.journals import killed, killed_in
+from tests.support.journals import crash_copy, crash_copy_after
 
 US = ManagedProxy(country="US")
 ACCOUNTS = [f"acc_{number}" for number in range(10)]
@@ -383,7 +383,7 @@ async def test_accounts_maybe_sent_by_a_dead_run_stay_in_doubt(sandbox, tmp_path
 
     async with sandbox.session(retry=policy) as session:
         first = asyncio.create_task(run(session, journal))
-        copy = await killed_in(first, sandbox.record, 1, journal)
+        copy = await crash_copy_after(first, sandbox.record, 1, journal)
         await run(session, copy)
         assert recorded(copy) == {"acc_1": "unknown"}  # no_channel is fatal, and leaves the doubt
         await run(session, copy)
@@ -455,7 +455,7 @@ async def test_a_journal_of_another_target_is_refused(sandbox, journal) -> None:
         await rotation.run()
 
     async with PostPressSession("pp_live_key") as real:
-        with pytest.raises(errors.JournalError, match="is of a rotation for this machine, not for https://"):
+        with pytest.raises(errors.JournalError, match="for this machine, not for https://"):
             await _run(real.rotate({"acc_1": US}, journal=journal))
 
 
@@ -567,7 +567,7 @@ async def test_skipped_accounts_sent_by_a_dead_run_are_in_doubt(sandbox, tmp_pat
         async with session.rotate({"acc_1": US}, journal=journal) as rotation:
             while not sandbox.record.requests:
                 await asyncio.sleep(0)
-            copy = killed(journal)
+            copy = crash_copy(journal)
             await rotation.run()
         sandbox.script("acc_1", "errors/service_unavailable")
         async with session.rotate({"acc_1": US}, journal=copy) as rotation:

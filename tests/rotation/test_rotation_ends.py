@@ -15,7 +15,7 @@ from postpress_async.rotation._fleet import reader_of
 from postpress_async.rotation.journal import Journal
 from postpress_async.sandbox import Fault, Sandbox
 from tests.rotation.test_rotation import US, Stub, make, recorded, refusal, rows
-from tests.support.journals import killed
+from tests.support.journals import crash_copy
 from tests.support.virtual_world import World, in_virtual_time, now, world
 
 OWN = CustomProxy(host="proxy.example.com", port=8080)
@@ -303,7 +303,7 @@ async def test_on_unknown_report_leaves_accounts_of_a_dead_run(journal) -> None:
         await stopped.run()
     assert set(recorded(journal).values()) == {"skipped"}
     held = Journal.open(journal)
-    copy = killed(journal)
+    copy = crash_copy(journal)
     await held.aclose()
 
     again = Stub()

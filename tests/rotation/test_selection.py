@@ -350,7 +350,7 @@ async def test_the_same_input_after_a_run_of_some_accounts_is_refused(tmp_path, 
     new = await first_half(sandbox, tmp_path / "j")
     await rotate(sandbox, new, tmp_path / "j", on=["10.1.1.0/24"])
 
-    with pytest.raises(JournalError, match=r"took only some accounts .*add --every 0s.*failed accounts"):
+    with pytest.raises(JournalError, match=r"covered only some accounts .*add --every 0s.*failed accounts"):
         await rotate(sandbox, new, tmp_path / "j", **options)
 
 

@@ -1,4 +1,4 @@
-"""What all sequences of the campaign run on: a disk that can be full, a virtual clock, and a wire."""
+"""The simulated machine of the campaign: a disk that can be full, a virtual clock, and a transport."""
 
 import hashlib
 import sqlite3
@@ -14,14 +14,14 @@ from tests.support.counting_server import API_KEY, Wire
 
 
 class Disk:
-    """The disk under all journals: once it is full, every statement that would write fails as SQLite's do."""
+    """The disk of all journals. While it is full, statements that write raise SQLite's error for it."""
 
     is_full = False
 
     @classmethod
     def check(cls, sql: str) -> None:
-        first = sql.split(None, 1)[0].upper().rstrip(";")
-        writes = first not in {"SELECT", "PRAGMA"} or "checkpoint" in sql
+        verb = sql.split(None, 1)[0].upper().rstrip(";")
+        writes = verb not in {"SELECT", "PRAGMA"} or "checkpoint" in sql
         if cls.is_full and writes and "EXCLUSIVE" not in sql:
             error = sqlite3.OperationalError("database or disk is full")
             error.sqlite_errorcode = sqlite3.SQLITE_FULL
@@ -44,27 +44,27 @@ class _Connection(sqlite3.Connection):
 
 @contextmanager
 def machine() -> Iterator[None]:
-    """What all sequences run on: a disk that can be full, a cheap hash of inputs, and a virtual clock."""
+    """Patch this process: SQLite uses `Disk`, hashes of inputs are fast, and `time.time` is virtual."""
     connect, scrypt, began = sqlite3.connect, hashlib.scrypt, time.time()
 
-    def cheap(*words: Any, **options: Any) -> bytes:
-        return scrypt(*words, **{**options, "n": 2})
+    def fast_scrypt(*args: Any, **options: Any) -> bytes:
+        return scrypt(*args, **{**options, "n": 2})
 
-    def connected(*words: Any, **options: Any) -> sqlite3.Connection:
-        connection: sqlite3.Connection = connect(*words, **{"factory": _Connection, **options})
+    def connect_to_disk(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*args, **{"factory": _Connection, **options})
         return connection
 
     def clock() -> float:
         return began + stepped_loop.now()
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(sqlite3, "connect", connected))
-        stack.enter_context(patch.object(hashlib, "scrypt", cheap))
+        stack.enter_context(patch.object(sqlite3, "connect", connect_to_disk))
+        stack.enter_context(patch.object(hashlib, "scrypt", fast_scrypt))
         stack.enter_context(patch.object(time, "time", clock))
         Disk.is_full = False
         yield
 
 
 def session_over(wire: Wire, **options: Any) -> PostPressSession:
-    """A real session whose requests go over *wire*."""
+    """Return a real session whose requests go over *wire*."""
     return PostPressSession(API_KEY, base_url="http://127.0.0.1:9/v1", transport=wire, **options)

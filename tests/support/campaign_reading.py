@@ -1,4 +1,4 @@
-"""What the readers of a journal say of it: its tables, `status`, `export` and `history`."""
+"""Reads a journal in several ways: its tables, and the commands `status`, `export` and `history`."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from postpress_async._cli import cli
 
 @frozen
 class Record:
-    """What a reader says of one account."""
+    """One account, as read from the table or from `export`."""
 
     account_id: str
     state: str
@@ -31,18 +31,18 @@ class Record:
 @frozen
 class Reading:
     """
-    What the three readers say of a journal.
+    A journal as all its readers show it.
 
     Attributes:
-        table: By ordinal, the rows of the table.
+        table: The latest run's rows of the table, by ordinal.
         export: The rows of `export`.
         status: The object of `status --json`.
-        may_be_sent: The ordinal before which an account without a row may have been sent by a run that died.
-        runs: The columns of each run by its number.
-        outcomes: The rows of each run by its number.
+        may_be_sent: The ordinal below which a run that died may have sent accounts without a row.
+        runs: The columns of each run, by its number.
+        outcomes: The rows of each run, by its number.
         history: The objects of `history --json`.
         assignments: The objects of `export --assignments`.
-        error: Why there is no journal that could be read; the rest is empty then.
+        error: Why the commands could not read the journal; then they are missing here.
     """
 
     table: dict[int, Record] = field(factory=dict)
@@ -57,12 +57,12 @@ class Reading:
 
     @property
     def latest(self) -> int:
-        """Number of the latest run; 0 for none."""
+        """Number of the latest run; 0 without any run."""
         return max(self.runs, default=0)
 
 
 def read(journal: Path) -> Reading:
-    """The table of a copy, and the two commands on the journal itself."""
+    """Read the tables from a copy, and run the commands on the journal itself."""
     status = _command("status", str(journal), "--json")
     export = _command("export", str(journal), "--format", "jsonl")
     if status.exit_code or export.exit_code:
@@ -84,8 +84,8 @@ def _objects(lines: str) -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(line) for line in lines.splitlines())
 
 
-def _command(*words: str) -> Any:
-    return CliRunner().invoke(cli, words, standalone_mode=False)
+def _command(*args: str) -> Any:
+    return CliRunner().invoke(cli, args, standalone_mode=False)
 
 
 def _record(row: dict[str, Any]) -> Record:
@@ -93,7 +93,7 @@ def _record(row: dict[str, Any]) -> Record:
     return Record(*[row[name] for name in names])
 
 
-# The assignment of a row without a proxy of the pool is of another form, and the export has no label for it.
+# `export` has a proxy label only for a proxy of a pool. Other assignments contain a space.
 _LATEST = """
     SELECT *, CASE WHEN instr(assignment, ' ') THEN NULL ELSE assignment END AS proxy FROM latest
 """
@@ -107,21 +107,21 @@ def _table(journal: Path) -> Reading:
         with closing(sqlite3.connect(copy)) as connection:
             connection.row_factory = sqlite3.Row
             try:
-                notes = dict(tuple(row) for row in connection.execute("SELECT name, value FROM run"))
+                marks = dict(tuple(row) for row in connection.execute("SELECT name, value FROM run"))
                 rows = [dict(row) for row in connection.execute(_LATEST)]
                 runs = {row["id"]: dict(row) for row in connection.execute("SELECT * FROM runs")}
                 outcomes = {
                     run: [tuple(row) for row in connection.execute(_OUTCOMES, (run,))] for run in runs
                 }
-            except sqlite3.OperationalError:  # its disk was full before there was a table
+            except sqlite3.OperationalError:  # the disk was full before the tables were created
                 return Reading()
-    may_be_sent = max(notes.get("doubtful", 0), notes["reached"] if "under way" in notes else 0)
+    may_be_sent = max(marks.get("doubtful", 0), marks["reached"] if "under way" in marks else 0)
     table = {row["ordinal"]: _record(row) for row in rows}
     return Reading(table=table, may_be_sent=int(may_be_sent), runs=runs, outcomes=outcomes)
 
 
 def copy_journal(journal: Path, copy: Path) -> None:
-    """The files as they lie there, as a killed process leaves them."""
+    """Copy the database and its -wal as they are on disk, as a kill would leave them."""
     for end in ("", "-wal"):
         if (file := journal.with_name(journal.name + end)).exists():
             shutil.copyfile(file, copy.with_name(copy.name + end))

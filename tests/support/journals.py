@@ -1,4 +1,4 @@
-"""Journals as runs leave them, made in no time: for whatever only reads one."""
+"""Writes journals directly, without a rotation, and copies them as a kill would leave them."""
 
 import asyncio
 import os
@@ -20,22 +20,22 @@ from postpress_async.rotation.journal._database import connect, set_fact
 from postpress_async.sandbox import Record
 
 NIGHT = 1_795_215_600.0
-"""2026-11-20 23:00:00 UTC."""
+"""Unix time of the first `outcome`: 2026-11-20 23:00:00 UTC."""
 
 
-def killed(journal: Path) -> Path:
-    """The journal as it would lie there, were the process killed now."""
+def crash_copy(journal: Path) -> Path:
+    """Copy the journal as it would be on disk if the process were killed now."""
     copy = journal.with_name("killed.sqlite3")
     for end in ("", "-wal"):
         copy.with_name(copy.name + end).write_bytes(journal.with_name(journal.name + end).read_bytes())
     return copy
 
 
-async def killed_in(task: asyncio.Task[Any], record: Record, accounts: int, journal: Path) -> Path:
-    """Cancel *task* once it has patched this number of accounts; the journal as a kill leaves it then."""
+async def crash_copy_after(task: asyncio.Task[Any], record: Record, accounts: int, journal: Path) -> Path:
+    """Make a `crash_copy` once *task* has patched this number of accounts, then cancel the task."""
     while len(record.patched_accounts) < accounts:
         await asyncio.sleep(0)
-    copy = killed(journal)
+    copy = crash_copy(journal)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -43,7 +43,7 @@ async def killed_in(task: asyncio.Task[Any], record: Record, accounts: int, jour
 
 
 def outcome(ordinal: int, state: State = State.PATCHED, **other: object) -> Outcome:
-    """What came of account number *ordinal*, a tenth of a second after the one before."""
+    """The outcome of account number *ordinal*, a tenth of a second after the previous account's."""
     facts: dict[str, object] = {"attempts": 1, "status": 200, "elapsed": 0.25}
     facts |= {"account_id": f"acc_{ordinal:06}", "settled_at": NIGHT + ordinal / 10}
     if state is State.FAILED:
@@ -58,17 +58,17 @@ def outcome(ordinal: int, state: State = State.PATCHED, **other: object) -> Outc
 
 
 def refused(ordinal: int) -> Outcome:
-    """An account whose row says nothing that could be sent."""
+    """The outcome of an account with an invalid row."""
     return outcome(ordinal, State.SKIPPED, error_type="port out of range", scope=Scope.REQUEST)
 
 
 def recorded_states(journal: Journal) -> dict[str, int]:
-    """The number of recorded accounts of the latest run by state."""
+    """The number of accounts by state in the latest run."""
     return dict(journal._reader.ask("SELECT state, count(*) FROM latest GROUP BY state"))
 
 
 def write(path: Path, outcomes: Iterable[Outcome], **facts: object) -> Path:
-    """The journal of a run that ended, with these *facts*: columns of ``runs``, or values of ``run``."""
+    """Write the journal of a run that ended. *facts* are columns of ``runs`` or marks in ``run``."""
     connection, _ = connect(path)
     with connection:
         connection.execute("PRAGMA synchronous = OFF")
@@ -84,15 +84,14 @@ def write(path: Path, outcomes: Iterable[Outcome], **facts: object) -> Path:
     return path
 
 
-def change(path: Path, statement: str, *values: object) -> None:
-    """Do to a journal what no run does."""
+def execute_sql(path: Path, statement: str, *values: object) -> None:
     connection = sqlite3.connect(path)
     with connection:
         connection.execute(statement, values)
     connection.close()
 
 
-_DIES = """
+_PROGRAM = """
 import asyncio, os, sys
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation._outcome import patched_outcome
@@ -101,7 +100,7 @@ async def main():
     journal = Journal.open(sys.argv[1])
     for ordinal in range(20):
         journal.record(patched_outcome(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
-    await journal.keep_generation(0, 1)
+    await journal.record_generation(0, 1)
     print("written", flush=True)
     await asyncio.Event().wait()
 
@@ -109,23 +108,23 @@ asyncio.run(main())
 """
 
 
-class Run:
-    """A run in a process of its own, which has settled twenty accounts and goes on until it is killed."""
+class RunProcess:
+    """A process that has recorded twenty accounts, and keeps the journal open until it is killed."""
 
     def __init__(self, path: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _DIES, str(path)], stdout=subprocess.PIPE, env={**os.environ}
+            [sys.executable, "-c", _PROGRAM, str(path)], stdout=subprocess.PIPE, env={**os.environ}
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"written\n"
 
     def kill(self) -> None:
-        """What no process can do anything about."""
+        """Kill the process with SIGKILL, which it cannot handle."""
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGKILL)
             self._process.communicate()
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> "RunProcess":
         return self
 
     def __exit__(self, *_: object) -> None:

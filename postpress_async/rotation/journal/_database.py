@@ -1,9 +1,9 @@
 """
 The journal's database: its connection, what it records about a run, checkpoints, and its errors.
 
-SQLite keeps the latest commits in the -wal beside the file. If the -wal is lost or not copied along, SQLite
-silently opens the file as it was at the last checkpoint, and everything sent since then would be sent again.
-So the file has a mark, `LOG_NEEDED`, by which a missing -wal is noticed.
+SQLite keeps the latest commits in the -wal file beside the database. If the -wal is lost or not copied,
+SQLite silently opens the database as it was at the last checkpoint, and a run would repeat all requests since
+then. Therefore the database has a mark, `LOG_NEEDED`, that reveals a missing -wal.
 """
 
 import getpass
@@ -32,17 +32,18 @@ from postpress_async.rotation.journal._schema import (
 
 APPLICATION_ID: Final = 0x70705F6A  # "pp_j"
 DAMAGE: Final = (sqlite3.Error, ValueError, TypeError)
-"""What reading a damaged file raises: an error of SQLite, an invalid value, or a missing row."""
+"""The exceptions that reading a damaged file raises: SQLite errors, invalid values, missing rows."""
 
-FIRST_WATERMARK: Final = 64  # the value before a run's first request
+FIRST_WATERMARK: Final = 64  # the watermark at the start of a run: it may send its first 64 rows
 SET_WATERMARK: Final = "INSERT OR REPLACE INTO run VALUES ('reached', ?)"
 
 LOG_NEEDED: Final = "log needed"
 """
-A mark in the file that its -wal deletes: the file alone is incomplete.
+A row of the table ``run`` that exists in the database file while the file alone is incomplete.
 
-It is written before each checkpoint and deleted right after it. So the deletion is in the -wal only, until
-SQLite or the end of a run copies the whole -wal into the file.
+Each checkpoint copies the mark into the file. The mark is deleted right after the checkpoint, so the deletion
+is only in the -wal, until the end of the run copies the whole -wal into the file. A reader of both files does
+not see the mark, but a reader of the file alone does.
 """
 
 _NOT_WRITABLE: Final = {
@@ -57,7 +58,7 @@ _NOT_WRITABLE: Final = {
 
 
 def damage_error(path: Path, error: Exception) -> JournalError:
-    """The error to raise for one of `DAMAGE`: the file cannot be written, or it is damaged."""
+    """Return the exception for an *error* of `DAMAGE`: the file cannot be written, or it is damaged."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE:  # the low byte is the primary code
         return JournalNotWritableError(
             f"{path} cannot be written ({error}): fix that, then run the same command again"
@@ -66,7 +67,7 @@ def damage_error(path: Path, error: Exception) -> JournalError:
 
 
 def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """Open the database for writing; return whether it was empty, too. If so, create its tables."""
+    """Open the database for writing, with new tables if it is empty; return also whether it was empty."""
     connection = sqlite3.connect(path, check_same_thread=False)
     try:
         if created := is_empty(path, connection):
@@ -74,15 +75,15 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
             connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")  # only `checkpoint` writes the mark it needs
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # only `checkpoint` writes `LOG_NEEDED`
         if created:
             with connection:
                 connection.executescript(f"BEGIN; {SCHEMA}")  # in one transaction
                 insert_run(connection)
         else:
-            if needs_log(connection):  # before anything is written to the -wal
+            if needs_log(connection):  # checked before anything is written to the -wal
                 # If the -wal is empty, truncated or from another file, SQLite finds no commit in it. Then
-                # every row that may have been sent is in doubt.
+                # every row without an outcome is in doubt.
                 [(_, commits, _)] = connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
                 accept(connection, lost=commits <= 0)
             if _version(connection) < VERSION:
@@ -91,7 +92,7 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
             for sql in LATER_ADDITIONS:
                 connection.execute(sql)
         if "probe_at" not in [column for _, column, *_ in connection.execute("PRAGMA table_info(proxies)")]:
-            connection.execute("ALTER TABLE proxies ADD COLUMN probe_at REAL")  # forgotten quarantines
+            connection.execute("ALTER TABLE proxies ADD COLUMN probe_at REAL")
     except BaseException:
         connection.close()
         raise
@@ -99,7 +100,7 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
 
 
 def is_empty(path: Path, connection: sqlite3.Connection) -> bool:
-    """Whether the database has no tables yet; raise `JournalError` if it is no journal of a known version."""
+    """Whether the database has no tables; raise `JournalError` if it is no journal of a known version."""
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         return True
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
@@ -110,7 +111,7 @@ def is_empty(path: Path, connection: sqlite3.Connection) -> bool:
 
 
 def has_table(connection: sqlite3.Connection, name: str) -> bool:
-    """Whether the journal has a table that older versions did not create."""
+    """Whether the journal has the table *name*; older versions created fewer tables."""
     sql = "SELECT 1 FROM sqlite_master WHERE name = ?"
     return connection.execute(sql, (name,)).fetchone() is not None
 
@@ -121,9 +122,9 @@ def _version(connection: sqlite3.Connection) -> int:
 
 def add_views(connection: sqlite3.Connection, run: int | None = None) -> None:
     """
-    Add temporary views, so that the queries for the latest run read run number *run*. Nothing is written.
+    Add temporary views, so that queries for the latest run read run number *run*. The file is not written.
 
-    A journal of version 1 is read like one of the present version, with one run.
+    For a journal of version 1, the views have the tables and columns of the present version, with one run.
     """
     if _version(connection) == 1:
         connection.executescript(V1_VIEWS)
@@ -135,43 +136,42 @@ def add_views(connection: sqlite3.Connection, run: int | None = None) -> None:
 
 
 def insert_run(connection: sqlite3.Connection) -> None:
-    """Insert a run, with a token of its own, that has sent nothing."""
+    """Insert a run that has sent nothing, with a new token."""
     token = secrets.token_hex(12)
     connection.execute("INSERT INTO runs (token, state) VALUES (?, 'running')", (token,))
     connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
 
 
 def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
-    """What is recorded about the latest run: its marks, and its columns in ``runs`` that are not NULL."""
+    """Return the marks of the latest run, and its columns in ``runs`` that are not NULL."""
     cursor = connection.execute(f"SELECT * FROM runs WHERE id = {CURRENT_RUN}")
     names = [column[0] for column in cursor.description]
     facts = {name: value for name, value in zip(names, cursor.fetchone(), strict=True) if value is not None}
     if not {"id", "token", "state"} <= facts.keys():
-        raise ValueError("the latest run is not whole")  # handled as damage
+        raise ValueError("the latest run has no id, token or state")  # callers report it as damage
     return facts | dict(connection.execute("SELECT name, value FROM run"))
 
 
-@cache  # the writer recognizes a statement by its identity
+@cache  # the writer compares statements by identity
 def set_fact(column: str) -> str:
-    """The SQL statement that sets a column of the latest run."""
+    """Return the SQL statement that sets a column of the latest run."""
     return f"UPDATE runs SET {column} = ? WHERE id = {CURRENT_RUN}"
 
 
 def set_marks(connection: sqlite3.Connection, marks: Mapping[str, object]) -> None:
-    """Set marks: the rows of the table ``run``, which say how the latest run is resumed."""
+    """Set marks: rows of the table ``run``, which determine how the latest run is resumed."""
     connection.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", marks.items())
 
 
 def delete_marks(connection: sqlite3.Connection, *names: str) -> None:
-    """Delete marks."""
     connection.executemany("DELETE FROM run WHERE name = ?", [(name,) for name in names])
 
 
 def add_start(starts: list[dict[str, Any]], began: float, command: str | None) -> str:
-    """The column ``starts`` with an entry more: this process starts or resumes the run at *began*."""
+    """Return the column ``starts`` with a new entry: this process starts or resumes the run at *began*."""
     try:
         operator = getpass.getuser()
-    except (OSError, KeyError, ImportError):  # the user has no name, as in some containers
+    except (OSError, KeyError, ImportError):  # in some containers, the user has no name
         operator = None
     host = socket.gethostname()
     entry = {"began": began, "operator": operator, "host": host, "version": __version__, "command": command}
@@ -179,7 +179,7 @@ def add_start(starts: list[dict[str, Any]], began: float, command: str | None) -
 
 
 def starts_of(value: str | None) -> list[dict[str, Any]]:
-    """Return the entries of the column ``starts`` of a run; raise `ValueError` if it is damaged."""
+    """Return the entries of a run's column ``starts``; raise `ValueError` if it is damaged."""
     starts = [] if value is None else json.loads(value)
     if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
         raise ValueError("an invalid list of starts")
@@ -190,7 +190,7 @@ def starts_of(value: str | None) -> list[dict[str, Any]]:
 
 
 def checkpoint(connection: sqlite3.Connection, mode: Literal["FULL", "PASSIVE"]) -> None:
-    """Copy the -wal into the file, which needs its -wal from then on."""
+    """Copy the -wal into the database file, which is incomplete without its -wal from then on."""
     with connection:
         set_marks(connection, {LOG_NEEDED: 1})
     try:
@@ -200,8 +200,8 @@ def checkpoint(connection: sqlite3.Connection, mode: Literal["FULL", "PASSIVE"])
 
 
 def accept(connection: sqlite3.Connection, *, lost: bool = False) -> None:
-    """Record that file and -wal are the whole journal; if *lost*, that the latest commits are missing."""
-    if needs_log(connection):  # otherwise without waiting for a writer
+    """Delete `LOG_NEEDED`; if *lost*, also delete the watermark, because the latest commits are missing."""
+    if needs_log(connection):  # a write transaction could have to wait for another writer
         with connection:
             delete_marks(connection, LOG_NEEDED, *(["reached"] if lost else []))
 
@@ -217,19 +217,19 @@ def refuse_lost_log(path: Path) -> None:
     log = f"{path}-wal"
     if not path.stat().st_size or os.path.exists(log):
         return
-    # Without `immutable`, SQLite would create a -wal.
+    # Without `immutable`, SQLite would create the missing -wal.
     uri = f"{Path(os.path.abspath(path)).as_uri()}?immutable=1"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
-        # In this order: a run that begins now creates the -wal before it writes the mark.
+        # Checked again after the mark, because a run that starts now creates the -wal before the mark.
         if needs_log(connection) and not os.path.exists(log):
             raise lost_log(path)
 
 
 def lost_log(path: Path) -> JournalError:
-    """The error for a journal without the -wal that it needs."""
+    """Return the error for a journal without the -wal that it needs."""
     return JournalError(
-        f"{path} is incomplete: {path.name}-wal is missing, or is not its own, with the latest outcomes of "
+        f"{path} is incomplete: {path.name}-wal is missing, or is not its own. It has the latest outcomes of "
         "a run that was killed. Put it back beside the journal. If it is lost for good, create an empty file "
-        "of that name and start the run: each account that is not recorded as patched or failed is then "
+        "with that name and start the run: every account that is not recorded as patched or failed is then "
         "treated as one that may have been sent (see --on-unknown)"
     )

@@ -1,9 +1,10 @@
 """
-How an unfinished run continues with an input that was edited.
+How an unfinished run continues after its input was edited.
 
-For appended rows, only the total changes. After any other edit, each account is found by its id, since a
-fleet names it once, and its outcome moves to the account's new position. The run gets a new token, so that no
-idempotency key of a position is used for another account. An account in doubt keeps its old key.
+If rows were only appended, only the total changes. After any other edit, each account is found by its id,
+which occurs once in a fleet, and its outcome moves to the account's new ordinal. The run gets a new token:
+idempotency keys contain the ordinal, so an old key could otherwise be used for another account. An account in
+doubt keeps its old key.
 """
 
 import secrets
@@ -23,7 +24,7 @@ from postpress_async.rotation.journal._recovery import OF_THIS_RUN, REFUSED, UPD
 from postpress_async.rotation.journal._schema import CURRENT_RUN
 
 IN_INPUT: Final = "account_id IN (SELECT account_id FROM positions)"
-"""SQL condition for the accounts of an edited input that was compared."""
+"""SQL condition for the accounts in the edited input, after `compare`."""
 
 USE_AGAIN: Final = "Use that input again to resume its run"
 
@@ -32,7 +33,7 @@ CREATE TEMP TABLE positions (
     account_id TEXT PRIMARY KEY, ordinal INTEGER NOT NULL, line INTEGER, assignment TEXT
 ) WITHOUT ROWID
 """
-_INVALID: Final = ""  # the assignment of a refused row; that of a row for a pool is NULL
+_INVALID: Final = ""  # assignment of an invalid row; a row that gets a proxy of a pool has NULL
 _MANAGED: Final = f"LIKE '{MANAGED}%'"
 _IN_DOUBT: Final = "(state = 'unknown' OR applied IS 'unknown')"
 _CONFLICT: Final = f"""
@@ -45,20 +46,23 @@ _CONFLICT: Final = f"""
     LIMIT 1
 """
 """
-An account to which another change was, or may have been, applied, as far as the journal knows. It has neither
-passwords nor protocols. It may lack the change of an account in doubt: then a custom proxy can be set again,
-but a managed one could be ordered twice.
+An account whose edited row asks for another change than the one that was, or may have been, applied.
+
+The journal stores neither passwords nor protocols, so it cannot compare those. For an account in doubt, it
+may not know the assignment. Then a custom proxy is no conflict, because setting it again does no harm, but a
+managed proxy is, because the API could hand out a second one.
 """
 _FIRST_MOVED: Final = f"""
     SELECT latest.ordinal, account_id FROM latest LEFT JOIN positions USING (account_id)
     WHERE latest.ordinal IS NOT positions.ordinal AND NOT {REFUSED} ORDER BY latest.ordinal LIMIT 1
 """
 
-# Whether it is in the input or not, an account keeps an outcome that says what was or may have been applied.
-_FORGET: Final = f"""
+# Outcomes of changes that were or may have been applied stay, even if the account is no longer in the input.
+_DELETE_OUTCOMES: Final = f"""
     DELETE FROM outcomes {OF_THIS_RUN} AND (state = 'skipped' AND attempts = 0
         OR state != 'patched' AND NOT {_IN_DOUBT} AND NOT {IN_INPUT})
 """
+# The new token would change the keys of accounts in doubt, so store the prefix of their present keys.
 _KEEP_KEYS: Final = (
     f"DELETE FROM generations WHERE ordinal NOT IN (SELECT ordinal FROM latest WHERE {_IN_DOUBT})",
     f"INSERT OR IGNORE INTO generations SELECT ordinal, 0, NULL FROM latest WHERE {_IN_DOUBT}",
@@ -74,7 +78,7 @@ _MOVE_TO_POSITIONS: Final = """
 _MOVE_BACK: Final = (
     "INSERT INTO moves SELECT ordinal, ordinal - ?1 + ?2, NULL FROM latest WHERE ordinal >= ?1"
 )
-# By way of negative ordinals: the new one may be taken by an account that moves later.
+# In two steps, through negative ordinals, because the new ordinal may still belong to another account.
 _MOVE: Final = (
     f"""{UPDATE} (ordinal, line) = (SELECT -1 - new, moves.line FROM moves WHERE old = ordinal)
     {OF_THIS_RUN} AND ordinal IN (SELECT old FROM moves)""",
@@ -92,10 +96,10 @@ class Edit:
 
     facts: str  # what differs, in words
     rows: int  # number of rows
-    end: int  # the ordinal after that of the last row
+    end: int  # ordinal of the last row, plus 1
     appended_at: int | None = None
-    """Ordinal of the first new row, if the recorded rows come first and in their order; otherwise None, and
-    the temporary table ``positions`` has the accounts."""
+    """Ordinal of the first new row if rows were only appended. Otherwise None, and the temporary table
+    ``positions`` has the accounts of the edited input."""
     obstacle: str | None = None  # why the run cannot continue with it; None if it can
 
 
@@ -106,11 +110,12 @@ def compare(
     recorded: int,
     is_recorded: Callable[[bytes], bool],
 ) -> Edit:
-    """Compare *rows* with the *recorded* number of earlier ones, whose digest *is_recorded* knows."""
+    """Compare *rows* with the *recorded* number of earlier rows; *is_recorded* recognizes their digest."""
     unread, digest = iter(rows.rows()), RowsDigest()
     for row in islice(unread, recorded):
         digest.add(row)
-    if (first := next(unread, None)) is not None and is_recorded(digest.digest()):
+    first = next(unread, None)
+    if first is not None and is_recorded(digest.digest()):  # rows were only appended
         count, end = recorded + 1, first.ordinal + 1
         for row in unread:
             count, end = count + 1, row.ordinal + 1
@@ -128,29 +133,29 @@ def compare(
                 yield row.account_id, row.ordinal, row.line, _INVALID
 
     connection.execute(_POSITIONS)
-    connection.execute("SAVEPOINT positions")  # not a transaction for each row
+    connection.execute("SAVEPOINT positions")  # one transaction for all rows
     connection.executemany("INSERT OR IGNORE INTO positions VALUES (?, ?, ?, ?)", positions())
     connection.execute("RELEASE positions")
     return Edit(_facts(connection, count - recorded), count, end, obstacle=_obstacle(connection, run))
 
 
-def take(connection: sqlite3.Connection, edit: Edit, run: Mapping[str, Any]) -> None:
-    """Have the latest run continue with the edited input, within the caller's transaction."""
+def apply_edit(connection: sqlite3.Connection, edit: Edit, run: Mapping[str, Any]) -> None:
+    """Make the latest run continue with the edited input, within the caller's transaction."""
     connection.execute(_MOVES)
     if edit.appended_at is not None:
-        # The watermark may be beyond the last row of the input as it was, but no run has sent the new rows.
+        # The watermark may be above the last recorded row, but no run has sent the new rows.
         sql = "UPDATE run SET value = min(value, ?) WHERE name IN ('reached', 'doubtful')"
         connection.execute(sql, (edit.appended_at,))
         if "removed" in run:
             connection.execute(_MOVE_BACK, (run["removed"], edit.end))
     else:
-        connection.execute(_FORGET)
+        connection.execute(_DELETE_OUTCOMES)
         for sql in _KEEP_KEYS:
             connection.execute(sql)
         connection.execute(_MOVE_TO_POSITIONS, (edit.end,))
         connection.execute("DROP TABLE positions")
         connection.execute(f"UPDATE runs SET token = ? WHERE id = {CURRENT_RUN}", (secrets.token_hex(12),))
-        # Every account that was, or may have been, sent has an outcome.
+        # These marks are about rows without an outcome; `_obstacle` has checked that none may have been sent.
         delete_marks(connection, "under way", "doubtful", "doubts")
         set_marks(connection, {"reached": FIRST_WATERMARK})
     for sql in _MOVE:
@@ -161,9 +166,9 @@ def take(connection: sqlite3.Connection, edit: Edit, run: Mapping[str, Any]) -> 
 
 
 def _facts(connection: sqlite3.Connection, more: int) -> str:
-    """What differs in words; *more* is the number of rows in addition to those recorded."""
+    """Describe the difference; *more* is the number of rows minus the number of recorded rows."""
     [(removed,)] = connection.execute(f"SELECT count(*) FROM latest WHERE NOT {REFUSED} AND NOT {IN_INPUT}")
-    removed = max(removed, -more)  # accounts without an outcome may be removed, too
+    removed = max(removed, -more)  # accounts without an outcome may have been removed, too
     facts = []
     for ordinal, account_id in connection.execute(_FIRST_MOVED):
         sql = "SELECT account_id FROM positions WHERE ordinal = ?"
@@ -174,18 +179,19 @@ def _facts(connection: sqlite3.Connection, more: int) -> str:
         facts.append(number_of(removed, "account", "removed"))
     if more + removed:
         facts.append(number_of(more + removed, "row", "more"))
-    return "; ".join(facts or ["a row has another change, or another account that no run has come to"])
+    return "; ".join(facts or ["a row has another change, or another account that no run has reached"])
 
 
 def _obstacle(connection: sqlite3.Connection, run: Mapping[str, Any]) -> str | None:
     died = "under way" in run or "reached" not in run
-    is_old = died and not has_table(connection, "covered")  # it may have sent accounts that it had skipped
+    # Early versions had no such table: a dead run may have sent accounts that are recorded as skipped.
+    is_old = died and not has_table(connection, "covered")
     if is_old or may_have_sent(connection.execute, run, died=died):
         return (
             "A run that was killed may have sent accounts that it did not record: use that input again first "
             "(rows may be appended)"
         )
-    # Each row would have to be hashed at its new position, and pairs can name an account twice.
+    # The hashes belong to positions that would change, and an iterable may contain an account twice.
     if has_table(connection, "changes") and connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone():
         return USE_AGAIN
     for (account_id,) in connection.execute(_CONFLICT):
@@ -197,5 +203,5 @@ def _obstacle(connection: sqlite3.Connection, run: Mapping[str, Any]) -> str | N
 
 
 def number_of(count: int, noun: str, what: str) -> str:
-    """Such as ``1 row more`` and ``3 rows more``."""
+    """Return, for example, ``1 row more`` or ``3 rows more``."""
     return f"{count:,} {noun if count == 1 else noun + 's'} {what}"

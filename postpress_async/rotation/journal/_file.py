@@ -1,8 +1,8 @@
 """
-The journal's file: opened and locked for one run, or refused.
+Opens and locks the journal's file for one run.
 
-The lock is on the file itself, so that it holds under every name of the file. A lock file beside the journal
-would protect one name only, and only until someone deletes the lock file.
+The lock is on the file itself, so that it protects every name (hard link) of the file. A lock file beside the
+journal would protect one name only, and only until someone deletes the lock file.
 """
 
 import errno
@@ -22,23 +22,26 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    # struct flock: Linux begins with the kind of lock, macOS and the BSDs end with it.
+    # In `struct flock`, the kind of lock is the first field on Linux, and a late one on macOS and the BSDs.
     _IS_LINUX: Final = sys.platform == "linux"
     _LAYOUT: Final = "hhqqi" if _IS_LINUX else "qqihh"
 
 BYTE: Final = 0x4000_0000 + 1_024
-"""The byte that is locked. SQLite keeps the page of byte 0x40000000 for locks, and uses 512 bytes of it."""
+"""
+The byte that is locked. SQLite stores no data in the page at 0x40000000, and locks the first 512 bytes of it.
+This byte is behind them.
+"""
 
 Inode = tuple[int, int]
 
 
 class JournalFile:
     """
-    A descriptor of a journal's file: opened before SQLite opens the file, and closed after SQLite closed it.
+    A descriptor of a journal's file: opened before SQLite opens the file, and closed after SQLite closes it.
 
-    If a process closes any descriptor of a file, the system releases all POSIX locks of that process on the
-    file, and SQLite's locks are POSIX locks. So all descriptors of a file are closed together, when this
-    process no longer needs any.
+    If a process closes any descriptor of a file, the system releases all POSIX locks of the process on that
+    file, including SQLite's. Therefore this class closes all descriptors of a file together, when the last
+    `JournalFile` is closed.
     """
 
     def __init__(self, handle: int) -> None:
@@ -55,11 +58,11 @@ class JournalFile:
     @classmethod
     def open(cls, path: str | os.PathLike[str], flags: int) -> Self:
         """Open the file at *path*, or raise OSError; a new file is readable by its owner only."""
-        # Without O_NONBLOCK, opening a named pipe waits for its other end.
+        # Without O_NONBLOCK, opening a named pipe waits until another process opens it.
         return cls(os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600))
 
     def begins_with(self) -> bytes:
-        """The first 16 bytes: SQLite's magic number, if the file is a database."""
+        """Return the first 16 bytes, which are SQLite's magic number if the file is a database."""
         os.lseek(self.handle, 0, os.SEEK_SET)
         return os.read(self.handle, 16)
 
@@ -98,8 +101,8 @@ def open_file(path: Path, *, create: bool = True) -> JournalFile | None:
     """
     Open the journal's file for writing; never through a symbolic link.
 
-    A file that is not a database is not changed: it may be a fleet. Without *create*, return None if the file
-    does not exist, but could be created.
+    A file that is not a database is refused and not changed, because it may be a fleet. If *create* is False
+    and the file does not exist but could be created, return None.
     """
     if not path.parent.is_dir():
         raise JournalError(f"{path.parent} is not a directory: create it, or name another journal")
@@ -133,7 +136,7 @@ def lock(path: Path, file: JournalFile) -> None:
 
 
 def refuse_shared(path: Path, file: JournalFile, *, in_use: bool) -> None:
-    """Raise an error if another run has the journal open, or if the file has several names."""
+    """Raise an error if another run has the journal open, or if the file has several hard links."""
     if in_use:
         raise JournalNotWritableError(
             f"{path} is in use by another run: wait for it, or name another journal"
@@ -147,13 +150,13 @@ def refuse_shared(path: Path, file: JournalFile, *, in_use: bool) -> None:
 
 def _not_writable(path: Path, reason: str | None) -> JournalNotWritableError:
     advice = "name another journal, in a folder that you may write to"
-    if path.is_file():  # another journal would send all accounts again
+    if path.is_file():  # do not suggest another journal, with which all accounts would be sent again
         advice = "correct its permissions or its disk, then run the same command again"
     return JournalNotWritableError(f"{path} cannot be written ({reason}): {advice}")
 
 
 _guard: Final = threading.Lock()
-_files: Final[dict[Inode, list[JournalFile]]] = {}  # those whose descriptors are not closed yet
+_files: Final[dict[Inode, list[JournalFile]]] = {}  # files whose descriptors are still open
 
 if sys.platform == "win32":
 
@@ -183,16 +186,17 @@ else:
         return True
 
     def _is_locked(handle: int) -> bool:
-        found = struct.unpack_from(_LAYOUT, _control(handle, "GETLK", fcntl.F_WRLCK))
-        return bool(found[0 if _IS_LINUX else 3] != fcntl.F_UNLCK)
+        # The system replaces the kind of lock with F_UNLCK if no other process holds a lock.
+        conflict = struct.unpack_from(_LAYOUT, _control(handle, "GETLK", fcntl.F_WRLCK))
+        return bool(conflict[0 if _IS_LINUX else 3] != fcntl.F_UNLCK)
 
     def _control(handle: int, command: str, kind: int) -> bytes:
         # Not flock(): on macOS and over NFS it conflicts with the locks that SQLite takes on the same file.
         lock = (kind, os.SEEK_SET, BYTE, 1, 0) if _IS_LINUX else (BYTE, 1, 0, kind, os.SEEK_SET)
         flock = struct.pack(_LAYOUT, *lock)
         if _IS_LINUX:
-            # An OFD lock belongs to the descriptor: it outlives the close of another descriptor of the file
-            # in this process, for example by a copy of the journal that the program makes.
+            # An open file description (OFD) lock belongs to the descriptor. It is not released if this
+            # process closes another descriptor of the file, for example after it copied the journal.
             try:
                 return fcntl.fcntl(handle, getattr(fcntl, f"F_OFD_{command}"), flock)
             except OSError as error:
@@ -201,7 +205,7 @@ else:
         return fcntl.fcntl(handle, getattr(fcntl, f"F_{command}"), flock)
 
     def _close_in_child() -> None:
-        # Otherwise a child would hold the lock after its parent has died.
+        # Otherwise the child would still hold the lock after its parent has died.
         for file in chain.from_iterable(_files.values()):
             os.close(file.handle)
         _files.clear()

@@ -1,4 +1,4 @@
-"""The runs of a journal, what they changed, and how to go back to an earlier one."""
+"""The runs of a journal, the accounts that they changed, and the plan of a rollback to an earlier run."""
 
 import json
 from collections import Counter
@@ -34,39 +34,40 @@ _CHANGED: Final = """
     SELECT account_id, CASE state WHEN 'patched' THEN assignment END FROM outcomes
     WHERE run > ? AND run < ? AND state IN ('patched', 'unknown') ORDER BY run DESC, ordinal
 """
-_LEFT: Final = "AND ordinal IN (SELECT value FROM json_each(?))"
-_MOST_MARKS: Final = 100_000_000  # a larger total is damage
+_ONLY_ORDINALS: Final = "AND ordinal IN (SELECT value FROM json_each(?))"
+_MAX_MARKS: Final = 100_000_000  # a larger total can only come from a damaged file
+_MAX_UNMARKED_SHARE: Final = 1 / 8  # above this share, reading all rows is faster than selecting some
 
 
 @frozen(kw_only=True)
 class Start:
-    """When (Unix time), by whom and where a run was started, and how; None for what is not known."""
+    """One start of a run, or one time that it was resumed. Values that are not known are None."""
 
-    began: float
+    began: float  # Unix time
     operator: str | None
     host: str | None
     version: str | None
-    command: str | None  # None also if it was started from Python
+    command: str | None  # also None if it was started from Python
 
 
 @frozen(kw_only=True)
 class Run:
-    """A run of a journal. Times are Unix times; what is not known is None."""
+    """A run of a journal. Times are Unix times. Values that are not known are None."""
 
     number: int  # from 1
     began: float
-    ended: float | None  # None if it is under way or was killed
+    ended: float | None  # also None if it is under way or was killed
     state: str  # running, complete, halted, interrupted or killed
-    selection: str | None  # the accounts that it took, in words; None if it took all
+    selection: str | None  # description of the accounts in the run; None for all
     halted: str | None  # why it stopped by itself
-    total: int | None  # accounts that it took
-    states: Counter[State]  # accounts by state
-    requests: int  # requests sent
-    starts: tuple[Start, ...]  # how it was started, and then how it was resumed
+    total: int | None  # number of accounts in the run
+    states: Counter[State]  # number of accounts by state
+    requests: int  # number of requests sent
+    starts: tuple[Start, ...]  # the first start, then each time that it was resumed
 
 
 class AccountChange(NamedTuple):
-    """What a run did to an account. The attributes are those of `Outcome`; *run* is its number."""
+    """The outcome of an account in one run. The attributes are those of `Outcome`; *run* is a number."""
 
     run: int
     settled_at: float
@@ -77,26 +78,28 @@ class AccountChange(NamedTuple):
     applied: str | None
 
 
-class Assigned(NamedTuple):  # made three times as fast as a class of attrs
-    """The latest assignment of an account; its state is "patched", or "unknown" if it may not be applied."""
+class Assigned(NamedTuple):  # not attrs: creating a tuple takes a third of the time
+    """An account's latest assignment. The state is "unknown" if it may not have been applied."""
 
     account_id: str
     assignment: str
-    state: str  # not a `State`, which takes half a second more to write for 1,000,000 accounts
+    state: str  # "patched" or "unknown"; writing 1,000,000 `State`s takes half a second longer
     run: int
     settled_at: float
 
 
 def runs_of(view: JournalReader, run: int | None = None) -> list[Run]:
-    """The runs that the journal keeps, oldest first; or only number *run*."""
+    """Return the runs in the journal, oldest first; only number *run* if given."""
     is_written = view.is_written()
 
     def convert(rows: list[Any]) -> list[Run]:
         runs = []
-        for number, began, ended, state, selection, halted, total, starts, command, known in rows:
-            counts = view.ask(_COUNTS, number) if known is None else json.loads(known)
+        for number, began, ended, state, selection, halted, total, starts, command, stored_counts in rows:
+            # The counts are stored when a run ends.
+            counts = view.ask(_COUNTS, number) if stored_counts is None else json.loads(stored_counts)
             if state == "running" and not is_written:
                 state, ended = "killed", None
+            # Early versions recorded the first start only, in other columns.
             entries = starts_of(starts) or [{"began": began, "command": command}]
             runs.append(
                 Run(
@@ -123,7 +126,7 @@ def _start(view: JournalReader, entry: dict[str, Any]) -> Start:
 
 
 def changes_of(view: JournalReader, account_id: str, run: int | None = None) -> list[AccountChange]:
-    """What each run, or only number *run*, did to the account, oldest first."""
+    """Return the account's outcome in each run, oldest first; only in number *run* if given."""
 
     def convert(rows: list[Any]) -> list[AccountChange]:
         return [
@@ -140,31 +143,33 @@ def assignments_of(
     view: JournalReader, *, before: int | None = None, possible: bool = False
 ) -> Iterator[Assigned]:
     """
-    Yield the latest assignment of each account, newest run first, each in the order of its input.
+    Yield the latest assignment of each account, from the newest run to the oldest.
 
-    Only runs with a number below *before* are read. If *possible*, an assignment that may not have been
-    applied is followed by the next older one, which the account may still have.
+    Only runs with a number below *before* are read. If *possible*, yield every assignment that the account
+    may
+    have: after one that may not have been applied, the next older one, too.
     """
-    seen: set[int] = set()  # hashes take half the memory of the ids
-    in_doubt: set[int] = set()  # accounts that a later run may have changed
-    patched: dict[bytes, bytearray] = {}  # by the digest of an input: its rows that a later run has patched
+    finished: set[int] = set()  # hashes of account ids, which take half the memory of the ids
+    in_doubt: set[int] = set()  # hashes of accounts that a later run may have changed
+    # For each input, by its digest: which rows a later run has patched. Older runs need not read those rows.
+    patched: dict[bytes, bytearray] = {}
     runs = "SELECT id, rows, total FROM runs WHERE id < coalesce(?, id + 1) ORDER BY id DESC"
     for run, digest, total in view.ask(runs, before):
         marks = bytearray()
-        if digest is not None and type(total) is int and 0 < total < _MOST_MARKS:
+        if digest is not None and type(total) is int and 0 < total < _MAX_MARKS:
             marks = patched.setdefault(digest, bytearray(total))
-        for ordinal, line, account_id, assignment, state, settled_at in _not_marked(view, run, marks):
+        for ordinal, line, account_id, assignment, state, settled_at in _unmarked_rows(view, run, marks):
             key = hash(account_id)
             if assignment is None:
                 in_doubt.add(key)
                 continue
             is_patched = state == "patched"
-            # An account that was removed from the input has no line: another may have its ordinal.
+            # An account that was removed from the input has no line, and another may have its ordinal.
             if is_patched and line is not None and 0 <= ordinal < len(marks):
                 marks[ordinal] = True
-            if key not in seen:
+            if key not in finished:
                 if is_patched or not possible:
-                    seen.add(key)
+                    finished.add(key)
                 yield Assigned(
                     view.text(account_id),
                     view.text(assignment),
@@ -174,18 +179,19 @@ def assignments_of(
                 )
 
 
-def _not_marked(view: JournalReader, run: int, marks: bytearray) -> Iterator[Any]:
-    """The rows of `_ASSIGNED`, without most of those whose ordinals are marked."""
+def _unmarked_rows(view: JournalReader, run: int, marks: bytearray) -> Iterator[Any]:
+    """Yield the rows of `_ASSIGNED` whose ordinals are not marked; all rows if that is faster."""
     [(last,)] = view.ask("SELECT max(ordinal) FROM outcomes WHERE run = ?", run)
-    if last is None or last > len(marks) or marks.count(False) > len(marks) // 8:
-        return view.stream(_ASSIGNED.format(""), run)  # then reading all of them is faster
-    left = [ordinal for ordinal, is_marked in enumerate(marks) if not is_marked]
-    return view.stream(_ASSIGNED.format(_LEFT), run, json.dumps([*left, len(marks)]))
+    if last is None or last >= len(marks) or marks.count(False) > len(marks) * _MAX_UNMARKED_SHARE:
+        return view.stream(_ASSIGNED.format(""), run)
+    unmarked = [ordinal for ordinal, is_marked in enumerate(marks) if not is_marked]
+    return view.stream(_ASSIGNED.format(_ONLY_ORDINALS), run, json.dumps(unmarked))
 
 
 def select(selection: Selection, view: JournalReader) -> None:
-    """Find the accounts of *selection*, and count the others by assignment; raise an error without any."""
+    """Store in *selection* its accounts, and the number of others by assignment; raise if it has none."""
     run = view.run()
+    # An unfinished run of this selection is resumed. Otherwise a new run starts.
     selection.run = run["id"] + (not resumes(view.ask, run, selection.text))
     selected, in_doubt = set[str](), dict[str, str]()
     for entry in assignments_of(view, before=selection.run, possible=True):
@@ -203,14 +209,14 @@ def select(selection: Selection, view: JournalReader) -> None:
     selection.accounts = selected
     if not selected:
         raise JournalError(
-            f"nothing was sent: {view.path} has no {selection.text}. `postpress-async export {view.word} "
-            "--assignments` lists what each account has"
+            f"nothing was sent: {view.path} has no {selection.text}. `postpress-async export "
+            f"{view.quoted_path} --assignments` lists what each account has"
         )
 
 
 @frozen
 class LeftBehind:
-    """An account that cannot go back. It has the fields of a `Refusal` that events need."""
+    """An account that a rollback cannot change. It has the attributes of a `Refusal` that events need."""
 
     account_id: str
     reason: str
@@ -224,26 +230,30 @@ class LeftBehind:
 
 @frozen
 class RollbackPlan:
-    """What a rollback does; its selection identifies its run."""
+    """The changes of a rollback. The selection identifies its run."""
 
     selection: Selection
-    changes: dict[str, ProxyChange]  # without accounts that still have the assignment
-    left_behind: list[LeftBehind]  # accounts that cannot go back
+    changes: dict[str, ProxyChange]  # without accounts that already have the earlier assignment
+    left_behind: list[LeftBehind]
 
 
 def plan_rollback(view: JournalReader, to: int, proxies: Iterable[PooledProxy]) -> RollbackPlan:
     """
-    Plan how each account gets the assignment that it had after run number *to*, with *proxies* of your own.
+    Plan how each account gets back the assignment that it had after run number *to*.
 
-    A managed proxy is ordered again, for the same country or ip. If the latest run is an unfinished rollback
-    to the same run, the plan is the one that it began with. Without such a run, `JournalError` is raised.
+    A custom proxy is looked up in *proxies* by its label. A managed proxy is ordered again, for the same
+    country or IP address. If the latest run is an unfinished rollback to the same run, the plan is the same.
+
+    Raises:
+        JournalError: There is no earlier run with this number.
     """
     selection = Selection(f"rollback to run {to}")
     run = view.run()
     selection.run = number = run["id"] + (not resumes(view.ask, run, selection.text))
     if not view.ask("SELECT 1 FROM runs WHERE id = ? AND id < ?", to, number):
         raise JournalError(
-            f"{view.path} has no run {to} to go back to: `postpress-async history {view.word}` lists its runs"
+            f"{view.path} has no run {to} to go back to: `postpress-async history {view.quoted_path}` "
+            "lists its runs"
         )
     present: dict[str, str | None] = {}  # None if the account is in doubt
     for account_id, assignment in view.stream(_CHANGED, to, number):
@@ -278,5 +288,6 @@ def _change_of(assignment: str, proxies: Mapping[str, ProxyChange]) -> ProxyChan
     if not assignment.startswith(MANAGED):
         return proxies.get(LINE_PREFIX.sub("", assignment, 1))
     words = assignment.removeprefix(MANAGED).split()
-    country, ip = (next((w for w in words if w.isalpha() is named), None) for named in (True, False))
+    country = next((word for word in words if word.isalpha()), None)
+    ip = next((word for word in words if not word.isalpha()), None)
     return ManagedProxy(country=country, ip=ip)

@@ -1,4 +1,4 @@
-"""Compares the target, API key, input and pool of a run with those that the journal has recorded."""
+"""Compares a run's target, API key, input and pool with those that the journal has recorded."""
 
 import hashlib
 import math
@@ -21,31 +21,34 @@ from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, 
 from postpress_async.rotation.journal._recovery import REFUSED, OnFailed, OnUnknown, done_condition
 from postpress_async.secret import Secret
 
-COMPLETE: Final = "complete"  # the state of a run that was not stopped before its last account
+COMPLETE: Final = "complete"  # the state of a run that reached its last account
 _HOW_TO_START: Final = "To rotate these accounts again, add --every 0s (in Python, every=0)"
 
 
 @frozen(kw_only=True)
 class RunRequest:
-    """What a run asks of its journal. None compares nothing if not said otherwise."""
+    """
+    What a run asks of its journal.
 
-    digest: bytes | None = None  # digest of the input's bytes; None if it has none
-    rows: KnownInput | None = None  # if it can be read again: its rows are compared if its bytes differ
+    If the digest, rows, target, API key or pool is None, it is not compared with earlier runs.
+    """
+
+    digest: bytes | None = None  # digest of the input's bytes
+    rows: KnownInput | None = None  # an input that can be read again; compared if the bytes differ
     by_row: bool = False  # whether the caller compares rows one by one, with `RowHashes`
     total: int | None = None  # rows in the input, if known
     target: str | None = None  # where requests are sent
-    api_key: Secret | None = None  # a slow hash of it is stored
-    accept_new_key: bool = False  # whether the key may differ from that of earlier runs
+    api_key: Secret | None = None  # only a slow hash of the key is stored
+    accept_new_key: bool = False  # whether the key may differ from the key of earlier runs
     pool: bytes | None = None
-    """Digest of the pool, empty without one. It must not differ once all accounts are done, unless failed
-    accounts are sent again."""
-    selection: Selection | None = None  # accounts of the run, read from this journal; None for all
+    """Digest of the pool; empty if there is no pool. Once all accounts are done, it must not change unless
+    failed accounts are sent again."""
+    selection: Selection | None = None  # the accounts of the run; None for all
     every: float | None = None
-    """Seconds after which a new run starts, from the beginning of the latest one, if that is complete; None
-    for never."""
-    keep: int | None = None  # runs to keep, from 1, if a new one starts; None for all
-    on_unknown: OnUnknown = "retry"  # whether accounts in doubt are sent again, or only reported
-    on_failed: OnFailed = "report"  # whether failed accounts are only reported, or sent again under new keys
+    """Seconds from the start of the latest complete run until a new run starts; None to start none."""
+    keep: int | None = None  # number of runs to keep when a new one starts, at least 1; None for all
+    on_unknown: OnUnknown = "retry"  # "retry": send accounts in doubt again; "report": only report them
+    on_failed: OnFailed = "report"  # "retry": send failed accounts again, under new keys
 
 
 @frozen(kw_only=True)
@@ -54,80 +57,87 @@ class InputCheck:
 
     starts_run: bool = False  # whether a new run is due; otherwise the latest one is resumed
     next_run_at: float | None = None
-    """Unix time from which a new run is due, if the latest one is complete and left alone; otherwise None.
-    Then nothing may be sent, because the input may be another."""
+    """Unix time at which the next run is due, if the latest one is complete and no run is due yet. Then
+    nothing may be sent, because the input was not compared. Otherwise None."""
     completed_at: float | None = None  # Unix time of the last outcome if nothing is left to send
     same_input: bool = False  # whether the journal has recorded the rows of this input
-    same_key: bool = True  # whether earlier runs had this API key, as far as it is known
-    facts: Mapping[str, Any]  # columns of the run to write
-    edit: Edit | None = None  # how the input differs from the one that the run has recorded
-    difference: str | None = None  # the same in words; for pairs, only how many were appended
+    same_key: bool = True  # whether earlier runs had this API key; True if not known
+    facts: Mapping[str, Any]  # columns of ``runs`` to write
+    edit: Edit | None = None  # how the input differs from the recorded one; None if it does not
+    difference: str | None = None  # the same in words; only appended rows if these are compared one by one
     of_input: str = "true"  # SQL condition for the outcomes whose accounts are in the input
 
 
 def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> InputCheck:
-    """Compare a run with what the journal at *path* has recorded; raise `JournalError` if it must not run."""
+    """Compare *request* with the journal at *path*; raise `JournalError` if the run must not start."""
     run = read_run(connection)
-    salt = run.get("salt") or secrets.token_bytes(16)  # None in an old journal that is only read
+    salt = run.get("salt") or secrets.token_bytes(16)  # an old journal that is only read has no salt
     facts, same_key = _check_sender(path, connection, run, salt, request)
-    selection, every, total = request.selection, request.every, request.total
+    selection, every = request.selection, request.every
     done = f"({done_condition(request.on_unknown, request.on_failed)} OR {REFUSED}) AND {of_input(run)}"
-    [(count, last)] = connection.execute(f"SELECT count(*), max(settled_at) FROM latest WHERE {done}")
+    [(done_count, last_outcome_at)] = connection.execute(
+        f"SELECT count(*), max(settled_at) FROM latest WHERE {done}"
+    )
     recorded = recorded_rows(connection.execute, run)
-    left = max(recorded - count, 0) if recorded else None  # accounts that the latest run has left to send
-    is_complete = run["state"] == COMPLETE or left == 0
+    # Number of accounts that the latest run still has to send.
+    remaining = max(recorded - done_count, 0) if recorded else None
+    is_complete = run["state"] == COMPLETE or remaining == 0
     _check_selection(path, run, selection, every, is_complete=is_complete)
+    # Only runs of all accounts count for *every*.
     sql = "SELECT coalesce(max(began), 0) FROM runs WHERE selection IS NULL"
     [(began,)] = connection.execute(sql)
     next_run_at = began + (every or 0)
     is_due = every is not None and next_run_at <= time.time()
-    leave_alone = InputCheck(
+    # The result if the latest run is complete and no other is due.
+    sends_nothing = InputCheck(
         next_run_at=next_run_at,
-        completed_at=last or run.get("ended", began),
-        facts=dict(facts),
+        completed_at=last_outcome_at or run.get("ended", began),
+        facts=dict(facts),  # without the facts that are added below
     )
     if selection is not None:
         starts_run = not resumes(connection.execute, run, selection.text)
         if selection.run != run["id"] + starts_run:
+            # Another run ended after the accounts of the selection were read.
             raise JournalError(f"{path} was written meanwhile. Nothing was sent: run the same command again")
         facts["selection"] = selection.text
     else:
         starts_run = is_due and is_complete
-        # After a run of some accounts that is complete, only a new one of all accounts can follow.
-        if every is not None and not starts_run and (left == 0 or "selection" in run):
-            return leave_alone
-    if starts_run:
-        run, left, recorded = {"salt": run.get("salt")}, None, None
+        # A complete run of a selection is not resumed by a run of all accounts.
+        if every is not None and not starts_run and (remaining == 0 or "selection" in run):
+            return sends_nothing
+    if starts_run:  # compare nothing with the latest run
+        run, remaining, recorded = {"salt": run.get("salt")}, None, None
     try:
         edit = _check_rows(path, connection, run, recorded, request)
     except JournalError as error:
         if not is_complete:
             raise
         if every is not None:
-            return leave_alone
+            return sends_nothing
         raise JournalError(f"{error}. {_HOW_TO_START}") from None
     difference = None if edit is None else edit.facts
-    if request.by_row and total is not None and recorded is not None and total > recorded:
-        difference = number_of(total - recorded, "row", "more")
-    is_done = left == 0 and difference is None
+    if request.by_row and request.total is not None and recorded is not None and request.total > recorded:
+        difference = number_of(request.total - recorded, "row", "more")
+    is_done = remaining == 0 and difference is None
     if request.digest is not None and ("input" not in run or edit is not None):
         facts["input"] = _stretch(request.digest, salt)
         if request.rows is not None:
             facts["rows"] = _stretch(request.rows.rows_digest, salt)
-            if edit is None and (counted := run.get("total", request.rows.counted)) is not None:
-                facts["total"] = counted
+            total = run.get("total", request.rows.counted)
+            if edit is None and total is not None:
+                facts["total"] = total
     if request.pool is not None and request.on_failed == "report":
         facts["pool"] = request.pool and _stretch(request.pool, salt)
-        # Accounts in doubt are left to the operator, who may need another pool for them.
-        unknown = connection.execute("SELECT 1 FROM latest WHERE state = 'unknown' LIMIT 1").fetchone()
-        if is_done and run.get("pool", facts["pool"]) != facts["pool"] and unknown is None:
+        # If accounts are in doubt, the operator may need another pool for them.
+        in_doubt = connection.execute("SELECT 1 FROM latest WHERE state = 'unknown' LIMIT 1").fetchone()
+        if is_done and run.get("pool", facts["pool"]) != facts["pool"] and in_doubt is None:
             raise JournalError(
-                f"{path} is of a rotation that is complete, and that had another pool (or --country). "
+                f"{path} has a complete run, which used another pool (or --country). "
                 f"Nothing was sent. {_HOW_TO_START}"
             )
     return InputCheck(
         same_input="input" in run and request.digest is not None,
-        completed_at=last if is_done else None,
+        completed_at=last_outcome_at if is_done else None,
         starts_run=starts_run,
         same_key=same_key,
         facts=facts,
@@ -140,21 +150,21 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
 def _check_sender(
     path: Path, connection: sqlite3.Connection, run: Mapping[str, Any], salt: bytes, request: RunRequest
 ) -> tuple[dict[str, Any], bool]:
-    """The facts of the run about its target and its API key, and whether earlier runs had that key."""
+    """Return the columns for the target and the API key, and whether earlier runs had the same key."""
     target = request.target
     if target is not None and run.get("target", target) != target:
         raise JournalError(
-            f"{path} is of a rotation for {run['target']}, not for {target}: name another journal, or "
-            "accounts that were settled there would be left out here"
+            f"{path} belongs to a rotation for {run['target']}, not for {target}. Nothing was sent. Name "
+            "another journal, because this one would skip accounts that are done there"
         )
     facts: dict[str, Any] = {} if target is None else {"target": target}
     if request.api_key is None:
         return facts, True
     facts["api_key"] = _stretch(hashlib.sha256(request.api_key.reveal().encode()).digest(), salt)
     is_other = run.get("api_key", facts["api_key"]) != facts["api_key"]
-    # A key with which nothing was patched may have been a wrong one.
-    works = "SELECT 1 FROM outcomes WHERE state = 'patched' LIMIT 1"
-    if is_other and not request.accept_new_key and connection.execute(works).fetchone():
+    # If no account was patched, the recorded key may have been a wrong one.
+    has_patched = "SELECT 1 FROM outcomes WHERE state = 'patched' LIMIT 1"
+    if is_other and not request.accept_new_key and connection.execute(has_patched).fetchone():
         raise JournalError(
             f"{path} belongs to another API key, perhaps of another workspace. Nothing was sent. Use "
             "that key, or name another journal. If the key was replaced by a new one of the same "
@@ -164,13 +174,13 @@ def _check_sender(
 
 
 def resumes(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any], selection: str) -> bool:
-    """Whether a run of *selection* resumes the latest *run*, or starts a new one; *ask* runs an SQL query."""
+    """Whether a run of *selection* resumes the latest *run*; otherwise it starts a new one."""
     if run.get("selection") != selection:
         return False
-    # A complete run may have left accounts that are in doubt, which must keep their keys, or got no proxy.
+    # Even a complete run is resumed for accounts in doubt, which must keep their keys, and for skipped ones.
     sql = f"SELECT count(*), total(state IN ('unknown', 'skipped') AND NOT {REFUSED}) FROM latest"
-    [(recorded, left)] = ask(sql)
-    return bool(left or (run["state"] != COMPLETE and recorded < run.get("total", math.inf)))
+    [(recorded, unfinished)] = ask(sql)
+    return bool(unfinished or (run["state"] != COMPLETE and recorded < run.get("total", math.inf)))
 
 
 def _check_selection(
@@ -188,23 +198,23 @@ def _check_selection(
         )
     if selection is None and every is None:
         raise JournalError(
-            f"the latest run in {path} is complete, but took only some accounts ({accounts}). "
+            f"the latest run in {path} is complete, but covered only some accounts ({accounts}). "
             f"Nothing was sent. {_HOW_TO_START}. To send its failed accounts again, start {again} again"
         )
 
 
 def is_input(run: Mapping[str, Any], digest: bytes, fact: str = "input") -> bool:
-    """Whether the run has recorded the input with this *digest* of its bytes, or of its rows."""
+    """Whether the run has recorded this *digest* of an input's bytes, or of its rows if *fact* is "rows"."""
     return fact in run and bool(run[fact] == _stretch(digest, run["salt"]))
 
 
 def of_input(run: Mapping[str, Any]) -> str:
-    """SQL condition for the outcomes of the recorded input, without accounts that were removed from it."""
+    """Return the SQL condition for outcomes whose accounts were not removed from the recorded input."""
     return f"ordinal < {run.get('removed', sys.maxsize):d}"
 
 
 def recorded_rows(ask: Callable[[str], Iterable[Any]], run: Mapping[str, Any]) -> int | None:
-    """Number of rows of the recorded input; None if not known."""
+    """Return the number of rows in the recorded input; None if not known."""
     if type(total := run.get("total")) is not int:
         return None
     [(removed,)] = ask(f"SELECT count(*) FROM latest WHERE NOT {of_input(run)}")
@@ -218,7 +228,7 @@ def _check_rows(
     recorded: int | None,
     request: RunRequest,
 ) -> Edit | None:
-    """How the input differs from the recorded one, if the run can continue with it; None if it does not."""
+    """Return how the input differs from the recorded one; raise an error if the run cannot use it."""
     digest, rows = request.digest, request.rows
     if "input" not in run or (digest is not None and is_input(run, digest)):
         return None
@@ -246,8 +256,8 @@ def _check_rows(
     )
 
 
-@lru_cache(16)  # a command computes some of them several times
+@lru_cache(16)  # a command needs some of them several times
 def _stretch(digest: bytes, salt: bytes) -> bytes:
-    # The input contains passwords, and a file of one row could be guessed. With this, each guess takes 50 ms,
-    # also one of an API key.
+    # Anyone who can read the journal could guess an API key, or the passwords in an input with few rows, and
+    # compare the digests. With scrypt, each guess takes 50 ms.
     return hashlib.scrypt(digest, salt=salt, n=2**14, r=8, p=1, dklen=32)

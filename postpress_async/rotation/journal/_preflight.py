@@ -36,16 +36,15 @@ from postpress_async.rotation.journal._recovery import done_condition, may_have_
 class Progress:
     """What a journal knows about the run that a command would start or resume."""
 
-    done: int = 0  # accounts that the run would leave as they are
-    check: InputCheck | None = None  # the comparison of its input with that of earlier runs; None without any
-    ordinals: bytes = b""  # a byte for each ordinal, 1 if its account is done; empty if the input was edited
-    # Number of accounts that are done, by the label of their proxy.
-    accounts: Mapping[str, int] = Factory(dict)
-    quarantines: Mapping[str, tuple[float, float | None]] = Factory(dict)  # as `Journal.quarantines` has them
+    done: int = 0  # number of accounts that the run would not send
+    check: InputCheck | None = None  # comparison with earlier runs; None without earlier runs
+    ordinals: bytes = b""  # one byte per ordinal: 1 if its account is done; empty if the input was edited
+    accounts: Mapping[str, int] = Factory(dict)  # number of done accounts, by the label of their proxy
+    quarantines: Mapping[str, tuple[float, float | None]] = Factory(dict)  # see `Journal.quarantines`
 
 
 def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress:
-    """Read the `Progress` of a run; raise what `Journal.open` would raise, if reading can show it."""
+    """Read the `Progress` of a run; raise the errors of `Journal.open` that can be found without writing."""
     path = Path(path)
     with ExitStack() as stack:
         file = open_file(path, create=False)
@@ -75,13 +74,14 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
                 f"SELECT assignment, count(*) {rows} AND assignment NOT NULL "
                 "AND state IN ('patched', 'unknown') GROUP BY assignment"
             )
-            if request.on_unknown == "report":  # rows that a run that died may have sent are not sent either
+            if request.on_unknown == "report":
+                # Rows without an outcome that a dead run may have sent are not sent either.
                 run = read_run(connection)
                 died = run["state"] == "running"
-                most = may_have_sent(connection.execute, run, died=died)
-                count += int(min(most, len(ordinals) - count))
-                below = int(min(sent_below(run, died=died), len(ordinals)))
-                ordinals[:below] = b"\1" * below
+                in_doubt = may_have_sent(connection.execute, run, died=died)
+                count += int(min(in_doubt, len(ordinals) - count))
+                watermark = int(min(sent_below(run, died=died), len(ordinals)))
+                ordinals[:watermark] = b"\1" * watermark
             if comparison.difference is not None:
                 ordinals.clear()
             return Progress(count, comparison, bytes(ordinals), dict(accounts), quarantines)
@@ -98,17 +98,17 @@ def _quarantines(
     if not columns:  # a journal of an early version
         return {}
     recorded = read_run(connection).get("pool")
-    # A run with another pool probes its proxies at once.
+    # A run with a changed pool probes quarantined proxies at once.
     is_same_pool = comparison.facts.get("pool", recorded) == recorded
     probe_at = "NULL" if "probe_at" not in columns else "probe_at" if is_same_pool else "quarantined_at"
     rows = connection.execute(
         f"SELECT label, quarantined_at, {probe_at} FROM proxies WHERE quarantined_at NOT NULL"
     )
-    return {label: (began, until) for label, began, until in rows}
+    return {label: (began, probe_at) for label, began, probe_at in rows}
 
 
 def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
-    """The number of rows of the input with this *digest*, if the journal at *path* has recorded it."""
+    """Return the number of rows of the input with this *digest*; None if the journal has not recorded it."""
     with suppress(JournalError), JournalReader(path) as view:
         run = view.run()
         return recorded_rows(view.ask, run) if is_input(run, digest) else None
@@ -116,13 +116,13 @@ def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:
 
 
 def unfinished_run(path: str | os.PathLike[str]) -> int | None:
-    """Number of the latest run of the journal at *path* if it is not complete; otherwise None."""
+    """Return the number of the journal's latest run if it is not complete; otherwise None."""
     run = _latest_run(path)
     return None if run is None or run["state"] == COMPLETE else int(run["id"])
 
 
 def is_due(path: str | os.PathLike[str], every: float, run: int) -> bool:
-    """Whether number *run* is the latest run of the journal, complete, and began *every* seconds ago."""
+    """Whether number *run* is the latest run, is complete, and began at least *every* seconds ago."""
     latest = _latest_run(path) or {}
     is_complete = latest.get("id") == run and latest.get("state") == COMPLETE
     return is_complete and latest.get("began", 0.0) + every <= time.time()

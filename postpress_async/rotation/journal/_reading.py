@@ -1,8 +1,8 @@
 """
-A journal opened for reading, by `status`, `export` and `report`.
+A journal opened for reading, for example by `status`, `export` and `report`.
 
-It can be read while a run writes it, after a run died, and from a read-only folder. Nothing is written. All
-that reads a damaged or foreign file raises `JournalError`. Memory does not grow with the fleet.
+It can be read while a run writes it, after a run died, and from a read-only folder. Nothing is written. If
+the file is damaged or is no journal, `JournalError` is raised. Memory use does not grow with the fleet.
 """
 
 import math
@@ -32,9 +32,9 @@ from postpress_async.rotation.journal._database import (
 )
 from postpress_async.rotation.journal._file import JournalFile
 
-LATEST: Final = 253_402_300_799.0  # Unix time of the year 9999's last second: `datetime` has no later one
+LATEST: Final = 253_402_300_799.0  # the last Unix time that `datetime` supports: the end of the year 9999
 CHUNK: Final = 4_096  # rows to read at once
-_BUSY: Final = 10.0  # seconds to wait for a lock that stops a reader: a run holds it only for a moment
+_BUSY_TIMEOUT: Final = 10.0  # seconds to wait for SQLite's lock, which a run holds only for a moment
 _NUMBER: Final = re.compile(r"[0-9]+")
 
 _Stamp: TypeAlias = tuple[int, int, int, int]
@@ -67,10 +67,11 @@ class JournalView:
         """
         Yield the outcomes in the order of the input, only those with one of *states* if given.
 
-        They are read in chunks, each as it is at that time, so that a slow reader does not block a run.
+        They are read in chunks, so that a slow reader does not block a run. Each chunk is read when it is
+        needed, so it may be newer than the one before.
 
         Raises:
-            JournalError: The file is damaged, or was changed by a run that began meanwhile.
+            JournalError: The file is damaged, or a run changed it meanwhile.
         """
         return self._reader.outcomes(states)
 
@@ -86,13 +87,13 @@ class JournalView:
 
 
 class JournalReader:
-    """Queries of a journal that is opened for reading; its arguments and errors are `JournalView`'s."""
+    """Queries of a journal that is opened for reading; see `JournalView` for the arguments and errors."""
 
     def __init__(self, path: str | os.PathLike[str], *, run: int | None = None) -> None:
         self._run: Final = run
         self.path: Final = Path(path)
-        self.word: Final = shlex.quote(str(path))  # of a shell command
-        # A run has its -wal beside the file that a link points to.
+        self.quoted_path: Final = shlex.quote(str(path))  # for a shell command
+        # If the path is a symbolic link, the -wal is beside the file that it points to.
         self._real: Final = Path(os.path.realpath(self.path))
         with ExitStack() as stack:
             try:
@@ -104,7 +105,7 @@ class JournalReader:
 
     def _open(self, stack: ExitStack) -> None:
         path = self._real
-        status = path.stat()  # before the file is opened: opening a device may have any effect
+        status = path.stat()  # before opening, because opening a device could have side effects
         example = "name a journal, such as fleet.csv.rotation.sqlite3"
         if not stat.S_ISREG(status.st_mode):
             raise JournalError(f"{path} is not a regular file: {example}")
@@ -123,12 +124,13 @@ class JournalReader:
             )
         add_views(self._connection, self._run)
         if self._run not in {None, read_run(self._connection)["id"]}:
-            hint = f"`postpress-async history {self.word}` lists them"
+            hint = f"`postpress-async history {self.quoted_path}` lists them"
             raise JournalError(f"{self.path} has no run {self._run}: {hint}")
         self._connection.execute("PRAGMA query_only = ON")
         self._connection.execute("SELECT ordinal FROM latest LIMIT 1").fetchone()
         refuse_lost_log(path)
-        # A run that is under way has the mark for a moment at each checkpoint.
+        # A run in progress sets the mark during each checkpoint. If the run ends between the first two
+        # checks, the third one no longer finds the mark.
         if needs_log(self._connection) and not self._file.is_locked() and needs_log(self._connection):
             raise lost_log(path)
         self._connection.create_function("as_counted", 1, _as_counted, deterministic=True)
@@ -163,19 +165,20 @@ class JournalReader:
 
     def in_chunks(self, sql: str, *values: object) -> Iterator[Any]:
         """
-        Yield the rows of a query in chunks, each as it is at that time, so that a slow reader blocks no run.
+        Yield the rows of a query in chunks, so that a slow reader does not block a run.
 
-        The first column is an ordinal, and the query's first parameter is the one after which it begins.
+        The query's first column must be the ordinal. Its first parameter must be the ordinal after which it
+        starts.
         """
         last = -1
         while rows := self.ask(sql, last, *values):
             yield from rows
-            if not isinstance(rows[-1][0], int) or rows[-1][0] <= last:  # this would never end
+            if not isinstance(rows[-1][0], int) or rows[-1][0] <= last:  # would loop forever
                 raise self._damaged(ValueError("its rows are not in order"))
             last = rows[-1][0]
 
     def read(self, convert: Callable[[list[Any]], T], sql: str, *values: object) -> T:
-        """Return what *convert* makes of the rows of a query; its `ValueError` or `TypeError` is damage."""
+        """Return *convert* of the rows of a query; its `ValueError` or `TypeError` means a damaged file."""
         try:
             return convert(self.ask(sql, *values))
         except DAMAGE as error:
@@ -183,7 +186,7 @@ class JournalReader:
 
     @staticmethod
     def text(value: Any) -> Any:
-        """*value* as it is; text with its unprintable characters escaped."""
+        """Return *value*; if it is text, with unprintable characters escaped."""
         return _fields.printable(value) if isinstance(value, str) else value
 
     def run(self) -> dict[str, Any]:
@@ -199,7 +202,7 @@ class JournalReader:
 
     @contextmanager
     def at_one_moment(self) -> Iterator[None]:
-        """Read from one snapshot of the journal. Keep it for seconds only, because a run's -wal grows."""
+        """Read from one snapshot of the journal, for seconds only, because a run's -wal grows meanwhile."""
         self.ask("BEGIN")
         try:
             self.ask("SELECT 1 FROM run")  # the first read takes the snapshot
@@ -226,43 +229,45 @@ class JournalReader:
 
 
 def reader_of(view: JournalView) -> JournalReader:
-    """Return what the report uses of *view*; `JournalView` has only what users call."""
+    """Return the reader of *view*, whose queries are not part of the public API."""
     return view._reader  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 def connect_read_only(path: Path, stack: ExitStack) -> tuple[sqlite3.Connection, _Stamp | None]:
     """
-    Open the database at *path*, which must be absolute, until *stack* is closed, and write nothing.
+    Open the database at *path*, which must be absolute, until *stack* is closed; nothing is written.
 
-    Also return the file's stamp if a run could change the file without SQLite's noticing: compare it with the
-    stamp after a query.
+    Also return the file's stamp if SQLite would not notice that a run changes the file; otherwise None. If
+    the stamp is another one after a query, the result is invalid.
     """
     log, index = f"{path}-wal", f"{path}-shm"
     stamp = None
     if os.path.exists(log) and os.path.exists(index):  # a run is under way, or died
         mode = "mode=ro"
     elif os.path.exists(log) and os.path.getsize(log):
-        # The file was copied without its index, which SQLite would create beside it.
+        # The -shm index is missing, as in a copied journal. SQLite would create it, so open a temporary copy.
         copy = Path(stack.enter_context(TemporaryDirectory(prefix="postpress-"))) / "journal"
         shutil.copyfile(path, copy)
         shutil.copyfile(log, f"{copy}-wal")
         path, mode = copy, "mode=rw"
     else:
-        # No run is writing. SQLite creates no file beside it only if it is said to be immutable.
+        # No run is writing. Without `immutable`, SQLite would create files beside the database.
         stamp, mode = _stamp_of(path), "immutable=1"
-    connection = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=_BUSY, isolation_level=None)
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?{mode}", uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None
+    )
     return stack.enter_context(closing(connection)), stamp
 
 
 def printable(text: str) -> str:
-    """*text* with its unprintable characters escaped; SQLite stores any type in any column."""
-    if not isinstance(text, str):
+    """Return *text* with unprintable characters escaped; raise `TypeError` if it is no text."""
+    if not isinstance(text, str):  # SQLite stores any type in any column
         raise TypeError("bytes or a number instead of text")
     return _fields.printable(text)
 
 
 def _as_counted(text: str | bytes | float | None) -> str | bytes | float | None:
-    """A key that sorts ``line 2`` before ``line 10``; an SQL function."""
+    """Return a sort key that places ``line 2`` before ``line 10``; used as an SQL function."""
     return _NUMBER.sub(lambda number: number[0].zfill(20), text) if isinstance(text, str) else text
 
 
@@ -285,7 +290,7 @@ def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else convert(value)
 
 
-# SQLite checks no types, and a disk may have changed a bit of any value. In the order of the columns.
+# For each column of ``latest``, in order. SQLite checks no types, and a damaged file may contain any value.
 _CONVERTERS: Final[tuple[Callable[[Any], Any], ...]] = (
     *(int, _optional(int), printable, State, int, _optional(int)),
     *(_optional(printable), _optional(Scope), _optional(Applied), _optional(printable)),

@@ -1,9 +1,9 @@
 """
-A short hash of each row of an input that is not a file, on disk before the row is sent.
+Short hashes of the rows of an input that is not a file. Each is on disk before its row is sent.
 
-A file is recognised by a digest of all its rows; a mapping or an iterable by the hashes of the rows taken so
-far. Without them, a row that was in flight when its run was killed could be sent with another change under
-the same idempotency key, and the API might return its response to the old one.
+A file is recognised by a digest of all its rows, but a mapping or an iterable only by the hashes of the rows
+that were read so far. Without hashes, a row that was in flight when a run was killed could be sent with
+another change under the same idempotency key, and the API might return its response to the first change.
 """
 
 import asyncio
@@ -19,62 +19,63 @@ from postpress_async.rotation.journal._writer import Writer
 
 SIZE: Final = 4
 """
-Bytes of a row's hash: one changed row in four billion is missed. Longer hashes would find no more in
-practice, and would let anyone who can read the journal confirm a guess of a password.
+Bytes of a row's hash, so that one changed row in four billion is not detected. With longer hashes, anyone who
+can read the journal could confirm a guessed password.
 """
 
 _INSERT: Final = "INSERT OR REPLACE INTO changes VALUES (?, ?)"
-_BLOCK: Final = 4_096  # most hashes in one row of the table
-_PER_TURN: Final = 500  # rows to compare before the event loop runs other tasks
+_BLOCK: Final = 4_096  # maximum number of hashes in one row of the table
+_YIELD_EVERY: Final = 500  # rows to compare before other tasks of the event loop may run
 
 
 class RowHashes:
-    """Compares rows, in their order, with the hashes in the journal."""
+    """Compares rows, in the order of the input, with the hashes in the journal."""
 
     def __init__(self, path: Path, writer: Writer, key: bytes, stored: Iterable[tuple[int, bytes]]) -> None:
-        """*stored* has blocks of the journal's hashes: the ordinal of the first one, and their bytes."""
+        """*stored* yields blocks: the ordinal of a row, and the hashes of that row and those after it."""
         self._path: Final = path
         self._writer: Final = writer
         self._key: Final = key
         self._stored: Final = _unpack(stored)
         self._next = next(self._stored, None)
-        self._put = 0  # blocks given to the writer
-        self._on_disk = 0  # how many of these blocks are on disk
+        self._put_blocks = 0  # number of blocks given to the writer
+        self._committed_blocks = 0  # number of blocks that are on disk
 
     def check(self, row: Row | Refusal) -> None:
-        """Have the hash of *row* written if it is new; raise `JournalError` if the journal has another."""
+        """Add the hash of *row* to the next commit if it is new; raise `JournalError` if it differs."""
         if not self._is_known(row, digest := self._hash(row)):
-            self._keep(row.ordinal, digest)
+            self._put(row.ordinal, digest)
 
     async def on_disk(self) -> None:
         """Return when the hashes of all rows that were checked are on disk."""
-        if (put := self._put) > self._on_disk:
+        put_blocks = self._put_blocks
+        if put_blocks > self._committed_blocks:
             await self._writer.committed()
-            self._on_disk = max(self._on_disk, put)
+            self._committed_blocks = max(self._committed_blocks, put_blocks)
 
     async def check_all(self, rows: Iterable[Row | Refusal]) -> None:
-        """Check all rows of an input, as `check` does. Before the first is sent, await `on_disk`."""
+        """Check all rows of an input, as `check` does. Await `on_disk` before the first one is sent."""
         first, block = 0, bytearray()
 
-        def keep() -> None:
+        def put_block() -> None:
             if block:
-                self._keep(first, bytes(block))
+                self._put(first, bytes(block))
                 block.clear()
 
         for count, row in enumerate(rows, 1):
             if not self._is_known(row, digest := self._hash(row)):
                 if len(block) >= SIZE * _BLOCK or row.ordinal != first + len(block) // SIZE:
-                    keep()
+                    put_block()
                 if not block:
                     first = row.ordinal
                 block += digest
-            if count % _PER_TURN == 0:
+            if count % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
-        keep()
+        put_block()
 
-    def _keep(self, first: int, hashes: bytes) -> None:
+    def _put(self, first: int, hashes: bytes) -> None:
         self._writer.put(_INSERT, (first, hashes))
-        self._put += 1
+        self._put_blocks += 1
 
     def _hash(self, row: Row | Refusal) -> bytes:
         return blake2b(text_of(row), digest_size=SIZE, key=self._key).digest()

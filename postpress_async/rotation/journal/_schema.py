@@ -1,11 +1,11 @@
-"""The tables of a journal's database, and how a journal of version 1 gets them."""
+"""The tables of a journal's database, and the migration from version 1."""
 
 from typing import Final
 
 VERSION: Final = 2
 
 CURRENT_RUN: Final = "(SELECT max(id) FROM runs)"
-"""SQL expression: the id of the latest run, which is the only one that is ever written."""
+"""SQL expression: the id of the latest run. Earlier runs are never written."""
 
 OUTCOME_COLUMNS: Final = (
     "ordinal line account_id state attempts status error_type scope applied instance elapsed settled_at "
@@ -36,20 +36,22 @@ CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NU
 {_RUNS} {_OUTCOMES} {_LATEST}
 """
 """
-``outcomes`` has one row per run and account. ``runs.selection`` says which accounts a run takes; NULL is all.
-The tables ``run``, ``generations`` and ``covered`` are about the latest run only, and how it is resumed.
-``runs.starts`` is a JSON array: when, by whom, where and how the run was started and resumed. ``runs.counts``
-is one too: accounts and requests by state, once the run has ended.
+``outcomes`` has one row per run and account. The tables ``run``, ``generations`` and ``covered`` hold what is
+needed to resume the latest run. Columns of ``runs`` that need an explanation:
+
+- ``selection``: description of the accounts in the run; NULL for all.
+- ``starts``: JSON array with when, by whom, where and how the run was started and resumed.
+- ``counts``: JSON array with accounts and requests by state; NULL until the run has ended.
 """
 
-# A journal of version 1 holds one rotation, whose facts are rows of the table ``run``.
+# A journal of version 1 holds one run, and stores in the table ``run`` what is now in columns of ``runs``.
 _FACTS: Final = {"token": "run"} | {
     column: column.replace("_", " ")
     for column in (
         "began halted selection target total input rows pool on_unknown command retry_command folder"
     ).split()
 }
-# It did not record whether it was stopped. A row that was skipped for no reason of its own shows it.
+# Version 1 did not record that a run was stopped. Then it has skipped accounts without an error.
 _FIRST_STATE: Final = """
     CASE WHEN EXISTS (SELECT 1 FROM run WHERE name = 'under way') THEN 'running'
         WHEN EXISTS (SELECT 1 FROM run WHERE name = 'halted') THEN 'halted'
@@ -86,11 +88,11 @@ CREATE TEMP VIEW runs AS {_FIRST_RUN};
 CREATE TEMP VIEW latest AS SELECT {_V1_OUTCOMES} FROM main.outcomes;
 CREATE TEMP VIEW outcomes AS SELECT 1 AS run, * FROM latest;
 """
-"""The same for a journal that is only read."""
+"""SQL statements with which a journal of version 1 is read like one of the present version."""
 
 
 def views_of(run: int) -> str:
-    """SQL statements after which the queries for the latest run read run number *run*."""
+    """Return SQL statements that make queries for the latest run read run number *run*."""
     return f"""
 CREATE TEMP VIEW runs AS SELECT * FROM main.runs WHERE id <= {run:d};
 CREATE TEMP VIEW run AS SELECT * FROM main.run WHERE {run:d} = (SELECT max(id) FROM main.runs);
@@ -106,4 +108,4 @@ LATER_ADDITIONS: Final = (
     "CREATE TABLE IF NOT EXISTS changes (first INTEGER PRIMARY KEY, hashes BLOB NOT NULL)",
     "INSERT OR IGNORE INTO run VALUES ('key', randomblob(16)), ('salt', randomblob(16))",
 )
-"""Statements for what journals of early versions lack: pools, the hashes of rows, and their key."""
+"""SQL statements that add what journals of early versions lack: pools, row hashes, and the key for hashes."""

@@ -1,4 +1,4 @@
-"""Statistics of a journal: progress, outcomes, how the last run ended, and what to do next."""
+"""Statistics of a journal: progress, outcomes, how the last run ended, and the next step."""
 
 import math
 import os
@@ -14,11 +14,11 @@ from postpress_async.rotation._outcome import KEY_EXPIRED, KEY_LIFETIME, MANAGED
 from postpress_async.rotation.journal._reading import LATEST, JournalReader, printable
 from postpress_async.rotation.journal._recovery import may_have_sent
 
-LISTED: Final = 100
-"""Number of error types to list, most frequent first: they come from the API, which may send any number."""
+MAX_ERRORS: Final = 100
+"""Number of error types to list, because the API may send any number. The most frequent ones are listed."""
 
 SENT: Final = "attempts > 0"
-"""SQL condition for accounts that were sent. The others were refused, or the run had ended."""
+"""SQL condition for accounts that were sent. The others have an invalid row, or the run ended first."""
 
 _SUMS: Final = f"""
     SELECT count(*) FILTER (WHERE {SENT}),
@@ -47,13 +47,13 @@ _RECENT: Final = f"""
 
 
 class Stage(StrEnum):
-    """How the last run on a journal ended, or that it has not."""
+    """Whether the last run of a journal is under way, or how it ended."""
 
     UNDER_WAY = "under way"
-    DIED = "died"  # it was killed, or its machine failed: accounts in flight were not recorded
+    DIED = "died"  # it was killed or its machine failed, so accounts in flight were not recorded
     HALTED = "halted"  # it stopped by itself
     STOPPED = "stopped"  # it was stopped before every account was sent
-    ENDED = "ended"
+    ENDED = "ended"  # it reached its last account
 
 
 _SUMMARIES: Final = {
@@ -67,43 +67,43 @@ _SUMMARIES: Final = {
 
 @frozen
 class ErrorCount:
-    """How many accounts ended with an error type and scope (None if the journal has no scope for it)."""
+    """The number of accounts with an error type and scope."""
 
     error_type: str
-    scope: Scope | None
+    scope: Scope | None  # None if the journal has no scope for the error
     accounts: int
 
 
 @frozen(kw_only=True)
 class Statistics:
-    """Statistics of a journal. Times are Unix times; what is not known is None."""
+    """Statistics of a journal's latest run. Times are Unix times. Values that are not known are None."""
 
     stage: Stage
-    halted: str | None  # why it stopped by itself
-    selection: str | None  # the accounts that the latest run takes, in words; None if it takes all
-    total: int | None  # accounts that the latest run takes
-    began: float | None  # when the first run began
-    states: Counter[State]  # accounts by state
+    halted: str | None  # why the run stopped by itself
+    selection: str | None  # description of the accounts in the run; None for all
+    total: int | None  # number of accounts in the run
+    began: float | None  # first start of the run
+    states: Counter[State]  # number of accounts by state
     refused: int  # accounts whose rows are invalid
-    unsent: int  # accounts that are unknown only because a later run died, and that are sent again
+    unsent: int  # accounts that are unknown only because a resumed run died; they are sent again
     expired: int
-    """Accounts that are unknown, and for which the API may have forgotten the idempotency key of a managed
-    proxy, by the default of ``--key-lifetime``."""
-    maybe_sent: int | None  # most accounts without an outcome that a run that was killed may have sent
-    errors: tuple[ErrorCount, ...]  # the most frequent ones, in this order
-    more_errors: int  # accounts with an error that is not listed
-    first: float | None  # when the first account was settled, other than skipped
-    last: float | None  # when the last one was
+    """Accounts with a managed proxy that are unknown, and whose idempotency key the API may have forgotten
+    after the default of ``--key-lifetime``."""
+    maybe_sent: int | None  # upper bound of the accounts without an outcome that a killed run may have sent
+    errors: tuple[ErrorCount, ...]  # the most frequent errors, most frequent first
+    more_errors: int  # accounts with an error that is not in `errors`
+    first: float | None  # time of the first outcome other than skipped
+    last: float | None  # time of the last outcome other than skipped
     rate: float | None
-    """Accounts settled per second: in the last minute of a run under way, otherwise over all of it."""
-    command: str | None  # command line of the last run, if it was not started from Python
-    retry_command: str | None  # the one that sends its failed accounts again
-    folder: str | None  # working directory of both
-    leaves_unknown: bool  # whether the last run did not send accounts whose outcome was unknown
+    """Outcomes per second: in the last minute if the run is under way, otherwise in the whole run."""
+    command: str | None  # command line of the last start; None if it was started from Python
+    retry_command: str | None  # command line that sends failed accounts again
+    folder: str | None  # working directory of both commands
+    leaves_unknown: bool  # whether the run only reported accounts in doubt, and did not send them
 
     @property
     def summary(self) -> str:
-        """How the last run ended, or that it has not, with the reason if it stopped by itself."""
+        """The stage as a sentence, with the reason if the run stopped by itself."""
         reason = f": {self.halted}" if self.halted else ""
         return f"{_SUMMARIES[self.stage]}{reason}"
 
@@ -114,47 +114,47 @@ class Statistics:
 
     @property
     def settled(self) -> int:
-        """Number of accounts that need no more requests for now."""
+        """Number of accounts that need no further request in this run."""
         known = self.states[State.PATCHED] + self.states[State.FAILED] + self.states[State.UNKNOWN]
         return known - self.unsent + self.refused
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until all are settled, at this rate; None if no run is under way, or not known."""
+        """Seconds until all accounts are settled at this rate; None if not known or not under way."""
         if self.stage is not Stage.UNDER_WAY or self.total is None or not self.rate:
             return None
         return max(0, self.total - self.settled) / self.rate
 
 
 def stage_of(view: JournalReader) -> Stage:
-    """Whether a run is under way, died or ended. Call it before the reader's `at_one_moment`."""
+    """Return the stage of the latest run. Call this outside `JournalReader.at_one_moment`."""
     if (state := view.run()["state"]) != "running":
         return {"halted": Stage.HALTED, "interrupted": Stage.STOPPED}.get(state, Stage.ENDED)
-    marked = "SELECT 1 FROM run WHERE name = 'under way'"
-    if not view.ask(marked):
+    under_way_mark = "SELECT 1 FROM run WHERE name = 'under way'"
+    if not view.ask(under_way_mark):
         return Stage.ENDED
     if view.is_written():
         return Stage.UNDER_WAY
-    # The run may have ended between the two queries.
-    return Stage.DIED if view.ask(marked) else Stage.ENDED
+    # The mark may have been read just before a run ended normally, so read it again.
+    return Stage.DIED if view.ask(under_way_mark) else Stage.ENDED
 
 
 def collect_statistics(view: JournalReader, stage: Stage, now: float) -> Statistics:
-    """The journal's statistics at the Unix time *now*, with the *stage* that `stage_of` returned."""
+    """Return the statistics at the Unix time *now*. The *stage* comes from `stage_of`."""
     run = view.run()
     total, began, halted = _number(run.get("total")), _number(run.get("began")), run.get("halted")
     folder = run.get("folder")
     sql = "SELECT state, count(*) FROM latest GROUP BY state"
     states = view.read(lambda rows: Counter({State(state): n for state, n in rows}), sql)
     [(*counts, first, last)] = view.ask(_SUMS, now - KEY_LIFETIME)
-    sent, refused, unsent, left_out, expired, all_errors = counts
-    errors = view.read(_error_counts, _ERRORS, LISTED)
+    sent, refused, unsent, skipped, expired, all_errors = counts
+    errors = view.read(_error_counts, _ERRORS, MAX_ERRORS)
     first, last = _number(first), _number(last)
-    # If the disk was full when the journal was created, no run has ever begun.
-    never = began is None and total is None and not states
+    # True if the disk was full when the journal was created.
+    never_began = began is None and total is None and not states
     if stage is Stage.ENDED and halted is not None:
         stage = Stage.HALTED
-    elif stage is Stage.ENDED and (left_out or (total or 0) > states.total() or never):
+    elif stage is Stage.ENDED and (skipped or (total or 0) > states.total() or never_began):
         stage = Stage.STOPPED
     rate = None if first is None or last is None or last <= first else sent / (last - first)
     return Statistics(
@@ -181,9 +181,9 @@ def collect_statistics(view: JournalReader, stage: Stage, now: float) -> Statist
 
 
 def maybe_sent(view: JournalReader, stage: Stage) -> int | None:
-    """Most accounts without an outcome that a run that was killed may have sent; None if not known."""
-    most = may_have_sent(view.ask, view.run(), died=stage is Stage.DIED)
-    return None if most == math.inf else int(most)
+    """Upper bound of the accounts without an outcome that a killed run may have sent; None if not known."""
+    accounts = may_have_sent(view.ask, view.run(), died=stage is Stage.DIED)
+    return None if accounts == math.inf else int(accounts)
 
 
 def _error_counts(rows: list[tuple[str, str | None, int]]) -> tuple[ErrorCount, ...]:
@@ -198,39 +198,39 @@ def _recent_rate(view: JournalReader, now: float) -> float | None:
         [(recent, earlier, oldest)] = rows
         if not recent:
             return None
-        # If the run began less than a minute ago, divide by the time since then.
+        # If the first outcome is less than a minute old, divide by the time since that outcome.
         return recent / (60.0 if earlier else max(1.0, now - oldest))
 
     return view.read(rate, _RECENT, {"now": now})
 
 
 def _command(value: object) -> str | None:
-    """*value* if it is a single command of this program: a journal may come from someone else."""
+    """Return *value* if it is one command of this program. Otherwise, a foreign journal could suggest any."""
     if not (isinstance(value, str) and value.isprintable()):
         return None
     try:
         words = shlex.split(value)
-    except ValueError:  # a quote is not closed
+    except ValueError:  # an unclosed quote
         return None
     return value if words[:1] == ["postpress-async"] and shlex.join(words) == value else None
 
 
 def _number(value: object) -> float | None:
-    """*value* if it can be a number of accounts or a time."""
+    """Return *value* if it can be a number of accounts or a time, otherwise None."""
     return value if isinstance(value, int | float) and 0 <= value <= LATEST else None
 
 
 def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
-    """The next step in a sentence, with the recorded command; *seen* is whether the report shows it."""
+    """Return the next step as a sentence; *seen* if the reader already sees which accounts failed and why."""
     name, states = shlex.quote(journal), statistics.states
     command = _with_folder(statistics.command, statistics.folder)
     again = f"run the same command again ({command})" if command else "start the same rotation again"
     if statistics.stage is Stage.UNDER_WAY:
         return f"nothing; look again with `postpress-async status {name}`"
     if statistics.stage is Stage.HALTED:
-        return f"correct what halted it, then {again}: it goes on from here"
+        return f"correct what halted it, then {again}: it continues from here"
     if statistics.stage is not Stage.ENDED:
-        return f"{again}: it goes on from here"
+        return f"{again}: it continues from here"
     if states[State.UNKNOWN] and statistics.leaves_unknown:
         option = "--on-unknown report" if command else 'on_unknown="report"'
         return (
@@ -238,20 +238,22 @@ def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
             f"lists them); to send them, {again} without {option}"
         )
     if states[State.UNKNOWN] or states[State.SKIPPED] > statistics.refused:
-        left = " and ".join(state for state in (State.UNKNOWN, State.SKIPPED) if states[state])
-        return f"{again}: it sends what is {left}{_but_expired(name, statistics.expired)}"
+        unfinished = " and ".join(state for state in (State.UNKNOWN, State.SKIPPED) if states[state])
+        return (
+            f"{again}: it sends the accounts that are {unfinished}{_except_expired(name, statistics.expired)}"
+        )
     if states[State.FAILED]:
-        why = "" if seen else f"see which accounts failed and why with `postpress-async report {name}`; "
-        retry = _with_folder(statistics.retry_command, statistics.folder)
-        send = f"run {retry}" if retry else 'start the same rotation again with on_failed="retry"'
-        return f"{why}once the causes are corrected, {send}: it sends the failed accounts again"
+        first = "" if seen else f"see which accounts failed and why with `postpress-async report {name}`; "
+        command = _with_folder(statistics.retry_command, statistics.folder)
+        retry = f"run {command}" if command else 'start the same rotation again with on_failed="retry"'
+        return f"{first}once the causes are corrected, {retry}: it sends the failed accounts again"
     if statistics.refused:
         listed = f"`postpress-async export {name} --state skipped`"
         return f"correct the rows that were refused ({listed} lists them), and rotate them as another fleet"
     return "nothing; every account was patched"
 
 
-def _but_expired(name: str, expired: int) -> str:
+def _except_expired(name: str, expired: int) -> str:
     if not expired:
         return ""
     accounts = "1 account" if expired == 1 else f"{expired:,} accounts"
@@ -262,7 +264,7 @@ def _but_expired(name: str, expired: int) -> str:
 
 
 def _with_folder(command: str | None, folder: str | None) -> str | None:
-    """*command* in backticks, after a `cd` if it ran in another *folder* than the present one."""
+    """Return *command* in backticks, after a `cd` if it ran in a *folder* other than the current one."""
     if command is None:
         return None
     if folder is not None and not _is_here(folder):
@@ -273,5 +275,5 @@ def _with_folder(command: str | None, folder: str | None) -> str | None:
 def _is_here(folder: str) -> bool:
     try:
         return os.path.samefile(folder, os.curdir)
-    except OSError:  # it was deleted, or the journal comes from another machine
+    except OSError:  # the folder was deleted, or the journal comes from another machine
         return False

@@ -10,13 +10,13 @@ def instant(seconds: float) -> str:
     return f"{_second(milliseconds // 1_000)}.{milliseconds % 1_000:03}Z"
 
 
-@lru_cache(16)  # an export has many times in one second
+@lru_cache(16)  # an export formats many times of the same second
 def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
 
 
 def duration(seconds: float) -> str:
-    """A duration in its two largest units, such as ``2 h 05 min``."""
+    """Duration in its two largest units, such as ``2 h 05 min``."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""The write-ahead watermark: how far into the input a run may send, on disk before it sends."""
+"""The write-ahead watermark: the ordinal below which a run may send rows, on disk before it sends them."""
 
 import asyncio
 import time
@@ -17,21 +17,21 @@ _INSERT_SKIPPED: Final = f"""
     VALUES ({CURRENT_RUN}, ?, ?, ?, ?, 'skipped', 0, 'no', 0)
 """
 _LONGEST_STEP: Final = 8_192  # half of it lasts for several commits at tens of thousands of rows per second
-_CALM: Final = 64  # consecutive steps that were on disk in time, after which the next one is half as long
+_STEPS_IN_TIME: Final = 64  # consecutive steps for which no row waited, after which the step halves
 
 
 class SendWatermark:
     """
-    The ordinal from which on no run has sent a row, written ahead of sending.
+    The ordinal below which a run may send rows, written ahead of sending.
 
-    After a crash, only rows below it are in doubt: up to one and a half times the current step more than were
-    sent. It advances in steps. The next one is written while half of the last is left, so that rows seldom
-    wait for a commit. If a row waits, the step was too short and doubles; after `_CALM` steps that were in
-    time it halves.
+    After a crash, only rows below the watermark are in doubt. It is at most one and a half steps ahead of the
+    rows that were sent. The next step is written while half of the present step is left, so that rows seldom
+    wait for a commit. If a row has to wait, the step was too short and doubles. After `_STEPS_IN_TIME`
+    consecutive steps for which no row waited, it halves.
     """
 
     def __init__(self, writer: Writer, durable: float, shortest: int = FIRST_WATERMARK) -> None:
-        """Rows below *durable*, which is on disk, may be sent; *shortest* is the shortest step."""
+        """*durable* is the watermark that is on disk, and *shortest* is the shortest step."""
         self.writer: Final = writer
         self._durable = durable
         self._written = durable
@@ -39,37 +39,38 @@ class SendWatermark:
         self._step = self._shortest
         self._was_late = False
         self._allowed: Final[set[int]] = set()
-        self._calm = 0
+        self._steps_in_time = 0
         self._commit: asyncio.Future[None] | None = None
-        # Rows below this ordinal may be sent at once; for others, call `advance` first.
+        # Rows below this ordinal may be sent at once. Before another row is sent, await `advance`.
         self.safe_below: float = durable - self._step // 2
 
     async def allow(self, rows: Collection[tuple[Row | Refusal, bool]]) -> None:
         """
-        Return when it is on disk that these *rows* may be sent, although rows before them are not.
+        Allow *rows* to be sent although they are above the watermark; return when this is on disk.
 
-        Each comes with whether an earlier run may have sent it, which the journal knows. Until they have an
-        outcome, they are skipped; and unknown if the run is killed.
+        Each row comes with whether an earlier run may have sent it. The journal already knows such rows. The
+        others get a preliminary outcome: skipped, or unknown if the run is killed.
         """
-        fresh = [row for row, maybe_sent in rows if not maybe_sent]
-        for row in fresh:
+        new_rows = [row for row, maybe_sent in rows if not maybe_sent]
+        for row in new_rows:
             values = (row.ordinal, row.line, row.account_id or "", time.time())
             self.writer.put(_INSERT_SKIPPED, values)
-        await self.writer.committed()  # before, because all rows of a commit's first statement go first
+        # In a commit of their own: `COVER` selects skipped rows, so these must exist before it runs.
+        await self.writer.committed()
         for sql in COVER:
-            for row in fresh:
+            for row in new_rows:
                 self.writer.put(sql, (row.ordinal, row.ordinal + 1))
         await self.writer.committed()
         self._allowed.update(row.ordinal for row, _ in rows)
 
     async def advance(self, ordinal: int) -> None:
-        """Return when the watermark on disk is above *ordinal*. If this fails, the row must not be sent."""
+        """Return when the watermark on disk is above *ordinal*. If this raises, the row must not be sent."""
         while ordinal >= self.safe_below and ordinal not in self._allowed:
             commit = self._commit or self._write(ordinal)
             if ordinal < self._durable:
                 return
             self._was_late = True
-            await asyncio.shield(commit)  # other rows wait for it, too
+            await asyncio.shield(commit)  # other rows wait for the same commit
             self.writer.check()
             self._update()
 
@@ -84,15 +85,17 @@ class SendWatermark:
         return commit
 
     def _update(self, _commit: object = None) -> None:
-        # Also called by `advance`, which would loop forever between the commit and its callback.
+        # `advance` calls this, too: it may resume before this callback runs, and would then wait again.
         if self._commit is None or not self._commit.done():
             return
         self._commit = None
-        self._calm += 1
+        self._steps_in_time += 1
         if self._was_late:
-            self._was_late, self._calm, self._step = False, 0, min(2 * self._step, _LONGEST_STEP)
-        elif self._calm == _CALM:
-            self._calm, self._step = 0, max(self._step // 2, self._shortest)
+            self._was_late, self._steps_in_time = False, 0
+            self._step = min(2 * self._step, _LONGEST_STEP)
+        elif self._steps_in_time == _STEPS_IN_TIME:
+            self._steps_in_time = 0
+            self._step = max(self._step // 2, self._shortest)
         if not self.writer.has_failed:
             self._durable = self._written
             self.safe_below = self._durable - self._step // 2

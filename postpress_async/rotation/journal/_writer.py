@@ -14,40 +14,45 @@ from postpress_async.rotation._atomic_write import atomic_write
 from postpress_async.rotation.journal._database import accept, checkpoint
 from postpress_async.rotation.journal._recovery import end_run
 
-COMMIT_EVERY: Final = 0.05  # seconds for which rows are gathered: each commit flushes the disk
-MOST_ROWS: Final = 1_000  # upper bound of the rows after which a commit begins at once
-FEWEST_ROWS: Final = 16  # lower bound of these: smaller commits would cost more than they save after a crash
-# Commits whose rows may wait for the disk before the rotation waits. This bounds memory, and how much is sent
-# while another program holds the journal's write lock.
+COMMIT_EVERY: Final = 0.05  # seconds for which rows are gathered, because each commit flushes the disk
+# A commit starts earlier if half as many rows as accounts in flight wait, but within these bounds. Smaller
+# commits would cost more than they save after a crash.
+MAX_ROWS: Final = 1_000
+MIN_ROWS: Final = 16
+# Number of full commits whose rows may wait for the disk before the rotation waits. This bounds memory use,
+# and what is sent while another program holds the journal's write lock.
 BACKLOG: Final = 5
-BUSY: Final = 30.0  # seconds that a commit waits for another program that holds the journal's write lock
-BUSY_AT_END: Final = 5.0  # the same at the end of a run, when the event loop is blocked meanwhile
-COMMITS: Final = 256  # commits after which the -wal is copied into the file; it has a few megabytes then
-ROWS: Final = 20_000  # rows after which the same is done
+BUSY_TIMEOUT: Final = 30.0  # seconds that a commit waits for another program's write lock on the journal
+BUSY_TIMEOUT_AT_END: Final = 5.0  # the same for the end of a run, which blocks the event loop
+# After so many commits or rows, the -wal is copied into the file. It has a few megabytes then.
+COMMITS_PER_CHECKPOINT: Final = 256
+ROWS_PER_CHECKPOINT: Final = 20_000
 ROWS_PER_STATEMENT: Final = (64, 32, 16, 8, 4, 2, 1)  # old versions of SQLite allow 999 values in one INSERT
 
 _FREE_DISK: Final = "Free the disk or fix the file, then run the same command again"
 _PUT_BACK: Final = (
     "Before the next run, put the file and its -wal back from where they were moved, or from a backup. "
     "Without them, a new journal would send these accounts again and order managed proxies twice: check the "
-    "accounts, and leave out of the fleet those that are done"
+    "accounts, and remove from the fleet those that are done"
 )
-_ACCOUNT: Final = 2  # index of the account's id in the row of an outcome
-_NAMED: Final = 5  # accounts that a sentence names
-_MOST_NAMED: Final = 1_000  # accounts that a message names if no file can list them
+_ACCOUNT: Final = 2  # index of the account id in the row of an outcome
+_MAX_NAMED: Final = 5  # accounts that a message names; more are listed in a file
+_MAX_NAMED_WITHOUT_FILE: Final = 1_000  # accounts that a message names if that file cannot be written
 
 T = TypeVar("T")
 
 
 class Insert:
     """
-    An INSERT statement for many rows, whose *values* are those of one row in brackets.
+    An INSERT statement that takes many rows at once.
 
-    The interpreter's lock changes hands around each statement, while the event loop wants it. Row by row, the
-    thread took 3.9 us of CPU time per account; with `ROWS_PER_STATEMENT` it takes 2.5 us.
+    The thread releases and acquires the interpreter's lock for each statement, and competes with the event
+    loop for it. With one row per statement, it took 3.9 us of CPU time per account; with
+    `ROWS_PER_STATEMENT`, 2.5.
     """
 
     def __init__(self, into: str, values: str, upsert: str) -> None:
+        """*values* are the placeholders of one row, in brackets."""
         self.sql: Final = {
             size: f"{into} VALUES {', '.join([values] * size)} {upsert}" for size in ROWS_PER_STATEMENT
         }
@@ -57,7 +62,7 @@ _Row: TypeAlias = tuple[Any, ...]
 
 
 class Writer:
-    """Takes rows in the event loop, and commits them in a thread."""
+    """Takes rows from the event loop, and commits them in a thread."""
 
     def __init__(
         self, path: Path, connection: sqlite3.Connection, inode: tuple[int, int], in_flight: int | None
@@ -65,36 +70,36 @@ class Writer:
         """
         Take over the *connection*: nothing else in this process may write to the journal from now on.
 
-        Half as many rows as accounts are *in_flight* at once are committed together, or `MOST_ROWS` if None.
+        The number of accounts *in_flight* sets the size of a commit; `MAX_ROWS` if None.
         """
         self._path = path
         self._connection = connection
         self._inode = inode
-        self._enough: Final = (
-            MOST_ROWS if in_flight is None else min(MOST_ROWS, max(FEWEST_ROWS, in_flight // 2))
+        self._rows_per_commit: Final = (
+            MAX_ROWS if in_flight is None else min(MAX_ROWS, max(MIN_ROWS, in_flight // 2))
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rows: list[tuple[str | Insert, _Row]] = []
         self._waiting: list[asyncio.Future[None]] = []
         self._wake = threading.Event()
-        self._due = threading.Event()  # do not gather more rows
+        self._due = threading.Event()  # commit now, without gathering more rows
         self._closing = False
-        self._failure: tuple[str, str] | None = None  # what failed in a commit, and the next step
+        self._failure: tuple[str, str] | None = None  # why a commit failed, and the next step
         self._lost: list[str] = []  # accounts whose outcomes could not be recorded
         self._commits = self._committed_rows = 0  # since the last checkpoint
         self._thread = threading.Thread(target=self._write, name="postpress-journal", daemon=True)
-        connection.execute(f"PRAGMA busy_timeout = {BUSY * 1_000:.0f}")
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1_000:.0f}")
 
     @property
     def is_behind(self) -> bool:
-        return len(self._rows) > BACKLOG * self._enough
+        return len(self._rows) > BACKLOG * self._rows_per_commit
 
     def put(self, statement: str | Insert, row: _Row) -> None:
         """
-        Add a row to the next commit. The third value of an outcome is the account's id.
+        Add a row to the next commit. The third value of an outcome must be the account id.
 
-        Statements of one commit run in the order of their first rows, each with all its rows. After a commit
-        that failed, the row is counted as lost, and `JournalNotWritableError` is raised.
+        In a commit, each statement runs once for all its rows; the statements run in the order of their first
+        rows. If a commit has failed, the row is counted as lost and `JournalNotWritableError` is raised.
         """
         if self._failure is not None:
             self._lose([row])
@@ -103,13 +108,13 @@ class Writer:
             self._loop = asyncio.get_running_loop()
             self._thread.start()
         self._rows.append((statement, row))
-        if not self._wake.is_set():  # setting it takes two locks
+        if not self._wake.is_set():  # cheaper than setting it again, which takes two locks
             self._wake.set()
-        if len(self._rows) >= self._enough and not self._due.is_set():
+        if len(self._rows) >= self._rows_per_commit and not self._due.is_set():
             self._due.set()
 
     def flush(self) -> asyncio.Future[None]:
-        """Return a future that is done after the commit of all rows put before; then call `check`."""
+        """Return a future that is done after the commit of all rows so far; then call `check`."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         for event in (self._due, self._wake):
@@ -118,19 +123,19 @@ class Writer:
         return done
 
     async def committed(self) -> None:
-        """Return when all rows put before are on disk; raise `JournalNotWritableError` if this fails."""
+        """Return when all rows so far are on disk; raise `JournalNotWritableError` if this fails."""
         await self.flush()
         self.check()
 
     @property
     def has_failed(self) -> bool:
-        """Whether a commit has failed; then no other follows."""
+        """Whether a commit has failed. No further commit follows then."""
         return self._failure is not None
 
     def check(self) -> None:
         """Raise `JournalNotWritableError` if a commit has failed."""
         if self._failure is not None:
-            raise self._error(_sentence(self._lost, _NAMED))
+            raise self._error(_sentence(self._lost, _MAX_NAMED))
 
     def _error(self, lost: str) -> JournalNotWritableError:
         fact, advice = self._failure or ("", "")
@@ -140,7 +145,7 @@ class Writer:
         self._lost += [row[_ACCOUNT] for row in rows if len(row) > _ACCOUNT]
 
     def _check_file(self) -> None:
-        # SQLite could still write to a deleted file, which nothing could read.
+        # SQLite would still write to a deleted file, and nobody could read it.
         if self._failure is not None or _identity(self._path) == self._inode:
             return
         recorded = "an unknown number of accounts"
@@ -151,13 +156,13 @@ class Writer:
         self._failure = f"{fact} {recorded}", _PUT_BACK
 
     async def finish(self) -> None:
-        """Commit all rows and end the thread, also if cancelled meanwhile."""
+        """Commit all rows and end the thread, even if this task is cancelled meanwhile."""
         if self._loop is not None:
             self._closing = True
             self._due.set()
             self._wake.set()
-            # `to_thread` needs `concurrent.futures.thread`, imported above: it could not be imported here if
-            # the process has no file descriptor left.
+            # `to_thread` needs `concurrent.futures.thread`. It is imported above, because an import would
+            # fail here if the process had no file descriptor left.
             ended = asyncio.ensure_future(asyncio.to_thread(self._thread.join))
             cancelled = None
             while not ended.done():
@@ -171,20 +176,20 @@ class Writer:
             raise self._error(_listed(self._path, self._lost))
 
     def end_run(self, *, interrupted: bool) -> None:
-        """Record the end of the run, and whether it was stopped before its last account."""
+        """Record the end of the run; *interrupted* if it was stopped before its last account."""
         self._check_file()
         self.check()
         try:
-            self._connection.execute(f"PRAGMA busy_timeout = {BUSY_AT_END * 1_000:.0f}")
+            self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_AT_END * 1_000:.0f}")
             end_run(self._connection, interrupted=interrupted)
-            # While the file is being read, closing this connection would not copy the -wal into it.
+            # Closing this connection does not copy the -wal into the file while someone reads the file.
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             raise JournalNotWritableError(f"{self._path}: {error}; run the same command again") from None
 
     def close(self) -> None:
-        """Close the file; the last connection to close copies the -wal into it."""
-        with suppress(sqlite3.Error):  # a checkpoint may have failed before it deleted the mark
+        """Close the connection. SQLite copies the -wal into the file when the last connection is closed."""
+        with suppress(sqlite3.Error):  # a checkpoint that failed may have left its mark
             accept(self._connection)
         self._connection.close()
 
@@ -195,12 +200,12 @@ class Writer:
             self._wake.clear()
             self._due.clear()
             closing = self._closing
-            # In this order, so that the rows of all tasks that wait are in the commit.
+            # First the futures, then the rows: so the commit contains the rows of every future.
             waiting = _drain(self._waiting)
             self._commit(_drain(self._rows))
             assert self._loop is not None  # noqa: S101 - the thread starts after it is set
             if waiting:
-                with suppress(RuntimeError):  # the loop is closed, so no task waits
+                with suppress(RuntimeError):  # the loop is closed, so no task waits any more
                     self._loop.call_soon_threadsafe(_set_done, waiting)
             if closing and not self._rows:
                 return
@@ -209,20 +214,20 @@ class Writer:
         if not rows:
             return
         self._check_file()
-        if self._failure is not None:  # or put while the commit that failed was under way
+        if self._failure is not None:  # the file is gone, or an earlier commit failed
             self._lose(row for _, row in rows)
             return
         try:
             with self._connection:
                 for statement in dict.fromkeys(statement for statement, _ in rows):
                     _execute(self._connection, statement, [row for other, row in rows if other is statement])
-        except Exception as error:  # from SQLite, or for invalid text: the thread must go on to report it
+        except Exception as error:  # SQLite error or invalid text; the thread must survive to report it
             self._lose(row for _, row in rows)
             self._failure = str(error), _FREE_DISK
             return
         self._commits += 1
         self._committed_rows += len(rows)
-        if self._commits >= COMMITS or self._committed_rows >= ROWS:
+        if self._commits >= COMMITS_PER_CHECKPOINT or self._committed_rows >= ROWS_PER_CHECKPOINT:
             self._commits = self._committed_rows = 0
             try:
                 checkpoint(self._connection, "PASSIVE")
@@ -242,23 +247,24 @@ def _execute(connection: sqlite3.Connection, statement: str | Insert, rows: list
 
 
 def _listed(path: Path, accounts: list[str]) -> str:
-    """A sentence about lost *accounts*; a file beside the journal lists them if they are many."""
-    if len(accounts) <= _NAMED:
-        return _sentence(accounts, _NAMED)
+    """Return a sentence about lost *accounts*; if there are many, list them in a file beside the journal."""
+    if len(accounts) <= _MAX_NAMED:
+        return _sentence(accounts, _MAX_NAMED)
     path = path.with_name(f"{path.name}-unrecorded.txt")
     try:
         with atomic_write(path) as file:
             file.write("".join(f"{account}\n" for account in accounts).encode("utf-8", "backslashreplace"))
     except RotationError as error:
-        return f"{_sentence(accounts, _MOST_NAMED)} (there is no list of them: {error})"
-    return f"{_sentence(accounts, _NAMED)}; all of them are listed in {path}"
+        return f"{_sentence(accounts, _MAX_NAMED_WITHOUT_FILE)} (there is no list of them: {error})"
+    return f"{_sentence(accounts, _MAX_NAMED)}; all of them are listed in {path}"
 
 
-def _sentence(accounts: list[str], most: int) -> str:
+def _sentence(accounts: list[str], max_named: int) -> str:
     if not accounts:
         return "no outcome of an account is lost"
-    names = ", ".join(accounts[:most])
-    names += f" and {len(accounts) - most:,} more" if len(accounts) > most else ""
+    names = ", ".join(accounts[:max_named])
+    if len(accounts) > max_named:
+        names += f" and {len(accounts) - max_named:,} more"
     return f"the outcome of {_accounts(len(accounts))} could not be recorded ({names})"
 
 
@@ -275,7 +281,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _drain(queue: list[T]) -> list[T]:
-    # Not swapped for a new list: the event loop may be about to append to this one.
+    # The list is emptied, not replaced, because the event loop may be about to append to it.
     items = queue[:]
     del queue[: len(items)]
     return items

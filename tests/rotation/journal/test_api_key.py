@@ -1,4 +1,4 @@
-"""The API key of a journal: all runs are of one workspace, and other keys are refused."""
+"""A journal belongs to one API key: other keys are refused unless `accept_new_key` is given."""
 
 import sqlite3
 from contextlib import closing
@@ -23,8 +23,8 @@ def journal(tmp_path: Path) -> Path:
 
 
 async def rotate(sandbox: Sandbox, journal: Path, api_key: str, **options: object) -> int:
-    """Rotate with this key, and return how many requests the sandbox received."""
-    sandbox.server.api_key = api_key  # the key of a workspace, as the API sees it
+    """Rotate with this key, which the sandbox accepts, and return the number of requests it received."""
+    sandbox.server.api_key = api_key
     before = sandbox.record.requests
     async with PostPressSession(api_key, base_url=sandbox.url) as session:
         async with session.rotate(CHANGES, journal=journal, **options) as rotation:  # type: ignore[arg-type]
@@ -43,8 +43,8 @@ async def test_another_key_is_refused_before_anything_is_sent(sandbox, journal, 
     assert sandbox.record.requests == before
 
 
-async def test_a_replaced_key_is_accepted_once(sandbox, journal) -> None:
-    """Also while the next run is not due, and by all runs that follow."""
+async def test_replaced_key_needs_the_option_once_and_the_old_key_is_then_refused(sandbox, journal) -> None:
+    """The new key is recorded even if the next run is not due, so that nothing is sent."""
     await rotate(sandbox, journal, "pp_old")
 
     assert await rotate(sandbox, journal, "pp_new", accept_new_key=True, every=72_000.0) == 0
@@ -55,7 +55,7 @@ async def test_a_replaced_key_is_accepted_once(sandbox, journal) -> None:
 
 
 async def test_right_key_after_a_wrong_one_needs_no_option(sandbox, journal) -> None:
-    """With a wrong key nothing is patched, so the journal does not belong to it."""
+    """The wrong key has patched no account, so the journal does not belong to it."""
     async with PostPressSession("pp_wrong", base_url=sandbox.url) as session:
         async with session.rotate(CHANGES, journal=journal) as rotation:
             await rotation.run()
@@ -64,8 +64,8 @@ async def test_right_key_after_a_wrong_one_needs_no_option(sandbox, journal) -> 
     assert await rotate(sandbox, journal, "pp_right") == len(CHANGES)
 
 
-async def test_journal_without_a_key_accepts_the_next_one(sandbox, journal) -> None:
-    """Earlier versions wrote such journals, and so do clusters whose workers have the key."""
+async def test_journal_without_a_recorded_key_belongs_to_the_next_key(sandbox, journal) -> None:
+    """Earlier versions recorded no key. A cluster whose workers have the key does not record it either."""
     await rotate(sandbox, journal, "pp_one")
     with closing(sqlite3.connect(journal)) as connection, connection:
         connection.execute("UPDATE runs SET api_key = NULL")
@@ -76,8 +76,8 @@ async def test_journal_without_a_key_accepts_the_next_one(sandbox, journal) -> N
         await rotate(sandbox, journal, "pp_one")
 
 
-async def test_journal_has_no_key_that_could_be_read_or_guessed_fast(journal) -> None:
-    """The same key has another hash in each journal, and no bytes of it are in the file."""
+async def test_journal_stores_only_a_salted_hash_of_the_key(journal) -> None:
+    """Each journal has another salt, so one list of hashed guesses does not fit all journals."""
     other = journal.with_name("other.sqlite3")
     hashes = []
     for path in (write(journal, [outcome(0)]), write(other, [outcome(0)])):
@@ -90,8 +90,8 @@ async def test_journal_has_no_key_that_could_be_read_or_guessed_fast(journal) ->
     assert hashes[0] != hashes[1]
 
 
-async def test_wrong_new_key_is_detected_although_another_one_has_worked(sandbox, journal) -> None:
-    """All of the few remaining accounts are refused, so the cause is the key."""
+async def test_wrong_new_key_is_detected_although_the_old_key_has_worked(sandbox, journal) -> None:
+    """The few remaining accounts must not be recorded as failed: the run halts for the key."""
     await rotate(sandbox, journal, "pp_old", limit=2)
     sandbox.server.api_key = "pp_new"
 

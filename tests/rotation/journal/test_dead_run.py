@@ -1,4 +1,4 @@
-"""All readers of a journal report a killed run correctly, before the next one starts."""
+"""After a run was killed, every reader of its journal reports the accounts that may have been sent."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.rotation.journal._statistics import Stage, advice, collect_statistics, stage_of
 from tests.support.command_line import run
-from tests.support.journals import NIGHT, change, killed, outcome, refused, write
+from tests.support.journals import NIGHT, crash_copy, execute_sql, outcome, refused, write
 
 US = ManagedProxy(country="US")
 FLEET = 2_000
@@ -35,15 +35,15 @@ def rows(count: int = FLEET) -> Iterator[Row | Refusal]:
 
 
 class Api:
-    """Patches what it is sent, and remembers whether that was in doubt."""
+    """Patches every account, and records for each ordinal whether it was sent as one in doubt."""
 
     def __init__(self) -> None:
-        self.doubts: dict[int, bool] = {}
+        self.received: dict[int, bool] = {}
 
     async def __call__(
         self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
-        self.doubts[int(account_id.removeprefix("acc_"))] = keys.in_doubt
+        self.received[int(account_id.removeprefix("acc_"))] = keys.in_doubt
         await asyncio.sleep(0)
         return AccountPatched(account_id, (Attempt(1, 0.0, 0.0, status=200),))
 
@@ -70,36 +70,36 @@ def rotation(
     )
 
 
-async def ended(path: Path, **options: object) -> Api:
-    """What a run that ends well has sent."""
+async def complete(path: Path, **options: object) -> Api:
+    """Run to the end, and return the API that received the accounts."""
     api = Api()
-    async with rotation(path, api, **options) as under_way:  # type: ignore[arg-type]
-        await under_way.run()
+    async with rotation(path, api, **options) as running:  # type: ignore[arg-type]
+        await running.run()
     return api
 
 
-async def dead(path: Path, at: int, **options: object) -> tuple[Path, Api]:
-    """The journal as a run leaves it that is killed after the outcome number *at*, and what it had sent."""
-    api, settled = Api(), 0
-    async with rotation(path, api, **options) as dying:  # type: ignore[arg-type]
-        async for _ in dying:
-            settled += 1
-            if settled == at:
-                copy, sent = killed(path), dict(api.doubts)
+async def die_after(path: Path, outcomes: int, **options: object) -> tuple[Path, Api]:
+    """Return the journal and the API of a run that is killed after this number of outcomes."""
+    api, completed = Api(), 0
+    async with rotation(path, api, **options) as running:  # type: ignore[arg-type]
+        async for _ in running:
+            completed += 1
+            if completed == outcomes:
+                copy, received = crash_copy(path), dict(api.received)
                 break
-    api.doubts = sent
+    api.received = received
     return copy, api
 
 
-def table(path: Path) -> dict[int, tuple[str, str | None]]:
-    """State and applied of each account, as the table itself has them."""
+def all_states(path: Path) -> dict[int, tuple[str, str | None]]:
+    """State and applied of each account by ordinal, read from the table without the package."""
     with closing(sqlite3.connect(path)) as connection:
         query = "SELECT ordinal, state, applied FROM outcomes"
         return {ordinal: (state, applied) for ordinal, state, applied in connection.execute(query)}
 
 
-def latest_of(path: Path) -> dict[int, tuple[str, str | None]]:
-    """The same of the latest run only."""
+def latest_states(path: Path) -> dict[int, tuple[str, str | None]]:
+    """As `all_states`, but of the latest run only."""
     with closing(sqlite3.connect(path)) as connection:
         query = "SELECT ordinal, state, applied FROM latest"
         return {ordinal: (state, applied) for ordinal, state, applied in connection.execute(query)}
@@ -114,23 +114,24 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run.sqlite3"
 
 
-async def test_no_account_that_a_dead_run_sent_reads_as_skipped(path: Path) -> None:
-    """A limited run skipped it, a full run sent it and was killed, and no run has come since."""
-    await ended(path, limit=100)
-    copy, api = await dead(path, 60)
+async def test_account_that_a_killed_run_sent_does_not_stay_skipped(path: Path) -> None:
+    """A limited run skips accounts, then a full run sends them and is killed."""
+    await complete(path, limit=100)
+    copy, api = await die_after(path, 60)
 
-    found = table(copy)
+    states = all_states(copy)
 
-    states = {found[ordinal] for ordinal in api.doubts}
-    assert len(api.doubts) >= 60
-    assert states <= {("patched", None), IN_DOUBT}
-    assert found[FLEET - 1] == UNSENT  # beyond the watermark
+    assert len(api.received) >= 60
+    assert {states[ordinal] for ordinal in api.received} <= {("patched", None), IN_DOUBT}
+    assert states[FLEET - 1] == UNSENT  # above the watermark
 
 
-async def test_each_reader_reports_accounts_maybe_sent_by_a_dead_run(path: Path, tmp_path) -> None:
-    await ended(path, limit=100)
-    copy, _ = await dead(path, 60)
-    unknown = {ordinal for ordinal, what in table(copy).items() if what == IN_DOUBT}
+async def test_statistics_export_and_status_report_accounts_maybe_sent_by_a_killed_run(
+    path: Path, tmp_path
+) -> None:
+    await complete(path, limit=100)
+    copy, _ = await die_after(path, 60)
+    unknown = {ordinal for ordinal, state in all_states(copy).items() if state == IN_DOUBT}
 
     with JournalReader(copy) as view:
         numbers = collect_statistics(view, stage_of(view), NIGHT)
@@ -145,80 +146,79 @@ async def test_each_reader_reports_accounts_maybe_sent_by_a_dead_run(path: Path,
     assert sum(row["state"] == "unknown" for row in exported) == len(unknown)
 
 
-async def test_an_account_that_failed_and_is_sent_again_by_a_dead_run_is_unknown(path: Path) -> None:
-    """The recorded refusal belongs to an earlier request."""
+async def test_failed_account_that_a_killed_run_sent_again_is_unknown(path: Path) -> None:
+    """The recorded error response belongs to an earlier request."""
     write(path, [outcome(n, State.FAILED, status=400, scope="request") for n in range(FLEET)], total=FLEET)
-    copy, api = await dead(path, 10, on_failed="retry")
+    copy, api = await die_after(path, 10, on_failed="retry")
 
-    found = table(copy)
+    states = all_states(copy)
 
-    assert api.doubts
-    assert {found[ordinal] for ordinal in api.doubts} <= {("patched", None), IN_DOUBT}
+    assert api.received
+    assert {states[ordinal] for ordinal in api.received} <= {("patched", None), IN_DOUBT}
 
 
-async def test_a_row_that_was_refused_stays_so(path: Path) -> None:
-    """Nothing was sent for it, and nothing could be."""
+async def test_invalid_row_is_never_in_doubt(path: Path) -> None:
     write(path, [refused(0), *(outcome(n, State.SKIPPED) for n in range(1, FLEET))], total=FLEET)
-    held = Journal.open(path)
-    copy = killed(path)
-    await held.aclose()
+    journal = Journal.open(path)
+    copy = crash_copy(path)
+    await journal.aclose()
 
-    found = table(copy)
+    states = all_states(copy)
 
-    assert (found[0], found[1]) == (UNSENT, IN_DOUBT)
+    assert (states[0], states[1]) == (UNSENT, IN_DOUBT)
 
 
 @pytest.mark.parametrize("finite", [True, False], ids=["finite", "endless"])
-async def test_accounts_that_a_run_did_not_send_are_skipped_again_after_it_ended_well(path, finite) -> None:
-    await ended(path, limit=100)
-    await ended(path, limit=1, finite=finite)
+async def test_accounts_that_a_run_did_not_send_are_skipped_when_it_ends(path, finite) -> None:
+    await complete(path, limit=100)
+    await complete(path, limit=1, finite=finite)
 
-    found = table(path)
+    states = all_states(path)
 
-    assert {ordinal for ordinal, what in found.items() if what != UNSENT} == set(range(101))
+    assert {ordinal for ordinal, state in states.items() if state != UNSENT} == set(range(101))
 
 
-async def test_accounts_that_a_stopped_run_did_not_send_are_skipped_again(path: Path) -> None:
-    await ended(path, limit=100)
+async def test_accounts_that_a_stopped_run_did_not_send_are_skipped(path: Path) -> None:
+    await complete(path, limit=100)
     async with rotation(path, Api()) as stopped:
         stopped.stop()
         await stopped.run()
 
-    assert {ordinal for ordinal, what in table(path).items() if what != UNSENT} == set(range(100))
+    assert {ordinal for ordinal, state in all_states(path).items() if state != UNSENT} == set(range(100))
 
 
-async def test_accounts_that_a_cancelled_run_did_not_send_are_skipped_again(path: Path) -> None:
-    await ended(path, limit=100)
+async def test_accounts_that_a_cancelled_run_did_not_send_are_skipped(path: Path) -> None:
+    await complete(path, limit=100)
     with pytest.raises(KeyError):
         async with rotation(path, Api()):
             raise KeyError
 
-    assert {ordinal for ordinal, what in table(path).items() if what != UNSENT} == set(range(100))
+    assert {ordinal for ordinal, state in all_states(path).items() if state != UNSENT} == set(range(100))
 
 
 @pytest.mark.parametrize("on_unknown", ["retry", "report"])
-async def test_a_run_does_not_doubt_accounts_that_it_may_send_itself(path, on_unknown) -> None:
-    """A run marks accounts as possibly sent in the table from which it reads its rows."""
-    await ended(path, limit=100)
-    api = await ended(path, on_unknown=on_unknown)
+async def test_run_sends_accounts_below_its_own_watermark_without_doubt(path, on_unknown) -> None:
+    """The run itself sets these accounts to unknown, in the table from which it reads the outcomes."""
+    await complete(path, limit=100)
+    api = await complete(path, on_unknown=on_unknown)
 
-    assert set(api.doubts) == set(range(100, FLEET))
-    assert set(api.doubts.values()) == {False}
-
-
-async def test_the_next_run_is_in_doubt_about_what_a_dead_run_may_have_sent(path: Path) -> None:
-    await ended(path, limit=100)
-    copy, _ = await dead(path, 60)
-    in_doubt = {ordinal for ordinal, what in table(copy).items() if what == IN_DOUBT}
-
-    api = await ended(copy)
-
-    assert {ordinal for ordinal, doubt in api.doubts.items() if doubt} == in_doubt
-    assert {what for what, _ in table(copy).values()} == {"patched"}
+    assert set(api.received) == set(range(100, FLEET))
+    assert set(api.received.values()) == {False}
 
 
-async def test_accounts_maybe_sent_by_a_dead_run_of_an_earlier_version_are_in_doubt(path: Path) -> None:
-    """The earlier version recorded them as skipped, even if they had been sent."""
+async def test_next_run_sends_accounts_that_a_killed_run_may_have_sent_as_in_doubt(path: Path) -> None:
+    await complete(path, limit=100)
+    copy, _ = await die_after(path, 60)
+    in_doubt = {ordinal for ordinal, state in all_states(copy).items() if state == IN_DOUBT}
+
+    api = await complete(copy)
+
+    assert {ordinal for ordinal, is_in_doubt in api.received.items() if is_in_doubt} == in_doubt
+    assert {state for state, _ in all_states(copy).values()} == {"patched"}
+
+
+async def test_skipped_accounts_below_the_watermark_of_an_earlier_version_are_in_doubt(path: Path) -> None:
+    """That version had no table ``covered``: accounts stayed skipped although a killed run had sent them."""
     write(path, [outcome(n, State.SKIPPED) for n in range(3)], **{"total": 3, "under way": 1, "reached": 2})
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DROP TABLE IF EXISTS covered")
@@ -230,39 +230,40 @@ async def test_accounts_maybe_sent_by_a_dead_run_of_an_earlier_version_are_in_do
     assert entries == [State.UNKNOWN, State.UNKNOWN, State.SKIPPED]
 
 
-async def test_an_unknown_outcome_of_a_run_stays_unknown_when_it_ends(path: Path) -> None:
-    """The account is unknown by its outcome, not only because the run may send it."""
+async def test_account_that_was_sent_with_an_unknown_outcome_stays_unknown_when_the_run_ends(
+    path: Path,
+) -> None:
+    """Accounts that are unknown only because the run could have sent them become skipped again."""
     write(path, [outcome(n, State.SKIPPED) for n in range(3)], total=3)
     journal = Journal.open(path)
     journal.record(outcome(1, State.UNKNOWN))
     await journal.aclose()
 
-    assert [what for what, _ in table(path).values()] == ["skipped", "unknown", "skipped"]
+    assert [state for state, _ in all_states(path).values()] == ["skipped", "unknown", "skipped"]
 
 
-async def test_export_says_how_many_accounts_have_no_line_yet(path: Path) -> None:
-    copy, _ = await dead(path, 60)
+async def test_export_warns_of_unrecorded_accounts_until_the_run_is_resumed(path: Path) -> None:
+    copy, _ = await die_after(path, 60)
     with JournalReader(copy) as view:
         count = collect_statistics(view, stage_of(view), NIGHT).maybe_sent
 
-    done = CliRunner().invoke(cli, ["export", str(copy)])
-    await ended(copy)
+    before = CliRunner().invoke(cli, ["export", str(copy)])
+    await complete(copy)
     after = CliRunner().invoke(cli, ["export", str(copy)])
 
     assert count
     note = (
         f"up to {count:,} more accounts may have been sent by a run that was killed: resume it to list them"
     )
-    assert done.stderr == f"{note}\n"
+    assert before.stderr == f"{note}\n"
     assert after.stderr == ""
 
 
-async def test_doubts_of_a_dead_run_are_not_those_of_the_runs_before_it(path: Path) -> None:
-    """A report of an earlier run says nothing about accounts of a later one."""
-    await ended(path, limit=100, finite=False)
+async def test_statistics_of_an_earlier_run_ignore_that_a_later_run_was_killed(path: Path) -> None:
+    await complete(path, limit=100, finite=False)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE runs SET state = 'complete', began = 1.0, total = NULL")
-    copy, _ = await dead(path, 60, every=0.0)
+    copy, _ = await die_after(path, 60, every=0.0)
 
     with JournalReader(copy, run=1) as view:
         first = collect_statistics(view, stage_of(view), NIGHT)
@@ -274,13 +275,13 @@ async def test_doubts_of_a_dead_run_are_not_those_of_the_runs_before_it(path: Pa
     assert latest.maybe_sent
 
 
-async def test_assignment_of_an_account_in_doubt_reads_as_unknown(path: Path) -> None:
-    """The latest known assignment is an earlier run's, and the dead run may have made another."""
+async def test_state_of_an_assignment_is_unknown_if_a_killed_run_may_have_changed_it(path: Path) -> None:
+    """The latest known assignment comes from an earlier run, but the killed run may have changed it."""
     write(path, [outcome(n, assignment="u@p1:80") for n in range(FLEET)], total=FLEET, began=1.0)
-    change(path, "UPDATE runs SET state = 'complete'")
-    await ended(path, limit=100, every=0.0)
-    copy, _ = await dead(path, 60)
-    in_doubt = {f"acc_{ordinal:06}" for ordinal, what in latest_of(copy).items() if what == IN_DOUBT}
+    execute_sql(path, "UPDATE runs SET state = 'complete'")
+    await complete(path, limit=100, every=0.0)
+    copy, _ = await die_after(path, 60)
+    in_doubt = {f"acc_{ordinal:06}" for ordinal, state in latest_states(copy).items() if state == IN_DOUBT}
 
     with JournalReader(copy) as view:
         assigned = {entry.account_id: entry for entry in assignments_of(view)}
@@ -291,40 +292,40 @@ async def test_assignment_of_an_account_in_doubt_reads_as_unknown(path: Path) ->
     assert {assigned[name].assignment for name in in_doubt} == {"u@p1:80"}
 
 
-async def test_status_names_managed_changes_that_are_too_old_to_send(path: Path) -> None:
+async def test_advice_counts_managed_proxies_whose_key_may_have_expired(path: Path) -> None:
     outcomes = [outcome(n, State.UNKNOWN, assignment="managed US") for n in range(3)]
     write(path, [*outcomes, outcome(3, State.UNKNOWN, assignment="u@p1:80")], total=4, began=NIGHT)
 
     with JournalReader(path) as view:
-        young = advice("j", collect_statistics(view, stage_of(view), NIGHT + 3_600))
-        old = advice("j", collect_statistics(view, stage_of(view), NIGHT + 90_000))
+        within_lifetime = advice("j", collect_statistics(view, stage_of(view), NIGHT + 3_600))
+        expired = advice("j", collect_statistics(view, stage_of(view), NIGHT + 90_000))
 
-    assert "except" not in young
-    assert "except 3 accounts that may have got a managed proxy more than 24 hours ago" in old
-    assert "`postpress-async export j --state unknown`" in old
+    assert "except" not in within_lifetime
+    assert "except 3 accounts that may have got a managed proxy more than 24 hours ago" in expired
+    assert "`postpress-async export j --state unknown`" in expired
 
 
 @pytest.mark.slow
-async def test_a_dead_first_run_says_how_many_accounts_it_may_have_sent(path: Path) -> None:
-    """The journal has no rows of these accounts yet, but it has the watermark of the run."""
-    copy, api = await dead(path, 60)
-    patched = len(table(copy))
+async def test_status_of_a_killed_first_run_shows_how_many_accounts_it_may_have_sent(path: Path) -> None:
+    """The journal has no outcomes of these accounts, so the number comes from the watermark."""
+    copy, api = await die_after(path, 60)
+    patched = len(all_states(copy))
 
     text = (await asyncio.to_thread(run, "status", copy)).stdout
     status = json.loads((await asyncio.to_thread(run, "status", copy, "--json")).stdout)
 
-    assert len(api.doubts) - patched <= status["maybe_sent"] < FLEET // 2
+    assert len(api.received) - patched <= status["maybe_sent"] < FLEET // 2
     sentence = f"up to {status['maybe_sent']:,} more accounts may have been sent by a run that was killed"
     assert sentence in text
 
 
-async def test_accounts_maybe_sent_by_a_dead_run_are_reported_until_completed(path: Path) -> None:
-    """Also after a run that came to none of these accounts."""
-    copy, _ = await dead(path, 60)
-    await ended(copy, limit=1, finite=False)
+async def test_accounts_maybe_sent_by_a_killed_run_are_reported_until_completed(path: Path) -> None:
+    """A limited run in between reaches none of these accounts, so they are still reported after it."""
+    copy, _ = await die_after(path, 60)
+    await complete(copy, limit=1, finite=False)
     with JournalReader(copy) as view:
         before = collect_statistics(view, stage_of(view), NIGHT).maybe_sent
-    await ended(copy)
+    await complete(copy)
     with JournalReader(copy) as view:
         after = collect_statistics(view, stage_of(view), NIGHT).maybe_sent
 

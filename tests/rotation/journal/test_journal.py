@@ -1,4 +1,4 @@
-"""The journal: what is on disk, who may write it, and errors of writing."""
+"""The journal: what is on disk, who may write it, and what happens if writing fails."""
 
 import asyncio
 import os
@@ -18,6 +18,7 @@ from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation import State
 from postpress_async.rotation._outcome import failed_outcome, patched_outcome
 from postpress_async.rotation.journal import Journal, row_of
+from postpress_async.rotation.journal._writer import BACKLOG, MAX_ROWS
 from tests.support.journals import recorded_states
 
 
@@ -28,9 +29,16 @@ def path(tmp_path: Path) -> Path:
 
 def states(path: Path) -> dict[str, int]:
     connection = sqlite3.connect(path)
-    found = dict(connection.execute("SELECT state, count(*) FROM outcomes GROUP BY state"))
+    counts = dict(connection.execute("SELECT state, count(*) FROM outcomes GROUP BY state"))
     connection.close()
-    return found
+    return counts
+
+
+def drop_outcomes(path: Path) -> None:
+    """Make every later commit of an outcome fail."""
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE outcomes")
+    connection.close()
 
 
 async def test_closing_the_journal_writes_all_outcomes_to_the_disk(path) -> None:
@@ -44,8 +52,8 @@ async def test_closing_the_journal_writes_all_outcomes_to_the_disk(path) -> None
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 63, 64, 65, 72, 73, 200])
-async def test_every_row_is_written_however_many_one_statement_takes(path, count) -> None:
-    """Rows are put together in statements of several sizes: none is left over, and none is another's."""
+async def test_any_number_of_rows_is_written_completely_and_in_order(path, count) -> None:
+    """The writer splits the rows over INSERT statements of several sizes."""
     refused = errors.ApiError.of(400, errors.Problem("errors/invalid_parameters", instance="req_1"))
     written = [
         patched_outcome(ordinal, None, f"acc_{ordinal}", 1 + ordinal % 3, ordinal / 7, f"label {ordinal}")
@@ -64,24 +72,22 @@ async def test_every_row_is_written_however_many_one_statement_takes(path, count
     assert rows == list(map(row_of, written))
 
 
-async def test_it_can_be_read_while_it_is_written(path) -> None:
-    """`status` from another terminal must not wait for the night to end."""
+async def test_journal_can_be_read_while_a_run_writes_it(path) -> None:
     journal = Journal.open(path)
     journal.record(patched_outcome(0, 2, "acc_1", 1, 0.1))
-    await journal.keep_generation(0, 1)  # returns once all before it is committed
+    await journal.record_generation(0, 1)  # returns after the outcome is committed, too
 
     assert states(path) == {"patched": 1}
     await journal.aclose()
 
 
-async def test_only_its_owner_can_read_it(path) -> None:
+async def test_only_the_owner_can_read_the_file(path) -> None:
     await Journal.open(path).aclose()
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-async def test_a_later_outcome_takes_the_place_of_an_earlier_one(path) -> None:
-    """One row for each account: what was skipped or unknown is sent again."""
+async def test_later_outcome_of_an_account_replaces_the_earlier_one(path) -> None:
     journal = Journal.open(path)
     journal.record(Outcome(0, None, "acc_1", State.SKIPPED, applied=errors.Applied.NO))
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
@@ -90,7 +96,7 @@ async def test_a_later_outcome_takes_the_place_of_an_earlier_one(path) -> None:
     assert states(path) == {"patched": 1}
 
 
-async def test_attempts_of_an_account_add_up_over_the_runs(path) -> None:
+async def test_attempts_of_an_account_add_up_each_time_the_run_is_resumed(path) -> None:
     for _ in range(2):
         journal = Journal.open(path)
         journal.record(
@@ -106,7 +112,7 @@ async def test_attempts_of_an_account_add_up_over_the_runs(path) -> None:
         assert connection.execute(query).fetchall() == [("patched", 5, None)]
 
 
-async def test_attempts_of_an_account_that_failed_are_counted_when_it_is_sent_again(path) -> None:
+async def test_attempts_of_a_failed_account_that_is_sent_again_add_up(path) -> None:
     refused = errors.ApiError.of(400, errors.Problem("errors/invalid_parameters", instance="req_1"))
     journal = Journal.open(path)
     journal.record(failed_outcome(0, None, "acc_1", refused, 0.1, attempts=2))
@@ -119,26 +125,26 @@ async def test_attempts_of_an_account_that_failed_are_counted_when_it_is_sent_ag
         assert connection.execute("SELECT attempts FROM outcomes").fetchall() == [(3,)]
 
 
-async def test_it_remembers_run_entries_and_generations(path) -> None:
+async def test_token_entries_and_generations_are_read_when_the_run_is_resumed(path) -> None:
     journal = Journal.open(path)
     journal.record(patched_outcome(3, None, "acc_3", 1, 0.1))
     journal.record(Outcome(5, None, "acc_5", State.UNKNOWN, 1, applied=errors.Applied.UNKNOWN, elapsed=0.1))
-    await journal.keep_generation(5, 2)
+    await journal.record_generation(5, 2)
     await journal.aclose()
 
     again = Journal.open(path)
     assert again.run == journal.run
     assert list(again.generations()) == [(5, (2, None))]
-    done, doubt = ("acc_3", State.PATCHED, True, True), ("acc_5", State.UNKNOWN, True, False)
-    assert [(n, entry[:4]) for n, entry in again.entries()] == [(3, done), (5, doubt)]
-    assert [(n, entry[:4]) for n, entry in again.entries(but_done=True)] == [(5, doubt)]
+    done, in_doubt = ("acc_3", State.PATCHED, True, True), ("acc_5", State.UNKNOWN, True, False)
+    assert [(n, entry[:4]) for n, entry in again.entries()] == [(3, done), (5, in_doubt)]
+    assert [(n, entry[:4]) for n, entry in again.entries(skip_done=True)] == [(5, in_doubt)]
     assert again.done() == b"\0\0\0\1"
     assert recorded_states(again) == {State.PATCHED: 1, State.UNKNOWN: 1}
     await again.aclose()
 
 
-async def test_a_shorter_input_makes_no_journal_shorter(path) -> None:
-    """A wrong one is refused at its first row, and the journal still tells how many accounts it is of."""
+async def test_shorter_input_does_not_reduce_the_recorded_total(path) -> None:
+    """A wrong input is refused at its first row, after its total was recorded."""
     for total in (2000, 1000):
         journal = Journal.open(path)
         journal.record(patched_outcome(0, 2, "acc_0", 1, 0.1))
@@ -150,8 +156,8 @@ async def test_a_shorter_input_makes_no_journal_shorter(path) -> None:
     connection.close()
 
 
-async def test_a_journal_that_another_program_has_locked_is_not_replaced(path, monkeypatch) -> None:
-    """With another journal, the accounts that are recorded in this one would be sent again."""
+async def test_error_for_a_locked_journal_does_not_suggest_another_journal(path, monkeypatch) -> None:
+    """With another journal, a run would send the accounts that are recorded in this one again."""
     journal = Journal.open(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
     await journal.aclose()
@@ -168,8 +174,8 @@ async def test_a_journal_that_another_program_has_locked_is_not_replaced(path, m
     lock.close()
 
 
-async def test_the_total_is_recorded_when_the_journal_is_created(path) -> None:
-    """A run that is cancelled before it begins leaves a journal whose status knows the number of accounts."""
+async def test_total_is_recorded_when_the_journal_is_created_and_then_kept(path) -> None:
+    """If the run is cancelled before it begins, `status` still shows the number of accounts."""
     await Journal.open(path, total=2000).aclose()
     await Journal.open(path, total=3000).aclose()  # refused later, when its rows are compared
 
@@ -178,8 +184,7 @@ async def test_the_total_is_recorded_when_the_journal_is_created(path) -> None:
     connection.close()
 
 
-async def test_a_journal_in_use_is_refused(path) -> None:
-    """Two runs on one journal would each believe the other's accounts to be theirs."""
+async def test_journal_that_another_run_has_open_is_refused(path) -> None:
     journal = Journal.open(path)
     with pytest.raises(JournalError, match="in use by another run"):
         Journal.open(path)
@@ -187,7 +192,7 @@ async def test_a_journal_in_use_is_refused(path) -> None:
     await Journal.open(path).aclose()
 
 
-async def test_a_journal_of_another_input_is_refused(path) -> None:
+async def test_journal_of_another_input_is_refused(path) -> None:
     await Journal.open(path, digest=b"one input").aclose()
 
     with pytest.raises(JournalError, match="belongs to another input"):
@@ -195,19 +200,18 @@ async def test_a_journal_of_another_input_is_refused(path) -> None:
     await Journal.open(path, digest=b"one input").aclose()
 
 
-async def test_a_journal_begun_without_a_target_takes_the_first_that_is_named(path) -> None:
-    """Nothing was settled anywhere else; and from then on it is of that one."""
+async def test_journal_without_a_target_gets_the_first_one_and_refuses_others_from_then_on(path) -> None:
     await Journal.open(path).aclose()
     await Journal.open(path, target="https://one.example").aclose()
 
     with pytest.raises(
-        JournalError, match=r"of a rotation for https://one\.example, not for https://two\.example"
+        JournalError, match=r"to a rotation for https://one\.example, not for https://two\.example"
     ):
         Journal.open(path, target="https://two.example")
 
 
-async def test_the_input_s_digest_is_not_in_it(path) -> None:
-    """A file of one row could be guessed from its digest, and the row has a password in it."""
+async def test_plain_digest_of_the_input_is_not_in_the_journal(path) -> None:
+    """From the digest of a file with one row, the password in that row could be guessed."""
     await Journal.open(path, digest=b"the digest of a fleet").aclose()
 
     assert b"the digest of a fleet" not in path.read_bytes()
@@ -227,7 +231,7 @@ async def test_the_input_s_digest_is_not_in_it(path) -> None:
         ),
     ],
 )
-def test_file_that_is_not_a_journal_is_refused_in_a_sentence(path, make, fact) -> None:
+def test_error_for_a_file_that_is_not_a_journal_says_why_and_what_to_do(path, make, fact) -> None:
     make(path)
 
     with pytest.raises(JournalError, match=fact) as caught:
@@ -236,40 +240,38 @@ def test_file_that_is_not_a_journal_is_refused_in_a_sentence(path, make, fact) -
     assert "name another journal" in str(caught.value)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path) -> None:
+def test_missing_folder_is_refused(tmp_path) -> None:
     with pytest.raises(JournalError, match="is not a directory"):
         Journal.open(tmp_path / "nowhere" / "run.sqlite3")
 
 
-async def test_outcomes_queued_during_a_failed_commit_are_reported_too(path, monkeypatch) -> None:
-    """Before, they waited for a next commit that never came, and were not reported."""
+async def test_outcome_queued_while_the_file_is_found_deleted_is_reported_as_lost(path, monkeypatch) -> None:
+    """No further commit follows, so nothing else would report this outcome."""
     journal = Journal.open(path)
-    begun, goes_on = threading.Event(), threading.Event()
+    check_started, outcome_is_queued = threading.Event(), threading.Event()
 
-    def deleted(_: Path) -> None:
-        begun.set()
-        goes_on.wait()
+    def identity_of_deleted_file(_: Path) -> None:
+        check_started.set()
+        outcome_is_queued.wait()
 
-    monkeypatch.setattr("postpress_async.rotation.journal._writer._identity", deleted)
+    monkeypatch.setattr("postpress_async.rotation.journal._writer._identity", identity_of_deleted_file)
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
-    await asyncio.to_thread(begun.wait)
+    await asyncio.to_thread(check_started.wait)
     journal.record(patched_outcome(1, None, "acc_2", 1, 0.1))
-    goes_on.set()
+    outcome_is_queued.set()
 
     with pytest.raises(JournalNotWritableError, match=r"2 accounts could not be recorded \(acc_1, acc_2\)"):
         await journal.aclose()
 
 
 async def test_failed_commit_is_reported_and_no_more_outcomes_are_accepted(path) -> None:
-    """A full disk: the rotation must stop sending what it cannot record."""
+    """The rotation must stop, because it cannot record what it sends."""
     journal = Journal.open(path)
-    breaker = sqlite3.connect(path)
-    breaker.execute("DROP TABLE outcomes")
-    breaker.close()
+    drop_outcomes(path)
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
 
     with pytest.raises(JournalNotWritableError, match=r"1 account could not be recorded \(acc_1\)"):
-        await journal.keep_generation(0, 1)
+        await journal.record_generation(0, 1)
     with pytest.raises(JournalNotWritableError):
         journal.record(patched_outcome(1, None, "acc_2", 1, 0.1))
     with pytest.raises(JournalNotWritableError, match=r"2 accounts could not be recorded \(acc_1, acc_2\)"):
@@ -278,20 +280,18 @@ async def test_failed_commit_is_reported_and_no_more_outcomes_are_accepted(path)
     assert "postpress-journal" not in {thread.name for thread in threading.enumerate()}
 
 
-async def test_full_disk_error_lists_unrecorded_outcomes_and_keeps_the_recorded(path) -> None:
-    """SQLite's own word for it; who waits for a commit is woken, and the rows before it are whole."""
+async def test_full_disk_raises_an_error_and_keeps_the_outcomes_committed_before(path) -> None:
+    """The error of SQLite also ends a wait for a commit."""
     journal = Journal.open(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
-    await journal.keep_generation(0, 1)
+    await journal.record_generation(0, 1)
     [(pages,)] = journal._writer._connection.execute("PRAGMA page_count")
     journal._writer._connection.execute(f"PRAGMA max_page_count = {pages}")
 
     async def fill() -> None:
-        for ordinal in range(
-            1, 2_000
-        ):  # on a slow machine the first of them are refused before the last come
+        for ordinal in range(1, 2_000):  # on a slow machine, `record` may raise before the last one
             journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
-        await journal.keep_generation(1, 1)
+        await journal.record_generation(1, 1)
 
     with pytest.raises(
         JournalNotWritableError, match=r"run\.sqlite3: database or disk is full; the outcome of "
@@ -308,19 +308,19 @@ async def test_full_disk_error_lists_unrecorded_outcomes_and_keeps_the_recorded(
 
 
 async def test_writer_thread_survives_any_error_of_a_commit(path) -> None:
-    """Half of a surrogate pair is a text that SQLite cannot have; nothing may look as if it were recorded."""
+    """SQLite cannot store half of a surrogate pair, so Python raises an error that is not SQLite's."""
     journal = Journal.open(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1, "a label\ud800"))
 
     with pytest.raises(JournalNotWritableError, match=r"surrogates not allowed; .* recorded \(acc_0\)"):
-        await asyncio.wait_for(journal.keep_generation(0, 1), 10)
+        await asyncio.wait_for(journal.record_generation(0, 1), 10)
     with pytest.raises(JournalNotWritableError, match="surrogates not allowed"):
         await journal.aclose()
     assert states(path) == {}
 
 
-async def test_a_journal_that_is_deleted_under_way_is_noticed(path) -> None:
-    """Rows could still be written to the deleted file, but never be read."""
+async def test_journal_that_is_deleted_during_the_run_raises_an_error(path) -> None:
+    """SQLite would still write to the deleted file, but nobody could read it."""
     journal = Journal.open(path)
     path.unlink()
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
@@ -330,7 +330,7 @@ async def test_a_journal_that_is_deleted_under_way_is_noticed(path) -> None:
 
 
 def test_existing_file_that_is_not_a_journal_is_not_changed(path) -> None:
-    """The file may be the fleet, named by mistake."""
+    """The file may be the fleet, given by mistake."""
     path.write_bytes(b"a")
 
     with pytest.raises(JournalError, match="was not changed"):
@@ -339,22 +339,24 @@ def test_existing_file_that_is_not_a_journal_is_not_changed(path) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
-async def test_it_waits_for_the_disk_when_that_is_far_behind(path) -> None:
-    """Memory stays bounded: at most some thousand rows wait."""
+async def test_backlog_of_uncommitted_outcomes_is_bounded_and_all_are_written(path) -> None:
     journal = Journal.open(path)
+    longest = 0
     for ordinal in range(20_000):
         journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
-        await journal.room()
+        await journal.limit_backlog()
+        longest = max(longest, len(journal._writer._rows))
     await journal.aclose()
 
+    assert longest <= BACKLOG * MAX_ROWS
     assert states(path) == {"patched": 20_000}
 
 
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(cut=st.floats(0.0, 1.0), flip=st.booleans())
-def test_a_damaged_journal_is_recovered_or_refused_in_a_sentence(tmp_path_factory, cut, flip) -> None:
-    """A disk that lost its tail, or a bit of its middle: never a traceback, never a wrong account."""
+def test_damaged_journal_is_read_or_raises_a_journal_error(tmp_path_factory, cut, flip) -> None:
+    """The file is cut off at any place, or any byte is changed."""
     path = tmp_path_factory.mktemp("damaged") / "run.sqlite3"
 
     async def write() -> None:
@@ -384,7 +386,7 @@ def test_a_damaged_journal_is_recovered_or_refused_in_a_sentence(tmp_path_factor
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> tuple[bytes, bytes]:
-    """A journal's file and its -wal as a killed run leaves them."""
+    """The contents of a journal and its -wal, as a killed run leaves them."""
     path = tmp_path_factory.mktemp("killed") / "run.sqlite3"
 
     async def main() -> tuple[bytes, bytes]:
@@ -392,10 +394,10 @@ def killed(tmp_path_factory) -> tuple[bytes, bytes]:
         for ordinal in range(50):
             journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
             if ordinal % 10 == 9:
-                await journal.keep_generation(ordinal, 1)
-        left = path.read_bytes(), path.with_name("run.sqlite3-wal").read_bytes()
+                await journal.record_generation(ordinal, 1)
+        contents = path.read_bytes(), path.with_name("run.sqlite3-wal").read_bytes()
         await journal.aclose()
-        return left
+        return contents
 
     return asyncio.run(main())
 
@@ -405,10 +407,10 @@ def killed(tmp_path_factory) -> tuple[bytes, bytes]:
 @given(cut=st.floats(0.0, 1.0), flip=st.booleans(), where=st.sampled_from(["", "-wal"]))
 @example(cut=1.0, flip=False, where="-wal")
 @example(cut=0.0, flip=False, where="-wal")
-def test_journal_of_a_killed_run_is_recovered_or_refused_in_a_sentence(
+def test_damaged_journal_of_a_killed_run_is_recovered_or_raises_a_journal_error(
     tmp_path_factory, killed, cut, flip, where
 ) -> None:
-    """Most of a night may be in the -wal alone: what is whole of it counts, from the first row on."""
+    """Most outcomes may be in the -wal alone. All commits before the damage must be recovered from it."""
     path = tmp_path_factory.mktemp("left") / "run.sqlite3"
     path.write_bytes(killed[0])
     path.with_name("run.sqlite3-wal").write_bytes(killed[1])
@@ -433,57 +435,54 @@ def test_journal_of_a_killed_run_is_recovered_or_refused_in_a_sentence(
         entries = asyncio.run(read())
     except JournalError as error:
         message = str(error)
-    if where == "-wal":  # which has a checksum on each page, as the file itself has not
+    if where == "-wal":  # unlike the file itself, it has checksums
         assert len(entries) == 50 or offset < len(whole)
         assert message == ""
         assert entries == [(n, f"acc_{n}", State.PATCHED) for n in range(len(entries))]
     assert not message or (str(path) in message and message.isprintable())
 
 
-async def test_outcomes_queued_while_a_commit_failed_are_reported_too(path, monkeypatch) -> None:
-    """A disk that is full may take its time to say so, and the answers come in meanwhile."""
+async def test_outcome_queued_during_a_commit_that_fails_is_reported_as_lost(path, monkeypatch) -> None:
+    """A full disk may report its error late, while further responses arrive."""
     journal = Journal.open(path)
-    breaker = sqlite3.connect(path)
-    breaker.execute("DROP TABLE outcomes")
-    breaker.close()
+    drop_outcomes(path)
     commit = journal._writer._commit
-    begun, go_on = threading.Event(), threading.Event()
+    commit_started, outcome_is_queued = threading.Event(), threading.Event()
 
-    def slowly(rows) -> None:
-        begun.set()
-        go_on.wait(10)
+    def slow_commit(rows) -> None:
+        commit_started.set()
+        outcome_is_queued.wait(10)
         commit(rows)
 
-    monkeypatch.setattr(journal._writer, "_commit", slowly)
+    monkeypatch.setattr(journal._writer, "_commit", slow_commit)
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(commit_started.wait, 10)
     journal.record(patched_outcome(1, None, "acc_2", 1, 0.1))
-    go_on.set()
+    outcome_is_queued.set()
 
     with pytest.raises(JournalNotWritableError, match=r"2 accounts could not be recorded \(acc_1, acc_2\)"):
         await journal.aclose()
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no list of open files here")
-async def test_a_journal_that_is_refused_is_let_go_of(path) -> None:
-    """A user who names another one, or deletes this one, may do so while the program runs."""
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="requires /proc")
+async def test_journal_that_is_refused_is_closed(path) -> None:
     await Journal.open(path).aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM runs")
 
-    with pytest.raises(JournalError, match="is damaged") as refusal:
+    with pytest.raises(JournalError, match="is damaged") as error:
         Journal.open(path)
 
-    held = set()
+    open_files = set()
     for handle in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # the one by which the folder is read is closed again
-            held.add(os.readlink(f"/proc/self/fd/{handle}"))
-    assert held.isdisjoint({str(path), f"{path}-wal"})
-    del refusal
+        with suppress(OSError):  # the descriptor with which `listdir` read the folder is closed again
+            open_files.add(os.readlink(f"/proc/self/fd/{handle}"))
+    assert open_files.isdisjoint({str(path), f"{path}-wal"})
+    del error  # until here, its traceback kept the failed constructor's variables alive
 
 
-async def test_counts_of_a_run_are_recorded_when_it_ends_and_removed_when_it_resumes(path) -> None:
-    """`history` of a hundred runs of a million accounts must not read them all."""
+async def test_counts_of_a_run_are_recorded_when_it_ends_and_removed_when_it_is_resumed(path) -> None:
+    """With these counts, `history` need not read the outcomes of every run."""
 
     def counts() -> str | None:
         with closing(sqlite3.connect(path)) as connection:

@@ -1,4 +1,4 @@
-"""The journal's file: locked under every name, whole or refused, and what happens if it cannot be written."""
+"""The journal's file: its lock, a missing -wal, errors of writing, and the size of commits."""
 
 import asyncio
 import os
@@ -22,8 +22,9 @@ from postpress_async.models import Attempt
 from postpress_async.rotation import Row, State
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, _writer
+from postpress_async.rotation.journal._database import FIRST_WATERMARK
 from postpress_async.rotation.journal._reading import JournalReader
-from tests.support.journals import Run, outcome, recorded_states
+from tests.support.journals import RunProcess, outcome, recorded_states
 
 US = ManagedProxy(country="US")
 
@@ -33,23 +34,23 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run.sqlite3"
 
 
-def opened_elsewhere(path: Path) -> str:
-    """The error of another process that opens the journal at *path* for a run."""
+def stderr_of_other_process(path: Path) -> str:
+    """Open the journal at *path* in another process, and return that process's standard error."""
     code = f"from postpress_async.rotation.journal import Journal; Journal.open({str(path)!r})"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
 
 
 async def record(journal: Journal, count: int, first: int = 0) -> None:
-    """Have *count* accounts recorded, and return when they are on the disk."""
+    """Record *count* accounts from ordinal *first*, and return when they are on disk."""
     for ordinal in range(first, first + count):
         journal.record(outcome(ordinal))
     if count:
         await journal._writer.committed()
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not holds():
+        while not condition():
             await asyncio.sleep(0.001)
 
 
@@ -57,14 +58,14 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
-async def test_second_run_under_another_name_is_refused(path, tmp_path) -> None:
-    """Two runs under two hard links would write two logs for one file, and damage it."""
+async def test_second_run_under_another_hard_link_is_refused(path, tmp_path) -> None:
+    """Two runs under two hard links would write two -wal files for one database, and damage it."""
     journal = Journal.open(path)
     other = tmp_path / "other.sqlite3"
     other.hardlink_to(path)
 
-    assert "JournalNotWritableError: " in opened_elsewhere(other)
-    assert f"{other} is in use by another run" in opened_elsewhere(other)
+    assert "JournalNotWritableError: " in stderr_of_other_process(other)
+    assert f"{other} is in use by another run" in stderr_of_other_process(other)
     with pytest.raises(JournalNotWritableError, match="in use by another run"):
         Journal.open(other)
     await journal.aclose()
@@ -76,22 +77,22 @@ async def test_lock_does_not_depend_on_a_file_beside_the_journal(path, tmp_path)
     for beside in set(tmp_path.iterdir()) - {path, Path(f"{path}-wal"), Path(f"{path}-shm")}:
         beside.unlink()
 
-    assert "in use by another run" in opened_elsewhere(path)
+    assert "in use by another run" in stderr_of_other_process(path)
     await journal.aclose()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has locks that outlive another descriptor")
-async def test_lock_outlives_a_copy_that_the_program_makes_of_its_journal(path, tmp_path) -> None:
-    """Closing a file releases the process's POSIX locks on it."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has open file description locks")
+async def test_lock_is_kept_if_the_program_copies_its_journal(path, tmp_path) -> None:
+    """Copying closes a descriptor of the file, which would release a POSIX lock of this process."""
     journal = Journal.open(path)
     shutil.copyfile(path, tmp_path / "backup")
 
-    assert "in use by another run" in opened_elsewhere(path)
+    assert "in use by another run" in stderr_of_other_process(path)
     await journal.aclose()
 
 
-async def test_lock_is_released_when_the_journal_is_closed_and_a_view_of_it_is_open(path) -> None:
+async def test_lock_is_released_when_the_journal_is_closed_although_a_reader_is_open(path) -> None:
     journal = Journal.open(path)
     with JournalReader(path) as view:
         assert view.is_written()
@@ -101,7 +102,7 @@ async def test_lock_is_released_when_the_journal_is_closed_and_a_view_of_it_is_o
         await Journal.open(path).aclose()
 
 
-_FORKS = """
+_FORKING_PROGRAM = """
 import os, sys, time
 from postpress_async.rotation.journal import Journal
 Journal.open(sys.argv[1])
@@ -114,21 +115,21 @@ os._exit(0)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="requires os.fork")
 def test_forked_child_does_not_hold_the_lock_of_its_dead_parent(path) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", _FORKS, str(path)], stdout=subprocess.PIPE)
+    parent = subprocess.Popen([sys.executable, "-c", _FORKING_PROGRAM, str(path)], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     parent.wait()
     try:
-        assert opened_elsewhere(path) == ""
+        assert stderr_of_other_process(path) == ""
     finally:
         os.kill(child, signal.SIGKILL)
         parent.stdout.close()
 
 
 async def test_journal_with_two_names_is_refused(path, tmp_path) -> None:
-    """The -wal is beside one name, so a run that uses the other name would miss it."""
+    """The -wal is beside only one of the names, so a run that uses the other name would not find it."""
     await Journal.open(path).aclose()
     (tmp_path / "other.sqlite3").hardlink_to(path)
 
@@ -141,7 +142,7 @@ async def test_journal_with_two_names_is_refused(path, tmp_path) -> None:
 @pytest.mark.slow
 def test_run_killed_under_one_name_is_not_resumed_under_another(path, tmp_path) -> None:
     other = tmp_path / "other.sqlite3"
-    with Run(path):
+    with RunProcess(path):
         other.hardlink_to(path)
     path.unlink()
 
@@ -154,27 +155,27 @@ def test_run_killed_under_one_name_is_not_resumed_under_another(path, tmp_path) 
 
 @pytest.mark.parametrize("recorded", [0, 20])
 async def test_file_copied_without_its_log_is_refused(path, tmp_path, recorded) -> None:
-    """From the first request on: the file alone would be taken for a new journal, or for an older state."""
+    """Without the -wal, SQLite would show an empty or an older journal."""
     journal = Journal.open(path)
     await record(journal, recorded)
     copy = tmp_path / "copy.sqlite3"
     shutil.copyfile(path, copy)
     await journal.aclose()
 
-    for open_it in (Journal.open, JournalReader):
+    for open_journal in (Journal.open, JournalReader):
         with pytest.raises(JournalError, match=r"copy\.sqlite3-wal is missing.* Put it back"):
-            open_it(copy)
+            open_journal(copy)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["copy.sqlite3", "run.sqlite3"]
 
 
 @pytest.mark.slow
 async def test_empty_log_in_place_of_a_lost_one_leaves_each_account_in_doubt(path) -> None:
-    """The way out that the refusal names."""
-    with Run(path):
+    """The error for a missing -wal suggests this."""
+    with RunProcess(path):
         pass
     path.with_name("run.sqlite3-wal").write_bytes(b"")
 
-    for _ in range(2):  # and it is needed once only
+    for _ in range(2):  # the empty -wal need not be created again for the next run
         journal = Journal.open(path)
         assert journal.in_doubt_below == float("inf")
         await journal.aclose()
@@ -182,32 +183,32 @@ async def test_empty_log_in_place_of_a_lost_one_leaves_each_account_in_doubt(pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("log", [b"", b"not a log of SQLite's" * 10], ids=["empty", "another file's"])
-async def test_rows_that_were_skipped_before_a_lost_log_are_in_doubt_under_their_keys(path, log) -> None:
-    """The lost commits may say that they were sent since; a renewed key would order a second proxy."""
+async def test_skipped_accounts_are_in_doubt_and_keep_their_keys_if_the_log_is_lost(path, log) -> None:
+    """The lost commits may have recorded that they were sent. A new key could order a second proxy."""
     journal = Journal.open(path)
-    for ordinal in range(100):  # more than the watermark of a run covers at first
+    for ordinal in range(100):  # more than the first watermark
         journal.record(outcome(ordinal, State.SKIPPED, attempts=ordinal % 2))
     await journal.aclose()
-    with Run(path):
+    with RunProcess(path):
         pass
     path.with_name("run.sqlite3-wal").write_bytes(log)
     path.with_name("run.sqlite3-shm").unlink()
     with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as file:
-        keys_of_the_dead_run = file.execute("SELECT ordinal, generation FROM generations").fetchall()
+        generations = file.execute("SELECT ordinal, generation FROM generations").fetchall()
 
     with pytest.raises(JournalError, match="is missing, or is not its own"):
         JournalReader(path)
     journal = Journal.open(path)
 
     assert recorded_states(journal) == {State.UNKNOWN: 100}
-    assert [(ordinal, used) for ordinal, (used, _) in journal.generations()] == keys_of_the_dead_run
+    assert [(ordinal, used) for ordinal, (used, _) in journal.generations()] == generations
     await journal.aclose()
 
 
 @pytest.mark.slow
-async def test_killed_journal_that_another_program_folded_is_resumed(path) -> None:
-    """The sqlite3 shell deletes the -wal of a dead run once all of it is in the file."""
-    with Run(path):
+async def test_run_is_resumed_after_another_program_merged_the_log_into_the_file(path) -> None:
+    """The sqlite3 shell copies the -wal of a dead run into the file, and deletes it."""
+    with RunProcess(path):
         pass
     with closing(sqlite3.connect(path)) as shell:
         shell.execute("SELECT count(*) FROM outcomes").fetchone()
@@ -219,10 +220,10 @@ async def test_killed_journal_that_another_program_folded_is_resumed(path) -> No
 
 
 @pytest.mark.slow
-async def test_killed_journal_that_was_refused_for_another_reason_is_resumed_later(path) -> None:
-    """Any refusal, for example of another fleet, closes the database."""
+async def test_killed_run_is_resumed_after_another_input_was_refused(path) -> None:
+    """The refusal closes the database, which merges the -wal into the file."""
     await Journal.open(path, digest=b"one input").aclose()
-    with Run(path):
+    with RunProcess(path):
         pass
     with pytest.raises(JournalError, match="another input"):
         Journal.open(path, digest=b"another")
@@ -232,8 +233,8 @@ async def test_killed_journal_that_was_refused_for_another_reason_is_resumed_lat
     await journal.aclose()
 
 
-class Photographed(sqlite3.Connection):
-    """Copies the journal before and after each statement: what a kill would leave at that moment."""
+class CopyingConnection(sqlite3.Connection):
+    """Copies the journal's files before and after each statement, as a kill then would leave them."""
 
     path: Path
     copies: list[dict[str, bytes]]
@@ -259,16 +260,16 @@ class Photographed(sqlite3.Connection):
 
 @pytest.fixture
 def copies(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, bytes]]]:
-    Photographed.path, Photographed.copies = path, []
+    CopyingConnection.path, CopyingConnection.copies = path, []
     with monkeypatch.context() as patched:
-        patched.setattr("sqlite3.connect", partial(sqlite3.connect, factory=Photographed))
-        yield Photographed.copies
+        patched.setattr("sqlite3.connect", partial(sqlite3.connect, factory=CopyingConnection))
+        yield CopyingConnection.copies
 
 
 @pytest.mark.slow
-def test_journal_is_accepted_whenever_its_run_was_killed(path, tmp_path, copies, monkeypatch) -> None:
-    """While it is made, opened again, folded in and closed: a refusal here would stop an honest night."""
-    monkeypatch.setattr(_writer, "COMMITS", 2)
+def test_journal_can_be_opened_whenever_its_run_was_killed(path, tmp_path, copies, monkeypatch) -> None:
+    """The kills happen while the journal is created, opened again, checkpointed and closed."""
+    monkeypatch.setattr(_writer, "COMMITS_PER_CHECKPOINT", 2)
 
     async def run(first: int) -> None:
         journal = Journal.open(path)
@@ -286,23 +287,23 @@ def test_journal_is_accepted_whenever_its_run_was_killed(path, tmp_path, copies,
         for end, content in copy.items():
             Path(f"{killed}{end}").write_bytes(content)
         journal = Journal.open(killed)
-        assert journal.in_doubt_below <= 64
+        assert journal.in_doubt_below <= FIRST_WATERMARK
         asyncio.run(journal.aclose())
 
 
-async def test_log_is_checkpointed_at_intervals(path, tmp_path, monkeypatch) -> None:
-    """The -wal stays small, and a lost one costs little."""
-    monkeypatch.setattr(_writer, "COMMITS", 8)
+async def test_log_is_checkpointed_at_intervals(path, monkeypatch) -> None:
+    """The -wal stays small, and few outcomes are lost if it is lost."""
+    monkeypatch.setattr(_writer, "COMMITS_PER_CHECKPOINT", 8)
     log, largest = path.with_name("run.sqlite3-wal"), 0
     journal = Journal.open(path)
     for group in range(64):
         await record(journal, 10, 10 * group)
         largest = max(largest, log.stat().st_size)
 
-    with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as alone:
-        [(folded,)] = alone.execute("SELECT count(*) FROM outcomes")
+    with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as file:
+        [(checkpointed,)] = file.execute("SELECT count(*) FROM outcomes")
     await journal.aclose()
-    assert folded >= 640 - 80
+    assert checkpointed >= 64 * 10 - 8 * 10
     assert largest < 300_000
 
 
@@ -310,8 +311,8 @@ async def test_log_is_checkpointed_at_intervals(path, tmp_path, monkeypatch) -> 
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
-async def test_lost_journal_is_not_followed_by_the_advice_to_run_again(path, replaced) -> None:
-    """The same command would begin a new journal, and order each managed proxy a second time."""
+async def test_error_for_a_lost_journal_does_not_suggest_the_same_command(path, replaced) -> None:
+    """The same command would create a new journal, and order each managed proxy a second time."""
     journal = Journal.open(path)
     await record(journal, 12)
     path.unlink()
@@ -327,7 +328,7 @@ async def test_lost_journal_is_not_followed_by_the_advice_to_run_again(path, rep
     assert "run the same command again" not in message
 
 
-async def test_journal_that_is_deleted_after_its_last_row_is_lost_too(path) -> None:
+async def test_journal_that_is_deleted_after_the_last_commit_is_reported_as_lost(path) -> None:
     journal = Journal.open(path)
     await record(journal, 3)
     path.unlink()
@@ -337,9 +338,9 @@ async def test_journal_that_is_deleted_after_its_last_row_is_lost_too(path) -> N
 
 
 async def fail(journal: Journal, path: Path, count: int) -> str:
-    """The message if the outcomes of *count* accounts cannot be recorded."""
-    with closing(sqlite3.connect(path)) as breaker:
-        breaker.execute("DROP TABLE outcomes")
+    """Make the commits of *count* outcomes fail, and return the message."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE outcomes")
     for ordinal in range(count):
         journal.record(outcome(ordinal))
     with pytest.raises(JournalNotWritableError) as caught:
@@ -357,8 +358,8 @@ async def test_accounts_that_could_not_be_recorded_are_all_listed_beside_the_jou
     assert stat.S_IMODE(listed.stat().st_mode) == 0o600
 
 
-async def test_accounts_are_named_in_the_message_if_they_cannot_be_listed(path, tmp_path) -> None:
-    """The list is never written through a link."""
+async def test_all_accounts_are_in_the_message_if_the_list_cannot_be_written(path, tmp_path) -> None:
+    """The list is never written through a symbolic link."""
     target = tmp_path / "precious"
     target.write_text("kept")
     path.with_name("run.sqlite3-unrecorded.txt").symlink_to(target)
@@ -379,7 +380,7 @@ async def test_commit_waits_30_seconds_for_another_program_that_writes(path) -> 
 
 
 async def test_sending_pauses_while_another_program_holds_the_write_lock(path) -> None:
-    """Sending continues afterwards; meanwhile few accounts are sent without being recorded."""
+    """The rotation sends only the accounts below the watermark on disk, and continues after the lock."""
     sent: list[str] = []
 
     async def update(account_id: str, *_: object) -> AccountPatched:
@@ -391,52 +392,52 @@ async def test_sending_pauses_while_another_program_holds_the_write_lock(path) -
     opener = partial(Journal.open, path, in_flight=20)
     other = sqlite3.connect(path, isolation_level=None)
     async with Rotation(update, rows, in_flight=20, finite=True, journal=opener) as rotation:
-        under_way = asyncio.create_task(rotation.run())
+        run = asyncio.create_task(rotation.run())
         other.execute("BEGIN IMMEDIATE")
         before = -1
-        while before != len(sent):  # nothing but the commit is waited for any more
+        while before != len(sent):  # until the rotation only waits for the commit
             before = len(sent)
             for _ in range(100):
                 await asyncio.sleep(0)
-        held = len(sent)
+        sent_during_lock = len(sent)
         other.execute("COMMIT")
-        await under_way
+        await run
     other.close()
 
-    assert held == 64  # the rows that the file had announced
+    assert sent_during_lock == FIRST_WATERMARK
     assert rotation.summary.patched == 5_000
 
 
-# --- How much is sent and not recorded ---
+# --- The size of commits ---
 
 
-@pytest.mark.parametrize(("in_flight", "together"), [(1, 16), (100, 50), (1_000, 500), (None, 1_000)])
-async def test_commit_begins_when_half_of_what_is_in_flight_waits_for_it(
-    path, monkeypatch, in_flight, together
+@pytest.mark.parametrize(("in_flight", "rows"), [(1, 16), (100, 50), (1_000, 500), (None, 1_000)])
+async def test_commit_starts_when_half_as_many_rows_as_in_flight_wait(
+    path, monkeypatch, in_flight, rows
 ) -> None:
-    """And not only after a time that has nothing to do with the number of accounts in flight."""
+    """It does not wait for `COMMIT_EVERY`, which this test sets to an hour."""
     monkeypatch.setattr(_writer, "COMMIT_EVERY", 3_600.0)
     journal = Journal.open(path, in_flight=in_flight)
     view = JournalReader(path)
-    for ordinal in range(together):
+    for ordinal in range(rows):
         journal.record(outcome(ordinal))
 
-    await until(lambda: view.ask("SELECT count(*) FROM outcomes") == [(together,)])
+    await wait_until(lambda: view.ask("SELECT count(*) FROM outcomes") == [(rows,)])
     view.close()
     await journal.aclose()
 
 
-async def test_commit_begins_at_once_if_it_is_waited_for(path, monkeypatch) -> None:
+async def test_commit_starts_at_once_if_a_task_waits_for_it(path, monkeypatch) -> None:
     monkeypatch.setattr(_writer, "COMMIT_EVERY", 3_600.0)
     journal = Journal.open(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
 
-    await asyncio.wait_for(journal.keep_generation(0, 1), 10)
+    await asyncio.wait_for(journal.record_generation(0, 1), 10)
 
     await journal.aclose()
 
 
-async def test_rotation_waits_for_a_disk_that_is_five_commits_behind(path, monkeypatch) -> None:
+async def test_writer_is_behind_if_the_rows_of_five_commits_wait(path, monkeypatch) -> None:
     journal = Journal.open(path, in_flight=100)
     monkeypatch.setattr(journal._writer, "_commit", lambda _: None)
     journal._writer._rows = [("", ())] * 250

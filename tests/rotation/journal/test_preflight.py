@@ -1,4 +1,4 @@
-"""A dry run reports all that would stop the real run, and does not write the journal."""
+"""A dry run reports the errors of the real run, and does not write the journal."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ SANDBOX = ["--sandbox"]
 
 @pytest.fixture
 def folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own, in which there is a fleet."""
+    """A new current folder with a fleet of ten accounts, and an API key in the environment."""
     monkeypatch.setenv("POSTPRESS_API_KEY", SANDBOX_KEY)
     write_fleet(folder, 10)
     return folder
@@ -30,7 +30,7 @@ def folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> "Run":
-    """The command in this process: its exit code, and what it said on both streams."""
+    """Run the command in this process; return its exit code, standard output and standard error."""
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["postpress-async", *words])
@@ -52,12 +52,12 @@ def write_fleet(folder: Path, count: int) -> None:
 
 
 def files(folder: Path) -> dict[str, int]:
-    """Every file of a folder, and how large it is."""
+    """The size of each file in the folder."""
     return {path.name: path.lstat().st_size for path in folder.iterdir()}
 
 
-def change(statement: str) -> None:
-    """Change the journal, created if it is missing, as no run does."""
+def execute_sql(statement: str) -> None:
+    """Change the journal, which is created if it is missing."""
     connection = sqlite3.connect(JOURNAL)
     with connection:
         connection.execute(statement)
@@ -69,31 +69,31 @@ def of_another_input(folder: Path, run: Run) -> None:
     write_fleet(folder, 11)
 
 
-def of_the_future(folder: Path, run: Run) -> None:
+def of_a_newer_version(folder: Path, run: Run) -> None:
     run("rotate", "fleet.csv", "--sandbox")
-    change("PRAGMA user_version = 3")
+    execute_sql("PRAGMA user_version = 3")
 
 
 def damaged(folder: Path, run: Run) -> None:
     run("rotate", "fleet.csv", "--sandbox")
-    change("DROP TABLE outcomes")
+    execute_sql("DROP TABLE outcomes")
 
 
 def locked(path: Path) -> JournalFile:
-    """The journal at *path*, created if it is missing, as a run holds it."""
+    """Lock the journal at *path*, which is created if it is missing, as a run does."""
     file = JournalFile.open(path, os.O_RDWR | os.O_CREAT)
     assert file.lock()
     return file
 
 
-def linked(folder: Path, run: Run) -> None:
+def with_two_hard_links(folder: Path, run: Run) -> None:
     run("rotate", "fleet.csv", "--sandbox")
     Path("another").hardlink_to(JOURNAL)
 
 
 def without_its_log(folder: Path, run: Run) -> None:
     run("rotate", "fleet.csv", "--sandbox")
-    change(f"INSERT INTO run VALUES ('{LOG_NEEDED}', 1)")
+    execute_sql(f"INSERT INTO run VALUES ('{LOG_NEEDED}', 1)")
 
 
 @pytest.mark.parametrize(
@@ -104,15 +104,15 @@ def without_its_log(folder: Path, run: Run) -> None:
             lambda _, run: run("rotate", "fleet.csv", "--sandbox"),
             ["--base-url", "https://127.0.0.1:1/v1"],
             2,
-            "of a rotation for this machine, not for https://127.0.0.1:1/v1",
+            "to a rotation for this machine, not for https://127.0.0.1:1/v1",
             id="another target's",
         ),
         pytest.param(lambda *_: locked(Path(JOURNAL)), SANDBOX, 3, "in use", id="another run's"),
-        pytest.param(linked, SANDBOX, 2, "one of 2 names", id="one of two names"),
+        pytest.param(with_two_hard_links, SANDBOX, 2, "one of 2 names", id="two hard links"),
         pytest.param(without_its_log, SANDBOX, 2, "is incomplete", id="without its -wal"),
-        pytest.param(of_the_future, SANDBOX, 2, "from a newer", id="of the future"),
+        pytest.param(of_a_newer_version, SANDBOX, 2, "from a newer", id="a newer version's"),
         pytest.param(
-            lambda *_: change("CREATE TABLE t (x)"), SANDBOX, 2, "not a journal", id="another database"
+            lambda *_: execute_sql("CREATE TABLE t (x)"), SANDBOX, 2, "not a journal", id="another database"
         ),
         pytest.param(
             lambda *_: Path(JOURNAL).write_text("acc_1\n"), SANDBOX, 2, "not a database", id="a fleet"
@@ -129,11 +129,10 @@ def without_its_log(folder: Path, run: Run) -> None:
         ),
     ],
 )
-def test_a_dry_run_is_refused_a_journal_as_the_real_run_would_be(
+def test_dry_run_refuses_a_journal_with_the_error_of_the_real_run(
     folder, run, make, words, code, fact
 ) -> None:
-    """A dry run in the afternoon reports what would stop the night."""
-    kept = make(folder, run)
+    made = make(folder, run)
     before = files(folder)
 
     dry = run("rotate", "fleet.csv", *words, "--dry-run")
@@ -143,13 +142,14 @@ def test_a_dry_run_is_refused_a_journal_as_the_real_run_would_be(
     assert fact in dry[2]
     assert dry == (code, "", dry[2]) == real
     assert after == before
-    if isinstance(kept, JournalFile):
-        kept.close()
+    if isinstance(made, JournalFile):
+        made.close()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="folders are protected otherwise there")
-def test_read_only_folder_is_reported_by_the_dry_run(folder, run, monkeypatch) -> None:
-    """There is no file yet, and there will be none."""
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows protects folders in another way")
+def test_dry_run_reports_that_the_journal_cannot_be_created_in_a_read_only_folder(
+    folder, run, monkeypatch
+) -> None:
     monkeypatch.setattr("os.access", lambda _, mode: mode != os.W_OK)
 
     code, _, message = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
@@ -160,7 +160,9 @@ def test_read_only_folder_is_reported_by_the_dry_run(folder, run, monkeypatch) -
     assert (code, message) == (3, f"postpress-async: {JOURNAL} {expected}\n")
 
 
-def test_journal_without_permissions_is_not_replaced_by_another_one(folder, run, monkeypatch) -> None:
+def test_error_for_a_journal_without_permissions_does_not_suggest_another_one(
+    folder, run, monkeypatch
+) -> None:
     """In another journal, no account would be completed, and all would be sent again."""
     run("rotate", "fleet.csv", "--sandbox")
 
@@ -175,8 +177,8 @@ def test_journal_without_permissions_is_not_replaced_by_another_one(folder, run,
     )
 
 
-def test_a_dry_run_after_a_run_writes_nothing_beside_the_journal(folder, run) -> None:
-    """SQLite creates two files when a database in WAL mode is read, if it may."""
+def test_dry_run_writes_nothing_beside_the_journal_of_an_earlier_run(folder, run) -> None:
+    """By default, SQLite creates two files when it reads a database in WAL mode."""
     run("rotate", "fleet.csv", "--sandbox", "--limit", "4")
     before = files(folder)
 
@@ -187,7 +189,7 @@ def test_a_dry_run_after_a_run_writes_nothing_beside_the_journal(folder, run) ->
     assert files(folder) == before
 
 
-def test_a_dry_run_says_what_is_new_in_an_edited_input(folder, run) -> None:
+def test_dry_run_describes_how_the_input_was_edited(folder, run) -> None:
     run("rotate", "fleet.csv", "--sandbox", "--limit", "4")
     write_fleet(folder, 13)
     appended = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
@@ -204,12 +206,14 @@ def test_a_dry_run_says_what_is_new_in_an_edited_input(folder, run) -> None:
     assert (fields["settled"], fields["to_send"]) == (3, 9)
 
 
-def test_a_dry_run_does_not_count_accounts_that_a_killed_run_may_have_sent(folder, run) -> None:
-    """With ``--on-unknown report`` they are not sent; before, the dry run said that they would be."""
+def test_dry_run_with_on_unknown_report_does_not_count_accounts_that_a_killed_run_may_have_sent(
+    folder, run
+) -> None:
+    """The real run does not send these accounts."""
     run("rotate", "fleet.csv", "--sandbox", "--limit", "4")
-    change("DELETE FROM outcomes WHERE ordinal >= 4")
-    change("UPDATE runs SET state = 'running'")
-    change("INSERT OR REPLACE INTO run VALUES ('under way', 1.0), ('reached', 7), ('doubtful', 0)")
+    execute_sql("DELETE FROM outcomes WHERE ordinal >= 4")
+    execute_sql("UPDATE runs SET state = 'running'")
+    execute_sql("INSERT OR REPLACE INTO run VALUES ('under way', 1.0), ('reached', 7), ('doubtful', 0)")
 
     _, report, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run", "--on-unknown", "report")
     _, retry, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
@@ -222,10 +226,9 @@ def test_a_dry_run_does_not_count_accounts_that_a_killed_run_may_have_sent(folde
     assert sent.startswith("10 accounts: 7 patched, 3 unknown")
 
 
-def test_a_dry_run_of_what_failed_knows_that_it_is_sent_again(folder, run) -> None:
-    """Before, the dry run said that no account would be sent."""
+def test_dry_run_of_retry_failed_counts_failed_accounts_as_sent(folder, run) -> None:
     run("rotate", "fleet.csv", "--sandbox")
-    change("UPDATE outcomes SET state = 'failed' WHERE ordinal < 3")
+    execute_sql("UPDATE outcomes SET state = 'failed' WHERE ordinal < 3")
 
     again = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
     failed = run("retry-failed", JOURNAL, "fleet.csv", "--sandbox", "--dry-run")
@@ -237,9 +240,11 @@ def test_a_dry_run_of_what_failed_knows_that_it_is_sent_again(folder, run) -> No
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda: None, id="none"),
-        pytest.param(lambda: Path(JOURNAL).touch(), id="an empty one"),
-        pytest.param(lambda: change(f"PRAGMA application_id = {0x70705F6A}"), id="one that met a full disk"),
+        pytest.param(lambda: None, id="no journal"),
+        pytest.param(lambda: Path(JOURNAL).touch(), id="an empty file"),
+        pytest.param(
+            lambda: execute_sql(f"PRAGMA application_id = {0x70705F6A}"), id="no tables after a full disk"
+        ),
     ],
 )
 def test_dry_run_without_completed_accounts_does_not_mention_them(folder, run, make) -> None:
@@ -249,29 +254,29 @@ def test_dry_run_without_completed_accounts_does_not_mention_them(folder, run, m
     code, output, _ = run("rotate", "fleet.csv", "--sandbox", "--dry-run")
 
     assert code == 0
-    assert "settled" not in output
+    assert "completed" not in output
     assert files(folder) == before
 
 
-def test_a_dry_run_does_not_show_proxies_that_an_earlier_run_quarantined(folder, run) -> None:
-    """Before, the first request had a proxy that the real run leaves out."""
+def test_dry_run_does_not_show_a_quarantined_proxy_until_the_list_is_edited(folder, run) -> None:
+    """The real run does not use a quarantined proxy, but probes all proxies of an edited list at once."""
     (folder / "fleet.csv").write_text("account_id\nacc_0\nacc_1\n")
     (folder / "proxies.txt").write_text("p0.example:80\np1.example:80\n")
     words = ("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--every", "0s")
     run(*words)
     now = time.time()
-    change(f"INSERT INTO proxies VALUES ('p0.example:80', 2, {now}, {now + 3600})")
+    execute_sql(f"INSERT INTO proxies VALUES ('p0.example:80', 2, {now}, {now + 3600})")
 
     _, same_list, _ = run(*words, "--dry-run")
     (folder / "proxies.txt").write_text("p0.example:80:user:new\np0.example:80\np1.example:80\n")
     _, edited_list, _ = run(*words, "--dry-run")
 
     assert hosts(same_list) == ["p1.example", "p1.example"]
-    assert "p0.example" in hosts(edited_list), "a new list is probed at once"
+    assert "p0.example" in hosts(edited_list)
     assert run(*words)[0] == 0
-    assert hosts(run(*words, "--dry-run")[1])[0] == "p0.example", "it works again"
+    assert hosts(run(*words, "--dry-run")[1])[0] == "p0.example", "the run has ended the quarantine"
 
 
 def hosts(output: str) -> list[str]:
-    """The proxies in the requests that a dry run shows."""
+    """The proxy hosts in the requests that a dry run shows."""
     return re.findall('"host": "([^"]+)"', output)

@@ -1,4 +1,4 @@
-"""What a rollback gives to which account, and which accounts cannot go back."""
+"""Which change a rollback plans for each account, and which accounts cannot go back."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ P0, P1, P2, P3 = (as_pooled(proxy).label for proxy in PROXIES)
 
 
 def write_runs(path: Path, *runs: Sequence[Outcome], selection: str | None = None) -> Path:
-    """A journal of complete runs, of which the latest has this *selection*."""
+    """Write a journal of complete runs, the latest with this *selection*."""
     connection, _ = connect(path)
     with connection:
         connection.execute("DELETE FROM runs")
@@ -36,7 +36,7 @@ def write_runs(path: Path, *runs: Sequence[Outcome], selection: str | None = Non
 
 
 def patched(*assignments: str | None) -> list[Outcome]:
-    """An outcome for each account from the first; none for an account whose assignment is None."""
+    """Return a patched outcome for each account, in order, except those whose assignment is None."""
     return [
         outcome(number, assignment=assignment)
         for number, assignment in enumerate(assignments)
@@ -49,32 +49,32 @@ def plan(path: Path, to: int, proxies: Sequence[CustomProxy] = PROXIES) -> Rollb
         return plan_rollback(view, to, map(as_pooled, proxies))
 
 
-def test_each_account_gets_what_it_had(tmp_path) -> None:
-    night = write_runs(tmp_path / "j", patched(P0, P1, "managed US"), patched(P2, P3, P2))
+def test_each_account_gets_the_assignment_that_it_had_after_the_run(tmp_path) -> None:
+    journal = write_runs(tmp_path / "j", patched(P0, P1, "managed US"), patched(P2, P3, P2))
 
-    found = plan(night, 1)
+    result = plan(journal, 1)
 
-    assert found.changes == {
+    assert result.changes == {
         "acc_000000": PROXIES[0],
         "acc_000001": PROXIES[1],
         "acc_000002": ManagedProxy(country="US"),
     }
-    assert found.left_behind == []
-    assert (found.selection.text, found.selection.run) == ("rollback to run 1", 3)
+    assert result.left_behind == []
+    assert (result.selection.text, result.selection.run) == ("rollback to run 1", 3)
 
 
-def test_account_with_a_session_of_a_template_cannot_go_back(tmp_path) -> None:
-    """The journal has the template's text, and not how often the account had failed over."""
+def test_account_with_a_proxy_made_from_a_template_cannot_go_back(tmp_path) -> None:
+    """The journal has the template, but not the number of failovers that is part of the session's name."""
     gateway = CustomProxy(
         host="gw.example.net", port=7777, username="c-{account_id}-{try}", password="hunter2"
     )
     label = as_pooled(gateway).label
-    night = write_runs(tmp_path / "j", patched(label, P0), patched(P1, P1))
+    journal = write_runs(tmp_path / "j", patched(label, P0), patched(P1, P1))
 
-    found = plan(night, 1, [*PROXIES, gateway])
+    result = plan(journal, 1, [*PROXIES, gateway])
 
-    assert list(found.changes) == ["acc_000001"]
-    assert [str(account) for account in found.left_behind] == [
+    assert list(result.changes) == ["acc_000001"]
+    assert [str(account) for account in result.left_behind] == [
         f"acc_000000: the journal does not know which session of {label} it had: rotate it instead"
     ]
 
@@ -88,48 +88,48 @@ def test_account_with_a_session_of_a_template_cannot_go_back(tmp_path) -> None:
         ("line 7 p0.example.net:8080", PROXIES[0]),
     ],
 )
-def test_an_assignment_becomes_its_change(tmp_path, assignment, change) -> None:
-    night = write_runs(tmp_path / "j", patched(assignment), patched(P3))
+def test_recorded_assignment_becomes_the_change_that_it_describes(tmp_path, assignment, change) -> None:
+    journal = write_runs(tmp_path / "j", patched(assignment), patched(P3))
 
-    assert plan(night, 1).changes == {"acc_000000": change}
-
-
-def test_what_an_account_had_may_come_from_an_older_run(tmp_path) -> None:
-    """Run 2 took only the first account."""
-    night = write_runs(tmp_path / "j", patched(P0, P1), patched(P2), patched(P3, P3))
-
-    assert plan(night, 2).changes == {"acc_000000": PROXIES[2], "acc_000001": PROXIES[1]}
+    assert plan(journal, 1).changes == {"acc_000000": change}
 
 
-def test_an_account_that_has_the_same_again_is_not_sent(tmp_path) -> None:
-    night = write_runs(tmp_path / "j", patched(P0, P1), patched(P2, P2), patched(P0, None))
+def test_assignment_after_a_run_may_come_from_an_older_run(tmp_path) -> None:
+    """Run 2 covered only the first account."""
+    journal = write_runs(tmp_path / "j", patched(P0, P1), patched(P2), patched(P3, P3))
 
-    assert plan(night, 1).changes == {"acc_000001": PROXIES[1]}
+    assert plan(journal, 2).changes == {"acc_000000": PROXIES[2], "acc_000001": PROXIES[1]}
 
 
-def test_an_account_that_failed_later_has_what_it_had(tmp_path) -> None:
+def test_account_that_already_has_the_assignment_is_not_sent(tmp_path) -> None:
+    journal = write_runs(tmp_path / "j", patched(P0, P1), patched(P2, P2), patched(P0, None))
+
+    assert plan(journal, 1).changes == {"acc_000001": PROXIES[1]}
+
+
+def test_account_that_failed_in_the_later_run_is_not_sent(tmp_path) -> None:
     failed = outcome(0, State.FAILED, assignment=P2)
-    night = write_runs(tmp_path / "j", patched(P0), [failed])
+    journal = write_runs(tmp_path / "j", patched(P0), [failed])
 
-    found = plan(night, 1)
+    result = plan(journal, 1)
 
-    assert (found.changes, found.left_behind) == ({}, [])
+    assert (result.changes, result.left_behind) == ({}, [])
 
 
-def test_an_account_in_doubt_is_sent_even_if_it_may_have_the_same(tmp_path) -> None:
-    night = write_runs(tmp_path / "j", patched(P0), [outcome(0, State.UNKNOWN, assignment=P0)])
+def test_account_in_doubt_is_sent_even_if_it_may_have_the_same_assignment(tmp_path) -> None:
+    journal = write_runs(tmp_path / "j", patched(P0), [outcome(0, State.UNKNOWN, assignment=P0)])
 
-    assert plan(night, 1).changes == {"acc_000000": PROXIES[0]}
+    assert plan(journal, 1).changes == {"acc_000000": PROXIES[0]}
 
 
 def test_accounts_that_cannot_go_back_are_listed_with_the_reason(tmp_path) -> None:
     unknown = outcome(2, State.UNKNOWN, assignment=P0)
-    night = write_runs(tmp_path / "j", [*patched(P0), unknown], patched(P3, P3, P3))
+    journal = write_runs(tmp_path / "j", [*patched(P0), unknown], patched(P3, P3, P3))
 
-    found = plan(night, 1, PROXIES[1:])
+    result = plan(journal, 1, PROXIES[1:])
 
-    assert found.changes == {}
-    assert [str(account) for account in found.left_behind] == [
+    assert result.changes == {}
+    assert [str(account) for account in result.left_behind] == [
         "acc_000000: its proxy p0.example.net:8080 is in no list: add a list that has it with --pool",
         "acc_000001: it had no known proxy after run 1: rotate it instead",
         "acc_000002: it had an unknown outcome after run 1: rotate it instead",
@@ -137,21 +137,21 @@ def test_accounts_that_cannot_go_back_are_listed_with_the_reason(tmp_path) -> No
 
 
 @pytest.mark.parametrize("to", [3, 9])
-def test_a_run_that_is_not_there_is_refused(tmp_path, to) -> None:
-    night = write_runs(tmp_path / "j", patched(P0), patched(P3))
+def test_rollback_to_a_run_that_does_not_exist_is_refused(tmp_path, to) -> None:
+    journal = write_runs(tmp_path / "j", patched(P0), patched(P3))
 
     with pytest.raises(JournalError, match=f"has no run {to} to go back to"):
-        plan(night, to)
+        plan(journal, to)
 
 
-def test_the_same_rollback_with_accounts_in_doubt_has_the_plan_that_it_began_with(tmp_path) -> None:
-    """The rows stay the same, so accounts in doubt keep their keys."""
+def test_resumed_rollback_has_the_same_plan_as_before(tmp_path) -> None:
+    """Its rows stay the same, so accounts in doubt keep their idempotency keys."""
     rollback = [outcome(0, assignment=P0), outcome(1, State.UNKNOWN, assignment=P1)]
-    night = write_runs(
+    journal = write_runs(
         tmp_path / "j", patched(P0, P1), patched(P2, P3), rollback, selection="rollback to run 1"
     )
 
-    found = plan(night, 1)
+    result = plan(journal, 1)
 
-    assert found.selection.run == 3
-    assert found.changes == {"acc_000000": PROXIES[0], "acc_000001": PROXIES[1]}
+    assert result.selection.run == 3
+    assert result.changes == {"acc_000000": PROXIES[0], "acc_000001": PROXIES[1]}

@@ -1,4 +1,4 @@
-"""Journals of version 1, one rotation each, as the last release that wrote them left them."""
+"""Journals of version 1, which hold one run each, are read, migrated and resumed."""
 
 import csv
 import hashlib
@@ -27,13 +27,13 @@ from postpress_async.rotation.journal._database import APPLICATION_ID
 from postpress_async.rotation.journal._schema import MIGRATION
 from tests.support import DATA
 from tests.support.command_line import JOURNAL
-from tests.support.journals import killed
+from tests.support.journals import crash_copy
 
 ACCOUNTS: Final = [f"acc_{number:02}" for number in range(12)]
 STATES: Final = {
     "finished": {"patched": 11, "failed": 1},
     "halted": {"patched": 2, "failed": 4, "skipped": 6},
-    "killed": {"patched": 4},  # and six were in flight
+    "killed": {"patched": 4},  # another six were in flight
 }
 HISTORY: Final = {"finished": "complete", "halted": "halted", "killed": "killed"}
 TOKEN_OF_KILLED: Final = "403101b29418bfad62b5ba0c"
@@ -42,13 +42,13 @@ SCRYPT: Final = hashlib.scrypt
 
 @pytest.fixture(autouse=True)
 def _hashes_as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The journals' hashes are not cheap ones of `tests.conftest`."""
+    """Use the real scrypt, as the stored journals did, instead of the fast one of `tests.conftest`."""
     monkeypatch.setattr(hashlib, "scrypt", SCRYPT)
 
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Put the fleet, the list and the journal *name* into the current folder, and return the journal."""
+    """Write a fleet, a proxy list and the journal *name* to a new current folder; return the path."""
     monkeypatch.chdir(tmp_path)
     rows = (f"{account},{'' if number % 3 else 'US'}\n" for number, account in enumerate(ACCOUNTS))
     Path("fleet.csv").write_text("account_id,country\n" + "".join(rows))
@@ -70,13 +70,13 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pat
 
 
 def command(*words: str) -> str:
-    done = CliRunner().invoke(cli, words)
-    assert done.exit_code == 0, done.output
-    return done.stdout
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 async def rotate(path: Path, **options: Any) -> tuple[RotationSummary, dict[str, str]]:
-    """Go on with the journal; return the summary, and the idempotency key of each account that was sent."""
+    """Rotate with the journal; return the summary, and the idempotency key of each account that was sent."""
     keys: dict[str, str] = {}
 
     async def update(
@@ -104,7 +104,7 @@ def version(path: Path) -> int:
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_it_is_read_and_not_written(make, name) -> None:
+def test_commands_that_read_a_journal_do_not_migrate_it(make, name) -> None:
     path = make(name)
     before = path.read_bytes()
 
@@ -126,13 +126,13 @@ def test_it_is_read_and_not_written(make, name) -> None:
     assert version(path) == 1
 
 
-async def test_killed_run_goes_on_under_its_idempotency_keys(make) -> None:
+async def test_killed_run_is_resumed_under_its_idempotency_keys(make) -> None:
     path = make("killed")
     status = json.loads(command("status", JOURNAL, "--json"))
 
     summary, keys = await rotate(path)
 
-    assert status["maybe_sent"] == 8  # all without an outcome
+    assert status["maybe_sent"] == 8  # all accounts without an outcome
     assert keys == {account: f"{TOKEN_OF_KILLED}-{n:x}-0" for n, account in enumerate(ACCOUNTS) if n >= 4} | {
         account: f"{TOKEN_OF_KILLED}-{n:x}-1" for n, account in enumerate(ACCOUNTS) if n >= 4 and n % 3
     }
@@ -142,7 +142,7 @@ async def test_killed_run_goes_on_under_its_idempotency_keys(make) -> None:
     assert (run["number"], run["state"], run["states"]) == (1, "complete", {"patched": 12})
 
 
-async def test_halted_run_goes_on_where_it_was(make) -> None:
+async def test_halted_run_is_resumed_and_its_failed_accounts_can_be_retried(make) -> None:
     path = make("halted")
 
     summary, keys = await rotate(path)
@@ -157,10 +157,10 @@ async def test_halted_run_goes_on_where_it_was(make) -> None:
 async def test_finished_run_is_left_alone_until_a_new_one_is_due(make) -> None:
     path = make("finished")
 
-    _, none = await rotate(path)
+    _, keys_of_first_command = await rotate(path)
     summary, keys = await rotate(path, every=0.0)
 
-    assert none == {}
+    assert keys_of_first_command == {}
     assert (sorted(keys), summary.patched) == (ACCOUNTS, 12)
     first, second = (json.loads(line) for line in command("history", JOURNAL, "--json").splitlines())
     assert first["states"] == STATES["finished"]
@@ -168,21 +168,24 @@ async def test_finished_run_is_left_alone_until_a_new_one_is_due(make) -> None:
     assert command("history", JOURNAL, "acc_05").count("\n") == 2
 
 
-async def test_accounts_on_a_proxy_of_its_run_are_moved(make) -> None:
+async def test_accounts_on_a_proxy_are_selected_by_the_assignments_of_version_1(make) -> None:
     path = make("finished")
     lines = csv.reader(io.StringIO(command("export", JOURNAL, "--assignments")))
-    there = [account for account, assignment, *_ in lines if "@p1.example.net:" in assignment]
+    on_proxy = [account for account, assignment, *_ in lines if "@p1.example.net:" in assignment]
 
     _, keys = await rotate(path, on=["p1.example.net"])
 
-    assert 0 < len(there) < len(ACCOUNTS)
-    assert sorted(keys) == there
+    assert 0 < len(on_proxy) < len(ACCOUNTS)
+    assert sorted(keys) == on_proxy
     assert version(path) == 2
     _, second = (json.loads(line) for line in command("history", JOURNAL, "--json").splitlines())
-    assert (second["selection"], second["states"]) == ("accounts on p1.example.net", {"patched": len(there)})
+    assert (second["selection"], second["states"]) == (
+        "accounts on p1.example.net",
+        {"patched": len(on_proxy)},
+    )
 
 
-async def test_its_killed_run_is_finished_before_accounts_are_moved(make) -> None:
+async def test_killed_run_must_be_finished_before_selected_accounts_are_sent(make) -> None:
     path = make("killed")
 
     with pytest.raises(JournalError, match="unfinished run"):
@@ -190,31 +193,32 @@ async def test_its_killed_run_is_finished_before_accounts_are_moved(make) -> Non
 
 
 def statements() -> list[str]:
-    found, rest = [], ""
+    """The statements of the migration."""
+    complete, statement = [], ""
     for part in MIGRATION.split(";"):
-        rest += f"{part};"
-        if part.strip() and sqlite3.complete_statement(rest):
-            found.append(rest)
-            rest = ""
-    return found
+        statement += f"{part};"
+        if part.strip() and sqlite3.complete_statement(statement):
+            complete.append(statement)
+            statement = ""
+    return complete
 
 
 @pytest.mark.parametrize("count", range(1, len(statements())))
-async def test_migration_that_was_cut_short_leaves_version_1(make, monkeypatch, count) -> None:
-    """Whether an error ended it, or the process was killed."""
+async def test_migration_that_stops_after_any_statement_leaves_version_1(make, monkeypatch, count) -> None:
+    """The original is the journal after an error; the copy is the journal after a kill."""
     path, copies = make("killed"), []
 
-    class Dying(sqlite3.Connection):
+    class FullDisk(sqlite3.Connection):
         def executescript(self, sql_script: str, /) -> sqlite3.Cursor:
             for statement in statements()[:count]:
                 self.execute(statement)
-            copies.append(killed(path))
+            copies.append(crash_copy(path))
             raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patched:
         connect = sqlite3.connect
         patched.setattr(
-            sqlite3, "connect", lambda *names, **options: connect(*names, **options, factory=Dying)
+            sqlite3, "connect", lambda *names, **options: connect(*names, **options, factory=FullDisk)
         )
         with pytest.raises(Exception, match="disk is full"):
             Journal.open(path)
@@ -226,13 +230,13 @@ async def test_migration_that_was_cut_short_leaves_version_1(make, monkeypatch, 
     assert len(copies) == 1
 
 
-async def test_lost_log_is_noticed_although_the_migration_writes_a_new_one(make) -> None:
-    """Accounts whose outcomes may have been in the lost -wal are in doubt."""
+async def test_accounts_are_in_doubt_if_the_log_was_lost_before_the_migration(make) -> None:
+    """The migration writes a new -wal, so the journal must be checked before."""
     path = make("halted")
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT INTO run VALUES ('log needed', 1)")
     assert not path.with_name(f"{path.name}-wal").exists()
-    path.with_name(f"{path.name}-wal").touch()  # how an operator says that it is lost for good
+    path.with_name(f"{path.name}-wal").touch()  # the operator confirms that it is lost for good
 
     journal = Journal.open(path)
     in_doubt = journal.in_doubt_below

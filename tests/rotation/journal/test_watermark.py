@@ -1,4 +1,4 @@
-"""A crash leaves in doubt only accounts below the watermark of the dead run."""
+"""The write-ahead watermark: after a crash, only accounts below it are in doubt."""
 
 import asyncio
 import sqlite3
@@ -19,7 +19,7 @@ from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._database import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.sandbox import Sandbox
-from tests.support.journals import killed, recorded_states
+from tests.support.journals import crash_copy, recorded_states
 
 US = ManagedProxy(country="US")
 FLEET = 1_024
@@ -36,20 +36,28 @@ def run_value(journal: Path, name: str) -> float:
 
 
 class Api:
-    """Patches what it is sent; remembers in which state of doubt that came, and what the disk said then."""
+    """
+    Patches every account.
+
+    Attributes:
+        received: For each ordinal, whether it was sent as one in doubt.
+        premature: Ordinals that were sent although the watermark on disk was not above them, each with that
+            watermark.
+    """
 
     def __init__(self, journal: Path) -> None:
         self.journal = journal
-        self.doubts: dict[int, bool] = {}
-        self.beyond: list[tuple[int, float]] = []
+        self.received: dict[int, bool] = {}
+        self.premature: list[tuple[int, float]] = []
 
     async def __call__(
         self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask, /
     ) -> AccountPatched:
         ordinal = int(account_id.removeprefix("acc_"))
-        self.doubts[ordinal] = keys.in_doubt
-        if (reached := run_value(self.journal, "reached")) <= ordinal:
-            self.beyond.append((ordinal, reached))
+        self.received[ordinal] = keys.in_doubt
+        watermark = run_value(self.journal, "reached")
+        if watermark <= ordinal:
+            self.premature.append((ordinal, watermark))
         await asyncio.sleep(0)
         return AccountPatched(account_id, (Attempt(1, 0.0, 0.0, status=200),))
 
@@ -64,97 +72,96 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run.sqlite3"
 
 
-async def test_nothing_is_sent_that_the_disk_has_not_said_before(path: Path) -> None:
-    """The one thing that all else rests on: it is looked up at each request, through another connection."""
+async def test_each_account_is_below_the_watermark_on_disk_when_it_is_sent(path: Path) -> None:
+    """The fake API reads the watermark at each request, through another connection."""
     api = Api(path)
-    async with rotation(api) as under_way:
-        await under_way.run()
+    async with rotation(api) as running:
+        await running.run()
 
-    assert (len(api.doubts), api.beyond) == (FLEET, [])
+    assert (len(api.received), api.premature) == (FLEET, [])
 
 
-async def test_a_crash_leaves_in_doubt_what_was_in_reach(path: Path) -> None:
-    """The next run knows that the rest was not sent; completed accounts are not sent again."""
+async def test_only_accounts_below_the_watermark_are_in_doubt_after_a_crash(path: Path) -> None:
+    """The next run sends the other accounts without doubt, and does not send completed accounts."""
     first = Api(path)
-    async with rotation(first) as dying:
-        async for outcome in dying:
+    async with rotation(first) as killed_run:
+        async for outcome in killed_run:
             if outcome.ordinal == 50:
-                copy = killed(path)
+                copy = crash_copy(path)
                 break
-    reached = run_value(copy, "reached")
+    watermark = int(run_value(copy, "reached"))
 
     second = Api(copy)
     async with rotation(second) as next_run:
         await next_run.run()
 
-    assert reached < FLEET
-    assert {ordinal for ordinal, doubt in second.doubts.items() if doubt} <= set(range(int(reached)))
-    assert {ordinal for ordinal, doubt in second.doubts.items() if not doubt} == set(
-        range(int(reached), FLEET)
-    )
-    assert second.beyond == []
+    in_doubt = {ordinal for ordinal, is_in_doubt in second.received.items() if is_in_doubt}
+    assert watermark < FLEET
+    assert in_doubt <= set(range(watermark))
+    assert second.received.keys() - in_doubt == set(range(watermark, FLEET))
+    assert second.premature == []
     assert next_run.summary.patched == FLEET
 
 
-async def test_a_crash_is_remembered_until_its_doubts_are_settled(path: Path) -> None:
-    """The next run may end before it comes to them; that it ended well says nothing of the one before."""
-    async with rotation(Api(path)) as dying:
-        async for _ in dying:
-            copy = killed(path)
+async def test_accounts_stay_in_doubt_if_the_next_run_stops_before_it_reaches_them(path: Path) -> None:
+    """The normal end of the next run does not end the doubts that the killed run left."""
+    async with rotation(Api(path)) as killed_run:
+        async for _ in killed_run:
+            copy = crash_copy(path)
             break
     stopped = rotation(Api(copy))
     async with stopped:
         stopped.stop()
         await stopped.run()
 
-    settled = stopped.summary.patched
-    assert settled + stopped.summary.states[State.UNKNOWN] == run_value(copy, "doubtful")
+    patched = stopped.summary.patched
+    assert patched + stopped.summary.states[State.UNKNOWN] == run_value(copy, "doubtful")
     assert stopped.summary.states[State.SKIPPED] == FLEET - run_value(copy, "doubtful")
     last = Api(copy)
     async with rotation(last) as third:
         await third.run()
-    assert settled + sum(last.doubts.values()) == run_value(copy, "doubtful")
+    assert patched + sum(last.received.values()) == run_value(copy, "doubtful")
 
 
-async def test_a_run_that_ended_well_leaves_nothing_in_doubt(path: Path) -> None:
-    """An endless input is not read to its end, so that its rows have no word in the journal."""
+async def test_run_that_ended_normally_leaves_no_account_in_doubt(path: Path) -> None:
+    """The input may be endless, so the rows that the run did not reach have no outcome."""
     api = Api(path)
     journal = api.journal
     async with Rotation(
         api, rows(), in_flight=20, limit=30, journal=lambda: Journal.open(journal)
-    ) as under_way:
-        await under_way.run()
+    ) as running:
+        await running.run()
     async with rotation(second := Api(path)) as next_run:
         await next_run.run()
 
-    assert len(second.doubts) == FLEET - 30
-    assert not any(second.doubts.values())
+    assert len(second.received) == FLEET - 30
+    assert not any(second.received.values())
 
 
-async def test_a_close_that_is_cancelled_leaves_nothing_in_doubt(path: Path) -> None:
-    """A second Ctrl-C while the last rows are committed: they are, and the next run may believe them."""
+async def test_close_that_is_cancelled_still_records_the_end_of_the_run(path: Path) -> None:
+    """A second Ctrl-C may arrive while the last outcomes are committed. No account may be in doubt then."""
     journal = Journal.open(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
-    closing_ = asyncio.create_task(journal.aclose())
+    closing_task = asyncio.create_task(journal.aclose())
     await asyncio.sleep(0)
-    closing_.cancel()
+    closing_task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await closing_
+        await closing_task
 
     again = Journal.open(path)
     assert (again.in_doubt_below, recorded_states(again)) == (0, {State.PATCHED: 1})
     await again.aclose()
 
 
-async def test_accounts_skipped_beyond_the_watermark_stay_skipped(path: Path) -> None:
-    """The run that died after it could not have sent it."""
+async def test_accounts_skipped_above_the_watermark_stay_skipped(path: Path) -> None:
+    """A run that is killed right after its start has sent no account above its watermark."""
     stopped = rotation(Api(path))
     async with stopped:
         stopped.stop()
         await stopped.run()
-    held = Journal.open(path)
-    copy = killed(path)
-    await held.aclose()
+    killed = Journal.open(path)
+    copy = crash_copy(path)
+    await killed.aclose()
 
     journal = Journal.open(copy)
     counts = recorded_states(journal)
@@ -162,13 +169,15 @@ async def test_accounts_skipped_beyond_the_watermark_stay_skipped(path: Path) ->
     assert counts == {State.UNKNOWN: FIRST_WATERMARK, State.SKIPPED: FLEET - FIRST_WATERMARK}
 
 
-async def test_without_idempotency_keys_a_crash_costs_hundreds_and_not_the_fleet(path: Path) -> None:
-    """A managed change that may have been sent is not sent again there; all other accounts are."""
+async def test_crash_without_idempotency_keys_leaves_only_accounts_below_the_watermark_unknown(
+    path: Path,
+) -> None:
+    """Without a key, a managed change that may have been sent is not sent again. All other accounts are."""
     changes = {f"acc_{number}": US for number in range(FLEET)}
     async with Sandbox() as sandbox, sandbox.session(idempotency=False) as session:
-        async with session.rotate(changes, journal=path, in_flight=4) as dying:
-            async for _ in dying:
-                copy = killed(path)
+        async with session.rotate(changes, journal=path, in_flight=4) as killed_run:
+            async for _ in killed_run:
+                copy = crash_copy(path)
                 break
         before = sandbox.record.requests
         async with session.rotate(changes, journal=copy, in_flight=50) as next_run:
@@ -179,20 +188,19 @@ async def test_without_idempotency_keys_a_crash_costs_hundreds_and_not_the_fleet
     assert sandbox.record.requests - before >= FLEET - FIRST_WATERMARK
 
 
-async def test_a_journal_that_knows_no_reach_leaves_all_in_doubt(path: Path) -> None:
-    """A version without watermarks started it, so any account may have been sent."""
+async def test_all_accounts_are_in_doubt_if_the_journal_has_no_watermark(path: Path) -> None:
+    """A version without watermarks may have written it, so any account may have been sent."""
     await Journal.open(path).aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM run WHERE name = 'reached'")
 
-    for _ in range(2):  # that the first of these runs ended well says nothing of those before it
+    for _ in range(2):  # the normal end of the first run does not end these doubts
         journal = Journal.open(path)
         assert (journal.in_doubt_below, journal.watermark.safe_below) == (float("inf"), FIRST_WATERMARK // 2)
         await journal.aclose()
 
 
-async def test_a_reach_that_is_no_number_is_damage(path: Path) -> None:
-    """The value is compared with every ordinal; a damaged one must not cause a traceback."""
+async def test_watermark_that_is_not_a_number_raises_a_journal_error(path: Path) -> None:
     await Journal.open(path).aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE run SET value = 'far' WHERE name = 'reached'")
@@ -201,132 +209,129 @@ async def test_a_reach_that_is_no_number_is_damage(path: Path) -> None:
         Journal.open(path)
 
 
-class Disk:
-    """A journal's writer, of which a test says when it commits, and whether."""
+class FakeWriter:
+    """A journal's writer, but the test decides when it commits, and whether the commit fails."""
 
     def __init__(self) -> None:
-        self.put_in: list[object] = []
-        self.promises: list[asyncio.Future[None]] = []
+        self.watermarks: list[object] = []
+        self.commits: list[asyncio.Future[None]] = []
         self.has_failed = False
 
     def put(self, statement: object, row: tuple[object, ...]) -> None:
         self.check()
         if statement == SET_WATERMARK:
-            self.put_in += row
+            self.watermarks += row
 
     def flush(self) -> asyncio.Future[None]:
-        self.promises.append(asyncio.get_running_loop().create_future())
-        return self.promises[-1]
+        self.commits.append(asyncio.get_running_loop().create_future())
+        return self.commits[-1]
 
     def check(self) -> None:
         if self.has_failed:
             raise JournalNotWritableError("full")
 
     def commit(self) -> None:
-        self.promises.pop(0).set_result(None)
+        self.commits.pop(0).set_result(None)
 
 
-async def test_a_reach_is_extended_before_it_is_needed(path: Path) -> None:
-    """Half a stride ahead nobody waits; who comes to its end does, and then the stride was too short."""
-    disk = Disk()
-    watermark = SendWatermark(disk, FIRST_WATERMARK)  # type: ignore[arg-type]
+async def test_watermark_advances_early_and_its_step_doubles_if_a_row_has_to_wait(path: Path) -> None:
+    writer = FakeWriter()
+    watermark = SendWatermark(writer, FIRST_WATERMARK)  # type: ignore[arg-type]
     half = FIRST_WATERMARK // 2
 
     assert watermark.safe_below == half
-    await watermark.advance(half)  # at once
-    assert disk.put_in == [2 * FIRST_WATERMARK]
-    await watermark.advance(FIRST_WATERMARK - 1)  # still before what is kept
-    disk.commit()
+    await watermark.advance(half)  # returns at once, but writes the next step
+    assert writer.watermarks == [2 * FIRST_WATERMARK]
+    await watermark.advance(FIRST_WATERMARK - 1)  # still below the watermark on disk
+    writer.commit()
     await asyncio.sleep(0)
     assert watermark.safe_below == 2 * FIRST_WATERMARK - half
 
     waiting = asyncio.gather(*(watermark.advance(2 * FIRST_WATERMARK + number) for number in range(10)))
     await asyncio.sleep(0)
-    assert (waiting.done(), disk.put_in) == (
-        False,
-        [2 * FIRST_WATERMARK, 3 * FIRST_WATERMARK],
-    )  # one word for all ten
-    disk.commit()
+    assert not waiting.done()
+    assert writer.watermarks == [2 * FIRST_WATERMARK, 3 * FIRST_WATERMARK]  # one write for all ten rows
+    writer.commit()
     await waiting
-    assert disk.put_in[2:] == [5 * FIRST_WATERMARK]  # the next stride is twice as long, and under way already
+    # The next step is twice as long, and already written.
+    assert writer.watermarks[2:] == [5 * FIRST_WATERMARK]
 
 
-async def test_a_rotation_that_is_faster_than_the_disk_waits_a_few_times(path: Path) -> None:
-    """The stride grows until the rows that are sent during a commit fit in half of it."""
-    disk, sent_in_a_commit = Disk(), 1_000
-    watermark = SendWatermark(disk, FIRST_WATERMARK)  # type: ignore[arg-type]
-    waited, asked_at = [], 0
+async def test_rotation_waits_only_until_the_step_is_long_enough_for_a_slow_disk(path: Path) -> None:
+    """The step grows until the rows that are sent during a commit fit in half of it."""
+    writer, rows_per_commit = FakeWriter(), 1_000
+    watermark = SendWatermark(writer, FIRST_WATERMARK)  # type: ignore[arg-type]
+    waiting_ordinals, write_started_at = [], 0
     for ordinal in range(40_000):
         row = asyncio.create_task(watermark.advance(ordinal))
         await asyncio.sleep(0)
-        if disk.promises and not asked_at:
-            asked_at = ordinal
+        if writer.commits and not write_started_at:
+            write_started_at = ordinal
         if not row.done():
-            waited.append(ordinal)
-        if disk.promises and (not row.done() or ordinal - asked_at >= sent_in_a_commit):
-            disk.commit()
-            asked_at = 0
+            waiting_ordinals.append(ordinal)
+        if writer.commits and (not row.done() or ordinal - write_started_at >= rows_per_commit):
+            writer.commit()
+            write_started_at = 0
         await row
 
-    assert waited == [64, 128, 256, 512, 1024]
+    assert waiting_ordinals == [64, 128, 256, 512, 1024]
     assert watermark.safe_below > 40_000
 
 
-async def test_a_watermark_that_was_late_once_comes_down_again(path: Path) -> None:
-    """One slow flush of the disk must not leave thousands of rows in doubt for the rest of the night."""
-    disk = Disk()
-    watermark = SendWatermark(disk, 0, 100)  # type: ignore[arg-type]
+async def test_step_becomes_shorter_again_after_one_slow_commit(path: Path) -> None:
+    """After one slow commit, later crashes must not leave more rows in doubt than necessary."""
+    writer = FakeWriter()
+    watermark = SendWatermark(writer, 0, 100)  # type: ignore[arg-type]
     late = asyncio.create_task(watermark.advance(0))
     await asyncio.sleep(0)
-    disk.commit()
+    writer.commit()
     await late
     ahead = []
     for ordinal in range(20_000):
         await watermark.advance(ordinal)
-        while disk.promises:
-            disk.commit()
+        while writer.commits:
+            writer.commit()
             await asyncio.sleep(0)
-        ahead.append(disk.put_in[-1] - ordinal)  # type: ignore[operator]
+        ahead.append(writer.watermarks[-1] - ordinal)  # type: ignore[operator]
 
-    assert max(ahead[:5_000]) == 300  # one and a half times twice the shortest stride
+    assert max(ahead[:5_000]) == 300  # one and a half steps, and the step has doubled from 100 to 200
     assert max(ahead[-5_000:]) == 150
 
 
-async def test_one_that_gives_up_waiting_leaves_the_others_to_it(path: Path) -> None:
-    """A cancelled account must not take what its neighbours wait for along."""
-    disk = Disk()
-    watermark = SendWatermark(disk, 0)  # type: ignore[arg-type]
-    gone, stays = (asyncio.create_task(watermark.advance(number)) for number in (0, 1))
+async def test_cancelled_row_does_not_cancel_the_commit_that_other_rows_wait_for(path: Path) -> None:
+    writer = FakeWriter()
+    watermark = SendWatermark(writer, 0)  # type: ignore[arg-type]
+    cancelled, waiting = (asyncio.create_task(watermark.advance(number)) for number in (0, 1))
     await asyncio.sleep(0)
-    gone.cancel()
+    cancelled.cancel()
     await asyncio.sleep(0)
-    disk.commit()
-    await stays
+    writer.commit()
+    await waiting
 
-    assert gone.cancelled()
+    assert cancelled.cancelled()
 
 
-async def test_waiter_that_arrives_between_a_commit_and_its_notification_does_not_spin(path: Path) -> None:
-    """The promise is kept, its callback not yet called, and the loop must get a turn to call it."""
-    disk = Disk()
-    watermark = SendWatermark(disk, 0)  # type: ignore[arg-type]
+async def test_row_that_arrives_between_a_commit_and_its_callback_does_not_loop_forever(path: Path) -> None:
+    """The event loop has not called the callback yet, and cannot as long as `advance` does not yield."""
+    writer = FakeWriter()
+    watermark = SendWatermark(writer, 0)  # type: ignore[arg-type]
     first = asyncio.create_task(watermark.advance(0))
     await asyncio.sleep(0)
-    disk.commit()
+    writer.commit()
     await watermark.advance(0)
     await first
 
     assert watermark.safe_below > 0
 
 
-async def test_accounts_beyond_the_watermark_are_not_sent_if_it_cannot_be_written(path: Path) -> None:
-    """With a full disk, accounts beyond the watermark wait, and so do later ones."""
-    disk = Disk()
-    watermark = SendWatermark(disk, 0)  # type: ignore[arg-type]
+async def test_accounts_above_the_watermark_are_not_sent_if_it_cannot_be_written(path: Path) -> None:
+    """With a full disk, accounts above the watermark raise the error, and so do later ones."""
+    writer = FakeWriter()
+    watermark = SendWatermark(writer, 0)  # type: ignore[arg-type]
     waiting = asyncio.create_task(watermark.advance(0))
     await asyncio.sleep(0)
-    disk.has_failed = True
-    disk.commit()
+    writer.has_failed = True
+    writer.commit()
 
     for late in (waiting, asyncio.create_task(watermark.advance(1))):
         with pytest.raises(JournalNotWritableError):

@@ -26,7 +26,7 @@ from postpress_async.rotation.report import write_report
 from postpress_async.rotation.report._findings import Findings, _latency, _step, find
 from postpress_async.rotation.report._listing import COLUMNS, pack
 from tests.support import HOSTILE_TEXT
-from tests.support.journals import NIGHT, change, outcome, refused, write
+from tests.support.journals import NIGHT, execute_sql, outcome, refused, write
 
 MAX_SIZE = 5_000_000  # bytes of a page
 
@@ -155,7 +155,7 @@ def test_findings_agree_with_the_journal(night) -> None:
 
 def test_failed_proxy_is_listed_even_if_all_its_accounts_got_another_proxy(night) -> None:
     """The operator needs all dead proxies for a complaint to the seller."""
-    change(night, "INSERT INTO proxies VALUES ('line 9', 7, 1.0, 2.0), ('line 2', 6, NULL, NULL)")
+    execute_sql(night, "INSERT INTO proxies VALUES ('line 9', 7, 1.0, 2.0), ('line 2', 6, NULL, NULL)")
 
     found = findings(night)
 
@@ -173,7 +173,7 @@ def test_proxies_with_equally_many_failures_are_sorted_by_line(path) -> None:
     proxy_error = {"error_type": "errors/proxy_error", "scope": Scope.PROXY, "status": 502}
     labels = [f"line {n} p{n}.example.net:80" for n in (10, 2, 100, 1, 20)]
     write(path, [outcome(n, State.FAILED, assignment=label, **proxy_error) for n, label in enumerate(labels)])
-    change(path, "INSERT INTO proxies VALUES ('line 30 p30.example.net:80', 2, 1.0, 2.0)")
+    execute_sql(path, "INSERT INTO proxies VALUES ('line 30 p30.example.net:80', 2, 1.0, 2.0)")
 
     assert [found.proxy.split()[1] for found in findings(path).proxies] == ["30", "1", "2", "10", "20", "100"]
 
@@ -181,7 +181,7 @@ def test_proxies_with_equally_many_failures_are_sorted_by_line(path) -> None:
 def test_label_that_is_not_text_is_reported_as_damage(path) -> None:
     """SQLite sorts the labels with a function of this project, in which such a label must not fail."""
     write(path, [outcome(0), outcome(1)])
-    change(path, "INSERT INTO proxies VALUES (x'ff', 2, 1.0, 2.0), ('line 1', 2, 1.0, 2.0)")
+    execute_sql(path, "INSERT INTO proxies VALUES (x'ff', 2, 1.0, 2.0), ('line 1', 2, 1.0, 2.0)")
 
     with pytest.raises(JournalError, match="is damaged"):
         findings(path)
@@ -355,7 +355,7 @@ def test_error_without_an_optional_dependency_says_what_to_install(night, monkey
     ["state = 'done'", "elapsed = 'long'", "elapsed = 9e999", "settled_at = 1e300", "settled_at = 'today'"],
 )
 def test_damaged_journal_is_reported(night, damage) -> None:
-    change(night, f"UPDATE outcomes SET {damage} WHERE ordinal = 0")
+    execute_sql(night, f"UPDATE outcomes SET {damage} WHERE ordinal = 0")
 
     with pytest.raises(JournalError, match="is damaged"):
         page(night)
