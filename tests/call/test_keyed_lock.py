@@ -286,7 +286,7 @@ async def test_released_name_takes_no_memory(updates: Updates, lock: KeyedLock) 
         updates.end()
     await asyncio.gather(*updates.tasks)
 
-    assert lock._waiting == {}
+    assert lock._queues == {}
 
 
 STEPS: dict[str, Callable[[Updates, int], None]] = {
@@ -331,7 +331,7 @@ def test_no_order_of_events_loses_the_lock_or_lets_two_in(steps: list[tuple[str,
         assert updates.most <= 1
         assert updates.served == sorted(updates.served)
         assert set(range(len(updates.tasks))) - cancelled <= set(updates.served)
-        assert lock._waiting == {}
+        assert lock._queues == {}
 
     with asyncio.Runner() as runner:
         runner.run(play())

@@ -119,7 +119,7 @@ def test_policy_says_what_its_retry_strategy_retries(retry: Any) -> None:
 
 
 def test_policy_cannot_say_what_a_strategy_that_waits_retries() -> None:
-    with pytest.raises(TypeError, match="only a call can ask it"):
+    with pytest.raises(TypeError, match="possible only during a call"):
         RetryPolicy(retry=is_busy).retries(BUSY())
 
 
