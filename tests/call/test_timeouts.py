@@ -1,4 +1,4 @@
-"""One timer serves many waits; a wait that ends before its timeout needs no timer."""
+"""A `TimeoutGroup` expires many waits with a single timer."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -14,41 +14,39 @@ T = TypeVar("T")
 
 
 def play(scene: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
-    """The result of *scene*, in virtual time."""
+    """Run *scene* in virtual time, and return its result."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, VirtualLoop)
         return runner.run(scene(loop))
 
 
-async def wait(timeouts: TimeoutGroup, seconds: float, needed: float = 1e6) -> tuple[bool, float]:
-    """Whether *needed* seconds were to be had, and when that was known."""
+async def wait(timeouts: TimeoutGroup, timeout: float, duration: float = 1e6) -> tuple[bool, float]:
+    """Sleep for *duration* within a timeout. Return whether the sleep ended in time, and the time."""
     loop = asyncio.get_running_loop()
     try:
-        with timeouts.within(seconds):
-            await asyncio.sleep(needed)
+        with timeouts.within(timeout):
+            await asyncio.sleep(duration)
     except TimeoutError:
         return False, loop.time()
     return True, loop.time()
 
 
 @pytest.mark.parametrize("seconds", [5.0, 0.001, 0.0, -1.0])
-def test_a_wait_that_is_too_long_is_ended(seconds: float) -> None:
-    """Also one whose time was up before it began: its first pause is its last."""
+def test_wait_that_takes_too_long_times_out(seconds: float) -> None:
+    """A timeout of 0 seconds or less expires when the task next waits."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
-        done, when = await wait(timeouts, seconds)
-        assert not done
-        assert when == pytest.approx(max(seconds, 0.0))
+        in_time, ended = await wait(timeouts, seconds)
+        assert not in_time
+        assert ended == pytest.approx(max(seconds, 0.0))
         assert len(timeouts._open) == 0
 
     play(scene)
 
 
-def test_work_finished_in_time_is_not_cancelled() -> None:
-    """A timeout that passes afterwards has no effect."""
-
+def test_timeout_has_no_effect_after_its_block() -> None:
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
         assert await wait(timeouts, 5.0, 1.0) == (True, 1.0)
@@ -58,12 +56,9 @@ def test_work_finished_in_time_is_not_cancelled() -> None:
     play(scene)
 
 
-def test_a_thousand_waits_that_end_in_time_set_one_timer() -> None:
-    """`TimeoutGroup` exists to set one timer instead of a thousand."""
-
+def test_thousand_waits_that_end_in_time_set_one_timer() -> None:
     async def scene(loop: VirtualLoop) -> int:
-        timeouts, ready = TimeoutGroup(), asyncio.sleep(0)
-        await ready
+        timeouts = TimeoutGroup()
         before = loop.timers
         for _ in range(1000):
             with timeouts.within(30.0):
@@ -73,20 +68,20 @@ def test_a_thousand_waits_that_end_in_time_set_one_timer() -> None:
     assert play(scene) == 1
 
 
-def test_each_ends_at_its_own_time() -> None:
-    """Regardless of their order, and of those that ended before them."""
+def test_each_wait_times_out_at_its_own_time() -> None:
+    seconds = [7.0, 3.0, 9.0, 3.0, 5.0]
 
     async def scene(loop: VirtualLoop) -> list[tuple[bool, float]]:
         timeouts = TimeoutGroup()
-        return await asyncio.gather(*(wait(timeouts, seconds) for seconds in (7.0, 3.0, 9.0, 3.0, 5.0)))
+        return await asyncio.gather(*(wait(timeouts, timeout) for timeout in seconds))
 
-    ended = play(scene)
-    assert [done for done, _ in ended] == [False] * 5
-    assert [when for _, when in ended] == pytest.approx([7.0, 3.0, 9.0, 3.0, 5.0], abs=1e-4)
+    results = play(scene)
+    assert [in_time for in_time, _ in results] == [False] * 5
+    assert [ended for _, ended in results] == pytest.approx(seconds, abs=1e-4)
 
 
-def test_many_that_end_one_after_the_other_are_not_looked_at_each_time() -> None:
-    """Ten thousand calls to a silent server end in a second; a look at all for each would take minutes."""
+def test_waits_that_time_out_shortly_after_each_other_share_timers() -> None:
+    """If each of 10,000 waits had a timer, each timer would check all other waits, which takes minutes."""
 
     async def scene(loop: VirtualLoop) -> tuple[int, float]:
         timeouts = TimeoutGroup()
@@ -94,72 +89,68 @@ def test_many_that_end_one_after_the_other_are_not_looked_at_each_time() -> None
         await asyncio.sleep(0)
         before = loop.timers
         await asyncio.gather(*waits)
-        late = max(waits[number].result()[1] - (1.0 + number * 1e-6) for number in range(10_000))
-        return loop.timers - before, late
+        delay = max(waits[number].result()[1] - (1.0 + number * 1e-6) for number in range(10_000))
+        return loop.timers - before, delay
 
-    looks, late = play(scene)
-    assert looks < 50
-    assert late < 0.02
+    timers, delay = play(scene)
+    assert timers < 50
+    assert delay < 0.02
 
 
-def test_a_loop_whose_clock_ticks_early_ends_it_all_the_same() -> None:
-    """A timer may fire a tick before its time; what it is for must not be put off and looked for again."""
+def test_timer_that_fires_too_early_expires_the_wait_for_which_it_was_set() -> None:
+    """A loop may fire a timer one clock tick early. No second timer is needed."""
 
     async def scene(loop: VirtualLoop) -> int:
         timeouts = TimeoutGroup()
         waiting = asyncio.create_task(wait(timeouts, 5.0))
         await asyncio.sleep(1.0)
         before = loop.timers
-        timeouts._on_timer()  # as if 5.0 had come by the timer's clock
+        timeouts._on_timer()  # four seconds early
         assert (await waiting)[0] is False
         return loop.timers - before
 
     assert play(scene) == 0
 
 
-def test_cancellation_during_the_timeout_stays_a_cancellation() -> None:
-    """A cancelled caller gets CancelledError, even if the timeout expires at the same time."""
-
+def test_cancellation_before_or_at_the_timeout_raises_cancelled_error() -> None:
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
-        before, together = (asyncio.create_task(wait(timeouts, 5.0)) for _ in range(2))
+        cancelled_before, cancelled_at = (asyncio.create_task(wait(timeouts, 5.0)) for _ in range(2))
         await asyncio.sleep(1.0)
-        before.cancel()
-        loop.call_at(5.0, together.cancel)
-        await asyncio.wait([before, together])
+        cancelled_before.cancel()
+        loop.call_at(5.0, cancelled_at.cancel)
+        await asyncio.wait([cancelled_before, cancelled_at])
 
-        assert before.cancelled()
-        assert together.cancelled()
+        assert cancelled_before.cancelled()
+        assert cancelled_at.cancelled()
         assert len(timeouts._open) == 0
 
     play(scene)
 
 
-def test_a_wait_within_a_cancelled_task_still_has_its_end() -> None:
-    """A task that is being cancelled may tidy up, and its tidying has a limit of its own."""
+def test_timeout_works_in_a_task_that_was_cancelled_before() -> None:
+    """A `finally` block of a cancelled task may wait, too."""
 
     async def scene(loop: VirtualLoop) -> tuple[bool, float]:
-        timeouts, found = TimeoutGroup(), []
+        timeouts, results = TimeoutGroup(), []
 
-        async def tidying() -> None:
+        async def wait_in_finally() -> None:
             try:
                 await asyncio.sleep(1000.0)
             finally:
-                found.append(await wait(timeouts, 2.0))
+                results.append(await wait(timeouts, 2.0))
 
-        task = asyncio.create_task(tidying())
+        task = asyncio.create_task(wait_in_finally())
         await asyncio.sleep(1.0)
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
-        return found[0]
+        return results[0]
 
     assert play(scene) == (False, 3.0)
 
 
-def test_an_error_inside_passes_through() -> None:
-    """The error is not converted to a timeout."""
-
+def test_other_exceptions_pass_through() -> None:
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
         with pytest.raises(KeyError), timeouts.within(5.0):
@@ -169,15 +160,15 @@ def test_an_error_inside_passes_through() -> None:
     play(scene)
 
 
-def test_one_that_catches_the_cancellation_of_its_time_goes_on() -> None:
-    """Foreign code may; then nothing is owed, and the task is not cancelled once more."""
+def test_task_that_suppresses_the_expiry_continues_and_is_not_cancelling() -> None:
+    """Foreign code may suppress the `CancelledError` with which a timeout ends a wait."""
 
     async def scene(loop: VirtualLoop) -> int:
         timeouts = TimeoutGroup()
-        with timeouts.within(1.0) as limit:
+        with timeouts.within(1.0) as timeout:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(10.0)
-        assert limit.expired
+        assert timeout.expired
         task = asyncio.current_task()
         assert task is not None
         await asyncio.sleep(1.0)
@@ -186,9 +177,7 @@ def test_one_that_catches_the_cancellation_of_its_time_goes_on() -> None:
     assert play(scene) == 0
 
 
-def test_end_ends_all_waits() -> None:
-    """Open waits end at once, whatever their timeout, and so do later ones."""
-
+def test_end_expires_all_open_and_later_waits_at_once() -> None:
     async def scene(loop: VirtualLoop) -> None:
         timeouts = TimeoutGroup()
         waits = [asyncio.create_task(wait(timeouts, seconds)) for seconds in (5.0, 1000.0, float("inf"))]
@@ -204,11 +193,11 @@ def test_end_ends_all_waits() -> None:
     play(scene)
 
 
-def test_the_end_may_come_after_the_loop_s() -> None:
-    """A session that is closed in a second loop has tasks of the first, which will never run again."""
+def test_end_ignores_waits_of_a_closed_loop() -> None:
+    """A session may be closed in a second loop, while tasks of the first will never run again."""
     timeouts = TimeoutGroup()
     loop = VirtualLoop()
-    stuck: Any = loop.create_task(wait(timeouts, 5.0))
+    pending: Any = loop.create_task(wait(timeouts, 5.0))
     loop.call_soon(loop.stop)
     loop.run_forever()
     loop.close()
@@ -216,17 +205,15 @@ def test_the_end_may_come_after_the_loop_s() -> None:
 
     timeouts.end()
 
-    assert not stuck.done()
-    stuck._log_destroy_pending = False  # that it never ends is the point
-    stuck.get_coro().close()
+    assert not pending.done()
+    pending._log_destroy_pending = False  # asyncio would log that the task was destroyed
+    pending.get_coro().close()
 
 
 # --- Futures ---
 
 
-def test_a_future_is_woken_in_time() -> None:
-    """The result None says that the time is up."""
-
+def test_future_gets_the_result_none_at_its_timeout() -> None:
     async def scene(loop: VirtualLoop) -> None:
         timeouts, future = TimeoutGroup(), loop.create_future()
         timeouts.complete_at(future, 5.0)
@@ -238,23 +225,21 @@ def test_a_future_is_woken_in_time() -> None:
     play(scene)
 
 
-def test_a_future_that_has_its_result_keeps_it() -> None:
+def test_future_that_is_done_keeps_its_result() -> None:
     """The waiter may not have run yet when the timeout expires."""
 
     async def scene(loop: VirtualLoop) -> None:
         timeouts, future = TimeoutGroup(), loop.create_future()
         timeouts.complete_at(future, 5.0)
-        future.set_result("came")
+        future.set_result("a result")
         await asyncio.sleep(10.0)
 
-        assert await future == "came"
+        assert await future == "a result"
 
     play(scene)
 
 
-def test_a_future_that_left_is_not_woken() -> None:
-    """And its deadline keeps nothing of it."""
-
+def test_discarded_future_gets_no_result() -> None:
     async def scene(loop: VirtualLoop) -> None:
         timeouts, future = TimeoutGroup(), loop.create_future()
         timeouts.complete_at(future, 5.0)
@@ -267,9 +252,7 @@ def test_a_future_that_left_is_not_woken() -> None:
     play(scene)
 
 
-def test_the_end_wakes_futures_too() -> None:
-    """Open futures get a result at once, and so do later ones."""
-
+def test_end_completes_all_open_and_later_futures_at_once() -> None:
     async def scene(loop: VirtualLoop) -> None:
         timeouts, before, after = TimeoutGroup(), loop.create_future(), loop.create_future()
         timeouts.complete_at(before, float("inf"))
@@ -282,8 +265,7 @@ def test_the_end_wakes_futures_too() -> None:
     play(scene)
 
 
-def test_the_end_wakes_no_future_of_a_closed_loop() -> None:
-    """A session may be closed in another event loop."""
+def test_end_ignores_futures_of_a_closed_loop() -> None:
     timeouts = TimeoutGroup()
 
     async def scene(loop: VirtualLoop) -> "asyncio.Future[Any]":
