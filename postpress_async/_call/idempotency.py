@@ -66,15 +66,14 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 class FreshKeys:
     """Generated keys for one call."""
 
-    __slots__ = ("_generator", "current", "in_doubt")
+    __slots__ = ("current", "in_doubt")
 
-    def __init__(self, generator: KeyGenerator = KEYS) -> None:
-        self._generator = generator
-        self.current = generator.generate()
+    def __init__(self) -> None:
+        self.current = KEYS.generate()
         self.in_doubt = False
 
     async def renew(self) -> None:
-        self.current = self._generator.generate()
+        self.current = KEYS.generate()
 
 
 @define

@@ -29,7 +29,7 @@ from postpress_async.errors import Applied
 from postpress_async.pace import Pace
 from postpress_async.sandbox import Fault, Sandbox
 from tests.support import KEY
-from tests.support.virtual_world import in_virtual_time, world
+from tests.support.virtual_world import in_virtual_time, now, world
 
 BASE = "https://api.postpress.ai/v1"
 ENDPOINT = f"{BASE}/accounts/acc_01"
@@ -301,7 +301,7 @@ async def test_idempotency_key_that_cannot_be_a_header_is_rejected_before_sendin
     assert not api.requests
 
 
-# --- Over a real socket ---
+# --- Connections and concurrent calls ---
 
 
 async def test_retry_after_a_lost_response_does_not_assign_a_second_proxy(
@@ -342,31 +342,29 @@ async def test_refused_connection_is_retried_and_applies_nothing(
     assert len(naps) == 3
 
 
-async def test_attempt_without_a_response_times_out(sandbox, transport: Any) -> None:
-    sandbox.script("acc_1", "hang")  # keeps the connection open and sends nothing
-
-    async with sandbox.session(
-        retry=RetryPolicy(attempt_timeout=0.05, attempts=1), transport=transport
-    ) as session:
+@in_virtual_time
+async def test_attempt_without_a_response_times_out(transport: Any) -> None:
+    once = RetryPolicy(attempt_timeout=5.0, attempts=1)
+    async with world(retry=once, transport=transport) as simulated:
+        simulated.server.faults.script("acc_x", "hang")  # keeps the connection open and sends nothing
         with pytest.raises(errors.AttemptTimeoutError) as caught:
-            await session.update_proxy("acc_1", US)
+            await simulated.call()
 
+        assert now() == pytest.approx(5.0)
     assert caught.value.applied is Applied.UNKNOWN
 
 
-async def test_deadline_covers_all_attempts_and_waits(sandbox, transport: Any) -> None:
-    sandbox.script("acc_1", *["hang"] * 4)
-    clock = asyncio.get_running_loop().time
-
-    async with sandbox.session(
-        retry=RetryPolicy(attempt_timeout=0.06, deadline=0.1, first_wait=0.001), transport=transport
-    ) as session:
-        started = clock()
+@in_virtual_time
+async def test_deadline_covers_all_attempts_and_waits(transport: Any) -> None:
+    """The third attempt has no more than the seconds that are left."""
+    policy = RetryPolicy(attempt_timeout=30.0, deadline=80.0, wait=tenacity.wait_fixed(2.0))
+    async with world(retry=policy, transport=transport) as simulated:
+        simulated.server.faults.script("acc_x", *["hang"] * 4)
         with pytest.raises(errors.AttemptTimeoutError) as caught:
-            await session.update_proxy("acc_1", US)
+            await simulated.call()
 
-    assert clock() - started < 0.2
-    assert len(caught.value.attempts) == 2
+        assert now() == pytest.approx(80.0)
+    assert [attempt.elapsed for attempt in caught.value.attempts] == pytest.approx([30.0, 30.0, 16.0])
 
 
 async def test_two_updates_of_one_account_never_overlap(sandbox, transport: Any) -> None:
