@@ -465,7 +465,7 @@ def test_a_managed_proxy_requires_country_or_ip(fields: dict[str, None]) -> None
 
 @pytest.mark.parametrize("kind", [CustomProxy, ManagedProxy])
 def test_a_custom_and_a_managed_proxy_cannot_be_mixed(kind: type) -> None:
-    """Neither type has the other's fields, so no check is needed."""
+    """Neither class has the other's fields."""
     with pytest.raises(TypeError, match="unexpected keyword"):
         kind(host="h", port=1, country="US")
 

@@ -228,7 +228,7 @@ async def test_script_that_is_partly_invalid_changes_nothing(postpress_sandbox: 
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("response", "message"),
     [
         pytest.param("errors/prox_error", "did you mean 'errors/proxy_error'", id="a typing error"),
         pytest.param("proxy_error", "did you mean 'errors/proxy_error'", id="without errors/"),
@@ -243,10 +243,10 @@ async def test_script_that_is_partly_invalid_changes_nothing(postpress_sandbox: 
     ],
 )
 def test_error_of_an_invalid_scripted_response_suggests_a_valid_one(
-    postpress_sandbox: SandboxThread, answer: Any, message: str
+    postpress_sandbox: SandboxThread, response: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        postpress_sandbox.script("acc_1", answer)
+        postpress_sandbox.script("acc_1", response)
 
 
 @pytest.mark.parametrize("account_id", ["acc 1", "acc/1", "", "acc_ä", "%41"])

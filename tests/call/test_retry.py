@@ -291,7 +291,7 @@ def test_no_wait_ends_after_the_deadline(
 
     for ended, nap in zip(api.ends, api.naps, strict=False):
         assert ended + nap - START <= deadline
-    assert len(api.naps) == max(0, api.made - 1)  # no attempt is made if `late` exceeds the deadline
+    assert len(api.naps) == max(0, api.made - 1)  # no attempt is requests if `late` exceeds the deadline
     assert all(nap <= LONGEST_RETRY_AFTER or nap in waits for nap in api.naps)
 
 
@@ -415,7 +415,7 @@ def test_wait_strategy_can_depend_on_the_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "made"),
+    ("stop", "requests"),
     [
         pytest.param(tenacity.stop_after_attempt(2), 2, id="fewer attempts"),
         pytest.param(tenacity.stop_after_attempt(9), 9, id="more attempts"),
@@ -427,11 +427,11 @@ def test_wait_strategy_can_depend_on_the_error() -> None:
         pytest.param(tenacity.stop_never, 12, id="never, so only the deadline applies"),
     ],
 )
-def test_stop_strategy_replaces_attempts_but_not_the_deadline(stop: Any, made: int) -> None:
+def test_stop_strategy_replaces_attempts_but_not_the_deadline(stop: Any, requests: int) -> None:
     api = StubApi([BUSY])
 
     failed(RetryPolicy(attempts=1, stop=stop, wait=tenacity.wait_fixed(10)), api)
-    assert api.made == made
+    assert api.made == requests
 
 
 def test_wait_strategy_may_be_a_coroutine_function() -> None:
@@ -445,7 +445,7 @@ def test_wait_strategy_may_be_a_coroutine_function() -> None:
 
 
 @pytest.mark.parametrize(
-    ("retry_after", "wait", "made"),
+    ("retry_after", "wait", "requests"),
     [
         pytest.param(None, 1.0, 3, id="stop strategy"),
         pytest.param(3.0, 1.0, 3, id="stop strategy, with a Retry-After"),
@@ -453,7 +453,9 @@ def test_wait_strategy_may_be_a_coroutine_function() -> None:
         pytest.param(121.0, 1.0, 1, id="Retry-After over two minutes"),
     ],
 )
-def test_stop_strategy_may_be_a_coroutine_function(retry_after: float | None, wait: float, made: int) -> None:
+def test_stop_strategy_may_be_a_coroutine_function(
+    retry_after: float | None, wait: float, requests: int
+) -> None:
     """The deadline and the longest Retry-After apply too."""
 
     async def stop(state: tenacity.RetryCallState) -> bool:
@@ -463,7 +465,7 @@ def test_stop_strategy_may_be_a_coroutine_function(retry_after: float | None, wa
     policy = RetryPolicy(stop=stop, wait=tenacity.wait_fixed(wait), deadline=10.0)
 
     failed(policy, api)
-    assert api.made == made
+    assert api.made == requests
 
 
 # --- Jitter --------------------------------------------------------------------------------------

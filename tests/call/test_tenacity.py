@@ -135,13 +135,13 @@ def test_wait_chain_gives_the_waits() -> None:
     assert api.naps == [1.0, 1.0, 5.0, 5.0]
 
 
-@pytest.mark.parametrize(("attempts", "seconds", "made"), [(3, 100, 3), (9, 25, 4)])
-def test_stop_any_ends_the_call(attempts: int, seconds: int, made: int) -> None:
+@pytest.mark.parametrize(("attempts", "seconds", "requests"), [(3, 100, 3), (9, 25, 4)])
+def test_stop_any_ends_the_call(attempts: int, seconds: int, requests: int) -> None:
     api = StubApi([BUSY])
     stop = tenacity.stop_any(tenacity.stop_after_attempt(attempts), tenacity.stop_after_delay(seconds))
 
     failed(RetryPolicy(stop=stop, wait=tenacity.wait_fixed(10)), api)
-    assert api.made == made
+    assert api.made == requests
 
 
 # --- Callbacks ---

@@ -81,7 +81,7 @@ async def failed_call(_request: Request, error: PostPressError) -> JSONResponse:
             status = 504
         case errors.InternalServerError():  # not 503: the change may have been applied
             status = 502
-        case errors.SessionClosedError():  # this process is shutting down; another one can answer
+        case errors.SessionClosedError():  # this process is shutting down; the client should retry
             status = 503
         case _:
             status = STATUSES[error.scope]
