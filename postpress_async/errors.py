@@ -1,10 +1,11 @@
 """
-All errors.
+All errors. Three attributes of an error say how to handle it:
 
-Each error says in `scope` what failed (the request, the account, the proxy, the API key or the service), in
-`retryable` whether the default policy retries it, and in `applied` whether the account may have been changed:
-NO if certainly not, otherwise UNKNOWN. An error response has the scope SERVICE, is not retryable, and has the
-`applied` UNKNOWN, unless the line of its class says otherwise::
+- `scope`: what failed: the request, the account, the proxy, the API key or the service.
+- `retryable`: whether the default policy retries it.
+- `applied`: NO if the account was certainly not changed, otherwise UNKNOWN.
+
+The defaults of an error response are SERVICE, False and UNKNOWN. The line of its class sets other values::
 
     PostPressError
     ├── ApiError                    an error response of the API; each status has a subclass for each type
@@ -35,7 +36,7 @@ NO if certainly not, otherwise UNKNOWN. An error response has the scope SERVICE,
         └── JournalError            the journal is invalid, or belongs to another rotation
             └── JournalNotWritableError    the journal cannot be written
 
-The class of a type has its name: ``errors/proxy_error`` is `ProxyError`. An invalid change raises
+Classes are named after their types: ``errors/proxy_error`` is `ProxyError`. An invalid change raises
 `postpress_async.models.FieldError`, a `ValueError`, before any call is made.
 """
 

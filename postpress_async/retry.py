@@ -86,10 +86,11 @@ class RetryPolicy:
     """
     Exponential backoff with full jitter, limited by a number of attempts, a deadline and a longest wait.
 
-    After each failed attempt, tenacity decides about a retry. Its strategies and callbacks work as tenacity
-    documents them, and may be coroutine functions. Each call has its own `AsyncRetrying`: a callback finds
-    the call's `statistics` at ``retry_state.retry_object``, and the account id at ``retry_state.args[0]``.
-    The last error is raised unchanged. A policy is immutable, and any number of calls can share it.
+    After a failed attempt, tenacity decides whether and when to retry. Its strategies and callbacks work as
+    tenacity documents them, and may be coroutine functions. Each call has its own `AsyncRetrying`: a callback
+    finds the call's `statistics` at ``retry_state.retry_object``, and the account id at
+    ``retry_state.args[0]``. The last error is raised unchanged. A policy is immutable, and any number of
+    calls can share it.
 
     Three rules apply whatever the strategies return: a wait is never shorter than the Retry-After; a wait
     that would exceed *deadline* does not begin, and the call fails at once; and a managed proxy is not
@@ -153,7 +154,7 @@ class RetryPolicy:
             "sleep": self.sleep,
             "retry_error_callback": _reraise,
         }
-        # Only this way can set an attribute of a frozen instance.
+        # There is no other way to set an attribute of a frozen instance.
         object.__setattr__(self, "_retrying", _Retrying(**settings))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -182,9 +183,9 @@ class RetryPolicy:
 
     def explain(self, error: BaseException) -> str:
         """A sentence for logs and people that says whether *error* is retried, and why."""
-        name = error.code if isinstance(error, PostPressError) else type(error).__name__
         if not isinstance(error, PostPressError):
-            return f"{name} is not retried: it is not an error of a call."
+            return f"{type(error).__name__} is not retried: it is not an error of a call."
+        name = error.code
         if isinstance(error, self.never_on):
             return f"{name} is not retried: never_on has its class."
         in_also_on = isinstance(error, self.also_on)
@@ -210,16 +211,16 @@ class RetryPolicy:
             return True
         if self.retry is None:
             return bool(error.retryable)
-        is_strategy = isinstance(self.retry, tenacity.retry_base)
+        is_strategy = isinstance(self.retry, tenacity.retry_base)  # otherwise a predicate of the error
         return bool(await _call(self.retry, state if is_strategy else error))
 
 
 class _Retrying(AsyncRetrying):
     """
-    An `AsyncRetrying` that takes half the time for each failure.
+    An `AsyncRetrying` that handles a failure in half the time.
 
-    It calls each strategy, and awaits the result if necessary. tenacity first inspects whether each strategy
-    is a coroutine function.
+    For each failure, tenacity inspects whether each strategy is a coroutine function. This class calls the
+    strategy, and awaits the result if that is awaitable.
     """
 
     def _add_action_func(self, fn: Callback) -> None:

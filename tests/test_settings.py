@@ -116,7 +116,7 @@ def test_key_of_another_type_is_rejected_and_not_shown(api_key: Any) -> None:
 # --- Base URLs -----------------------------------------------------------------------------------
 
 
-def test_default_base_url_is_the_one_of_postpress() -> None:
+def test_default_base_url_is_the_postpress_api() -> None:
     assert str(read_base_url(None)) == BASE_URL == "https://api.postpress.ai/v1"
 
 
@@ -131,7 +131,7 @@ def test_base_url_is_the_argument_or_the_variable_or_the_default(environment: py
 
 
 @pytest.mark.parametrize(
-    ("text", "read"),
+    ("text", "expected"),
     [
         pytest.param("https://example.com/v1", "https://example.com/v1", id="no final slash"),
         pytest.param("https://example.com/v1/", "https://example.com/v1", id="slash at the end"),
@@ -159,8 +159,8 @@ def test_base_url_is_the_argument_or_the_variable_or_the_default(environment: py
         ),
     ],
 )
-def test_base_url_is_normalized_and_has_no_final_slash(text: str, read: str) -> None:
-    assert str(read_base_url(text)) == read
+def test_base_url_is_normalized_and_has_no_final_slash(text: str, expected: str) -> None:
+    assert str(read_base_url(text)) == expected
 
 
 @pytest.mark.parametrize(

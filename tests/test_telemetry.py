@@ -42,7 +42,7 @@ CUSTOM = CustomProxy(host="proxy.example.com", port=8080, username="u", password
 Points = dict[str, dict[frozenset[tuple[str, Any]], Any]]
 
 
-class Recorded:
+class RecordedTelemetry:
     """A `Telemetry` with the SDK's in-memory exporters."""
 
     def __init__(self) -> None:
@@ -84,15 +84,15 @@ class Recorded:
 
 
 @pytest.fixture
-def recorded() -> Recorded:
-    return Recorded()
+def recorded() -> RecordedTelemetry:
+    return RecordedTelemetry()
 
 
 def attributes(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
-def id_of(span: ReadableSpan) -> int:
+def span_id_of(span: ReadableSpan) -> int:
     context = span.get_span_context()
     assert context is not None
     return context.span_id
@@ -102,7 +102,7 @@ def id_of(span: ReadableSpan) -> int:
 
 
 async def test_call_has_a_span_with_a_child_span_for_each_attempt(
-    sandbox: Sandbox, policy, recorded: Recorded
+    sandbox: Sandbox, policy, recorded: RecordedTelemetry
 ) -> None:
     """The names are those of the semantic conventions for HTTP clients, so that existing dashboards work."""
     sandbox.script("acc_1", "errors/proxy_error")
@@ -144,10 +144,12 @@ async def test_call_has_a_span_with_a_child_span_for_each_attempt(
     ]
     for attempt in (first, second):
         assert attempt.parent is not None
-        assert attempt.parent.span_id == id_of(call)
+        assert attempt.parent.span_id == span_id_of(call)
 
 
-async def test_span_of_a_call_is_a_child_of_the_current_span(sandbox: Sandbox, recorded: Recorded) -> None:
+async def test_span_of_a_call_is_a_child_of_the_current_span(
+    sandbox: Sandbox, recorded: RecordedTelemetry
+) -> None:
     """A web request's trace contains the call. After the call, the web request's span is current again."""
     tracer = recorded.tracers.get_tracer("a service")
     async with sandbox.session(on_event=recorded.telemetry) as session:
@@ -160,7 +162,7 @@ async def test_span_of_a_call_is_a_child_of_the_current_span(sandbox: Sandbox, r
     attempts = [span for span in recorded.spans() if span.name.startswith("PATCH")]
     assert after is handler
     assert {span.parent.span_id for span in calls if span.parent} == {handler.get_span_context().span_id}
-    owners = {id_of(span): attributes(span)["postpress.account_id"] for span in calls}
+    owners = {span_id_of(span): attributes(span)["postpress.account_id"] for span in calls}
     for span in attempts:
         assert span.parent is not None
         assert attributes(span)["url.full"].endswith(f"/{owners[span.parent.span_id]}")
@@ -168,7 +170,7 @@ async def test_span_of_a_call_is_a_child_of_the_current_span(sandbox: Sandbox, r
 
 
 async def test_span_of_a_failed_call_has_the_error_s_type_scope_and_instance(
-    sandbox: Sandbox, recorded: Recorded
+    sandbox: Sandbox, recorded: RecordedTelemetry
 ) -> None:
     sandbox.script("acc_1", "errors/disconnected_account")
     async with sandbox.session(on_event=recorded.telemetry) as session:
@@ -197,7 +199,7 @@ async def test_span_of_a_failed_call_has_the_error_s_type_scope_and_instance(
     ],
 )
 async def test_error_type_is_a_listed_type_or_the_status_or_the_class_of_the_error(
-    sandbox: Sandbox, recorded: Recorded, fault: Any, error_type: str
+    sandbox: Sandbox, recorded: RecordedTelemetry, fault: Any, error_type: str
 ) -> None:
     """Unlisted types of a server must not create new time series."""
     sandbox.script("acc_1", fault)
@@ -211,7 +213,7 @@ async def test_error_type_is_a_listed_type_or_the_status_or_the_class_of_the_err
 
 
 async def test_cancelled_call_ends_its_spans_and_its_active_request(
-    sandbox: Sandbox, recorded: Recorded
+    sandbox: Sandbox, recorded: RecordedTelemetry
 ) -> None:
     """A span that never ends is never exported."""
     sandbox.script("acc_1", "hang")
@@ -235,7 +237,7 @@ async def test_cancelled_call_ends_its_spans_and_its_active_request(
 @in_virtual_time
 async def test_duration_of_a_request_that_the_caller_timed_out_is_recorded() -> None:
     """Otherwise the slowest requests would be missing from the histogram."""
-    recorded = Recorded()
+    recorded = RecordedTelemetry()
     async with world(on_event=recorded.telemetry) as (server, session, _, _):
         server.faults.script("acc_1", "hang")
         with pytest.raises(TimeoutError):
@@ -271,7 +273,7 @@ class BrokenProcessor(SpanProcessor):
     ],
 )
 async def test_broken_span_processor_does_not_affect_calls_and_other_observers(
-    sandbox: Sandbox, recorded: Recorded, policy, method: str, active: Any, requests: Any, calls: Any
+    sandbox: Sandbox, recorded: RecordedTelemetry, policy, method: str, active: Any, requests: Any, calls: Any
 ) -> None:
     sandbox.script("acc_1", "errors/proxy_error")
     caller = recorded.tracers.get_tracer("a service").start_span("handler")
@@ -291,7 +293,9 @@ async def test_broken_span_processor_does_not_affect_calls_and_other_observers(
     assert recorded.counts("postpress.client.call.duration") == calls
 
 
-async def test_span_of_a_call_within_a_call_is_a_child_span(sandbox: Sandbox, recorded: Recorded) -> None:
+async def test_span_of_a_call_within_a_call_is_a_child_span(
+    sandbox: Sandbox, recorded: RecordedTelemetry
+) -> None:
     """The sleep function of a retry policy may call the API in the same task."""
 
     async def sleep(seconds: float) -> None:
@@ -308,7 +312,7 @@ async def test_span_of_a_call_within_a_call_is_a_child_span(sandbox: Sandbox, re
     }
     inner, outer = calls["acc_2"], calls["acc_1"]
     assert inner.parent is not None
-    assert inner.parent.span_id == id_of(outer)
+    assert inner.parent.span_id == span_id_of(outer)
     assert outer.parent is None
     assert attributes(outer)["postpress.attempts"] == 2
     assert len(recorded.spans()) == 5
@@ -316,7 +320,7 @@ async def test_span_of_a_call_within_a_call_is_a_child_span(sandbox: Sandbox, re
 
 @pytest.mark.parametrize("transport", ["session", "lean"])
 async def test_calls_of_a_rotation_are_children_of_the_span_in_which_it_was_entered(
-    sandbox: Sandbox, recorded: Recorded, transport: str
+    sandbox: Sandbox, recorded: RecordedTelemetry, transport: str
 ) -> None:
     """The loop over the outcomes keeps its current span."""
     tracer = recorded.tracers.get_tracer("a night")
@@ -327,7 +331,7 @@ async def test_calls_of_a_rotation_are_children_of_the_span_in_which_it_was_ente
                     assert trace.get_current_span() is night
 
     calls = [span for span in recorded.spans() if span.name == "postpress update_proxy"]
-    parents = {id_of(span) for span in calls}
+    parents = {span_id_of(span) for span in calls}
     assert [span.parent and span.parent.span_id for span in calls] == [night.get_span_context().span_id] * 9
     attempts = [span for span in recorded.spans() if span.kind is SpanKind.CLIENT]
     assert {span.parent and span.parent.span_id for span in attempts} == parents
@@ -393,7 +397,7 @@ asyncio.run(main())
 
 
 async def test_accounts_of_a_rotation_are_counted_by_state_and_error(
-    sandbox: Sandbox, recorded: Recorded
+    sandbox: Sandbox, recorded: RecordedTelemetry
 ) -> None:
     sandbox.script("acc_1", "errors/disconnected_account")
     sandbox.script("acc_2", "errors/proxy_error")
@@ -429,14 +433,14 @@ async def test_accounts_of_a_rotation_are_counted_by_state_and_error(
 
 @pytest.mark.parametrize("error_type", [NO_PROXY_LEFT, KEY_EXPIRED])
 def test_account_that_a_rotation_did_not_send_is_counted_by_its_error_type(
-    recorded: Recorded, error_type: str
+    recorded: RecordedTelemetry, error_type: str
 ) -> None:
     recorded.telemetry(events.AccountSettled("acc_1", 0, "unknown", 0, 0.0, error_type))
 
     assert recorded.counts("postpress.rotation.accounts", "error.type") == {(error_type,): 1}
 
 
-async def test_quarantines_are_counted_without_the_proxy_as_an_attribute(recorded: Recorded) -> None:
+async def test_quarantines_are_counted_without_the_proxy_as_an_attribute(recorded: RecordedTelemetry) -> None:
     """A pool has thousands of proxies, and their labels contain user names."""
     pool = ProxyPool([CUSTOM, CustomProxy(host="other.example.com", port=1)])
     quick = RetryPolicy(first_wait=0.001)
@@ -450,7 +454,7 @@ async def test_quarantines_are_counted_without_the_proxy_as_an_attribute(recorde
 
 @in_virtual_time
 async def test_outage_of_five_minutes_is_recorded_as_one_pause_of_that_duration() -> None:
-    recorded = Recorded()
+    recorded = RecordedTelemetry()
     async with world(pace=Pace(in_flight=20)) as (server, session, _, seen):
         await server.outage("503")
 
@@ -472,7 +476,7 @@ async def test_outage_of_five_minutes_is_recorded_as_one_pause_of_that_duration(
     assert seconds == pytest.approx(300, rel=0.05)
 
 
-async def test_metrics_contain_no_account_ids_and_spans_no_secrets(recorded: Recorded) -> None:
+async def test_metrics_contain_no_account_ids_and_spans_no_secrets(recorded: RecordedTelemetry) -> None:
     """A time series for each of a million accounts would be expensive."""
     account_ids = [f"acc_named_{number}" for number in range(6)]
     async with Sandbox(profile="hostile", seed=4) as sandbox:
