@@ -2,27 +2,14 @@
 
 import asyncio
 import math
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
 import pytest
 
 from postpress_async import ManagedProxy, PostPressSession
 from postpress_async._call.tracker import CallTracker
 from postpress_async.errors import ConfigurationError, SessionClosedError
-from tests.support.virtual_loop import VirtualLoop
-
-T = TypeVar("T")
-
-
-def play(scene: Coroutine[Any, Any, T]) -> T:
-    """Run *scene* in virtual time, and return its result."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(scene)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
+from tests.support.virtual_loop import run
+from tests.support.virtual_world import in_virtual_time, now
 
 
 async def call(tracker: CallTracker, duration: float) -> None:
@@ -58,20 +45,20 @@ def test_call_in_a_second_event_loop_is_rejected() -> None:
         with tracker:
             await asyncio.sleep(0)
 
-    play(use())
+    run(use())
     with pytest.raises(ConfigurationError, match="one session per loop"):
-        play(use())
+        run(use())
 
 
 def test_call_without_an_asyncio_event_loop_is_rejected() -> None:
     """anyio's pytest plugin may run a test under trio. Closing the session works there."""
 
-    async def scene() -> None:
+    async def call_and_close() -> None:
         async with PostPressSession("pp_test") as session:
             await session.update_proxy("acc_1", ManagedProxy(country="US"))
 
     with pytest.raises(ConfigurationError, match="requires a running asyncio event loop"):
-        scene().send(None)
+        call_and_close().send(None)
 
 
 def test_closing_in_a_second_loop_does_not_wait_for_calls_of_the_first() -> None:
@@ -85,23 +72,22 @@ def test_closing_in_a_second_loop_does_not_wait_for_calls_of_the_first() -> None
         await tracker.close(100.0)
         return now()
 
-    play(start_call())
-    assert play(close()) == 0.0
+    run(start_call())
+    assert run(close()) == 0.0
 
 
 # --- Closing -------------------------------------------------------------------------------------
 
 
-def test_closing_without_open_calls_takes_no_time() -> None:
-    async def scene() -> float:
-        unused, used = CallTracker(), CallTracker()
-        await unused.close(100.0)
-        await call(used, 0.0)
-        await used.close(100.0)
-        await used.close(100.0)
-        return now()
+@in_virtual_time
+async def test_closing_without_open_calls_takes_no_time() -> None:
+    unused, used = CallTracker(), CallTracker()
+    await unused.close(100.0)
+    await call(used, 0.0)
+    await used.close(100.0)
+    await used.close(100.0)
 
-    assert play(scene()) == 0.0
+    assert now() == 0.0
 
 
 @pytest.mark.parametrize(
@@ -112,183 +98,170 @@ def test_closing_without_open_calls_takes_no_time() -> None:
         pytest.param(0.0, 0.0, id="zero"),
     ],
 )
-def test_closing_waits_for_the_last_call_but_at_most_for_the_timeout(timeout: float, closed: float) -> None:
-    async def scene() -> float:
-        tracker = CallTracker()
-        async with asyncio.TaskGroup() as group:
-            for duration in (1.0, 3.0, 2.0):
-                group.create_task(call(tracker, duration))
-            await asyncio.sleep(0)
-            await tracker.close(timeout)
-            return now()
+@in_virtual_time
+async def test_closing_waits_for_the_last_call_but_at_most_for_the_timeout(
+    timeout: float, closed: float
+) -> None:
+    tracker = CallTracker()
+    async with asyncio.TaskGroup() as group:
+        for duration in (1.0, 3.0, 2.0):
+            group.create_task(call(tracker, duration))
+        await asyncio.sleep(0)
+        await tracker.close(timeout)
 
-    assert play(scene()) == pytest.approx(closed)
-
-
-def test_call_is_rejected_while_the_tracker_closes() -> None:
-    async def scene() -> None:
-        tracker = CallTracker()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(call(tracker, 3.0))
-            await asyncio.sleep(0)
-            group.create_task(tracker.close(5.0))
-            await asyncio.sleep(1.0)
-
-            with pytest.raises(SessionClosedError), tracker:
-                pass
-
-    play(scene())
+        assert now() == pytest.approx(closed)
 
 
-def test_tasks_that_close_at_the_same_time_each_wait_for_their_own_timeout() -> None:
-    async def scene() -> list[float]:
-        tracker = CallTracker()
-
-        async def close(timeout: float) -> float:
-            await tracker.close(timeout)
-            return now()
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(call(tracker, 3.0))
-            await asyncio.sleep(0)
-            closings = [group.create_task(close(timeout)) for timeout in (1.0, 5.0, 10.0)]
-        return [await closing for closing in closings]
-
-    assert play(scene()) == pytest.approx([1.0, 3.0, 3.0])
-
-
-def test_closing_does_not_wait_for_failed_or_cancelled_calls() -> None:
-    async def scene() -> float:
-        tracker = CallTracker()
-        with pytest.raises(KeyError), tracker:
-            raise KeyError
-        task = asyncio.create_task(call(tracker, 50.0))
+@in_virtual_time
+async def test_call_is_rejected_while_the_tracker_closes() -> None:
+    tracker = CallTracker()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(call(tracker, 3.0))
+        await asyncio.sleep(0)
+        group.create_task(tracker.close(5.0))
         await asyncio.sleep(1.0)
-        task.cancel()
-        await tracker.close(100.0)
+
+        with pytest.raises(SessionClosedError), tracker:
+            pass
+
+
+@in_virtual_time
+async def test_tasks_that_close_at_the_same_time_each_wait_for_their_own_timeout() -> None:
+    tracker = CallTracker()
+
+    async def close(timeout: float) -> float:
+        await tracker.close(timeout)
         return now()
 
-    assert play(scene()) == 1.0
+    async with asyncio.TaskGroup() as group:
+        group.create_task(call(tracker, 3.0))
+        await asyncio.sleep(0)
+        closings = [group.create_task(close(timeout)) for timeout in (1.0, 5.0, 10.0)]
+
+    assert [await closing for closing in closings] == pytest.approx([1.0, 3.0, 3.0])
 
 
-def test_closing_can_be_repeated_after_it_was_cancelled() -> None:
+@in_virtual_time
+async def test_closing_does_not_wait_for_failed_or_cancelled_calls() -> None:
+    tracker = CallTracker()
+    with pytest.raises(KeyError), tracker:
+        raise KeyError
+    task = asyncio.create_task(call(tracker, 50.0))
+    await asyncio.sleep(1.0)
+    task.cancel()
+    await tracker.close(100.0)
+
+    assert now() == 1.0
+
+
+@in_virtual_time
+async def test_closing_can_be_repeated_after_it_was_cancelled() -> None:
     """A user may press Ctrl-C while a session closes."""
+    tracker = CallTracker()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(call(tracker, 3.0))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(tracker.close(50.0))
+        await asyncio.sleep(1.0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        assert closing.cancelled()
+        await tracker.close(50.0)
 
-    async def scene() -> float:
-        tracker = CallTracker()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(call(tracker, 3.0))
-            await asyncio.sleep(0)
-            closing = asyncio.create_task(tracker.close(50.0))
-            await asyncio.sleep(1.0)
-            closing.cancel()
-            await asyncio.wait([closing])
-            assert closing.cancelled()
-            await tracker.close(50.0)
-            return now()
-
-    assert play(scene()) == pytest.approx(3.0)
+        assert now() == pytest.approx(3.0)
 
 
 # --- Waits ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("until", [5.0, 0.0, -1.0], ids=["later", "now", "past"])
-def test_wait_times_out_at_its_time_or_at_once_if_that_is_past(until: float) -> None:
-    assert play(wait(CallTracker(), until)) == pytest.approx(max(0.0, until))
+@in_virtual_time
+async def test_wait_times_out_at_its_time_or_at_once_if_that_is_past(until: float) -> None:
+    assert await wait(CallTracker(), until) == pytest.approx(max(0.0, until))
 
 
-def test_wait_that_ends_in_time_is_removed() -> None:
+@in_virtual_time
+async def test_wait_that_ends_in_time_is_removed() -> None:
     """A session may live for months."""
+    tracker = CallTracker()
+    for until in (5.0, math.inf):
+        with tracker.until(until):
+            await asyncio.sleep(1.0)
 
-    async def scene() -> CallTracker:
-        tracker = CallTracker()
-        for until in (5.0, math.inf):
-            with tracker.until(until):
-                await asyncio.sleep(1.0)
-        return tracker
-
-    assert len(play(scene())._open) == 0
+    assert len(tracker._open) == 0
 
 
 @pytest.mark.parametrize("until", [50.0, math.inf], ids=["deadline", "no deadline"])
-def test_end_ends_all_open_waits(until: float) -> None:
-    async def scene() -> list[float]:
-        tracker = CallTracker()
-        async with asyncio.TaskGroup() as group:
-            waits = [group.create_task(wait(tracker, until)) for _ in range(10)]
-            await asyncio.sleep(3.0)
+@in_virtual_time
+async def test_end_ends_all_open_waits(until: float) -> None:
+    tracker = CallTracker()
+    async with asyncio.TaskGroup() as group:
+        waits = [group.create_task(wait(tracker, until)) for _ in range(10)]
+        await asyncio.sleep(3.0)
+        tracker.end()
+
+    assert [await task for task in waits] == [3.0] * 10
+
+
+@in_virtual_time
+async def test_wait_that_starts_after_the_end_times_out_at_once() -> None:
+    tracker = CallTracker()
+    tracker.end()
+    assert tracker.ended
+
+    assert await wait(tracker, math.inf) == 0.0
+
+
+@in_virtual_time
+async def test_end_may_be_called_twice_before_the_waiting_tasks_run() -> None:
+    tracker = CallTracker()
+    waiting = asyncio.create_task(wait(tracker, math.inf))
+    await asyncio.sleep(1.0)
+    tracker.end()
+    tracker.end()
+
+    assert await waiting == 1.0
+
+
+@in_virtual_time
+async def test_end_in_the_same_loop_iteration_as_a_timeout_ends_all_waits() -> None:
+    tracker = CallTracker()
+    waits = [asyncio.create_task(wait(tracker, until)) for until in (1.0, 1.0, 100.0, 100.0, math.inf)]
+    await asyncio.sleep(0)
+    failures: list[BaseException] = []
+
+    def end() -> None:
+        try:
             tracker.end()
-        return [await task for task in waits]
+        except BaseException as error:
+            failures.append(error)
 
-    assert play(scene()) == [3.0] * 10
+    # Within the clock's resolution of the timeouts at 1.0, so it runs after them in the same iteration.
+    asyncio.get_running_loop().call_at(1.0 + 1e-10, end)
+    ended = await asyncio.gather(*waits)
 
-
-def test_wait_that_starts_after_the_end_times_out_at_once() -> None:
-    async def scene() -> float:
-        tracker = CallTracker()
-        tracker.end()
-        assert tracker.ended
-        return await wait(tracker, math.inf)
-
-    assert play(scene()) == 0.0
+    assert failures == []
+    assert ended == pytest.approx([1.0] * 5)
 
 
-def test_end_may_be_called_twice_before_the_waiting_tasks_run() -> None:
-    async def scene() -> float:
-        tracker = CallTracker()
-        waiting = asyncio.create_task(wait(tracker, math.inf))
-        await asyncio.sleep(1.0)
-        tracker.end()
-        tracker.end()
-        return await waiting
+@in_virtual_time
+async def test_cancelled_wait_raises_cancelled_error_and_is_removed() -> None:
+    tracker = CallTracker()
+    waiting = asyncio.create_task(wait(tracker, 50.0))
+    await asyncio.sleep(1.0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
 
-    assert play(scene()) == 1.0
-
-
-def test_end_in_the_same_loop_iteration_as_a_timeout_ends_all_waits() -> None:
-    async def scene() -> list[float]:
-        tracker = CallTracker()
-        waits = [asyncio.create_task(wait(tracker, until)) for until in (1.0, 1.0, 100.0, 100.0, math.inf)]
-        await asyncio.sleep(0)
-        failures: list[BaseException] = []
-
-        def end() -> None:
-            try:
-                tracker.end()
-            except BaseException as error:
-                failures.append(error)
-
-        # Within the clock's resolution of the timeouts at 1.0, so it runs after them in the same iteration.
-        asyncio.get_running_loop().call_at(1.0 + 1e-10, end)
-        ended = await asyncio.gather(*waits)
-        assert failures == []
-        return ended
-
-    assert play(scene()) == pytest.approx([1.0] * 5)
+    assert waiting.cancelled()
+    assert len(tracker._open) == 0
 
 
-def test_cancelled_wait_raises_cancelled_error_and_is_removed() -> None:
-    async def scene() -> CallTracker:
-        tracker = CallTracker()
-        waiting = asyncio.create_task(wait(tracker, 50.0))
-        await asyncio.sleep(1.0)
-        waiting.cancel()
-        await asyncio.wait([waiting])
-        assert waiting.cancelled()
-        return tracker
-
-    assert len(play(scene())._open) == 0
-
-
-def test_exceptions_raised_during_a_wait_pass_through() -> None:
+@in_virtual_time
+async def test_exceptions_raised_during_a_wait_pass_through() -> None:
     """Including a `TimeoutError` of other code."""
+    for kind in (KeyError, TimeoutError):
+        with pytest.raises(kind, match="inner"):
+            with CallTracker().until(50.0):
+                raise kind("inner")
 
-    async def scene() -> float:
-        for kind in (KeyError, TimeoutError):
-            with pytest.raises(kind, match="inner"):
-                with CallTracker().until(50.0):
-                    raise kind("inner")
-        return now()
-
-    assert play(scene()) == 0.0
+    assert now() == 0.0
