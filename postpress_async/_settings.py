@@ -46,8 +46,8 @@ def read_base_url(base_url: str | None, *, allow_http: Iterable[str] = ()) -> UR
     Return *base_url*, the environment variable ``POSTPRESS_BASE_URL``, or `BASE_URL`, without a final slash.
 
     Raises `ConfigurationError` if the URL is not https (or http to this machine or a host of *allow_http*);
-    has a user name, a fragment, or a query other than the ``port=N`` of the API's quickstart; or would be
-    sent in another form than it is written.
+    has a user name, a fragment, or a query other than the ``port=N`` of the API's quickstart; or is not
+    written in the form in which it is sent.
     """
     text = base_url if base_url is not None else os.environ.get("POSTPRESS_BASE_URL") or BASE_URL
     try:

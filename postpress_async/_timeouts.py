@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 MIN_INTERVAL: Final = 1e-6
 """
-Minimum seconds between two firings of the timer, for each open wait.
+Minimum seconds between two firings of the timer, multiplied by the number of open waits.
 
-A firing checks all open waits. Checking one takes less than a tenth of this.
+A firing checks every open wait. Checking one takes less than a tenth of this time.
 """
 
 

@@ -50,16 +50,16 @@ class UpdateCall:
     """
     The update of one account: its attempts, and the rules that apply whatever its `RetryPolicy` says.
 
-    **Idempotency keys.** If an attempt gets no response, the next attempt reuses its key. After an error
+    Idempotency keys: if an attempt gets no response, the next attempt reuses its key. After an error
     response, the next attempt has a new key, because the API would replay the stored response for the old
     one. The exception is a managed proxy whose outcome is unknown: it keeps its key, because a request with a
     new key might assign, and bill, a second proxy.
 
-    **Unknown outcomes.** A call is in doubt once an attempt, or an earlier run, may have applied the change.
+    Unknown outcomes: a call is in doubt once an attempt, or an earlier run, may have applied the change.
     Only a success ends the doubt. An error response does not, because a gateway or the check of the API key
     may have sent it, and these do not know the earlier request.
 
-    **The deadline** counts from `_started`. If the call waits out outages (see `WaitGroup`), some time does
+    Deadline: it counts from `_started`. If the call waits out outages (see `WaitGroup`), some time does
     not count: waiting for a permit or a Retry-After, attempts that do not count, and the backoff after them.
     `_extend_deadline` then moves `_started` forward.
     """
